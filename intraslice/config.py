@@ -1,0 +1,124 @@
+"""What a run is asked to do, and what it reports while it does it. Knows no tensors.
+
+The dataclasses validate at birth, so that a wrong number is refused before any model is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
+
+Estimator = Literal["uniform", "fisher", "pca"]
+Order = Literal["sequential", "one-shot"]
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: what was got, what is wanted, what to do next."""
+
+
+def _require_range(field: str, value: float, low: float, high: float, hint: str = "") -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+        raise UserError(f"{field} is {value!r}; wanted a number from {low:g} to {high:g}{hint and '; ' + hint}")
+
+
+def _require_count(field: str, value: int, low: int, high: int = 2**31 - 1) -> None:
+    if not (isinstance(value, int) and low <= value <= high):
+        raise UserError(f"{field} is {value!r}; wanted a whole number from {low} to {high}")
+
+
+def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{field} is {value!r}; wanted one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """Which text the moments and mask gradients are taken on: `sequences` windows of `length` tokens."""
+
+    text: str = "default"
+    sequences: int = 32
+    length: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_count("sequences", self.sequences, 1)
+        _require_count("length", self.length, 2)
+        _require_count("seed", self.seed, 0)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which text perplexity is taken on: `tokens` tokens in non-overlapping windows of `window`."""
+
+    text: str = "default"
+    tokens: int = 16384
+    window: int = 512
+
+    def __post_init__(self) -> None:
+        _require_count("window", self.window, 2)
+        _require_count("tokens", self.tokens, self.window)
+
+
+@dataclass(frozen=True)
+class SliceConfig:
+    """How much to remove and by which rule.
+
+    `sparsity` is the fraction of decoder-layer parameters to remove. `bias` (the paper's lambda_b) above 1 cuts the MLPs
+    harder, below 1 the attention. `cap` bounds every estimated ratio.
+    """
+
+    sparsity: float = 0.3
+    estimator: Estimator = "pca"
+    bias: float = 1.0
+    cap: float = 0.8
+    order: Order = "sequential"
+
+    def __post_init__(self) -> None:
+        _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
+        _require_range("bias", self.bias, 0.2, 2.0)
+        _require_range("cap", self.cap, 0.0, 0.95)
+        _require_choice("estimator", self.estimator, get_args(Estimator))
+        _require_choice("order", self.order, get_args(Order))
+        if self.sparsity > self.cap:
+            raise UserError(f"sparsity {self.sparsity:g} is above the cap of {self.cap:g}; raise the cap or ask for less")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What every long job yields: `done` of `total` steps of `stage`."""
+
+    stage: str
+    done: int
+    total: int
+
+
+def finish(job: Generator[Progress, None, T], on_progress: Callable[[Progress], None] | None = None) -> T:
+    """Run a job to its end, hand each event to `on_progress`, and return the job's value."""
+    while True:
+        try:
+            event = next(job)
+        except StopIteration as stop:
+            return stop.value
+        if on_progress is not None:
+            on_progress(event)
+
+
+def cache_folder() -> Path:
+    """Where converted weights, text and calibrations are kept: INTRASLICE_CACHE, else the platform's user cache."""
+    if chosen := os.environ.get("INTRASLICE_CACHE"):
+        return Path(chosen).expanduser()
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
+    return base / "intraslice"
