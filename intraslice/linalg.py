@@ -1,0 +1,60 @@
+"""Moments, damping, ridge solves and principal axes. Pure: torch alone, no model in sight."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+DAMPING = 0.01
+
+
+class NumericalError(ArithmeticError):
+    """A moment that is not finite or a system that is singular. The message says which and what to try."""
+
+
+def add_moment_(total: Float[Tensor, "rows columns"], left: Tensor, right: Tensor | None = None) -> None:
+    """Add `left^T right` over all tokens to `total`, in place; `right` defaults to `left`. Leading axes are tokens."""
+    left = left.flatten(0, -2).to(total.dtype)
+    right = left if right is None else right.flatten(0, -2).to(total.dtype)
+    total.addmm_(left.T, right)
+
+
+def damp(moment: Float[Tensor, "n n"], damping: float = DAMPING) -> Float[Tensor, "n n"]:
+    """`M + damping * mean(diag M) * Id`. An all-zero moment gets the identity, so that its ridge solution is zero."""
+    diagonal = moment.diagonal().mean()
+    if not torch.isfinite(diagonal):
+        raise NumericalError("activation moments are not finite; calibrate in float32, or on other text")
+    step = torch.where(diagonal > 0, damping * diagonal, torch.ones_like(diagonal))
+    return moment + step * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+
+
+def solve(system: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """`system^-1 right` for a symmetric positive definite system (Cholesky). Raises NumericalError when it is not."""
+    factor, info = torch.linalg.cholesky_ex(system)
+    if info.item() != 0 or not torch.isfinite(factor.diagonal()).all():
+        raise NumericalError(
+            f"a {len(system)} x {len(system)} moment is singular at row {info.item()} even with damping; "
+            "calibrate on more tokens or in float32"
+        )
+    return torch.cholesky_solve(right, factor)
+
+
+def principal_axes(moment: Float[Tensor, "*batch n n"]) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n n"]]:
+    """Eigenvalues, descending and not below zero, and the axes as columns."""
+    if not torch.isfinite(moment).all():
+        raise NumericalError("activation moments are not finite; calibrate in float32, or on other text")
+    values, vectors = torch.linalg.eigh(moment)
+    return values.flip(-1).clamp_min(0), vectors.flip(-1)
+
+
+def explained_variance(values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
+    """Cumulated share of the variance that the first 1..n axes hold (all ones where there is no variance at all)."""
+    total = values.sum(-1, keepdim=True)
+    return torch.where(total > 0, values.cumsum(-1) / total.clamp_min(torch.finfo(values.dtype).tiny), 1.0)
+
+
+def diagonal_blocks(moment: Float[Tensor, "n n"], count: int) -> Float[Tensor, "count d d"]:
+    """The `count` equal blocks on the diagonal, such as each head's own moment."""
+    size = len(moment) // count
+    return moment.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)

@@ -1,0 +1,74 @@
+"""Slicing one MLP: which neurons stay, and how the output map makes up for the rest (paper §3). Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from intraslice.blocks import MLPWeights
+from intraslice.linalg import DAMPING, damp, solve
+
+MULTIPLE = 8  # neurons are removed in eights, which is what fast kernels like
+
+
+def neurons_kept(neurons: int, ratio: float) -> int:
+    """Width left when `ratio` of the neurons goes; the number removed is rounded down to a multiple of 8."""
+    removed = int(neurons * ratio + 1e-6) // MULTIPLE * MULTIPLE
+    return max(neurons - removed, min(MULTIPLE, neurons))
+
+
+def neuron_scores(
+    moment: Float[Tensor, "neurons neurons"], down: Float[Tensor, "hidden neurons"]
+) -> Float[Tensor, " neurons"]:
+    """`S_jj ||W_down[:, j]||^2`: how much of the MLP's output each neuron carries."""
+    return moment.diagonal() * down.to(moment.dtype).square().sum(0)
+
+
+def slice_mlp(
+    weights: MLPWeights,
+    moment: Float[Tensor, "neurons neurons"],
+    mean: Float[Tensor, " neurons"],
+    tokens: int,
+    width: int,
+    damping: float = DAMPING,
+) -> MLPWeights:
+    """Keep the `width` best neurons and express the others in them.
+
+    `moment` is `A^T A` over `tokens` tokens of what enters `down`, `mean` its mean. With `S = damp(A^T A)`,
+    `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. Where `down` has a bias the fit is centred and the bias
+    takes the constant part of the neurons that go.
+    """
+    kept = neuron_scores(damp(moment, damping), weights.down).topk(width).indices.sort().values
+    cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
+    down = weights.down.to(moment.dtype)
+    own, cross = moment[kept][:, kept], moment[kept][:, cut]
+    bias = weights.down_bias
+    if bias is not None:
+        own = own - tokens * torch.outer(mean[kept], mean[kept])
+        cross = cross - tokens * torch.outer(mean[kept], mean[cut])
+    repair = solve(damp(own, damping), cross @ down[:, cut].T).T  # (D, kept)
+    if bias is not None:
+        bias = (bias + down[:, cut] @ mean[cut] - repair @ mean[kept]).to(weights.down.dtype)
+    return select_neurons(weights, kept, (down[:, kept] + repair).to(weights.down.dtype), bias)
+
+
+def select_neurons(
+    weights: MLPWeights, kept: Int[Tensor, " kept"], down: Float[Tensor, "hidden kept"], down_bias: Tensor | None
+) -> MLPWeights:
+    """The kept rows of `gate` and `up` with their biases, over a new output map."""
+
+    def rows(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[kept]
+
+    return replace(
+        weights,
+        gate=rows(weights.gate),
+        up=rows(weights.up),
+        gate_bias=rows(weights.gate_bias),
+        up_bias=rows(weights.up_bias),
+        down=down,
+        down_bias=down_bias,
+    )
