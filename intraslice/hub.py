@@ -1,0 +1,32 @@
+"""Whether the Hugging Face Hub can be reached, asked once a process and never for longer than a few seconds."""
+
+from __future__ import annotations
+
+import functools
+import threading
+
+import huggingface_hub
+from huggingface_hub import constants
+
+PATIENCE = 4.0  # seconds
+
+
+@functools.cache
+def hub_answers() -> bool:
+    """True when the Hub (or the mirror that HF_ENDPOINT names) answers. HF_HUB_OFFLINE=1 makes it False without asking."""
+    if constants.is_offline_mode():
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+        except Exception:  # no route, no name, no certificate: whatever it is, the answer is no
+            return
+        answered.set()
+
+    # A name look-up knows no timeout, so the wait is on the thread.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return answered.is_set()

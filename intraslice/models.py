@@ -1,0 +1,103 @@
+"""A model ready for slicing: weights, tokenizer, where they come from, and a fingerprint that caches can be keyed by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from intraslice.config import Progress, UserError
+from intraslice.families import canonicalise
+from intraslice.memory import MemoryEstimate, estimate_memory, require_memory
+from intraslice.reading import read_weights
+from intraslice.weights import DEFAULT, SUGGESTED_MODELS, obtain_weights
+
+__all__ = [
+    "DEFAULT",
+    "SUGGESTED_MODELS",
+    "LoadedModel",
+    "MemoryEstimate",
+    "estimate_memory",
+    "fingerprint",
+    "load_model",
+    "require_memory",
+]
+
+SAMPLES = 1024  # values of each parameter that go into the fingerprint
+
+
+@dataclass
+class LoadedModel:
+    """A canonicalised dense model. `name` is what was asked for; `source` says plainly which weights these are."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    source: str
+    fingerprint: str
+
+
+def load_model(
+    name: str = DEFAULT,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> LoadedModel:
+    """Load a Hub id, a folder in transformers format, a .gguf file, or the offline default, ready for slicing.
+
+    The model is in eval mode, its parameters take no gradients, and its layers are canonical (see families.py).
+
+    Raises:
+        UserError: no such model, one that cannot be sliced, one that does not fit, or a device that is not there.
+    """
+    if (Path(name).expanduser() / "intraslice.json").is_file():
+        # Sliced checkpoints are read by checkpoints.py; this is where it is called.
+        raise UserError(f"{name} is a sliced checkpoint; wanted a dense model to slice")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
+    require_memory(name, dtype, device)
+    weights = obtain_weights(name, on_progress)
+    model, tokenizer = read_weights(weights, dtype)
+    _settle_tokenizer(tokenizer, model, name)
+    model = model.eval().requires_grad_(False)
+    digest = fingerprint(model)
+    canonicalise(model)
+    return LoadedModel(model.to(device), tokenizer, name, weights.source, digest)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hex digest of the configuration and of a sample of every parameter: the same weights in another folder agree.
+
+    A few hundred values of each parameter are read, so that it costs a fraction of a second on any model.
+    """
+    config = {key: value for key, value in model.config.to_dict().items() if key not in {"transformers_version"}}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        # An odd stride does not walk down one column of a matrix.
+        sample = values[:: max(1, len(values) // SAMPLES) | 1].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _settle_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= largest < rows:
+        raise UserError(
+            f"the tokenizer of {name} has token ids up to {largest} and its model {rows} embeddings; "
+            "put the tokenizer that belongs to the weights beside them"
+        )
+    tokenizer.padding_side = "left"  # generation continues from the right end
+    tokenizer.clean_up_tokenization_spaces = False  # decoded text is what the tokens say
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
