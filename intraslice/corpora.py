@@ -1,7 +1,7 @@
 """Text -> token windows, for calibration and for evaluation, from documents that the two never share.
 
-Documents are joined by blank lines, tokenised without special tokens, and cut into windows that do not overlap. Reads the
-named corpora and the user's own files through `datasets`, streaming, so that no copy of them is left behind.
+Documents are joined by blank lines, tokenised without special tokens, and cut into windows that do not overlap. Files
+are read through `datasets`, streaming, so that no copy of them is left behind.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def calibration_tokens(
     """Calibration windows, from documents shuffled by the config's seed.
 
     Args:
-        evaluation_text: what perplexity will be taken on. When it is the same file, only the first 80 % of its documents
-            are used here; the named corpora have fixed parts anyway.
+        evaluation_text: what perplexity will be taken on. When it is the same file, only the first 80 % of its
+            documents are used here; the named corpora have fixed parts anyway.
 
     Raises:
         UserError: the text cannot be read or is too short.
@@ -85,8 +85,8 @@ def evaluation_tokens(
     """Evaluation windows, from documents in their own order: as many whole windows as fit into the config's tokens.
 
     Args:
-        calibration_text: what the model was calibrated on. When it is the same file, only the last 20 % of its documents
-            are used here; the named corpora have fixed parts anyway.
+        calibration_text: what the model was calibrated on. When it is the same file, only the last 20 % of its
+            documents are used here; the named corpora have fixed parts anyway.
 
     Raises:
         UserError: the text cannot be read or is too short.

@@ -13,7 +13,7 @@ PATIENCE = 4.0  # seconds
 
 @functools.cache
 def hub_answers() -> bool:
-    """True when the Hub (or the mirror that HF_ENDPOINT names) answers. HF_HUB_OFFLINE=1 makes it False without asking."""
+    """True when the Hub (or the mirror that HF_ENDPOINT names) answers. With HF_HUB_OFFLINE=1 False, without asking."""
     if constants.is_offline_mode():
         return False
     answered = threading.Event()

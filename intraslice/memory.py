@@ -49,9 +49,10 @@ def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = 
     estimate = estimate_memory(name, dtype, device)
     if estimate.needed > estimate.available:
         remedy = "take a smaller model" if dtype.itemsize <= 2 else "take bfloat16 or a smaller model"
+        needed, free = estimate.needed / 2**30, estimate.available / 2**30
         raise UserError(
-            f"{name} has {estimate.parameters / 1e6:,.0f} M parameters and slicing it in {str(dtype).split('.')[-1]} needs "
-            f"{estimate.needed / 2**30:.1f} GiB; {estimate.available / 2**30:.1f} GiB are free on {device}; {remedy}"
+            f"{name} has {estimate.parameters / 1e6:,.0f} M parameters; slicing it in {str(dtype).split('.')[-1]} "
+            f"needs {needed:.1f} GiB, and {free:.1f} GiB are free on {device}; {remedy}"
         )
 
 

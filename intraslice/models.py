@@ -1,4 +1,4 @@
-"""A model ready for slicing: weights, tokenizer, where they come from, and a fingerprint that caches can be keyed by."""
+"""A model ready for slicing: weights, tokenizer, where they come from, and a fingerprint to key caches by."""
 
 from __future__ import annotations
 

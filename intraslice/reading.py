@@ -47,9 +47,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{weights.folder} has no config.json that transformers can read ({first_line(error)}); wanted a model in transformers format"
-        ) from error
+        raise UserError(f"no readable config.json in {weights.folder} ({first_line(error)}); fetch it again") from error
     family_of(config)
     if getattr(config, "quantization_config", None):
         raise UserError(
@@ -73,7 +71,7 @@ def read_weights(weights: Weights, dtype: torch.dtype) -> tuple[PreTrainedModel,
         read_config(weights)
         if missing := [file.name for file in weight_files(weights.folder) if not file.exists()]:
             raise UserError(
-                f"{weights.folder} has no {missing[0]}; wanted the weights as safetensors (pickled .bin files are not read)"
+                f"{weights.folder} has no {missing[0]}; wanted weights as safetensors (pickled .bin files are not read)"
             )
     try:
         with quiet_transformers():

@@ -87,10 +87,8 @@ def obtain_weights(name: str, on_progress: Callable[[Progress], None] | None = N
 
 
 def _snapshot(hub_id: str, folder: str, licence: str | None) -> Weights:
-    commit = Path(folder).name[:8]
-    return Weights(
-        Path(folder), f"{hub_id} from the Hugging Face Hub, commit {commit}" + (licence and f", {licence}" or "")
-    )
+    source = f"{hub_id} from the Hugging Face Hub, commit {Path(folder).name[:8]}"
+    return Weights(Path(folder), f"{source}, {licence}" if licence else source)
 
 
 def _cached_snapshot(hub_id: str, licence: str | None) -> Weights | None:
@@ -110,7 +108,7 @@ def _download(hub_id: str, licence: str | None) -> Weights:
         return _snapshot(hub_id, snapshot_download(hub_id, allow_patterns=_WANTED_FILES), licence)
     except GatedRepoError as error:
         raise UserError(
-            f"{hub_id} is given out on request; ask for access on its page, then log in with `hf auth login` or set HF_TOKEN"
+            f"{hub_id} is given out on request; ask for access on its page, then run `hf auth login` or set HF_TOKEN"
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(f"the Hub has no model {hub_id!r} (or it is private); wanted {_WAYS}") from error
@@ -157,7 +155,7 @@ def _convert_default(report: Callable[[Progress], None]) -> Weights:
                 report(Progress("convert weights", 1, 1))
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot write the converted weights (540 MB) to {folder.parent} ({first_line(error)}); free some space there, "
-            "or set INTRASLICE_CACHE to a folder that can be written"
+            f"cannot write the converted weights (540 MB) to {folder.parent} ({first_line(error)}); "
+            "free some space there, or set INTRASLICE_CACHE to a folder that can be written"
         ) from error
     return _converted_default()

