@@ -1,0 +1,104 @@
+"""What a model is worth: perplexity with its protocol, and text as it is generated."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Generator, Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer, set_seed
+
+from intraslice.config import Progress
+
+TOKENS_A_BATCH = 2048
+LOGIT_TOKENS = 1024
+
+
+@torch.no_grad()
+def token_losses(
+    model: PreTrainedModel, tokens: Int[Tensor, "windows window"]
+) -> Float[Tensor, "windows window_minus_one"]:
+    """Negative log-probability, in nats, of every token but the first of each window."""
+    hidden = model.model(input_ids=tokens.to(model.device), use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    targets = tokens[:, 1:].to(model.device).flatten()
+    losses = [
+        functional.cross_entropy(model.lm_head(rows).float(), wanted, reduction="none")
+        for rows, wanted in zip(hidden.split(LOGIT_TOKENS), targets.split(LOGIT_TOKENS), strict=True)
+    ]
+    return torch.cat(losses).view(len(tokens), -1)
+
+
+def perplexity(
+    model: PreTrainedModel, tokens: Int[Tensor, "windows window"], stage: str = "evaluate"
+) -> Generator[Progress, None, float]:
+    """`exp` of the mean loss over all windows; yields progress by window. The first token of a window is not scored."""
+    total, done = 0.0, 0
+    yield Progress(stage, 0, len(tokens))
+    for batch in tokens.split(max(1, TOKENS_A_BATCH // tokens.shape[1])):
+        total += token_losses(model, batch).double().sum().item()
+        done += len(batch)
+        yield Progress(stage, done, len(tokens))
+    return math.exp(total / (tokens.shape[0] * (tokens.shape[1] - 1)))
+
+
+class _Stopped(StoppingCriteria):
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> dict[str, Tensor]:
+    """The prompt as input ids and attention mask: through the chat template where there is one, raw otherwise."""
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    return tokenizer(prompt, return_tensors="pt")
+
+
+def generate_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stop: threading.Event | None = None,
+) -> Iterator[str]:
+    """Stream the model's answer piece by piece; greedy at temperature 0. Setting `stop` ends it at the next token."""
+    inputs = {name: tensor.to(model.device) for name, tensor in prompt_tokens(tokenizer, prompt).items()}
+    stop = stop or threading.Event()
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            set_seed(seed)
+            model.generate(
+                **inputs,
+                **sampling,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                streamer=streamer,
+                stopping_criteria=[_Stopped(stop)],
+            )
+        except BaseException as error:  # raised again in the caller's thread
+            failure.append(error)
+            streamer.end()
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        yield from streamer
+    finally:  # a caller who leaves early stops the work
+        stop.set()
+        worker.join()
+    if failure:
+        raise failure[0]

@@ -1,0 +1,249 @@
+"""The two drivers: a plan and a dense model in, progress events, a smaller model out. The dense model is never touched.
+
+*Sequential* (the paper's): layer by layer, attention then MLP, each fitted on activations of the already sliced layers.
+*One-shot*: all moments from the dense model's calibration, so that only linear algebra is left.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from intraslice.attention import (
+    OutputMoments,
+    choose_channels,
+    cut_queries_and_keys,
+    fit_output,
+    fuse,
+    value_axes,
+)
+from intraslice.blocks import AttentionWeights, SlicedAttention, SlicedMLP, attend
+from intraslice.calibration import CalibrationStats, LayerStats, channel_products
+from intraslice.config import Progress
+from intraslice.families import Block, blocks
+from intraslice.linalg import add_moment_
+from intraslice.mlp import slice_mlp
+from intraslice.ratios import LayerPlan, SlicePlan
+
+TOKENS_A_BATCH = 2048
+
+
+def slice_model(
+    model: PreTrainedModel,
+    plan: SlicePlan,
+    stats: CalibrationStats,
+    tokens: Int[Tensor, "sequences length"] | None = None,
+) -> Generator[Progress, None, PreTrainedModel]:
+    """Build the model that `plan` describes, in the order its config names; yields progress by layer.
+
+    The sequential order needs `tokens`, the one-shot order reads `stats` alone. Embeddings, norms and untouched modules
+    are shared with the dense model. Raises NumericalError where a moment is not finite or singular.
+    """
+    if plan.config.order == "one-shot":
+        modules = _one_shot(model, plan, stats)
+    elif tokens is None:
+        raise ValueError("the sequential order slices on tokens and got none; pass the calibration's")
+    else:
+        modules = _sequential(model, plan, tokens)
+    made = []
+    yield Progress("slice", 0, len(plan.layers))
+    for pair in modules:
+        made.append(pair)
+        yield Progress("slice", len(made), len(plan.layers))
+    return _assemble(model, made)
+
+
+def _assemble(model: PreTrainedModel, modules: list[tuple[SlicedAttention, SlicedMLP]]) -> PreTrainedModel:
+    """A copy of the model around the new modules; every other tensor is shared, not copied."""
+    shared = [*model.parameters(), *model.buffers()]
+    memo = {id(tensor): tensor for tensor in shared}
+    for layer, (attention, mlp) in zip(model.model.layers, modules, strict=True):
+        memo[id(layer.self_attn)], memo[id(layer.mlp)] = attention, mlp
+    return copy.deepcopy(model, memo)
+
+
+def _untouched(attention: SlicedAttention, plan: LayerPlan) -> bool:
+    return len(plan.heads) == attention.heads and plan.dim == attention.dim
+
+
+# One-shot
+
+
+def _one_shot(
+    model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats
+) -> Iterator[tuple[SlicedAttention, SlicedMLP]]:
+    for block, layer, moments in zip(blocks(model), plan.layers, stats.layers, strict=True):
+        yield (
+            _attention_from_moments(block.attention, layer, moments, stats.tokens),
+            _mlp_from_moments(block.mlp, layer.neurons, moments.mlp_moment, moments.mlp_sum, stats.tokens),
+        )
+
+
+def _attention_from_moments(
+    dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int
+) -> SlicedAttention:
+    if _untouched(dense, plan):
+        return dense
+    weights = dense.weights()
+    heads = torch.tensor(plan.heads, device=weights.query.device)
+    channels, frequency = choose_channels(stats.channel_products, weights, heads, plan.dim)
+    cut = cut_queries_and_keys(weights, heads, channels, frequency)
+    own = (heads[:, None] * dense.value_dim + torch.arange(dense.value_dim, device=heads.device)).flatten()
+    mean = stats.attention_sum / tokens
+    moments = OutputMoments(
+        own=stats.attention_moment[own][:, own],
+        cross=stats.attention_moment[own],
+        own_mean=mean[own],
+        dense_mean=mean,
+        tokens=tokens,
+    )
+    return _fit_attention(weights, cut, moments, plan.dim, dense.layer_idx)
+
+
+def _fit_attention(
+    dense: AttentionWeights, cut: AttentionWeights, moments: OutputMoments, dim: int, layer: int
+) -> SlicedAttention:
+    axes = value_axes(moments.own, cut.kv_head, dim)
+    output, bias = fit_output(moments, axes[cut.kv_head], dense)
+    return SlicedAttention(fuse(cut, axes, output, bias), layer)
+
+
+def _mlp_from_moments(dense: SlicedMLP, width: int, moment: Tensor, total: Tensor, tokens: int) -> SlicedMLP:
+    if width == dense.neurons:
+        return dense
+    return SlicedMLP(slice_mlp(dense.weights(), moment, total / tokens, tokens, width))
+
+
+# Sequential
+
+
+class _Reached(Exception):
+    """Thrown by the first layer once its inputs are known."""
+
+
+@dataclass
+class _Stream:
+    """The calibration tokens on their way through the model: one hidden state a token, and how layers are called."""
+
+    hidden: list[Float[Tensor, "batch tokens hidden"]]
+    arguments: list[dict]  # attention mask and position embeddings of each batch
+
+    def normed(self, norm: torch.nn.Module) -> Iterator[tuple[Tensor, dict]]:
+        for hidden, arguments in zip(self.hidden, self.arguments, strict=True):
+            yield norm(hidden), arguments
+
+    def map_(self, change: Callable[[Tensor, dict], Tensor]) -> None:
+        for index, (hidden, arguments) in enumerate(zip(self.hidden, self.arguments, strict=True)):
+            self.hidden[index] = change(hidden, arguments)
+
+
+def _embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> _Stream:
+    """What enters the first layer, and the mask and position embeddings that transformers itself makes for it."""
+    stream = _Stream([], [])
+
+    def catch(_: torch.nn.Module, inputs: tuple, named: dict) -> None:
+        stream.hidden.append(inputs[0])
+        stream.arguments.append({key: named[key] for key in ("attention_mask", "position_embeddings")})
+        raise _Reached
+
+    handle = model.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for batch in tokens.split(max(1, TOKENS_A_BATCH // tokens.shape[1])):
+            try:
+                model.model(input_ids=batch.to(model.device), use_cache=False)
+            except _Reached:
+                continue
+    finally:
+        handle.remove()
+    return stream
+
+
+def _sequential(
+    model: PreTrainedModel, plan: SlicePlan, tokens: Int[Tensor, "sequences length"]
+) -> Iterator[tuple[SlicedAttention, SlicedMLP]]:
+    with torch.no_grad():
+        stream = _embed(model, tokens)
+    for block, layer in zip(blocks(model), plan.layers, strict=True):
+        with torch.no_grad():  # not around the yield: the caller's own gradient mode is none of ours
+            pair = _slice_block_(block, layer, stream, tokens.numel())
+        yield pair
+
+
+def _slice_block_(
+    block: Block, plan: LayerPlan, stream: _Stream, tokens: int
+) -> tuple[SlicedAttention, SlicedMLP]:
+    """Slice one layer on the stream and move the stream through the sliced layer, in place."""
+    attention = _attention_from_stream(block, plan, stream, tokens)
+    if block.parallel:
+        mlp = _mlp_from_stream(block, plan, stream, tokens)
+        norm = block.attention_norm
+
+        def both(hidden: Tensor, arguments: dict) -> Tensor:
+            normed = norm(hidden)
+            return hidden + attention(normed, **arguments)[0] + mlp(normed)
+
+        stream.map_(both)
+        return attention, mlp
+    stream.map_(lambda hidden, arguments: hidden + attention(block.attention_norm(hidden), **arguments)[0])
+    mlp = _mlp_from_stream(block, plan, stream, tokens)
+    stream.map_(lambda hidden, _: hidden + mlp(block.mlp_norm(hidden)))
+    return attention, mlp
+
+
+def _attention_from_stream(block: Block, plan: LayerPlan, stream: _Stream, tokens: int) -> SlicedAttention:
+    """Choose the channels in one pass, recompute the head outputs with them in a second, fit the rest on those."""
+    dense = block.attention
+    if _untouched(dense, plan):
+        return dense
+    weights = dense.weights()
+    heads = torch.tensor(plan.heads, device=weights.query.device)
+    products = torch.zeros(dense.heads, dense.dim, device=heads.device)
+    if plan.dim < dense.dim:
+        for hidden, arguments in stream.normed(block.attention_norm):
+            query, key, _ = dense.project(hidden, arguments["position_embeddings"])
+            products += channel_products(query, key, dense.kv_head)
+    channels, frequency = choose_channels(products, weights, heads, plan.dim)
+    cut = cut_queries_and_keys(weights, heads, channels, frequency)
+    groups = weights.kv_head[heads].unique()
+
+    own_size, dense_size = len(heads) * dense.value_dim, dense.heads * dense.value_dim
+    moments = [torch.zeros(own_size, size, device=heads.device) for size in (own_size, dense_size)]
+    sums = [torch.zeros(size, device=heads.device) for size in (own_size, dense_size)]
+    for hidden, arguments in stream.normed(block.attention_norm):
+        query, key, value = dense.project(hidden, arguments["position_embeddings"])
+        mask = arguments["attention_mask"]
+        outputs = dense.attend(query, key, value, mask)
+        narrow_query = query[:, heads].gather(3, _columns(channels[cut.kv_head], query))
+        narrow_key = key[:, groups].gather(3, _columns(channels, key))
+        own = attend(
+            narrow_query, narrow_key[:, cut.kv_head], value[:, groups][:, cut.kv_head], dense.scale, mask
+        )
+        add_moment_(moments[0], own)
+        add_moment_(moments[1], own, outputs)
+        for total, rows in zip(sums, (own, outputs), strict=True):
+            total += rows.flatten(0, 1).float().sum(0)
+    fitted = OutputMoments(moments[0], moments[1], sums[0] / tokens, sums[1] / tokens, tokens)
+    return _fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx)
+
+
+def _columns(channels: Int[Tensor, "heads dim"], states: Float[Tensor, "batch all tokens d"]) -> Tensor:
+    return channels[None, :, None].expand(states.shape[0], -1, states.shape[2], -1)
+
+
+def _mlp_from_stream(block: Block, plan: LayerPlan, stream: _Stream, tokens: int) -> SlicedMLP:
+    dense = block.mlp
+    if plan.neurons == dense.neurons:
+        return dense
+    device = dense.down_proj.weight.device
+    moment, total = torch.zeros(dense.neurons, dense.neurons, device=device), torch.zeros(dense.neurons, device=device)
+    for hidden, _ in stream.normed(block.mlp_norm):
+        rows = dense.inner(hidden)
+        add_moment_(moment, rows)
+        total += rows.flatten(0, 1).float().sum(0)
+    return _mlp_from_moments(dense, plan.neurons, moment, total, tokens)
