@@ -12,8 +12,8 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 
 from intraslice.config import UserError
 from intraslice.hub import hub_answers
-from intraslice.reading import Weights, first_line
-from intraslice.weights import DEFAULT, find_weights
+from intraslice.reading import Weights, first_line, require_gguf
+from intraslice.weights import DEFAULT, find_weights, out_of_reach
 
 DEFAULT_PARAMETERS = 134_515_008
 # Moments, one layer's activations and the interpreter, beside the weights.
@@ -78,18 +78,22 @@ def _count_parameters(name: str) -> int:
             return DEFAULT_PARAMETERS
         if weights is None:
             if not hub_answers():
-                raise UserError(f"cannot tell the size of {name!r}: it is not on this disk and the Hub does not answer")
+                raise out_of_reach(name)
             return sum(get_safetensors_metadata(name).parameter_count.values())
         if weights.gguf:
             return _count_gguf(weights)
         return sum(get_local_safetensors_metadata(weights.folder).parameter_count.values())
-    except (OSError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
-        raise UserError(
-            f"no safetensors weights to be read for {name!r} ({first_line(error)}); fetch them again"
-        ) from error
+    except UserError:
+        raise
+    except NotASafetensorsRepoError as error:
+        raise UserError(f"{name!r} has no weights as safetensors (pickled .bin files are not read)") from error
+    except (OSError, ValueError, IndexError, SafetensorsParsingError) as error:
+        raise UserError(f"the weights of {name!r} cannot be read ({first_line(error)}); fetch them again") from error
 
 
 def _count_gguf(weights: Weights) -> int:
+    file = weights.folder / str(weights.gguf)
+    require_gguf(file)
     from gguf import GGUFReader
 
-    return sum(int(tensor.n_elements) for tensor in GGUFReader(weights.folder / str(weights.gguf)).tensors)
+    return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)

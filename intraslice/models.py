@@ -77,7 +77,9 @@ def fingerprint(model: PreTrainedModel) -> str:
 
     A few hundred values of each parameter are read, so that it costs a fraction of a second on any model.
     """
-    config = {key: value for key, value in model.config.to_dict().items() if key not in {"transformers_version"}}
+    config = model.config.to_dict()
+    for passing in ("_name_or_path", "architectures", "transformers_version"):
+        config.pop(passing, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
         values = parameter.detach().flatten()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -46,7 +47,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     """
     try:
         config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise UserError(f"no readable config.json in {weights.folder} ({first_line(error)}); fetch it again") from error
     family_of(config)
     if getattr(config, "quantization_config", None):
@@ -65,7 +66,7 @@ def read_weights(weights: Weights, dtype: torch.dtype) -> tuple[PreTrainedModel,
     location, options = weights.folder, {"trust_remote_code": False}
     if weights.gguf:
         location = weights.folder / weights.gguf
-        _require_gguf(location)
+        require_gguf(location)
         options["gguf_file"] = weights.gguf
     else:
         read_config(weights)
@@ -103,7 +104,8 @@ def read_weights(weights: Weights, dtype: torch.dtype) -> tuple[PreTrainedModel,
     return model, tokenizer
 
 
-def _require_gguf(file: Path) -> None:
+def require_gguf(file: Path) -> None:
+    """Raise UserError when `file` is no GGUF file or there is nothing to read it with."""
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"{file} needs the package gguf to be read; run `pip install gguf`")
     with file.open("rb") as opened:

@@ -50,7 +50,7 @@ def find_weights(name: str) -> Weights | None:
     if name == DEFAULT:
         return _cached_snapshot(DEFAULT_HUB_ID, SUGGESTED_MODELS[DEFAULT]) or _converted_default()
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return Weights(path, f"the folder {name}")
     if path.suffix.lower() == ".gguf" and path.is_file():
         return Weights(path.parent, f"{name}, dequantised from GGUF", gguf=path.name)
@@ -78,12 +78,17 @@ def obtain_weights(name: str, on_progress: Callable[[Progress], None] | None = N
     elif hub_answers():
         weights = _download(name, SUGGESTED_MODELS.get(name))
     else:
-        raise UserError(
-            f"model {name!r} is not a folder here nor in the local Hugging Face cache, and the Hub does not answer; "
-            f"connect this machine, or wanted {_WAYS}"
-        )
+        raise out_of_reach(name)
     report(Progress("fetch weights", 1, 1))
     return weights
+
+
+def out_of_reach(name: str) -> UserError:
+    """What to say when a Hub id is wanted and cannot be had."""
+    return UserError(
+        f"model {name!r} is not a folder here nor in the local Hugging Face cache, and the Hub does not answer; "
+        f"connect this machine, or take a folder in transformers format, a .gguf file, or {DEFAULT!r}"
+    )
 
 
 def _snapshot(hub_id: str, folder: str, licence: str | None) -> Weights:

@@ -55,9 +55,9 @@ def _make_llama_mha() -> PreTrainedModel:
 
 
 def _make_llama_gqa() -> PreTrainedModel:
-    # Heads times head dim (72) is not the hidden size (60).
+    # Heads times head dim (72) is not the hidden size (54).
     config = LlamaConfig(
-        hidden_size=60,
+        hidden_size=54,
         intermediate_size=132,
         num_attention_heads=9,
         num_key_value_heads=3,
@@ -96,7 +96,7 @@ def tiny_llama_mha() -> ModelFactory:
 
 @pytest.fixture(scope="session")
 def tiny_llama_gqa() -> ModelFactory:
-    """9 query heads on 3 key/value heads of dim 8, hidden size 60, tied embeddings."""
+    """9 query heads on 3 key/value heads of dim 8, hidden size 54, tied embeddings."""
     return _make_llama_gqa
 
 

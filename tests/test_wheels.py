@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_nothing_half_done(wheel, shelf, own_cache, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfileobj", fill_the_disk)
-        with pytest.raises(UserError, match="No space left on device.*INTRASLICE_CACHE"):
+        with pytest.raises(UserError, match=r"No space left on device.*INTRASLICE_CACHE"):
             fetch(pinned)
     assert files_in(own_cache) == []
     assert fetch(pinned).read_bytes() == PAYLOAD
@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_nothing_half_done(wheel, shelf, own_cache, monkeypat
 def test_a_cache_that_cannot_be_written(wheel, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot write to .* INTRASLICE_CACHE"):
+    with pytest.raises(UserError, match=r"cannot write to .* INTRASLICE_CACHE"):
         fetch(wheel[0])
 
 

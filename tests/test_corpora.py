@@ -1,0 +1,268 @@
+"""Text to windows, against text whose every word is one known token."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+
+from intraslice import corpora
+from intraslice.config import CalibrationConfig, EvaluationConfig, UserError
+from intraslice.corpora import NAMED_CORPORA, calibration_tokens, describe, evaluation_tokens, read_documents
+
+# 20 documents of 10 words, no word twice: a token says which document it comes from.
+DOCUMENTS = [" ".join(f"d{document}w{word}" for word in range(10)) for document in range(20)]
+
+
+@pytest.fixture
+def tokenizer(word_tokenizer):
+    return word_tokenizer(" ".join(DOCUMENTS).split())
+
+
+def write(folder: Path, name: str, documents: list[str] = DOCUMENTS) -> Path:
+    path = folder / name
+    if path.suffix == ".txt":
+        path.write_text("\n\n".join(documents), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"id": i, "text": d}) + "\n" for i, d in enumerate(documents)))
+    else:
+        frame = pandas.DataFrame({"id": range(len(documents)), "text": documents})
+        frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
+    return path
+
+
+def text_of(tokenizer, tokens: torch.Tensor) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(tokens.flatten().tolist())
+
+
+def refusal(text: str | Path, **options: str) -> str:
+    with pytest.raises(UserError) as caught:
+        read_documents(str(text), "calibration", **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Own files
+
+
+@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
+def test_evaluation_reads_in_order_and_whole_windows(name, tmp_path, tokenizer):
+    path = str(write(tmp_path, name))
+    tokens = evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=100, window=15))
+    assert tokens.shape == (6, 15)
+    assert tokens.dtype == torch.int64
+    assert text_of(tokenizer, tokens) == " ".join(DOCUMENTS).split()[:90]
+
+
+@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
+def test_calibration_shuffles_documents_by_the_seed(name, tmp_path, tokenizer):
+    path = str(write(tmp_path, name))
+    tokens = calibration_tokens(tokenizer, CalibrationConfig(path, sequences=7, length=25, seed=3))
+    shuffled = list(DOCUMENTS)
+    random.Random(3).shuffle(shuffled)
+    assert tokens.shape == (7, 25)
+    assert text_of(tokenizer, tokens) == " ".join(shuffled).split()[:175]
+
+
+def test_calibration_follows_the_seed_alone(tmp_path, tokenizer):
+    path = str(write(tmp_path, "own.txt"))
+    first, again, other = (
+        calibration_tokens(tokenizer, CalibrationConfig(path, sequences=4, length=16, seed=seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
+def test_one_file_for_both_is_split_into_disjoint_documents(name, tmp_path, tokenizer, monkeypatch):
+    path = write(tmp_path, name)
+    monkeypatch.chdir(tmp_path)
+    seen = calibration_tokens(tokenizer, CalibrationConfig(str(path), sequences=16, length=10), name)
+    unseen = evaluation_tokens(tokenizer, EvaluationConfig(name, tokens=40, window=10), str(path))
+    assert set(text_of(tokenizer, seen)) == set(" ".join(DOCUMENTS[:16]).split())
+    assert text_of(tokenizer, unseen) == " ".join(DOCUMENTS[16:]).split()
+
+
+def test_two_files_are_each_used_whole(tmp_path, tokenizer):
+    one, other = write(tmp_path, "one.txt"), write(tmp_path, "other.jsonl")
+    tokens = calibration_tokens(tokenizer, CalibrationConfig(str(one), sequences=20, length=10), str(other))
+    assert set(text_of(tokenizer, tokens)) == set(" ".join(DOCUMENTS).split())
+    assert len(read_documents(str(one), "evaluation", "wikitext2")) == 20
+
+
+def test_documents_are_joined_by_blank_lines_without_special_tokens(default_model, tmp_path):
+    path = write(tmp_path, "own.jsonl", ["One line.\nAnother.", "A second document."])
+    tokens = evaluation_tokens(default_model.tokenizer, EvaluationConfig(str(path), tokens=10, window=10))
+    assert default_model.tokenizer.decode(tokens[0]) == "One line.\nAnother.\n\nA second"
+
+
+def test_paragraphs_are_documents(tmp_path):
+    (tmp_path / "own.txt").write_bytes("\ufeffone\ntwo\r\n\r\n\n\nthree é\n\n \n\n".encode())
+    assert read_documents(str(tmp_path / "own.txt"), "evaluation") == ["one\ntwo", "three é"]
+
+
+def test_without_blank_lines_lines_are_documents(tmp_path):
+    (tmp_path / "own.txt").write_text("one\ntwo\nthree\n")
+    path = str(tmp_path / "own.txt")
+    assert read_documents(path, "calibration", path) == ["one", "two"]
+    assert read_documents(path, "evaluation", path) == ["three"]
+
+
+def test_empty_rows_are_skipped_and_na_is_a_word(tmp_path):
+    (tmp_path / "own.csv").write_text('text,id\n"a, b",1\nNA,2\n,3\n" ",4\n')
+    assert read_documents(str(tmp_path / "own.csv"), "evaluation") == ["a, b", "NA"]
+    (tmp_path / "own.jsonl").write_text('{"text": "a"}\n{"text": null}\n{"text": ""}\n')
+    assert read_documents(str(tmp_path / "own.jsonl"), "evaluation") == ["a"]
+
+
+def test_reading_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    path = write(tmp_path, "own.jsonl")
+    read_documents(str(path), "evaluation")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_long_text_is_not_tokenised_whole(tmp_path, tokenizer, monkeypatch):
+    path = str(write(tmp_path, "own.txt", DOCUMENTS * 500))
+    taken: list[int] = []
+
+    whole = type(tokenizer).__call__
+
+    def counting(self: object, text: str, **options: object) -> object:
+        taken.append(len(text))
+        return whole(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counting)
+    tokens = evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=150, window=150))
+    assert text_of(tokenizer, tokens) == " ".join(DOCUMENTS).split()[:150]
+    assert sum(taken) < 6000  # of half a million characters
+
+
+# Bad input
+
+
+def test_too_few_tokens_says_how_many_there_are(tmp_path, tokenizer):
+    path = str(write(tmp_path, "own.txt"))
+    with pytest.raises(UserError, match=r"has 200 tokens for calibration, wanted 5 x 64 = 320; lower sequences to 3"):
+        calibration_tokens(tokenizer, CalibrationConfig(path, sequences=5, length=64))
+    with pytest.raises(UserError, match=r"has 200 tokens for evaluation, wanted 16384; lower"):
+        evaluation_tokens(tokenizer, EvaluationConfig(path))
+    with pytest.raises(UserError, match="has 40 tokens"):
+        evaluation_tokens(tokenizer, EvaluationConfig(path), path)
+
+
+@pytest.mark.parametrize("text", ["nothing", "wiki text", "", "absent.txt"])
+def test_an_unknown_name_lists_the_known_ones(text):
+    message = refusal(text)
+    assert all(name in message for name in ["default", "wikipedia", "wikitext2", ".txt", ".jsonl", ".csv", ".parquet"])
+
+
+def test_an_unknown_kind_of_file(tmp_path):
+    (tmp_path / "own.pdf").write_text("text")
+    assert "is a .pdf file" in refusal(tmp_path / "own.pdf")
+    refusal(tmp_path)  # a folder
+
+
+@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv"])
+def test_text_that_is_not_utf8(name, tmp_path, capfd):
+    path = write(tmp_path, name, ["a plain start", "a café"] * 5)
+    path.write_bytes(path.read_text(encoding="utf-8").replace("\\u00e9", "é").encode("latin-1"))
+    assert "is not UTF-8" in refusal(path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
+def test_an_empty_file(name, tmp_path):
+    (tmp_path / name).touch()
+    assert "is empty" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
+def test_a_file_without_any_text(name, tmp_path):
+    assert "no text in it" in refusal(write(tmp_path, name, ["  ", "\n"]))
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.csv", "own.parquet"])
+def test_a_file_without_a_text_column(name, tmp_path):
+    path = tmp_path / name
+    frame = pandas.DataFrame({"body": ["words"], "year": [1990]})
+    {
+        ".jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        ".csv": lambda: frame.to_csv(path, index=False),
+        ".parquet": lambda: frame.to_parquet(path),
+    }[path.suffix]()
+    assert "has the columns body, year; wanted one called text" in refusal(path)
+
+
+def test_broken_files(tmp_path, capfd):
+    (tmp_path / "own.jsonl").write_text('{"text": "a"}\nnot json\n')
+    (tmp_path / "own.parquet").write_text("not parquet at all")
+    (tmp_path / "own.csv").write_text('text,id\n"a",1,2,3\n"b"\n"c",1,2,3,4,5\n')
+    for name in ("own.jsonl", "own.parquet", "own.csv"):
+        assert "cannot be read" in refusal(tmp_path / name)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_text_column_of_numbers(tmp_path):
+    (tmp_path / "own.csv").write_text("text\n5\n6\n")
+    assert "has int 5 in its column text" in refusal(tmp_path / "own.csv")
+
+
+def test_one_document_cannot_serve_both(tmp_path):
+    path = write(tmp_path, "own.jsonl", ["only one"])
+    assert "is one document" in refusal(path, other=str(path))
+
+
+# Named corpora
+
+
+def test_the_parts_of_the_default_are_disjoint_and_whole():
+    calibration, evaluation = read_documents("default", "calibration"), read_documents("default", "evaluation")
+    assert len(calibration) + len(evaluation) == 10_033
+    assert not set(calibration) & set(evaluation)
+    assert 0.18 < len(evaluation) / 10_033 < 0.22
+    assert read_documents("wikipedia", "evaluation") == evaluation  # the same text by its plain name
+
+
+def test_the_default_gives_the_windows_it_always_gave(default_model):
+    tokenizer = default_model.tokenizer
+    evaluation = evaluation_tokens(tokenizer, EvaluationConfig())
+    assert evaluation.shape == (32, 512)
+    assert tokenizer.decode(evaluation[0]).startswith("Gypsum is a soft sulfate mineral composed of calcium sulfate")
+    assert calibration_tokens(tokenizer, CalibrationConfig()).shape == (32, 512)
+
+
+def test_wikitext_without_the_hub_is_one_clear_line(tmp_path, monkeypatch):
+    def absent(*given: object, **options: object) -> str:
+        raise corpora.LocalEntryNotFoundError("not cached")
+
+    monkeypatch.setattr(corpora, "hf_hub_download", absent)
+    assert "take 'default'" in refusal("wikitext2")
+
+
+def test_wikitext_is_the_usual_stream_in_articles(tmp_path, monkeypatch):
+    rows = ["", " = One = \n", "", " text = of one \n", " = = Section = = \n", "", " = Two = \n", " text \n"]
+    asked: list[str] = []
+    pandas.DataFrame({"text": rows}).to_parquet(tmp_path / "part.parquet")
+
+    def served(repository: str, file: str, **options: object) -> str:
+        asked.append(file)
+        return str(tmp_path / "part.parquet")
+
+    monkeypatch.setattr(corpora, "hf_hub_download", served)
+    articles = read_documents("wikitext2", "evaluation")
+    assert [article.strip().splitlines()[0].strip() for article in articles] == ["= One =", "= Two ="]
+    assert "\n\n".join(articles) == "\n\n".join(rows)
+    read_documents("wikitext2", "calibration")
+    assert ["test" in asked[0], "train" in asked[1]] == [True, True]
+
+
+def test_descriptions_name_source_and_licence():
+    assert set(NAMED_CORPORA) == {"default", "wikipedia", "wikitext2"}
+    assert "Wikipedia" in describe("default")
+    assert "CC BY-SA 4.0" in describe("default")
+    assert describe("folder/own.txt") == "own.txt, your own file"
