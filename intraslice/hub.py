@@ -20,10 +20,11 @@ def hub_answers() -> bool:
 
     def ask() -> None:
         try:
-            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+            response = huggingface_hub.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
         except Exception:  # no route, no name, no certificate: whatever it is, the answer is no
             return
-        answered.set()
+        if response.status_code < 400:  # a firewall's refusal is an answer too, but not the Hub's
+            answered.set()
 
     # A name look-up knows no timeout, so the wait is on the thread.
     asking = threading.Thread(target=ask, daemon=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
@@ -91,18 +91,18 @@ def out_of_reach(name: str) -> UserError:
     )
 
 
-def _snapshot(hub_id: str, folder: str, licence: str | None) -> Weights:
-    source = f"{hub_id} from the Hugging Face Hub, commit {Path(folder).name[:8]}"
-    return Weights(Path(folder), f"{source}, {licence}" if licence else source)
+def _snapshot(hub_id: str, folder: Path, licence: str | None) -> Weights:
+    source = f"{hub_id} from the Hugging Face Hub, commit {folder.name[:8]}"
+    return Weights(folder, f"{source}, {licence}" if licence else source)
 
 
 def _cached_snapshot(hub_id: str, licence: str | None) -> Weights | None:
     try:
-        folder = snapshot_download(hub_id, allow_patterns=_WANTED_FILES, local_files_only=True)
-    except (LocalEntryNotFoundError, OSError):
+        folder = Path(snapshot_download(hub_id, allow_patterns=_WANTED_FILES, local_files_only=True))
+        # A snapshot of which only the tokenizer was ever fetched does not count.
+        complete = all(file.exists() for file in [folder / "config.json", *weight_files(folder)])
+    except (OSError, ValueError, KeyError):  # not cached, or an index of shards that cannot be read
         return None
-    # A snapshot of which only the tokenizer was ever fetched does not count.
-    complete = (Path(folder) / "config.json").exists() and all(file.exists() for file in weight_files(Path(folder)))
     return _snapshot(hub_id, folder, licence) if complete else None
 
 
@@ -110,7 +110,7 @@ def _download(hub_id: str, licence: str | None) -> Weights:
     try:
         # The small file first: a model that cannot be sliced is refused before gigabytes arrive.
         read_config(Weights(Path(hf_hub_download(hub_id, "config.json")).parent, hub_id))
-        return _snapshot(hub_id, snapshot_download(hub_id, allow_patterns=_WANTED_FILES), licence)
+        return _snapshot(hub_id, Path(snapshot_download(hub_id, allow_patterns=_WANTED_FILES)), licence)
     except GatedRepoError as error:
         raise UserError(
             f"{hub_id} is given out on request; ask for access on its page, then run `hf auth login` or set HF_TOKEN"
