@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 # Before huggingface_hub is imported: the tests touch no network but pip's, and pip's only once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,9 +25,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from intraslice.config import UserError
 from intraslice.models import LoadedModel, load_model
 
 VOCABULARY = 256
+WORDS = [f"word{index}" for index in range(100)]
 _SHARED = {
     "vocab_size": VOCABULARY,
     "num_hidden_layers": 3,
@@ -116,7 +119,7 @@ def tiny_phi() -> ModelFactory:
 def word_tokenizer() -> Callable[[Sequence[str]], PreTrainedTokenizerFast]:
     """Makes a tokenizer of the given words: one token a word, ids in their order after <pad>, <s>, </s>, <unk>."""
 
-    def make(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    def make(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
         vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
         tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
         tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -131,3 +134,31 @@ def word_tokenizer() -> Callable[[Sequence[str]], PreTrainedTokenizerFast]:
 def default_model() -> LoadedModel:
     """SmolLM2-135M-Instruct, shared by the session: do not change it."""
     return load_model("default")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder that is not there yet, for this test alone."""
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_llama_gqa: ModelFactory, word_tokenizer: Callable) -> Path:
+    """A tiny Llama and its tokenizer in transformers format."""
+    tiny_llama_gqa().save_pretrained(tmp_path / "tiny")
+    word_tokenizer().save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def refusal() -> Callable[..., str]:
+    """Loads what cannot be loaded and returns the one line that says why."""
+
+    def load(name: str | Path, **options: object) -> str:
+        with pytest.raises(UserError) as caught:
+            load_model(str(name), **options)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return load

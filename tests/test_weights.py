@@ -1,0 +1,77 @@
+"""Names, and the Hub: what it gives and what it refuses."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from intraslice import memory, weights
+from intraslice.models import DEFAULT, SUGGESTED_MODELS, load_model
+
+
+@pytest.mark.parametrize("name", ["no/such/thing", "./nothing", "", "some one/model", "notamodel.txt"])
+def test_names_that_are_nothing(name, own_cache, refusal):
+    assert "default" in refusal(name)
+
+
+def test_a_hub_id_without_the_hub(own_cache, refusal):
+    message = refusal("someone/some-model")
+    assert "the Hub does not answer" in message
+    assert "default" in message
+
+
+@pytest.fixture
+def hub(folder, monkeypatch):
+    """A Hub that answers, and has one model, `someone/tiny`; a function makes it fail instead."""
+    failure: list[Exception] = []
+
+    def serve(path: str, local_files_only: bool) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        if failure:
+            raise failure[0]
+        return path
+
+    monkeypatch.setattr(weights, "hub_answers", lambda: True)
+    monkeypatch.setattr(memory, "_count_parameters", lambda name: 1000)
+    monkeypatch.setattr(weights, "hf_hub_download", lambda hub_id, file, **options: serve(str(folder / file), False))
+    monkeypatch.setattr(
+        weights,
+        "snapshot_download",
+        lambda hub_id, local_files_only=False, **options: serve(str(folder), local_files_only),
+    )
+    return failure.append
+
+
+def test_a_hub_id(hub):
+    assert load_model("someone/tiny").source.startswith("someone/tiny from the Hugging Face Hub, commit ")
+
+
+def test_what_the_hub_refuses(hub, refusal):
+    answer = httpx.Response(403, request=httpx.Request("GET", "http://hub"))
+    hub(GatedRepoError("gated", response=answer))
+    assert "HF_TOKEN" in refusal("meta-llama/Llama-3.2-1B")
+
+
+def test_what_the_hub_does_not_have(hub, refusal):
+    answer = httpx.Response(404, request=httpx.Request("GET", "http://hub"))
+    hub(RepositoryNotFoundError("none", response=answer))
+    assert "no model 'someone/tiny'" in refusal("someone/tiny")
+
+
+def test_a_download_that_breaks_off(hub, refusal):
+    hub(OSError("connection reset"))
+    assert "connection reset" in refusal("someone/tiny")
+
+
+def test_a_foreign_model_is_refused_before_its_weights_arrive(hub, folder, monkeypatch, refusal):
+    edit_config(folder, model_type="gpt2")
+    monkeypatch.setattr(weights, "_cached_snapshot", lambda *given: None)
+    monkeypatch.setattr(weights, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
+    assert "gpt2" in refusal("someone/tiny")
+
+
+def test_suggestions_begin_with_the_default():
+    assert next(iter(SUGGESTED_MODELS)) == DEFAULT
+    assert len(SUGGESTED_MODELS) == 8
