@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import httpx
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -22,7 +26,7 @@ def test_a_hub_id_without_the_hub(own_cache, refusal):
 
 
 @pytest.fixture
-def hub(folder, monkeypatch):
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
     """A Hub that answers, and has one model, `someone/tiny`; a function makes it fail instead."""
     failure: list[Exception] = []
 
@@ -66,7 +70,8 @@ def test_a_download_that_breaks_off(hub, refusal):
 
 
 def test_a_foreign_model_is_refused_before_its_weights_arrive(hub, folder, monkeypatch, refusal):
-    edit_config(folder, model_type="gpt2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     monkeypatch.setattr(weights, "_cached_snapshot", lambda *given: None)
     monkeypatch.setattr(weights, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
     assert "gpt2" in refusal("someone/tiny")
