@@ -42,6 +42,18 @@ def slice_mlp(
     takes the constant part of the neurons that go.
     """
     kept = neuron_scores(damp(moment, damping), weights.down).topk(width).indices.sort().values
+    return keep_neurons(weights, moment, mean, tokens, kept, damping)
+
+
+def keep_neurons(
+    weights: MLPWeights,
+    moment: Float[Tensor, "neurons neurons"],
+    mean: Float[Tensor, " neurons"],
+    tokens: int,
+    kept: Int[Tensor, " kept"],
+    damping: float = DAMPING,
+) -> MLPWeights:
+    """Keep the given neurons, whoever chose them, and express the others in them, as `slice_mlp` does."""
     cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
     down = weights.down.to(moment.dtype)
     own, cross = moment[kept][:, kept], moment[kept][:, cut]

@@ -128,7 +128,7 @@ class _Reached(Exception):
 
 
 @dataclass
-class _Stream:
+class Stream:
     """The calibration tokens on their way through the model: one hidden state a token, and how layers are called."""
 
     hidden: list[Float[Tensor, "batch tokens hidden"]]
@@ -143,9 +143,9 @@ class _Stream:
             self.hidden[index] = change(hidden, arguments)
 
 
-def _embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> _Stream:
+def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Stream:
     """What enters the first layer, and the mask and position embeddings that transformers itself makes for it."""
-    stream = _Stream([], [])
+    stream = Stream([], [])
 
     def catch(_: torch.nn.Module, inputs: tuple, named: dict) -> None:
         stream.hidden.append(inputs[0])
@@ -168,7 +168,7 @@ def _sequential(
     model: PreTrainedModel, plan: SlicePlan, tokens: Int[Tensor, "sequences length"]
 ) -> Iterator[tuple[SlicedAttention, SlicedMLP]]:
     with torch.no_grad():
-        stream = _embed(model, tokens)
+        stream = embed(model, tokens)
     for block, layer in zip(blocks(model), plan.layers, strict=True):
         with torch.no_grad():  # not around the yield: the caller's own gradient mode is none of ours
             pair = _slice_block_(block, layer, stream, tokens.numel())
@@ -176,7 +176,7 @@ def _sequential(
 
 
 def _slice_block_(
-    block: Block, plan: LayerPlan, stream: _Stream, tokens: int
+    block: Block, plan: LayerPlan, stream: Stream, tokens: int
 ) -> tuple[SlicedAttention, SlicedMLP]:
     """Slice one layer on the stream and move the stream through the sliced layer, in place."""
     attention = _attention_from_stream(block, plan, stream, tokens)
@@ -196,7 +196,7 @@ def _slice_block_(
     return attention, mlp
 
 
-def _attention_from_stream(block: Block, plan: LayerPlan, stream: _Stream, tokens: int) -> SlicedAttention:
+def _attention_from_stream(block: Block, plan: LayerPlan, stream: Stream, tokens: int) -> SlicedAttention:
     """Choose the channels in one pass, recompute the head outputs with them in a second, fit the rest on those."""
     dense = block.attention
     if _untouched(dense, plan):
@@ -236,7 +236,7 @@ def _columns(channels: Int[Tensor, "heads dim"], states: Float[Tensor, "batch al
     return channels[None, :, None].expand(states.shape[0], -1, states.shape[2], -1)
 
 
-def _mlp_from_stream(block: Block, plan: LayerPlan, stream: _Stream, tokens: int) -> SlicedMLP:
+def _mlp_from_stream(block: Block, plan: LayerPlan, stream: Stream, tokens: int) -> SlicedMLP:
     dense = block.mlp
     if plan.neurons == dense.neurons:
         return dense
