@@ -52,7 +52,8 @@ class MLPWeights:
     activation: str  # a key of transformers' ACT2FN
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def frozen_linear(weight: Float[Tensor, "rows columns"], bias: Float[Tensor, " rows"] | None = None) -> nn.Linear:
+    """A linear map around tensors that are there already; they get no gradient."""
     out_features, in_features = weight.shape
     with torch.device("meta"):  # no throw-away initialisation
         linear = nn.Linear(in_features, out_features, bias=bias is not None)
@@ -88,11 +89,11 @@ class SlicedAttention(nn.Module):
         self.heads, self.dim, _ = weights.query.shape
         self.kv_heads, self.value_dim, _ = weights.value.shape
         self.scale = weights.scale
-        self.qkv_proj = _linear(
+        self.qkv_proj = frozen_linear(
             torch.cat([w.flatten(0, 1) for w in (weights.query, weights.key, weights.value)]),
             _joined([b if b is None else b.flatten() for b in (weights.query_bias, weights.key_bias, weights.value_bias)]),
         )
-        self.o_proj = _linear(weights.output.flatten(1), weights.output_bias)
+        self.o_proj = frozen_linear(weights.output.flatten(1), weights.output_bias)
         device = weights.query.device
         self.register_buffer("kv_head", weights.kv_head.to(device), persistent=False)
         self.register_buffer("frequency", weights.frequency.to(device), persistent=False)
@@ -203,12 +204,12 @@ class SlicedMLP(nn.Module):
         self.activation = weights.activation
         self.activate = ACT2FN[weights.activation]
         if self.gated:
-            self.gate_up_proj = _linear(
+            self.gate_up_proj = frozen_linear(
                 torch.cat([weights.gate, weights.up]), _joined([weights.gate_bias, weights.up_bias])
             )
         else:
-            self.up_proj = _linear(weights.up, weights.up_bias)
-        self.down_proj = _linear(weights.down, weights.down_bias)
+            self.up_proj = frozen_linear(weights.up, weights.up_bias)
+        self.down_proj = frozen_linear(weights.down, weights.down_bias)
 
     def weights(self) -> MLPWeights:
         """The canonical weights, as views of this module's parameters."""
