@@ -15,20 +15,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from intraslice.blocks import UNROTATED, AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP
 from intraslice.config import UserError
 
+Pair = tuple[Tensor | None, Tensor | None]  # a weight and its bias
+
 
 @dataclass(frozen=True)
 class Family:
     """How one `config.model_type` is read. `parallel`: attention and MLP read one norm and add to one residual."""
 
-    projections: Callable[[nn.Module, int, int], tuple[nn.Linear | tuple[Tensor, Tensor | None], ...]]
-    mlp: Callable[[nn.Module], tuple[Tensor | None, Tensor | None, Tensor, Tensor | None, nn.Linear]]
+    projections: Callable[[nn.Module, int, int], list[Pair]]  # query, key, value, output
+    mlp: Callable[[nn.Module], list[Pair]]  # gate (a pair of None where there is none), up, down
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     final_norm: str = "norm"
     parallel: bool = False
-
-
-Pair = tuple[Tensor, Tensor | None]  # a weight and its bias
 
 
 def _pair(linear: nn.Linear) -> Pair:

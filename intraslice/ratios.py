@@ -210,7 +210,7 @@ class SlicePlan:
         return self.parameters.removed_fraction
 
 
-def cap_ratios(ratios: Sequence[float], weights: Sequence[float], cap: float) -> list[float]:
+def cap_ratios(ratios: Sequence[float], weights: Sequence[int], cap: float) -> list[float]:
     """Bound every ratio by `cap`; what is over goes to the other layers in proportion to their ratio.
 
     `weights` are the layers' sizes: the weighted total is unchanged unless every layer is at the cap.
@@ -305,7 +305,7 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
         profile.dense_decoder,
         best.parameters,
     )
-    if config.sparsity - parameters.removed_fraction > 0.01:
+    if high == 1.0 and config.sparsity - parameters.removed_fraction > 0.01:  # not even everything is enough
         raise UserError(
             f"sparsity {config.sparsity:g} cannot be reached with cap {config.cap:g} and bias {config.bias:g}: at most "
             f"{parameters.removed_fraction:.3f} of the decoder layers' parameters goes; raise the cap or ask for less"
