@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before huggingface_hub is imported: the tests touch no network but pip's, and pip's only once.
@@ -25,8 +26,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from intraslice.config import UserError
-from intraslice.models import LoadedModel, load_model
+from intraslice.calibration import CalibrationStats, calibrate
+from intraslice.config import UserError, finish
+from intraslice.families import canonicalise
+from intraslice.models import LoadedModel, fingerprint, load_model
 
 VOCABULARY = 256
 WORDS = [f"word{index}" for index in range(100)]
@@ -91,6 +94,110 @@ def _make_phi() -> PreTrainedModel:
     return _randomised(PhiForCausalLM(config), 4)
 
 
+def _make_llama_biased() -> PreTrainedModel:
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=112,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 128,
+        },
+        **_SHARED,
+    )
+    return _randomised(LlamaForCausalLM(config), 5)
+
+
+def _make_phi3_windowed() -> PreTrainedModel:
+    # A token sees the seven before it; the last quarter of each head is not rotated.
+    config = Phi3Config(
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        sliding_window=8,
+        partial_rotary_factor=0.75,
+        tie_word_embeddings=True,
+        **_SHARED,
+    )
+    return _randomised(Phi3ForCausalLM(config), 6)
+
+
+FAMILIES: dict[str, ModelFactory] = {
+    "llama-mha": _make_llama_mha,
+    "llama-gqa": _make_llama_gqa,
+    "llama-biased": _make_llama_biased,
+    "phi3": _make_phi3,
+    "phi3-windowed": _make_phi3_windowed,
+    "phi": _make_phi,
+}
+
+
+def _word_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@dataclass(frozen=True)
+class TinyCase:
+    """One family's tiny model, calibrated. Shared by the session: do not change it."""
+
+    name: str
+    original: PreTrainedModel  # transformers' own class, untouched
+    loaded: LoadedModel
+    tokens: torch.Tensor  # (16, 48)
+    stats: CalibrationStats
+
+
+def _loaded(model: PreTrainedModel, name: str = "tiny") -> LoadedModel:
+    digest = fingerprint(model)
+    canonicalise(model)
+    return LoadedModel(
+        model, _word_tokenizer([f"w{index}" for index in range(4, VOCABULARY)]), name, "random weights", digest
+    )
+
+
+@pytest.fixture(scope="session")
+def as_loaded() -> Callable[[PreTrainedModel], LoadedModel]:
+    """Makes a canonical LoadedModel of a tiny transformers model, in place; token n is the word `wn`."""
+    return _loaded
+
+
+@pytest.fixture(scope="session")
+def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyCase]:
+    """Makes the calibrated case of one of `FAMILIES`, once a session."""
+    made: dict[str, TinyCase] = {}
+
+    def make(name: str) -> TinyCase:
+        if name not in made:
+            loaded = _loaded(FAMILIES[name](), name)
+            tokens = torch.randint(3, VOCABULARY, (16, 48), generator=torch.Generator().manual_seed(7))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("INTRASLICE_CACHE", str(tmp_path_factory.mktemp("calibrations")))
+                stats = finish(calibrate(loaded, tokens))
+            made[name] = TinyCase(name, FAMILIES[name](), loaded, tokens, stats)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def family_case(request: pytest.FixtureRequest, tiny_case: Callable[[str], TinyCase]) -> TinyCase:
+    """Every family in turn."""
+    return tiny_case(request.param)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama_mha() -> ModelFactory:
     """7 heads of dim 8, hidden size 56, untied."""
@@ -118,16 +225,7 @@ def tiny_phi() -> ModelFactory:
 @pytest.fixture(scope="session")
 def word_tokenizer() -> Callable[[Sequence[str]], PreTrainedTokenizerFast]:
     """Makes a tokenizer of the given words: one token a word, ids in their order after <pad>, <s>, </s>, <unk>."""
-
-    def make(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
-        vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
-        tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-        tokenizer.pre_tokenizer = WhitespaceSplit()
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-        )
-
-    return make
+    return _word_tokenizer
 
 
 @pytest.fixture(scope="session")
