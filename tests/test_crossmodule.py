@@ -1,0 +1,232 @@
+"""Cross-module PCA: exact at slice 0 against transformers' own classes, and every parameter accounted for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
+
+from intraslice.config import UserError, finish
+from intraslice.crossmodule import CrossModulePlan, plan_crossmodule, slice_crossmodule
+from intraslice.families import canonicalise
+
+TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")
+
+
+def tokens(sequences: int = 4, length: int = 40, seed: int = 0) -> Tensor:
+    return torch.randint(3, 256, (sequences, length), generator=torch.Generator().manual_seed(seed))
+
+
+def sliced(dense: PreTrainedModel, plan: CrossModulePlan) -> PreTrainedModel:
+    return finish(slice_crossmodule(dense, plan, tokens()))
+
+
+def parameter_count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(params=TINY)
+def pair(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Transformers' own model, and the canonical one of the same weights."""
+    make = request.getfixturevalue(request.param)
+    dense = make()
+    canonicalise(dense)
+    return make(), dense
+
+
+@torch.no_grad()
+def test_a_rotation_without_a_cut_changes_no_logit(pair):
+    original, dense = pair
+    model = sliced(dense, plan_crossmodule(dense, slicing=0.0))
+    fresh = tokens(seed=1)
+    assert not torch.equal(model.model.layers[1].shortcuts[0], torch.eye(model.config.hidden_size))
+    torch.testing.assert_close(model(fresh).logits, original(fresh).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_dense_model_is_untouched(pair):
+    original, dense = pair
+    sliced(dense, plan_crossmodule(dense, slicing=0.4))
+    torch.testing.assert_close(dense(tokens()).logits, original(tokens()).logits, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_generation_with_the_cache_is_that_without(pair):
+    model = sliced(pair[1], plan_crossmodule(pair[1], slicing=0.3))
+    prompt = tokens(2, 12, seed=2)
+    settings = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None}
+    settings["attention_mask"] = torch.ones_like(prompt)
+    cached = model.generate(prompt, **settings)
+    torch.testing.assert_close(cached, model.generate(prompt, use_cache=False, **settings))
+    # Logits too, as greedy generation of a random model may repeat one token.
+    cache = DynamicCache(config=model.config)
+    steps = [model(prompt[:, part], cache=cache).logits for part in (slice(0, 7), slice(7, 8), slice(8, 12))]
+    torch.testing.assert_close(torch.cat(steps, 1), model(prompt).logits, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_left_padding_changes_no_text(pair):
+    model = sliced(pair[1], plan_crossmodule(pair[1], slicing=0.3))
+    text = tokens(1, 9, seed=3)
+    padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), text], 1)
+    mask = (torch.arange(14) >= 5).long()[None]
+    logits = model(padded, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp_min(0)).logits
+    torch.testing.assert_close(logits[:, 5:], model(text).logits, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("slicing", [0.0, 0.1, 0.5])
+def test_parameters_are_those_of_the_tensors(pair, slicing: float):
+    dense = pair[1]
+    plan = plan_crossmodule(dense, slicing=slicing)
+    model = sliced(dense, plan)
+    assert plan.parameters.sliced_decoder == parameter_count(model.model.layers)
+    assert plan.parameters.sliced_total == parameter_count(model)
+    assert plan.parameters.dense_total == parameter_count(dense)
+    stored = {id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}
+    assert sum(stored.values()) == plan.parameters.sliced_total
+    untied = parameter_count(model.model.layers) + parameter_count(model.model.get_submodule(final_norm(model)))
+    untied += model.config.vocab_size * (plan.width + plan.hidden) + (0 if model.lm_head.bias is None else 256)
+    assert plan.untied_total == untied
+
+
+def final_norm(model: PreTrainedModel) -> str:
+    return "final_layernorm" if model.config.model_type == "phi" else "norm"
+
+
+def test_widths_are_multiples_of_eight_and_the_config_keeps_the_dense_width(pair):
+    dense = pair[1]
+    hidden = dense.config.hidden_size
+    assert plan_crossmodule(dense, slicing=0.0).width == hidden
+    assert plan_crossmodule(dense, slicing=0.01).width == (hidden - 1) // 8 * 8
+    assert plan_crossmodule(dense, slicing=0.99).width == 8
+    assert plan_crossmodule(dense, slicing=1 - 32 / hidden).width == 32
+    model = sliced(dense, plan_crossmodule(dense, slicing=1 - 32 / hidden))
+    assert model.config.hidden_size == hidden
+    widths = [tuple(shortcut.shape) for layer in model.model.layers for shortcut in layer.shortcuts]
+    assert widths == [(32, 32)] * (len(widths) - 1) + [(32, hidden)]
+
+
+def test_sparsity_takes_the_nearest_width(pair):
+    dense = pair[1]
+    hidden = dense.config.hidden_size
+    removed = {width: plan_crossmodule(dense, slicing=1 - width / hidden).removed_fraction for width in (8, 16, 24, 32)}
+    plan = plan_crossmodule(dense, sparsity=0.5)
+    assert abs(plan.removed_fraction - 0.5) == min(abs(value - 0.5) for value in removed.values())
+    assert list(removed.values()) == sorted(removed.values(), reverse=True)
+    assert f"{plan.removed_fraction:.1%}" in plan.note
+    uncut = plan_crossmodule(dense, sparsity=0.0)
+    assert uncut.slicing == 0
+    assert uncut.removed_fraction < 0
+    assert "adds" in uncut.note
+
+
+@pytest.mark.parametrize("wrong", [{}, {"sparsity": 0.2, "slicing": 0.2}, {"sparsity": 1.0}, {"slicing": -0.1}])
+def test_wrong_fractions_are_refused(wrong: dict, tiny_phi3):
+    dense = tiny_phi3()
+    canonicalise(dense)
+    with pytest.raises(UserError, match=r"sparsity|slicing"):
+        plan_crossmodule(dense, **wrong)
+
+
+@torch.no_grad()
+def test_tie_weights_undoes_nothing(pair):
+    model = sliced(pair[1], plan_crossmodule(pair[1], slicing=0.3))
+    before = model(tokens()).logits
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    assert tied == pair[0].config.tie_word_embeddings
+    model.tie_weights()
+    assert tied == (model.lm_head.weight is model.model.embed_tokens.weight)
+    assert torch.equal(model(tokens()).logits, before)
+    assert torch.equal(copy.deepcopy(model)(tokens()).logits, before)
+
+
+@torch.no_grad()
+def test_the_error_falls_with_the_width(pair):
+    original, dense = pair
+    wanted = original(tokens(seed=4)).logits
+    errors = [
+        (sliced(dense, plan_crossmodule(dense, slicing=slicing))(tokens(seed=4)).logits - wanted).square().mean().item()
+        for slicing in (0.75, 0.4, 0.15, 0.0)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-9 < errors[-2]
+
+
+@torch.no_grad()
+def test_bases_are_orthonormal_and_map_the_state_back(pair):
+    original, dense = pair
+    model = sliced(dense, plan_crossmodule(dense, slicing=0.0))
+    for here, following in zip(model.model.layers, model.model.layers[1:], strict=False):
+        assert torch.equal(here.bases[-1], following.bases[0])
+    assert torch.equal(model.model.layers[-1].bases[-1], torch.eye(model.config.hidden_size))
+    states = {}
+    for name, whose in (("dense", original), ("sliced", model)):
+        whose.model.layers[1].register_forward_hook(lambda *call, name=name: states.update({name: call[2]}))
+        whose(tokens(seed=5))
+    wanted = states["dense"]
+    if model.config.model_type == "phi":  # LayerNorm never sees the mean, so the sliced stream drops it
+        wanted = wanted - wanted.mean(-1, keepdim=True)
+    basis = model.model.layers[1].bases[-1]
+    torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(states["sliced"] @ basis.T, wanted, atol=1e-4, rtol=1e-4)
+
+
+def confined(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+    """The model with embeddings and writers in one random subspace, so that the stream never leaves it."""
+    hidden = model.config.hidden_size
+    axes = torch.randn(hidden, rank, generator=torch.Generator().manual_seed(8))
+    if model.config.model_type == "phi":  # centred, so that LayerNorm keeps the subspace
+        axes = axes - axes.mean(0)
+    axes = torch.linalg.qr(axes)[0]
+    projection = axes @ axes.T
+    model.model.embed_tokens.weight.data @= projection
+    canonicalise(model)
+    for layer in model.model.layers:
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.weight.data = projection @ linear.weight
+            if linear.bias is not None:
+                linear.bias.data = projection @ linear.bias
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_a_low_rank_stream_is_cut_without_loss(name: str, request: pytest.FixtureRequest):
+    dense = confined(request.getfixturevalue(name)(), 24)
+    plan = plan_crossmodule(dense, slicing=1 - 24 / dense.config.hidden_size)
+    assert plan.width == 24
+    fresh = tokens(seed=6)
+    torch.testing.assert_close(sliced(dense, plan)(fresh).logits, dense(fresh).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_tied_layernorm_model_centres_without_touching_the_head():
+    config = PhiConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2,
+        tie_word_embeddings=True, attn_implementation="sdpa",
+    )  # fmt: skip
+    dense = PhiForCausalLM(config).eval().requires_grad_(False)
+    original = copy.deepcopy(dense)
+    canonicalise(dense)
+    model = sliced(dense, plan_crossmodule(dense, slicing=0.0))
+    torch.testing.assert_close(model(tokens()).logits, original(tokens()).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_counts_of_the_default_model_are_those_published():
+    """SliceGPT on SmolLM2: 25 % slicing removes 14.2 % of the decoder, 10 % adds 3.8 % (no weights needed to count)."""
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    canonicalise(model)
+    model.tie_weights()
+    plans = {slicing: plan_crossmodule(model, slicing=slicing) for slicing in (0.1, 0.2, 0.25, 0.3, 0.4)}
+    removed = [round(100 * plan.removed_fraction, 1) for plan in plans.values()]
+    assert removed == [-3.8, 8.9, 14.2, 21.2, 33.2]
+    assert round(plans[0.25].parameters.sliced_total / 1e6, 1) == 119.7
+    assert round(plans[0.25].untied_total / 1e6, 1) == 140.7
