@@ -1,0 +1,170 @@
+"""The canonical forwards against plain loops: any head counts, widths, groups and rotary pairs."""
+
+from __future__ import annotations
+
+import cmath
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.testing import assert_close
+from transformers import DynamicCache
+
+from intraslice.blocks import UNROTATED, AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP, rotate
+
+HIDDEN = 10
+FREQUENCIES = torch.tensor([1.0, 0.3, 0.05])
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def attention_weights(
+    kv_head: tuple[int, ...], frequency: list[list[int]], value_dim: int, bias: bool = True
+) -> AttentionWeights:
+    heads, kv_heads, dim = len(kv_head), len(frequency), 2 * len(frequency[0])
+
+    def optional(*shape: int, seed: int) -> Tensor | None:
+        return random(*shape, seed=seed) if bias else None
+
+    return AttentionWeights(
+        query=random(heads, dim, HIDDEN, seed=1),
+        key=random(kv_heads, dim, HIDDEN, seed=2),
+        value=random(kv_heads, value_dim, HIDDEN, seed=3),
+        output=random(HIDDEN, heads, value_dim, seed=4),
+        query_bias=optional(heads, dim, seed=5),
+        key_bias=optional(kv_heads, dim, seed=6),
+        value_bias=optional(kv_heads, value_dim, seed=7),
+        output_bias=optional(HIDDEN, seed=8),
+        kv_head=torch.tensor(kv_head),
+        frequency=torch.tensor(frequency),
+        scale=0.3,
+    )
+
+
+def tables(tokens: int, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines as transformers hands them to every layer: each frequency twice."""
+    angles = torch.outer(torch.arange(start, start + tokens), FREQUENCIES).repeat(1, 2)[None]
+    return angles.cos(), angles.sin()
+
+
+def turned(channels: Tensor, frequencies: Tensor, position: int) -> Tensor:
+    """The rotary embedding of one head at one position, as a complex multiplication."""
+    half = len(channels) // 2
+    result = channels.clone()
+    for pair, index in enumerate(frequencies.tolist()):
+        angle = 0.0 if index == UNROTATED else position * FREQUENCIES[index].item()
+        value = complex(channels[pair], channels[pair + half]) * cmath.exp(1j * angle)
+        result[pair], result[pair + half] = value.real, value.imag
+    return result
+
+
+def plain_attention(weights: AttentionWeights, hidden: Tensor) -> Tensor:
+    """One sequence, causal, head by head and position by position."""
+
+    def linear(weight: Tensor, bias: Tensor | None) -> Tensor:
+        return hidden @ weight.T + (0 if bias is None else bias)
+
+    def owned(biases: Tensor | None, index: int) -> Tensor | None:
+        return None if biases is None else biases[index]
+
+    out = torch.zeros_like(hidden)
+    for head, group in enumerate(weights.kv_head.tolist()):
+        turn = weights.frequency[group]
+        query = linear(weights.query[head], owned(weights.query_bias, head))
+        key = linear(weights.key[group], owned(weights.key_bias, group))
+        value = linear(weights.value[group], owned(weights.value_bias, group))
+        query, key = (torch.stack([turned(r, turn, t) for t, r in enumerate(rows)]) for rows in (query, key))
+        for token in range(len(hidden)):
+            attended = torch.softmax(key[: token + 1] @ query[token] * weights.scale, 0) @ value[: token + 1]
+            out[token] += weights.output[:, head] @ attended
+    return out if weights.output_bias is None else out + weights.output_bias
+
+
+LAYOUTS = {
+    "even groups": ((0, 0, 1, 1), [[0, 1, 2], [0, 1, 2]], 6),
+    "ragged groups": ((0, 1, 1, 1), [[0, 2], [0, 2]], 4),
+    "own pairs for each group": ((0, 0, 1), [[0, 2], [1, 2]], 4),
+    "unrotated pairs": ((0, 1), [[0, UNROTATED, UNROTATED], [1, 2, UNROTATED]], 6),
+    "narrow values": ((0, 0), [[0, 1, 2]], 2),
+    "wide values": ((0, 1), [[1], [1]], 6),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_attention_is_the_plain_loop(layout, bias):
+    weights = attention_weights(*layout, bias=bias)
+    hidden = random(2, 7, HIDDEN, seed=9)
+    result, _ = SlicedAttention(weights, 0)(hidden, position_embeddings=tables(7))
+    assert_close(result, torch.stack([plain_attention(weights, rows) for rows in hidden]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("keyword", ["cache", "past_key_values"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_token_by_token_with_a_cache_is_all_at_once(layout, keyword):
+    attention = SlicedAttention(attention_weights(*layout), 0)
+    hidden, cache = random(1, 6, HIDDEN, seed=9), DynamicCache()
+    steps = [attention(hidden[:, t : t + 1], position_embeddings=tables(1, t), **{keyword: cache})[0] for t in range(6)]
+    assert_close(torch.cat(steps, 1), attention(hidden, position_embeddings=tables(6))[0], atol=1e-5, rtol=1e-4)
+    assert cache.layers[0].keys.shape == (1, attention.kv_heads, 6, attention.dim)
+    assert cache.layers[0].values.shape == (1, attention.kv_heads, 6, attention.value_dim)
+
+
+def test_rotation_keeps_lengths_and_depends_on_distance_alone():
+    query, key = random(1, 1, 9, 6), random(1, 1, 9, 6, seed=1)
+    same = [
+        rotate(states[..., :1, :].expand(-1, -1, 9, -1), *(t[:, None, :, :3] for t in tables(9)))
+        for states in (query, key)
+    ]
+    assert_close(same[0].norm(dim=-1), query[..., :1, :].norm(dim=-1).expand(1, 1, 9))
+    products = (same[0] @ same[1].transpose(-1, -2))[0, 0]
+    assert_close(products[1:, 1:], products[:-1, :-1], atol=1e-5, rtol=1e-5)
+
+
+def mlp_weights(gated: bool, bias: bool) -> MLPWeights:
+    def optional(wanted: bool, *shape: int, seed: int) -> Tensor | None:
+        return random(*shape, seed=seed) if wanted else None
+
+    return MLPWeights(
+        gate=optional(gated, 12, HIDDEN, seed=1),
+        up=random(12, HIDDEN, seed=2),
+        down=random(HIDDEN, 12, seed=3),
+        gate_bias=optional(gated and bias, 12, seed=4),
+        up_bias=optional(bias, 12, seed=5),
+        down_bias=optional(bias, HIDDEN, seed=6),
+        activation="silu" if gated else "gelu_new",
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+def test_mlp_is_its_formula(gated, bias):
+    weights, hidden = mlp_weights(gated, bias), random(2, 5, HIDDEN, seed=9)
+    up = functional.linear(hidden, weights.up, weights.up_bias)
+    if gated:
+        inner = functional.silu(functional.linear(hidden, weights.gate, weights.gate_bias)) * up
+    else:
+        inner = functional.gelu(up, approximate="tanh")
+    mlp = SlicedMLP(weights)
+    assert_close(mlp.inner(hidden), inner)
+    assert_close(mlp(hidden), functional.linear(inner, weights.down, weights.down_bias))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["attention", "gated", "plain"])
+def test_modules_give_their_weights_back(kind, bias):
+    if kind == "attention":
+        weights = attention_weights((0, 1, 1), [[0, 2], [1, UNROTATED]], 6, bias)
+        module = SlicedAttention(weights, 3)
+    else:
+        weights = mlp_weights(kind == "gated", bias)
+        module = SlicedMLP(weights)
+    for field in fields(weights):
+        back, given = getattr(module.weights(), field.name), getattr(weights, field.name)
+        assert torch.equal(back, given) if isinstance(given, Tensor) else back == given
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert set(module.state_dict()) == {name for name, _ in module.named_parameters()}

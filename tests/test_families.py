@@ -1,0 +1,117 @@
+"""Reading layers at the door: layouts, refusals, and rotary variants that the contract's models lack."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from transformers import GPT2Config, Phi3Config, Phi3ForCausalLM, PhiConfig, PhiForCausalLM
+
+from intraslice.blocks import UNROTATED, SlicedAttention, SlicedMLP
+from intraslice.config import UserError
+from intraslice.families import FAMILIES, blocks, canonicalise, family_of
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "attn_implementation": "sdpa",
+    "initializer_range": 0.3,
+}
+
+
+def test_a_foreign_family_is_told_what_to_write():
+    with pytest.raises(UserError) as caught:
+        family_of(GPT2Config())
+    message = str(caught.value)
+    assert "'gpt2'" in message
+    assert all(name in message for name in FAMILIES)
+    assert "intraslice/families.py" in message
+
+
+def test_normalised_queries_and_keys_are_refused():
+    model = PhiForCausalLM(PhiConfig(qk_layernorm=True, **TINY))
+    with pytest.raises(UserError, match="qk_layernorm"):
+        canonicalise(model)
+    assert not any(isinstance(layer.self_attn, SlicedAttention) for layer in model.model.layers)
+
+
+def test_canonicalise_twice_is_once(tiny_llama_gqa):
+    model = tiny_llama_gqa()
+    canonicalise(model)
+    first = [layer.self_attn for layer in model.model.layers]
+    canonicalise(model)
+    assert all(layer.self_attn is kept for layer, kept in zip(model.model.layers, first, strict=True))
+
+
+def test_blocks_are_the_layers_and_their_norms(family_case):
+    model = family_case.loaded.model
+    found = blocks(model)
+    parallel = model.config.model_type == "phi"
+    assert len(found) == len(model.model.layers) == 3
+    for block, layer in zip(found, model.model.layers, strict=True):
+        assert isinstance(block.attention, SlicedAttention)
+        assert isinstance(block.mlp, SlicedMLP)
+        assert block.attention_norm is layer.input_layernorm
+        assert block.mlp_norm is (layer.input_layernorm if parallel else layer.post_attention_layernorm)
+        assert block.parallel is parallel
+
+
+def test_sizes_and_scale_are_the_dense_models(family_case):
+    config = family_case.original.config
+    for layer, block in zip(family_case.original.model.layers, blocks(family_case.loaded.model), strict=True):
+        attention = block.attention
+        assert (attention.heads, attention.kv_heads) == (config.num_attention_heads, config.num_key_value_heads)
+        assert attention.dim == attention.value_dim == layer.self_attn.head_dim
+        assert attention.scale == pytest.approx(attention.dim**-0.5)
+        assert block.mlp.neurons == config.intermediate_size
+
+
+def test_partial_rotary_layout_puts_every_pair_half_a_head_apart():
+    """Head dim 16, 8 channels rotated: pairs (0, 4) .. (3, 7), then the unrotated (8, 9) .. (14, 15)."""
+    model = PhiForCausalLM(PhiConfig(partial_rotary_factor=0.5, **TINY))
+    rows = model.model.layers[0].self_attn.q_proj.weight.detach().view(2, 16, 32)
+    canonicalise(model)
+    weights = model.model.layers[0].self_attn.weights()
+    assert weights.frequency.tolist() == [[0, 1, 2, 3] + [UNROTATED] * 4] * 2
+    assert torch.equal(weights.query, rows[:, [0, 1, 2, 3, 8, 10, 12, 14, 4, 5, 6, 7, 9, 11, 13, 15]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [12, 30])  # within the original context, and past it
+@pytest.mark.parametrize("partial", [1.0, 0.75])
+def test_long_rope_is_exact_on_both_sides_of_its_switch(tokens, partial):
+    pairs = int(16 * partial) // 2
+    config = Phi3Config(
+        original_max_position_embeddings=16,
+        max_position_embeddings=64,
+        partial_rotary_factor=partial,
+        sliding_window=20,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * pairs,
+            "long_factor": [1.0 + 0.5 * index for index in range(pairs)],
+        },
+        **TINY,
+    )
+    torch.manual_seed(0)
+    model = Phi3ForCausalLM(config).eval()
+    ids = torch.randint(3, 64, (2, tokens))
+    expected = model(ids).logits
+    canonicalise(model)
+    assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_no_transformers_attention_or_mlp_is_left(family_case):
+    replaced = {"q_proj", "k_proj", "v_proj", "dense", "gate_proj", "fc1", "fc2"}
+    names = {
+        name.split(".")[-1] for name, part in family_case.loaded.model.named_modules() if isinstance(part, nn.Linear)
+    }
+    assert not names & replaced
