@@ -56,12 +56,11 @@ def keep_neurons(
     """Keep the given neurons, whoever chose them, and express the others in them, as `slice_mlp` does."""
     cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
     down = weights.down.to(moment.dtype)
-    own, cross = moment[kept][:, kept], moment[kept][:, cut]
     bias = weights.down_bias
     if bias is not None:
-        own = own - tokens * torch.outer(mean[kept], mean[kept])
-        cross = cross - tokens * torch.outer(mean[kept], mean[cut])
-    repair = solve(damp(own, damping), cross @ down[:, cut].T).T  # (D, kept)
+        moment = moment - tokens * torch.outer(mean, mean)
+    rows = damp(moment, damping)[kept]
+    repair = solve(rows[:, kept], rows[:, cut] @ down[:, cut].T).T  # (D, kept)
     if bias is not None:
         bias = (bias + down[:, cut] @ mean[cut] - repair @ mean[kept]).to(weights.down.dtype)
     return select_neurons(weights, kept, (down[:, kept] + repair).to(weights.down.dtype), bias)
