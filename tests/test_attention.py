@@ -1,0 +1,195 @@
+"""Which rotary pairs, which value basis, which output map: small cases by hand, masked dense layers, least squares."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from intraslice.attention import (
+    OutputMoments,
+    choose_channels,
+    cut_queries_and_keys,
+    fit_output,
+    fuse,
+    value_axes,
+)
+from intraslice.blocks import UNROTATED, AttentionWeights, SlicedAttention
+from intraslice.linalg import damp
+
+HIDDEN = 12
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def make_weights(
+    kv_head: tuple[int, ...] = (0, 0, 1, 1), frequency: tuple[int, ...] = (0, 1, 2, 3), bias: bool = True
+) -> AttentionWeights:
+    heads, kv_heads, dim = len(kv_head), max(kv_head) + 1, 2 * len(frequency)
+    return AttentionWeights(
+        query=random(heads, dim, HIDDEN, seed=1),
+        key=random(kv_heads, dim, HIDDEN, seed=2),
+        value=random(kv_heads, dim, HIDDEN, seed=3),
+        output=random(HIDDEN, heads, dim, seed=4),
+        query_bias=random(heads, dim, seed=5) if bias else None,
+        key_bias=random(kv_heads, dim, seed=6) if bias else None,
+        value_bias=random(kv_heads, dim, seed=7) if bias else None,
+        output_bias=random(HIDDEN, seed=8) if bias else None,
+        kv_head=torch.tensor(kv_head),
+        frequency=torch.tensor([frequency] * kv_heads),
+        scale=dim**-0.5,
+    )
+
+
+# Channels
+
+
+def test_rotary_pairs_are_chosen_by_their_sum_over_kept_queries():
+    """Pairs of channels (0, 2) and (1, 3): head 0 gives them 9 + 5 and 1 + 0, head 1 gives them 0 + 0 and 7 + 9."""
+    products = torch.tensor([[9.0, 1.0, 5.0, 0.0], [0.0, 7.0, 0.0, 9.0]])
+    shared = make_weights(kv_head=(0, 0), frequency=(3, 5))
+    own = make_weights(kv_head=(0, 1), frequency=(3, 5))
+    both, first, second = torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1])
+    for weights, heads, channels, frequencies in (
+        (shared, both, [[1, 3]], [[5]]),  # 14 against 17
+        (shared, first, [[0, 2]], [[3]]),  # what a dropped query wants does not count
+        (own, both, [[0, 2], [1, 3]], [[3], [5]]),
+        (own, second, [[1, 3]], [[5]]),
+    ):
+        chosen = choose_channels(products, weights, heads, 2)
+        assert [part.tolist() for part in chosen] == [channels, frequencies]
+
+
+def test_unrotated_channels_are_single():
+    """Pairs of the layout (0, 3) rotated; (1, 4), (2, 5) not: the best singles 4 and 2 stay together."""
+    weights = make_weights(kv_head=(0,), frequency=(0, UNROTATED, UNROTATED))
+    products = torch.tensor([[3.0, 1.0, 6.0, 3.0, 7.0, 2.0]])
+    channels, frequency = choose_channels(products, weights, torch.tensor([0]), 4)
+    assert sorted(channels.flatten().tolist()) == [0, 2, 3, 4]
+    assert frequency.tolist() == [[0, UNROTATED]]
+    assert {channels[0, 0].item(), channels[0, 2].item()} == {0, 3}  # the rotated pair is half a head apart
+
+
+@pytest.mark.parametrize("frequency", [(0, 1, 2, 3), (0, 1, UNROTATED, UNROTATED)])
+def test_all_channels_are_kept_at_full_width(frequency):
+    weights = make_weights(frequency=frequency)
+    channels, _ = choose_channels(random(4, 8).abs(), weights, torch.arange(4), 8)
+    assert channels.sort(dim=-1).values.tolist() == [list(range(8))] * 2
+
+
+def rope(tokens: int, frequencies: int = 4) -> tuple[Tensor, Tensor]:
+    angles = torch.outer(torch.arange(tokens), torch.logspace(0, -2, frequencies)).repeat(1, 2)[None].double()
+    return angles.cos(), angles.sin()
+
+
+@pytest.mark.parametrize("frequency", [(0, 1, 2, 3), (0, 1, UNROTATED, UNROTATED)])
+@pytest.mark.parametrize("heads", [(0, 1, 2, 3), (0, 2, 3), (1,)])
+def test_cut_attention_is_dense_attention_with_the_rest_zeroed(heads, frequency):
+    weights, kept = make_weights(frequency=frequency), torch.tensor(heads)
+    channels, pairs = choose_channels(random(4, 8).abs(), weights, kept, 4)
+    groups = weights.kv_head[kept].unique()
+    of_key, of_head = torch.zeros(2, 8), torch.zeros(4)
+    of_key[groups] = torch.zeros(len(groups), 8).scatter(1, channels, 1.0)
+    of_head[kept] = 1.0
+    masked = replace(
+        weights,
+        key=weights.key * of_key[..., None],
+        key_bias=weights.key_bias * of_key,
+        output=weights.output * of_head[:, None],
+    )
+    hidden = random(2, 9, HIDDEN, seed=9)
+    sliced = SlicedAttention(cut_queries_and_keys(weights, kept, channels, pairs), 0)
+    assert (sliced.dim, sliced.kv_heads, sliced.heads) == (4, len(groups), len(heads))
+    expected = SlicedAttention(masked, 0)(hidden, position_embeddings=rope(9))[0]
+    assert_close(sliced(hidden, position_embeddings=rope(9))[0], expected)
+
+
+# Values and output
+
+
+def test_queries_of_a_group_share_the_axes_of_their_summed_moments():
+    rows = random(50, 12)
+    moment = rows.T @ rows
+    axes = value_axes(moment, torch.tensor([0, 1, 1]), 2)
+    blocks = [moment[4 * h : 4 * h + 4, 4 * h : 4 * h + 4] for h in range(3)]
+    assert axes.shape == (2, 4, 2)
+    for basis, shared in zip(axes, (blocks[0], blocks[1] + blocks[2]), strict=True):
+        assert_close(basis.T @ basis, torch.eye(2, dtype=torch.float64))
+        captured = torch.trace(basis.T @ shared @ basis)
+        assert_close(captured, torch.linalg.eigvalsh(shared)[-2:].sum())
+
+
+def test_full_width_values_are_not_rotated():
+    assert torch.equal(value_axes(random(8, 8), torch.tensor([0, 1]), 4), torch.eye(4).double().expand(2, 4, 4))
+
+
+def moments_of(own: Tensor, dense: Tensor) -> OutputMoments:
+    return OutputMoments(own.T @ own, own.T @ dense, own.mean(0), dense.mean(0), len(own))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_output_map_is_least_squares_of_the_dense_output(bias):
+    """Without damping, `torch.linalg.lstsq` on the tokens themselves; the bias is a column of ones."""
+    weights = make_weights(bias=bias)
+    dense = random(200, 32) + 0.5
+    own = dense[:, 8:] + 0.3 * random(200, 24, seed=1)
+    axes = torch.linalg.qr(random(3, 8, 8, seed=2)).Q[..., :4]
+    target = dense @ weights.output.flatten(1).T + (weights.output_bias if bias else 0)
+    inputs = torch.cat([own[:, 8 * h : 8 * h + 8] @ axes[h] for h in range(3)], 1)
+    if bias:
+        inputs = torch.cat([inputs, torch.ones(200, 1).double()], 1)
+    expected = torch.linalg.lstsq(inputs, target).solution
+    output, output_bias = fit_output(moments_of(own, dense), axes, weights, damping=0.0)
+    assert_close(output.flatten(1).T, expected[:12], atol=1e-8, rtol=1e-8)
+    if bias:
+        assert_close(output_bias, expected[12], atol=1e-8, rtol=1e-8)
+    else:
+        assert output_bias is None
+
+
+def test_damped_output_map_is_the_methods_formula():
+    """`W_o A^T` with `A = damp(Z^T Z)^-1 Z^T X`."""
+    weights, dense = make_weights(bias=False), random(60, 32)
+    axes = torch.linalg.qr(random(4, 8, 8, seed=2)).Q[..., :6]
+    projected = torch.cat([dense[:, 8 * h : 8 * h + 8] @ axes[h] for h in range(4)], 1)
+    regression = torch.linalg.solve(damp(projected.T @ projected), projected.T @ dense)
+    output, _ = fit_output(moments_of(dense, dense), axes, weights)
+    assert_close(output.flatten(1), weights.output.flatten(1) @ regression.T)
+
+
+def test_fused_attention_is_projection_then_output_map():
+    weights = make_weights()
+    cut = cut_queries_and_keys(
+        weights, torch.tensor([0, 2, 3]), torch.tensor([[0, 1, 4, 5], [1, 3, 5, 7]]), torch.tensor([[0, 1], [1, 3]])
+    )
+    axes = torch.linalg.qr(random(2, 8, 8, seed=2)).Q[..., :6]
+    output, bias = random(HIDDEN, 3, 6, seed=3), random(HIDDEN, seed=4)
+    hidden = random(2, 9, HIDDEN, seed=9)
+    fused = SlicedAttention(fuse(cut, axes, output, bias), 0)
+    assert fused.value_dim == 6
+    back = torch.einsum("ohp,hap->oha", output, axes[cut.kv_head])  # the same map on unrotated values
+    unfused = SlicedAttention(replace(cut, output=back, output_bias=bias), 0)
+    assert_close(fused(hidden, position_embeddings=rope(9))[0], unfused(hidden, position_embeddings=rope(9))[0])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_error_falls_with_rank(bias):
+    """With the queries and keys uncut the bases are nested, so least squares can only gain; damping blurs by a hair."""
+    weights = make_weights(bias=bias)
+    dense = random(100, 32) @ random(32, 32, seed=1) + 2.0
+    target = dense @ weights.output.flatten(1).T + (weights.output_bias if bias else 0)
+    errors = []
+    for dim in (2, 4, 6, 8):
+        axes = value_axes(dense.T @ dense, weights.kv_head, dim)[weights.kv_head]
+        output, output_bias = fit_output(moments_of(dense, dense), axes, weights, damping=1e-9)
+        projected = torch.einsum("nha,hap->nhp", dense.view(100, 4, 8), axes).flatten(1)
+        result = projected @ output.flatten(1).T + (output_bias if bias else 0)
+        errors.append((result - target).square().mean().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 1
+    assert errors[-1] < 1e-9

@@ -1,0 +1,156 @@
+"""The estimator's formulas by hand, against autograd, and in the ways the published code got them wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from intraslice.linalg import diagonal_blocks, principal_axes
+from intraslice.ratios import (
+    GRADIENT_GROUP,
+    Ranking,
+    cap_ratios,
+    fisher_head_importance,
+    group_gradients,
+    neuron_importance,
+    pca_importance,
+)
+
+HEADS, DIM = 3, 4
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moment(seed: int = 0) -> Tensor:
+    rows = random(40, HEADS * DIM, seed=seed) * torch.linspace(0.5, 2, HEADS * DIM)
+    return rows.T @ rows
+
+
+# Importances
+
+
+def test_gradients_of_eight_sequences_are_summed():
+    gradients = random(19, 5)
+    groups = group_gradients(gradients)
+    assert GRADIENT_GROUP == 8
+    assert_close(groups, torch.stack([gradients[:8].sum(0), gradients[8:16].sum(0), gradients[16:].sum(0)]))
+
+
+def test_pca_importance_squares_each_rotated_channel():
+    """One head of two channels whose axes are (1, 1) and (1, -1): g = (3, 1) has parts 4 and 2 over sqrt 2."""
+    own = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    assert_close(pca_importance(torch.tensor([[3.0, 1.0]]), own, 1), torch.tensor([8.0, 2.0]))
+    assert_close(pca_importance(torch.tensor([[3.0, 1.0], [1.0, 1.0]]), own, 1), torch.tensor([10.0, 2.0]))
+
+
+def test_pca_importance_does_not_depend_on_eigenvector_signs(monkeypatch):
+    """The published code's does: it sums rotated gradients over a head before squaring."""
+    gradients, own = random(4, HEADS * DIM, seed=1), moment()
+    expected = pca_importance(gradients, own, HEADS)
+
+    def flipped(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        values, axes = principal_axes(matrix)
+        signs = torch.ones(axes.shape[-1], dtype=axes.dtype)
+        signs[::2] = -1
+        return values, axes * signs
+
+    monkeypatch.setattr("intraslice.ratios.principal_axes", flipped)
+    assert_close(pca_importance(gradients, own, HEADS), expected)
+
+
+def test_a_rotation_matters_to_single_channels_but_not_to_whole_heads():
+    """Squares summed over a whole head cancel any rotation, so nothing PCA-aware would be left of them."""
+    gradients = random(4, HEADS * DIM, seed=1)
+    first, second = (pca_importance(gradients, moment(seed), HEADS) for seed in (0, 5))
+    assert (first - second).abs().max() > 0.1 * first.max()
+    assert (first - gradients.square().sum(0)).abs().max() > 0.1 * first.max()
+    assert_close(first.view(HEADS, DIM).sum(1), second.view(HEADS, DIM).sum(1))
+
+
+def test_principal_channels_come_heads_first_then_by_variance():
+    """A gradient along a head's k-th axis is the importance of channel k of that head and of no other."""
+    own = moment()
+    axes = principal_axes(diagonal_blocks(own, HEADS))[1]
+    gradient = torch.zeros(1, HEADS, DIM, dtype=torch.float64)
+    gradient[0, 1] = 3 * axes[1, :, 2]
+    expected = torch.zeros(HEADS * DIM, dtype=torch.float64)
+    expected[DIM + 2] = 9
+    assert_close(pca_importance(gradient.flatten(1), own, HEADS), expected)
+
+
+def test_fisher_head_importance_is_the_squared_gradient_of_the_heads_own_mask():
+    """Autograd with one scalar mask a head, against the gradients of one mask a channel."""
+    outputs, map_out, target = random(6, 5, HEADS, DIM), random(HEADS * DIM, 7, seed=1), random(6, 5, 7, seed=2)
+
+    def gradients(shape: tuple[int, ...]) -> Tensor:
+        mask = torch.ones(6, *shape, dtype=torch.float64, requires_grad=True)  # one a sequence
+        result = (outputs * mask[:, None]).flatten(2) @ map_out
+        (result.tanh() - target).square().mean((1, 2)).sum().backward()
+        return mask.grad
+
+    of_heads = gradients((HEADS, 1)).squeeze(-1)
+    importance = fisher_head_importance(gradients((HEADS, DIM)).flatten(1), HEADS)
+    assert_close(importance, of_heads.square().sum(0))
+
+
+def test_neuron_importance_is_the_summed_square():
+    gradients = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
+    assert_close(neuron_importance(gradients), torch.tensor([10.0, 4.25]))
+
+
+# Rankings and caps
+
+
+def ranking() -> Ranking:
+    """Two layers of two and four units, the weakest first."""
+    return Ranking(torch.arange(6.0), torch.tensor([1, 0, 1, 1, 0, 1]), (2, 4))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "ratios", "threshold"),
+    [
+        (0.0, [0.0, 0.0], 0.0),
+        (0.5, [0.5, 0.5], 3.0),
+        (2 / 6, [0.5, 0.25], 2.0),
+        (2.5 / 6, [0.5, 0.375], 2.0),  # the straddling unit falls by half
+        (1.0, [1.0, 1.0], 5.0),
+        (1.7, [1.0, 1.0], 5.0),
+    ],
+)
+def test_a_layers_ratio_is_the_share_of_its_fallen_units(fraction, ratios, threshold):
+    found, cut = ranking().ratios(fraction)
+    assert found == pytest.approx(ratios)
+    assert cut == threshold
+
+
+@pytest.mark.parametrize(
+    ("ratios", "weights", "capped"),
+    [
+        ([0.2, 0.4], [1, 1], [0.2, 0.4]),  # nothing to do
+        ([0.9, 0.1, 0.2], [1, 1, 1], [0.6, 0.2, 0.4]),  # 0.3 over, shared 1 : 2
+        ([0.9, 0.1, 0.2], [2, 1, 1], [0.6, 0.3, 0.6]),  # twice as much over, as that layer is twice as large
+        ([1.0, 0.5, 0.1], [1, 1, 1], [0.6, 0.6, 0.4]),  # the second reaches the cap on its way
+        ([1.0, 0.0, 0.0], [1, 1, 1], [0.6, 0.2, 0.2]),  # no proportions to follow
+        ([0.9, 0.8], [1, 3], [0.6, 0.6]),  # no room at all
+    ],
+)
+def test_what_is_over_the_cap_goes_to_the_others_in_proportion(ratios, weights, capped):
+    assert cap_ratios(ratios, weights, 0.6) == pytest.approx(capped)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cap_conserves_the_total(seed):
+    generator = torch.Generator().manual_seed(seed)
+    ratios = torch.rand(30, generator=generator).square()
+    weights = torch.randint(1, 100, (30,), generator=generator)
+    capped = torch.tensor(cap_ratios(ratios.tolist(), weights.tolist(), 0.5))
+    assert (capped <= 0.5).all()
+    assert_close((capped * weights).sum(), (ratios * weights).sum())
+    below = capped < 0.5
+    factors = (capped / ratios)[below]
+    assert_close(factors, factors[:1].expand_as(factors))  # one proportion for all below the cap
+    assert factors[0] > 1
