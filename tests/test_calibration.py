@@ -1,0 +1,234 @@
+"""Moments and mask gradients against plain collection and plain autograd; the cache on disk and its accidents."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import PreTrainedModel
+
+from intraslice import calibration
+from intraslice.calibration import CalibrationStats, LayerStats, calibrate, layer_sizes
+from intraslice.config import Progress, finish
+from intraslice.families import blocks
+from intraslice.linalg import NumericalError
+
+FIELDS = tuple(LayerStats.__dataclass_fields__)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
+    return tmp_path / "calibration"
+
+
+@pytest.fixture
+def forbid_work(monkeypatch: pytest.MonkeyPatch):
+    """Call it, and any further calibration that is not read from disk fails."""
+
+    def refuse(*_) -> None:
+        raise AssertionError("calibrated again")
+
+    return lambda: monkeypatch.setattr(calibration, "_calibrate_batch", refuse)
+
+
+@pytest.fixture
+def loaded(tiny_llama_gqa, as_loaded):
+    return as_loaded(tiny_llama_gqa())
+
+
+TOKENS = torch.randint(3, 256, (3, 10), generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(actual: CalibrationStats, expected: CalibrationStats, **tolerance: float) -> None:
+    for one, other in zip(actual.layers, expected.layers, strict=True):
+        for name in FIELDS:
+            assert_close(getattr(one, name), getattr(other, name), **tolerance)
+
+
+# What is measured
+
+
+def output_maps(model: PreTrainedModel) -> list[tuple[torch.nn.Linear, torch.nn.Linear]]:
+    """`o_proj` and `down_proj` of each layer, under transformers' own names."""
+    return [
+        (
+            layer.self_attn.dense if hasattr(layer.self_attn, "dense") else layer.self_attn.o_proj,
+            layer.mlp.fc2 if hasattr(layer.mlp, "fc2") else layer.mlp.down_proj,
+        )
+        for layer in model.model.layers
+    ]
+
+
+def by_hand(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
+    """One sequence at a time through transformers' own model: inputs of the output maps and their masks' gradients."""
+    layers = [{"rows": [[], []], "grads": [[], []]} for _ in model.model.layers]
+    for sequence in tokens:
+        masks, handles = [], []
+        for own, linears in zip(layers, output_maps(model), strict=True):
+            for kind, linear in enumerate(linears):
+                mask = torch.ones(linear.in_features, requires_grad=True)
+
+                def hook(_, inputs, mask=mask, rows=own["rows"][kind]):
+                    rows.append(inputs[0].detach()[0])
+                    return (inputs[0] * mask,)
+
+                masks.append((own["grads"][kind], mask))
+                handles.append(linear.register_forward_pre_hook(hook))
+        model(input_ids=sequence[None], labels=sequence[None]).loss.backward()
+        for handle in handles:
+            handle.remove()
+        for gradients, mask in masks:
+            gradients.append(mask.grad)
+    return [
+        {
+            kind: ([torch.cat(r) for r in own[kind]] if kind == "rows" else [torch.stack(g) for g in own[kind]])
+            for kind in own
+        }
+        for own in layers
+    ]
+
+
+def test_moments_and_gradients_are_what_plain_collection_finds(family_case):
+    tokens = family_case.tokens[:5]
+    stats = finish(calibrate(family_case.loaded, tokens))
+    for layer, own in zip(stats.layers, by_hand(family_case.original, tokens), strict=True):
+        for (moment, total, gradient), rows, gradients in zip(
+            (
+                (layer.attention_moment, layer.attention_sum, layer.attention_gradients),
+                (layer.mlp_moment, layer.mlp_sum, layer.mlp_gradients),
+            ),
+            own["rows"],
+            own["grads"],
+            strict=True,
+        ):
+            assert_close(moment, rows.T @ rows, atol=1e-3, rtol=1e-4)
+            assert_close(total, rows.sum(0), atol=1e-3, rtol=1e-4)
+            assert_close(gradient, gradients, atol=1e-6, rtol=1e-3)
+    assert stats.tokens == tokens.numel()
+
+
+def test_channel_products_are_summed_after_the_rotary_embedding(family_case):
+    stats, model = finish(calibrate(family_case.loaded, TOKENS)), family_case.loaded.model
+    block, layer = blocks(model)[0], stats.layers[0]
+    with torch.no_grad():
+        hidden = block.attention_norm(model.get_input_embeddings()(TOKENS))
+        positions = torch.arange(TOKENS.shape[1])[None]
+        query, key, _ = block.attention.project(hidden, model.model.rotary_emb(hidden, positions))
+    expected = torch.zeros_like(layer.channel_products)
+    for head, group in enumerate(block.attention.kv_head.tolist()):
+        expected[head] = (query[:, head] * key[:, group]).abs().sum((0, 1))
+    assert_close(layer.channel_products, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_batch_size_changes_nothing(family_case, batch, monkeypatch):
+    tokens = family_case.tokens[:5]
+    monkeypatch.setattr(calibration, "_load", lambda *_: None)
+    expected = finish(calibrate(family_case.loaded, tokens))
+    monkeypatch.setattr(calibration, "TOKENS_A_BATCH", batch * tokens.shape[1])
+    monkeypatch.setattr(calibration, "LOGIT_TOKENS", 17)
+    assert_same(finish(calibrate(family_case.loaded, tokens)), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_sizes_count_what_transformers_counts(family_case):
+    stats = family_case.stats
+    for sizes, layer in zip(stats.sizes, family_case.original.model.layers, strict=True):
+        assert sizes.dense_parameters == sum(p.numel() for p in layer.parameters())
+    assert [layer_sizes(block) for block in blocks(family_case.loaded.model)] == list(stats.sizes)
+
+
+def test_progress_counts_sequences_and_hooks_are_removed(loaded):
+    events: list[Progress] = []
+    finish(calibrate(loaded, TOKENS), events.append)
+    assert events[0] == Progress("calibrate", 0, 3)
+    assert events[-1] == Progress("calibrate", 3, 3)
+    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+def test_cancelling_removes_the_hooks_and_keeps_nothing(loaded, cache, monkeypatch):
+    monkeypatch.setattr(calibration, "TOKENS_A_BATCH", 1)
+    job = calibrate(loaded, TOKENS)
+    next(job), next(job)
+    job.close()
+    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_named_and_not_kept(loaded, cache, value):
+    loaded.model.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    with pytest.raises(NumericalError, match="not finite"):
+        finish(calibrate(loaded, TOKENS))
+    assert not cache.exists()
+
+
+# The cache
+
+
+def test_the_second_time_is_read_from_disk(loaded, forbid_work, cache):
+    first = finish(calibrate(loaded, TOKENS))
+    assert len(list(cache.iterdir())) == 1
+    forbid_work()
+    events: list[Progress] = []
+    assert_same(finish(calibrate(loaded, TOKENS), events.append), first, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("change", ["tokens", "shape", "weights", "dtype"])
+def test_another_run_is_not_served_from_the_file(loaded, change, cache):
+    finish(calibrate(loaded, TOKENS))
+    tokens = TOKENS
+    if change == "tokens":
+        tokens = TOKENS.clone()
+        tokens[2, 9] += 1
+    elif change == "shape":
+        tokens = TOKENS.view(5, 6)
+    elif change == "weights":
+        loaded = replace(loaded, fingerprint="other")
+    else:
+        loaded.model.bfloat16()
+    finish(calibrate(loaded, tokens))
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_models_of_one_architecture_have_their_own_fingerprints(tiny_llama_gqa, as_loaded):
+    one, other = tiny_llama_gqa(), tiny_llama_gqa()
+    other.model.layers[2].mlp.down_proj.weight.data += 1e-3
+    assert as_loaded(one).fingerprint != as_loaded(other).fingerprint
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, -1])
+def test_a_truncated_file_is_made_anew(loaded, cache, size):
+    first = finish(calibrate(loaded, TOKENS))
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:size])
+    assert_same(finish(calibrate(loaded, TOKENS)), first, atol=0, rtol=0)
+    assert file.stat().st_size == len(whole)
+
+
+def test_a_full_disk_is_a_warning(loaded, cache, monkeypatch, caplog):
+    def full(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(calibration, "save_file", full)
+    with caplog.at_level(logging.WARNING):
+        stats = finish(calibrate(loaded, TOKENS))
+    assert stats.tokens == 30
+    assert "No space left on device" in caplog.text
+    assert "INTRASLICE_CACHE" in caplog.text
+    assert not list(cache.iterdir())
+
+
+def test_a_cache_folder_that_cannot_be_made_is_a_warning(loaded, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "file"))
+    finish(calibrate(loaded, TOKENS))
+    assert "cannot keep the calibration" in caplog.text
