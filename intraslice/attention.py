@@ -52,7 +52,7 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
     """Decide the heads for every channel budget 0..H*d at once.
 
     Heads with under a quarter of the mean share of the best `keep` channels go first; then the weakest head goes while
-    that grows the captured energy, or while heads are narrower than `NARROWEST` of the dense width. One head stays always.
+    that grows the captured energy, or while heads are narrower than `NARROWEST` of the dense width. One head stays.
     """
     heads, width = energies.shape
     device = energies.device
@@ -85,7 +85,7 @@ def choose_channels(
 ) -> tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept pairs"]]:
     """Query/key channels of every surviving key/value head, and the rotary frequency of each kept pair.
 
-    `products[h, j]` is the mean over tokens of `|q_j k_j|` of query head h. Rotated channels survive as pairs, scored by
+    `products[h, j]` is the mean over tokens of `|q_j k_j|` of query head h. Rotated channels survive as pairs, by
     the sum over the group's kept queries; unrotated ones are single and pair up in the order of their scores.
     """
     half = products.shape[1] // 2
@@ -149,7 +149,7 @@ def value_axes(
 
 @dataclass(frozen=True)
 class OutputMoments:
-    """What the output map is fitted on, over N tokens: `X'` the kept heads' outputs (C' channels), `X` the dense ones."""
+    """What the output map is fitted on, over N tokens: `X'` kept heads' outputs (C' channels), `X` the dense ones."""
 
     own: Float[Tensor, "own own"]  # X'^T X'
     cross: Float[Tensor, "own dense"]  # X'^T X

@@ -1,11 +1,11 @@
 """One layer's weights in one canonical form, and the only forwards that use them.
 
-Every family (Llama, Phi-3, Phi) is read into `AttentionWeights` and `MLPWeights`, dense or sliced alike; the two modules
-below replace `self_attn` and `mlp` of the transformers layer. Sizes are read off the tensors, never off a model config,
+Every family (Llama, Phi-3, Phi) is read into `AttentionWeights` and `MLPWeights`, dense or sliced alike; two modules
+here replace `self_attn` and `mlp` of the transformers layer. Sizes are read off the tensors, never off a model config,
 so layers of one model may differ: fewer heads, ragged query groups, narrower heads, narrower MLPs.
 
 Channel layout of queries and keys: the first half of a head's channels and the second half form rotation pairs
-`(j, j + dim/2)`, each turned by one rotary frequency. Channels that the dense model does not rotate (partial rotary) are
+`(j, j + dim/2)`, each turned by one rotary frequency. Channels that the model does not rotate (partial rotary) are
 paired two by two with the frequency index `UNROTATED`.
 """
 
@@ -91,7 +91,9 @@ class SlicedAttention(nn.Module):
         self.scale = weights.scale
         self.qkv_proj = frozen_linear(
             torch.cat([w.flatten(0, 1) for w in (weights.query, weights.key, weights.value)]),
-            _joined([b if b is None else b.flatten() for b in (weights.query_bias, weights.key_bias, weights.value_bias)]),
+            _joined(
+                [b if b is None else b.flatten() for b in (weights.query_bias, weights.key_bias, weights.value_bias)]
+            ),
         )
         self.o_proj = frozen_linear(weights.output.flatten(1), weights.output_bias)
         device = weights.query.device
@@ -175,7 +177,7 @@ class SlicedAttention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, attention_mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention. Query heads are a multiple of the key/value heads, group by group.
 
-    query (batch, heads, tokens, dim), key and value (batch, kv_heads, tokens', ·) -> (batch, tokens, heads * value_dim).
+    query (batch, heads, tokens, dim), key and value (batch, kv_heads, tokens', ·) -> (batch, tokens, heads * value_dim)
     """
     width, value_dim = query.shape[-1], value.shape[-1]
     if width != value_dim and query.shape[2] > 1:  # the fast CPU kernel wants one width for all three

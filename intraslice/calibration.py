@@ -191,7 +191,7 @@ def calibrate(
 ) -> Generator[Progress, None, CalibrationStats]:
     """Mask gradients (paper §4) and second moments of the dense model over `tokens`; yields progress by sequence.
 
-    Costs about a forward, a backward without weight gradients, and the moments. Raises NumericalError when the gradients
+    Costs about a forward, a backward without weight gradients, and the moments. Raises NumericalError where gradients
     are not finite.
     """
     model, sequences = loaded.model, len(tokens)
@@ -207,7 +207,9 @@ def calibrate(
             _calibrate_batch(model, layers, stats, batch, done)
             done += len(batch)
             yield Progress("calibrate", done, sequences)
-        if not all(torch.isfinite(s.attention_gradients).all() and torch.isfinite(s.mlp_gradients).all() for s in stats):
+        if not all(
+            torch.isfinite(s.attention_gradients).all() and torch.isfinite(s.mlp_gradients).all() for s in stats
+        ):
             raise NumericalError("mask gradients are not finite; calibrate in float32, or on other text")
         _save(path, stats)
     decoder = sum(p.numel() for p in model.model.layers.parameters())
@@ -267,7 +269,9 @@ def _load(path: Path, layers: list[Block]) -> list[LayerStats] | None:
 
 
 def _save(path: Path, stats: list[LayerStats]) -> None:
-    tensors = {f"{index}.{name}": value.cpu() for index, layer in enumerate(stats) for name, value in vars(layer).items()}
+    tensors = {
+        f"{index}.{name}": value.cpu() for index, layer in enumerate(stats) for name, value in vars(layer).items()
+    }
     size = sum(tensor.nbytes for tensor in tensors.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +280,7 @@ def _save(path: Path, stats: list[LayerStats]) -> None:
             os.replace(Path(folder) / path.name, path)
     except (OSError, SafetensorError) as error:  # the result is right all the same; only the next run pays again
         log.warning(
-            "cannot keep the calibration (%.0f MB) in %s: %s; free some space or set INTRASLICE_CACHE to another folder",
+            "cannot keep the calibration (%.0f MB) in %s: %s; free some space or point INTRASLICE_CACHE elsewhere",
             size / 1e6,
             path.parent,
             error,

@@ -70,7 +70,7 @@ class EvaluationConfig:
 class SliceConfig:
     """How much to remove and by which rule.
 
-    `sparsity` is the fraction of decoder-layer parameters to remove. `bias` (the paper's lambda_b) above 1 cuts the MLPs
+    `sparsity` is the fraction of decoder-layer parameters to remove. `bias` (the paper's lambda_b) above 1 cuts MLPs
     harder, below 1 the attention. `cap` bounds every estimated ratio.
     """
 
@@ -87,7 +87,9 @@ class SliceConfig:
         _require_choice("estimator", self.estimator, get_args(Estimator))
         _require_choice("order", self.order, get_args(Order))
         if self.sparsity > self.cap:
-            raise UserError(f"sparsity {self.sparsity:g} is above the cap of {self.cap:g}; raise the cap or ask for less")
+            raise UserError(
+                f"sparsity {self.sparsity:g} is above the cap of {self.cap:g}; raise the cap or ask for less"
+            )
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,18 @@ def perplexity(
     return math.exp(total / (tokens.shape[0] * (tokens.shape[1] - 1)))
 
 
+def parameters_of(model: PreTrainedModel, name: str) -> dict[str, int]:
+    """`{name}_total` and `{name}_decoder` (the decoder layers alone), counted on the tensors; tied ones count once."""
+    decoder = sum(p.numel() for p in model.model.layers.parameters())
+    return {f"{name}_total": sum(p.numel() for p in model.parameters()), f"{name}_decoder": decoder}
+
+
+def kv_bytes_per_token(model: PreTrainedModel) -> int:
+    """Bytes that one more token adds to the key/value cache, over all layers."""
+    attentions = [layer.self_attn for layer in model.model.layers]
+    return sum(a.kv_heads * (a.dim + a.value_dim) for a in attentions) * model.dtype.itemsize
+
+
 class _Stopped(StoppingCriteria):
     def __init__(self, event: threading.Event) -> None:
         self.event = event

@@ -1,6 +1,6 @@
 """The only file that knows transformers' attribute names: how each family's layers are read into the canonical blocks.
 
-A new family costs one entry in `FAMILIES` (and one tiny model in tests/conftest.py). Fused projections are split here, once.
+A new family costs one entry in `FAMILIES` (and one tiny model in tests/conftest.py). Fused projections split here.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def _fused_attention(attention: nn.Module, query_size: int, kv_size: int) -> lis
 
 def _phi_attention(attention: nn.Module, query_size: int, kv_size: int) -> list[Pair]:
     if getattr(attention, "qk_layernorm", False):
-        raise UserError("this Phi model normalises queries and keys (qk_layernorm); only models without it can be sliced")
+        raise UserError(
+            "this Phi model normalises queries and keys (qk_layernorm); only models without it can be sliced"
+        )
     return [_pair(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj", "dense")]
 
 
@@ -63,16 +65,14 @@ def _fused_mlp(mlp: nn.Module) -> list[Pair]:
     return [*_split(mlp.gate_up_proj, [width, width]), _pair(mlp.down_proj)]
 
 
-def _plain_mlp(mlp: nn.Module) -> list[Pair]:
+def _plain_mlp(mlp: nn.Module) -> list[tuple[Tensor | None, Tensor | None]]:
     return [(None, None), _pair(mlp.fc1), _pair(mlp.fc2)]
 
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(_separate_attention, _separate_mlp),
     "phi3": Family(_fused_attention, _fused_mlp),
-    "phi": Family(
-        _phi_attention, _plain_mlp, mlp_norm="input_layernorm", final_norm="final_layernorm", parallel=True
-    ),
+    "phi": Family(_phi_attention, _plain_mlp, mlp_norm="input_layernorm", final_norm="final_layernorm", parallel=True),
 }
 
 

@@ -40,7 +40,9 @@ def solve(system: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Float[Te
     return torch.cholesky_solve(right, factor)
 
 
-def principal_axes(moment: Float[Tensor, "*batch n n"]) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n n"]]:
+def principal_axes(
+    moment: Float[Tensor, "*batch n n"],
+) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n n"]]:
     """Eigenvalues, descending and not below zero, and the axes as columns."""
     if not torch.isfinite(moment).all():
         raise NumericalError("activation moments are not finite; calibrate in float32, or on other text")

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice.checkpoints import is_checkpoint
+from intraslice.checkpoints import load as load_checkpoint
 from intraslice.config import Progress, UserError
 from intraslice.families import canonicalise
 from intraslice.memory import MemoryEstimate, estimate_memory, require_memory
@@ -33,13 +35,17 @@ SAMPLES = 1024  # values of each parameter that go into the fingerprint
 
 @dataclass
 class LoadedModel:
-    """A canonicalised dense model. `name` is what was asked for; `source` says plainly which weights these are."""
+    """A canonicalised model. `name` is what was asked for; `source` says plainly which weights these are.
+
+    `made` is None for a dense model, and how it was made for a sliced checkpoint.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     source: str
     fingerprint: str
+    made: dict[str, Any] | None = None
 
 
 def load_model(
@@ -55,13 +61,13 @@ def load_model(
     Raises:
         UserError: no such model, one that cannot be sliced, one that does not fit, or a device that is not there.
     """
-    if (Path(name).expanduser() / "intraslice.json").is_file():
-        # Sliced checkpoints are read by checkpoints.py; this is where it is called.
-        raise UserError(f"{name} is a sliced checkpoint; wanted a dense model to slice")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
+    if is_checkpoint(name):
+        model, tokenizer, made = load_checkpoint(name, device, dtype)
+        return LoadedModel(model, tokenizer, name, f"{made['source']}, sliced", fingerprint(model), made)
     require_memory(name, dtype, device)
     weights = obtain_weights(name, on_progress)
     model, tokenizer = read_weights(weights, dtype)

@@ -32,7 +32,7 @@ def pca_importance(
 ) -> Float[Tensor, " channels"]:
     """Importance of each principal channel of each head: `sum_B ((g Q)_k)^2` (the paper's I_i).
 
-    Squared channel by channel, so the arbitrary signs of eigenvectors do not matter, and never summed over a whole head,
+    Squared channel by channel, so the arbitrary signs of eigenvectors do not matter, never summed over a whole head,
     where the rotation would cancel.
     """
     _, axes = principal_axes(diagonal_blocks(moment, heads))
@@ -286,8 +286,8 @@ def _spread(
 def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     """Ratios and sizes that remove `config.sparsity` of the decoder layers' parameters (paper §4).
 
-    Neurons kept are `L * I * (1 - sparsity * bias)`; heads take the parameters that remain. Key/value heads only go with
-    their whole group and sizes are rounded, so the budget is searched for until what is really removed is what was asked.
+    Neurons kept are `L * I * (1 - sparsity * bias)`; heads take the parameters that remain. Key/value heads go with
+    their whole group and sizes are rounded, so the budget is searched for until what goes is what was asked.
     Raises UserError when the cap and the bias leave too little to remove.
     """
     wanted = (1 - config.sparsity) * profile.dense_decoder

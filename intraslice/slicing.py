@@ -85,9 +85,7 @@ def _one_shot(
         )
 
 
-def _attention_from_moments(
-    dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int
-) -> SlicedAttention:
+def _attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:
     if _untouched(dense, plan):
         return dense
     weights = dense.weights()
@@ -175,9 +173,7 @@ def _sequential(
         yield pair
 
 
-def _slice_block_(
-    block: Block, plan: LayerPlan, stream: Stream, tokens: int
-) -> tuple[SlicedAttention, SlicedMLP]:
+def _slice_block_(block: Block, plan: LayerPlan, stream: Stream, tokens: int) -> tuple[SlicedAttention, SlicedMLP]:
     """Slice one layer on the stream and move the stream through the sliced layer, in place."""
     attention = _attention_from_stream(block, plan, stream, tokens)
     if block.parallel:
@@ -221,9 +217,7 @@ def _attention_from_stream(block: Block, plan: LayerPlan, stream: Stream, tokens
         outputs = dense.attend(query, key, value, mask)
         narrow_query = query[:, heads].gather(3, _columns(channels[cut.kv_head], query))
         narrow_key = key[:, groups].gather(3, _columns(channels, key))
-        own = attend(
-            narrow_query, narrow_key[:, cut.kv_head], value[:, groups][:, cut.kv_head], dense.scale, mask
-        )
+        own = attend(narrow_query, narrow_key[:, cut.kv_head], value[:, groups][:, cut.kv_head], dense.scale, mask)
         add_moment_(moments[0], own)
         add_moment_(moments[1], own, outputs)
         for total, rows in zip(sums, (own, outputs), strict=True):
