@@ -1,0 +1,221 @@
+"""The two drivers: what each layer is fitted on, what they share, and what stops them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import PreTrainedModel
+
+from intraslice.calibration import CalibrationStats, calibrate
+from intraslice.config import Progress, SliceConfig, finish
+from intraslice.linalg import NumericalError
+from intraslice.ratios import SlicePlan, make_plan
+from intraslice.slicing import slice_model
+
+ORDERS = ("sequential", "one-shot")
+
+
+def plan_for(case, sparsity: float = 0.4, order: str = "sequential") -> SlicePlan:
+    return make_plan(case.stats.profile, SliceConfig(sparsity, order=order))
+
+
+def run(case, plan: SlicePlan, stats: CalibrationStats | None = None) -> PreTrainedModel:
+    return finish(slice_model(case.loaded.model, plan, stats or case.stats, case.tokens))
+
+
+def with_first_layer(case, order: str, **sizes) -> SlicePlan:
+    """A plan that leaves every layer whole but changes the first as told."""
+    plan = plan_for(case, 0.0, order)
+    return replace(plan, layers=(replace(plan.layers[0], **sizes), *plan.layers[1:]))
+
+
+@torch.no_grad()
+def watch(model: PreTrainedModel, layer: int, part: str, linear: str, tokens: Tensor) -> tuple[Tensor, dict]:
+    """What enters an output map (tokens, channels), and how the module around it was called."""
+    module, found = getattr(model.model.layers[layer], part), {}
+
+    def at_module(_: nn.Module, inputs: tuple, named: dict) -> None:
+        found.update(named if named else {"hidden_states": inputs[0]})
+
+    def at_linear(_: nn.Module, inputs: tuple) -> None:
+        found["rows"] = inputs[0].flatten(0, 1)
+
+    handles = [
+        module.register_forward_pre_hook(at_module, with_kwargs=True),
+        getattr(module, linear).register_forward_pre_hook(at_linear),
+    ]
+    model(tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found.pop("rows"), found
+
+
+def ridge(rows: Tensor, target: Tensor, damped_like: Tensor, centred: bool) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of `rows -> target`, damped by the moment of `damped_like`, in float64."""
+    rows, target, damped_like = rows.double(), target.double(), damped_like.double()
+    means = rows.mean(0), target.mean(0)
+    if centred:
+        rows, target, damped_like = rows - means[0], target - means[1], damped_like - damped_like.mean(0)
+    step = 0.01 * damped_like.square().sum(0).mean()
+    weight = torch.linalg.solve(rows.T @ rows + step * torch.eye(rows.shape[1]).double(), rows.T @ target).T
+    return weight.float(), (means[1] - weight @ means[0]).float() if centred else None
+
+
+# What is fitted
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_attention_is_fitted_on_what_the_sliced_layers_before_it_give(family_case, layer):
+    """Ridge of the dense layer's output, for the very states that the finished sliced model feeds this layer."""
+    model = run(family_case, plan_for(family_case))
+    rows, call = watch(model, layer, "self_attn", "o_proj", family_case.tokens)
+    made, dense = model.model.layers[layer].self_attn, family_case.loaded.model.model.layers[layer].self_attn
+    assert made is not dense
+    target = dense(**call)[0].flatten(0, 1)
+    weight, bias = ridge(rows, target, rows, made.o_proj.bias is not None)
+    assert_close(made.o_proj.weight, weight, atol=2e-3, rtol=2e-3)
+    if bias is not None:
+        assert_close(made.o_proj.bias, bias, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_mlp_is_fitted_on_what_the_sliced_layers_before_it_give(family_case, layer):
+    model = run(family_case, plan_for(family_case))
+    rows, call = watch(model, layer, "mlp", "down_proj", family_case.tokens)
+    made, dense = model.model.layers[layer].mlp, family_case.loaded.model.model.layers[layer].mlp
+    assert made is not dense
+    inner = dense.inner(call["hidden_states"]).flatten(0, 1)
+    up, own = dense.weights(), made.weights()
+    kept = torch.tensor([int((up.up == row).all(1).nonzero()) for row in own.up])
+    assert_close(inner[:, kept], rows, atol=1e-5, rtol=1e-4)
+    cut = torch.ones(dense.neurons, dtype=torch.bool)
+    cut[kept] = False
+    repair, shift = ridge(rows, inner[:, cut] @ up.down[:, cut].T, inner, own.down_bias is not None)
+    assert_close(own.down, up.down[:, kept] + repair, atol=2e-3, rtol=2e-3)
+    if shift is not None:
+        assert_close(own.down_bias, up.down_bias + shift, atol=2e-3, rtol=2e-3)
+
+
+@torch.no_grad()
+def test_both_orders_agree_on_a_first_layer_whose_queries_and_keys_stay(family_case):
+    """Then the dense moments are those of the sliced layer, and only rounding differs."""
+    dense = family_case.loaded.model.model.layers
+    kv_head = dense[0].self_attn.kv_head[:-1]
+    sizes = {"heads": tuple(range(len(kv_head))), "kv_heads": len(kv_head.unique())}
+    models = [run(family_case, with_first_layer(family_case, order, **sizes)) for order in ORDERS]
+    _, call = watch(models[0], 0, "self_attn", "o_proj", family_case.tokens)
+    assert models[0].model.layers[0].self_attn.heads == len(kv_head)
+    one, other = (model.model.layers[0].self_attn(**call)[0] for model in models)
+    assert_close(one, other, atol=1e-4, rtol=1e-3)
+    assert models[0].model.layers[1].self_attn is dense[1].self_attn  # untouched layers are shared
+
+
+@torch.no_grad()
+def error_of(case, part: str, **sizes) -> float:
+    """Relative error of the first layer's module on the calibration tokens."""
+    model = run(case, with_first_layer(case, "sequential", **sizes))
+    linear = "o_proj" if part == "self_attn" else "down_proj"
+    _, call = watch(case.loaded.model, 0, part, linear, case.tokens)
+    made, dense = (getattr(m.model.layers[0], part)(**call) for m in (model, case.loaded.model))
+    if part == "self_attn":
+        made, dense = made[0], dense[0]
+    return ((made - dense).norm() / dense.norm()).item()
+
+
+@pytest.mark.parametrize("part", ["self_attn", "mlp"])
+def test_error_does_not_rise_with_rank(family_case, part):
+    """Exactly so for neurons but for the damping; nearly for heads, whose rotary pairs go by score."""
+    first = family_case.stats.sizes[0]
+    if part == "self_attn":
+        ladder = [{"dim": dim} for dim in range(4, first.dim + 1, 2)]
+    else:
+        ladder = [{"neurons": width} for width in range(16, first.neurons, 16)] + [{"neurons": first.neurons}]
+    errors = [error_of(family_case, part, **sizes) for sizes in ladder]
+    assert errors[-1] == 0
+    assert 0.05 < errors[0] < 1
+    assert all(more <= less * 1.03 for less, more in pairwise(errors)), errors
+
+
+# What stops it, and what does not
+
+
+def test_the_sequential_order_wants_tokens(family_case):
+    with pytest.raises(ValueError, match="tokens"):
+        finish(slice_model(family_case.loaded.model, plan_for(family_case), family_case.stats))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_progress_counts_layers_and_leaves_the_gradient_mode_alone(tiny_case, order):
+    case = tiny_case("llama-gqa")
+    events: list[Progress] = []
+    for event in slice_model(case.loaded.model, plan_for(case, order=order), case.stats, case.tokens):
+        events.append(event)
+        assert torch.is_grad_enabled()
+    assert events == [Progress("slice", done, 3) for done in range(4)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("part", ["self_attn", "mlp"])
+def test_values_that_are_not_finite_are_named(tiny_case, as_loaded, tiny_llama_gqa, order, part):
+    case, broken = tiny_case("llama-gqa"), as_loaded(tiny_llama_gqa())
+    stats = case.stats
+    if order == "sequential":
+        layer = broken.model.model.layers[1]
+        linear = layer.self_attn.qkv_proj if part == "self_attn" else layer.mlp.gate_up_proj
+        linear.weight[:] = float("nan")
+    else:
+        name = "attention_moment" if part == "self_attn" else "mlp_moment"
+        poisoned = replace(stats.layers[1], **{name: getattr(stats.layers[1], name) * float("nan")})
+        stats = replace(stats, layers=[stats.layers[0], poisoned, stats.layers[2]])
+    with pytest.raises(NumericalError):
+        finish(slice_model(broken.model, plan_for(case, order=order), stats, case.tokens))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_silent_layer_and_few_tokens_are_no_trouble(tiny_llama_gqa, as_loaded, order, tmp_path, monkeypatch):
+    """Ten tokens leave every moment singular, and one layer says nothing at all: damping sees to both."""
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
+    loaded = as_loaded(tiny_llama_gqa())
+    dense = loaded.model.model.layers[1]
+    dense.self_attn.qkv_proj.weight[:] = 0
+    dense.mlp.gate_up_proj.weight[:] = 0
+    tokens = torch.arange(3, 13)[None]
+    stats = finish(calibrate(loaded, tokens))
+    plan = make_plan(stats.profile, SliceConfig(0.4, order=order))
+    model = finish(slice_model(loaded.model, plan, stats, tokens))
+    assert model(tokens).logits.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ORDERS)
+def test_bfloat16_weights_are_sliced_in_float32(tiny_llama_gqa, as_loaded, tiny_case, order, tmp_path, monkeypatch):
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
+    case, loaded = tiny_case("llama-gqa"), as_loaded(tiny_llama_gqa().bfloat16())
+    stats = finish(calibrate(loaded, case.tokens))
+    assert stats.layers[0].mlp_moment.dtype == torch.float32
+    plan = plan_for(case, 0.3, order)
+    model = finish(slice_model(loaded.model, plan, stats, case.tokens))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    logits, expected = model(case.tokens).logits.float(), run(case, plan)(case.tokens).logits
+    assert ((logits - expected).norm() / expected.norm()).item() < 0.25
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@torch.no_grad()
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_gpu_slices_as_the_cpu_does(tiny_llama_gqa, as_loaded, tiny_case, order, tmp_path, monkeypatch):
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
+    case, loaded = tiny_case("llama-gqa"), as_loaded(tiny_llama_gqa().cuda())
+    stats = finish(calibrate(loaded, case.tokens))
+    plan = make_plan(stats.profile, SliceConfig(0.3, order=order))
+    model = finish(slice_model(loaded.model, plan, stats, case.tokens))
+    assert all(parameter.is_cuda for parameter in model.parameters())
+    expected = run(case, plan)(case.tokens).logits
+    assert_close(model(case.tokens.cuda()).logits.cpu(), expected, atol=1e-2, rtol=1e-2)
