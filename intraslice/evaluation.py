@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Generator, Iterator
 
@@ -42,7 +41,8 @@ def perplexity(
         total += token_losses(model, batch).double().sum().item()
         done += len(batch)
         yield Progress(stage, done, len(tokens))
-    return math.exp(total / (tokens.shape[0] * (tokens.shape[1] - 1)))
+    mean = total / (tokens.shape[0] * (tokens.shape[1] - 1))
+    return torch.tensor(mean, dtype=torch.float64).exp().item()  # infinite where math.exp would raise
 
 
 def parameters_of(model: PreTrainedModel, name: str) -> dict[str, int]:
@@ -58,20 +58,22 @@ def kv_bytes_per_token(model: PreTrainedModel) -> int:
 
 
 class _Stopped(StoppingCriteria):
-    def __init__(self, event: threading.Event) -> None:
-        self.event = event
+    def __init__(self, *events: threading.Event | None) -> None:
+        self.events = [event for event in events if event is not None]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+    def __call__(self, input_ids: Tensor, scores: Tensor | None, **_) -> Tensor:
+        return torch.full((len(input_ids),), any(event.is_set() for event in self.events), device=input_ids.device)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> dict[str, Tensor]:
     """The prompt as input ids and attention mask: through the chat template where there is one, raw otherwise."""
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(
+        encoding = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-    return tokenizer(prompt, return_tensors="pt")
+    else:
+        encoding = tokenizer(prompt, return_tensors="pt")
+    return {name: encoding[name] for name in ("input_ids", "attention_mask")}  # some add token types: nobody reads them
 
 
 def generate_text(
@@ -85,7 +87,7 @@ def generate_text(
 ) -> Iterator[str]:
     """Stream the model's answer piece by piece; greedy at temperature 0. Setting `stop` ends it at the next token."""
     inputs = {name: tensor.to(model.device) for name, tensor in prompt_tokens(tokenizer, prompt).items()}
-    stop = stop or threading.Event()
+    abandoned = threading.Event()
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     failure: list[BaseException] = []
@@ -99,7 +101,7 @@ def generate_text(
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 streamer=streamer,
-                stopping_criteria=[_Stopped(stop)],
+                stopping_criteria=[_Stopped(stop, abandoned)],
             )
         except BaseException as error:  # raised again in the caller's thread
             failure.append(error)
@@ -110,7 +112,7 @@ def generate_text(
     try:
         yield from streamer
     finally:  # a caller who leaves early stops the work
-        stop.set()
+        abandoned.set()
         worker.join()
     if failure:
         raise failure[0]
