@@ -1,0 +1,165 @@
+"""Perplexity against transformers' own loss, sizes against the tensors, and text as it streams, stops and fails."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from intraslice import evaluation
+from intraslice.config import Progress, SliceConfig, finish
+from intraslice.evaluation import (
+    generate_text,
+    kv_bytes_per_token,
+    parameters_of,
+    perplexity,
+    prompt_tokens,
+    token_losses,
+)
+from intraslice.ratios import make_plan
+from intraslice.slicing import slice_model
+
+
+@pytest.fixture(scope="module")
+def case(tiny_case):
+    return tiny_case("llama-gqa")
+
+
+@pytest.fixture(scope="module")
+def sliced(case):
+    plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
+    return plan, finish(slice_model(case.loaded.model, plan, case.stats))
+
+
+# Perplexity
+
+
+@torch.no_grad()
+def test_perplexity_is_transformers_own_loss(family_case):
+    losses = [family_case.original(row[None], labels=row[None]).loss.item() for row in family_case.tokens]
+    assert finish(perplexity(family_case.loaded.model, family_case.tokens)) == pytest.approx(
+        math.exp(sum(losses) / len(losses)), rel=1e-4
+    )
+
+
+def test_token_losses_are_by_window_and_token(case):
+    losses = token_losses(case.loaded.model, case.tokens[:2])
+    log_probabilities = case.original(case.tokens[:2]).logits.log_softmax(-1)
+    expected = -log_probabilities[:, :-1].gather(2, case.tokens[:2, 1:, None])[..., 0]
+    assert_close(losses, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
+    expected = finish(perplexity(case.loaded.model, case.tokens))
+    monkeypatch.setattr(evaluation, "TOKENS_A_BATCH", batch * case.tokens.shape[1])
+    monkeypatch.setattr(evaluation, "LOGIT_TOKENS", 17)
+    events: list[Progress] = []
+    assert finish(perplexity(case.loaded.model, case.tokens), events.append) == pytest.approx(expected, rel=1e-5)
+    assert events[0] == Progress("evaluate", 0, 16)
+    assert events[-1] == Progress("evaluate", 16, 16)
+
+
+def test_a_hopeless_model_has_infinite_perplexity(tiny_llama_mha):
+    model = tiny_llama_mha()
+    model.lm_head.weight.data *= 1e5
+    assert finish(perplexity(model, torch.arange(3, 23).view(2, 10))) == math.inf
+
+
+# Sizes
+
+
+def test_sizes_are_those_of_the_tensors(case, sliced):
+    plan, model = sliced
+    for name, owner in (("dense", case.loaded.model), ("sliced", model)):
+        expected = {f"{name}_total", f"{name}_decoder"}
+        assert parameters_of(owner, name) == {key: getattr(plan.parameters, key) for key in expected}
+    assert (kv_bytes_per_token(case.loaded.model), kv_bytes_per_token(model)) == plan.kv_bytes_per_token
+
+
+# Generation
+
+
+PROMPT = "w20 w30 w40 w50"
+
+
+@pytest.fixture
+def never_ends(case, monkeypatch):
+    """Without an end token every generation runs to its limit."""
+    monkeypatch.setattr(case.loaded.model.generation_config, "eos_token_id", None)
+    return case.loaded
+
+
+def words(pieces) -> list[str]:
+    return "".join(pieces).split()
+
+
+def greedy_words(loaded, count: int) -> list[str]:
+    tokens = torch.tensor([[20, 30, 40, 50]])
+    with torch.no_grad():
+        for _ in range(count):
+            tokens = torch.cat([tokens, loaded.model(tokens).logits[:, -1:].argmax(-1)], 1)
+    return loaded.tokenizer.decode(tokens[0, 4:], skip_special_tokens=True).split()
+
+
+def test_generated_text_is_the_greedy_continuation_in_pieces(never_ends):
+    pieces = list(generate_text(never_ends.model, never_ends.tokenizer, PROMPT, max_new_tokens=12))
+    assert words(pieces) == greedy_words(never_ends, 12)
+    assert len(pieces) > 3
+
+
+def test_sampling_follows_the_seed(never_ends):
+    def sampled(seed: int) -> list[str]:
+        options = {"max_new_tokens": 12, "temperature": 3.0, "seed": seed}
+        return words(generate_text(never_ends.model, never_ends.tokenizer, PROMPT, **options))
+
+    assert sampled(1) == sampled(1) != sampled(2)
+
+
+def test_a_chat_template_is_used_where_there_is_one(word_tokenizer):
+    tokenizer = word_tokenizer(["user", "hello", "assistant"])
+    raw = prompt_tokens(tokenizer, "hello")
+    assert raw["input_ids"].tolist() == [tokenizer.convert_tokens_to_ids(["hello"])]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant"
+    ids = prompt_tokens(tokenizer, "hello")["input_ids"][0]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["user", "hello", "assistant"]
+
+
+def test_stop_ends_it_at_the_next_token(never_ends):
+    stop, pieces = threading.Event(), []
+    for piece in generate_text(never_ends.model, never_ends.tokenizer, PROMPT, max_new_tokens=400, stop=stop):
+        pieces.append(piece)
+        stop.set()
+    assert 1 <= len(words(pieces)) < 200
+
+
+def test_one_stop_event_can_serve_several_generations(never_ends):
+    """The end of one is no reason to stop the other."""
+    stop = threading.Event()
+    for _ in range(2):
+        pieces = generate_text(never_ends.model, never_ends.tokenizer, PROMPT, max_new_tokens=6, stop=stop)
+        assert words(pieces) == greedy_words(never_ends, 6)
+    assert not stop.is_set()
+
+
+def test_leaving_early_ends_the_work(never_ends):
+    before = threading.active_count()
+    pieces = generate_text(never_ends.model, never_ends.tokenizer, PROMPT, max_new_tokens=100_000)
+    next(pieces)
+    begun = time.perf_counter()
+    pieces.close()
+    assert time.perf_counter() - begun < 5
+    assert threading.active_count() == before
+
+
+def test_what_fails_in_the_thread_is_raised_here(never_ends, monkeypatch):
+    def fail(*_, **__) -> None:
+        raise ArithmeticError("no luck")
+
+    monkeypatch.setattr(never_ends.model.model.layers[1].mlp, "forward", fail)
+    with pytest.raises(ArithmeticError, match="no luck"):
+        list(generate_text(never_ends.model, never_ends.tokenizer, PROMPT))
