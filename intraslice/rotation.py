@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -74,14 +73,12 @@ def with_parts(module: nn.Module, parts: dict[nn.Module, nn.Module]) -> nn.Modul
     return copy.deepcopy(module, memo)
 
 
-def principal_axes_of(
-    stream: Stream, of: Callable[[Tensor, dict], Float[Tensor, "batch tokens hidden"]] = lambda hidden, _: hidden
-) -> Float[Tensor, "hidden hidden"]:
-    """Axes, as columns, of the uncentred second moment of the stream, or of what `of` makes of it. float64."""
+def principal_axes_of(stream: Stream) -> Float[Tensor, "hidden hidden"]:
+    """Axes, as columns, of the uncentred second moment of the stream, in float64."""
     width = stream.hidden[0].shape[-1]
     moment = torch.zeros(width, width, dtype=torch.float64, device=stream.hidden[0].device)
-    for hidden, arguments in zip(stream.hidden, stream.arguments, strict=True):
-        add_moment_(moment, of(hidden, arguments))
+    for hidden in stream.hidden:
+        add_moment_(moment, hidden)
     return principal_axes(moment)[1]
 
 
