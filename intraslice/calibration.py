@@ -6,14 +6,8 @@ model's fingerprint, the tokens and this file's version, so other weights or oth
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,89 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.attention import channel_scores, head_energies, head_table
-from intraslice.config import Progress, cache_folder
+from intraslice.cache import cache_path, keep
+from intraslice.config import Progress
 from intraslice.families import Block, blocks
 from intraslice.linalg import NumericalError, add_moment_
 from intraslice.models import LoadedModel
-from intraslice.ratios import (
-    LayerProfile,
-    LayerSizes,
-    Profile,
-    fisher_head_importance,
-    group_gradients,
-    neuron_importance,
-    pca_importance,
-)
+from intraslice.stats import CalibrationStats, LayerStats, layer_sizes
 
-log = logging.getLogger(__name__)
-
-FORMAT = "1"
+FORMAT = "2"
 TOKENS_A_BATCH = 1024
 LOGIT_TOKENS = 512
-
-
-@dataclass
-class LayerStats:
-    """Sums over the calibration tokens of one dense layer. C = heads * dim channels, I neurons, B sequences."""
-
-    attention_moment: Float[Tensor, "C C"]  # X^T X of what enters o_proj
-    attention_sum: Float[Tensor, " C"]
-    channel_products: Float[Tensor, "heads dim"]  # sum of |q_j k_j| after the rotary embedding
-    mlp_moment: Float[Tensor, "I I"]  # A^T A of what enters down_proj
-    mlp_sum: Float[Tensor, " I"]
-    attention_gradients: Float[Tensor, "B C"]
-    mlp_gradients: Float[Tensor, "B I"]
-
-
-@dataclass
-class CalibrationStats:
-    """What one calibration leaves behind. `tokens` is how many it saw."""
-
-    layers: list[LayerStats]
-    tokens: int
-    sizes: tuple[LayerSizes, ...]
-    outputs: list[Float[Tensor, "hidden heads dim"]]  # the dense output maps, by reference
-    kv_heads: list[tuple[int, ...]]
-    other_parameters: int
-    bytes_per_value: int
-
-    @cached_property
-    def profile(self) -> Profile:
-        """What the ratio estimator reads of it."""
-        layers = []
-        for stats, sizes, output, kv_head in zip(self.layers, self.sizes, self.outputs, self.kv_heads, strict=True):
-            scores = channel_scores(stats.attention_moment, output.float())
-            attention = group_gradients(stats.attention_gradients)
-            layers.append(
-                LayerProfile(
-                    sizes=sizes,
-                    table=head_table(head_energies(stats.attention_moment, scores), scores),
-                    kv_head=kv_head,
-                    fisher_heads=fisher_head_importance(attention, sizes.heads),
-                    pca_channels=pca_importance(attention, stats.attention_moment, sizes.heads),
-                    neurons=neuron_importance(group_gradients(stats.mlp_gradients)),
-                )
-            )
-        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value)
-
-
-def layer_sizes(block: Block) -> LayerSizes:
-    """Sizes of one layer, read off its tensors."""
-    attention, mlp = block.attention, block.mlp
-    norms = {block.attention_norm, block.mlp_norm}
-    output_biases = [b for b in (attention.o_proj.bias, mlp.down_proj.bias) if b is not None]
-    return LayerSizes(
-        hidden=attention.o_proj.out_features,
-        heads=attention.heads,
-        kv_heads=attention.kv_heads,
-        dim=attention.dim,
-        neurons=mlp.neurons,
-        gated=mlp.gated,
-        attention_bias=attention.qkv_proj.bias is not None,
-        mlp_bias=mlp.weights().up_bias is not None,
-        fixed=sum(p.numel() for norm in norms for p in norm.parameters()) + sum(b.numel() for b in output_biases),
-    )
 
 
 @contextmanager
@@ -129,12 +50,18 @@ def _watch(block: Block, stats: LayerStats, masks: tuple[Tensor, Tensor]) -> lis
 
         return hook
 
+    def at_stream(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        states = inputs[0].detach().float()
+        add_moment_(stats.residual_moment, states)
+        add_moment_(stats.direction_moment, nn.functional.normalize(states, dim=-1))
+
     def at_queries(attention: nn.Module, inputs: tuple, named: dict) -> None:
         with torch.no_grad():
             query, key, _ = attention.project(named["hidden_states"].detach(), named["position_embeddings"])
             stats.channel_products.add_(channel_products(query, key, attention.kv_head))
 
     return [
+        block.attention_norm.register_forward_pre_hook(at_stream),
         block.attention.register_forward_pre_hook(at_queries, with_kwargs=True),
         block.attention.o_proj.register_forward_pre_hook(
             at_output_map(masks[0], stats.attention_moment, stats.attention_sum)
@@ -156,12 +83,14 @@ def channel_products(
 def _empty_stats(block: Block, sequences: int) -> LayerStats:
     attention, mlp = block.attention, block.mlp
     device = attention.o_proj.weight.device
-    channels = attention.heads * attention.value_dim
+    channels, hidden = attention.heads * attention.value_dim, attention.o_proj.out_features
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.float32, device=device)
 
     return LayerStats(
+        residual_moment=zeros(hidden, hidden),
+        direction_moment=zeros(hidden, hidden),
         attention_moment=zeros(channels, channels),
         attention_sum=zeros(channels),
         channel_products=zeros(attention.heads, attention.dim),
@@ -243,9 +172,7 @@ def _calibrate_batch(
 
 
 def _cache_path(loaded: LoadedModel, tokens: Tensor) -> Path:
-    text = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()
-    key = f"{FORMAT} {loaded.fingerprint} {loaded.model.dtype} {tuple(tokens.shape)} {text}"
-    return cache_folder() / "calibration" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    return cache_path("calibration", ".safetensors", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens)
 
 
 def _load(path: Path, layers: list[Block]) -> list[LayerStats] | None:
@@ -273,15 +200,4 @@ def _save(path: Path, stats: list[LayerStats]) -> None:
         f"{index}.{name}": value.cpu() for index, layer in enumerate(stats) for name, value in vars(layer).items()
     }
     size = sum(tensor.nbytes for tensor in tensors.values())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # a file appears whole or not at all
-            save_file(tensors, Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
-    except (OSError, SafetensorError) as error:  # the result is right all the same; only the next run pays again
-        log.warning(
-            "cannot keep the calibration (%.0f MB) in %s: %s; free some space or point INTRASLICE_CACHE elsewhere",
-            size / 1e6,
-            path.parent,
-            error,
-        )
+    keep(path, lambda draft: save_file(tensors, draft), f"the calibration ({size / 1e6:.0f} MB)")

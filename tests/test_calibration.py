@@ -114,6 +114,18 @@ def test_moments_and_gradients_are_what_plain_collection_finds(family_case):
     assert stats.tokens == tokens.numel()
 
 
+def test_the_stream_is_measured_at_each_layer_s_input(family_case):
+    tokens = family_case.tokens[:5]
+    stats = finish(calibrate(family_case.loaded, tokens))
+    with torch.no_grad():
+        states = family_case.original(tokens, output_hidden_states=True).hidden_states
+    for layer, hidden in zip(stats.layers, states, strict=False):  # the last is after the final norm
+        rows = hidden.flatten(0, 1)
+        assert_close(layer.residual_moment, rows.T @ rows, atol=1e-3, rtol=1e-4)
+        directions = rows / rows.norm(dim=-1, keepdim=True)
+        assert_close(layer.direction_moment, directions.T @ directions, atol=1e-3, rtol=1e-4)
+
+
 def test_channel_products_are_summed_after_the_rotary_embedding(family_case):
     stats, model = finish(calibrate(family_case.loaded, TOKENS)), family_case.loaded.model
     block, layer = blocks(model)[0], stats.layers[0]

@@ -1,0 +1,62 @@
+"""Results kept on disk: each under a digest of everything it depends on, whole or not at all.
+
+A result that cannot be kept is right all the same, so a full disk is a warning here and never an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from intraslice.config import cache_folder
+
+log = logging.getLogger(__name__)
+
+
+def cache_path(kind: str, suffix: str, *parts: object) -> Path:
+    """Where a result of this kind is kept that depends on `parts`; tensors count with every value and their shape."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            digest.update(part.cpu().numpy().tobytes())
+        else:
+            digest.update(f"\n{part}\n".encode())
+    return cache_folder() / kind / f"{digest.hexdigest()[:32]}{suffix}"
+
+
+def keep(path: Path, write: Callable[[Path], object], what: str) -> None:
+    """Let `write` make a file, and put it at `path` once it is whole. A warning where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            write(draft)
+            os.replace(draft, path)
+    except (OSError, SafetensorError) as error:
+        log.warning(
+            "cannot keep %s in %s: %s; free some space or point INTRASLICE_CACHE elsewhere", what, path.parent, error
+        )
+
+
+def keep_record(path: Path, record: dict[str, Any], what: str) -> None:
+    """Keep a JSON object."""
+    keep(path, lambda draft: draft.write_text(json.dumps(record), encoding="utf-8"), what)
+
+
+def kept_record(path: Path) -> dict[str, Any]:
+    """The JSON object kept at `path`; empty when there is none or the file is damaged (it is then made anew)."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,0 +1,90 @@
+"""What a calibration leaves behind: one layer's sums and mask gradients, and what the ratio estimator reads of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor
+
+from intraslice.attention import channel_scores, head_energies, head_table
+from intraslice.families import Block
+from intraslice.ratios import (
+    LayerProfile,
+    LayerSizes,
+    Profile,
+    fisher_head_importance,
+    group_gradients,
+    neuron_importance,
+    pca_importance,
+)
+
+
+@dataclass
+class LayerStats:
+    """Sums over the calibration tokens of one dense layer. C = heads * dim channels, I neurons, B sequences.
+
+    A handful of massive tokens own most of the residual moment; in the direction moment, of states scaled to unit
+    length, every token counts alike, as it does to the norms that read the stream.
+    """
+
+    residual_moment: Float[Tensor, "hidden hidden"]  # of the layer's input, before any norm
+    direction_moment: Float[Tensor, "hidden hidden"]
+    attention_moment: Float[Tensor, "C C"]  # X^T X of what enters o_proj
+    attention_sum: Float[Tensor, " C"]
+    channel_products: Float[Tensor, "heads dim"]  # sum of |q_j k_j| after the rotary embedding
+    mlp_moment: Float[Tensor, "I I"]  # A^T A of what enters down_proj
+    mlp_sum: Float[Tensor, " I"]
+    attention_gradients: Float[Tensor, "B C"]
+    mlp_gradients: Float[Tensor, "B I"]
+
+
+@dataclass
+class CalibrationStats:
+    """What one calibration leaves behind. `tokens` is how many it saw."""
+
+    layers: list[LayerStats]
+    tokens: int
+    sizes: tuple[LayerSizes, ...]
+    outputs: list[Float[Tensor, "hidden heads dim"]]  # the dense output maps, by reference
+    kv_heads: list[tuple[int, ...]]
+    other_parameters: int
+    bytes_per_value: int
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What the ratio estimator reads of it."""
+        layers = []
+        for stats, sizes, output, kv_head in zip(self.layers, self.sizes, self.outputs, self.kv_heads, strict=True):
+            scores = channel_scores(stats.attention_moment, output.float())
+            attention = group_gradients(stats.attention_gradients)
+            layers.append(
+                LayerProfile(
+                    sizes=sizes,
+                    table=head_table(head_energies(stats.attention_moment, scores), scores),
+                    kv_head=kv_head,
+                    fisher_heads=fisher_head_importance(attention, sizes.heads),
+                    pca_channels=pca_importance(attention, stats.attention_moment, sizes.heads),
+                    neurons=neuron_importance(group_gradients(stats.mlp_gradients)),
+                )
+            )
+        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value)
+
+
+def layer_sizes(block: Block) -> LayerSizes:
+    """Sizes of one layer, read off its tensors."""
+    attention, mlp = block.attention, block.mlp
+    norms = {block.attention_norm, block.mlp_norm}
+    output_biases = [b for b in (attention.o_proj.bias, mlp.down_proj.bias) if b is not None]
+    return LayerSizes(
+        hidden=attention.o_proj.out_features,
+        heads=attention.heads,
+        kv_heads=attention.kv_heads,
+        dim=attention.dim,
+        neurons=mlp.neurons,
+        gated=mlp.gated,
+        attention_bias=attention.qkv_proj.bias is not None,
+        mlp_bias=mlp.weights().up_bias is not None,
+        fixed=sum(p.numel() for norm in norms for p in norm.parameters()) + sum(b.numel() for b in output_biases),
+    )
