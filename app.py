@@ -1,0 +1,47 @@
+"""IntraSlice Explorer: the page. `python app.py` opens it; a Hugging Face Space runs this same file."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+from components.session import Session
+
+from components import compare_panel, controls_panel, look, ratios_panel, wording
+from components.handlers import Handlers
+from components.views import Perplexities, Settings, Status
+from components.wiring import connect
+
+
+def build_app(session: Session) -> gr.Blocks:
+    """The whole page over one session. `launch(**look.launch_options())` it."""
+    first = Settings()
+    with gr.Blocks(title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
+        sidebar = gr.Sidebar(width=340, elem_id="controls")
+        gr.HTML("<h1>IntraSlice Explorer</h1>", elem_id="page-title", apply_default_css=False)
+        headline = gr.HTML(wording.headline(None, Perplexities()), elem_id="headline", apply_default_css=False)
+        status = gr.HTML(wording.status(Status("Starting")), elem_id="status", apply_default_css=False)
+        with gr.Row(elem_id="slider-bar"):
+            sparsity = controls_panel.sparsity_slider(first.sparsity)
+            removed = gr.HTML(elem_id="removed", apply_default_css=False)
+        with sidebar:
+            controls = controls_panel.build(session, first, sparsity, layers=30)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Ratios", id="ratios"):
+                ratios = ratios_panel.build()
+            with gr.Tab("Compare", id="compare"):
+                compare = compare_panel.build()
+        connect(Handlers(session), controls, ratios, compare, tabs, status, headline, removed)
+    return page
+
+
+def main() -> None:
+    """Open the page on this machine; gradio's own environment variables choose address and port."""
+    build_app(Session()).queue(default_concurrency_limit=8).launch(**look.launch_options())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+// The browser's half of the chart bridge; components/chart_bridge.py is the other. Runs once for every chart, with
+// gradio's `element`, `props`, `watch` and `trigger` in scope. The plot's div is made once and never replaced, so zoom
+// and legend survive; every new value goes through Plotly.react.
+const find = (name) => element.querySelector(`.isx-${name}`);
+const plot = find("plot");
+const config = { displayModeBar: false, responsive: false, scrollZoom: false, doubleClick: "reset" };
+const height = plot.clientHeight || parseInt(plot.style.height);
+let chart = null;
+
+// "@name" is a colour of components/palette.py; its value differs between the light and the dark page.
+function coloured(node, styles) {
+  if (typeof node === "string") return node[0] === "@" ? styles.getPropertyValue(`--isx-${node.slice(1)}`).trim() : node;
+  if (Array.isArray(node)) return node.map((item) => coloured(item, styles));
+  if (node && typeof node === "object")
+    return Object.fromEntries(Object.entries(node).map(([key, item]) => [key, coloured(item, styles)]));
+  return node;
+}
+
+function figure() {
+  const { data, layout } = coloured({ data: chart.data, layout: chart.layout }, getComputedStyle(plot));
+  const sized = { ...layout, width: plot.clientWidth, height: plot.clientHeight };
+  if (plot.clientWidth < 560) stack(sized);
+  for (const shape of sized.shapes || [])
+    if (shape.name === "selected-layer") [shape.x0, shape.x1] = [chart.selected - 0.5, chart.selected + 0.5];
+  return { data, layout: sized };
+}
+
+// Panels that stand side by side on a wide screen stand one above the other on a narrow one.
+function stack(layout) {
+  layout.margin = { ...layout.margin, l: 46, r: 6 };
+  const panels = Object.keys(layout).filter((key) => key.startsWith("xaxis")).length;
+  if (!chart.beside) return;
+  const gap = 0.2;
+  const share = (1 - gap * (panels - 1)) / panels;
+  for (let index = 0; index < panels; index++) {
+    const mark = index ? index + 1 : "";
+    layout[`xaxis${mark}`].domain = [0, 1];
+    layout[`yaxis${mark}`].domain = [1 - share - index * (share + gap), 1 - index * (share + gap)];
+  }
+}
+
+function draw() {
+  if (!chart || !window.Plotly || !plot.clientWidth) return;
+  plot.style.height = `${chart.beside && plot.clientWidth < 560 ? 1.7 * height : height}px`;
+  const { data, layout } = figure();
+  Plotly.react(plot, data, layout, config);
+  if (plot.dataset.wired) return;
+  plot.dataset.wired = "yes";
+  plot.on("plotly_click", (event) => choose(Math.round(event.points[0].x)));
+}
+
+function tell() {
+  find("title").textContent = chart.title;
+  find("note").textContent = chart.note;
+  plot.setAttribute("aria-label", chart.layers ? `${chart.title} Arrow keys choose a layer; layer ${chart.selected} is chosen.` : chart.title);
+  plot.tabIndex = chart.layers ? 0 : -1;
+  plot.classList.toggle("isx-clickable", chart.layers > 0);
+  if (find("twin").open) fillTable();
+}
+
+// The same numbers as a table. Filled when it is opened, so that dragging the slider does not pay for it.
+function fillTable() {
+  const row = (cells, tag) => {
+    const line = document.createElement("tr");
+    cells.forEach((cell, index) => {
+      const item = document.createElement(tag);
+      item.textContent = cell;
+      if (tag === "th") item.scope = "col";
+      if (index > 0) item.className = "isx-number";
+      line.append(item);
+    });
+    return line;
+  };
+  find("head").replaceChildren(row(chart.table.columns, "th"));
+  find("rows").replaceChildren(...chart.table.rows.map((cells) => row(cells, "td")));
+}
+
+function choose(layer) {
+  if (!chart.layers) return;
+  const wanted = Math.min(Math.max(layer, 0), chart.layers - 1);
+  window.dispatchEvent(new CustomEvent("isx-layer", { detail: wanted }));
+  trigger("select", { layer: wanted });
+}
+
+function receive() {
+  if (!props.value) return;
+  chart = JSON.parse(props.value);
+  tell();
+  draw();
+}
+
+async function save() {
+  const { data, layout } = figure();
+  const styles = getComputedStyle(plot);
+  const titled = {
+    ...layout,
+    paper_bgcolor: styles.getPropertyValue("--isx-page").trim(),
+    title: { text: chart.title, x: 0.02, y: 0.97, font: { size: 17 } },
+    margin: { ...layout.margin, t: layout.margin.t + 44 },
+  };
+  const address = await Plotly.toImage({ data, layout: titled }, { format: "png", scale: 2, width: 1000, height: 560 });
+  const link = Object.assign(document.createElement("a"), { href: address, download: `${chart.title.replace(/\W+/g, "-").toLowerCase()}.png` });
+  link.click();
+}
+
+const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
+plot.addEventListener("keydown", (event) => {
+  if (!(event.key in step) || !chart?.layers) return;
+  event.preventDefault();
+  choose(chart.selected + step[event.key]);
+});
+find("png").addEventListener("click", save);
+find("twin").addEventListener("toggle", () => find("twin").open && chart && fillTable());
+window.addEventListener("isx-layer", ({ detail }) => {
+  if (!chart?.layers) return;
+  chart.selected = detail;
+  tell();
+  draw();
+});
+new ResizeObserver(draw).observe(plot);
+new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+
+watch("value", receive);
+receive();

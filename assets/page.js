@@ -1,0 +1,53 @@
+// What belongs to the page as a whole: the address bar holds its state, ?embed=1 hides the controls.
+(() => {
+  const names = ["model", "text", "upload", "sequences", "length", "seed", "sparsity", "estimator", "bias", "cap", "order", "layer", "prompt"];
+  const query = () => new URLSearchParams(location.search);
+  const write = (change) => {
+    const wanted = query();
+    change(wanted);
+    const search = wanted.toString();
+    if (search !== query().toString()) history.replaceState(history.state, "", `${location.pathname}${search ? "?" + search : ""}`);
+  };
+
+  // Values that are what the page opens with anyway stay out of the link.
+  let usual = null;
+  window.isxRemember = (values) => {
+    usual ??= window.isxUsual || {};
+    write((wanted) =>
+      names.forEach((name, index) => {
+        const value = values[index];
+        if (name === "upload" || value === null || value === undefined) return;
+        if (String(value) === String(usual[name])) wanted.delete(name);
+        else wanted.set(name, value);
+      })
+    );
+    return [];
+  };
+
+  const tabs = () => [...document.querySelectorAll('#tabs button[role="tab"]')];
+  document.addEventListener("click", (event) => {
+    const tab = event.target.closest?.('#tabs button[role="tab"]');
+    if (tab) write((wanted) => (tab === tabs()[0] ? wanted.delete("tab") : wanted.set("tab", tab.textContent.trim().toLowerCase())));
+  });
+
+  // On a small screen the controls start folded: the slider's bar stays, and the charts get the width.
+  // gradio opens the sidebar by itself and listens to clicks only some moments later, hence the tries.
+  let seen = false;
+  const fold = (tries) => {
+    const toggle = document.querySelector("#controls.open .toggle-button");
+    if (toggle) seen = true;
+    const done = seen && !toggle;
+    if (tries === 0 || done) document.body.classList.add("isx-ready-controls");
+    else {
+      toggle?.click();
+      setTimeout(fold, 100, tries - 1);
+    }
+  };
+  const start = () => {
+    document.body.classList.toggle("isx-embed", query().get("embed") === "1");
+    if (innerWidth < 768) fold(100);
+  };
+  // gradio adds its head to a page that has long been parsed
+  if (document.readyState === "loading") addEventListener("DOMContentLoaded", start);
+  else start();
+})();

@@ -1,0 +1,149 @@
+"""What happens when someone does something: plain functions from control values to component values.
+
+Each is a generator or function over a `Settings`; `flat` spreads that into named parameters, so that gradio can call it
+with one value a control and its API shows every parameter by name. Knows no layout; `session` does the work.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gradio as gr
+
+from components import compare_panel, wording
+from components.charts import importance_chart, ratio_chart
+from components.views import Settings, Status
+
+
+def flat(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """`handler(settings, ...)` as a function of the fields of `Settings`, one parameter each, then the rest."""
+    rest = list(inspect.signature(handler).parameters.values())[1:]
+    fields = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Settings.__annotations__[name])
+        for name in Settings._fields
+    ]
+    count = len(fields)
+
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def spread(*values: Any) -> Any:
+            yield from handler(Settings(*values[:count]), *values[count:])
+
+    else:
+
+        @functools.wraps(handler)
+        def spread(*values: Any) -> Any:
+            return handler(Settings(*values[:count]), *values[count:])
+
+    del spread.__wrapped__
+    spread.__signature__ = inspect.Signature(fields + rest)
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in fields + rest}
+    return spread
+
+
+class Handlers:
+    """The page's actions over one session object. `visitor` is gradio's session hash: one open page."""
+
+    def __init__(self, session) -> None:
+        self.session = session
+
+    def restore(self, request: gr.Request) -> list[Any]:
+        """Read the address bar: the settings, the layer, the prompt and the tab that a link carries."""
+        query: Mapping[str, str] = dict(request.query_params) if request else {}
+        wanted = []
+        for name, default in Settings()._asdict().items():
+            wanted.append(_typed(query.get(name), default) if name != "upload" else None)
+        prompt = query.get("prompt") or compare_panel.PROMPT
+        return [*wanted, _typed(query.get("layer"), 0), prompt, gr.Tabs(selected=query.get("tab", "ratios"))]
+
+    def preview(self, settings: Settings, layer: int, request: gr.Request) -> tuple:
+        """Ratios, importances and sizes for a setting, from the calibration that is at hand; answers in milliseconds.
+
+        Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML).
+        """
+        self.session.halt(_visitor(request), live_only=True)
+        try:
+            plan = self.session.plan(settings)
+        except ValueError as problem:
+            return (gr.skip(), gr.skip(), gr.skip(), wording.problem(problem), gr.skip(), gr.skip())
+        measured = self.session.perplexities(settings)
+        if plan is None:
+            return (gr.skip(), gr.skip(), *self._texts(settings, None, measured))
+        layer = min(int(layer), len(plan.layers) - 1)
+        return (
+            ratio_chart(plan, layer).to_json(),
+            importance_chart(self.session.importances(settings, layer), layer).to_json(),
+            *self._texts(settings, plan, measured),
+        )
+
+    def _texts(self, settings: Settings, plan, measured) -> tuple[str, str, str, str]:
+        hint = "… when you let go" if settings.order == "one-shot" else '… press "Slice as in the paper"'
+        return (
+            wording.readout(plan, measured),
+            wording.headline(plan, measured, hint),
+            wording.removed(plan),
+            wording.protocol(settings, measured),
+        )
+
+    def prepare(self, settings: Settings, request: gr.Request) -> Iterator[str]:
+        """Load the model and calibrate it (or find both in the cache); yields the status line (HTML)."""
+        for event in self.session.prepare(settings, _visitor(request)):
+            yield wording.status(event)
+
+    def measure(self, settings: Settings, layer: int, request: gr.Request) -> Iterator[tuple]:
+        """Slice and take the perplexity; yields status, readout, first line, asked/removed, perplexity (HTML).
+
+        With order "one-shot" this follows every release of the slider; with "sequential" only the button starts it.
+        """
+        for event in self.session.measure(settings, _visitor(request)):
+            if event.kind == "ready":
+                measured = self.session.perplexities(settings)
+                yield wording.status(event), *self._texts(settings, self.session.plan(settings), measured)
+            else:
+                yield wording.status(event), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+
+    def measure_live(self, settings: Settings, layer: int, request: gr.Request) -> Iterator[tuple]:
+        """`measure`, unless the order is sequential, which only its button may start."""
+        if settings.order == "one-shot":
+            yield from self.measure(settings, layer, request)
+
+    def halt(self, request: gr.Request) -> str:
+        """Stop this page's running job: a slice, a measurement or an answer. Returns the status line (HTML)."""
+        self.session.halt(_visitor(request))
+        return wording.status(Status("Stopped.", "ready"))
+
+    def choose_layer(self, event: gr.EventData) -> int:
+        """The layer that was clicked on a chart."""
+        return int(event.layer)
+
+    def memory(self, model: str) -> str:
+        """What the model will need, before it is loaded (HTML)."""
+        try:
+            return f'<p class="isx-quiet">{wording.escape(self.session.memory(model))}</p>'
+        except ValueError as problem:
+            return wording.problem(problem)
+
+    def answer(
+        self, settings: Settings, prompt: str, tokens: int, temperature: float, sample_seed: int, request: gr.Request
+    ) -> Iterator[tuple]:
+        """Answer a prompt with the dense and the sliced model; yields status, both texts and both speeds."""
+        yield from compare_panel.answer(
+            self.session, settings, prompt, tokens, temperature, sample_seed, _visitor(request)
+        )
+
+
+def _visitor(request: gr.Request | None) -> str:
+    return getattr(request, "session_hash", None) or "somebody"
+
+
+def _typed(text: str | None, default: Any) -> Any:
+    if text is None or default is None:
+        return default
+    try:
+        return type(default)(float(text)) if isinstance(default, (int, float)) else text
+    except ValueError:  # a mistyped link opens the page all the same
+        return default

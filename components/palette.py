@@ -1,0 +1,62 @@
+"""Every colour and dash of the page, once. A method keeps its colour and its dash on every chart.
+
+Charts name a colour as `"@name"`; the browser looks the name up in the css variables made here, so that a figure needs
+no redrawing on the server when the reader turns the lights off.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Colour(NamedTuple):
+    """One meaning, its shade on the light and on the dark page (both at least 4.5:1 against it)."""
+
+    light: str
+    dark: str
+
+
+PAGE = Colour("#ffffff", "#101317")
+
+COLOURS: dict[str, Colour] = {
+    "dense": Colour("#6b7280", "#9ca3af"),
+    "intraslice": Colour("#0072b2", "#56b4e9"),
+    "attention": Colour("#1a7ab8", "#9bd0f2"),
+    "mlp": Colour("#00436b", "#3f9ddb"),
+    "cross": Colour("#b94f00", "#f08a4b"),
+    "baseline": Colour("#007a59", "#3fc79a"),
+    "other": Colour("#8a4b78", "#d79bc4"),
+    "ink": Colour("#1b1f24", "#e6e8eb"),
+    "quiet": Colour("#5b6470", "#a2abb6"),
+}
+
+# Lines and fills that carry no text and no data, so no contrast is asked of them.
+FAINT: dict[str, Colour] = {
+    "page": PAGE,
+    "panel": Colour("#f7f8f9", "#171b20"),
+    "rule": Colour("#e3e6e9", "#2b3138"),
+    "grid": Colour("#eceef0", "#232930"),
+    "band": Colour("rgba(0,114,178,0.10)", "rgba(86,180,233,0.16)"),
+}
+
+DASHES: dict[str, str] = {"cross": "dash", "baseline": "dot", "other": "dashdot"}  # the others are solid
+
+
+def css_variables() -> str:
+    """The css that defines `--isx-NAME` for the light page, and again under `.dark`."""
+    everything = {**COLOURS, **FAINT}
+    light = "".join(f"--isx-{name}:{colour.light};" for name, colour in everything.items())
+    dark = "".join(f"--isx-{name}:{colour.dark};" for name, colour in everything.items())
+    return f":root{{{light}}}\n.dark{{{dark}}}\n"
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG contrast ratio (1 to 21) of two `#rrggbb` colours."""
+    bright, dim = sorted((_luminance(first), _luminance(second)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,0 +1,34 @@
+"""The Ratios tab: how much of every layer goes, and why the chosen layer has the ratio it has."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gradio as gr
+
+from components.chart_bridge import ASSETS, chart
+from components.figure import Chart
+
+
+class RatiosPanel(NamedTuple):
+    """The tab's components."""
+
+    ratios: gr.HTML
+    importances: gr.HTML
+
+
+def build(first: tuple[Chart, Chart] | None = None) -> RatiosPanel:
+    """Two charts, each with its fold. Called inside a `gr.Tab`."""
+    ratios, importances = first or (None, None)
+    bars = chart(ratios, height=440, elem_id="ratio-chart")
+    fold("ratios")
+    why = chart(importances, height=330, elem_id="importance-chart")
+    fold("importances")
+    return RatiosPanel(bars, why)
+
+
+def fold(name: str) -> None:
+    """The "What am I looking at?" under a chart, from `assets/texts/NAME.html`."""
+    body = (ASSETS / "texts" / f"{name}.html").read_text(encoding="utf-8")
+    summary = "<summary>What am I looking at?</summary>"
+    gr.HTML(f'<details class="isx-fold">{summary}{body}</details>', apply_default_css=False)

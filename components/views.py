@@ -1,0 +1,96 @@
+"""What the page shows, as plain numbers: no tensors, no gradio. `session.py` makes them, charts and texts read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Settings(NamedTuple):
+    """The values of the controls, in the order in which the handlers receive them."""
+
+    model: str = "default"
+    text: str = "default"
+    upload: str | None = None
+    sequences: int = 32
+    length: int = 512
+    seed: int = 0
+    sparsity: float = 30  # per cent, as the slider shows it
+    estimator: str = "pca"
+    bias: float = 1.0
+    cap: float = 80  # per cent
+    order: str = "one-shot"
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer: the estimated ratios (fractions removed) and the sizes that are really kept, of the dense ones."""
+
+    attention: float
+    mlp: float
+    heads: int
+    heads_dense: int
+    dim: int
+    dim_dense: int
+    neurons: int
+    neurons_dense: int
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """A whole plan. `others` maps another estimator's name to its (attention, MLP) ratio of every layer."""
+
+    estimator: str
+    asked: float
+    removed: float
+    cap: float
+    layers: tuple[LayerView, ...]
+    others: Mapping[str, tuple[tuple[float, float], ...]]
+    parameters_dense: int
+    parameters_sliced: int
+    decoder_dense: int
+    decoder_sliced: int
+    kv_dense: float
+    kv_sliced: float
+
+
+@dataclass(frozen=True)
+class ImportanceCurve:
+    """Sorted importances, descending, of all layers and of one; what falls below `threshold` is removed."""
+
+    everyone: Sequence[float]
+    chosen: Sequence[float]
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Perplexities:
+    """Dense and sliced perplexity, where measured, and on what text (`protocol`)."""
+
+    dense: float | None = None
+    sliced: float | None = None
+    protocol: str = ""
+    text: str = "held-out text"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the page is doing. `total` 0 means nothing to count; `kind` is busy, ready, snapshot or error."""
+
+    text: str
+    kind: str = "busy"
+    done: int = 0
+    total: int = 0
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Two texts while they stream, and how fast each came (tokens a second, once known)."""
+
+    dense: str = ""
+    sliced: str = ""
+    dense_speed: float | None = None
+    sliced_speed: float | None = None
+    finished: bool = False
