@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from intraslice import auto_class
 from intraslice.blocks import AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP
 from intraslice.config import UserError
 
 FORMAT = 1
 RECORD = "intraslice.json"
 WEIGHTS = "model.safetensors"
+AUTO_CLASS = "modeling_intraslice.py"
 
 
 def is_checkpoint(folder: str | Path) -> bool:
@@ -61,11 +64,19 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
             draft = Path(name) / folder.name
             draft.mkdir()
             save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
-            model.config.save_pretrained(draft)
             model.generation_config.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
-            record = {"format": FORMAT, "sha256": _sha256(draft / WEIGHTS), "layers": layers, "made": made}
+            shutil.copyfile(auto_class.__file__, draft / AUTO_CLASS)
+            record = {
+                "format": FORMAT,
+                "sha256": _sha256(draft / WEIGHTS),
+                "config": model.config.to_dict(),
+                "layers": layers,
+                "made": made,
+            }
             (draft / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+            # Not the dense model's config.json: transformers would fill its layers with random numbers and only warn.
+            (draft / "config.json").write_text(json.dumps(auto_class.CONFIG, indent=1), encoding="utf-8")
             if folder.exists():
                 folder.rmdir()
             os.replace(draft, folder)
@@ -90,7 +101,7 @@ def load(
         raise UserError(f"{weights} is missing, truncated or not the file that was saved; copy the folder again")
     try:
         tensors = load_file(weights)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.for_model(**record["config"])
         model = _rebuild(config, tensors, record["layers"])
         model.generation_config = GenerationConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -120,7 +131,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         found = record["format"]
-        missing = {"sha256", "layers", "made"} - record.keys()
+        missing = {"sha256", "config", "layers", "made"} - record.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} has no readable {RECORD} ({error}); name a folder that slicing wrote") from error
     if found != FORMAT or missing:
