@@ -80,12 +80,13 @@ def _one_shot(
 ) -> Iterator[tuple[SlicedAttention, SlicedMLP]]:
     for block, layer, moments in zip(blocks(model), plan.layers, stats.layers, strict=True):
         yield (
-            _attention_from_moments(block.attention, layer, moments, stats.tokens),
+            attention_from_moments(block.attention, layer, moments, stats.tokens),
             _mlp_from_moments(block.mlp, layer.neurons, moments.mlp_moment, moments.mlp_sum, stats.tokens),
         )
 
 
-def _attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:
+def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:
+    """The attention that `plan` describes, fitted on the dense calibration alone; the dense one where nothing goes."""
     if _untouched(dense, plan):
         return dense
     weights = dense.weights()

@@ -1,0 +1,134 @@
+"""The simple baselines: scores counted by hand, budgets met, what stays is what scored best."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from intraslice.baselines import (
+    activation_scores,
+    comparable,
+    magnitude_scores,
+    plan_baseline,
+    slice_baseline,
+    whole_head_table,
+)
+from intraslice.config import SliceConfig, finish
+from intraslice.families import blocks, canonicalise
+
+BASELINES = ("magnitude", "wanda", "flap")
+
+
+def made(case, baseline: str, sparsity: float):
+    plan = plan_baseline(case.loaded.model, case.stats, baseline, SliceConfig(sparsity))
+    return plan, finish(slice_baseline(case.loaded.model, plan, case.stats, baseline))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_nothing_goes_at_sparsity_zero(family_case, baseline: str):
+    _, model = made(family_case, baseline, 0.0)
+    wanted = family_case.original(family_case.tokens).logits
+    assert_close(model(family_case.tokens).logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_plan_counts_the_model(family_case, baseline: str):
+    plan, model = made(family_case, baseline, 0.4)
+    assert plan.parameters.sliced_total == sum(p.numel() for p in model.parameters())
+    assert plan.parameters.sliced_decoder == sum(p.numel() for p in model.model.layers.parameters())
+    assert plan.removed_fraction == pytest.approx(0.4, abs=0.05)
+    assert all(layer.dim == family_case.stats.sizes[0].dim for layer in plan.layers)
+    prompt = family_case.tokens[:1, :6]
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    settings["attention_mask"] = torch.ones_like(prompt)
+    assert torch.equal(model.generate(prompt, **settings), model.generate(prompt, use_cache=False, **settings))
+
+
+@torch.no_grad()
+def test_magnitude_without_repair_is_the_dense_model_with_the_rest_zeroed(family_case):
+    plan, model = made(family_case, "magnitude", 0.4)
+    zeroed = copy.deepcopy(family_case.loaded.model)
+    for block, layer in zip(blocks(zeroed), plan.layers, strict=True):
+        heads, neurons = magnitude_scores(block)
+        output = block.attention.o_proj.weight.unflatten(1, (block.attention.heads, -1))
+        assert set(layer.heads) == set(heads.topk(len(layer.heads)).indices.tolist())
+        output[:, [head for head in range(len(heads)) if head not in layer.heads]] = 0
+        block.mlp.down_proj.weight[:, neurons.argsort(descending=True)[layer.neurons :]] = 0
+    assert_close(model(family_case.tokens).logits, zeroed(family_case.tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("baseline", ["wanda", "flap"])
+def test_the_repair_beats_zeroing_on_the_first_layer(tiny_case, baseline: str):
+    """On the calibration tokens the repaired first MLP is nearer to the dense one than its kept columns alone."""
+    case = tiny_case("llama-gqa")
+    _, model = made(case, baseline, 0.4)
+    dense, cut = blocks(case.loaded.model)[0].mlp, blocks(model)[0].mlp
+    caught = []
+    handle = case.loaded.model.model.layers[0].mlp.register_forward_pre_hook(lambda *call: caught.append(call[1][0]))
+    case.loaded.model(case.tokens)
+    handle.remove()
+    kept = activation_scores(blocks(case.loaded.model)[0], case.stats.layers[0], case.stats.tokens, baseline)[1]
+    kept = kept.topk(cut.neurons).indices
+    wanted, inner = dense(caught[0]), dense.inner(caught[0])
+    bare = inner[..., kept] @ dense.down_proj.weight[:, kept].T
+    assert (cut(caught[0]) - wanted).square().mean() < (bare - wanted).square().mean()
+
+
+@torch.no_grad()
+def test_activation_scores_are_those_of_the_rows(tiny_case):
+    """Both scores, from the rows that enter the output maps of a layer."""
+    case = tiny_case("phi3")
+    block, stats = blocks(case.loaded.model)[1], case.stats.layers[1]
+    rows: dict[str, Tensor] = {}
+    linears = {"attention": block.attention.o_proj, "mlp": block.mlp.down_proj}
+    handles = [
+        linear.register_forward_pre_hook(lambda *call, name=name: rows.update({name: call[1][0].flatten(0, 1)}))
+        for name, linear in linears.items()
+    ]
+    case.loaded.model(case.tokens)
+    for handle in handles:
+        handle.remove()
+    wanda = {name: linears[name].weight.abs().sum(0) * rows[name].norm(dim=0) for name in rows}
+    flap = {name: linears[name].weight.square().sum(0) * rows[name].var(0, correction=0) for name in rows}
+    for name, wanted in (("wanda", wanda), ("flap", flap)):
+        heads, neurons = activation_scores(block, stats, case.stats.tokens, name)
+        assert_close(heads, wanted["attention"].view(block.attention.heads, -1).sum(1), atol=1e-5, rtol=1e-3)
+        assert_close(neurons, wanted["mlp"], atol=1e-5, rtol=1e-3)
+
+
+def test_magnitude_scores_by_hand(tiny_llama_gqa):
+    model = tiny_llama_gqa()
+    layer = model.model.layers[0]
+    attention, mlp = layer.self_attn, layer.mlp
+    shared = attention.k_proj.weight[8:16].square().sum() + attention.v_proj.weight[8:16].square().sum()
+    fourth = attention.q_proj.weight[24:32].square().sum() + attention.o_proj.weight[:, 24:32].square().sum()
+    fourth = fourth + shared / 3
+    neuron = mlp.gate_proj.weight[5].square().sum() + mlp.up_proj.weight[5].square().sum()
+    neuron = neuron + mlp.down_proj.weight[:, 5].square().sum()
+    canonicalise(model)
+    heads, neurons = magnitude_scores(blocks(model)[0])
+    assert_close(heads[3], fourth)
+    assert_close(neurons[5], neuron)
+
+
+def test_ranks_and_standard_scores():
+    scores = torch.tensor([3.0, 1.0, 2.0, 6.0])
+    assert comparable(scores, "wanda").tolist() == [0.5, 0.0, 0.25, 0.75]
+    assert_close(comparable(scores, "flap"), (scores - 3) / scores.std())
+    assert comparable(torch.ones(3), "flap").tolist() == [0, 0, 0]
+
+
+def test_whole_heads_go_from_the_lowest_score():
+    table = whole_head_table(torch.tensor([2.0, 5.0, 1.0]), 4)
+    assert table.alive.shape == (13, 3)
+    assert table.alive[12].tolist() == [True, True, True]
+    assert table.alive[8].tolist() == [True, True, False]
+    assert table.alive[0].tolist() == [False, True, False]
+    assert set(table.dim.tolist()) == {4}
