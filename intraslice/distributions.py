@@ -1,0 +1,80 @@
+"""Distributions of many values, streamed: mean, spread, kurtosis, a histogram on given edges, a distance. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BINS = 120
+TAIL = 0.001  # share of the first values on either side that lie outside the edges
+SAMPLE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What is known of a set of values. The end bins hold what lies outside the edges: the density integrates to 1."""
+
+    mean: float
+    spread: float  # standard deviation
+    kurtosis: float  # excess: 0 for a Gaussian
+    edges: Float[Tensor, " edges"]
+    density: Float[Tensor, " bins"]
+
+
+def histogram_edges(values: Float[Tensor, "*any"], bins: int = BINS) -> Float[Tensor, " edges"]:
+    """Equal bins between the outer quantiles of the values: a few outliers would leave everything else in one bin."""
+    flat = values.flatten()
+    flat = flat[:: max(1, len(flat) // SAMPLE)].double()
+    low, high = flat.quantile(torch.tensor([TAIL, 1 - TAIL], dtype=flat.dtype, device=flat.device)).tolist()
+    if not high > low:  # all alike
+        low, high = low - 0.5, high + 0.5
+    return torch.linspace(low, high, bins + 1, dtype=torch.float64)
+
+
+@dataclass
+class Moments:
+    """Power sums and bin counts of the values seen so far, around the first values' mean so that none cancels."""
+
+    count: int = 0
+    origin: float = 0.0
+    sums: Float[Tensor, " powers"] = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    bins: Float[Tensor, " bins"] | None = None
+
+    def add(self, values: Float[Tensor, "*any"], edges: Float[Tensor, " edges"]) -> None:
+        """Add values; the edges must be the same every time."""
+        if not values.numel():
+            return
+        low, high = edges[0].item(), edges[-1].item()
+        counted = values.float().clamp(low, high).histc(len(edges) - 1, low, high).double().cpu()
+        self.bins = counted if self.bins is None else self.bins + counted
+        values = values.double()
+        if self.count == 0:
+            self.origin = values.mean().item()
+        centred = values - self.origin
+        square = centred.square()
+        self.sums += torch.stack([part.sum() for part in (centred, square, square * centred, square.square())]).cpu()
+        self.count += values.numel()
+
+    def distribution(self, edges: Float[Tensor, " edges"]) -> Distribution:
+        """What the values seen so far are like. NaN and a flat zero histogram before any was."""
+        if self.count == 0:
+            nothing = float("nan")
+            return Distribution(nothing, nothing, nothing, edges, torch.zeros(len(edges) - 1, dtype=torch.float64))
+        first, second, third, fourth = (self.sums / self.count).tolist()
+        variance = max(second - first**2, 0.0)
+        around_mean = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+        kurtosis = around_mean / variance**2 - 3 if variance > 0 else 0.0
+        density = self.bins / (self.bins.sum() * (edges[1] - edges[0]))
+        return Distribution(self.origin + first, variance**0.5, kurtosis, edges, density)
+
+
+def distance(one: Distribution, other: Distribution) -> float:
+    """1-Wasserstein between two histograms on the same edges: the area between their cumulated shares.
+
+    In the values' unit. What lies outside the edges counts as lying at the end, so this bounds the whole from below.
+    """
+    step = one.edges[1] - one.edges[0]
+    return ((one.density - other.density).cumsum(0).abs().sum() * step * step).item()

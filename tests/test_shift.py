@@ -1,0 +1,131 @@
+"""Shift: zero where nothing changed, whatever the basis; known where the change is known."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from intraslice.config import Progress, SliceConfig, UserError, finish
+from intraslice.crossmodule import plan_crossmodule, slice_crossmodule
+from intraslice.ratios import make_plan
+from intraslice.shift import PLACES, massive_tokens, measure_shift
+from intraslice.slicing import slice_model
+
+METRICS = ("error", "pooled_error", "mean_shift", "spread_shift", "distance")
+
+
+def test_an_unsliced_model_has_no_shift(family_case):
+    dense = family_case.loaded.model
+    report = finish(measure_shift(dense, {"same": dense, "copy": copy.deepcopy(dense)}, family_case.tokens[:3]))
+    frame = report.frame()
+    assert len(frame) == 2 * 3 * 3
+    assert (frame[list(METRICS)] == 0).all(axis=None)
+    assert frame["cosine"].to_numpy() == pytest.approx(1)
+    assert report.tokens == 3 * 48
+
+
+def test_a_change_of_basis_that_is_undone_is_no_shift(family_case):
+    """Nothing cut: every module reads and writes in a rotated stream, which the report rotates back."""
+    dense = family_case.loaded.model
+    rotated = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.0), family_case.tokens))
+    frame = finish(measure_shift(dense, {"rotated": rotated}, family_case.tokens[:3])).frame()
+    assert (frame[["error", "pooled_error"]] < 1e-3).all(axis=None)
+    assert (frame[["mean_shift", "spread_shift", "distance"]].abs() < 1e-3).all(axis=None)
+    assert (frame["cosine"] > 1 - 1e-4).all()
+
+
+def test_sliced_models_shift_and_the_methods_are_told_apart(family_case):
+    dense, tokens = family_case.loaded.model, family_case.tokens
+    intra = finish(
+        slice_model(dense, make_plan(family_case.stats.profile, SliceConfig(0.4)), family_case.stats, tokens)
+    )
+    cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.3), tokens))
+    events: list[Progress] = []
+    report = finish(measure_shift(dense, {"intra": intra, "cross": cross}, tokens[:2]), events.append)
+    frame = report.frame()
+    assert (frame["error"] > 0.01).all()
+    assert set(frame["method"]) == {"intra", "cross"}
+    assert events[0] == Progress("shift", 0, 2)
+    assert events[-1] == Progress("shift", 2, 2)
+    for distribution in report.distributions.values():
+        assert (distribution.density * distribution.edges.diff()).sum().item() == pytest.approx(1)
+    for layer in range(3):
+        for place in PLACES:
+            edges = [report.distributions[name, layer, place].edges for name in ("dense", "intra", "cross")]
+            assert torch.equal(edges[0], edges[1])
+            assert torch.equal(edges[0], edges[2])
+    for model in (dense, intra, cross):
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_known_changes_are_measured_as_they_are(tiny_case):
+    """The first attention writes the opposite, the last MLP twice as much."""
+    dense, tokens = tiny_case("llama-gqa").loaded.model, tiny_case("llama-gqa").tokens[:2]
+    changed = copy.deepcopy(dense)
+    changed.model.layers[0].self_attn.o_proj.weight.data *= -1
+    report = finish(measure_shift(dense, {"changed": changed}, tokens))
+    shift = next(s for s in report.shifts if (s.layer, s.place) == (0, "attention"))
+    assert shift.error == pytest.approx(2, rel=1e-5)
+    assert shift.pooled_error == pytest.approx(2, rel=1e-5)
+    assert shift.cosine == pytest.approx(-1, rel=1e-5)
+    assert shift.spread_shift == pytest.approx(0, abs=1e-6)
+    distribution = report.distributions["dense", 0, "attention"]
+    assert shift.mean_shift == pytest.approx(-2 * distribution.mean / distribution.spread, rel=1e-4)
+    assert shift.kurtosis == pytest.approx(distribution.kurtosis, rel=1e-4)
+
+    changed = copy.deepcopy(dense)
+    changed.model.layers[2].mlp.down_proj.weight.data *= 2
+    shift = next(
+        s for s in finish(measure_shift(dense, {"changed": changed}, tokens)).shifts if (s.layer, s.place) == (2, "mlp")
+    )
+    assert shift.error == pytest.approx(1, rel=1e-5)
+    assert shift.cosine == pytest.approx(1, rel=1e-5)
+    assert shift.spread_shift == pytest.approx(1, rel=1e-4)
+    assert shift.distance > 0.3  # a Gaussian's would be sqrt(2 / pi)
+
+
+def test_massive_tokens_stand_out_after_some_block_but_the_last():
+    states = {(layer, place): torch.ones(6, 4) for layer in range(3) for place in PLACES}
+    assert not massive_tokens(states).any()
+    states[1, "residual"] = states[1, "residual"] * torch.tensor([1, 1, 10.1, 1, 9.9, 1])[:, None]
+    states[2, "residual"] = states[2, "residual"] * torch.tensor([50, 1, 1, 1, 1, 1])[:, None]
+    states[1, "mlp"] = states[1, "mlp"] * torch.tensor([1, 50, 1, 1, 1, 1])[:, None]
+    assert massive_tokens(states).tolist() == [False, False, True, False, False, False]
+
+
+def test_a_massive_token_does_not_hide_what_the_others_suffer(tiny_case):
+    """One token a window becomes enormous and is left alone; the others' output of a module is dropped."""
+    dense, tokens = tiny_case("llama-gqa").loaded.model, tiny_case("llama-gqa").tokens[:2].clone()
+    dense = copy.deepcopy(dense)
+    tokens[tokens == 5] = 6
+    tokens[:, 0] = 5
+    dense.model.embed_tokens.weight.data[5] *= 1e4
+    changed = copy.deepcopy(dense)
+    changed.model.layers[0].mlp.down_proj.weight.data.zero_()
+    report = finish(measure_shift(dense, {"changed": changed}, tokens))
+    first = next(s for s in report.shifts if (s.layer, s.place) == (0, "residual"))
+    assert report.massive == 2
+    assert first.massive_error < 1e-3 < 0.05 < first.error
+    assert first.pooled_error > 0.05
+
+
+def test_without_massive_tokens_their_numbers_are_nan(tiny_case):
+    case = tiny_case("phi")
+    report = finish(measure_shift(case.loaded.model, {"same": case.loaded.model}, case.tokens[:1]))
+    assert report.massive == 0
+    assert all(math.isnan(shift.massive_error) for shift in report.shifts)
+
+
+def test_what_cannot_be_compared_is_named(tiny_case):
+    case = tiny_case("llama-gqa")
+    dense = case.loaded.model
+    with pytest.raises(UserError, match="'dense'"):
+        finish(measure_shift(dense, {"dense": dense}, case.tokens))
+    cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.2), case.tokens))
+    for layer in cross.model.layers:
+        layer.basis_count = 0
+    with pytest.raises(UserError, match="no bases"):
+        finish(measure_shift(dense, {"cross": cross}, case.tokens))
