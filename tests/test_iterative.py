@@ -1,0 +1,251 @@
+"""Refining a selection: against cases whose optimum is known, and never for the worse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from intraslice.blocks import MLPWeights, SlicedMLP
+from intraslice.config import Progress, UserError, finish
+from intraslice.families import blocks, canonicalise
+from intraslice.iterative import RefineConfig, refine_mlp
+from intraslice.mlp import slice_mlp
+
+HIDDEN, KEPT = 24, 16
+TOKENS = 4096
+LONG = RefineConfig(passes=30, batch=128, rate=0.05, noise=0.2, patience=30)
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_weights(neurons: int, gated: bool = True, bias: bool = False, activation: str = "silu") -> MLPWeights:
+    scale = HIDDEN**-0.5
+    return MLPWeights(
+        gate=random(neurons, HIDDEN, seed=1) * scale if gated else None,
+        up=random(neurons, HIDDEN, seed=2) * scale,
+        down=random(HIDDEN, neurons, seed=3) * neurons**-0.5,
+        gate_bias=random(neurons, seed=4) if gated and bias else None,
+        up_bias=random(neurons, seed=5) if bias else None,
+        down_bias=random(HIDDEN, seed=6) if bias else None,
+        activation=activation,
+    )
+
+
+def hidden_states(tokens: int = TOKENS, seed: int = 7) -> Tensor:
+    """Tokens whose channels are correlated and of unequal size."""
+    return (
+        random(tokens, HIDDEN, seed=seed)
+        * torch.linspace(0.5, 1.5, HIDDEN)
+        @ (torch.eye(HIDDEN) + 0.2 * random(HIDDEN, HIDDEN, seed=8))
+    )
+
+
+def select(weights: MLPWeights, tokens: Tensor, width: int = KEPT) -> MLPWeights:
+    rows = SlicedMLP(weights).inner(tokens[None].to(weights.up.dtype))[0].float()
+    return slice_mlp(weights, rows.T @ rows, rows.mean(0), len(rows), width)
+
+
+def error(made: MLPWeights, dense: MLPWeights, tokens: Tensor) -> float:
+    """Relative error of the output."""
+    tokens = tokens[None].to(dense.up.dtype)
+    wanted = SlicedMLP(dense)(tokens).float()
+    return ((SlicedMLP(made)(tokens).float() - wanted).norm() / wanted.norm()).item()
+
+
+def refined(weights: MLPWeights, selected: MLPWeights, tokens: Tensor, config: RefineConfig = LONG) -> MLPWeights:
+    return finish(refine_mlp(weights, selected, [tokens], config))
+
+
+def same(one: MLPWeights, other: MLPWeights) -> bool:
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(MLPWeights)]
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+# Known optima
+
+
+def test_finds_the_narrow_mlp_inside_a_wide_one():
+    """Pairs share gate and output direction, and `silu(g) u + silu(g) u' = silu(g) (u + u')`: half the neurons do."""
+    narrow = make_weights(KEPT)
+    weights = replace(
+        narrow,
+        gate=narrow.gate.repeat(2, 1),
+        up=torch.cat([narrow.up, random(KEPT, HIDDEN, seed=9) * HIDDEN**-0.5]),
+        down=narrow.down.repeat(1, 2),
+    )
+    tokens, fresh = hidden_states(), hidden_states(seed=10)
+    selected = select(weights, tokens)
+    made = refined(weights, selected, tokens)
+    assert error(selected, weights, fresh) > 0.3
+    assert error(made, weights, fresh) < 0.25 * error(selected, weights, fresh)
+
+
+def test_comes_close_to_reduced_rank_regression_where_the_mlp_is_linear():
+    """Of linear maps of one rank, the best is known: the output's leading principal axes (Eckart and Young)."""
+    weights = make_weights(64, gated=False, activation="linear")
+    tokens, fresh = hidden_states(), hidden_states(seed=10)
+    selected = select(weights, tokens, width=8)
+    variance = torch.linalg.svdvals(SlicedMLP(weights)(fresh[None])[0]).square()
+    optimum = (variance[8:].sum() / variance.sum()).sqrt().item()
+    assert error(selected, weights, fresh) > 1.3 * optimum
+    assert optimum * 0.999 < error(refined(weights, selected, tokens), weights, fresh) < 1.05 * optimum
+
+
+# Never for the worse
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_better_than_the_selection_on_fresh_tokens(gated, bias):
+    weights = make_weights(32, gated, bias)
+    tokens, fresh = hidden_states(), hidden_states(seed=10)
+    selected = select(weights, tokens)
+    made = refined(weights, selected, tokens)
+    assert error(made, weights, fresh) < 0.97 * error(selected, weights, fresh)
+    assert [getattr(made, f.name) is None for f in fields(made)] == [
+        getattr(weights, f.name) is None for f in fields(made)
+    ]
+    assert made.up.shape == (KEPT, HIDDEN)
+    assert made.down.shape == (HIDDEN, KEPT)
+
+
+@pytest.mark.parametrize("rate", [30.0, 1e30])
+def test_a_run_that_goes_astray_is_not_kept(rate):
+    weights, tokens = make_weights(32), hidden_states()
+    selected = select(weights, tokens)
+    assert refined(weights, selected, tokens, RefineConfig(rate=rate)) is selected
+
+
+def test_what_only_fits_the_training_tokens_is_not_kept():
+    """Held-out tokens unlike the others, by far."""
+    weights = make_weights(32)
+    tokens = hidden_states(512)
+    tokens[:-64] = tokens[:1] + 0.01 * random(448, HIDDEN, seed=11)
+    selected = select(weights, tokens)
+    made = refined(weights, selected, tokens, RefineConfig(passes=20, batch=64, rate=0.3, noise=0.0))
+    assert error(made, weights, tokens[-64:]) <= error(selected, weights, tokens[-64:])
+
+
+def test_massive_tokens_do_not_decide_the_fit():
+    """One token in 64 carries nearly all the energy, yet the others gain."""
+    weights, tokens, fresh = make_weights(32), hidden_states(), hidden_states(seed=10)
+    tokens[::64] *= 20
+    selected = select(weights, tokens)
+    assert error(refined(weights, selected, tokens), weights, fresh) < 0.97 * error(selected, weights, fresh)
+
+
+def test_stops_when_nothing_gets_better():
+    weights, tokens = make_weights(32), hidden_states()
+    config = RefineConfig(passes=10, batch=TOKENS, rate=30.0, patience=3)
+    assert list(refine_mlp(weights, select(weights, tokens), [tokens], config)) == [
+        Progress("refine", done, 10) for done in (1, 2, 3)
+    ]
+
+
+# The contract
+
+
+def test_full_width_is_left_as_it_is():
+    weights = make_weights(32)
+    assert refined(weights, weights, hidden_states()) is weights
+
+
+def test_the_same_seed_gives_the_same_weights():
+    weights, tokens = make_weights(32), hidden_states()
+    selected = select(weights, tokens)
+    config = RefineConfig(passes=2, batch=128)
+    first, again = (refined(weights, selected, tokens, config) for _ in range(2))
+    assert same(first, again)
+    assert not same(first, refined(weights, selected, tokens, replace(config, seed=1)))
+
+
+def test_closing_at_any_step_changes_nothing():
+    weights, tokens = make_weights(32, bias=True), hidden_states()
+    selected = select(weights, tokens)
+    before = [{f.name: getattr(w, f.name) for f in fields(w)} for w in (weights, selected)]
+    copies = [MLPWeights(**{n: v.clone() if isinstance(v, Tensor) else v for n, v in b.items()}) for b in before]
+    for steps in (0, 1, 9):
+        job = refine_mlp(weights, selected, [tokens], RefineConfig(batch=512))
+        for _ in range(steps):
+            next(job)
+        job.close()
+    assert same(weights, copies[0])
+    assert same(selected, copies[1])
+    assert not any(t.requires_grad for w in (weights, selected) for t in (w.gate, w.up, w.down))
+
+
+def test_runs_under_no_grad_and_leaves_the_callers_mode_alone():
+    weights, tokens = make_weights(32), hidden_states()
+    selected = select(weights, tokens)
+    with torch.no_grad():
+        job = refine_mlp(weights, selected, [tokens], RefineConfig(batch=512, passes=1))
+        next(job)
+        assert not torch.is_grad_enabled()
+        made = finish(job)
+    assert torch.is_grad_enabled()
+    assert not made.up.requires_grad
+    assert error(made, weights, tokens) < error(selected, weights, tokens)
+
+
+def test_batches_may_have_any_leading_axes_and_come_from_an_iterator():
+    weights, tokens = make_weights(32), hidden_states(1024)
+    selected = select(weights, tokens)
+
+    def batches() -> Iterator[Tensor]:
+        yield tokens[:512].view(4, 128, HIDDEN)
+        yield tokens[512:].view(2, 256, HIDDEN)
+
+    config = RefineConfig(passes=1, batch=64)
+    assert same(finish(refine_mlp(weights, selected, batches(), config)), refined(weights, selected, tokens, config))
+
+
+def test_bfloat16_weights_stay_bfloat16_and_gain():
+    weights = make_weights(32, bias=True)
+    weights = replace(
+        weights, **{f.name: v.bfloat16() for f in fields(weights) if isinstance(v := getattr(weights, f.name), Tensor)}
+    )
+    tokens, fresh = hidden_states(), hidden_states(seed=10)
+    selected = select(weights, tokens)
+    made = refined(weights, selected, tokens.bfloat16())
+    assert made.gate.dtype == made.down_bias.dtype == torch.bfloat16
+    assert error(made, weights, fresh) < 0.97 * error(selected, weights, fresh)
+
+
+def test_a_layer_whose_mlp_is_silent_is_left_alone():
+    weights, tokens = replace(make_weights(32), down=torch.zeros(HIDDEN, 32)), hidden_states(256)
+    selected = select(weights, tokens)
+    assert_close(refined(weights, selected, tokens, RefineConfig()).down, torch.zeros(HIDDEN, KEPT))
+
+
+def test_too_few_tokens_are_refused():
+    weights, tokens = make_weights(32), hidden_states(256)
+    with pytest.raises(ValueError, match="1 tokens"):
+        refined(weights, select(weights, tokens), tokens[:1])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("passes", 0), ("batch", 0), ("patience", 0), ("held_out", 1.0), ("rate", 0.0), ("noise", -1.0)],
+)
+def test_settings_out_of_range_are_named(field, value):
+    with pytest.raises(UserError, match=field):
+        RefineConfig(**{field: value})
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_gqa", "tiny_phi3", "tiny_phi"])
+def test_every_family(family, request):
+    model = request.getfixturevalue(family)()
+    canonicalise(model)
+    mlp = blocks(model)[0].mlp
+    weights, tokens = mlp.weights(), random(1024, mlp.down_proj.out_features, seed=12)
+    selected = select(weights, tokens, mlp.neurons // 2)
+    made = refined(weights, selected, tokens, RefineConfig(batch=64))
+    assert same(weights, mlp.weights())
+    assert error(made, weights, tokens) < error(selected, weights, tokens)
