@@ -1,0 +1,81 @@
+"""Predictions and ranks by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from intraslice.config import finish
+from intraslice.judgement import fallen_importance, judge
+from intraslice.sensitivity import ModuleLoss, Sensitivity, measure_sensitivity
+
+
+def test_fallen_importance_sums_the_least_important_units():
+    importance = torch.tensor([4.0, 1.0, 3.0, 2.0])
+    assert fallen_importance(importance, 0.5) == 3.0
+    assert fallen_importance(importance, 0.6) == pytest.approx(3.0 + 0.4 * 3.0)
+    assert fallen_importance(importance, 1.0) == 10.0
+    assert fallen_importance(importance, 0.0) == 0.0
+
+
+def known_profile(case, values: list[float]):
+    """Layer i's neurons, principal channels and heads all have importance `values[i]`, its heads the negative."""
+    profile = case.stats.profile
+    layers = [
+        replace(
+            layer,
+            neurons=torch.full_like(layer.neurons, value),
+            pca_channels=torch.full_like(layer.pca_channels, value),
+            fisher_heads=torch.full_like(layer.fisher_heads, 10 - value),
+        )
+        for layer, value in zip(profile.layers, values, strict=True)
+    ]
+    return replace(profile, layers=tuple(layers))
+
+
+def losses(attention: list[float], mlp: list[float]) -> Sensitivity:
+    modules = []
+    for layer, pair in enumerate(zip(attention, mlp, strict=True)):
+        modules += [
+            ModuleLoss(layer, name, 100, value, 0.0) for name, value in zip(("attention", "mlp"), pair, strict=True)
+        ]
+    return Sensitivity(0.5, 2.0, 100, tuple(modules))
+
+
+def test_ranks_and_rho_by_hand(tiny_case):
+    judgement = judge(losses([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]), known_profile(tiny_case("llama-gqa"), [1.0, 2.0, 3.0]))
+    assert judgement.rho["pca"]["attention"] == pytest.approx(1.0)
+    assert judgement.rho["fisher"]["attention"] == pytest.approx(-1.0)
+    assert judgement.rho["pca"]["mlp"] == pytest.approx(-0.5)
+    assert judgement.rho["fisher"]["mlp"] == judgement.rho["pca"]["mlp"]
+    frame = judgement.modules.set_index(["module", "layer"])
+    assert frame.loc["attention", "place"].tolist() == [3, 2, 1]
+    assert frame.loc["attention", "place_pca"].tolist() == [3, 2, 1]
+    assert frame.loc["attention", "place_fisher"].tolist() == [1, 2, 3]
+    # Off by more than one place of three: MLP 0 under both, attention 0 and 2 under fisher.
+    found = {(one.estimator, one.module, one.layer) for one in judgement.misjudged}
+    assert found == {
+        ("pca", "mlp", 0),
+        ("fisher", "mlp", 0),
+        ("fisher", "attention", 0),
+        ("fisher", "attention", 2),
+    }
+    worst = next(one for one in judgement.misjudged if one.module == "mlp")
+    assert str(worst).startswith("layer 0 mlp hurts more than")
+    assert "number 1 of 3 as measured, number 3 as foretold" in str(worst)
+
+
+def test_no_order_no_rho(tiny_case):
+    judgement = judge(losses([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]), known_profile(tiny_case("llama-gqa"), [1.0, 1.0, 1.0]))
+    assert judgement.rho["pca"]["attention"] is None
+
+
+def test_every_family_is_judged(family_case, own_cache):
+    tokens = family_case.tokens[:2]
+    judgement = judge(
+        finish(measure_sensitivity(family_case.loaded, family_case.stats, tokens)), family_case.stats.profile
+    )
+    assert len(judgement.modules) == 6
+    assert all(-1 <= value <= 1 for by_module in judgement.rho.values() for value in by_module.values())
