@@ -87,6 +87,40 @@ class Block:
     parallel: bool
 
 
+def write_layer_(layer: nn.Module, block: Block) -> None:
+    """Fill a dense transformers layer of the same sizes with a block's weights, in place: the inverse of reading."""
+    attention, mlp = block.attention.weights(), block.mlp.weights()
+    order, _ = _head_layout(block.attention.dim, 2 * int((attention.frequency[0] != UNROTATED).sum()))
+    inverse = order.argsort()
+
+    def rows(weight: Tensor, bias: Tensor | None, channels: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        return weight[:, channels].flatten(0, 1), None if bias is None else bias[:, channels].flatten()
+
+    query = rows(attention.query, attention.query_bias, inverse)
+    key = rows(attention.key, attention.key_bias, inverse)
+    value = rows(attention.value, attention.value_bias, slice(None))
+    targets = {"o_proj": (attention.output.flatten(1), attention.output_bias)}
+    targets |= {"q_proj": query, "k_proj": key, "v_proj": value, "qkv_proj": _fused(query, key, value)}
+    targets["dense"] = targets["o_proj"]
+    up, down = (mlp.up, mlp.up_bias), (mlp.down, mlp.down_bias)
+    targets |= {"up_proj": up, "down_proj": down, "fc1": up, "fc2": down}
+    if mlp.gate is not None:
+        gate = (mlp.gate, mlp.gate_bias)
+        targets |= {"gate_proj": gate, "gate_up_proj": _fused(gate, up)}
+    for module in (layer.self_attn, layer.mlp):
+        for name, linear in module.named_children():
+            if isinstance(linear, nn.Linear):
+                weight, bias = targets[name]
+                linear.weight.data.copy_(weight)
+                if bias is not None:
+                    linear.bias.data.copy_(bias)
+
+
+def _fused(*pairs: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    weights, biases = zip(*pairs, strict=True)
+    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
+
+
 def family_of(config: PreTrainedConfig) -> Family:
     """The entry for a config's `model_type`; UserError when there is none."""
     if config.model_type not in FAMILIES:
