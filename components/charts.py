@@ -89,7 +89,6 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     for column, (module, curve) in enumerate(curves.items(), start=1):
         axes = {"xaxis": f"x{figure.suffix(column)}", "yaxis": f"y{figure.suffix(column)}"}
         name = {"attention": "Attention", "mlp": "MLP"}.get(module, module)
-        unit = {"attention": "attention channels", "mlp": "neurons"}.get(module, "units")
         floor = _floor(curve)
         for label, values, line in (
             ("All layers", curve.everyone, figure.line("dense", 1.6)),
@@ -106,13 +105,12 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
                     "x": shares,
                     "y": heights,
                     "line": line,
-                    "hovertemplate": label + ": %{x:.0%} of its " + unit + " reach %{y:.2e}<extra></extra>",
+                    "hovertemplate": label + ": %{x:.0%} of its " + curve.unit + " reach %{y:.2e}<extra></extra>",
                     **axes,
                 }
             )
-        removed = _share_below(curve.chosen, curve.threshold)
         layout[f"xaxis{figure.suffix(column)}"].update(
-            title=figure.title(f"share of {unit}, strongest first"), tickformat=".0%", range=[0, 1]
+            title=figure.title(f"share of {curve.unit}, strongest first"), tickformat=".0%", range=[0, 1]
         )
         layout[f"yaxis{figure.suffix(column)}"].update(
             title=figure.title("importance" if column == 1 else ""),
@@ -121,13 +119,15 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
             dtick=1,
             nticks=6,
         )
-        if curve.threshold > 0:
-            shapes.append(figure.threshold_line(axes, curve.threshold))
-        if removed > 0:
-            shapes.append(figure.removed_region(axes, 1 - removed))
+        if curve.threshold is not None:
+            shapes.append(figure.threshold_line(axes, max(curve.threshold, floor)))
+        if curve.chosen_below > 0:
+            shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
+        below = f"{curve.chosen_below:.0%} of layer {layer} lies below"
+        verdict = below if curve.threshold is not None else "uniform ratios ask no importance"
         notes.append(
             {
-                "text": f"<b>{name}</b>: {removed:.0%} of layer {layer} lies below",
+                "text": f"<b>{name}</b>: {verdict}",
                 "xref": f"{axes['xaxis']} domain",
                 "yref": f"{axes['yaxis']} domain",
                 "x": 0,
@@ -138,8 +138,8 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
                 "font": {"color": "@ink", "size": 13},
             }
         )
-        everyone = _share_below(curve.everyone, curve.threshold)
-        rows.append([name, f"{curve.threshold:.3e}", f"{removed:.1%}", f"{everyone:.1%}"])
+        threshold = "none" if curve.threshold is None else f"{curve.threshold:.3e}"
+        rows.append([name, threshold, f"{curve.chosen_below:.1%}", f"{curve.everyone_below:.1%}"])
     layout["shapes"], layout["annotations"] = shapes, notes
     return Chart(
         title=f"Why does layer {layer} give that much?",
@@ -219,7 +219,3 @@ def _step(layers: int) -> int:
 def _floor(curve: ImportanceCurve) -> float:
     # A log axis has no zero: dead units are drawn at the bottom, six decades under the strongest.
     return max(max(curve.everyone, default=1.0), 1e-30) * 1e-6
-
-
-def _share_below(values: Sequence[float], threshold: float) -> float:
-    return sum(value < threshold for value in values) / max(len(values), 1)

@@ -57,11 +57,18 @@ class PlanView:
 
 @dataclass(frozen=True)
 class ImportanceCurve:
-    """Sorted importances, descending, of all layers and of one; what falls below `threshold` is removed."""
+    """Importances of all layers' units and of one layer's, descending, sampled evenly over the units.
 
+    What lies below `threshold` goes; `everyone_below` and `chosen_below` are these shares, counted on all units.
+    Without a threshold the estimator did not look at importances.
+    """
+
+    unit: str
     everyone: Sequence[float]
     chosen: Sequence[float]
-    threshold: float
+    threshold: float | None
+    everyone_below: float
+    chosen_below: float
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""A dictionary bounded by bytes: the page's models, calibrations and slices are many and large, memory is not."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class BoundedCache(Generic[Key, Value]):
+    """The most recently used values whose sizes sum to at most `limit` bytes; the newest stays even if it is larger.
+
+    Safe to use from several threads. A value that falls out lives on for whoever still holds it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._held: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+
+    def get(self, key: Key) -> Value | None:
+        """The value, which counts as used now, or None."""
+        with self._lock:
+            if key not in self._held:
+                return None
+            self._held.move_to_end(key)
+            return self._held[key][0]
+
+    def put(self, key: Key, value: Value, size: int) -> Value:
+        """Keep `value` of `size` bytes and return it; the least recently used ones make room."""
+        with self._lock:
+            self._held.pop(key, None)
+            self._held[key] = (value, size)
+            while len(self._held) > 1 and self.size > self.limit:
+                self._held.popitem(last=False)
+        return value
+
+    @property
+    def size(self) -> int:
+        """Bytes held now."""
+        return sum(size for _, size in self._held.values())

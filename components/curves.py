@@ -1,0 +1,97 @@
+"""Sorted importances of a calibration, made once and small enough to draw; and plans as the page shows them.
+
+With `session.py` the only file of the page that reads the library's results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from components.views import ImportanceCurve, LayerView, PlanView
+from intraslice.ratios import LayerProfile, Profile, SlicePlan
+
+DRAWN = 160  # points of a curve; more cannot be told apart on a screen
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Ascending importances of one kind of unit: of every layer, and of all together."""
+
+    unit: str
+    layers: Sequence[Tensor]
+    everyone: Tensor
+
+    def curve(self, layer: int, threshold: float | None) -> ImportanceCurve:
+        """The curve of one layer beside everyone's, with the shares that lie below the threshold."""
+        chosen = self.layers[layer]
+        below = [0.0, 0.0]
+        if threshold is not None:
+            below = [int(torch.searchsorted(v, threshold)) / len(v) for v in (self.everyone, chosen)]
+        return ImportanceCurve(self.unit, _drawn(self.everyone), _drawn(chosen), threshold, *below)
+
+
+def sort_importances(profile: Profile) -> dict[str, Sorted]:
+    """By kind: "pca" (channels), "fisher" (heads), "neurons"."""
+    return {
+        "pca": _sorted("principal channels", [layer.pca_channels for layer in profile.layers]),
+        "fisher": _sorted("heads", [layer.fisher_heads for layer in profile.layers]),
+        "neurons": _sorted("neurons", [layer.neurons for layer in profile.layers]),
+    }
+
+
+def importance_curves(importances: dict[str, Sorted], plan: SlicePlan, layer: int) -> dict[str, ImportanceCurve]:
+    """What the chosen estimator saw of `layer`; the uniform one saw nothing, so no threshold is drawn for it."""
+    attention = importances["fisher" if plan.config.estimator == "fisher" else "pca"]
+    return {
+        "attention": attention.curve(layer, plan.reasons.attention_threshold),
+        "mlp": importances["neurons"].curve(layer, plan.reasons.mlp_threshold),
+    }
+
+
+def plan_view(plan: SlicePlan, profile: Profile, others: dict[str, SlicePlan]) -> PlanView:
+    """A plan as plain numbers, with other estimators' ratios beside it."""
+    return PlanView(
+        estimator=plan.config.estimator,
+        asked=plan.config.sparsity,
+        removed=plan.removed_fraction,
+        cap=plan.config.cap,
+        layers=tuple(_layer(*pair) for pair in zip(plan.layers, profile.layers, strict=True)),
+        others={
+            name: tuple((layer.attention_ratio, layer.mlp_ratio) for layer in other.layers)
+            for name, other in others.items()
+        },
+        parameters_dense=plan.parameters.dense_total,
+        parameters_sliced=plan.parameters.sliced_total,
+        decoder_dense=plan.parameters.dense_decoder,
+        decoder_sliced=plan.parameters.sliced_decoder,
+        kv_dense=plan.kv_bytes_per_token[0],
+        kv_sliced=plan.kv_bytes_per_token[1],
+    )
+
+
+def _layer(kept, dense: LayerProfile) -> LayerView:
+    return LayerView(
+        attention=kept.attention_ratio,
+        mlp=kept.mlp_ratio,
+        heads=len(kept.heads),
+        heads_dense=dense.sizes.heads,
+        dim=kept.dim,
+        dim_dense=dense.sizes.dim,
+        neurons=kept.neurons,
+        neurons_dense=dense.sizes.neurons,
+    )
+
+
+def _sorted(unit: str, layers: Sequence[Tensor]) -> Sorted:
+    layers = [layer.detach().float().cpu().sort().values for layer in layers]
+    return Sorted(unit, layers, torch.cat(layers).sort().values)
+
+
+def _drawn(ascending: Tensor) -> list[float]:
+    count = min(DRAWN, len(ascending))
+    picks = torch.linspace(len(ascending) - 1, 0, count).round().long()
+    return ascending[picks].tolist()

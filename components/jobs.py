@@ -1,0 +1,76 @@
+"""Long work that can be stopped: one job a visitor, errors as words, progress with the time that is left."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from components.views import Status
+from intraslice.config import Progress, UserError
+from intraslice.linalg import NumericalError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+EXPECTED = (UserError, NumericalError, OSError, MemoryError)
+
+
+@dataclass
+class Job:
+    """A running piece of work. A live one follows the slider by itself and gives way when the slider moves on."""
+
+    live: bool
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+class Jobs:
+    """The running job of every visitor. A new one stops the visitor's old one, at its next step."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Job] = {}
+
+    def halt(self, visitor: str, live_only: bool = False) -> None:
+        """Stop a visitor's job at its next step; `live_only` spares what was asked for by a button."""
+        job = self._running.get(visitor)
+        if job and (job.live or not live_only):
+            job.stop.set()
+
+    def start(self, visitor: str, live: bool) -> Job:
+        """A job to `run`; the visitor's former one is told to stop."""
+        self.halt(visitor)
+        self._running[visitor] = Job(live)
+        return self._running[visitor]
+
+    def run(self, visitor: str, job: Job, work: Iterator[T]) -> Iterator[T | Status]:
+        """The events of `work` until it ends, fails or is stopped. What is expected to fail ends in an error status."""
+        try:
+            for event in work:
+                if job.stop.is_set():
+                    if not job.live:
+                        yield Status("Stopped", "ready")
+                    return
+                yield event
+        except EXPECTED as problem:
+            log.info("job failed: %s", problem)
+            yield Status(str(problem) or type(problem).__name__, "error")
+        finally:
+            job.stop.set()
+            if self._running.get(visitor) is job:
+                del self._running[visitor]
+
+
+def told(job: Generator[Progress, None, T], text: str) -> Generator[Status, None, T]:
+    """A library job's progress as statuses, with the time that is left once a step has been timed."""
+    start = time.monotonic()
+    while True:
+        try:
+            event = next(job)
+        except StopIteration as stop:
+            return stop.value
+        spent = time.monotonic() - start
+        left = spent / event.done * (event.total - event.done) if event.done else None
+        yield Status(text, "busy", event.done, event.total, left)

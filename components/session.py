@@ -1,0 +1,238 @@
+"""The only file of the page that calls the library: loaded models, bounded caches, and jobs that can be stopped.
+
+Everything is kept by what it was made of (model, text, settings), never by who asked, and is read-only once made, so
+people share work and nobody can disturb another's slice. One heavy job at a time is the queue's business (`wiring.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from components import streaming
+from components.cache import BoundedCache
+from components.curves import Sorted, importance_curves, plan_view, sort_importances
+from components.jobs import Jobs, told
+from components.views import Answers, ImportanceCurve, Perplexities, PlanView, Settings, Status
+from intraslice import corpora
+from intraslice.calibration import calibrate
+from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, UserError
+from intraslice.evaluation import perplexity
+from intraslice.memory import available_bytes
+from intraslice.models import SUGGESTED_MODELS, LoadedModel, estimate_memory, load_model
+from intraslice.ratios import SlicePlan, make_plan
+from intraslice.slicing import slice_model
+from intraslice.stats import CalibrationStats
+
+ESTIMATORS = ("uniform", "fisher", "pca")
+TEXTS = ("default", "wikitext2")
+
+
+class CalibrationKey(NamedTuple):
+    """What a calibration depends on."""
+
+    model: str
+    config: CalibrationConfig
+
+
+@dataclass
+class Calibrated:
+    """A model with its calibration and what is derived from it once."""
+
+    loaded: LoadedModel
+    stats: CalibrationStats
+    tokens: torch.Tensor
+    windows: torch.Tensor
+    importances: dict[str, Sorted]
+
+
+def calibration_key(settings: Settings) -> CalibrationKey:
+    """Raises UserError for numbers out of range."""
+    counts = (int(settings.sequences), int(settings.length), int(settings.seed))
+    return CalibrationKey(settings.model, CalibrationConfig(settings.upload or settings.text, *counts))
+
+
+def slice_config(settings: Settings) -> SliceConfig:
+    """The library's settings of a slice. Raises UserError for numbers out of range."""
+    return SliceConfig(
+        settings.sparsity / 100, settings.estimator, float(settings.bias), settings.cap / 100, settings.order
+    )
+
+
+class Session:
+    """One for the whole app. `visitor` is any string that tells open pages apart.
+
+    Args:
+        evaluation_tokens: how many tokens every perplexity on the page is taken on.
+    """
+
+    models = SUGGESTED_MODELS
+    texts = TEXTS
+
+    def __init__(self, device: str = "cpu", evaluation_tokens: int = 4096) -> None:
+        room = available_bytes(device) // 8
+        self.device = device
+        self.evaluation_tokens = evaluation_tokens
+        self._models: BoundedCache[str, LoadedModel] = BoundedCache(2 * room)
+        self._calibrations: BoundedCache[CalibrationKey, Calibrated] = BoundedCache(2 * room)
+        self._slices: BoundedCache[tuple[CalibrationKey, SliceConfig], PreTrainedModel] = BoundedCache(room)
+        self._plans: BoundedCache[tuple[CalibrationKey, SliceConfig], SlicePlan] = BoundedCache(2_000)  # of size 1 each
+        self._perplexities: BoundedCache[tuple, float] = BoundedCache(10_000)  # of size 1 each
+        self._jobs = Jobs()
+
+    # What is known at once
+
+    def plan(self, settings: Settings) -> PlanView | None:
+        """The plan of a setting with the other estimators' beside it, or None before its calibration is there."""
+        config = slice_config(settings)
+        calibrated = self._calibrations.get(calibration_key(settings))
+        if calibrated is None:
+            return None
+        profile = calibrated.stats.profile
+        others = {
+            name: self._plan(settings, replace(config, estimator=name))
+            for name in ESTIMATORS
+            if name != config.estimator
+        }
+        return plan_view(self._plan(settings, config), profile, others)
+
+    def importances(self, settings: Settings, layer: int) -> dict[str, ImportanceCurve]:
+        """Sorted importances of a layer, by module. The calibration must be there."""
+        calibrated = self._calibrated(settings)
+        plan = self._plan(settings, slice_config(settings))
+        return importance_curves(calibrated.importances, plan, layer)
+
+    def perplexities(self, settings: Settings) -> Perplexities:
+        """Whatever has been measured for this setting."""
+        key = calibration_key(settings)
+        calibrated = self._calibrations.get(key)
+        if calibrated is None:
+            return Perplexities()
+        text = corpora.describe(key.config.text)
+        windows, window = calibrated.windows.shape
+        protocol = (
+            f"Perplexity on {windows * window:,} tokens in windows of {window} without overlap, the first token of "
+            f"each not scored; text: {text}. Calibrated on {key.config.sequences} x {key.config.length} tokens of "
+            f"other documents of it, seed {key.config.seed}; {settings.order} slicing; float32."
+        )
+        sliced = slice_config(settings)
+        dense = self._perplexities.get((key, None))
+        known = dense if sliced.sparsity == 0 else self._perplexities.get((key, sliced))
+        return Perplexities(dense, known, protocol, "held-out Wikipedia" if "Wikipedia" in text else "held-out text")
+
+    def memory(self, model: str) -> str:
+        """What a model needs, in words. Raises UserError when there is no such model."""
+        estimate = estimate_memory(model, torch.float32, self.device)
+        fits = "" if estimate.needed <= estimate.available else " It will not fit."
+        return (
+            f"{estimate.parameters / 1e6:,.0f} M parameters; slicing takes {estimate.needed / 2**30:.1f} GiB, "
+            f"{estimate.available / 2**30:.1f} GiB are free.{fits}"
+        )
+
+    def halt(self, visitor: str, live_only: bool = False) -> None:
+        """Stop a visitor's job at its next step; `live_only` spares what was asked for by a button."""
+        self._jobs.halt(visitor, live_only)
+
+    # Jobs
+
+    def prepare(self, settings: Settings, visitor: str) -> Iterator[Status]:
+        """Load and calibrate, or find both in memory; ends with a ready or an error status."""
+        yield from self._jobs.run(visitor, self._jobs.start(visitor, live=False), self._prepare(settings))
+
+    def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
+        """Slice, then take dense and sliced perplexity; ends with a ready or an error status, or nothing if stopped."""
+        job = self._jobs.start(visitor, live=settings.order == "one-shot")
+        yield from self._jobs.run(visitor, job, self._measure(settings))
+
+    def answer(
+        self, settings: Settings, prompt: str, tokens: int, temperature: float, seed: int, visitor: str
+    ) -> Iterator[Status | Answers]:
+        """Answer a prompt with the dense and the sliced model, side by side."""
+        job = self._jobs.start(visitor, live=False)
+
+        def work() -> Iterator[Status | Answers]:
+            if not prompt.strip():
+                raise UserError("the prompt is empty; wanted some text to answer")
+            sliced = yield from self._slice(settings)
+            loaded = self._calibrated(settings).loaded
+            yield Status("Answering")
+            pair = (loaded.model, sliced)
+            yield from streaming.side_by_side(pair, loaded.tokenizer, prompt, tokens, temperature, seed, job.stop)
+            yield self._ready(settings)
+
+        yield from self._jobs.run(visitor, job, work())
+
+    def _ready(self, settings: Settings) -> Status:
+        key = calibration_key(settings)
+        loaded = self._calibrated(settings).loaded
+        tokens = f"{key.config.sequences} x {key.config.length} tokens"
+        return Status(f"{loaded.source}. Calibrated on {tokens}: {corpora.describe(key.config.text)}", "ready")
+
+    def _calibrated(self, settings: Settings) -> Calibrated:
+        calibrated = self._calibrations.get(calibration_key(settings))
+        if calibrated is None:
+            raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
+        return calibrated
+
+    def _plan(self, settings: Settings, config: SliceConfig) -> SlicePlan:
+        key = (calibration_key(settings), config)
+        known = self._plans.get(key)
+        return known or self._plans.put(key, make_plan(self._calibrated(settings).stats.profile, config), 1)
+
+    def _prepare(self, settings: Settings) -> Iterator[Status]:
+        key = calibration_key(settings)
+        if self._calibrations.get(key) is None:
+            loaded = self._models.get(key.model)
+            if loaded is None:
+                yield Status(f"Loading {key.model}")
+                loaded = load_model(key.model, device=self.device)
+                if loaded.made is not None:
+                    raise UserError(f"{key.model} is sliced already; wanted a dense model")
+                self._models.put(key.model, loaded, _bytes(loaded.model))
+            yield Status(f"Reading text: {corpora.describe(key.config.text)}")
+            evaluation = EvaluationConfig(
+                key.config.text, max(self.evaluation_tokens, key.config.length), key.config.length
+            )
+            tokens = corpora.calibration_tokens(loaded.tokenizer, key.config, evaluation.text)
+            windows = corpora.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
+            stats = yield from told(calibrate(loaded, tokens), f"Calibrating {Path(key.model).name}, sequence")
+            held = sum(t.nbytes for layer in stats.layers for t in vars(layer).values())
+            calibrated = Calibrated(loaded, stats, tokens, windows, sort_importances(stats.profile))
+            self._calibrations.put(key, calibrated, held)
+        yield self._ready(settings)
+
+    def _slice(self, settings: Settings) -> Generator[Status, None, PreTrainedModel]:
+        yield from self._prepare(settings)
+        calibrated, config = self._calibrated(settings), slice_config(settings)
+        if config.sparsity == 0:
+            return calibrated.loaded.model
+        key = (calibration_key(settings), config)
+        sliced = self._slices.get(key)
+        if sliced is None:
+            plan = self._plan(settings, config)
+            work = slice_model(calibrated.loaded.model, plan, calibrated.stats, calibrated.tokens)
+            sliced = yield from told(work, "Slicing, layer")
+            self._slices.put(key, sliced, _bytes(sliced))
+        return sliced
+
+    def _measure(self, settings: Settings) -> Iterator[Status]:
+        sliced = yield from self._slice(settings)
+        calibrated, key = self._calibrated(settings), calibration_key(settings)
+        for model, config, name in (
+            (calibrated.loaded.model, None, "dense"),
+            (sliced, slice_config(settings), "sliced"),
+        ):
+            if self._perplexities.get((key, config)) is None:
+                work = perplexity(model, calibrated.windows)
+                value = yield from told(work, f"Perplexity of the {name} model, window")
+                self._perplexities.put((key, config), value, 1)
+        yield self._ready(settings)
+
+
+def _bytes(model: PreTrainedModel) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
