@@ -18,7 +18,7 @@ from intraslice.mlp import slice_mlp
 
 HIDDEN, KEPT = 24, 16
 TOKENS = 4096
-LONG = RefineConfig(passes=30, batch=128, rate=0.05, noise=0.2, patience=30)
+LONG = RefineConfig(passes=20, batch=128, rate=0.05, noise=0.2, patience=20)
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -82,7 +82,7 @@ def test_finds_the_narrow_mlp_inside_a_wide_one():
     )
     tokens, fresh = hidden_states(), hidden_states(seed=10)
     selected = select(weights, tokens)
-    made = refined(weights, selected, tokens)
+    made = refined(weights, selected, tokens, replace(LONG, passes=60, patience=60))
     assert error(selected, weights, fresh) > 0.3
     assert error(made, weights, fresh) < 0.25 * error(selected, weights, fresh)
 
@@ -109,9 +109,7 @@ def test_better_than_the_selection_on_fresh_tokens(gated, bias):
     selected = select(weights, tokens)
     made = refined(weights, selected, tokens)
     assert error(made, weights, fresh) < 0.97 * error(selected, weights, fresh)
-    assert [getattr(made, f.name) is None for f in fields(made)] == [
-        getattr(weights, f.name) is None for f in fields(made)
-    ]
+    assert all((getattr(made, f.name) is None) == (getattr(weights, f.name) is None) for f in fields(made))
     assert made.up.shape == (KEPT, HIDDEN)
     assert made.down.shape == (HIDDEN, KEPT)
 
