@@ -1,0 +1,161 @@
+"""One command's run: its settings, validated before anything is loaded, its models, and how long each step took."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import pandas
+import torch
+from transformers import PreTrainedModel
+
+try:
+    import resource
+except ImportError:  # Windows has no such count
+    resource = None
+
+from intraslice import corpora
+from intraslice.calibration import CalibrationStats, calibrate
+from intraslice.config import CalibrationConfig, EvaluationConfig, Progress, SliceConfig, UserError, finish
+from intraslice.crossmodule import CrossModulePlan
+from intraslice.evaluation import kv_bytes_per_token
+from intraslice.methods import Method, Plan, plan_by, slice_by, uses_statistics
+from intraslice.models import LoadedModel, load_model
+
+
+class Run:
+    """Settings of one command line. `seconds` fills up as the steps are done."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        a = arguments
+        self.arguments = a
+        self.calibration = CalibrationConfig(a.calibration, a.sequences, a.length, a.seed)
+        self.evaluation = EvaluationConfig(a.eval, a.eval_tokens, a.length)
+        self.slicing = SliceConfig(a.sparsity, a.estimator, a.bias, a.cap, a.order)
+        self.seconds: dict[str, float] = {}
+        if a.threads is not None:
+            if a.threads < 1:
+                raise UserError(f"threads is {a.threads}; wanted 1 or more")
+            torch.set_num_threads(a.threads)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - start, 3)
+
+    def load(self) -> LoadedModel:
+        with self.timed("load"):
+            loaded = load_model(self.arguments.model, getattr(torch, self.arguments.dtype), self.arguments.device)
+        print(f"model: {loaded.source}", file=sys.stderr)
+        return loaded
+
+    def load_dense(self) -> LoadedModel:
+        loaded = self.load()
+        if loaded.made is not None:
+            raise UserError(f"{loaded.name} is sliced already; wanted a dense model to slice")
+        return loaded
+
+    def windows(self, loaded: LoadedModel) -> torch.Tensor:
+        """Held-out text, disjoint from the calibration's where there is one."""
+        text = None if loaded.made is not None else self.calibration.text
+        return corpora.evaluation_tokens(loaded.tokenizer, self.evaluation, text)
+
+    def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, torch.Tensor]:
+        tokens = corpora.calibration_tokens(loaded.tokenizer, self.calibration, self.evaluation.text)
+        with self.timed("calibrate"):
+            stats = finish(calibrate(loaded, tokens), show)
+            _ = stats.profile  # found once, and counted here
+        return stats, tokens
+
+    def calibrate_for_method(self, loaded: LoadedModel) -> tuple[CalibrationStats | None, torch.Tensor]:
+        """As `calibrate`, but only the tokens where the chosen method needs no more."""
+        if uses_statistics(self.arguments.method):
+            return self.calibrate(loaded)
+        with self.timed("calibrate"):
+            return None, corpora.calibration_tokens(loaded.tokenizer, self.calibration, self.evaluation.text)
+
+    def plan(self, loaded: LoadedModel, stats: CalibrationStats | None, method: Method | None = None) -> Plan:
+        a = self.arguments
+        return plan_by(method or a.method, loaded.model, stats, self.slicing, None if method else a.slicing)
+
+    def slice(
+        self, loaded: LoadedModel, stats: CalibrationStats | None, tokens: torch.Tensor, method: Method | None = None
+    ) -> tuple[PreTrainedModel, Plan]:
+        plan = self.plan(loaded, stats, method)
+        with self.timed("slice"):
+            model = finish(slice_by(method or self.arguments.method, loaded.model, plan, stats, tokens), show)
+        return model, plan
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            "eval": self.evaluation.text,
+            "eval_tokens": self.evaluation.tokens // self.evaluation.window * self.evaluation.window,
+            "window": self.evaluation.window,
+            "calibration": self.calibration.text,
+            "calibration_tokens": self.calibration.sequences * self.calibration.length,
+            "seed": self.calibration.seed,
+            "dtype": self.arguments.dtype,
+        }
+
+    def asked(self) -> dict[str, Any]:
+        a = self.arguments
+        return {
+            "model": a.model,
+            "method": a.method,
+            "estimator": a.estimator,
+            "bias": a.bias,
+            "cap": a.cap,
+            "order": a.order,
+            "sparsity_asked": a.sparsity,
+        }
+
+
+def described(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
+    """What a plan comes to, as JSON. A cross-module plan has no ratios, but a width."""
+    common = {"removed_fraction": plan.removed_fraction, "parameters": asdict(plan.parameters)}
+    if isinstance(plan, CrossModulePlan):
+        cache = kv_bytes_per_token(dense)  # keys and values are left alone
+        own = {name: getattr(plan, name) for name in ("slicing", "width", "untied_total", "note")}
+        return common | {"kv_bytes_per_token": {"dense": cache, "sliced": cache}, "ratios": None, **own}
+    return common | {
+        "kv_bytes_per_token": dict(zip(("dense", "sliced"), plan.kv_bytes_per_token, strict=True)),
+        "ratios": [[layer.attention_ratio, layer.mlp_ratio] for layer in plan.layers],
+    }
+
+
+def summary(plan: Plan) -> str:
+    """What a plan comes to, in a line or two for people."""
+    counts, asked = plan.parameters, plan.asked if isinstance(plan, CrossModulePlan) else plan.config.sparsity
+    line = (
+        f"removed {plan.removed_fraction:.4f} of the decoder layers' parameters "
+        f"(asked {'for a width' if asked is None else f'{asked:g}'}): "
+        f"{counts.dense_total:,} -> {counts.sliced_total:,} in all"
+    )
+    if isinstance(plan, CrossModulePlan):
+        line += f"; width {plan.width} of {plan.hidden} (slicing {plan.slicing:.1%}). {plan.note}".rstrip()
+    return line
+
+
+def records(frame: pandas.DataFrame) -> list[dict[str, Any]]:
+    """A frame's rows as JSON, in which a missing number is null."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def show(event: Progress) -> None:
+    """Progress on stderr."""
+    end = "\n" if event.done == event.total else "\r"
+    print(f"{event.stage} {event.done}/{event.total}", end=end, file=sys.stderr, flush=True)
+
+
+def peak_memory() -> int | None:
+    """Bytes of the largest resident set so far."""
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kibibytes

@@ -1,0 +1,158 @@
+"""The command line on a tiny model and a text of one's own: one JSON object, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pandas
+import pytest
+
+from intraslice.__main__ import main
+from intraslice.methods import METHODS
+
+EVALUATED = {
+    "model",
+    "method",
+    "estimator",
+    "bias",
+    "cap",
+    "order",
+    "sparsity_asked",
+    "removed_fraction",
+    "parameters",
+    "kv_bytes_per_token",
+    "perplexity",
+    "ratios",
+    "protocol",
+    "seconds",
+    "peak_rss_bytes",
+}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> list[str]:
+    """Options that every command takes: a tiny model, its text, few tokens."""
+    home = tmp_path_factory.mktemp("commands")
+    tiny_llama_gqa().save_pretrained(home / "tiny")
+    vocabulary = [f"w{index}" for index in range(4, 256)]
+    word_tokenizer(vocabulary).save_pretrained(home / "tiny")
+    draw = random.Random(0)
+    text = "\n\n".join(" ".join(draw.choices(vocabulary, k=30)) for _ in range(60))
+    (home / "text.txt").write_text(text)
+    options = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt"]
+    options = [str(home / word) if not word.startswith("--") else word for word in options]
+    return [*options, "--sequences", "16", "--length", "24", "--eval-tokens", "96", "--device", "cpu", "--json"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path_factory.getbasetemp() / "commands-cache"))
+
+
+@pytest.fixture
+def run(words, capsys):
+    def answer(command: str, *more: str) -> dict:
+        assert main([command, *words, *more]) == 0
+        return json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    return answer
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluate_answers_alike_for_every_method(run, method):
+    result = run("evaluate", "--method", method, "--sparsity", "0.25")
+    extra = {"slicing", "width", "untied_total", "note"} if method == "crossmodule" else set()
+    assert set(result) == EVALUATED | extra
+    assert set(result["parameters"]) == {"dense_total", "sliced_total", "dense_decoder", "sliced_decoder"}
+    assert set(result["seconds"]) == {"load", "calibrate", "slice", "evaluate"}
+    assert set(result["perplexity"]) == set(result["kv_bytes_per_token"]) == {"dense", "sliced"}
+    assert result["removed_fraction"] == pytest.approx(0.25, abs=0.12)  # sizes of a tiny model are coarse
+    assert result["perplexity"]["sliced"] != result["perplexity"]["dense"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_removed_is_the_dense_model(run, method):
+    values = run("evaluate", "--method", method, "--sparsity", "0")["perplexity"]
+    assert values["sliced"] == pytest.approx(values["dense"], rel=1e-3)
+
+
+def test_the_slicing_fraction_is_the_cross_module_method_s_own(run):
+    result = run("evaluate", "--method", "crossmodule", "--slicing", "0.25")
+    assert result["width"] == 40
+    assert result["slicing"] == pytest.approx(1 - 40 / 54)
+
+
+def test_ratios_and_generate_take_every_method(run):
+    assert len(run("ratios")["layers"]) == 3
+    assert run("ratios", "--method", "crossmodule")["ratios"] is None
+    assert set(run("generate", "--method", "wanda", "--max-new-tokens", "3", "--prompt", "w7 w8")["text"]) == {
+        "dense",
+        "sliced",
+    }
+
+
+def test_inspect_has_spectra_shift_and_faults(run):
+    result = run("inspect", "--parts", "spectra", "shift", "faults", "--methods", "intraslice", "crossmodule")
+    assert {row["part"] for row in result["spectra"]} >= {"head 0", "value head 2", "mlp", "residual", "directions"}
+    assert len(result["shift"]) == 2 * 3 * 3
+    assert {row["method"] for row in result["shift"]} == {"intraslice", "crossmodule"}
+    assert result["shift_of"]["tokens"] == 96
+    assert set(result["faults"]["perplexity"]) == {"outputs", "reads", "reads and writes", "writes"}
+
+
+def test_sensitivity_has_every_module_and_a_verdict(run):
+    result = run("sensitivity", "--ratio", "0.4")
+    assert [(row["layer"], row["module"]) for row in result["modules"]] == [
+        (layer, module) for layer in range(3) for module in ("attention", "mlp")
+    ]
+    assert set(result["rho"]) == {"pca", "fisher"}
+    assert set(result["rho"]["pca"]) == {"attention", "mlp", "all"}
+
+
+def test_sweep_writes_the_rows_it_prints(run, tmp_path):
+    file = tmp_path / "rows.csv"
+    chosen = ["--methods", "intraslice", "crossmodule", "--estimators", "pca", "uniform", "--sparsities", "0.2", "0.3"]
+    result = run("sweep", *chosen, "--no-speed", "--csv", str(file))
+    assert len(result["rows"]) == 6
+    frame = pandas.read_csv(file)
+    assert frame["perplexity"].tolist() == pytest.approx([row["perplexity"] for row in result["rows"]])
+
+
+def test_text_for_people_is_printed_without_json(words, capsys):
+    plain = [word for word in words if word != "--json"]
+    for command, part in (("ratios", "layer  attention"), ("inspect", "residual"), ("sensitivity", "Spearman")):
+        assert main([command, *plain]) == 0
+        assert part in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "named"),
+    [
+        ("evaluate", ["--sparsity", "1.5"], "sparsity"),
+        ("evaluate", ["--slicing", "0.2"], "slicing"),
+        ("evaluate", ["--method", "crossmodule", "--slicing", "1"], "slicing"),
+        ("evaluate", ["--eval-tokens", "9000"], "tokens"),
+        ("evaluate", ["--threads", "0"], "threads"),
+        ("generate", ["--max-new-tokens", "0"], "max-new-tokens"),
+        ("sensitivity", ["--ratio", "0"], "ratio"),
+        ("sweep", ["--csv", "/no/such/folder/rows.csv"], "no folder"),
+        ("slice", ["--method", "crossmodule", "--out", "there"], "cross-module"),
+    ],
+)
+def test_bad_input_is_one_line_and_two(words, command, wrong, named, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, *words, *wrong]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert named in captured.err.splitlines()[-1]
+    assert not Path("there").exists()
+
+
+@pytest.mark.parametrize("wrong", [["--method", "other"], ["--estimators", "none"], ["--nonsense"]])
+def test_what_argparse_refuses_is_one_line_and_two(words, wrong, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["sweep", *words, *wrong])
+    assert caught.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

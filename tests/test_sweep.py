@@ -1,0 +1,137 @@
+"""The sweep against plain slicing, its points on disk, and what cannot be reached."""
+
+from __future__ import annotations
+
+import pandas
+import pytest
+
+from intraslice import sweep as module
+from intraslice.config import SliceConfig, UserError, finish
+from intraslice.evaluation import perplexity
+from intraslice.methods import METHODS, plan_by, slice_by
+from intraslice.speed import SpeedConfig, measure_speed
+from intraslice.sweep import Point, Texts, points, sweep
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def texts(case) -> Texts:
+    return Texts(case.stats, case.tokens, case.tokens[:4, :20])
+
+
+@pytest.fixture
+def count_measurements(monkeypatch):
+    done = []
+    measure = module._measure
+
+    def counted(loaded, texts, method, config, speed):
+        done.append((method, config.sparsity))
+        return measure(loaded, texts, method, config, speed)
+
+    monkeypatch.setattr(module, "_measure", counted)
+    return done
+
+
+def test_points_are_all_combinations_once():
+    found = points(["intraslice", "crossmodule", "intraslice"], ["pca", "uniform"], [0.3, 0.1, 0.3])
+    assert found == tuple(
+        Point(method, estimator, sparsity)
+        for sparsity in (0.1, 0.3)
+        for method, estimator in (("intraslice", "pca"), ("intraslice", "uniform"), ("crossmodule", None))
+    )
+
+
+def test_each_row_is_what_plain_slicing_gives(family_case):
+    wanted = points(METHODS, ["pca", "uniform"], [0.3])
+    frame = finish(sweep(family_case.loaded, texts(family_case), wanted))
+    assert len(frame) == 6
+    dense = family_case.loaded.model
+    windows = texts(family_case).evaluation
+    assert frame["dense_perplexity"].tolist() == pytest.approx([finish(perplexity(dense, windows))] * 6)
+    for row in frame.itertuples():
+        config = SliceConfig(row.sparsity, "pca" if pandas.isna(row.estimator) else row.estimator)
+        plan = plan_by(row.method, dense, family_case.stats, config)
+        model = finish(slice_by(row.method, dense, plan, family_case.stats, family_case.tokens))
+        assert row.perplexity == pytest.approx(finish(perplexity(model, windows)), rel=1e-4)
+        assert row.sliced_total == sum(p.numel() for p in model.parameters())
+        assert row.removed_fraction == pytest.approx(plan.removed_fraction, abs=1e-9)
+
+
+def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_measurements):
+    case = tiny_case("llama-gqa")
+    wanted = points(["intraslice"], ["pca"], [0.2, 0.3, 0.4])
+    job = sweep(case.loaded, texts(case), wanted)
+    for event in job:
+        if event.stage == "sweep" and event.done == 2:
+            break
+    job.close()
+    assert count_measurements == [("intraslice", 0.2), ("intraslice", 0.3)]
+    frame = finish(sweep(case.loaded, texts(case), wanted))
+    assert count_measurements[2:] == [("intraslice", 0.4)]
+    larger = points(["intraslice", "magnitude"], ["pca"], [0.2, 0.4])
+    again = finish(sweep(case.loaded, texts(case), larger))
+    assert count_measurements[3:] == [("magnitude", 0.2), ("magnitude", 0.4)]
+    assert again["perplexity"].tolist()[::2] == frame["perplexity"].tolist()[::2]
+
+
+@pytest.mark.parametrize("change", ["calibration", "evaluation", "config", "estimator", "weights"])
+def test_another_setting_is_another_point(tiny_case, count_measurements, change):
+    case = tiny_case("llama-gqa")
+    loaded, own, base, estimator = case.loaded, texts(case), SliceConfig(), "pca"
+    finish(sweep(loaded, own, points(["intraslice"], [estimator], [0.3]), base))
+    if change == "calibration":
+        own = Texts(own.stats, own.calibration - 1, own.evaluation)
+    elif change == "evaluation":
+        own = Texts(own.stats, own.calibration, own.evaluation - 1)
+    elif change == "config":
+        base = SliceConfig(bias=1.1)
+    elif change == "estimator":
+        estimator = "fisher"
+    else:
+        loaded = module.replace(loaded, fingerprint="other")
+    finish(sweep(loaded, own, points(["intraslice"], [estimator], [0.3]), base))
+    assert len(count_measurements) == 2
+
+
+def test_a_sparsity_out_of_reach_is_a_note(tiny_case):
+    case = tiny_case("llama-gqa")
+    frame = finish(
+        sweep(
+            case.loaded,
+            texts(case),
+            points(["intraslice"], ["uniform"], [0.2, 0.5]),
+            SliceConfig(0.3, cap=0.5, bias=0.2),
+        )
+    )
+    assert "cannot be reached" in frame["note"].iloc[-1]
+    assert pandas.isna(frame["perplexity"].iloc[-1])
+
+
+def test_speed_is_measured_in_turn_and_reported_as_a_ratio(tiny_case):
+    case = tiny_case("phi")
+    speed = SpeedConfig(prompt=8, new=2, repeats=2)
+    row = finish(sweep(case.loaded, texts(case), points(["intraslice"], ["pca"], [0.3]), speed=speed)).iloc[0]
+    for kind in ("prefill", "decode"):
+        assert row[f"{kind}_ratio"] == pytest.approx(row[f"{kind}_sliced"] / row[f"{kind}_dense"])
+        assert row[f"{kind}_dense"] > 0
+
+
+def test_the_median_turn_counts_and_the_first_does_not(tiny_case, monkeypatch):
+    from intraslice import speed
+
+    times = iter([(9.0, 9.0), (1.0, 2.0), (4.0, 2.0), (2.0, 8.0)])
+    monkeypatch.setattr(speed, "_time", lambda *_: next(times))
+    found = finish(measure_speed({"one": tiny_case("phi").loaded.model}, SpeedConfig(prompt=100, new=10, repeats=3)))
+    assert (found["one"].prefill, found["one"].decode) == (50.0, 5.0)
+
+
+@pytest.mark.parametrize("name", ["prompt", "new", "repeats"])
+def test_a_speed_of_nothing_is_refused(name):
+    with pytest.raises(UserError, match=name):
+        SpeedConfig(**{name: 0})
+
+
+def test_slicing_is_refused_where_the_residual_stream_stays(tiny_case):
+    case = tiny_case("phi")
+    with pytest.raises(UserError, match="slicing"):
+        plan_by("wanda", case.loaded.model, case.stats, SliceConfig(), 0.25)
