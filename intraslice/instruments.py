@@ -83,6 +83,7 @@ def sensitivity(run: Run) -> Answer:
         "dense_loss": found.dense_loss,
         "modules": records(judgement.modules),
         "rho": judgement.rho,
+        "reliability": judgement.reliability,
         "misjudged": [vars(one) for one in judgement.misjudged],
         "protocol": run.protocol(),
         "seconds": run.seconds,
@@ -100,7 +101,9 @@ def _verdict(judgement: Judgement) -> str:
     for estimator, by_module in judgement.rho.items():
         numbers = ", ".join(f"{name} {'-' if rho is None else f'{rho:.2f}'}" for name, rho in by_module.items())
         lines.append(f"  {estimator}: {numbers}")
-    return "\n".join([*lines, *(f"  {one}" for one in judgement.misjudged)])
+    numbers = ", ".join(f"{name} {'-' if own is None else f'{own:.2f}'}" for name, own in judgement.reliability.items())
+    lines.append(f"  share of the measured variance that is no noise: {numbers}")
+    return "\n".join([*lines, "", *(str(one) for one in judgement.misjudged)])
 
 
 def sweep_(run: Run) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +15,12 @@ from intraslice.sensitivity import Module, ModuleLoss, Sensitivity
 
 Judged = Literal["pca", "fisher"]
 JUDGED: tuple[Judged, ...] = ("pca", "fisher")  # uniform foretells nothing
+SURE = 2.0  # standard errors
 
 
 @dataclass(frozen=True)
 class Misjudged:
-    """A module whose place among its kind is far from the foretold one. Place 1 hurts most."""
+    """A module whose place among its kind is far from the foretold one, noise allowed for. Place 1 hurts most."""
 
     estimator: Judged
     layer: int
@@ -39,11 +41,14 @@ class Misjudged:
 class Judgement:
     """`modules` has a row a module; `rho[estimator]` Spearman's rho among "attention", "mlp" and "all" modules.
 
-    A rho is None where it does not exist, as for a single layer. `misjudged` comes worst first.
+    `reliability` is the share of the measured increases' variance that is no noise of the evaluation tokens: about the
+    square of the rho that a perfect estimator would reach. A number is None where it does not exist, as the rho of a
+    single layer. `misjudged` comes worst first.
     """
 
     modules: pandas.DataFrame
     rho: dict[Judged, dict[str, float | None]]
+    reliability: dict[str, float | None]
     misjudged: tuple[Misjudged, ...]
 
 
@@ -67,31 +72,48 @@ def foretell(profile: Profile, loss: ModuleLoss, ratio: float, estimator: Judged
 def judge(sensitivity: Sensitivity, profile: Profile) -> Judgement:
     """Compare measured increases of the loss with what each estimator foretells, by rank.
 
-    Attention and MLPs are ranked apart, as the estimator does. A module counts as misjudged when its rank is off by
-    more than a third of the layers.
+    Attention and MLPs are ranked apart, as the estimator does. A module counts as misjudged when its rank would be off
+    by more than a third of the layers even with its increase two standard errors nearer to what was foretold.
     """
     modules = pandas.DataFrame([vars(loss) for loss in sensitivity.modules])
-    rho: dict[Judged, dict[str, float | None]] = {}
-    misjudged = []
-    by_module = modules.groupby("module")
-    modules["place"] = by_module["increase"].rank(ascending=False, method="first").astype(int)
+    kinds = {kind: modules["module"] == kind for kind in ("attention", "mlp")} | {"all": modules["module"] != ""}
+    modules["place"] = _places(modules, "increase")
     for estimator in JUDGED:
         modules[estimator] = [foretell(profile, loss, sensitivity.ratio, estimator) for loss in sensitivity.modules]
-        modules[f"place_{estimator}"] = by_module[estimator].rank(ascending=False, method="first").astype(int)
-        rho[estimator] = {
-            "attention": _spearman(modules[modules["module"] == "attention"], estimator),
-            "mlp": _spearman(modules[modules["module"] == "mlp"], estimator),
-            "all": _spearman(modules, estimator),
-        }
-        count = len(modules) // 2
-        for row in modules.itertuples():
-            foretold = getattr(row, f"place_{estimator}")
-            if abs(row.place - foretold) > count / 3:
-                misjudged.append(Misjudged(estimator, row.layer, row.module, row.place, foretold, count))
-    misjudged.sort(key=lambda one: -abs(one.measured - one.foretold))
-    return Judgement(modules, rho, tuple(misjudged))
+        modules[f"place_{estimator}"] = _places(modules, estimator)
+    misjudged = [one for kind in ("attention", "mlp") for one in _misjudged(modules[kinds[kind]])]
+    return Judgement(
+        modules,
+        {name: {kind: _spearman(modules[own], name) for kind, own in kinds.items()} for name in JUDGED},
+        {kind: _reliability(modules[own]) for kind, own in kinds.items()},
+        tuple(sorted(misjudged, key=lambda one: -abs(one.measured - one.foretold))),
+    )
+
+
+def _places(modules: pandas.DataFrame, column: str) -> pandas.Series:
+    return modules.groupby("module")[column].rank(ascending=False, method="first").astype(int)
+
+
+def _misjudged(modules: pandas.DataFrame) -> Iterator[Misjudged]:
+    """Those of one kind of module."""
+    count = len(modules)
+    for index, row in modules.iterrows():
+        others = modules["increase"].drop(index)
+        best = 1 + int((others > row["increase"] + SURE * row["standard_error"]).sum())
+        worst = 1 + int((others > row["increase"] - SURE * row["standard_error"]).sum())
+        for estimator in JUDGED:
+            foretold = row[f"place_{estimator}"]
+            if max(best - foretold, foretold - worst) > count / 3:
+                yield Misjudged(estimator, row["layer"], row["module"], row["place"], foretold, count)
 
 
 def _spearman(modules: pandas.DataFrame, estimator: str) -> float | None:
     rho = modules[["increase", estimator]].corr(method="spearman").iloc[0, 1]
     return None if pandas.isna(rho) else float(rho)
+
+
+def _reliability(modules: pandas.DataFrame) -> float | None:
+    variance = modules["increase"].var()
+    if not variance > 0:
+        return None
+    return max(0.0, 1 - float((modules["standard_error"] ** 2).mean() / variance))

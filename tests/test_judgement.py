@@ -67,6 +67,22 @@ def test_ranks_and_rho_by_hand(tiny_case):
     assert "number 1 of 3 as measured, number 3 as foretold" in str(worst)
 
 
+def test_what_noise_may_explain_is_not_misjudged(tiny_case):
+    profile = known_profile(tiny_case("llama-gqa"), [1.0, 2.0, 3.0])
+    measured = losses([0.1, 0.2, 0.3], [0.3, 0.1, 0.2])
+    sure = judge(measured, profile)
+    assert sure.reliability == {"attention": 1.0, "mlp": 1.0, "all": 1.0}
+    noisy = tuple(
+        replace(loss, standard_error=0.04 if loss.module == "attention" else 0.06) for loss in measured.modules
+    )
+    judgement = judge(replace(measured, modules=noisy), profile)
+    # 0.3 - 2 x 0.04 is still above 0.2, so it is sure to come first; 0.3 - 2 x 0.06 might be second.
+    assert {(one.module, one.layer) for one in judgement.misjudged} == {("attention", 0), ("attention", 2)}
+    assert judgement.reliability["attention"] == pytest.approx(1 - 0.04**2 / 0.01)
+    drowned = tuple(replace(loss, standard_error=1.0) for loss in measured.modules)
+    assert judge(replace(measured, modules=drowned), profile).reliability["mlp"] == 0.0
+
+
 def test_no_order_no_rho(tiny_case):
     judgement = judge(losses([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]), known_profile(tiny_case("llama-gqa"), [1.0, 1.0, 1.0]))
     assert judgement.rho["pca"]["attention"] is None
