@@ -1,0 +1,99 @@
+"""Scores, next tokens and divergences against plain forwards and by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from intraslice import tokens as module
+from intraslice.config import SliceConfig, UserError, finish
+from intraslice.evaluation import generate_text, token_losses
+from intraslice.ratios import make_plan
+from intraslice.slicing import slice_model
+from intraslice.tokens import Divergence, compare_next_tokens, first_divergence, greedy_tokens, score_passage
+
+TEXT = " ".join(f"w{index}" for index in (7, 8, 200, 31, 7, 99, 42, 4, 4, 17))
+
+
+@pytest.fixture
+def pair(family_case):
+    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
+    return family_case.loaded, finish(slice_model(family_case.loaded.model, plan, family_case.stats))
+
+
+@pytest.mark.parametrize("rows", [2, 256])
+def test_scores_are_the_models_own(pair, rows, monkeypatch):
+    loaded, sliced = pair
+    monkeypatch.setattr(module, "ROWS", rows)
+    passage = score_passage(loaded.model, sliced, loaded.tokenizer, TEXT)
+    ids = loaded.tokenizer(TEXT, return_tensors="pt").input_ids
+    frame = passage.frame()
+    for name, model in (("dense", loaded.model), ("sliced", sliced)):
+        assert frame[name].tolist() == pytest.approx((-token_losses(model, ids)[0]).tolist(), abs=1e-5)
+    tables = [model(ids).logits[0, :-1].log_softmax(-1) for model in (loaded.model, sliced)]
+    divergence = torch.nn.functional.kl_div(tables[1], tables[0], log_target=True, reduction="none").sum(-1)
+    assert_close(torch.tensor(frame["divergence"].tolist()), divergence, atol=1e-5, rtol=1e-4)
+    assert frame["agree"].tolist() == (tables[0].argmax(-1) == tables[1].argmax(-1)).tolist()
+    assert frame["token"].tolist() == ids[0, 1:].tolist()
+    assert frame["extra_loss"].tolist() == pytest.approx((frame["dense"] - frame["sliced"]).tolist())
+    assert passage.agreement == pytest.approx(frame["agree"].mean())
+    assert passage.divergence == pytest.approx(frame["divergence"].mean())
+    assert [passage.first, *frame["text"]] == TEXT.split()
+
+
+def test_a_model_beside_itself_differs_in_nothing(tiny_case):
+    loaded = tiny_case("phi").loaded
+    passage = score_passage(loaded.model, copy.deepcopy(loaded.model), loaded.tokenizer, TEXT)
+    assert passage.agreement == 1
+    assert passage.divergence == 0
+    assert not passage.frame()["extra_loss"].any()
+
+
+@pytest.mark.parametrize("text", ["", "w7", "w7 " * 513])
+def test_a_passage_too_short_or_too_long_is_refused(tiny_case, text):
+    loaded = tiny_case("llama-gqa").loaded
+    with pytest.raises(UserError, match="wanted 2 to 512"):
+        score_passage(loaded.model, loaded.model, loaded.tokenizer, text)
+
+
+def test_next_tokens_are_the_best_of_either_with_both_probabilities(pair):
+    loaded, sliced = pair
+    found = compare_next_tokens(loaded.model, sliced, loaded.tokenizer, "w7 w8", 3)
+    ids = loaded.tokenizer("w7 w8", return_tensors="pt").input_ids
+    tables = [model(ids).logits[0, -1].softmax(-1) for model in (loaded.model, sliced)]
+    wanted = {token for table in tables for token in table.topk(3).indices.tolist()}
+    assert {one.token for one in found} == wanted
+    for one in found:
+        assert one.dense == pytest.approx(tables[0][one.token].item(), rel=1e-4)
+        assert one.sliced == pytest.approx(tables[1][one.token].item(), rel=1e-4)
+    assert [one.dense for one in found] == sorted((one.dense for one in found), reverse=True)
+
+
+def test_an_empty_prompt_is_refused(tiny_case):
+    loaded = tiny_case("phi").loaded
+    with pytest.raises(UserError, match="no tokens"):
+        compare_next_tokens(loaded.model, loaded.model, loaded.tokenizer, "")
+
+
+def test_answers_part_at_the_first_token_that_differs(tiny_case):
+    tokenizer = tiny_case("phi").loaded.tokenizer
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text).input_ids
+
+    assert first_divergence(tokenizer, ids("w7 w8 w9"), ids("w7 w8 w9")) is None
+    assert first_divergence(tokenizer, ids("w7 w8 w9"), ids("w7 w5 w9")) == Divergence(1, "w7", "w8", "w5")
+    assert first_divergence(tokenizer, ids("w7 w8"), ids("w7 w8 w9")) == Divergence(2, "w7 w8", None, "w9")
+    assert first_divergence(tokenizer, ids("w7"), ids("w8")) == Divergence(0, "", "w7", "w8")
+    assert first_divergence(tokenizer, [], []) is None
+
+
+def test_greedy_tokens_are_what_is_streamed(tiny_case):
+    loaded = tiny_case("llama-gqa").loaded
+    found = greedy_tokens(loaded.model, loaded.tokenizer, "w7 w8", 6)
+    streamed = "".join(generate_text(loaded.model, loaded.tokenizer, "w7 w8", 6))
+    assert 1 <= len(found) <= 6
+    assert loaded.tokenizer.decode(found, skip_special_tokens=True).split() == streamed.split()
