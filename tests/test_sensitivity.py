@@ -51,6 +51,21 @@ def test_each_module_s_loss_is_that_of_a_model_with_it_alone_sliced(family_case)
         assert loss.removed == counts[0] - counts[1] > 0
 
 
+def test_no_forward_starts_before_its_own_layer(tiny_case):
+    case = tiny_case("llama-gqa")
+    calls = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, index=index: calls.append(index))
+        for index, layer in enumerate(case.loaded.model.model.layers)
+    ]
+    finish(measure_sensitivity(case.loaded, case.stats, evaluation(case)))
+    for hook in hooks:
+        hook.remove()
+    # Once for the dense loss, once for the next layer's inputs, and for both modules of each layer up to its own
+    # (a sliced layer is a copy that carries the hook).
+    assert [calls.count(index) for index in range(3)] == [4, 6, 8]
+
+
 def test_a_module_cut_alone_has_the_sizes_of_its_ratio(tiny_case):
     profile = tiny_case("llama-gqa").stats.profile.layers[0]
     dense = make_plan(tiny_case("llama-gqa").stats.profile, SliceConfig(0.0)).layers[0]

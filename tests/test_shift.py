@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from intraslice.config import Progress, SliceConfig, UserError, finish
+from intraslice.config import EvaluationConfig, Progress, SliceConfig, UserError, finish
+from intraslice.corpora import evaluation_tokens
 from intraslice.crossmodule import plan_crossmodule, slice_crossmodule
 from intraslice.ratios import make_plan
 from intraslice.shift import PLACES, massive_tokens, measure_shift
@@ -117,6 +118,13 @@ def test_without_massive_tokens_their_numbers_are_nan(tiny_case):
     report = finish(measure_shift(case.loaded.model, {"same": case.loaded.model}, case.tokens[:1]))
     assert report.massive == 0
     assert all(math.isnan(shift.massive_error) for shift in report.shifts)
+
+
+def test_the_first_token_of_each_window_is_massive_in_the_default_model(default_model):
+    tokens = evaluation_tokens(default_model.tokenizer, EvaluationConfig(tokens=192, window=64))
+    report = finish(measure_shift(default_model.model, {"same": default_model.model}, tokens))
+    assert report.massive == 3
+    assert report.frame().query("place == 'residual' and layer == 15")["massive_cosine"].tolist() == pytest.approx([1])
 
 
 def test_what_cannot_be_compared_is_named(tiny_case):
