@@ -71,12 +71,12 @@ class SliceConfig:
     """How much to remove and by which rule.
 
     `sparsity` is the fraction of decoder-layer parameters to remove. `bias` (the paper's lambda_b) above 1 cuts MLPs
-    harder, below 1 the attention. `cap` bounds every estimated ratio.
+    harder, below 1 the attention; 1.2 was best on two texts. `cap` bounds every estimated ratio.
     """
 
     sparsity: float = 0.3
     estimator: Estimator = "pca"
-    bias: float = 1.0
+    bias: float = 1.2
     cap: float = 0.8
     order: Order = "sequential"
 
