@@ -6,6 +6,8 @@ const plot = find("plot");
 const config = { displayModeBar: false, responsive: false, scrollZoom: false, doubleClick: "reset" };
 const height = plot.clientHeight || parseInt(plot.style.height);
 let chart = null;
+let inSight = false;
+let stale = false;
 
 // "@name" is a colour of components/palette.py; its value differs between the light and the dark page.
 function coloured(node, styles) {
@@ -39,8 +41,12 @@ function stack(layout) {
   }
 }
 
+// A chart out of sight is drawn when it comes into sight: the slider pays for what is seen alone.
 function draw() {
-  if (!chart || !window.Plotly || !plot.clientWidth) return;
+  stale = true;
+  if (!chart || !inSight || !plot.clientWidth) return;
+  if (!window.Plotly) return void setTimeout(draw, 50); // its script is large and may still be loading
+  stale = false;
   plot.style.height = `${chart.beside && plot.clientWidth < 560 ? 1.7 * height : height}px`;
   const { data, layout } = figure();
   Plotly.react(plot, data, layout, config);
@@ -117,6 +123,13 @@ window.addEventListener("isx-layer", ({ detail }) => {
   tell();
   draw();
 });
+new IntersectionObserver(
+  (entries) => {
+    inSight = entries.at(-1).isIntersecting;
+    if (inSight && stale) draw();
+  },
+  { rootMargin: "120px" }
+).observe(plot);
 new ResizeObserver(draw).observe(plot);
 new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 

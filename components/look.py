@@ -78,4 +78,5 @@ def launch_options() -> dict:
         "head": plotly_head() + f"<script>{script}</script>",
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
+        "run_history": False,  # it writes every move of the slider to the browser's storage
     }
