@@ -79,6 +79,8 @@ class SliceConfig:
     bias: float = 1.2
     cap: float = 0.8
     order: Order = "sequential"
+    iterative: bool = False  # refine the MLPs of layers whose ratio is above `iterative_above`; sequential order only
+    iterative_above: float = 0.35
 
     def __post_init__(self) -> None:
         _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
@@ -86,6 +88,9 @@ class SliceConfig:
         _require_range("cap", self.cap, 0.0, 0.95)
         _require_choice("estimator", self.estimator, get_args(Estimator))
         _require_choice("order", self.order, get_args(Order))
+        _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
+        if self.iterative and self.order != "sequential":
+            raise UserError("iterative needs the sequential order's activations; choose that order, or leave it off")
         if self.sparsity > self.cap:
             raise UserError(
                 f"sparsity {self.sparsity:g} is above the cap of {self.cap:g}; raise the cap or ask for less"

@@ -25,8 +25,9 @@ from intraslice.attention import (
 )
 from intraslice.blocks import AttentionWeights, SlicedAttention, SlicedMLP, attend
 from intraslice.calibration import CalibrationStats, LayerStats, channel_products
-from intraslice.config import Progress
+from intraslice.config import Progress, SliceConfig
 from intraslice.families import Block, blocks
+from intraslice.iterative import refine_mlp
 from intraslice.linalg import add_moment_
 from intraslice.mlp import slice_mlp
 from intraslice.ratios import LayerPlan, SlicePlan
@@ -53,8 +54,11 @@ def slice_model(
         modules = _sequential(model, plan, tokens)
     made = []
     yield Progress("slice", 0, len(plan.layers))
-    for pair in modules:
-        made.append(pair)
+    for event in modules:
+        if isinstance(event, Progress):  # from inside a layer
+            yield event
+            continue
+        made.append(event)
         yield Progress("slice", len(made), len(plan.layers))
     return _assemble(model, made)
 
@@ -165,20 +169,21 @@ def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> St
 
 def _sequential(
     model: PreTrainedModel, plan: SlicePlan, tokens: Int[Tensor, "sequences length"]
-) -> Iterator[tuple[SlicedAttention, SlicedMLP]]:
+) -> Iterator[Progress | tuple[SlicedAttention, SlicedMLP]]:
     with torch.no_grad():
         stream = embed(model, tokens)
     for block, layer in zip(blocks(model), plan.layers, strict=True):
-        with torch.no_grad():  # not around the yield: the caller's own gradient mode is none of ours
-            pair = _slice_block_(block, layer, stream, tokens.numel())
-        yield pair
+        yield (yield from _slice_block_(block, layer, stream, tokens.numel(), plan.config))
 
 
-def _slice_block_(block: Block, plan: LayerPlan, stream: Stream, tokens: int) -> tuple[SlicedAttention, SlicedMLP]:
+@torch.no_grad()  # which torch lifts at every yield: the caller's own gradient mode is none of ours
+def _slice_block_(
+    block: Block, plan: LayerPlan, stream: Stream, tokens: int, config: SliceConfig
+) -> Generator[Progress, None, tuple[SlicedAttention, SlicedMLP]]:
     """Slice one layer on the stream and move the stream through the sliced layer, in place."""
     attention = _attention_from_stream(block, plan, stream, tokens)
     if block.parallel:
-        mlp = _mlp_from_stream(block, plan, stream, tokens)
+        mlp = yield from _mlp_from_stream(block, plan, stream, tokens, config)
         norm = block.attention_norm
 
         def both(hidden: Tensor, arguments: dict) -> Tensor:
@@ -188,7 +193,7 @@ def _slice_block_(block: Block, plan: LayerPlan, stream: Stream, tokens: int) ->
         stream.map_(both)
         return attention, mlp
     stream.map_(lambda hidden, arguments: hidden + attention(block.attention_norm(hidden), **arguments)[0])
-    mlp = _mlp_from_stream(block, plan, stream, tokens)
+    mlp = yield from _mlp_from_stream(block, plan, stream, tokens, config)
     stream.map_(lambda hidden, _: hidden + mlp(block.mlp_norm(hidden)))
     return attention, mlp
 
@@ -231,7 +236,9 @@ def _columns(channels: Int[Tensor, "heads dim"], states: Float[Tensor, "batch al
     return channels[None, :, None].expand(states.shape[0], -1, states.shape[2], -1)
 
 
-def _mlp_from_stream(block: Block, plan: LayerPlan, stream: Stream, tokens: int) -> SlicedMLP:
+def _mlp_from_stream(
+    block: Block, plan: LayerPlan, stream: Stream, tokens: int, config: SliceConfig
+) -> Generator[Progress, None, SlicedMLP]:
     dense = block.mlp
     if plan.neurons == dense.neurons:
         return dense
@@ -241,4 +248,8 @@ def _mlp_from_stream(block: Block, plan: LayerPlan, stream: Stream, tokens: int)
         rows = dense.inner(hidden)
         add_moment_(moment, rows)
         total += rows.flatten(0, 1).float().sum(0)
-    return _mlp_from_moments(dense, plan.neurons, moment, total, tokens)
+    sliced = _mlp_from_moments(dense, plan.neurons, moment, total, tokens)
+    if not config.iterative or plan.mlp_ratio <= config.iterative_above:
+        return sliced
+    hidden_states = (hidden for hidden, _ in stream.normed(block.mlp_norm))
+    return SlicedMLP((yield from refine_mlp(dense.weights(), sliced.weights(), hidden_states)))
