@@ -41,6 +41,7 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     add("--bias", type=float, default=slicing.bias, help="above 1 cuts MLPs harder, below 1 attention")
     add("--cap", type=float, default=slicing.cap, help="upper bound of every ratio")
     add("--order", default=slicing.order, choices=get_args(Order))
+    add("--iterative", action="store_true", help="refine MLPs that lose over 35 % (sequential order; slow)")
     add("--method", default="intraslice", choices=METHODS)
     add("--slicing", type=float, metavar="F", help="crossmodule: share of axes to cut, instead of --sparsity")
     add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from intraslice.aligned import slice_aligned
 from intraslice.baselines import Baseline, plan_baseline, slice_baseline
 from intraslice.config import Progress, SliceConfig, UserError
 from intraslice.crossmodule import CrossModulePlan, plan_crossmodule, slice_crossmodule
@@ -16,14 +17,14 @@ from intraslice.ratios import SlicePlan, make_plan
 from intraslice.slicing import slice_model
 from intraslice.stats import CalibrationStats
 
-Method = Literal["intraslice", "crossmodule", "magnitude", "wanda", "flap"]
+Method = Literal["intraslice", "intraslice+", "crossmodule", "magnitude", "wanda", "flap"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Plan = SlicePlan | CrossModulePlan
 
 
 def uses_estimator(method: Method) -> bool:
     """Whether ratios of this method come from a ratio estimator."""
-    return method == "intraslice"
+    return method in ("intraslice", "intraslice+")
 
 
 def uses_statistics(method: Method) -> bool:
@@ -41,8 +42,7 @@ def plan_by(
     """What the method would remove to lose `config.sparsity` of the decoder's parameters.
 
     `slicing` asks the cross-module method for a share of the residual stream's axes instead; only that method does
-    without `stats`. Raises UserError for what
-    the method cannot do.
+    without `stats`. Raises UserError for what the method cannot do.
     """
     if method not in METHODS:
         raise UserError(f"method is {method!r}; wanted one of {', '.join(METHODS)}")
@@ -56,7 +56,7 @@ def plan_by(
             if slicing is not None
             else plan_crossmodule(model, config.sparsity)
         )
-    if method == "intraslice":
+    if uses_estimator(method):
         return make_plan(stats.profile, config)
     return plan_baseline(model, stats, method, config)
 
@@ -73,4 +73,6 @@ def slice_by(
         return (yield from slice_crossmodule(model, plan, tokens))
     if method in get_args(Baseline):
         return (yield from slice_baseline(model, plan, stats, method))
+    if method == "intraslice+":
+        return (yield from slice_aligned(model, plan, stats, tokens))
     return (yield from slice_model(model, plan, stats, tokens))

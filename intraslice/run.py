@@ -36,7 +36,7 @@ class Run:
         self.arguments = a
         self.calibration = CalibrationConfig(a.calibration, a.sequences, a.length, a.seed)
         self.evaluation = EvaluationConfig(a.eval, a.eval_tokens, a.length)
-        self.slicing = SliceConfig(a.sparsity, a.estimator, a.bias, a.cap, a.order)
+        self.slicing = SliceConfig(a.sparsity, a.estimator, a.bias, a.cap, a.order, a.iterative)
         self.seconds: dict[str, float] = {}
         if a.threads is not None:
             if a.threads < 1:
@@ -63,7 +63,7 @@ class Run:
 
     def windows(self, loaded: LoadedModel) -> torch.Tensor:
         """Held-out text, disjoint from the calibration's where there is one."""
-        text = None if loaded.made is not None else self.calibration.text
+        text = self.calibration.text if loaded.made is None else loaded.made["protocol"]["calibration"]
         return corpora.evaluation_tokens(loaded.tokenizer, self.evaluation, text)
 
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, torch.Tensor]:
@@ -112,6 +112,7 @@ class Run:
             "bias": a.bias,
             "cap": a.cap,
             "order": a.order,
+            "iterative": a.iterative,
             "sparsity_asked": a.sparsity,
         }
 

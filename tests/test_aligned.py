@@ -1,0 +1,65 @@
+"""IntraSlice+: output maps that follow the dense residual stream."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from intraslice import aligned
+from intraslice.aligned import slice_aligned
+from intraslice.config import SliceConfig, finish
+from intraslice.ratios import make_plan
+from intraslice.slicing import slice_model
+
+
+@torch.no_grad()
+def _weighted_error(dense, sliced, tokens) -> float:
+    """Mean over tokens of the squared error of the last residual state, relative to the dense state."""
+    states = []
+    for model in (dense, sliced):
+        handle = model.model.layers[-1].register_forward_hook(lambda _, __, output: states.append(output))
+        model(tokens)
+        handle.remove()
+    return float(((states[1] - states[0]).square().sum(-1) / states[0].square().sum(-1)).mean())
+
+
+def test_nothing_changes_at_sparsity_zero(family_case):
+    plan = make_plan(family_case.stats.profile, SliceConfig(0.0))
+    model = finish(slice_aligned(family_case.loaded.model, plan, family_case.stats, family_case.tokens))
+    with torch.no_grad():
+        wanted = family_case.original(family_case.tokens).logits
+        assert_close(model(family_case.tokens).logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_stream_comes_nearer_to_the_dense_one_at_the_same_sizes(family_case, monkeypatch):
+    """With little damping the fit must win on its own tokens, since the one-shot maps are among its candidates."""
+    monkeypatch.setattr(aligned, "DAMPING", 1e-4)
+    dense, tokens = family_case.loaded.model, family_case.tokens
+    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
+    one_shot = finish(slice_model(dense, plan, family_case.stats))
+    fitted = finish(slice_aligned(dense, plan, family_case.stats, tokens))
+    assert _weighted_error(dense, fitted, tokens) < 0.95 * _weighted_error(dense, one_shot, tokens)
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (one_shot, fitted)]
+    assert shapes[0] == shapes[1]
+    for name, tensor in dense.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_fit_is_weighted_least_squares_with_a_bias():
+    generator = torch.Generator().manual_seed(0)
+    rows, state = torch.randn(2, 50, 5, generator=generator), torch.randn(2, 50, 3, generator=generator)
+    first = torch.nn.Linear(5, 3).requires_grad_(False)
+    wanted = torch.randn(2, 50, 3, generator=generator)
+    fit = aligned._Fit(first)
+    for index in range(2):
+        fit.add_(rows[index : index + 1], wanted[index : index + 1], state[index : index + 1])
+    root = state.square().mean(-1, keepdim=True).rsqrt().flatten(0, 1)
+    design = torch.cat([rows.flatten(0, 1), torch.ones(100, 1)], dim=1)
+    best = torch.linalg.lstsq(design * root, wanted.flatten(0, 1) * root).solution
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aligned, "DAMPING", 0.0)
+        solved = fit.solved()
+    assert_close(solved.weight, best[:5].T, atol=1e-4, rtol=1e-3)
+    assert_close(solved.bias, best[5], atol=1e-4, rtol=1e-3)
