@@ -8,33 +8,35 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
-from components.session import Session
 
 from components import compare_panel, controls_panel, look, ratios_panel, wording
 from components.handlers import Handlers
-from components.views import Perplexities, Settings, Status
+from components.session import Session
+from components.views import Settings, Status
 from components.wiring import connect
 
 
 def build_app(session: Session) -> gr.Blocks:
     """The whole page over one session. `launch(**look.launch_options())` it."""
-    first = Settings()
+    handlers, first = Handlers(session), Settings()
+    # What is known before anything is loaded stands in the page as it opens.
+    ratios_json, importances_json, readout_html, headline_html, removed_html, _ = handlers.opening(first)
     with gr.Blocks(title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         gr.HTML("<h1>IntraSlice Explorer</h1>", elem_id="page-title", apply_default_css=False)
-        headline = gr.HTML(wording.headline(None, Perplexities()), elem_id="headline", apply_default_css=False)
+        headline = gr.HTML(headline_html, elem_id="headline", apply_default_css=False)
         status = gr.HTML(wording.status(Status("Starting")), elem_id="status", apply_default_css=False)
         with gr.Row(elem_id="slider-bar"):
             sparsity = controls_panel.sparsity_slider(first.sparsity)
-            removed = gr.HTML(elem_id="removed", apply_default_css=False)
+            removed = gr.HTML(removed_html, elem_id="removed", apply_default_css=False)
         with sidebar:
-            controls = controls_panel.build(session, first, sparsity, layers=30)
+            controls = controls_panel.build(session, first, sparsity, readout_html)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Ratios", id="ratios"):
-                ratios = ratios_panel.build()
+                ratios = ratios_panel.build(ratios_json, importances_json)
             with gr.Tab("Compare", id="compare"):
                 compare = compare_panel.build()
-        connect(Handlers(session), controls, ratios, compare, tabs, status, headline, removed)
+        connect(handlers, controls, ratios, compare, tabs, status, headline, removed)
     return page
 
 

@@ -1,6 +1,6 @@
 """Python's half of the chart bridge: a `gr.HTML` that holds one plotly chart and redraws it in place.
 
-`gr.Plot` throws its chart away at every new value; here the div stays, its value is the JSON of a `charts.Chart`, and
+`gr.Plot` throws its chart away at every new value; here the div stays, its value is the JSON of a `figure.Chart`, and
 `assets/chart.js` hands it to `Plotly.react`. A click on a layer comes back as the event `select`, whose `gr.EventData`
 has the attribute `layer`. plotly.js is the file inside the installed plotly package: no CDN.
 """
@@ -11,8 +11,6 @@ from pathlib import Path
 
 import gradio as gr
 import plotly
-
-from components.figure import Chart
 
 ASSETS = Path(__file__).parent.parent / "assets"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -37,10 +35,10 @@ def plotly_head() -> str:
     return f'<script src="gradio_api/file={PLOTLY.as_posix()}"></script>'
 
 
-def chart(first: Chart | None = None, *, height: int = 400, elem_id: str) -> gr.HTML:
+def chart(first: str = "", *, height: int = 400, elem_id: str) -> gr.HTML:
     """A chart component. Its value is `Chart.to_json()`; its `select` event carries `layer`."""
     return gr.HTML(
-        value=first.to_json() if first else "",
+        value=first,
         html_template=_TEMPLATE.format(height=height),
         js_on_load=(ASSETS / "chart.js").read_text(encoding="utf-8"),
         elem_id=elem_id,

@@ -61,7 +61,8 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     layout["annotations"] = [figure.label(1, 1, plan.cap, f"cap {plan.cap:.0%}")]
     return Chart(
         title="Which layers give, and how much?",
-        note=f"Bars: {ESTIMATORS.get(plan.estimator, plan.estimator)}. Share of each module removed. Click a layer.",
+        note=f"Bars: {ESTIMATORS.get(plan.estimator, plan.estimator)}. Share of each module removed. Click a layer."
+        + (f" Snapshot: {plan.snapshot}" if plan.snapshot else ""),
         data=data,
         layout=layout,
         columns=["Layer", "Attention removed", "Attention keeps", "MLP removed", "MLP keeps"],

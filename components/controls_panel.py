@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from components import wording
 from components.charts import ESTIMATORS
-from components.views import Perplexities, Settings
+from components.views import Settings
 
 UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
 
@@ -53,7 +52,7 @@ def sparsity_slider(value: float) -> gr.Slider:
     )
 
 
-def build(session, first: Settings, sparsity: gr.Slider, layers: int) -> Controls:
+def build(session, first: Settings, sparsity: gr.Slider, readout_html: str) -> Controls:
     """Fill the sidebar. Called inside `gr.Sidebar()`."""
     gr.HTML("<h2>Model</h2>", apply_default_css=False)
     model = gr.Dropdown(
@@ -93,8 +92,8 @@ def build(session, first: Settings, sparsity: gr.Slider, layers: int) -> Control
         paper = gr.Button("Slice as in the paper", size="md", elem_id="paper", min_width=190)
         cancel = gr.Button("Cancel", size="md", elem_id="cancel", min_width=70)
     gr.HTML("<h2>Readout</h2>", apply_default_css=False)
-    readout = gr.HTML(wording.readout(None, Perplexities()), elem_id="readout", apply_default_css=False)
-    layer = gr.Slider(0, layers - 1, value=0, step=1, label="Layer shown in detail", elem_id="layer", buttons=[])
+    readout = gr.HTML(readout_html, elem_id="readout", apply_default_css=False)
+    layer = gr.Slider(0, 29, value=0, step=1, label="Layer shown in detail", elem_id="layer", buttons=[])
     return Controls(
         model,
         memory,

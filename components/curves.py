@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,6 +44,19 @@ def sort_importances(profile: Profile) -> dict[str, Sorted]:
     }
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where plans come from: a profile, its importances sorted once, and a label if it is no calibration of now."""
+
+    profile: Profile
+    label: str = ""
+
+    @cached_property
+    def importances(self) -> dict[str, Sorted]:
+        """By kind: "pca" (channels), "fisher" (heads), "neurons"."""
+        return sort_importances(self.profile)
+
+
 def importance_curves(importances: dict[str, Sorted], plan: SlicePlan, layer: int) -> dict[str, ImportanceCurve]:
     """What the chosen estimator saw of `layer`; the uniform one saw nothing, so no threshold is drawn for it."""
     attention = importances["fisher" if plan.config.estimator == "fisher" else "pca"]
@@ -52,14 +66,15 @@ def importance_curves(importances: dict[str, Sorted], plan: SlicePlan, layer: in
     }
 
 
-def plan_view(plan: SlicePlan, profile: Profile, others: dict[str, SlicePlan]) -> PlanView:
+def plan_view(plan: SlicePlan, source: Source, others: dict[str, SlicePlan]) -> PlanView:
     """A plan as plain numbers, with other estimators' ratios beside it."""
     return PlanView(
         estimator=plan.config.estimator,
+        snapshot=source.label,
         asked=plan.config.sparsity,
         removed=plan.removed_fraction,
         cap=plan.config.cap,
-        layers=tuple(_layer(*pair) for pair in zip(plan.layers, profile.layers, strict=True)),
+        layers=tuple(_layer(*pair) for pair in zip(plan.layers, source.profile.layers, strict=True)),
         others={
             name: tuple((layer.attention_ratio, layer.mlp_ratio) for layer in other.layers)
             for name, other in others.items()

@@ -60,6 +60,10 @@ class Handlers:
         prompt = query.get("prompt") or compare_panel.PROMPT
         return [*wanted, _typed(query.get("layer"), 0), prompt, gr.Tabs(selected=query.get("tab", "ratios"))]
 
+    def opening(self, settings: Settings) -> tuple:
+        """What `preview` returns for a page that has no visitor yet; empty charts where nothing is known."""
+        return tuple("" if isinstance(value, dict) else value for value in self.preview(settings, 0, None))
+
     def preview(self, settings: Settings, layer: int, request: gr.Request) -> tuple:
         """Ratios, importances and sizes for a setting, from the calibration that is at hand; answers in milliseconds.
 
@@ -81,7 +85,10 @@ class Handlers:
         )
 
     def _texts(self, settings: Settings, plan, measured) -> tuple[str, str, str, str]:
-        hint = "… when you let go" if settings.order == "one-shot" else '… press "Slice as in the paper"'
+        if plan is not None and plan.snapshot:
+            hint = "follows when the model is loaded"
+        else:
+            hint = "… when you let go" if settings.order == "one-shot" else '… press "Slice as in the paper"'
         return (
             wording.readout(plan, measured),
             wording.headline(plan, measured, hint),
@@ -89,10 +96,19 @@ class Handlers:
             wording.protocol(settings, measured),
         )
 
+    def leave(self, request: gr.Request) -> None:
+        """Stop the job of a page that was closed."""
+        self.session.halt(_visitor(request))
+
     def prepare(self, settings: Settings, request: gr.Request) -> Iterator[str]:
         """Load the model and calibrate it (or find both in the cache); yields the status line (HTML)."""
         for event in self.session.prepare(settings, _visitor(request)):
             yield wording.status(event)
+
+    def fit_layers(self, settings: Settings) -> dict:
+        """Let the layer slider end at the model's last layer."""
+        plan = self.session.plan(settings)
+        return gr.update(maximum=len(plan.layers) - 1) if plan else gr.skip()
 
     def measure(self, settings: Settings, layer: int, request: gr.Request) -> Iterator[tuple]:
         """Slice and take the perplexity; yields status, readout, first line, asked/removed, perplexity (HTML).

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import gradio as gr
 
 from components.chart_bridge import ASSETS, plotly_head
+from components.compare_panel import PROMPT
 from components.palette import COLOURS, FAINT, css_variables
+from components.views import Settings
 
 BLUE = gr.themes.Color(
     *["#f0f7fc", "#dcedf8", "#b8daf0", "#8cc3e5", "#4d9fd0"],
@@ -71,11 +75,12 @@ def theme() -> gr.themes.Base:
 
 def launch_options() -> dict:
     """Keyword arguments for `launch()`: theme, css and head."""
+    usual = {**Settings()._asdict(), "layer": 0, "prompt": PROMPT}
     script = (ASSETS / "page.js").read_text(encoding="utf-8")
     return {
         "theme": theme(),
         "css": css_variables() + (ASSETS / "page.css").read_text(encoding="utf-8"),
-        "head": plotly_head() + f"<script>{script}</script>",
+        "head": f"{plotly_head()}<script>window.isxUsual = {json.dumps(usual)};{script}</script>",
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,  # it writes every move of the slider to the browser's storage

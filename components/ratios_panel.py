@@ -7,7 +7,6 @@ from typing import NamedTuple
 import gradio as gr
 
 from components.chart_bridge import ASSETS, chart
-from components.figure import Chart
 
 
 class RatiosPanel(NamedTuple):
@@ -17,9 +16,8 @@ class RatiosPanel(NamedTuple):
     importances: gr.HTML
 
 
-def build(first: tuple[Chart, Chart] | None = None) -> RatiosPanel:
-    """Two charts, each with its fold. Called inside a `gr.Tab`."""
-    ratios, importances = first or (None, None)
+def build(ratios: str = "", importances: str = "") -> RatiosPanel:
+    """Two charts, with what they open with as JSON, each with its fold. Called inside a `gr.Tab`."""
     bars = chart(ratios, height=440, elem_id="ratio-chart")
     fold("ratios")
     why = chart(importances, height=330, elem_id="importance-chart")

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from components import streaming
+from components import snapshot, streaming
 from components.cache import BoundedCache
-from components.curves import Sorted, importance_curves, plan_view, sort_importances
+from components.curves import Source, importance_curves, plan_view
 from components.jobs import Jobs, told
 from components.views import Answers, ImportanceCurve, Perplexities, PlanView, Settings, Status
 from intraslice import corpora
@@ -25,7 +25,7 @@ from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, 
 from intraslice.evaluation import perplexity
 from intraslice.memory import available_bytes
 from intraslice.models import SUGGESTED_MODELS, LoadedModel, estimate_memory, load_model
-from intraslice.ratios import SlicePlan, make_plan
+from intraslice.ratios import Profile, SlicePlan, make_plan
 from intraslice.slicing import slice_model
 from intraslice.stats import CalibrationStats
 
@@ -48,7 +48,7 @@ class Calibrated:
     stats: CalibrationStats
     tokens: torch.Tensor
     windows: torch.Tensor
-    importances: dict[str, Sorted]
+    source: Source
 
 
 def calibration_key(settings: Settings) -> CalibrationKey:
@@ -81,31 +81,41 @@ class Session:
         self._models: BoundedCache[str, LoadedModel] = BoundedCache(2 * room)
         self._calibrations: BoundedCache[CalibrationKey, Calibrated] = BoundedCache(2 * room)
         self._slices: BoundedCache[tuple[CalibrationKey, SliceConfig], PreTrainedModel] = BoundedCache(room)
-        self._plans: BoundedCache[tuple[CalibrationKey, SliceConfig], SlicePlan] = BoundedCache(2_000)  # of size 1 each
+        self._plans: BoundedCache[tuple[CalibrationKey, str, SliceConfig], SlicePlan] = BoundedCache(
+            2_000
+        )  # of size 1 each
         self._perplexities: BoundedCache[tuple, float] = BoundedCache(10_000)  # of size 1 each
+        self._snapshot = Source(*snapshot.load()) if snapshot.FILE.is_file() else None
         self._jobs = Jobs()
 
     # What is known at once
 
     def plan(self, settings: Settings) -> PlanView | None:
-        """The plan of a setting with the other estimators' beside it, or None before its calibration is there."""
+        """The plan of a setting with the other estimators' beside it, or None where nothing is known of the model yet.
+
+        Before its calibration is there, the default setting is answered from the snapshot, and says so.
+        """
         config = slice_config(settings)
-        calibrated = self._calibrations.get(calibration_key(settings))
-        if calibrated is None:
+        source = self._source(calibration_key(settings))
+        if source is None:
             return None
-        profile = calibrated.stats.profile
         others = {
             name: self._plan(settings, replace(config, estimator=name))
             for name in ESTIMATORS
             if name != config.estimator
         }
-        return plan_view(self._plan(settings, config), profile, others)
+        return plan_view(self._plan(settings, config), source, others)
 
     def importances(self, settings: Settings, layer: int) -> dict[str, ImportanceCurve]:
-        """Sorted importances of a layer, by module. The calibration must be there."""
-        calibrated = self._calibrated(settings)
-        plan = self._plan(settings, slice_config(settings))
-        return importance_curves(calibrated.importances, plan, layer)
+        """Sorted importances of a layer, by module; wherever there is a plan."""
+        source = self._source(calibration_key(settings))
+        if source is None:
+            raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
+        return importance_curves(source.importances, self._plan(settings, slice_config(settings)), layer)
+
+    def profile(self, settings: Settings) -> tuple[Profile, str]:
+        """What the estimator read of a calibration that is there, and what it was measured on."""
+        return self._calibrated(settings).source.profile, self._ready(settings).text
 
     def perplexities(self, settings: Settings) -> Perplexities:
         """Whatever has been measured for this setting."""
@@ -180,9 +190,15 @@ class Session:
         return calibrated
 
     def _plan(self, settings: Settings, config: SliceConfig) -> SlicePlan:
-        key = (calibration_key(settings), config)
-        known = self._plans.get(key)
-        return known or self._plans.put(key, make_plan(self._calibrated(settings).stats.profile, config), 1)
+        source = self._source(calibration_key(settings))
+        key = (calibration_key(settings), source.label, config)
+        return self._plans.get(key) or self._plans.put(key, make_plan(source.profile, config), 1)
+
+    def _source(self, key: CalibrationKey) -> Source | None:
+        calibrated = self._calibrations.get(key)
+        if calibrated is not None:
+            return calibrated.source
+        return self._snapshot if key == calibration_key(Settings()) else None
 
     def _prepare(self, settings: Settings) -> Iterator[Status]:
         key = calibration_key(settings)
@@ -202,7 +218,7 @@ class Session:
             windows = corpora.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
             stats = yield from told(calibrate(loaded, tokens), f"Calibrating {Path(key.model).name}, sequence")
             held = sum(t.nbytes for layer in stats.layers for t in vars(layer).values())
-            calibrated = Calibrated(loaded, stats, tokens, windows, sort_importances(stats.profile))
+            calibrated = Calibrated(loaded, stats, tokens, windows, Source(stats.profile))
             self._calibrations.put(key, calibrated, held)
         yield self._ready(settings)
 

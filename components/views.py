@@ -53,6 +53,7 @@ class PlanView:
     decoder_sliced: int
     kv_dense: float
     kv_sliced: float
+    snapshot: str = ""  # what the numbers were measured on, when not now and here
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from components.ratios_panel import RatiosPanel
 
 HEAVY = {"concurrency_id": "heavy", "concurrency_limit": 1, "show_progress": "hidden"}
 CHEAP = {"queue": False, "show_progress": "hidden"}
+PRIVATE = {"api_visibility": "private"}  # a step of a longer answer, which has a name of its own elsewhere
 
 
 def connect(
@@ -26,58 +27,42 @@ def connect(
     """Attach every handler. Called inside the `gr.Blocks()` that holds the components."""
     page = gr.context.Context.root_block
     texts = [controls.readout, headline, removed, compare.perplexity]
-    shown = [ratios.ratios, ratios.importances, *texts]
     with_layer = [*controls.settings, controls.layer]
-    preview = dict(fn=flat(handlers.preview), inputs=with_layer, outputs=shown, **CHEAP)
-    measure = dict(fn=flat(handlers.measure_live), inputs=with_layer, outputs=[status, *texts], **HEAVY)
-
     kept = [*with_layer, compare.prompt]
-    opened = page.load(handlers.restore, None, [*kept, tabs], api_name="restore", **CHEAP)
-    opened = opened.then(**preview, api_visibility="private").then(
-        flat(handlers.prepare), controls.settings, status, api_visibility="private", **HEAVY
-    )
-    opened.then(**preview, api_visibility="private").then(**measure, api_visibility="private")
-    page.load(handlers.memory, controls.model, controls.memory, api_visibility="private", **CHEAP)
+    shown = [ratios.ratios, ratios.importances, *texts]
+    preview = {"fn": flat(handlers.preview), "inputs": with_layer, "outputs": shown, **CHEAP}
+    prepare = {"fn": flat(handlers.prepare), "inputs": controls.settings, "outputs": status, **HEAVY}
+    measure = {"fn": flat(handlers.measure_live), "inputs": with_layer, "outputs": [status, *texts], **HEAVY}
+    measure_asked = {**measure, "fn": flat(handlers.measure)}
+    fit_layers = {"fn": flat(handlers.fit_layers), "inputs": controls.settings, "outputs": controls.layer, **CHEAP}
 
-    dragged = [
-        controls.sparsity.input,
-        controls.bias.input,
-        controls.cap.input,
-        controls.estimator.input,
-        controls.order.input,
-        controls.layer.change,
-    ]
+    def after_preparing(prepared: gr.events.Dependency) -> None:
+        prepared.then(**fit_layers, **PRIVATE).then(**preview, **PRIVATE).then(**measure, **PRIVATE)
+
+    opened = page.load(handlers.restore, None, [*kept, tabs], api_name="restore", **CHEAP)
+    after_preparing(opened.then(**preview, **PRIVATE).then(**prepare, **PRIVATE))
+    page.load(handlers.memory, controls.model, controls.memory, **PRIVATE, **CHEAP)
+    page.unload(handlers.leave)
+
+    sliders = [controls.sparsity, controls.bias, controls.cap]
+    radios = [controls.estimator.input, controls.order.input]
+    dragged = [*(slider.input for slider in sliders), *radios, controls.layer.change]
+    let_go = [*(slider.release for slider in sliders), *radios]
     gr.on(dragged, **preview, trigger_mode="always_last", api_name="ratios")
-    let_go = [
-        controls.sparsity.release,
-        controls.bias.release,
-        controls.cap.release,
-        controls.estimator.input,
-        controls.order.input,
-    ]
     gr.on(let_go, **measure, trigger_mode="always_last", api_name="measure_live")
     for chart in (ratios.ratios, ratios.importances):
-        chart.select(handlers.choose_layer, None, controls.layer, api_visibility="private", **CHEAP)
+        chart.select(handlers.choose_layer, None, controls.layer, **PRIVATE, **CHEAP)
 
     controls.model.change(handlers.memory, controls.model, controls.memory, api_name="memory", **CHEAP)
-    controls.calibrate.click(flat(handlers.prepare), controls.settings, status, api_name="prepare", **HEAVY).then(
-        **preview, api_visibility="private"
-    ).then(**measure, api_visibility="private")
-    controls.paper.click(lambda: "sequential", None, controls.order, api_visibility="private", **CHEAP).then(
-        **preview, api_visibility="private"
-    ).then(flat(handlers.measure), with_layer, [status, *texts], api_name="slice_as_in_the_paper", **HEAVY)
+    after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
+    ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
+    ordered.then(**preview, **PRIVATE).then(**measure_asked, api_name="measure")
     controls.cancel.click(handlers.halt, None, status, api_name="halt", **CHEAP)
 
     asking = [*controls.settings, compare.prompt, compare.tokens, compare.temperature, compare.seed]
-    gr.on(
-        [compare.generate.click, compare.prompt.submit],
-        flat(handlers.answer),
-        asking,
-        [status, *compare.answers],
-        api_name="answer",
-        **HEAVY,
-    )
-    compare.stop.click(handlers.halt, None, status, api_name="stop", **CHEAP)
+    asked = [compare.generate.click, compare.prompt.submit]
+    gr.on(asked, flat(handlers.answer), asking, [status, *compare.answers], api_name="answer", **HEAVY)
+    compare.stop.click(handlers.halt, None, status, **PRIVATE, **CHEAP)
 
     remember = "(...values) => window.isxRemember(values)"
     gr.on([component.change for component in kept], None, kept, None, js=remember, **CHEAP)

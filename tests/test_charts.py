@@ -1,0 +1,123 @@
+"""Charts are pure: plain numbers in, valid plotly figures and the same numbers as a table out."""
+
+import json
+
+import plotly.graph_objects as go
+import pytest
+
+from components import charts, palette
+from components.figure import Chart, thinned
+from components.views import ImportanceCurve, LayerView, PlanView
+
+
+def plan_view(layers: int = 4, estimator: str = "pca") -> PlanView:
+    ratios = [(0.1 * index, 0.5 - 0.1 * index) for index in range(layers)]
+    return PlanView(
+        estimator=estimator,
+        asked=0.3,
+        removed=0.298,
+        cap=0.8,
+        layers=tuple(LayerView(a, m, 5, 9, 48, 64, 1000, 1536) for a, m in ratios),
+        others={"uniform": ((0.3, 0.3),) * layers, "fisher": tuple(ratios)},
+        parameters_dense=1000,
+        parameters_sliced=700,
+        decoder_dense=900,
+        decoder_sliced=600,
+        kv_dense=400.0,
+        kv_sliced=300.0,
+    )
+
+
+def curves(threshold: float | None = 0.5) -> dict[str, ImportanceCurve]:
+    below = 0.0 if threshold is None else 0.25
+    curve = ImportanceCurve("neurons", [8.0, 2.0, 0.5, 0.0], [4.0, 1.0, 0.6, 0.1], threshold, below, below)
+    return {"attention": curve, "mlp": curve}
+
+
+def every_chart() -> dict[str, Chart]:
+    variance = {"head 0": [0.6, 0.9, 1.0], "MLP input": [0.5, 0.96, 1.0], "residual stream": [0.3, 0.6, 1.0]}
+    return {
+        "ratios": charts.ratio_chart(plan_view(), selected=2),
+        "importances": charts.importance_chart(curves(), layer=1),
+        "uniform": charts.importance_chart(curves(None), layer=1),
+        "variance": charts.explained_variance_chart(variance, {"head 0": 2, "MLP input": 3}, layer=1),
+    }
+
+
+def in_light(node):
+    """The figure as the browser colours it."""
+    colours = {**palette.COLOURS, **palette.FAINT}
+    if isinstance(node, str) and node.startswith("@"):
+        return colours[node[1:]].light
+    if isinstance(node, dict):
+        return {key: in_light(value) for key, value in node.items()}
+    return [in_light(value) for value in node] if isinstance(node, list) else node
+
+
+@pytest.mark.parametrize("name", list(every_chart()))
+def test_figures_are_valid_plotly(name: str) -> None:
+    sent = json.loads(every_chart()[name].to_json())
+    figure = go.Figure(data=in_light(sent["data"]), layout=in_light(sent["layout"]))
+    assert len(figure.data) == len(sent["data"])
+
+
+@pytest.mark.parametrize("name", list(every_chart()))
+def test_every_chart_has_a_question_and_a_table_of_full_rows(name: str) -> None:
+    chart = every_chart()[name]
+    assert chart.title.endswith("?")
+    assert chart.rows
+    assert {len(row) for row in chart.rows} == {len(chart.columns)}
+
+
+def test_bars_are_the_ratios_in_order_of_layers() -> None:
+    plan = plan_view()
+    bars = {trace["name"]: trace for trace in charts.ratio_chart(plan).data if trace["type"] == "bar"}
+    assert bars["Attention"]["y"] == pytest.approx([layer.attention for layer in plan.layers])
+    assert bars["MLP"]["y"] == pytest.approx([layer.mlp for layer in plan.layers])
+    assert bars["MLP"]["x"] == [0, 1, 2, 3]
+
+
+def test_a_method_keeps_its_colour_and_dash() -> None:
+    lines = {
+        trace["name"]: trace["line"] for trace in charts.ratio_chart(plan_view()).data if trace["type"] == "scatter"
+    }
+    assert (lines["Uniform"]["color"], lines["Uniform"]["dash"]) == ("@baseline", "dot")
+    assert lines["Fisher"]["color"] != lines["Uniform"]["color"]
+
+
+def test_table_says_what_the_bars_say() -> None:
+    row = charts.ratio_chart(plan_view()).rows[3]
+    assert row == ["3", "30.0%", "5 of 9 heads, 48 of 64 channels each", "20.0%", "1,000 of 1,536 neurons"]
+
+
+def test_zoom_is_kept_while_the_model_is_the_same() -> None:
+    first, second = (charts.ratio_chart(plan_view(estimator=name)).layout["uirevision"] for name in ("pca", "fisher"))
+    assert first == second
+    assert charts.ratio_chart(plan_view(layers=5)).layout["uirevision"] != first
+
+
+def test_dead_units_stay_on_a_logarithmic_axis() -> None:
+    heights = [y for trace in charts.importance_chart(curves(), 0).data for y in trace["y"]]
+    assert min(heights) > 0
+
+
+def test_uniform_ratios_have_no_threshold() -> None:
+    assert charts.importance_chart(curves(None), 0).layout["shapes"] == []
+
+
+def test_thinning_keeps_both_ends() -> None:
+    shares, values = thinned([float(index) for index in range(1000)])
+    assert len(values) == len(shares) == 160
+    assert (values[0], values[-1], shares[-1]) == (0.0, 999.0, 1.0)
+    assert thinned([]) == ([], [])
+
+
+@pytest.mark.parametrize("name", list(palette.COLOURS))
+def test_colours_stand_out_on_both_pages(name: str) -> None:
+    colour = palette.COLOURS[name]
+    assert palette.contrast(colour.light, palette.PAGE.light) >= 4.5
+    assert palette.contrast(colour.dark, palette.PAGE.dark) >= 4.5
+
+
+def test_contrast_of_black_on_white() -> None:
+    assert palette.contrast("#000000", "#ffffff") == pytest.approx(21)

@@ -1,0 +1,204 @@
+"""The page's handlers, called directly with a real session on a tiny model: no browser, no server."""
+
+import ast
+import inspect
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from components import snapshot, wording
+from components.cache import BoundedCache
+from components.handlers import Handlers, flat
+from components.jobs import Jobs
+from components.session import Session
+from components.views import Settings, Status
+from intraslice.config import SliceConfig
+from intraslice.ratios import make_plan
+
+ROOT = Path(__file__).parent.parent
+SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
+    """Settings for a tiny model and a text of its own words; the cache is this module's."""
+    home = tmp_path_factory.mktemp("page")
+    words = [f"w{index}" for index in range(4, 256)]
+    tiny_llama_gqa().save_pretrained(home / "tiny")
+    word_tokenizer(words).save_pretrained(home / "tiny")
+    paragraphs = [" ".join(words[(start * 7 + step * 3) % 252] for step in range(120)) for start in range(60)]
+    (home / "text.txt").write_text("\n\n".join(paragraphs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
+        yield Settings(model=str(home / "tiny"), text=str(home / "text.txt"), sequences=8, length=32)
+
+
+@pytest.fixture(scope="module")
+def session(tiny) -> Session:
+    session = Session(evaluation_tokens=256)
+    events = list(session.prepare(tiny, "somebody"))
+    assert events[-1].kind == "ready", events[-1].text
+    return session
+
+
+@pytest.fixture(scope="module")
+def handlers(session) -> Handlers:
+    return Handlers(session)
+
+
+def bars(chart_json: str) -> list[list[float]]:
+    return [trace["y"] for trace in json.loads(chart_json)["data"] if trace["type"] == "bar"]
+
+
+@pytest.mark.parametrize("estimator", ["uniform", "fisher", "pca"])
+def test_bars_are_the_librarys_ratios(handlers, session, tiny, estimator) -> None:
+    settings = tiny._replace(sparsity=40, estimator=estimator)
+    chart, *_ = handlers.preview(settings, 0, SOMEBODY)
+    plan = make_plan(session.profile(tiny)[0], SliceConfig(0.4, estimator, 1.0, 0.8, "one-shot"))
+    attention, mlp = bars(chart)
+    assert attention == pytest.approx([layer.attention_ratio for layer in plan.layers], rel=1e-4)
+    assert mlp == pytest.approx([layer.mlp_ratio for layer in plan.layers], rel=1e-4)
+
+
+def test_impossible_settings_become_words_and_leave_the_charts_alone(handlers, tiny) -> None:
+    chart, *_, first_line, _, _ = handlers.preview(tiny._replace(sparsity=75, cap=60), 0, SOMEBODY)
+    assert isinstance(chart, dict)  # gradio's skip
+    assert "raise the cap" in first_line
+
+
+def test_a_missing_model_is_an_error_in_the_page(session, tiny) -> None:
+    *_, last = session.prepare(tiny._replace(model="/no/such/model"), "somebody")
+    assert last.kind == "error"
+    assert "/no/such/model" in last.text
+    assert session.plan(tiny) is not None  # and the page goes on working
+
+
+def test_measuring_ends_with_both_perplexities_and_their_protocol(handlers, session, tiny) -> None:
+    settings = tiny._replace(sparsity=50)
+    assert session.perplexities(settings).sliced is None
+    *_, (status, readout, first_line, _, perplexity) = handlers.measure(settings, 0, SOMEBODY)
+    measured = session.perplexities(settings)
+    assert "isx-ready" in status
+    assert measured.dense
+    assert measured.sliced
+    assert f"{measured.sliced:.2f}" in readout
+    assert "windows of 32" in perplexity
+    assert "→" in first_line
+
+
+def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
+    settings = tiny._replace(sparsity=0)
+    assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
+    measured = session.perplexities(settings)
+    assert measured.dense == measured.sliced
+
+
+def test_both_answers_stream(handlers, tiny) -> None:
+    answers = list(handlers.answer(tiny, "w10 w20 w30", 8, 0.0, 0, SOMEBODY))
+    dense, sliced = answers[-2][1:3]
+    assert dense.split()
+    assert sliced.split()
+
+
+def test_an_empty_prompt_is_refused_in_words(handlers, tiny) -> None:
+    *_, last = handlers.answer(tiny, "  ", 8, 0.0, 0, SOMEBODY)
+    assert "prompt is empty" in last[0]
+
+
+def test_live_measuring_leaves_the_papers_order_to_its_button(handlers, tiny) -> None:
+    assert list(handlers.measure_live(tiny._replace(order="sequential"), 0, SOMEBODY)) == []
+
+
+def test_sequential_slicing_can_be_stopped_between_layers(handlers, tiny) -> None:
+    settings = tiny._replace(order="sequential", sparsity=35)
+    seen = []
+    for status, *_ in handlers.measure(settings, 0, SOMEBODY):
+        seen.append(status)
+        if "Slicing, layer 1 of" in status:
+            handlers.halt(SOMEBODY)
+    assert "Stopped" in seen[-1]
+    assert not any("layer 3 of" in status for status in seen)
+
+
+def test_dragging_stops_a_live_job_and_spares_one_that_was_asked_for() -> None:
+    jobs = Jobs()
+    live = jobs.start("a", live=True)
+    asked = jobs.start("b", live=False)
+    for visitor in "ab":
+        jobs.halt(visitor, live_only=True)
+    assert live.stop.is_set()
+    assert not asked.stop.is_set()
+
+
+def test_nobody_stops_anothers_job() -> None:
+    jobs = Jobs()
+    mine = jobs.start("me", live=True)
+    jobs.start("you", live=True)
+    jobs.halt("you")
+    assert not mine.stop.is_set()
+
+
+def test_a_link_restores_the_page(handlers) -> None:
+    query = {
+        "sparsity": "45",
+        "estimator": "fisher",
+        "layer": "7",
+        "prompt": "Hello",
+        "bias": "nonsense",
+        "tab": "compare",
+    }
+    *values, layer, prompt, tabs = handlers.restore(SimpleNamespace(query_params=query))
+    settings = Settings(*values)
+    assert (settings.sparsity, settings.estimator, settings.bias) == (45, "fisher", 1.0)
+    assert (layer, prompt, tabs.selected) == (7, "Hello", "compare")
+
+
+def test_the_api_names_every_parameter(handlers) -> None:
+    assert list(inspect.signature(flat(handlers.preview)).parameters) == [*Settings._fields, "layer", "request"]
+    for name in ("restore", "preview", "prepare", "measure", "measure_live", "halt", "memory", "answer"):
+        assert getattr(handlers, name).__doc__
+
+
+def test_the_snapshot_shows_the_default_model_before_it_is_loaded(handlers) -> None:
+    chart, importances, readout, *_ = handlers.opening(Settings())
+    assert len(bars(chart)[0]) == 30
+    assert "Snapshot" in json.loads(chart)["note"]
+    assert json.loads(importances)["data"]
+    assert "134.5 M" in readout
+
+
+def test_a_snapshot_gives_the_plans_of_its_profile(session, tiny, tmp_path) -> None:
+    profile, label = session.profile(tiny)
+    snapshot.save(profile, label, tmp_path / "kept.npz")
+    kept, kept_label = snapshot.load(tmp_path / "kept.npz")
+    assert kept_label == label
+    for estimator in ("uniform", "fisher", "pca"):
+        config = SliceConfig(0.4, estimator)
+        assert make_plan(kept, config) == make_plan(profile, config)
+
+
+def test_a_cache_forgets_what_was_used_least() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(10)
+    cache.put("a", 1, 4)
+    cache.put("b", 2, 4)
+    cache.get("a")
+    cache.put("c", 3, 4)
+    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, None, 3)
+    cache.put("large", 4, 40)
+    assert cache.get("large") == 4
+    assert cache.size == 40
+
+
+def test_words_escape_what_they_quote() -> None:
+    assert "<script>" not in wording.status(Status("<script>alert(1)</script>", "error"))
+    assert "<script>" not in wording.problem(ValueError("<script>"))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "components").glob("*_panel.py")), ids=lambda file: file.stem)
+def test_panels_know_no_model(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not {name.split(".")[0] for name in names} & {"torch", "transformers", "intraslice"}
