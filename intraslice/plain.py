@@ -28,7 +28,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
         sizes = (attention.heads, attention.kv_heads, block.mlp.neurons)
         if (attention.dim, attention.value_dim) != (dim, dim) or not attention.even_groups:
             raise UserError(
-                f"layer {index} has heads of {attention.dim} channels or unequal groups, which transformers' own classes "
+                f"layer {index} has heads of {attention.dim} channels or unequal groups, which transformers "
                 "cannot hold; save the IntraSlice checkpoint instead, or slice the MLPs alone"
             )
         if sizes != (first.attention.heads, first.attention.kv_heads, first.mlp.neurons):
