@@ -75,7 +75,11 @@ def sweep(
     rows = []
     for done, point in enumerate(wanted, 1):
         config = replace(base, sparsity=point.sparsity, estimator=point.estimator or base.estimator)
-        own = config if uses_estimator(point.method) else replace(config, estimator="uniform", order="one-shot")
+        own = (
+            config
+            if uses_estimator(point.method)
+            else replace(config, estimator="uniform", order="one-shot", iterative=False)
+        )
         path = _path(loaded, texts, f"{point.method} {own} {speed}")
         row = kept_record(path)
         if not row:

@@ -19,6 +19,7 @@ EVALUATED = {
     "bias",
     "cap",
     "order",
+    "iterative",
     "sparsity_asked",
     "removed_fraction",
     "parameters",

@@ -8,7 +8,7 @@ import pytest
 from intraslice import sweep as module
 from intraslice.config import SliceConfig, UserError, finish
 from intraslice.evaluation import perplexity
-from intraslice.methods import METHODS, plan_by, slice_by
+from intraslice.methods import METHODS, plan_by, slice_by, uses_estimator
 from intraslice.speed import SpeedConfig, measure_speed
 from intraslice.sweep import Point, Texts, points, sweep
 
@@ -44,10 +44,11 @@ def test_points_are_all_combinations_once():
 def test_each_row_is_what_plain_slicing_gives(family_case):
     wanted = points(METHODS, ["pca", "uniform"], [0.3])
     frame = finish(sweep(family_case.loaded, texts(family_case), wanted))
-    assert len(frame) == 6
+    count = len(METHODS) + sum(uses_estimator(method) for method in METHODS)
+    assert len(frame) == count
     dense = family_case.loaded.model
     windows = texts(family_case).evaluation
-    assert frame["dense_perplexity"].tolist() == pytest.approx([finish(perplexity(dense, windows))] * 6)
+    assert frame["dense_perplexity"].tolist() == pytest.approx([finish(perplexity(dense, windows))] * count)
     for row in frame.itertuples():
         config = SliceConfig(row.sparsity, "pca" if pandas.isna(row.estimator) else row.estimator)
         plan = plan_by(row.method, dense, family_case.stats, config)
