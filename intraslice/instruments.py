@@ -15,7 +15,7 @@ from intraslice.ratios import SlicePlan
 from intraslice.run import Run, records, show
 from intraslice.sensitivity import measure_sensitivity
 from intraslice.shift import measure_shift
-from intraslice.spectra import spectra_frame
+from intraslice.spectra import pair_energies, spectra_frame
 from intraslice.speed import SpeedConfig
 from intraslice.stats import CalibrationStats
 from intraslice.sweep import Texts, points, sweep
@@ -38,11 +38,16 @@ def inspect(run: Run) -> Answer:
 
 def _spectra(run: Run, loaded: LoadedModel, stats: CalibrationStats, _: torch.Tensor) -> Answer:
     plan = run.plan(loaded, stats)
+    plan = plan if isinstance(plan, SlicePlan) else None  # a cross-module plan cuts none of these parts
     with run.timed("spectra"):
-        frame = spectra_frame(stats, plan if isinstance(plan, SlicePlan) else None)
+        frame = spectra_frame(stats, plan)
+    pairs = []
+    for layer in range(len(stats.layers)):
+        found = pair_energies(loaded.model, stats, layer, plan and plan.layers[layer])
+        pairs.append({name: value.tolist() for name, value in vars(found).items()})
     table = frame.assign(part=frame["part"].str.replace(r" \d+", "s (mean)", regex=True))
     table = table.groupby(["layer", "part"], sort=False).mean(numeric_only=True).round(1).reset_index()
-    return {"spectra": records(frame)}, table.to_string(index=False, na_rep="")
+    return {"spectra": records(frame), "pairs": pairs}, table.to_string(index=False, na_rep="")
 
 
 def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:

@@ -97,6 +97,7 @@ def test_ratios_and_generate_take_every_method(run):
 def test_inspect_has_spectra_shift_and_faults(run):
     result = run("inspect", "--parts", "spectra", "shift", "faults", "--methods", "intraslice", "crossmodule")
     assert {row["part"] for row in result["spectra"]} >= {"head 0", "value head 2", "mlp", "residual", "directions"}
+    assert [len(layer["energy"][0]) for layer in result["pairs"]] == [4, 4, 4]
     assert len(result["shift"]) == 2 * 3 * 3
     assert {row["method"] for row in result["shift"]} == {"intraslice", "crossmodule"}
     assert result["shift_of"]["tokens"] == 96
