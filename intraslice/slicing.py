@@ -60,10 +60,10 @@ def slice_model(
             continue
         made.append(event)
         yield Progress("slice", len(made), len(plan.layers))
-    return _assemble(model, made)
+    return assemble(model, made)
 
 
-def _assemble(model: PreTrainedModel, modules: list[tuple[SlicedAttention, SlicedMLP]]) -> PreTrainedModel:
+def assemble(model: PreTrainedModel, modules: list[tuple[SlicedAttention, SlicedMLP]]) -> PreTrainedModel:
     """A copy of the model around the new modules; every other tensor is shared, not copied."""
     shared = [*model.parameters(), *model.buffers()]
     memo = {id(tensor): tensor for tensor in shared}

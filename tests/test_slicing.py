@@ -21,7 +21,7 @@ ORDERS = ("sequential", "one-shot")
 
 
 def plan_for(case, sparsity: float = 0.4, order: str = "sequential") -> SlicePlan:
-    return make_plan(case.stats.profile, SliceConfig(sparsity, order=order))
+    return make_plan(case.stats.profile, SliceConfig(sparsity, bias=1.0, order=order))
 
 
 def run(case, plan: SlicePlan, stats: CalibrationStats | None = None) -> PreTrainedModel:
