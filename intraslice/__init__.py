@@ -3,3 +3,39 @@
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+from intraslice.calibration import calibrate
+from intraslice.checkpoints import load, save
+from intraslice.config import CalibrationConfig, EvaluationConfig, Progress, SliceConfig, UserError, finish
+from intraslice.corpora import calibration_tokens, evaluation_tokens
+from intraslice.evaluation import generate_text, perplexity
+from intraslice.methods import METHODS, plan_by, slice_by
+from intraslice.models import LoadedModel, load_model
+from intraslice.plain import plain_model
+from intraslice.ratios import SlicePlan, make_plan
+from intraslice.slicing import slice_model
+
+__all__ = [
+    "METHODS",
+    "CalibrationConfig",
+    "EvaluationConfig",
+    "LoadedModel",
+    "Progress",
+    "SliceConfig",
+    "SlicePlan",
+    "UserError",
+    "calibrate",
+    "calibration_tokens",
+    "evaluation_tokens",
+    "finish",
+    "generate_text",
+    "load",
+    "load_model",
+    "make_plan",
+    "perplexity",
+    "plain_model",
+    "plan_by",
+    "save",
+    "slice_by",
+    "slice_model",
+]

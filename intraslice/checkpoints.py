@@ -29,6 +29,8 @@ from transformers import (
 from intraslice import auto_class
 from intraslice.blocks import AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP
 from intraslice.config import UserError
+from intraslice.families import family_of
+from intraslice.reading import quiet_transformers
 
 FORMAT = 1
 RECORD = "intraslice.json"
@@ -102,9 +104,11 @@ def load(
     try:
         tensors = load_file(weights)
         config = AutoConfig.for_model(**record["config"])
+        family_of(config)
         model = _rebuild(config, tensors, record["layers"])
         model.generation_config = GenerationConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} is not a whole sliced checkpoint ({reason}); copy the folder again") from error
@@ -190,8 +194,9 @@ def _attention_weights(own: dict[str, Tensor], shape: dict[str, Any]) -> Attenti
 def _mlp_weights(own: dict[str, Tensor], shape: dict[str, Any]) -> MLPWeights:
     rows = "mlp.gate_up_proj" if shape["gated"] else "mlp.up_proj"
     weight, bias = own[f"{rows}.weight"], own.get(f"{rows}.bias")
-    gate, up = weight.split(shape["neurons"]) if shape["gated"] else (None, weight)
-    gate_bias, up_bias = bias.split(shape["neurons"]) if shape["gated"] and bias is not None else (None, bias)
+    neurons = shape["neurons"]
+    gate, up = weight.split(neurons) if shape["gated"] else (None, *weight.split(neurons))
+    gate_bias, up_bias = bias.split(neurons) if shape["gated"] and bias is not None else (None, bias)
     return MLPWeights(
         gate, up, own["mlp.down_proj.weight"], gate_bias, up_bias, own.get("mlp.down_proj.bias"), shape["activation"]
     )
