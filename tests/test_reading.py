@@ -24,7 +24,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 def test_a_folder_gives_the_model_that_was_saved(family, request, tmp_path, word_tokenizer):
     dense = request.getfixturevalue(family)()
     dense.save_pretrained(tmp_path / "it")
-    word_tokenizer().save_pretrained(tmp_path / "it")
+    word_tokenizer(["word0", "word1"]).save_pretrained(tmp_path / "it")
     loaded = load_model(str(tmp_path / "it"))
     tokens = torch.arange(4, 44).view(2, 20)
     torch.testing.assert_close(loaded.model(tokens).logits, dense(tokens).logits, rtol=1e-4, atol=1e-4)
