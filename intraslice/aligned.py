@@ -15,16 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.blocks import SlicedMLP, frozen_linear
+from intraslice.blocks import frozen_linear
 from intraslice.config import Progress
 from intraslice.families import Block, blocks
 from intraslice.linalg import add_moment_, damp, solve
-from intraslice.mlp import slice_mlp
 from intraslice.ratios import SlicePlan
-from intraslice.slicing import Stream, assemble, attention_from_moments, embed
-from intraslice.stats import CalibrationStats, LayerStats
+from intraslice.slicing import Stream, assemble, attention_from_moments, embed, mlp_from_moments
+from intraslice.stats import CalibrationStats
 
-TYPICAL_DAMPING = 0.1  # of a neuron's median second moment; 0.03 and 0.3 were worse
 DAMPING = 0.5  # of the change to an output map; 0.1 and 0.01 fit the calibration better and other text worse
 
 
@@ -38,7 +36,8 @@ def slice_aligned(
     modules = []
     for block, layer, moments in zip(blocks(model), plan.layers, stats.layers, strict=True):
         attention = attention_from_moments(block.attention, layer, moments, stats.tokens)
-        modules.append((attention, _first_mlp(block.mlp, layer.neurons, moments, stats.tokens)))
+        mlp = mlp_from_moments(block.mlp, layer.neurons, moments.mlp_moment, moments.mlp_sum, stats.tokens)
+        modules.append((attention, mlp))
         yield Progress("slice", len(modules), len(plan.layers))
     sliced = assemble(model, modules)
     with torch.no_grad():
@@ -48,19 +47,6 @@ def slice_aligned(
         _align_block_(dense, own, dense_stream, own_stream)
         yield Progress("align", index + 1, len(layers))
     return sliced
-
-
-@torch.no_grad()
-def _first_mlp(dense: SlicedMLP, width: int, stats: LayerStats, tokens: int) -> SlicedMLP:
-    """The one-shot MLP, damped by the median of the moment's diagonal.
-
-    In layers with massive activations one neuron sets the mean, and damping by it leaves next to nothing of the repair.
-    """
-    if width == dense.neurons:
-        return dense
-    diagonal = stats.mlp_moment.diagonal()
-    damping = max(TYPICAL_DAMPING * float(diagonal.median() / diagonal.mean()), 1e-5)
-    return SlicedMLP(slice_mlp(dense.weights(), stats.mlp_moment, stats.mlp_sum / tokens, tokens, width, damping))
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from intraslice.calibration import CalibrationStats, LayerStats, channel_product
 from intraslice.config import Progress, SliceConfig
 from intraslice.families import Block, blocks
 from intraslice.iterative import refine_mlp
-from intraslice.linalg import add_moment_
+from intraslice.linalg import add_moment_, typical_damping
 from intraslice.mlp import slice_mlp
 from intraslice.ratios import LayerPlan, SlicePlan
 
@@ -85,7 +85,7 @@ def _one_shot(
     for block, layer, moments in zip(blocks(model), plan.layers, stats.layers, strict=True):
         yield (
             attention_from_moments(block.attention, layer, moments, stats.tokens),
-            _mlp_from_moments(block.mlp, layer.neurons, moments.mlp_moment, moments.mlp_sum, stats.tokens),
+            mlp_from_moments(block.mlp, layer.neurons, moments.mlp_moment, moments.mlp_sum, stats.tokens),
         )
 
 
@@ -117,10 +117,11 @@ def _fit_attention(
     return SlicedAttention(fuse(cut, axes, output, bias), layer)
 
 
-def _mlp_from_moments(dense: SlicedMLP, width: int, moment: Tensor, total: Tensor, tokens: int) -> SlicedMLP:
+def mlp_from_moments(dense: SlicedMLP, width: int, moment: Tensor, total: Tensor, tokens: int) -> SlicedMLP:
     if width == dense.neurons:
         return dense
-    return SlicedMLP(slice_mlp(dense.weights(), moment, total / tokens, tokens, width))
+    weights = slice_mlp(dense.weights(), moment, total / tokens, tokens, width, typical_damping(moment))
+    return SlicedMLP(weights)
 
 
 # Sequential
@@ -248,7 +249,7 @@ def _mlp_from_stream(
         rows = dense.inner(hidden)
         add_moment_(moment, rows)
         total += rows.flatten(0, 1).float().sum(0)
-    sliced = _mlp_from_moments(dense, plan.neurons, moment, total, tokens)
+    sliced = mlp_from_moments(dense, plan.neurons, moment, total, tokens)
     if not config.iterative or plan.mlp_ratio <= config.iterative_above:
         return sliced
     hidden_states = (hidden for hidden, _ in stream.normed(block.mlp_norm))

@@ -14,6 +14,7 @@ from intraslice.linalg import (
     explained_variance,
     principal_axes,
     solve,
+    typical_damping,
 )
 
 
@@ -96,3 +97,10 @@ def test_explained_variance_is_the_cumulated_share():
 def test_diagonal_blocks_are_each_heads_own():
     moment = torch.arange(16.0).view(4, 4)
     assert_close(diagonal_blocks(moment, 2), torch.tensor([[[0.0, 1.0], [4.0, 5.0]], [[10.0, 11.0], [14.0, 15.0]]]))
+
+
+def test_a_massive_channel_does_not_set_the_typical_damping():
+    moment = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 1e4]))
+    step = damp(moment, typical_damping(moment)) - moment
+    assert_close(step, 0.3 * torch.eye(5), atol=0.1, rtol=1e-3)  # a tenth of 3
+    assert typical_damping(torch.zeros(3, 3)) > 0
