@@ -1,0 +1,41 @@
+"""The whole main job on the real default model and real text, through the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from intraslice.__main__ import main
+
+SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "2048", "--json"]
+KEYS = {"model", "method", "estimator", "order", "sparsity_asked", "removed_fraction", "parameters"}
+KEYS |= {"kv_bytes_per_token", "perplexity", "ratios", "protocol", "seconds", "peak_rss_bytes"}
+
+
+def answer(capsys: pytest.CaptureFixture, *words: str) -> dict:
+    assert main([*words, *SMALL]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_calibrate_slice_save_reload_and_evaluate(capsys, default_model, tmp_path):
+    folder = str(tmp_path / "sliced")
+    result = answer(capsys, "evaluate", "--sparsity", "0.2")
+    assert result.keys() >= KEYS
+    assert result["removed_fraction"] == pytest.approx(0.2, abs=0.01)
+    counts, perplexity = result["parameters"], result["perplexity"]
+    assert counts["dense_total"] == sum(p.numel() for p in default_model.model.parameters())
+    assert counts["dense_total"] - counts["sliced_total"] == counts["dense_decoder"] - counts["sliced_decoder"]
+    assert result["kv_bytes_per_token"]["sliced"] < result["kv_bytes_per_token"]["dense"]
+    assert 10 < perplexity["dense"] < 30
+    assert perplexity["dense"] < perplexity["sliced"] < 4 * perplexity["dense"]
+    assert len(result["ratios"]) == 30
+
+    uniform = answer(capsys, "evaluate", "--sparsity", "0.2", "--estimator", "uniform")
+    assert uniform["perplexity"]["sliced"] > perplexity["sliced"]
+
+    saved = answer(capsys, "slice", "--sparsity", "0.2", "--out", folder)
+    assert saved["bytes"] < 4 * counts["sliced_total"] + 6_000_000  # float32, and the tokenizer
+    reloaded = answer(capsys, "evaluate", "--model", folder)
+    assert reloaded["perplexity"]["sliced"] == pytest.approx(perplexity["sliced"], abs=1e-3)
+    assert reloaded["parameters"] == counts
