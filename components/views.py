@@ -18,7 +18,7 @@ class Settings(NamedTuple):
     seed: int = 0
     sparsity: float = 30  # per cent, as the slider shows it
     estimator: str = "pca"
-    bias: float = 1.0
+    bias: float = 1.2
     cap: float = 80  # per cent
     order: str = "one-shot"
 
