@@ -7,7 +7,7 @@ const config = { displayModeBar: false, responsive: false, scrollZoom: false, do
 const height = plot.clientHeight || parseInt(plot.style.height);
 let chart = null;
 let inSight = false;
-let stale = false;
+let later = null;
 
 // "@name" is a colour of components/palette.py; its value differs between the light and the dark page.
 function coloured(node, styles) {
@@ -41,12 +41,18 @@ function stack(layout) {
   }
 }
 
-// A chart out of sight is drawn when it comes into sight: the slider pays for what is seen alone.
+// A chart out of sight is drawn when it comes into sight, or when the slider rests: a drag pays for what is seen alone.
 function draw() {
-  stale = true;
-  if (!chart || !inSight || !plot.clientWidth) return;
-  if (!window.Plotly) return void setTimeout(draw, 50); // its script is large and may still be loading
-  stale = false;
+  clearTimeout(later);
+  if (inSight) drawNow();
+  else later = setTimeout(drawNow, 500);
+}
+
+function drawNow() {
+  clearTimeout(later);
+  later = null;
+  if (!chart || !plot.clientWidth) return;
+  if (!window.Plotly) return void (later = setTimeout(drawNow, 50)); // its script is large and may still be loading
   plot.style.height = `${chart.beside && plot.clientWidth < 560 ? 1.7 * height : height}px`;
   const { data, layout } = figure();
   Plotly.react(plot, data, layout, config);
@@ -126,7 +132,7 @@ window.addEventListener("isx-layer", ({ detail }) => {
 new IntersectionObserver(
   (entries) => {
     inSight = entries.at(-1).isIntersecting;
-    if (inSight && stale) draw();
+    if (inSight && later) drawNow();
   },
   { rootMargin: "120px" }
 ).observe(plot);

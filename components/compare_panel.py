@@ -50,10 +50,24 @@ def build() -> ComparePanel:
     gr.Examples([[example] for example in EXAMPLES], [prompt], label="Try")
     with gr.Row(elem_id="answers"):
         with gr.Column(min_width=280):
-            dense = gr.Textbox(label="Dense", lines=8, max_lines=24, interactive=False, elem_id="dense-answer")
+            dense = gr.Textbox(
+                label="Dense",
+                placeholder="The dense model's answer; press Generate",
+                lines=8,
+                max_lines=24,
+                interactive=False,
+                elem_id="dense-answer",
+            )
             dense_note = gr.HTML(apply_default_css=False)
         with gr.Column(min_width=280):
-            sliced = gr.Textbox(label="IntraSlice", lines=8, max_lines=24, interactive=False, elem_id="sliced-answer")
+            sliced = gr.Textbox(
+                label="IntraSlice",
+                placeholder="The sliced model's answer, at the sparsity above",
+                lines=8,
+                max_lines=24,
+                interactive=False,
+                elem_id="sliced-answer",
+            )
             sliced_note = gr.HTML(apply_default_css=False)
     with gr.Accordion("Sampling", open=False), gr.Row():
         tokens = gr.Slider(8, 256, value=64, step=8, label="New tokens", min_width=160, buttons=[])

@@ -15,7 +15,7 @@ import gradio as gr
 
 from components import compare_panel, wording
 from components.charts import importance_chart, ratio_chart
-from components.views import Settings, Status
+from components.views import Perplexities, PlanView, Settings, Status
 
 
 def flat(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,10 +84,12 @@ class Handlers:
             *self._texts(settings, plan, measured),
         )
 
-    def _texts(self, settings: Settings, plan, measured) -> tuple[str, str, str, str]:
-        if plan is not None and plan.snapshot:
+    def _texts(
+        self, settings: Settings, plan: PlanView | None, measured: Perplexities, hint: str = ""
+    ) -> tuple[str, str, str, str]:
+        if not hint and plan is not None and plan.snapshot:
             hint = "follows when the model is loaded"
-        else:
+        elif not hint:
             hint = "… when you let go" if settings.order == "one-shot" else '… press "Slice as in the paper"'
         return (
             wording.readout(plan, measured),
@@ -115,12 +117,15 @@ class Handlers:
 
         With order "one-shot" this follows every release of the slider; with "sequential" only the button starts it.
         """
+        told = None
         for event in self.session.measure(settings, _visitor(request)):
-            if event.kind == "ready":
-                measured = self.session.perplexities(settings)
-                yield wording.status(event), *self._texts(settings, self.session.plan(settings), measured)
-            else:
+            measured = self.session.perplexities(settings)
+            if measured == told and event.kind != "ready":
                 yield wording.status(event), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            else:
+                texts = self._texts(settings, self.session.plan(settings), measured, "… (being measured)")
+                yield wording.status(event), *texts
+            told = measured
 
     def measure_live(self, settings: Settings, layer: int, request: gr.Request) -> Iterator[tuple]:
         """`measure`, unless the order is sequential, which only its button may start."""

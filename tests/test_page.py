@@ -12,7 +12,7 @@ from components import snapshot, wording
 from components.cache import BoundedCache
 from components.handlers import Handlers, flat
 from components.jobs import Jobs
-from components.session import Session
+from components.session import Session, slice_config
 from components.views import Settings, Status
 from intraslice.config import SliceConfig
 from intraslice.ratios import make_plan
@@ -56,7 +56,7 @@ def bars(chart_json: str) -> list[list[float]]:
 def test_bars_are_the_librarys_ratios(handlers, session, tiny, estimator) -> None:
     settings = tiny._replace(sparsity=40, estimator=estimator)
     chart, *_ = handlers.preview(settings, 0, SOMEBODY)
-    plan = make_plan(session.profile(tiny)[0], SliceConfig(0.4, estimator, 1.0, 0.8, "one-shot"))
+    plan = make_plan(session.profile(tiny)[0], slice_config(settings))
     attention, mlp = bars(chart)
     assert attention == pytest.approx([layer.attention_ratio for layer in plan.layers], rel=1e-4)
     assert mlp == pytest.approx([layer.mlp_ratio for layer in plan.layers], rel=1e-4)
@@ -151,7 +151,7 @@ def test_a_link_restores_the_page(handlers) -> None:
     }
     *values, layer, prompt, tabs = handlers.restore(SimpleNamespace(query_params=query))
     settings = Settings(*values)
-    assert (settings.sparsity, settings.estimator, settings.bias) == (45, "fisher", 1.0)
+    assert (settings.sparsity, settings.estimator, settings.bias) == (45, "fisher", Settings().bias)
     assert (layer, prompt, tabs.selected) == (7, "Hello", "compare")
 
 
