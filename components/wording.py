@@ -101,7 +101,8 @@ def protocol(settings: Settings, measured: Perplexities) -> str:
 
 def speed(name: str, tokens_a_second: float | None) -> str:
     """The line under an answer."""
-    return f'<p class="isx-quiet">{escape(name)}{f": {tokens_a_second:.1f} tokens/s" if tokens_a_second else ""}</p>'
+    measured = f": {tokens_a_second:.1f} tokens/s while both answer" if tokens_a_second else ""
+    return f'<p class="isx-quiet">{escape(name)}{measured}</p>'
 
 
 def millions(count: float) -> str:

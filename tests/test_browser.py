@@ -1,10 +1,17 @@
 """The real page in a real browser: the slider moves the bars, no foreign host is asked, no error is logged."""
 
+import contextlib
 import json
+import os
 import shutil
+import socket
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from playwright import sync_api as playwright
@@ -235,9 +242,33 @@ def test_a_chart_saves_as_an_image(visit) -> None:
     assert download.value.suggested_filename.endswith(".png")
 
 
+@pytest.fixture
+def real_app() -> Iterator[str]:
+    """`python app.py` with the default model, in a process of its own: no test's type checks slow it down."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port)}
+    app = subprocess.Popen([sys.executable, "app.py"], cwd=Path(__file__).parent.parent, env=environment)
+    try:
+        for _ in range(120):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        app.terminate()
+        app.wait()
+
+
 @pytest.mark.slow
-def test_slider_to_pixels(visit, capsys) -> None:
-    times = visit().page.evaluate(
+def test_slider_to_pixels(chromium, real_app, capsys) -> None:
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(real_app)
+    page.wait_for_function(
+        "/perplexity [0-9.]+ → [0-9]/.test(document.querySelector('#headline')?.innerText)", timeout=600_000
+    )
+    times = page.evaluate(
         """async () => {
             const plot = document.querySelector('#ratio-chart .isx-plot');
             const range = document.querySelector('#sparsity input[type=range]');

@@ -98,6 +98,7 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
 def test_both_answers_stream(handlers, tiny) -> None:
     answers = list(handlers.answer(tiny, "w10 w20 w30", 8, 0.0, 0, SOMEBODY))
     dense, sliced = answers[-2][1:3]
+    assert "Calibrated on" in answers[-1][0]  # and not "Stopped"
     assert dense.split()
     assert sliced.split()
 
