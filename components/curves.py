@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from components.views import ImportanceCurve, LayerView, PlanView
-from intraslice.ratios import LayerProfile, Profile, SlicePlan
+from intraslice.importance import LayerProfile, Profile
+from intraslice.ratios import SlicePlan
 
 DRAWN = 160  # points of a curve; more cannot be told apart on a screen
 

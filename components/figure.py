@@ -95,28 +95,23 @@ def band(selected: int) -> Json:
 
 
 def level(row: int, height: float) -> Json:
-    return {
-        "type": "line",
-        "xref": f"x{suffix(row)} domain",
-        "yref": f"y{suffix(row)}",
-        "x0": 0,
-        "x1": 1,
-        "y0": height,
-        "y1": height,
-        "line": {"color": "@quiet", "width": 1, "dash": "2px,3px"},
-    }
+    return _across(f"x{suffix(row)}", f"y{suffix(row)}", height, "@quiet", 1, "2px,3px")
 
 
 def threshold_line(axes: Json, height: float) -> Json:
+    return _across(axes["xaxis"], axes["yaxis"], height, "@ink", 1.4, "5px,3px")
+
+
+def _across(xaxis: str, yaxis: str, height: float, color: str, width: float, dash: str) -> Json:
     return {
         "type": "line",
-        "xref": f"{axes['xaxis']} domain",
-        "yref": axes["yaxis"],
+        "xref": f"{xaxis} domain",
+        "yref": yaxis,
         "x0": 0,
         "x1": 1,
         "y0": height,
         "y1": height,
-        "line": {"color": "@ink", "width": 1.4, "dash": "5px,3px"},
+        "line": {"color": color, "width": width, "dash": dash},
     }
 
 

@@ -23,9 +23,10 @@ from intraslice import corpora
 from intraslice.calibration import calibrate
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, UserError
 from intraslice.evaluation import perplexity
+from intraslice.importance import Profile
 from intraslice.memory import available_bytes
 from intraslice.models import SUGGESTED_MODELS, LoadedModel, estimate_memory, load_model
-from intraslice.ratios import Profile, SlicePlan, make_plan
+from intraslice.ratios import SlicePlan, make_plan
 from intraslice.slicing import slice_model
 from intraslice.stats import CalibrationStats
 

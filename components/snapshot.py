@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from intraslice.attention import HeadTable
-from intraslice.ratios import LayerProfile, LayerSizes, Profile
+from intraslice.importance import LayerProfile, LayerSizes, Profile
 
 FILE = Path(__file__).parent.parent / "assets" / "snapshot.npz"
 IMPORTANCES = ("fisher_heads", "pca_channels", "neurons")

@@ -10,7 +10,7 @@ import pandas
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.ratios import Profile
+from intraslice.importance import Profile
 from intraslice.sensitivity import Module, ModuleLoss, Sensitivity
 
 Judged = Literal["pca", "fisher"]

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.config import Progress, SliceConfig, UserError, finish
 from intraslice.families import family_of
+from intraslice.importance import LayerProfile
 from intraslice.mlp import neurons_kept
 from intraslice.models import LoadedModel
-from intraslice.ratios import LayerPlan, LayerProfile, make_plan
+from intraslice.ratios import LayerPlan, make_plan
 from intraslice.slicing import Stream, embed, slice_model
 from intraslice.stats import CalibrationStats
 

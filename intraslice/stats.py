@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intraslice.attention import channel_scores, head_energies, head_table
 from intraslice.families import Block
-from intraslice.ratios import (
+from intraslice.importance import (
     LayerProfile,
     LayerSizes,
     Profile,

@@ -33,7 +33,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 30_000  # ms; a busy machine takes its time
+PATIENCE = 120_000  # ms; a busy machine takes its time
 
 pytestmark = [
     pytest.mark.browser,

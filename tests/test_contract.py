@@ -11,7 +11,8 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from intraslice.blocks import SlicedAttention, SlicedMLP
 from intraslice.config import SliceConfig, finish
-from intraslice.ratios import LayerProfile, make_plan
+from intraslice.importance import LayerProfile
+from intraslice.ratios import make_plan
 from intraslice.slicing import slice_model
 
 LENGTHS = (23, 14, 9)  # of the padded batch: longer and shorter than the sliding window of 8

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("linalg", "ratios", "attention", "mlp")
+PURE = ("linalg", "importance", "ratios", "attention", "mlp")
 TENSORS = {"torch", "jaxtyping", "intraslice"}
 
 

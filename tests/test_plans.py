@@ -13,8 +13,9 @@ import torch
 
 from intraslice.attention import head_energies, head_table
 from intraslice.config import SliceConfig, UserError
+from intraslice.importance import LayerProfile, LayerSizes, Profile
 from intraslice.mlp import MULTIPLE
-from intraslice.ratios import LayerProfile, LayerSizes, Profile, SlicePlan, make_plan
+from intraslice.ratios import SlicePlan, make_plan
 
 SMOLLM2 = LayerSizes(
     hidden=576, heads=9, kv_heads=3, dim=64, neurons=1536, gated=True, attention_bias=False, mlp_bias=False, fixed=1152

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.linalg import diagonal_blocks, principal_axes
-from intraslice.ratios import (
+from intraslice.importance import (
     GRADIENT_GROUP,
     Ranking,
-    cap_ratios,
     fisher_head_importance,
     group_gradients,
     neuron_importance,
     pca_importance,
 )
+from intraslice.linalg import diagonal_blocks, principal_axes
+from intraslice.ratios import cap_ratios
 
 HEADS, DIM = 3, 4
 
@@ -58,7 +58,7 @@ def test_pca_importance_does_not_depend_on_eigenvector_signs(monkeypatch):
         signs[::2] = -1
         return values, axes * signs
 
-    monkeypatch.setattr("intraslice.ratios.principal_axes", flipped)
+    monkeypatch.setattr("intraslice.importance.principal_axes", flipped)
     assert_close(pca_importance(gradients, own, HEADS), expected)
 
 
