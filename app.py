@@ -36,7 +36,8 @@ def build_app(session: Session) -> gr.Blocks:
                 ratios = ratios_panel.build(ratios_json, importances_json)
             with gr.Tab("Compare", id="compare"):
                 compare = compare_panel.build()
-        connect(handlers, controls, ratios, compare, tabs, status, headline, removed)
+        in_sight = gr.State("ratios")
+        connect(handlers, controls, ratios, compare, tabs, in_sight, status, headline, removed)
     return page
 
 

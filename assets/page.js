@@ -1,6 +1,6 @@
 // What belongs to the page as a whole: the address bar holds its state, ?embed=1 hides the controls.
 (() => {
-  const names = ["model", "text", "upload", "sequences", "length", "seed", "sparsity", "estimator", "bias", "cap", "order", "layer", "prompt"];
+  const names = ["model", "text", "upload", "sequences", "length", "seed", "sparsity", "estimator", "bias", "cap", "order", "iterative", "locked", "layer", "prompt"];
   const query = () => new URLSearchParams(location.search);
   const write = (change) => {
     const wanted = query();

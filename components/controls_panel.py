@@ -28,6 +28,8 @@ class Controls(NamedTuple):
     bias: gr.Slider
     cap: gr.Slider
     order: gr.Radio
+    iterative: gr.Checkbox
+    locked: gr.Textbox
     paper: gr.Button
     cancel: gr.Button
     layer: gr.Slider
@@ -88,6 +90,10 @@ def build(session, first: Settings, sparsity: gr.Slider, readout_html: str) -> C
         label="Order",
         elem_id="order",
     )
+    iterative = gr.Checkbox(
+        first.iterative, label="Refine MLPs above 35 % (sequential only, slow)", elem_id="iterative", container=False
+    )
+    locked = gr.Textbox(first.locked, label="Ratios given by hand", visible=False)
     with gr.Row():
         paper = gr.Button("Slice as in the paper", size="md", elem_id="paper", min_width=190)
         cancel = gr.Button("Cancel", size="md", elem_id="cancel", min_width=70)
@@ -108,6 +114,8 @@ def build(session, first: Settings, sparsity: gr.Slider, readout_html: str) -> C
         bias,
         cap,
         order,
+        iterative,
+        locked,
         paper,
         cancel,
         layer,

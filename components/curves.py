@@ -70,7 +70,7 @@ def importance_curves(importances: dict[str, Sorted], plan: SlicePlan, layer: in
 def plan_view(plan: SlicePlan, source: Source, others: dict[str, SlicePlan]) -> PlanView:
     """A plan as plain numbers, with other estimators' ratios beside it."""
     return PlanView(
-        estimator=plan.config.estimator,
+        estimator="manual" if plan.config.locked else plan.config.estimator,
         snapshot=source.label,
         asked=plan.config.sparsity,
         removed=plan.removed_fraction,

@@ -45,6 +45,24 @@ def flat(handler: Callable[..., Any]) -> Callable[..., Any]:
     return spread
 
 
+def in_view(tab: str, handler: Callable[..., Any], outputs: int) -> Callable[..., Any]:
+    """`handler(settings, layer, request)`, flat and with the open tab as one more parameter: it only works in `tab`."""
+    if inspect.isgeneratorfunction(handler):
+
+        def seen(settings: Settings, layer: int, opened: str, request: gr.Request) -> Any:
+            if opened == tab:
+                yield from handler(settings, layer, request)
+
+    else:
+
+        def seen(settings: Settings, layer: int, opened: str, request: gr.Request) -> Any:
+            if opened == tab:
+                return handler(settings, layer, request)
+            return gr.skip() if outputs == 1 else tuple(gr.skip() for _ in range(outputs))
+
+    return flat(seen)
+
+
 class Handlers:
     """The page's actions over one session object. `visitor` is gradio's session hash: one open page."""
 
@@ -57,8 +75,8 @@ class Handlers:
         wanted = []
         for name, default in Settings()._asdict().items():
             wanted.append(_typed(query.get(name), default) if name != "upload" else None)
-        prompt = query.get("prompt") or compare_panel.PROMPT
-        return [*wanted, _typed(query.get("layer"), 0), prompt, gr.Tabs(selected=query.get("tab", "ratios"))]
+        prompt, tab = query.get("prompt") or compare_panel.PROMPT, query.get("tab", "ratios")
+        return [*wanted, _typed(query.get("layer"), 0), prompt, gr.Tabs(selected=tab), tab]
 
     def opening(self, settings: Settings) -> tuple:
         """What `preview` returns for a page that has no visitor yet; empty charts where nothing is known."""
@@ -69,7 +87,7 @@ class Handlers:
 
         Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML).
         """
-        self.session.halt(_visitor(request), live_only=True)
+        self.session.halt(visitor_of(request), live_only=True)
         try:
             plan = self.session.plan(settings)
         except ValueError as problem:
@@ -100,11 +118,11 @@ class Handlers:
 
     def leave(self, request: gr.Request) -> None:
         """Stop the job of a page that was closed."""
-        self.session.halt(_visitor(request))
+        self.session.halt(visitor_of(request))
 
     def prepare(self, settings: Settings, request: gr.Request) -> Iterator[str]:
         """Load the model and calibrate it (or find both in the cache); yields the status line (HTML)."""
-        for event in self.session.prepare(settings, _visitor(request)):
+        for event in self.session.prepare(settings, visitor_of(request)):
             yield wording.status(event)
 
     def fit_layers(self, settings: Settings) -> dict:
@@ -118,7 +136,7 @@ class Handlers:
         With order "one-shot" this follows every release of the slider; with "sequential" only the button starts it.
         """
         told = None
-        for event in self.session.measure(settings, _visitor(request)):
+        for event in self.session.measure(settings, visitor_of(request)):
             measured = self.session.perplexities(settings)
             if measured == told and event.kind != "ready":
                 yield wording.status(event), gr.skip(), gr.skip(), gr.skip(), gr.skip()
@@ -134,7 +152,7 @@ class Handlers:
 
     def halt(self, request: gr.Request) -> str:
         """Stop this page's running job: a slice, a measurement or an answer. Returns the status line (HTML)."""
-        self.session.halt(_visitor(request))
+        self.session.halt(visitor_of(request))
         return wording.status(Status("Stopped.", "ready"))
 
     def choose_layer(self, event: gr.EventData) -> int:
@@ -153,17 +171,20 @@ class Handlers:
     ) -> Iterator[tuple]:
         """Answer a prompt with the dense and the sliced model; yields status, both texts and both speeds."""
         yield from compare_panel.answer(
-            self.session, settings, prompt, tokens, temperature, sample_seed, _visitor(request)
+            self.session, settings, prompt, tokens, temperature, sample_seed, visitor_of(request)
         )
 
 
-def _visitor(request: gr.Request | None) -> str:
+def visitor_of(request: gr.Request | None) -> str:
+    """What tells one open page from another."""
     return getattr(request, "session_hash", None) or "somebody"
 
 
 def _typed(text: str | None, default: Any) -> Any:
     if text is None or default is None:
         return default
+    if isinstance(default, bool):
+        return text.lower() == "true"
     try:
         return type(default)(float(text)) if isinstance(default, (int, float)) else text
     except ValueError:  # a mistyped link opens the page all the same

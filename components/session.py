@@ -21,13 +21,13 @@ from components.jobs import Jobs, told
 from components.views import Answers, ImportanceCurve, Perplexities, PlanView, Settings, Status
 from intraslice import corpora
 from intraslice.calibration import calibrate
-from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, UserError
+from intraslice.config import CalibrationConfig, EvaluationConfig, Lock, SliceConfig, UserError
 from intraslice.evaluation import perplexity
 from intraslice.importance import Profile
 from intraslice.memory import available_bytes
+from intraslice.methods import Method, plan_by, slice_by, uses_estimator
 from intraslice.models import SUGGESTED_MODELS, LoadedModel, estimate_memory, load_model
 from intraslice.ratios import SlicePlan, make_plan
-from intraslice.slicing import slice_model
 from intraslice.stats import CalibrationStats
 
 ESTIMATORS = ("uniform", "fisher", "pca")
@@ -61,8 +61,24 @@ def calibration_key(settings: Settings) -> CalibrationKey:
 def slice_config(settings: Settings) -> SliceConfig:
     """The library's settings of a slice. Raises UserError for numbers out of range."""
     return SliceConfig(
-        settings.sparsity / 100, settings.estimator, float(settings.bias), settings.cap / 100, settings.order
+        settings.sparsity / 100,
+        settings.estimator,
+        float(settings.bias),
+        settings.cap / 100,
+        settings.order,
+        bool(settings.iterative) and settings.order == "sequential",
+        locked=tuple(_lock(part) for part in settings.locked.split(",") if part.strip()),
     )
+
+
+def _lock(text: str) -> Lock:
+    try:
+        layer, module, percent = text.split()
+        return int(layer), module, float(percent) / 100
+    except ValueError:
+        raise UserError(
+            f"{text.strip()!r} is no locked ratio; wanted layer, module and per cent, as in 7 mlp 25"
+        ) from None
 
 
 class Session:
@@ -81,13 +97,13 @@ class Session:
         self.evaluation_tokens = evaluation_tokens
         self._models: BoundedCache[str, LoadedModel] = BoundedCache(2 * room)
         self._calibrations: BoundedCache[CalibrationKey, Calibrated] = BoundedCache(2 * room)
-        self._slices: BoundedCache[tuple[CalibrationKey, SliceConfig], PreTrainedModel] = BoundedCache(room)
+        self._slices: BoundedCache[tuple[CalibrationKey, SliceConfig, Method], PreTrainedModel] = BoundedCache(room)
         self._plans: BoundedCache[tuple[CalibrationKey, str, SliceConfig], SlicePlan] = BoundedCache(
             2_000
         )  # of size 1 each
         self._perplexities: BoundedCache[tuple, float] = BoundedCache(10_000)  # of size 1 each
         self._snapshot = Source(*snapshot.load()) if snapshot.FILE.is_file() else None
-        self._jobs = Jobs()
+        self.jobs = Jobs()
 
     # What is known at once
 
@@ -101,9 +117,9 @@ class Session:
         if source is None:
             return None
         others = {
-            name: self._plan(settings, replace(config, estimator=name))
+            name: self._plan(settings, replace(config, estimator=name, locked=()))
             for name in ESTIMATORS
-            if name != config.estimator
+            if name != config.estimator or config.locked
         }
         return plan_view(self._plan(settings, config), source, others)
 
@@ -116,7 +132,7 @@ class Session:
 
     def profile(self, settings: Settings) -> tuple[Profile, str]:
         """What the estimator read of a calibration that is there, and what it was measured on."""
-        return self._calibrated(settings).source.profile, self._ready(settings).text
+        return self.calibrated(settings).source.profile, self.ready(settings).text
 
     def perplexities(self, settings: Settings) -> Perplexities:
         """Whatever has been measured for this setting."""
@@ -147,44 +163,46 @@ class Session:
 
     def halt(self, visitor: str, live_only: bool = False) -> None:
         """Stop a visitor's job at its next step; `live_only` spares what was asked for by a button."""
-        self._jobs.halt(visitor, live_only)
+        self.jobs.halt(visitor, live_only)
 
     # Jobs
 
     def prepare(self, settings: Settings, visitor: str) -> Iterator[Status]:
         """Load and calibrate, or find both in memory; ends with a ready or an error status."""
-        yield from self._jobs.run(visitor, self._jobs.start(visitor, live=False), self._prepare(settings))
+        yield from self.jobs.run(visitor, self.jobs.start(visitor, live=False), self._prepare(settings))
 
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
         """Slice, then take dense and sliced perplexity; ends with a ready or an error status, or nothing if stopped."""
-        job = self._jobs.start(visitor, live=settings.order == "one-shot")
-        yield from self._jobs.run(visitor, job, self._measure(settings))
+        job = self.jobs.start(visitor, live=settings.order == "one-shot")
+        yield from self.jobs.run(visitor, job, self._measure(settings))
 
     def answer(
         self, settings: Settings, prompt: str, tokens: int, temperature: float, seed: int, visitor: str
     ) -> Iterator[Status | Answers]:
         """Answer a prompt with the dense and the sliced model, side by side."""
-        job = self._jobs.start(visitor, live=False)
+        job = self.jobs.start(visitor, live=False)
 
         def work() -> Iterator[Status | Answers]:
             if not prompt.strip():
                 raise UserError("the prompt is empty; wanted some text to answer")
-            sliced = yield from self._slice(settings)
-            loaded = self._calibrated(settings).loaded
+            sliced = yield from self.slice(settings)
+            loaded = self.calibrated(settings).loaded
             yield Status("Answering")
             pair = (loaded.model, sliced)
             yield from streaming.side_by_side(pair, loaded.tokenizer, prompt, tokens, temperature, seed, job.stop)
-            yield self._ready(settings)
+            yield self.ready(settings)
 
-        yield from self._jobs.run(visitor, job, work())
+        yield from self.jobs.run(visitor, job, work())
 
-    def _ready(self, settings: Settings) -> Status:
+    def ready(self, settings: Settings) -> Status:
+        """What is loaded and calibrated, as a job's last status."""
         key = calibration_key(settings)
-        loaded = self._calibrated(settings).loaded
+        loaded = self.calibrated(settings).loaded
         tokens = f"{key.config.sequences} x {key.config.length} tokens"
         return Status(f"{loaded.source}. Calibrated on {tokens}: {corpora.describe(key.config.text)}", "ready")
 
-    def _calibrated(self, settings: Settings) -> Calibrated:
+    def calibrated(self, settings: Settings) -> Calibrated:
+        """The model and its calibration, once they are there. Raises UserError before that."""
         calibrated = self._calibrations.get(calibration_key(settings))
         if calibrated is None:
             raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
@@ -221,25 +239,30 @@ class Session:
             held = sum(t.nbytes for layer in stats.layers for t in vars(layer).values())
             calibrated = Calibrated(loaded, stats, tokens, windows, Source(stats.profile))
             self._calibrations.put(key, calibrated, held)
-        yield self._ready(settings)
+        yield self.ready(settings)
 
-    def _slice(self, settings: Settings) -> Generator[Status, None, PreTrainedModel]:
+    def slice(self, settings: Settings, method: Method = "intraslice") -> Generator[Status, None, PreTrainedModel]:
+        """The sliced model, made now or found in memory; the dense one where nothing is removed."""
         yield from self._prepare(settings)
-        calibrated, config = self._calibrated(settings), slice_config(settings)
+        calibrated, config = self.calibrated(settings), slice_config(settings)
+        loaded, stats = calibrated.loaded, calibrated.stats
         if config.sparsity == 0:
-            return calibrated.loaded.model
-        key = (calibration_key(settings), config)
+            return loaded.model
+        if not uses_estimator(method):  # of all settings these only know the sparsity
+            config = SliceConfig(config.sparsity)
+        key = (calibration_key(settings), config, method)
         sliced = self._slices.get(key)
         if sliced is None:
-            plan = self._plan(settings, config)
-            work = slice_model(calibrated.loaded.model, plan, calibrated.stats, calibrated.tokens)
-            sliced = yield from told(work, "Slicing, layer")
+            plan = plan_by(method, loaded.model, stats, config)
+            work = slice_by(method, loaded.model, plan, stats, calibrated.tokens)
+            name = "" if method == "intraslice" else f" ({method})"
+            sliced = yield from told(work, f"Slicing{name}, layer")
             self._slices.put(key, sliced, _bytes(sliced))
         return sliced
 
     def _measure(self, settings: Settings) -> Iterator[Status]:
-        sliced = yield from self._slice(settings)
-        calibrated, key = self._calibrated(settings), calibration_key(settings)
+        sliced = yield from self.slice(settings)
+        calibrated, key = self.calibrated(settings), calibration_key(settings)
         for model, config, name in (
             (calibrated.loaded.model, None, "dense"),
             (sliced, slice_config(settings), "sliced"),
@@ -248,7 +271,7 @@ class Session:
                 work = perplexity(model, calibrated.windows)
                 value = yield from told(work, f"Perplexity of the {name} model, window")
                 self._perplexities.put((key, config), value, 1)
-        yield self._ready(settings)
+        yield self.ready(settings)
 
 
 def _bytes(model: PreTrainedModel) -> int:

@@ -21,6 +21,8 @@ class Settings(NamedTuple):
     bias: float = 1.2
     cap: float = 80  # per cent
     order: str = "one-shot"
+    iterative: bool = False
+    locked: str = ""  # ratios given by hand: "7 attention 25, 3 mlp 0", per cent
 
 
 @dataclass(frozen=True)

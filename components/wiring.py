@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
 import gradio as gr
 
 from components.compare_panel import ComparePanel
 from components.controls_panel import Controls
-from components.handlers import Handlers, flat
+from components.handlers import Handlers, flat, in_view
 from components.ratios_panel import RatiosPanel
 
 HEAVY = {"concurrency_id": "heavy", "concurrency_limit": 1, "show_progress": "hidden"}
 CHEAP = {"queue": False, "show_progress": "hidden"}
 PRIVATE = {"api_visibility": "private"}  # a step of a longer answer, which has a name of its own elsewhere
+
+
+class Page(NamedTuple):
+    """What a tab needs to wire itself to the rest of the page."""
+
+    session: Any
+    controls: Controls
+    status: gr.HTML
+    tab: gr.State  # the id of the tab in view
+    opened: dict[str, gr.events.Dependency]  # a tab's id -> what follows when it is opened
+    moved: Sequence[Any]  # events after which a cheap answer may be another one
+    prepared: Sequence[gr.events.Dependency]  # ends of what loads and calibrates
+    measured: Sequence[gr.events.Dependency]  # ends of what slices and measures
+
+    def follow(self, tab: str, handler: Callable[..., Any], outputs: Sequence[gr.components.Component]) -> None:
+        """Call the cheap `handler(settings, layer, request)` at every move of the slider while `tab` is in view."""
+        self._attach(tab, handler, outputs, CHEAP, self.moved, self.prepared)
+
+    def afterwards(self, tab: str, handler: Callable[..., Any], outputs: Sequence[gr.components.Component]) -> None:
+        """Call the slow `handler(settings, layer, request)` when a slice is there and `tab` is in view."""
+        self._attach(tab, handler, outputs, HEAVY, [], self.measured)
+
+    def _attach(self, tab: str, handler: Callable, outputs: Sequence, how: dict, events: Sequence, ends: Sequence):
+        call = {
+            "fn": in_view(tab, handler, len(outputs)),
+            "inputs": [*self.controls.settings, self.controls.layer, self.tab],
+            "outputs": list(outputs),
+            **PRIVATE,
+            **how,
+        }
+        if events:
+            gr.on(events, **call, trigger_mode="always_last")
+        for end in ends:
+            end.then(**call)
+        self.opened[tab].then(**call)
 
 
 def connect(
@@ -20,11 +58,12 @@ def connect(
     ratios: RatiosPanel,
     compare: ComparePanel,
     tabs: gr.Tabs,
+    tab: gr.State,
     status: gr.HTML,
     headline: gr.HTML,
     removed: gr.HTML,
-) -> None:
-    """Attach every handler. Called inside the `gr.Blocks()` that holds the components."""
+) -> Page:
+    """Attach every handler that several tabs share. Called inside the `gr.Blocks()` that holds the components."""
     page = gr.context.Context.root_block
     texts = [controls.readout, headline, removed, compare.perplexity]
     with_layer = [*controls.settings, controls.layer]
@@ -36,27 +75,30 @@ def connect(
     measure_asked = {**measure, "fn": flat(handlers.measure)}
     fit_layers = {"fn": flat(handlers.fit_layers), "inputs": controls.settings, "outputs": controls.layer, **CHEAP}
 
-    def after_preparing(prepared: gr.events.Dependency) -> None:
-        prepared.then(**fit_layers, **PRIVATE).then(**preview, **PRIVATE).then(**measure, **PRIVATE)
+    prepared, measured = [], []
 
-    opened = page.load(handlers.restore, None, [*kept, tabs], api_name="restore", **CHEAP)
+    def after_preparing(ready: gr.events.Dependency) -> None:
+        prepared.append(ready.then(**fit_layers, **PRIVATE).then(**preview, **PRIVATE))
+        measured.append(prepared[-1].then(**measure, **PRIVATE))
+
+    opened = page.load(handlers.restore, None, [*kept, tabs, tab], api_name="restore", **CHEAP)
     after_preparing(opened.then(**preview, **PRIVATE).then(**prepare, **PRIVATE))
     page.load(handlers.memory, controls.model, controls.memory, **PRIVATE, **CHEAP)
     page.unload(handlers.leave)
 
     sliders = [controls.sparsity, controls.bias, controls.cap]
     radios = [controls.estimator.input, controls.order.input]
-    dragged = [*(slider.input for slider in sliders), *radios, controls.layer.change]
-    let_go = [*(slider.release for slider in sliders), *radios]
+    dragged = [*(slider.input for slider in sliders), *radios, controls.layer.change, controls.locked.change]
+    let_go = [*(slider.release for slider in sliders), *radios, controls.locked.change]
     gr.on(dragged, **preview, trigger_mode="always_last", api_name="ratios")
-    gr.on(let_go, **measure, trigger_mode="always_last", api_name="measure_live")
+    measured.append(gr.on(let_go, **measure, trigger_mode="always_last", api_name="measure_live"))
     for chart in (ratios.ratios, ratios.importances):
         chart.select(handlers.choose_layer, None, controls.layer, **PRIVATE, **CHEAP)
 
     controls.model.change(handlers.memory, controls.model, controls.memory, api_name="memory", **CHEAP)
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
     ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
-    ordered.then(**preview, **PRIVATE).then(**measure_asked, api_name="measure")
+    measured.append(ordered.then(**preview, **PRIVATE).then(**measure_asked, api_name="measure"))
     controls.cancel.click(handlers.halt, None, status, api_name="halt", **CHEAP)
 
     asking = [*controls.settings, compare.prompt, compare.tokens, compare.temperature, compare.seed]
@@ -66,3 +108,6 @@ def connect(
 
     remember = "(...values) => window.isxRemember(values)"
     gr.on([component.change for component in kept], None, kept, None, js=remember, **CHEAP)
+
+    opened_tabs = {one.id: one.select(lambda own=one.id: own, None, tab, **PRIVATE, **CHEAP) for one in tabs.children}
+    return Page(handlers.session, controls, status, tab, opened_tabs, dragged, prepared, measured)

@@ -15,6 +15,8 @@ from typing import Literal, TypeVar, get_args
 
 Estimator = Literal["uniform", "fisher", "pca"]
 Order = Literal["sequential", "one-shot"]
+Module = Literal["attention", "mlp"]
+Lock = tuple[int, Module, float]  # layer, module, ratio
 
 T = TypeVar("T")
 
@@ -71,7 +73,8 @@ class SliceConfig:
     """How much to remove and by which rule.
 
     `sparsity` is the fraction of decoder-layer parameters to remove. `bias` (the paper's lambda_b) above 1 cuts MLPs
-    harder, below 1 the attention; 1.2 was best on two texts. `cap` bounds every estimated ratio.
+    harder, below 1 the attention; 1.2 was best on two texts. `cap` bounds every estimated ratio. `locked` ratios are
+    given by hand: they stay as they are and the other modules make up for them, so that the total holds.
     """
 
     sparsity: float = 0.3
@@ -81,6 +84,7 @@ class SliceConfig:
     order: Order = "sequential"
     iterative: bool = False  # refine the MLPs of layers whose ratio is above `iterative_above`; sequential order only
     iterative_above: float = 0.35
+    locked: tuple[Lock, ...] = ()
 
     def __post_init__(self) -> None:
         _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
@@ -91,6 +95,12 @@ class SliceConfig:
         _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
         if self.iterative and self.order != "sequential":
             raise UserError("iterative needs the sequential order's activations; choose that order, or leave it off")
+        for layer, module, ratio in self.locked:
+            _require_count("a locked layer", layer, 0)
+            _require_choice("a locked module", module, get_args(Module))
+            _require_range(f"the locked ratio of layer {layer}'s {module}", ratio, 0.0, 0.95)
+        if len({lock[:2] for lock in self.locked}) < len(self.locked):
+            raise UserError("a module is locked twice; wanted at most one ratio for each")
         if self.sparsity > self.cap:
             raise UserError(
                 f"sparsity {self.sparsity:g} is above the cap of {self.cap:g}; raise the cap or ask for less"

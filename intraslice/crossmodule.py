@@ -180,9 +180,7 @@ def _slice_layer_(
     return CrossModuleLayer(family, *made, norms, shortcuts, [axes.to(kind) for axes in bases]), basis
 
 
-def _advance_(
-    stream: Stream, basis: Float[Tensor, "hidden width"], modules: list[Module], norm: nn.Module
-) -> None:
+def _advance_(stream: Stream, basis: Float[Tensor, "hidden width"], modules: list[Module], norm: nn.Module) -> None:
     """Cut the stream to the basis, as the sliced model carries it, and add what the modules make of it, uncut."""
     axes, basis_norm = basis.to(stream.hidden[0].dtype), BasisNorm(len(basis), epsilon_of(norm))
 

@@ -51,4 +51,3 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     plain.load_state_dict(outside, strict=False)
     plain.generation_config = copy.deepcopy(model.generation_config)
     return plain.eval().requires_grad_(False)
-

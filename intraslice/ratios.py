@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from intraslice.config import Estimator, SliceConfig, UserError
+from intraslice.config import Estimator, Module, SliceConfig, UserError
 from intraslice.importance import Profile
 from intraslice.mlp import neurons_kept
 
@@ -102,12 +102,12 @@ def _draft(profile: Profile, config: SliceConfig, nominal: float) -> _Draft:
     sizes = [layer.sizes for layer in profile.layers]
     channels, neurons = [s.channels for s in sizes], [s.neurons for s in sizes]
     mlp, mlp_threshold = _spread(profile, "neurons", config, nominal * config.bias)
-    mlp_capped = cap_ratios(mlp, neurons, config.cap)
+    mlp_capped = _with_locks(cap_ratios(mlp, neurons, config.cap), "mlp", config)
     removed_by_mlp = sum(r * s.neurons * s.neuron_cost for r, s in zip(mlp_capped, sizes, strict=True))
     left_to_attention = nominal * profile.dense_decoder - removed_by_mlp
     fraction = left_to_attention / sum(s.channels * s.channel_cost for s in sizes)
     attention, attention_threshold = _spread(profile, config.estimator, config, fraction)
-    attention_capped = cap_ratios(attention, channels, config.cap)
+    attention_capped = _with_locks(cap_ratios(attention, channels, config.cap), "attention", config)
 
     shapes = [
         layer.shapes[round(layer.sizes.channels * (1 - ratio))]
@@ -130,6 +130,11 @@ def _draft(profile: Profile, config: SliceConfig, nominal: float) -> _Draft:
     )
 
 
+def _with_locks(ratios: list[float], module: Module, config: SliceConfig) -> list[float]:
+    given = {layer: ratio for layer, own, ratio in config.locked if own == module}
+    return [given.get(index, ratio) for index, ratio in enumerate(ratios)]
+
+
 def _spread(
     profile: Profile, ranking: Estimator | str, config: SliceConfig, fraction: float
 ) -> tuple[list[float], float | None]:
@@ -145,12 +150,16 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
 
     Neurons kept are `L * I * (1 - sparsity * bias)`; heads take the parameters that remain. Key/value heads go with
     their whole group and sizes are rounded, so the budget is searched for until what goes is what was asked.
-    Raises UserError when the cap and the bias leave too little to remove.
+    Locked ratios stay, and the search gives the rest what they leave. Raises UserError when cap, bias and locks leave
+    too little to remove or remove too much, or when a locked layer is not there.
     """
+    absent = [layer for layer, _, _ in config.locked if layer >= len(profile.layers)]
+    if absent:
+        raise UserError(f"layer {absent[0]} is locked; wanted one from 0 to {len(profile.layers) - 1}")
     wanted = (1 - config.sparsity) * profile.dense_decoder
     low, high = 0.0, 1.0
     best = _draft(profile, config, config.sparsity)
-    for _ in range(SEARCH_STEPS if config.sparsity > 0 else 0):
+    for _ in range(SEARCH_STEPS if config.sparsity > 0 or config.locked else 0):
         middle = best.reasons.nominal_sparsity if (low, high) == (0.0, 1.0) else (low + high) / 2
         draft = _draft(profile, config, middle)
         if abs(draft.parameters - wanted) < abs(best.parameters - wanted):
@@ -164,8 +173,14 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     )
     if high == 1.0 and config.sparsity - parameters.removed_fraction > 0.01:  # not even everything is enough
         raise UserError(
-            f"sparsity {config.sparsity:g} cannot be reached with cap {config.cap:g} and bias {config.bias:g}: at most "
+            f"sparsity {config.sparsity:g} cannot be reached with cap {config.cap:g} and bias {config.bias:g}"
+            f"{' beside the locked ratios' if config.locked else ''}: at most "
             f"{parameters.removed_fraction:.3f} of the decoder layers' parameters goes; raise the cap or ask for less"
+        )
+    if config.locked and parameters.removed_fraction - config.sparsity > 0.01:  # the locks alone are too much
+        raise UserError(
+            f"the locked ratios remove {parameters.removed_fraction:.3f} of the decoder layers' parameters by "
+            f"themselves, more than the sparsity of {config.sparsity:g}; unlock some or ask for more"
         )
     layers = []
     for layer, attention, mlp, (_, kv_heads, dim), neurons in zip(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep_record, kept_record
-from intraslice.config import Progress, SliceConfig, UserError, finish
+from intraslice.config import Module, Progress, SliceConfig, UserError, finish
 from intraslice.families import family_of
 from intraslice.importance import LayerProfile
 from intraslice.mlp import neurons_kept
@@ -28,8 +27,6 @@ from intraslice.stats import CalibrationStats
 
 FORMAT = "1"
 LOGIT_TOKENS = 512
-
-Module = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True)

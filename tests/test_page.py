@@ -150,10 +150,10 @@ def test_a_link_restores_the_page(handlers) -> None:
         "bias": "nonsense",
         "tab": "compare",
     }
-    *values, layer, prompt, tabs = handlers.restore(SimpleNamespace(query_params=query))
+    *values, layer, prompt, tabs, tab = handlers.restore(SimpleNamespace(query_params=query))
     settings = Settings(*values)
     assert (settings.sparsity, settings.estimator, settings.bias) == (45, "fisher", Settings().bias)
-    assert (layer, prompt, tabs.selected) == (7, "Hello", "compare")
+    assert (layer, prompt, tabs.selected, tab) == (7, "Hello", "compare", "compare")
 
 
 def test_the_api_names_every_parameter(handlers) -> None:

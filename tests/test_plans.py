@@ -179,3 +179,26 @@ def test_a_slider_is_answered_within_milliseconds(monkeypatch):
         make_plan(profile, SliceConfig(0.1 + step / 50))
         seconds.append(time.perf_counter() - begun)
     assert median(seconds) < 0.020
+
+
+def test_locked_ratios_stay_and_the_rest_makes_up_for_them(profile) -> None:
+    free = make_plan(profile, SliceConfig(0.3))
+    locked = make_plan(profile, SliceConfig(0.3, locked=((0, "attention", 0.0), (1, "mlp", 0.125))))
+    assert locked.layers[0].attention_ratio == 0
+    assert locked.layers[0].heads == tuple(range(profile.layers[0].sizes.heads))
+    assert locked.layers[1].mlp_ratio == 0.125
+    assert abs(locked.removed_fraction - 0.3) < 0.02
+    assert locked.layers != free.layers
+
+
+def test_impossible_locks_are_refused_in_one_line(profile) -> None:
+    everything = tuple((layer, module, 0.9) for layer in range(len(profile.layers)) for module in ("attention", "mlp"))
+    with pytest.raises(UserError, match="unlock some or ask for more"):
+        make_plan(profile, SliceConfig(0.1, locked=everything))
+    nothing = tuple((layer, module, 0.0) for layer, module, _ in everything)
+    with pytest.raises(UserError, match="beside the locked ratios: at most"):
+        make_plan(profile, SliceConfig(0.3, locked=nothing))
+    with pytest.raises(UserError, match="layer 99 is locked; wanted one from 0"):
+        make_plan(profile, SliceConfig(0.3, locked=((99, "mlp", 0.1),)))
+    with pytest.raises(UserError, match="locked twice"):
+        SliceConfig(0.3, locked=((0, "mlp", 0.1), (0, "mlp", 0.2)))
