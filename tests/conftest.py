@@ -33,6 +33,8 @@ from intraslice.config import UserError, finish
 from intraslice.families import canonicalise
 from intraslice.models import LoadedModel, fingerprint, load_model
 
+pytest_plugins = ["browsing"]
+
 VOCABULARY = 256
 WORDS = [f"word{index}" for index in range(100)]
 _SHARED = {

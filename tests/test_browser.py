@@ -1,134 +1,19 @@
 """The real page in a real browser: the slider moves the bars, no foreign host is asked, no error is logged."""
 
-import contextlib
 import json
-import os
-import shutil
-import socket
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
-from playwright import sync_api as playwright
+from browsing import CHROMIUM, PATIENCE
 
-from app import build_app
-from components import look
 from components.session import Session, calibration_key, slice_config
 from components.views import Settings
 from intraslice.ratios import make_plan
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE = 120_000  # ms; a busy machine takes its time
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
 ]
-
-
-class SnapshotSession(Session):
-    """The page as it is before the default model is loaded, which here it never is."""
-
-    def prepare(self, settings: Settings, visitor: str) -> Iterator:
-        return iter(())
-
-    def measure(self, settings: Settings, visitor: str) -> Iterator:
-        return iter(())
-
-    def memory(self, model: str) -> str:
-        return "135 M parameters"
-
-
-@dataclass
-class Opened:
-    """A page, and what went wrong on it."""
-
-    page: "playwright.Page"
-    faults: list[str] = field(default_factory=list)
-
-    def bars(self) -> list[list[float]]:
-        script = (
-            "document.querySelector('#ratio-chart .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
-        )
-        return self.page.evaluate(script)
-
-    def drag(self, percent: int) -> None:
-        """Move the slider as a finger would, and wait for other bars."""
-        before = json.dumps(self.bars())
-        self.page.locator("#sparsity input[type=range]").evaluate(
-            """(range, value) => {
-                Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
-                range.dispatchEvent(new Event('input', { bubbles: true }));
-            }""",
-            percent,
-        )
-        script = """before => JSON.stringify(document.querySelector('#ratio-chart .isx-plot').data
-            .filter(t => t.type === 'bar').map(t => [...t.y])) !== before"""
-        self.page.wait_for_function(script, arg=json.dumps(json.loads(before), separators=(",", ":")), timeout=PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def session() -> Session:
-    return SnapshotSession()
-
-
-@pytest.fixture(scope="module")
-def address(session: Session) -> Iterator[str]:
-    page = build_app(session)
-    page.queue()
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **look.launch_options())
-    yield url.rstrip("/")
-    page.close()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium, address):
-    """Opens the page; at the end nothing may have gone wrong on it."""
-    opened = []
-
-    def open_page(query: str = "", width: int = 1440, height: int = 900, **options) -> Opened:
-        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-        visitor = Opened(context.new_page())
-        page, faults = visitor.page, visitor.faults
-        page.on("console", lambda message: message.type == "error" and faults.append(message.text))
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: _is_foreign(request.url) and faults.append(f"asked for {request.url}"))
-        page.goto(address + query, timeout=PATIENCE)
-        page.wait_for_selector(".js-plotly-plot .main-svg", timeout=PATIENCE, state="attached")
-        opened.append((context, visitor))
-        return visitor
-
-    yield open_page
-    for context, visitor in opened:
-        context.close()
-        assert visitor.faults == []
-
-
-def _is_foreign(url: str) -> bool:
-    return not url.startswith(("http://127.0.0.1", "http://localhost", "data:", "blob:"))
 
 
 def ratios(session: Session, percent: int, estimator: str = "pca") -> list[list[float]]:
@@ -142,12 +27,12 @@ def close(first: list[list[float]], second: list[list[float]]) -> bool:
     return all(a == pytest.approx(b, rel=1e-4, abs=1e-6) for a, b in zip(first, second, strict=True))
 
 
-def test_dragging_the_slider_draws_the_librarys_ratios(visit, session) -> None:
+def test_dragging_the_slider_draws_the_librarys_ratios(visit, snapshot_session) -> None:
     opened = visit()
-    assert close(opened.bars(), ratios(session, 30))
+    assert close(opened.bars(), ratios(snapshot_session, 30))
     for percent in (45, 12):
         opened.drag(percent)
-        assert close(opened.bars(), ratios(session, percent))
+        assert close(opened.bars(), ratios(snapshot_session, percent))
         assert f"{percent}" in opened.page.inner_text("#removed")
 
 
@@ -193,7 +78,7 @@ def test_colours_follow_the_theme_live(visit) -> None:
     page.wait_for_function(f"{colour} !== '{light}'", timeout=PATIENCE)
 
 
-def test_a_link_opens_the_same_view_and_an_address_follows_the_view(visit, session) -> None:
+def test_a_link_opens_the_same_view_and_an_address_follows_the_view(visit, snapshot_session) -> None:
     opened = visit("/?sparsity=44&estimator=fisher&tab=compare&prompt=Hello%20there")
     page = opened.page
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'Hello there'", timeout=PATIENCE)
@@ -203,7 +88,7 @@ def test_a_link_opens_the_same_view_and_an_address_follows_the_view(visit, sessi
     page.wait_for_function(
         "document.querySelector('#ratio-chart .isx-note').textContent.includes('Bars: Fisher')", timeout=PATIENCE
     )
-    assert close(opened.bars(), ratios(session, 44, "fisher"))
+    assert close(opened.bars(), ratios(snapshot_session, 44, "fisher"))
     opened.drag(20)
     page.wait_for_function("location.search.includes('sparsity=20')", timeout=PATIENCE)
     assert "tab=" not in page.url
@@ -225,14 +110,14 @@ def test_embedding_hides_the_controls(visit) -> None:
     assert page.is_visible("#sparsity")
 
 
-def test_the_table_says_what_the_bars_say(visit, session) -> None:
+def test_the_table_says_what_the_bars_say(visit, snapshot_session) -> None:
     page = visit().page
     page.click("#ratio-chart .isx-twin summary")
     row = page.locator("#ratio-chart tbody tr").nth(7)
     row.wait_for(timeout=PATIENCE)
     cells = row.locator("td").all_inner_texts()
     assert cells[0] == "7"
-    assert cells[1] == f"{ratios(session, 30)[0][7]:.1%}"
+    assert cells[1] == f"{ratios(snapshot_session, 30)[0][7]:.1%}"
 
 
 def test_a_chart_saves_as_an_image(visit) -> None:
@@ -240,25 +125,6 @@ def test_a_chart_saves_as_an_image(visit) -> None:
     with page.expect_download(timeout=PATIENCE) as download:
         page.click("#ratio-chart .isx-png")
     assert download.value.suggested_filename.endswith(".png")
-
-
-@pytest.fixture
-def real_app() -> Iterator[str]:
-    """`python app.py` with the default model, in a process of its own: no test's type checks slow it down."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port)}
-    app = subprocess.Popen([sys.executable, "app.py"], cwd=Path(__file__).parent.parent, env=environment)
-    try:
-        for _ in range(120):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        app.terminate()
-        app.wait()
 
 
 @pytest.mark.slow
