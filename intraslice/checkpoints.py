@@ -1,6 +1,6 @@
 """A sliced model as a folder: safetensors, JSON and tokenizer, reopened without the dense model. Nothing is unpickled.
 
-`intraslice.json` says how every layer is shaped, how the model was made and the SHA-256 of the weights.
+`intraslice.json` says how every layer is shaped and how the model was made; its SHA-256 covers that and the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,10 +29,11 @@ from transformers import (
 from intraslice import auto_class
 from intraslice.blocks import AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP
 from intraslice.config import UserError
-from intraslice.families import family_of
+from intraslice.families import Family, family_of
 from intraslice.reading import quiet_transformers
+from intraslice.shortcuts import BasisEmbedding, BasisNorm, CrossModuleLayer
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "intraslice.json"
 WEIGHTS = "model.safetensors"
 AUTO_CLASS = "modeling_intraslice.py"
@@ -59,7 +60,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    layers = [_layer_record(layer.self_attn, layer.mlp) for layer in model.model.layers]
+    layers = [_layer_record(layer) for layer in model.model.layers]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
@@ -71,11 +72,11 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
             shutil.copyfile(auto_class.__file__, draft / AUTO_CLASS)
             record = {
                 "format": FORMAT,
-                "sha256": _sha256(draft / WEIGHTS),
                 "config": model.config.to_dict(),
                 "layers": layers,
                 "made": made,
             }
+            record["sha256"] = _digest(draft / WEIGHTS, record)
             (draft / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
             # Not the dense model's config.json: transformers would fill its layers with random numbers and only warn.
             (draft / "config.json").write_text(json.dumps(auto_class.CONFIG, indent=1), encoding="utf-8")
@@ -99,8 +100,8 @@ def load(
     folder = Path(folder).expanduser()
     record = _read_record(folder)
     weights = folder / WEIGHTS
-    if not weights.is_file() or _sha256(weights) != record["sha256"]:
-        raise UserError(f"{weights} is missing, truncated or not the file that was saved; copy the folder again")
+    if not weights.is_file() or _digest(weights, record) != record["sha256"]:
+        raise UserError(f"{WEIGHTS} or {RECORD} in {folder} is not what was saved there; copy the folder again")
     try:
         tensors = load_file(weights)
         config = AutoConfig.for_model(**record["config"])
@@ -116,7 +117,9 @@ def load(
     return model.to(device=device, dtype=dtype), tokenizer, record["made"]
 
 
-def _layer_record(attention: SlicedAttention, mlp: SlicedMLP) -> dict[str, Any]:
+def _layer_record(layer: nn.Module) -> dict[str, Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    shortcuts = [list(matrix.shape) for matrix in layer.shortcuts] if isinstance(layer, CrossModuleLayer) else []
     return {
         "heads": attention.heads,
         "kv_heads": attention.kv_heads,
@@ -128,6 +131,7 @@ def _layer_record(attention: SlicedAttention, mlp: SlicedMLP) -> dict[str, Any]:
         "neurons": mlp.neurons,
         "gated": mlp.gated,
         "activation": mlp.activation,
+        "shortcuts": shortcuts,
     }
 
 
@@ -150,11 +154,14 @@ def _rebuild(config: Any, tensors: dict[str, Tensor], layers: list[dict[str, Any
     if len(layers) != len(model.model.layers):
         raise ValueError(f"{len(layers)} layers are described and {len(model.model.layers)} are wanted")
     for index, (layer, shape) in enumerate(zip(model.model.layers, layers, strict=True)):
-        own = {
-            key.removeprefix(f"model.layers.{index}."): value for key, value in tensors.items() if f".{index}." in key
-        }
+        prefix = f"model.layers.{index}."
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         layer.self_attn = SlicedAttention(_attention_weights(own, shape), index)
         layer.mlp = SlicedMLP(_mlp_weights(own, shape))
+        if shape.get("shortcuts"):
+            model.model.layers[index] = _cross_layer(layer, own, len(shape["shortcuts"]), family_of(config))
+    if any(shape.get("shortcuts") for shape in layers):
+        model.model.embed_tokens = _cross_embedding(tensors, config.pad_token_id)
     absent, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     if unexpected or set(absent) - tied:
@@ -162,6 +169,19 @@ def _rebuild(config: Any, tensors: dict[str, Tensor], layers: list[dict[str, Any
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its tables are computed, not stored
     model.tie_weights()
     return model.eval().requires_grad_(False)
+
+
+def _cross_layer(layer: nn.Module, own: dict[str, Tensor], shortcuts: int, family: Family) -> CrossModuleLayer:
+    norms = [BasisNorm.of(getattr(layer, name)) for name in (family.attention_norm, family.mlp_norm)]
+    matrices = [own[f"shortcuts.{index}"] for index in range(shortcuts)]
+    return CrossModuleLayer(family, layer.self_attn, layer.mlp, norms, matrices)
+
+
+def _cross_embedding(tensors: dict[str, Tensor], padding: int | None) -> nn.Embedding:
+    table, basis = tensors["model.embed_tokens.weight"], tensors.get("model.embed_tokens.basis")
+    if basis is None:
+        return nn.Embedding.from_pretrained(table, padding_idx=padding)
+    return BasisEmbedding(nn.Parameter(table, requires_grad=False), basis, padding)
 
 
 def _attention_weights(own: dict[str, Tensor], shape: dict[str, Any]) -> AttentionWeights:
@@ -202,6 +222,10 @@ def _mlp_weights(own: dict[str, Tensor], shape: dict[str, Any]) -> MLPWeights:
     )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(weights: Path, record: dict[str, Any]) -> str:
+    """SHA-256 of the weights and of all else that the record says: one head map edited makes another model."""
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    rest = {name: value for name, value in json.loads(json.dumps(record)).items() if name != "sha256"}
+    digest.update(json.dumps(rest, sort_keys=True).encode())
+    return digest.hexdigest()

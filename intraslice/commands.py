@@ -12,8 +12,9 @@ from intraslice import checkpoints
 from intraslice.config import UserError, finish
 from intraslice.crossmodule import CrossModulePlan
 from intraslice.evaluation import generate_text, kv_bytes_per_token, parameters_of, perplexity
+from intraslice.methods import Plan
 from intraslice.models import LoadedModel
-from intraslice.run import Run, described, peak_memory, show, summary
+from intraslice.run import CROSS_MODULE, Run, described, peak_memory, show, summary
 
 Answer = tuple[dict[str, Any], str]
 
@@ -26,7 +27,7 @@ def ratios(run: Run) -> Answer:
     result = run.asked() | described(plan, loaded.model)
     rows = []
     if not isinstance(plan, CrossModulePlan):
-        result |= {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)}
+        result |= _recorded(plan)
         rows.append("layer  attention    MLP   heads  dim  neurons")
         for index, layer in enumerate(plan.layers):
             sizes = f"{len(layer.heads):>7}{layer.dim:>5}{layer.neurons:>9}"
@@ -63,6 +64,7 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
     result = made["asked"] | {key: made[key] for key in ("removed_fraction", "parameters", "ratios")}
     result["parameters"] = made["parameters"] | parameters_of(loaded.model, "sliced")
     result["kv_bytes_per_token"] = made["kv_bytes_per_token"] | {"sliced": kv_bytes_per_token(loaded.model)}
+    result |= {key: made[key] for key in CROSS_MODULE if key in made}
     result |= {"model": loaded.name, "perplexity": {"dense": None, "sliced": value}, "protocol": protocol}
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
     return result, f"perplexity {value:.3f} {protocol}"
@@ -71,8 +73,6 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
 def slice_(run: Run) -> Answer:
     """Write the sliced model to a folder."""
     out = run.arguments.out
-    if run.arguments.method == "crossmodule":
-        raise UserError("a cross-module model cannot be saved yet; use evaluate, generate, inspect or sweep with it")
     checkpoints.require_free(out)
     loaded = run.load_dense()
     stats, tokens = run.calibrate_for_method(loaded)
@@ -82,7 +82,7 @@ def slice_(run: Run) -> Answer:
         "source": loaded.source,
         "asked": run.asked(),
         "protocol": run.protocol(),
-        "plan": {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)},
+        "plan": _recorded(plan),
         **described(plan, loaded.model),
     }
     with run.timed("save"):
@@ -90,6 +90,12 @@ def slice_(run: Run) -> Answer:
     size = sum(file.stat().st_size for file in out.iterdir())
     result = run.asked() | described(plan, loaded.model) | {"out": str(out), "bytes": size, "seconds": run.seconds}
     return result, f"{summary(plan)}\nwrote {out} ({size / 1e6:.0f} MB)"
+
+
+def _recorded(plan: Plan) -> dict[str, Any]:
+    if isinstance(plan, CrossModulePlan):
+        return asdict(plan)
+    return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)}
 
 
 def generate(run: Run) -> Answer:

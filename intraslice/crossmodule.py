@@ -23,7 +23,6 @@ from intraslice.rotation import (
     Folded,
     Module,
     centre,
-    epsilon_of,
     groups,
     norm_of,
     output_of,
@@ -176,13 +175,13 @@ def _slice_layer_(
         bases.append(after)
         basis = after
     shortcuts = [(before.T @ after).to(kind) for before, after in itertools.pairwise(bases)]
-    norms = [BasisNorm(hidden, epsilon_of(norm)) for norm in (block.attention_norm, block.mlp_norm)]
+    norms = [BasisNorm.of(norm) for norm in (block.attention_norm, block.mlp_norm)]
     return CrossModuleLayer(family, *made, norms, shortcuts, [axes.to(kind) for axes in bases]), basis
 
 
 def _advance_(stream: Stream, basis: Float[Tensor, "hidden width"], modules: list[Module], norm: nn.Module) -> None:
     """Cut the stream to the basis, as the sliced model carries it, and add what the modules make of it, uncut."""
-    axes, basis_norm = basis.to(stream.hidden[0].dtype), BasisNorm(len(basis), epsilon_of(norm))
+    axes, basis_norm = basis.to(stream.hidden[0].dtype), BasisNorm.of(norm)
 
     def step(states: Tensor, arguments: dict) -> Tensor:
         cut = states @ axes

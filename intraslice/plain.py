@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice.config import UserError
 from intraslice.families import blocks, write_layer_
+from intraslice.shortcuts import CrossModuleLayer
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -19,6 +20,8 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises UserError, naming the layer, when the layers are not alike or heads were narrowed.
     """
+    if isinstance(model.model.layers[0], CrossModuleLayer):
+        raise UserError("a cross-module model has shortcut matrices, which transformers cannot hold; save it as it is")
     layers = blocks(model)
     config = copy.deepcopy(model.config)
     first = layers[0]

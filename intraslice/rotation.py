@@ -39,10 +39,6 @@ def norm_of(block: Block, module: Module) -> nn.Module:
     return block.attention_norm if module is block.attention else block.mlp_norm
 
 
-def epsilon_of(norm: nn.Module) -> float:
-    return norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon
-
-
 def centre(states: Float[Tensor, "*tokens hidden"], norm: nn.Module) -> Float[Tensor, "*tokens hidden"]:
     """The states as a LayerNorm sees them, less their mean over the channels; an RMSNorm sees them as they are."""
     return states - states.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else states

@@ -21,11 +21,13 @@ except ImportError:  # Windows has no such count
 
 from intraslice import corpora
 from intraslice.calibration import CalibrationStats, calibrate
-from intraslice.config import CalibrationConfig, EvaluationConfig, Progress, SliceConfig, UserError, finish
+from intraslice.config import CalibrationConfig, EvaluationConfig, Progress, SliceConfig, UserError, finish, parse_lock
 from intraslice.crossmodule import CrossModulePlan
 from intraslice.evaluation import kv_bytes_per_token
 from intraslice.methods import Method, Plan, plan_by, slice_by, uses_statistics
 from intraslice.models import LoadedModel, load_model
+
+CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # what only a cross-module plan has
 
 
 class Run:
@@ -36,7 +38,8 @@ class Run:
         self.arguments = a
         self.calibration = CalibrationConfig(a.calibration, a.sequences, a.length, a.seed)
         self.evaluation = EvaluationConfig(a.eval, a.eval_tokens, a.length)
-        self.slicing = SliceConfig(a.sparsity, a.estimator, a.bias, a.cap, a.order, a.iterative)
+        locked = tuple(parse_lock(" ".join(words)) for words in a.lock)
+        self.slicing = SliceConfig(a.sparsity, a.estimator, a.bias, a.cap, a.order, a.iterative, locked=locked)
         self.seconds: dict[str, float] = {}
         if a.threads is not None:
             if a.threads < 1:
@@ -113,6 +116,7 @@ class Run:
             "cap": a.cap,
             "order": a.order,
             "iterative": a.iterative,
+            "locked": [list(lock) for lock in self.slicing.locked],
             "sparsity_asked": a.sparsity,
         }
 
@@ -122,7 +126,7 @@ def described(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
     common = {"removed_fraction": plan.removed_fraction, "parameters": asdict(plan.parameters)}
     if isinstance(plan, CrossModulePlan):
         cache = kv_bytes_per_token(dense)  # keys and values are left alone
-        own = {name: getattr(plan, name) for name in ("slicing", "width", "untied_total", "note")}
+        own = {name: getattr(plan, name) for name in CROSS_MODULE}
         return common | {"kv_bytes_per_token": {"dense": cache, "sliced": cache}, "ratios": None, **own}
     return common | {
         "kv_bytes_per_token": dict(zip(("dense", "sliced"), plan.kv_bytes_per_token, strict=True)),

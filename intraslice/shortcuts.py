@@ -21,6 +21,11 @@ class BasisNorm(nn.Module):
         super().__init__()
         self.dense_width, self.epsilon = dense_width, epsilon
 
+    @classmethod
+    def of(cls, norm: nn.Module) -> BasisNorm:
+        """What is left of a dense LayerNorm or RMSNorm."""
+        return cls(len(norm.weight), norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon)
+
     def forward(self, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         wide = hidden.float()
         energy = wide.square().sum(-1, keepdim=True) / self.dense_width
@@ -45,8 +50,8 @@ class CrossModuleLayer(nn.Module):
     """A decoder layer whose residual stream changes its basis at every module. Takes transformers' own call.
 
     Two shortcuts when attention and MLP follow each other, one when they are parallel. `bases` are the axes before each
-    shortcut and after the last one: `x @ bases[i].T` maps a state back to the dense basis. They are neither counted nor
-    saved.
+    shortcut and after the last one: `x @ bases[i].T` maps a state back to the dense basis. The forward does without
+    them, so they are neither counted nor saved: together they are larger than the shortcuts.
     """
 
     def __init__(

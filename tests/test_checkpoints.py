@@ -1,4 +1,7 @@
-"""Checkpoints: what is saved is what is loaded, without the dense model; what is broken is refused with one line."""
+"""Checkpoints: what is saved is what is loaded, without the dense model; what is broken is refused with one line.
+
+Every family, and both ways of slicing that make modules of their own kind.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,29 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import intraslice
 from intraslice import checkpoints
 from intraslice.config import SliceConfig, UserError, finish
-from intraslice.ratios import make_plan
-from intraslice.slicing import slice_model
+from intraslice.crossmodule import CrossModulePlan
+from intraslice.methods import plan_by, slice_by
+from intraslice.plain import plain_model
 
 
-@pytest.fixture
-def saved(family_case, tmp_path):
-    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, bias=1.0, order="one-shot"))
-    model = finish(slice_model(family_case.loaded.model, plan, family_case.stats))
+@pytest.fixture(params=["intraslice", "crossmodule"])
+def saved(request, family_case, tmp_path):
+    dense, stats = family_case.loaded.model, family_case.stats
+    plan = plan_by(request.param, dense, stats, SliceConfig(0.4, bias=1.0, order="one-shot"))
+    model = finish(slice_by(request.param, dense, plan, stats, family_case.tokens))
     folder = tmp_path / "sliced"
     checkpoints.save(model, family_case.loaded.tokenizer, folder, {"source": "tiny", "protocol": {}})
-    return model, folder, family_case
+    return model, folder, family_case, plan
 
 
 def test_a_reloaded_model_is_the_same_model(saved):
-    model, folder, case = saved
+    model, folder, case, _ = saved
     reloaded, tokenizer, made = intraslice.load(folder)
     assert made == {"source": "tiny", "protocol": {}}
     assert tokenizer.get_vocab() == case.loaded.tokenizer.get_vocab()
@@ -36,15 +42,19 @@ def test_a_reloaded_model_is_the_same_model(saved):
     assert torch.equal(reloaded.generate(prompt, **settings), model.generate(prompt, **settings))
 
 
-def test_the_file_is_as_small_as_the_model(saved):
-    model, folder, _ = saved
-    own = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}  # tied ones count once
-    size = (folder / checkpoints.WEIGHTS).stat().st_size
-    assert sum(own.values()) <= size < sum(own.values()) + 20_000
+def test_the_file_holds_what_the_plan_counts_and_no_more(saved):
+    _, folder, case, plan = saved
+    stored = load_file(folder / checkpoints.WEIGHTS)
+    counts = plan.parameters
+    assert sum(tensor.numel() for tensor in stored.values()) == counts.sliced_total  # a tied head is stored once
+    decoder = sum(tensor.numel() for name, tensor in stored.items() if name.startswith("model.layers."))
+    assert decoder == counts.sliced_decoder
+    assert sum(p.numel() for p in case.original.parameters()) == counts.dense_total
+    assert (folder / checkpoints.WEIGHTS).stat().st_size < 4 * counts.sliced_total + 20_000
 
 
 def test_transformers_refuses_or_runs_it_but_never_fills_layers_with_random_numbers(saved):
-    model, folder, case = saved
+    model, folder, case, _ = saved
     with pytest.raises(ValueError, match="trust_remote_code"):
         AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     through_auto = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
@@ -84,14 +94,17 @@ def _edit(change):
         _edit(lambda record: record.pop("layers")),
         _edit(lambda record: record["layers"].pop()),
         _edit(lambda record: record["layers"][0].update(neurons=7)),
-        _edit(lambda record: record["layers"][0].update(kv_head=[0])),
+        _edit(lambda record: record["layers"][0].update(kv_head=[5])),
+        _edit(lambda record: record["layers"][0].update(shortcuts=[[1, 1]])),
+        _edit(lambda record: record["layers"][0].update(scale=0.1)),  # every shape as it should be
+        _edit(lambda record: record["made"].update(source="another model")),
         _edit(lambda record: record["layers"][0].update(frequency=[[99]])),
         _edit(lambda record: record["config"].update(model_type="gpt2")),
         _edit(lambda record: record.update(format=99)),
     ],
 )
 def test_a_broken_folder_is_refused_with_one_line(saved, tamper):
-    _, folder, _ = saved
+    _, folder, *_ = saved
     tamper(folder)
     with pytest.raises(UserError) as refused:
         intraslice.load(folder)
@@ -99,7 +112,7 @@ def test_a_broken_folder_is_refused_with_one_line(saved, tamper):
 
 
 def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(saved, monkeypatch, tmp_path):
-    model, folder, case = saved
+    model, folder, case, _ = saved
     with pytest.raises(UserError, match="not empty"):
         checkpoints.save(model, case.loaded.tokenizer, folder, {})
 
@@ -110,3 +123,10 @@ def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(saved, monkeypatc
     with pytest.raises(UserError, match="No space left"):
         checkpoints.save(model, case.loaded.tokenizer, tmp_path / "other", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sliced"]
+
+
+def test_a_cross_module_model_is_no_plain_one(saved):
+    model, *_, plan = saved
+    if isinstance(plan, CrossModulePlan):
+        with pytest.raises(UserError, match="shortcut"):
+            plain_model(model)

@@ -20,6 +20,7 @@ EVALUATED = {
     "cap",
     "order",
     "iterative",
+    "locked",
     "sparsity_asked",
     "removed_fraction",
     "parameters",
@@ -77,6 +78,18 @@ def test_evaluate_answers_alike_for_every_method(run, method):
 def test_nothing_removed_is_the_dense_model(run, method):
     values = run("evaluate", "--method", method, "--sparsity", "0")["perplexity"]
     assert values["sliced"] == pytest.approx(values["dense"], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, method, tmp_path):
+    folder = str(tmp_path / "sliced")
+    in_memory = run("evaluate", "--method", method, "--sparsity", "0.4")
+    assert run("slice", "--method", method, "--sparsity", "0.4", "--out", folder)["removed_fraction"] > 0.1
+    reopened = run("evaluate", "--model", folder)
+    assert reopened["perplexity"]["sliced"] == pytest.approx(in_memory["perplexity"]["sliced"], abs=1e-3)
+    for key in set(in_memory) - {"model", "perplexity", "seconds", "peak_rss_bytes"}:
+        assert reopened[key] == in_memory[key]
+    assert run("generate", "--model", folder, "--max-new-tokens", "3", "--prompt", "w7 w8")["text"].keys() == {"sliced"}
 
 
 def test_the_slicing_fraction_is_the_cross_module_method_s_own(run):
@@ -140,7 +153,6 @@ def test_text_for_people_is_printed_without_json(words, capsys):
         ("generate", ["--max-new-tokens", "0"], "max-new-tokens"),
         ("sensitivity", ["--ratio", "0"], "ratio"),
         ("sweep", ["--csv", "/no/such/folder/rows.csv"], "no folder"),
-        ("slice", ["--method", "crossmodule", "--out", "there"], "cross-module"),
     ],
 )
 def test_bad_input_is_one_line_and_two(words, command, wrong, named, capsys, monkeypatch, tmp_path):
