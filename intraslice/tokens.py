@@ -12,9 +12,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.config import UserError
-from intraslice.evaluation import prompt_tokens
+from intraslice.evaluation import Sampling, prompt_tokens, stream_tokens
 
 ROWS = 256  # tokens whose distribution over the whole vocabulary is in memory at once
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """One candidate, and its probability under both models."""
+
+    text: str
+    token: int
+    dense: float
+    sliced: float
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class TokenScore:
     sliced: float
     divergence: float  # Kullback-Leibler, dense to sliced, of the whole distribution at this place, in nats
     agree: bool  # both models hold the same token for the likeliest
+    likeliest: tuple[NextToken, ...] = ()  # the best candidates of either model, where asked for
 
     @property
     def extra_loss(self) -> float:
@@ -53,14 +64,22 @@ class Passage:
 
     def frame(self) -> pandas.DataFrame:
         """One row a token."""
-        return pandas.DataFrame([vars(token) | {"extra_loss": token.extra_loss} for token in self.tokens])
+        return pandas.DataFrame(
+            [
+                {name: value for name, value in vars(token).items() if name != "likeliest"}
+                | {"extra_loss": token.extra_loss}
+                for token in self.tokens
+            ]
+        )
 
 
 @torch.no_grad()
 def score_passage(
-    dense: PreTrainedModel, sliced: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
+    dense: PreTrainedModel, sliced: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, candidates: int = 0
 ) -> Passage:
     """Score every token of a text but the first, as it stands, without a chat template.
+
+    With `candidates`, each score also has that many of the likeliest tokens of either model at its place.
 
     Raises UserError for fewer than two tokens, or more than the model has positions for.
     """
@@ -79,8 +98,10 @@ def score_passage(
         chosen = [table.gather(1, following[:, None].to(table.device))[:, 0].tolist() for table in own]
         divergence = (own[0].exp() * (own[0] - own[1].to(own[0].device))).sum(-1).clamp_min(0).tolist()
         agree = (own[0].argmax(-1).cpu() == own[1].argmax(-1).cpu()).tolist()
-        for values in zip(following.tolist(), *chosen, divergence, agree, strict=True):
-            scores.append(TokenScore(tokenizer.decode([values[0]]), *values))
+        likeliest = [_best(tokenizer, *pair, candidates) for pair in zip(*own, strict=True)] if candidates else None
+        for row, values in enumerate(zip(following.tolist(), *chosen, divergence, agree, strict=True)):
+            best = likeliest[row] if likeliest else ()
+            scores.append(TokenScore(tokenizer.decode([values[0]]), *values, best))
     return Passage(tokenizer.decode(ids[0, :1]), tuple(scores))
 
 
@@ -88,24 +109,25 @@ def _log_probabilities(model: PreTrainedModel, states: Float[Tensor, "tokens hid
     return model.lm_head(states).float().log_softmax(-1)
 
 
-@dataclass(frozen=True)
-class NextToken:
-    """One candidate, and its probability under both models."""
-
-    text: str
-    token: int
-    dense: float
-    sliced: float
-
-
 @torch.no_grad()
 def compare_next_tokens(
-    dense: PreTrainedModel, sliced: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, count: int = 10
+    dense: PreTrainedModel,
+    sliced: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    count: int = 10,
+    chat: bool = True,
 ) -> tuple[NextToken, ...]:
     """The `count` likeliest first tokens of either model's answer with both probabilities, the dense best first."""
-    tables = [
-        _log_probabilities(model, _read(model, tokenizer, prompt)[-1:])[0].exp().cpu() for model in (dense, sliced)
-    ]
+    tables = [_log_probabilities(model, _read(model, tokenizer, prompt, chat)[-1:])[0] for model in (dense, sliced)]
+    return _best(tokenizer, *tables, count)
+
+
+def _best(
+    tokenizer: PreTrainedTokenizerBase, dense: Float[Tensor, " words"], sliced: Float[Tensor, " words"], count: int
+) -> tuple[NextToken, ...]:
+    """The `count` likeliest of either table of log-probabilities, the dense best first."""
+    tables = [table.exp().cpu() for table in (dense, sliced)]
     best = {token for table in tables for token in table.topk(min(count, len(table))).indices.tolist()}
     ordered = sorted(best, key=lambda token: (-tables[0][token].item(), -tables[1][token].item()))
     return tuple(
@@ -113,10 +135,15 @@ def compare_next_tokens(
     )
 
 
-def _read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Float[Tensor, "tokens hidden"]:
-    ids = prompt_tokens(tokenizer, prompt)["input_ids"]
-    if not ids.numel():
+def _read(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool
+) -> Float[Tensor, "tokens hidden"]:
+    ids = prompt_tokens(tokenizer, prompt, chat)["input_ids"]
+    count, most = ids.shape[1], model.config.max_position_embeddings
+    if not count:
         raise UserError("the prompt has no tokens; write a word or two")
+    if count > most:
+        raise UserError(f"the prompt has {count:,} tokens; wanted at most {most:,}, the model's positions")
     return model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state[0]
 
 
@@ -143,13 +170,8 @@ def first_divergence(
     return Divergence(position, tokenizer.decode(first[:position]), *own)
 
 
-@torch.no_grad()
 def greedy_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 64
 ) -> list[int]:
     """The model's greedy answer as token ids, the prompt left out."""
-    inputs = {name: tensor.to(model.device) for name, tensor in prompt_tokens(tokenizer, prompt).items()}
-    answer = model.generate(
-        **inputs, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
-    )
-    return answer[0, inputs["input_ids"].shape[1] :].tolist()
+    return list(stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens)))

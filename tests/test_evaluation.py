@@ -11,13 +11,16 @@ import torch
 from torch.testing import assert_close
 
 from intraslice import evaluation
-from intraslice.config import Progress, SliceConfig, finish
+from intraslice.config import Progress, SliceConfig, UserError, finish
 from intraslice.evaluation import (
+    Sampling,
+    answer_text,
     generate_text,
     kv_bytes_per_token,
     parameters_of,
     perplexity,
     prompt_tokens,
+    stream_tokens,
     token_losses,
 )
 from intraslice.ratios import make_plan
@@ -120,6 +123,84 @@ def test_sampling_follows_the_seed(never_ends):
     assert sampled(1) == sampled(1) != sampled(2)
 
 
+@pytest.mark.parametrize("read", [1, 3, 128])
+def test_tokens_are_those_of_transformers_own_generate(family_case, read, monkeypatch):
+    monkeypatch.setattr(evaluation, "READ", read)
+    loaded = family_case.loaded
+    ids = torch.tensor([[20, 30, 40, 50]])
+    expected = family_case.original.generate(ids, do_sample=False, max_new_tokens=20)[0, 4:].tolist()
+    tokens = list(stream_tokens(loaded.model, loaded.tokenizer, PROMPT, Sampling(20)))
+    assert tokens == expected
+    text = "".join(generate_text(loaded.model, loaded.tokenizer, PROMPT, 20))
+    assert text == answer_text(loaded.tokenizer, tokens)
+
+
+def test_sampling_is_alone_with_its_random_numbers(never_ends):
+    """Answers that are drawn in turn, or while others draw, are those that are drawn alone."""
+    sampling = Sampling(12, temperature=3.0, seed=1)
+    alone = list(stream_tokens(never_ends.model, never_ends.tokenizer, PROMPT, sampling))
+    state = torch.get_rng_state()
+    both = [stream_tokens(never_ends.model, never_ends.tokenizer, PROMPT, sampling) for _ in range(2)]
+    in_turn = [(first, torch.rand(3), second)[::2] for first, second in zip(*both, strict=True)]
+    assert in_turn == [(token, token) for token in alone]
+    torch.set_rng_state(state)
+    list(stream_tokens(never_ends.model, never_ends.tokenizer, PROMPT, sampling))
+    assert_close(torch.get_rng_state(), state)
+
+
+def test_draws_have_the_models_probabilities():
+    choose = evaluation._chooser(Sampling(temperature=2.0))
+    logits = torch.tensor([0.0, 2.0, 4.0])
+    counts = torch.bincount(torch.tensor([choose(logits) for _ in range(4000)])) / 4000
+    assert_close(counts, (logits / 2).softmax(0), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"max_new_tokens": 0}, "new tokens are 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(never_ends, numbers, words):
+    with pytest.raises(UserError, match=words):
+        list(generate_text(never_ends.model, never_ends.tokenizer, PROMPT, **numbers))
+
+
+@pytest.mark.parametrize(("prompt", "words"), [("  ", "empty"), ("w7 " * 512, "512 tokens; wanted at most 511")])
+def test_prompts_that_cannot_be_answered_are_refused(never_ends, prompt, words):
+    with pytest.raises(UserError, match=words):
+        list(generate_text(never_ends.model, never_ends.tokenizer, prompt))
+
+
+def test_an_answer_ends_where_the_positions_do(never_ends):
+    tokens = list(stream_tokens(never_ends.model, never_ends.tokenizer, "w7 " * 510, Sampling(20)))
+    assert len(tokens) == 2
+
+
+def test_stop_ends_the_reading_of_a_long_prompt(never_ends, monkeypatch):
+    monkeypatch.setattr(evaluation, "READ", 8)
+    stop, read = threading.Event(), []
+    forward = never_ends.model.forward
+
+    def watched(**arguments):
+        read.append(arguments["input_ids"].shape[1])
+        stop.set()
+        return forward(**arguments)
+
+    monkeypatch.setattr(never_ends.model, "forward", watched)
+    assert list(stream_tokens(never_ends.model, never_ends.tokenizer, "w7 " * 500, Sampling(20), stop)) == []
+    assert read == [8]
+
+
+def test_a_character_of_several_tokens_comes_whole(never_ends, monkeypatch):
+    tokens = iter([104, 195, 169, 33])  # the bytes of "hé!"
+    monkeypatch.setattr(evaluation, "stream_tokens", lambda *_: tokens)
+    monkeypatch.setattr(evaluation, "answer_text", lambda _, ids: bytes(ids).decode(errors="replace"))
+    assert list(generate_text(never_ends.model, never_ends.tokenizer, PROMPT)) == ["h", "é", "!"]
+
+
 def test_a_chat_template_is_used_where_there_is_one(word_tokenizer):
     tokenizer = word_tokenizer(["user", "hello", "assistant"])
     raw = prompt_tokens(tokenizer, "hello")
@@ -127,6 +208,7 @@ def test_a_chat_template_is_used_where_there_is_one(word_tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant"
     ids = prompt_tokens(tokenizer, "hello")["input_ids"][0]
     assert tokenizer.convert_ids_to_tokens(ids) == ["user", "hello", "assistant"]
+    assert prompt_tokens(tokenizer, "hello", chat=False)["input_ids"].tolist() == raw["input_ids"].tolist()
 
 
 def test_stop_ends_it_at_the_next_token(never_ends):

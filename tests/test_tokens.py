@@ -44,6 +44,17 @@ def test_scores_are_the_models_own(pair, rows, monkeypatch):
     assert [passage.first, *frame["text"]] == TEXT.split()
 
 
+def test_candidates_are_the_next_tokens_of_what_stands_before(pair):
+    loaded, sliced = pair
+    passage = score_passage(loaded.model, sliced, loaded.tokenizer, TEXT, candidates=3)
+    expected = compare_next_tokens(loaded.model, sliced, loaded.tokenizer, " ".join(TEXT.split()[:5]), 3)
+    found = passage.tokens[4].likeliest
+    assert [one.token for one in found] == [one.token for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.dense, one.sliced) == pytest.approx((other.dense, other.sliced), rel=1e-3)
+    assert "likeliest" not in passage.frame()
+
+
 def test_a_model_beside_itself_differs_in_nothing(tiny_case):
     loaded = tiny_case("phi").loaded
     passage = score_passage(loaded.model, copy.deepcopy(loaded.model), loaded.tokenizer, TEXT)
@@ -76,6 +87,12 @@ def test_an_empty_prompt_is_refused(tiny_case):
     loaded = tiny_case("phi").loaded
     with pytest.raises(UserError, match="no tokens"):
         compare_next_tokens(loaded.model, loaded.model, loaded.tokenizer, "")
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(tiny_case):
+    loaded = tiny_case("phi").loaded
+    with pytest.raises(UserError, match="513 tokens; wanted at most 512"):
+        compare_next_tokens(loaded.model, loaded.model, loaded.tokenizer, "w7 " * 513)
 
 
 def test_answers_part_at_the_first_token_that_differs(tiny_case):
