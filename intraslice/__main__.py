@@ -39,9 +39,15 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     add("--sparsity", type=float, default=slicing.sparsity, help="fraction of decoder-layer parameters to remove")
     add("--estimator", default=slicing.estimator, choices=get_args(Estimator), help="how ratios are estimated")
     add("--bias", type=float, default=slicing.bias, help="above 1 cuts MLPs harder, below 1 attention")
+    add(
+        "--head-fraction", type=float, metavar="F", help="share of a head that is ranked as one unit; 1 is a whole head"
+    )
+    add("--gradient-group", type=int, default=slicing.gradient_group, help="sequences whose gradients are summed first")
     add("--cap", type=float, default=slicing.cap, help="upper bound of every ratio")
     add("--order", default=slicing.order, choices=get_args(Order))
     add("--iterative", action="store_true", help="refine MLPs that lose over 35 % (sequential order; slow)")
+    lock = "give one module's ratio by hand, such as --lock 7 mlp 25; may be repeated, and the others make up for it"
+    add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
     add("--method", default="intraslice", choices=METHODS)
     add("--slicing", type=float, metavar="F", help="crossmodule: share of axes to cut, instead of --sparsity")
     add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")

@@ -17,6 +17,7 @@ Estimator = Literal["uniform", "fisher", "pca"]
 Order = Literal["sequential", "one-shot"]
 Module = Literal["attention", "mlp"]
 Lock = tuple[int, Module, float]  # layer, module, ratio
+GRADIENT_GROUP = 8  # sequences whose gradients are summed before squaring, for stability (as published)
 
 T = TypeVar("T")
 
@@ -85,6 +86,8 @@ class SliceConfig:
     iterative: bool = False  # refine the MLPs of layers whose ratio is above `iterative_above`; sequential order only
     iterative_above: float = 0.35
     locked: tuple[Lock, ...] = ()
+    head_fraction: float | None = None  # of a head in one unit of attention; None: a channel for pca, a head for fisher
+    gradient_group: int = GRADIENT_GROUP
 
     def __post_init__(self) -> None:
         _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
@@ -93,6 +96,9 @@ class SliceConfig:
         _require_choice("estimator", self.estimator, get_args(Estimator))
         _require_choice("order", self.order, get_args(Order))
         _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
+        _require_count("gradient_group", self.gradient_group, 1)
+        if self.head_fraction is not None:
+            _require_range("head_fraction", self.head_fraction, 1e-3, 1.0, "1 is a whole head")
         if self.iterative and self.order != "sequential":
             raise UserError("iterative needs the sequential order's activations; choose that order, or leave it off")
         for layer, module, ratio in self.locked:
@@ -105,6 +111,19 @@ class SliceConfig:
             raise UserError(
                 f"sparsity {self.sparsity:g} is above the cap of {self.cap:g}; raise the cap or ask for less"
             )
+
+
+def parse_lock(text: str) -> Lock:
+    """A ratio given by hand: layer, module and per cent, as in "7 mlp 25". Raises UserError for anything else."""
+    try:
+        layer, module, percent = text.split()
+        lock = int(layer), module, float(percent) / 100
+    except ValueError:
+        raise UserError(
+            f"{text.strip()!r} is no locked ratio; wanted layer, module and per cent, as in 7 mlp 25"
+        ) from None
+    _require_choice("a locked module", module, get_args(Module))
+    return lock
 
 
 @dataclass(frozen=True)

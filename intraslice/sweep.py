@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -74,20 +75,39 @@ def sweep(
         keep_record(path, dense, "a point of the sweep")
     rows = []
     for done, point in enumerate(wanted, 1):
-        config = replace(base, sparsity=point.sparsity, estimator=point.estimator or base.estimator)
-        own = (
-            config
-            if uses_estimator(point.method)
-            else replace(config, estimator="uniform", order="one-shot", iterative=False)
-        )
-        path = _path(loaded, texts, f"{point.method} {own} {speed}")
+        config, path = _config(point, base), _point_path(loaded, texts, point, base, speed)
         row = kept_record(path)
         if not row:
+            start = time.perf_counter()
             row = yield from _measure(loaded, texts, point.method, config, speed)
+            row["seconds"] = round(time.perf_counter() - start, 3)
             keep_record(path, row, "a point of the sweep")
         rows.append(asdict(point) | dense | row)
         yield Progress("sweep", done, len(wanted))
     return pandas.DataFrame(rows)
+
+
+def kept_points(
+    loaded: LoadedModel,
+    texts: Texts,
+    wanted: Sequence[Point],
+    base: SliceConfig | None = None,
+    speed: SpeedConfig | None = None,
+) -> tuple[Point, ...]:
+    """Those points that `sweep` would only read from the disk."""
+    base = base or SliceConfig()
+    return tuple(point for point in wanted if _point_path(loaded, texts, point, base, speed).is_file())
+
+
+def _config(point: Point, base: SliceConfig) -> SliceConfig:
+    return replace(base, sparsity=point.sparsity, estimator=point.estimator or base.estimator)
+
+
+def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConfig, speed: SpeedConfig | None) -> Path:
+    config = _config(point, base)
+    if not uses_estimator(point.method):  # nor an order, so that all of these share one point
+        config = replace(config, estimator="uniform", order="one-shot", iterative=False)
+    return _path(loaded, texts, f"{point.method} {config} {speed}")
 
 
 def _path(loaded: LoadedModel, texts: Texts, what: str) -> Path:

@@ -16,6 +16,8 @@ EVALUATED = {
     "model",
     "method",
     "estimator",
+    "head_fraction",
+    "gradient_group",
     "bias",
     "cap",
     "order",
@@ -74,6 +76,14 @@ def test_evaluate_answers_alike_for_every_method(run, method):
     assert result["perplexity"]["sliced"] != result["perplexity"]["dense"]
 
 
+def test_a_locked_ratio_stays_and_is_told(run):
+    result = run("ratios", "--lock", "1", "mlp", "5", "--lock", "0", "attention", "50")
+    assert result["locked"] == [[1, "mlp", 0.05], [0, "attention", 0.5]]
+    assert result["ratios"][1][1] == 0.05
+    assert result["ratios"][0][0] == 0.5
+    assert result["removed_fraction"] == pytest.approx(run("ratios")["removed_fraction"], abs=0.02)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_removed_is_the_dense_model(run, method):
     values = run("evaluate", "--method", method, "--sparsity", "0")["perplexity"]
@@ -96,6 +106,18 @@ def test_the_slicing_fraction_is_the_cross_module_method_s_own(run):
     result = run("evaluate", "--method", "crossmodule", "--slicing", "0.25")
     assert result["width"] == 40
     assert result["slicing"] == pytest.approx(1 - 40 / 54)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--head-fraction", "0.25"], ["--gradient-group", "2"], ["--estimator", "fisher", "--head-fraction", "0.5"]],
+)
+def test_the_estimators_units_and_groups_are_options(run, options):
+    same = [] if "fisher" not in options else ["--estimator", "fisher"]
+    usual, own = run("ratios", *same), run("ratios", *options)
+    assert own["ratios"] != usual["ratios"]
+    assert own["removed_fraction"] == pytest.approx(usual["removed_fraction"], abs=0.02)
+    assert own["reasons"]["attention_threshold"] != usual["reasons"]["attention_threshold"]
 
 
 def test_ratios_and_generate_take_every_method(run):
@@ -147,11 +169,16 @@ def test_text_for_people_is_printed_without_json(words, capsys):
     [
         ("evaluate", ["--sparsity", "1.5"], "sparsity"),
         ("evaluate", ["--slicing", "0.2"], "slicing"),
+        ("ratios", ["--head-fraction", "0"], "head_fraction"),
+        ("ratios", ["--head-fraction", "0.3"], "wanted one of 0.125, 0.25, 0.5, 1"),
+        ("ratios", ["--gradient-group", "0"], "gradient_group"),
         ("evaluate", ["--method", "crossmodule", "--slicing", "1"], "slicing"),
         ("evaluate", ["--eval-tokens", "9000"], "tokens"),
         ("evaluate", ["--threads", "0"], "threads"),
         ("generate", ["--max-new-tokens", "0"], "max-new-tokens"),
         ("sensitivity", ["--ratio", "0"], "ratio"),
+        ("evaluate", ["--lock", "1", "mlp", "much"], "1 mlp much"),
+        ("evaluate", ["--lock", "1", "head", "5"], "locked module"),
         ("sweep", ["--csv", "/no/such/folder/rows.csv"], "no folder"),
     ],
 )

@@ -10,7 +10,7 @@ from intraslice.config import SliceConfig, UserError, finish
 from intraslice.evaluation import perplexity
 from intraslice.methods import METHODS, plan_by, slice_by, uses_estimator
 from intraslice.speed import SpeedConfig, measure_speed
-from intraslice.sweep import Point, Texts, points, sweep
+from intraslice.sweep import Point, Texts, kept_points, points, sweep
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -67,6 +67,7 @@ def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_mea
             break
     job.close()
     assert count_measurements == [("intraslice", 0.2), ("intraslice", 0.3)]
+    assert kept_points(case.loaded, texts(case), wanted) == wanted[:2]
     frame = finish(sweep(case.loaded, texts(case), wanted))
     assert count_measurements[2:] == [("intraslice", 0.4)]
     larger = points(["intraslice", "magnitude"], ["pca"], [0.2, 0.4])
