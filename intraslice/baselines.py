@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from intraslice.attention import HeadTable, cut_queries_and_keys
 from intraslice.blocks import SlicedAttention, SlicedMLP
 from intraslice.calibration import CalibrationStats, LayerStats
-from intraslice.config import Progress, SliceConfig, UserError
+from intraslice.config import GRADIENT_GROUP, Progress, SliceConfig, UserError
 from intraslice.families import Block, blocks
 from intraslice.mlp import keep_neurons, select_neurons
 from intraslice.ratios import LayerPlan, SlicePlan, make_plan
@@ -103,7 +103,8 @@ def plan_baseline(
                 neurons=comparable(neurons, baseline),
             )
         )
-    plan = make_plan(replace(profile, layers=tuple(layers)), replace(config, estimator="fisher"))
+    own = replace(config, estimator="fisher", head_fraction=None, gradient_group=GRADIENT_GROUP)
+    plan = make_plan(replace(profile, layers=tuple(layers)), own)
     return replace(plan, config=config)
 
 

@@ -11,32 +11,50 @@ from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.attention import HeadTable
+from intraslice.config import GRADIENT_GROUP, UserError
 from intraslice.linalg import diagonal_blocks, principal_axes
 
-GRADIENT_GROUP = 8  # sequences whose gradients are summed before squaring, for stability (as published)
+
+def group_gradients(
+    gradients: Float[Tensor, "sequences channels"], group: int = GRADIENT_GROUP
+) -> Float[Tensor, "groups channels"]:
+    """Sum the mask gradients of every `group` sequences."""
+    return torch.stack([part.sum(0) for part in gradients.split(group)])
 
 
-def group_gradients(gradients: Float[Tensor, "sequences channels"]) -> Float[Tensor, "groups channels"]:
-    """Sum the mask gradients of every `GRADIENT_GROUP` sequences."""
-    return torch.stack([group.sum(0) for group in gradients.split(GRADIENT_GROUP)])
+def unit_channels(dim: int, fraction: float) -> int:
+    """Channels of a unit that is a fraction of a head. Raises UserError when such units do not fill the head."""
+    unit = round(fraction * dim)
+    if unit < 1 or dim % unit:
+        fitting = ", ".join(f"{size / dim:.4g}" for size in range(1, dim + 1) if dim % size == 0)
+        raise UserError(f"head_fraction is {fraction!r}; for heads of {dim} channels wanted one of {fitting}")
+    return unit
 
 
 def pca_importance(
-    gradients: Float[Tensor, "groups channels"], moment: Float[Tensor, "channels channels"], heads: int
-) -> Float[Tensor, " channels"]:
-    """Importance of each principal channel of each head: `sum_B ((g Q)_k)^2` (the paper's I_i).
+    gradients: Float[Tensor, "groups channels"],
+    moment: Float[Tensor, "channels channels"],
+    heads: int,
+    unit: int = 1,
+) -> Float[Tensor, " units"]:
+    """Importance of each `unit` consecutive principal channels of each head: `sum_B ((g Q)_k)^2` (the paper's I_i).
 
-    Squared channel by channel, so the arbitrary signs of eigenvectors do not matter, never summed over a whole head,
-    where the rotation would cancel.
+    Squared channel by channel, so the arbitrary signs of eigenvectors do not matter. The larger the unit, the less is
+    left of the rotation: summed over a whole head it cancels.
     """
     _, axes = principal_axes(diagonal_blocks(moment, heads))
     rotated = torch.einsum("bhd,hdk->bhk", gradients.unflatten(-1, (heads, -1)), axes)
-    return rotated.square().sum(0).flatten()
+    return rotated.square().sum(0).view(-1, unit).sum(-1)
 
 
-def fisher_head_importance(gradients: Float[Tensor, "groups channels"], heads: int) -> Float[Tensor, " heads"]:
-    """Importance of a whole head: the squared gradient of the head's own mask, summed over the calibration."""
-    return gradients.unflatten(-1, (heads, -1)).sum(-1).square().sum(0)
+def fisher_head_importance(
+    gradients: Float[Tensor, "groups channels"], heads: int, unit: int | None = None
+) -> Float[Tensor, " units"]:
+    """Importance of each `unit` consecutive channels of each head, by default of the whole head.
+
+    The squared gradient of one mask over the unit, summed over the calibration.
+    """
+    return gradients.unflatten(-1, (-1, unit or gradients.shape[-1] // heads)).sum(-1).square().sum(0)
 
 
 def neuron_importance(gradients: Float[Tensor, "groups neurons"]) -> Float[Tensor, " neurons"]:
@@ -90,8 +108,8 @@ class LayerProfile:
     sizes: LayerSizes
     table: HeadTable
     kv_head: tuple[int, ...]
-    fisher_heads: Float[Tensor, " heads"]
-    pca_channels: Float[Tensor, " channels"]
+    fisher_heads: Float[Tensor, " fisher_units"]  # a head each, a principal channel each, or `head_fraction` of a head
+    pca_channels: Float[Tensor, " pca_units"]
     neurons: Float[Tensor, " neurons"]
 
     @cached_property
@@ -138,6 +156,8 @@ class Profile:
     layers: tuple[LayerProfile, ...]
     other_parameters: int
     bytes_per_value: int = field(default=4)  # of a cached key or value
+    head_fraction: float | None = None  # as in SliceConfig: what the importances were made with
+    gradient_group: int = GRADIENT_GROUP
 
     @cached_property
     def rankings(self) -> dict[str, Ranking]:

@@ -57,7 +57,7 @@ def plan_by(
             else plan_crossmodule(model, config.sparsity)
         )
     if uses_estimator(method):
-        return make_plan(stats.profile, config)
+        return make_plan(stats.profile_for(config), config)
     return plan_baseline(model, stats, method, config)
 
 

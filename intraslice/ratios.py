@@ -153,6 +153,9 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     Locked ratios stay, and the search gives the rest what they leave. Raises UserError when cap, bias and locks leave
     too little to remove or remove too much, or when a locked layer is not there.
     """
+    own = (profile.head_fraction, profile.gradient_group)
+    if own != (config.head_fraction, config.gradient_group):
+        raise ValueError(f"the profile has units and gradient groups {own}; take the one of stats.profile_for(config)")
     absent = [layer for layer, _, _ in config.locked if layer >= len(profile.layers)]
     if absent:
         raise UserError(f"layer {absent[0]} is locked; wanted one from 0 to {len(profile.layers) - 1}")

@@ -39,7 +39,8 @@ class Run:
         self.calibration = CalibrationConfig(a.calibration, a.sequences, a.length, a.seed)
         self.evaluation = EvaluationConfig(a.eval, a.eval_tokens, a.length)
         locked = tuple(parse_lock(" ".join(words)) for words in a.lock)
-        self.slicing = SliceConfig(a.sparsity, a.estimator, a.bias, a.cap, a.order, a.iterative, locked=locked)
+        units = {"head_fraction": a.head_fraction, "gradient_group": a.gradient_group}
+        self.slicing = SliceConfig(a.sparsity, a.estimator, a.bias, a.cap, a.order, a.iterative, locked=locked, **units)
         self.seconds: dict[str, float] = {}
         if a.threads is not None:
             if a.threads < 1:
@@ -112,6 +113,8 @@ class Run:
             "model": a.model,
             "method": a.method,
             "estimator": a.estimator,
+            "head_fraction": a.head_fraction,
+            "gradient_group": a.gradient_group,
             "bias": a.bias,
             "cap": a.cap,
             "order": a.order,

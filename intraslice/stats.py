@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.attention import channel_scores, head_energies, head_table
+from intraslice.config import GRADIENT_GROUP, SliceConfig
 from intraslice.families import Block
 from intraslice.importance import (
     LayerProfile,
@@ -18,6 +19,7 @@ from intraslice.importance import (
     group_gradients,
     neuron_importance,
     pca_importance,
+    unit_channels,
 )
 
 
@@ -54,22 +56,31 @@ class CalibrationStats:
 
     @cached_property
     def profile(self) -> Profile:
-        """What the ratio estimator reads of it."""
+        """What the ratio estimator reads of it, with its usual units."""
+        return self._profile(None, GRADIENT_GROUP)
+
+    def profile_for(self, config: SliceConfig) -> Profile:
+        """What the ratio estimator reads of it, with the units and gradient groups of `config`."""
+        own = config.head_fraction, config.gradient_group
+        return self.profile if own == (None, GRADIENT_GROUP) else self._profile(*own)
+
+    def _profile(self, head_fraction: float | None, gradient_group: int) -> Profile:
         layers = []
         for stats, sizes, output, kv_head in zip(self.layers, self.sizes, self.outputs, self.kv_heads, strict=True):
             scores = channel_scores(stats.attention_moment, output.float())
-            attention = group_gradients(stats.attention_gradients)
+            attention = group_gradients(stats.attention_gradients, gradient_group)
+            unit = None if head_fraction is None else unit_channels(sizes.dim, head_fraction)
             layers.append(
                 LayerProfile(
                     sizes=sizes,
                     table=head_table(head_energies(stats.attention_moment, scores), scores),
                     kv_head=kv_head,
-                    fisher_heads=fisher_head_importance(attention, sizes.heads),
-                    pca_channels=pca_importance(attention, stats.attention_moment, sizes.heads),
-                    neurons=neuron_importance(group_gradients(stats.mlp_gradients)),
+                    fisher_heads=fisher_head_importance(attention, sizes.heads, unit),
+                    pca_channels=pca_importance(attention, stats.attention_moment, sizes.heads, unit or 1),
+                    neurons=neuron_importance(group_gradients(stats.mlp_gradients, gradient_group)),
                 )
             )
-        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value)
+        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
 
 
 def layer_sizes(block: Block) -> LayerSizes:

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from intraslice.config import GRADIENT_GROUP, SliceConfig, UserError
 from intraslice.importance import (
-    GRADIENT_GROUP,
     Ranking,
     fisher_head_importance,
     group_gradients,
     neuron_importance,
     pca_importance,
+    unit_channels,
 )
 from intraslice.linalg import diagonal_blocks, principal_axes
-from intraslice.ratios import cap_ratios
+from intraslice.ratios import cap_ratios, make_plan
 
 HEADS, DIM = 3, 4
 
@@ -38,6 +39,8 @@ def test_gradients_of_eight_sequences_are_summed():
     groups = group_gradients(gradients)
     assert GRADIENT_GROUP == 8
     assert_close(groups, torch.stack([gradients[:8].sum(0), gradients[8:16].sum(0), gradients[16:].sum(0)]))
+    assert_close(group_gradients(gradients, 1), gradients)
+    assert_close(group_gradients(gradients, 19), gradients.sum(0, keepdim=True))
 
 
 def test_pca_importance_squares_each_rotated_channel():
@@ -47,10 +50,11 @@ def test_pca_importance_squares_each_rotated_channel():
     assert_close(pca_importance(torch.tensor([[3.0, 1.0], [1.0, 1.0]]), own, 1), torch.tensor([10.0, 2.0]))
 
 
-def test_pca_importance_does_not_depend_on_eigenvector_signs(monkeypatch):
+@pytest.mark.parametrize("unit", [1, 2, DIM])
+def test_pca_importance_does_not_depend_on_eigenvector_signs(monkeypatch, unit):
     """The published code's does: it sums rotated gradients over a head before squaring."""
     gradients, own = random(4, HEADS * DIM, seed=1), moment()
-    expected = pca_importance(gradients, own, HEADS)
+    expected = pca_importance(gradients, own, HEADS, unit)
 
     def flipped(matrix: Tensor) -> tuple[Tensor, Tensor]:
         values, axes = principal_axes(matrix)
@@ -59,7 +63,61 @@ def test_pca_importance_does_not_depend_on_eigenvector_signs(monkeypatch):
         return values, axes * signs
 
     monkeypatch.setattr("intraslice.importance.principal_axes", flipped)
-    assert_close(pca_importance(gradients, own, HEADS), expected)
+    assert_close(pca_importance(gradients, own, HEADS, unit), expected)
+
+
+# Fractions of a head as the unit
+
+
+def test_a_unit_is_a_whole_number_of_channels_that_fills_the_head():
+    assert [unit_channels(64, fraction) for fraction in (1 / 64, 0.25, 1.0)] == [1, 16, 64]
+    assert unit_channels(96, 0.333) == 32
+    for fraction in (0.3, 0.001):
+        with pytest.raises(UserError, match=r"heads of 64 channels wanted one of 0\.01562, 0\.03125,"):
+            unit_channels(64, fraction)
+
+
+@pytest.mark.parametrize("unit", [1, 2, DIM])
+def test_pca_units_share_the_importance_of_their_channels(unit):
+    gradients, own = random(5, HEADS * DIM, seed=1), moment()
+    units = pca_importance(gradients, own, HEADS, unit)
+    assert_close(units, pca_importance(gradients, own, HEADS).view(-1, unit).sum(1))
+    assert_close(units.sum(), gradients.square().sum())  # a rotation keeps the total
+
+
+@pytest.mark.parametrize("unit", [1, 2, DIM])
+def test_fisher_units_have_the_squared_gradient_of_their_own_mask(unit):
+    gradients = random(5, HEADS * DIM, seed=1)
+    expected = torch.stack([part.sum(1).square().sum() for part in gradients.split(unit, dim=1)])
+    assert_close(fisher_head_importance(gradients, HEADS, unit), expected)
+    if unit == DIM:
+        assert torch.equal(fisher_head_importance(gradients, HEADS, unit), fisher_head_importance(gradients, HEADS))
+
+
+def test_the_usual_units_are_the_ends_of_the_fraction(family_case):
+    """A whole head is fisher's unit and one channel pca's: those fractions give the usual plans to the last digit."""
+    stats, dim = family_case.stats, family_case.stats.sizes[0].dim
+    for estimator, fraction in (("fisher", 1.0), ("pca", 1 / dim)):
+        usual = SliceConfig(0.3, estimator)
+        named = SliceConfig(0.3, estimator, head_fraction=fraction)
+        plans = [make_plan(stats.profile_for(config), config) for config in (usual, named)]
+        assert plans[0].layers == plans[1].layers
+        assert plans[0].reasons == plans[1].reasons
+
+
+@pytest.mark.parametrize("estimator", ["fisher", "pca"])
+@pytest.mark.parametrize("gradient_group", [1, 3, 16])
+def test_a_plan_of_any_unit_removes_what_was_asked(tiny_case, estimator, gradient_group):
+    stats = tiny_case("llama-gqa").stats
+    config = SliceConfig(0.3, estimator, head_fraction=0.5, gradient_group=gradient_group)
+    profile = stats.profile_for(config)
+    assert len(profile.layers[0].fisher_heads) == len(profile.layers[0].pca_channels) == 2 * 9
+    assert make_plan(profile, config).removed_fraction == pytest.approx(0.3, abs=0.02)
+
+
+def test_a_profile_of_other_units_is_refused(tiny_case):
+    with pytest.raises(ValueError, match="profile_for"):
+        make_plan(tiny_case("phi").stats.profile, SliceConfig(0.3, head_fraction=0.5))
 
 
 def test_a_rotation_matters_to_single_channels_but_not_to_whole_heads():
