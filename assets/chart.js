@@ -24,6 +24,9 @@ function figure() {
   if (plot.clientWidth < 560) stack(sized);
   for (const shape of sized.shapes || [])
     if (shape.name === "selected-layer") [shape.x0, shape.x1] = [chart.selected - 0.5, chart.selected + 0.5];
+  // Points whose customdata is a number stand for a layer each.
+  for (const trace of data)
+    if (typeof trace.customdata?.[0] === "number") trace.selectedpoints = [trace.customdata.indexOf(chart.selected)];
   return { data, layout: sized };
 }
 
@@ -58,7 +61,10 @@ function drawNow() {
   Plotly.react(plot, data, layout, config);
   if (plot.dataset.wired) return;
   plot.dataset.wired = "yes";
-  plot.on("plotly_click", (event) => choose(Math.round(event.points[0].x)));
+  plot.on("plotly_click", ({ points: [point] }) => {
+    if (chart.picks.length) pick(point.id);
+    else choose(typeof point.customdata === "number" ? point.customdata : Math.round(point.x));
+  });
 }
 
 function tell() {
@@ -66,7 +72,7 @@ function tell() {
   find("note").textContent = chart.note;
   plot.setAttribute("aria-label", chart.layers ? `${chart.title} Arrow keys choose a layer; layer ${chart.selected} is chosen.` : chart.title);
   plot.tabIndex = chart.layers ? 0 : -1;
-  plot.classList.toggle("isx-clickable", chart.layers > 0);
+  plot.classList.toggle("isx-clickable", chart.layers > 0 || chart.picks.length > 0);
   if (find("twin").open) fillTable();
 }
 
@@ -85,6 +91,17 @@ function fillTable() {
   };
   find("head").replaceChildren(row(chart.table.columns, "th"));
   find("rows").replaceChildren(...chart.table.rows.map((cells) => row(cells, "td")));
+  // Where points can be picked, the row's name picks its point: the way for a keyboard and for fingers.
+  chart.picks.forEach((name, index) => {
+    const cell = find("rows").rows[index].cells[0];
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "isx-pick", textContent: cell.textContent });
+    button.addEventListener("click", () => pick(name));
+    cell.replaceChildren(button);
+  });
+}
+
+function pick(name) {
+  if (name) trigger("select", { pick: name });
 }
 
 function choose(layer) {
@@ -95,6 +112,7 @@ function choose(layer) {
 }
 
 function receive() {
+  find("chart").hidden = !props.value; // a question without an answer yet takes no room
   if (!props.value) return;
   chart = JSON.parse(props.value);
   tell();

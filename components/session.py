@@ -21,7 +21,7 @@ from components.jobs import Jobs, told
 from components.views import Answers, ImportanceCurve, Perplexities, PlanView, Settings, Status
 from intraslice import corpora
 from intraslice.calibration import calibrate
-from intraslice.config import CalibrationConfig, EvaluationConfig, Lock, SliceConfig, UserError
+from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, parse_lock
 from intraslice.evaluation import perplexity
 from intraslice.importance import Profile
 from intraslice.memory import available_bytes
@@ -67,18 +67,8 @@ def slice_config(settings: Settings) -> SliceConfig:
         settings.cap / 100,
         settings.order,
         bool(settings.iterative) and settings.order == "sequential",
-        locked=tuple(_lock(part) for part in settings.locked.split(",") if part.strip()),
+        locked=tuple(parse_lock(part) for part in settings.locked.split(",") if part.strip()),
     )
-
-
-def _lock(text: str) -> Lock:
-    try:
-        layer, module, percent = text.split()
-        return int(layer), module, float(percent) / 100
-    except ValueError:
-        raise UserError(
-            f"{text.strip()!r} is no locked ratio; wanted layer, module and per cent, as in 7 mlp 25"
-        ) from None
 
 
 class Session:
@@ -130,6 +120,16 @@ class Session:
             raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
         return importance_curves(source.importances, self._plan(settings, slice_config(settings)), layer)
 
+    def slice_plan(self, settings: Settings) -> SlicePlan:
+        """What goes from every layer. Raises UserError where nothing is known of the model or too much is asked."""
+        if self._source(calibration_key(settings)) is None:
+            raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
+        return self._plan(settings, slice_config(settings))
+
+    def is_sliced(self, settings: Settings) -> bool:
+        """Whether the sliced model of these settings is in memory."""
+        return self._slices.get((calibration_key(settings), slice_config(settings), "intraslice")) is not None
+
     def profile(self, settings: Settings) -> tuple[Profile, str]:
         """What the estimator read of a calibration that is there, and what it was measured on."""
         return self.calibrated(settings).source.profile, self.ready(settings).text
@@ -161,9 +161,13 @@ class Session:
             f"{estimate.available / 2**30:.1f} GiB are free.{fits}"
         )
 
-    def halt(self, visitor: str, live_only: bool = False) -> None:
-        """Stop a visitor's job at its next step; `live_only` spares what was asked for by a button."""
-        self.jobs.halt(visitor, live_only)
+    def halt(self, visitor: str) -> None:
+        """Stop a visitor's job at its next step."""
+        self.jobs.halt(visitor)
+
+    def give_way(self, visitor: str, settings: Settings) -> None:
+        """Stop what follows a visitor's slider by itself, unless it is about these settings."""
+        self.jobs.give_way(visitor, settings)
 
     # Jobs
 
@@ -173,7 +177,7 @@ class Session:
 
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
         """Slice, then take dense and sliced perplexity; ends with a ready or an error status, or nothing if stopped."""
-        job = self.jobs.start(visitor, live=settings.order == "one-shot")
+        job = self.jobs.start(visitor, live=settings.order == "one-shot", about=settings)
         yield from self.jobs.run(visitor, job, self._measure(settings))
 
     def answer(
@@ -207,6 +211,15 @@ class Session:
         if calibrated is None:
             raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
         return calibrated
+
+    def source(self, settings: Settings) -> Source | None:
+        """Where plans of this model and text come from: its calibration, for the default also the snapshot."""
+        return self._source(calibration_key(settings))
+
+    def calibrating(self, settings: Settings) -> Generator[Status, None, Calibrated]:
+        """The model and its calibration, made now or found in memory: the first step of a longer job."""
+        yield from self._prepare(settings)
+        return self.calibrated(settings)
 
     def _plan(self, settings: Settings, config: SliceConfig) -> SlicePlan:
         source = self._source(calibration_key(settings))

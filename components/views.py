@@ -104,3 +104,74 @@ class Answers:
     dense_speed: float | None = None
     sliced_speed: float | None = None
     finished: bool = False
+
+
+@dataclass(frozen=True)
+class ModuleVerdict:
+    """One module sliced alone: what the loss gained (nats a token), its standard error, and what was foretold of it.
+
+    `foretold` and `places` are by estimator; place 1 hurts most among the modules of its kind.
+    """
+
+    layer: int
+    module: str
+    increase: float
+    error: float
+    place: int
+    foretold: Mapping[str, float]
+    places: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class VerdictView:
+    """Every module sliced alone at `ratio`. `rho` is Spearman's, by estimator and kind of module, where it exists.
+
+    `ceiling` is about the rho that a perfect estimator would reach, the noise of the tokens being what it is.
+    `misjudged` is (estimator, layer, module, measured place, foretold place, of how many), worst first.
+    """
+
+    ratio: float
+    tokens: int
+    modules: tuple[ModuleVerdict, ...]
+    rho: Mapping[str, Mapping[str, float | None]]
+    ceiling: Mapping[str, float | None]
+    misjudged: tuple[tuple[str, int, str, int, int, int], ...]
+    measured_on: str
+
+
+class SweepChoice(NamedTuple):
+    """Which points a sweep has: sparsities in per cent; `speed` asks for measured speed as well."""
+
+    methods: Sequence[str] = ("intraslice", "crossmodule")
+    estimators: Sequence[str] = ("pca", "uniform")
+    sparsities: Sequence[float] = (10, 20, 30, 40)
+    speed: bool = False
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One model of a sweep. `estimator` is empty where the method uses none, `perplexity` None where out of reach.
+
+    `asked` and `removed` are fractions of the layers' parameters; `prefill` and `decode` are speeds, in times dense.
+    """
+
+    method: str
+    estimator: str
+    asked: float
+    removed: float | None
+    parameters: int | None
+    perplexity: float | None
+    prefill: float | None = None
+    decode: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """The points of a sweep that are there, of how many, and what they were measured on."""
+
+    dense: float | None
+    points: tuple[SweepPoint, ...]
+    wanted: int
+    protocol: str
+    speed_protocol: str = ""

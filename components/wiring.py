@@ -29,9 +29,15 @@ class Page(NamedTuple):
     prepared: Sequence[gr.events.Dependency]  # ends of what loads and calibrates
     measured: Sequence[gr.events.Dependency]  # ends of what slices and measures
 
-    def follow(self, tab: str, handler: Callable[..., Any], outputs: Sequence[gr.components.Component]) -> None:
-        """Call the cheap `handler(settings, layer, request)` at every move of the slider while `tab` is in view."""
-        self._attach(tab, handler, outputs, CHEAP, self.moved, self.prepared)
+    def follow(
+        self,
+        tab: str,
+        handler: Callable[..., Any],
+        outputs: Sequence[gr.components.Component],
+        events: Sequence[Any] | None = None,
+    ) -> None:
+        """Call the cheap `handler(settings, layer, request)` at `events` (else at every move) while `tab` is open."""
+        self._attach(tab, handler, outputs, CHEAP, self.moved if events is None else events, self.prepared)
 
     def afterwards(self, tab: str, handler: Callable[..., Any], outputs: Sequence[gr.components.Component]) -> None:
         """Call the slow `handler(settings, layer, request)` when a slice is there and `tab` is in view."""

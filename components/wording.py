@@ -67,7 +67,7 @@ def readout(plan: PlanView | None, measured: Perplexities) -> str:
         ("Weights, float32", size(4 * plan.parameters_dense), size(4 * plan.parameters_sliced)),
         ("Perplexity", _number(measured.dense), _number(measured.sliced)),
     ]
-    return _table(["dense", "sliced"], rows)
+    return table(["dense", "sliced"], rows)
 
 
 def status(event: Status) -> str:
@@ -95,8 +95,8 @@ def protocol(settings: Settings, measured: Perplexities) -> str:
     if not measured.protocol:
         return '<p class="isx-quiet">Perplexity is measured as soon as the slice is ready.</p>'
     row = ("Perplexity", _number(measured.dense), _number(measured.sliced), _change(measured))
-    table = _table(["dense", "sliced", "change"], [row], "isx-wide")
-    return f'{table}<p class="isx-quiet">{escape(measured.protocol)}</p>'
+    numbers = table(["dense", "sliced", "change"], [row], "isx-wide")
+    return f'{numbers}<p class="isx-quiet">{escape(measured.protocol)}</p>'
 
 
 def speed(name: str, tokens_a_second: float | None) -> str:
@@ -123,7 +123,8 @@ def seconds(count: float) -> str:
     return f"{count:.0f} s" if count < 90 else f"{count / 60:.0f} min"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
+    """A small table: `columns` over all cells but the first of each row, which is the row's own heading (HTML)."""
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
     lines = "".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, *cells in rows

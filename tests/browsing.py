@@ -129,6 +129,13 @@ def _is_foreign(url: str) -> bool:
 @pytest.fixture
 def real_app() -> Iterator[str]:
     """`python app.py` with the default model, in a process of its own: no test's type checks slow it down."""
+    with running_app() as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running_app() -> Iterator[str]:
+    """The address of `python app.py` while it runs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,0 +1,63 @@
+"""Screenshots of every tab, light and dark, wide and narrow: `python -m tests.screenshots FOLDER`.
+
+Not a test: it is for looking. Opens the real app with the default model, which a warm cache makes a matter of seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from playwright import sync_api as playwright
+
+from tests.browsing import ARGUMENTS, CHROMIUM, running_app
+
+SIZES = {1440: 900, 390: 844}
+SETTLED = "/perplexity [0-9.]+ → [0-9]/.test(document.querySelector('#headline')?.innerText)"
+MINUTE = 60_000  # ms
+
+
+def shoot(browser: playwright.Browser, address: str, folder: Path, tabs: list[str]) -> None:
+    """One file a tab, theme and width: `ratios-light-1440.png`."""
+    for theme in ("light", "dark"):
+        for width, height in SIZES.items():
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.goto(f"{address}/?__theme={theme}")
+            page.wait_for_function(SETTLED, timeout=10 * MINUTE)
+            names = page.locator("#tabs button[role=tab]:visible").all_inner_texts()
+            for name in [name.strip() for name in names if not tabs or name.strip().lower() in tabs]:
+                page.locator("#tabs button[role=tab]", has_text=name).first.click()
+                through(page)
+                page.screenshot(path=folder / f"{name.lower()}-{theme}-{width}.png", full_page=True)
+                print(name, theme, width)
+            page.close()
+
+
+def through(page: playwright.Page) -> None:
+    """Scroll to the end and back, since what has not been in sight is not drawn yet."""
+    page.wait_for_timeout(2000)
+    for step in range(0, page.evaluate("document.documentElement.scrollHeight"), 400):
+        page.evaluate(f"scrollTo(0, {step})")
+        page.wait_for_timeout(150)
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(500)
+
+
+def main() -> None:
+    """Read the command line and fill the folder."""
+    parser = argparse.ArgumentParser(prog="python -m tests.screenshots", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tabs", nargs="*", default=[], help="such as ratios compare; default: all")
+    parser.add_argument("--address", help="of a page that is open already; default: a new one")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with playwright.sync_playwright() as driver, contextlib.ExitStack() as stack:
+        address = arguments.address or stack.enter_context(running_app())
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        shoot(browser, address.rstrip("/"), arguments.folder, arguments.tabs)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
