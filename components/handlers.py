@@ -87,7 +87,7 @@ class Handlers:
 
         Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML).
         """
-        self.session.halt(visitor_of(request), live_only=True)
+        self.session.give_way(visitor_of(request), settings)
         try:
             plan = self.session.plan(settings)
         except ValueError as problem:

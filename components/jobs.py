@@ -21,9 +21,10 @@ EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 @dataclass
 class Job:
-    """A running piece of work. A live one follows the slider by itself and gives way when the slider moves on."""
+    """A running piece of work. A live one follows the slider by itself and gives way when it is `about` something else."""
 
     live: bool
+    about: object = None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -33,16 +34,21 @@ class Jobs:
     def __init__(self) -> None:
         self._running: dict[str, Job] = {}
 
-    def halt(self, visitor: str, live_only: bool = False) -> None:
-        """Stop a visitor's job at its next step; `live_only` spares what was asked for by a button."""
-        job = self._running.get(visitor)
-        if job and (job.live or not live_only):
+    def halt(self, visitor: str) -> None:
+        """Stop a visitor's job at its next step."""
+        if job := self._running.get(visitor):
             job.stop.set()
 
-    def start(self, visitor: str, live: bool) -> Job:
+    def give_way(self, visitor: str, about: object) -> None:
+        """Stop a visitor's live job unless it is about this; what was asked for by a button goes on."""
+        job = self._running.get(visitor)
+        if job and job.live and job.about != about:
+            job.stop.set()
+
+    def start(self, visitor: str, live: bool, about: object = None) -> Job:
         """A job to `run`; the visitor's former one is told to stop."""
         self.halt(visitor)
-        self._running[visitor] = Job(live)
+        self._running[visitor] = Job(live, about)
         return self._running[visitor]
 
     def run(self, visitor: str, job: Job, work: Iterator[T]) -> Iterator[T | Status]:

@@ -125,10 +125,13 @@ def test_sequential_slicing_can_be_stopped_between_layers(handlers, tiny) -> Non
 
 def test_dragging_stops_a_live_job_and_spares_one_that_was_asked_for() -> None:
     jobs = Jobs()
-    live = jobs.start("a", live=True)
+    live = jobs.start("a", live=True, about=Settings(sparsity=30))
     asked = jobs.start("b", live=False)
     for visitor in "ab":
-        jobs.halt(visitor, live_only=True)
+        jobs.give_way(visitor, Settings(sparsity=30))  # another layer was clicked
+    assert not live.stop.is_set()
+    for visitor in "ab":
+        jobs.give_way(visitor, Settings(sparsity=31))
     assert live.stop.is_set()
     assert not asked.stop.is_set()
 
