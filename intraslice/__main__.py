@@ -59,10 +59,11 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     return common
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m intraslice", description=intraslice.__doc__)
-    parser.add_argument("--version", action="version", version=intraslice.__version__)
-    subparsers = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; `main` runs what it parses."""
+    whole = _Parser(prog="python -m intraslice", description=intraslice.__doc__)
+    whole.add_argument("--version", action="version", version=intraslice.__version__)
+    subparsers = whole.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
     def command(name: str, run, help: str, eval_tokens: int = EvaluationConfig().tokens) -> argparse.ArgumentParser:
         made = subparsers.add_parser(name, parents=[_common(eval_tokens)], help=help)
@@ -89,13 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F")
     sweep.add_argument("--no-speed", action="store_true", help="measure no speed")
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows there")
-    return parser
+    return whole
 
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; 0, or 2 with one line on stderr for bad input."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    arguments = _parser().parse_args(words)
+    arguments = parser().parse_args(words)
     try:
         result, text = arguments.run(Run(arguments))
     except (UserError, NumericalError) as error:

@@ -77,7 +77,16 @@ def slice_(run: Run) -> Answer:
     loaded = run.load_dense()
     stats, tokens = run.calibrate_for_method(loaded)
     model, plan = run.slice(loaded, stats, tokens)
-    made = {
+    with run.timed("save"):
+        checkpoints.save(model, loaded.tokenizer, out, record(run, loaded, plan))
+    size = sum(file.stat().st_size for file in out.iterdir())
+    result = run.asked() | described(plan, loaded.model) | {"out": str(out), "bytes": size, "seconds": run.seconds}
+    return result, f"{summary(plan)}\nwrote {out} ({size / 1e6:.0f} MB)"
+
+
+def record(run: Run, loaded: LoadedModel, plan: Plan) -> dict[str, Any]:
+    """How a sliced model was made, as its folder says it."""
+    return {
         "version": intraslice.__version__,
         "source": loaded.source,
         "asked": run.asked(),
@@ -85,11 +94,6 @@ def slice_(run: Run) -> Answer:
         "plan": _recorded(plan),
         **described(plan, loaded.model),
     }
-    with run.timed("save"):
-        checkpoints.save(model, loaded.tokenizer, out, made)
-    size = sum(file.stat().st_size for file in out.iterdir())
-    result = run.asked() | described(plan, loaded.model) | {"out": str(out), "bytes": size, "seconds": run.seconds}
-    return result, f"{summary(plan)}\nwrote {out} ({size / 1e6:.0f} MB)"
 
 
 def _recorded(plan: Plan) -> dict[str, Any]:
