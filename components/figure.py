@@ -22,7 +22,8 @@ POINTS = 160  # of a drawn curve; more cannot be told apart on a screen
 class Chart:
     """A figure with its question as title, and the same numbers as a table for readers who cannot see it.
 
-    `layers` is the number of layers along the x axis when a click there chooses a layer, else 0.
+    `layers` is the number of layers along the x axis when a click there chooses a layer, else 0. `picks` has one name a
+    row of the table where points can be picked: a click on a point sends its id, a click on a row its name.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Chart:
     layers: int = 0
     selected: int = 0
     beside: bool = False  # panels side by side, which a narrow screen stacks
+    picks: Sequence[str] = ()
 
     def to_json(self) -> str:
         """The chart as the browser's side of the bridge reads it (`assets/chart.js`)."""
@@ -47,6 +49,7 @@ class Chart:
                 "layers": self.layers,
                 "selected": self.selected,
                 "beside": self.beside,
+                "picks": list(self.picks),
             },
             separators=(",", ":"),
         )
@@ -142,6 +145,21 @@ def label(row: int, x: float, y: float, text: str) -> Json:
         "showarrow": False,
         "font": {"color": "@quiet", "size": 12},
     }
+
+
+def step(count: int) -> int:
+    """Between the ticks of an axis over so many layers or heads."""
+    return 1 if count <= 16 else 2 if count <= 24 else 5
+
+
+def waiting(question: str, words: str) -> Chart:
+    """Empty axes that say what they wait for."""
+    layout = layout_of(1, revision="waiting")
+    middle = {"text": words, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
+    layout["annotations"] = [{**middle, "font": {"color": "@quiet", "size": 14}}]
+    for name in ("xaxis", "yaxis"):
+        layout[name].update(showticklabels=False, showgrid=False, range=[0, 1])
+    return Chart(question, "", [], layout, ["Numbers"], [["none yet"]])
 
 
 def title(text: str) -> Json:

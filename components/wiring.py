@@ -14,7 +14,8 @@ from components.ratios_panel import RatiosPanel
 
 HEAVY = {"concurrency_id": "heavy", "concurrency_limit": 1, "show_progress": "hidden"}
 CHEAP = {"queue": False, "show_progress": "hidden"}
-PRIVATE = {"api_visibility": "private"}  # a step of a longer answer, which has a name of its own elsewhere
+# A step of a longer answer, which has a name of its own elsewhere.
+PRIVATE = {"api_visibility": "private", "api_name": "step"}
 
 
 class Page(NamedTuple):
@@ -28,6 +29,8 @@ class Page(NamedTuple):
     moved: Sequence[Any]  # events after which a cheap answer may be another one
     prepared: Sequence[gr.events.Dependency]  # ends of what loads and calibrates
     measured: Sequence[gr.events.Dependency]  # ends of what slices and measures
+    anew: gr.State  # another value here, after a handler has set controls, does what dragging them would
+    prompt: gr.Textbox
 
     def follow(
         self,
@@ -43,19 +46,37 @@ class Page(NamedTuple):
         """Call the slow `handler(settings, layer, request)` when a slice is there and `tab` is in view."""
         self._attach(tab, handler, outputs, HEAVY, [], self.measured)
 
+    def catch_up(self, tab: str, handler: Callable, show: Callable, outputs: Sequence[gr.components.Component]) -> None:
+        """When another layer comes into view call `handler`, which takes seconds, in a lane of its own; then `show`."""
+        lane = {"concurrency_id": tab, "concurrency_limit": 2, "show_progress": "hidden"}
+        first, then = self._call(tab, handler, [], lane), self._call(tab, show, outputs, CHEAP)
+        gr.on(self.controls.layer.change, **first, trigger_mode="always_last").then(**then)
+        for end in (*self.prepared, self.opened[tab]):
+            end.then(**first).then(**then)
+
+    def choosing(self, chart: gr.HTML) -> None:
+        """Let a click on a layer of `chart` choose that layer everywhere."""
+        chart.select(_clicked_layer, None, self.controls.layer, **PRIVATE, **CHEAP)
+
     def _attach(self, tab: str, handler: Callable, outputs: Sequence, how: dict, events: Sequence, ends: Sequence):
-        call = {
+        call = self._call(tab, handler, outputs, how)
+        if events:
+            gr.on(events, **call, trigger_mode="always_last")
+        for end in (*ends, self.opened[tab]):
+            end.then(**call)
+
+    def _call(self, tab: str, handler: Callable, outputs: Sequence, how: dict) -> dict[str, Any]:
+        return {
             "fn": in_view(tab, handler, len(outputs)),
             "inputs": [*self.controls.settings, self.controls.layer, self.tab],
             "outputs": list(outputs),
             **PRIVATE,
             **how,
         }
-        if events:
-            gr.on(events, **call, trigger_mode="always_last")
-        for end in ends:
-            end.then(**call)
-        self.opened[tab].then(**call)
+
+
+def _clicked_layer(event: gr.EventData) -> int:
+    return int(event.layer)
 
 
 def connect(
@@ -94,8 +115,10 @@ def connect(
 
     sliders = [controls.sparsity, controls.bias, controls.cap]
     radios = [controls.estimator.input, controls.order.input]
-    dragged = [*(slider.input for slider in sliders), *radios, controls.layer.change, controls.locked.change]
-    let_go = [*(slider.release for slider in sliders), *radios, controls.locked.change]
+    anew = gr.State(0)
+    changed = [controls.locked.change, anew.change]
+    dragged = [*(slider.input for slider in sliders), *radios, controls.layer.change, *changed]
+    let_go = [*(slider.release for slider in sliders), *radios, *changed]
     gr.on(dragged, **preview, trigger_mode="always_last", api_name="ratios")
     measured.append(gr.on(let_go, **measure, trigger_mode="always_last", api_name="measure_live"))
     for chart in (ratios.ratios, ratios.importances):
@@ -116,4 +139,4 @@ def connect(
     gr.on([component.change for component in kept], None, kept, None, js=remember, **CHEAP)
 
     opened_tabs = {one.id: one.select(lambda own=one.id: own, None, tab, **PRIVATE, **CHEAP) for one in tabs.children}
-    return Page(handlers.session, controls, status, tab, opened_tabs, dragged, prepared, measured)
+    return Page(handlers.session, controls, status, tab, opened_tabs, dragged, prepared, measured, anew, compare.prompt)
