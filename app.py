@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 
-from components import compare_panel, controls_panel, look, ratios_panel, verdict_panel, wording
+from components import compare_panel, controls_panel, look, overrides_panel, ratios_panel, verdict_panel, wording
 from components.handlers import Handlers
 from components.session import Session
 from components.views import Settings, Status
@@ -34,11 +34,14 @@ def build_app(session: Session) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Ratios", id="ratios"):
                 ratios = ratios_panel.build(ratios_json, importances_json)
+                with ratios.by_hand:
+                    overrides = overrides_panel.build()
                 verdict = verdict_panel.build(session, first)
             with gr.Tab("Compare", id="compare"):
                 compare = compare_panel.build()
         in_sight = gr.State("ratios")
         shared = connect(handlers, controls, ratios, compare, tabs, in_sight, status, headline, removed)
+        overrides_panel.connect(overrides, shared)
         verdict_panel.connect(verdict, shared)
     return page
 

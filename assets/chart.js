@@ -114,7 +114,8 @@ function choose(layer) {
 function receive() {
   find("chart").hidden = !props.value; // a question without an answer yet takes no room
   if (!props.value) return;
-  chart = JSON.parse(props.value);
+  chart = find("chart").isxChart = JSON.parse(props.value);
+  window.dispatchEvent(new Event("isx-chart"));
   tell();
   draw();
 }

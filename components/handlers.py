@@ -45,20 +45,24 @@ def flat(handler: Callable[..., Any]) -> Callable[..., Any]:
     return spread
 
 
+def unchanged(outputs: int) -> Any:
+    """The answer that leaves every output as it is."""
+    return gr.skip() if outputs == 1 else tuple(gr.skip() for _ in range(outputs))
+
+
 def in_view(tab: str, handler: Callable[..., Any], outputs: int) -> Callable[..., Any]:
     """`handler(settings, layer, request)`, flat and with the open tab as one more parameter: it only works in `tab`."""
     if inspect.isgeneratorfunction(handler):
 
         def seen(settings: Settings, layer: int, opened: str, request: gr.Request) -> Any:
+            yield unchanged(outputs)  # gradio empties the outputs of a generator that yields nothing
             if opened == tab:
                 yield from handler(settings, layer, request)
 
     else:
 
         def seen(settings: Settings, layer: int, opened: str, request: gr.Request) -> Any:
-            if opened == tab:
-                return handler(settings, layer, request)
-            return gr.skip() if outputs == 1 else tuple(gr.skip() for _ in range(outputs))
+            return handler(settings, layer, request) if opened == tab else unchanged(outputs)
 
     return flat(seen)
 
@@ -147,6 +151,7 @@ class Handlers:
 
     def measure_live(self, settings: Settings, layer: int, request: gr.Request) -> Iterator[tuple]:
         """`measure`, unless the order is sequential, which only its button may start."""
+        yield unchanged(5)  # gradio empties the outputs of a generator that yields nothing
         if settings.order == "one-shot":
             yield from self.measure(settings, layer, request)
 

@@ -14,15 +14,17 @@ class RatiosPanel(NamedTuple):
 
     ratios: gr.HTML
     importances: gr.HTML
+    by_hand: gr.Column  # room for the table of ratios by hand, below the bars that it repeats
 
 
 def build(ratios: str = "", importances: str = "") -> RatiosPanel:
     """Two charts, with what they open with as JSON, each with its fold. Called inside a `gr.Tab`."""
     bars = chart(ratios, height=440, elem_id="ratio-chart")
     fold("ratios")
+    by_hand = gr.Column()
     why = chart(importances, height=330, elem_id="importance-chart")
     fold("importances")
-    return RatiosPanel(bars, why)
+    return RatiosPanel(bars, why, by_hand)
 
 
 def fold(name: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from components import snapshot, wording
 from components.cache import BoundedCache
-from components.handlers import Handlers, flat
+from components.handlers import Handlers, flat, unchanged
 from components.jobs import Jobs
 from components.session import Session, slice_config
 from components.views import Settings, Status
@@ -109,7 +109,7 @@ def test_an_empty_prompt_is_refused_in_words(handlers, tiny) -> None:
 
 
 def test_live_measuring_leaves_the_papers_order_to_its_button(handlers, tiny) -> None:
-    assert list(handlers.measure_live(tiny._replace(order="sequential"), 0, SOMEBODY)) == []
+    assert list(handlers.measure_live(tiny._replace(order="sequential"), 0, SOMEBODY)) == [unchanged(5)]
 
 
 def test_sequential_slicing_can_be_stopped_between_layers(handlers, tiny) -> None:

@@ -1,0 +1,63 @@
+// The table of ratios by hand. Runs once, with gradio's `element`, `props`, `watch` and `trigger` in scope. Ratios come
+// from the bars above whenever they are redrawn, so dragging the slider asks the server nothing more; the value is the
+// locks as text ("7 attention 25, 3 mlp 0"), and an edit goes back as the event `select`, whose data is `locked`.
+const body = element.querySelector("tbody");
+const count = element.querySelector(".isx-count");
+const modules = ["attention", "mlp"];
+const names = { attention: "attention", mlp: "MLP" };
+const locks = new Map(); // "7 attention" -> per cent
+let cells = [];
+
+function read() {
+  locks.clear();
+  for (const part of (props.value || "").split(",").filter((text) => text.trim())) {
+    const [layer, module, percent] = part.trim().split(/\s+/);
+    locks.set(`${layer} ${module}`, Number(percent));
+  }
+  paint();
+}
+
+function build(layers) {
+  cells = [];
+  body.replaceChildren();
+  for (let layer = 0; layer < layers; layer++) {
+    const row = body.insertRow();
+    row.insertAdjacentHTML("beforeend", `<th scope="row">${layer}</th>`);
+    for (const module of modules) {
+      const name = `Layer ${layer}, ${names[module]}`;
+      const ratio = Object.assign(document.createElement("input"), { type: "number", min: 0, max: 95, step: 0.5, ariaLabel: `${name}: per cent removed` });
+      const lock = Object.assign(document.createElement("input"), { type: "checkbox", ariaLabel: `${name}: locked` });
+      const cell = { key: `${layer} ${module}`, ratio, lock };
+      ratio.addEventListener("change", () => (ratio.value === "" ? locks.delete(cell.key) : locks.set(cell.key, Number(ratio.value)), send()));
+      lock.addEventListener("change", () => (lock.checked ? locks.set(cell.key, Number(ratio.value)) : locks.delete(cell.key), send()));
+      row.insertCell().append(ratio);
+      row.insertCell().append(lock);
+      cells.push(cell);
+    }
+  }
+}
+
+function paint() {
+  const bars = document.querySelector("#ratio-chart .isx-chart")?.isxChart?.data.filter((trace) => trace.type === "bar");
+  if (!bars?.length) return;
+  if (cells.length !== 2 * bars[0].y.length) build(bars[0].y.length);
+  cells.forEach(({ key, ratio, lock }, index) => {
+    const locked = locks.get(key);
+    if (document.activeElement !== ratio) ratio.value = (locked ?? 100 * bars[index % 2].y[index >> 1]).toFixed(1);
+    lock.checked = locked !== undefined;
+    ratio.classList.toggle("isx-locked", lock.checked);
+  });
+  count.textContent = locks.size ? ` (${locks.size} locked)` : "";
+}
+
+function send() {
+  const order = (key) => 2 * parseInt(key) + key.endsWith("mlp");
+  const parts = [...locks].sort(([a], [b]) => order(a) - order(b)).map(([key, percent]) => `${key} ${percent}`);
+  paint();
+  trigger("select", { locked: parts.join(", ") });
+}
+
+element.querySelector(".isx-unlock").addEventListener("click", () => (locks.clear(), send()));
+window.addEventListener("isx-chart", paint);
+watch("value", read);
+read();

@@ -1,0 +1,105 @@
+"""The Ratios tab in a real browser: ratios by hand, was it right, the tour, and what axe-core finds."""
+
+import pytest
+from browsing import CHROMIUM, PATIENCE
+from test_browser import close
+
+from components.session import Session, calibration_key, slice_config
+from components.views import Settings
+from intraslice.ratios import make_plan
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
+]
+
+
+def ratios(session: Session, **settings) -> list[list[float]]:
+    """What the library says of the snapshot's profile."""
+    profile = session._source(calibration_key(Settings())).profile
+    layers = make_plan(profile, slice_config(Settings(**settings))).layers
+    return [[layer.attention_ratio for layer in layers], [layer.mlp_ratio for layer in layers]]
+
+
+def unfold_overrides(page) -> None:
+    page.click("#overrides summary")
+    page.locator("#overrides tbody tr").nth(29).wait_for(timeout=PATIENCE)
+
+
+def cell(page, layer: int, module: str, what: str):
+    return page.get_by_label(f"Layer {layer}, {module}: {what}", exact=True)
+
+
+def wait_for_note(page, words: str) -> None:
+    page.wait_for_function(
+        "words => document.querySelector('#ratio-chart .isx-note').textContent.includes(words)",
+        arg=words,
+        timeout=PATIENCE,
+    )
+
+
+def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(visit, snapshot_session) -> None:
+    opened = visit()
+    page = opened.page
+    unfold_overrides(page)
+    before = opened.bars()
+    cell(page, 7, "attention", "per cent removed").fill("40")
+    cell(page, 7, "attention", "per cent removed").press("Enter")
+    wait_for_note(page, "By hand")
+    assert close(opened.bars(), ratios(snapshot_session, locked="7 attention 40"))
+    assert cell(page, 7, "attention", "locked").is_checked()
+    assert "locked=7+attention+40" in page.url
+    assert "30.0%" in page.inner_text("#removed")
+    opened.drag(40)
+    assert opened.bars()[0][7] == pytest.approx(0.4)
+    assert "40.0%" in page.inner_text("#removed")
+    opened.drag(30)
+    page.click("#overrides .isx-unlock")
+    wait_for_note(page, "PCA-aware")
+    assert close(opened.bars(), before)
+    assert "locked" not in page.url
+
+
+def test_a_lock_that_cannot_be_met_is_explained_and_the_view_stays(visit) -> None:
+    opened = visit("/?sparsity=1")
+    page = opened.page
+    page.wait_for_function("document.querySelector('#removed').textContent.includes('1.0%')", timeout=PATIENCE)
+    unfold_overrides(page)
+    before = opened.bars()
+    cell(page, 3, "MLP", "per cent removed").fill("90")
+    cell(page, 3, "MLP", "per cent removed").press("Enter")
+    page.wait_for_function(
+        "document.querySelector('#overrides-problem').textContent.includes('unlock some')", timeout=PATIENCE
+    )
+    assert opened.bars() == before
+    assert "locked" not in page.url
+
+
+def test_a_link_carries_the_locks(visit, snapshot_session) -> None:
+    opened = visit("/?locked=7+attention+25,+3+mlp+0")
+    wait_for_note(opened.page, "By hand")
+    assert close(opened.bars(), ratios(snapshot_session, locked="7 attention 25, 3 mlp 0"))
+    unfold_overrides(opened.page)
+    assert cell(opened.page, 3, "MLP", "locked").is_checked()
+    assert "2 locked" in opened.page.inner_text("#overrides summary")
+
+
+def test_a_click_on_a_measured_module_chooses_its_layer(visit) -> None:
+    page = visit().page
+    page.locator("#verdict-chart").scroll_into_view_if_needed()
+    page.wait_for_selector("#verdict-chart .main-svg", timeout=PATIENCE)
+    spot = page.evaluate(
+        """() => {
+            const plot = document.querySelector('#verdict-chart .isx-plot');
+            const { x, y, xaxis, yaxis } = plot._fullData[0] && { ...plot.data[0], ...plot._fullLayout };
+            const box = plot.getBoundingClientRect();
+            const layer = 27;
+            return [box.x + xaxis._offset + xaxis.d2p(x[layer]), box.y + yaxis._offset + yaxis.d2p(y[layer])];
+        }"""
+    )
+    page.mouse.move(*spot, steps=4)
+    page.mouse.click(*spot)
+    page.wait_for_function(
+        "document.querySelector('#importance-chart .isx-title').textContent.includes('layer 27')", timeout=PATIENCE
+    )
+    assert "Layer 14" in page.inner_text("#verdict-words")
