@@ -20,7 +20,7 @@ _TEMPLATE = """
   <figcaption><h3 class="isx-title"></h3><p class="isx-note"></p></figcaption>
   <div class="isx-plot" role="application" tabindex="-1" style="height:{height}px"></div>
   <div class="isx-under">
-    <details class="isx-twin"><summary>Table</summary>
+    <details class="isx-twin"{table}><summary>Table</summary>
       <div class="isx-scroll" tabindex="0" role="region" aria-label="The chart's numbers">
         <table><thead class="isx-head"></thead><tbody class="isx-rows"></tbody></table></div></details>
     <button type="button" class="isx-png">Save PNG</button>
@@ -35,11 +35,11 @@ def plotly_head() -> str:
     return f'<script src="gradio_api/file={PLOTLY.as_posix()}"></script>'
 
 
-def chart(first: str = "", *, height: int = 400, elem_id: str) -> gr.HTML:
-    """A chart component. Its value is `Chart.to_json()`; its `select` event carries `layer`."""
+def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = False) -> gr.HTML:
+    """A chart component, its table open if `table`. Its value is `Chart.to_json()`; its event `select` carries `layer`."""
     return gr.HTML(
         value=first,
-        html_template=_TEMPLATE.format(height=height),
+        html_template=_TEMPLATE.format(height=height, table=" open" if table else ""),
         js_on_load=(ASSETS / "chart.js").read_text(encoding="utf-8"),
         elem_id=elem_id,
         elem_classes="isx-card",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from components import figure
 from components.figure import Chart, Json
-from components.palette import DASHES
 from components.views import ImportanceCurve, LayerView, PlanView
 
 ESTIMATORS = {"uniform": "Uniform", "fisher": "Fisher", "pca": "PCA-aware", "manual": "By hand"}
@@ -53,7 +52,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
             title=figure.title(f"{name} removed"), tickformat=".0%", range=[0, top], dtick=0.2, hoverformat=".1%"
         )
     layout["xaxis2"].update(
-        title=figure.title("layer"), range=[-0.6, len(plan.layers) - 0.4], dtick=_step(len(plan.layers))
+        title=figure.title("layer"), range=[-0.6, len(plan.layers) - 0.4], dtick=figure.step(len(plan.layers))
     )
     layout["xaxis"].update(range=[-0.6, len(plan.layers) - 0.4], matches="x2", showticklabels=False)
     layout["bargap"] = 0.28
@@ -153,68 +152,10 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     )
 
 
-def explained_variance_chart(curves: Mapping[str, Sequence[float]], kept: Mapping[str, int], layer: int) -> Chart:
-    """How few directions carry the variance: cumulative shares by rank, with the kept rank marked.
-
-    `curves` maps a name ("head 0", "MLP input", "residual stream") to its cumulative explained variance (0 to 1);
-    `kept` gives the rank kept, for the names where something is cut.
-    """
-    data: list[Json] = []
-    rows: list[list[str]] = []
-    layout = figure.layout_of(1, revision="variance")
-    for name, values in curves.items():
-        colour = "cross" if name.startswith("residual") else "mlp" if name.startswith("MLP") else "attention"
-        width = 1.2 if colour == "attention" else 2.2
-        dash = {"dash": DASHES["cross"]} if colour == "cross" else {}
-        size = len(values)
-        ranks, heights = figure.thinned(list(values))
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": name,
-                "x": ranks,
-                "y": heights,
-                "line": {**figure.line("intraslice", width), "color": f"@{colour}", **dash},
-                "hovertemplate": f"{name}: " + "%{x:.0%} of its axes hold %{y:.1%}<extra></extra>",
-                "showlegend": colour != "attention",
-            }
-        )
-        if name in kept and 0 < kept[name] <= size:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": f"{name} kept",
-                    "x": [kept[name] / size],
-                    "y": [figure.rounded(values[kept[name] - 1])],
-                    "marker": {"color": "@page", "size": 8, "line": {"color": f"@{colour}", "width": 2}},
-                    "hovertemplate": f"{name}: {kept[name]} of {size} kept, " + "%{y:.1%}<extra></extra>",
-                    "showlegend": False,
-                }
-            )
-        enough = next((rank + 1 for rank, value in enumerate(values) if value >= 0.95), size)
-        rows.append([name, str(size), str(enough), str(kept.get(name, size))])
-    layout["xaxis"].update(title=figure.title("share of principal axes"), tickformat=".0%", range=[0, 1])
-    layout["yaxis"].update(title=figure.title("variance explained"), tickformat=".0%", range=[0, 1.02])
-    return Chart(
-        title=f"How few directions does layer {layer} use?",
-        note="Rings mark the kept rank.",
-        data=data,
-        layout=layout,
-        columns=["Where", "Axes", "Axes for 95 %", "Kept"],
-        rows=rows,
-    )
-
-
 def _kept(layer: LayerView, module: str) -> str:
     if module == "mlp":
         return f"{layer.neurons:,} of {layer.neurons_dense:,} neurons"
     return f"{layer.heads} of {layer.heads_dense} heads, {layer.dim} of {layer.dim_dense} channels each"
-
-
-def _step(layers: int) -> int:
-    return 1 if layers <= 16 else 2 if layers <= 24 else 5
 
 
 def _floor(curve: ImportanceCurve) -> float:

@@ -35,12 +35,10 @@ def curves(threshold: float | None = 0.5) -> dict[str, ImportanceCurve]:
 
 
 def every_chart() -> dict[str, Chart]:
-    variance = {"head 0": [0.6, 0.9, 1.0], "MLP input": [0.5, 0.96, 1.0], "residual stream": [0.3, 0.6, 1.0]}
     return {
         "ratios": charts.ratio_chart(plan_view(), selected=2),
         "importances": charts.importance_chart(curves(), layer=1),
         "uniform": charts.importance_chart(curves(None), layer=1),
-        "variance": charts.explained_variance_chart(variance, {"head 0": 2, "MLP input": 3}, layer=1),
     }
 
 

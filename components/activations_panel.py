@@ -1,0 +1,93 @@
+"""The Activations tab: how far intra-module and cross-module slicing move the activations, at equal parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from components import figure, wording
+from components.activations import ShiftViews
+from components.chart_bridge import chart
+from components.diagnostic_views import ShiftView
+from components.handlers import visitor_of
+from components.ratios_panel import fold
+from components.shift_charts import QUESTIONS, histogram_chart, shift_chart
+from components.views import Settings
+from components.wiring import Page
+
+NOTHING = "Measured when the model is calibrated and sliced."
+
+
+class ActivationsPanel(NamedTuple):
+    """The tab's components, and what they show."""
+
+    views: ShiftViews
+    words: gr.HTML
+    shift: gr.HTML
+    histograms: gr.HTML
+
+    def show(self, settings: Settings, layer: int, request: gr.Request | None) -> tuple:
+        """What is measured: words (HTML), shift by layer and the chosen layer's histograms (JSON)."""
+        try:
+            view = self.views.view(settings, visitor_of(request))
+        except ValueError:  # the first line says what is wrong with the setting
+            return gr.skip(), gr.skip(), gr.skip()
+        words = f'<p class="isx-words">{escape(self._words(settings, view))}</p>'
+        if view is None:
+            return words, *(figure.waiting(title.format(layer), NOTHING).to_json() for title in QUESTIONS.values())
+        return words, shift_chart(view, int(layer)).to_json(), histogram_chart(view, int(layer)).to_json()
+
+    def measure(self, settings: Settings, layer: int, request: gr.Request) -> Iterator[tuple]:
+        """Slice by both methods and measure each; yields status and words (HTML) and both charts (JSON)."""
+        if not self.views.may_measure(settings):
+            return
+        shown = None
+        for event in self.views.measure(settings, visitor_of(request)):
+            now = self.show(settings, layer, request)
+            yield wording.status(event), *((gr.skip(),) * 3 if now == shown else now)
+            shown = now
+
+    def _words(self, settings: Settings, view: ShiftView | None) -> str:
+        here = view is not None and not view.snapshot and self.views.is_measured(settings)
+        wanted = f"{settings.sparsity:g} %"
+        if settings.sparsity == 0:
+            ahead = "At 0 % nothing is removed and nothing shifts; drag the slider. "
+        elif here or (view and view.snapshot and settings == Settings()):
+            ahead = ""
+        elif settings.order == "sequential":
+            ahead = f'For {wanted} in the sequential order, press "Slice as in the paper". '
+        else:
+            ahead = f"For {wanted} this is measured once you let go of the slider and the slice is ready. "
+        if view is None:
+            return ahead
+        shown = "" if here else f"Shown: {view.asked:.0%}. "
+        massive = f"{view.massive} massive tokens, kept apart" if view.massive else "no massive tokens"
+        snapshot = f" Snapshot: {view.snapshot}" if view.snapshot else ""
+        return (
+            f"{ahead}{shown}Medians over the ordinary ones of {view.tokens:,} held-out tokens in windows of "
+            f"{view.window} ({massive}); text: {view.text}. {view.missing}{snapshot}"
+        )
+
+
+def build(session: Any, first: Settings) -> ActivationsPanel:
+    """Two charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
+    words = gr.HTML(elem_id="shift-words", apply_default_css=False)
+    shift = chart(height=540, elem_id="shift-chart")
+    fold("shift")
+    histograms = chart(height=330, elem_id="histogram-chart", table=True)
+    fold("histograms")
+    panel = ActivationsPanel(ShiftViews(session), words, shift, histograms)
+    for component, value in zip(panel[1:], panel.show(first, 0, None), strict=True):
+        component.value = value
+    return panel
+
+
+def connect(panel: ActivationsPanel, page: Page) -> None:
+    """Layers and what is known follow at once; the measurement follows the slice, while the tab is in view."""
+    shown = [panel.words, panel.shift, panel.histograms]
+    page.follow("activations", panel.show, shown)
+    page.afterwards("activations", panel.measure, [page.status, *shown])
+    page.choosing(panel.shift)

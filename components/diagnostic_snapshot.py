@@ -1,0 +1,222 @@
+"""What the Spectra and Activations tabs show before the default model is loaded: its spectra and shifts, thinned.
+
+Remake it with `python -m components.diagnostic_snapshot`: minutes. `snapshot.py` keeps what the estimator reads.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.diagnostic_views import (
+    Curve,
+    Histogram,
+    LayerCurves,
+    MethodShift,
+    PairsView,
+    PlaceShift,
+    ShiftView,
+)
+from intraslice.ratios import LayerPlan
+
+FILE = Path(__file__).parent.parent / "assets" / "diagnostics.npz"
+WIDE = ("mlp", "residual", "directions")
+NUMBERS = ("error", "massive_error", "cosine", "massive_cosine", "distance")
+MOMENTS = ("low", "high", "mean", "spread", "kurtosis")
+FULL = 65535  # a share of 1, as kept
+
+
+class KeptSpectra:
+    """The default model's spectra as `save` wrote them; answers as `spectra.Measured` does."""
+
+    def __init__(self, kept: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+        self.label: str = about["label"]
+        self._kept, self._sizes, self._kv_head = kept, about["sizes"], np.array(about["kv_head"])
+
+    def curves(self, layer: int) -> LayerCurves:
+        """All curves of a layer."""
+
+        def read(name: str, sizes: Sequence[int]) -> list[Curve]:
+            shares, enough = self._kept[name][layer] / FULL, self._kept[f"{name}_enough"][layer]
+            return [
+                Curve(size, _ranks(size, len(own)), own.tolist(), int(rank))
+                for size, own, rank in zip(sizes, shares, enough, strict=True)
+            ]
+
+        heads, groups = (
+            tuple(read(name, [self._kept[name].shape[-1]] * self._kept[name].shape[1])) for name in ("heads", "groups")
+        )
+        return LayerCurves(heads, groups, *read("wide", self._sizes))
+
+    def complete(self, layer: int) -> None:
+        """Nothing is left to find."""
+
+    def ranks(self) -> list[list[int]]:
+        """By layer and head, how many axes hold 95 % of the head's output."""
+        return self._kept["heads_enough"].tolist()
+
+    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
+        """The layer's rotary pairs and the strongest ones of the kept queries, `plan.dim` channels a key head."""
+        energy = self._kept["pairs"][layer]
+        whole = np.stack([energy[self._kv_head == group].sum(0) for group in range(self._kv_head.max() + 1)])
+        kept = np.zeros(whole.shape, dtype=bool)
+        heads = np.array(plan.heads)
+        for group in np.unique(self._kv_head[heads]):
+            own = energy[heads[self._kv_head[heads] == group]].sum(0)
+            kept[group, np.argsort(-own, kind="stable")[: plan.dim // 2]] = True
+        return PairsView(whole.tolist(), kept.tolist(), self._kept["angles"].tolist())
+
+    def width(self, sparsity: float) -> int | None:
+        """Residual axes that the cross-module method keeps to remove as much, kept for whole per cents."""
+        percent = round(100 * sparsity)
+        width = int(self._kept["widths"][percent]) if percent < len(self._kept["widths"]) else 0
+        return width if width and abs(100 * sparsity - percent) < 1e-6 else None
+
+
+def spectra(path: Path = FILE) -> KeptSpectra | None:
+    """The snapshot's spectra, where there is a snapshot."""
+    return KeptSpectra(*_load(path)) if path.is_file() else None
+
+
+def shift(path: Path = FILE) -> ShiftView | None:
+    """The snapshot's shifts, where there is a snapshot."""
+    if not path.is_file():
+        return None
+    kept, about = _load(path)
+    view = about["shift"]
+
+    def histograms(method: int, place: int) -> list[Histogram]:
+        densities, moments = kept["densities"][method, place], kept["moments"][method, place]
+        rows = zip(densities, moments, strict=True)
+        return [Histogram(*own[:2].tolist(), bins.tolist(), *own[2:].tolist()) for bins, own in rows]
+
+    dense = {place: histograms(0, index) for index, place in enumerate(view["places"])}
+    methods = {
+        name: MethodShift(
+            view["removed"][number],
+            {
+                place: [
+                    PlaceShift(*numbers.tolist(), histogram)
+                    for numbers, histogram in zip(
+                        kept["shifts"][number, index], histograms(number + 1, index), strict=True
+                    )
+                ]
+                for index, place in enumerate(view["places"])
+            },
+            dense,
+        )
+        for number, name in enumerate(view["methods"])
+    }
+    return ShiftView(
+        view["asked"], methods, view["tokens"], view["window"], view["massive"], view["text"], snapshot=about["label"]
+    )
+
+
+def save(label: str, found: dict[str, np.ndarray], about: dict[str, Any], view: ShiftView, path: Path = FILE) -> None:
+    """Write what `gather` found and a measurement of shifts, with a sentence on what both were measured on."""
+    methods, places = list(view.methods), list(next(iter(view.methods.values())).places)
+    first = view.methods[methods[0]]
+
+    def every(read: Any) -> np.ndarray:
+        """(methods, places, layers, ...) of what `read` takes of a PlaceShift."""
+        return np.array([[[read(one) for one in view.methods[m].places[p]] for p in places] for m in methods])
+
+    def moments(histogram: Histogram) -> list[float]:
+        return [getattr(histogram, name) for name in MOMENTS]
+
+    def with_dense(read: Any) -> np.ndarray:
+        dense = np.array([[read(one) for one in first.dense[place]] for place in places])
+        return np.concatenate([dense[None], every(lambda one: read(one.histogram))])
+
+    def halved(histogram: Histogram) -> list[float]:
+        return np.reshape(histogram.density, (-1, 2)).mean(-1).tolist()
+
+    np.savez_compressed(
+        path,
+        **found,
+        shifts=every(lambda one: [getattr(one, name) for name in NUMBERS]).astype(np.float32),
+        moments=with_dense(moments).astype(np.float32),
+        densities=with_dense(halved).astype(np.float16),
+        about=json.dumps(
+            {
+                **about,
+                "label": label,
+                "shift": {
+                    "asked": view.asked,
+                    "methods": methods,
+                    "removed": [view.methods[name].removed for name in methods],
+                    "places": places,
+                    "tokens": view.tokens,
+                    "window": view.window,
+                    "massive": view.massive,
+                    "text": view.text,
+                },
+            }
+        ),
+    )
+
+
+def gather(
+    curves: Sequence[LayerCurves],
+    pairs: np.ndarray,
+    angles: Sequence[float],
+    widths: Sequence[int],
+    kv_head: Sequence[int],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of `save` from all layers' curves and the pair energies of every query head (layers, heads, pairs)."""
+    groups = {
+        "heads": [layer.heads for layer in curves],
+        "groups": [layer.groups for layer in curves],
+        "wide": [[getattr(layer, name) for name in WIDE] for layer in curves],
+    }
+    arrays = {}
+    for name, layers in groups.items():
+        shares = np.array([[own.shares for own in layer] for layer in layers])
+        arrays[name] = np.round(shares * FULL).astype(np.uint16)
+        arrays[f"{name}_enough"] = np.array([[own.enough for own in layer] for layer in layers], dtype=np.int16)
+    arrays |= {"pairs": pairs.astype(np.float32), "angles": np.array(angles, dtype=np.float32)}
+    arrays["widths"] = np.array(widths, dtype=np.int16)
+    return arrays, {"sizes": [own.size for own in groups["wide"][0]], "kv_head": list(kv_head)}
+
+
+def _ranks(size: int, points: int) -> list[int]:
+    return (np.round(np.linspace(0, size - 1, points)).astype(int) + 1).tolist()
+
+
+def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    with np.load(path) as kept:
+        return {name: kept[name] for name in kept.files if name != "about"}, json.loads(str(kept["about"]))
+
+
+def main() -> None:
+    """Measure the default model at the page's first setting and write the snapshot."""
+    from components.activations import ShiftViews
+    from components.session import Session
+    from components.spectra import Measured
+    from components.views import Settings
+
+    session, settings = Session(), Settings()
+    shifts = ShiftViews(session)
+    for event in shifts.measure(settings, "snapshot"):
+        print(event.text, event.done, event.total)
+    calibrated = session.calibrated(settings)
+    measured, stats = Measured(calibrated), calibrated.stats
+    layers = range(len(stats.layers))
+    for layer in layers:
+        measured.complete(layer)
+    products = np.stack([(own.channel_products / stats.tokens).cpu().numpy() for own in stats.layers])
+    pairs = products.reshape(*products.shape[:2], 2, -1).sum(2)
+    angles = calibrated.loaded.model.model.rotary_emb.inv_freq.tolist()
+    widths = [measured.width(percent / 100) or 0 for percent in range(61)]
+    found, about = gather([measured.curves(layer) for layer in layers], pairs, angles, widths, stats.kv_heads[0])
+    label = f"{session.ready(settings).text} {datetime.date.today():%d %B %Y}."
+    save(label, found, about, shifts.view(settings, "snapshot"))
+
+
+if __name__ == "__main__":
+    main()

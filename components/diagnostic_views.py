@@ -1,0 +1,122 @@
+"""What the Spectra and Activations tabs show, as plain numbers: no tensors, no gradio."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Explained variance of one place: `shares[i]` of it lies on the first `ranks[i]` of its `size` principal axes.
+
+    `enough` is how many axes hold 95 %. Ranks ascend and end at `size`; between them the curve is read off a line.
+    """
+
+    size: int
+    ranks: Sequence[int]
+    shares: Sequence[float]
+    enough: int
+
+    def at(self, rank: int) -> float:
+        """The share that the first `rank` axes hold, for a rank from 0 to `size`."""
+        after = bisect_left(self.ranks, rank)
+        before_rank, before = (self.ranks[after - 1], self.shares[after - 1]) if after else (0, 0.0)
+        step = (rank - before_rank) / (self.ranks[after] - before_rank)
+        return before + step * (self.shares[after] - before)
+
+
+@dataclass(frozen=True)
+class LayerCurves:
+    """One layer's curves. The wide ones are None until they are found, which can take seconds."""
+
+    heads: tuple[Curve, ...]  # what enters o_proj, a query head each
+    groups: tuple[Curve, ...]  # the same, all heads of a value head together: the basis that slicing keeps
+    mlp: Curve | None = None  # what enters down_proj
+    residual: Curve | None = None  # the layer's input
+    directions: Curve | None = None  # the same, every token scaled to length 1
+
+
+@dataclass(frozen=True)
+class PairsView:
+    """Rotary pairs of one layer, fastest first: energy and survival, a row each key head.
+
+    `angles` is what a pair turns by a token, in radians. Channels that do not rotate are counted as (kept, all).
+    """
+
+    energy: Sequence[Sequence[float]]
+    kept: Sequence[Sequence[bool]]
+    angles: Sequence[float]
+    unrotated: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class SpectraView:
+    """One layer's spectra with what the current setting keeps of them, and all layers' ranks.
+
+    `ranks[layer][head]` is how many of the `dim` axes hold 95 % of the head's output; `heads[layer]` are the heads that
+    stay, each with `dims[layer]` channels. `width` is how many residual axes the cross-module method would keep for the
+    same parameters, None where it cannot remove as many.
+    """
+
+    layer: int
+    curves: LayerCurves
+    pairs: PairsView
+    dim: int
+    ranks: Sequence[Sequence[int]]
+    heads: Sequence[Sequence[int]]
+    dims: Sequence[int]
+    neurons: int  # kept in this layer
+    width: int | None
+    snapshot: str = ""  # what the numbers were measured on, when not now and here
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How values are spread: densities of equal bins between `low` and `high`, and moments of all values."""
+
+    low: float
+    high: float
+    density: Sequence[float]
+    mean: float
+    spread: float  # standard deviation
+    kurtosis: float  # excess: 0 for a Gaussian
+
+
+@dataclass(frozen=True)
+class PlaceShift:
+    """How far one method is from the dense model at one layer and place; medians over tokens.
+
+    The massive ones are nan where no token is massive. `distance` is 1-Wasserstein, in dense spreads.
+    """
+
+    error: float
+    massive_error: float
+    cosine: float
+    massive_cosine: float
+    distance: float
+    histogram: Histogram
+
+
+@dataclass(frozen=True)
+class MethodShift:
+    """One method beside the dense model: by place ("residual", "attention", "mlp"), then by layer."""
+
+    removed: float  # fraction of the layers' weights
+    places: Mapping[str, Sequence[PlaceShift]]
+    dense: Mapping[str, Sequence[Histogram]]
+
+
+@dataclass(frozen=True)
+class ShiftView:
+    """Methods at equal removed parameters. `missing` says in words why one is not there, or not yet."""
+
+    asked: float
+    methods: Mapping[str, MethodShift]
+    tokens: int
+    window: int
+    massive: int
+    text: str  # what was measured on
+    missing: str = ""
+    snapshot: str = ""
