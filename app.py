@@ -9,7 +9,17 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 
-from components import compare_panel, controls_panel, look, overrides_panel, ratios_panel, verdict_panel, wording
+from components import (
+    activations_panel,
+    compare_panel,
+    controls_panel,
+    look,
+    overrides_panel,
+    ratios_panel,
+    spectra_panel,
+    verdict_panel,
+    wording,
+)
 from components.handlers import Handlers
 from components.session import Session
 from components.views import Settings, Status
@@ -37,12 +47,18 @@ def build_app(session: Session) -> gr.Blocks:
                 with ratios.by_hand:
                     overrides = overrides_panel.build()
                 verdict = verdict_panel.build(session, first)
+            with gr.Tab("Spectra", id="spectra"):
+                spectra = spectra_panel.build(session, first)
+            with gr.Tab("Activations", id="activations"):
+                activations = activations_panel.build(session, first)
             with gr.Tab("Compare", id="compare"):
                 compare = compare_panel.build()
         in_sight = gr.State("ratios")
         shared = connect(handlers, controls, ratios, compare, tabs, in_sight, status, headline, removed)
         overrides_panel.connect(overrides, shared)
         verdict_panel.connect(verdict, shared)
+        spectra_panel.connect(spectra, shared)
+        activations_panel.connect(activations, shared)
     return page
 
 
