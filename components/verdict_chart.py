@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from components import figure
@@ -39,13 +40,13 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
             for axis in "xy":
                 layout[f"{axis}axis{figure.suffix(column)}"].update(showticklabels=False, range=[0, 1])
         if any(module.foretold[estimator] > 0 for module in own):
-            layout[f"xaxis{figure.suffix(column)}"].update(type="log", dtick="D2")
+            layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks([m.foretold[estimator] for m in own]))
         layout["annotations"].append(_heading(f"<b>{words}</b>: {_rhos(view, kind)}", axes))
     note = "Slice each module alone, take the loss, and see whether the importances foretold it."
     if view:
         note = (
-            f"One module sliced alone a point, {view.ratio:.0%} of it, on {view.measured_on}; ± one standard error. "
-            f"Further right: {ESTIMATORS[estimator]} foretold more. Click a point."
+            f"A point: {view.ratio:.0%} of one module sliced, nothing else; the loss on {view.measured_on}, ± one "
+            "standard error. Click one."
         )
     layers = 1 + max((module.layer for module in view.modules), default=-1) if view else 0
     return Chart(
@@ -102,6 +103,14 @@ def _points(modules: Sequence[ModuleVerdict], kind: str, estimator: str, axes: J
         "unselected": {"marker": {"opacity": 0.6}},
         **axes,
     }
+
+
+def _ticks(values: Sequence[float]) -> Json:
+    # plotly writes 2 and 5 between powers of ten as lone digits, which nobody reads as 0.0002
+    top = max(values)
+    exponents = range(math.floor(math.log10(max(min(values), 1e-6 * top))), math.ceil(math.log10(top)) + 1)
+    marks = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
+    return {"tickvals": marks, "ticktext": [f"{mark:.10f}".rstrip("0").rstrip(".") for mark in marks]}
 
 
 def _heading(text: str, axes: Json) -> Json:

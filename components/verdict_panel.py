@@ -74,6 +74,7 @@ def connect(panel: VerdictPanel, page: Page) -> None:
     def halt(request: gr.Request) -> None:
         page.session.halt(visitor_of(request))
 
+    page.choosing(panel.chart)
     page.follow("ratios", show, shown, [controls.layer.change, controls.estimator.input])
     inputs = [*controls.settings, controls.layer]
     panel.measure.click(flat(measure), inputs, [*shown, panel.progress], api_name="sensitivity", **HEAVY)

@@ -48,7 +48,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(visit, snapsh
     wait_for_note(page, "By hand")
     assert close(opened.bars(), ratios(snapshot_session, locked="7 attention 40"))
     assert cell(page, 7, "attention", "locked").is_checked()
-    assert "locked=7+attention+40" in page.url
+    page.wait_for_function("location.search.includes('locked=7+attention+40')", timeout=PATIENCE)
     assert "30.0%" in page.inner_text("#removed")
     opened.drag(40)
     assert opened.bars()[0][7] == pytest.approx(0.4)
@@ -57,7 +57,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(visit, snapsh
     page.click("#overrides .isx-unlock")
     wait_for_note(page, "PCA-aware")
     assert close(opened.bars(), before)
-    assert "locked" not in page.url
+    page.wait_for_function("!location.search.includes('locked')", timeout=PATIENCE)
 
 
 def test_a_lock_that_cannot_be_met_is_explained_and_the_view_stays(visit) -> None:
@@ -98,6 +98,7 @@ def test_a_click_on_a_measured_module_chooses_its_layer(visit) -> None:
         }"""
     )
     page.mouse.move(*spot, steps=4)
+    page.wait_for_selector("#verdict-chart .hovertext", timeout=PATIENCE)
     page.mouse.click(*spot)
     page.wait_for_function(
         "document.querySelector('#importance-chart .isx-title').textContent.includes('layer 27')", timeout=PATIENCE
