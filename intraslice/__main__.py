@@ -17,6 +17,7 @@ from intraslice.config import CalibrationConfig, Estimator, EvaluationConfig, Or
 from intraslice.linalg import NumericalError
 from intraslice.methods import METHODS
 from intraslice.models import DEFAULT
+from intraslice.offload import PLACEMENTS
 from intraslice.run import Run
 
 FEW_TOKENS = 2048  # enough for activations, and for paired differences of losses
@@ -34,6 +35,11 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     add("--model", default=DEFAULT, metavar="ID|FOLDER|default", help="weights to load")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add(
+        "--device-map",
+        choices=PLACEMENTS,
+        help="for models larger than memory: layers that do not fit, or all, on disk",
+    )
     add("--threads", type=int, metavar="N", help="CPU threads")
     add("--json", action="store_true", help="one JSON object on stdout and nothing else")
     add("--sparsity", type=float, default=slicing.sparsity, help="fraction of decoder-layer parameters to remove")

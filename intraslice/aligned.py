@@ -20,8 +20,9 @@ from intraslice.config import Progress
 from intraslice.families import Block, blocks
 from intraslice.linalg import add_moment_, damp, solve
 from intraslice.ratios import SlicePlan
-from intraslice.slicing import Stream, assemble, attention_from_moments, embed, mlp_from_moments
+from intraslice.slicing import assemble, attention_from_moments, mlp_from_moments
 from intraslice.stats import CalibrationStats
+from intraslice.stream import Stream, embed
 
 DAMPING = 0.5  # of the change to an output map; 0.1 and 0.01 fit the calibration better and other text worse
 

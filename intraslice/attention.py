@@ -20,10 +20,10 @@ NARROWEST = 0.75  # a kept head is at least this share of the dense head: narrow
 
 
 def channel_scores(
-    moment: Float[Tensor, "channels channels"], output: Float[Tensor, "hidden heads d"]
+    moment: Float[Tensor, "channels channels"], output_energies: Float[Tensor, "heads d"]
 ) -> Float[Tensor, "heads d"]:
-    """`S_jj ||W_o[:, j]||^2`: how much of the layer's output each channel carries."""
-    return moment.diagonal().view(output.shape[1:]) * output.square().sum(0)
+    """`S_jj ||W_o[:, j]||^2`, given the squared norms: how much of the layer's output each channel carries."""
+    return moment.diagonal().view(output_energies.shape) * output_energies
 
 
 def head_energies(

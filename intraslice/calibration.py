@@ -7,7 +7,7 @@ model's fingerprint, the tokens and this file's version, so other weights or oth
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -20,8 +20,10 @@ from transformers import PreTrainedModel
 from intraslice.cache import cache_path, keep
 from intraslice.config import Progress
 from intraslice.families import Block, blocks
+from intraslice.layerwise import calibrate_layerwise
 from intraslice.linalg import NumericalError, add_moment_
 from intraslice.models import LoadedModel
+from intraslice.offload import is_offloaded, resident
 from intraslice.stats import CalibrationStats, LayerStats, layer_sizes
 
 FORMAT = "2"
@@ -30,23 +32,14 @@ LOGIT_TOKENS = 512
 
 
 @contextmanager
-def _hooks(handles: list) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _watched(block: Block, stats: LayerStats) -> Iterator[None]:
+    """While open, the layer's moments add up as tokens pass."""
 
-
-def _watch(block: Block, stats: LayerStats, masks: tuple[Tensor, Tensor]) -> list:
-    """Hooks that add one layer's moments as tokens pass, and multiply the masks in, so that they get gradients."""
-
-    def at_output_map(mask: Tensor, moment: Tensor, total: Tensor):
-        def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    def at_output_map(moment: Tensor, total: Tensor):
+        def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
             rows = inputs[0].detach()
             add_moment_(moment, rows)
             total.add_(rows.flatten(0, 1).float().sum(0))
-            return (inputs[0] * mask[:, None],)
 
         return hook
 
@@ -60,14 +53,36 @@ def _watch(block: Block, stats: LayerStats, masks: tuple[Tensor, Tensor]) -> lis
             query, key, _ = attention.project(named["hidden_states"].detach(), named["position_embeddings"])
             stats.channel_products.add_(channel_products(query, key, attention.kv_head))
 
-    return [
+    handles = [
         block.attention_norm.register_forward_pre_hook(at_stream),
         block.attention.register_forward_pre_hook(at_queries, with_kwargs=True),
-        block.attention.o_proj.register_forward_pre_hook(
-            at_output_map(masks[0], stats.attention_moment, stats.attention_sum)
-        ),
-        block.mlp.down_proj.register_forward_pre_hook(at_output_map(masks[1], stats.mlp_moment, stats.mlp_sum)),
+        block.attention.o_proj.register_forward_pre_hook(at_output_map(stats.attention_moment, stats.attention_sum)),
+        block.mlp.down_proj.register_forward_pre_hook(at_output_map(stats.mlp_moment, stats.mlp_sum)),
     ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _masked(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """While open, what enters both output maps is multiplied with masks of ones, which get gradients."""
+    handles, masks = [], []
+    kind = block.attention.o_proj.weight.dtype
+    for linear, gradients in (
+        (block.attention.o_proj, stats.attention_gradients),
+        (block.mlp.down_proj, stats.mlp_gradients),
+    ):
+        mask = torch.ones(sequences, gradients.shape[1], dtype=kind, device=gradients.device, requires_grad=True)
+        masks.append(mask)
+        handles.append(linear.register_forward_pre_hook(lambda _, inputs, mask=mask: (inputs[0] * mask[:, None],)))
+    try:
+        yield tuple(masks)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def channel_products(
@@ -80,9 +95,8 @@ def channel_products(
     return products
 
 
-def _empty_stats(block: Block, sequences: int) -> LayerStats:
+def _empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStats:
     attention, mlp = block.attention, block.mlp
-    device = attention.o_proj.weight.device
     channels, hidden = attention.heads * attention.value_dim, attention.o_proj.out_features
 
     def zeros(*shape: int) -> Tensor:
@@ -101,10 +115,11 @@ def _empty_stats(block: Block, sequences: int) -> LayerStats:
     )
 
 
-def _backward(model: PreTrainedModel, batch: Int[Tensor, "sequences length"]) -> None:
-    """Gradients of the sum over sequences of the mean next-token loss; logits exist for a few tokens at a time."""
+def _loss_gradient(
+    model: PreTrainedModel, hidden: Float[Tensor, "sequences length hidden"], batch: Int[Tensor, "sequences length"]
+) -> Float[Tensor, "sequences length hidden"]:
+    """Gradient of the sum over sequences of the mean next-token loss; logits exist for a few tokens at a time."""
     with torch.enable_grad():
-        hidden = model.model(input_ids=batch, use_cache=False).last_hidden_state
         leaf = hidden.detach().requires_grad_()
         targets = batch[:, 1:].reshape(-1)
         rows = leaf[:, :-1].flatten(0, 1)
@@ -112,7 +127,7 @@ def _backward(model: PreTrainedModel, batch: Int[Tensor, "sequences length"]) ->
         for part, wanted in zip(rows.split(LOGIT_TOKENS), targets.split(LOGIT_TOKENS), strict=True):
             loss = nn.functional.cross_entropy(model.lm_head(part).float(), wanted, reduction="sum") / length
             loss.backward(retain_graph=True)
-        hidden.backward(leaf.grad)
+    return leaf.grad
 
 
 def calibrate(
@@ -126,16 +141,19 @@ def calibrate(
     model, sequences = loaded.model, len(tokens)
     layers = blocks(model)
     path = _cache_path(loaded, tokens)
-    stats = _load(path, layers)
+    stats = _load(path, len(layers), model.device)
     if stats is None:
-        stats = [_empty_stats(block, sequences) for block in layers]
-        batch_size = max(1, TOKENS_A_BATCH // tokens.shape[1])
-        done = 0
-        yield Progress("calibrate", 0, sequences)
-        for batch in tokens.split(batch_size):
-            _calibrate_batch(model, layers, stats, batch, done)
-            done += len(batch)
-            yield Progress("calibrate", done, sequences)
+        stats = [_empty_stats(block, sequences, model.device) for block in layers]
+        if is_offloaded(model):
+            yield from calibrate_layerwise(model, stats, tokens, _loss_gradient, _watched, _masked)
+        else:
+            batch_size = max(1, TOKENS_A_BATCH // tokens.shape[1])
+            done = 0
+            yield Progress("calibrate", 0, sequences)
+            for batch in tokens.split(batch_size):
+                _calibrate_batch(model, layers, stats, batch, done)
+                done += len(batch)
+                yield Progress("calibrate", done, sequences)
         if not all(
             torch.isfinite(s.attention_gradients).all() and torch.isfinite(s.mlp_gradients).all() for s in stats
         ):
@@ -146,7 +164,7 @@ def calibrate(
         layers=stats,
         tokens=tokens.numel(),
         sizes=tuple(layer_sizes(block) for block in layers),
-        outputs=[block.attention.weights().output for block in layers],
+        output_energies=[_output_energies(block) for block in layers],
         kv_heads=[tuple(block.attention.kv_head.tolist()) for block in layers],
         other_parameters=sum(p.numel() for p in model.parameters()) - decoder,
         bytes_per_value=model.dtype.itemsize,
@@ -156,26 +174,29 @@ def calibrate(
 def _calibrate_batch(
     model: PreTrainedModel, layers: list[Block], stats: list[LayerStats], batch: Tensor, done: int
 ) -> None:
-    masks, handles = [], []
-    for block, layer in zip(layers, stats, strict=True):
-        pair = tuple(
-            torch.ones(len(batch), gradients.shape[1], dtype=model.dtype, device=gradients.device, requires_grad=True)
-            for gradients in (layer.attention_gradients, layer.mlp_gradients)
-        )
-        masks.append(pair)
-        handles += _watch(block, layer, pair)
-    with _hooks(handles):
-        _backward(model, batch.to(model.device))
+    batch = batch.to(model.device)
+    with ExitStack() as open_layers, torch.enable_grad():
+        masks = []
+        for block, layer in zip(layers, stats, strict=True):
+            open_layers.enter_context(_watched(block, layer))
+            masks.append(open_layers.enter_context(_masked(block, layer, len(batch))))
+        hidden = model.model(input_ids=batch, use_cache=False).last_hidden_state
+        hidden.backward(_loss_gradient(model, hidden, batch))
     for layer, (attention, mlp) in zip(stats, masks, strict=True):
         layer.attention_gradients[done : done + len(batch)] = attention.grad
         layer.mlp_gradients[done : done + len(batch)] = mlp.grad
+
+
+def _output_energies(block: Block) -> Float[Tensor, "heads dim"]:
+    with resident(block.attention):
+        return block.attention.weights().output.float().square().sum(0)
 
 
 def _cache_path(loaded: LoadedModel, tokens: Tensor) -> Path:
     return cache_path("calibration", ".safetensors", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens)
 
 
-def _load(path: Path, layers: list[Block]) -> list[LayerStats] | None:
+def _load(path: Path, layers: int, device: torch.device) -> list[LayerStats] | None:
     """Kept stats, or None when there are none or the file is damaged (it is then made anew)."""
     if not path.is_file():
         return None
@@ -183,12 +204,9 @@ def _load(path: Path, layers: list[Block]) -> list[LayerStats] | None:
         with safe_open(path, framework="pt") as file:
             return [
                 LayerStats(
-                    **{
-                        name: file.get_tensor(f"{index}.{name}").to(block.attention.o_proj.weight.device)
-                        for name in LayerStats.__dataclass_fields__
-                    }
+                    **{name: file.get_tensor(f"{index}.{name}").to(device) for name in LayerStats.__dataclass_fields__}
                 )
-                for index, block in enumerate(layers)
+                for index in range(layers)
             ]
     except SafetensorError:
         path.unlink(missing_ok=True)

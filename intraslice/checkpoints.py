@@ -30,6 +30,7 @@ from intraslice import auto_class
 from intraslice.blocks import AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP
 from intraslice.config import UserError
 from intraslice.families import Family, family_of
+from intraslice.offload import fetched
 from intraslice.reading import quiet_transformers
 from intraslice.shortcuts import BasisEmbedding, BasisNorm, CrossModuleLayer
 
@@ -57,7 +58,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     """
     folder = Path(folder).expanduser()
     require_free(folder)
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    tensors = {name: fetched(model, name, tensor).contiguous().cpu() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     layers = [_layer_record(layer) for layer in model.model.layers]

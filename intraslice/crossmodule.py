@@ -34,7 +34,7 @@ from intraslice.rotation import (
     written,
 )
 from intraslice.shortcuts import BasisEmbedding, BasisNorm, CrossModuleLayer
-from intraslice.slicing import Stream, embed
+from intraslice.stream import Stream, embed
 
 MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
 

@@ -178,11 +178,16 @@ def canonicalise(model: PreTrainedModel) -> None:
 
     Logits stay the same to rounding. Raises UserError for a family that is not in `FAMILIES`.
     """
-    family = family_of(model.config)
-    for index, layer in enumerate(model.model.layers):
-        if not isinstance(layer.self_attn, SlicedAttention):
-            layer.self_attn = SlicedAttention(_read_attention(family, layer.self_attn, model.config), index)
-            layer.mlp = SlicedMLP(_read_mlp(family, layer.mlp, model.config))
+    for index in range(len(model.model.layers)):
+        canonicalise_layer_(model, index)
+
+
+def canonicalise_layer_(model: PreTrainedModel, index: int) -> None:
+    """`canonicalise` for one layer."""
+    family, layer = family_of(model.config), model.model.layers[index]
+    if not isinstance(layer.self_attn, SlicedAttention):
+        layer.self_attn = SlicedAttention(_read_attention(family, layer.self_attn, model.config), index)
+        layer.mlp = SlicedMLP(_read_mlp(family, layer.mlp, model.config))
 
 
 def blocks(model: PreTrainedModel) -> list[Block]:

@@ -20,7 +20,7 @@ from intraslice.evaluation import perplexity
 from intraslice.families import blocks
 from intraslice.linalg import add_moment_, principal_axes
 from intraslice.rotation import Module, centre, groups, norm_of, output_of, principal_axes_of, with_parts, writer_name
-from intraslice.slicing import Stream, embed
+from intraslice.stream import Stream, embed
 
 Fault = Literal["outputs", "reads", "reads and writes", "writes"]
 FAULTS: dict[Fault, str] = {

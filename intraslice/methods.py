@@ -13,6 +13,7 @@ from intraslice.aligned import slice_aligned
 from intraslice.baselines import Baseline, plan_baseline, slice_baseline
 from intraslice.config import Progress, SliceConfig, UserError
 from intraslice.crossmodule import CrossModulePlan, plan_crossmodule, slice_crossmodule
+from intraslice.offload import is_offloaded
 from intraslice.ratios import SlicePlan, make_plan
 from intraslice.slicing import slice_model
 from intraslice.stats import CalibrationStats
@@ -50,6 +51,8 @@ def plan_by(
         raise UserError(
             f"slicing {slicing:g} is a share of the residual stream, which {method} leaves alone; use sparsity"
         )
+    if method != "intraslice" and is_offloaded(model):
+        raise UserError(f"{method} reads all layers at once; load the model without a device map, or take intraslice")
     if method == "crossmodule":
         return (
             plan_crossmodule(model, slicing=slicing)

@@ -15,8 +15,9 @@ from intraslice.checkpoints import is_checkpoint
 from intraslice.checkpoints import load as load_checkpoint
 from intraslice.config import Progress, UserError
 from intraslice.families import canonicalise
-from intraslice.memory import MemoryEstimate, estimate_memory, require_memory
-from intraslice.reading import read_weights
+from intraslice.memory import MemoryEstimate, available_bytes, estimate_memory, require_memory
+from intraslice.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetched, place_layers
+from intraslice.reading import read_config, read_weights
 from intraslice.weights import DEFAULT, SUGGESTED_MODELS, obtain_weights
 
 __all__ = [
@@ -53,10 +54,12 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
+    device_map: Placement | None = None,
 ) -> LoadedModel:
     """Load a Hub id, a folder in transformers format, a .gguf file, or the offline default, ready for slicing.
 
-    The model is in eval mode, its parameters take no gradients, and its layers are canonical (see families.py).
+    The model is in eval mode, its parameters take no gradients, and its layers are canonical (see families.py). With a
+    `device_map` it may be larger than memory: "auto" keeps on disk what does not fit, "disk" every layer.
 
     Raises:
         UserError: no such model, one that cannot be sliced, one that does not fit, or a device that is not there.
@@ -65,6 +68,8 @@ def load_model(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
+    if device_map is not None:
+        return _load_offloaded(name, dtype, device, on_progress, device_map)
     if is_checkpoint(name):
         model, tokenizer, made = load_checkpoint(name, device, dtype)
         return LoadedModel(model, tokenizer, name, f"{made['source']}, sliced", fingerprint(model), made)
@@ -78,6 +83,30 @@ def load_model(
     return LoadedModel(model.to(device), tokenizer, name, weights.source, digest)
 
 
+def _load_offloaded(
+    name: str,
+    dtype: torch.dtype,
+    device: str,
+    on_progress: Callable[[Progress], None] | None,
+    device_map: Placement,
+) -> LoadedModel:
+    if device_map not in PLACEMENTS:
+        raise UserError(f"device map is {device_map!r}; wanted one of {', '.join(PLACEMENTS)}")
+    if is_checkpoint(name):
+        raise UserError(f"{name} is sliced already and is loaded whole; leave the device map out")
+    weights = obtain_weights(name, on_progress)
+    if weights.gguf:
+        raise UserError(f"{name} is a GGUF file, which is read whole; for a device map take safetensors")
+    free, beside = available_bytes(device), available_bytes()
+    places = place_layers(read_config(weights), dtype, device, device_map, free, beside)
+    model, tokenizer = read_weights(weights, dtype, places)
+    _settle_tokenizer(tokenizer, model, name)
+    model = model.eval().requires_grad_(False)
+    digest = fingerprint(model)
+    canonicalise_offloaded_(model, places, device)
+    return LoadedModel(model, tokenizer, name, weights.source, digest)
+
+
 def fingerprint(model: PreTrainedModel) -> str:
     """Hex digest of the configuration and of a sample of every parameter: the same weights in another folder agree.
 
@@ -88,7 +117,7 @@ def fingerprint(model: PreTrainedModel) -> str:
         config.pop(passing, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
+        values = fetched(model, name, parameter).detach().flatten()
         # An odd stride does not walk down one column of a matrix.
         sample = values[:: max(1, len(values) // SAMPLES) | 1].float().cpu()
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,8 +58,10 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     return config
 
 
-def read_weights(weights: Weights, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer as transformers gives them, on the CPU.
+def read_weights(
+    weights: Weights, dtype: torch.dtype, device_map: dict[str, str] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer as transformers gives them, on the CPU or where `device_map` puts each part.
 
     Raises:
         UserError: weights or tokenizer are missing, broken, incomplete, or of a model that cannot be sliced.
@@ -82,6 +85,7 @@ def read_weights(weights: Weights, dtype: torch.dtype) -> tuple[PreTrainedModel,
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 output_loading_info=True,
+                device_map=device_map,
                 **options,
             )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
@@ -121,13 +125,15 @@ def first_line(error: BaseException) -> str:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and no advice from transformers on stderr; our own errors say what matters."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    theirs, accelerate = transformers.utils.logging, logging.getLogger("accelerate.big_modeling")
+    verbosity, bars, level = theirs.get_verbosity(), theirs.is_progress_bar_enabled(), accelerate.level
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    accelerate.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        theirs.set_verbosity(verbosity)
+        accelerate.setLevel(level)
         if bars:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from intraslice.blocks import SlicedAttention, SlicedMLP
 from intraslice.families import Block
 from intraslice.linalg import add_moment_, principal_axes
-from intraslice.slicing import Stream
+from intraslice.stream import Stream
 
 Module = SlicedAttention | SlicedMLP
 Folded = tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]  # a weight and its bias, float64

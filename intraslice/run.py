@@ -55,7 +55,12 @@ class Run:
 
     def load(self) -> LoadedModel:
         with self.timed("load"):
-            loaded = load_model(self.arguments.model, getattr(torch, self.arguments.dtype), self.arguments.device)
+            loaded = load_model(
+                self.arguments.model,
+                getattr(torch, self.arguments.dtype),
+                self.arguments.device,
+                device_map=self.arguments.device_map,
+            )
         print(f"model: {loaded.source}", file=sys.stderr)
         return loaded
 

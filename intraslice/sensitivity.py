@@ -22,8 +22,9 @@ from intraslice.importance import LayerProfile
 from intraslice.mlp import neurons_kept
 from intraslice.models import LoadedModel
 from intraslice.ratios import LayerPlan, make_plan
-from intraslice.slicing import Stream, embed, slice_model
+from intraslice.slicing import slice_model
 from intraslice.stats import CalibrationStats
+from intraslice.stream import Stream, embed
 
 FORMAT = "1"
 LOGIT_TOKENS = 512

@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -30,9 +29,9 @@ from intraslice.families import Block, blocks
 from intraslice.iterative import refine_mlp
 from intraslice.linalg import add_moment_, typical_damping
 from intraslice.mlp import slice_mlp
+from intraslice.offload import offload_like_, resident
 from intraslice.ratios import LayerPlan, SlicePlan
-
-TOKENS_A_BATCH = 2048
+from intraslice.stream import Stream, embed
 
 
 def slice_model(
@@ -52,12 +51,14 @@ def slice_model(
         raise ValueError("the sequential order slices on tokens and got none; pass the calibration's")
     else:
         modules = _sequential(model, plan, tokens)
-    made = []
+    made, dense = [], blocks(model)
     yield Progress("slice", 0, len(plan.layers))
     for event in modules:
         if isinstance(event, Progress):  # from inside a layer
             yield event
             continue
+        offload_like_(event[0], dense[len(made)].attention)
+        offload_like_(event[1], dense[len(made)].mlp)
         made.append(event)
         yield Progress("slice", len(made), len(plan.layers))
     return assemble(model, made)
@@ -83,10 +84,12 @@ def _one_shot(
     model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats
 ) -> Iterator[tuple[SlicedAttention, SlicedMLP]]:
     for block, layer, moments in zip(blocks(model), plan.layers, stats.layers, strict=True):
-        yield (
-            attention_from_moments(block.attention, layer, moments, stats.tokens),
-            mlp_from_moments(block.mlp, layer.neurons, moments.mlp_moment, moments.mlp_sum, stats.tokens),
-        )
+        with resident(block.attention), resident(block.mlp):
+            made = (
+                attention_from_moments(block.attention, layer, moments, stats.tokens),
+                mlp_from_moments(block.mlp, layer.neurons, moments.mlp_moment, moments.mlp_sum, stats.tokens),
+            )
+        yield made
 
 
 def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:
@@ -127,54 +130,15 @@ def mlp_from_moments(dense: SlicedMLP, width: int, moment: Tensor, total: Tensor
 # Sequential
 
 
-class _Reached(Exception):
-    """Thrown by the first layer once its inputs are known."""
-
-
-@dataclass
-class Stream:
-    """The calibration tokens on their way through the model: one hidden state a token, and how layers are called."""
-
-    hidden: list[Float[Tensor, "batch tokens hidden"]]
-    arguments: list[dict]  # attention mask and position embeddings of each batch
-
-    def normed(self, norm: torch.nn.Module) -> Iterator[tuple[Tensor, dict]]:
-        for hidden, arguments in zip(self.hidden, self.arguments, strict=True):
-            yield norm(hidden), arguments
-
-    def map_(self, change: Callable[[Tensor, dict], Tensor]) -> None:
-        for index, (hidden, arguments) in enumerate(zip(self.hidden, self.arguments, strict=True)):
-            self.hidden[index] = change(hidden, arguments)
-
-
-def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Stream:
-    """What enters the first layer, and the mask and position embeddings that transformers itself makes for it."""
-    stream = Stream([], [])
-
-    def catch(_: torch.nn.Module, inputs: tuple, named: dict) -> None:
-        stream.hidden.append(inputs[0])
-        stream.arguments.append({key: named[key] for key in ("attention_mask", "position_embeddings")})
-        raise _Reached
-
-    handle = model.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        for batch in tokens.split(max(1, TOKENS_A_BATCH // tokens.shape[1])):
-            try:
-                model.model(input_ids=batch.to(model.device), use_cache=False)
-            except _Reached:
-                continue
-    finally:
-        handle.remove()
-    return stream
-
-
 def _sequential(
     model: PreTrainedModel, plan: SlicePlan, tokens: Int[Tensor, "sequences length"]
 ) -> Iterator[Progress | tuple[SlicedAttention, SlicedMLP]]:
     with torch.no_grad():
         stream = embed(model, tokens)
     for block, layer in zip(blocks(model), plan.layers, strict=True):
-        yield (yield from _slice_block_(block, layer, stream, tokens.numel(), plan.config))
+        with resident(block.attention), resident(block.mlp):
+            made = yield from _slice_block_(block, layer, stream, tokens.numel(), plan.config)
+        yield made
 
 
 @torch.no_grad()  # which torch lifts at every yield: the caller's own gradient mode is none of ours
@@ -243,7 +207,7 @@ def _mlp_from_stream(
     dense = block.mlp
     if plan.neurons == dense.neurons:
         return dense
-    device = dense.down_proj.weight.device
+    device = stream.hidden[0].device
     moment, total = torch.zeros(dense.neurons, dense.neurons, device=device), torch.zeros(dense.neurons, device=device)
     for hidden, _ in stream.normed(block.mlp_norm):
         rows = dense.inner(hidden)

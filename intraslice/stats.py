@@ -49,7 +49,7 @@ class CalibrationStats:
     layers: list[LayerStats]
     tokens: int
     sizes: tuple[LayerSizes, ...]
-    outputs: list[Float[Tensor, "hidden heads dim"]]  # the dense output maps, by reference
+    output_energies: list[Float[Tensor, "heads dim"]]  # squared norms of the columns of the dense output maps
     kv_heads: list[tuple[int, ...]]
     other_parameters: int
     bytes_per_value: int
@@ -66,8 +66,10 @@ class CalibrationStats:
 
     def _profile(self, head_fraction: float | None, gradient_group: int) -> Profile:
         layers = []
-        for stats, sizes, output, kv_head in zip(self.layers, self.sizes, self.outputs, self.kv_heads, strict=True):
-            scores = channel_scores(stats.attention_moment, output.float())
+        for stats, sizes, output, kv_head in zip(
+            self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True
+        ):
+            scores = channel_scores(stats.attention_moment, output)
             attention = group_gradients(stats.attention_gradients, gradient_group)
             unit = None if head_fraction is None else unit_channels(sizes.dim, head_fraction)
             layers.append(
@@ -96,6 +98,6 @@ def layer_sizes(block: Block) -> LayerSizes:
         neurons=mlp.neurons,
         gated=mlp.gated,
         attention_bias=attention.qkv_proj.bias is not None,
-        mlp_bias=mlp.weights().up_bias is not None,
+        mlp_bias=(mlp.gate_up_proj if mlp.gated else mlp.up_proj).bias is not None,
         fixed=sum(p.numel() for norm in norms for p in norm.parameters()) + sum(b.numel() for b in output_biases),
     )

@@ -20,7 +20,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def test_channel_score_is_energy_times_squared_column_norm():
     moment = torch.diag(torch.tensor([2.0, 3.0, 5.0, 7.0]))
     output = torch.tensor([[[1.0, 0.0], [2.0, 1.0]], [[1.0, 4.0], [0.0, 1.0]]])  # columns' norms^2: 2, 16, 4, 2
-    assert_close(channel_scores(moment, output), torch.tensor([[4.0, 48.0], [20.0, 14.0]]))
+    assert_close(channel_scores(moment, output.square().sum(0)), torch.tensor([[4.0, 48.0], [20.0, 14.0]]))
 
 
 def test_head_energy_is_the_normalised_spectrum_times_the_heads_score():

@@ -1,0 +1,54 @@
+"""Calibration tokens on their way through a model, layer by layer, so that a layer can be changed before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+TOKENS_A_BATCH = 2048
+
+
+class _Reached(Exception):
+    """Thrown by the first layer once its inputs are known."""
+
+
+@dataclass
+class Stream:
+    """One hidden state a token, and how layers are called."""
+
+    hidden: list[Float[Tensor, "batch tokens hidden"]]
+    arguments: list[dict]  # attention mask and position embeddings of each batch
+
+    def normed(self, norm: torch.nn.Module) -> Iterator[tuple[Tensor, dict]]:
+        for hidden, arguments in zip(self.hidden, self.arguments, strict=True):
+            yield norm(hidden), arguments
+
+    def map_(self, change: Callable[[Tensor, dict], Tensor]) -> None:
+        for index, (hidden, arguments) in enumerate(zip(self.hidden, self.arguments, strict=True)):
+            self.hidden[index] = change(hidden, arguments)
+
+
+def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Stream:
+    """What enters the first layer, and the mask and position embeddings that transformers itself makes for it."""
+    stream = Stream([], [])
+
+    def catch(_: torch.nn.Module, inputs: tuple, named: dict) -> None:
+        stream.hidden.append(inputs[0])
+        stream.arguments.append({key: named[key] for key in ("attention_mask", "position_embeddings")})
+        raise _Reached
+
+    handle = model.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for batch in tokens.split(max(1, TOKENS_A_BATCH // tokens.shape[1])):
+            try:
+                model.model(input_ids=batch.to(model.device), use_cache=False)
+            except _Reached:
+                continue
+    finally:
+        handle.remove()
+    return stream

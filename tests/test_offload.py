@@ -1,0 +1,154 @@
+"""Layers kept on disk: the same model, calibration and slices as in memory, where one layer's weights are at a time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoConfig
+
+import intraslice
+from intraslice import offload
+from intraslice.__main__ import main
+from intraslice.calibration import calibrate
+from intraslice.config import SliceConfig, UserError, finish
+from intraslice.methods import plan_by
+from intraslice.models import fingerprint, load_model
+from intraslice.offload import is_offloaded, place_layers, resident
+from intraslice.ratios import make_plan
+from intraslice.slicing import slice_model
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def pair(family_case, tmp_path):
+    """One family's model in memory and the same one with every layer on disk, and tokens."""
+    family_case.original.save_pretrained(tmp_path / "model")
+    family_case.loaded.tokenizer.save_pretrained(tmp_path / "model")
+    name = str(tmp_path / "model")
+    return load_model(name), load_model(name, device_map="disk"), family_case.tokens
+
+
+def linears(module):
+    return [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
+
+
+@torch.no_grad()
+def test_a_model_on_disk_is_the_model(pair):
+    whole, away, tokens = pair
+    assert is_offloaded(away.model)
+    assert not is_offloaded(whole.model)
+    assert all(linear.weight.is_meta for layer in away.model.model.layers for linear in linears(layer))
+    assert away.fingerprint == whole.fingerprint
+    assert torch.equal(away.model(tokens).logits, whole.model(tokens).logits)
+    prompt = {"input_ids": tokens[:1, :6], "attention_mask": torch.ones_like(tokens[:1, :6])}
+    answers = [one.model.generate(**prompt, max_new_tokens=5, do_sample=False) for one in (away, whole)]
+    assert torch.equal(*answers)
+
+
+def test_a_calibration_layer_by_layer_is_the_ordinary_one(pair, monkeypatch, tmp_path):
+    whole, away, tokens = pair
+    expected = finish(calibrate(whole, tokens))
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))  # else the first one's result serves both
+    events = []
+    found = finish(calibrate(away, tokens), events.append)
+    assert [event.done for event in events] == list(range(7))
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        for name, value in vars(other).items():
+            assert_close(getattr(one, name), value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
+    assert found.sizes == expected.sizes
+    assert all(linear.weight.is_meta for layer in away.model.model.layers for linear in linears(layer))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ["sequential", "one-shot"])
+def test_slices_are_the_same_and_stay_on_disk(pair, order, monkeypatch):
+    whole, away, tokens = pair
+    stats = finish(calibrate(whole, tokens))
+    plan = make_plan(stats.profile, SliceConfig(0.4, order=order))
+    expected = finish(slice_model(whole.model, plan, stats, tokens))
+    most = watch_memory(monkeypatch, away.model)
+    found = finish(slice_model(away.model, plan, stats, tokens))
+    assert most() == 1
+    assert torch.equal(found(tokens).logits, expected(tokens).logits)
+    assert all(linear.weight.is_meta for layer in found.model.layers for linear in linears(layer))
+    assert torch.equal(away.model(tokens).logits, whole.model(tokens).logits)
+
+
+def watch_memory(monkeypatch, model):
+    """Counts the layers whose weights are in memory each time that a module's are fetched."""
+    seen = []
+    values = offload._values
+
+    def counted(module):
+        seen.append(sum(any(not own.weight.is_meta for own in linears(layer)) for layer in model.model.layers))
+        return values(module)
+
+    monkeypatch.setattr(offload, "_values", counted)
+    return lambda: max(seen)
+
+
+@torch.no_grad()
+def test_a_slice_on_disk_is_saved_like_any_other(pair, tmp_path):
+    _, away, tokens = pair
+    stats = finish(calibrate(away, tokens))
+    model = finish(slice_model(away.model, make_plan(stats.profile, SliceConfig(0.4)), stats, tokens))
+    intraslice.save(model, away.tokenizer, tmp_path / "sliced", {})
+    assert torch.equal(intraslice.load(tmp_path / "sliced")[0](tokens).logits, model(tokens).logits)
+
+
+def test_a_module_is_left_as_it_was_found(pair):
+    _, away, _ = pair
+    layer = away.model.model.layers[1]
+    with resident(layer):
+        assert not any(linear.weight.is_meta for linear in linears(layer))
+    assert all(linear.weight.is_meta for linear in linears(layer))
+
+
+@pytest.mark.parametrize("method", ["intraslice+", "crossmodule", "wanda"])
+def test_a_method_that_reads_all_layers_at_once_says_so(folder, method):
+    away, tokens = load_model(str(folder), device_map="disk"), torch.arange(96).view(4, 24) + 3
+    with pytest.raises(UserError, match="device map"):
+        plan_by(method, away.model, finish(calibrate(away, tokens)), SliceConfig(0.3))
+
+
+def test_layers_are_placed_while_they_fit(tiny_phi3, tmp_path):
+    model = tiny_phi3()
+    model.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    layer = sum(p.nbytes for p in model.model.layers[0].parameters())
+    outside = sum(p.nbytes for p in model.parameters()) - 3 * layer
+
+    def places(placement, free, device="cpu", beside=0):
+        found = place_layers(config, torch.float32, device, placement, free, beside)
+        assert found["lm_head"] == found["model.embed_tokens"] == found["model.norm"] == device
+        return [found[f"model.layers.{index}"] for index in range(3)]
+
+    assert places("auto", 2 * (outside + 3 * layer)) == ["cpu", "cpu", "cpu"]
+    assert places("auto", 2 * (outside + 2 * layer)) == ["cpu", "cpu", "disk"]
+    assert places("auto", 0) == places("disk", 10**12) == ["disk", "disk", "disk"]
+    assert places("auto", 2 * (outside + layer), "cuda", 2 * layer) == ["cuda", "cpu", "disk"]
+
+
+def test_what_cannot_be_placed_is_refused(refusal, folder, tmp_path):
+    loaded = load_model(str(folder))
+    assert fingerprint(loaded.model)
+    intraslice.save(loaded.model, loaded.tokenizer, tmp_path / "sliced", {"source": "x"})
+    assert "leave the device map out" in refusal(tmp_path / "sliced", device_map="auto")
+
+
+def test_the_command_line_slices_from_disk(folder, word_tokenizer, tmp_path, capsys):
+    words = [f"w{index}" for index in range(4, 256)]
+    word_tokenizer(words).save_pretrained(folder)
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(" ".join(words[i : i + 40]) for i in range(0, 200, 5)))
+    options = ["--model", str(folder), "--calibration", str(text), "--eval", str(text), "--sequences", "8"]
+    options += ["--length", "24", "--eval-tokens", "48", "--device", "cpu", "--json"]
+    values = []
+    for more in ([], ["--device-map", "disk"]):
+        assert main(["evaluate", *options, *more]) == 0
+        values.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
