@@ -52,11 +52,12 @@ def build_app(session: Session) -> gr.Blocks:
             with gr.Tab("Activations", id="activations"):
                 activations = activations_panel.build(session, first)
             with gr.Tab("Compare", id="compare"):
-                compare = compare_panel.build()
+                compare = compare_panel.build(session)
         in_sight = gr.State("ratios")
         shared = connect(handlers, controls, ratios, compare, tabs, in_sight, status, headline, removed)
         overrides_panel.connect(overrides, shared)
         verdict_panel.connect(verdict, shared)
+        compare_panel.connect(compare, shared)
         spectra_panel.connect(spectra, shared)
         activations_panel.connect(activations, shared)
     return page

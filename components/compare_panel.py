@@ -1,96 +1,88 @@
-"""The Compare tab: the dense and the sliced model answer one prompt side by side, with perplexity and its protocol."""
+"""The Compare tab: three models answer one prompt side by side, each with what it costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import gradio as gr
 
-from components import wording
-from components.views import Answers, Settings, Status
+from components import compare_words, passage_panel
+from components.columns import Columns
+from components.compare_handlers import CompareHandlers
+from components.compare_views import COLUMNS, PROMPT
+from components.handlers import flat
+from components.passage_panel import PassagePanel
+from components.wiring import CHEAP, HEAVY, PRIVATE, Page
 
-PROMPT = "Why does it rain?"
 EXAMPLES = [
     PROMPT,
     "Write two sentences about the moon.",
     "What is the capital of France, and what is it known for?",
     "Explain to a child what a magnet does.",
 ]
+# Screen readers hear an answer when it is whole, not at every token.
+ALOUD = """element.setAttribute("aria-live", "polite");
+const settle = () => element.setAttribute("aria-busy", String(Boolean(element.querySelector("[aria-busy]"))));
+watch("value", settle);"""
 
 
 class ComparePanel(NamedTuple):
     """The tab's components."""
 
+    columns: Columns
     prompt: gr.Textbox
     generate: gr.Button
     stop: gr.Button
+    raw: gr.Checkbox
     tokens: gr.Slider
     temperature: gr.Slider
     seed: gr.Number
-    dense: gr.Textbox
-    sliced: gr.Textbox
-    dense_note: gr.HTML
-    sliced_note: gr.HTML
+    answers: list[gr.HTML]
+    costs: list[gr.HTML]  # one a column, then how they were measured
     perplexity: gr.HTML
-
-    @property
-    def answers(self) -> list[gr.components.Component]:
-        """Outputs of `answer`."""
-        return [self.dense, self.sliced, self.dense_note, self.sliced_note]
+    below: PassagePanel
 
 
-def build() -> ComparePanel:
-    """Prompt, two answers, perplexity. Called inside a `gr.Tab`."""
+def build(session) -> ComparePanel:
+    """Prompt, three answers and their costs. Called inside a `gr.Tab`."""
     with gr.Row(equal_height=True, elem_id="asking"):
         prompt = gr.Textbox(PROMPT, label="Prompt", lines=2, max_lines=6, scale=6, elem_id="prompt")
         with gr.Column(scale=1, min_width=120):
             generate = gr.Button("Generate", variant="primary", elem_id="generate")
             stop = gr.Button("Stop", elem_id="stop")
     gr.Examples([[example] for example in EXAMPLES], [prompt], label="Try")
-    with gr.Row(elem_id="answers"):
-        with gr.Column(min_width=280):
-            dense = gr.Textbox(
-                label="Dense",
-                placeholder="The dense model's answer; press Generate",
-                lines=8,
-                max_lines=24,
-                interactive=False,
-                elem_id="dense-answer",
-            )
-            dense_note = gr.HTML(apply_default_css=False)
-        with gr.Column(min_width=280):
-            sliced = gr.Textbox(
-                label="IntraSlice",
-                placeholder="The sliced model's answer, at the sparsity above",
-                lines=8,
-                max_lines=24,
-                interactive=False,
-                elem_id="sliced-answer",
-            )
-            sliced_note = gr.HTML(apply_default_css=False)
-    with gr.Accordion("Sampling", open=False), gr.Row():
-        tokens = gr.Slider(8, 256, value=64, step=8, label="New tokens", min_width=160, buttons=[])
+    with gr.Row(elem_id="sampling"):
+        tokens = gr.Slider(8, 256, value=64, step=8, label="New tokens, at most", min_width=160, buttons=[])
         temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature (0: greedy)", min_width=160, buttons=[])
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
-    gr.HTML("<h3>What it costs in perplexity</h3>", apply_default_css=False)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
+        raw = gr.Checkbox(
+            False, label="Raw completion, no chat template", elem_id="raw", container=False, min_width=200
+        )
+    answers, costs = [], []
+    with gr.Row(elem_id="answers"):
+        for name in COLUMNS:
+            first = compare_words.answer(name)
+            answers.append(gr.HTML(first, js_on_load=ALOUD, elem_id=f"{name}-answer", apply_default_css=False))
+            costs.append(gr.HTML(elem_id=f"{name}-cost", apply_default_css=False))
     perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)
-    return ComparePanel(
-        prompt, generate, stop, tokens, temperature, seed, dense, sliced, dense_note, sliced_note, perplexity
-    )
+    costs.append(gr.HTML(elem_id="cost-protocol", apply_default_css=False))
+    sampling = (raw, tokens, temperature, seed)
+    below = passage_panel.build()
+    return ComparePanel(Columns(session), prompt, generate, stop, *sampling, answers, costs, perplexity, below)
 
 
-def answer(
-    session, settings: Settings, prompt: str, tokens: int, temperature: float, seed: int, visitor: str
-) -> Iterator[tuple]:
-    """Stream both answers: (status or None, dense, sliced, dense note, sliced note) as they grow."""
-    for event in session.answer(settings, prompt, int(tokens), float(temperature), int(seed), visitor):
-        if isinstance(event, Status):
-            yield wording.status(event), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        else:
-            yield (gr.skip(), *_shown(event))
+def connect(panel: ComparePanel, page: Page) -> None:
+    """Attach the tab's handlers."""
+    own, settings = CompareHandlers(panel.columns), page.controls.settings
+    asking = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw]
+    asked = gr.on([panel.generate.click, panel.prompt.submit], own.ask, None, None, **PRIVATE, **CHEAP)
+    # A question that is sent while another is answered is served after it.
+    answering = {"fn": flat(own.answer), "inputs": asking, "outputs": [page.status, *panel.answers], **HEAVY}
+    answered = asked.then(**answering, api_name="answer", trigger_mode="always_last")
+    answered.then(flat(own.costs_once), settings, [page.status, *panel.costs], api_name="costs", **HEAVY)
+    panel.stop.click(own.halt, None, page.status, **PRIVATE, **CHEAP)
 
-
-def _shown(event: Answers) -> tuple[str, str, str, str]:
-    notes = wording.speed("dense", event.dense_speed), wording.speed("sliced", event.sliced_speed)
-    return event.dense, event.sliced, *notes
+    page.follow("compare", own.known_costs, panel.costs)
+    for end in page.measured:
+        end.then(flat(own.known_costs), [*settings, page.controls.layer], panel.costs, **PRIVATE, **CHEAP)
+    passage_panel.connect(panel.below, own, panel.raw, answered, page)

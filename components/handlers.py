@@ -13,8 +13,9 @@ from typing import Any
 
 import gradio as gr
 
-from components import compare_panel, wording
+from components import wording
 from components.charts import importance_chart, ratio_chart
+from components.compare_views import PROMPT
 from components.views import Perplexities, PlanView, Settings, Status
 
 
@@ -79,7 +80,7 @@ class Handlers:
         wanted = []
         for name, default in Settings()._asdict().items():
             wanted.append(_typed(query.get(name), default) if name != "upload" else None)
-        prompt, tab = query.get("prompt") or compare_panel.PROMPT, query.get("tab", "ratios")
+        prompt, tab = query.get("prompt") or PROMPT, query.get("tab", "ratios")
         return [*wanted, _typed(query.get("layer"), 0), prompt, gr.Tabs(selected=tab), tab]
 
     def opening(self, settings: Settings) -> tuple:
@@ -170,14 +171,6 @@ class Handlers:
             return f'<p class="isx-quiet">{wording.escape(self.session.memory(model))}</p>'
         except ValueError as problem:
             return wording.problem(problem)
-
-    def answer(
-        self, settings: Settings, prompt: str, tokens: int, temperature: float, sample_seed: int, request: gr.Request
-    ) -> Iterator[tuple]:
-        """Answer a prompt with the dense and the sliced model; yields status, both texts and both speeds."""
-        yield from compare_panel.answer(
-            self.session, settings, prompt, tokens, temperature, sample_seed, visitor_of(request)
-        )
 
 
 def visitor_of(request: gr.Request | None) -> str:

@@ -7,7 +7,7 @@ import json
 import gradio as gr
 
 from components.chart_bridge import ASSETS, plotly_head
-from components.compare_panel import PROMPT
+from components.compare_views import PROMPT
 from components.palette import COLOURS, FAINT, css_variables
 from components.views import Settings
 

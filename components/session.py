@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from components import snapshot, streaming
+from components import snapshot
 from components.cache import BoundedCache
 from components.curves import Source, importance_curves, plan_view
 from components.jobs import Jobs, told
-from components.views import Answers, ImportanceCurve, Perplexities, PlanView, Settings, Status
+from components.views import ImportanceCurve, Perplexities, PlanView, Settings, Status
 from intraslice import corpora
 from intraslice.calibration import calibrate
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, parse_lock
@@ -126,9 +126,9 @@ class Session:
             raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
         return self._plan(settings, slice_config(settings))
 
-    def is_sliced(self, settings: Settings) -> bool:
-        """Whether the sliced model of these settings is in memory."""
-        return self._slices.get((calibration_key(settings), slice_config(settings), "intraslice")) is not None
+    def is_sliced(self, settings: Settings, method: Method = "intraslice") -> bool:
+        """Whether the sliced model of these settings is in memory, or no other than the dense one."""
+        return settings.sparsity == 0 or self._slices.get(_slice_key(settings, method)) is not None
 
     def profile(self, settings: Settings) -> tuple[Profile, str]:
         """What the estimator read of a calibration that is there, and what it was measured on."""
@@ -178,25 +178,7 @@ class Session:
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
         """Slice, then take dense and sliced perplexity; ends with a ready or an error status, or nothing if stopped."""
         job = self.jobs.start(visitor, live=settings.order == "one-shot", about=settings)
-        yield from self.jobs.run(visitor, job, self._measure(settings))
-
-    def answer(
-        self, settings: Settings, prompt: str, tokens: int, temperature: float, seed: int, visitor: str
-    ) -> Iterator[Status | Answers]:
-        """Answer a prompt with the dense and the sliced model, side by side."""
-        job = self.jobs.start(visitor, live=False)
-
-        def work() -> Iterator[Status | Answers]:
-            if not prompt.strip():
-                raise UserError("the prompt is empty; wanted some text to answer")
-            sliced = yield from self.slice(settings)
-            loaded = self.calibrated(settings).loaded
-            yield Status("Answering")
-            pair = (loaded.model, sliced)
-            yield from streaming.side_by_side(pair, loaded.tokenizer, prompt, tokens, temperature, seed, job.stop)
-            yield self.ready(settings)
-
-        yield from self.jobs.run(visitor, job, work())
+        yield from self.jobs.run(visitor, job, self.measuring(settings))
 
     def ready(self, settings: Settings) -> Status:
         """What is loaded and calibrated, as a job's last status."""
@@ -261,19 +243,18 @@ class Session:
         loaded, stats = calibrated.loaded, calibrated.stats
         if config.sparsity == 0:
             return loaded.model
-        if not uses_estimator(method):  # of all settings these only know the sparsity
-            config = SliceConfig(config.sparsity)
-        key = (calibration_key(settings), config, method)
+        key = _slice_key(settings, method)
         sliced = self._slices.get(key)
         if sliced is None:
-            plan = plan_by(method, loaded.model, stats, config)
+            plan = plan_by(method, loaded.model, stats, key[1])
             work = slice_by(method, loaded.model, plan, stats, calibrated.tokens)
             name = "" if method == "intraslice" else f" ({method})"
             sliced = yield from told(work, f"Slicing{name}, layer")
             self._slices.put(key, sliced, _bytes(sliced))
         return sliced
 
-    def _measure(self, settings: Settings) -> Iterator[Status]:
+    def measuring(self, settings: Settings) -> Iterator[Status]:
+        """`measure` as a step of a longer job."""
         sliced = yield from self.slice(settings)
         calibrated, key = self.calibrated(settings), calibration_key(settings)
         for model, config, name in (
@@ -285,6 +266,13 @@ class Session:
                 value = yield from told(work, f"Perplexity of the {name} model, window")
                 self._perplexities.put((key, config), value, 1)
         yield self.ready(settings)
+
+
+def _slice_key(settings: Settings, method: Method) -> tuple[CalibrationKey, SliceConfig, Method]:
+    config = slice_config(settings)
+    if not uses_estimator(method):  # of all settings these only know the sparsity
+        config = SliceConfig(config.sparsity)
+    return calibration_key(settings), config, method
 
 
 def _bytes(model: PreTrainedModel) -> int:

@@ -1,76 +1,116 @@
-"""Two models answer one prompt at the same time, piece by piece. Belongs to `session.py`."""
+"""Three models answer one prompt in turn, token by token, each compared with the dense one. Belongs to `session.py`."""
 
 from __future__ import annotations
 
-import queue
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from components.views import Answers
-from intraslice.evaluation import generate_text
+from components.columns import Columns
+from components.compare_views import COLUMNS, Answer, Question
+from components.views import Settings, Status
+from intraslice.config import UserError
+from intraslice.evaluation import HALF, Sampling, answer_text, end_tokens, stream_tokens
+from intraslice.linalg import NumericalError
+from intraslice.tokens import first_divergence
+
+Answers = Mapping[str, Answer]
 
 
-def side_by_side(
-    models: tuple[PreTrainedModel, PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    seed: int,
-    stop: threading.Event,
-) -> Iterator[Answers]:
-    """Both answers whenever one has grown. A job that ends by itself leaves `stop` alone."""
-    pieces: queue.Queue[tuple[int, str | BaseException | None, float]] = queue.Queue()
+def answer(columns: Columns, settings: Settings, question: Question, visitor: str) -> Iterator[Status | Answers]:
+    """All columns' answers whenever one has grown, and what is being done; ends with a ready or an error status.
 
-    def pump(index: int) -> None:
-        try:
-            for piece in generate_text(models[index], tokenizer, prompt, tokens, temperature, seed, stop):
-                pieces.put((index, piece, time.monotonic()))
-            pieces.put((index, None, time.monotonic()))
-        except BaseException as error:  # raised again where the caller sees it
-            pieces.put((index, error, time.monotonic()))
+    While the cross-module model has to be made first, the other two do not wait for it.
+    """
+    jobs = columns.session.jobs
+    job = jobs.start(visitor, live=False)
+    yield from jobs.run(visitor, job, _answering(columns, settings, question, job.stop))
 
-    workers = [threading.Thread(target=pump, args=(index,), daemon=True) for index in range(2)]
-    for worker in workers:
-        worker.start()
-    texts, grown, running = ["", ""], [[], []], 2  # grown: (moment, length) after every piece
+
+def _answering(
+    columns: Columns, settings: Settings, question: Question, stop: threading.Event
+) -> Iterator[Status | Answers]:
+    if not question.prompt.strip():
+        raise UserError("the prompt is empty; wanted some text to answer")
+    sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
+    models = yield from columns.pair(settings)
+    board = Board(columns.session.calibrated(settings).loaded.tokenizer, question.prompt, sampling, stop)
+    late = False
     try:
+        if late := not columns.has_cross(settings):
+            yield board.later("crossmodule")
+        else:
+            models["crossmodule"] = yield from columns.cross(settings)
+    except UserError as problem:
+        yield board.refuse("crossmodule", str(problem))
+    yield Status("Answering")
+    yield from board.answer(models)
+    if late:
+        try:
+            models = {"crossmodule": (yield from columns.cross(settings))}
+        except NumericalError as problem:
+            yield board.refuse("crossmodule", str(problem))
+        else:
+            yield Status("Answering")
+            yield from board.answer(models)
+    yield columns.session.ready(settings)
+
+
+class Board:
+    """The columns while they are written. Models take turns, a token each, so none waits for another's last word."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling, stop: threading.Event | None = None
+    ) -> None:
+        self._tokenizer, self._prompt, self._sampling, self._stop = tokenizer, prompt, sampling, stop
+        self._tokens: dict[str, list[int]] = {name: [] for name in COLUMNS}
+        self._answers = {name: Answer() for name in COLUMNS}
+
+    def later(self, name: str) -> Answers:
+        """Say that a column's model is still to be made."""
+        self._answers[name] = Answer(state="later")
+        return dict(self._answers)
+
+    def refuse(self, name: str, problem: str) -> Answers:
+        """Say in words why a column has no answer."""
+        self._answers[name] = Answer(state="refused", problem=problem)
+        return dict(self._answers)
+
+    def answer(self, models: Mapping[str, PreTrainedModel]) -> Iterator[Answers]:
+        """Let these columns answer to their end; all columns after each token. Raises UserError for a bad prompt."""
+        running = {
+            name: stream_tokens(model, self._tokenizer, self._prompt, self._sampling, self._stop)
+            for name, model in models.items()
+        }
         while running:
-            index, piece, moment = pieces.get()
-            if isinstance(piece, BaseException):
-                raise piece
-            if piece is None:
-                running -= 1
-                continue
-            if piece:
-                texts[index] += piece
-                grown[index].append((moment, len(texts[index])))
-                yield Answers(*texts)
-    except BaseException:  # also when the caller leaves early
-        stop.set()
-        raise
-    finally:
-        for worker in workers:
-            worker.join()
-    counts = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
-    yield Answers(*texts, *_speeds(grown, counts), finished=True)
+            for name in list(running):
+                token = next(running[name], None)
+                if token is None:
+                    del running[name]
+                    state = self._ending(name, models[name])
+                else:
+                    self._tokens[name].append(token)
+                    state = "growing"
+                self._answers[name] = self._view(name, state)
+                yield dict(self._answers)
 
+    def _ending(self, name: str, model: PreTrainedModel) -> str:
+        if self._tokens[name][-1:] and self._tokens[name][-1] in end_tokens(model):
+            return "ended"
+        return "stopped" if self._stop is not None and self._stop.is_set() else "cut"
 
-def _speeds(grown: list[list[tuple[float, int]]], counts: list[int]) -> list[float | None]:
-    """Tokens a second of each answer, over the time in which both were growing: alone, either would be faster."""
-    if not all(len(steps) > 1 for steps in grown):
-        return [None, None]
-    start = max(steps[0][0] for steps in grown)
-    end = min(steps[-1][0] for steps in grown)
-    speeds = []
-    for steps, count in zip(grown, counts, strict=True):
-        inside = [(moment, length) for moment, length in steps if start <= moment <= end]
-        if len(inside) < 3 or inside[-1][0] <= inside[0][0]:
-            speeds.append(None)
-            continue
-        share = (inside[-1][1] - inside[0][1]) / steps[-1][1]
-        speeds.append(count * share / (inside[-1][0] - inside[0][0]))
-    return speeds
+    def _view(self, name: str, state: str) -> Answer:
+        own, dense = self._tokens[name], self._tokens["dense"]
+        whole, count = answer_text(self._tokenizer, own), len(own)
+        if state == "growing":
+            whole = whole.rstrip(HALF)
+        common = min(count, len(dense))  # what is longer by now may yet turn out the same
+        parting = first_divergence(self._tokenizer, dense[:common], own[:common])
+        if parting is None:
+            return Answer(same=whole, count=count, state=state)
+        start, end = self._length(own, parting.position), self._length(own, parting.position + 1)
+        return Answer(whole[:start], whole[start:end], whole[end:], count, state, parting.position, parting.first or "")
+
+    def _length(self, tokens: Sequence[int], count: int) -> int:
+        return len(answer_text(self._tokenizer, tokens[:count]).rstrip(HALF))

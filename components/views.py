@@ -96,17 +96,6 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Two texts while they stream, and how fast each came (tokens a second, once known)."""
-
-    dense: str = ""
-    sliced: str = ""
-    dense_speed: float | None = None
-    sliced_speed: float | None = None
-    finished: bool = False
-
-
-@dataclass(frozen=True)
 class ModuleVerdict:
     """One module sliced alone: what the loss gained (nats a token), its standard error, and what was foretold of it.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
-from components.compare_panel import ComparePanel
 from components.controls_panel import Controls
 from components.handlers import Handlers, flat, in_view
 from components.ratios_panel import RatiosPanel
+
+if TYPE_CHECKING:  # it imports this file
+    from components.compare_panel import ComparePanel
 
 HEAVY = {"concurrency_id": "heavy", "concurrency_limit": 1, "show_progress": "hidden"}
 CHEAP = {"queue": False, "show_progress": "hidden"}
@@ -129,11 +131,6 @@ def connect(
     ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
     measured.append(ordered.then(**preview, **PRIVATE).then(**measure_asked, api_name="measure"))
     controls.cancel.click(handlers.halt, None, status, api_name="halt", **CHEAP)
-
-    asking = [*controls.settings, compare.prompt, compare.tokens, compare.temperature, compare.seed]
-    asked = [compare.generate.click, compare.prompt.submit]
-    gr.on(asked, flat(handlers.answer), asking, [status, *compare.answers], api_name="answer", **HEAVY)
-    compare.stop.click(handlers.halt, None, status, **PRIVATE, **CHEAP)
 
     remember = "(...values) => window.isxRemember(values)"
     gr.on([component.change for component in kept], None, kept, None, js=remember, **CHEAP)

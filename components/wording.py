@@ -94,15 +94,7 @@ def protocol(settings: Settings, measured: Perplexities) -> str:
     """The perplexity with everything that it depends on; without that it means nothing."""
     if not measured.protocol:
         return '<p class="isx-quiet">Perplexity is measured as soon as the slice is ready.</p>'
-    row = ("Perplexity", _number(measured.dense), _number(measured.sliced), _change(measured))
-    numbers = table(["dense", "sliced", "change"], [row], "isx-wide")
-    return f'{numbers}<p class="isx-quiet">{escape(measured.protocol)}</p>'
-
-
-def speed(name: str, tokens_a_second: float | None) -> str:
-    """The line under an answer."""
-    measured = f": {tokens_a_second:.1f} tokens/s while both answer" if tokens_a_second else ""
-    return f'<p class="isx-quiet">{escape(name)}{measured}</p>'
+    return f'<p class="isx-quiet">{escape(measured.protocol)}</p>'
 
 
 def millions(count: float) -> str:
@@ -134,9 +126,3 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], style: str = ""
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-def _change(measured: Perplexities) -> str:
-    if measured.dense is None or measured.sliced is None:
-        return "–"
-    return f"{measured.sliced / measured.dense - 1:+.0%}"

@@ -116,7 +116,7 @@ def stream_tokens(
         raise UserError(
             f"the prompt has {count:,} tokens; wanted at most {most - 1:,}, as the model has {most:,} positions"
         )
-    choose, ends = _chooser(sampling), _end_tokens(model)
+    choose, ends = _chooser(sampling), end_tokens(model)
     # transformers renames the keyword: 5.24 warns of the old one, earlier versions do not know the new one.
     keyword = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     reading, cache = list(ids.split(READ, dim=1)), {}
@@ -146,7 +146,8 @@ def _chooser(sampling: Sampling) -> Callable[[Tensor], int]:
     return choose
 
 
-def _end_tokens(model: PreTrainedModel) -> set[int]:
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """The tokens that end an answer."""
     ends = model.generation_config.eos_token_id
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 

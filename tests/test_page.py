@@ -95,19 +95,6 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
     assert measured.dense == measured.sliced
 
 
-def test_both_answers_stream(handlers, tiny) -> None:
-    answers = list(handlers.answer(tiny, "w10 w20 w30", 8, 0.0, 0, SOMEBODY))
-    dense, sliced = answers[-2][1:3]
-    assert "Calibrated on" in answers[-1][0]  # and not "Stopped"
-    assert dense.split()
-    assert sliced.split()
-
-
-def test_an_empty_prompt_is_refused_in_words(handlers, tiny) -> None:
-    *_, last = handlers.answer(tiny, "  ", 8, 0.0, 0, SOMEBODY)
-    assert "prompt is empty" in last[0]
-
-
 def test_live_measuring_leaves_the_papers_order_to_its_button(handlers, tiny) -> None:
     assert list(handlers.measure_live(tiny._replace(order="sequential"), 0, SOMEBODY)) == [unchanged(5)]
 
@@ -161,7 +148,7 @@ def test_a_link_restores_the_page(handlers) -> None:
 
 def test_the_api_names_every_parameter(handlers) -> None:
     assert list(inspect.signature(flat(handlers.preview)).parameters) == [*Settings._fields, "layer", "request"]
-    for name in ("restore", "preview", "prepare", "measure", "measure_live", "halt", "memory", "answer"):
+    for name in ("restore", "preview", "prepare", "measure", "measure_live", "halt", "memory"):
         assert getattr(handlers, name).__doc__
 
 

@@ -1,0 +1,304 @@
+"""The Compare tab's handlers, called directly with a real session on a tiny model: no browser, no server."""
+
+import json
+import re
+import threading
+import time
+from html import escape, unescape
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_page import tiny_settings
+
+from components import compare_words, streaming
+from components.columns import TOLERANCE, Columns
+from components.compare_handlers import CompareHandlers
+from components.compare_views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
+from components.handlers import flat
+from components.session import Session
+from components.views import Settings, Status
+from intraslice.__main__ import main
+from intraslice.config import finish
+from intraslice.evaluation import kv_bytes_per_token, parameters_of, perplexity
+from intraslice.tokens import compare_next_tokens, first_divergence, score_passage
+
+SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
+PROMPT = "w10 w20 w30"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
+    """At 30 % the tiny model's cross-module slice removes nearly as much; at 40 % no width comes near."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("compare")
+        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
+        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def session(tiny) -> Session:
+    session = Session(evaluation_tokens=256)
+    assert list(session.measure(tiny, "somebody"))[-1].kind == "ready"
+    return session
+
+
+@pytest.fixture(scope="module")
+def columns(session) -> Columns:
+    return Columns(session)
+
+
+@pytest.fixture
+def handlers(columns) -> CompareHandlers:
+    return CompareHandlers(columns)
+
+
+def asked(columns: Columns, settings: Settings, **question) -> dict[str, Answer]:
+    """The columns at the end of an answer."""
+    question = {"prompt": PROMPT, "tokens": 12} | question
+    events = list(streaming.answer(columns, settings, Question(**question), "somebody"))
+    assert events[-1].kind == "ready", events[-1].text
+    return [event for event in events if not isinstance(event, Status)][-1]
+
+
+def plain(html: str) -> str:
+    """The words of an answer's column."""
+    return unescape(re.sub("<[^>]*>", "", re.search('<p class="isx-text[^"]*">(.*?)</p>', html, re.DOTALL)[1]))
+
+
+def model(session: Session, settings: Settings, name: str):
+    return finish(session.slice(settings, name))
+
+
+# Answers
+
+
+def test_greedy_text_is_the_command_lines(handlers, tiny, capsys) -> None:
+    texts = ["--calibration", tiny.text, "--eval", tiny.text, "--sequences", "8", "--length", "32"]
+    asked = ["--sparsity", "0.3", "--order", "one-shot", "--prompt", PROMPT, "--max-new-tokens", "12", "--json"]
+    main(["generate", "--model", tiny.model, *texts, *asked])
+    texts = json.loads(capsys.readouterr().out)["text"]
+    shown: dict[str, str] = {}
+    for _, *answers in handlers.answer(tiny, PROMPT, 12, 0.0, 0, False, SOMEBODY):
+        shown |= {name: html for name, html in zip(COLUMNS, answers, strict=True) if isinstance(html, str)}
+    assert plain(shown["dense"]) == texts["dense"]
+    assert plain(shown["intraslice"]) == texts["sliced"]
+    assert "12 tokens" in shown["crossmodule"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperature) -> None:
+    answers = asked(columns, tiny, temperature=temperature, seed=3)
+    tokenizer = session.calibrated(tiny).loaded.tokenizer
+    tokens = {name: tokenizer(one.text).input_ids for name, one in answers.items()}
+    for name in ("intraslice", "crossmodule"):
+        parting = first_divergence(tokenizer, tokens["dense"], tokens[name])
+        assert answers[name].parts_at == parting.position
+        assert answers[name].same.split() == parting.common.split()
+        assert answers[name].token.strip() == parting.second
+        assert answers[name].instead_of.strip() == parting.first
+    assert answers["dense"].parts_at is None
+
+
+def test_a_seed_gives_each_column_its_own_answer_again(columns, tiny) -> None:
+    first, again, other = (asked(columns, tiny, temperature=2.0, seed=seed) for seed in (5, 5, 6))
+    assert first == again
+    for name in COLUMNS:
+        assert first[name].text != other[name].text
+
+
+def test_models_that_agree_draw_the_same(columns, tiny) -> None:
+    answers = asked(columns, tiny._replace(sparsity=0), temperature=2.0)
+    assert answers["dense"].text == answers["intraslice"].text == answers["crossmodule"].text
+    assert answers["intraslice"].parts_at is None
+
+
+def test_tokens_are_counted_as_they_come(columns, tiny) -> None:
+    answers = asked(columns, tiny, tokens=9)
+    assert {one.count for one in answers.values()} == {9}
+    assert {one.state for one in answers.values()} == {"cut"}
+
+
+def test_two_answers_do_not_wait_for_the_third_model(tiny) -> None:
+    session = Session(evaluation_tokens=256)
+    columns = Columns(session)
+    states = []
+    for event in streaming.answer(columns, tiny, Question(PROMPT, 4), "somebody"):
+        if isinstance(event, Status):
+            states.append(event.text)
+        else:
+            states.append({name: one.state for name, one in event.items()})
+    made = next(index for index, one in enumerate(states) if isinstance(one, str) and "(crossmodule)" in one)
+    before = [one for one in states[:made] if isinstance(one, dict)]
+    assert before[-1] == {"dense": "cut", "intraslice": "cut", "crossmodule": "later"}
+    assert set([one for one in states if isinstance(one, dict)][-1].values()) == {"cut"}
+
+
+def test_where_cross_module_slicing_cannot_remove_as_much_it_says_so(columns, tiny) -> None:
+    answers = asked(columns, tiny._replace(sparsity=40))
+    assert answers["crossmodule"].state == "refused"
+    assert "cannot remove 40%" in answers["crossmodule"].problem
+    assert answers["intraslice"].count == 12
+    costs = columns.known(tiny._replace(sparsity=40))
+    assert "cannot remove" in costs.problems["crossmodule"]
+
+
+def test_a_raw_prompt_leaves_the_template_out(columns, session, tiny, monkeypatch) -> None:
+    tokenizer = session.calibrated(tiny).loaded.tokenizer
+    without = asked(columns, tiny)
+    monkeypatch.setattr(tokenizer, "chat_template", "w7 w8 {{ messages[0].content }} w9")
+    assert asked(columns, tiny, raw=True) == without
+    assert asked(columns, tiny)["dense"] != without["dense"]
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ({"prompt": "  "}, "prompt is empty"),
+        ({"tokens": 0}, "new tokens are 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"prompt": "w10 " * 600}, "600 tokens; wanted at most 511"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question, words) -> None:
+    *_, last = streaming.answer(columns, tiny, Question(**{"prompt": PROMPT} | question), "somebody")
+    assert last.kind == "error"
+    assert words in last.text
+    assert "\n" not in last.text
+
+
+def test_stop_halts_at_the_next_token_and_the_next_question_is_served(handlers, tiny) -> None:
+    begun, seen = threading.Event(), []
+
+    def work() -> None:
+        for event in handlers.answer(tiny, PROMPT, 400, 0.0, 0, False, SOMEBODY):
+            seen.append((time.monotonic(), event))
+            if len(seen) == 12:
+                begun.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    assert begun.wait(60)
+    pressed = time.monotonic()
+    assert "Stopped" in handlers.halt(SOMEBODY)
+    worker.join(30)
+    assert time.monotonic() - pressed < 0.5
+    last = [html for html in seen[-1][1][1:] if isinstance(html, str)]
+    assert last
+    assert all("stopped there" in html and "aria-busy" not in html for html in last)
+    assert list(handlers.costs_once(tiny, SOMEBODY))[1:] == []  # no more work follows
+    *_, end = handlers.answer(tiny, PROMPT, 4, 0.0, 0, False, SOMEBODY)
+    assert "Calibrated on" in end[0]
+
+
+# Costs
+
+
+def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
+    assert [event.kind for event in columns.measure(tiny, "somebody")][-1] == "ready"
+    costs = columns.known(tiny)
+    windows, dense = session.calibrated(tiny).windows, session.calibrated(tiny).loaded.model
+    models = {"dense": dense} | {name: model(session, tiny, name) for name in ("intraslice", "crossmodule")}
+    for name, one in models.items():
+        cost, counted = costs.columns[name], parameters_of(one, "own") | parameters_of(dense, "dense")
+        assert cost.parameters == counted["own_total"]
+        assert cost.removed == pytest.approx(1 - counted["own_decoder"] / counted["dense_decoder"], abs=1e-6)
+        assert cost.kv == kv_bytes_per_token(one)
+        assert cost.perplexity == pytest.approx(finish(perplexity(one, windows)), rel=1e-5)
+        assert cost.prefill > 0
+        assert cost.decode > 0
+    assert abs(costs.columns["crossmodule"].removed - costs.columns["intraslice"].removed) < TOLERANCE
+    assert "windows of 32" in costs.protocol
+    assert "in turn" in costs.speed_protocol
+
+
+def test_measuring_gives_way_to_a_question(columns, handlers, tiny) -> None:
+    handlers.ask(SOMEBODY)
+    assert list(columns.measure(tiny._replace(sparsity=31), "somebody")) == []
+    list(handlers.answer(tiny, PROMPT, 2, 0.0, 0, False, SOMEBODY))
+    assert list(columns.measure(tiny, "somebody"))
+
+
+def test_a_slower_model_is_called_slower() -> None:
+    dense, sliced = Cost(10, 0.0, 8, 20.0, 100.0, 30.0), Cost(8, 0.3, 6, 25.0, 130.0, 24.0)
+    html = compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": sliced}, {}))
+    assert "1.30 × dense<" in html
+    assert "0.80 × dense: slower" in html
+    assert "+25%" in html
+    equal = compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": dense}, {}))
+    assert equal.count("as fast as dense") == 2
+
+
+def test_before_anything_is_loaded_the_snapshots_sizes_are_known() -> None:
+    costs = Columns(Session()).known(Settings())
+    assert set(costs.columns) == {"dense", "intraslice"}
+    assert "134.5 M" in compare_words.cost("dense", costs)
+
+
+# Next tokens and the passage
+
+
+def test_candidates_are_the_librarys(handlers, session, tiny) -> None:
+    shown = [html for _, html in handlers.next_tokens(tiny, PROMPT, False, SOMEBODY) if isinstance(html, str)]
+    loaded = session.calibrated(tiny).loaded
+    expected = compare_next_tokens(loaded.model, model(session, tiny, "intraslice"), loaded.tokenizer, PROMPT, 8)
+    rows = re.findall('<tr><th scope="row"><code>(.*?)</code></th>.*?<b>(.*?)</b>.*?<b>(.*?)</b>', shown[-1])
+    share = compare_words.share
+    assert rows == [(escape(one.text), share(one.dense), share(one.sliced)) for one in expected]
+
+
+def test_the_passage_carries_the_librarys_scores(handlers, session, tiny) -> None:
+    text = "w10 w20 w30 w40 w50 w60"
+    *_, html = (html for _, html in handlers.passage(tiny, text, SOMEBODY) if isinstance(html, str))
+    loaded = session.calibrated(tiny).loaded
+    expected = score_passage(loaded.model, model(session, tiny, "intraslice"), loaded.tokenizer, text, 3)
+    said = [unescape(one) for one in re.findall('data-said="(.*?)"', html)]
+    assert len(said) == 5
+    for line, one in zip(said, expected.tokens, strict=True):
+        assert line.startswith(one.text)
+        assert f"{one.extra_loss:+.2f} nats" in line
+    assert f"{expected.agreement:.0%} of the places" in html
+    assert html.count('tabindex="0"') == 2  # the first token, and the table
+
+
+@pytest.mark.parametrize(("text", "words"), [("w10", "1 tokens; wanted 2"), ("w10 " * 600, "600 tokens; wanted 2 to")])
+def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(handlers, tiny, text, words) -> None:
+    *_, (_, html) = handlers.passage(tiny, text, SOMEBODY)
+    assert words in html
+
+
+def test_nothing_follows_a_slice_that_is_not_there_or_not_looked_at(handlers, tiny) -> None:
+    unknown = tiny._replace(sparsity=33)
+    assert len(list(handlers.after_slice(unknown, PROMPT, False, "w10 w20", "compare", SOMEBODY))) == 1
+    assert len(list(handlers.after_slice(tiny, PROMPT, False, "w10 w20", "ratios", SOMEBODY))) == 1
+    found = list(handlers.after_slice(tiny, PROMPT, False, "w10 w20", "compare", SOMEBODY))
+    assert any(isinstance(one, str) and "isx-next" in one for _, one, _ in found)
+    assert any(isinstance(one, str) and "isx-passage" in one for _, _, one in found)
+
+
+# Words
+
+
+def test_whatever_models_say_is_escaped() -> None:
+    evil = '<script>alert(1)</script>"'
+    token = PassageToken(evil, 0.5, 0.1, 1.6, (Candidate(evil, 0.5, 0.1),))
+    for html in (
+        compare_words.answer("intraslice", Answer(evil, evil, evil, 3, "cut", 1, evil)),
+        compare_words.answer("crossmodule", Answer(state="refused", problem=evil)),
+        compare_words.candidates([Candidate(evil, 0.5, 0.1)], evil),
+        compare_words.passage(PassageView(evil, (token,), 1.0)),
+    ):
+        assert "<script>" not in html
+        assert 'alert(1)&lt;/script&gt;"' not in html
+
+
+def test_the_api_names_every_parameter(handlers) -> None:
+    for name in ("answer", "costs", "next_tokens", "passage"):
+        assert getattr(handlers, name).__doc__
+        flat(getattr(handlers, name))
+
+
+def test_sampling_leaves_the_global_random_numbers_alone(columns, tiny) -> None:
+    state = torch.get_rng_state()
+    asked(columns, tiny, temperature=1.0)
+    assert torch.equal(torch.get_rng_state(), state)
