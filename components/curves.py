@@ -14,7 +14,7 @@ from torch import Tensor
 
 from components.views import ImportanceCurve, LayerView, PlanView
 from intraslice.importance import LayerProfile, Profile
-from intraslice.ratios import SlicePlan
+from intraslice.ratios import CONTEXT, SlicePlan, flops_per_token
 
 DRAWN = 160  # points of a curve; more cannot be told apart on a screen
 
@@ -47,9 +47,13 @@ def sort_importances(profile: Profile) -> dict[str, Sorted]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where plans come from: a profile, its importances sorted once, and a label if it is no calibration of now."""
+    """Where plans come from: a profile, its importances sorted once, and a label if it is no calibration of now.
+
+    `head_weights` are those of the model's output head.
+    """
 
     profile: Profile
+    head_weights: int
     label: str = ""
 
     @cached_property
@@ -69,6 +73,7 @@ def importance_curves(importances: dict[str, Sorted], plan: SlicePlan, layer: in
 
 def plan_view(plan: SlicePlan, source: Source, others: dict[str, SlicePlan]) -> PlanView:
     """A plan as plain numbers, with other estimators' ratios beside it."""
+    flops_dense, flops_sliced = flops_per_token(source.profile, plan, source.head_weights)
     return PlanView(
         estimator="manual" if plan.config.locked else plan.config.estimator,
         snapshot=source.label,
@@ -86,6 +91,9 @@ def plan_view(plan: SlicePlan, source: Source, others: dict[str, SlicePlan]) -> 
         decoder_sliced=plan.parameters.sliced_decoder,
         kv_dense=plan.kv_bytes_per_token[0],
         kv_sliced=plan.kv_bytes_per_token[1],
+        flops_dense=flops_dense,
+        flops_sliced=flops_sliced,
+        context=CONTEXT,
     )
 
 

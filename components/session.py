@@ -26,7 +26,7 @@ from intraslice.evaluation import perplexity
 from intraslice.importance import Profile
 from intraslice.memory import available_bytes
 from intraslice.methods import Method, plan_by, slice_by, uses_estimator
-from intraslice.models import SUGGESTED_MODELS, LoadedModel, estimate_memory, load_model
+from intraslice.models import SUGGESTED_MODELS, LoadedModel, estimate_memory, load_model, require_memory
 from intraslice.ratios import SlicePlan, make_plan
 from intraslice.stats import CalibrationStats
 
@@ -92,7 +92,7 @@ class Session:
             2_000
         )  # of size 1 each
         self._perplexities: BoundedCache[tuple, float] = BoundedCache(10_000)  # of size 1 each
-        self._snapshot = Source(*snapshot.load()) if snapshot.FILE.is_file() else None
+        self._snapshot = snapshot.source() if snapshot.FILE.is_file() else None
         self.jobs = Jobs()
 
     # What is known at once
@@ -126,6 +126,10 @@ class Session:
             raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
         return self._plan(settings, slice_config(settings))
 
+    def is_calibrated(self, settings: Settings) -> bool:
+        """Whether the model and its calibration are in memory."""
+        return self._calibrations.get(calibration_key(settings)) is not None
+
     def is_sliced(self, settings: Settings, method: Method = "intraslice") -> bool:
         """Whether the sliced model of these settings is in memory, or no other than the dense one."""
         return settings.sparsity == 0 or self._slices.get(_slice_key(settings, method)) is not None
@@ -153,12 +157,12 @@ class Session:
         return Perplexities(dense, known, protocol, "held-out Wikipedia" if "Wikipedia" in text else "held-out text")
 
     def memory(self, model: str) -> str:
-        """What a model needs, in words. Raises UserError when there is no such model."""
+        """What a model needs, in words. Raises UserError when there is no such model, or it will not fit."""
+        require_memory(model, torch.float32, self.device)
         estimate = estimate_memory(model, torch.float32, self.device)
-        fits = "" if estimate.needed <= estimate.available else " It will not fit."
         return (
             f"{estimate.parameters / 1e6:,.0f} M parameters; slicing takes {estimate.needed / 2**30:.1f} GiB, "
-            f"{estimate.available / 2**30:.1f} GiB are free.{fits}"
+            f"{estimate.available / 2**30:.1f} GiB are free."
         )
 
     def halt(self, visitor: str) -> None:
@@ -232,7 +236,8 @@ class Session:
             windows = corpora.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
             stats = yield from told(calibrate(loaded, tokens), f"Calibrating {Path(key.model).name}, sequence")
             held = sum(t.nbytes for layer in stats.layers for t in vars(layer).values())
-            calibrated = Calibrated(loaded, stats, tokens, windows, Source(stats.profile))
+            source = Source(stats.profile, loaded.model.lm_head.weight.numel())
+            calibrated = Calibrated(loaded, stats, tokens, windows, source)
             self._calibrations.put(key, calibrated, held)
         yield self.ready(settings)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from components.curves import Source
 from intraslice.attention import HeadTable
 from intraslice.importance import LayerProfile, LayerSizes, Profile
 
@@ -59,6 +60,13 @@ def load(path: Path = FILE) -> tuple[Profile, str]:
         for index in range(len(dim))
     )
     return Profile(layers, about["other_parameters"], about["bytes_per_value"]), about["label"]
+
+
+def source(path: Path = FILE) -> Source:
+    """The snapshot as a source of plans."""
+    profile, label = load(path)
+    # The default model's head is its embeddings; beside these only the last norm lies outside the layers.
+    return Source(profile, profile.other_parameters - profile.layers[0].sizes.hidden, label)
 
 
 def main() -> None:

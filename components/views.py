@@ -55,6 +55,9 @@ class PlanView:
     decoder_sliced: int
     kv_dense: float
     kv_sliced: float
+    flops_dense: int = 0  # a token that attends to `context` tokens
+    flops_sliced: int = 0
+    context: int = 0
     snapshot: str = ""  # what the numbers were measured on, when not now and here
 
 

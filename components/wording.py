@@ -63,11 +63,13 @@ def readout(plan: PlanView | None, measured: Perplexities) -> str:
     rows = [
         ("Parameters", millions(plan.parameters_dense), millions(plan.parameters_sliced)),
         ("in the layers", millions(plan.decoder_dense), millions(plan.decoder_sliced)),
+        ("FLOPs a token", millions(plan.flops_dense), millions(plan.flops_sliced)),
         ("KV cache a token", size(plan.kv_dense), size(plan.kv_sliced)),
         ("Weights, float32", size(4 * plan.parameters_dense), size(4 * plan.parameters_sliced)),
         ("Perplexity", _number(measured.dense), _number(measured.sliced)),
     ]
-    return table(["dense", "sliced"], rows)
+    flops = f"FLOPs: two a weight of every matrix multiplication, and attention to {plan.context} tokens."
+    return f'{table(["dense", "sliced"], rows)}<p class="isx-quiet">{flops}</p>'
 
 
 def status(event: Status) -> str:

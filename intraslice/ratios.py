@@ -13,6 +13,7 @@ from intraslice.importance import Profile
 from intraslice.mlp import neurons_kept
 
 SEARCH_STEPS = 24
+CONTEXT = 512  # tokens that a token attends to, itself included, where floating-point operations are counted
 
 
 @dataclass(frozen=True)
@@ -196,3 +197,24 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     sliced_cache = sum(2 * layer.kv_heads * layer.dim for layer in layers)
     width = profile.bytes_per_value
     return SlicePlan(config, tuple(layers), parameters, (dense_cache * width, sliced_cache * width), best.reasons)
+
+
+def flops_per_token(profile: Profile, plan: SlicePlan, head_weights: int, context: int = CONTEXT) -> tuple[int, int]:
+    """Floating-point operations that one more token costs (dense, sliced): a multiplication and an addition a weight.
+
+    Counted are the weights of every matrix multiplication, with `head_weights` of the output head (lm_head), and the
+    attention to `context` tokens: scores and weighted values. Norms, biases, rotations and activations are left out,
+    well below 1 % of it.
+    """
+    dense = [(size.heads, size.kv_heads, size.dim, size.neurons) for size in (own.sizes for own in profile.layers)]
+    sliced = [(len(layer.heads), layer.kv_heads, layer.dim, layer.neurons) for layer in plan.layers]
+    return _flops(profile, dense, head_weights, context), _flops(profile, sliced, head_weights, context)
+
+
+def _flops(profile: Profile, shapes: Sequence[tuple[int, int, int, int]], head_weights: int, context: int) -> int:
+    weights, attended = head_weights, 0
+    for layer, (heads, kv_heads, dim, neurons) in zip(profile.layers, shapes, strict=True):
+        sizes = layer.sizes
+        weights += sizes.hidden * (2 * dim * (heads + kv_heads) + neurons * (2 + sizes.gated))
+        attended += 2 * heads * dim * context
+    return 2 * (weights + attended)

@@ -14,6 +14,7 @@ from components.handlers import Handlers, flat, unchanged
 from components.jobs import Jobs
 from components.session import Session, slice_config
 from components.views import Settings, Status
+from intraslice import memory
 from intraslice.config import SliceConfig
 from intraslice.ratios import make_plan
 
@@ -73,6 +74,15 @@ def test_a_missing_model_is_an_error_in_the_page(session, tiny) -> None:
     assert last.kind == "error"
     assert "/no/such/model" in last.text
     assert session.plan(tiny) is not None  # and the page goes on working
+
+
+def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_loaded(handlers, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
+    assert "isx-error" in handlers.memory(tiny.model)
+    assert "0.0 GiB are free" in handlers.memory(tiny.model)
+    *_, last = Session().prepare(tiny, "somebody")
+    assert last.kind == "error"
+    assert "needs 0.3 GiB" in last.text
 
 
 def test_measuring_ends_with_both_perplexities_and_their_protocol(handlers, session, tiny) -> None:

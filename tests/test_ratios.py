@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
-from intraslice.config import GRADIENT_GROUP, SliceConfig, UserError
+from intraslice.config import GRADIENT_GROUP, SliceConfig, UserError, finish
 from intraslice.importance import (
     Ranking,
     fisher_head_importance,
@@ -17,7 +19,8 @@ from intraslice.importance import (
     unit_channels,
 )
 from intraslice.linalg import diagonal_blocks, principal_axes
-from intraslice.ratios import cap_ratios, make_plan
+from intraslice.ratios import cap_ratios, flops_per_token, make_plan
+from intraslice.slicing import slice_model
 
 HEADS, DIM = 3, 4
 
@@ -212,3 +215,20 @@ def test_the_cap_conserves_the_total(seed):
     factors = (capped / ratios)[below]
     assert_close(factors, factors[:1].expand_as(factors))  # one proportion for all below the cap
     assert factors[0] > 1
+
+
+# Cost
+
+
+@pytest.mark.parametrize("name", ["llama-mha", "llama-gqa", "phi3"])
+def test_operations_are_those_that_torch_counts(tiny_case, name):
+    case, context = tiny_case(name), 20
+    plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
+    sliced = finish(slice_model(case.loaded.model, plan, case.stats, case.tokens))
+    expected = flops_per_token(case.stats.profile, plan, case.loaded.model.lm_head.weight.numel(), context)
+    for model, own in zip((case.loaded.model, sliced), expected, strict=True):
+        with torch.no_grad():
+            earlier = model(case.tokens[:1, : context - 1], use_cache=True).past_key_values
+            with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):  # others count as 0
+                model(case.tokens[:1, context - 1 : context], past_key_values=earlier)
+        assert counted.get_total_flops() == own
