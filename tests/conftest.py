@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before huggingface_hub is imported: the tests touch no network but pip's, and pip's only once.
-os.environ["HF_HUB_OFFLINE"] = "1"
+# Before huggingface_hub is imported: the tests touch no network but pip's, and pip's only once, unless told to.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny tensors gain nothing from a second thread, and on a busy machine the two wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
