@@ -151,4 +151,4 @@ def canonicalise_offloaded_(model: PreTrainedModel, places: dict[str, str], devi
     for part in (model, model.model, *model.children(), *model.model.children()):
         if part is not model.model.layers:
             remove_hook_from_module(part)
-    del model.hf_device_map  # all computing is on one device, so generation needs to know nothing of it
+    model.__dict__.pop("hf_device_map", None)  # all computing is on one device: generation needs to know nothing of it

@@ -133,6 +133,26 @@ def test_layers_are_placed_while_they_fit(tiny_phi3, tmp_path):
     assert places("auto", 2 * (outside + layer), "cuda", 2 * layer) == ["cuda", "cpu", "disk"]
 
 
+def test_all_of_a_model_that_fits_is_in_memory(folder):
+    loaded = load_model(str(folder), device_map="auto")
+    assert not is_offloaded(loaded.model)
+    assert loaded.fingerprint == load_model(str(folder)).fingerprint
+    assert not any(hasattr(module, "_hf_hook") for module in loaded.model.modules())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@torch.no_grad()
+def test_layers_on_disk_are_computed_on_the_gpu(pair, tmp_path):
+    whole, _, tokens = pair
+    away = load_model(str(tmp_path / "model"), device="cuda", device_map="disk")
+    stats = finish(calibrate(away, tokens))
+    plan = make_plan(stats.profile, SliceConfig(0.4))
+    model = finish(slice_model(away.model, plan, stats, tokens))
+    expected = finish(slice_model(whole.model, plan, finish(calibrate(whole, tokens)), tokens))(tokens).logits
+    assert (model(tokens.cuda()).logits.cpu() - expected).norm() / expected.norm() < 1e-2
+
+
 def test_what_cannot_be_placed_is_refused(refusal, folder, tmp_path):
     loaded = load_model(str(folder))
     assert fingerprint(loaded.model)
