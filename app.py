@@ -13,10 +13,12 @@ from components import (
     activations_panel,
     compare_panel,
     controls_panel,
+    export_panel,
     look,
     overrides_panel,
     ratios_panel,
     spectra_panel,
+    sweep_panel,
     verdict_panel,
     wording,
 )
@@ -53,13 +55,18 @@ def build_app(session: Session) -> gr.Blocks:
                 activations = activations_panel.build(session, first)
             with gr.Tab("Compare", id="compare"):
                 compare = compare_panel.build(session)
-        in_sight = gr.State("ratios")
-        shared = connect(handlers, controls, ratios, compare, tabs, in_sight, status, headline, removed)
+            with gr.Tab("Sweep", id="sweep"):
+                sweep = sweep_panel.build()
+            with gr.Tab("Export", id="export"):
+                export = export_panel.build()
+        shared = connect(handlers, controls, ratios, compare, tabs, gr.State("ratios"), status, headline, removed)
         overrides_panel.connect(overrides, shared)
         verdict_panel.connect(verdict, shared)
         compare_panel.connect(compare, shared)
         spectra_panel.connect(spectra, shared)
         activations_panel.connect(activations, shared)
+        sweep_panel.connect(sweep, shared)
+        export_panel.connect(export, shared, sweep.choice)
     return page
 
 

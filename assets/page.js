@@ -6,7 +6,9 @@
     const wanted = query();
     change(wanted);
     const search = wanted.toString();
-    if (search !== query().toString()) history.replaceState(history.state, "", `${location.pathname}${search ? "?" + search : ""}`);
+    if (search === query().toString()) return;
+    history.replaceState(history.state, "", `${location.pathname}${search ? "?" + search : ""}`);
+    window.dispatchEvent(new Event("isx-address"));
   };
 
   // Values that are what the page opens with anyway stay out of the link.

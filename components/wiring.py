@@ -9,6 +9,7 @@ import gradio as gr
 
 from components.controls_panel import Controls
 from components.handlers import Handlers, flat, in_view
+from components.outbox import Outbox
 from components.ratios_panel import RatiosPanel
 
 if TYPE_CHECKING:  # it imports this file
@@ -33,6 +34,7 @@ class Page(NamedTuple):
     measured: Sequence[gr.events.Dependency]  # ends of what slices and measures
     anew: gr.State  # another value here, after a handler has set controls, does what dragging them would
     prompt: gr.Textbox
+    outbox: Outbox
 
     def follow(
         self,
@@ -136,4 +138,5 @@ def connect(
     gr.on([component.change for component in kept], None, kept, None, js=remember, **CHEAP)
 
     opened_tabs = {one.id: one.select(lambda own=one.id: own, None, tab, **PRIVATE, **CHEAP) for one in tabs.children}
-    return Page(handlers.session, controls, status, tab, opened_tabs, dragged, prepared, measured, anew, compare.prompt)
+    lists = dragged, prepared, measured
+    return Page(handlers.session, controls, status, tab, opened_tabs, *lists, anew, compare.prompt, Outbox())

@@ -99,6 +99,19 @@ def protocol(settings: Settings, measured: Perplexities) -> str:
     return f'<p class="isx-quiet">{escape(measured.protocol)}</p>'
 
 
+def export(plan: PlanView | None, settings: Settings) -> str:
+    """What the Export tab's buttons would give now."""
+    if plan is None:
+        return '<p class="isx-lead">There is something to take home as soon as the model is calibrated.</p>'
+    if settings.sparsity == 0:
+        return '<p class="isx-lead">Nothing is removed at 0 %: move the slider, and there is a sliced model to save.</p>'
+    return (
+        f'<p class="isx-lead">The model as it is set now: <b>{plan.removed:.0%}</b> of the layers\' weights removed, '
+        f"{millions(plan.parameters_sliced)} parameters, about {size(4 * plan.parameters_sliced)} in float32. "
+        "It is sliced when you ask for it, unless it already is.</p>"
+    )
+
+
 def millions(count: float) -> str:
     """134515008 -> 134.5 M"""
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,.0f}"

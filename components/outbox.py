@@ -1,0 +1,57 @@
+"""Files that people download: in one temporary folder, bounded by bytes, gone when the app ends."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gradio as gr
+
+# Gives the browser a file that a hidden download button has just received.
+SAVE = """(file) => {
+    if (file) Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name }).click();
+    return [];
+}"""
+
+
+class Outbox:
+    """The newest files that sum to at most `limit` bytes; the last one stays even if it is larger.
+
+    The folder lies in gradio's own, so that gradio serves the files where they are instead of copying them.
+    """
+
+    def __init__(self, limit: int = 2 * 2**30) -> None:
+        self.limit = limit
+        home = Path(gr.utils.get_upload_folder())
+        home.mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(dir=home, prefix="outbox-")
+        self._sent: list[tuple[Path, int]] = []
+        self._lock = threading.Lock()
+
+    def put(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Let `write` make the file `name`, in a folder that nobody can guess; older files make room for it."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+        path = folder / name
+        try:
+            write(path)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        with self._lock:
+            self._sent.append((folder, path.stat().st_size))
+            while len(self._sent) > 1 and sum(size for _, size in self._sent) > self.limit:
+                shutil.rmtree(self._sent.pop(0)[0], ignore_errors=True)
+        return path
+
+    @staticmethod
+    @contextmanager
+    def errors() -> Iterator[None]:
+        """What cannot be made becomes gradio's message to the person, in the same words."""
+        try:
+            yield
+        except (ValueError, OSError) as problem:
+            raise gr.Error(str(problem)) from problem

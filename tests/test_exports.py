@@ -1,0 +1,170 @@
+"""What is taken home is what the page shows: through the command line, the zip, the plan and the report."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_page import tiny_settings
+
+from components import exports
+from components.charts import ratio_chart
+from components.outbox import Outbox
+from components.report import Report, html
+from components.session import Session
+from components.views import Settings
+from intraslice.__main__ import main
+from intraslice.evaluation import generate_text
+
+PROMPT = "w10 w20 w30"
+SETTINGS = {
+    "as it opens": {},
+    "by hand": {"sparsity": 41, "estimator": "fisher", "bias": 1.05, "cap": 77, "locked": "1 mlp 7, 0 attention 55"},
+    "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
+    home = tmp_path_factory.mktemp("exports")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
+        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def session(tiny) -> Session:
+    session = Session(evaluation_tokens=256)
+    assert list(session.prepare(tiny, "somebody"))[-1].kind == "ready"
+    return session
+
+
+@pytest.fixture
+def outbox() -> Outbox:
+    return Outbox()
+
+
+@pytest.fixture(params=list(SETTINGS), scope="module")
+def settings(request, tiny) -> Settings:
+    return tiny._replace(**SETTINGS[request.param])
+
+
+def finished(job: Generator) -> Any:
+    """What a job returns, once it has run to the end."""
+    while True:
+        try:
+            next(job)
+        except StopIteration as stop:
+            return stop.value
+
+
+def made(session: Session, settings: Settings, outbox: Outbox) -> Path:
+    """The zip."""
+    return finished(exports.write_checkpoint(session, settings, outbox))
+
+
+def page_text(session: Session, settings: Settings) -> str:
+    """The answer of the page's own slice."""
+    tokenizer = session.calibrated(settings).loaded.tokenizer
+    return "".join(generate_text(finished(session.slice(settings)), tokenizer, PROMPT))
+
+
+def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, capsys, outbox, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list(session.prepare(settings, "somebody"))[-1].kind == "ready"
+    assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
+    evaluate, slice_, generate = exports.command_lines(session, settings, PROMPT).splitlines()
+    results = {}
+    for line in (evaluate, slice_, generate):
+        python, minus_m, module, *words = shlex.split(line)
+        assert (python, minus_m, module) == ("python", "-m", "intraslice")
+        assert main([*words, "--json"]) == 0
+        results[words[0]] = json.loads(capsys.readouterr().out)
+    measured, plan = session.perplexities(settings), session.plan(settings)
+    assert results["evaluate"]["perplexity"] == pytest.approx({"dense": measured.dense, "sliced": measured.sliced})
+    assert results["evaluate"]["parameters"]["sliced_total"] == plan.parameters_sliced
+    assert results["evaluate"]["removed_fraction"] == pytest.approx(plan.removed)
+    assert results["evaluate"]["ratios"] == [[layer.attention, layer.mlp] for layer in plan.layers]
+
+    # One greedy text: of the page's model, of the command line, and of the zip through the snippet that goes with it.
+    text = page_text(session, settings)
+    assert results["generate"]["text"]["sliced"] == text
+    written = (tmp_path / exports.checkpoint_name(settings)).rename(tmp_path / "written")
+    zipfile.ZipFile(made(session, settings, outbox)).extractall(tmp_path)
+    exec(exports.snippet(settings, PROMPT), {})
+    assert capsys.readouterr().out == f"{text}\n"
+    unpacked = json.loads((tmp_path / exports.checkpoint_name(settings) / "intraslice.json").read_text())
+    assert unpacked == json.loads((written / "intraslice.json").read_text())
+
+
+def test_the_plan_is_the_one_in_the_zip(session, tiny, outbox) -> None:
+    exports.write_plan(session, tiny, path := outbox.put("plan.json", lambda path: path.write_text("")))
+    with zipfile.ZipFile(made(session, tiny, outbox)) as archive:
+        record = json.loads(archive.read(f"{exports.checkpoint_name(tiny)}/intraslice.json"))
+    assert json.loads(path.read_text()) == record["made"]
+    assert len(record["made"]["plan"]["layers"]) == 3
+
+
+def test_nothing_sliced_is_nothing_to_save(session, tiny, outbox) -> None:
+    with pytest.raises(ValueError, match="0 %"):
+        made(session, tiny._replace(sparsity=0), outbox)
+
+
+def test_an_upload_goes_by_its_name(session, tiny) -> None:
+    words = exports.words(session, tiny._replace(upload="/somewhere/secret/mine.txt"))
+    assert words.count("mine.txt") == 2
+    assert not any("secret" in word for word in words)
+
+
+def test_a_prompt_is_quoted_for_shell_and_python(session, tiny) -> None:
+    nasty = """It's "so"; $(rm) \\ """
+    line = exports.command_lines(session, tiny, nasty).splitlines()[2]
+    assert shlex.split(line)[-1] == nasty
+    assert repr(nasty) in exports.snippet(tiny, nasty)
+
+
+def test_the_outbox_keeps_the_newest_and_ends_with_the_app(tmp_path) -> None:
+    outbox = Outbox(limit=10)
+    paths = [outbox.put("file", lambda path: path.write_bytes(b"12345")) for _ in range(3)]
+    assert [path.exists() for path in paths] == [False, True, True]
+    large = outbox.put("large", lambda path: path.write_bytes(bytes(40)))
+    assert [path.exists() for path in (*paths[1:], large)] == [False, False, True]
+    with pytest.raises(ZeroDivisionError):
+        outbox.put("broken", lambda path: 1 / 0)
+    home = large.parent.parent
+    assert [entry.name for entry in home.iterdir()] == [large.parent.name]
+    del outbox
+    assert not home.exists()
+
+
+def test_the_report_stands_alone(session, tiny) -> None:
+    list(session.measure(tiny, "somebody"))
+    plan, measured = session.plan(tiny), session.perplexities(tiny)
+    words = {"The same from a command line": exports.command_lines(session, tiny, "</script><b>")}
+    text = html(Report("tiny", tiny._asdict(), plan, measured, [ratio_chart(plan)], words), "window.Plotly = {};")
+    assert not re.search(r"(src|href)=|https?://", text)
+    assert "</script><b>" not in text
+    for said in (f"{measured.sliced:.2f}", "windows of 32", f"{plan.layers[1].mlp:.1%}", "--eval-tokens 256", "pca"):
+        assert said in text
+    figure = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.S)[1].replace("<\\/", "</"))
+    assert figure["data"][0]["y"] == ratio_chart(plan).data[0]["y"]
+    assert '"@' not in json.dumps(figure)
+
+
+def test_the_snippet_runs_without_the_page(session, tiny, outbox, tmp_path) -> None:
+    zipfile.ZipFile(made(session, tiny, outbox)).extractall(tmp_path)
+    answer = subprocess.run(
+        [sys.executable, "-c", exports.snippet(tiny, PROMPT)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout == f"{page_text(session, tiny)}\n"

@@ -1,0 +1,157 @@
+"""The page's sweeps: the same numbers as the slider's and the command line's, point by point, and their charts."""
+
+import pandas
+import plotly.graph_objects as go
+import pytest
+from tiny_page import tiny_settings
+
+from components import sweeps
+from components.report import in_light
+from components.session import Session
+from components.sweep_chart import pick_of, removed_chart, speed_chart
+from components.views import Settings, Status, SweepChoice, SweepPoint, SweepView
+from intraslice import sweep as library
+from intraslice.__main__ import main
+from intraslice.config import UserError
+
+CHOICE = SweepChoice(sparsities=(20, 40))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Settings:
+    return tiny_settings(tmp_path_factory.mktemp("sweeps"), tiny_llama_gqa, word_tokenizer)
+
+
+@pytest.fixture
+def session(tiny, tmp_path, monkeypatch) -> Session:
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    session = Session(evaluation_tokens=256)
+    assert list(session.prepare(tiny, "somebody"))[-1].kind == "ready"
+    return session
+
+
+def run(session: Session, settings: Settings, choice: SweepChoice) -> list[Status | SweepView]:
+    return list(sweeps.sweeping(session, settings, choice))
+
+
+def views(events: list) -> list[SweepView]:
+    return [event for event in events if isinstance(event, SweepView)]
+
+
+def test_a_sweeps_numbers_are_the_sliders(session, tiny) -> None:
+    settings = tiny._replace(bias=1.1, locked="1 mlp 5")  # what is locked belongs to one sparsity, not to a sweep
+    view = views(run(session, settings, CHOICE))[-1]
+    assert [(p.method, p.estimator, p.asked) for p in view.points] == [
+        (method, estimator, asked)
+        for asked in (0.2, 0.4)
+        for method, estimator in (("intraslice", "pca"), ("intraslice", "uniform"), ("crossmodule", ""))
+    ]
+    fresh = Session(evaluation_tokens=256)
+    for point in view.points[:2]:
+        own = settings._replace(sparsity=100 * point.asked, estimator=point.estimator, locked="")
+        list(fresh.measure(own, "somebody"))
+        measured = fresh.perplexities(own)
+        assert (view.dense, point.perplexity) == pytest.approx((measured.dense, measured.sliced))
+        assert point.removed == pytest.approx(fresh.plan(own).removed)
+        assert point.parameters == fresh.plan(own).parameters_sliced
+
+
+def test_a_sweeps_numbers_are_the_command_lines(session, tiny, capsys, tmp_path) -> None:
+    run(session, tiny, CHOICE)
+    sweeps.write_csv(session, tiny, CHOICE, tmp_path / "page.csv")
+    words = ["--model", tiny.model, "--calibration", tiny.text, "--eval", tiny.text, "--sequences", "8"]
+    words += ["--length", "32", "--eval-tokens", "256", "--order", "one-shot", "--device", "cpu", "--no-speed"]
+    words += ["--sparsities", "0.2", "0.4", "--csv", str(tmp_path / "line.csv")]
+    assert main(["sweep", *words]) == 0
+    pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "page.csv"), pandas.read_csv(tmp_path / "line.csv"))
+
+
+def test_points_appear_as_they_come_and_the_time_left_with_them(session, tiny) -> None:
+    assert sweeps.known(session, tiny, CHOICE).points == ()
+    assert sweeps.seconds(session, tiny, CHOICE) > 0
+    events = run(session, tiny, CHOICE)
+    assert [len(view.points) for view in views(events)] == [0, 1, 2, 3, 4, 5, 6]
+    busy = [event for event in events if isinstance(event, Status) and event.total]
+    assert [event.done for event in busy] == sorted(event.done for event in busy)
+    assert all(event.seconds_left >= 0 for event in busy)
+    assert events[-1].kind == "ready"
+    assert sweeps.seconds(session, tiny, CHOICE) == 0
+
+
+def test_a_stopped_sweep_goes_on(session, tiny, monkeypatch) -> None:
+    measured = []
+    measure = library._measure
+    monkeypatch.setattr(library, "_measure", lambda *a: measured.append(a[2]) or measure(*a))
+    job = session.jobs.start("somebody", live=False)
+    events = []
+    for event in session.jobs.run("somebody", job, sweeps.sweeping(session, tiny, CHOICE)):
+        events.append(event)
+        if isinstance(event, SweepView) and len(event.points) == 2:
+            session.halt("somebody")
+    assert events[-1].text == "Stopped"
+    assert len(measured) == 2
+    assert len(sweeps.known(session, tiny, CHOICE).points) == 2
+    assert len(views(run(session, tiny, CHOICE))[-1].points) == 6
+    assert len(measured) == 6
+
+
+def test_what_a_method_cannot_reach_is_said_in_the_table(session, tiny) -> None:
+    settings = tiny._replace(cap=60, bias=0.4)
+    choice = SweepChoice(("intraslice",), ("uniform",), (20, 60))
+    view = views(run(session, settings, choice))[-1]
+    assert view.points[1].perplexity is None
+    chart = removed_chart(view)
+    assert "cannot be reached" in chart.rows[1][2]
+    assert len(chart.data[0]["x"]) == 1
+
+
+def test_speed_is_measured_where_it_is_asked_for(session, tiny) -> None:
+    choice = SweepChoice(("intraslice",), ("pca",), (30,), speed=True)
+    view = views(run(session, tiny, choice))[-1]
+    assert view.points[0].prefill > 0
+    assert view.points[0].decode > 0
+    assert "in turn" in view.speed_protocol
+    chart = speed_chart(view)
+    assert chart.data[0]["x"] == pytest.approx([view.points[0].prefill], rel=1e-4)
+    assert chart.data[1]["x"] == pytest.approx([view.points[0].decode], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["methods", "estimators", "sparsities"])
+def test_a_choice_of_nothing_is_refused_in_words(session, tiny, name) -> None:
+    with pytest.raises(UserError, match=f"no {name}"):
+        sweeps.known(session, tiny, CHOICE._replace(**{name: ()}))
+
+
+def test_a_sweep_of_nothing_measured_has_no_csv(session, tiny, tmp_path) -> None:
+    with pytest.raises(UserError, match="no point"):
+        sweeps.write_csv(session, tiny, CHOICE, tmp_path / "rows.csv")
+
+
+POINTS = (
+    SweepPoint("intraslice", "pca", 0.2, 0.2, 100, 20.0, 1.2, 1.1),
+    SweepPoint("intraslice", "uniform", 0.2, 0.2, 100, 21.0, 1.2, 1.1),
+    SweepPoint("crossmodule", "", 0.2, 0.21, 99, 24.0, 0.9, 0.8, "capped"),
+    SweepPoint("wanda", "", 0.2, 0.2, 100, 40.0, 1.2, 1.1),
+    SweepPoint("flap", "", 0.2, None, None, None, None, None, "cannot be reached"),
+)
+VIEW = SweepView(15.0, POINTS, 8, "On 256 tokens.", "Medians of 5.")
+
+
+@pytest.mark.parametrize("chart", [removed_chart(VIEW), speed_chart(VIEW)], ids=["removed", "speed"])
+def test_a_method_keeps_its_colour_and_dash_and_a_point_its_setting(chart) -> None:
+    kept = {(trace["name"], trace["line"]["color"], trace["line"]["dash"]) for trace in chart.data}
+    assert kept == {
+        ("IntraSlice, PCA-aware", "@intraslice", "solid"),
+        ("IntraSlice, Uniform", "@baseline", "dot"),
+        ("Cross-module", "@cross", "dash"),
+        ("Wanda", "@baseline", "dot"),
+    }
+    assert {name for trace in chart.data for name in trace["ids"]} == {"20 pca", "20 uniform", "20"}
+    assert len(chart.picks) == len(chart.rows)
+    assert all(len(row) == len(chart.columns) for row in chart.rows)
+    go.Figure(data=in_light(chart.data), layout=in_light(chart.layout))  # which plotly validates
+    assert [shape["y0"] for shape in chart.layout["shapes"] if shape.get("y0") == 15.0]
+
+
+def test_a_pick_names_the_setting() -> None:
+    assert [pick_of(point) for point in POINTS[:3]] == ["20 pca", "20 uniform", "20"]
