@@ -58,7 +58,9 @@ class ShiftViews:
 
     def may_measure(self, settings: Settings) -> bool:
         """Whether measuring may start by itself: the sequential order is only sliced on request."""
-        return settings.sparsity > 0 and (settings.order == "one-shot" or self._session.is_sliced(settings))
+        if settings.sparsity == 0 or not self._session.is_calibrated(settings):
+            return False
+        return settings.order == "one-shot" or self._session.is_sliced(settings)
 
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
         """Slice by both methods and measure each; `view` tells how far it got. Gives way to the slider."""
@@ -66,7 +68,6 @@ class ShiftViews:
         yield from self._session.jobs.run(visitor, job, self._measure(settings))
 
     def _measure(self, settings: Settings) -> Iterator[Status]:
-        yield from self._session.calibrating(settings)
         for method in NAMES:
             key = _key(settings, method)
             if self._shifts.get(key) is None and self._missing.get(key) is None:

@@ -14,7 +14,7 @@ from components.chart_bridge import chart
 from components.diagnostic_views import ShiftView
 from components.handlers import visitor_of
 from components.ratios_panel import fold
-from components.shift_charts import QUESTIONS, histogram_chart, shift_chart
+from components.shift_charts import QUESTIONS, finding, histogram_chart, shift_chart
 from components.views import Settings
 from components.wiring import Page
 
@@ -35,7 +35,7 @@ class ActivationsPanel(NamedTuple):
             view = self.views.view(settings, visitor_of(request))
         except ValueError:  # the first line says what is wrong with the setting
             return gr.skip(), gr.skip(), gr.skip()
-        words = f'<p class="isx-words">{escape(self._words(settings, view))}</p>'
+        words = self._words(settings, view)
         if view is None:
             return words, *(figure.waiting(title.format(layer), NOTHING).to_json() for title in QUESTIONS.values())
         return words, shift_chart(view, int(layer)).to_json(), histogram_chart(view, int(layer)).to_json()
@@ -51,25 +51,29 @@ class ActivationsPanel(NamedTuple):
             shown = now
 
     def _words(self, settings: Settings, view: ShiftView | None) -> str:
-        here = view is not None and not view.snapshot and self.views.is_measured(settings)
+        here = self.views.is_measured(settings)
+        first = view is not None and bool(view.snapshot) and settings == Settings()
         wanted = f"{settings.sparsity:g} %"
         if settings.sparsity == 0:
             ahead = "At 0 % nothing is removed and nothing shifts; drag the slider. "
-        elif here or (view and view.snapshot and settings == Settings()):
+        elif here or first:
             ahead = ""
         elif settings.order == "sequential":
             ahead = f'For {wanted} in the sequential order, press "Slice as in the paper". '
         else:
             ahead = f"For {wanted} this is measured once you let go of the slider and the slice is ready. "
         if view is None:
-            return ahead
-        shown = "" if here else f"Shown: {view.asked:.0%}. "
-        massive = f"{view.massive} massive tokens, kept apart" if view.massive else "no massive tokens"
-        snapshot = f" Snapshot: {view.snapshot}" if view.snapshot else ""
-        return (
-            f"{ahead}{shown}Medians over the ordinary ones of {view.tokens:,} held-out tokens in windows of "
-            f"{view.window} ({massive}); text: {view.text}. {view.missing}{snapshot}"
+            return f'<p class="isx-words">{escape(ahead)}</p>'
+        found = (
+            f"At {view.asked:.0%} slicing moves a token's residual stream, on average over the layers: {finding(view)}."
         )
+        massive = f"{view.massive} massive tokens, kept apart" if view.massive else "no massive tokens"
+        measured_on = f"Snapshot: {view.snapshot}" if view.snapshot else f"Text: {view.text}."
+        protocol = (
+            f"Medians over the ordinary ones of {view.tokens:,} held-out tokens in windows of {view.window} "
+            f"({massive}). {measured_on} {view.missing}"
+        )
+        return f'<p class="isx-words">{escape(ahead + found)}</p><p class="isx-quiet">{escape(protocol)}</p>'
 
 
 def build(session: Any, first: Settings) -> ActivationsPanel:

@@ -36,7 +36,7 @@ def plotly_head() -> str:
 
 
 def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = False) -> gr.HTML:
-    """A chart component, its table open if `table`. Its value is `Chart.to_json()`; its event `select` carries `layer`."""
+    """A chart component, its table open if `table`. Its value is `Chart.to_json()`, its event `select` has `layer`."""
     return gr.HTML(
         value=first,
         html_template=_TEMPLATE.format(height=height, table=" open" if table else ""),

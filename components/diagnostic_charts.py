@@ -85,7 +85,7 @@ def variance_chart(view: SpectraView) -> Chart:
     return Chart(
         title=QUESTIONS["variance"].format(layer),
         note="Share of the variance on the first so many principal axes. Rings and shade mark what stays and what goes."
-        + of_snapshot(view),
+        + (f" Snapshot: {view.snapshot}" if view.snapshot else ""),
         data=data,
         layout=layout,
         columns=["Where", "Axes", "Axes for 95 %", "Kept"],
@@ -109,6 +109,7 @@ def _ring(curve: Curve, rank: int, scale: int, colour: str, axes: Json) -> Json:
     return {
         "type": "scatter",
         "mode": "markers",
+        "name": "kept",
         "x": [rank * scale / curve.size],
         "y": [figure.rounded(curve.at(rank))],
         "marker": {"color": "@page", "size": 9, "line": {"color": f"@{colour}", "width": 2.2}},
@@ -132,11 +133,6 @@ def _inside(mark: str, name: str, words: str) -> Json:
         "showarrow": False,
         "font": {"color": "@ink", "size": 13},
     }
-
-
-def of_snapshot(view: SpectraView) -> str:
-    """What a snapshot was measured on, for a chart's note."""
-    return f" Snapshot: {view.snapshot}" if view.snapshot else ""
 
 
 def _round_step(size: int) -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,14 +22,19 @@ from components.diagnostic_views import (
     PairsView,
     PlaceShift,
     ShiftView,
+    drawn_ranks,
 )
 from intraslice.ratios import LayerPlan
+
+if TYPE_CHECKING:  # these read the snapshot
+    from components.session import Calibrated
+    from components.spectra import Measured
 
 FILE = Path(__file__).parent.parent / "assets" / "diagnostics.npz"
 WIDE = ("mlp", "residual", "directions")
 NUMBERS = ("error", "massive_error", "cosine", "massive_cosine", "distance")
 MOMENTS = ("low", "high", "mean", "spread", "kurtosis")
-FULL = 65535  # a share of 1, as kept
+FULL, BYTE = 65535, 255  # a share of 1 and the peak of a histogram, as kept
 
 
 class KeptSpectra:
@@ -44,7 +50,7 @@ class KeptSpectra:
         def read(name: str, sizes: Sequence[int]) -> list[Curve]:
             shares, enough = self._kept[name][layer] / FULL, self._kept[f"{name}_enough"][layer]
             return [
-                Curve(size, _ranks(size, len(own)), own.tolist(), int(rank))
+                Curve(size, ranks := drawn_ranks(size), own[: len(ranks)].tolist(), int(rank))
                 for size, own, rank in zip(sizes, shares, enough, strict=True)
             ]
 
@@ -91,7 +97,8 @@ def shift(path: Path = FILE) -> ShiftView | None:
     view = about["shift"]
 
     def histograms(method: int, place: int) -> list[Histogram]:
-        densities, moments = kept["densities"][method, place], kept["moments"][method, place]
+        peaks, moments = kept["peaks"][method, place], kept["moments"][method, place]
+        densities = kept["densities"][method, place] * (peaks[:, None] / BYTE)
         rows = zip(densities, moments, strict=True)
         return [Histogram(*own[:2].tolist(), bins.tolist(), *own[2:].tolist()) for bins, own in rows]
 
@@ -133,15 +140,15 @@ def save(label: str, found: dict[str, np.ndarray], about: dict[str, Any], view: 
         dense = np.array([[read(one) for one in first.dense[place]] for place in places])
         return np.concatenate([dense[None], every(lambda one: read(one.histogram))])
 
-    def halved(histogram: Histogram) -> list[float]:
-        return np.reshape(histogram.density, (-1, 2)).mean(-1).tolist()
-
+    densities = with_dense(lambda histogram: histogram.density)
+    peaks = densities.max(-1)
     np.savez_compressed(
         path,
         **found,
         shifts=every(lambda one: [getattr(one, name) for name in NUMBERS]).astype(np.float32),
         moments=with_dense(moments).astype(np.float32),
-        densities=with_dense(halved).astype(np.float16),
+        densities=np.round(densities / peaks[..., None] * BYTE).astype(np.uint8),
+        peaks=peaks.astype(np.float32),
         about=json.dumps(
             {
                 **about,
@@ -161,31 +168,30 @@ def save(label: str, found: dict[str, np.ndarray], about: dict[str, Any], view: 
     )
 
 
-def gather(
-    curves: Sequence[LayerCurves],
-    pairs: np.ndarray,
-    angles: Sequence[float],
-    widths: Sequence[int],
-    kv_head: Sequence[int],
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of `save` from all layers' curves and the pair energies of every query head (layers, heads, pairs)."""
+def gather(measured: Measured, calibrated: Calibrated) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of `save` that hold spectra, and what else it needs to know of the model."""
+    stats = calibrated.stats
+    layers = range(len(stats.layers))
+    for layer in layers:
+        measured.complete(layer)
+    curves = [measured.curves(layer) for layer in layers]
     groups = {
         "heads": [layer.heads for layer in curves],
         "groups": [layer.groups for layer in curves],
         "wide": [[getattr(layer, name) for name in WIDE] for layer in curves],
     }
     arrays = {}
-    for name, layers in groups.items():
-        shares = np.array([[own.shares for own in layer] for layer in layers])
-        arrays[name] = np.round(shares * FULL).astype(np.uint16)
-        arrays[f"{name}_enough"] = np.array([[own.enough for own in layer] for layer in layers], dtype=np.int16)
-    arrays |= {"pairs": pairs.astype(np.float32), "angles": np.array(angles, dtype=np.float32)}
-    arrays["widths"] = np.array(widths, dtype=np.int16)
-    return arrays, {"sizes": [own.size for own in groups["wide"][0]], "kv_head": list(kv_head)}
-
-
-def _ranks(size: int, points: int) -> list[int]:
-    return (np.round(np.linspace(0, size - 1, points)).astype(int) + 1).tolist()
+    for name, parts in groups.items():
+        # Of several widths the longest decides; what is past a shorter one's end is never read.
+        longest = max(len(own.shares) for own in parts[0])
+        shares = [[[*own.shares, *[1.0] * (longest - len(own.shares))] for own in part] for part in parts]
+        arrays[name] = np.round(np.array(shares) * FULL).astype(np.uint16)
+        arrays[f"{name}_enough"] = np.array([[own.enough for own in part] for part in parts], dtype=np.int16)
+    products = np.stack([(own.channel_products / stats.tokens).cpu().numpy() for own in stats.layers])
+    arrays["pairs"] = products.reshape(*products.shape[:2], 2, -1).sum(2).astype(np.float32)
+    arrays["angles"] = calibrated.loaded.model.model.rotary_emb.inv_freq.cpu().numpy()
+    arrays["widths"] = np.array([measured.width(percent / 100) or 0 for percent in range(61)], dtype=np.int16)
+    return arrays, {"sizes": [own.size for own in groups["wide"][0]], "kv_head": list(stats.kv_heads[0])}
 
 
 def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -200,20 +206,13 @@ def main() -> None:
     from components.spectra import Measured
     from components.views import Settings
 
+    FILE.unlink(missing_ok=True)  # an older one may hold other things
     session, settings = Session(), Settings()
     shifts = ShiftViews(session)
-    for event in shifts.measure(settings, "snapshot"):
+    for event in chain(session.prepare(settings, "snapshot"), shifts.measure(settings, "snapshot")):
         print(event.text, event.done, event.total)
     calibrated = session.calibrated(settings)
-    measured, stats = Measured(calibrated), calibrated.stats
-    layers = range(len(stats.layers))
-    for layer in layers:
-        measured.complete(layer)
-    products = np.stack([(own.channel_products / stats.tokens).cpu().numpy() for own in stats.layers])
-    pairs = products.reshape(*products.shape[:2], 2, -1).sum(2)
-    angles = calibrated.loaded.model.model.rotary_emb.inv_freq.tolist()
-    widths = [measured.width(percent / 100) or 0 for percent in range(61)]
-    found, about = gather([measured.curves(layer) for layer in layers], pairs, angles, widths, stats.kv_heads[0])
+    found, about = gather(Measured(calibrated), calibrated)
     label = f"{session.ready(settings).text} {datetime.date.today():%d %B %Y}."
     save(label, found, about, shifts.view(settings, "snapshot"))
 

@@ -6,6 +6,8 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+DRAWN = 120  # points of a curve; more cannot be told apart on a screen
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -25,6 +27,12 @@ class Curve:
         before_rank, before = (self.ranks[after - 1], self.shares[after - 1]) if after else (0, 0.0)
         step = (rank - before_rank) / (self.ranks[after] - before_rank)
         return before + step * (self.shares[after] - before)
+
+
+def drawn_ranks(size: int) -> list[int]:
+    """The ranks at which a curve over `size` axes is kept: all, or evenly spaced ones with both ends."""
+    points = min(size, DRAWN)
+    return [1 + round(index * (size - 1) / max(points - 1, 1)) for index in range(points)]
 
 
 @dataclass(frozen=True)

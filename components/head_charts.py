@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from components import figure
-from components.diagnostic_charts import QUESTIONS, of_snapshot
+from components.diagnostic_charts import QUESTIONS
 from components.diagnostic_views import SpectraView
 from components.figure import Chart, Json
+
+SHARES = {-3: "0.1 %", -2: "1 %", -1: "10 %", -0.5: ""}  # of a head's energy, by its logarithm
 
 
 def rank_chart(view: SpectraView) -> Chart:
@@ -18,11 +20,9 @@ def rank_chart(view: SpectraView) -> Chart:
     gone = [(layer, head) for layer in range(layers) for head in range(heads) if head not in view.heads[layer]]
     data = [
         {
-            **_heatmap([list(row) for row in zip(*view.ranks, strict=True)], "axes for 95 %"),
+            **_heatmap([list(row) for row in zip(*view.ranks, strict=True)], {0: "0", view.dim: f"{view.dim} axes"}),
             "x": list(range(layers)),
             "y": list(range(heads)),
-            "zmin": 0,
-            "zmax": view.dim,
             "hovertemplate": "<b>layer %{x}, head %{y}</b><br>%{z} of "
             + f"{view.dim} axes hold 95 % of its output<extra></extra>",
         },
@@ -36,8 +36,7 @@ def rank_chart(view: SpectraView) -> Chart:
     layout["shapes"] = [_frame(view.layer)]
     return Chart(
         title=QUESTIONS["ranks"],
-        note=f"Of {view.dim} principal axes of each head's output. × marks heads that go. Click a layer."
-        + of_snapshot(view),
+        note=f"Of {view.dim} principal axes of each head's output. × marks heads that go. Click a layer.",
         data=data,
         layout=layout,
         columns=["Layer", *(f"Head {head}" for head in range(heads)), "Heads that go", "Channels kept"],
@@ -65,7 +64,7 @@ def pair_chart(view: SpectraView) -> Chart:
     cut = [(pair, head) for head in range(heads) for pair in range(count) if not pairs.kept[head][pair]]
     data = [
         {
-            **_heatmap([[math.log10(max(share, 1e-6)) for share in row] for row in shares], "share"),
+            **_heatmap([[math.log10(max(share, 1e-6)) for share in row] for row in shares], SHARES),
             "x": list(range(count)),
             "y": list(range(heads)),
             "customdata": [
@@ -76,11 +75,6 @@ def pair_chart(view: SpectraView) -> Chart:
         },
         _crosses(cut, "pair is cut"),
     ]
-    ticks = list(range(-6, 1))
-    data[0]["colorbar"] |= {
-        "tickvals": ticks,
-        "ticktext": [f"{10.0**tick:.4%}".rstrip("0%").rstrip(".") + " %" for tick in ticks],
-    }
     layout["hovermode"] = "closest"
     marks = {
         min(range(count), key=lambda i, t=10**power: abs(math.log(turns[i] / t))): 10**power
@@ -88,7 +82,7 @@ def pair_chart(view: SpectraView) -> Chart:
         if turns[-1] >= 10**power
     }
     layout["xaxis"].update(
-        title=figure.title("tokens for a full turn: fast pairs left, slow ones right"),
+        title=figure.title("tokens for a full turn"),
         range=[-0.5, count - 0.5],
         tickvals=list(marks),
         ticktext=[_tokens(turn) for turn in marks.values()],
@@ -102,8 +96,7 @@ def pair_chart(view: SpectraView) -> Chart:
     return Chart(
         title=QUESTIONS["pairs"].format(view.layer),
         note=f"Mean |query × key| of each pair. × marks cut pairs; each key head that stays keeps {kept} of {count}."
-        + unrotated
-        + of_snapshot(view),
+        + unrotated,
         data=data,
         layout=layout,
         columns=["Pair", "Tokens a turn", *(f"Key head {head}" for head in range(heads))],
@@ -118,10 +111,13 @@ def pair_chart(view: SpectraView) -> Chart:
     )
 
 
-def _heatmap(values: Sequence[Sequence[float]], unit: str) -> Json:
+def _heatmap(values: Sequence[Sequence[float]], ticks: Mapping[float, str]) -> Json:
+    """Shades from the first of the ticks (value to label) to the last one."""
     return {
         "type": "heatmap",
         "z": values,
+        "zmin": min(ticks),
+        "zmax": max(ticks),
         "colorscale": [[0, "@panel"], [1, "@intraslice"]],
         "xgap": 1,
         "ygap": 1,
@@ -129,13 +125,17 @@ def _heatmap(values: Sequence[Sequence[float]], unit: str) -> Json:
             "orientation": "h",
             "x": 1,
             "xanchor": "right",
-            "y": 1.02,
+            "y": 1,
             "yanchor": "bottom",
-            "len": 0.36,
+            "xpad": 20,
+            "ypad": 4,
+            "len": 0.4,
+            "tickangle": 0,
             "thickness": 8,
             "outlinewidth": 0,
             "tickfont": {"color": "@quiet", "size": 11},
-            "title": {"text": unit, "side": "top", "font": {"color": "@quiet", "size": 11}},
+            "tickvals": list(ticks),
+            "ticktext": list(ticks.values()),
         },
     }
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
+from itertools import accumulate
+from statistics import fmean
 
 from components import figure
 from components.diagnostic_views import Histogram, PlaceShift, ShiftView
@@ -76,6 +79,7 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
     """For one layer, how the values of the residual stream, the attention and the MLP output are spread."""
     layout = figure.layout_of(len(PLACES), revision=f"histograms-{layer}", vertical=False)
     layout["annotations"] = []
+    layout["legend"]["y"] = 1.1  # above the panels' headings
     first = next(iter(view.methods.values()))
     layer = min(layer, len(first.dense["residual"]) - 1)
     data: list[Json] = []
@@ -93,20 +97,26 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
             data.append({**_steps(name, histogram, colour), **fill, **axes, "showlegend": column == 1})
             rows.append([words, name, *_moments(histogram), *(_shift(shift) if shift else ["–", "–", "–"])])
         mark = figure.suffix(column)
-        layout[f"xaxis{mark}"].update(title=figure.title("value of a channel"), nticks=5)
+        layout[f"xaxis{mark}"].update(title=figure.title("value of a channel"), nticks=5, range=_middle(dense))
         layout[f"yaxis{mark}"].update(
             title=figure.title("density" if column == 1 else ""), nticks=4, rangemode="tozero"
         )
         layout["annotations"].append(_heading(words, mark))
     return Chart(
         title=QUESTIONS["histograms"].format(layer),
-        note=f"All channels of ordinary tokens, {removed(view)}. 0.1 % of the dense values lie beyond each end.",
+        note=f"All channels of ordinary tokens, {removed(view)}. Shown: the middle 98 % of the dense values.",
         data=data,
         layout=layout,
         columns=["Where", "Model", "Mean", "Spread", "Excess kurtosis", "Error", "Cosine", "Distance"],
         rows=rows,
         beside=True,
     )
+
+
+def finding(view: ShiftView) -> str:
+    """The mean over layers of each method's error, in words."""
+    means = {method: fmean(one.error for one in own.places["residual"]) for method, own in view.methods.items()}
+    return ", ".join(f"{METHODS[method][0]} by {mean:.0%}" for method, mean in means.items())
 
 
 def removed(view: ShiftView) -> str:
@@ -125,6 +135,15 @@ def _line(name: str, values: list[float], line: Json) -> Json:
         "line": line,
         "hovertemplate": name + " %{y}<extra></extra>",
     }
+
+
+def _middle(histogram: Histogram) -> list[float]:
+    """From where to where the middle 98 % of the values lie."""
+    bins = len(histogram.density)
+    width = (histogram.high - histogram.low) / bins
+    below = [share * width for share in accumulate(histogram.density)]
+    first, last = bisect_left(below, 0.01), bisect_left(below, 0.99)
+    return [figure.rounded(histogram.low + width * end) for end in (first, min(last, bins - 1) + 1)]
 
 
 def _steps(name: str, histogram: Histogram, colour: str) -> Json:
@@ -148,10 +167,10 @@ def _heading(words: str, mark: str) -> Json:
         "text": f"<b>{words}</b>",
         "xref": f"x{mark} domain",
         "yref": f"y{mark} domain",
-        "x": 0.02,
-        "y": 0.98,
+        "x": 0,
+        "y": 1.02,
         "xanchor": "left",
-        "yanchor": "top",
+        "yanchor": "bottom",
         "showarrow": False,
         "font": {"color": "@ink", "size": 13},
     }

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from components import diagnostic_snapshot
 from components.cache import BoundedCache
-from components.diagnostic_views import Curve, LayerCurves, PairsView, SpectraView
+from components.diagnostic_views import Curve, LayerCurves, PairsView, SpectraView, drawn_ranks
 from components.session import Calibrated, CalibrationKey, Session, calibration_key, slice_config
 from components.views import Settings
-from intraslice.config import UserError
 from intraslice.methods import plan_by
 from intraslice.ratios import LayerPlan
 from intraslice.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
 
-DRAWN = 120  # points of a wide curve
 SHARE = 0.95
 TOLERANCE = 0.02  # of the parameters: two methods that differ by more are not compared
 
@@ -96,11 +93,11 @@ class Measured:
 
 
 def curve(explained: Tensor) -> Curve:
-    """A cumulated spectrum (n) with at most `DRAWN` of its points, both ends among them."""
+    """A cumulated spectrum (n) at the ranks that are drawn."""
     size = len(explained)
-    picks = torch.linspace(0, size - 1, min(size, DRAWN)).round().long()
-    shares = explained[picks].double().clamp(0, 1).tolist()
-    return Curve(size, (picks + 1).tolist(), shares, int(effective_rank(explained, SHARE)))
+    ranks = drawn_ranks(size)
+    shares = explained.double().clamp(0, 1)[[rank - 1 for rank in ranks]].tolist()
+    return Curve(size, ranks, shares, int(effective_rank(explained, SHARE)))
 
 
 class SpectraViews:
@@ -142,10 +139,9 @@ class SpectraViews:
 
     def _source(self, settings: Settings) -> Spectra | None:
         key = calibration_key(settings)
-        try:
-            calibrated = self._session.calibrated(settings)
-        except UserError:  # not yet: the default one is known from the snapshot
+        if not self._session.is_calibrated(settings):
             return self._kept if key == calibration_key(Settings()) else None
+        calibrated = self._session.calibrated(settings)
         known = self._known.get(key)
         if known is None or known[0] is not calibrated:
             known = self._known.put(key, (calibrated, Measured(calibrated)), 1)

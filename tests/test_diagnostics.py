@@ -1,0 +1,242 @@
+"""The Spectra and Activations tabs' handlers, called directly with a real session on a tiny model."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny_page import tiny_settings
+
+from components import diagnostic_snapshot
+from components.activations import TOLERANCE, ShiftViews
+from components.activations_panel import ActivationsPanel
+from components.diagnostic_views import Curve
+from components.session import Session, slice_config
+from components.spectra import Measured, SpectraViews
+from components.spectra_panel import SpectraPanel
+from components.views import Settings
+from intraslice.methods import plan_by
+from intraslice.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
+
+SOMEBODY = SimpleNamespace(session_hash="somebody")
+ELSE = SimpleNamespace(session_hash="somebody else")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
+    home = tmp_path_factory.mktemp("diagnostics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
+        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def session(tiny) -> Session:
+    session = Session(evaluation_tokens=256)
+    *_, last = session.prepare(tiny, "somebody")
+    assert last.kind == "ready", last.text
+    return session
+
+
+@pytest.fixture
+def spectra(session) -> SpectraPanel:
+    return SpectraPanel(SpectraViews(session), None, None, None)
+
+
+@pytest.fixture(scope="module")
+def activations(session) -> ActivationsPanel:
+    return ActivationsPanel(ShiftViews(session), None, None, None)
+
+
+@pytest.fixture(scope="module")
+def reached(session, tiny) -> list[Settings]:
+    """Settings of which the cross-module method removes as much as is asked, then ones of which it does not."""
+    model = session.calibrated(tiny).loaded.model
+    found = {True: None, False: None}
+    for percent in range(20, 60):
+        settings = tiny._replace(sparsity=percent)
+        plan = plan_by("crossmodule", model, None, slice_config(settings))
+        found[abs(plan.removed_fraction - percent / 100) <= TOLERANCE] = settings
+    return [found[True], found[False]]
+
+
+def traces(chart_json: str, **wanted) -> list[dict]:
+    return [one for one in json.loads(chart_json)["data"] if wanted.items() <= one.items()]
+
+
+def test_curves_are_the_librarys(session, tiny, spectra) -> None:
+    stats = session.calibrated(tiny).stats
+    spectra.complete(tiny, 1, SOMEBODY)
+    curves = spectra.views.view(tiny, 1).curves
+    found = layer_spectra(stats, 1)
+    for name in ("mlp", "residual", "directions"):
+        curve, whole = getattr(curves, name), getattr(found, name)
+        assert curve.enough == int(effective_rank(whole, 0.95))
+        assert curve.at(5) == pytest.approx(whole[4].item(), abs=1e-6)
+        assert curve.at(curve.size) == pytest.approx(1, abs=1e-5)
+    assert [curve.at(3) for curve in curves.heads] == pytest.approx(found.heads[:, 2].tolist(), abs=1e-6)
+
+
+def test_a_curve_is_read_off_between_its_points() -> None:
+    curve = Curve(10, (1, 4, 10), (0.4, 0.7, 1.0), 9)
+    assert [curve.at(rank) for rank in (0, 1, 2, 4, 10)] == pytest.approx([0, 0.4, 0.5, 0.7, 1])
+
+
+def test_marks_follow_the_setting_and_curves_do_not(session, tiny, spectra) -> None:
+    spectra.complete(tiny, 0, SOMEBODY)
+    views = [spectra.views.view(tiny._replace(sparsity=percent), 0) for percent in (10, 50)]
+    for view, percent in zip(views, (10, 50), strict=True):
+        plan = session.slice_plan(tiny._replace(sparsity=percent)).layers
+        assert (view.heads, view.dims) == ([one.heads for one in plan], [one.dim for one in plan])
+        assert view.neurons == plan[0].neurons
+    assert views[0].curves is views[1].curves
+    assert views[0].neurons > views[1].neurons
+
+
+def test_heads_come_first_and_wide_curves_when_they_are_found(spectra, tiny) -> None:
+    assert spectra.views.view(tiny, 2).curves.mlp is None
+    before, *_ = spectra.show(tiny, 2, SOMEBODY)
+    assert not traces(before, name="MLP input")
+    spectra.complete(tiny, 2, SOMEBODY)
+    after, *_ = spectra.show(tiny, 2, SOMEBODY)
+    assert traces(after, name="MLP input")
+
+
+def test_the_map_of_heads_has_the_librarys_ranks(session, tiny, spectra) -> None:
+    _, ranks, _ = spectra.show(tiny, 0, SOMEBODY)
+    (map_of_heads,) = traces(ranks, type="heatmap")
+    assert np.array(map_of_heads["z"]).T.tolist() == head_ranks(session.calibrated(tiny).stats)
+
+
+def test_cut_pairs_are_struck_out(session, tiny, spectra) -> None:
+    every = [tiny._replace(sparsity=percent, bias=0.8) for percent in range(20, 61)]
+    settings = next(one for one in every if session.slice_plan(one).layers[0].dim < 8)
+    calibrated, plan = session.calibrated(tiny), session.slice_plan(settings).layers[0]
+    found = pair_energies(calibrated.loaded.model, calibrated.stats, 0, plan)
+    crosses = traces(spectra.show(settings, 0, SOMEBODY)[2], name="pair is cut")[0]
+    assert len(crosses["x"]) == int((~found.kept).sum()) > 0
+
+
+def test_a_layer_that_is_not_there_is_the_last_one(spectra, tiny) -> None:
+    assert spectra.views.view(tiny, 29).layer == 2
+
+
+def test_impossible_settings_leave_the_tabs_alone(spectra, activations, tiny) -> None:
+    settings = tiny._replace(sparsity=75, cap=60)
+    assert all(isinstance(value, dict) for value in spectra.show(settings, 0, SOMEBODY))  # gradio's skip
+    assert all(isinstance(value, dict) for value in activations.show(tiny._replace(bias=-1), 0, SOMEBODY))
+
+
+def test_what_is_not_calibrated_says_what_it_waits_for(spectra, activations, tiny) -> None:
+    unknown = tiny._replace(seed=5)
+    for chart in (*spectra.show(unknown, 0, SOMEBODY), *activations.show(unknown, 0, SOMEBODY)[1:]):
+        assert "calibrated" in json.loads(chart)["layout"]["annotations"][0]["text"]
+    assert list(activations.measure(unknown, 0, SOMEBODY)) == []
+
+
+def test_the_default_model_is_shown_from_the_snapshot(spectra, activations) -> None:
+    charts = spectra.show(Settings(), 12, SOMEBODY)
+    assert "Snapshot" in json.loads(charts[0])["note"]
+    assert all(json.loads(chart)["data"] for chart in charts)
+    words, *charts = activations.show(Settings(), 12, SOMEBODY)
+    assert "Snapshot" in words
+    assert {one["name"] for one in traces(charts[0], showlegend=True)} >= {"IntraSlice", "Cross-module"}
+
+
+def test_both_methods_are_measured_at_equal_parameters(activations, reached) -> None:
+    settings, _ = reached
+    *_, (status, words, shift, _) = activations.measure(settings, 1, SOMEBODY)
+    view = activations.views.view(settings, "somebody")
+    assert "isx-ready" in status
+    assert set(view.methods) == {"intraslice", "crossmodule"}
+    for own in view.methods.values():
+        assert own.removed == pytest.approx(settings.sparsity / 100, abs=TOLERANCE)
+        assert {len(places) for places in own.places.values()} == {3}
+    assert view.missing == ""
+    assert f"{view.tokens} held-out tokens" in words
+    errors = [one.error for one in view.methods["crossmodule"].places["residual"]]
+    drawn = traces(shift, name="Cross-module")[0]
+    assert drawn["y"] == pytest.approx(errors, rel=1e-4)
+    assert list(activations.measure(settings, 1, SOMEBODY))[-1][0] == status  # and nothing is done twice
+
+
+def test_where_cross_module_does_not_reach_it_says_so(activations, reached) -> None:
+    _, settings = reached
+    *_, (_, words, shift, _) = activations.measure(settings, 0, SOMEBODY)
+    assert set(activations.views.view(settings, "somebody").methods) == {"intraslice"}
+    assert "No width that is a multiple of 8" in words
+    assert not traces(shift, name="Cross-module")
+
+
+def test_another_setting_keeps_what_one_saw_last_and_nobody_else_sees_it(activations, reached) -> None:
+    settings, _ = reached
+    list(activations.measure(settings, 0, SOMEBODY))
+    other = settings._replace(sparsity=11)
+    words, shift, _ = activations.show(other, 2, SOMEBODY)
+    assert f"At {settings.sparsity:.0f}% slicing moves" in words
+    assert json.loads(shift)["selected"] == 2
+    assert "data" in json.loads(activations.show(other, 2, ELSE)[1])
+    assert not json.loads(activations.show(other, 2, ELSE)[1])["data"]
+
+
+def test_the_papers_order_waits_for_its_button_and_nothing_removed_for_the_slider(activations, tiny) -> None:
+    sequential, nothing = tiny._replace(order="sequential"), tiny._replace(sparsity=0)
+    for settings, words in ((sequential, "Slice as in the paper"), (nothing, "drag the slider")):
+        assert list(activations.measure(settings, 0, SOMEBODY)) == []
+        assert words in activations.show(settings, 0, ELSE)[0]
+
+
+def test_a_measurement_gives_way_to_the_slider(session, tiny) -> None:
+    views = ShiftViews(session)
+    settings = tiny._replace(sparsity=41)
+    events = []
+    for event in views.measure(settings, "somebody"):
+        events.append(event)
+        session.give_way("somebody", tiny._replace(sparsity=42))
+    assert len(events) == 1
+    assert not views.is_measured(settings)
+
+
+def test_a_snapshot_shows_what_was_measured(session, tiny, activations, reached, tmp_path) -> None:
+    settings, _ = reached
+    list(activations.measure(settings, 0, SOMEBODY))
+    calibrated, view = session.calibrated(tiny), activations.views.view(settings, "somebody")
+    diagnostic_snapshot.save(
+        "A label.", *diagnostic_snapshot.gather(Measured(calibrated), calibrated), view, tmp_path / "kept.npz"
+    )
+    measured, kept = Measured(calibrated), diagnostic_snapshot.spectra(tmp_path / "kept.npz")
+    measured.complete(1)
+    assert kept.label == "A label."
+    assert kept.ranks() == measured.ranks()
+    for own, other in zip(flat(kept.curves(1)), flat(measured.curves(1)), strict=True):
+        assert (own.size, own.enough, own.ranks) == (other.size, other.enough, other.ranks)
+        assert own.shares == pytest.approx(other.shares, abs=1e-4)
+    for percent in (20, 50):
+        plan = session.slice_plan(tiny._replace(sparsity=percent)).layers[1]
+        own, other = kept.pairs(1, plan), measured.pairs(1, plan)
+        assert own.kept == other.kept
+        assert np.array(own.energy) == pytest.approx(np.array(other.energy), rel=1e-5)
+        assert kept.width(percent / 100) == measured.width(percent / 100)
+    again = diagnostic_snapshot.shift(tmp_path / "kept.npz")
+    assert replace(again, methods={}, snapshot="") == replace(view, methods={})
+    own, other = (one.methods["crossmodule"].places["mlp"][2] for one in (again, view))
+    assert own.error == pytest.approx(other.error, rel=1e-5)
+    assert own.histogram.density == pytest.approx(other.histogram.density, abs=max(other.histogram.density) / 400)
+
+
+def flat(curves) -> list[Curve]:
+    return [*curves.heads, *curves.groups, curves.mlp, curves.residual, curves.directions]
+
+
+@pytest.mark.slow
+def test_the_snapshot_is_the_default_models() -> None:
+    session = Session()
+    list(session.prepare(Settings(), "somebody"))
+    measured, kept = Measured(session.calibrated(Settings())), diagnostic_snapshot.spectra()
+    measured.complete(7)
+    for own, other in zip(flat(kept.curves(7)), flat(measured.curves(7)), strict=True):
+        assert own.shares == pytest.approx(other.shares, abs=1e-3)
+        assert own.enough == other.enough
+    plan = session.slice_plan(Settings()).layers[7]
+    assert kept.pairs(7, plan).kept == measured.pairs(7, plan).kept
