@@ -45,17 +45,17 @@ class CompareHandlers:
         self.columns.attend(visitor)
         yield (gr.skip(),) * (1 + len(COLUMNS))
         for event in streaming.answer(self.columns, settings, question, visitor):
+            told = gr.skip()
             if isinstance(event, Status):
-                yield wording.status(event), *(gr.skip() for _ in COLUMNS)
-            else:
-                yield gr.skip(), *self._changed(shown, event, settings)
-                shown = dict(event)
+                told, event = wording.status(event), _making(shown, event)
+            yield told, *self._changed(shown, event, settings)
+            shown = dict(event)
         if not shown or any(one.state in UNFINISHED for one in shown.values()):
             self._stopped.add(visitor)
             halted = {name: _halted(one) for name, one in shown.items()}
             yield gr.skip(), *self._changed(shown, halted, settings)
 
-    def _changed(self, before: dict[str, Answer], now: streaming.Answers, settings: Settings) -> list:
+    def _changed(self, before: streaming.Answers, now: streaming.Answers, settings: Settings) -> list:
         return [
             gr.skip()
             if name not in now or before.get(name) == now[name]
@@ -113,6 +113,15 @@ class CompareHandlers:
     def ask(self, request: gr.Request) -> None:
         """Let what is measured in the background give way to a question."""
         self.columns.ask(visitor_of(request))
+
+
+def _making(shown: streaming.Answers, event: Status) -> streaming.Answers:
+    """The columns, of which one whose model is being made says how far that is."""
+    words = f"This model is being made first: layer {event.done} of {event.total}."
+    return {
+        name: replace(one, problem=words) if one.state == "later" and event.total else one
+        for name, one in shown.items()
+    }
 
 
 def _halted(given: Answer) -> Answer:

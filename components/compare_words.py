@@ -15,6 +15,7 @@ EMPTY = {
     "crossmodule": "The answer of a cross-module (SliceGPT) model with as many parameters removed.",
 }
 NOTICEABLE = 0.03  # speeds closer than this are the same within what a busy machine allows to say
+SIGNS = ("■", "⏎")  # of an end, and of a line break: neither could be marked otherwise
 STRONGEST = 2.0  # nats of extra loss from which a token's colour grows no stronger
 DEEPEST = 45  # per cent of that colour: text stays readable on it
 
@@ -35,13 +36,13 @@ def answer(name: str, given: Answer | None = None, sparsity: float | None = None
 def _marked(given: Answer) -> str:
     if given.parts_at is None:
         return escape(given.same)
-    token = escape(given.token) if given.token.strip() else f"{escape(given.token)}⏎"
+    token = escape(given.token) if given.token.strip() else f"{SIGNS[bool(given.token)]}{escape(given.token)}"
     return f'{escape(given.same)}<mark>{token}</mark><span class="isx-parted">{escape(given.rest)}</span>'
 
 
 def _state(name: str, given: Answer) -> str:
     if given.state == "later":
-        return "This model is still to be made for this sparsity; its answer follows the other two."
+        return escape(given.problem) or "This model is still to be made for this sparsity; its answer follows."
     if given.state == "waiting":
         return "…"
     counted = f"{given.count} token{'' if given.count == 1 else 's'}"
@@ -50,11 +51,14 @@ def _state(name: str, given: Answer) -> str:
         return f"{counted}{ending}."
     if given.parts_at is None:
         return f"{counted}{ending}, the same as the dense answer."
-    own = f"“{escape(given.token.strip())}”" if given.token.strip() else "the end or a line break"
-    return (
-        f"{counted}{ending}. Parts from the dense answer at token {given.parts_at + 1}: {own} instead of "
-        f"“{escape(given.instead_of.strip() or '⏎')}”."
-    )
+    own, other = _named(given.token), _named(given.instead_of)
+    return f"{counted}{ending}. Parts from the dense answer at token {given.parts_at + 1}: {own} instead of {other}."
+
+
+def _named(token: str) -> str:
+    if token.strip():
+        return f"“{escape(token.strip())}”"
+    return ("the end", "a line break" if "\n" in token else "a space")[bool(token)]
 
 
 def cost(name: str, costs: Costs) -> str:

@@ -42,9 +42,9 @@ def build() -> PassagePanel:
         elem_id="passage",
         apply_default_css=False,
     )
-    with gr.Row(equal_height=True, elem_id="passage-text"):
+    with gr.Row(elem_id="passage-text"):
         text = gr.Textbox(SAMPLE, label="A passage of yours", lines=3, max_lines=10, scale=6)
-        score = gr.Button("Colour it", elem_id="score", scale=1, min_width=120)
+        score = gr.Button("Colour it", size="md", elem_id="score", scale=1, min_width=120)
     fold("passage")
     return PassagePanel(candidates, text, score, scored)
 

@@ -110,7 +110,8 @@ class Board:
         if parting is None:
             return Answer(same=whole, count=count, state=state)
         start, end = self._length(own, parting.position), self._length(own, parting.position + 1)
-        return Answer(whole[:start], whole[start:end], whole[end:], count, state, parting.position, parting.first or "")
+        instead = answer_text(self._tokenizer, dense[parting.position : parting.position + 1])
+        return Answer(whole[:start], whole[start:end], whole[end:], count, state, parting.position, instead)
 
     def _length(self, tokens: Sequence[int], count: int) -> int:
         return len(answer_text(self._tokenizer, tokens[:count]).rstrip(HALF))
