@@ -19,6 +19,7 @@ from components import (
     ratios_panel,
     spectra_panel,
     sweep_panel,
+    teaching,
     verdict_panel,
     wording,
 )
@@ -35,7 +36,7 @@ def build_app(session: Session) -> gr.Blocks:
     ratios_json, importances_json, readout_html, headline_html, removed_html, _ = handlers.opening(first)
     with gr.Blocks(title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
-        gr.HTML("<h1>IntraSlice Explorer</h1>", elem_id="page-title", apply_default_css=False)
+        teaching.header()
         headline = gr.HTML(headline_html, elem_id="headline", apply_default_css=False)
         status = gr.HTML(wording.status(Status("Starting")), elem_id="status", apply_default_css=False)
         with gr.Row(elem_id="slider-bar"):
@@ -59,6 +60,7 @@ def build_app(session: Session) -> gr.Blocks:
                 sweep = sweep_panel.build()
             with gr.Tab("Export", id="export"):
                 export = export_panel.build()
+        teaching.glossary()
         shared = connect(handlers, controls, ratios, compare, tabs, gr.State("ratios"), status, headline, removed)
         overrides_panel.connect(overrides, shared)
         verdict_panel.connect(verdict, shared)

@@ -76,12 +76,17 @@ def theme() -> gr.themes.Base:
 def launch_options() -> dict:
     """Keyword arguments for `launch()`: theme, css and head."""
     usual = {**Settings()._asdict(), "layer": 0, "prompt": PROMPT}
-    script = (ASSETS / "page.js").read_text(encoding="utf-8")
+    page, tour = (_read(name) for name in ("page.js", "tour.js"))
+    values = f"window.isxUsual = {json.dumps(usual)}; window.isxTour = {_read('texts/tour.json')};"
     return {
         "theme": theme(),
-        "css": css_variables() + (ASSETS / "page.css").read_text(encoding="utf-8"),
-        "head": f"{plotly_head()}<script>window.isxUsual = {json.dumps(usual)};{script}</script>",
+        "css": css_variables() + _read("page.css"),
+        "head": f"{plotly_head()}<style>{_read('outside.css')}</style><script>{values}{page}{tour}</script>",
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,  # it writes every move of the slider to the browser's storage
     }
+
+
+def _read(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from components.chart_bridge import ASSETS, chart
+from components.chart_bridge import chart
+from components.teaching import fold
 
 
 class RatiosPanel(NamedTuple):
@@ -25,10 +26,3 @@ def build(ratios: str = "", importances: str = "") -> RatiosPanel:
     why = chart(importances, height=330, elem_id="importance-chart")
     fold("importances")
     return RatiosPanel(bars, why, by_hand)
-
-
-def fold(name: str) -> None:
-    """The "What am I looking at?" under a chart, from `assets/texts/NAME.html`."""
-    body = (ASSETS / "texts" / f"{name}.html").read_text(encoding="utf-8")
-    summary = "<summary>What am I looking at?</summary>"
-    gr.HTML(f'<details class="isx-fold">{summary}{body}</details>', apply_default_css=False)

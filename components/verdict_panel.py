@@ -12,7 +12,7 @@ from components import wording
 from components.chart_bridge import chart
 from components.charts import ESTIMATORS
 from components.handlers import flat, visitor_of
-from components.ratios_panel import fold
+from components.teaching import fold
 from components.verdict import Verdicts
 from components.verdict_chart import judged, number, verdict_chart
 from components.views import Settings, VerdictView
