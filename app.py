@@ -9,20 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 
-from components import (
-    activations_panel,
-    compare_panel,
-    controls_panel,
-    export_panel,
-    look,
-    overrides_panel,
-    ratios_panel,
-    spectra_panel,
-    sweep_panel,
-    teaching,
-    verdict_panel,
-    wording,
-)
+from components import api, controls_panel, look, tabs, teaching, wording
 from components.handlers import Handlers
 from components.session import Session
 from components.views import Settings, Status
@@ -44,31 +31,12 @@ def build_app(session: Session) -> gr.Blocks:
             removed = gr.HTML(removed_html, elem_id="removed", apply_default_css=False)
         with sidebar:
             controls = controls_panel.build(session, first, sparsity, readout_html)
-        with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Ratios", id="ratios"):
-                ratios = ratios_panel.build(ratios_json, importances_json)
-                with ratios.by_hand:
-                    overrides = overrides_panel.build()
-                verdict = verdict_panel.build(session, first)
-            with gr.Tab("Spectra", id="spectra"):
-                spectra = spectra_panel.build(session, first)
-            with gr.Tab("Activations", id="activations"):
-                activations = activations_panel.build(session, first)
-            with gr.Tab("Compare", id="compare"):
-                compare = compare_panel.build(session)
-            with gr.Tab("Sweep", id="sweep"):
-                sweep = sweep_panel.build()
-            with gr.Tab("Export", id="export"):
-                export = export_panel.build()
+        with gr.Tabs(elem_id="tabs") as shown:
+            panels = tabs.build(session, first, ratios_json, importances_json)
         teaching.glossary()
-        shared = connect(handlers, controls, ratios, compare, tabs, gr.State("ratios"), status, headline, removed)
-        overrides_panel.connect(overrides, shared)
-        verdict_panel.connect(verdict, shared)
-        compare_panel.connect(compare, shared)
-        spectra_panel.connect(spectra, shared)
-        activations_panel.connect(activations, shared)
-        sweep_panel.connect(sweep, shared)
-        export_panel.connect(export, shared, sweep.choice)
+        page_of = (panels.ratios, panels.compare, shown, gr.State("ratios"), status, headline, removed)
+        tabs.connect(panels, connect(handlers, controls, *page_of))
+        api.build(session)
     return page
 
 

@@ -18,6 +18,7 @@ from intraslice import checkpoints
 from intraslice.__main__ import parser
 from intraslice.commands import record
 from intraslice.config import UserError
+from intraslice.evaluation import generate_text
 from intraslice.ratios import make_plan
 from intraslice.run import Run
 
@@ -71,6 +72,27 @@ def plan_record(session: Session, settings: Settings) -> dict[str, Any]:
     plan = make_plan(calibrated.stats.profile, slice_config(settings))
     run = Run(parser().parse_args(words(session, settings)))
     return record(run, calibrated.loaded, plan)
+
+
+def evaluation(session: Session, settings: Settings) -> Generator[Status, None, dict[str, Any]]:
+    """What `python -m intraslice evaluate --json` says of the page's model, times and memory left out."""
+    yield from session.measuring(settings)
+    measured = session.perplexities(settings)
+    return plan_record(session, settings) | {"perplexity": {"dense": measured.dense, "sliced": measured.sliced}}
+
+
+def answers(
+    session: Session, settings: Settings, prompt: str, tokens: int, temperature: float, seed: int
+) -> Generator[Status, None, dict[str, str]]:
+    """The dense and the sliced model's whole answers. Raises UserError for numbers out of range."""
+    sliced = yield from session.slice(settings)
+    loaded = session.calibrated(settings).loaded
+    texts = {"dense": "", "sliced": ""}
+    for name, model in (("dense", loaded.model), ("sliced", sliced)):
+        for piece in generate_text(model, loaded.tokenizer, prompt, int(tokens), float(temperature), int(seed)):
+            texts[name] += piece
+            yield Status(f"Answering, {name}")
+    return texts
 
 
 def write_plan(session: Session, settings: Settings, path: Path) -> None:

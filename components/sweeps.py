@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas
 import torch
@@ -83,6 +83,14 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
             yield Status(f"Sweep: {name} at {point.sparsity:.0%}; points", "busy", done, len(missing), max(0.0, left))
         yield _view(session, settings, plan)
     yield session.ready(settings)
+
+
+def table(
+    session: Session, settings: Settings, choice: SweepChoice
+) -> Generator[Status | SweepView, None, list[dict[str, Any]]]:
+    """`sweeping` to its end, and then the rows that `python -m intraslice sweep --json` prints."""
+    yield from sweeping(session, settings, choice)
+    return records(plan_of(session, settings, choice).frame())
 
 
 def write_csv(session: Session, settings: Settings, choice: SweepChoice, path: Path) -> None:

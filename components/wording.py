@@ -104,7 +104,7 @@ def export(plan: PlanView | None, settings: Settings) -> str:
     if plan is None:
         return '<p class="isx-lead">There is something to take home as soon as the model is calibrated.</p>'
     if settings.sparsity == 0:
-        return '<p class="isx-lead">Nothing is removed at 0 %: move the slider, and there is a sliced model to save.</p>'
+        return '<p class="isx-lead">Nothing is removed at 0 %: move the slider, and there is something to save.</p>'
     return (
         f'<p class="isx-lead">The model as it is set now: <b>{plan.removed:.0%}</b> of the layers\' weights removed, '
         f"{millions(plan.parameters_sliced)} parameters, about {size(4 * plan.parameters_sliced)} in float32. "

@@ -1,0 +1,121 @@
+"""The page from another program: every endpoint has a name and words, and the README's examples run."""
+
+import importlib.util
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from tiny_page import tiny_settings
+
+from app import build_app
+from components import look
+from components.session import Session
+from components.views import Settings
+from intraslice.checkpoints import RECORD
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[str]:
+    """A page that opens with a tiny model."""
+    home = tmp_path_factory.mktemp("api")
+    tiny = tiny_settings(home, tiny_llama_gqa, word_tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
+        patch.setattr(Settings.__new__, "__defaults__", tuple(tiny))
+        session = Session(evaluation_tokens=256)
+        session.texts = (tiny.text,)
+        page = build_app(session).queue()
+        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **look.launch_options())
+        yield url
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def client(address) -> Client:
+    return Client(address, verbose=False)
+
+
+def test_the_readmes_examples_run(address, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = {}
+    exec(EXAMPLES.replace("http://127.0.0.1:7860", address), said)
+    printed = capsys.readouterr().out
+    assert f"{said['sliced']['perplexity']['sliced']}" in printed
+    assert said["texts"]["sliced"] in printed
+    assert said["row"]["sparsity"] == 0.4
+    with zipfile.ZipFile(said["folder"]) as archive:
+        record = next(name for name in archive.namelist() if name.endswith(RECORD))
+        assert json.loads(archive.read(record))["made"]["ratios"] == said["sliced"]["ratios"]
+    assert "--lock 2 mlp 25" in printed
+
+
+def test_every_endpoint_has_a_name_types_and_words(client) -> None:
+    described = client.view_api(return_format="dict", print_info=False)
+    assert not described["unnamed_endpoints"]
+    for name, endpoint in described["named_endpoints"].items():
+        assert re.fullmatch(r"/[a-z]+(_[a-z]+)*", name), f"{name} is no name"
+        assert len(endpoint["description"]) > 20, f"{name} says nothing"
+        assert all(parameter["python_type"]["type"] for parameter in endpoint["parameters"])
+    assert described["named_endpoints"].keys() >= {"/evaluate", "/generate", "/sweep_table", "/checkpoint", "/report"}
+    defaults = {one["parameter_name"]: one for one in described["named_endpoints"]["/evaluate"]["parameters"]}
+    assert list(defaults) == list(Settings._fields)
+    assert all(one["parameter_has_default"] for one in defaults.values())
+
+
+def test_bad_input_comes_back_in_words(client) -> None:
+    with pytest.raises(AppError, match="raise the cap"):
+        client.predict(sparsity=70, cap=60, api_name="/evaluate")
+    with pytest.raises(AppError, match="no locked ratio"):
+        client.predict(locked="much", api_name="/command_lines")
+    with pytest.raises(AppError, match="no methods"):
+        client.predict(methods=[], api_name="/sweep_table")
+
+
+def test_the_pages_answer_is_the_commands(client) -> None:
+    asked = {"sparsity": 40, "prompt": "w10 w20 w30", "tokens": 16}
+    text = client.predict(**asked, api_name="/generate")["sliced"]
+    sampling = {"temperature": 0, "sample_seed": 0, "raw": False}
+    steps = client.submit(upload=None, **asked, **sampling, api_name="/answer")
+    shown = [step[2] for step in steps if isinstance(step[2], str)]  # status, dense, IntraSlice, cross-module
+    assert text in re.sub(r"<[^>]*>", "", shown[-1])
+
+
+def test_the_report_and_the_plan_are_files(client) -> None:
+    plan = json.loads(Path(client.predict(upload=None, api_name="/plan")).read_text(encoding="utf-8"))
+    report = Path(client.predict(upload=None, api_name="/report")).read_text(encoding="utf-8")
+    assert len(plan["ratios"]) == 3
+    assert "Plotly" in report
+    assert "Which layers give" in report
+
+
+@pytest.fixture
+def served(monkeypatch) -> Iterator[gr.Blocks]:
+    """The page as an MCP server."""
+    monkeypatch.setenv("GRADIO_MCP_SERVER", "True")
+    page = build_app(Session()).queue()
+    page.launch(prevent_thread_lock=True, quiet=True, **look.launch_options())
+    yield page
+    page.close()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mcp") is not None, reason="the extra is installed")
+def test_without_the_mcp_extra_the_page_starts_and_says_what_to_install(served) -> None:
+    assert "pip install gradio[mcp]" in served.mcp_error
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mcp") is None, reason="pip install gradio[mcp]")
+def test_with_the_mcp_extra_every_endpoint_is_a_tool(served) -> None:
+    assert served.mcp_error is None
+    tools = {tool["name"] for tool in httpx.get(f"{served.local_url}gradio_api/mcp/schema").json()}
+    for name in ("evaluate", "generate", "sweep_table", "checkpoint"):  # gradio may put the app's name before them
+        assert any(tool.endswith(name) for tool in tools)
