@@ -54,7 +54,7 @@ def build(session) -> ComparePanel:
     with gr.Row(elem_id="sampling"):
         tokens = gr.Slider(8, 256, value=64, step=8, label="New tokens, at most", min_width=160, buttons=[])
         temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature (0: greedy)", min_width=160, buttons=[])
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90, scale=0)
         raw = gr.Checkbox(
             False, label="Raw completion, no chat template", elem_id="raw", container=False, min_width=200
         )
