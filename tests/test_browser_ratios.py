@@ -1,17 +1,28 @@
 """The Ratios tab in a real browser: ratios by hand, was it right, the tour, and what axe-core finds."""
 
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
 import pytest
 from browsing import CHROMIUM, PATIENCE
 from test_browser import close
 
 from components.session import Session, calibration_key, slice_config
 from components.views import Settings
+from intraslice.config import cache_folder
 from intraslice.ratios import make_plan
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
 ]
+
+AXE = "4.10.3"
+# The code viewer is gradio's own; the charts' drawings are many nodes, and test_charts.py looks after their colours.
+NOT_OURS = [[".cm-editor"], [".main-svg"]]
 
 
 def ratios(session: Session, **settings) -> list[list[float]]:
@@ -104,3 +115,71 @@ def test_a_click_on_a_measured_module_chooses_its_layer(visit) -> None:
         "document.querySelector('#importance-chart .isx-title').textContent.includes('layer 27')", timeout=PATIENCE
     )
     assert "Layer 14" in page.inner_text("#verdict-words")
+
+
+def test_the_tour_leads_through_the_page_and_gives_it_back(visit) -> None:
+    page = visit(width=390, height=844).page
+    page.wait_for_function("!document.querySelector('#controls.open')", timeout=PATIENCE)
+    assert page.locator(".isx-tour").count() == 0
+    page.click("#tour")
+    titles = []
+    for step in range(1, 7):
+        page.wait_for_function(f"document.querySelector('.isx-tour span').textContent === '{step} of 6'")
+        page.wait_for_selector(".isx-spot", state="visible", timeout=PATIENCE)
+        titles.append(page.inner_text(".isx-tour h3"))
+        assert page.evaluate("document.activeElement.id") == "isx-tour-title"
+        card = page.locator(".isx-tour").bounding_box()
+        assert card["x"] >= 0
+        assert card["x"] + card["width"] <= 390
+        assert card["y"] + card["height"] <= 844
+        if step == 1:
+            page.wait_for_function("document.querySelector('#removed').textContent.includes('45.0%')", timeout=PATIENCE)
+        if step < 6:
+            page.click(".isx-tour [data-go=on]")
+    assert len(set(titles)) == 6
+    page.wait_for_selector("#asking", state="visible", timeout=PATIENCE)
+    page.click(".isx-tour [data-go=back]")
+    page.wait_for_function("document.querySelector('.isx-tour span').textContent === '5 of 6'")
+    page.keyboard.press("Escape")
+    assert page.locator(".isx-tour, .isx-spot").count() == 0
+    assert page.evaluate("document.activeElement.id") == "tour"
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """axe-core's script: from npm once, then from the cache."""
+    kept = cache_folder() / "axe-core" / f"{AXE}.js"
+    if not kept.is_file():
+        if not shutil.which("npm"):
+            pytest.skip("no npm, which axe-core comes from")
+        with tempfile.TemporaryDirectory() as folder:
+            packed = subprocess.run(["npm", "pack", f"axe-core@{AXE}"], cwd=folder, capture_output=True, text=True)
+            if packed.returncode:
+                pytest.skip(f"npm cannot fetch axe-core: {packed.stderr.strip()[-200:]}")
+            with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
+                script = archive.extractfile("package/axe.min.js").read()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(script)
+    return kept.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_tab(visit, axe, theme) -> None:
+    page = visit(f"/?__theme={theme}").page
+    page.evaluate(axe)
+    page.evaluate("document.querySelectorAll('.isx-fold').forEach((one) => (one.open = true))")
+    found = {}
+    names = [name.strip() for name in page.locator("#tabs button[role=tab]:visible").all_inner_texts()]
+    assert "Ratios" in names
+    for name in names:
+        page.locator("#tabs button[role=tab]", has_text=name).first.click(timeout=PATIENCE)
+        page.wait_for_timeout(1500)
+        results = page.evaluate(
+            "([include, exclude]) => axe.run({ include, exclude }, { resultTypes: ['violations'] })",
+            [["body"] if name == "Ratios" else ["#tabs"], NOT_OURS],
+        )
+        for violation in results["violations"]:
+            if violation["impact"] in ("serious", "critical"):
+                nodes = [f"{node['target']} {node['failureSummary'][:200]}" for node in violation["nodes"]]
+                found[f"{name}: {violation['id']}"] = nodes[:5]
+    assert found == {}
