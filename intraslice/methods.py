@@ -13,6 +13,7 @@ from intraslice.aligned import slice_aligned
 from intraslice.baselines import Baseline, plan_baseline, slice_baseline
 from intraslice.config import Progress, SliceConfig, UserError
 from intraslice.crossmodule import CrossModulePlan, plan_crossmodule, slice_crossmodule
+from intraslice.distil import distil
 from intraslice.offload import is_offloaded
 from intraslice.ratios import SlicePlan, make_plan
 from intraslice.slicing import slice_model
@@ -77,5 +78,5 @@ def slice_by(
     if method in get_args(Baseline):
         return (yield from slice_baseline(model, plan, stats, method))
     if method == "intraslice+":
-        return (yield from slice_aligned(model, plan, stats, tokens))
+        return (yield from distil(model, (yield from slice_aligned(model, plan, stats, tokens)), tokens))
     return (yield from slice_model(model, plan, stats, tokens))

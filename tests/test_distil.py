@@ -1,0 +1,65 @@
+"""IntraSlice+, last step: output maps trained towards the dense model's distributions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from intraslice import distil as distilling
+from intraslice.aligned import slice_aligned
+from intraslice.config import SliceConfig, UserError, finish
+from intraslice.distil import distil
+from intraslice.ratios import make_plan
+
+
+@torch.no_grad()
+def _divergence(dense, sliced, tokens) -> float:
+    own, wanted = sliced(tokens).logits.log_softmax(-1), dense(tokens).logits.log_softmax(-1)
+    return float((wanted.exp() * (wanted - own)).sum(-1).mean())
+
+
+@pytest.fixture
+def sliced(family_case):
+    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
+    return finish(slice_aligned(family_case.loaded.model, plan, family_case.stats, family_case.tokens))
+
+
+def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sliced, monkeypatch) -> None:
+    monkeypatch.setattr(distilling, "STEP", 0.03)  # the steps are few
+    dense, tokens = family_case.loaded.model, family_case.tokens
+    shared = {id(parameter) for parameter in dense.parameters()}
+    own = {name for name, parameter in sliced.named_parameters() if id(parameter) not in shared}
+    trained = {name for name in own if name.endswith(("o_proj.weight", "down_proj.weight"))}
+    for name in trained:  # least squares leaves nothing to gain on random tokens, so spoil it
+        sliced.get_parameter(name).mul_(0.5)
+    theirs = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
+    divergence = _divergence(dense, sliced, tokens)
+    finish(distil(dense, sliced, tokens))
+    assert _divergence(dense, sliced, tokens) < divergence
+    for name, tensor in sliced.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name not in trained), name
+    for name, tensor in dense.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert not any(parameter.requires_grad for parameter in sliced.parameters())
+
+
+def test_steps_that_make_matters_worse_are_taken_back(family_case, sliced, monkeypatch) -> None:
+    monkeypatch.setattr(distilling, "STEP", 100.0)
+    before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
+    finish(distil(family_case.loaded.model, sliced, family_case.tokens))
+    for name, tensor in sliced.state_dict().items():
+        assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None:
+    dense = family_case.loaded.model
+    plan = make_plan(family_case.stats.profile, SliceConfig(0.0))
+    whole = finish(slice_aligned(dense, plan, family_case.stats, family_case.tokens))
+    assert list(distil(dense, whole, family_case.tokens)) == []
+
+
+def test_a_single_sequence_is_refused(family_case, sliced) -> None:
+    with pytest.raises(UserError, match="got one; wanted two or more"):
+        finish(distil(family_case.loaded.model, sliced, family_case.tokens[:1]))
