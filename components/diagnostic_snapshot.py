@@ -5,7 +5,6 @@ Remake it with `python -m components.diagnostic_snapshot`: minutes. `snapshot.py
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Sequence
 from itertools import chain
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components import snapshot
 from components.diagnostic_views import (
     Curve,
     Histogram,
@@ -213,8 +213,7 @@ def main() -> None:
         print(event.text, event.done, event.total)
     calibrated = session.calibrated(settings)
     found, about = gather(Measured(calibrated), calibrated)
-    label = f"{session.ready(settings).text} {datetime.date.today():%d %B %Y}."
-    save(label, found, about, shifts.view(settings, "snapshot"))
+    save(snapshot.label(), found, about, shifts.view(settings, "snapshot"))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,11 @@ def source(path: Path = FILE) -> Source:
     return Source(profile, profile.other_parameters - profile.layers[0].sizes.hidden, label)
 
 
+def label() -> str:
+    """What a snapshot made today is made of."""
+    return f"SmolLM2-135M-Instruct on 32 x 512 tokens of Wikipedia's lead sections, {datetime.date.today():%d %B %Y}."
+
+
 def main() -> None:
     """Calibrate the default model on the default text and write the snapshot."""
     from components.session import Session
@@ -77,8 +82,7 @@ def main() -> None:
     session = Session()
     for event in session.prepare(Settings(), "snapshot"):
         print(event.text, event.done, event.total)
-    profile, source = session.profile(Settings())
-    save(profile, f"{source} {datetime.date.today():%d %B %Y}.")
+    save(session.profile(Settings())[0], label())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""The snapshot that the page opens with is what calibrating the default model gives today."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from torch.testing import assert_close
+
+from components import snapshot, verdict
+from components.session import calibration_key
+from components.views import Settings
+from intraslice.calibration import calibrate
+from intraslice.config import finish
+from intraslice.corpora import calibration_tokens
+from intraslice.importance import LayerProfile
+from intraslice.models import LoadedModel
+
+LAYER = 17
+
+
+def one_layer(default_model: LoadedModel, patient: bool) -> LayerProfile:
+    """What the estimator reads of a layer, from the calibration in the cache, or from one that takes minutes."""
+    config = calibration_key(Settings()).config
+    job = calibrate(default_model, calibration_tokens(default_model.tokenizer, config, config.text))
+    try:
+        next(job)
+    except StopIteration as kept:
+        return kept.value.profile.layers[LAYER]
+    if not patient:
+        pytest.skip("the default model is not calibrated in this cache; -m slow does it, in minutes")
+    return finish(job).profile.layers[LAYER]
+
+
+@pytest.mark.parametrize("patient", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cached", "made"])
+def test_a_layer_of_the_snapshot_can_be_made_again(default_model, patient):
+    kept, own = snapshot.load()[0].layers[LAYER], one_layer(default_model, patient)
+    for name in snapshot.IMPORTANCES:
+        # Sums of squared gradients: other kernels round them otherwise, the order of units stays.
+        assert_close(getattr(kept, name), getattr(own, name).float(), rtol=0.02, atol=1e-9)
+    assert kept.sizes == own.sizes
+    assert (kept.table.dim == own.table.dim).float().mean() > 0.99
+
+
+def test_the_kept_sensitivity_has_every_module_once():
+    record = json.loads(verdict.FILE.read_text(encoding="utf-8"))
+    layers = len(snapshot.load()[0].layers)
+    modules = [(one["layer"], one["module"]) for one in record["modules"]]
+    assert modules == [(layer, module) for layer in range(layers) for module in ("attention", "mlp")]
+    assert "tokens" in record["measured_on"]
