@@ -21,7 +21,7 @@ EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 @dataclass
 class Job:
-    """A running piece of work. A live one follows the slider by itself and gives way when it is `about` something else."""
+    """A running piece of work. A live one follows the slider, and gives way to what is `about` something else."""
 
     live: bool
     about: object = None
