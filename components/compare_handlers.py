@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from components.compare_views import COLUMNS, Answer, Costs, Question
 from components.handlers import visitor_of
 from components.views import Settings, Status
 
+PAUSE = 0.15  # seconds between two looks at growing answers: each costs a browser some 50 ms, on a busy machine more
 UNFINISHED = ("waiting", "later", "growing")
 
 
@@ -40,19 +42,21 @@ class CompareHandlers:
         """
         visitor = visitor_of(request)
         question = Question(prompt, int(tokens), float(temperature), int(sample_seed or 0), bool(raw))
-        shown: dict[str, Answer] = {}
+        shown, latest, moment = {}, {}, 0.0
         self._stopped.discard(visitor)
         self.columns.attend(visitor)
         yield (gr.skip(),) * (1 + len(COLUMNS))
         for event in streaming.answer(self.columns, settings, question, visitor):
             told = gr.skip()
             if isinstance(event, Status):
-                told, event = wording.status(event), _making(shown, event)
-            yield told, *self._changed(shown, event, settings)
-            shown = dict(event)
-        if not shown or any(one.state in UNFINISHED for one in shown.values()):
+                told, event = wording.status(event), _making(latest, event)
+            latest = event
+            if isinstance(told, str) or _states(latest) != _states(shown) or time.monotonic() > moment + PAUSE:
+                yield told, *self._changed(shown, latest, settings)
+                shown, moment = latest, time.monotonic()
+        if not latest or any(one.state in UNFINISHED for one in latest.values()):
             self._stopped.add(visitor)
-            halted = {name: _halted(one) for name, one in shown.items()}
+            halted = {name: _halted(one) for name, one in latest.items()}
             yield gr.skip(), *self._changed(shown, halted, settings)
 
     def _changed(self, before: streaming.Answers, now: streaming.Answers, settings: Settings) -> list:
@@ -122,6 +126,10 @@ def _making(shown: streaming.Answers, event: Status) -> streaming.Answers:
         name: replace(one, problem=words) if one.state == "later" and event.total else one
         for name, one in shown.items()
     }
+
+
+def _states(answers: streaming.Answers) -> list[str]:
+    return [one.state for one in answers.values()]
 
 
 def _halted(given: Answer) -> Answer:
