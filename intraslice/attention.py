@@ -86,9 +86,13 @@ def choose_channels(
     """Query/key channels of every surviving key/value head, and the rotary frequency of each kept pair.
 
     `products[h, j]` is the mean over tokens of `|q_j k_j|` of query head h. Rotated channels survive as pairs, by
-    the sum over the group's kept queries; unrotated ones are single and pair up in the order of their scores.
+    the sum over the group's kept queries; unrotated ones are single and pair up in the order of their scores. At full
+    width all stay as they are.
     """
     half = products.shape[1] // 2
+    if dim == products.shape[1]:
+        kept = weights.frequency[weights.kv_head[heads].unique()]
+        return torch.arange(dim, device=heads.device).expand(len(kept), -1), kept
     channels, frequencies = [], []
     for group in weights.kv_head[heads].unique():
         scores = products[heads[weights.kv_head[heads] == group]].sum(0)

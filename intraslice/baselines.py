@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.attention import HeadTable, cut_queries_and_keys
+from intraslice.attention import HeadTable, choose_channels, cut_queries_and_keys
 from intraslice.blocks import SlicedAttention, SlicedMLP
 from intraslice.calibration import CalibrationStats, LayerStats
 from intraslice.config import GRADIENT_GROUP, Progress, SliceConfig, UserError
@@ -132,8 +132,7 @@ def slice_baseline(
 def _cut_attention(dense: SlicedAttention, plan: LayerPlan) -> SlicedAttention:
     weights = dense.weights()
     heads = torch.tensor(plan.heads, device=weights.query.device)
-    frequency = weights.frequency[weights.kv_head[heads].unique()]
-    channels = torch.arange(dense.dim, device=heads.device).expand(len(frequency), -1)
+    channels, frequency = choose_channels(weights.query.new_zeros(dense.heads, dense.dim), weights, heads, dense.dim)
     return SlicedAttention(cut_queries_and_keys(weights, heads, channels, frequency), dense.layer_idx)
 
 

@@ -27,6 +27,13 @@ def neuron_scores(
     return moment.diagonal() * down.to(moment.dtype).square().sum(0)
 
 
+def fitted_moment(
+    weights: MLPWeights, moment: Float[Tensor, "neurons neurons"], mean: Float[Tensor, " neurons"], tokens: int
+) -> Float[Tensor, "neurons neurons"]:
+    """What neurons are chosen and repaired by: the moment, less the means where the bias of `down` takes those over."""
+    return moment if weights.down_bias is None else moment - tokens * torch.outer(mean, mean)
+
+
 def slice_mlp(
     weights: MLPWeights,
     moment: Float[Tensor, "neurons neurons"],
@@ -38,10 +45,11 @@ def slice_mlp(
     """Keep the `width` best neurons and express the others in them.
 
     `moment` is `A^T A` over `tokens` tokens of what enters `down`, `mean` its mean. With `S = damp(A^T A)`,
-    `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. Where `down` has a bias the fit is centred and the bias
-    takes the constant part of the neurons that go.
+    `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. Where `down` has a bias, scores and fit are centred and
+    the bias takes the constant part of the neurons that go.
     """
-    kept = neuron_scores(damp(moment, damping), weights.down).topk(width).indices.sort().values
+    fitted = fitted_moment(weights, moment, mean, tokens)
+    kept = neuron_scores(damp(fitted, damping), weights.down).topk(width).indices.sort().values
     return keep_neurons(weights, moment, mean, tokens, kept, damping)
 
 
@@ -57,9 +65,7 @@ def keep_neurons(
     cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
     down = weights.down.to(moment.dtype)
     bias = weights.down_bias
-    if bias is not None:
-        moment = moment - tokens * torch.outer(mean, mean)
-    rows = damp(moment, damping)[kept]
+    rows = damp(fitted_moment(weights, moment, mean, tokens), damping)[kept]
     repair = solve(rows[:, kept], rows[:, cut] @ down[:, cut].T).T  # (D, kept)
     if bias is not None:
         bias = (bias + down[:, cut] @ mean[cut] - repair @ mean[kept]).to(weights.down.dtype)

@@ -28,7 +28,7 @@ from intraslice.config import Progress, SliceConfig
 from intraslice.families import Block, blocks
 from intraslice.iterative import refine_mlp
 from intraslice.linalg import add_moment_, typical_damping
-from intraslice.mlp import slice_mlp
+from intraslice.mlp import fitted_moment, slice_mlp
 from intraslice.offload import offload_like_, resident
 from intraslice.ratios import LayerPlan, SlicePlan
 from intraslice.stream import Stream, embed
@@ -123,8 +123,9 @@ def _fit_attention(
 def mlp_from_moments(dense: SlicedMLP, width: int, moment: Tensor, total: Tensor, tokens: int) -> SlicedMLP:
     if width == dense.neurons:
         return dense
-    weights = slice_mlp(dense.weights(), moment, total / tokens, tokens, width, typical_damping(moment))
-    return SlicedMLP(weights)
+    weights, mean = dense.weights(), total / tokens
+    damping = typical_damping(fitted_moment(weights, moment, mean, tokens))
+    return SlicedMLP(slice_mlp(weights, moment, mean, tokens, width, damping))
 
 
 # Sequential

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from intraslice.blocks import MLPWeights, SlicedMLP
 from intraslice.linalg import damp
-from intraslice.mlp import neuron_scores, neurons_kept, slice_mlp
+from intraslice.mlp import keep_neurons, neuron_scores, neurons_kept, slice_mlp
 
 HIDDEN, NEURONS = 10, 24
 
@@ -104,15 +104,38 @@ def test_damped_merging_is_the_methods_formula():
 
 
 def test_a_constant_neuron_goes_into_the_next_bias():
-    """A neuron that always says the same costs nothing: the bias takes it exactly."""
+    """A neuron that always says the same costs nothing, however loudly: the bias takes it exactly."""
     weights = make_weights(bias=True)
     rows = random(200, NEURONS, seed=7)
-    rows[:, 5] = 0.01
-    rows[:, 11] = -0.02
+    rows[:, 5] = 10
+    rows[:, 11] = -20
     sliced = sliced_on(weights, rows, 22, damping=0.0)
     kept = kept_neurons(sliced, weights)
     assert not {5, 11} & set(kept)
     assert_close(rows[:, kept] @ sliced.down.T + sliced.down_bias, rows @ weights.down.T + weights.down_bias)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["phi", "llama-biased"])
+def test_choosing_by_variance_beats_choosing_by_energy_where_there_is_a_bias(tiny_case, name):
+    """On held-out tokens, over all layers of a model whose neurons have means far from zero."""
+    case, errors = tiny_case(name), {"variance": 0.0, "energy": 0.0}
+    caught, held_out = [], torch.randint(3, 256, (16, 48), generator=torch.Generator().manual_seed(1))
+    mlps = [layer.mlp for layer in case.loaded.model.model.layers]
+    handles = [mlp.down_proj.register_forward_pre_hook(lambda _, rows: caught.append(rows[0])) for mlp in mlps]
+    case.loaded.model(held_out)
+    for handle in handles:
+        handle.remove()
+    for mlp, stats, rows in zip(mlps, case.stats.layers, caught, strict=True):
+        weights, width = mlp.weights(), neurons_kept(mlp.neurons, 0.4)
+        moments = stats.mlp_moment, stats.mlp_sum / case.stats.tokens, case.stats.tokens
+        loud = neuron_scores(damp(moments[0]), weights.down).topk(width).indices.sort().values
+        found = {"variance": slice_mlp(weights, *moments, width), "energy": keep_neurons(weights, *moments, loud)}
+        for choice, sliced in found.items():
+            kept = kept_neurons(sliced, weights)
+            own = rows[..., kept] @ sliced.down.T + sliced.down_bias
+            errors[choice] += (own - mlp.down_proj(rows)).square().sum().item()
+    assert errors["variance"] < errors["energy"]
 
 
 def test_a_neuron_that_others_make_up_costs_nothing():
