@@ -1,0 +1,93 @@
+"""Was it right? Measured through the page's own code on a tiny model; chart and words say what was measured."""
+
+import json
+
+import plotly.graph_objects as go
+import pytest
+from test_charts import in_light
+from tiny_page import tiny_settings
+
+from components.session import Session
+from components.verdict import Verdicts
+from components.verdict_chart import verdict_chart
+from components.verdict_panel import words_of
+from components.views import VerdictView
+
+VISITOR = "somebody"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
+    """Settings for a tiny model; the cache is this module's."""
+    home = tmp_path_factory.mktemp("verdict")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
+        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def session(tiny) -> Session:
+    session = Session(evaluation_tokens=256)
+    assert list(session.prepare(tiny, VISITOR))[-1].kind == "ready"
+    return session
+
+
+@pytest.fixture(scope="module")
+def verdicts(session) -> Verdicts:
+    return Verdicts(session)
+
+
+@pytest.fixture(scope="module")
+def view(verdicts, tiny) -> VerdictView:
+    """Stopped after the second module, then taken up again."""
+    assert verdicts.known(tiny) is None
+    texts = []
+    for event in verdicts.measure(tiny, VISITOR):
+        texts.append(event.text)
+        if (event.done, event.total) == (2, 6):
+            verdicts._session.halt(VISITOR)
+    assert texts[-1] == "Stopped"
+    assert verdicts.known(tiny) is None
+    done = [event.done for event in verdicts.measure(tiny, VISITOR) if event.total]
+    assert done[0] >= 2
+    assert done[-1] == 6
+    return verdicts.known(tiny)
+
+
+def test_a_stopped_measurement_goes_on_where_it_was_and_has_every_module(view) -> None:
+    assert [(one.layer, one.module) for one in view.modules] == [
+        (layer, module) for layer in range(3) for module in ("attention", "mlp")
+    ]
+    assert view.rho["pca"].keys() >= {"attention", "mlp"}
+
+
+def test_what_is_measured_is_known_at_once_to_another_page(view, session, tiny) -> None:
+    assert Verdicts(session).known(tiny) == view
+
+
+@pytest.mark.parametrize("estimator", ["pca", "fisher", "uniform"])
+def test_points_are_what_was_measured(view, estimator) -> None:
+    chart = verdict_chart(view, estimator, selected=1)
+    sent = json.loads(chart.to_json())
+    go.Figure(data=in_light(sent["data"]), layout=in_light(sent["layout"]))
+    attention = sent["data"][0]
+    assert attention["customdata"] == [0, 1, 2]
+    measured = [one for one in view.modules if one.module == "attention"]
+    assert attention["y"] == pytest.approx([one.increase for one in measured], rel=1e-3)
+    shown = "fisher" if estimator == "fisher" else "pca"
+    assert attention["x"] == pytest.approx([one.foretold[shown] for one in measured], rel=1e-3)
+    assert len(chart.rows) == 6
+
+
+def test_an_unmeasured_model_has_a_question_and_no_points() -> None:
+    chart = verdict_chart(None, "pca")
+    assert all(trace["x"] == [] for trace in chart.data)
+    assert words_of(None, "pca") == ""
+    assert chart.layers == 0
+
+
+def test_the_misjudged_are_named(view) -> None:
+    one = ("pca", 2, "mlp", 1, 3, 3)
+    told = words_of(VerdictView(**{**vars(view), "misjudged": (one,)}), "pca")
+    assert "Layer 2's MLP hurts more than PCA-aware foretells: number 1 of 3" in told
+    assert "misjudges no module" in words_of(VerdictView(**{**vars(view), "misjudged": ()}), "fisher")
