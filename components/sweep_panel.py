@@ -136,7 +136,7 @@ def connect(panel: SweepPanel, page: Page) -> None:
     def pick(event: gr.EventData) -> tuple:
         """The setting of the point that was clicked, for the controls."""
         percent, *estimator = event.pick.split()
-        return float(percent), estimator[0] if estimator else gr.skip(), "", time.time()
+        return float(percent), estimator[0] if estimator else gr.skip(), "", str(time.time())
 
     chosen = [component.change for component in panel.choice]
     moved = [controls.bias.release, controls.cap.release, controls.order.input, controls.iterative.input]

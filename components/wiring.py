@@ -32,7 +32,7 @@ class Page(NamedTuple):
     moved: Sequence[Any]  # events after which a cheap answer may be another one
     prepared: Sequence[gr.events.Dependency]  # ends of what loads and calibrates
     measured: Sequence[gr.events.Dependency]  # ends of what slices and measures
-    anew: gr.State  # another value here, after a handler has set controls, does what dragging them would
+    anew: gr.Textbox  # another value here, after a handler has set controls, does what dragging them would
     prompt: gr.Textbox
     outbox: Outbox
 
@@ -119,7 +119,7 @@ def connect(
 
     sliders = [controls.sparsity, controls.bias, controls.cap]
     radios = [controls.estimator.input, controls.order.input]
-    anew = gr.State(0)
+    anew = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
     changed = [controls.locked.change, anew.change]
     dragged = [*(slider.input for slider in sliders), *radios, controls.layer.change, *changed]
     let_go = [*(slider.release for slider in sliders), *radios, *changed]
