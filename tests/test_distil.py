@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from intraslice import distil as distilling
 from intraslice.aligned import slice_aligned
-from intraslice.config import SliceConfig, UserError, finish
+from intraslice.config import SliceConfig, finish
 from intraslice.distil import distil
+from intraslice.linalg import NumericalError
 from intraslice.ratios import make_plan
 
 
@@ -45,12 +45,10 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
-def test_steps_that_make_matters_worse_are_taken_back(family_case, sliced, monkeypatch) -> None:
-    monkeypatch.setattr(distilling, "STEP", 100.0)
-    before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
-    finish(distil(family_case.loaded.model, sliced, family_case.tokens))
-    for name, tensor in sliced.state_dict().items():
-        assert_close(tensor, before[name], rtol=0, atol=0)
+def test_weights_that_are_not_finite_are_an_error(family_case, sliced, monkeypatch) -> None:
+    monkeypatch.setattr(distilling, "STEP", float("nan"))
+    with pytest.raises(NumericalError, match="went astray"):
+        finish(distil(family_case.loaded.model, sliced, family_case.tokens))
 
 
 def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None:
@@ -58,8 +56,3 @@ def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None
     plan = make_plan(family_case.stats.profile, SliceConfig(0.0))
     whole = finish(slice_aligned(dense, plan, family_case.stats, family_case.tokens))
     assert list(distil(dense, whole, family_case.tokens)) == []
-
-
-def test_a_single_sequence_is_refused(family_case, sliced) -> None:
-    with pytest.raises(UserError, match="got one; wanted two or more"):
-        finish(distil(family_case.loaded.model, sliced, family_case.tokens[:1]))
