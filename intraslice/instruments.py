@@ -8,7 +8,7 @@ import pandas
 import torch
 
 from intraslice.config import UserError, finish
-from intraslice.faults import find_axes, measure_faults
+from intraslice.faults import measure_faults
 from intraslice.judgement import Judgement, judge
 from intraslice.models import LoadedModel
 from intraslice.ratios import SlicePlan
@@ -67,8 +67,7 @@ def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch
 def _faults(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:
     width = run.plan(loaded, stats, "crossmodule").width
     with run.timed("faults"):
-        axes = finish(find_axes(loaded.model, tokens), show)
-        found = finish(measure_faults(loaded.model, axes, width, run.windows(loaded)), show)
+        found = finish(measure_faults(loaded.model, width, tokens, run.windows(loaded)), show)
     lines = [f"perplexity when only this is cut to {width} axes, the residual stream kept whole:"]
     lines += [f"  {fault:<18}{value:9.3f}" for fault, value in found.items()]
     return {"faults": {"width": width, "perplexity": found}}, "\n".join(lines)
