@@ -22,7 +22,7 @@ pytestmark = [
 
 AXE = "4.10.3"
 # The code viewer is gradio's own; the charts' drawings are many nodes, and test_charts.py looks after their colours.
-NOT_OURS = [[".cm-editor"], [".main-svg"]]
+NOT_OURS = [["#export-snippet"], ["#export-command"], [".main-svg"]]
 
 
 def ratios(session: Session, **settings) -> list[list[float]]:
