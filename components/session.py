@@ -20,6 +20,7 @@ from components.curves import Source, importance_curves, plan_view
 from components.jobs import Jobs, told
 from components.views import ImportanceCurve, Perplexities, PlanView, Settings, Status
 from intraslice import corpora
+from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration import calibrate
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, parse_lock
 from intraslice.evaluation import perplexity
@@ -262,15 +263,25 @@ class Session:
         """`measure` as a step of a longer job."""
         sliced = yield from self.slice(settings)
         calibrated, key = self.calibrated(settings), calibration_key(settings)
-        for model, config, name in (
-            (calibrated.loaded.model, None, "dense"),
-            (sliced, slice_config(settings), "sliced"),
-        ):
-            if self._perplexities.get((key, config)) is None:
-                work = perplexity(model, calibrated.windows)
-                value = yield from told(work, f"Perplexity of the {name} model, window")
-                self._perplexities.put((key, config), value, 1)
+        if self._perplexities.get((key, None)) is None:
+            dense = yield from _dense_perplexity(calibrated)
+            self._perplexities.put((key, None), dense, 1)
+        config = slice_config(settings)
+        if config.sparsity and self._perplexities.get((key, config)) is None:
+            value = yield from told(perplexity(sliced, calibrated.windows), "Perplexity of the sliced model, window")
+            self._perplexities.put((key, config), value, 1)
         yield self.ready(settings)
+
+
+def _dense_perplexity(calibrated: Calibrated) -> Generator[Status, None, float]:
+    """Measured once and kept on disk, since it depends on the model and the text alone."""
+    loaded, windows = calibrated.loaded, calibrated.windows
+    path = cache_path("perplexity", ".json", loaded.fingerprint, loaded.model.dtype, windows)
+    known = kept_record(path).get("dense")
+    if known is None:
+        known = yield from told(perplexity(loaded.model, windows), "Perplexity of the dense model, window")
+        keep_record(path, {"dense": known}, "the dense perplexity")
+    return known
 
 
 def _slice_key(settings: Settings, method: Method) -> tuple[CalibrationKey, SliceConfig, Method]:

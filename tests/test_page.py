@@ -98,6 +98,15 @@ def test_measuring_ends_with_both_perplexities_and_their_protocol(handlers, sess
     assert "→" in first_line
 
 
+def test_the_dense_perplexity_is_measured_once_for_all_starts_of_the_page(session, tiny) -> None:
+    list(session.measure(tiny, "somebody"))
+    again = Session(evaluation_tokens=256)
+    events = [event.text for event in again.measure(tiny, "somebody")]
+    assert not any("dense model" in text for text in events)
+    assert any("sliced model" in text for text in events)
+    assert again.perplexities(tiny) == session.perplexities(tiny)
+
+
 def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
     settings = tiny._replace(sparsity=0)
     assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
