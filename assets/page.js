@@ -26,10 +26,11 @@
     return [];
   };
 
-  const tabs = () => [...document.querySelectorAll('#tabs button[role="tab"]')];
+  // Tabs that find no room on a small screen are in a menu of their own.
   document.addEventListener("click", (event) => {
-    const tab = event.target.closest?.('#tabs button[role="tab"]');
-    if (tab) write((wanted) => (tab === tabs()[0] ? wanted.delete("tab") : wanted.set("tab", tab.textContent.trim().toLowerCase())));
+    const tab = event.target.closest?.('#tabs button[role="tab"], #tabs .overflow-dropdown button');
+    const name = tab?.textContent.trim().toLowerCase();
+    if (name) write((wanted) => (name === "ratios" ? wanted.delete("tab") : wanted.set("tab", name)));
   });
 
   // On a small screen the controls start folded: the slider's bar stays, and the charts get the width.

@@ -138,6 +138,7 @@ def test_the_tour_leads_through_the_page_and_gives_it_back(visit) -> None:
             page.click(".isx-tour [data-go=on]")
     assert len(set(titles)) == 6
     page.wait_for_selector("#asking", state="visible", timeout=PATIENCE)
+    page.wait_for_function("location.search.includes('tab=compare')", timeout=PATIENCE)
     page.click(".isx-tour [data-go=back]")
     page.wait_for_function("document.querySelector('.isx-tour span').textContent === '5 of 6'")
     page.keyboard.press("Escape")
