@@ -131,7 +131,7 @@ def _rhos(view: VerdictView | None, kind: str) -> str:
     if view is None:
         return "not measured yet"
     named = (f"{ESTIMATORS[name]} {number(rhos[kind])}" for name, rhos in view.rho.items())
-    return f"Spearman's ρ {', '.join(named)}"
+    return f"ρ {', '.join(named)}"
 
 
 def number(rho: float | None) -> str:
