@@ -18,8 +18,10 @@ from components.sweep_chart import removed_chart, speed_chart
 from components.views import Settings, Status, SweepChoice
 from components.wiring import CHEAP, HEAVY, PRIVATE, Page
 
-LINK = """<label class="isx-link"><span>Link to this view</span>
-  <input type="text" readonly aria-label="Link to this view"><button type="button">Copy</button></label>"""
+LINK = """<div class="isx-copy"><input type="text" readonly aria-label="Link to this view">
+  <button type="button" aria-label="Copy the link">Copy</button></div>"""
+WORDS = """<div class="isx-copy"><pre tabindex="0" role="region" aria-label="{label}"></pre>
+  <button type="button" aria-label="Copy: {label}">Copy</button></div>"""
 
 
 class ExportPanel(NamedTuple):
@@ -33,8 +35,8 @@ class ExportPanel(NamedTuple):
     plan_file: gr.DownloadButton
     report_file: gr.DownloadButton
     progress: gr.HTML
-    snippet: gr.Code
-    command: gr.Code
+    snippet: gr.HTML
+    command: gr.HTML
 
 
 def build() -> ExportPanel:
@@ -52,18 +54,14 @@ def build() -> ExportPanel:
             _small("This view's charts, tables and numbers as one page that opens offline.")
     files = [gr.DownloadButton(visible="hidden") for _ in range(3)]
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
-    gr.HTML(
-        html_template=LINK,
-        js_on_load=(ASSETS / "link.js").read_text(encoding="utf-8"),
-        elem_id="export-link",
-        apply_default_css=False,
-    )
+    gr.HTML("<h3>Link to this view</h3>", apply_default_css=False)
+    _copied(LINK, "export-link")
     gr.HTML("<h3>Open it again</h3>", apply_default_css=False)
     _small("Unpack the zip, and in a Python that has this library installed:")
-    snippet = gr.Code(language="python", show_label=False, interactive=False, elem_id="export-snippet")
+    snippet = _copied(WORDS.format(label="Open it again"), "export-snippet")
     gr.HTML("<h3>The same from a command line</h3>", apply_default_css=False)
     _small("This page's perplexity; the folder that the zip holds; this page's greedy answer.")
-    command = gr.Code(language="shell", show_label=False, interactive=False, wrap_lines=True, elem_id="export-command")
+    command = _copied(WORDS.format(label="The same from a command line"), "export-command")
     return ExportPanel(about, checkpoint, plan, report, *files, progress, snippet, command)
 
 
@@ -161,6 +159,12 @@ def connect(panel: ExportPanel, page: Page, choice: list[gr.components.Component
     }
     for file, end in ends.items():
         end.success(None, file, None, js=SAVE, **CHEAP)
+
+
+def _copied(template: str, elem_id: str) -> gr.HTML:
+    """Words and a button that copies them (`assets/copy.js`)."""
+    script = (ASSETS / "copy.js").read_text(encoding="utf-8")
+    return gr.HTML(html_template=template, js_on_load=script, elem_id=elem_id, apply_default_css=False)
 
 
 def _small(text: str) -> None:

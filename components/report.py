@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -20,7 +21,8 @@ h1 { font-size: 24px; } h2 { font-size: 17px; margin: 36px 0 4px; } .isx-quiet, 
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; margin: 8px 0; }
 th { text-align: left; font-weight: 500; color: QUIET; } th, td { padding: 3px 18px 3px 0; }
 tbody tr { border-top: 1px solid RULE; } td + td, thead th + th { text-align: right; }
-pre { background: PANEL; padding: 12px 14px; overflow-x: auto; font-size: 13px; } .isx-headline { font-size: 17px; }
+pre { background: PANEL; padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere;
+  font-size: 13px; } .isx-headline { font-size: 17px; }
 details { margin: 4px 0 0; } summary { cursor: pointer; color: QUIET; font-size: 13px; } .plot { width: 100%; }
 .scroll { overflow-x: auto; } @media print { details > * { display: block; } }
 """
@@ -49,7 +51,7 @@ def html(report: Report, plotly: str) -> str:
     look = STYLE
     for name in ("ink", "quiet", "rule", "panel"):
         look = look.replace(name.upper(), _colour(name))
-    settings = "".join(_row([name, str(value)]) for name, value in report.settings.items())
+    settings = "".join(_row([name, str(value)]) for name, value in report.settings.items() if value not in (None, ""))
     code = "".join(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in report.words.items())
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -69,10 +71,15 @@ def _chart(chart: Chart) -> str:
     head, rows = _row(chart.columns, "th"), "".join(_row(row) for row in chart.rows)
     table = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     return (
-        f'<h2>{escape(chart.title)}</h2><p class="note">{escape(chart.note)}</p>'
+        f'<h2>{escape(chart.title)}</h2><p class="note">{escape(_unasked(chart.note))}</p>'
         f'<script type="application/json">{figure}</script><div class="plot" style="height:420px"></div>'
         f"<details open><summary>Table</summary>{table}</details>"
     )
+
+
+def _unasked(note: str) -> str:
+    """A chart's note without what it asks the reader to click: here a click does nothing."""
+    return re.sub(r"Click [^.]*\. ?", "", note)
 
 
 def _row(cells: Iterable[str], tag: str = "td") -> str:

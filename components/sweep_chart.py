@@ -49,7 +49,7 @@ def removed_chart(view: SweepView) -> Chart:
         + view.protocol,
         data=data,
         layout=layout,
-        columns=["Method", "Asked", "Really removed", "Parameters", "Perplexity", "Times dense", "Prefill", "Decode"],
+        columns=["Method", "Asked", "Really removed", "Parameters", "Perplexity", "Times dense"],
         rows=[_row(point, view) for point in view.points],
         picks=[pick_of(point) for point in view.points],
     )
@@ -169,13 +169,11 @@ def _named(point: SweepPoint) -> list[str]:
 
 def _row(point: SweepPoint, view: SweepView) -> list[str]:
     if point.perplexity is None:
-        return [*_named(point), point.note, *["–"] * 5]
+        return [*_named(point), point.note, *["–"] * 3]
     return [
         *_named(point),
         f"{point.removed:.1%}",
         f"{point.parameters:,}",
         f"{point.perplexity:.2f}",
         f"{point.perplexity / view.dense:.2f}",
-        f"{point.prefill:.2f}×" if point.prefill is not None else "–",
-        f"{point.decode:.2f}×" if point.decode is not None else "–",
     ]

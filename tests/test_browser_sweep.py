@@ -1,0 +1,158 @@
+"""Sweep and Export in a real browser, on a tiny model: points come, a click loads one, files and the link are right."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from urllib.parse import urlencode
+
+import pytest
+from browsing import CHROMIUM, PATIENCE
+from tiny_page import tiny_settings
+
+from app import build_app
+from components import look
+from components.session import Session
+from components.views import Settings
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Settings:
+    return tiny_settings(tmp_path_factory.mktemp("browser-sweep"), tiny_llama_gqa, word_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def page_session(tiny) -> Session:
+    session = Session(evaluation_tokens=256)
+    session.texts = (*session.texts, tiny.text)
+    return session
+
+
+@pytest.fixture(scope="module")
+def address(page_session, tmp_path_factory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTRASLICE_CACHE", str(tmp_path_factory.mktemp("browser-sweep-cache")))
+        page = build_app(page_session).queue()
+        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **look.launch_options())
+        yield url.rstrip("/")
+        page.close()
+
+
+@pytest.fixture
+def query(tiny) -> str:
+    chosen = {"model": tiny.model, "text": tiny.text, "sequences": tiny.sequences, "length": tiny.length}
+    return f"/?{urlencode(chosen)}"
+
+
+def says(page, where: str, what: str) -> None:
+    page.wait_for_function(
+        "([where, what]) => document.querySelector(where)?.innerText.includes(what)",
+        arg=[where, what],
+        timeout=PATIENCE,
+    )
+
+
+def downloaded(page, button: str, path) -> str:
+    with page.expect_download(timeout=PATIENCE) as download:
+        page.click(button)
+    download.value.save_as(path)
+    return download.value.suggested_filename
+
+
+def test_a_sweep_runs_draws_and_loads_a_point(visit, query, page_session, tiny, tmp_path) -> None:
+    page = visit(f"{query}&tab=sweep").page
+    says(page, "#sweep-progress", "12 of 12 points are not measured yet")
+    assert not page.is_visible("#sweep-chart .isx-plot")
+    page.click("#sweep-run")
+    says(page, "#sweep-progress", "All 12 points are measured")
+    data = page.evaluate("document.querySelector('#sweep-chart .isx-plot').data.map(t => [t.name, t.x, t.y])")
+    assert [name for name, *_ in data] == ["IntraSlice, PCA-aware", "IntraSlice, Uniform", "Cross-module"]
+
+    assert downloaded(page, "#sweep-csv", tmp_path / "rows.csv") == "sweep.csv"
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 13
+
+    # A click on uniform's second point, then by keyboard on the row of the point after it.
+    spot = page.evaluate(
+        """() => {
+            const plot = document.querySelector('#sweep-chart .isx-plot');
+            plot.scrollIntoView({ block: 'center' });
+            const { left, top } = plot.getBoundingClientRect();
+            const { xaxis, yaxis } = plot._fullLayout;
+            const [x, y] = [plot.data[1].x[1], plot.data[1].y[1]];
+            return [left + xaxis._offset + xaxis.d2p(x), top + yaxis._offset + yaxis.d2p(y)];
+        }"""
+    )
+    page.mouse.move(spot[0] - 1, spot[1])
+    page.mouse.move(*spot, steps=3)
+    page.mouse.click(*spot)
+    page.wait_for_function(
+        "/sparsity=20/.test(location.search) && /estimator=uniform/.test(location.search)", timeout=PATIENCE
+    )
+    own = tiny._replace(sparsity=20, estimator="uniform")
+    says(page, "#readout", f"{data[1][2][1]:.2f}")  # the page measures by itself what the sweep found
+    assert page_session.perplexities(own).sliced == pytest.approx(data[1][2][1], rel=1e-4)
+    page.click("#sweep-chart .isx-twin summary")
+    page.focus("#sweep-chart tbody tr:nth-child(7) .isx-pick")
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "!/sparsity=/.test(location.search) && !/estimator=/.test(location.search)", timeout=PATIENCE
+    )
+
+
+def test_a_sweep_can_be_cancelled_and_goes_on(visit, query) -> None:
+    page = visit(f"{query}&seed=5&tab=sweep").page
+    says(page, "#sweep-progress", "12 of 12 points are not measured yet")
+    page.click("#sweep-run")
+    page.wait_for_selector("#sweep-chart .main-svg", timeout=PATIENCE)
+    page.click("#sweep-cancel")
+    page.wait_for_function(
+        "/Run goes on from there|All 12/.test(document.querySelector('#sweep-progress').innerText)", timeout=PATIENCE
+    )
+    page.click("#sweep-run")
+    says(page, "#sweep-progress", "All 12 points are measured")
+
+
+def test_what_is_taken_home_is_what_the_page_shows(visit, query, page_session, tiny, tmp_path) -> None:
+    page = visit(f"{query}&sparsity=35&bias=1.05&prompt=w7%20w9&tab=export").page
+    says(page, "#export-about", "layers' weights removed")
+    says(page, "#export-command", "--bias 1.05")
+    says(page, "#export-command", "--sparsity 0.35")
+    assert "tiny-sliced-35" in page.inner_text("#export-snippet pre")
+
+    assert downloaded(page, "#export-checkpoint", tmp_path / "model.zip") == "tiny-sliced-35.zip"
+    assert downloaded(page, "#export-plan", tmp_path / "plan.json") == "tiny-sliced-35-plan.json"
+    assert downloaded(page, "#export-report", tmp_path / "report.html") == "tiny-sliced-35.html"
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        assert json.loads(archive.read("tiny-sliced-35/intraslice.json"))["made"] == plan
+    shown = page_session.plan(tiny._replace(sparsity=35, bias=1.05))
+    assert plan["ratios"] == [[layer.attention, layer.mlp] for layer in shown.layers]
+
+    assert page.input_value("#export-link input") == page.url
+    page.click("#export-link button")
+    says(page, "#export-link", "Copied")
+    assert "bias=1.05" in page.url
+
+
+def test_the_report_opens_alone(visit, query, chromium, tmp_path) -> None:
+    page = visit(f"{query}&tab=export").page
+    says(page, "#export-about", "layers' weights removed")
+    downloaded(page, "#export-report", tmp_path / "report.html")
+    alone, asked = chromium.new_page(), []
+    alone.on("request", lambda request: asked.append(request.url))
+    alone.on("pageerror", lambda error: asked.append(str(error)))
+    alone.goto((tmp_path / "report.html").as_uri())
+    alone.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 2", timeout=PATIENCE)
+    assert asked == [(tmp_path / "report.html").as_uri()]
+    alone.close()
+
+
+@pytest.mark.parametrize("tab", ["sweep", "export"])
+def test_a_small_screen_scrolls_only_down(visit, query, tab) -> None:
+    page = visit(f"{query}&tab={tab}", width=390, height=844).page
+    page.wait_for_timeout(2000)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
