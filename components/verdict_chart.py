@@ -46,7 +46,7 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
     if view:
         note = (
             f"A point: {view.ratio:.0%} of one module sliced, nothing else; the loss on {view.measured_on}, ± one "
-            "standard error. Click one."
+            "standard error. ρ: Spearman's rank correlation. Click a point."
         )
     layers = 1 + max((module.layer for module in view.modules), default=-1) if view else 0
     return Chart(

@@ -88,7 +88,7 @@ def words_of(view: VerdictView | None, estimator: str) -> str:
     rows = [(ESTIMATORS[name], *(number(rhos[kind]) for kind in MODULES)) for name, rhos in view.rho.items()] + [
         ("at best, for the noise", *(number(view.ceiling[kind]) for kind in MODULES))
     ]
-    table = wording.table([f"Spearman's ρ, {name}" for name in MODULES.values()], rows, "isx-wide")
+    table = wording.table([f"ρ, {name}" for name in MODULES.values()], rows, "isx-wide")
     own = [one for one in view.misjudged if one[0] == judged(estimator)]
     name = ESTIMATORS[judged(estimator)]
     lines = "".join(
