@@ -19,6 +19,7 @@ from intraslice.methods import METHODS
 from intraslice.models import DEFAULT
 from intraslice.offload import PLACEMENTS
 from intraslice.run import Run
+from intraslice.speed import SpeedConfig
 
 FEW_TOKENS = 2048  # enough for activations, and for paired differences of losses
 
@@ -95,6 +96,8 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], choices=get_args(Estimator))
     sweep.add_argument("--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F")
     sweep.add_argument("--no-speed", action="store_true", help="measure no speed")
+    read = {"type": int, "default": SpeedConfig().prompt, "metavar": "N"}
+    sweep.add_argument("--prompt-tokens", **read, help="tokens of the prompt whose reading is timed")
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows there")
     return whole
 

@@ -115,12 +115,13 @@ def sweep_(run: Run) -> Answer:
     a = run.arguments
     if a.csv is not None and not a.csv.parent.is_dir():  # known now, not after the sweep
         raise UserError(f"there is no folder {a.csv.parent} to write {a.csv.name} to; make it first")
+    speed = None if a.no_speed else SpeedConfig(prompt=a.prompt_tokens)
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)
     texts = Texts(stats, tokens, run.windows(loaded))
     wanted = points(a.methods, a.estimators, a.sparsities)
     with run.timed("sweep"):
-        frame = finish(sweep(loaded, texts, wanted, run.slicing, None if a.no_speed else SpeedConfig()), show)
+        frame = finish(sweep(loaded, texts, wanted, run.slicing, speed), show)
     if a.csv is not None:
         frame.to_csv(a.csv, index=False)
     result = {"model": a.model, "rows": records(frame), "protocol": run.protocol(), "seconds": run.seconds}

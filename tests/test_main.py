@@ -179,6 +179,7 @@ def test_text_for_people_is_printed_without_json(words, capsys):
         ("sensitivity", ["--ratio", "0"], "ratio"),
         ("evaluate", ["--lock", "1", "mlp", "much"], "1 mlp much"),
         ("evaluate", ["--lock", "1", "head", "5"], "locked module"),
+        ("sweep", ["--prompt-tokens", "0"], "prompt"),
         ("sweep", ["--csv", "/no/such/folder/rows.csv"], "no folder"),
     ],
 )
