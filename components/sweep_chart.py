@@ -89,7 +89,7 @@ def _lines(
     """One line a method x estimator, over the points that have a place and a perplexity."""
     grouped: dict[tuple[str, str], list[SweepPoint]] = {}
     for point in view.points:
-        if place(point) is not None and point.perplexity is not None:
+        if place(point) is not None and _drawable(point.perplexity):
             grouped.setdefault((point.method, point.estimator), []).append(point)
     lines = []
     for (method, estimator), points in grouped.items():
@@ -118,17 +118,25 @@ def _lines(
 
 def _perplexity_axis(layout: Json, view: SweepView, axes: Sequence[str]) -> None:
     layout["hovermode"] = "closest"
-    values = [value for value in (view.dense, *(point.perplexity for point in view.points)) if value is not None]
+    values = [value for value in (view.dense, *(point.perplexity for point in view.points)) if _drawable(value)]
     low, high = min(values, default=1.0), max(values, default=10.0)
-    ticks = [step * 10**power for power in range(12) for step in (1, 2, 5) if low <= 2 * step * 10**power <= 4 * high]
+    steps = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    ticks = [step * 10**power for power in range(12) for step in steps if 0.8 * low <= step * 10**power <= 1.2 * high]
+    room = 0.06 * math.log10(high / low) + 0.03
+    ends = [math.log10(low) - 1.5 * room, math.log10(high) + room]
     for axis in axes:
-        layout[axis].update(title=figure.title("perplexity, log scale"), type="log", tickvals=ticks)
-        layout[axis].update(ticktext=[f"{tick:,}" for tick in ticks])
+        layout[axis].update(title=figure.title("perplexity, log scale"), type="log", range=ends, tickvals=ticks)
+        layout[axis].update(ticktext=[f"{tick:,g}" for tick in ticks])
+
+
+def _drawable(perplexity: float | None) -> bool:
+    """A model that is broken altogether has an infinite perplexity: that stands in the table alone."""
+    return perplexity is not None and math.isfinite(perplexity)
 
 
 def _dense(view: SweepView, panel: int) -> tuple[list[Json], list[Json]]:
     """The dense model's perplexity as a level with its name."""
-    if view.dense is None:
+    if not _drawable(view.dense):
         return [], []
     mark = figure.suffix(panel)
     line = {"color": "@dense", "width": 1.4}

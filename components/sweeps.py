@@ -128,7 +128,8 @@ def _point(row: dict) -> SweepPoint:
 
 
 def _speed_protocol(speed: SpeedConfig, device: str) -> str:
-    threads = "" if device != "cpu" else f" on {torch.get_num_threads()} CPU threads"
+    count = torch.get_num_threads()
+    threads = "" if device != "cpu" else f" on {count} CPU thread{'s' if count > 1 else ''}"
     return (
         f"Speed of one sequence{threads}, dense and sliced in turn, medians of {speed.repeats}: "
         f"reading {speed.prompt} tokens, then writing {speed.new} one by one."

@@ -1,5 +1,7 @@
 """The page's sweeps: the same numbers as the slider's and the command line's, point by point, and their charts."""
 
+import json
+
 import pandas
 import plotly.graph_objects as go
 import pytest
@@ -155,3 +157,11 @@ def test_a_method_keeps_its_colour_and_dash_and_a_point_its_setting(chart) -> No
 
 def test_a_pick_names_the_setting() -> None:
     assert [pick_of(point) for point in POINTS[:3]] == ["20 pca", "20 uniform", "20"]
+
+
+def test_a_broken_model_stands_in_the_table_alone() -> None:
+    broken = SweepPoint("wanda", "", 0.6, 0.6, 40, float("inf"), 1.5, 1.4)
+    chart = removed_chart(SweepView(15.0, (POINTS[0], broken), 2, ""))
+    assert [trace["name"] for trace in chart.data] == ["IntraSlice, PCA-aware"]
+    assert "inf" in chart.rows[1]
+    json.loads(chart.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
