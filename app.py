@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -42,6 +44,7 @@ def build_app(session: Session) -> gr.Blocks:
 
 def main() -> None:
     """Open the page on this machine; gradio's own environment variables choose address and port."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that temporary files go when the app is told to end
     build_app(Session()).queue(default_concurrency_limit=8).launch(**look.launch_options())
 
 
