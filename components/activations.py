@@ -12,21 +12,19 @@ from transformers import PreTrainedModel
 
 from components import diagnostic_snapshot
 from components.cache import BoundedCache
+from components.columns import contrast
 from components.diagnostic_views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.jobs import told
-from components.session import CalibrationKey, Session, calibration_key, slice_config
-from components.spectra import TOLERANCE
+from components.session import Session, SliceKey, calibration_key, slice_config, slice_key
 from components.views import Settings, Status
 from intraslice import corpora
-from intraslice.config import SliceConfig
 from intraslice.distributions import Distribution
 from intraslice.evaluation import parameters_of
-from intraslice.methods import Method, plan_by
+from intraslice.methods import Method
 from intraslice.shift import PLACES, Shift, ShiftReport, measure_shift
 
 TOKENS = 2048
 NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": "cross-module"}
-Key = tuple[CalibrationKey, SliceConfig, Method]
 
 
 class ShiftViews:
@@ -34,8 +32,8 @@ class ShiftViews:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._shifts: BoundedCache[Key, tuple[MethodShift, int]] = BoundedCache(60)  # of size 1 each, some 200 kB
-        self._missing: BoundedCache[Key, str] = BoundedCache(1000)
+        self._shifts: BoundedCache[SliceKey, tuple[MethodShift, int]] = BoundedCache(60)  # of size 1 each, some 200 kB
+        self._missing: BoundedCache[SliceKey, str] = BoundedCache(1000)
         self._shown: BoundedCache[str, Settings] = BoundedCache(1000)
         self._kept = diagnostic_snapshot.shift()
 
@@ -54,7 +52,7 @@ class ShiftViews:
 
     def is_measured(self, settings: Settings) -> bool:
         """Whether anything is known of exactly this setting."""
-        return self._shifts.get(_key(settings, "intraslice")) is not None
+        return self._shifts.get(slice_key(settings, "intraslice")) is not None
 
     def may_measure(self, settings: Settings) -> bool:
         """Whether measuring may start by itself: the sequential order is only sliced on request."""
@@ -69,17 +67,17 @@ class ShiftViews:
 
     def _measure(self, settings: Settings) -> Iterator[Status]:
         for method in NAMES:
-            key = _key(settings, method)
+            key = slice_key(settings, method)
             if self._shifts.get(key) is None and self._missing.get(key) is None:
                 yield from self._measure_one(settings, method)
         yield self._session.ready(settings)
 
     def _measure_one(self, settings: Settings, method: Method) -> Generator[Status, None, None]:
-        calibrated, config = self._session.calibrated(settings), slice_config(settings)
+        calibrated = self._session.calibrated(settings)
         if method == "crossmodule":
-            plan = plan_by(method, calibrated.loaded.model, None, config)
-            if abs(plan.removed_fraction - config.sparsity) > TOLERANCE:
-                self._missing.put(_key(settings, method), plan.note, 1)
+            plan, near = contrast(calibrated.loaded.model, slice_config(settings).sparsity)
+            if not near:
+                self._missing.put(slice_key(settings, method), plan.note, 1)
                 return
         model = yield from self._session.slice(settings, method)
         dense, windows = calibrated.loaded.model, calibrated.windows
@@ -87,13 +85,13 @@ class ShiftViews:
         report = yield from told(
             measure_shift(dense, {method: model}, tokens), f"Comparing activations ({NAMES[method]}), window"
         )
-        self._shifts.put(_key(settings, method), (_summary(report, method, dense, model), report.massive), 1)
+        self._shifts.put(slice_key(settings, method), (_summary(report, method, dense, model), report.massive), 1)
 
     def _view(self, settings: Settings) -> ShiftView:
         calibrated = self._session.calibrated(settings)
         windows, window = calibrated.windows.shape
-        found = {method: self._shifts.get(_key(settings, method)) for method in NAMES}
-        missing = self._missing.get(_key(settings, "crossmodule"))
+        found = {method: self._shifts.get(slice_key(settings, method)) for method in NAMES}
+        missing = self._missing.get(slice_key(settings, "crossmodule"))
         if missing is None and found["crossmodule"] is None:
             missing = "Cross-module slicing at the same sparsity follows; it takes a minute or two."
         return ShiftView(
@@ -105,11 +103,6 @@ class ShiftViews:
             text=corpora.describe(calibration_key(settings).config.text),
             missing=missing or "",
         )
-
-
-def _key(settings: Settings, method: Method) -> Key:
-    config = slice_config(settings)
-    return calibration_key(settings), SliceConfig(config.sparsity) if method == "crossmodule" else config, method
 
 
 def _summary(report: ShiftReport, method: Method, dense: PreTrainedModel, sliced: PreTrainedModel) -> MethodShift:

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import gradio as gr
 
 from components import exports, sweeps
-from components.handlers import visitor_of
+from components.handlers import flat, visitor_of
 from components.session import Session
 from components.views import Settings, Status, SweepChoice
 from components.wiring import HEAVY
@@ -84,20 +84,15 @@ def build(session: Session) -> None:
 
 
 def spelled(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """`endpoint(settings, ...)` as a function of the fields of `Settings`, each with its type and its default."""
-    rest = list(inspect.signature(endpoint).parameters.values())[1:]
-    hints, keyword = get_type_hints(endpoint), inspect.Parameter.POSITIONAL_OR_KEYWORD
-    fields = [
-        inspect.Parameter(name, keyword, default=getattr(Settings(), name), annotation=hint)
-        for name, hint in get_type_hints(Settings).items()
-    ]
-    rest = [parameter.replace(annotation=hints[parameter.name], kind=keyword) for parameter in rest]
-    rest = [p.replace(default=None) if p.default is inspect.Parameter.empty else p for p in rest]
+    """`flat(endpoint)` with every parameter's type and default, which is what callers from outside see."""
+    called, hints = flat(endpoint), get_type_hints(Settings) | get_type_hints(endpoint)
+    defaults = Settings()._asdict()
 
-    def called(*values: Any) -> Any:
-        return endpoint(Settings(*values[: len(fields)]), *values[len(fields) :])
+    def told(own: inspect.Parameter) -> inspect.Parameter:
+        usual = defaults.get(own.name, None if own.default is own.empty else own.default)
+        return own.replace(annotation=hints[own.name], default=usual)
 
-    called.__name__, called.__doc__ = endpoint.__name__, endpoint.__doc__
-    called.__signature__ = inspect.Signature([*fields, *rest], return_annotation=hints["return"])
-    called.__annotations__ = {p.name: p.annotation for p in (*fields, *rest)} | {"return": hints["return"]}
+    parameters = [told(own) for own in called.__signature__.parameters.values()]
+    called.__signature__ = inspect.Signature(parameters, return_annotation=hints["return"])
+    called.__annotations__ = {own.name: own.annotation for own in parameters} | {"return": hints["return"]}
     return called

@@ -87,7 +87,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     layout = figure.layout_of(len(curves), revision="importance", vertical=False)
     shapes, notes = [], []
     for column, (module, curve) in enumerate(curves.items(), start=1):
-        axes = {"xaxis": f"x{figure.suffix(column)}", "yaxis": f"y{figure.suffix(column)}"}
+        axes = figure.axes_of(column)
         name = {"attention": "Attention", "mlp": "MLP"}.get(module, module)
         floor = _floor(curve)
         for label, values, line in (
@@ -125,19 +125,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
             shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
         below = f"{curve.chosen_below:.0%} of layer {layer} lies below"
         verdict = below if curve.threshold is not None else "uniform ratios ask no importance"
-        notes.append(
-            {
-                "text": f"<b>{name}</b>: {verdict}",
-                "xref": f"{axes['xaxis']} domain",
-                "yref": f"{axes['yaxis']} domain",
-                "x": 0,
-                "y": 1.02,
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "font": {"color": "@ink", "size": 13},
-            }
-        )
+        notes.append(figure.heading(f"<b>{name}</b>: {verdict}", axes))
         threshold = "none" if curve.threshold is None else f"{curve.threshold:.3e}"
         rows.append([name, threshold, f"{curve.chosen_below:.1%}", f"{curve.everyone_below:.1%}"])
     layout["shapes"], layout["annotations"] = shapes, notes

@@ -22,13 +22,19 @@ SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 TOLERANCE = 0.02  # of the layers' parameters: what is further apart is no equal removal
 
 
+def contrast(model: PreTrainedModel, sparsity: float) -> tuple[CrossModulePlan, bool]:
+    """The cross-module plan that removes nearest to `sparsity`, and whether that is near enough to compare."""
+    plan = plan_crossmodule(model, sparsity)
+    return plan, abs(plan.removed_fraction - sparsity) <= TOLERANCE
+
+
 class Columns:
     """Models and their costs, by settings; what is measured is kept."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self._asking: set[str] = set()
-        self._cross: BoundedCache[tuple[CalibrationKey, float], CrossModulePlan] = BoundedCache(1000)  # of size 1 each
+        self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
         self._cross_perplexities: BoundedCache[tuple[CalibrationKey, float], float] = BoundedCache(1000)
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
 
@@ -57,18 +63,18 @@ class Columns:
     def _unequal(self, settings: Settings) -> str:
         if settings.sparsity == 0:  # then every column is the dense model
             return ""
-        plan, asked = self._cross_plan(settings), settings.sparsity / 100
-        if abs(plan.removed_fraction - asked) <= TOLERANCE:
+        (plan, near), asked = self._contrast(settings), settings.sparsity / 100
+        if near:
             return ""
         return (
             f"Cross-module slicing cannot remove {asked:.0%} of this model's layers: its nearest width, {plan.width} "
             f"of {plan.hidden}, removes {plan.removed_fraction:.1%}, which would be no equal comparison."
         )
 
-    def _cross_plan(self, settings: Settings) -> CrossModulePlan:
+    def _contrast(self, settings: Settings) -> tuple[CrossModulePlan, bool]:
         key = (calibration_key(settings), settings.sparsity)
         model = self.session.calibrated(settings).loaded.model
-        return self._cross.get(key) or self._cross.put(key, plan_crossmodule(model, settings.sparsity / 100), 1)
+        return self._cross.get(key) or self._cross.put(key, contrast(model, settings.sparsity / 100), 1)
 
     # Costs
 
@@ -89,7 +95,7 @@ class Columns:
             if problem := self._unequal(settings):
                 problems["crossmodule"] = problem
             else:
-                cross, dense = self._cross_plan(settings), self.session.calibrated(settings).loaded.model
+                (cross, _), dense = self._contrast(settings), self.session.calibrated(settings).loaded.model
                 value = self._cross_perplexities.get((key, settings.sparsity))
                 # It cuts what heads read and write, not what they keep.
                 kept = kv_bytes_per_token(dense)

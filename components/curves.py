@@ -1,6 +1,6 @@
 """Sorted importances of a calibration, made once and small enough to draw; and plans as the page shows them.
 
-With `session.py` the only file of the page that reads the library's results.
+Belongs to `session.py`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from intraslice.__main__ import parser
 from intraslice.commands import record
 from intraslice.config import UserError
 from intraslice.evaluation import generate_text
-from intraslice.ratios import make_plan
 from intraslice.run import Run
 
 
@@ -69,9 +68,8 @@ def snippet(settings: Settings, prompt: str) -> str:
 def plan_record(session: Session, settings: Settings) -> dict[str, Any]:
     """What `python -m intraslice slice` keeps of how a model was made. Raises UserError before the calibration."""
     calibrated = session.calibrated(settings)
-    plan = make_plan(calibrated.stats.profile, slice_config(settings))
     run = Run(parser().parse_args(words(session, settings)))
-    return record(run, calibrated.loaded, plan)
+    return record(run, calibrated.loaded, session.slice_plan(settings))
 
 
 def evaluation(session: Session, settings: Settings) -> Generator[Status, None, dict[str, Any]]:

@@ -216,3 +216,18 @@ def layout_of(panels: int, revision: str, vertical: bool = True) -> Json:
         }
         layout[f"yaxis{mark}"] = {**axis, "anchor": f"x{mark}", **({"domain": flipped} if vertical else {})}
     return layout
+
+
+def heading(text: str, axes: Json) -> Json:
+    """A panel's own title, above its left end."""
+    return {
+        "text": text,
+        "xref": f"{axes['xaxis']} domain",
+        "yref": f"{axes['yaxis']} domain",
+        "x": 0,
+        "y": 1.02,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"color": "@ink", "size": 13},
+    }

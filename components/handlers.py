@@ -161,10 +161,6 @@ class Handlers:
         self.session.halt(visitor_of(request))
         return wording.status(Status("Stopped.", "ready"))
 
-    def choose_layer(self, event: gr.EventData) -> int:
-        """The layer that was clicked on a chart."""
-        return int(event.layer)
-
     def memory(self, model: str) -> str:
         """What the model will need, before it is loaded (HTML)."""
         try:

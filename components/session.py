@@ -1,4 +1,4 @@
-"""The only file of the page that calls the library: loaded models, bounded caches, and jobs that can be stopped.
+"""What every tab's files share of the library: loaded models, bounded caches, and jobs that can be stopped.
 
 Everything is kept by what it was made of (model, text, settings), never by who asked, and is read-only once made, so
 people share work and nobody can disturb another's slice. One heavy job at a time is the queue's business (`wiring.py`).
@@ -27,12 +27,13 @@ from intraslice.evaluation import perplexity
 from intraslice.importance import Profile
 from intraslice.memory import available_bytes
 from intraslice.methods import Method, plan_by, slice_by, uses_estimator
-from intraslice.models import SUGGESTED_MODELS, LoadedModel, estimate_memory, load_model, require_memory
+from intraslice.models import SUGGESTED_MODELS, LoadedModel, load_model, require_memory
 from intraslice.ratios import SlicePlan, make_plan
 from intraslice.stats import CalibrationStats
 
 ESTIMATORS = ("uniform", "fisher", "pca")
 TEXTS = ("default", "wikitext2")
+NOT_CALIBRATED = "this model is not calibrated on this text yet; press Load and calibrate"
 
 
 class CalibrationKey(NamedTuple):
@@ -40,6 +41,9 @@ class CalibrationKey(NamedTuple):
 
     model: str
     config: CalibrationConfig
+
+
+SliceKey = tuple[CalibrationKey, SliceConfig, Method]
 
 
 @dataclass
@@ -88,7 +92,7 @@ class Session:
         self.evaluation_tokens = evaluation_tokens
         self._models: BoundedCache[str, LoadedModel] = BoundedCache(2 * room)
         self._calibrations: BoundedCache[CalibrationKey, Calibrated] = BoundedCache(2 * room)
-        self._slices: BoundedCache[tuple[CalibrationKey, SliceConfig, Method], PreTrainedModel] = BoundedCache(room)
+        self._slices: BoundedCache[SliceKey, PreTrainedModel] = BoundedCache(room)
         self._plans: BoundedCache[tuple[CalibrationKey, str, SliceConfig], SlicePlan] = BoundedCache(
             2_000
         )  # of size 1 each
@@ -104,7 +108,7 @@ class Session:
         Before its calibration is there, the default setting is answered from the snapshot, and says so.
         """
         config = slice_config(settings)
-        source = self._source(calibration_key(settings))
+        source = self.source(settings)
         if source is None:
             return None
         others = {
@@ -115,16 +119,14 @@ class Session:
         return plan_view(self._plan(settings, config), source, others)
 
     def importances(self, settings: Settings, layer: int) -> dict[str, ImportanceCurve]:
-        """Sorted importances of a layer, by module; wherever there is a plan."""
-        source = self._source(calibration_key(settings))
-        if source is None:
-            raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
-        return importance_curves(source.importances, self._plan(settings, slice_config(settings)), layer)
+        """Sorted importances of a layer, by module. Raises UserError as `slice_plan` does."""
+        plan = self.slice_plan(settings)
+        return importance_curves(self.source(settings).importances, plan, layer)
 
     def slice_plan(self, settings: Settings) -> SlicePlan:
         """What goes from every layer. Raises UserError where nothing is known of the model or too much is asked."""
-        if self._source(calibration_key(settings)) is None:
-            raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
+        if self.source(settings) is None:
+            raise UserError(NOT_CALIBRATED)
         return self._plan(settings, slice_config(settings))
 
     def is_calibrated(self, settings: Settings) -> bool:
@@ -133,7 +135,7 @@ class Session:
 
     def is_sliced(self, settings: Settings, method: Method = "intraslice") -> bool:
         """Whether the sliced model of these settings is in memory, or no other than the dense one."""
-        return settings.sparsity == 0 or self._slices.get(_slice_key(settings, method)) is not None
+        return settings.sparsity == 0 or self._slices.get(slice_key(settings, method)) is not None
 
     def profile(self, settings: Settings) -> tuple[Profile, str]:
         """What the estimator read of a calibration that is there, and what it was measured on."""
@@ -159,8 +161,7 @@ class Session:
 
     def memory(self, model: str) -> str:
         """What a model needs, in words. Raises UserError when there is no such model, or it will not fit."""
-        require_memory(model, torch.float32, self.device)
-        estimate = estimate_memory(model, torch.float32, self.device)
+        estimate = require_memory(model, torch.float32, self.device)
         return (
             f"{estimate.parameters / 1e6:,.0f} M parameters; slicing takes {estimate.needed / 2**30:.1f} GiB, "
             f"{estimate.available / 2**30:.1f} GiB are free."
@@ -196,12 +197,16 @@ class Session:
         """The model and its calibration, once they are there. Raises UserError before that."""
         calibrated = self._calibrations.get(calibration_key(settings))
         if calibrated is None:
-            raise UserError("this model is not calibrated on this text yet; press Load and calibrate")
+            raise UserError(NOT_CALIBRATED)
         return calibrated
 
     def source(self, settings: Settings) -> Source | None:
         """Where plans of this model and text come from: its calibration, for the default also the snapshot."""
-        return self._source(calibration_key(settings))
+        key = calibration_key(settings)
+        calibrated = self._calibrations.get(key)
+        if calibrated is not None:
+            return calibrated.source
+        return self._snapshot if key == calibration_key(Settings()) else None
 
     def calibrating(self, settings: Settings) -> Generator[Status, None, Calibrated]:
         """The model and its calibration, made now or found in memory: the first step of a longer job."""
@@ -209,15 +214,9 @@ class Session:
         return self.calibrated(settings)
 
     def _plan(self, settings: Settings, config: SliceConfig) -> SlicePlan:
-        source = self._source(calibration_key(settings))
+        source = self.source(settings)
         key = (calibration_key(settings), source.label, config)
         return self._plans.get(key) or self._plans.put(key, make_plan(source.profile, config), 1)
-
-    def _source(self, key: CalibrationKey) -> Source | None:
-        calibrated = self._calibrations.get(key)
-        if calibrated is not None:
-            return calibrated.source
-        return self._snapshot if key == calibration_key(Settings()) else None
 
     def _prepare(self, settings: Settings) -> Iterator[Status]:
         key = calibration_key(settings)
@@ -249,7 +248,7 @@ class Session:
         loaded, stats = calibrated.loaded, calibrated.stats
         if config.sparsity == 0:
             return loaded.model
-        key = _slice_key(settings, method)
+        key = slice_key(settings, method)
         sliced = self._slices.get(key)
         if sliced is None:
             plan = plan_by(method, loaded.model, stats, key[1])
@@ -284,7 +283,8 @@ def _dense_perplexity(calibrated: Calibrated) -> Generator[Status, None, float]:
     return known
 
 
-def _slice_key(settings: Settings, method: Method) -> tuple[CalibrationKey, SliceConfig, Method]:
+def slice_key(settings: Settings, method: Method) -> SliceKey:
+    """What a sliced model depends on. Raises UserError for numbers out of range."""
     config = slice_config(settings)
     if not uses_estimator(method):  # of all settings these only know the sparsity
         config = SliceConfig(config.sparsity)

@@ -101,7 +101,7 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
         layout[f"yaxis{mark}"].update(
             title=figure.title("density" if column == 1 else ""), nticks=4, rangemode="tozero"
         )
-        layout["annotations"].append(_heading(words, mark))
+        layout["annotations"].append(figure.heading(f"<b>{words}</b>", axes))
     return Chart(
         title=QUESTIONS["histograms"].format(layer),
         note=f"All channels of ordinary tokens, {removed(view)}. Shown: the middle 98 % of the dense values.",
@@ -159,20 +159,6 @@ def _steps(name: str, histogram: Histogram, colour: str) -> Json:
         "y": [figure.rounded(value) for value in histogram.density[1:-1]],
         "line": {**figure.line(colour, 1.4 if colour == "dense" else 2), "shape": "hvh"},
         "hovertemplate": name + " %{y:.3~g}<extra></extra>",
-    }
-
-
-def _heading(words: str, mark: str) -> Json:
-    return {
-        "text": f"<b>{words}</b>",
-        "xref": f"x{mark} domain",
-        "yref": f"y{mark} domain",
-        "x": 0,
-        "y": 1.02,
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"color": "@ink", "size": 13},
     }
 
 

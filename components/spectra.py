@@ -11,15 +11,14 @@ from torch import Tensor
 
 from components import diagnostic_snapshot
 from components.cache import BoundedCache
+from components.columns import contrast
 from components.diagnostic_views import Curve, LayerCurves, PairsView, SpectraView, drawn_ranks
-from components.session import Calibrated, CalibrationKey, Session, calibration_key, slice_config
+from components.session import Calibrated, CalibrationKey, Session, calibration_key
 from components.views import Settings
-from intraslice.methods import plan_by
 from intraslice.ratios import LayerPlan
 from intraslice.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
 
 SHARE = 0.95
-TOLERANCE = 0.02  # of the parameters: two methods that differ by more are not compared
 
 
 class Spectra(Protocol):
@@ -86,9 +85,8 @@ class Measured:
     def width(self, sparsity: float) -> int | None:
         """Residual axes that the cross-module method keeps to remove as much, where it can."""
         if sparsity not in self._widths:
-            plan = plan_by("crossmodule", self._model, None, slice_config(Settings(sparsity=100 * sparsity)))
-            near = sparsity > 0 and abs(plan.removed_fraction - sparsity) <= TOLERANCE
-            self._widths[sparsity] = plan.width if near else None
+            plan, near = contrast(self._model, sparsity)
+            self._widths[sparsity] = plan.width if sparsity > 0 and near else None
         return self._widths[sparsity]
 
 

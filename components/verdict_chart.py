@@ -41,7 +41,7 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
                 layout[f"{axis}axis{figure.suffix(column)}"].update(showticklabels=False, range=[0, 1])
         if any(module.foretold[estimator] > 0 for module in own):
             layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks([m.foretold[estimator] for m in own]))
-        layout["annotations"].append(_heading(f"<b>{words}</b>: {_rhos(view, kind)}", axes))
+        layout["annotations"].append(figure.heading(f"<b>{words}</b>: {_rhos(view, kind)}", axes))
     note = "Slice each module alone, take the loss, and see whether the importances foretold it."
     if view:
         note = (
@@ -111,20 +111,6 @@ def _ticks(values: Sequence[float]) -> Json:
     exponents = range(math.floor(math.log10(max(min(values), 1e-6 * top))), math.ceil(math.log10(top)) + 1)
     marks = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
     return {"tickvals": marks, "ticktext": [f"{mark:.10f}".rstrip("0").rstrip(".") for mark in marks]}
-
-
-def _heading(text: str, axes: Json) -> Json:
-    return {
-        "text": text,
-        "xref": f"{axes['xaxis']} domain",
-        "yref": f"{axes['yaxis']} domain",
-        "x": 0,
-        "y": 1.02,
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"color": "@ink", "size": 13},
-    }
 
 
 def _rhos(view: VerdictView | None, kind: str) -> str:

@@ -125,8 +125,6 @@ def connect(
     let_go = [*(slider.release for slider in sliders), *radios, *changed]
     gr.on(dragged, **preview, trigger_mode="always_last", api_name="ratios")
     measured.append(gr.on(let_go, **measure, trigger_mode="always_last", api_name="measure_live"))
-    for chart in (ratios.ratios, ratios.importances):
-        chart.select(handlers.choose_layer, None, controls.layer, **PRIVATE, **CHEAP)
 
     controls.model.change(handlers.memory, controls.model, controls.memory, api_name="memory", **CHEAP)
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
@@ -139,4 +137,7 @@ def connect(
 
     opened_tabs = {one.id: one.select(lambda own=one.id: own, None, tab, **PRIVATE, **CHEAP) for one in tabs.children}
     lists = dragged, prepared, measured
-    return Page(handlers.session, controls, status, tab, opened_tabs, *lists, anew, compare.prompt, Outbox())
+    shared = Page(handlers.session, controls, status, tab, opened_tabs, *lists, anew, compare.prompt, Outbox())
+    for chart in (ratios.ratios, ratios.importances):
+        shared.choosing(chart)
+    return shared

@@ -44,8 +44,8 @@ def estimate_memory(name: str, dtype: torch.dtype = torch.float32, device: str =
     return MemoryEstimate(parameters, parameters * dtype.itemsize, available_bytes(device))
 
 
-def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
-    """Raise UserError, with both numbers, when the model and its sliced copy will not fit."""
+def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> MemoryEstimate:
+    """The estimate. Raises UserError, with both numbers, when the model and its sliced copy will not fit."""
     estimate = estimate_memory(name, dtype, device)
     if estimate.needed > estimate.available:
         remedy = "take a smaller model" if dtype.itemsize <= 2 else "take bfloat16 or a smaller model"
@@ -54,6 +54,7 @@ def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = 
             f"{name} has {estimate.parameters / 1e6:,.0f} M parameters; slicing it in {str(dtype).split('.')[-1]} "
             f"needs {needed:.1f} GiB, and {free:.1f} GiB are free on {device}; {remedy}"
         )
+    return estimate
 
 
 def available_bytes(device: str = "cpu") -> int:

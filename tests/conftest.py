@@ -33,7 +33,7 @@ from intraslice.config import UserError, finish
 from intraslice.families import canonicalise
 from intraslice.models import LoadedModel, fingerprint, load_model
 
-pytest_plugins = ["browsing"]
+pytest_plugins = ["browsing", "tiny_page"]
 
 VOCABULARY = 256
 WORDS = [f"word{index}" for index in range(100)]

@@ -6,7 +6,7 @@ import statistics
 import pytest
 from browsing import CHROMIUM, PATIENCE
 
-from components.session import Session, calibration_key, slice_config
+from components.session import Session, slice_config
 from components.views import Settings
 from intraslice.ratios import make_plan
 
@@ -18,7 +18,7 @@ pytestmark = [
 
 def ratios(session: Session, percent: int, estimator: str = "pca") -> list[list[float]]:
     """What the library says of the snapshot's profile."""
-    profile = session._source(calibration_key(Settings())).profile
+    profile = session.source(Settings()).profile
     layers = make_plan(profile, slice_config(Settings(sparsity=percent, estimator=estimator))).layers
     return [[layer.attention_ratio for layer in layers], [layer.mlp_ratio for layer in layers]]
 

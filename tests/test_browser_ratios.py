@@ -10,7 +10,7 @@ import pytest
 from browsing import CHROMIUM, PATIENCE
 from test_browser import close
 
-from components.session import Session, calibration_key, slice_config
+from components.session import Session, slice_config
 from components.views import Settings
 from intraslice.config import cache_folder
 from intraslice.ratios import make_plan
@@ -27,7 +27,7 @@ NOT_OURS = [["#export-snippet"], ["#export-command"], [".main-svg"]]
 
 def ratios(session: Session, **settings) -> list[list[float]]:
     """What the library says of the snapshot's profile."""
-    profile = session._source(calibration_key(Settings())).profile
+    profile = session.source(Settings()).profile
     layers = make_plan(profile, slice_config(Settings(**settings))).layers
     return [[layer.attention_ratio for layer in layers], [layer.mlp_ratio for layer in layers]]
 

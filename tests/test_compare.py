@@ -4,12 +4,11 @@ import json
 import re
 import threading
 import time
-from html import escape, unescape
-from types import SimpleNamespace
+from html import unescape
 
 import pytest
 import torch
-from tiny_page import tiny_settings
+from tiny_page import SOMEBODY
 
 from components import compare_words, streaming
 from components.columns import TOLERANCE, Columns
@@ -21,19 +20,9 @@ from components.views import Settings, Status
 from intraslice.__main__ import main
 from intraslice.config import finish
 from intraslice.evaluation import kv_bytes_per_token, parameters_of, perplexity
-from intraslice.tokens import compare_next_tokens, first_divergence, score_passage
+from intraslice.tokens import first_divergence
 
-SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
 PROMPT = "w10 w20 w30"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
-    """At 30 % the tiny model's cross-module slice removes nearly as much; at 40 % no width comes near."""
-    with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("compare")
-        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
-        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -233,47 +222,6 @@ def test_before_anything_is_loaded_the_snapshots_sizes_are_known() -> None:
     costs = Columns(Session()).known(Settings())
     assert set(costs.columns) == {"dense", "intraslice"}
     assert "134.5 M" in compare_words.cost("dense", costs)
-
-
-# Next tokens and the passage
-
-
-def test_candidates_are_the_librarys(handlers, session, tiny) -> None:
-    shown = [html for _, html in handlers.next_tokens(tiny, PROMPT, False, SOMEBODY) if isinstance(html, str)]
-    loaded = session.calibrated(tiny).loaded
-    expected = compare_next_tokens(loaded.model, model(session, tiny, "intraslice"), loaded.tokenizer, PROMPT, 8)
-    rows = re.findall('<tr><th scope="row"><code>(.*?)</code></th>.*?<b>(.*?)</b>.*?<b>(.*?)</b>', shown[-1])
-    share = compare_words.share
-    assert rows == [(escape(one.text), share(one.dense), share(one.sliced)) for one in expected]
-
-
-def test_the_passage_carries_the_librarys_scores(handlers, session, tiny) -> None:
-    text = "w10 w20 w30 w40 w50 w60"
-    *_, html = (html for _, html in handlers.passage(tiny, text, SOMEBODY) if isinstance(html, str))
-    loaded = session.calibrated(tiny).loaded
-    expected = score_passage(loaded.model, model(session, tiny, "intraslice"), loaded.tokenizer, text, 3)
-    said = [unescape(one) for one in re.findall('data-said="(.*?)"', html)]
-    assert len(said) == 5
-    for line, one in zip(said, expected.tokens, strict=True):
-        assert line.startswith(one.text)
-        assert f"{one.extra_loss:+.2f} nats" in line
-    assert f"{expected.agreement:.0%} of the places" in html
-    assert html.count('tabindex="0"') == 2  # the first token, and the table
-
-
-@pytest.mark.parametrize(("text", "words"), [("w10", "1 tokens; wanted 2"), ("w10 " * 600, "600 tokens; wanted 2 to")])
-def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(handlers, tiny, text, words) -> None:
-    *_, (_, html) = handlers.passage(tiny, text, SOMEBODY)
-    assert words in html
-
-
-def test_nothing_follows_a_slice_that_is_not_there_or_not_looked_at(handlers, tiny) -> None:
-    unknown = tiny._replace(sparsity=33)
-    assert len(list(handlers.after_slice(unknown, PROMPT, False, "w10 w20", "compare", SOMEBODY))) == 1
-    assert len(list(handlers.after_slice(tiny, PROMPT, False, "w10 w20", "ratios", SOMEBODY))) == 1
-    found = list(handlers.after_slice(tiny, PROMPT, False, "w10 w20", "compare", SOMEBODY))
-    assert any(isinstance(one, str) and "isx-next" in one for _, one, _ in found)
-    assert any(isinstance(one, str) and "isx-passage" in one for _, _, one in found)
 
 
 # Words

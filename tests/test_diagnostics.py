@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_page import tiny_settings
+from tiny_page import SOMEBODY
 
 from components import diagnostic_snapshot
-from components.activations import TOLERANCE, ShiftViews
+from components.activations import ShiftViews
 from components.activations_panel import ActivationsPanel
+from components.columns import TOLERANCE
 from components.diagnostic_views import Curve
 from components.session import Session, slice_config
 from components.spectra import Measured, SpectraViews
@@ -19,24 +20,7 @@ from components.views import Settings
 from intraslice.methods import plan_by
 from intraslice.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 
-SOMEBODY = SimpleNamespace(session_hash="somebody")
 ELSE = SimpleNamespace(session_hash="somebody else")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
-    home = tmp_path_factory.mktemp("diagnostics")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
-        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def session(tiny) -> Session:
-    session = Session(evaluation_tokens=256)
-    *_, last = session.prepare(tiny, "somebody")
-    assert last.kind == "ready", last.text
-    return session
 
 
 @pytest.fixture

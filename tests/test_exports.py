@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_page import tiny_settings
 
 from components import exports
 from components.charts import ratio_chart
@@ -28,21 +27,6 @@ SETTINGS = {
     "by hand": {"sparsity": 41, "estimator": "fisher", "bias": 1.05, "cap": 77, "locked": "1 mlp 7, 0 attention 55"},
     "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3},
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
-    home = tmp_path_factory.mktemp("exports")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
-        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def session(tiny) -> Session:
-    session = Session(evaluation_tokens=256)
-    assert list(session.prepare(tiny, "somebody"))[-1].kind == "ready"
-    return session
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny_page import SOMEBODY
 
 from components import snapshot, wording
 from components.cache import BoundedCache
@@ -19,29 +20,6 @@ from intraslice.config import SliceConfig
 from intraslice.ratios import make_plan
 
 ROOT = Path(__file__).parent.parent
-SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
-    """Settings for a tiny model and a text of its own words; the cache is this module's."""
-    home = tmp_path_factory.mktemp("page")
-    words = [f"w{index}" for index in range(4, 256)]
-    tiny_llama_gqa().save_pretrained(home / "tiny")
-    word_tokenizer(words).save_pretrained(home / "tiny")
-    paragraphs = [" ".join(words[(start * 7 + step * 3) % 252] for step in range(120)) for start in range(60)]
-    (home / "text.txt").write_text("\n\n".join(paragraphs))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
-        yield Settings(model=str(home / "tiny"), text=str(home / "text.txt"), sequences=8, length=32)
-
-
-@pytest.fixture(scope="module")
-def session(tiny) -> Session:
-    session = Session(evaluation_tokens=256)
-    events = list(session.prepare(tiny, "somebody"))
-    assert events[-1].kind == "ready", events[-1].text
-    return session
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 import pandas
 import plotly.graph_objects as go
 import pytest
-from tiny_page import tiny_settings
 
 from components import sweeps
 from components.report import in_light
@@ -17,11 +16,6 @@ from intraslice.__main__ import main
 from intraslice.config import UserError
 
 CHOICE = SweepChoice(sparsities=(20, 40))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Settings:
-    return tiny_settings(tmp_path_factory.mktemp("sweeps"), tiny_llama_gqa, word_tokenizer)
 
 
 @pytest.fixture

@@ -5,31 +5,12 @@ import json
 import plotly.graph_objects as go
 import pytest
 from test_charts import in_light
-from tiny_page import tiny_settings
+from tiny_page import SOMEBODY
 
-from components.session import Session
 from components.verdict import Verdicts
 from components.verdict_chart import verdict_chart
 from components.verdict_panel import words_of
 from components.views import VerdictView
-
-VISITOR = "somebody"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
-    """Settings for a tiny model; the cache is this module's."""
-    home = tmp_path_factory.mktemp("verdict")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
-        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def session(tiny) -> Session:
-    session = Session(evaluation_tokens=256)
-    assert list(session.prepare(tiny, VISITOR))[-1].kind == "ready"
-    return session
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +23,13 @@ def view(verdicts, tiny) -> VerdictView:
     """Stopped after the second module, then taken up again."""
     assert verdicts.known(tiny) is None
     texts = []
-    for event in verdicts.measure(tiny, VISITOR):
+    for event in verdicts.measure(tiny, SOMEBODY.session_hash):
         texts.append(event.text)
         if (event.done, event.total) == (2, 6):
-            verdicts._session.halt(VISITOR)
+            verdicts._session.halt(SOMEBODY.session_hash)
     assert texts[-1] == "Stopped"
     assert verdicts.known(tiny) is None
-    done = [event.done for event in verdicts.measure(tiny, VISITOR) if event.total]
+    done = [event.done for event in verdicts.measure(tiny, SOMEBODY.session_hash) if event.total]
     assert done[0] >= 2
     assert done[-1] == 6
     return verdicts.known(tiny)

@@ -1,9 +1,15 @@
-"""A tiny model and a text of its own words on the disk, and the page's settings for them."""
+"""The page on a tiny model: settings, a session and a visitor that the tests of its parts share."""
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from components.session import Session
 from components.views import Settings
+
+SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
 
 
 def tiny_settings(home: Path, make_model: Callable, word_tokenizer: Callable) -> Settings:
@@ -16,3 +22,21 @@ def tiny_settings(home: Path, make_model: Callable, word_tokenizer: Callable) ->
     paragraphs = [" ".join(words[(start * 7 + step * 3) % 252] for step in range(120)) for start in range(60)]
     (home / "text.txt").write_text("\n\n".join(paragraphs))
     return Settings(model=str(home / "tiny"), text=str(home / "text.txt"), sequences=8, length=32)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
+    """Settings for a tiny model; the cache is this module's."""
+    home = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
+        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def session(tiny) -> Session:
+    """A session in which the tiny model is calibrated."""
+    session = Session(evaluation_tokens=256)
+    *_, last = session.prepare(tiny, SOMEBODY.session_hash)
+    assert last.kind == "ready", last.text
+    return session
