@@ -37,7 +37,7 @@ def build_app(session: Session) -> gr.Blocks:
             panels = tabs.build(session, first, ratios_json, importances_json)
         teaching.glossary()
         page_of = (panels.ratios, panels.compare, shown, gr.State("ratios"), status, headline, removed)
-        tabs.connect(panels, connect(handlers, controls, *page_of))
+        tabs.connect(panels, connect(handlers, controls, *page_of, tabs.followers(panels)))
         api.build(session)
     return page
 

@@ -29,6 +29,11 @@ class ActivationsPanel(NamedTuple):
     shift: gr.HTML
     histograms: gr.HTML
 
+    @property
+    def shown(self) -> list[gr.HTML]:
+        """Outputs of `show`."""
+        return [self.words, self.shift, self.histograms]
+
     def show(self, settings: Settings, layer: int, request: gr.Request | None) -> tuple:
         """What is measured: words (HTML), shift by layer and the chosen layer's histograms (JSON)."""
         try:
@@ -90,8 +95,6 @@ def build(session: Any, first: Settings) -> ActivationsPanel:
 
 
 def connect(panel: ActivationsPanel, page: Page) -> None:
-    """Layers and what is known follow at once; the measurement follows the slice, while the tab is in view."""
-    shown = [panel.words, panel.shift, panel.histograms]
-    page.follow("activations", panel.show, shown)
-    page.afterwards("activations", panel.measure, [page.status, *shown])
+    """The measurement follows the slice, while the tab is in view."""
+    page.afterwards("activations", panel.measure, [page.status, *panel.shown])
     page.choosing(panel.shift)

@@ -29,7 +29,7 @@ watch("value", settle);"""
 class ComparePanel(NamedTuple):
     """The tab's components."""
 
-    columns: Columns
+    handlers: CompareHandlers
     prompt: gr.Textbox
     generate: gr.Button
     stop: gr.Button
@@ -68,12 +68,13 @@ def build(session) -> ComparePanel:
     costs.append(gr.HTML(elem_id="cost-protocol", apply_default_css=False))
     sampling = (raw, tokens, temperature, seed)
     below = passage_panel.build()
-    return ComparePanel(Columns(session), prompt, generate, stop, *sampling, answers, costs, perplexity, below)
+    handlers = CompareHandlers(Columns(session))
+    return ComparePanel(handlers, prompt, generate, stop, *sampling, answers, costs, perplexity, below)
 
 
 def connect(panel: ComparePanel, page: Page) -> None:
     """Attach the tab's handlers."""
-    own, settings = CompareHandlers(panel.columns), page.controls.settings
+    own, settings = panel.handlers, page.controls.settings
     asking = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw]
     asked = gr.on([panel.generate.click, panel.prompt.submit], own.ask, None, None, **PRIVATE, **CHEAP)
     # A question that is sent while another is answered is served after it.
@@ -82,7 +83,6 @@ def connect(panel: ComparePanel, page: Page) -> None:
     answered.then(flat(own.costs_once), settings, [page.status, *panel.costs], api_name="costs", **HEAVY)
     panel.stop.click(own.halt, None, page.status, **PRIVATE, **CHEAP)
 
-    page.follow("compare", own.known_costs, panel.costs)
     for end in page.measured:
         end.then(flat(own.known_costs), [*settings, page.controls.layer], panel.costs, **PRIVATE, **CHEAP)
     passage_panel.connect(panel.below, own, panel.raw, answered, page)

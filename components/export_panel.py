@@ -144,7 +144,7 @@ def connect(panel: ExportPanel, page: Page, choice: list[gr.components.Component
         **CHEAP,
         **PRIVATE,
     }
-    gr.on([*page.moved, controls.iterative.input, controls.model.change], **seen, trigger_mode="always_last")
+    gr.on([*page.let_go, controls.iterative.input, controls.model.change], **seen, trigger_mode="always_last")
     for end in (page.opened["export"], *page.prepared):
         end.then(**seen)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -68,6 +68,14 @@ def in_view(tab: str, handler: Callable[..., Any], outputs: int) -> Callable[...
     return flat(seen)
 
 
+class Follower(NamedTuple):
+    """What a tab shows of every move while it is in view: `show(settings, layer, request)` answers in milliseconds."""
+
+    tab: str
+    show: Callable[..., tuple]
+    outputs: Sequence[gr.components.Component]
+
+
 class Handlers:
     """The page's actions over one session object. `visitor` is gradio's session hash: one open page."""
 
@@ -106,6 +114,17 @@ class Handlers:
             importance_chart(self.session.importances(settings, layer), layer).to_json(),
             *self._texts(settings, plan, measured),
         )
+
+    def moving(self, followers: Sequence[Follower]) -> Callable[..., tuple]:
+        """`preview` and what the open tab shows in one answer: a request for each would be slower than a drag."""
+
+        def moved(settings: Settings, layer: int, opened: str, request: gr.Request) -> tuple:
+            shown = self.preview(settings, layer, request)
+            for tab, show, outputs in followers:
+                shown += show(settings, layer, request) if tab == opened else (gr.skip(),) * len(outputs)
+            return shown
+
+        return flat(moved)
 
     def _texts(
         self, settings: Settings, plan: PlanView | None, measured: Perplexities, hint: str = ""

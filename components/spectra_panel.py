@@ -26,6 +26,11 @@ class SpectraPanel(NamedTuple):
     ranks: gr.HTML
     pairs: gr.HTML
 
+    @property
+    def shown(self) -> list[gr.HTML]:
+        """Outputs of `show`."""
+        return [self.variance, self.ranks, self.pairs]
+
     def show(self, settings: Settings, layer: int, request: gr.Request | None) -> tuple:
         """Explained variance, ranks of all heads and rotary pairs of a layer (JSON), with what the setting keeps."""
         try:
@@ -56,8 +61,6 @@ def build(session: Any, first: Settings) -> SpectraPanel:
 
 
 def connect(panel: SpectraPanel, page: Page) -> None:
-    """Marks follow the slider while it is dragged; what takes seconds follows in a lane of its own."""
-    charts = list(panel[1:])
-    page.follow("spectra", panel.show, charts)
-    page.catch_up("spectra", panel.complete, panel.show, charts)
+    """What takes seconds follows the layer in a lane of its own."""
+    page.catch_up("spectra", panel.complete, panel.show, panel.shown)
     page.choosing(panel.ranks)

@@ -16,6 +16,7 @@ from components import (
     sweep_panel,
     verdict_panel,
 )
+from components.handlers import Follower
 from components.session import Session
 from components.views import Settings
 from components.wiring import Page
@@ -52,6 +53,15 @@ def build(session: Session, first: Settings, ratios_json: str, importances_json:
     with gr.Tab("Export", id="export"):
         export = export_panel.build()
     return Tabs(ratios, overrides, verdict, spectra, activations, compare, sweep, export)
+
+
+def followers(tabs: Tabs) -> list[Follower]:
+    """What follows every move of the slider."""
+    return [
+        Follower("spectra", tabs.spectra.show, tabs.spectra.shown),
+        Follower("activations", tabs.activations.show, tabs.activations.shown),
+        Follower("compare", tabs.compare.handlers.known_costs, tabs.compare.costs),
+    ]
 
 
 def connect(tabs: Tabs, page: Page) -> None:

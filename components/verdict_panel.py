@@ -11,7 +11,7 @@ import gradio as gr
 from components import wording
 from components.chart_bridge import chart
 from components.charts import ESTIMATORS
-from components.handlers import flat, visitor_of
+from components.handlers import Follower, flat, visitor_of
 from components.teaching import fold
 from components.verdict import Verdicts
 from components.verdict_chart import judged, number, verdict_chart
@@ -75,7 +75,7 @@ def connect(panel: VerdictPanel, page: Page) -> None:
         page.session.halt(visitor_of(request))
 
     page.choosing(panel.chart)
-    page.follow("ratios", show, shown, [controls.layer.change, controls.estimator.input])
+    page.follow(Follower("ratios", show, shown), [controls.layer.change, controls.estimator.input])
     inputs = [*controls.settings, controls.layer]
     panel.measure.click(flat(measure), inputs, [*shown, panel.progress], api_name="sensitivity", **HEAVY)
     panel.cancel.click(halt, None, None, **PRIVATE, **CHEAP)

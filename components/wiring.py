@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gradio as gr
 
 from components.controls_panel import Controls
-from components.handlers import Handlers, flat, in_view
+from components.handlers import Follower, Handlers, flat, in_view
 from components.outbox import Outbox
 from components.ratios_panel import RatiosPanel
 
@@ -29,22 +29,16 @@ class Page(NamedTuple):
     status: gr.HTML
     tab: gr.State  # the id of the tab in view
     opened: dict[str, gr.events.Dependency]  # a tab's id -> what follows when it is opened
-    moved: Sequence[Any]  # events after which a cheap answer may be another one
+    let_go: Sequence[Any]  # events after which settings rest
     prepared: Sequence[gr.events.Dependency]  # ends of what loads and calibrates
     measured: Sequence[gr.events.Dependency]  # ends of what slices and measures
     anew: gr.Textbox  # another value here, after a handler has set controls, does what dragging them would
     prompt: gr.Textbox
     outbox: Outbox
 
-    def follow(
-        self,
-        tab: str,
-        handler: Callable[..., Any],
-        outputs: Sequence[gr.components.Component],
-        events: Sequence[Any] | None = None,
-    ) -> None:
-        """Call the cheap `handler(settings, layer, request)` at `events` (else at every move) while `tab` is open."""
-        self._attach(tab, handler, outputs, CHEAP, self.moved if events is None else events, self.prepared)
+    def follow(self, follower: Follower, events: Sequence[Any]) -> None:
+        """Let a tab in view follow these events, besides being up to date when it is opened."""
+        self._attach(*follower, CHEAP, events, self.prepared)
 
     def afterwards(self, tab: str, handler: Callable[..., Any], outputs: Sequence[gr.components.Component]) -> None:
         """Call the slow `handler(settings, layer, request)` when a slice is there and `tab` is in view."""
@@ -93,6 +87,7 @@ def connect(
     status: gr.HTML,
     headline: gr.HTML,
     removed: gr.HTML,
+    followers: Sequence[Follower],
 ) -> Page:
     """Attach every handler that several tabs share. Called inside the `gr.Blocks()` that holds the components."""
     page = gr.context.Context.root_block
@@ -101,6 +96,13 @@ def connect(
     kept = [*with_layer, compare.prompt]
     shown = [ratios.ratios, ratios.importances, *texts]
     preview = {"fn": flat(handlers.preview), "inputs": with_layer, "outputs": shown, **CHEAP}
+    move = {
+        "fn": handlers.moving(followers),
+        "inputs": [*with_layer, tab],
+        "outputs": [*shown, *(output for follower in followers for output in follower.outputs)],
+        **PRIVATE,
+        **CHEAP,
+    }
     prepare = {"fn": flat(handlers.prepare), "inputs": controls.settings, "outputs": status, **HEAVY}
     measure = {"fn": flat(handlers.measure_live), "inputs": with_layer, "outputs": [status, *texts], **HEAVY}
     measure_asked = {**measure, "fn": flat(handlers.measure)}
@@ -109,11 +111,11 @@ def connect(
     prepared, measured = [], []
 
     def after_preparing(ready: gr.events.Dependency) -> None:
-        prepared.append(ready.then(**fit_layers, **PRIVATE).then(**preview, **PRIVATE))
+        prepared.append(ready.then(**fit_layers, **PRIVATE).then(**move))
         measured.append(prepared[-1].then(**measure, **PRIVATE))
 
     opened = page.load(handlers.restore, None, [*kept, tabs, tab], api_name="restore", **CHEAP)
-    after_preparing(opened.then(**preview, **PRIVATE).then(**prepare, **PRIVATE))
+    after_preparing(opened.then(**preview, api_name="ratios").then(**prepare, **PRIVATE))
     page.load(handlers.memory, controls.model, controls.memory, **PRIVATE, **CHEAP)
     page.unload(handlers.leave)
 
@@ -123,20 +125,22 @@ def connect(
     changed = [controls.locked.change, anew.change]
     dragged = [*(slider.input for slider in sliders), *radios, controls.layer.change, *changed]
     let_go = [*(slider.release for slider in sliders), *radios, *changed]
-    gr.on(dragged, **preview, trigger_mode="always_last", api_name="ratios")
+    gr.on(dragged, **move, trigger_mode="always_last")
     measured.append(gr.on(let_go, **measure, trigger_mode="always_last", api_name="measure_live"))
 
     controls.model.change(handlers.memory, controls.model, controls.memory, api_name="memory", **CHEAP)
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
     ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
-    measured.append(ordered.then(**preview, **PRIVATE).then(**measure_asked, api_name="measure"))
+    measured.append(ordered.then(**move).then(**measure_asked, api_name="measure"))
     controls.cancel.click(handlers.halt, None, status, api_name="halt", **CHEAP)
 
     remember = "(...values) => window.isxRemember(values)"
     gr.on([component.change for component in kept], None, kept, None, js=remember, **CHEAP)
 
     opened_tabs = {one.id: one.select(lambda own=one.id: own, None, tab, **PRIVATE, **CHEAP) for one in tabs.children}
-    lists = dragged, prepared, measured
+    for one in opened_tabs.values():
+        one.then(**move)
+    lists = let_go, prepared, measured
     shared = Page(handlers.session, controls, status, tab, opened_tabs, *lists, anew, compare.prompt, Outbox())
     for chart in (ratios.ratios, ratios.importances):
         shared.choosing(chart)
