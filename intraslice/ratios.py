@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from intraslice.config import Estimator, Module, SliceConfig, UserError
 from intraslice.importance import Profile
-from intraslice.mlp import neurons_kept
+from intraslice.mlp import MULTIPLE, neurons_kept
 
 SEARCH_STEPS = 24
 CONTEXT = 512  # tokens that a token attends to, itself included, where floating-point operations are counted
@@ -97,6 +97,10 @@ class _Draft:
     parameters: int
     reasons: Reasons
 
+    @property
+    def sizes(self) -> tuple:
+        return self.shapes, self.neurons
+
 
 def _draft(profile: Profile, config: SliceConfig, nominal: float) -> _Draft:
     """Ratios and sizes when the budget is computed with the sparsity `nominal`."""
@@ -161,21 +165,14 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     if absent:
         raise UserError(f"layer {absent[0]} is locked; wanted one from 0 to {len(profile.layers) - 1}")
     wanted = (1 - config.sparsity) * profile.dense_decoder
-    low, high = 0.0, 1.0
-    best = _draft(profile, config, config.sparsity)
-    for _ in range(SEARCH_STEPS if config.sparsity > 0 or config.locked else 0):
-        middle = best.reasons.nominal_sparsity if (low, high) == (0.0, 1.0) else (low + high) / 2
-        draft = _draft(profile, config, middle)
-        if abs(draft.parameters - wanted) < abs(best.parameters - wanted):
-            best = draft
-        low, high = (middle, high) if draft.parameters > wanted else (low, middle)
+    best = _nearest(profile, config, wanted)
     parameters = Parameters(
         profile.dense_decoder + profile.other_parameters,
         best.parameters + profile.other_parameters,
         profile.dense_decoder,
         best.parameters,
     )
-    if high == 1.0 and config.sparsity - parameters.removed_fraction > 0.01:  # not even everything is enough
+    if best.reasons.nominal_sparsity == 1 and config.sparsity - parameters.removed_fraction > 0.01:
         raise UserError(
             f"sparsity {config.sparsity:g} cannot be reached with cap {config.cap:g} and bias {config.bias:g}"
             f"{' beside the locked ratios' if config.locked else ''}: at most "
@@ -197,6 +194,33 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     sliced_cache = sum(2 * layer.kv_heads * layer.dim for layer in layers)
     width = profile.bytes_per_value
     return SlicePlan(config, tuple(layers), parameters, (dense_cache * width, sliced_cache * width), best.reasons)
+
+
+def _nearest(profile: Profile, config: SliceConfig, wanted: float) -> _Draft:
+    """The draft whose parameters are nearest to `wanted`: regula falsi (Pegasus) on the nominal sparsity.
+
+    Widths go in steps, so half a step of one layer is near enough and ends the search.
+    """
+    near = MULTIPLE / 2 * min(layer.sizes.neuron_cost for layer in profile.layers)
+
+    def over(draft: _Draft) -> float:
+        return draft.parameters - wanted
+
+    low, high = (_draft(profile, config, nominal) for nominal in (0.0, 1.0))
+    best = min(high, low, key=lambda draft: abs(over(draft)))
+    above, below = over(low), over(high)
+    for _ in range(SEARCH_STEPS):
+        if above <= 0 or below >= 0 or abs(over(best)) <= near or low.sizes == high.sizes:
+            break
+        start, end = low.reasons.nominal_sparsity, high.reasons.nominal_sparsity
+        draft = _draft(profile, config, start + above / (above - below) * (end - start))
+        best = min(best, draft, key=lambda draft: abs(over(draft)))
+        now = over(draft)
+        if now > 0:
+            low, above, below = draft, now, below * above / (above + now)
+        else:
+            high, above, below = draft, above * below / (below + now), now
+    return best
 
 
 def flops_per_token(profile: Profile, plan: SlicePlan, head_weights: int, context: int = CONTEXT) -> tuple[int, int]:
