@@ -7,7 +7,8 @@ is the identity, so final norm and head stay the dense model's own: nothing to f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator
+from bisect import bisect_left
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,21 +91,31 @@ def plan_crossmodule(
         return _plan(model, hidden, sparsity)
     if slicing is not None:
         return _plan(model, max(int(hidden * (1 - slicing) + 1e-6) // MULTIPLE * MULTIPLE, min(MULTIPLE, hidden)), None)
-    plans = [_plan(model, width, sparsity) for width in (*range(MULTIPLE, hidden, MULTIPLE), hidden)]
+    widths, layers = [*range(MULTIPLE, hidden, MULTIPLE), hidden], blocks(model)
+    wanted = (1 - sparsity) * _dense_decoder(model)
+    wide = bisect_left(widths, wanted, key=lambda width: _decoder_parameters(layers, width, hidden))
+    plans = [_plan(model, width, sparsity) for width in widths[max(wide - 1, 0) : wide + 1]]
     return min(plans, key=lambda plan: abs(plan.removed_fraction - sparsity))
 
 
 def _plan(model: PreTrainedModel, width: int, asked: float | None) -> CrossModulePlan:
-    layers = blocks(model)
     hidden, vocabulary = model.lm_head.in_features, model.model.embed_tokens.num_embeddings
-    dense_total = sum(p.numel() for p in model.parameters())
-    dense_decoder = sum(p.numel() for p in model.model.layers.parameters())
-    decoder = sum(_layer_parameters(block, width, width) for block in layers[:-1])
-    decoder += _layer_parameters(layers[-1], width, hidden)
+    dense_total, dense_decoder = sum(p.numel() for p in model.parameters()), _dense_decoder(model)
+    decoder = _decoder_parameters(blocks(model), width, hidden)
     rest = dense_total - dense_decoder + decoder
     separate = rest + vocabulary * (width if _is_tied(model) else width - hidden)
     total = rest + hidden * width if _is_tied(model) else separate
     return CrossModulePlan(hidden, width, asked, Parameters(dense_total, total, dense_decoder, decoder), separate)
+
+
+def _dense_decoder(model: PreTrainedModel) -> int:
+    return sum(p.numel() for p in model.model.layers.parameters())
+
+
+def _decoder_parameters(layers: Sequence[Block], width: int, hidden: int) -> int:
+    """Of all layers at D' = `width`, shortcuts included; the last shortcut leads back to the dense width."""
+    *before, last = layers
+    return sum(_layer_parameters(block, width, width) for block in before) + _layer_parameters(last, width, hidden)
 
 
 def _layer_parameters(block: Block, width: int, width_after: int) -> int:
