@@ -86,7 +86,7 @@ class Session:
     models = SUGGESTED_MODELS
     texts = TEXTS
 
-    def __init__(self, device: str = "cpu", evaluation_tokens: int = 4096) -> None:
+    def __init__(self, device: str = "cpu", evaluation_tokens: int = 2560) -> None:
         room = available_bytes(device) // 8
         self.device = device
         self.evaluation_tokens = evaluation_tokens
