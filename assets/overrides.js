@@ -2,6 +2,7 @@
 // from the bars above whenever they are redrawn, so dragging the slider asks the server nothing more; the value is the
 // locks as text ("7 attention 25, 3 mlp 0"), and an edit goes back as the event `select`, whose data is `locked`.
 const body = element.querySelector("tbody");
+const fold = element.querySelector("details");
 const count = element.querySelector(".isx-count");
 const modules = ["attention", "mlp"];
 const names = { attention: "attention", mlp: "MLP" };
@@ -38,6 +39,8 @@ function build(layers) {
 }
 
 function paint() {
+  count.textContent = locks.size ? ` (${locks.size} locked)` : "";
+  if (!fold.open) return; // dragging the slider does not pay for it
   const bars = document.querySelector("#ratio-chart .isx-chart")?.isxChart?.data.filter((trace) => trace.type === "bar");
   if (!bars?.length) return;
   if (cells.length !== 2 * bars[0].y.length) build(bars[0].y.length);
@@ -47,7 +50,6 @@ function paint() {
     lock.checked = locked !== undefined;
     ratio.classList.toggle("isx-locked", lock.checked);
   });
-  count.textContent = locks.size ? ` (${locks.size} locked)` : "";
 }
 
 function send() {
@@ -59,5 +61,6 @@ function send() {
 
 element.querySelector(".isx-unlock").addEventListener("click", () => (locks.clear(), send()));
 window.addEventListener("isx-chart", paint);
+fold.addEventListener("toggle", paint);
 watch("value", read);
 read();

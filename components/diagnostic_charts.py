@@ -57,7 +57,7 @@ def variance_chart(view: SpectraView) -> Chart:
             }
         )
         rows.append([f"Value head {index}", str(own.size), str(own.enough), str(dim)])
-    data += [_ring(own, dim, own.size, "attention", {}) for own in shared or curves.heads[:0]]
+    rings = [_ring(own, dim, own.size, "attention", "") for own in shared]
     wide = figure.axes_of(2)
     for part, (name, colour, dash, width) in WIDE.items():
         own: Curve | None = getattr(curves, part)
@@ -67,7 +67,7 @@ def variance_chart(view: SpectraView) -> Chart:
         data.append({**_curve(own, name, 1), "name": name, "line": line, **wide})
         stays = view.neurons if part == "mlp" else view.width
         if stays:
-            data.append(_ring(own, stays, 1, colour, wide))
+            rings.append(_ring(own, stays, 1, colour, "2"))
         rows.append([name, str(own.size), str(own.enough), str(stays or "–")])
     layout["hovermode"] = "closest"
     layout["xaxis"].update(title=figure.title("axes of the head"), range=[0, view.dim], dtick=_round_step(view.dim))
@@ -75,7 +75,7 @@ def variance_chart(view: SpectraView) -> Chart:
     for mark in ("", "2"):
         layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.02], dtick=0.25)
     layout["yaxis"]["title"] = figure.title("variance explained")
-    layout["shapes"] = [{**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim), "x1": view.dim}]
+    layout["shapes"] = [{**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim), "x1": view.dim}, *rings]
     heads = f"{len(kept_heads)} of {len(curves.heads)} heads stay,<br>{dim} of {view.dim} channels in each"
     cross = (
         f"<br>cross-module: {view.width:,} of {curves.residual.size:,} axes" if view.width and curves.residual else ""
@@ -105,17 +105,19 @@ def _curve(curve: Curve, name: str, scale: int) -> Json:
     }
 
 
-def _ring(curve: Curve, rank: int, scale: int, colour: str, axes: Json) -> Json:
+def _ring(curve: Curve, rank: int, scale: int, colour: str, mark: str) -> Json:
+    """What stays, on a curve. A shape rather than a trace, as it moves with the slider and the curves do not."""
     return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": "kept",
-        "x": [rank * scale / curve.size],
-        "y": [figure.rounded(curve.at(rank))],
-        "marker": {"color": "@page", "size": 9, "line": {"color": f"@{colour}", "width": 2.2}},
-        "hovertemplate": f"{rank:,} of {curve.size:,} stay: as many axes hold " + "%{y:.2%}<extra></extra>",
-        "showlegend": False,
-        **axes,
+        "type": "circle",
+        "xref": f"x{mark}",
+        "yref": f"y{mark}",
+        "xsizemode": "pixel",
+        "ysizemode": "pixel",
+        "xanchor": rank * scale / curve.size,
+        "yanchor": figure.rounded(curve.at(rank)),
+        "x0": -5, "x1": 5, "y0": -5, "y1": 5,
+        "fillcolor": "@page",
+        "line": {"color": f"@{colour}", "width": 2.2},
     }
 
 
