@@ -12,7 +12,7 @@ from components import figure, wording
 from components.activations import ShiftViews
 from components.chart_bridge import chart
 from components.diagnostic_views import ShiftView
-from components.handlers import visitor_of
+from components.handlers import Follower, visitor_of
 from components.ratios_panel import fold
 from components.shift_charts import QUESTIONS, finding, histogram_chart, shift_chart
 from components.views import Settings
@@ -95,6 +95,8 @@ def build(session: Any, first: Settings) -> ActivationsPanel:
 
 
 def connect(panel: ActivationsPanel, page: Page) -> None:
-    """The measurement follows the slice, while the tab is in view."""
+    """What is known follows at once, the measurement after the slice, while the tab is in view."""
+    show = Follower("activations", panel.show, panel.shown)
+    page.follow(show, [*page.let_go, page.controls.layer.change])
     page.afterwards("activations", panel.measure, [page.status, *panel.shown])
     page.choosing(panel.shift)

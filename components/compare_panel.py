@@ -10,7 +10,7 @@ from components import compare_words, passage_panel
 from components.columns import Columns
 from components.compare_handlers import CompareHandlers
 from components.compare_views import COLUMNS, PROMPT
-from components.handlers import flat
+from components.handlers import Follower, flat
 from components.passage_panel import PassagePanel
 from components.wiring import CHEAP, HEAVY, PRIVATE, Page
 
@@ -83,6 +83,7 @@ def connect(panel: ComparePanel, page: Page) -> None:
     answered.then(flat(own.costs_once), settings, [page.status, *panel.costs], api_name="costs", **HEAVY)
     panel.stop.click(own.halt, None, page.status, **PRIVATE, **CHEAP)
 
+    page.follow(Follower("compare", own.known_costs, panel.costs), page.let_go)
     for end in page.measured:
         end.then(flat(own.known_costs), [*settings, page.controls.layer], panel.costs, **PRIVATE, **CHEAP)
     passage_panel.connect(panel.below, own, panel.raw, answered, page)

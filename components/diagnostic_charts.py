@@ -115,7 +115,10 @@ def _ring(curve: Curve, rank: int, scale: int, colour: str, mark: str) -> Json:
         "ysizemode": "pixel",
         "xanchor": rank * scale / curve.size,
         "yanchor": figure.rounded(curve.at(rank)),
-        "x0": -5, "x1": 5, "y0": -5, "y1": 5,
+        "x0": -5,
+        "x1": 5,
+        "y0": -5,
+        "y1": 5,
         "fillcolor": "@page",
         "line": {"color": f"@{colour}", "width": 2.2},
     }

@@ -56,12 +56,8 @@ def build(session: Session, first: Settings, ratios_json: str, importances_json:
 
 
 def followers(tabs: Tabs) -> list[Follower]:
-    """What follows every move of the slider."""
-    return [
-        Follower("spectra", tabs.spectra.show, tabs.spectra.shown),
-        Follower("activations", tabs.activations.show, tabs.activations.shown),
-        Follower("compare", tabs.compare.handlers.known_costs, tabs.compare.costs),
-    ]
+    """What moves while the slider is dragged. Each output costs every move some 2 ms, so the rest waits for its end."""
+    return [Follower("spectra", tabs.spectra.show, tabs.spectra.shown)]
 
 
 def connect(tabs: Tabs, page: Page) -> None:
