@@ -140,6 +140,15 @@ class Handlers:
             wording.protocol(settings, measured),
         )
 
+    def look_at(self, tab: str) -> Callable[[gr.Request], str]:
+        """What notes that `tab` comes into view; what only another one shows stops."""
+
+        def seen(request: gr.Request) -> str:
+            self.session.jobs.look_at(visitor_of(request), tab)
+            return tab
+
+        return seen
+
     def leave(self, request: gr.Request) -> None:
         """Stop the job of a page that was closed."""
         self.session.halt(visitor_of(request))

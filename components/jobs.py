@@ -21,10 +21,14 @@ EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 @dataclass
 class Job:
-    """A running piece of work. A live one follows the slider, and gives way to what is `about` something else."""
+    """A running piece of work. A live one follows the slider, and gives way to what is `about` something else.
+
+    One that only a `tab` shows stops when that tab is left.
+    """
 
     live: bool
     about: object = None
+    tab: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -45,10 +49,16 @@ class Jobs:
         if job and job.live and job.about != about:
             job.stop.set()
 
-    def start(self, visitor: str, live: bool, about: object = None) -> Job:
+    def look_at(self, visitor: str, tab: str) -> None:
+        """Stop a visitor's job that only another tab shows."""
+        job = self._running.get(visitor)
+        if job and job.tab and job.tab != tab:
+            job.stop.set()
+
+    def start(self, visitor: str, live: bool, about: object = None, tab: str = "") -> Job:
         """A job to `run`; the visitor's former one is told to stop."""
         self.halt(visitor)
-        self._running[visitor] = Job(live, about)
+        self._running[visitor] = Job(live, about, tab)
         return self._running[visitor]
 
     def run(self, visitor: str, job: Job, work: Iterator[T]) -> Iterator[T | Status]:

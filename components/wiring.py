@@ -137,7 +137,7 @@ def connect(
     remember = "(...values) => window.isxRemember(values)"
     gr.on([component.change for component in kept], None, kept, None, js=remember, **CHEAP)
 
-    opened_tabs = {one.id: one.select(lambda own=one.id: own, None, tab, **PRIVATE, **CHEAP) for one in tabs.children}
+    opened_tabs = {one.id: one.select(handlers.look_at(one.id), None, tab, **PRIVATE, **CHEAP) for one in tabs.children}
     for one in opened_tabs.values():
         one.then(**move)
     lists = let_go, prepared, measured

@@ -31,7 +31,13 @@ def shoot(browser: playwright.Browser, address: str, folder: Path, tabs: list[st
                 # by script, since a tab that finds no room on a narrow screen is in a closed menu
                 page.locator(TABS, has_text=name).first.evaluate("tab => tab.click()")
                 through(page)
-                page.screenshot(path=folder / f"{name.lower()}-{theme}-{width}.png", full_page=True)
+                # A window as high as the page: one that playwright stretches for the picture alone moves the sidebar.
+                page.set_viewport_size(
+                    {"width": width, "height": page.evaluate("document.documentElement.scrollHeight")}
+                )
+                page.wait_for_timeout(1000)
+                page.screenshot(path=folder / f"{name.lower()}-{theme}-{width}.png")
+                page.set_viewport_size({"width": width, "height": height})
                 print(name, theme, width)
             page.close()
 

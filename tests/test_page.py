@@ -120,6 +120,19 @@ def test_dragging_stops_a_live_job_and_spares_one_that_was_asked_for() -> None:
     assert not asked.stop.is_set()
 
 
+def test_leaving_a_tab_stops_what_it_alone_shows() -> None:
+    jobs = Jobs()
+    shift = jobs.start("a", live=True, tab="activations")
+    slicing = jobs.start("b", live=True)
+    for visitor in "ab":
+        jobs.look_at(visitor, "activations")
+    assert not shift.stop.is_set()
+    for visitor in "ab":
+        jobs.look_at(visitor, "compare")
+    assert shift.stop.is_set()
+    assert not slicing.stop.is_set()
+
+
 def test_nobody_stops_anothers_job() -> None:
     jobs = Jobs()
     mine = jobs.start("me", live=True)
