@@ -61,7 +61,7 @@ class ShiftViews:
         return settings.order == "one-shot" or self._session.is_sliced(settings)
 
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
-        """Slice by both methods and measure each; `view` tells how far it got. Gives way to the slider and other tabs."""
+        """Slice by both methods and measure each; `view` tells how far it got. Gives way to slider and tabs."""
         job = self._session.jobs.start(visitor, live=True, about=settings, tab="activations")
         yield from self._session.jobs.run(visitor, job, self._measure(settings))
 
