@@ -56,6 +56,7 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     lock = "give one module's ratio by hand, such as --lock 7 mlp 25; may be repeated, and the others make up for it"
     add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
     add("--method", default="intraslice", choices=METHODS)
+    add("--epochs", type=int, default=slicing.epochs, help="intraslice+: of its distillation; 0 leaves it at the fits")
     add("--slicing", type=float, metavar="F", help="crossmodule: share of axes to cut, instead of --sparsity")
     add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")
     add("--sequences", type=int, default=calibration.sequences)

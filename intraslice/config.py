@@ -88,6 +88,7 @@ class SliceConfig:
     locked: tuple[Lock, ...] = ()
     head_fraction: float | None = None  # of a head in one unit of attention; None: a channel for pca, a head for fisher
     gradient_group: int = GRADIENT_GROUP
+    epochs: int = 3  # of IntraSlice+'s distillation on the calibration tokens; 0 leaves it at the fits
 
     def __post_init__(self) -> None:
         _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
@@ -97,6 +98,7 @@ class SliceConfig:
         _require_choice("order", self.order, get_args(Order))
         _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
         _require_count("gradient_group", self.gradient_group, 1)
+        _require_count("epochs", self.epochs, 0)
         if self.head_fraction is not None:
             _require_range("head_fraction", self.head_fraction, 1e-3, 1.0, "1 is a whole head")
         if self.iterative and self.order != "sequential":

@@ -18,7 +18,6 @@ from intraslice.config import Progress
 from intraslice.families import blocks
 from intraslice.linalg import NumericalError
 
-EPOCHS = 3
 STEP = 0.003  # of a map's root mean square, at the first step; falls to nought in a straight line
 WARM_UP = 4  # steps
 TOKENS_A_STEP = 2048
@@ -26,28 +25,28 @@ LOGIT_TOKENS = 256
 
 
 def distil(
-    dense: PreTrainedModel, sliced: PreTrainedModel, tokens: Int[Tensor, "sequences length"]
+    dense: PreTrainedModel, sliced: PreTrainedModel, tokens: Int[Tensor, "sequences length"], epochs: int
 ) -> Generator[Progress, None, PreTrainedModel]:
     """Train the output maps of `sliced`, in place, towards the dense model's next-token distributions; yields progress.
 
-    Modules that the two models share are left alone. Takes about three times `EPOCHS` dense passes. There is no early
+    Modules that the two models share are left alone. Takes about three times `epochs` dense passes. There is no early
     stop: the fits before have seen every sequence, so none is left that could judge fairly. Raises NumericalError where
     a step leads to weights that are not finite; `sliced` is spoilt then.
     """
     tokens = tokens.to(sliced.device)
     maps = _own_maps(dense, sliced)
-    if not maps:
+    if not maps or epochs == 0:
         return sliced
     wanted = []
     for done, sequence in enumerate(tokens):
         wanted.append(_states(dense, sequence).cpu())
         yield Progress("dense states", done + 1, len(tokens))
     batch = max(1, TOKENS_A_STEP // tokens.shape[1])
-    steps = EPOCHS * -(-len(tokens) // batch)
+    steps = epochs * -(-len(tokens) // batch)
     masters = [weight.detach().float().clone() for weight in maps]  # bfloat16 would round small steps away
     optimiser = torch.optim.Adam([{"params": [m], "rms": m.square().mean().sqrt().item()} for m in masters])
     order, done = torch.Generator().manual_seed(0), 0
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         shuffled = torch.randperm(len(tokens), generator=order).tolist()
         for start in range(0, len(shuffled), batch):
             _gradients(sliced, maps, tokens, wanted, shuffled[start : start + batch])

@@ -78,5 +78,6 @@ def slice_by(
     if method in get_args(Baseline):
         return (yield from slice_baseline(model, plan, stats, method))
     if method == "intraslice+":
-        return (yield from distil(model, (yield from slice_aligned(model, plan, stats, tokens)), tokens))
+        sliced = yield from slice_aligned(model, plan, stats, tokens)
+        return (yield from distil(model, sliced, tokens, plan.config.epochs))
     return (yield from slice_model(model, plan, stats, tokens))

@@ -39,8 +39,8 @@ class Run:
         self.calibration = CalibrationConfig(a.calibration, a.sequences, a.length, a.seed)
         self.evaluation = EvaluationConfig(a.eval, a.eval_tokens, a.length)
         locked = tuple(parse_lock(" ".join(words)) for words in a.lock)
-        units = {"head_fraction": a.head_fraction, "gradient_group": a.gradient_group}
-        self.slicing = SliceConfig(a.sparsity, a.estimator, a.bias, a.cap, a.order, a.iterative, locked=locked, **units)
+        named = {"head_fraction": a.head_fraction, "gradient_group": a.gradient_group, "epochs": a.epochs}
+        self.slicing = SliceConfig(a.sparsity, a.estimator, a.bias, a.cap, a.order, a.iterative, locked=locked, **named)
         self.seconds: dict[str, float] = {}
         if a.threads is not None:
             if a.threads < 1:
@@ -124,6 +124,7 @@ class Run:
             "cap": a.cap,
             "order": a.order,
             "iterative": a.iterative,
+            "epochs": a.epochs,
             "locked": [list(lock) for lock in self.slicing.locked],
             "sparsity_asked": a.sparsity,
         }

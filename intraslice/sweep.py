@@ -107,6 +107,8 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
     config = _config(point, base)
     if not uses_estimator(point.method):  # nor an order, so that all of these share one point
         config = replace(config, estimator="uniform", order="one-shot", iterative=False)
+    if point.method != "intraslice+":
+        config = replace(config, epochs=0)
     return _path(loaded, texts, f"{point.method} {config} {speed}")
 
 

@@ -36,7 +36,7 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
     theirs = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
     divergence = _divergence(dense, sliced, tokens)
-    finish(distil(dense, sliced, tokens))
+    finish(distil(dense, sliced, tokens, 3))
     assert _divergence(dense, sliced, tokens) < divergence
     for name, tensor in sliced.state_dict().items():
         assert torch.equal(tensor, before[name]) == (name not in trained), name
@@ -48,11 +48,15 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
 def test_weights_that_are_not_finite_are_an_error(family_case, sliced, monkeypatch) -> None:
     monkeypatch.setattr(distilling, "STEP", float("nan"))
     with pytest.raises(NumericalError, match="went astray"):
-        finish(distil(family_case.loaded.model, sliced, family_case.tokens))
+        finish(distil(family_case.loaded.model, sliced, family_case.tokens, 3))
 
 
 def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None:
     dense = family_case.loaded.model
     plan = make_plan(family_case.stats.profile, SliceConfig(0.0))
     whole = finish(slice_aligned(dense, plan, family_case.stats, family_case.tokens))
-    assert list(distil(dense, whole, family_case.tokens)) == []
+    assert list(distil(dense, whole, family_case.tokens, 3)) == []
+
+
+def test_without_epochs_it_stays_at_the_fits(family_case, sliced) -> None:
+    assert list(distil(family_case.loaded.model, sliced, family_case.tokens, 0)) == []

@@ -22,6 +22,7 @@ EVALUATED = {
     "cap",
     "order",
     "iterative",
+    "epochs",
     "locked",
     "sparsity_asked",
     "removed_fraction",
