@@ -34,6 +34,7 @@ class Columns:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._asking: set[str] = set()
+        self._called_off: set[str] = set()
         self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
         self._cross_perplexities: BoundedCache[tuple[CalibrationKey, float], float] = BoundedCache(1000)
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
@@ -119,11 +120,20 @@ class Columns:
 
     def ask(self, visitor: str) -> None:
         """A visitor's question waits to be answered."""
+        self._called_off.discard(visitor)
         self._asking.add(visitor)
 
-    def attend(self, visitor: str) -> None:
-        """It waits no longer."""
+    def call_off(self, visitor: str) -> None:
+        """The question that waits, if any, wants no answer any more."""
+        if visitor in self._asking:
+            self._called_off.add(visitor)
+
+    def attend(self, visitor: str) -> bool:
+        """It waits no longer; returns whether it wants an answer."""
+        wanted = visitor not in self._called_off
         self._asking.discard(visitor)
+        self._called_off.discard(visitor)
+        return wanted
 
     def _measuring(self, settings: Settings) -> Iterator[Status]:
         yield from self.session.measuring(settings)

@@ -43,9 +43,11 @@ class CompareHandlers:
         visitor = visitor_of(request)
         question = Question(prompt, int(tokens), float(temperature), int(sample_seed or 0), bool(raw))
         shown, latest, moment = {}, {}, 0.0
-        self._stopped.discard(visitor)
-        self.columns.attend(visitor)
         yield (gr.skip(),) * (1 + len(COLUMNS))
+        if not self.columns.attend(visitor):
+            self._stopped.add(visitor)
+            return
+        self._stopped.discard(visitor)
         for event in streaming.answer(self.columns, settings, question, visitor):
             told = gr.skip()
             if isinstance(event, Status):
@@ -110,8 +112,9 @@ class CompareHandlers:
                 yield status, gr.skip(), scored
 
     def halt(self, request: gr.Request) -> str:
-        """Stop the answer at its next token; returns the status (HTML)."""
+        """Stop the answer at its next token, or the question that still waits its turn; returns the status (HTML)."""
         self.columns.session.halt(visitor_of(request))
+        self.columns.call_off(visitor_of(request))
         return wording.status(Status("Stopped.", "ready"))
 
     def ask(self, request: gr.Request) -> None:

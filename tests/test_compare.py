@@ -14,7 +14,7 @@ from components import compare_words, streaming
 from components.columns import TOLERANCE, Columns
 from components.compare_handlers import CompareHandlers
 from components.compare_views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
-from components.handlers import flat
+from components.handlers import flat, unchanged
 from components.session import Session
 from components.views import Settings, Status
 from intraslice.__main__ import main
@@ -154,6 +154,16 @@ def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question,
     assert last.kind == "error"
     assert words in last.text
     assert "\n" not in last.text
+
+
+def test_stop_calls_off_a_question_that_waits_its_turn(handlers, tiny) -> None:
+    question = (tiny, PROMPT, 8, 0, 0, False, SOMEBODY)
+    handlers.ask(SOMEBODY)
+    handlers.halt(SOMEBODY)
+    assert list(handlers.answer(*question)) == [unchanged(4)]
+    assert list(handlers.costs_once(tiny, SOMEBODY)) == [unchanged(5)]  # and no more work follows
+    handlers.ask(SOMEBODY)
+    assert len(list(handlers.answer(*question))) > 1
 
 
 def test_stop_halts_at_the_next_token_and_the_next_question_is_served(handlers, tiny) -> None:
