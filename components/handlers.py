@@ -150,8 +150,8 @@ class Handlers:
         return seen
 
     def leave(self, request: gr.Request) -> None:
-        """Stop the job of a page that was closed."""
-        self.session.halt(visitor_of(request))
+        """Stop all work for a page that was closed."""
+        self.session.leave(visitor_of(request))
 
     def prepare(self, settings: Settings, request: gr.Request) -> Iterator[str]:
         """Load the model and calibrate it (or find both in the cache); yields the status line (HTML)."""

@@ -16,6 +16,7 @@ from intraslice.linalg import NumericalError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+END = object()
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 
@@ -37,20 +38,28 @@ class Jobs:
 
     def __init__(self) -> None:
         self._running: dict[str, Job] = {}
+        self._gone: set[str] = set()
 
     def halt(self, visitor: str) -> None:
         """Stop a visitor's job at its next step."""
         if job := self._running.get(visitor):
             job.stop.set()
 
+    def leave(self, visitor: str) -> None:
+        """Stop the job of a page that was closed, and what it asked for too late to be seen: nobody else would."""
+        self.halt(visitor)
+        self._gone.add(visitor)
+
     def give_way(self, visitor: str, about: object) -> None:
         """Stop a visitor's live job unless it is about this; what was asked for by a button goes on."""
+        self._gone.discard(visitor)  # whoever moves a slider had but a connection that blinked
         job = self._running.get(visitor)
         if job and job.live and job.about != about:
             job.stop.set()
 
     def look_at(self, visitor: str, tab: str) -> None:
         """Stop a visitor's job that only another tab shows."""
+        self._gone.discard(visitor)
         job = self._running.get(visitor)
         if job and job.tab and job.tab != tab:
             job.stop.set()
@@ -58,18 +67,22 @@ class Jobs:
     def start(self, visitor: str, live: bool, about: object = None, tab: str = "") -> Job:
         """A job to `run`; the visitor's former one is told to stop."""
         self.halt(visitor)
-        self._running[visitor] = Job(live, about, tab)
-        return self._running[visitor]
+        job = self._running[visitor] = Job(live, about, tab)
+        if visitor in self._gone:
+            job.stop.set()
+        return job
 
     def run(self, visitor: str, job: Job, work: Iterator[T]) -> Iterator[T | Status]:
         """The events of `work` until it ends, fails or is stopped. What is expected to fail ends in an error status."""
         try:
-            for event in work:
-                if job.stop.is_set():
-                    if not job.live:
-                        yield Status("Stopped", "ready")
+            while not job.stop.is_set():
+                event = next(work, END)
+                if event is END:
                     return
-                yield event
+                if not job.stop.is_set():
+                    yield event
+            if not job.live:
+                yield Status("Stopped", "ready")
         except EXPECTED as problem:
             log.info("job failed: %s", problem)
             yield Status(str(problem) or type(problem).__name__, "error")

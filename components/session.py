@@ -171,6 +171,10 @@ class Session:
         """Stop a visitor's job at its next step."""
         self.jobs.halt(visitor)
 
+    def leave(self, visitor: str) -> None:
+        """Stop all work for a page that was closed."""
+        self.jobs.leave(visitor)
+
     def give_way(self, visitor: str, settings: Settings) -> None:
         """Stop what follows a visitor's slider by itself, unless it is about these settings."""
         self.jobs.give_way(visitor, settings)

@@ -133,6 +133,13 @@ def test_leaving_a_tab_stops_what_it_alone_shows() -> None:
     assert not slicing.stop.is_set()
 
 
+def test_what_a_closed_page_asked_for_too_late_is_not_begun(session, tiny) -> None:
+    session.leave("late")
+    assert list(session.measure(tiny._replace(sparsity=33), "late")) == []
+    session.give_way("late", tiny)  # it moves: only its connection had blinked
+    assert list(session.measure(tiny._replace(sparsity=33), "late"))[-1].kind == "ready"
+
+
 def test_nobody_stops_anothers_job() -> None:
     jobs = Jobs()
     mine = jobs.start("me", live=True)
