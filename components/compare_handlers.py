@@ -112,9 +112,9 @@ class CompareHandlers:
                 yield status, gr.skip(), scored
 
     def halt(self, request: gr.Request) -> str:
-        """Stop the answer at its next token, or the question that still waits its turn; returns the status (HTML)."""
-        self.columns.session.halt(visitor_of(request))
-        self.columns.call_off(visitor_of(request))
+        """Stop the answer at its next token, or else the question that waits its turn; returns the status (HTML)."""
+        if not self.columns.session.halt(visitor_of(request)):
+            self.columns.call_off(visitor_of(request))
         return wording.status(Status("Stopped.", "ready"))
 
     def ask(self, request: gr.Request) -> None:

@@ -40,10 +40,12 @@ class Jobs:
         self._running: dict[str, Job] = {}
         self._gone: set[str] = set()
 
-    def halt(self, visitor: str) -> None:
-        """Stop a visitor's job at its next step."""
-        if job := self._running.get(visitor):
+    def halt(self, visitor: str) -> bool:
+        """Stop a visitor's job at its next step; returns whether there was one."""
+        job = self._running.get(visitor)
+        if job:
             job.stop.set()
+        return job is not None
 
     def leave(self, visitor: str) -> None:
         """Stop the job of a page that was closed, and what it asked for too late to be seen: nobody else would."""

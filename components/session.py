@@ -167,9 +167,9 @@ class Session:
             f"{estimate.available / 2**30:.1f} GiB are free."
         )
 
-    def halt(self, visitor: str) -> None:
-        """Stop a visitor's job at its next step."""
-        self.jobs.halt(visitor)
+    def halt(self, visitor: str) -> bool:
+        """Stop a visitor's job at its next step; returns whether there was one."""
+        return self.jobs.halt(visitor)
 
     def leave(self, visitor: str) -> None:
         """Stop all work for a page that was closed."""

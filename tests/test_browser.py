@@ -81,7 +81,7 @@ def test_colours_follow_the_theme_live(visit) -> None:
 def test_a_link_opens_the_same_view_and_an_address_follows_the_view(visit, snapshot_session) -> None:
     opened = visit("/?sparsity=44&estimator=fisher&tab=compare&prompt=Hello%20there")
     page = opened.page
-    page.wait_for_function("document.querySelector('#prompt textarea').value === 'Hello there'", timeout=PATIENCE)
+    page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'Hello there'", timeout=PATIENCE)
     assert page.get_attribute("#tabs button[role=tab] >> text=Compare", "aria-selected") == "true"
     page.click("#tabs button[role=tab] >> text=Ratios")
     page.wait_for_selector("#ratio-chart .main-svg", timeout=PATIENCE)
