@@ -13,7 +13,7 @@ import torch
 
 import intraslice
 from intraslice import commands, instruments
-from intraslice.config import CalibrationConfig, Estimator, EvaluationConfig, Order, SliceConfig, UserError
+from intraslice.config import CalibrationConfig, Estimator, EvaluationConfig, Order, SliceConfig, Targets, UserError
 from intraslice.linalg import NumericalError
 from intraslice.methods import METHODS
 from intraslice.models import DEFAULT
@@ -62,6 +62,8 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     add("--sequences", type=int, default=calibration.sequences)
     add("--length", type=int, default=calibration.length, help="tokens a sequence, and a perplexity window")
     add("--seed", type=int, default=calibration.seed)
+    told = "what gradients are taken on: tokens the model draws itself, or the text's own (as published)"
+    add("--targets", default=calibration.targets, choices=get_args(Targets), help=told)
     add("--eval", default=evaluation.text, metavar="NAME|FILE", help="evaluation text")
     add("--eval-tokens", type=int, default=eval_tokens)
     return common

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,17 +19,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep
-from intraslice.config import Progress
+from intraslice.config import Progress, Targets
 from intraslice.families import Block, blocks
-from intraslice.layerwise import calibrate_layerwise
+from intraslice.layerwise import LossGradient, calibrate_layerwise
 from intraslice.linalg import NumericalError, add_moment_
 from intraslice.models import LoadedModel
 from intraslice.offload import is_offloaded, resident
 from intraslice.stats import CalibrationStats, LayerStats, layer_sizes
 
-FORMAT = "2"
+FORMAT = "3"
 TOKENS_A_BATCH = 1024
 LOGIT_TOKENS = 512
+SEED = 0  # of the targets that the model draws
 
 
 @contextmanager
@@ -115,43 +117,62 @@ def _empty_stats(block: Block, sequences: int, device: torch.device) -> LayerSta
     )
 
 
+def draw_tokens(logits: Float[Tensor, "tokens vocabulary"], generator: torch.Generator) -> Int[Tensor, " tokens"]:
+    """A token for each row, drawn from its softmax by a race of exponentials.
+
+    As `torch.multinomial` does, but from `torch.rand`, whose numbers are the same on every processor.
+    """
+    noise = torch.rand(logits.shape, generator=generator, device=logits.device).log_().neg_()
+    return (logits.softmax(-1) / noise).argmax(-1)
+
+
 def _loss_gradient(
-    model: PreTrainedModel, hidden: Float[Tensor, "sequences length hidden"], batch: Int[Tensor, "sequences length"]
+    model: PreTrainedModel,
+    hidden: Float[Tensor, "sequences length hidden"],
+    batch: Int[Tensor, "sequences length"],
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "sequences length hidden"]:
-    """Gradient of the sum over sequences of the mean next-token loss; logits exist for a few tokens at a time."""
+    """Gradient of the sum over sequences of the mean next-token loss; logits exist for a few tokens at a time.
+
+    Targets are the tokens of `batch`, or where a `generator` is given tokens that the model draws with it.
+    """
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
-        targets = batch[:, 1:].reshape(-1)
         rows = leaf[:, :-1].flatten(0, 1)
         length = batch.shape[1] - 1
-        for part, wanted in zip(rows.split(LOGIT_TOKENS), targets.split(LOGIT_TOKENS), strict=True):
-            loss = nn.functional.cross_entropy(model.lm_head(part).float(), wanted, reduction="sum") / length
+        for part, wanted in zip(rows.split(LOGIT_TOKENS), batch[:, 1:].flatten().split(LOGIT_TOKENS), strict=True):
+            logits = model.lm_head(part).float()
+            if generator is not None:
+                wanted = draw_tokens(logits.detach(), generator)
+            loss = nn.functional.cross_entropy(logits, wanted, reduction="sum") / length
             loss.backward(retain_graph=True)
     return leaf.grad
 
 
 def calibrate(
-    loaded: LoadedModel, tokens: Int[Tensor, "sequences length"]
+    loaded: LoadedModel, tokens: Int[Tensor, "sequences length"], targets: Targets = "sampled"
 ) -> Generator[Progress, None, CalibrationStats]:
     """Mask gradients (paper §4) and second moments of the dense model over `tokens`; yields progress by sequence.
 
-    Costs about a forward, a backward without weight gradients, and the moments. Raises NumericalError where gradients
-    are not finite.
+    The gradients are those of the loss on `targets`, as in CalibrationConfig. Costs about a forward, a backward without
+    weight gradients, and the moments. Raises NumericalError where gradients are not finite.
     """
     model, sequences = loaded.model, len(tokens)
     layers = blocks(model)
-    path = _cache_path(loaded, tokens)
+    path = _cache_path(loaded, tokens, targets)
     stats = _load(path, len(layers), model.device)
     if stats is None:
         stats = [_empty_stats(block, sequences, model.device) for block in layers]
+        generator = torch.Generator(model.device).manual_seed(SEED) if targets == "sampled" else None
+        loss_gradient = partial(_loss_gradient, generator=generator)
         if is_offloaded(model):
-            yield from calibrate_layerwise(model, stats, tokens, _loss_gradient, _watched, _masked)
+            yield from calibrate_layerwise(model, stats, tokens, loss_gradient, _watched, _masked)
         else:
             batch_size = max(1, TOKENS_A_BATCH // tokens.shape[1])
             done = 0
             yield Progress("calibrate", 0, sequences)
             for batch in tokens.split(batch_size):
-                _calibrate_batch(model, layers, stats, batch, done)
+                _calibrate_batch(model, layers, stats, batch, done, loss_gradient)
                 done += len(batch)
                 yield Progress("calibrate", done, sequences)
         if not all(
@@ -163,6 +184,7 @@ def calibrate(
     return CalibrationStats(
         layers=stats,
         tokens=tokens.numel(),
+        targets=targets,
         sizes=tuple(layer_sizes(block) for block in layers),
         output_energies=[_output_energies(block) for block in layers],
         kv_heads=[tuple(block.attention.kv_head.tolist()) for block in layers],
@@ -172,7 +194,12 @@ def calibrate(
 
 
 def _calibrate_batch(
-    model: PreTrainedModel, layers: list[Block], stats: list[LayerStats], batch: Tensor, done: int
+    model: PreTrainedModel,
+    layers: list[Block],
+    stats: list[LayerStats],
+    batch: Tensor,
+    done: int,
+    loss_gradient: LossGradient,
 ) -> None:
     batch = batch.to(model.device)
     with ExitStack() as open_layers, torch.enable_grad():
@@ -181,7 +208,7 @@ def _calibrate_batch(
             open_layers.enter_context(_watched(block, layer))
             masks.append(open_layers.enter_context(_masked(block, layer, len(batch))))
         hidden = model.model(input_ids=batch, use_cache=False).last_hidden_state
-        hidden.backward(_loss_gradient(model, hidden, batch))
+        hidden.backward(loss_gradient(model, hidden, batch))
     for layer, (attention, mlp) in zip(stats, masks, strict=True):
         layer.attention_gradients[done : done + len(batch)] = attention.grad
         layer.mlp_gradients[done : done + len(batch)] = mlp.grad
@@ -192,8 +219,8 @@ def _output_energies(block: Block) -> Float[Tensor, "heads dim"]:
         return block.attention.weights().output.float().square().sum(0)
 
 
-def _cache_path(loaded: LoadedModel, tokens: Tensor) -> Path:
-    return cache_path("calibration", ".safetensors", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens)
+def _cache_path(loaded: LoadedModel, tokens: Tensor, targets: Targets) -> Path:
+    return cache_path("calibration", ".safetensors", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens, targets)
 
 
 def _load(path: Path, layers: int, device: torch.device) -> list[LayerStats] | None:

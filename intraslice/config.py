@@ -16,8 +16,9 @@ from typing import Literal, TypeVar, get_args
 Estimator = Literal["uniform", "fisher", "pca"]
 Order = Literal["sequential", "one-shot"]
 Module = Literal["attention", "mlp"]
+Targets = Literal["sampled", "text"]
 Lock = tuple[int, Module, float]  # layer, module, ratio
-GRADIENT_GROUP = 8  # sequences whose gradients are summed before squaring, for stability (as published)
+GRADIENT_GROUP = 1  # sequences whose gradients are summed before squaring (published: 8)
 
 T = TypeVar("T")
 
@@ -43,17 +44,23 @@ def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """Which text the moments and mask gradients are taken on: `sequences` windows of `length` tokens."""
+    """Which text the moments and mask gradients are taken on: `sequences` windows of `length` tokens.
+
+    Gradients are those of the loss on `targets`: next tokens that the model itself draws after each prefix (Fisher's
+    information proper), or those that the text goes on with (the empirical one, as published).
+    """
 
     text: str = "default"
     sequences: int = 32
     length: int = 512
     seed: int = 0
+    targets: Targets = "sampled"
 
     def __post_init__(self) -> None:
         _require_count("sequences", self.sequences, 1)
         _require_count("length", self.length, 2)
         _require_count("seed", self.seed, 0)
+        _require_choice("targets", self.targets, get_args(Targets))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from intraslice.offload import resident
 from intraslice.stats import LayerStats
 from intraslice.stream import embed
 
-Loss = Callable[[PreTrainedModel, Tensor, Tensor], Tensor]  # model, last hidden state, tokens -> the state's gradient
+LossGradient = Callable[[PreTrainedModel, Tensor, Tensor], Tensor]  # model, last state, tokens -> the state's gradient
 Masks = tuple[Tensor, Tensor]
 
 
@@ -27,7 +27,7 @@ def calibrate_layerwise(
     model: PreTrainedModel,
     stats: list[LayerStats],
     tokens: Int[Tensor, "sequences length"],
-    loss_gradient: Loss,
+    loss_gradient: LossGradient,
     watched: Callable,
     masked: Callable,
 ) -> Generator[Progress, None, None]:

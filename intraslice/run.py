@@ -36,7 +36,7 @@ class Run:
     def __init__(self, arguments: argparse.Namespace) -> None:
         a = arguments
         self.arguments = a
-        self.calibration = CalibrationConfig(a.calibration, a.sequences, a.length, a.seed)
+        self.calibration = CalibrationConfig(a.calibration, a.sequences, a.length, a.seed, a.targets)
         self.evaluation = EvaluationConfig(a.eval, a.eval_tokens, a.length)
         locked = tuple(parse_lock(" ".join(words)) for words in a.lock)
         named = {"head_fraction": a.head_fraction, "gradient_group": a.gradient_group, "epochs": a.epochs}
@@ -78,7 +78,7 @@ class Run:
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, torch.Tensor]:
         tokens = corpora.calibration_tokens(loaded.tokenizer, self.calibration, self.evaluation.text)
         with self.timed("calibrate"):
-            stats = finish(calibrate(loaded, tokens), show)
+            stats = finish(calibrate(loaded, tokens, self.calibration.targets), show)
             _ = stats.profile  # found once, and counted here
         return stats, tokens
 
@@ -109,6 +109,7 @@ class Run:
             "calibration": self.calibration.text,
             "calibration_tokens": self.calibration.sequences * self.calibration.length,
             "seed": self.calibration.seed,
+            "targets": self.calibration.targets,
             "dtype": self.arguments.dtype,
         }
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.attention import channel_scores, head_energies, head_table
-from intraslice.config import GRADIENT_GROUP, SliceConfig
+from intraslice.config import GRADIENT_GROUP, SliceConfig, Targets
 from intraslice.families import Block
 from intraslice.importance import (
     LayerProfile,
@@ -44,10 +44,11 @@ class LayerStats:
 
 @dataclass
 class CalibrationStats:
-    """What one calibration leaves behind. `tokens` is how many it saw."""
+    """What one calibration leaves behind. `tokens` is how many it saw, `targets` what its gradients were taken on."""
 
     layers: list[LayerStats]
     tokens: int
+    targets: Targets
     sizes: tuple[LayerSizes, ...]
     output_energies: list[Float[Tensor, "heads dim"]]  # squared norms of the columns of the dense output maps
     kv_heads: list[tuple[int, ...]]

@@ -20,7 +20,7 @@ from intraslice.models import LoadedModel
 from intraslice.speed import SpeedConfig, measure_speed
 from intraslice.stats import CalibrationStats
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
 
 
 def _path(loaded: LoadedModel, texts: Texts, what: str) -> Path:
-    calibration = None if what == "dense" else texts.calibration
-    parts = (FORMAT, loaded.fingerprint, loaded.model.dtype, calibration, texts.evaluation, what)
+    calibration = () if what == "dense" else (texts.calibration, texts.stats.targets)
+    parts = (FORMAT, loaded.fingerprint, loaded.model.dtype, *calibration, texts.evaluation, what)
     return cache_path("sweep", ".json", *parts)
 
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from intraslice import calibration
-from intraslice.calibration import CalibrationStats, LayerStats, calibrate, layer_sizes
+from intraslice.calibration import CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
 from intraslice.config import Progress, finish
 from intraslice.families import blocks
 from intraslice.linalg import NumericalError
@@ -66,10 +66,10 @@ def output_maps(model: PreTrainedModel) -> list[tuple[torch.nn.Linear, torch.nn.
     ]
 
 
-def by_hand(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
+def by_hand(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
     """One sequence at a time through transformers' own model: inputs of the output maps and their masks' gradients."""
     layers = [{"rows": [[], []], "grads": [[], []]} for _ in model.model.layers]
-    for sequence in tokens:
+    for sequence, wanted in zip(tokens, labels, strict=True):
         masks, handles = [], []
         for own, linears in zip(layers, output_maps(model), strict=True):
             for kind, linear in enumerate(linears):
@@ -81,7 +81,7 @@ def by_hand(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
 
                 masks.append((own["grads"][kind], mask))
                 handles.append(linear.register_forward_pre_hook(hook))
-        model(input_ids=sequence[None], labels=sequence[None]).loss.backward()
+        model(input_ids=sequence[None], labels=wanted[None]).loss.backward()
         for handle in handles:
             handle.remove()
         for gradients, mask in masks:
@@ -95,10 +95,22 @@ def by_hand(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
     ]
 
 
-def test_moments_and_gradients_are_what_plain_collection_finds(family_case):
+def drawn_by_hand(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Labels for transformers, which shifts them: what the model would say at each position, from the same noise."""
+    with torch.no_grad():
+        logits = model(tokens).logits[:, :-1]
+    noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(calibration.SEED))
+    chosen = (logits - (-noise.log()).log()).argmax(-1)  # Gumbel's form of the race
+    return torch.cat([tokens[:, :1], chosen], 1)
+
+
+@pytest.mark.parametrize("targets", ["sampled", "text"])
+def test_moments_and_gradients_are_what_plain_collection_finds(family_case, targets):
     tokens = family_case.tokens[:5]
-    stats = finish(calibrate(family_case.loaded, tokens))
-    for layer, own in zip(stats.layers, by_hand(family_case.original, tokens), strict=True):
+    stats = finish(calibrate(family_case.loaded, tokens, targets))
+    labels = tokens if targets == "text" else drawn_by_hand(family_case.original, tokens)
+    assert stats.targets == targets
+    for layer, own in zip(stats.layers, by_hand(family_case.original, tokens, labels), strict=True):
         for (moment, total, gradient), rows, gradients in zip(
             (
                 (layer.attention_moment, layer.attention_sum, layer.attention_gradients),
@@ -112,6 +124,43 @@ def test_moments_and_gradients_are_what_plain_collection_finds(family_case):
             assert_close(total, rows.sum(0), atol=1e-3, rtol=1e-4)
             assert_close(gradient, gradients, atol=1e-6, rtol=1e-3)
     assert stats.tokens == tokens.numel()
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable():
+    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)) * 2
+    drawn = draw_tokens(logits.expand(20_000, -1), torch.Generator().manual_seed(0))
+    share = torch.bincount(drawn, minlength=40) / 20_000
+    expected = logits[0].softmax(-1)
+    deviation = (expected * (1 - expected) / 20_000).sqrt()
+    assert ((share - expected).abs() < 4.5 * deviation + 1e-4).all()
+
+
+def test_squared_gradients_of_drawn_targets_have_fisher_s_information_as_their_mean(loaded):
+    """One position, so that the mean over all tokens can be had exactly: sum_y p(y) (d log p(y) / d mask)^2."""
+    pair = TOKENS[:1, :2]
+    stats = finish(calibrate(loaded, pair.expand(4096, 2).contiguous()))
+    model = loaded.model
+    with torch.no_grad():
+        probability = model(pair).logits[0, 0].float().softmax(-1)
+    expected = [torch.zeros(layer.mlp_gradients.shape[1]) for layer in stats.layers]
+    every = torch.arange(len(probability))
+    for part in every.split(64):
+        sequences = torch.stack([pair[0, :1].expand(len(part)), part], 1)
+        own = finish(calibrate(loaded, sequences, "text"))
+        for total, layer in zip(expected, own.layers, strict=True):
+            total += probability[part] @ layer.mlp_gradients.square()
+    for exact, layer in zip(expected, stats.layers, strict=True):
+        assert_close(layer.mlp_gradients.square().mean(0), exact, rtol=0.2, atol=0)
+        assert layer.mlp_gradients.mean(0).norm() < 0.1 * exact.sum().sqrt()  # the score has no mean
+
+
+def test_drawn_targets_are_the_same_every_time_and_not_the_text_s(loaded, cache):
+    first, text = finish(calibrate(loaded, TOKENS)), finish(calibrate(loaded, TOKENS, "text"))
+    for file in cache.iterdir():
+        file.unlink()
+    assert_same(finish(calibrate(loaded, TOKENS)), first, atol=0, rtol=0)
+    assert not torch.allclose(first.layers[0].mlp_gradients, text.layers[0].mlp_gradients, rtol=0.1)
+    assert torch.equal(first.layers[0].mlp_moment, text.layers[0].mlp_moment)
 
 
 def test_the_stream_is_measured_at_each_layer_s_input(family_case):
