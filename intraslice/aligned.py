@@ -20,7 +20,7 @@ from intraslice.config import Progress
 from intraslice.families import Block, blocks
 from intraslice.linalg import add_moment_, damp, solve
 from intraslice.ratios import SlicePlan
-from intraslice.slicing import assemble, attention_from_moments, mlp_from_moments
+from intraslice.slicing import assemble, attention_from_moments, mlp_from_stats
 from intraslice.stats import CalibrationStats
 from intraslice.stream import Stream, embed
 
@@ -37,7 +37,7 @@ def slice_aligned(
     modules = []
     for block, layer, moments in zip(blocks(model), plan.layers, stats.layers, strict=True):
         attention = attention_from_moments(block.attention, layer, moments, stats.tokens)
-        mlp = mlp_from_moments(block.mlp, layer.neurons, moments.mlp_moment, moments.mlp_sum, stats.tokens)
+        mlp = mlp_from_stats(block.mlp, layer.neurons, moments, stats.tokens)
         modules.append((attention, mlp))
         yield Progress("slice", len(modules), len(plan.layers))
     sliced = assemble(model, modules)

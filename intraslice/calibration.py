@@ -6,7 +6,7 @@ model's fingerprint, the tokens and this file's version, so other weights or oth
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -70,16 +70,36 @@ def _watched(block: Block, stats: LayerStats) -> Iterator[None]:
 
 @contextmanager
 def _masked(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """While open, what enters both output maps is multiplied with masks of ones, which get gradients."""
+    """While open, what enters both output maps is multiplied with masks of ones, which get gradients.
+
+    Each MLP's token-by-token Fisher information adds up as gradients pass.
+    """
     handles, masks = [], []
     kind = block.attention.o_proj.weight.dtype
-    for linear, gradients in (
-        (block.attention.o_proj, stats.attention_gradients),
-        (block.mlp.down_proj, stats.mlp_gradients),
+
+    def at_neurons(rows: Tensor) -> None:
+        values = rows.detach()
+
+        def add(gradient: Tensor) -> None:
+            stats.mlp_fisher.add_((values * gradient).float().square().flatten(0, 1).sum(0))
+
+        rows.register_hook(add)
+
+    def at_output_map(mask: Tensor, watch: Callable[[Tensor], None]):
+        def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            rows = inputs[0] * mask[:, None]
+            watch(rows)
+            return (rows,)
+
+        return hook
+
+    for linear, gradients, watch in (
+        (block.attention.o_proj, stats.attention_gradients, lambda rows: None),
+        (block.mlp.down_proj, stats.mlp_gradients, at_neurons),
     ):
         mask = torch.ones(sequences, gradients.shape[1], dtype=kind, device=gradients.device, requires_grad=True)
         masks.append(mask)
-        handles.append(linear.register_forward_pre_hook(lambda _, inputs, mask=mask: (inputs[0] * mask[:, None],)))
+        handles.append(linear.register_forward_pre_hook(at_output_map(mask, watch)))
     try:
         yield tuple(masks)
     finally:
@@ -114,6 +134,7 @@ def _empty_stats(block: Block, sequences: int, device: torch.device) -> LayerSta
         mlp_sum=zeros(mlp.neurons),
         attention_gradients=zeros(sequences, channels),
         mlp_gradients=zeros(sequences, mlp.neurons),
+        mlp_fisher=zeros(mlp.neurons),
     )
 
 

@@ -80,7 +80,7 @@ def sensitivity(run: Run) -> Answer:
     windows = run.windows(loaded)
     with run.timed("sensitivity"):
         found = finish(measure_sensitivity(loaded, stats, windows, run.arguments.ratio), show)
-    judgement = judge(found, stats.profile)
+    judgement = judge(found, stats.profile_for(run.slicing))
     result = {
         "model": run.arguments.model,
         "ratio": found.ratio,

@@ -26,7 +26,7 @@ from intraslice.slicing import slice_model
 from intraslice.stats import CalibrationStats
 from intraslice.stream import Stream, embed
 
-FORMAT = "1"
+FORMAT = "2"
 LOGIT_TOKENS = 512
 
 
@@ -73,8 +73,9 @@ def measure_sensitivity(
         raise UserError(f"ratio is {ratio!r}; wanted the share of a module to remove, above 0 and up to 0.95")
     model, targets = loaded.model, tokens[:, 1:]
     seen = stats.layers[-1].attention_sum  # tells one calibration from another
+    calibration = stats.tokens, stats.targets, seen
     path = cache_path(
-        "sensitivity", ".json", FORMAT, loaded.fingerprint, model.dtype, stats.tokens, seen, tokens, float(ratio)
+        "sensitivity", ".json", FORMAT, loaded.fingerprint, model.dtype, *calibration, tokens, float(ratio)
     )
     record = kept_record(path)
     done = [ModuleLoss(**module) for module in record.get("modules", [])]

@@ -50,7 +50,7 @@ def slice_model(
     elif tokens is None:
         raise ValueError("the sequential order slices on tokens and got none; pass the calibration's")
     else:
-        modules = _sequential(model, plan, tokens)
+        modules = _sequential(model, plan, stats, tokens)
     made, dense = [], blocks(model)
     yield Progress("slice", 0, len(plan.layers))
     for event in modules:
@@ -87,7 +87,7 @@ def _one_shot(
         with resident(block.attention), resident(block.mlp):
             made = (
                 attention_from_moments(block.attention, layer, moments, stats.tokens),
-                mlp_from_moments(block.mlp, layer.neurons, moments.mlp_moment, moments.mlp_sum, stats.tokens),
+                mlp_from_stats(block.mlp, layer.neurons, moments, stats.tokens),
             )
         yield made
 
@@ -120,36 +120,43 @@ def _fit_attention(
     return SlicedAttention(fuse(cut, axes, output, bias), layer)
 
 
-def mlp_from_moments(dense: SlicedMLP, width: int, moment: Tensor, total: Tensor, tokens: int) -> SlicedMLP:
+def mlp_from_stats(dense: SlicedMLP, width: int, stats: LayerStats, tokens: int) -> SlicedMLP:
+    """The MLP of `width` neurons, fitted on the dense calibration alone; the dense one where nothing goes."""
+    return _mlp_from_moments(dense, width, stats.mlp_moment, stats.mlp_sum, tokens, stats.mlp_fisher)
+
+
+def _mlp_from_moments(
+    dense: SlicedMLP, width: int, moment: Tensor, total: Tensor, tokens: int, fisher: Tensor
+) -> SlicedMLP:
     if width == dense.neurons:
         return dense
     weights, mean = dense.weights(), total / tokens
     damping = typical_damping(fitted_moment(weights, moment, mean, tokens))
-    return SlicedMLP(slice_mlp(weights, moment, mean, tokens, width, damping))
+    return SlicedMLP(slice_mlp(weights, moment, mean, tokens, width, damping, fisher))
 
 
 # Sequential
 
 
 def _sequential(
-    model: PreTrainedModel, plan: SlicePlan, tokens: Int[Tensor, "sequences length"]
+    model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Int[Tensor, "sequences length"]
 ) -> Iterator[Progress | tuple[SlicedAttention, SlicedMLP]]:
     with torch.no_grad():
         stream = embed(model, tokens)
-    for block, layer in zip(blocks(model), plan.layers, strict=True):
+    for block, layer, dense in zip(blocks(model), plan.layers, stats.layers, strict=True):
         with resident(block.attention), resident(block.mlp):
-            made = yield from _slice_block_(block, layer, stream, tokens.numel(), plan.config)
+            made = yield from _slice_block_(block, layer, dense.mlp_fisher, stream, tokens.numel(), plan.config)
         yield made
 
 
 @torch.no_grad()  # which torch lifts at every yield: the caller's own gradient mode is none of ours
 def _slice_block_(
-    block: Block, plan: LayerPlan, stream: Stream, tokens: int, config: SliceConfig
+    block: Block, plan: LayerPlan, fisher: Tensor, stream: Stream, tokens: int, config: SliceConfig
 ) -> Generator[Progress, None, tuple[SlicedAttention, SlicedMLP]]:
     """Slice one layer on the stream and move the stream through the sliced layer, in place."""
     attention = _attention_from_stream(block, plan, stream, tokens)
     if block.parallel:
-        mlp = yield from _mlp_from_stream(block, plan, stream, tokens, config)
+        mlp = yield from _mlp_from_stream(block, plan, fisher, stream, tokens, config)
         norm = block.attention_norm
 
         def both(hidden: Tensor, arguments: dict) -> Tensor:
@@ -159,7 +166,7 @@ def _slice_block_(
         stream.map_(both)
         return attention, mlp
     stream.map_(lambda hidden, arguments: hidden + attention(block.attention_norm(hidden), **arguments)[0])
-    mlp = yield from _mlp_from_stream(block, plan, stream, tokens, config)
+    mlp = yield from _mlp_from_stream(block, plan, fisher, stream, tokens, config)
     stream.map_(lambda hidden, _: hidden + mlp(block.mlp_norm(hidden)))
     return attention, mlp
 
@@ -203,7 +210,7 @@ def _columns(channels: Int[Tensor, "heads dim"], states: Float[Tensor, "batch al
 
 
 def _mlp_from_stream(
-    block: Block, plan: LayerPlan, stream: Stream, tokens: int, config: SliceConfig
+    block: Block, plan: LayerPlan, fisher: Tensor, stream: Stream, tokens: int, config: SliceConfig
 ) -> Generator[Progress, None, SlicedMLP]:
     dense = block.mlp
     if plan.neurons == dense.neurons:
@@ -214,7 +221,7 @@ def _mlp_from_stream(
         rows = dense.inner(hidden)
         add_moment_(moment, rows)
         total += rows.flatten(0, 1).float().sum(0)
-    sliced = mlp_from_moments(dense, plan.neurons, moment, total, tokens)
+    sliced = _mlp_from_moments(dense, plan.neurons, moment, total, tokens, fisher)
     if not config.iterative or plan.mlp_ratio <= config.iterative_above:
         return sliced
     hidden_states = (hidden for hidden, _ in stream.normed(block.mlp_norm))

@@ -40,6 +40,7 @@ class LayerStats:
     mlp_sum: Float[Tensor, " I"]
     attention_gradients: Float[Tensor, "B C"]
     mlp_gradients: Float[Tensor, "B I"]
+    mlp_fisher: Float[Tensor, " I"]  # token by token: sum over them of (a_tj dL/da_tj)^2
 
 
 @dataclass

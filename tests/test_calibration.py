@@ -68,16 +68,19 @@ def output_maps(model: PreTrainedModel) -> list[tuple[torch.nn.Linear, torch.nn.
 
 def by_hand(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
     """One sequence at a time through transformers' own model: inputs of the output maps and their masks' gradients."""
-    layers = [{"rows": [[], []], "grads": [[], []]} for _ in model.model.layers]
+    layers = [{"rows": [[], []], "grads": [[], []], "fisher": [[], []]} for _ in model.model.layers]
     for sequence, wanted in zip(tokens, labels, strict=True):
         masks, handles = [], []
         for own, linears in zip(layers, output_maps(model), strict=True):
             for kind, linear in enumerate(linears):
                 mask = torch.ones(linear.in_features, requires_grad=True)
 
-                def hook(_, inputs, mask=mask, rows=own["rows"][kind]):
+                def hook(_, inputs, mask=mask, rows=own["rows"][kind], fisher=own["fisher"][kind]):
                     rows.append(inputs[0].detach()[0])
-                    return (inputs[0] * mask,)
+                    each = mask.expand_as(inputs[0]).contiguous()  # one mask a token
+                    each.retain_grad()
+                    fisher.append(each)
+                    return (inputs[0] * each,)
 
                 masks.append((own["grads"][kind], mask))
                 handles.append(linear.register_forward_pre_hook(hook))
@@ -88,8 +91,9 @@ def by_hand(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> list[dict
             gradients.append(mask.grad)
     return [
         {
-            kind: ([torch.cat(r) for r in own[kind]] if kind == "rows" else [torch.stack(g) for g in own[kind]])
-            for kind in own
+            "rows": [torch.cat(rows) for rows in own["rows"]],
+            "grads": [torch.stack(gradients) for gradients in own["grads"]],
+            "fisher": [sum(each.grad[0].square().sum(0) for each in masks) for masks in own["fisher"]],
         }
         for own in layers
     ]
@@ -108,8 +112,8 @@ def drawn_by_hand(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 def test_moments_and_gradients_are_what_plain_collection_finds(family_case, targets):
     tokens = family_case.tokens[:5]
     stats = finish(calibrate(family_case.loaded, tokens, targets))
-    labels = tokens if targets == "text" else drawn_by_hand(family_case.original, tokens)
     assert stats.targets == targets
+    labels = tokens if targets == "text" else drawn_by_hand(family_case.original, tokens)
     for layer, own in zip(stats.layers, by_hand(family_case.original, tokens, labels), strict=True):
         for (moment, total, gradient), rows, gradients in zip(
             (
@@ -123,6 +127,7 @@ def test_moments_and_gradients_are_what_plain_collection_finds(family_case, targ
             assert_close(moment, rows.T @ rows, atol=1e-3, rtol=1e-4)
             assert_close(total, rows.sum(0), atol=1e-3, rtol=1e-4)
             assert_close(gradient, gradients, atol=1e-6, rtol=1e-3)
+        assert_close(layer.mlp_fisher, own["fisher"][1], atol=1e-12, rtol=1e-3)
     assert stats.tokens == tokens.numel()
 
 

@@ -72,6 +72,7 @@ def test_evaluate_answers_alike_for_every_method(run, method):
     assert set(result) == EVALUATED | extra
     assert set(result["parameters"]) == {"dense_total", "sliced_total", "dense_decoder", "sliced_decoder"}
     assert set(result["seconds"]) == {"load", "calibrate", "slice", "evaluate"}
+    assert result["protocol"]["targets"] == "sampled"
     assert set(result["perplexity"]) == set(result["kv_bytes_per_token"]) == {"dense", "sliced"}
     assert result["removed_fraction"] == pytest.approx(0.25, abs=0.12)  # sizes of a tiny model are coarse
     assert result["perplexity"]["sliced"] != result["perplexity"]["dense"]
@@ -111,9 +112,14 @@ def test_the_slicing_fraction_is_the_cross_module_method_s_own(run):
 
 @pytest.mark.parametrize(
     "options",
-    [["--head-fraction", "0.25"], ["--gradient-group", "2"], ["--estimator", "fisher", "--head-fraction", "0.5"]],
+    [
+        ["--head-fraction", "0.25"],
+        ["--gradient-group", "2"],
+        ["--targets", "text"],
+        ["--estimator", "fisher", "--head-fraction", "0.5"],
+    ],
 )
-def test_the_estimators_units_and_groups_are_options(run, options):
+def test_the_estimators_units_groups_and_targets_are_options(run, options):
     same = [] if "fisher" not in options else ["--estimator", "fisher"]
     usual, own = run("ratios", *same), run("ratios", *options)
     assert own["ratios"] != usual["ratios"]
@@ -147,6 +153,10 @@ def test_sensitivity_has_every_module_and_a_verdict(run):
     ]
     assert set(result["rho"]) == {"pca", "fisher"}
     assert set(result["rho"]["pca"]) == {"attention", "mlp", "all"}
+    grouped = run("sensitivity", "--ratio", "0.4", "--gradient-group", "4")
+    for usual, own in zip(result["modules"], grouped["modules"], strict=True):
+        assert own["increase"] == usual["increase"]
+        assert own["pca"] != usual["pca"]
 
 
 def test_sweep_writes_the_rows_it_prints(run, tmp_path):

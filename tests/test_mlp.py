@@ -52,6 +52,21 @@ def test_neuron_score_is_energy_times_squared_column_norm():
     assert_close(neuron_scores(moment, torch.tensor([[1.0, 2.0], [1.0, 1.0]])), torch.tensor([4.0, 15.0]))
 
 
+def test_neurons_that_the_loss_does_not_feel_go_first():
+    """Scores times Fisher's information: a loud neuron of no consequence goes, a quiet one that matters stays."""
+    weights = make_weights(bias=False)
+    rows = random(300, NEURONS, seed=7)
+    scores = damp(rows.T @ rows).diagonal() * weights.down.square().sum(0)
+    fisher = torch.ones(NEURONS, dtype=torch.float64)
+    fisher[scores.argmax()], fisher[scores.argmin()] = 0, 1e9
+    kept = kept_neurons(sliced_on(weights, rows, 16, fisher=fisher), weights)
+    assert kept == sorted((scores * fisher).topk(16).indices.tolist())
+    assert int(scores.argmin()) in kept
+    assert int(scores.argmax()) not in kept
+    even = sliced_on(weights, rows, 16, fisher=torch.full((NEURONS,), 3.0, dtype=torch.float64))
+    assert_close(even.down, sliced_on(weights, rows, 16).down)
+
+
 def test_the_neurons_that_carry_most_stay_in_order():
     weights = make_weights(bias=False)
     rows = random(300, NEURONS, seed=7) * torch.linspace(0.1, 2, NEURONS).roll(5)
