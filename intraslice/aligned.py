@@ -99,8 +99,9 @@ def _align_module_(
 class _Fit:
     """Weighted least squares for the change of one output map, streamed over batches of tokens.
 
-    A token weighs the inverse mean square of its dense state, since the next norm divides by it: without that the few
-    massive tokens would decide alone.
+    A token weighs the inverse root mean square of its dense state, since the next norm divides by it. Unweighted, the few
+    massive tokens would decide alone; with the inverse mean square they have no say, and a fit that loses them on other
+    text, and the attention that rests on them, looks good on its own.
     """
 
     def __init__(self, first: nn.Linear) -> None:
@@ -120,7 +121,7 @@ class _Fit:
         state: Float[Tensor, "batch tokens hidden"],
     ) -> None:
         error = (wanted - self.first(rows)).float()
-        weight = state.float().square().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
+        weight = state.float().square().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
         weighted = rows.float() * weight
         add_moment_(self.own, weighted, rows)
         add_moment_(self.cross, weighted, error)
