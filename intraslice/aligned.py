@@ -99,9 +99,9 @@ def _align_module_(
 class _Fit:
     """Weighted least squares for the change of one output map, streamed over batches of tokens.
 
-    A token weighs the inverse root mean square of its dense state, since the next norm divides by it. Unweighted, the few
-    massive tokens would decide alone; with the inverse mean square they have no say, and a fit that loses them on other
-    text, and the attention that rests on them, looks good on its own.
+    A token weighs the inverse root mean square of its dense state, since the next norm divides by it. Unweighted, the
+    few massive tokens would decide alone; with the inverse mean square they have no say, and a fit may give them up,
+    and with them all attention that rests on them.
     """
 
     def __init__(self, first: nn.Linear) -> None:

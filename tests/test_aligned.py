@@ -48,7 +48,7 @@ def test_the_stream_comes_nearer_to_the_dense_one_at_the_same_sizes(family_case,
 
 
 def test_a_massive_token_keeps_its_say():
-    """One token in a hundred, a thousand times as large: its own output must not be given up for a little on the rest."""
+    """One token in a hundred, a thousand times as large: its own output is not given up for a little on the rest."""
     generator = torch.Generator().manual_seed(1)
     rows, state = torch.randn(1, 100, 4, generator=generator), torch.randn(1, 100, 3, generator=generator)
     rows[:, 0] *= 1000
