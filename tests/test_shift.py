@@ -40,9 +40,8 @@ def test_a_change_of_basis_that_is_undone_is_no_shift(family_case):
 
 def test_sliced_models_shift_and_the_methods_are_told_apart(family_case):
     dense, tokens = family_case.loaded.model, family_case.tokens
-    intra = finish(
-        slice_model(dense, make_plan(family_case.stats.profile, SliceConfig(0.4, bias=1.0)), family_case.stats, tokens)
-    )
+    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, "uniform", bias=1.0))  # so that every layer is cut
+    intra = finish(slice_model(dense, plan, family_case.stats, tokens))
     cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.3), tokens))
     events: list[Progress] = []
     report = finish(measure_shift(dense, {"intra": intra, "cross": cross}, tokens[:2]), events.append)
