@@ -146,6 +146,8 @@ def running_app() -> Iterator[str]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
             time.sleep(1)
+        else:
+            raise TimeoutError(f"app.py opened no port within two minutes (exit code so far: {app.poll()})")
         yield f"http://127.0.0.1:{port}"
     finally:
         app.terminate()
