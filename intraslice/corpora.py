@@ -72,9 +72,11 @@ def calibration_tokens(
     wanted = config.sequences * config.length
     tokens = _first_tokens(tokenizer, documents, wanted)
     if len(tokens) < wanted:
+        fitting = len(tokens) // config.length
+        lower = f"lower sequences to {fitting} or length, or" if fitting else "lower sequences and length, or"
         raise UserError(
             f"{config.text!r} has {len(tokens)} tokens for calibration, wanted {config.sequences} x {config.length} = "
-            f"{wanted}; lower sequences to {len(tokens) // config.length} or length, or name a longer text"
+            f"{wanted}; {lower} name a longer text"
         )
     return tokens.view(config.sequences, config.length)
 

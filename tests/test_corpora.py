@@ -149,6 +149,8 @@ def test_too_few_tokens_says_how_many_there_are(tmp_path, tokenizer):
     path = str(write(tmp_path, "own.txt"))
     with pytest.raises(UserError, match=r"has 200 tokens for calibration, wanted 5 x 64 = 320; lower sequences to 3"):
         calibration_tokens(tokenizer, CalibrationConfig(path, sequences=5, length=64))
+    with pytest.raises(UserError, match=r"wanted 1 x 512 = 512; lower sequences and length, or name"):
+        calibration_tokens(tokenizer, CalibrationConfig(path, sequences=1))
     with pytest.raises(UserError, match=r"has 200 tokens for evaluation, wanted 16384; lower"):
         evaluation_tokens(tokenizer, EvaluationConfig(path))
     with pytest.raises(UserError, match="has 40 tokens"):
