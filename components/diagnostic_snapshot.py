@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from components import snapshot
 from components.diagnostic_views import (
@@ -67,13 +68,13 @@ class KeptSpectra:
         return self._kept["heads_enough"].tolist()
 
     def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
-        """The layer's rotary pairs and the strongest ones of the kept queries, `plan.dim` channels a key head."""
-        energy = self._kept["pairs"][layer]
+        """The layer's rotary pairs and those that the loss feels most, `plan.dim` channels a key head."""
+        energy, felt = self._kept["pairs"][layer], self._kept["felt"][layer]
         whole = np.stack([energy[self._kv_head == group].sum(0) for group in range(self._kv_head.max() + 1)])
         kept = np.zeros(whole.shape, dtype=bool)
         heads = np.array(plan.heads)
         for group in np.unique(self._kv_head[heads]):
-            own = energy[heads[self._kv_head[heads] == group]].sum(0)
+            own = felt[heads[self._kv_head[heads] == group]].sum(0)
             kept[group, np.argsort(-own, kind="stable")[: plan.dim // 2]] = True
         return PairsView(whole.tolist(), kept.tolist(), self._kept["angles"].tolist())
 
@@ -187,8 +188,12 @@ def gather(measured: Measured, calibrated: Calibrated) -> tuple[dict[str, np.nda
         shares = [[[*own.shares, *[1.0] * (longest - len(own.shares))] for own in part] for part in parts]
         arrays[name] = np.round(np.array(shares) * FULL).astype(np.uint16)
         arrays[f"{name}_enough"] = np.array([[own.enough for own in part] for part in parts], dtype=np.int16)
-    products = np.stack([(own.channel_products / stats.tokens).cpu().numpy() for own in stats.layers])
-    arrays["pairs"] = products.reshape(*products.shape[:2], 2, -1).sum(2).astype(np.float32)
+    for name, values in (
+        ("pairs", [own.channel_products / stats.tokens for own in stats.layers]),
+        ("felt", [own.query_fisher for own in stats.layers]),
+    ):
+        by_pair = torch.stack(values).unflatten(-1, (2, -1)).sum(-2)
+        arrays[name] = by_pair.float().cpu().numpy()
     arrays["angles"] = calibrated.loaded.model.model.rotary_emb.inv_freq.cpu().numpy()
     arrays["widths"] = np.array([measured.width(percent / 100) or 0 for percent in range(61)], dtype=np.int16)
     return arrays, {"sizes": [own.size for own in groups["wide"][0]], "kv_head": list(stats.kv_heads[0])}

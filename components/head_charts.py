@@ -95,8 +95,8 @@ def pair_chart(view: SpectraView) -> Chart:
     kept = sum(pairs.kept[max(range(heads), key=lambda head: sum(pairs.kept[head]))])
     return Chart(
         title=QUESTIONS["pairs"].format(view.layer),
-        note=f"Mean |query × key| of each pair. × marks cut pairs; each key head that stays keeps {kept} of {count}."
-        + unrotated,
+        note="Mean |query × key| of each pair. × marks cut pairs, those that the loss feels least; "
+        f"each key head that stays keeps {kept} of {count}.{unrotated}",
         data=data,
         layout=layout,
         columns=["Pair", "Tokens a turn", *(f"Key head {head}" for head in range(heads))],

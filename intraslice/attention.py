@@ -81,29 +81,29 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
 
 
 def choose_channels(
-    products: Float[Tensor, "heads d"], weights: AttentionWeights, heads: Int[Tensor, " kept"], dim: int
+    scores: Float[Tensor, "heads d"], weights: AttentionWeights, heads: Int[Tensor, " kept"], dim: int
 ) -> tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept pairs"]]:
     """Query/key channels of every surviving key/value head, and the rotary frequency of each kept pair.
 
-    `products[h, j]` is the mean over tokens of `|q_j k_j|` of query head h. Rotated channels survive as pairs, by
-    the sum over the group's kept queries; unrotated ones are single and pair up in the order of their scores. At full
-    width all stay as they are.
+    `scores[h, j]` tells how much channel j of query head h matters. Rotated channels survive as pairs, by the sum over
+    the group's kept queries; unrotated ones are single and pair up in the order of their scores. At full width all stay
+    as they are.
     """
-    half = products.shape[1] // 2
-    if dim == products.shape[1]:
+    half = scores.shape[1] // 2
+    if dim == scores.shape[1]:
         kept = weights.frequency[weights.kv_head[heads].unique()]
         return torch.arange(dim, device=heads.device).expand(len(kept), -1), kept
     channels, frequencies = [], []
     for group in weights.kv_head[heads].unique():
-        scores = products[heads[weights.kv_head[heads] == group]].sum(0)
-        first, second = torch.arange(half, device=scores.device), torch.arange(half, 2 * half, device=scores.device)
+        own = scores[heads[weights.kv_head[heads] == group]].sum(0)
+        first, second = torch.arange(half, device=own.device), torch.arange(half, 2 * half, device=own.device)
         loose = weights.frequency[group] == UNROTATED
         if loose.any():
             singles = torch.cat([first[loose], second[loose]])
-            singles = singles[scores[singles].argsort(descending=True, stable=True)].view(-1, 2)
+            singles = singles[own[singles].argsort(descending=True, stable=True)].view(-1, 2)
             first, second = first.clone(), second.clone()
             first[loose], second[loose] = singles[:, 0], singles[:, 1]
-        best = (scores[first] + scores[second]).topk(dim // 2).indices.sort().values
+        best = (own[first] + own[second]).topk(dim // 2).indices.sort().values
         channels.append(torch.cat([first[best], second[best]]))
         frequencies.append(weights.frequency[group][best])
     return torch.stack(channels), torch.stack(frequencies)

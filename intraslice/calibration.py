@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice.blocks import UNROTATED
 from intraslice.cache import cache_path, keep
 from intraslice.config import Progress, Targets
 from intraslice.families import Block, blocks
@@ -27,7 +28,7 @@ from intraslice.models import LoadedModel
 from intraslice.offload import is_offloaded, resident
 from intraslice.stats import CalibrationStats, LayerStats, layer_sizes
 
-FORMAT = "3"
+FORMAT = "4"
 TOKENS_A_BATCH = 1024
 LOGIT_TOKENS = 512
 SEED = 0  # of the targets that the model draws
@@ -72,10 +73,22 @@ def _watched(block: Block, stats: LayerStats) -> Iterator[None]:
 def _masked(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[Tensor, Tensor]]:
     """While open, what enters both output maps is multiplied with masks of ones, which get gradients.
 
-    Each MLP's token-by-token Fisher information adds up as gradients pass.
+    The token-by-token Fisher information of queries and neurons adds up as gradients pass.
     """
-    handles, masks = [], []
-    kind = block.attention.o_proj.weight.dtype
+    attention, handles, masks = block.attention, [], []
+    kind = attention.o_proj.weight.dtype
+    rotated = (attention.frequency != UNROTATED)[attention.kv_head]
+
+    def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if not torch.is_grad_enabled():  # the moments have a projection of their own
+            return
+        values = output.detach()
+
+        def add(gradient: Tensor) -> None:
+            felt = (values * gradient).float()[..., : attention.heads * attention.dim]
+            stats.query_fisher.add_(query_fisher(felt.unflatten(-1, (attention.heads, -1)), rotated))
+
+        output.requires_grad_().register_hook(add)  # nothing that enters the first layer needs a gradient
 
     def at_neurons(rows: Tensor) -> None:
         values = rows.detach()
@@ -94,12 +107,13 @@ def _masked(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[T
         return hook
 
     for linear, gradients, watch in (
-        (block.attention.o_proj, stats.attention_gradients, lambda rows: None),
+        (attention.o_proj, stats.attention_gradients, lambda rows: None),
         (block.mlp.down_proj, stats.mlp_gradients, at_neurons),
     ):
         mask = torch.ones(sequences, gradients.shape[1], dtype=kind, device=gradients.device, requires_grad=True)
         masks.append(mask)
         handles.append(linear.register_forward_pre_hook(at_output_map(mask, watch)))
+    handles.append(attention.qkv_proj.register_forward_hook(at_queries))
     try:
         yield tuple(masks)
     finally:
@@ -113,8 +127,20 @@ def channel_products(
     kv_head: Int[Tensor, " heads"],
 ) -> Float[Tensor, "heads dim"]:
     """Sum over tokens of `|q_j k_j|`, each query head against the key head it reads."""
-    products = torch.einsum("bhtd,bhtd->hd", query.float().abs(), key.float().abs()[:, kv_head])
-    return products
+    return torch.einsum("bhtd,bhtd->hd", query.float().abs(), key.float().abs()[:, kv_head])
+
+
+def query_fisher(
+    felt: Float[Tensor, "batch tokens heads dim"], rotated: Bool[Tensor, "heads pairs"]
+) -> Float[Tensor, "heads dim"]:
+    """Fisher information of masks on query channels, given `q_j dL/dq_j`, summed over tokens.
+
+    Channels that turn together have one mask, `(q_j dL/dq_j + q_j' dL/dq_j')^2`, whose information they share; it is
+    the same before and after the rotation.
+    """
+    first, second = felt.flatten(0, 1).chunk(2, dim=-1)
+    shared = (first + second).square().sum(0) / 2
+    return torch.cat([torch.where(rotated, shared, own.square().sum(0)) for own in (first, second)], dim=-1)
 
 
 def _empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStats:
@@ -130,6 +156,7 @@ def _empty_stats(block: Block, sequences: int, device: torch.device) -> LayerSta
         attention_moment=zeros(channels, channels),
         attention_sum=zeros(channels),
         channel_products=zeros(attention.heads, attention.dim),
+        query_fisher=zeros(attention.heads, attention.dim),
         mlp_moment=zeros(mlp.neurons, mlp.neurons),
         mlp_sum=zeros(mlp.neurons),
         attention_gradients=zeros(sequences, channels),

@@ -26,7 +26,7 @@ from intraslice.slicing import slice_model
 from intraslice.stats import CalibrationStats
 from intraslice.stream import Stream, embed
 
-FORMAT = "2"
+FORMAT = "3"
 LOGIT_TOKENS = 512
 
 

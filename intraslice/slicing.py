@@ -23,7 +23,7 @@ from intraslice.attention import (
     value_axes,
 )
 from intraslice.blocks import AttentionWeights, SlicedAttention, SlicedMLP, attend
-from intraslice.calibration import CalibrationStats, LayerStats, channel_products
+from intraslice.calibration import CalibrationStats, LayerStats
 from intraslice.config import Progress, SliceConfig
 from intraslice.families import Block, blocks
 from intraslice.iterative import refine_mlp
@@ -98,7 +98,7 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
         return dense
     weights = dense.weights()
     heads = torch.tensor(plan.heads, device=weights.query.device)
-    channels, frequency = choose_channels(stats.channel_products, weights, heads, plan.dim)
+    channels, frequency = choose_channels(stats.query_fisher, weights, heads, plan.dim)
     cut = cut_queries_and_keys(weights, heads, channels, frequency)
     own = (heads[:, None] * dense.value_dim + torch.arange(dense.value_dim, device=heads.device)).flatten()
     mean = stats.attention_sum / tokens
@@ -145,18 +145,18 @@ def _sequential(
         stream = embed(model, tokens)
     for block, layer, dense in zip(blocks(model), plan.layers, stats.layers, strict=True):
         with resident(block.attention), resident(block.mlp):
-            made = yield from _slice_block_(block, layer, dense.mlp_fisher, stream, tokens.numel(), plan.config)
+            made = yield from _slice_block_(block, layer, dense, stream, tokens.numel(), plan.config)
         yield made
 
 
 @torch.no_grad()  # which torch lifts at every yield: the caller's own gradient mode is none of ours
 def _slice_block_(
-    block: Block, plan: LayerPlan, fisher: Tensor, stream: Stream, tokens: int, config: SliceConfig
+    block: Block, plan: LayerPlan, stats: LayerStats, stream: Stream, tokens: int, config: SliceConfig
 ) -> Generator[Progress, None, tuple[SlicedAttention, SlicedMLP]]:
     """Slice one layer on the stream and move the stream through the sliced layer, in place."""
-    attention = _attention_from_stream(block, plan, stream, tokens)
+    attention = _attention_from_stream(block, plan, stats.query_fisher, stream, tokens)
     if block.parallel:
-        mlp = yield from _mlp_from_stream(block, plan, fisher, stream, tokens, config)
+        mlp = yield from _mlp_from_stream(block, plan, stats.mlp_fisher, stream, tokens, config)
         norm = block.attention_norm
 
         def both(hidden: Tensor, arguments: dict) -> Tensor:
@@ -166,24 +166,21 @@ def _slice_block_(
         stream.map_(both)
         return attention, mlp
     stream.map_(lambda hidden, arguments: hidden + attention(block.attention_norm(hidden), **arguments)[0])
-    mlp = yield from _mlp_from_stream(block, plan, fisher, stream, tokens, config)
+    mlp = yield from _mlp_from_stream(block, plan, stats.mlp_fisher, stream, tokens, config)
     stream.map_(lambda hidden, _: hidden + mlp(block.mlp_norm(hidden)))
     return attention, mlp
 
 
-def _attention_from_stream(block: Block, plan: LayerPlan, stream: Stream, tokens: int) -> SlicedAttention:
-    """Choose the channels in one pass, recompute the head outputs with them in a second, fit the rest on those."""
+def _attention_from_stream(
+    block: Block, plan: LayerPlan, fisher: Tensor, stream: Stream, tokens: int
+) -> SlicedAttention:
+    """Recompute the head outputs with the chosen query and key channels, and fit the rest on those."""
     dense = block.attention
     if _untouched(dense, plan):
         return dense
     weights = dense.weights()
     heads = torch.tensor(plan.heads, device=weights.query.device)
-    products = torch.zeros(dense.heads, dense.dim, device=heads.device)
-    if plan.dim < dense.dim:
-        for hidden, arguments in stream.normed(block.attention_norm):
-            query, key, _ = dense.project(hidden, arguments["position_embeddings"])
-            products += channel_products(query, key, dense.kv_head)
-    channels, frequency = choose_channels(products, weights, heads, plan.dim)
+    channels, frequency = choose_channels(fisher, weights, heads, plan.dim)
     cut = cut_queries_and_keys(weights, heads, channels, frequency)
     groups = weights.kv_head[heads].unique()
 

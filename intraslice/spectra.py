@@ -105,19 +105,20 @@ def pair_energies(
 ) -> PairEnergies:
     """Energies of the dense layer, and what `plan` keeps of them (all of them without a plan).
 
-    The choice is the one that the one-shot order makes; the sequential order makes its own on the sliced stream.
+    Those stay that the loss feels most, which need not be those that carry most.
     """
     attention = blocks(model)[layer].attention
-    weights, products = attention.weights(), stats.layers[layer].channel_products / stats.tokens
+    own, weights = stats.layers[layer], attention.weights()
+    products = own.channel_products / stats.tokens
     count, width = attention.kv_heads, attention.dim
     channels = products.new_zeros(count, width).index_add_(0, attention.kv_head, products).cpu()
     kept = torch.ones(count, width, dtype=torch.bool)
     if plan is not None:
         heads = torch.tensor(plan.heads, device=products.device)
-        chosen, _ = choose_channels(products, weights, heads, plan.dim)
+        chosen, _ = choose_channels(own.query_fisher, weights, heads, plan.dim)
         kept = torch.zeros_like(kept)
-        for group, own in zip(attention.kv_head[heads].unique().tolist(), chosen.cpu(), strict=True):
-            kept[group, own] = True
+        for group, stays in zip(attention.kv_head[heads].unique().tolist(), chosen.cpu(), strict=True):
+            kept[group, stays] = True
     frequency = attention.frequency[0].cpu()  # a dense layer has the same pairs in every head
     rotated = frequency != UNROTATED
     return PairEnergies(

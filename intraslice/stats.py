@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -36,6 +37,7 @@ class LayerStats:
     attention_moment: Float[Tensor, "C C"]  # X^T X of what enters o_proj
     attention_sum: Float[Tensor, " C"]
     channel_products: Float[Tensor, "heads dim"]  # sum of |q_j k_j| after the rotary embedding
+    query_fisher: Float[Tensor, "heads dim"]  # token by token, as `calibration.query_fisher` has it
     mlp_moment: Float[Tensor, "I I"]  # A^T A of what enters down_proj
     mlp_sum: Float[Tensor, " I"]
     attention_gradients: Float[Tensor, "B C"]
@@ -71,8 +73,11 @@ class CalibrationStats:
         for stats, sizes, output, kv_head in zip(
             self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True
         ):
-            scores = channel_scores(stats.attention_moment, output)
             attention = group_gradients(stats.attention_gradients, gradient_group)
+            # As with neurons, heads stay for what they carry (the paper's) times what the loss feels of them.
+            felt = attention.square().sum(0).view_as(output).sum(-1, keepdim=True)
+            felt = felt / felt.mean().clamp_min(torch.finfo(felt.dtype).tiny)
+            scores = channel_scores(stats.attention_moment, output) * felt
             unit = None if head_fraction is None else unit_channels(sizes.dim, head_fraction)
             layers.append(
                 LayerProfile(

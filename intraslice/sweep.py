@@ -20,7 +20,7 @@ from intraslice.models import LoadedModel
 from intraslice.speed import SpeedConfig, measure_speed
 from intraslice.stats import CalibrationStats
 
-FORMAT = "3"
+FORMAT = "4"
 
 
 @dataclass(frozen=True)

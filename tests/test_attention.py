@@ -51,7 +51,7 @@ def make_weights(
 
 def test_rotary_pairs_are_chosen_by_their_sum_over_kept_queries():
     """Pairs of channels (0, 2) and (1, 3): head 0 gives them 9 + 5 and 1 + 0, head 1 gives them 0 + 0 and 7 + 9."""
-    products = torch.tensor([[9.0, 1.0, 5.0, 0.0], [0.0, 7.0, 0.0, 9.0]])
+    scores = torch.tensor([[9.0, 1.0, 5.0, 0.0], [0.0, 7.0, 0.0, 9.0]])
     shared = make_weights(kv_head=(0, 0), frequency=(3, 5))
     own = make_weights(kv_head=(0, 1), frequency=(3, 5))
     both, first, second = torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1])
@@ -61,15 +61,15 @@ def test_rotary_pairs_are_chosen_by_their_sum_over_kept_queries():
         (own, both, [[0, 2], [1, 3]], [[3], [5]]),
         (own, second, [[1, 3]], [[5]]),
     ):
-        chosen = choose_channels(products, weights, heads, 2)
+        chosen = choose_channels(scores, weights, heads, 2)
         assert [part.tolist() for part in chosen] == [channels, frequencies]
 
 
 def test_unrotated_channels_are_single():
     """Pairs of the layout (0, 3) rotated; (1, 4), (2, 5) not: the best singles 4 and 2 stay together."""
     weights = make_weights(kv_head=(0,), frequency=(0, UNROTATED, UNROTATED))
-    products = torch.tensor([[3.0, 1.0, 6.0, 3.0, 7.0, 2.0]])
-    channels, frequency = choose_channels(products, weights, torch.tensor([0]), 4)
+    scores = torch.tensor([[3.0, 1.0, 6.0, 3.0, 7.0, 2.0]])
+    channels, frequency = choose_channels(scores, weights, torch.tensor([0]), 4)
     assert sorted(channels.flatten().tolist()) == [0, 2, 3, 4]
     assert frequency.tolist() == [[0, UNROTATED]]
     assert {channels[0, 0].item(), channels[0, 2].item()} == {0, 3}  # the rotated pair is half a head apart

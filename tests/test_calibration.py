@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from intraslice import calibration
+from intraslice.blocks import UNROTATED, SlicedAttention
 from intraslice.calibration import CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
 from intraslice.config import Progress, finish
 from intraslice.families import blocks
@@ -193,6 +194,35 @@ def test_channel_products_are_summed_after_the_rotary_embedding(family_case):
     assert_close(layer.channel_products, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_query_fisher_is_that_of_one_mask_a_token_and_pair(family_case, monkeypatch):
+    """Masks after the rotary embedding, by autograd; an unrotated channel has its own."""
+    model, tokens = family_case.loaded.model, family_case.tokens[:3]
+    masks, project = {}, SlicedAttention.project
+
+    def masked_project(self, *arguments):
+        query, key, value = project(self, *arguments)
+        rotated = (self.frequency != UNROTATED)[self.kv_head][:, None]
+        one, other = (torch.ones(*query.shape[:-1], self.dim // 2, requires_grad=True) for _ in range(2))
+        masks[self.layer_idx] = one, other
+        return query * torch.cat([one, torch.where(rotated, one, other)], -1), key, value
+
+    stats = finish(calibrate(family_case.loaded, tokens, "text"))
+    with monkeypatch.context() as patched:
+        patched.setattr(SlicedAttention, "project", masked_project)
+        logits = model(tokens).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        losses.view(len(tokens), -1).mean(1).sum().backward()
+    for index, layer in enumerate(stats.layers):
+        attention = blocks(model)[index].attention
+        rotated = (attention.frequency != UNROTATED)[attention.kv_head]
+        one, other = (mask.grad.square().sum((0, 2)) for mask in masks[index])
+        first, second = layer.query_fisher.chunk(2, -1)
+        assert_close(first[rotated], one[rotated] / 2, atol=1e-12, rtol=1e-3)
+        assert_close(second[rotated], one[rotated] / 2, atol=1e-12, rtol=1e-3)
+        assert_close(first[~rotated], one[~rotated], atol=1e-12, rtol=1e-3)
+        assert_close(second[~rotated], other[~rotated], atol=1e-12, rtol=1e-3)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_batch_size_changes_nothing(family_case, batch, monkeypatch):
     tokens = family_case.tokens[:5]
@@ -215,7 +245,7 @@ def test_progress_counts_sequences_and_hooks_are_removed(loaded):
     finish(calibrate(loaded, TOKENS), events.append)
     assert events[0] == Progress("calibrate", 0, 3)
     assert events[-1] == Progress("calibrate", 3, 3)
-    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in loaded.model.modules())
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
 
 
@@ -224,7 +254,7 @@ def test_cancelling_removes_the_hooks_and_keeps_nothing(loaded, cache, monkeypat
     job = calibrate(loaded, TOKENS)
     next(job), next(job)
     job.close()
-    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in loaded.model.modules())
     assert not cache.exists()
 
 

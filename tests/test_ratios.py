@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,6 +68,20 @@ def test_pca_importance_does_not_depend_on_eigenvector_signs(monkeypatch, unit):
 
     monkeypatch.setattr("intraslice.importance.principal_axes", flipped)
     assert_close(pca_importance(gradients, own, HEADS, unit), expected)
+
+
+def test_a_head_that_the_loss_does_not_feel_goes_first(tiny_case):
+    """Whatever it carries: without gradients the first head of llama-mha's first layer stays as long as any."""
+    stats = tiny_case("llama-mha").stats
+    layer = stats.layers[0]
+    heads, dim = stats.output_energies[0].shape
+    for head in range(heads):
+        felt = layer.attention_gradients.clone()
+        felt[:, head * dim : (head + 1) * dim] = 0
+        deaf = replace(stats, layers=[replace(layer, attention_gradients=felt), *stats.layers[1:]])
+        alive = deaf.profile.layers[0].table.alive
+        assert not alive[: heads * dim - dim, head].any()
+        assert alive[heads * dim // 2].any()
 
 
 # Fractions of a head as the unit
