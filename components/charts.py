@@ -110,7 +110,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
                 }
             )
         layout[f"xaxis{figure.suffix(column)}"].update(
-            title=figure.title(f"share of {curve.unit}, strongest first"), tickformat=".0%", range=[0, 1]
+            title=figure.title(f"{curve.unit}, strongest first"), tickformat=".0%", range=[0, 1]
         )
         layout[f"yaxis{figure.suffix(column)}"].update(
             title=figure.title("importance" if column == 1 else ""),

@@ -34,7 +34,7 @@ class Verdicts:
         self._known: BoundedCache[CalibrationKey, VerdictView] = BoundedCache(100)  # of size 1 each
 
     def known(self, settings: Settings) -> VerdictView | None:
-        """The verdict, where all its measurements are there; the one kept in the repository before the model is loaded.
+        """The verdict, where all its measurements are there, or that of the default model, kept in the repository.
 
         Raises UserError for settings out of range.
         """
@@ -44,12 +44,13 @@ class Verdicts:
         source = self._session.source(settings)
         if source is None:
             return None
-        if source.label:  # the snapshot
-            return _kept(source.profile) if FILE.is_file() else None
-        calibrated = self._session.calibrated(settings)
-        work = _work(calibrated)
-        first = next(work)
-        return self._judged(key, calibrated, finish(work)) if first.done == first.total else None
+        if not source.label:  # it is no snapshot
+            calibrated = self._session.calibrated(settings)
+            work = _work(calibrated)
+            first = next(work)
+            if first.done == first.total:
+                return self._judged(key, calibrated, finish(work))
+        return _kept(source.profile) if key == calibration_key(Settings()) and FILE.is_file() else None
 
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
         """Measure what is not measured yet; ends with a ready or an error status. What is done when stopped is kept."""

@@ -7,10 +7,12 @@ import pytest
 from test_charts import in_light
 from tiny_page import SOMEBODY
 
+from components import verdict
 from components.verdict import Verdicts
 from components.verdict_chart import verdict_chart
 from components.verdict_panel import words_of
 from components.views import VerdictView
+from intraslice.config import Progress
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,20 @@ def test_a_stopped_measurement_goes_on_where_it_was_and_has_every_module(view) -
 
 def test_what_is_measured_is_known_at_once_to_another_page(view, session, tiny) -> None:
     assert Verdicts(session).known(tiny) == view
+
+
+def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, tiny, tmp_path, monkeypatch) -> None:
+    modules = [
+        {"layer": one.layer, "module": one.module, "removed": 1, "increase": 1.0, "standard_error": 0.1}
+        for one in view.modules
+    ]
+    record = {"ratio": 0.3, "dense_loss": 5.0, "tokens": 9, "modules": modules, "measured_on": "kept"}
+    (tmp_path / "kept.json").write_text(json.dumps(record))
+    monkeypatch.setattr(verdict, "FILE", tmp_path / "kept.json")
+    monkeypatch.setattr(verdict, "_work", lambda _: iter([Progress("sensitivity", 2, 6)]))
+    assert Verdicts(session).known(tiny) is None
+    monkeypatch.setattr(verdict, "Settings", lambda: tiny)
+    assert Verdicts(session).known(tiny).measured_on == "kept"
 
 
 @pytest.mark.parametrize("estimator", ["pca", "fisher", "uniform"])
