@@ -22,7 +22,7 @@ def build_app(session: Session) -> gr.Blocks:
     """The whole page over one session. `launch(**look.launch_options())` it."""
     handlers, first = Handlers(session), Settings()
     # What is known before anything is loaded stands in the page as it opens.
-    ratios_json, importances_json, readout_html, headline_html, removed_html, _ = handlers.opening(first)
+    ratios_json, importances_json, readout_html, headline_html, removed_html, _, found_bias = handlers.opening(first)
     with gr.Blocks(title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         teaching.header()
@@ -32,7 +32,7 @@ def build_app(session: Session) -> gr.Blocks:
             sparsity = controls_panel.sparsity_slider(first.sparsity)
             removed = gr.HTML(removed_html, elem_id="removed", apply_default_css=False)
         with sidebar:
-            controls = controls_panel.build(session, first, sparsity, readout_html)
+            controls = controls_panel.build(session, first, sparsity, readout_html, found_bias)
         with gr.Tabs(elem_id="tabs") as shown:
             panels = tabs.build(session, first, ratios_json, importances_json)
         teaching.glossary()

@@ -18,8 +18,8 @@
     write((wanted) =>
       names.forEach((name, index) => {
         const value = values[index];
-        if (name === "upload" || value === null || value === undefined) return;
-        if (String(value) === String(usual[name])) wanted.delete(name);
+        if (name === "upload") return;
+        if ((value ?? null) === null || String(value) === String(usual[name])) wanted.delete(name);
         else wanted.set(name, value);
       })
     );

@@ -25,7 +25,10 @@ class Controls(NamedTuple):
     calibrate: gr.Button
     sparsity: gr.Slider
     estimator: gr.Radio
-    bias: gr.Slider
+    bias: gr.Number
+    bias_found: gr.Number
+    bias_slider: gr.Slider
+    bias_auto: gr.Checkbox
     cap: gr.Slider
     order: gr.Radio
     iterative: gr.Checkbox
@@ -54,7 +57,7 @@ def sparsity_slider(value: float) -> gr.Slider:
     )
 
 
-def build(session, first: Settings, sparsity: gr.Slider, readout_html: str) -> Controls:
+def build(session, first: Settings, sparsity: gr.Slider, readout_html: str, found_bias: float | str) -> Controls:
     """Fill the sidebar. Called inside `gr.Sidebar()`."""
     gr.HTML("<h2>Model</h2>", apply_default_css=False)
     model = gr.Dropdown(
@@ -82,7 +85,14 @@ def build(session, first: Settings, sparsity: gr.Slider, readout_html: str) -> C
         label="Ratio estimator",
         elem_id="estimator",
     )
-    bias = gr.Slider(0.4, 1.6, value=first.bias, step=0.05, label="Bias: attention ← → MLP", elem_id="bias", buttons=[])
+    bias = gr.Number(
+        first.bias, label="Bias: above 1 cuts MLPs harder; none leaves it to the importances", visible=False
+    )
+    bias_found = gr.Number(found_bias or 1, visible=False)
+    bias_slider = gr.Slider(
+        0.4, 1.6, value=found_bias or 1, step=0.05, label="Bias: attention ← → MLP", elem_id="bias", buttons=[]
+    )
+    bias_auto = gr.Checkbox(True, label="as the importances have it", elem_id="bias-auto", container=False)
     cap = gr.Slider(60, 95, value=first.cap, step=1, label="Cap (% of a module)", elem_id="cap", buttons=[])
     order = gr.Radio(
         [("One-shot, live", "one-shot"), ("Sequential", "sequential")],
@@ -112,6 +122,9 @@ def build(session, first: Settings, sparsity: gr.Slider, readout_html: str) -> C
         sparsity,
         estimator,
         bias,
+        bias_found,
+        bias_slider,
+        bias_auto,
         cap,
         order,
         iterative,

@@ -79,6 +79,7 @@ def plan_view(plan: SlicePlan, source: Source, others: dict[str, SlicePlan]) -> 
         snapshot=source.label,
         asked=plan.config.sparsity,
         removed=plan.removed_fraction,
+        bias=plan.reasons.bias,
         cap=plan.config.cap,
         layers=tuple(_layer(*pair) for pair in zip(plan.layers, source.profile.layers, strict=True)),
         others={

@@ -31,7 +31,8 @@ def words(session: Session, settings: Settings, command: str = "evaluate", *more
     text = Path(settings.upload).name if settings.upload else settings.text
     tokens = max(session.evaluation_tokens, int(settings.length))
     said = [command, "--model", settings.model, "--sparsity", _number(config.sparsity), "--estimator", config.estimator]
-    said += ["--bias", _number(config.bias), "--cap", _number(config.cap), "--order", config.order]
+    said += [] if config.bias is None else ["--bias", _number(config.bias)]
+    said += ["--cap", _number(config.cap), "--order", config.order]
     said += ["--iterative"] if config.iterative else []
     for layer, module, ratio in config.locked:
         said += ["--lock", str(layer), module, _number(100 * ratio)]

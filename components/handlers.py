@@ -98,21 +98,23 @@ class Handlers:
     def preview(self, settings: Settings, layer: int, request: gr.Request) -> tuple:
         """Ratios, importances and sizes for a setting, from the calibration that is at hand; answers in milliseconds.
 
-        Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML).
+        Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML), and
+        the bias that the importances found.
         """
         self.session.give_way(visitor_of(request), settings)
         try:
             plan = self.session.plan(settings)
         except ValueError as problem:
-            return (gr.skip(), gr.skip(), gr.skip(), wording.problem(problem), gr.skip(), gr.skip())
+            return (gr.skip(), gr.skip(), gr.skip(), wording.problem(problem), gr.skip(), gr.skip(), gr.skip())
         measured = self.session.perplexities(settings)
         if plan is None:
-            return (gr.skip(), gr.skip(), *self._texts(settings, None, measured))
+            return (gr.skip(), gr.skip(), *self._texts(settings, None, measured), gr.skip())
         layer = min(int(layer), len(plan.layers) - 1)
         return (
             ratio_chart(plan, layer).to_json(),
             importance_chart(self.session.importances(settings, layer), layer).to_json(),
             *self._texts(settings, plan, measured),
+            round(plan.bias, 2) if settings.bias is None else gr.skip(),
         )
 
     def moving(self, followers: Sequence[Follower]) -> Callable[..., tuple]:
@@ -203,11 +205,11 @@ def visitor_of(request: gr.Request | None) -> str:
 
 
 def _typed(text: str | None, default: Any) -> Any:
-    if text is None or default is None:
-        return default
+    if text is None or isinstance(default, str):
+        return default if text is None else text
     if isinstance(default, bool):
         return text.lower() == "true"
     try:
-        return type(default)(float(text)) if isinstance(default, (int, float)) else text
+        return float(text) if default is None else type(default)(float(text))
     except ValueError:  # a mistyped link opens the page all the same
         return default

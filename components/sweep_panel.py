@@ -139,7 +139,13 @@ def connect(panel: SweepPanel, page: Page) -> None:
         return float(percent), estimator[0] if estimator else gr.skip(), "", str(time.time())
 
     chosen = [component.change for component in panel.choice]
-    moved = [controls.bias.release, controls.cap.release, controls.order.input, controls.iterative.input]
+    moved = [
+        controls.bias_slider.release,
+        controls.bias_auto.input,
+        controls.cap.release,
+        controls.order.input,
+        controls.iterative.input,
+    ]
     seen = {"fn": flat(look), "inputs": [*asking, page.tab], "outputs": panel.shown, **CHEAP, **PRIVATE}
     gr.on([*chosen, *moved], **seen, trigger_mode="always_last")
     for end in (page.opened["sweep"], *page.prepared):

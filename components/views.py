@@ -18,7 +18,7 @@ class Settings(NamedTuple):
     seed: int = 0
     sparsity: float = 30  # per cent, as the slider shows it
     estimator: str = "pca"
-    bias: float = 1.2
+    bias: float | None = None  # as the importances have it
     cap: float = 80  # per cent
     order: str = "one-shot"
     iterative: bool = False
@@ -46,6 +46,7 @@ class PlanView:
     estimator: str
     asked: float
     removed: float
+    bias: float  # given, or found by the importances
     cap: float
     layers: tuple[LayerView, ...]
     others: Mapping[str, tuple[tuple[float, float], ...]]

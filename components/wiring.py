@@ -94,7 +94,7 @@ def connect(
     texts = [controls.readout, headline, removed, compare.perplexity]
     with_layer = [*controls.settings, controls.layer]
     kept = [*with_layer, compare.prompt]
-    shown = [ratios.ratios, ratios.importances, *texts]
+    shown = [ratios.ratios, ratios.importances, *texts, controls.bias_found]
     preview = {"fn": flat(handlers.preview), "inputs": with_layer, "outputs": shown, **CHEAP}
     move = {
         "fn": handlers.moving(followers),
@@ -119,12 +119,20 @@ def connect(
     page.load(handlers.memory, controls.model, controls.memory, **PRIVATE, **CHEAP)
     page.unload(handlers.leave)
 
-    sliders = [controls.sparsity, controls.bias, controls.cap]
+    sliders = [controls.sparsity, controls.cap]
     radios = [controls.estimator.input, controls.order.input]
     anew = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
     changed = [controls.locked.change, anew.change]
-    dragged = [*(slider.input for slider in sliders), *radios, controls.layer.change, *changed]
-    let_go = [*(slider.release for slider in sliders), *radios, *changed]
+    # Only in the browser: the slider or the checkbox says what the bias is, and both show what it is.
+    bias, found, slider, auto = controls.bias, controls.bias_found, controls.bias_slider, controls.bias_auto
+    in_browser = {"fn": None, **PRIVATE, **CHEAP}
+    slider.input(inputs=slider, outputs=bias, js="(bias) => bias", **in_browser)
+    ticked = "(auto, bias) => [auto ? null : bias, String(Date.now())]"
+    auto.input(inputs=[auto, slider], outputs=[bias, anew], js=ticked, **in_browser)
+    shown_as = "(bias, found) => [bias ?? found, bias === null]"
+    gr.on([bias.change, found.change], inputs=[bias, found], outputs=[slider, auto], js=shown_as, **in_browser)
+    dragged = [*(one.input for one in sliders), *radios, bias.change, controls.layer.change, *changed]
+    let_go = [*(one.release for one in sliders), *radios, slider.release, *changed]
     gr.on(dragged, **move, trigger_mode="always_last")
     measured.append(gr.on(let_go, **measure, trigger_mode="always_last", api_name="measure_live"))
 

@@ -88,9 +88,9 @@ def whole_head_table(scores: Float[Tensor, " heads"], dim: int) -> HeadTable:
 def plan_baseline(
     model: PreTrainedModel, stats: CalibrationStats, baseline: Baseline, config: SliceConfig
 ) -> SlicePlan:
-    """Which heads and neurons go; `config` gives the sparsity, the bias and the cap (its estimator has no say).
+    """Which heads and neurons go; `config` gives the sparsity, the bias (1 by default) and the cap.
 
-    Raises UserError for an unknown baseline or a sparsity out of reach.
+    Its estimator has no say. Raises UserError for an unknown baseline or a sparsity out of reach.
     """
     profile, layers = stats.profile, []
     for block, layer, moments in zip(blocks(model), profile.layers, stats.layers, strict=True):
@@ -103,7 +103,8 @@ def plan_baseline(
                 neurons=comparable(neurons, baseline),
             )
         )
-    own = replace(config, estimator="fisher", head_fraction=None, gradient_group=GRADIENT_GROUP)
+    usual = {"head_fraction": None, "gradient_group": GRADIENT_GROUP}
+    own = replace(config, estimator="fisher", bias=config.bias or 1.0, **usual)
     plan = make_plan(replace(profile, layers=tuple(layers)), own)
     return replace(plan, config=config)
 

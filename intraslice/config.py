@@ -81,13 +81,14 @@ class SliceConfig:
     """How much to remove and by which rule.
 
     `sparsity` is the fraction of decoder-layer parameters to remove. `bias` (the paper's lambda_b) above 1 cuts MLPs
-    harder, below 1 the attention; 1.2 was best on two texts. `cap` bounds every estimated ratio. `locked` ratios are
-    given by hand: they stay as they are and the other modules make up for them, so that the total holds.
+    harder, below 1 the attention; None leaves that to the importances, and is 1 where the estimator has none. `cap`
+    bounds every estimated ratio. `locked` ratios are given by hand: they stay as they are and the other modules make up
+    for them, so that the total holds.
     """
 
     sparsity: float = 0.3
     estimator: Estimator = "pca"
-    bias: float = 1.2
+    bias: float | None = None
     cap: float = 0.8
     order: Order = "sequential"
     iterative: bool = False  # refine the MLPs of layers whose ratio is above `iterative_above`; sequential order only
@@ -99,7 +100,8 @@ class SliceConfig:
 
     def __post_init__(self) -> None:
         _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
-        _require_range("bias", self.bias, 0.2, 2.0)
+        if self.bias is not None:
+            _require_range("bias", self.bias, 0.2, 2.0)
         _require_range("cap", self.cap, 0.0, 0.95)
         _require_choice("estimator", self.estimator, get_args(Estimator))
         _require_choice("order", self.order, get_args(Order))

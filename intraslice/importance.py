@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from intraslice.attention import HeadTable
-from intraslice.config import GRADIENT_GROUP, UserError
+from intraslice.config import GRADIENT_GROUP, Estimator, UserError
 from intraslice.linalg import diagonal_blocks, principal_axes
+
+# Of a head's parameters, those that masks on what enters o_proj stand for: values and output weights, which are half of
+# them, and some of what queries and keys are worth. Of 0.5, 0.6, 0.7, 0.8 and 1 the best on three texts.
+MASKED_SHARE = 0.7
 
 
 def group_gradients(
@@ -166,6 +172,31 @@ class Profile:
             "pca": _rank([layer.pca_channels for layer in self.layers]),
             "neurons": _rank([layer.neurons for layer in self.layers]),
         }
+
+    def neuron_share(self, heads: Estimator, removed: float) -> float:
+        """The share of all neurons that falls when `removed` parameters go, whatever kind of unit they are in.
+
+        Heads' units (those of the estimator `heads`) and neurons stand in one ranking, by importance a parameter that
+        the unit's mask stands for.
+        """
+        parameters, neurons = self._falling[heads]
+        return float(np.interp(removed, parameters, neurons))
+
+    @cached_property
+    def _falling(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By estimator: parameters gone and share of neurons gone, as the units of one ranking fall one by one."""
+        neurons = [(layer.neurons, layer.sizes.neuron_cost, 1.0, 1) for layer in self.layers]
+        found = {}
+        for name, units in (("fisher", "fisher_heads"), ("pca", "pca_channels")):
+            own = [(getattr(layer, units), layer.sizes) for layer in self.layers]
+            kinds = neurons + [(u, s.channels / len(u) * s.channel_cost, MASKED_SHARE, 0) for u, s in own]
+            importance = torch.cat([values.cpu() / (cost * share) for values, cost, share, _ in kinds])
+            order = importance.argsort(stable=True)
+            counts = torch.tensor([len(values) for values, *_ in kinds])
+            costs, is_neuron = torch.tensor([(cost, kind) for _, cost, _, kind in kinds], dtype=torch.float64).T
+            steps = torch.stack([costs, is_neuron / is_neuron.dot(counts.double())]).repeat_interleave(counts, dim=1)
+            found[name] = tuple(functional.pad(steps[:, order].cumsum(1), (1, 0)).numpy())
+        return found
 
     @cached_property
     def dense_decoder(self) -> int:

@@ -47,6 +47,7 @@ class Reasons:
     """Why the ratios are what they are: thresholds on the importances, and layers held back by the cap."""
 
     nominal_sparsity: float  # what the budget was computed with, so that the removed parameters come out as asked
+    bias: float  # as given, or as the importances have it: the share of neurons that goes over the nominal sparsity
     attention_threshold: float | None
     mlp_threshold: float | None
     capped_attention: tuple[int, ...]
@@ -106,7 +107,8 @@ def _draft(profile: Profile, config: SliceConfig, nominal: float) -> _Draft:
     """Ratios and sizes when the budget is computed with the sparsity `nominal`."""
     sizes = [layer.sizes for layer in profile.layers]
     channels, neurons = [s.channels for s in sizes], [s.neurons for s in sizes]
-    mlp, mlp_threshold = _spread(profile, "neurons", config, nominal * config.bias)
+    neurons_removed = _neuron_share(profile, config, nominal)
+    mlp, mlp_threshold = _spread(profile, "neurons", config, neurons_removed)
     mlp_capped = _with_locks(cap_ratios(mlp, neurons, config.cap), "mlp", config)
     removed_by_mlp = sum(r * s.neurons * s.neuron_cost for r, s in zip(mlp_capped, sizes, strict=True))
     left_to_attention = nominal * profile.dense_decoder - removed_by_mlp
@@ -127,12 +129,20 @@ def _draft(profile: Profile, config: SliceConfig, nominal: float) -> _Draft:
         sum(s.parameters(*shape, width) for s, shape, width in zip(sizes, shapes, widths, strict=True)),
         Reasons(
             nominal,
+            neurons_removed / nominal if nominal else config.bias or 1.0,
             attention_threshold,
             mlp_threshold,
             tuple(i for i, r in enumerate(attention) if r > config.cap),
             tuple(i for i, r in enumerate(mlp) if r > config.cap),
         ),
     )
+
+
+def _neuron_share(profile: Profile, config: SliceConfig, nominal: float) -> float:
+    """The share of all neurons that goes when the budget is computed with the sparsity `nominal`."""
+    if config.bias is None and config.estimator != "uniform":
+        return profile.neuron_share(config.estimator, nominal * profile.dense_decoder)
+    return nominal * (config.bias or 1.0)
 
 
 def _with_locks(ratios: list[float], module: Module, config: SliceConfig) -> list[float]:
@@ -153,10 +163,11 @@ def _spread(
 def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     """Ratios and sizes that remove `config.sparsity` of the decoder layers' parameters (paper §4).
 
-    Neurons kept are `L * I * (1 - sparsity * bias)`; heads take the parameters that remain. Key/value heads go with
-    their whole group and sizes are rounded, so the budget is searched for until what goes is what was asked.
-    Locked ratios stay, and the search gives the rest what they leave. Raises UserError when cap, bias and locks leave
-    too little to remove or remove too much, or when a locked layer is not there.
+    Neurons kept are `L * I * (1 - sparsity * bias)`; heads take the parameters that remain. Without a bias the
+    importances share the budget out: the least important parameters go, be they heads' or neurons' (with uniform ratios
+    the bias is then 1). Key/value heads go with their whole group and sizes are rounded, so the budget is searched for
+    until what goes is what was asked. Locked ratios stay, and the search gives the rest what they leave. Raises
+    UserError when cap, bias and locks leave too little to remove or remove too much, or when a locked layer is absent.
     """
     own = (profile.head_fraction, profile.gradient_group)
     if own != (config.head_fraction, config.gradient_group):
@@ -174,7 +185,7 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     )
     if best.reasons.nominal_sparsity == 1 and config.sparsity - parameters.removed_fraction > 0.01:
         raise UserError(
-            f"sparsity {config.sparsity:g} cannot be reached with cap {config.cap:g} and bias {config.bias:g}"
+            f"sparsity {config.sparsity:g} cannot be reached with cap {config.cap:g} and bias {best.reasons.bias:.3g}"
             f"{' beside the locked ratios' if config.locked else ''}: at most "
             f"{parameters.removed_fraction:.3f} of the decoder layers' parameters goes; raise the cap or ask for less"
         )

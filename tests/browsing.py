@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,19 +60,21 @@ class Opened:
         )
         return self.page.evaluate(script)
 
-    def drag(self, percent: int) -> None:
-        """Move the slider as a finger would, and wait for other bars."""
-        before = json.dumps(self.bars())
-        self.page.locator("#sparsity input[type=range]").evaluate(
-            """(range, value) => {
-                Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
-                range.dispatchEvent(new Event('input', { bubbles: true }));
-            }""",
-            percent,
-        )
+    def drag(self, value: float, slider: str = "#sparsity") -> None:
+        """Move a slider as a finger would, and wait for other bars."""
+        script = """(range, value) => {
+            Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
+            range.dispatchEvent(new Event('input', { bubbles: true }));
+        }"""
+        self.moved_by(lambda: self.page.locator(f"{slider} input[type=range]").evaluate(script, value))
+
+    def moved_by(self, act: Callable[[], object]) -> None:
+        """Do something, and wait for other bars."""
+        before = self.bars()
+        act()
         script = """before => JSON.stringify(document.querySelector('#ratio-chart .isx-plot').data
             .filter(t => t.type === 'bar').map(t => [...t.y])) !== before"""
-        self.page.wait_for_function(script, arg=json.dumps(json.loads(before), separators=(",", ":")), timeout=PATIENCE)
+        self.page.wait_for_function(script, arg=json.dumps(before, separators=(",", ":")), timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,27 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(visit, snapsh
     page.wait_for_function("!location.search.includes('locked')", timeout=PATIENCE)
 
 
+def test_the_bias_is_found_until_it_is_given(visit, snapshot_session) -> None:
+    opened = visit()
+    page, auto = opened.page, opened.page.locator("#bias-auto input")
+    before, slider = opened.bars(), page.locator("#bias input[type=range]")
+    assert auto.is_checked()
+    usual = make_plan(snapshot_session.source(Settings()).profile, slice_config(Settings()))
+    assert float(slider.input_value()) == pytest.approx(usual.reasons.bias, abs=0.03)
+    opened.drag(0.8, "#bias")
+    assert close(opened.bars(), ratios(snapshot_session, bias=0.8))
+    assert not auto.is_checked()
+    page.wait_for_function("location.search.includes('bias=0.8')", timeout=PATIENCE)
+    opened.moved_by(auto.check)
+    assert close(opened.bars(), before)
+    page.wait_for_function("!location.search.includes('bias')", timeout=PATIENCE)
+    assert float(slider.input_value()) == pytest.approx(usual.reasons.bias, abs=0.03)
+
+    page = visit("/?bias=1.4").page
+    page.wait_for_function("!document.querySelector('#bias-auto input').checked", timeout=PATIENCE)
+    assert page.locator("#bias input[type=range]").input_value() == "1.4"
+
+
 def test_a_lock_that_cannot_be_met_is_explained_and_the_view_stays(visit) -> None:
     opened = visit("/?sparsity=1")
     page = opened.page

@@ -16,6 +16,7 @@ def plan_view(layers: int = 4, estimator: str = "pca") -> PlanView:
         estimator=estimator,
         asked=0.3,
         removed=0.298,
+        bias=1.1,
         cap=0.8,
         layers=tuple(LayerView(a, m, 5, 9, 48, 64, 1000, 1536) for a, m in ratios),
         others={"uniform": ((0.3, 0.3),) * layers, "fisher": tuple(ratios)},

@@ -20,7 +20,7 @@ ORDERS = ("sequential", "one-shot")
 
 
 def sliced(case, sparsity: float = 0.4, order: str = "sequential", **config) -> tuple[PreTrainedModel, object]:
-    plan = make_plan(case.stats.profile, SliceConfig(sparsity, order=order, **config))
+    plan = make_plan(case.stats.profile, SliceConfig(sparsity, bias=1.0, order=order, **config))
     return finish(slice_model(case.loaded.model, plan, case.stats, case.tokens)), plan
 
 

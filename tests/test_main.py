@@ -120,8 +120,8 @@ def test_the_slicing_fraction_is_the_cross_module_method_s_own(run):
     ],
 )
 def test_the_estimators_units_groups_and_targets_are_options(run, options):
-    same = [] if "fisher" not in options else ["--estimator", "fisher"]
-    usual, own = run("ratios", *same), run("ratios", *options)
+    same = ["--bias", "0.8", *(["--estimator", "fisher"] if "fisher" in options else [])]
+    usual, own = run("ratios", *same), run("ratios", *same, *options)
     assert own["ratios"] != usual["ratios"]
     assert own["removed_fraction"] == pytest.approx(usual["removed_fraction"], abs=0.02)
     assert own["reasons"]["attention_threshold"] != usual["reasons"]["attention_threshold"]

@@ -163,6 +163,11 @@ def test_a_link_restores_the_page(handlers) -> None:
     assert (layer, prompt, tabs.selected, tab) == (7, "Hello", "compare", "compare")
 
 
+@pytest.mark.parametrize(("query", "bias"), [({}, None), ({"bias": "1.35"}, 1.35)])
+def test_a_link_carries_a_bias_where_one_was_given(handlers, query, bias) -> None:
+    assert Settings(*handlers.restore(SimpleNamespace(query_params=query))[:-4]).bias == bias
+
+
 def test_the_api_names_every_parameter(handlers) -> None:
     assert list(inspect.signature(flat(handlers.preview)).parameters) == [*Settings._fields, "layer", "request"]
     for name in ("restore", "preview", "prepare", "measure", "measure_live", "halt", "memory"):

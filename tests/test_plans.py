@@ -13,7 +13,7 @@ import torch
 
 from intraslice.attention import head_energies, head_table
 from intraslice.config import SliceConfig, UserError
-from intraslice.importance import LayerProfile, LayerSizes, Profile
+from intraslice.importance import MASKED_SHARE, LayerProfile, LayerSizes, Profile
 from intraslice.mlp import MULTIPLE
 from intraslice.ratios import SlicePlan, make_plan
 
@@ -130,6 +130,45 @@ def test_bias_moves_the_budget_between_modules(bias):
     removed = sum(a.attention_ratio * channels + a.mlp_ratio * neurons for a in plan.layers)
     assert removed == pytest.approx(plan.reasons.nominal_sparsity * profile.dense_decoder)
     assert plan.removed_fraction == pytest.approx(0.3, abs=0.01)
+
+
+def test_without_a_bias_the_least_important_parameters_go():
+    """One threshold for both kinds of unit, by the parameters that their masks stand for."""
+    profile = profile_of(*MODELS["smollm2"])
+    reasons = make_plan(profile, SliceConfig(0.3, cap=0.95)).reasons
+    attention = reasons.attention_threshold / (SMOLLM2.channel_cost * MASKED_SHARE)
+    assert attention == pytest.approx(reasons.mlp_threshold / SMOLLM2.neuron_cost, rel=0.02)
+
+
+@pytest.mark.parametrize("estimator", ["pca", "fisher"])
+def test_the_kind_that_matters_more_gives_less(estimator):
+    profile = profile_of(*MODELS["smollm2"])
+    heavier = tuple(
+        replace(own, pca_channels=10 * own.pca_channels, fisher_heads=10 * own.fisher_heads) for own in profile.layers
+    )
+    both = profile, replace(profile, layers=heavier)
+    first, then = (make_plan(one, SliceConfig(0.3, estimator)) for one in both)
+    assert first.reasons.bias < then.reasons.bias
+    given = [sum(own.attention_ratio for own in plan.layers) for plan in (first, then)]
+    assert given[1] < 0.7 * given[0]
+    assert then.removed_fraction == pytest.approx(0.3, abs=0.01)
+
+
+def test_uniform_ratios_are_the_same_for_all_modules():
+    plan = make_plan(profile_of(*MODELS["smollm2"]), SliceConfig(0.3, "uniform"))
+    assert plan.reasons.bias == 1
+    for own in plan.layers:
+        assert own.attention_ratio == pytest.approx(own.mlp_ratio, abs=1e-3)
+
+
+def test_the_share_of_neurons_by_hand():
+    """A channel's mask stands for 2 of 4 parameters, a neuron's for all 3: the order is .5 n, 1 c, 2 n, 4 c, 5 n."""
+    sizes = LayerSizes(1, 2, 2, 1, 3, gated=True, attention_bias=False, mlp_bias=False, fixed=0)
+    channels, neurons = torch.tensor([8.0, 2.0]), torch.tensor([1.5, 6.0, 15.0])
+    table = head_table(channels[:, None], channels[:, None])
+    profile = Profile((LayerProfile(sizes, table, (0, 1), channels, channels, neurons),), 0)
+    for removed, thirds in ((0, 0), (1.5, 0.5), (3, 1), (5, 1), (7, 1), (10, 2), (14, 2), (17, 3), (99, 3)):
+        assert profile.neuron_share("pca", float(removed)) == pytest.approx(thirds / 3)
 
 
 def test_important_layers_keep_more():
