@@ -88,11 +88,11 @@ def build(session, first: Settings, sparsity: gr.Slider, readout_html: str, foun
     bias = gr.Number(
         first.bias, label="Bias: above 1 cuts MLPs harder; none leaves it to the importances", visible=False
     )
-    bias_found = gr.Number(found_bias or 1, visible=False)
+    bias_found = gr.Number(found_bias or 1, label="Bias that the importances found", visible=False)
     bias_slider = gr.Slider(
         0.4, 1.6, value=found_bias or 1, step=0.05, label="Bias: attention ← → MLP", elem_id="bias", buttons=[]
     )
-    bias_auto = gr.Checkbox(True, label="as the importances have it", elem_id="bias-auto", container=False)
+    bias_auto = gr.Checkbox(True, label="automatic", elem_id="bias-auto", container=False)
     cap = gr.Slider(60, 95, value=first.cap, step=1, label="Cap (% of a module)", elem_id="cap", buttons=[])
     order = gr.Radio(
         [("One-shot, live", "one-shot"), ("Sequential", "sequential")],

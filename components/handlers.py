@@ -23,9 +23,13 @@ def flat(handler: Callable[..., Any]) -> Callable[..., Any]:
     """`handler(settings, ...)` as a function of the fields of `Settings`, one parameter each, then the rest."""
     rest = list(inspect.signature(handler).parameters.values())[1:]
     fields = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Settings.__annotations__[name])
+        # gradio asks callers for whatever has neither a default nor a component with a value
+        inspect.Parameter(
+            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Settings.__annotations__[name], default=None
+        )
         for name in Settings._fields
     ]
+    rest = [one.replace(default=None) if one.default is one.empty else one for one in rest]
     count = len(fields)
 
     if inspect.isgeneratorfunction(handler):
@@ -211,5 +215,5 @@ def _typed(text: str | None, default: Any) -> Any:
         return text.lower() == "true"
     try:
         return float(text) if default is None else type(default)(float(text))
-    except ValueError:  # a mistyped link opens the page all the same
+    except (ValueError, OverflowError):  # a mistyped link opens the page all the same
         return default

@@ -1,7 +1,7 @@
 """Was the estimator right? Every module sliced alone, measured on held-out text, beside what was foretold of it.
 
-`python -m components.verdict` measures the default model and keeps the result beside the snapshot, for the page's first
-seconds.
+`python -m components.verdict` measures the default model and keeps the result beside the snapshot, so that the page has
+it at once.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def connect(
     slider.input(inputs=slider, outputs=bias, js="(bias) => bias", **in_browser)
     ticked = "(auto, bias) => [auto ? null : bias, String(Date.now())]"
     auto.input(inputs=[auto, slider], outputs=[bias, anew], js=ticked, **in_browser)
-    shown_as = "(bias, found) => [bias ?? found, bias === null]"
+    shown_as = "(bias, found) => [bias ?? found, (bias ?? null) === null]"
     gr.on([bias.change, found.change], inputs=[bias, found], outputs=[slider, auto], js=shown_as, **in_browser)
     dragged = [*(one.input for one in sliders), *radios, bias.change, controls.layer.change, *changed]
     let_go = [*(one.release for one in sliders), *radios, slider.release, *changed]

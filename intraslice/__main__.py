@@ -45,7 +45,7 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     add("--json", action="store_true", help="one JSON object on stdout and nothing else")
     add("--sparsity", type=float, default=slicing.sparsity, help="fraction of decoder-layer parameters to remove")
     add("--estimator", default=slicing.estimator, choices=get_args(Estimator), help="how ratios are estimated")
-    told = "above 1 cuts MLPs harder, below 1 attention; by default the importances decide, and it is 1 for uniform"
+    told = "above 1 cuts MLPs harder, below 1 attention; by default the importances decide, and it is 1 without any"
     add("--bias", type=float, metavar="F", help=told)
     add(
         "--head-fraction", type=float, metavar="F", help="share of a head that is ranked as one unit; 1 is a whole head"

@@ -82,11 +82,11 @@ def _masked(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[T
     def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         if not torch.is_grad_enabled():  # the moments have a projection of their own
             return
-        values = output.detach()
+        values = output.detach()[..., : attention.heads * attention.dim]
 
         def add(gradient: Tensor) -> None:
-            felt = (values * gradient).float()[..., : attention.heads * attention.dim]
-            stats.query_fisher.add_(query_fisher(felt.unflatten(-1, (attention.heads, -1)), rotated))
+            felt = (values * gradient[..., : values.shape[-1]]).float().unflatten(-1, (attention.heads, -1))
+            stats.query_fisher.add_(query_fisher(felt, rotated))
 
         output.requires_grad_().register_hook(add)  # nothing that enters the first layer needs a gradient
 
@@ -223,9 +223,8 @@ def calibrate(
                 _calibrate_batch(model, layers, stats, batch, done, loss_gradient)
                 done += len(batch)
                 yield Progress("calibrate", done, sequences)
-        if not all(
-            torch.isfinite(s.attention_gradients).all() and torch.isfinite(s.mlp_gradients).all() for s in stats
-        ):
+        gradients = ("attention_gradients", "mlp_gradients", "query_fisher", "mlp_fisher")
+        if not all(torch.isfinite(getattr(layer, name)).all() for layer in stats for name in gradients):
             raise NumericalError("mask gradients are not finite; calibrate in float32, or on other text")
         _save(path, stats)
     decoder = sum(p.numel() for p in model.model.layers.parameters())

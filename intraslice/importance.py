@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -173,17 +172,17 @@ class Profile:
             "neurons": _rank([layer.neurons for layer in self.layers]),
         }
 
-    def neuron_share(self, heads: Estimator, removed: float) -> float:
-        """The share of all neurons that falls when `removed` parameters go, whatever kind of unit they are in.
+    def neurons_among(self, estimator: Estimator, removed: float) -> float:
+        """The share of all neurons that falls when the least important `removed` parameters go.
 
-        Heads' units (those of the estimator `heads`) and neurons stand in one ranking, by importance a parameter that
-        the unit's mask stands for.
+        The estimator's units of heads and all neurons stand in one ranking, by importance a parameter that the unit's
+        mask stands for.
         """
-        parameters, neurons = self._falling[heads]
-        return float(np.interp(removed, parameters, neurons))
+        parameters, neurons = self._falling[estimator]
+        return neurons[torch.searchsorted(parameters, removed, right=True) - 1].item()
 
     @cached_property
-    def _falling(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def _falling(self) -> dict[str, Float[Tensor, "2 falls"]]:
         """By estimator: parameters gone and share of neurons gone, as the units of one ranking fall one by one."""
         neurons = [(layer.neurons, layer.sizes.neuron_cost, 1.0, 1) for layer in self.layers]
         found = {}
@@ -195,7 +194,7 @@ class Profile:
             counts = torch.tensor([len(values) for values, *_ in kinds])
             costs, is_neuron = torch.tensor([(cost, kind) for _, cost, _, kind in kinds], dtype=torch.float64).T
             steps = torch.stack([costs, is_neuron / is_neuron.dot(counts.double())]).repeat_interleave(counts, dim=1)
-            found[name] = tuple(functional.pad(steps[:, order].cumsum(1), (1, 0)).numpy())
+            found[name] = functional.pad(steps[:, order].cumsum(1), (1, 0))
         return found
 
     @cached_property

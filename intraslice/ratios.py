@@ -47,7 +47,7 @@ class Reasons:
     """Why the ratios are what they are: thresholds on the importances, and layers held back by the cap."""
 
     nominal_sparsity: float  # what the budget was computed with, so that the removed parameters come out as asked
-    bias: float  # as given, or as the importances have it: the share of neurons that goes over the nominal sparsity
+    bias: float  # given or found: the share of neurons that goes, before cap and locks, over the nominal sparsity
     attention_threshold: float | None
     mlp_threshold: float | None
     capped_attention: tuple[int, ...]
@@ -141,7 +141,7 @@ def _draft(profile: Profile, config: SliceConfig, nominal: float) -> _Draft:
 def _neuron_share(profile: Profile, config: SliceConfig, nominal: float) -> float:
     """The share of all neurons that goes when the budget is computed with the sparsity `nominal`."""
     if config.bias is None and config.estimator != "uniform":
-        return profile.neuron_share(config.estimator, nominal * profile.dense_decoder)
+        return profile.neurons_among(config.estimator, nominal * profile.dense_decoder)
     return nominal * (config.bias or 1.0)
 
 
@@ -185,7 +185,8 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     )
     if best.reasons.nominal_sparsity == 1 and config.sparsity - parameters.removed_fraction > 0.01:
         raise UserError(
-            f"sparsity {config.sparsity:g} cannot be reached with cap {config.cap:g} and bias {best.reasons.bias:.3g}"
+            f"sparsity {config.sparsity:g} cannot be reached with cap {config.cap:g}"
+            f"{'' if config.bias is None else f' and bias {config.bias:g}'}"
             f"{' beside the locked ratios' if config.locked else ''}: at most "
             f"{parameters.removed_fraction:.3f} of the decoder layers' parameters goes; raise the cap or ask for less"
         )

@@ -153,8 +153,8 @@ def summary(plan: Plan) -> str:
         f"{counts.dense_total:,} -> {counts.sliced_total:,} in all"
     )
     if isinstance(plan, CrossModulePlan):
-        line += f"; width {plan.width} of {plan.hidden} (slicing {plan.slicing:.1%}). {plan.note}".rstrip()
-    return line
+        return line + f"; width {plan.width} of {plan.hidden} (slicing {plan.slicing:.1%}). {plan.note}".rstrip()
+    return f"{line}; bias {plan.reasons.bias:.2f}"
 
 
 def records(frame: pandas.DataFrame) -> list[dict[str, Any]]:

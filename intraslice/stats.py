@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -76,8 +75,7 @@ class CalibrationStats:
             attention = group_gradients(stats.attention_gradients, gradient_group)
             # As with neurons, heads stay for what they carry (the paper's) times what the loss feels of them.
             felt = attention.square().sum(0).view_as(output).sum(-1, keepdim=True)
-            felt = felt / felt.mean().clamp_min(torch.finfo(felt.dtype).tiny)
-            scores = channel_scores(stats.attention_moment, output) * felt
+            scores = channel_scores(stats.attention_moment, output) * (felt / felt.mean() if felt.any() else 1.0)
             unit = None if head_fraction is None else unit_channels(sizes.dim, head_fraction)
             layers.append(
                 LayerProfile(

@@ -66,10 +66,10 @@ def test_every_endpoint_has_a_name_types_and_words(client) -> None:
         assert re.fullmatch(r"/[a-z]+(_[a-z]+)*", name), f"{name} is no name"
         assert len(endpoint["description"]) > 20, f"{name} says nothing"
         assert all(parameter["python_type"]["type"] for parameter in endpoint["parameters"])
+        assert all(parameter["parameter_has_default"] for parameter in endpoint["parameters"]), f"{name} asks for more"
     assert described["named_endpoints"].keys() >= {"/evaluate", "/generate", "/sweep_table", "/checkpoint", "/report"}
     defaults = {one["parameter_name"]: one for one in described["named_endpoints"]["/evaluate"]["parameters"]}
     assert list(defaults) == list(Settings._fields)
-    assert all(one["parameter_has_default"] for one in defaults.values())
 
 
 def test_bad_input_comes_back_in_words(client) -> None:
@@ -85,14 +85,14 @@ def test_the_pages_answer_is_the_commands(client) -> None:
     asked = {"sparsity": 40, "prompt": "w10 w20 w30", "tokens": 16}
     text = client.predict(**asked, api_name="/generate")["sliced"]
     sampling = {"temperature": 0, "sample_seed": 0, "raw": False}
-    steps = client.submit(upload=None, **asked, **sampling, api_name="/answer")
+    steps = client.submit(**asked, **sampling, api_name="/answer")
     shown = [step[2] for step in steps if isinstance(step[2], str)]  # status, dense, IntraSlice, cross-module
     assert text in re.sub(r"<[^>]*>", "", shown[-1])
 
 
 def test_the_report_and_the_plan_are_files(client) -> None:
-    plan = json.loads(Path(client.predict(upload=None, api_name="/plan")).read_text(encoding="utf-8"))
-    report = Path(client.predict(upload=None, api_name="/report")).read_text(encoding="utf-8")
+    plan = json.loads(Path(client.predict(api_name="/plan")).read_text(encoding="utf-8"))
+    report = Path(client.predict(api_name="/report")).read_text(encoding="utf-8")
     assert len(plan["ratios"]) == 3
     assert "Plotly" in report
     assert "Which layers give" in report

@@ -50,6 +50,13 @@ def test_the_plan_counts_the_model(family_case, baseline: str):
     assert torch.equal(model.generate(prompt, **settings), model.generate(prompt, use_cache=False, **settings))
 
 
+def test_without_a_bias_rivals_take_as_much_of_either_kind(tiny_case):
+    plan, _ = made(tiny_case("llama-gqa"), "magnitude", 0.4)
+    assert plan.reasons.bias == 1
+    ratios = [sum(kind) for kind in zip(*((own.attention_ratio, own.mlp_ratio) for own in plan.layers), strict=True)]
+    assert ratios[0] == pytest.approx(ratios[1], rel=0.1)
+
+
 @torch.no_grad()
 def test_magnitude_without_repair_is_the_dense_model_with_the_rest_zeroed(family_case):
     plan, model = made(family_case, "magnitude", 0.4)

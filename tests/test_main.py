@@ -116,7 +116,7 @@ def test_the_slicing_fraction_is_the_cross_module_method_s_own(run):
         ["--head-fraction", "0.25"],
         ["--gradient-group", "2"],
         ["--targets", "text"],
-        ["--estimator", "fisher", "--head-fraction", "0.5"],
+        ["--estimator", "fisher", "--head-fraction", "0.25"],
     ],
 )
 def test_the_estimators_units_groups_and_targets_are_options(run, options):

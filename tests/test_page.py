@@ -42,7 +42,7 @@ def test_bars_are_the_librarys_ratios(handlers, session, tiny, estimator) -> Non
 
 
 def test_impossible_settings_become_words_and_leave_the_charts_alone(handlers, tiny) -> None:
-    chart, *_, first_line, _, _ = handlers.preview(tiny._replace(sparsity=75, cap=60), 0, SOMEBODY)
+    chart, *_, first_line, _, _, _ = handlers.preview(tiny._replace(sparsity=75, cap=60), 0, SOMEBODY)
     assert isinstance(chart, dict)  # gradio's skip
     assert "raise the cap" in first_line
 

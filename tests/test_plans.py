@@ -162,13 +162,13 @@ def test_uniform_ratios_are_the_same_for_all_modules():
 
 
 def test_the_share_of_neurons_by_hand():
-    """A channel's mask stands for 2 of 4 parameters, a neuron's for all 3: the order is .5 n, 1 c, 2 n, 4 c, 5 n."""
+    """A mask stands for 2.8 of a channel's 4 parameters, for a neuron's 3: .5 n, .7 c, 2 n, 2.9 c, 5 n go in turn."""
     sizes = LayerSizes(1, 2, 2, 1, 3, gated=True, attention_bias=False, mlp_bias=False, fixed=0)
     channels, neurons = torch.tensor([8.0, 2.0]), torch.tensor([1.5, 6.0, 15.0])
     table = head_table(channels[:, None], channels[:, None])
     profile = Profile((LayerProfile(sizes, table, (0, 1), channels, channels, neurons),), 0)
-    for removed, thirds in ((0, 0), (1.5, 0.5), (3, 1), (5, 1), (7, 1), (10, 2), (14, 2), (17, 3), (99, 3)):
-        assert profile.neuron_share("pca", float(removed)) == pytest.approx(thirds / 3)
+    for removed, thirds in ((0, 0), (1.5, 0), (3, 1), (5, 1), (7, 1), (10, 2), (14, 2), (17, 3), (99, 3)):
+        assert profile.neurons_among("pca", float(removed)) == pytest.approx(thirds / 3)
 
 
 def test_important_layers_keep_more():
@@ -202,7 +202,7 @@ def test_more_asked_is_more_removed(profile):
 
 def test_what_cannot_be_removed_is_refused_in_one_line():
     """All ratios at 0.5 remove less than half: norms stay, and key/value heads outlive their queries."""
-    with pytest.raises(UserError, match=r"sparsity 0\.5 cannot be reached with cap 0\.5 .* raise the cap") as caught:
+    with pytest.raises(UserError, match=r"sparsity 0\.5 cannot be reached with cap 0\.5: .* raise the cap") as caught:
         make_plan(profile_of(*MODELS["smollm2"]), SliceConfig(0.5, cap=0.5))
     assert "\n" not in str(caught.value)
 

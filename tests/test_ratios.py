@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from intraslice.attention import channel_scores, head_energies, head_table
 from intraslice.config import SliceConfig, UserError, finish
 from intraslice.importance import (
     Ranking,
@@ -71,7 +72,7 @@ def test_pca_importance_does_not_depend_on_eigenvector_signs(monkeypatch, unit):
 
 
 def test_a_head_that_the_loss_does_not_feel_goes_first(tiny_case):
-    """Whatever it carries: without gradients the first head of llama-mha's first layer stays as long as any."""
+    """Whatever it carries."""
     stats = tiny_case("llama-mha").stats
     layer = stats.layers[0]
     heads, dim = stats.output_energies[0].shape
@@ -81,7 +82,15 @@ def test_a_head_that_the_loss_does_not_feel_goes_first(tiny_case):
         deaf = replace(stats, layers=[replace(layer, attention_gradients=felt), *stats.layers[1:]])
         alive = deaf.profile.layers[0].table.alive
         assert not alive[: heads * dim - dim, head].any()
-        assert alive[heads * dim // 2].any()
+
+
+def test_without_any_gradient_heads_go_by_what_they_carry(tiny_case):
+    stats = tiny_case("llama-mha").stats
+    layer, output = stats.layers[0], stats.output_energies[0]
+    silent = replace(layer, attention_gradients=torch.zeros_like(layer.attention_gradients))
+    table = replace(stats, layers=[silent, *stats.layers[1:]]).profile.layers[0].table
+    scores = channel_scores(layer.attention_moment, output)
+    assert torch.equal(table.alive, head_table(head_energies(layer.attention_moment, scores), scores).alive)
 
 
 # Fractions of a head as the unit

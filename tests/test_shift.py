@@ -40,7 +40,7 @@ def test_a_change_of_basis_that_is_undone_is_no_shift(family_case):
 
 def test_sliced_models_shift_and_the_methods_are_told_apart(family_case):
     dense, tokens = family_case.loaded.model, family_case.tokens
-    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, "uniform", bias=1.0))  # so that every layer is cut
+    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, "uniform"))  # so that every layer is cut
     intra = finish(slice_model(dense, plan, family_case.stats, tokens))
     cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.3), tokens))
     events: list[Progress] = []

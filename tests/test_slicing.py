@@ -22,7 +22,7 @@ ORDERS = ("sequential", "one-shot")
 
 def plan_for(case, sparsity: float = 0.4, order: str = "sequential") -> SlicePlan:
     """Uniform, so that every module of every layer is cut."""
-    return make_plan(case.stats.profile, SliceConfig(sparsity, "uniform", bias=1.0, order=order))
+    return make_plan(case.stats.profile, SliceConfig(sparsity, "uniform", order=order))
 
 
 def run(case, plan: SlicePlan, stats: CalibrationStats | None = None) -> PreTrainedModel:
