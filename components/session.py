@@ -68,7 +68,7 @@ def slice_config(settings: Settings) -> SliceConfig:
     return SliceConfig(
         settings.sparsity / 100,
         settings.estimator,
-        settings.bias,
+        None if settings.bias is None else float(settings.bias),
         settings.cap / 100,
         settings.order,
         bool(settings.iterative) and settings.order == "sequential",

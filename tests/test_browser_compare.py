@@ -24,7 +24,7 @@ def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[Settings]
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("browser")
         patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
-        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
+        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)._replace(bias=1.0)  # so that attention is cut too
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def compare_address(tiny) -> Iterator[str]:
     page = build_app(session)
     page.queue()
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **look.launch_options())
-    query = f"model={tiny.model}&text={tiny.text}&sequences=8&length=32&tab=compare&prompt=w10%20w20%20w30"
+    query = f"model={tiny.model}&text={tiny.text}&sequences=8&length=32&bias=1&tab=compare&prompt=w10%20w20%20w30"
     yield f"{url.rstrip('/')}/?{query}"
     page.close()
 

@@ -34,6 +34,7 @@ def slide(opened: Opened, percent: int) -> None:
 def test_marks_on_the_spectra_follow_the_slider(visit, snapshot_session: Session) -> None:
     opened = visit("/?tab=spectra&layer=17")
     page = opened.page
+    page.wait_for_selector("#rank-chart .main-svg", timeout=PATIENCE)
     for percent in (50, 20):
         slide(opened, percent)
         plan = snapshot_session.slice_plan(Settings(sparsity=percent)).layers

@@ -135,7 +135,7 @@ def test_a_click_on_a_measured_module_chooses_its_layer(visit) -> None:
     page.wait_for_function(
         "document.querySelector('#importance-chart .isx-title').textContent.includes('layer 27')", timeout=PATIENCE
     )
-    assert "Layer 14" in page.inner_text("#verdict-words")
+    assert "isjudge" in page.inner_text("#verdict-words")
 
 
 def test_the_tour_leads_through_the_page_and_gives_it_back(visit) -> None:
