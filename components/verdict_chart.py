@@ -41,7 +41,7 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
                 layout[f"{axis}axis{figure.suffix(column)}"].update(showticklabels=False, range=[0, 1])
         if any(module.foretold[estimator] > 0 for module in own):
             layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks([m.foretold[estimator] for m in own]))
-        layout["annotations"].append(figure.heading(f"<b>{words}</b>: {_rhos(view, kind)}", axes))
+        layout["annotations"].append(figure.heading(f"<b>{words}</b>: {_rho(view, estimator, kind)}", axes))
     note = "Slice each module alone, take the loss, and see whether the importances foretold it."
     if view:
         note = (
@@ -113,11 +113,10 @@ def _ticks(values: Sequence[float]) -> Json:
     return {"tickvals": marks, "ticktext": [f"{mark:.10f}".rstrip("0").rstrip(".") for mark in marks]}
 
 
-def _rhos(view: VerdictView | None, kind: str) -> str:
+def _rho(view: VerdictView | None, estimator: str, kind: str) -> str:
     if view is None:
         return "not measured yet"
-    named = (f"{ESTIMATORS[name]} {number(rhos[kind])}" for name, rhos in view.rho.items())
-    return f"ρ {', '.join(named)}"
+    return f"ρ {number(view.rho[estimator][kind])} ({ESTIMATORS[estimator]})"
 
 
 def number(rho: float | None) -> str:
