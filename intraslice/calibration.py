@@ -29,7 +29,7 @@ from intraslice.offload import is_offloaded, resident
 from intraslice.stats import CalibrationStats, LayerStats, layer_sizes
 
 FORMAT = "4"
-TOKENS_A_BATCH = 1024
+TOKENS_A_BATCH = 512  # what the backward pass needs of all layers at once is most of the memory
 LOGIT_TOKENS = 512
 SEED = 0  # of the targets that the model draws
 

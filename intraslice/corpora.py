@@ -97,9 +97,10 @@ def evaluation_tokens(
     windows = config.tokens // config.window
     tokens = _first_tokens(tokenizer, documents, windows * config.window)
     if len(tokens) < windows * config.window:
+        lower = f"lower the number of tokens to {len(tokens)} or less, or " if len(tokens) >= config.window else ""
         raise UserError(
-            f"{config.text!r} has {len(tokens)} tokens for evaluation, wanted {windows * config.window}; "
-            f"lower the number of tokens to {len(tokens)} or less, or name a longer text"
+            f"{config.text!r} has {len(tokens)} tokens for evaluation, wanted {windows * config.window} in windows of "
+            f"{config.window}; {lower}name a longer text"
         )
     return tokens.view(windows, config.window)
 

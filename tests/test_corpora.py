@@ -151,8 +151,10 @@ def test_too_few_tokens_says_how_many_there_are(tmp_path, tokenizer):
         calibration_tokens(tokenizer, CalibrationConfig(path, sequences=5, length=64))
     with pytest.raises(UserError, match=r"wanted 1 x 512 = 512; lower sequences and length, or name"):
         calibration_tokens(tokenizer, CalibrationConfig(path, sequences=1))
-    with pytest.raises(UserError, match=r"has 200 tokens for evaluation, wanted 16384; lower"):
+    with pytest.raises(UserError, match=r"wanted 16384 in windows of 512; name a longer"):
         evaluation_tokens(tokenizer, EvaluationConfig(path))
+    with pytest.raises(UserError, match=r"wanted 640 in windows of 64; lower the number of tokens to 200"):
+        evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=640, window=64))
     with pytest.raises(UserError, match="has 40 tokens"):
         evaluation_tokens(tokenizer, EvaluationConfig(path), path)
 

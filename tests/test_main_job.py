@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from intraslice.__main__ import main
+from intraslice.config import cache_folder
 
 SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "2048", "--json"]
 KEYS = {"model", "method", "estimator", "order", "sparsity_asked", "removed_fraction", "parameters"}
@@ -39,3 +43,17 @@ def test_calibrate_slice_save_reload_and_evaluate(capsys, default_model, tmp_pat
     reloaded = answer(capsys, "evaluate", "--model", folder)
     assert reloaded["perplexity"]["sliced"] == pytest.approx(perplexity["sliced"], abs=1e-3)
     assert reloaded["parameters"] == counts
+
+
+def test_a_whole_run_keeps_within_its_memory(default_model, tmp_path):
+    for name in ("models", "wheels"):
+        (tmp_path / name).symlink_to(cache_folder() / name)  # only calibrations are new
+    options = ["--sequences", "2", "--eval-tokens", "1024", "--json"]  # more sequences need no more
+    result = subprocess.run(
+        [sys.executable, "-m", "intraslice", "evaluate", *options],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "INTRASLICE_CACHE": str(tmp_path)},
+    )
+    assert list((tmp_path / "calibration").iterdir())
+    assert json.loads(result.stdout)["peak_rss_bytes"] < 3.4 * 2**30
