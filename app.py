@@ -32,7 +32,7 @@ def build_app(session: Session) -> gr.Blocks:
             sparsity = controls_panel.sparsity_slider(first.sparsity)
             removed = gr.HTML(removed_html, elem_id="removed", apply_default_css=False)
         with sidebar:
-            controls = controls_panel.build(session, first, sparsity, readout_html, found_bias)
+            controls = controls_panel.build(session, first, sparsity, readout_html, found_bias or 1)
         with gr.Tabs(elem_id="tabs") as shown:
             panels = tabs.build(session, first, ratios_json, importances_json)
         teaching.glossary()

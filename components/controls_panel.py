@@ -57,7 +57,7 @@ def sparsity_slider(value: float) -> gr.Slider:
     )
 
 
-def build(session, first: Settings, sparsity: gr.Slider, readout_html: str, found_bias: float | str) -> Controls:
+def build(session, first: Settings, sparsity: gr.Slider, readout_html: str, found_bias: float) -> Controls:
     """Fill the sidebar. Called inside `gr.Sidebar()`."""
     gr.HTML("<h2>Model</h2>", apply_default_css=False)
     model = gr.Dropdown(
@@ -88,9 +88,9 @@ def build(session, first: Settings, sparsity: gr.Slider, readout_html: str, foun
     bias = gr.Number(
         first.bias, label="Bias: above 1 cuts MLPs harder; none leaves it to the importances", visible=False
     )
-    bias_found = gr.Number(found_bias or 1, label="Bias that the importances found", visible=False)
+    bias_found = gr.Number(found_bias, label="Bias that the importances found", visible=False)
     bias_slider = gr.Slider(
-        0.4, 1.6, value=found_bias or 1, step=0.05, label="Bias: attention ← → MLP", elem_id="bias", buttons=[]
+        0.4, 1.6, value=found_bias, step=0.05, label="Bias: attention ← → MLP", elem_id="bias", buttons=[]
     )
     bias_auto = gr.Checkbox(True, label="automatic", elem_id="bias-auto", container=False)
     cap = gr.Slider(60, 95, value=first.cap, step=1, label="Cap (% of a module)", elem_id="cap", buttons=[])

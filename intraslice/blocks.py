@@ -143,8 +143,14 @@ class SlicedAttention(nn.Module):
         self, hidden: Float[Tensor, "batch tokens hidden"], position_embeddings: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (batch, heads, tokens, dim), rotated keys and values (batch, kv_heads, tokens, ·)."""
+        return self.turned(self.qkv_proj(hidden), position_embeddings)
+
+    def turned(
+        self, projected: Float[Tensor, "batch tokens rows"], position_embeddings: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `project` returns, from what leaves `qkv_proj`."""
         sizes = [self.heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.value_dim]
-        query, key, value = self.qkv_proj(hidden).split(sizes, dim=-1)
+        query, key, value = projected.split(sizes, dim=-1)
         query = query.unflatten(-1, (self.heads, self.dim)).transpose(1, 2)
         key = key.unflatten(-1, (self.kv_heads, self.dim)).transpose(1, 2)
         value = value.unflatten(-1, (self.kv_heads, self.value_dim)).transpose(1, 2)

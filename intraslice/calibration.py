@@ -37,6 +37,7 @@ SEED = 0  # of the targets that the model draws
 @contextmanager
 def _watched(block: Block, stats: LayerStats) -> Iterator[None]:
     """While open, the layer's moments add up as tokens pass."""
+    attention, angles = block.attention, []
 
     def at_output_map(moment: Tensor, total: Tensor):
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -51,15 +52,18 @@ def _watched(block: Block, stats: LayerStats) -> Iterator[None]:
         add_moment_(stats.residual_moment, states)
         add_moment_(stats.direction_moment, nn.functional.normalize(states, dim=-1))
 
-    def at_queries(attention: nn.Module, inputs: tuple, named: dict) -> None:
-        with torch.no_grad():
-            query, key, _ = attention.project(named["hidden_states"].detach(), named["position_embeddings"])
-            stats.channel_products.add_(channel_products(query, key, attention.kv_head))
+    def at_attention(_: nn.Module, inputs: tuple, named: dict) -> None:
+        angles.append(named["position_embeddings"])
+
+    def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        query, key, _ = attention.turned(output.detach(), angles.pop())
+        stats.channel_products.add_(channel_products(query, key, attention.kv_head))
 
     handles = [
         block.attention_norm.register_forward_pre_hook(at_stream),
-        block.attention.register_forward_pre_hook(at_queries, with_kwargs=True),
-        block.attention.o_proj.register_forward_pre_hook(at_output_map(stats.attention_moment, stats.attention_sum)),
+        attention.register_forward_pre_hook(at_attention, with_kwargs=True),
+        attention.qkv_proj.register_forward_hook(at_queries),
+        attention.o_proj.register_forward_pre_hook(at_output_map(stats.attention_moment, stats.attention_sum)),
         block.mlp.down_proj.register_forward_pre_hook(at_output_map(stats.mlp_moment, stats.mlp_sum)),
     ]
     try:
@@ -80,8 +84,6 @@ def _masked(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[T
     rotated = (attention.frequency != UNROTATED)[attention.kv_head]
 
     def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        if not torch.is_grad_enabled():  # the moments have a projection of their own
-            return
         values = output.detach()[..., : attention.heads * attention.dim]
 
         def add(gradient: Tensor) -> None:

@@ -11,6 +11,7 @@ from browsing import CHROMIUM, PATIENCE
 from test_browser import close
 
 from components.session import Session, slice_config
+from components.verdict import Verdicts
 from components.views import Settings
 from intraslice.config import cache_folder
 from intraslice.ratios import make_plan
@@ -116,7 +117,7 @@ def test_a_link_carries_the_locks(visit, snapshot_session) -> None:
     assert "2 locked" in opened.page.inner_text("#overrides summary")
 
 
-def test_a_click_on_a_measured_module_chooses_its_layer(visit) -> None:
+def test_a_click_on_a_measured_module_chooses_its_layer(visit, snapshot_session) -> None:
     page = visit().page
     page.locator("#verdict-chart").scroll_into_view_if_needed()
     page.wait_for_selector("#verdict-chart .main-svg", timeout=PATIENCE)
@@ -135,7 +136,10 @@ def test_a_click_on_a_measured_module_chooses_its_layer(visit) -> None:
     page.wait_for_function(
         "document.querySelector('#importance-chart .isx-title').textContent.includes('layer 27')", timeout=PATIENCE
     )
-    assert "isjudge" in page.inner_text("#verdict-words")
+    misjudged = [own for own in Verdicts(snapshot_session).known(Settings()).misjudged if own[0] == "pca"]
+    shown = page.inner_text("#verdict-words")
+    assert misjudged
+    assert all(f"Layer {layer}'s" in shown for _, layer, *_ in misjudged)
 
 
 def test_the_tour_leads_through_the_page_and_gives_it_back(visit) -> None:
