@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pandas
+import psutil
 import torch
 from transformers import PreTrainedModel
 
 try:
     import resource
-except ImportError:  # Windows has no such count
+except ImportError:  # Windows has its own
     resource = None
 
 from intraslice import corpora
@@ -169,8 +172,14 @@ def show(event: Progress) -> None:
 
 
 def peak_memory() -> int | None:
-    """Bytes of the largest resident set so far."""
+    """Bytes of this process's own largest resident set so far, None where the system does not count them.
+
+    `ru_maxrss` will not do on Linux: a child's begins at what its parent held when it was forked.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peaks = re.findall(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+        return 1024 * int(peaks[0]) if peaks else None
     if resource is None:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kibibytes
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

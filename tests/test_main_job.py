@@ -57,3 +57,11 @@ def test_a_whole_run_keeps_within_its_memory(default_model, tmp_path):
     )
     assert list((tmp_path / "calibration").iterdir())
     assert json.loads(result.stdout)["peak_rss_bytes"] < 3.4 * 2**30
+
+
+def test_the_peak_is_the_processs_own():
+    held = bytearray(2**30)  # a child's ru_maxrss would begin here
+    held[::4096] = b"x" * len(held[::4096])
+    words = "from intraslice.run import peak_memory; print(peak_memory())"
+    result = subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True)
+    assert 2**26 < int(result.stdout) < len(held)
