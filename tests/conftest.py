@@ -238,6 +238,12 @@ def default_model() -> LoadedModel:
     return load_model("default")
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """What draws from torch's own generator draws the same, whatever ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder that is not there yet, for this test alone."""

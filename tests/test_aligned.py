@@ -54,6 +54,7 @@ def test_a_massive_token_keeps_its_say():
     rows[:, 0] *= 1000
     state[:, 0] *= 1000
     first = torch.nn.Linear(4, 3, bias=False).requires_grad_(False)
+    first.weight.uniform_(-0.5, 0.5, generator=generator)
     wanted = first(rows)
     wanted[:, 1:] += rows[:, 1:] @ torch.randn(4, 3, generator=generator)  # all others want another map
     fit = aligned._Fit(first)
