@@ -17,11 +17,11 @@ from components.diagnostic_views import Histogram, MethodShift, PlaceShift, Shif
 from components.jobs import told
 from components.session import Session, SliceKey, calibration_key, slice_config, slice_key
 from components.views import Settings, Status
-from intraslice import corpora
-from intraslice.distributions import Distribution
-from intraslice.evaluation import parameters_of
-from intraslice.methods import Method
-from intraslice.shift import PLACES, Shift, ShiftReport, measure_shift
+from intraslice import data
+from intraslice.diagnostics.distributions import Distribution
+from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
+from intraslice.evaluation.loss import parameters_of
+from intraslice.methods.registry import Method
 
 TOKENS = 2048
 NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": "cross-module"}
@@ -100,7 +100,7 @@ class ShiftViews:
             tokens=min(windows, max(1, TOKENS // window)) * window,
             window=window,
             massive=found["intraslice"][1],
-            text=corpora.describe(calibration_key(settings).config.text),
+            text=data.describe(calibration_key(settings).config.text),
             missing=missing or "",
         )
 

@@ -13,10 +13,10 @@ from components.jobs import told
 from components.session import CalibrationKey, Session, calibration_key, slice_config
 from components.views import Settings, Status
 from intraslice.config import SliceConfig, UserError
-from intraslice.crossmodule import CrossModulePlan, plan_crossmodule
-from intraslice.evaluation import kv_bytes_per_token, perplexity
+from intraslice.evaluation.loss import kv_bytes_per_token, perplexity
+from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.linalg import NumericalError
-from intraslice.speed import Speed, SpeedConfig, measure_speed
+from intraslice.methods.crossmodule import CrossModulePlan, plan_crossmodule
 
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 TOLERANCE = 0.02  # of the layers' parameters: what is further apart is no equal removal

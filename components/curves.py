@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from components.views import ImportanceCurve, LayerView, PlanView
-from intraslice.importance import LayerProfile, Profile
-from intraslice.ratios import CONTEXT, SlicePlan, flops_per_token
+from intraslice.planning.importance import LayerProfile, Profile
+from intraslice.planning.ratios import CONTEXT, SlicePlan, flops_per_token
 
 DRAWN = 160  # points of a curve; more cannot be told apart on a screen
 

@@ -25,7 +25,7 @@ from components.diagnostic_views import (
     ShiftView,
     drawn_ranks,
 )
-from intraslice.ratios import LayerPlan
+from intraslice.planning.ratios import LayerPlan
 
 if TYPE_CHECKING:  # these read the snapshot
     from components.session import Calibrated

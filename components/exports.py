@@ -16,10 +16,10 @@ from components.session import Session, slice_config
 from components.views import Settings, Status
 from intraslice import checkpoints
 from intraslice.__main__ import parser
-from intraslice.commands import record
+from intraslice.cli.commands import record
+from intraslice.cli.run import Run
 from intraslice.config import UserError
-from intraslice.evaluation import generate_text
-from intraslice.run import Run
+from intraslice.evaluation.loss import generate_text
 
 
 def words(session: Session, settings: Settings, command: str = "evaluate", *more: str) -> list[str]:

@@ -9,7 +9,7 @@ from components.columns import Columns
 from components.compare_views import Candidate, PassageToken, PassageView
 from components.views import Settings, Status
 from intraslice.config import UserError
-from intraslice.tokens import NextToken, TokenScore, compare_next_tokens, score_passage
+from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
 
 NEXT = 8  # candidates of either model
 ALTERNATIVES = 3

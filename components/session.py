@@ -19,17 +19,17 @@ from components.cache import BoundedCache
 from components.curves import Source, importance_curves, plan_view
 from components.jobs import Jobs, told
 from components.views import ImportanceCurve, Perplexities, PlanView, Settings, Status
-from intraslice import corpora
+from intraslice import data
 from intraslice.cache import cache_path, keep_record, kept_record
-from intraslice.calibration import calibrate
+from intraslice.calibration.driver import calibrate
+from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, parse_lock
-from intraslice.evaluation import perplexity
-from intraslice.importance import Profile
-from intraslice.memory import available_bytes
-from intraslice.methods import Method, plan_by, slice_by, uses_estimator
-from intraslice.models import SUGGESTED_MODELS, LoadedModel, load_model, require_memory
-from intraslice.ratios import SlicePlan, make_plan
-from intraslice.stats import CalibrationStats
+from intraslice.evaluation.loss import perplexity
+from intraslice.loading import SUGGESTED_MODELS, LoadedModel, load_model, require_memory
+from intraslice.methods.registry import Method, plan_by, slice_by, uses_estimator
+from intraslice.planning.importance import Profile
+from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.pretrained.memory import available_bytes
 
 ESTIMATORS = ("uniform", "fisher", "pca")
 TEXTS = ("default", "wikitext2")
@@ -147,7 +147,7 @@ class Session:
         calibrated = self._calibrations.get(key)
         if calibrated is None:
             return Perplexities()
-        text = corpora.describe(key.config.text)
+        text = data.describe(key.config.text)
         windows, window = calibrated.windows.shape
         protocol = (
             f"Perplexity on {windows * window:,} tokens in windows of {window} without overlap, the first token of "
@@ -195,7 +195,7 @@ class Session:
         key = calibration_key(settings)
         loaded = self.calibrated(settings).loaded
         tokens = f"{key.config.sequences} x {key.config.length} tokens"
-        return Status(f"{loaded.source}. Calibrated on {tokens}: {corpora.describe(key.config.text)}", "ready")
+        return Status(f"{loaded.source}. Calibrated on {tokens}: {data.describe(key.config.text)}", "ready")
 
     def calibrated(self, settings: Settings) -> Calibrated:
         """The model and its calibration, once they are there. Raises UserError before that."""
@@ -232,12 +232,12 @@ class Session:
                 if loaded.made is not None:
                     raise UserError(f"{key.model} is sliced already; wanted a dense model")
                 self._models.put(key.model, loaded, _bytes(loaded.model))
-            yield Status(f"Reading text: {corpora.describe(key.config.text)}")
+            yield Status(f"Reading text: {data.describe(key.config.text)}")
             evaluation = EvaluationConfig(
                 key.config.text, max(self.evaluation_tokens, key.config.length), key.config.length
             )
-            tokens = corpora.calibration_tokens(loaded.tokenizer, key.config, evaluation.text)
-            windows = corpora.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
+            tokens = data.calibration_tokens(loaded.tokenizer, key.config, evaluation.text)
+            windows = data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
             stats = yield from told(calibrate(loaded, tokens), f"Calibrating {Path(key.model).name}, sequence")
             held = sum(t.nbytes for layer in stats.layers for t in vars(layer).values())
             source = Source(stats.profile, loaded.model.lm_head.weight.numel())

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from components.curves import Source
-from intraslice.attention import HeadTable
-from intraslice.importance import LayerProfile, LayerSizes, Profile
+from intraslice.planning.importance import LayerProfile, LayerSizes, Profile
+from intraslice.slicing.attention import HeadTable
 
 FILE = Path(__file__).parent.parent / "assets" / "snapshot.npz"
 IMPORTANCES = ("fisher_heads", "pca_channels", "neurons")

@@ -15,8 +15,8 @@ from components.columns import contrast
 from components.diagnostic_views import Curve, LayerCurves, PairsView, SpectraView, drawn_ranks
 from components.session import Calibrated, CalibrationKey, Session, calibration_key
 from components.views import Settings
-from intraslice.ratios import LayerPlan
-from intraslice.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
+from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
+from intraslice.planning.ratios import LayerPlan
 
 SHARE = 0.95
 

@@ -11,9 +11,9 @@ from components.columns import Columns
 from components.compare_views import COLUMNS, Answer, Question
 from components.views import Settings, Status
 from intraslice.config import UserError
-from intraslice.evaluation import HALF, Sampling, answer_text, end_tokens, stream_tokens
+from intraslice.diagnostics.token_scores import first_divergence
+from intraslice.evaluation.loss import HALF, Sampling, answer_text, end_tokens, stream_tokens
 from intraslice.linalg import NumericalError
-from intraslice.tokens import first_divergence
 
 Answers = Mapping[str, Answer]
 

@@ -14,11 +14,11 @@ import torch
 from components.session import Session, slice_config
 from components.sweep_chart import line_name
 from components.views import Settings, Status, SweepChoice, SweepPoint, SweepView
+from intraslice.cli.run import records
 from intraslice.config import SliceConfig, UserError, finish
-from intraslice.models import LoadedModel
-from intraslice.run import records
-from intraslice.speed import SpeedConfig
-from intraslice.sweep import Point, Texts, kept_points, points, sweep
+from intraslice.evaluation.speed import SpeedConfig
+from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
+from intraslice.loading import LoadedModel
 
 
 class Plan(NamedTuple):

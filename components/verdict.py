@@ -17,9 +17,9 @@ from components.jobs import told
 from components.session import Calibrated, CalibrationKey, Session, calibration_key
 from components.views import ModuleVerdict, Settings, Status, VerdictView
 from intraslice.config import Progress, finish
-from intraslice.importance import Profile
-from intraslice.judgement import JUDGED, judge
-from intraslice.sensitivity import ModuleLoss, Sensitivity, measure_sensitivity
+from intraslice.diagnostics.rank_agreement import JUDGED, judge
+from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, measure_sensitivity
+from intraslice.planning.importance import Profile
 
 FILE = ASSETS / "sensitivity.json"
 RATIO = 0.3

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from intraslice.calibration import calibrate
-from intraslice.checkpoints import load, save
+from intraslice.calibration.driver import calibrate
+from intraslice.checkpoints.format import load, save
+from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.config import CalibrationConfig, EvaluationConfig, Progress, SliceConfig, UserError, finish
-from intraslice.corpora import calibration_tokens, evaluation_tokens
-from intraslice.evaluation import generate_text, perplexity
-from intraslice.methods import METHODS, plan_by, slice_by
-from intraslice.models import LoadedModel, load_model
-from intraslice.plain import plain_model
-from intraslice.ratios import SlicePlan, make_plan
-from intraslice.slicing import slice_model
+from intraslice.data import calibration_tokens, evaluation_tokens
+from intraslice.evaluation.loss import generate_text, perplexity
+from intraslice.loading import LoadedModel, load_model
+from intraslice.methods.registry import METHODS, plan_by, slice_by
+from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.slicing.driver import slice_model
 
 __all__ = [
     "METHODS",

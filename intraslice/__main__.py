@@ -12,14 +12,14 @@ from typing import get_args
 import torch
 
 import intraslice
-from intraslice import commands, instruments
+from intraslice.cli import analyses, commands
+from intraslice.cli.run import Run
 from intraslice.config import CalibrationConfig, Estimator, EvaluationConfig, Order, SliceConfig, Targets, UserError
+from intraslice.evaluation.speed import SpeedConfig
 from intraslice.linalg import NumericalError
-from intraslice.methods import METHODS
-from intraslice.models import DEFAULT
-from intraslice.offload import PLACEMENTS
-from intraslice.run import Run
-from intraslice.speed import SpeedConfig
+from intraslice.loading import DEFAULT
+from intraslice.methods.registry import METHODS
+from intraslice.modeling.offload import PLACEMENTS
 
 FEW_TOKENS = 2048  # enough for activations, and for paired differences of losses
 
@@ -90,12 +90,12 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.add_argument("--temperature", type=float, default=0.0)
 
-    inspect = command("inspect", instruments.inspect, "spectra and activation shift", FEW_TOKENS)
-    inspect.add_argument("--parts", nargs="+", default=["spectra", "shift"], choices=instruments.PARTS)
+    inspect = command("inspect", analyses.inspect, "spectra and activation shift", FEW_TOKENS)
+    inspect.add_argument("--parts", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS)
     inspect.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
-    sensitivity = command("sensitivity", instruments.sensitivity, "what each module alone costs", FEW_TOKENS)
+    sensitivity = command("sensitivity", analyses.sensitivity, "what each module alone costs", FEW_TOKENS)
     sensitivity.add_argument("--ratio", type=float, default=0.3, help="share of each module to slice")
-    sweep = command("sweep", instruments.sweep_, "perplexity and speed of many models")
+    sweep = command("sweep", analyses.sweep_, "perplexity and speed of many models")
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
     sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], choices=get_args(Estimator))
     sweep.add_argument("--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F")

@@ -28,10 +28,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from intraslice.calibration import CalibrationStats, calibrate
+from intraslice.calibration.driver import CalibrationStats, calibrate
 from intraslice.config import UserError, finish
-from intraslice.families import canonicalise
-from intraslice.models import LoadedModel, fingerprint, load_model
+from intraslice.loading import LoadedModel, fingerprint, load_model
+from intraslice.modeling.families import canonicalise
 
 pytest_plugins = ["browsing", "tiny_page"]
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from intraslice import aligned
-from intraslice.aligned import slice_aligned
 from intraslice.config import SliceConfig, finish
-from intraslice.ratios import make_plan
-from intraslice.slicing import slice_model
+from intraslice.methods import plus_align
+from intraslice.methods.plus_align import slice_aligned
+from intraslice.planning.ratios import make_plan
+from intraslice.slicing.driver import slice_model
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def test_nothing_changes_at_sparsity_zero(family_case):
 
 def test_the_stream_comes_nearer_to_the_dense_one_at_the_same_sizes(family_case, monkeypatch):
     """With little damping the fit must win on its own tokens, since the one-shot maps are among its candidates."""
-    monkeypatch.setattr(aligned, "DAMPING", 1e-4)
+    monkeypatch.setattr(plus_align, "DAMPING", 1e-4)
     dense, tokens = family_case.loaded.model, family_case.tokens
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
@@ -57,7 +57,7 @@ def test_a_massive_token_keeps_its_say():
     first.weight.uniform_(-0.5, 0.5, generator=generator)
     wanted = first(rows)
     wanted[:, 1:] += rows[:, 1:] @ torch.randn(4, 3, generator=generator)  # all others want another map
-    fit = aligned._Fit(first)
+    fit = plus_align._Fit(first)
     fit.add_(rows, wanted, state)
     change = (fit.solved()(rows) - wanted).norm(dim=-1)[0, 0] / wanted.norm(dim=-1)[0, 0]
     assert change < 0.25  # 1.6 where tokens weigh the inverse mean square
@@ -68,14 +68,14 @@ def test_a_fit_is_weighted_least_squares_with_a_bias():
     rows, state = torch.randn(2, 50, 5, generator=generator), torch.randn(2, 50, 3, generator=generator)
     first = torch.nn.Linear(5, 3).requires_grad_(False)
     wanted = torch.randn(2, 50, 3, generator=generator)
-    fit = aligned._Fit(first)
+    fit = plus_align._Fit(first)
     for index in range(2):
         fit.add_(rows[index : index + 1], wanted[index : index + 1], state[index : index + 1])
     root = state.square().mean(-1, keepdim=True).pow(-0.25).flatten(0, 1)
     design = torch.cat([rows.flatten(0, 1), torch.ones(100, 1)], dim=1)
     best = torch.linalg.lstsq(design * root, wanted.flatten(0, 1) * root).solution
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aligned, "DAMPING", 0.0)
+        patch.setattr(plus_align, "DAMPING", 0.0)
         solved = fit.solved()
     assert_close(solved.weight, best[:5].T, atol=1e-4, rtol=1e-3)
     assert_close(solved.bias, best[5], atol=1e-4, rtol=1e-3)

@@ -18,7 +18,7 @@ from app import build_app
 from components import look
 from components.session import Session
 from components.views import Settings
-from intraslice.checkpoints import RECORD
+from intraslice.checkpoints.format import RECORD
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]

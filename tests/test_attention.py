@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.attention import (
+from intraslice.linalg import damp
+from intraslice.modeling.attention import UNROTATED, AttentionWeights, SlicedAttention
+from intraslice.slicing.attention import (
     OutputMoments,
     choose_channels,
     cut_queries_and_keys,
@@ -17,8 +19,6 @@ from intraslice.attention import (
     fuse,
     value_axes,
 )
-from intraslice.blocks import UNROTATED, AttentionWeights, SlicedAttention
-from intraslice.linalg import damp
 
 HIDDEN = 12
 

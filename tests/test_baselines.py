@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.baselines import (
+from intraslice.config import SliceConfig, finish
+from intraslice.methods.baselines import (
     activation_scores,
     comparable,
     magnitude_scores,
@@ -17,8 +18,7 @@ from intraslice.baselines import (
     slice_baseline,
     whole_head_table,
 )
-from intraslice.config import SliceConfig, finish
-from intraslice.families import blocks, canonicalise
+from intraslice.modeling.families import blocks, canonicalise
 
 BASELINES = ("magnitude", "wanda", "flap")
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from intraslice.blocks import UNROTATED, AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP, rotate
+from intraslice.modeling.attention import UNROTATED, AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP, rotate
 
 HIDDEN = 10
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.05])

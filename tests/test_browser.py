@@ -8,7 +8,7 @@ from browsing import CHROMIUM, PATIENCE
 
 from components.session import Session, slice_config
 from components.views import Settings
-from intraslice.ratios import make_plan
+from intraslice.planning.ratios import make_plan
 
 pytestmark = [
     pytest.mark.browser,

@@ -14,7 +14,7 @@ from components.session import Session, slice_config
 from components.verdict import Verdicts
 from components.views import Settings
 from intraslice.config import cache_folder
-from intraslice.ratios import make_plan
+from intraslice.planning.ratios import make_plan
 
 pytestmark = [
     pytest.mark.browser,

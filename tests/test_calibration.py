@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
-from intraslice import calibration
-from intraslice.blocks import UNROTATED, SlicedAttention
-from intraslice.calibration import CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
+from intraslice.calibration import driver
+from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
 from intraslice.config import Progress, finish
-from intraslice.families import blocks
 from intraslice.linalg import NumericalError
+from intraslice.modeling.attention import UNROTATED, SlicedAttention
+from intraslice.modeling.families import blocks
 
 FIELDS = tuple(LayerStats.__dataclass_fields__)
 
@@ -88,7 +88,7 @@ def drawn_by_hand(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Labels for transformers, which shifts them: what the model would say at each position, from the same noise."""
     with torch.no_grad():
         logits = model(tokens).logits[:, :-1]
-    noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(calibration.SEED))
+    noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(driver.SEED))
     chosen = (logits - (-noise.log()).log()).argmax(-1)  # Gumbel's form of the race
     return torch.cat([tokens[:, :1], chosen], 1)
 
@@ -210,10 +210,10 @@ def test_query_fisher_is_that_of_one_mask_a_token_and_pair(family_case, monkeypa
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_batch_size_changes_nothing(family_case, batch, monkeypatch):
     tokens = family_case.tokens[:5]
-    monkeypatch.setattr(calibration, "_load", lambda *_: None)
+    monkeypatch.setattr(driver, "_load", lambda *_: None)
     expected = finish(calibrate(family_case.loaded, tokens))
-    monkeypatch.setattr(calibration, "TOKENS_A_BATCH", batch * tokens.shape[1])
-    monkeypatch.setattr(calibration, "LOGIT_TOKENS", 17)
+    monkeypatch.setattr(driver, "TOKENS_A_BATCH", batch * tokens.shape[1])
+    monkeypatch.setattr(driver, "LOGIT_TOKENS", 17)
     assert_same(finish(calibrate(family_case.loaded, tokens)), expected, atol=1e-3, rtol=1e-3)
 
 
@@ -234,7 +234,7 @@ def test_progress_counts_sequences_and_hooks_are_removed(loaded):
 
 
 def test_cancelling_removes_the_hooks_and_keeps_nothing(loaded, cache, monkeypatch):
-    monkeypatch.setattr(calibration, "TOKENS_A_BATCH", 1)
+    monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
     job = calibrate(loaded, TOKENS)
     next(job), next(job)
     job.close()

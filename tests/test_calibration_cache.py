@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from test_calibration import TOKENS, assert_same
 
-from intraslice import calibration
-from intraslice.calibration import calibrate
+from intraslice.calibration import driver
+from intraslice.calibration.driver import calibrate
 from intraslice.config import Progress, finish
 
 
@@ -32,7 +32,7 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch):
     def refuse(*_) -> None:
         raise AssertionError("calibrated again")
 
-    return lambda: monkeypatch.setattr(calibration, "_calibrate_batch", refuse)
+    return lambda: monkeypatch.setattr(driver, "_calibrate_batch", refuse)
 
 
 def test_the_second_time_is_read_from_disk(loaded, forbid_work, cache):
@@ -80,7 +80,7 @@ def test_a_full_disk_is_a_warning(loaded, cache, monkeypatch, caplog):
     def full(*_) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(calibration, "save_file", full)
+    monkeypatch.setattr(driver, "save_file", full)
     with caplog.at_level(logging.WARNING):
         stats = finish(calibrate(loaded, TOKENS))
     assert stats.tokens == 30

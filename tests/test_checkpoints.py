@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import intraslice
-from intraslice import checkpoints
+from intraslice.checkpoints import format as checkpoint_format
+from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.config import SliceConfig, UserError, finish
-from intraslice.crossmodule import CrossModulePlan
-from intraslice.methods import plan_by, slice_by
-from intraslice.plain import plain_model
+from intraslice.methods.crossmodule import CrossModulePlan
+from intraslice.methods.registry import plan_by, slice_by
 
 
 @pytest.fixture(params=["intraslice", "crossmodule"])
@@ -26,7 +26,7 @@ def saved(request, family_case, tmp_path):
     plan = plan_by(request.param, dense, stats, SliceConfig(0.4, bias=1.0, order="one-shot"))
     model = finish(slice_by(request.param, dense, plan, stats, family_case.tokens))
     folder = tmp_path / "sliced"
-    checkpoints.save(model, family_case.loaded.tokenizer, folder, {"source": "tiny", "protocol": {}})
+    checkpoint_format.save(model, family_case.loaded.tokenizer, folder, {"source": "tiny", "protocol": {}})
     return model, folder, family_case, plan
 
 
@@ -44,13 +44,13 @@ def test_a_reloaded_model_is_the_same_model(saved):
 
 def test_the_file_holds_what_the_plan_counts_and_no_more(saved):
     _, folder, case, plan = saved
-    stored = load_file(folder / checkpoints.WEIGHTS)
+    stored = load_file(folder / checkpoint_format.WEIGHTS)
     counts = plan.parameters
     assert sum(tensor.numel() for tensor in stored.values()) == counts.sliced_total  # a tied head is stored once
     decoder = sum(tensor.numel() for name, tensor in stored.items() if name.startswith("model.layers."))
     assert decoder == counts.sliced_decoder
     assert sum(p.numel() for p in case.original.parameters()) == counts.dense_total
-    assert (folder / checkpoints.WEIGHTS).stat().st_size < 4 * counts.sliced_total + 20_000
+    assert (folder / checkpoint_format.WEIGHTS).stat().st_size < 4 * counts.sliced_total + 20_000
 
 
 def test_transformers_refuses_or_runs_it_but_never_fills_layers_with_random_numbers(saved):
@@ -63,12 +63,12 @@ def test_transformers_refuses_or_runs_it_but_never_fills_layers_with_random_numb
 
 
 def _truncate(folder):
-    path = folder / checkpoints.WEIGHTS
+    path = folder / checkpoint_format.WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
 
 
 def _flip_a_byte(folder):
-    path = folder / checkpoints.WEIGHTS
+    path = folder / checkpoint_format.WEIGHTS
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(bytes(data))
@@ -76,7 +76,7 @@ def _flip_a_byte(folder):
 
 def _edit(change):
     def tamper(folder):
-        path = folder / checkpoints.RECORD
+        path = folder / checkpoint_format.RECORD
         record = json.loads(path.read_text())
         change(record)
         path.write_text(json.dumps(record))
@@ -89,8 +89,8 @@ def _edit(change):
     [
         _truncate,
         _flip_a_byte,
-        lambda folder: (folder / checkpoints.WEIGHTS).unlink(),
-        lambda folder: (folder / checkpoints.RECORD).write_text("{"),
+        lambda folder: (folder / checkpoint_format.WEIGHTS).unlink(),
+        lambda folder: (folder / checkpoint_format.RECORD).write_text("{"),
         _edit(lambda record: record.pop("layers")),
         _edit(lambda record: record["layers"].pop()),
         _edit(lambda record: record["layers"][0].update(neurons=7)),
@@ -114,14 +114,14 @@ def test_a_broken_folder_is_refused_with_one_line(saved, tamper):
 def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(saved, monkeypatch, tmp_path):
     model, folder, case, _ = saved
     with pytest.raises(UserError, match="not empty"):
-        checkpoints.save(model, case.loaded.tokenizer, folder, {})
+        checkpoint_format.save(model, case.loaded.tokenizer, folder, {})
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(checkpoint_format, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
-        checkpoints.save(model, case.loaded.tokenizer, tmp_path / "other", {})
+        checkpoint_format.save(model, case.loaded.tokenizer, tmp_path / "other", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sliced"]
 
 

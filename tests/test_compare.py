@@ -19,8 +19,8 @@ from components.session import Session
 from components.views import Settings, Status
 from intraslice.__main__ import main
 from intraslice.config import finish
-from intraslice.evaluation import kv_bytes_per_token, parameters_of, perplexity
-from intraslice.tokens import first_divergence
+from intraslice.diagnostics.token_scores import first_divergence
+from intraslice.evaluation.loss import kv_bytes_per_token, parameters_of, perplexity
 
 PROMPT = "w10 w20 w30"
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from intraslice.blocks import SlicedAttention, SlicedMLP
 from intraslice.config import SliceConfig, finish
-from intraslice.importance import LayerProfile
-from intraslice.ratios import make_plan
-from intraslice.slicing import slice_model
+from intraslice.modeling.attention import SlicedAttention, SlicedMLP
+from intraslice.planning.importance import LayerProfile
+from intraslice.planning.ratios import make_plan
+from intraslice.slicing.driver import slice_model
 
 LENGTHS = (23, 14, 9)  # of the padded batch: longer and shorter than the sliding window of 8
 ORDERS = ("sequential", "one-shot")

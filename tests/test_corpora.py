@@ -10,9 +10,9 @@ import pandas
 import pytest
 import torch
 
-from intraslice import corpora
+from intraslice import data
 from intraslice.config import CalibrationConfig, EvaluationConfig, UserError
-from intraslice.corpora import NAMED_CORPORA, calibration_tokens, describe, evaluation_tokens, read_documents
+from intraslice.data import NAMED_CORPORA, calibration_tokens, describe, evaluation_tokens, read_documents
 
 # 20 documents of 10 words, no word twice: a token says which document it comes from.
 DOCUMENTS = [" ".join(f"d{document}w{word}" for word in range(10)) for document in range(20)]
@@ -242,9 +242,9 @@ def test_the_default_gives_the_windows_it_always_gave(default_model):
 
 def test_wikitext_without_the_hub_is_one_clear_line(tmp_path, monkeypatch):
     def absent(*given: object, **options: object) -> str:
-        raise corpora.LocalEntryNotFoundError("not cached")
+        raise data.LocalEntryNotFoundError("not cached")
 
-    monkeypatch.setattr(corpora, "hf_hub_download", absent)
+    monkeypatch.setattr(data, "hf_hub_download", absent)
     assert "take 'default'" in refusal("wikitext2")
 
 
@@ -257,7 +257,7 @@ def test_wikitext_is_the_usual_stream_in_articles(tmp_path, monkeypatch):
         asked.append(file)
         return str(tmp_path / "part.parquet")
 
-    monkeypatch.setattr(corpora, "hf_hub_download", served)
+    monkeypatch.setattr(data, "hf_hub_download", served)
     articles = read_documents("wikitext2", "evaluation")
     assert [article.strip().splitlines()[0].strip() for article in articles] == ["= One =", "= Two ="]
     assert "\n\n".join(articles) == "\n\n".join(rows)

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
 
 from intraslice.config import UserError, finish
-from intraslice.crossmodule import CrossModulePlan, plan_crossmodule, slice_crossmodule
-from intraslice.families import canonicalise
+from intraslice.methods.crossmodule import CrossModulePlan, plan_crossmodule, slice_crossmodule
+from intraslice.modeling.families import canonicalise
 
 TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")
 

@@ -17,8 +17,8 @@ from components.session import Session, slice_config
 from components.spectra import Measured, SpectraViews
 from components.spectra_panel import SpectraPanel
 from components.views import Settings
-from intraslice.methods import plan_by
-from intraslice.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
+from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
+from intraslice.methods.registry import plan_by
 
 ELSE = SimpleNamespace(session_hash="somebody else")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intraslice import distil as distilling
-from intraslice.aligned import slice_aligned
 from intraslice.config import SliceConfig, finish
-from intraslice.distil import distil
 from intraslice.linalg import NumericalError
-from intraslice.ratios import make_plan
+from intraslice.methods import plus_distil as distilling
+from intraslice.methods.plus_align import slice_aligned
+from intraslice.methods.plus_distil import distil
+from intraslice.planning.ratios import make_plan
 
 
 @torch.no_grad()

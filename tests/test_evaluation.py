@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from intraslice import evaluation
 from intraslice.config import Progress, SliceConfig, UserError, finish
-from intraslice.evaluation import (
+from intraslice.evaluation import loss
+from intraslice.evaluation.loss import (
     Sampling,
     answer_text,
     generate_text,
@@ -23,8 +23,8 @@ from intraslice.evaluation import (
     stream_tokens,
     token_losses,
 )
-from intraslice.ratios import make_plan
-from intraslice.slicing import slice_model
+from intraslice.planning.ratios import make_plan
+from intraslice.slicing.driver import slice_model
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def test_token_losses_are_by_window_and_token(case):
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
     expected = finish(perplexity(case.loaded.model, case.tokens))
-    monkeypatch.setattr(evaluation, "TOKENS_A_BATCH", batch * case.tokens.shape[1])
-    monkeypatch.setattr(evaluation, "LOGIT_TOKENS", 17)
+    monkeypatch.setattr(loss, "TOKENS_A_BATCH", batch * case.tokens.shape[1])
+    monkeypatch.setattr(loss, "LOGIT_TOKENS", 17)
     events: list[Progress] = []
     assert finish(perplexity(case.loaded.model, case.tokens), events.append) == pytest.approx(expected, rel=1e-5)
     assert events[0] == Progress("evaluate", 0, 16)
@@ -125,7 +125,7 @@ def test_sampling_follows_the_seed(never_ends):
 
 @pytest.mark.parametrize("read", [1, 3, 128])
 def test_tokens_are_those_of_transformers_own_generate(family_case, read, monkeypatch):
-    monkeypatch.setattr(evaluation, "READ", read)
+    monkeypatch.setattr(loss, "READ", read)
     loaded = family_case.loaded
     ids = torch.tensor([[20, 30, 40, 50]])
     expected = family_case.original.generate(ids, do_sample=False, max_new_tokens=20)[0, 4:].tolist()
@@ -149,7 +149,7 @@ def test_sampling_is_alone_with_its_random_numbers(never_ends):
 
 
 def test_draws_have_the_models_probabilities():
-    choose = evaluation._chooser(Sampling(temperature=2.0))
+    choose = loss._chooser(Sampling(temperature=2.0))
     logits = torch.tensor([0.0, 2.0, 4.0])
     counts = torch.bincount(torch.tensor([choose(logits) for _ in range(4000)])) / 4000
     assert_close(counts, (logits / 2).softmax(0), atol=0.03, rtol=0)
@@ -180,7 +180,7 @@ def test_an_answer_ends_where_the_positions_do(never_ends):
 
 
 def test_stop_ends_the_reading_of_a_long_prompt(never_ends, monkeypatch):
-    monkeypatch.setattr(evaluation, "READ", 8)
+    monkeypatch.setattr(loss, "READ", 8)
     stop, read = threading.Event(), []
     forward = never_ends.model.forward
 
@@ -196,8 +196,8 @@ def test_stop_ends_the_reading_of_a_long_prompt(never_ends, monkeypatch):
 
 def test_a_character_of_several_tokens_comes_whole(never_ends, monkeypatch):
     tokens = iter([104, 195, 169, 33])  # the bytes of "hé!"
-    monkeypatch.setattr(evaluation, "stream_tokens", lambda *_: tokens)
-    monkeypatch.setattr(evaluation, "answer_text", lambda _, ids: bytes(ids).decode(errors="replace"))
+    monkeypatch.setattr(loss, "stream_tokens", lambda *_: tokens)
+    monkeypatch.setattr(loss, "answer_text", lambda _, ids: bytes(ids).decode(errors="replace"))
     assert list(generate_text(never_ends.model, never_ends.tokenizer, PROMPT)) == ["h", "é", "!"]
 
 

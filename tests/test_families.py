@@ -8,9 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import GPT2Config, Phi3Config, Phi3ForCausalLM, PhiConfig, PhiForCausalLM
 
-from intraslice.blocks import UNROTATED, SlicedAttention, SlicedMLP
 from intraslice.config import UserError
-from intraslice.families import FAMILIES, blocks, canonicalise, family_of
+from intraslice.modeling.attention import UNROTATED, SlicedAttention, SlicedMLP
+from intraslice.modeling.families import FAMILIES, blocks, canonicalise, family_of
 
 TINY = {
     "vocab_size": 64,
@@ -32,7 +32,7 @@ def test_a_foreign_family_is_told_what_to_write():
     message = str(caught.value)
     assert "'gpt2'" in message
     assert all(name in message for name in FAMILIES)
-    assert "intraslice/families.py" in message
+    assert "intraslice/modeling/families.py" in message
 
 
 def test_normalised_queries_and_keys_are_refused():

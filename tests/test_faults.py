@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.config import UserError, finish
-from intraslice.evaluation import perplexity
-from intraslice.families import canonicalise
-from intraslice.faults import FAULTS, faulty_model, measure_faults
+from intraslice.diagnostics.ablation import FAULTS, faulty_model, measure_faults
+from intraslice.evaluation.loss import perplexity
+from intraslice.modeling.families import canonicalise
 
 TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")
 

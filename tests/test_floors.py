@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("linalg", "importance", "ratios", "attention", "mlp")
+PURE = ("linalg", "planning/importance", "planning/ratios", "slicing/attention", "slicing/mlp")
 TENSORS = {"torch", "jaxtyping", "intraslice"}
 
 
@@ -28,7 +28,8 @@ def packages(path: Path) -> set[str]:
 
 
 def files(folder: str, pattern: str = "*.py") -> list:
-    return [pytest.param(path, id=path.name) for path in sorted((ROOT / folder).glob(pattern))]
+    found = sorted((ROOT / folder).rglob(pattern))
+    return [pytest.param(path, id=path.relative_to(ROOT).as_posix()) for path in found]
 
 
 @pytest.mark.parametrize("path", files("intraslice"))

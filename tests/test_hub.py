@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from huggingface_hub import constants
 
-from intraslice import hub
+from intraslice.pretrained import hub
 
 
 @pytest.fixture(autouse=True)

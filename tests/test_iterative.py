@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.blocks import MLPWeights, SlicedMLP
 from intraslice.config import Progress, UserError, finish
-from intraslice.families import blocks, canonicalise
-from intraslice.iterative import RefineConfig, refine_mlp
-from intraslice.mlp import slice_mlp
+from intraslice.modeling.attention import MLPWeights, SlicedMLP
+from intraslice.modeling.families import blocks, canonicalise
+from intraslice.slicing.mlp import slice_mlp
+from intraslice.slicing.refine import RefineConfig, refine_mlp
 
 HIDDEN, KEPT = 24, 16
 TOKENS = 4096

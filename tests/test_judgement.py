@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from intraslice.config import finish
-from intraslice.judgement import fallen_importance, judge
-from intraslice.sensitivity import ModuleLoss, Sensitivity, measure_sensitivity
+from intraslice.diagnostics.rank_agreement import fallen_importance, judge
+from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, measure_sensitivity
 
 
 def test_fallen_importance_sums_the_least_important_units():

@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from intraslice.__main__ import main
-from intraslice.methods import METHODS
+from intraslice.methods.registry import METHODS
 
 EVALUATED = {
     "model",

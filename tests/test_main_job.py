@@ -62,6 +62,6 @@ def test_a_whole_run_keeps_within_its_memory(default_model, tmp_path):
 def test_the_peak_is_the_processs_own():
     held = bytearray(2**30)  # a child's ru_maxrss would begin here
     held[::4096] = b"x" * len(held[::4096])
-    words = "from intraslice.run import peak_memory; print(peak_memory())"
+    words = "from intraslice.cli.run import peak_memory; print(peak_memory())"
     result = subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True)
     assert 2**26 < int(result.stdout) < len(held)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.blocks import MLPWeights, SlicedMLP
 from intraslice.linalg import damp
-from intraslice.mlp import keep_neurons, neuron_scores, neurons_kept, slice_mlp
+from intraslice.modeling.attention import MLPWeights, SlicedMLP
+from intraslice.slicing.mlp import keep_neurons, neuron_scores, neurons_kept, slice_mlp
 
 HIDDEN, NEURONS = 10, 24
 

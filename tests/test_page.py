@@ -15,9 +15,9 @@ from components.handlers import Handlers, flat, unchanged
 from components.jobs import Jobs
 from components.session import Session, slice_config
 from components.views import Settings, Status
-from intraslice import memory
 from intraslice.config import SliceConfig
-from intraslice.ratios import make_plan
+from intraslice.planning.ratios import make_plan
+from intraslice.pretrained import memory
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,7 +10,7 @@ from components import compare_words
 from components.columns import Columns
 from components.compare_handlers import CompareHandlers
 from intraslice.config import finish
-from intraslice.tokens import compare_next_tokens, score_passage
+from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 
 PROMPT = "w10 w20 w30"
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from intraslice.blocks import SlicedMLP
+from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.config import UserError
-from intraslice.families import canonicalise
-from intraslice.mlp import slice_mlp
-from intraslice.plain import plain_model
+from intraslice.modeling.attention import SlicedMLP
+from intraslice.modeling.families import canonicalise
+from intraslice.slicing.mlp import slice_mlp
 
 
 def _narrow(model, widths):

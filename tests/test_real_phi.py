@@ -7,15 +7,15 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from intraslice.calibration import calibrate
+from intraslice.calibration.driver import calibrate
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, finish
-from intraslice.corpora import calibration_tokens, evaluation_tokens
-from intraslice.evaluation import generate_text, perplexity
-from intraslice.hub import hub_answers
-from intraslice.models import LoadedModel, load_model
-from intraslice.ratios import make_plan
-from intraslice.slicing import slice_model
-from intraslice.weights import find_weights, obtain_weights
+from intraslice.data import calibration_tokens, evaluation_tokens
+from intraslice.evaluation.loss import generate_text, perplexity
+from intraslice.loading import LoadedModel, load_model
+from intraslice.planning.ratios import make_plan
+from intraslice.pretrained.hub import hub_answers
+from intraslice.pretrained.sources import find_weights, obtain_weights
+from intraslice.slicing.driver import slice_model
 
 PHI = "microsoft/phi-1_5"
 

@@ -12,11 +12,11 @@ import torch
 from torch.testing import assert_close
 from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
-from intraslice.calibration import calibrate
+from intraslice.calibration.driver import calibrate
 from intraslice.config import SliceConfig, finish
-from intraslice.evaluation import perplexity
-from intraslice.ratios import make_plan
-from intraslice.slicing import slice_model
+from intraslice.evaluation.loss import perplexity
+from intraslice.planning.ratios import make_plan
+from intraslice.slicing.driver import slice_model
 
 LAYERS = 3
 ORDERS = ("sequential", "one-shot")

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from intraslice import sensitivity
 from intraslice.config import Progress, SliceConfig, UserError, finish
-from intraslice.evaluation import token_losses
-from intraslice.ratios import make_plan
-from intraslice.sensitivity import cut_alone, measure_sensitivity
-from intraslice.slicing import slice_model
+from intraslice.diagnostics import sensitivity
+from intraslice.diagnostics.sensitivity import cut_alone, measure_sensitivity
+from intraslice.evaluation.loss import token_losses
+from intraslice.planning.ratios import make_plan
+from intraslice.slicing.driver import slice_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -133,10 +133,10 @@ def test_another_run_starts_anew(tiny_case, count_measurements, change):
 def test_a_killed_run_leaves_a_record_to_go_on_from(tiny_case, folder, count_measurements, tmp_path):
     script = f"""
 import os, signal, torch
-from intraslice.calibration import calibrate
+from intraslice.calibration.driver import calibrate
 from intraslice.config import finish
-from intraslice.models import load_model
-from intraslice.sensitivity import measure_sensitivity
+from intraslice.loading import load_model
+from intraslice.diagnostics.sensitivity import measure_sensitivity
 loaded = load_model({str(folder)!r})
 tokens = torch.arange(96).view(4, 24) + 3
 stats = finish(calibrate(loaded, tokens))
@@ -146,8 +146,8 @@ for event in measure_sensitivity(loaded, stats, tokens[:2]):
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    from intraslice.calibration import calibrate
-    from intraslice.models import load_model
+    from intraslice.calibration.driver import calibrate
+    from intraslice.loading import load_model
 
     loaded, tokens = load_model(str(folder)), torch.arange(96).view(4, 24) + 3
     found = finish(measure_sensitivity(loaded, finish(calibrate(loaded, tokens)), tokens[:2]))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from intraslice.config import EvaluationConfig, Progress, SliceConfig, UserError, finish
-from intraslice.corpora import evaluation_tokens
-from intraslice.crossmodule import plan_crossmodule, slice_crossmodule
-from intraslice.ratios import make_plan
-from intraslice.shift import PLACES, massive_tokens, measure_shift
-from intraslice.slicing import slice_model
+from intraslice.data import evaluation_tokens
+from intraslice.diagnostics.shift import PLACES, massive_tokens, measure_shift
+from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
+from intraslice.planning.ratios import make_plan
+from intraslice.slicing.driver import slice_model
 
 METRICS = ("error", "pooled_error", "mean_shift", "spread_shift", "distance")
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
-from intraslice.calibration import CalibrationStats, calibrate
+from intraslice.calibration.driver import CalibrationStats, calibrate
 from intraslice.config import Progress, SliceConfig, finish
 from intraslice.linalg import NumericalError
-from intraslice.ratios import SlicePlan, make_plan
-from intraslice.slicing import slice_model
+from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.slicing.driver import slice_model
 
 ORDERS = ("sequential", "one-shot")
 

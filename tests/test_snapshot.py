@@ -10,11 +10,11 @@ from torch.testing import assert_close
 from components import snapshot, verdict
 from components.session import calibration_key
 from components.views import Settings
-from intraslice.calibration import calibrate
+from intraslice.calibration.driver import calibrate
 from intraslice.config import finish
-from intraslice.corpora import calibration_tokens
-from intraslice.importance import LayerProfile
-from intraslice.models import LoadedModel
+from intraslice.data import calibration_tokens
+from intraslice.loading import LoadedModel
+from intraslice.planning.importance import LayerProfile
 
 LAYER = 17
 

@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from intraslice.config import SliceConfig, finish
+from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies, spectra_frame
 from intraslice.linalg import NumericalError
-from intraslice.ratios import make_plan
-from intraslice.slicing import slice_model
-from intraslice.spectra import effective_rank, head_ranks, layer_spectra, pair_energies, spectra_frame
+from intraslice.planning.ratios import make_plan
+from intraslice.slicing.driver import slice_model
 
 
 def test_effective_rank_counts_the_axes_that_reach_the_share():

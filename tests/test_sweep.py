@@ -5,12 +5,12 @@ from __future__ import annotations
 import pandas
 import pytest
 
-from intraslice import sweep as module
 from intraslice.config import SliceConfig, UserError, finish
-from intraslice.evaluation import perplexity
-from intraslice.methods import METHODS, plan_by, slice_by, uses_estimator
-from intraslice.speed import SpeedConfig, measure_speed
-from intraslice.sweep import Point, Texts, kept_points, points, sweep
+from intraslice.evaluation import sweep as module
+from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.speed import SpeedConfig, measure_speed
+from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
+from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -119,7 +119,7 @@ def test_speed_is_measured_in_turn_and_reported_as_a_ratio(tiny_case):
 
 
 def test_the_median_turn_counts_and_the_first_does_not(tiny_case, monkeypatch):
-    from intraslice import speed
+    from intraslice.evaluation import speed
 
     times = iter([(9.0, 9.0), (1.0, 2.0), (4.0, 2.0), (2.0, 8.0)])
     monkeypatch.setattr(speed, "_time", lambda *_: next(times))

@@ -8,12 +8,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from intraslice import tokens as module
 from intraslice.config import SliceConfig, UserError, finish
-from intraslice.evaluation import generate_text, token_losses
-from intraslice.ratios import make_plan
-from intraslice.slicing import slice_model
-from intraslice.tokens import Divergence, compare_next_tokens, first_divergence, greedy_tokens, score_passage
+from intraslice.diagnostics import token_scores as module
+from intraslice.diagnostics.token_scores import (
+    Divergence,
+    compare_next_tokens,
+    first_divergence,
+    greedy_tokens,
+    score_passage,
+)
+from intraslice.evaluation.loss import generate_text, token_losses
+from intraslice.planning.ratios import make_plan
+from intraslice.slicing.driver import slice_model
 
 TEXT = " ".join(f"w{index}" for index in (7, 8, 200, 31, 7, 99, 42, 4, 4, 17))
 

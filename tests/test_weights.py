@@ -10,8 +10,8 @@ import httpx
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from intraslice import memory, weights
-from intraslice.models import DEFAULT, SUGGESTED_MODELS, load_model
+from intraslice.loading import DEFAULT, SUGGESTED_MODELS, load_model
+from intraslice.pretrained import memory, sources
 
 
 @pytest.mark.parametrize("name", ["no/such/thing", "./nothing", "", "some one/model", "notamodel.txt"])
@@ -37,11 +37,11 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], 
             raise failure[0]
         return path
 
-    monkeypatch.setattr(weights, "hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "hub_answers", lambda: True)
     monkeypatch.setattr(memory, "_count_parameters", lambda name: 1000)
-    monkeypatch.setattr(weights, "hf_hub_download", lambda hub_id, file, **options: serve(str(folder / file), False))
+    monkeypatch.setattr(sources, "hf_hub_download", lambda hub_id, file, **options: serve(str(folder / file), False))
     monkeypatch.setattr(
-        weights,
+        sources,
         "snapshot_download",
         lambda hub_id, local_files_only=False, **options: serve(str(folder), local_files_only),
     )
@@ -72,8 +72,8 @@ def test_a_download_that_breaks_off(hub, refusal):
 def test_a_foreign_model_is_refused_before_its_weights_arrive(hub, folder, monkeypatch, refusal):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    monkeypatch.setattr(weights, "_cached_snapshot", lambda *given: None)
-    monkeypatch.setattr(weights, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
+    monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
+    monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
     assert "gpt2" in refusal("someone/tiny")
 
 

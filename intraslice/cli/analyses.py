@@ -1,0 +1,148 @@
+"""The commands that explain: inspect, sensitivity, sweep. Each returns its JSON object and its text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas
+import torch
+
+from intraslice.calibration.stats import CalibrationStats
+from intraslice.cli.run import Run, records, show
+from intraslice.config import UserError, finish
+from intraslice.diagnostics.ablation import measure_faults
+from intraslice.diagnostics.rank_agreement import Judgement, judge
+from intraslice.diagnostics.sensitivity import measure_sensitivity
+from intraslice.diagnostics.shift import measure_shift
+from intraslice.diagnostics.spectra import pair_energies, spectra_frame
+from intraslice.evaluation.speed import SpeedConfig
+from intraslice.evaluation.sweep import Texts, points, sweep
+from intraslice.loading import LoadedModel
+from intraslice.planning.ratios import SlicePlan
+
+Answer = tuple[dict[str, Any], str]
+PARTS = ("spectra", "shift", "faults")
+
+
+def inspect(run: Run) -> Answer:
+    """Spectra of the dense model, each method's activation shift, and whose fault the cross-module damage is."""
+    loaded = run.load_dense()
+    stats, tokens = run.calibrate(loaded)
+    result, texts = run.asked() | {"protocol": run.protocol()}, []
+    for part in dict.fromkeys(run.arguments.parts):
+        found, text = {"spectra": _spectra, "shift": _shift, "faults": _faults}[part](run, loaded, stats, tokens)
+        result |= found
+        texts.append(text)
+    return result | {"seconds": run.seconds}, "\n\n".join(texts)
+
+
+def _spectra(run: Run, loaded: LoadedModel, stats: CalibrationStats, _: torch.Tensor) -> Answer:
+    plan = run.plan(loaded, stats)
+    plan = plan if isinstance(plan, SlicePlan) else None  # a cross-module plan cuts none of these parts
+    with run.timed("spectra"):
+        frame = spectra_frame(stats, plan)
+    pairs = []
+    for layer in range(len(stats.layers)):
+        found = pair_energies(loaded.model, stats, layer, plan and plan.layers[layer])
+        pairs.append({name: value.tolist() for name, value in vars(found).items()})
+    table = frame.assign(part=frame["part"].str.replace(r" \d+", "s (mean)", regex=True))
+    table = table.groupby(["layer", "part"], sort=False).mean(numeric_only=True).round(1).reset_index()
+    return {"spectra": records(frame), "pairs": pairs}, table.to_string(index=False, na_rep="")
+
+
+def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:
+    models, removed = {}, {}
+    for method in dict.fromkeys(run.arguments.methods):
+        models[method], plan = run.slice(loaded, stats, tokens, method)
+        removed[method] = plan.removed_fraction
+    with run.timed("shift"):
+        report = finish(measure_shift(loaded.model, models, run.windows(loaded)), show)
+    frame = report.frame()
+    counts = {"tokens": report.tokens, "massive_tokens": report.massive, "removed_fraction": removed}
+    notes = ", ".join(f"{method} {fraction:.4f}" for method, fraction in removed.items())
+    head = f"{report.massive} of {report.tokens} tokens are massive; decoder parameters removed: {notes}"
+    return {"shift": records(frame), "shift_of": counts}, f"{head}\n{frame.round(3).to_string(index=False)}"
+
+
+def _faults(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:
+    width = run.plan(loaded, stats, "crossmodule").width
+    with run.timed("faults"):
+        found = finish(measure_faults(loaded.model, width, tokens, run.windows(loaded)), show)
+    lines = [f"perplexity when only this is cut to {width} axes, the residual stream kept whole:"]
+    lines += [f"  {fault:<18}{value:9.3f}" for fault, value in found.items()]
+    return {"faults": {"width": width, "perplexity": found}}, "\n".join(lines)
+
+
+def sensitivity(run: Run) -> Answer:
+    """The loss increase when each module alone is sliced, and a verdict on the estimators."""
+    loaded = run.load_dense()
+    stats, _ = run.calibrate(loaded)
+    windows = run.windows(loaded)
+    with run.timed("sensitivity"):
+        found = finish(measure_sensitivity(loaded, stats, windows, run.arguments.ratio), show)
+    judgement = judge(found, stats.profile_for(run.slicing))
+    result = {
+        "model": run.arguments.model,
+        "ratio": found.ratio,
+        "dense_loss": found.dense_loss,
+        "modules": records(judgement.modules),
+        "rho": judgement.rho,
+        "reliability": judgement.reliability,
+        "misjudged": [vars(one) for one in judgement.misjudged],
+        "protocol": run.protocol(),
+        "seconds": run.seconds,
+    }
+    return result, _verdict(judgement)
+
+
+def _verdict(judgement: Judgement) -> str:
+    columns = ["layer", "module", "removed", "increase", "standard_error", "place", "place_pca", "place_fisher"]
+    lines = [
+        judgement.modules[columns].round(5).to_string(index=False),
+        "",
+        "Spearman's rho, measured against foretold:",
+    ]
+    for estimator, by_module in judgement.rho.items():
+        numbers = ", ".join(f"{name} {'-' if rho is None else f'{rho:.2f}'}" for name, rho in by_module.items())
+        lines.append(f"  {estimator}: {numbers}")
+    numbers = ", ".join(f"{name} {'-' if own is None else f'{own:.2f}'}" for name, own in judgement.reliability.items())
+    lines.append(f"  share of the measured variance that is no noise: {numbers}")
+    return "\n".join([*lines, "", *(str(one) for one in judgement.misjudged)])
+
+
+def sweep_(run: Run) -> Answer:
+    """Perplexity, parameters and speed of methods x estimators x sparsities."""
+    a = run.arguments
+    if a.csv is not None and not a.csv.parent.is_dir():  # known now, not after the sweep
+        raise UserError(f"there is no folder {a.csv.parent} to write {a.csv.name} to; make it first")
+    speed = None if a.no_speed else SpeedConfig(prompt=a.prompt_tokens)
+    loaded = run.load_dense()
+    stats, tokens = run.calibrate(loaded)
+    texts = Texts(stats, tokens, run.windows(loaded))
+    wanted = points(a.methods, a.estimators, a.sparsities)
+    with run.timed("sweep"):
+        frame = finish(sweep(loaded, texts, wanted, run.slicing, speed), show)
+    if a.csv is not None:
+        frame.to_csv(a.csv, index=False)
+    result = {"model": a.model, "rows": records(frame), "protocol": run.protocol(), "seconds": run.seconds}
+    shown = [name for name in _SHOWN if name in frame]
+    return result, _fixed(frame[shown])
+
+
+_SHOWN = (
+    "method",
+    "estimator",
+    "sparsity",
+    "removed_fraction",
+    "sliced_total",
+    "perplexity",
+    "prefill_ratio",
+    "decode_ratio",
+    "note",
+)
+
+
+def _fixed(frame: pandas.DataFrame) -> str:
+    return frame.round({"removed_fraction": 4, "perplexity": 3, "prefill_ratio": 2, "decode_ratio": 2}).to_string(
+        index=False, na_rep=""
+    )

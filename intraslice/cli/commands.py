@@ -1,0 +1,119 @@
+"""The commands that make models: ratios, evaluate, slice, generate. Each returns its JSON object and its text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+import intraslice
+from intraslice import checkpoints
+from intraslice.cli.run import CROSS_MODULE, Run, described, peak_memory, show, summary
+from intraslice.config import UserError, finish
+from intraslice.evaluation.loss import generate_text, kv_bytes_per_token, parameters_of, perplexity
+from intraslice.loading import LoadedModel
+from intraslice.methods.crossmodule import CrossModulePlan
+from intraslice.methods.registry import Plan
+
+Answer = tuple[dict[str, Any], str]
+
+
+def ratios(run: Run) -> Answer:
+    """What each layer gives."""
+    loaded = run.load_dense()
+    stats, _ = run.calibrate_for_method(loaded)
+    plan = run.plan(loaded, stats)
+    result = run.asked() | described(plan, loaded.model)
+    rows = []
+    if not isinstance(plan, CrossModulePlan):
+        result |= _recorded(plan)
+        rows.append("layer  attention    MLP   heads  dim  neurons")
+        for index, layer in enumerate(plan.layers):
+            sizes = f"{len(layer.heads):>7}{layer.dim:>5}{layer.neurons:>9}"
+            rows.append(f"{index:>5}{layer.attention_ratio:>11.3f}{layer.mlp_ratio:>7.3f}{sizes}")
+    return result | {"protocol": run.protocol(), "seconds": run.seconds}, "\n".join([*rows, summary(plan)])
+
+
+def evaluate(run: Run) -> Answer:
+    """Perplexity, dense and sliced."""
+    loaded = run.load()
+    windows = run.windows(loaded)
+    if loaded.made is not None:
+        return _evaluate_checkpoint(run, loaded, windows)
+    stats, tokens = run.calibrate_for_method(loaded)
+    model, plan = run.slice(loaded, stats, tokens)
+    with run.timed("evaluate"):
+        values = {
+            name: finish(perplexity(which, windows, f"perplexity {name}"), show)
+            for name, which in (("dense", loaded.model), ("sliced", model))
+        }
+    result = run.asked() | described(plan, loaded.model) | {"perplexity": values, "protocol": run.protocol()}
+    result["parameters"] |= parameters_of(model, "sliced")  # counted on the tensors, not taken from the plan
+    result["removed_fraction"] = 1 - result["parameters"]["sliced_decoder"] / result["parameters"]["dense_decoder"]
+    result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
+    return result, f"{summary(plan)}\nperplexity {values['dense']:.3f} -> {values['sliced']:.3f} {run.protocol()}"
+
+
+def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -> Answer:
+    """A sliced checkpoint alone: what is dense is read off its record, since the dense model is not there."""
+    with run.timed("evaluate"):
+        value = finish(perplexity(loaded.model, windows, "perplexity sliced"), show)
+    made = loaded.made
+    protocol = run.protocol() | {key: made["protocol"][key] for key in ("calibration", "calibration_tokens", "seed")}
+    result = made["asked"] | {key: made[key] for key in ("removed_fraction", "parameters", "ratios")}
+    result["parameters"] = made["parameters"] | parameters_of(loaded.model, "sliced")
+    result["kv_bytes_per_token"] = made["kv_bytes_per_token"] | {"sliced": kv_bytes_per_token(loaded.model)}
+    result |= {key: made[key] for key in CROSS_MODULE if key in made}
+    result |= {"model": loaded.name, "perplexity": {"dense": None, "sliced": value}, "protocol": protocol}
+    result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
+    return result, f"perplexity {value:.3f} {protocol}"
+
+
+def slice_(run: Run) -> Answer:
+    """Write the sliced model to a folder."""
+    out = run.arguments.out
+    checkpoints.require_free(out)
+    loaded = run.load_dense()
+    stats, tokens = run.calibrate_for_method(loaded)
+    model, plan = run.slice(loaded, stats, tokens)
+    with run.timed("save"):
+        checkpoints.save(model, loaded.tokenizer, out, record(run, loaded, plan))
+    size = sum(file.stat().st_size for file in out.iterdir())
+    result = run.asked() | described(plan, loaded.model) | {"out": str(out), "bytes": size, "seconds": run.seconds}
+    return result, f"{summary(plan)}\nwrote {out} ({size / 1e6:.0f} MB)"
+
+
+def record(run: Run, loaded: LoadedModel, plan: Plan) -> dict[str, Any]:
+    """How a sliced model was made, as its folder says it."""
+    return {
+        "version": intraslice.__version__,
+        "source": loaded.source,
+        "asked": run.asked(),
+        "protocol": run.protocol(),
+        "plan": _recorded(plan),
+        **described(plan, loaded.model),
+    }
+
+
+def _recorded(plan: Plan) -> dict[str, Any]:
+    if isinstance(plan, CrossModulePlan):
+        return asdict(plan)
+    return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)}
+
+
+def generate(run: Run) -> Answer:
+    """Dense and sliced answers to one prompt."""
+    a = run.arguments
+    if a.max_new_tokens < 1 or not a.temperature >= 0:
+        raise UserError("wanted --max-new-tokens of at least 1 and --temperature of at least 0")
+    loaded = run.load()
+    models = {"sliced": loaded.model}
+    if loaded.made is None:
+        models = {"dense": loaded.model, "sliced": run.slice(loaded, *run.calibrate_for_method(loaded))[0]}
+    texts = {}
+    for name, model in models.items():
+        pieces = generate_text(model, loaded.tokenizer, a.prompt, a.max_new_tokens, a.temperature, a.seed)
+        texts[name] = "".join(pieces)
+    result = run.asked() | {"prompt": a.prompt, "text": texts, "protocol": run.protocol(), "seconds": run.seconds}
+    return result, "\n\n".join(f"{name}:\n{text}" for name, text in texts.items())

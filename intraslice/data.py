@@ -1,0 +1,237 @@
+"""Text -> token windows, for calibration and for evaluation, from documents that the two never share.
+
+Documents are joined by blank lines, tokenised without special tokens, and cut into windows that do not overlap. Files
+are read through `datasets`, streaming, so that no copy of them is left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import datasets
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from jaxtyping import Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from intraslice.config import CalibrationConfig, EvaluationConfig, UserError
+from intraslice.pretrained.hub import hub_answers
+from intraslice.pretrained.wheels import WIKIPEDIA, fetch
+
+Part = Literal["calibration", "evaluation"]
+
+WIKITEXT = "Salesforce/wikitext"
+_WIKITEXT_FILES = {"calibration": "train", "evaluation": "test"}
+_WIKITEXT_TITLE = re.compile(r" = [^=].* = \n?")  # sections have more equals signs
+
+_WIKIPEDIA_SENTENCE = (
+    f"lead sections of 10,033 English Wikipedia articles (Wikipedia contributors, {WIKIPEDIA.licence}; "
+    f"from {WIKIPEDIA.package} {WIKIPEDIA.version})"
+)
+NAMED_CORPORA: dict[str, str] = {
+    "default": _WIKIPEDIA_SENTENCE,
+    "wikipedia": _WIKIPEDIA_SENTENCE,
+    "wikitext2": f"WikiText-2, raw ({WIKITEXT}, Wikipedia contributors, CC BY-SA 3.0)",
+}
+
+_Reader = Callable[[str], datasets.IterableDataset]
+# `IterableDataset.from_…` rather than `load_dataset`, which reports every use to a download counter.
+_READERS: dict[str, _Reader] = {
+    ".txt": lambda path: datasets.IterableDataset.from_text(path, sample_by="paragraph", encoding="utf-8-sig"),
+    ".jsonl": lambda path: datasets.IterableDataset.from_json(path),
+    # Without na_filter the word NA stays a word.
+    ".csv": lambda path: datasets.IterableDataset.from_csv(path, encoding="utf-8-sig", na_filter=False),
+    ".parquet": lambda path: datasets.IterableDataset.from_parquet(path),
+}
+_CHOICES = f"one of {', '.join(NAMED_CORPORA)}, or a {', '.join(_READERS)} file"
+
+
+def calibration_tokens(
+    tokenizer: PreTrainedTokenizerBase, config: CalibrationConfig, evaluation_text: str | None = None
+) -> Int64[Tensor, "sequences length"]:
+    """Calibration windows, from documents shuffled by the config's seed.
+
+    Args:
+        evaluation_text: what perplexity will be taken on. When it is the same file, only the first 80 % of its
+            documents are used here; the named corpora have fixed parts anyway.
+
+    Raises:
+        UserError: the text cannot be read or is too short.
+    """
+    documents = read_documents(config.text, "calibration", evaluation_text)
+    random.Random(config.seed).shuffle(documents)
+    wanted = config.sequences * config.length
+    tokens = _first_tokens(tokenizer, documents, wanted)
+    if len(tokens) < wanted:
+        fitting = len(tokens) // config.length
+        lower = f"lower sequences to {fitting} or length, or" if fitting else "lower sequences and length, or"
+        raise UserError(
+            f"{config.text!r} has {len(tokens)} tokens for calibration, wanted {config.sequences} x {config.length} = "
+            f"{wanted}; {lower} name a longer text"
+        )
+    return tokens.view(config.sequences, config.length)
+
+
+def evaluation_tokens(
+    tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, calibration_text: str | None = None
+) -> Int64[Tensor, "windows window"]:
+    """Evaluation windows, from documents in their own order: as many whole windows as fit into the config's tokens.
+
+    Args:
+        calibration_text: what the model was calibrated on. When it is the same file, only the last 20 % of its
+            documents are used here; the named corpora have fixed parts anyway.
+
+    Raises:
+        UserError: the text cannot be read or is too short.
+    """
+    documents = read_documents(config.text, "evaluation", calibration_text)
+    windows = config.tokens // config.window
+    tokens = _first_tokens(tokenizer, documents, windows * config.window)
+    if len(tokens) < windows * config.window:
+        lower = f"lower the number of tokens to {len(tokens)} or less, or " if len(tokens) >= config.window else ""
+        raise UserError(
+            f"{config.text!r} has {len(tokens)} tokens for evaluation, wanted {windows * config.window} in windows of "
+            f"{config.window}; {lower}name a longer text"
+        )
+    return tokens.view(windows, config.window)
+
+
+def describe(text: str) -> str:
+    """A sentence for people: what the text is, where it comes from, its licence."""
+    return NAMED_CORPORA.get(text) or f"{Path(text).name}, your own file"
+
+
+def read_documents(text: str, part: Part, other: str | None = None) -> list[str]:
+    """The documents of one part of a text. `other` is the text of the other part.
+
+    Raises:
+        UserError: `text` is neither a named corpus nor a readable file with text in it.
+    """
+    if text in ("default", "wikipedia"):
+        return _wikipedia(part)
+    if text == "wikitext2":
+        return _wikitext2(part)
+    path = _own_file(text)
+    documents = _read_file(path)
+    if other is None or other in NAMED_CORPORA or not _same_file(path, Path(other).expanduser()):
+        return documents
+    if len(documents) < 2:
+        raise UserError(
+            f"{text!r} is one document and serves both calibration and evaluation, which wants two or more; "
+            "part it by blank lines, or name another file for one of them"
+        )
+    cut = max(1, len(documents) * 4 // 5)
+    return documents[:cut] if part == "calibration" else documents[cut:]
+
+
+def _wikipedia(part: Part) -> list[str]:
+    articles = json.loads(fetch(WIKIPEDIA).read_text(encoding="utf-8"))
+    # The file is sorted by subject; the order of hashes mixes the subjects and is the same everywhere.
+    digests = {title: int.from_bytes(hashlib.sha256(title.encode()).digest()[:8]) for title in articles}
+    titles = sorted(
+        (title for title in articles if (digests[title] % 5 == 0) == (part == "evaluation")), key=digests.get
+    )
+    return [articles[title]["extract"] for title in titles]
+
+
+def _wikitext2(part: Part) -> list[str]:
+    file = f"wikitext-2-raw-v1/{_WIKITEXT_FILES[part]}-00000-of-00001.parquet"
+    try:
+        path = hf_hub_download(WIKITEXT, file, repo_type="dataset", local_files_only=True)
+    except LocalEntryNotFoundError:
+        if not hub_answers():
+            raise UserError(
+                "wikitext2 is not in the local Hugging Face cache and the Hub does not answer; "
+                "connect this machine, or take 'default' or a file of your own"
+            ) from None
+        try:
+            path = hf_hub_download(WIKITEXT, file, repo_type="dataset")
+        except OSError as error:
+            raise UserError(f"could not download wikitext2 ({' '.join(str(error).split())}); try again") from error
+    return _articles(row["text"] for row in _READERS[".parquet"](path))
+
+
+def _articles(lines: Iterable[str]) -> list[str]:
+    """WikiText's rows grouped into articles. Joined again they are the usual WikiText-2 stream."""
+    articles: list[list[str]] = [[]]
+    for line in lines:
+        if _WIKITEXT_TITLE.fullmatch(line) and any(map(str.strip, articles[-1])):
+            articles.append([])
+        articles[-1].append(line)
+    return ["\n\n".join(article) for article in articles]
+
+
+def _own_file(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UserError(f"no text {text!r}; wanted {_CHOICES}")
+    if path.suffix.lower() not in _READERS:
+        raise UserError(f"{text!r} is a {path.suffix or 'nameless'} file; wanted {_CHOICES}")
+    return path
+
+
+def _read_file(path: Path) -> list[str]:
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty; wanted text")
+    found: list[str] = []
+    try:
+        with _quiet_datasets():
+            for row in _READERS[path.suffix.lower()](str(path)):
+                found.append(_text_of(row, path))
+    except UserError:
+        raise
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); wanted {_CHOICES}") from error
+    if path.suffix.lower() == ".txt" and len(found) == 1:
+        found = found[0].splitlines()  # no blank line in it: a document a line
+    documents = [document for document in found if document.strip()]
+    if not documents:
+        raise UserError(f"{path} has no text in it; wanted text")
+    return documents
+
+
+def _text_of(row: dict[str, object], path: Path) -> str:
+    if "text" not in row:
+        raise UserError(f"{path} has the columns {', '.join(row)}; wanted one called text")
+    text = "" if row["text"] is None else row["text"]
+    if not isinstance(text, str):
+        raise UserError(f"{path} has {type(text).__name__} {text!r} in its column text; wanted strings")
+    return text
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return second.exists() and first.samefile(second)
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, documents: list[str], wanted: int) -> Int64[Tensor, " tokens"]:
+    """The first `wanted` tokens of the joined documents, or all there are. Does not tokenise much more than that."""
+    text = "\n\n".join(documents)
+    characters = 6 * wanted
+    while True:
+        ids = tokenizer(text[:characters], add_special_tokens=False, verbose=False)["input_ids"]
+        # The last few tokens of a cut text may not be what the whole text has there.
+        if len(ids) >= wanted + 16 or characters >= len(text):
+            return torch.tensor(ids[:wanted], dtype=torch.int64)
+        characters *= 2
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Its loggers repeat on stderr what the exception says."""
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)

@@ -1,0 +1,130 @@
+"""Measured sensitivity: what the loss really gains when one module of one layer alone is sliced.
+
+Each forward starts at the module's own layer, and each finished module is kept on disk, so that a run that was stopped
+goes on where it was. What the estimators foretell of it is judged in rank_agreement.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from intraslice.cache import cache_path, keep_record, kept_record
+from intraslice.calibration.stats import CalibrationStats
+from intraslice.config import Module, Progress, SliceConfig, UserError, finish
+from intraslice.loading import LoadedModel
+from intraslice.modeling.families import family_of
+from intraslice.modeling.hidden_states import Stream, embed
+from intraslice.planning.importance import LayerProfile
+from intraslice.planning.ratios import LayerPlan, make_plan
+from intraslice.slicing.driver import slice_model
+from intraslice.slicing.mlp import neurons_kept
+
+FORMAT = "3"
+LOGIT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class ModuleLoss:
+    """What slicing one module alone did. Losses are in nats a token."""
+
+    layer: int
+    module: Module
+    removed: int  # parameters
+    increase: float  # of the mean loss; below zero where the sliced model does better
+    standard_error: float  # of the increase, from the differences token by token
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Every module, layer by layer, attention first. `tokens` were scored."""
+
+    ratio: float
+    dense_loss: float
+    tokens: int
+    modules: tuple[ModuleLoss, ...]
+
+
+def cut_alone(dense: LayerPlan, profile: LayerProfile, module: Module, ratio: float) -> LayerPlan:
+    """A layer's plan in which one module gives `ratio` of its channels or neurons and the other nothing."""
+    if module == "mlp":
+        return replace(dense, mlp_ratio=ratio, neurons=neurons_kept(profile.sizes.neurons, ratio))
+    keep = round(profile.sizes.channels * (1 - ratio))
+    heads = tuple(profile.table.alive[keep].nonzero().flatten().tolist())
+    _, kv_heads, dim = profile.shapes[keep]
+    return replace(dense, attention_ratio=ratio, heads=heads, kv_heads=kv_heads, dim=dim)
+
+
+def measure_sensitivity(
+    loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float = 0.3
+) -> Generator[Progress, None, Sensitivity]:
+    """Slice each module alone at `ratio`, in one shot, and take the loss on `tokens`; yields progress by module.
+
+    What is done is kept under the model, the calibration, the tokens and the ratio. Costs about a forward a layer, and
+    memory for one state a token. Raises UserError for a ratio that is not above 0 and up to 0.95.
+    """
+    if not 0 < ratio <= 0.95:
+        raise UserError(f"ratio is {ratio!r}; wanted the share of a module to remove, above 0 and up to 0.95")
+    model, targets = loaded.model, tokens[:, 1:]
+    seen = stats.layers[-1].attention_sum  # tells one calibration from another
+    calibration = stats.tokens, stats.targets, seen
+    path = cache_path(
+        "sensitivity", ".json", FORMAT, loaded.fingerprint, model.dtype, *calibration, tokens, float(ratio)
+    )
+    record = kept_record(path)
+    done = [ModuleLoss(**module) for module in record.get("modules", [])]
+    layers, total = model.model.layers, 2 * len(model.model.layers)
+    yield Progress("sensitivity", len(done), total)
+    if len(done) < total:
+        with torch.no_grad():
+            stream = embed(model, tokens)
+            reference = _losses(model, layers, stream, targets)
+        record = {"dense_loss": reference.mean().item()}
+        for layer in range(len(layers)):
+            for module in ("attention", "mlp")[max(0, len(done) - 2 * layer) :]:
+                removed, sliced = _slice_alone(model, stats, layer, module, ratio)
+                with torch.no_grad():
+                    extra = _losses(model, [sliced, *layers[layer + 1 :]], stream, targets) - reference
+                error = extra.std().item() / len(extra) ** 0.5
+                done.append(ModuleLoss(layer, module, removed, extra.mean().item(), error))
+                keep_record(path, record | {"modules": [asdict(loss) for loss in done]}, "the sensitivity so far")
+                yield Progress("sensitivity", len(done), total)
+            with torch.no_grad():
+                stream.map_(lambda hidden, arguments, layer=layer: layers[layer](hidden, **arguments))
+    return Sensitivity(ratio, record["dense_loss"], targets.numel(), tuple(done))
+
+
+def _slice_alone(
+    model: PreTrainedModel, stats: CalibrationStats, layer: int, module: Module, ratio: float
+) -> tuple[int, nn.Module]:
+    """Parameters that go, and the layer without them; every other layer is the dense one and costs nothing."""
+    plan = make_plan(stats.profile, SliceConfig(0.0, order="one-shot"))
+    layers = list(plan.layers)
+    layers[layer] = cut_alone(layers[layer], stats.profile.layers[layer], module, ratio)
+    sliced = finish(slice_model(model, replace(plan, layers=tuple(layers)), stats)).model.layers[layer]
+    sizes = [sum(p.numel() for p in one.parameters()) for one in (model.model.layers[layer], sliced)]
+    return sizes[0] - sizes[1], sliced
+
+
+def _losses(
+    model: PreTrainedModel, layers: Iterable[nn.Module], stream: Stream, targets: Int[Tensor, "windows scored"]
+) -> Float[Tensor, " tokens"]:
+    """The loss of every token once the stream has passed the given layers; the stream stays where it is."""
+    norm = getattr(model.model, family_of(model.config).final_norm)
+    losses = []
+    wanted = targets.to(model.device).split([len(hidden) for hidden in stream.hidden])
+    for hidden, arguments, target in zip(stream.hidden, stream.arguments, wanted, strict=True):
+        for layer in layers:
+            hidden = layer(hidden, **arguments)
+        rows = norm(hidden)[:, :-1].flatten(0, 1)
+        losses += [
+            functional.cross_entropy(model.lm_head(part).float(), own, reduction="none")
+            for part, own in zip(rows.split(LOGIT_TOKENS), target.flatten().split(LOGIT_TOKENS), strict=True)
+        ]
+    return torch.cat(losses).double()

@@ -1,0 +1,186 @@
+"""Activation shift: how far a sliced model's activations are from the dense model's, measured fairly.
+
+Every method's states are mapped back to the dense basis first. From the middle layers on a handful of tokens carry most
+of the stream's energy, so these *massive* tokens and the ordinary ones are told apart, and a layer's number is the
+median over tokens. Under LayerNorm the states are centred, since no reader sees their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import pandas
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from intraslice.config import Progress, UserError
+from intraslice.diagnostics.distributions import Distribution, Moments, distance, histogram_edges
+from intraslice.modeling.families import blocks
+from intraslice.modeling.residual import centre
+
+Place = Literal["residual", "attention", "mlp"]  # the stream after a block, and what its two modules add to it
+PLACES: tuple[Place, ...] = get_args(Place)
+MASSIVE = 10.0  # times the norm of the median token of its window, after any block but the last
+
+States = dict[tuple[int, Place], Float[Tensor, "tokens hidden"]]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One method, layer and place against the dense model. Token-wise numbers are medians over tokens."""
+
+    method: str
+    layer: int
+    place: Place
+    error: float  # |x' - x| / |x|, ordinary tokens
+    massive_error: float  # nan where no token is massive
+    pooled_error: float  # the same from sums of squares over ordinary tokens, where large tokens weigh more
+    cosine: float
+    massive_cosine: float
+    mean_shift: float  # of all values of ordinary tokens, in dense spreads
+    spread_shift: float  # relative: 0.1 is a spread 10 % wider than the dense one
+    kurtosis: float  # excess; the dense one's is in `distributions`
+    distance: float  # 1-Wasserstein between the histograms, in dense spreads
+
+
+@dataclass(frozen=True)
+class ShiftReport:
+    """All of one measurement. `distributions` has an entry for "dense" too, by (method, layer, place)."""
+
+    shifts: tuple[Shift, ...]
+    distributions: dict[tuple[str, int, Place], Distribution]
+    tokens: int
+    massive: int  # how many of the tokens are massive
+
+    def frame(self) -> pandas.DataFrame:
+        """One row a method, layer and place."""
+        return pandas.DataFrame([vars(shift) for shift in self.shifts])
+
+
+@dataclass
+class _Tally:
+    """What is kept of one method at one layer and place while tokens pass."""
+
+    edges: Float[Tensor, " edges"]
+    values: Moments = field(default_factory=Moments)
+    errors: list[Tensor] = field(default_factory=list)
+    cosines: list[Tensor] = field(default_factory=list)
+    squared: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of the difference, of the dense states
+
+    def add(self, own: Tensor, dense: Tensor, ordinary: Bool[Tensor, " tokens"]) -> None:
+        self.values.add(own[ordinary], self.edges)
+        difference, norm = (own - dense).norm(dim=-1), dense.norm(dim=-1)
+        self.errors.append((difference / norm.clamp_min(torch.finfo(norm.dtype).tiny)).cpu())
+        self.cosines.append(nn.functional.cosine_similarity(own, dense, dim=-1).cpu())
+        for index, lengths in enumerate((difference, norm)):
+            self.squared[index] += lengths[ordinary].double().square().sum().item()
+
+
+def measure_shift(
+    dense: PreTrainedModel, methods: Mapping[str, PreTrainedModel], tokens: Int[Tensor, "windows window"]
+) -> Generator[Progress, None, ShiftReport]:
+    """Compare each method's activations with the dense model's, window by window; yields progress by window.
+
+    One pass through every model; only one window's activations are in memory. Give held-out tokens. Raises UserError
+    for a method named "dense", or a cross-module model without its bases (one that was reopened from a folder).
+    """
+    if "dense" in methods:
+        raise UserError("a method is named 'dense'; that name is taken by what methods are compared with")
+    tallies: dict[tuple[str, int, Place], _Tally] = {}
+    ordinary_tokens: list[Tensor] = []
+    yield Progress("shift", 0, len(tokens))
+    for done, window in enumerate(tokens, 1):
+        with torch.no_grad():
+            reference = _states(dense, window)
+            ordinary = ~massive_tokens(reference)
+            if not tallies:
+                edges = {key: histogram_edges(states[ordinary]) for key, states in reference.items()}
+                tallies = {(name, *key): _Tally(edges[key]) for name in ("dense", *methods) for key in reference}
+            for name, model in {"dense": dense, **methods}.items():
+                own = reference if model is dense else _states(model, window, dense)
+                for key, states in reference.items():
+                    tallies[(name, *key)].add(own[key], states, ordinary)
+        ordinary_tokens.append(ordinary.cpu())
+        yield Progress("shift", done, len(tokens))
+    ordinary = torch.cat(ordinary_tokens)
+    distributions = {key: tally.values.distribution(tally.edges) for key, tally in tallies.items()}
+    shifts = tuple(_shift(key, tally, distributions, ordinary) for key, tally in tallies.items() if key[0] != "dense")
+    return ShiftReport(shifts, distributions, tokens.numel(), int((~ordinary).sum()))
+
+
+def massive_tokens(states: States) -> Bool[Tensor, " tokens"]:
+    """Tokens of one window whose residual stream, after any block but the last, is `MASSIVE` times the median token's.
+
+    One set serves all layers, so that a line over layers is about the same tokens everywhere.
+    """
+    norms = [value.norm(dim=-1) for (_, place), value in states.items() if place == "residual"]
+    norms = torch.stack(norms[:-1] or norms)
+    return (norms > MASSIVE * norms.median(-1, keepdim=True).values).any(0)
+
+
+def _shift(key: tuple[str, int, Place], tally: _Tally, distributions: dict, ordinary: Tensor) -> Shift:
+    own, dense = distributions[key], distributions[("dense", *key[1:])]
+    errors, cosines = torch.cat(tally.errors), torch.cat(tally.cosines)
+    spread = max(dense.spread, torch.finfo(torch.float64).tiny)
+    return Shift(
+        *key,
+        error=_median(errors[ordinary]),
+        massive_error=_median(errors[~ordinary]),
+        pooled_error=(tally.squared[0] / max(tally.squared[1], torch.finfo(torch.float64).tiny)) ** 0.5,
+        cosine=_median(cosines[ordinary]),
+        massive_cosine=_median(cosines[~ordinary]),
+        mean_shift=(own.mean - dense.mean) / spread,
+        spread_shift=own.spread / spread - 1,
+        kurtosis=own.kurtosis,
+        distance=distance(own, dense) / spread,
+    )
+
+
+def _median(values: Tensor) -> float:
+    return values.median().item() if len(values) else float("nan")
+
+
+def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTrainedModel | None = None) -> States:
+    """The states of one window at every layer and place, in the dense basis."""
+    with _recording(model, dense or model) as found:
+        model.model(input_ids=window[None].to(model.device), use_cache=False)
+    return found
+
+
+@contextmanager
+def _recording(model: PreTrainedModel, dense: PreTrainedModel) -> Iterator[States]:
+    found: States = {}
+    handles = []
+    for index, (layer, block) in enumerate(zip(model.model.layers, blocks(dense), strict=True)):
+        for place, module in (("attention", layer.self_attn), ("mlp", layer.mlp), ("residual", layer)):
+            basis = _basis(layer, place)
+
+            def hook(_, inputs, output, key=(index, place), basis=basis, norm=block.attention_norm) -> None:
+                states = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()
+                found[key] = centre(states if basis is None else states @ basis.T.float(), norm)
+
+            handles.append(module.register_forward_hook(hook))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _basis(layer: nn.Module, place: Place) -> Float[Tensor, "hidden width"] | None:
+    """The axes that a layer's states are written on, as columns; None for the dense basis.
+
+    A layer with a basis of its own has `bases`: before it, after its attention where that is a step of its own, and
+    after it. A module's output is in the basis that it writes to.
+    """
+    bases = getattr(layer, "bases", None)
+    if bases is None:
+        return None
+    if not bases:
+        raise UserError("a cross-module model reopened from a folder has no bases to compare in; slice it again here")
+    return bases[1] if place == "attention" else bases[-1]

@@ -1,0 +1,177 @@
+"""Token by token: what a passage's tokens suffer, what either model would say next, and where two answers part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from intraslice.config import UserError
+from intraslice.evaluation.loss import Sampling, prompt_tokens, stream_tokens
+
+ROWS = 256  # tokens whose distribution over the whole vocabulary is in memory at once
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """One candidate, and its probability under both models."""
+
+    text: str
+    token: int
+    dense: float
+    sliced: float
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """One token of a passage under two models; logarithms are natural. The first token of a passage has no score."""
+
+    text: str
+    token: int
+    dense: float  # log-probability given the tokens before it
+    sliced: float
+    divergence: float  # Kullback-Leibler, dense to sliced, of the whole distribution at this place, in nats
+    agree: bool  # both models hold the same token for the likeliest
+    likeliest: tuple[NextToken, ...] = ()  # the best candidates of either model, where asked for
+
+    @property
+    def extra_loss(self) -> float:
+        """What slicing costs this token, in nats; below zero where the sliced model foresees it better."""
+        return self.dense - self.sliced
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A scored passage, whose text is `first` and then every token's."""
+
+    first: str
+    tokens: tuple[TokenScore, ...]
+
+    @property
+    def agreement(self) -> float:
+        """The share of places where both models hold the same token for the likeliest."""
+        return sum(token.agree for token in self.tokens) / len(self.tokens)
+
+    @property
+    def divergence(self) -> float:
+        """Mean Kullback-Leibler divergence, in nats a token."""
+        return sum(token.divergence for token in self.tokens) / len(self.tokens)
+
+    def frame(self) -> pandas.DataFrame:
+        """One row a token."""
+        return pandas.DataFrame(
+            [
+                {name: value for name, value in vars(token).items() if name != "likeliest"}
+                | {"extra_loss": token.extra_loss}
+                for token in self.tokens
+            ]
+        )
+
+
+@torch.no_grad()
+def score_passage(
+    dense: PreTrainedModel, sliced: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, candidates: int = 0
+) -> Passage:
+    """Score every token of a text but the first, as it stands, without a chat template.
+
+    With `candidates`, each score also has that many of the likeliest tokens of either model at its place.
+
+    Raises UserError for fewer than two tokens, or more than the model has positions for.
+    """
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    count, most = ids.shape[1], dense.config.max_position_embeddings
+    if not 2 <= count <= most:
+        raise UserError(f"the passage has {count} tokens; wanted 2 to {most}, the first of which is not scored")
+    hidden = [
+        model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state[0] for model in (dense, sliced)
+    ]
+    scores: list[TokenScore] = []
+    for start in range(0, count - 1, ROWS):
+        rows = slice(start, min(start + ROWS, count - 1))
+        own = [_log_probabilities(model, states[rows]) for model, states in zip((dense, sliced), hidden, strict=True)]
+        following = ids[0, rows.start + 1 : rows.stop + 1]
+        chosen = [table.gather(1, following[:, None].to(table.device))[:, 0].tolist() for table in own]
+        divergence = (own[0].exp() * (own[0] - own[1].to(own[0].device))).sum(-1).clamp_min(0).tolist()
+        agree = (own[0].argmax(-1).cpu() == own[1].argmax(-1).cpu()).tolist()
+        likeliest = [_best(tokenizer, *pair, candidates) for pair in zip(*own, strict=True)] if candidates else None
+        for row, values in enumerate(zip(following.tolist(), *chosen, divergence, agree, strict=True)):
+            best = likeliest[row] if likeliest else ()
+            scores.append(TokenScore(tokenizer.decode([values[0]]), *values, best))
+    return Passage(tokenizer.decode(ids[0, :1]), tuple(scores))
+
+
+def _log_probabilities(model: PreTrainedModel, states: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens words"]:
+    return model.lm_head(states).float().log_softmax(-1)
+
+
+@torch.no_grad()
+def compare_next_tokens(
+    dense: PreTrainedModel,
+    sliced: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    count: int = 10,
+    chat: bool = True,
+) -> tuple[NextToken, ...]:
+    """The `count` likeliest first tokens of either model's answer with both probabilities, the dense best first."""
+    tables = [_log_probabilities(model, _read(model, tokenizer, prompt, chat)[-1:])[0] for model in (dense, sliced)]
+    return _best(tokenizer, *tables, count)
+
+
+def _best(
+    tokenizer: PreTrainedTokenizerBase, dense: Float[Tensor, " words"], sliced: Float[Tensor, " words"], count: int
+) -> tuple[NextToken, ...]:
+    """The `count` likeliest of either table of log-probabilities, the dense best first."""
+    tables = [table.exp().cpu() for table in (dense, sliced)]
+    best = {token for table in tables for token in table.topk(min(count, len(table))).indices.tolist()}
+    ordered = sorted(best, key=lambda token: (-tables[0][token].item(), -tables[1][token].item()))
+    return tuple(
+        NextToken(tokenizer.decode([token]), token, *(table[token].item() for table in tables)) for token in ordered
+    )
+
+
+def _read(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool
+) -> Float[Tensor, "tokens hidden"]:
+    ids = prompt_tokens(tokenizer, prompt, chat)["input_ids"]
+    count, most = ids.shape[1], model.config.max_position_embeddings
+    if not count:
+        raise UserError("the prompt has no tokens; write a word or two")
+    if count > most:
+        raise UserError(f"the prompt has {count:,} tokens; wanted at most {most:,}, the model's positions")
+    return model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state[0]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two answers part: `position` tokens are common; None stands for an answer that had ended."""
+
+    position: int
+    common: str
+    first: str | None
+    second: str | None
+
+
+def first_divergence(
+    tokenizer: PreTrainedTokenizerBase, first: Sequence[int], second: Sequence[int]
+) -> Divergence | None:
+    """The first token at which two generations differ; None where they are the same."""
+    position = next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+    if position == len(first) == len(second):
+        return None
+    own = [tokenizer.decode([tokens[position]]) if position < len(tokens) else None for tokens in (first, second)]
+    return Divergence(position, tokenizer.decode(first[:position]), *own)
+
+
+def greedy_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 64
+) -> list[int]:
+    """The model's greedy answer as token ids, the prompt left out."""
+    return list(stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens)))

@@ -1,0 +1,144 @@
+"""Methods x estimators x sparsities: perplexity, parameters and measured speed of each, kept on disk point by point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas
+from jaxtyping import Int
+from torch import Tensor
+
+from intraslice.cache import cache_path, keep_record, kept_record
+from intraslice.calibration.stats import CalibrationStats
+from intraslice.config import Estimator, Progress, SliceConfig, UserError
+from intraslice.evaluation.loss import kv_bytes_per_token, parameters_of, perplexity
+from intraslice.evaluation.speed import SpeedConfig, measure_speed
+from intraslice.loading import LoadedModel
+from intraslice.methods.registry import Method, plan_by, slice_by, uses_estimator
+
+FORMAT = "4"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model of the sweep. `estimator` is None where the method uses none."""
+
+    method: Method
+    estimator: Estimator | None
+    sparsity: float
+
+
+def points(
+    methods: Sequence[Method], estimators: Sequence[Estimator], sparsities: Sequence[float]
+) -> tuple[Point, ...]:
+    """All combinations, the smallest sparsity first; a method without a ratio estimator appears once a sparsity."""
+    return tuple(
+        Point(method, estimator, sparsity)
+        for sparsity in sorted(set(sparsities))
+        for method in dict.fromkeys(methods)
+        for estimator in (dict.fromkeys(estimators) if uses_estimator(method) else (None,))
+    )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a sweep is run on: the calibration tokens with what they left behind, and held-out windows."""
+
+    stats: CalibrationStats
+    calibration: Int[Tensor, "sequences length"]
+    evaluation: Int[Tensor, "windows window"]
+
+
+def sweep(
+    loaded: LoadedModel,
+    texts: Texts,
+    wanted: Sequence[Point],
+    base: SliceConfig | None = None,
+    speed: SpeedConfig | None = None,
+) -> Generator[Progress, None, pandas.DataFrame]:
+    """One row a point, in order. Bias, cap and order come from `base`; speed is measured where its config is given.
+
+    Each finished point is kept under everything it depends on, so that a stopped sweep goes on and a larger one reuses
+    what is there. A point that a method cannot reach has a `note` and no perplexity. Yields the progress of each step,
+    and of the sweep under the stage "sweep".
+    """
+    base = base or SliceConfig()
+    path = _path(loaded, texts, "dense")
+    dense = kept_record(path)
+    yield Progress("sweep", 0, len(wanted))
+    if not dense:
+        dense = {"dense_perplexity": (yield from perplexity(loaded.model, texts.evaluation, "perplexity dense"))}
+        keep_record(path, dense, "a point of the sweep")
+    rows = []
+    for done, point in enumerate(wanted, 1):
+        config, path = _config(point, base), _point_path(loaded, texts, point, base, speed)
+        row = kept_record(path)
+        if not row:
+            start = time.perf_counter()
+            row = yield from _measure(loaded, texts, point.method, config, speed)
+            row["seconds"] = round(time.perf_counter() - start, 3)
+            keep_record(path, row, "a point of the sweep")
+        rows.append(asdict(point) | dense | row)
+        yield Progress("sweep", done, len(wanted))
+    return pandas.DataFrame(rows)
+
+
+def kept_points(
+    loaded: LoadedModel,
+    texts: Texts,
+    wanted: Sequence[Point],
+    base: SliceConfig | None = None,
+    speed: SpeedConfig | None = None,
+) -> tuple[Point, ...]:
+    """Those points that `sweep` would only read from the disk."""
+    base = base or SliceConfig()
+    return tuple(point for point in wanted if _point_path(loaded, texts, point, base, speed).is_file())
+
+
+def _config(point: Point, base: SliceConfig) -> SliceConfig:
+    return replace(base, sparsity=point.sparsity, estimator=point.estimator or base.estimator)
+
+
+def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConfig, speed: SpeedConfig | None) -> Path:
+    config = _config(point, base)
+    if not uses_estimator(point.method):  # nor an order, so that all of these share one point
+        config = replace(config, estimator="uniform", order="one-shot", iterative=False)
+    if point.method != "intraslice+":
+        config = replace(config, epochs=0)
+    return _path(loaded, texts, f"{point.method} {config} {speed}")
+
+
+def _path(loaded: LoadedModel, texts: Texts, what: str) -> Path:
+    calibration = () if what == "dense" else (texts.calibration, texts.stats.targets)
+    parts = (FORMAT, loaded.fingerprint, loaded.model.dtype, *calibration, texts.evaluation, what)
+    return cache_path("sweep", ".json", *parts)
+
+
+def _measure(
+    loaded: LoadedModel, texts: Texts, method: Method, config: SliceConfig, speed: SpeedConfig | None
+) -> Generator[Progress, None, dict[str, Any]]:
+    dense = loaded.model
+    try:
+        plan = plan_by(method, dense, texts.stats, config)
+    except UserError as problem:
+        return {"removed_fraction": None, "perplexity": None, "note": str(problem)}
+    model = yield from slice_by(method, dense, plan, texts.stats, texts.calibration)
+    counts = parameters_of(dense, "dense") | parameters_of(model, "sliced")
+    row = {
+        "removed_fraction": 1 - counts["sliced_decoder"] / counts["dense_decoder"],
+        **counts,
+        "kv_bytes_per_token": kv_bytes_per_token(model),
+        "perplexity": (yield from perplexity(model, texts.evaluation, f"perplexity {method}")),
+        "note": getattr(plan, "note", ""),
+    }
+    if speed is not None:
+        speeds = yield from measure_speed({"dense": dense, "sliced": model}, speed)
+        for kind in ("prefill", "decode"):
+            per_second = {name: getattr(one, kind) for name, one in speeds.items()}
+            row |= {f"{kind}_{name}": value for name, value in per_second.items()}
+            row[f"{kind}_ratio"] = per_second["sliced"] / per_second["dense"]
+    return row

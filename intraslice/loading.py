@@ -1,0 +1,140 @@
+"""A model ready for slicing: weights, tokenizer, where they come from, and a fingerprint to key caches by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from intraslice.checkpoints.format import is_checkpoint
+from intraslice.checkpoints.format import load as load_checkpoint
+from intraslice.config import Progress, UserError
+from intraslice.modeling.families import canonicalise
+from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetched, place_layers
+from intraslice.pretrained.memory import MemoryEstimate, available_bytes, estimate_memory, require_memory
+from intraslice.pretrained.reader import read_config, read_weights
+from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, obtain_weights
+
+__all__ = [
+    "DEFAULT",
+    "SUGGESTED_MODELS",
+    "LoadedModel",
+    "MemoryEstimate",
+    "estimate_memory",
+    "fingerprint",
+    "load_model",
+    "require_memory",
+]
+
+SAMPLES = 1024  # values of each parameter that go into the fingerprint
+
+
+@dataclass
+class LoadedModel:
+    """A canonicalised model. `name` is what was asked for; `source` says plainly which weights these are.
+
+    `made` is None for a dense model, and how it was made for a sliced checkpoint.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    source: str
+    fingerprint: str
+    made: dict[str, Any] | None = None
+
+
+def load_model(
+    name: str = DEFAULT,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    on_progress: Callable[[Progress], None] | None = None,
+    device_map: Placement | None = None,
+) -> LoadedModel:
+    """Load a Hub id, a folder in transformers format, a .gguf file, or the offline default, ready for slicing.
+
+    The model is in eval mode, its parameters take no gradients, and its layers are canonical (see families.py). With a
+    `device_map` it may be larger than memory: "auto" keeps on disk what does not fit, "disk" every layer.
+
+    Raises:
+        UserError: no such model, one that cannot be sliced, one that does not fit, or a device that is not there.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
+    if device_map is not None:
+        return _load_offloaded(name, dtype, device, on_progress, device_map)
+    if is_checkpoint(name):
+        model, tokenizer, made = load_checkpoint(name, device, dtype)
+        return LoadedModel(model, tokenizer, name, f"{made['source']}, sliced", fingerprint(model), made)
+    require_memory(name, dtype, device)
+    weights = obtain_weights(name, on_progress)
+    model, tokenizer = read_weights(weights, dtype)
+    _settle_tokenizer(tokenizer, model, name)
+    model = model.eval().requires_grad_(False)
+    digest = fingerprint(model)
+    canonicalise(model)
+    return LoadedModel(model.to(device), tokenizer, name, weights.source, digest)
+
+
+def _load_offloaded(
+    name: str,
+    dtype: torch.dtype,
+    device: str,
+    on_progress: Callable[[Progress], None] | None,
+    device_map: Placement,
+) -> LoadedModel:
+    if device_map not in PLACEMENTS:
+        raise UserError(f"device map is {device_map!r}; wanted one of {', '.join(PLACEMENTS)}")
+    if is_checkpoint(name):
+        raise UserError(f"{name} is sliced already and is loaded whole; leave the device map out")
+    weights = obtain_weights(name, on_progress)
+    if weights.gguf:
+        raise UserError(f"{name} is a GGUF file, which is read whole; for a device map take safetensors")
+    free, beside = available_bytes(device), available_bytes()
+    places = place_layers(read_config(weights), dtype, device, device_map, free, beside)
+    model, tokenizer = read_weights(weights, dtype, places)
+    _settle_tokenizer(tokenizer, model, name)
+    model = model.eval().requires_grad_(False)
+    digest = fingerprint(model)
+    canonicalise_offloaded_(model, places, device)
+    return LoadedModel(model, tokenizer, name, weights.source, digest)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hex digest of the configuration and of a sample of every parameter: the same weights in another folder agree.
+
+    A few hundred values of each parameter are read, so that it costs a fraction of a second on any model.
+    """
+    config = model.config.to_dict()
+    for passing in ("_name_or_path", "architectures", "transformers_version"):
+        config.pop(passing, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in model.named_parameters():
+        values = fetched(model, name, parameter).detach().flatten()
+        # An odd stride does not walk down one column of a matrix.
+        sample = values[:: max(1, len(values) // SAMPLES) | 1].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _settle_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= largest < rows:
+        raise UserError(
+            f"the tokenizer of {name} has token ids up to {largest} and its model {rows} embeddings; "
+            "put the tokenizer that belongs to the weights beside them"
+        )
+    tokenizer.padding_side = "left"  # generation continues from the right end
+    tokenizer.clean_up_tokenization_spaces = False  # decoded text is what the tokens say
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,0 +1,1 @@
+"""Every way to slice, under one roof and at equal removed parameters."""

@@ -1,0 +1,229 @@
+"""The cross-module contrast (SliceGPT, arXiv 2401.15024): principal axes of the residual stream itself.
+
+`plan_crossmodule` finds the width D' and counts what it removes, `slice_crossmodule` builds the model. The last basis
+is the identity, so final norm and head stay the dense model's own: nothing to fold there, and a tied head stays tied.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from intraslice.config import Progress, UserError
+from intraslice.modeling.attention import frozen_linear
+from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
+from intraslice.modeling.families import Block, Family, blocks, family_of
+from intraslice.modeling.hidden_states import Stream, embed
+from intraslice.modeling.residual import (
+    Folded,
+    Module,
+    centre,
+    groups,
+    norm_of,
+    output_of,
+    principal_axes_of,
+    read_through,
+    reader_name,
+    with_parts,
+    writer_name,
+    written,
+)
+from intraslice.planning.ratios import Parameters
+
+MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
+
+
+@dataclass(frozen=True)
+class CrossModulePlan:
+    """Which D' is used and what that removes, every shortcut matrix counted."""
+
+    hidden: int
+    width: int  # D'
+    asked: float | None  # sparsity asked for; None when the slicing fraction was given
+    parameters: Parameters  # with a tied head kept tied
+    untied_total: int  # had the embeddings been untied, as SliceGPT's own code does; the same for an untied model
+
+    @property
+    def slicing(self) -> float:
+        """The fraction of the residual stream's axes that is cut (SliceGPT's own percentage)."""
+        return 1 - self.width / self.hidden
+
+    @property
+    def removed_fraction(self) -> float:
+        return self.parameters.removed_fraction
+
+    @property
+    def note(self) -> str:
+        """One sentence for people when the parameters do not come out as asked, else empty."""
+        removed = self.removed_fraction
+        if removed < 0:
+            return f"Slicing {self.slicing:.1%} adds {-removed:.1%} to the decoder: the shortcuts outweigh the cut."
+        if self.asked is not None and abs(removed - self.asked) > 5e-4:
+            return (
+                f"No width that is a multiple of {MULTIPLE} removes {self.asked:.1%} of the decoder; "
+                f"the nearest, {self.width} of {self.hidden}, removes {removed:.1%}."
+            )
+        return ""
+
+
+def plan_crossmodule(
+    model: PreTrainedModel, sparsity: float | None = None, slicing: float | None = None
+) -> CrossModulePlan:
+    """Choose D' for a canonicalised model: by the decoder parameters to remove, or by the axes to cut.
+
+    A sparsity takes the width that comes nearest; 0 cuts nothing, and only adds the shortcuts. Raises UserError unless
+    exactly one of the two is given, from 0 to below 1.
+    """
+    if (sparsity is None) == (slicing is None):
+        raise UserError(f"got sparsity {sparsity} and slicing {slicing}; give exactly one of the two")
+    name, value = ("sparsity", sparsity) if slicing is None else ("slicing", slicing)
+    if not 0 <= value < 1:
+        raise UserError(f"{name} is {value!r}; wanted a fraction from 0 to below 1, such as 0.3")
+    hidden = model.lm_head.in_features
+    if value == 0:
+        return _plan(model, hidden, sparsity)
+    if slicing is not None:
+        return _plan(model, max(int(hidden * (1 - slicing) + 1e-6) // MULTIPLE * MULTIPLE, min(MULTIPLE, hidden)), None)
+    widths, layers = [*range(MULTIPLE, hidden, MULTIPLE), hidden], blocks(model)
+    wanted = (1 - sparsity) * _dense_decoder(model)
+    wide = bisect_left(widths, wanted, key=lambda width: _decoder_parameters(layers, width, hidden))
+    plans = [_plan(model, width, sparsity) for width in widths[max(wide - 1, 0) : wide + 1]]
+    return min(plans, key=lambda plan: abs(plan.removed_fraction - sparsity))
+
+
+def _plan(model: PreTrainedModel, width: int, asked: float | None) -> CrossModulePlan:
+    hidden, vocabulary = model.lm_head.in_features, model.model.embed_tokens.num_embeddings
+    dense_total, dense_decoder = sum(p.numel() for p in model.parameters()), _dense_decoder(model)
+    decoder = _decoder_parameters(blocks(model), width, hidden)
+    rest = dense_total - dense_decoder + decoder
+    separate = rest + vocabulary * (width if _is_tied(model) else width - hidden)
+    total = rest + hidden * width if _is_tied(model) else separate
+    return CrossModulePlan(hidden, width, asked, Parameters(dense_total, total, dense_decoder, decoder), separate)
+
+
+def _dense_decoder(model: PreTrainedModel) -> int:
+    return sum(p.numel() for p in model.model.layers.parameters())
+
+
+def _decoder_parameters(layers: Sequence[Block], width: int, hidden: int) -> int:
+    """Of all layers at D' = `width`, shortcuts included; the last shortcut leads back to the dense width."""
+    *before, last = layers
+    return sum(_layer_parameters(block, width, width) for block in before) + _layer_parameters(last, width, hidden)
+
+
+def _layer_parameters(block: Block, width: int, width_after: int) -> int:
+    total = 0
+    for group in groups(block):
+        after = width_after if group[-1] is block.mlp else width
+        total += width * after  # the shortcut
+        for module in group:
+            reader, writer = getattr(module, reader_name(module)), getattr(module, writer_name(module))
+            shifted = reader.bias is not None or getattr(norm_of(block, module), "bias", None) is not None
+            total += reader.out_features * (width + shifted) + after * (writer.in_features + (writer.bias is not None))
+    return total
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    return model.lm_head.weight is model.model.embed_tokens.weight
+
+
+# The driver
+
+
+def slice_crossmodule(
+    model: PreTrainedModel, plan: CrossModulePlan, tokens: Int[Tensor, "sequences length"]
+) -> Generator[Progress, None, PreTrainedModel]:
+    """Rotate and cut the residual stream of a canonicalised model, block by block; yields progress by layer.
+
+    Every basis comes from the stream as the already sliced layers produce it. The dense model is untouched; the result
+    shares its final norm and head. Raises NumericalError where a moment is not finite.
+    """
+    family, layers = family_of(model.config), blocks(model)
+    yield Progress("slice", 0, len(layers))
+    with torch.no_grad():
+        stream = embed(model, tokens)
+        norm = layers[0].attention_norm
+        stream.map_(lambda hidden, _: centre(hidden, norm))
+        basis = first = principal_axes_of(stream)[:, : plan.width]
+    made = []
+    for index, block in enumerate(layers):
+        with torch.no_grad():
+            layer, basis = _slice_layer_(family, block, stream, basis, last=index == len(layers) - 1)
+        made.append(layer)
+        yield Progress("slice", len(made), len(layers))
+    with torch.no_grad():
+        parts = dict(zip(model.model.layers, made, strict=True))
+        # Centring the columns of the basis centres every embedding.
+        parts[model.model.embed_tokens] = _embedding(model, centre(first.T, norm).T)
+        sliced = with_parts(model, parts)
+    sliced.config.tie_word_embeddings = _is_tied(model)  # so that tie_weights() never joins what differs
+    return sliced
+
+
+def _slice_layer_(
+    family: Family, block: Block, stream: Stream, basis: Float[Tensor, "hidden width"], last: bool
+) -> tuple[CrossModuleLayer, Float[Tensor, "hidden width_after"]]:
+    """One layer in its bases, and the basis that it leaves; the stream, in the dense basis, moves on in place."""
+    hidden, width = basis.shape
+    kind = block.attention.o_proj.weight.dtype
+    bases, made = [basis], []
+    for group in groups(block):
+        norm = norm_of(block, group[0])
+        reading = [_reading_in(module, norm, basis) for module in group]
+        _advance_(stream, basis, reading, norm)
+        if last and group[-1] is block.mlp:
+            after = torch.eye(hidden, dtype=basis.dtype, device=basis.device)
+        else:
+            after = principal_axes_of(stream)[:, :width]
+        made += [_writing_in(module, norm, after) for module in reading]
+        bases.append(after)
+        basis = after
+    shortcuts = [(before.T @ after).to(kind) for before, after in itertools.pairwise(bases)]
+    norms = [BasisNorm.of(norm) for norm in (block.attention_norm, block.mlp_norm)]
+    return CrossModuleLayer(family, *made, norms, shortcuts, [axes.to(kind) for axes in bases]), basis
+
+
+def _advance_(stream: Stream, basis: Float[Tensor, "hidden width"], modules: list[Module], norm: nn.Module) -> None:
+    """Cut the stream to the basis, as the sliced model carries it, and add what the modules make of it, uncut."""
+    axes, basis_norm = basis.to(stream.hidden[0].dtype), BasisNorm.of(norm)
+
+    def step(states: Tensor, arguments: dict) -> Tensor:
+        cut = states @ axes
+        normed = basis_norm(cut)
+        return cut @ axes.T + centre(sum(output_of(module, normed, arguments) for module in modules), norm)
+
+    stream.map_(step)
+
+
+def _reading_in(module: Module, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> Module:
+    weight, bias = read_through(module, norm)
+    return _exchange(module, reader_name(module), (weight @ basis, bias))
+
+
+def _writing_in(module: Module, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> Module:
+    weight, bias = written(module, norm)
+    return _exchange(module, writer_name(module), (basis.T @ weight, None if bias is None else basis.T @ bias))
+
+
+def _exchange(module: Module, name: str, folded: Folded) -> Module:
+    """The module with another linear map under the given name, in the module's own precision."""
+    linear = getattr(module, name)
+    kind = linear.weight.dtype
+    bias = None if folded[1] is None else folded[1].to(kind)
+    return with_parts(module, {linear: frozen_linear(folded[0].to(kind), bias)})
+
+
+def _embedding(model: PreTrainedModel, basis: Float[Tensor, "hidden width"]) -> nn.Embedding:
+    """Tokens into the first basis: fused into the table, unless the head shares it."""
+    table = model.model.embed_tokens
+    if _is_tied(model):
+        return BasisEmbedding(table.weight, basis.to(table.weight.dtype), table.padding_idx)
+    weight = (table.weight.double() @ basis).to(table.weight.dtype)
+    return nn.Embedding.from_pretrained(weight, padding_idx=table.padding_idx)

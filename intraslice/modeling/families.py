@@ -1,0 +1,205 @@
+"""The only file that knows transformers' attribute names: how each family's layers are read into the canonical blocks.
+
+A new family costs one entry in `FAMILIES` (and one tiny model in tests/conftest.py). Fused projections split here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from intraslice.config import UserError
+from intraslice.modeling.attention import UNROTATED, AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP
+
+Pair = tuple[Tensor | None, Tensor | None]  # a weight and its bias
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one `config.model_type` is read. `parallel`: attention and MLP read one norm and add to one residual."""
+
+    projections: Callable[[nn.Module, int, int], list[Pair]]  # query, key, value, output
+    mlp: Callable[[nn.Module], list[Pair]]  # gate (a pair of None where there is none), up, down
+    attention_norm: str = "input_layernorm"
+    mlp_norm: str = "post_attention_layernorm"
+    final_norm: str = "norm"
+    parallel: bool = False
+
+
+def _pair(linear: nn.Linear) -> Pair:
+    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+
+
+def _split(linear: nn.Linear, sizes: list[int]) -> list[Pair]:
+    weight, bias = _pair(linear)
+    biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+    return list(zip(weight.split(sizes), biases, strict=True))
+
+
+def _separate_attention(attention: nn.Module, query_size: int, kv_size: int) -> list[Pair]:
+    return [_pair(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+
+
+def _fused_attention(attention: nn.Module, query_size: int, kv_size: int) -> list[Pair]:
+    return [*_split(attention.qkv_proj, [query_size, kv_size, kv_size]), _pair(attention.o_proj)]
+
+
+def _phi_attention(attention: nn.Module, query_size: int, kv_size: int) -> list[Pair]:
+    if getattr(attention, "qk_layernorm", False):
+        raise UserError(
+            "this Phi model normalises queries and keys (qk_layernorm); only models without it can be sliced"
+        )
+    return [_pair(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj", "dense")]
+
+
+def _separate_mlp(mlp: nn.Module) -> list[Pair]:
+    return [_pair(mlp.gate_proj), _pair(mlp.up_proj), _pair(mlp.down_proj)]
+
+
+def _fused_mlp(mlp: nn.Module) -> list[Pair]:
+    width = mlp.down_proj.in_features
+    return [*_split(mlp.gate_up_proj, [width, width]), _pair(mlp.down_proj)]
+
+
+def _plain_mlp(mlp: nn.Module) -> list[tuple[Tensor | None, Tensor | None]]:
+    return [(None, None), _pair(mlp.fc1), _pair(mlp.fc2)]
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(_separate_attention, _separate_mlp),
+    "phi3": Family(_fused_attention, _fused_mlp),
+    "phi": Family(_phi_attention, _plain_mlp, mlp_norm="input_layernorm", final_norm="final_layernorm", parallel=True),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder layer as the drivers see it."""
+
+    attention: SlicedAttention
+    mlp: SlicedMLP
+    attention_norm: nn.Module
+    mlp_norm: nn.Module
+    parallel: bool
+
+
+def write_layer_(layer: nn.Module, block: Block) -> None:
+    """Fill a dense transformers layer of the same sizes with a block's weights, in place: the inverse of reading."""
+    attention, mlp = block.attention.weights(), block.mlp.weights()
+    order, _ = _head_layout(block.attention.dim, 2 * int((attention.frequency[0] != UNROTATED).sum()))
+    inverse = order.argsort()
+
+    def rows(weight: Tensor, bias: Tensor | None, channels: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        return weight[:, channels].flatten(0, 1), None if bias is None else bias[:, channels].flatten()
+
+    query = rows(attention.query, attention.query_bias, inverse)
+    key = rows(attention.key, attention.key_bias, inverse)
+    value = rows(attention.value, attention.value_bias, slice(None))
+    targets = {"o_proj": (attention.output.flatten(1), attention.output_bias)}
+    targets |= {"q_proj": query, "k_proj": key, "v_proj": value, "qkv_proj": _fused(query, key, value)}
+    targets["dense"] = targets["o_proj"]
+    up, down = (mlp.up, mlp.up_bias), (mlp.down, mlp.down_bias)
+    targets |= {"up_proj": up, "down_proj": down, "fc1": up, "fc2": down}
+    if mlp.gate is not None:
+        gate = (mlp.gate, mlp.gate_bias)
+        targets |= {"gate_proj": gate, "gate_up_proj": _fused(gate, up)}
+    for module in (layer.self_attn, layer.mlp):
+        for name, linear in module.named_children():
+            if isinstance(linear, nn.Linear):
+                weight, bias = targets[name]
+                linear.weight.data.copy_(weight)
+                if bias is not None:
+                    linear.bias.data.copy_(bias)
+
+
+def _fused(*pairs: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    weights, biases = zip(*pairs, strict=True)
+    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The entry for a config's `model_type`; UserError when there is none."""
+    if config.model_type not in FAMILIES:
+        raise UserError(
+            f"model type {config.model_type!r} cannot be sliced; wanted one of {', '.join(FAMILIES)}. "
+            "A new family is one entry in FAMILIES of intraslice/modeling/families.py"
+        )
+    return FAMILIES[config.model_type]
+
+
+def _head_layout(dim: int, rotated: int) -> tuple[Tensor, Tensor]:
+    """Channel order of a dense head that puts every pair at (j, j + dim/2), and each pair's frequency."""
+    half = rotated // 2
+    unrotated = torch.arange(2 * half, dim).view(-1, 2)
+    order = torch.cat([torch.arange(half), unrotated[:, 0], torch.arange(half, 2 * half), unrotated[:, 1]])
+    return order, torch.cat([torch.arange(half), torch.full((len(unrotated),), UNROTATED)])
+
+
+def _read_attention(family: Family, attention: nn.Module, config: PreTrainedConfig) -> AttentionWeights:
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
+    (query, key, value, (output, output_bias)) = family.projections(attention, heads * dim, kv_heads * dim)
+    rotated = int(dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    order, frequency = _head_layout(dim, rotated)
+
+    def by_head(pair: Pair, count: int, channels: Tensor | slice) -> Pair:
+        weight, bias = pair
+        weight = weight.unflatten(0, (count, dim))[:, channels]
+        return weight, None if bias is None else bias.unflatten(0, (count, dim))[:, channels]
+
+    (query, query_bias) = by_head(query, heads, order)
+    (key, key_bias) = by_head(key, kv_heads, order)
+    (value, value_bias) = by_head(value, kv_heads, slice(None))
+    return AttentionWeights(
+        query=query,
+        key=key,
+        value=value,
+        output=output.unflatten(1, (heads, dim)),
+        query_bias=query_bias,
+        key_bias=key_bias,
+        value_bias=value_bias,
+        output_bias=output_bias,
+        kv_head=torch.arange(kv_heads).repeat_interleave(heads // kv_heads),
+        frequency=frequency.expand(kv_heads, -1),
+        scale=attention.scaling,
+    )
+
+
+def _read_mlp(family: Family, mlp: nn.Module, config: PreTrainedConfig) -> MLPWeights:
+    (gate, gate_bias), (up, up_bias), (down, down_bias) = family.mlp(mlp)
+    return MLPWeights(gate, up, down, gate_bias, up_bias, down_bias, config.hidden_act)
+
+
+def canonicalise(model: PreTrainedModel) -> None:
+    """Replace, in place, every layer's attention and MLP by the canonical modules at full rank.
+
+    Logits stay the same to rounding. Raises UserError for a family that is not in `FAMILIES`.
+    """
+    for index in range(len(model.model.layers)):
+        canonicalise_layer_(model, index)
+
+
+def canonicalise_layer_(model: PreTrainedModel, index: int) -> None:
+    """`canonicalise` for one layer."""
+    family, layer = family_of(model.config), model.model.layers[index]
+    if not isinstance(layer.self_attn, SlicedAttention):
+        layer.self_attn = SlicedAttention(_read_attention(family, layer.self_attn, model.config), index)
+        layer.mlp = SlicedMLP(_read_mlp(family, layer.mlp, model.config))
+
+
+def blocks(model: PreTrainedModel) -> list[Block]:
+    """The layers of a canonicalised model, in order."""
+    family = family_of(model.config)
+    return [
+        Block(
+            layer.self_attn,
+            layer.mlp,
+            getattr(layer, family.attention_norm),
+            getattr(layer, family.mlp_norm),
+            family.parallel,
+        )
+        for layer in model.model.layers
+    ]

@@ -1,0 +1,154 @@
+"""Models larger than memory, through accelerate: weights that stay on disk, or beside a GPU, until they are used.
+
+Only the linear maps of the canonical attention and MLP are kept away. accelerate's hooks fetch them one by one in every
+forward; `resident` fetches those of one module once, for whoever works with them. All computing is on one device.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from accelerate.hooks import AlignDevicesHook, SequentialHook, add_hook_to_module, remove_hook_from_module
+from accelerate.utils import OffloadedWeightsLoader, offload_state_dict
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from intraslice.config import cache_folder
+from intraslice.modeling.families import canonicalise_layer_
+
+Placement = Literal["auto", "disk"]  # what fits stays in memory, or no layer does
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+
+
+def place_layers(
+    config: PreTrainedConfig, dtype: torch.dtype, device: str, placement: Placement, free: int, beside: int = 0
+) -> dict[str, str]:
+    """accelerate's device map: layers on `device` while the model fills less than half of its `free` bytes, then in CPU
+    memory while they fill less than half of the `beside` bytes there, then on disk. All else is on `device`.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    places = {name: device for name, _ in model.named_children() if name != "model"}
+    places |= {f"model.{name}": device for name, _ in model.model.named_children() if name != "layers"}
+    size = {id(p): p.nbytes for p in model.parameters()}
+    layers = {id(p) for p in model.model.layers.parameters()}
+    left = {device: free / 2 - sum(nbytes for key, nbytes in size.items() if key not in layers)}
+    if device != "cpu":
+        left["cpu"] = beside / 2
+    for index, layer in enumerate(model.model.layers):
+        needed = sum(p.nbytes for p in layer.parameters())
+        fitting = [place for place, room in left.items() if room >= needed and placement == "auto"]
+        places[f"model.layers.{index}"] = (fitting or ["disk"])[0]
+        if fitting:
+            left[fitting[0]] -= needed
+    return places
+
+
+def _hook(module: nn.Module) -> AlignDevicesHook | None:
+    """What fetches the module's own tensors, where they are kept away."""
+    hook = getattr(module, "_hf_hook", None)
+    for one in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
+        if isinstance(one, AlignDevicesHook) and one.offload:
+            return one
+    return None
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether any weight of the model is kept away."""
+    return any(_hook(module) for module in model.modules())
+
+
+def fetched(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """The model's parameter or buffer of that name with its values, wherever they are kept."""
+    if not tensor.is_meta:
+        return tensor
+    owner, _, leaf = name.rpartition(".")
+    return _values(model.get_submodule(owner))[leaf]
+
+
+def _values(module: nn.Module) -> dict[str, nn.Parameter]:
+    hook = _hook(module)
+    return {
+        name: nn.Parameter(hook.weights_map[name].to(hook.execution_device), requires_grad=False)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.is_meta
+    }
+
+
+@contextmanager
+def resident(module: nn.Module) -> Iterator[None]:
+    """The module's weights in memory, fetched once; left as it was found. Nothing to do for an ordinary module."""
+    away = []
+    for part in module.modules():
+        if _hook(part):
+            away.append((part, dict(part.named_parameters(recurse=False)), part.forward))
+            for name, value in _values(part).items():
+                setattr(part, name, value)
+            part.forward = part._old_forward
+    try:
+        yield
+    finally:
+        for part, parameters, forward in away:
+            for name, parameter in parameters.items():
+                setattr(part, name, parameter)
+            part.forward = forward
+
+
+def fetch_(module: nn.Module) -> None:
+    """Bring the module's weights back for good."""
+    for part in module.modules():
+        if _hook(part):
+            for name, value in _values(part).items():
+                setattr(part, name, value)
+        remove_hook_from_module(part)
+
+
+def offload_(module: nn.Module, device: str | torch.device, on_disk: bool) -> None:
+    """Keep the weights of the module's linear maps on disk or in CPU memory; `device` is where they are used."""
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            weights: dict | OffloadedWeightsLoader = {name: value.cpu() for name, value in linear.state_dict().items()}
+            if on_disk:
+                folder = _scratch_folder()
+                offload_state_dict(folder, weights)
+                weights = OffloadedWeightsLoader(save_folder=folder)
+            add_hook_to_module(linear, AlignDevicesHook(device, offload=True, weights_map=weights))
+
+
+def offload_like_(module: nn.Module, dense: nn.Module) -> None:
+    """Keep a sliced module's weights where those of its dense one are."""
+    hook = next((found for part in dense.modules() if (found := _hook(part))), None)
+    if hook is not None and module is not dense:
+        offload_(module, hook.execution_device, isinstance(hook.weights_map, OffloadedWeightsLoader))
+
+
+def _scratch_folder() -> Path:
+    """A folder in the cache that is gone when the process ends in order."""
+    home = cache_folder() / "offload"
+    home.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=home))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def canonicalise_offloaded_(model: PreTrainedModel, places: dict[str, str], device: str) -> None:
+    """Canonicalise, layer by layer, a model that transformers loaded with the device map `places`."""
+    for index, layer in enumerate(model.model.layers):
+        fetch_(layer)
+        canonicalise_layer_(model, index)
+        layer.to(device)
+        place = places[f"model.layers.{index}"]
+        if place != device:
+            offload_(layer.self_attn, device, place == "disk")
+            offload_(layer.mlp, device, place == "disk")
+    for part in (model, model.model, *model.children(), *model.model.children()):
+        if part is not model.model.layers:
+            remove_hook_from_module(part)
+    model.__dict__.pop("hf_device_map", None)  # all computing is on one device: generation needs to know nothing of it

@@ -1,0 +1,83 @@
+"""How a canonical block reads the residual stream and writes to it: what a change of the stream's basis touches."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from intraslice.linalg import add_moment_, principal_axes
+from intraslice.modeling.attention import SlicedAttention, SlicedMLP
+from intraslice.modeling.families import Block
+from intraslice.modeling.hidden_states import Stream
+
+Module = SlicedAttention | SlicedMLP
+Folded = tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]  # a weight and its bias, float64
+
+
+def groups(block: Block) -> list[tuple[Module, ...]]:
+    """The modules between two residual adds, in order: attention, then MLP; both at once where they are parallel."""
+    return [(block.attention, block.mlp)] if block.parallel else [(block.attention,), (block.mlp,)]
+
+
+def reader_name(module: Module) -> str:
+    """The attribute of the one linear map that reads the normed stream."""
+    if isinstance(module, SlicedAttention):
+        return "qkv_proj"
+    return "gate_up_proj" if module.gated else "up_proj"
+
+
+def writer_name(module: Module) -> str:
+    """The attribute of the one linear map that writes to the stream."""
+    return "o_proj" if isinstance(module, SlicedAttention) else "down_proj"
+
+
+def norm_of(block: Block, module: Module) -> nn.Module:
+    """The norm that the module reads through."""
+    return block.attention_norm if module is block.attention else block.mlp_norm
+
+
+def centre(states: Float[Tensor, "*tokens hidden"], norm: nn.Module) -> Float[Tensor, "*tokens hidden"]:
+    """The states as a LayerNorm sees them, less their mean over the channels; an RMSNorm sees them as they are."""
+    return states - states.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else states
+
+
+def read_through(module: Module, norm: nn.Module) -> Folded:
+    """The reading map with the norm's weight folded in; a LayerNorm's shift passes the unscaled map into the bias."""
+    reader = getattr(module, reader_name(module))
+    weight = reader.weight.double()
+    bias = None if reader.bias is None else reader.bias.double()
+    shift = getattr(norm, "bias", None)
+    if shift is not None:
+        bias = weight @ shift.double() if bias is None else bias + weight @ shift.double()
+    return weight * norm.weight.double(), bias
+
+
+def written(module: Module, norm: nn.Module) -> Folded:
+    """The writing map; under LayerNorm it writes states of mean zero, as all their readers centre them anyway."""
+    writer = getattr(module, writer_name(module))
+    bias = None if writer.bias is None else centre(writer.bias.double(), norm)
+    return centre(writer.weight.double().T, norm).T, bias
+
+
+def with_parts(module: nn.Module, parts: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A copy of the module with some of its parts exchanged; every tensor is shared, not copied."""
+    memo: dict[int, object] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    memo.update({id(old): new for old, new in parts.items()})
+    return copy.deepcopy(module, memo)
+
+
+def principal_axes_of(stream: Stream) -> Float[Tensor, "hidden hidden"]:
+    """Axes, as columns, of the uncentred second moment of the stream, in float64."""
+    width = stream.hidden[0].shape[-1]
+    moment = torch.zeros(width, width, dtype=torch.float64, device=stream.hidden[0].device)
+    for hidden in stream.hidden:
+        add_moment_(moment, hidden)
+    return principal_axes(moment)[1]
+
+
+def output_of(module: Module, normed: Float[Tensor, "batch tokens width"], arguments: dict) -> Tensor:
+    """What the module adds to the stream."""
+    return module(normed, **arguments)[0] if isinstance(module, SlicedAttention) else module(normed)

@@ -1,0 +1,1 @@
+"""The slider's mathematics: importances in, a plan for every layer out. Free of models."""

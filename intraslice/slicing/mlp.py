@@ -1,0 +1,97 @@
+"""Slicing one MLP: which neurons stay, and how the output map makes up for the rest (paper §3). Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from intraslice.linalg import DAMPING, damp, solve
+from intraslice.modeling.attention import MLPWeights
+
+MULTIPLE = 8  # neurons are removed in eights, which is what fast kernels like
+
+
+def neurons_kept(neurons: int, ratio: float) -> int:
+    """Width left when `ratio` of the neurons goes; the number removed is rounded down to a multiple of 8."""
+    removed = int(neurons * ratio + 1e-6) // MULTIPLE * MULTIPLE
+    return max(neurons - removed, min(MULTIPLE, neurons))
+
+
+def neuron_scores(
+    moment: Float[Tensor, "neurons neurons"], down: Float[Tensor, "hidden neurons"]
+) -> Float[Tensor, " neurons"]:
+    """`S_jj ||W_down[:, j]||^2`: how much of the MLP's output each neuron carries."""
+    return moment.diagonal() * down.to(moment.dtype).square().sum(0)
+
+
+def fitted_moment(
+    weights: MLPWeights, moment: Float[Tensor, "neurons neurons"], mean: Float[Tensor, " neurons"], tokens: int
+) -> Float[Tensor, "neurons neurons"]:
+    """What neurons are chosen and repaired by: the moment, less the means where the bias of `down` takes those over."""
+    return moment if weights.down_bias is None else moment - tokens * torch.outer(mean, mean)
+
+
+def slice_mlp(
+    weights: MLPWeights,
+    moment: Float[Tensor, "neurons neurons"],
+    mean: Float[Tensor, " neurons"],
+    tokens: int,
+    width: int,
+    damping: float = DAMPING,
+    fisher: Float[Tensor, " neurons"] | None = None,
+) -> MLPWeights:
+    """Keep the `width` best neurons and express the others in them.
+
+    `moment` is `A^T A` over `tokens` tokens of what enters `down`, `mean` its mean. With `S = damp(A^T A)`,
+    `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. Where `down` has a bias, scores and fit are centred and
+    the bias takes the constant part of the neurons that go. The best are those of the greatest score (the paper's), or
+    given `fisher`, `sum_t (a_tj dL/da_tj)^2`, of the greatest product of both: what a neuron carries, and what the loss
+    would feel of it.
+    """
+    fitted = fitted_moment(weights, moment, mean, tokens)
+    scores = neuron_scores(damp(fitted, damping), weights.down)
+    if fisher is not None:
+        scores = scores * (fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)).to(scores.dtype)
+    kept = scores.topk(width).indices.sort().values
+    return keep_neurons(weights, moment, mean, tokens, kept, damping)
+
+
+def keep_neurons(
+    weights: MLPWeights,
+    moment: Float[Tensor, "neurons neurons"],
+    mean: Float[Tensor, " neurons"],
+    tokens: int,
+    kept: Int[Tensor, " kept"],
+    damping: float = DAMPING,
+) -> MLPWeights:
+    """Keep the given neurons, whoever chose them, and express the others in them, as `slice_mlp` does."""
+    cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
+    down = weights.down.to(moment.dtype)
+    bias = weights.down_bias
+    rows = damp(fitted_moment(weights, moment, mean, tokens), damping)[kept]
+    repair = solve(rows[:, kept], rows[:, cut] @ down[:, cut].T).T  # (D, kept)
+    if bias is not None:
+        bias = (bias + down[:, cut] @ mean[cut] - repair @ mean[kept]).to(weights.down.dtype)
+    return select_neurons(weights, kept, (down[:, kept] + repair).to(weights.down.dtype), bias)
+
+
+def select_neurons(
+    weights: MLPWeights, kept: Int[Tensor, " kept"], down: Float[Tensor, "hidden kept"], down_bias: Tensor | None
+) -> MLPWeights:
+    """The kept rows of `gate` and `up` with their biases, over a new output map."""
+
+    def rows(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[kept]
+
+    return replace(
+        weights,
+        gate=rows(weights.gate),
+        up=rows(weights.up),
+        gate_bias=rows(weights.gate_bias),
+        up_bias=rows(weights.up_bias),
+        down=down,
+        down_bias=down_bias,
+    )

@@ -1,0 +1,219 @@
+"""The iterative variant of MLP slicing (paper §3.4): selected neurons, refined until they imitate the dense MLP. Pure.
+
+The paper learns projections `Q_a, Q_b (neurons, kept)`, slice by slice, so that `act(gate Q_b) * (up Q_a)` matches the
+principal part of what enters the output map. Here the fused maps `gate' = Q_b^T gate`, `up' = Q_a^T up` and `down'` are
+learned themselves, all at once, against the dense MLP's *output*. With no fewer neurons than hidden channels the
+functions to choose from are the same; on SmolLM2 it takes half the time and the held-out error falls several times as
+far. Three choices make that carry over to text that was not seen:
+
+- The dense MLP can answer for any input, so each step perturbs its tokens a little and asks for the true answer there;
+  without this a few thousand tokens are soon learned by heart.
+- A token's squared error is divided by its output's energy, but by no less than the median token's: neither the few
+  massive tokens nor the many faint ones, whose error drowns in the residual stream, decide the fit.
+- The selection's output map was fitted on all tokens, the held-out ones too, and so looks better on them than it is
+  (0.39 for 0.43 on SmolLM2). It is therefore fitted anew on the training tokens; there refining begins, and that is
+  what it has to beat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from intraslice.config import Progress, UserError
+from intraslice.linalg import NumericalError, add_moment_, damp, solve
+from intraslice.modeling.attention import MLPWeights, SlicedMLP
+
+TINY = torch.finfo(torch.float32).tiny
+WARM_UP = 10  # steps; Adam's first ones are as long as any, however little they know of the gradient
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How long and how boldly to refine. `rate` is a step's size relative to a map's root mean square.
+
+    `noise` is the perturbation of an input channel, relative to its standard deviation. The last `held_out` of the
+    tokens are never trained on; refining stops after `patience` passes without a smaller error on them.
+    """
+
+    passes: int = 4
+    batch: int = 512
+    rate: float = 0.03
+    noise: float = 0.4
+    held_out: float = 1 / 8
+    patience: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("passes", "batch", "patience"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field} is {getattr(self, field)!r}; wanted 1 or more")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out is {self.held_out!r}; wanted a share of the tokens between 0 and 1")
+        if not (self.rate > 0 and self.noise >= 0):
+            raise UserError(
+                f"rate and noise are {self.rate!r} and {self.noise!r}; wanted one above 0 and one not below"
+            )
+
+
+class Errors(NamedTuple):
+    """Relative errors of an MLP's output: over all energy, and with each token's weight bounded. 0 when exact."""
+
+    plain: float
+    bounded: float
+
+    def improves_on(self, other: Errors) -> bool:
+        """No error grew and one fell. False for nan, so that a run that diverged is never kept."""
+        return self.plain <= other.plain and self.bounded <= other.bounded and self != other
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What the dense MLP answers, and how much an error there counts."""
+
+    dense: SlicedMLP
+    typical: Float[Tensor, ""]  # energy below which a token's weight grows no more
+
+    def __call__(self, inputs: Float[Tensor, "tokens hidden"]) -> tuple[Tensor, Tensor]:
+        """Outputs (tokens, hidden) and weights of their squared errors (tokens)."""
+        with torch.no_grad():
+            outputs = _outputs(self.dense, inputs)
+            return outputs, _energy(outputs).clamp_min(self.typical).reciprocal()
+
+
+def refine_mlp(
+    weights: MLPWeights,
+    selected: MLPWeights,
+    batches: Iterable[Float[Tensor, "*batch hidden"]],
+    config: RefineConfig = RefineConfig(),
+) -> Generator[Progress, None, MLPWeights]:
+    """Refine `selected`, which `slice_mlp` made of the dense `weights`, to an MLP of the same width.
+
+    `batches` are the normed hidden states that enter the MLP, tokens in order, read once. Yields progress by step; a
+    caller may close it at any time, nothing that was passed in is ever changed. Returns `selected` itself unless both
+    held-out errors of the refinement, in the dtype it is kept in, are at most those of the selection fitted on the same
+    training tokens, and one is smaller. Arithmetic is in float32. Costs about `passes` forwards of the dense MLP and as
+    many forwards and backwards of the narrow one. Raises ValueError for fewer than two tokens.
+    """
+    if selected.up.shape == weights.up.shape:  # nothing was cut
+        return selected
+    dtype = selected.up.dtype
+    with torch.no_grad():
+        tokens = torch.cat([batch.flatten(0, -2).float() for batch in batches])
+        if len(tokens) < 2:
+            raise ValueError(f"refining got {len(tokens)} tokens; wanted some to train on and some to hold out")
+        count = math.ceil(len(tokens) * config.held_out)
+        train, held = tokens.split([len(tokens) - count, count])
+        dense = _module(weights)
+        target = _Target(dense, _energy(_outputs(dense, held)).median().clamp_min(TINY))
+        start = _fit_output(target, selected, train, config.batch)
+        best, best_errors = selected, output_errors(target, _cast(start, dtype), held)
+
+    learned, waited = _module(start), 0
+    batch = min(config.batch, len(train))
+    total = config.passes * (len(train) // batch)
+    steps = _train_(learned, target, train, batch, total, config)
+    for done in range(1, total + 1):
+        next(steps)
+        if done % (total // config.passes) == 0:
+            candidate = _cast(learned.weights(), dtype)
+            errors = output_errors(target, candidate, held)
+            waited += 1
+            if errors.improves_on(best_errors):
+                best, best_errors, waited = candidate, errors, 0
+        yield Progress("refine", done, total)
+        if waited >= config.patience:
+            break
+    if best is not selected:
+        candidate = _cast(_fit_output(target, best, train, config.batch), dtype)
+        if output_errors(target, candidate, held).improves_on(best_errors):
+            best = candidate
+    return best
+
+
+def output_errors(target: _Target, weights: MLPWeights, inputs: Float[Tensor, "tokens hidden"]) -> Errors:
+    """How far an MLP is from the dense one on `inputs`."""
+    wanted, shares = target(inputs)
+    with torch.no_grad():
+        errors, energies = _energy(_outputs(_module(weights), inputs) - wanted), _energy(wanted)
+    plain = errors.sum() / energies.sum().clamp_min(TINY)
+    bounded = (shares * errors).sum() / (shares * energies).sum().clamp_min(TINY)
+    return Errors(plain.sqrt().item(), bounded.sqrt().item())
+
+
+def _outputs(mlp: SlicedMLP, tokens: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
+    return mlp(tokens[None])[0]
+
+
+def _energy(rows: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " tokens"]:
+    return rows.square().sum(-1)
+
+
+def _cast(weights: MLPWeights, dtype: torch.dtype) -> MLPWeights:
+    """A copy of the weights in another dtype, outside any gradient."""
+    tensors = {name: value for name, value in vars(weights).items() if isinstance(value, Tensor)}
+    return replace(weights, **{name: value.detach().to(dtype, copy=True) for name, value in tensors.items()})
+
+
+def _module(weights: MLPWeights) -> SlicedMLP:
+    """An MLP in float32 that shares no memory with the weights."""
+    return SlicedMLP(_cast(weights, torch.float32))
+
+
+def _train_(
+    mlp: SlicedMLP,
+    target: _Target,
+    train: Float[Tensor, "tokens hidden"],
+    batch: int,
+    total: int,
+    config: RefineConfig,
+) -> Generator[None, None, None]:
+    """Adam on all maps of `mlp`, in place: one step on a batch of perturbed tokens each time it is asked."""
+    groups = []
+    for linear in (module for module in mlp.modules() if isinstance(module, nn.Linear)):
+        scale = linear.weight.square().mean().sqrt().item()  # of the biases too, which may well begin at zero
+        groups.append({"params": [*linear.requires_grad_().parameters()], "lr": config.rate * scale})
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.95))  # a short memory: there are about a hundred steps
+
+    def pace(step: int) -> float:
+        return min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / total)) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, pace)
+    random = torch.Generator(train.device).manual_seed(config.seed)
+    spread = config.noise * train.std(0, correction=0)
+    while True:
+        shuffled = torch.randperm(len(train), generator=random, device=train.device)
+        for rows in shuffled[: len(train) // batch * batch].split(batch):
+            tokens = train[rows]
+            tokens = tokens + spread * torch.randn(tokens.shape, generator=random, device=tokens.device)
+            wanted, shares = target(tokens)
+            with torch.enable_grad():  # drivers slice under no_grad
+                loss = (shares * _energy(_outputs(mlp, tokens) - wanted)).mean()
+                adam.zero_grad()
+                loss.backward()
+            adam.step()
+            schedule.step()
+            yield
+
+
+def _fit_output(target: _Target, weights: MLPWeights, train: Float[Tensor, "tokens hidden"], batch: int) -> MLPWeights:
+    """The output map by weighted ridge least squares, in float32; its bias stays. Unchanged where that is singular."""
+    mlp = _module(weights)
+    down, bias = mlp.down_proj.weight, mlp.down_proj.bias
+    own, cross = torch.zeros(mlp.neurons, mlp.neurons, device=down.device), torch.zeros_like(down)
+    with torch.no_grad():
+        for tokens in train.split(batch):
+            wanted, shares = target(tokens)
+            rows, root = mlp.inner(tokens[None])[0], shares.sqrt()[:, None]
+            add_moment_(own, root * rows)
+            add_moment_(cross, root * (wanted if bias is None else wanted - bias), root * rows)
+        try:
+            return replace(mlp.weights(), down=solve(damp(own), cross.T).T)
+        except NumericalError:
+            return mlp.weights()
