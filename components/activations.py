@@ -20,8 +20,8 @@ from components.views import Settings, Status
 from intraslice import data
 from intraslice.diagnostics.distributions import Distribution
 from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
-from intraslice.evaluation.loss import parameters_of
 from intraslice.methods.registry import Method
+from intraslice.modeling.counts import parameters_of
 
 TOKENS = 2048
 NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": "cross-module"}

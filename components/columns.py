@@ -12,11 +12,12 @@ from components.compare_views import Cost, Costs
 from components.jobs import told
 from components.session import CalibrationKey, Session, calibration_key, slice_config
 from components.views import Settings, Status
-from intraslice.config import SliceConfig, UserError
-from intraslice.evaluation.loss import kv_bytes_per_token, perplexity
+from intraslice.config import SliceConfig
+from intraslice.errors import NumericalError, UserError
+from intraslice.evaluation.loss import perplexity
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
-from intraslice.linalg import NumericalError
 from intraslice.methods.crossmodule import CrossModulePlan, plan_crossmodule
+from intraslice.modeling.counts import kv_bytes_per_token
 
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 TOLERANCE = 0.02  # of the layers' parameters: what is further apart is no equal removal

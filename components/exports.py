@@ -15,11 +15,11 @@ from components.outbox import Outbox
 from components.session import Session, slice_config
 from components.views import Settings, Status
 from intraslice import checkpoints
-from intraslice.__main__ import parser
 from intraslice.cli.commands import record
+from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
-from intraslice.config import UserError
-from intraslice.evaluation.loss import generate_text
+from intraslice.errors import UserError
+from intraslice.evaluation.generation import generate_text
 
 
 def words(session: Session, settings: Settings, command: str = "evaluate", *more: str) -> list[str]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from components.views import Status
-from intraslice.config import Progress, UserError
-from intraslice.linalg import NumericalError
+from intraslice.errors import NumericalError, UserError
+from intraslice.progress import Progress
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from components.columns import Columns
 from components.compare_views import Candidate, PassageToken, PassageView
 from components.views import Settings, Status
-from intraslice.config import UserError
 from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
+from intraslice.errors import UserError
 
 NEXT = 8  # candidates of either model
 ALTERNATIVES = 3

@@ -23,7 +23,8 @@ from intraslice import data
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, parse_lock
+from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
+from intraslice.errors import UserError
 from intraslice.evaluation.loss import perplexity
 from intraslice.loading import SUGGESTED_MODELS, LoadedModel, load_model, require_memory
 from intraslice.methods.registry import Method, plan_by, slice_by, uses_estimator

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from components.curves import Source
-from intraslice.planning.importance import LayerProfile, LayerSizes, Profile
-from intraslice.slicing.attention import HeadTable
+from intraslice.planning.head_table import HeadTable
+from intraslice.planning.importance import LayerProfile, Profile
+from intraslice.planning.sizes import LayerSizes
 
 FILE = Path(__file__).parent.parent / "assets" / "snapshot.npz"
 IMPORTANCES = ("fisher_heads", "pca_channels", "neurons")

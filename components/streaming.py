@@ -10,10 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.columns import Columns
 from components.compare_views import COLUMNS, Answer, Question
 from components.views import Settings, Status
-from intraslice.config import UserError
-from intraslice.diagnostics.token_scores import first_divergence
-from intraslice.evaluation.loss import HALF, Sampling, answer_text, end_tokens, stream_tokens
-from intraslice.linalg import NumericalError
+from intraslice.diagnostics.divergence import first_divergence
+from intraslice.errors import NumericalError, UserError
+from intraslice.evaluation.generation import HALF, Sampling, answer_text, end_tokens, stream_tokens
 
 Answers = Mapping[str, Answer]
 

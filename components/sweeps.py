@@ -14,11 +14,13 @@ import torch
 from components.session import Session, slice_config
 from components.sweep_chart import line_name
 from components.views import Settings, Status, SweepChoice, SweepPoint, SweepView
-from intraslice.cli.run import records
-from intraslice.config import SliceConfig, UserError, finish
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.loading import LoadedModel
+from intraslice.progress import finish
+from intraslice.reporting import records
 
 
 class Plan(NamedTuple):

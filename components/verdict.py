@@ -16,10 +16,10 @@ from components.chart_bridge import ASSETS
 from components.jobs import told
 from components.session import Calibrated, CalibrationKey, Session, calibration_key
 from components.views import ModuleVerdict, Settings, Status, VerdictView
-from intraslice.config import Progress, finish
 from intraslice.diagnostics.rank_agreement import JUDGED, judge
 from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, measure_sensitivity
 from intraslice.planning.importance import Profile
+from intraslice.progress import Progress, finish
 
 FILE = ASSETS / "sensitivity.json"
 RATIO = 0.3

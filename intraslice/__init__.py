@@ -7,12 +7,15 @@ __version__ = "0.1.0"
 from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints.format import load, save
 from intraslice.checkpoints.to_transformers import plain_model
-from intraslice.config import CalibrationConfig, EvaluationConfig, Progress, SliceConfig, UserError, finish
+from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.data import calibration_tokens, evaluation_tokens
-from intraslice.evaluation.loss import generate_text, perplexity
+from intraslice.errors import UserError
+from intraslice.evaluation.generation import generate_text
+from intraslice.evaluation.loss import perplexity
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 __all__ = [

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
-
-from intraslice.config import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -60,3 +59,17 @@ def kept_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def cache_folder() -> Path:
+    """Where converted weights, text and calibrations are kept: INTRASLICE_CACHE, else the platform's user cache."""
+    if chosen := os.environ.get("INTRASLICE_CACHE"):
+        return Path(chosen).expanduser()
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
+    return base / "intraslice"

@@ -1,4 +1,4 @@
-"""What a run is asked to do, and what it reports while it does it. Knows no tensors.
+"""What a run is asked to do. Knows no tensors.
 
 The dataclasses validate at birth, so that a wrong number is refused before any model is loaded.
 """
@@ -6,12 +6,10 @@ The dataclasses validate at birth, so that a wrong number is refused before any 
 from __future__ import annotations
 
 import math
-import os
-import sys
-from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
+
+from intraslice.errors import UserError
 
 Estimator = Literal["uniform", "fisher", "pca"]
 Order = Literal["sequential", "one-shot"]
@@ -19,12 +17,6 @@ Module = Literal["attention", "mlp"]
 Targets = Literal["sampled", "text"]
 Lock = tuple[int, Module, float]  # layer, module, ratio
 GRADIENT_GROUP = 1  # sequences whose gradients are summed before squaring (published: 8)
-
-T = TypeVar("T")
-
-
-class UserError(ValueError):
-    """Bad input. The message is one line: what was got, what is wanted, what to do next."""
 
 
 def _require_range(field: str, value: float, low: float, high: float, hint: str = "") -> None:
@@ -135,37 +127,3 @@ def parse_lock(text: str) -> Lock:
         ) from None
     _require_choice("a locked module", module, get_args(Module))
     return lock
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What every long job yields: `done` of `total` steps of `stage`."""
-
-    stage: str
-    done: int
-    total: int
-
-
-def finish(job: Generator[Progress, None, T], on_progress: Callable[[Progress], None] | None = None) -> T:
-    """Run a job to its end, hand each event to `on_progress`, and return the job's value."""
-    while True:
-        try:
-            event = next(job)
-        except StopIteration as stop:
-            return stop.value
-        if on_progress is not None:
-            on_progress(event)
-
-
-def cache_folder() -> Path:
-    """Where converted weights, text and calibrations are kept: INTRASLICE_CACHE, else the platform's user cache."""
-    if chosen := os.environ.get("INTRASLICE_CACHE"):
-        return Path(chosen).expanduser()
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
-    return base / "intraslice"

@@ -23,7 +23,8 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from intraslice.config import CalibrationConfig, EvaluationConfig, UserError
+from intraslice.config import CalibrationConfig, EvaluationConfig
+from intraslice.errors import UserError
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.wheels import WIKIPEDIA, fetch
 

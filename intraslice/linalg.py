@@ -6,11 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from intraslice.errors import NumericalError
+
 DAMPING = 0.01
-
-
-class NumericalError(ArithmeticError):
-    """A moment that is not finite or a system that is singular. The message says which and what to try."""
 
 
 def add_moment_(total: Float[Tensor, "rows columns"], left: Tensor, right: Tensor | None = None) -> None:

@@ -29,9 +29,10 @@ from transformers import (
 )
 
 from intraslice.calibration.driver import CalibrationStats, calibrate
-from intraslice.config import UserError, finish
+from intraslice.errors import UserError
 from intraslice.loading import LoadedModel, fingerprint, load_model
 from intraslice.modeling.families import canonicalise
+from intraslice.progress import finish
 
 pytest_plugins = ["browsing", "tiny_page"]
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from intraslice.config import SliceConfig, finish
+from intraslice.config import SliceConfig
 from intraslice.methods import plus_align
 from intraslice.methods.plus_align import slice_aligned
 from intraslice.planning.ratios import make_plan
+from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 

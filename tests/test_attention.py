@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from intraslice.layer_weights import UNROTATED, AttentionWeights
 from intraslice.linalg import damp
-from intraslice.modeling.attention import UNROTATED, AttentionWeights, SlicedAttention
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.slicing.attention import (
     OutputMoments,
     choose_channels,

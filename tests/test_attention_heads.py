@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.slicing.attention import NARROWEST, channel_scores, head_energies, head_table, round_even
+from intraslice.planning.head_table import NARROWEST, channel_scores, head_energies, head_table, round_even
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.config import SliceConfig, finish
+from intraslice.config import SliceConfig
 from intraslice.methods.baselines import (
     activation_scores,
     comparable,
@@ -19,6 +19,7 @@ from intraslice.methods.baselines import (
     whole_head_table,
 )
 from intraslice.modeling.families import blocks, canonicalise
+from intraslice.progress import finish
 
 BASELINES = ("magnitude", "wanda", "flap")
 

@@ -12,7 +12,9 @@ from torch.nn import functional
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from intraslice.modeling.attention import UNROTATED, AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP, rotate
+from intraslice.layer_weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.modeling.attention import SlicedAttention, rotate
+from intraslice.modeling.mlp import SlicedMLP
 
 HIDDEN = 10
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.05])

@@ -10,7 +10,7 @@ from app import build_app
 from components import look
 from components.session import Session
 from components.views import Settings
-from intraslice.config import finish
+from intraslice.progress import finish
 
 pytestmark = [
     pytest.mark.browser,

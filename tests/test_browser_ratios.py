@@ -13,7 +13,7 @@ from test_browser import close
 from components.session import Session, slice_config
 from components.verdict import Verdicts
 from components.views import Settings
-from intraslice.config import cache_folder
+from intraslice.cache import cache_folder
 from intraslice.planning.ratios import make_plan
 
 pytestmark = [

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration import driver
 from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
-from intraslice.config import Progress, finish
-from intraslice.linalg import NumericalError
-from intraslice.modeling.attention import UNROTATED, SlicedAttention
+from intraslice.errors import NumericalError
+from intraslice.layer_weights import UNROTATED
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
+from intraslice.progress import Progress, finish
 
 FIELDS = tuple(LayerStats.__dataclass_fields__)
 

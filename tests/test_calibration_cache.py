@@ -12,7 +12,7 @@ from test_calibration import TOKENS, assert_same
 
 from intraslice.calibration import driver
 from intraslice.calibration.driver import calibrate
-from intraslice.config import Progress, finish
+from intraslice.progress import Progress, finish
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM
 import intraslice
 from intraslice.checkpoints import format as checkpoint_format
 from intraslice.checkpoints.to_transformers import plain_model
-from intraslice.config import SliceConfig, UserError, finish
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
 from intraslice.methods.crossmodule import CrossModulePlan
 from intraslice.methods.registry import plan_by, slice_by
+from intraslice.progress import finish
 
 
 @pytest.fixture(params=["intraslice", "crossmodule"])

@@ -18,9 +18,10 @@ from components.handlers import flat, unchanged
 from components.session import Session
 from components.views import Settings, Status
 from intraslice.__main__ import main
-from intraslice.config import finish
-from intraslice.diagnostics.token_scores import first_divergence
-from intraslice.evaluation.loss import kv_bytes_per_token, parameters_of, perplexity
+from intraslice.diagnostics.divergence import first_divergence
+from intraslice.evaluation.loss import perplexity
+from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
+from intraslice.progress import finish
 
 PROMPT = "w10 w20 w30"
 

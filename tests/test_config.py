@@ -9,15 +9,10 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-from intraslice.config import (
-    CalibrationConfig,
-    EvaluationConfig,
-    Progress,
-    SliceConfig,
-    UserError,
-    cache_folder,
-    finish,
-)
+from intraslice.cache import cache_folder
+from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.errors import UserError
+from intraslice.progress import Progress, finish
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
 
-from intraslice.config import UserError, finish
+from intraslice.errors import UserError
 from intraslice.methods.crossmodule import CrossModulePlan, plan_crossmodule, slice_crossmodule
 from intraslice.modeling.families import canonicalise
+from intraslice.progress import finish
 
 TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")
 

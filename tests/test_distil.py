@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intraslice.config import SliceConfig, finish
-from intraslice.linalg import NumericalError
+from intraslice.config import SliceConfig
+from intraslice.errors import NumericalError
 from intraslice.methods import plus_distil as distilling
 from intraslice.methods.plus_align import slice_aligned
 from intraslice.methods.plus_distil import distil
 from intraslice.planning.ratios import make_plan
+from intraslice.progress import finish
 
 
 @torch.no_grad()

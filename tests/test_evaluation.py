@@ -10,20 +10,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from intraslice.config import Progress, SliceConfig, UserError, finish
-from intraslice.evaluation import loss
-from intraslice.evaluation.loss import (
-    Sampling,
-    answer_text,
-    generate_text,
-    kv_bytes_per_token,
-    parameters_of,
-    perplexity,
-    prompt_tokens,
-    stream_tokens,
-    token_losses,
-)
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
+from intraslice.evaluation import generation, loss
+from intraslice.evaluation.generation import Sampling, answer_text, generate_text, prompt_tokens, stream_tokens
+from intraslice.evaluation.loss import perplexity, token_losses
+from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.ratios import make_plan
+from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 
@@ -125,7 +119,7 @@ def test_sampling_follows_the_seed(never_ends):
 
 @pytest.mark.parametrize("read", [1, 3, 128])
 def test_tokens_are_those_of_transformers_own_generate(family_case, read, monkeypatch):
-    monkeypatch.setattr(loss, "READ", read)
+    monkeypatch.setattr(generation, "READ", read)
     loaded = family_case.loaded
     ids = torch.tensor([[20, 30, 40, 50]])
     expected = family_case.original.generate(ids, do_sample=False, max_new_tokens=20)[0, 4:].tolist()
@@ -149,7 +143,7 @@ def test_sampling_is_alone_with_its_random_numbers(never_ends):
 
 
 def test_draws_have_the_models_probabilities():
-    choose = loss._chooser(Sampling(temperature=2.0))
+    choose = generation._chooser(Sampling(temperature=2.0))
     logits = torch.tensor([0.0, 2.0, 4.0])
     counts = torch.bincount(torch.tensor([choose(logits) for _ in range(4000)])) / 4000
     assert_close(counts, (logits / 2).softmax(0), atol=0.03, rtol=0)
@@ -180,7 +174,7 @@ def test_an_answer_ends_where_the_positions_do(never_ends):
 
 
 def test_stop_ends_the_reading_of_a_long_prompt(never_ends, monkeypatch):
-    monkeypatch.setattr(loss, "READ", 8)
+    monkeypatch.setattr(generation, "READ", 8)
     stop, read = threading.Event(), []
     forward = never_ends.model.forward
 
@@ -196,8 +190,8 @@ def test_stop_ends_the_reading_of_a_long_prompt(never_ends, monkeypatch):
 
 def test_a_character_of_several_tokens_comes_whole(never_ends, monkeypatch):
     tokens = iter([104, 195, 169, 33])  # the bytes of "hé!"
-    monkeypatch.setattr(loss, "stream_tokens", lambda *_: tokens)
-    monkeypatch.setattr(loss, "answer_text", lambda _, ids: bytes(ids).decode(errors="replace"))
+    monkeypatch.setattr(generation, "stream_tokens", lambda *_: tokens)
+    monkeypatch.setattr(generation, "answer_text", lambda _, ids: bytes(ids).decode(errors="replace"))
     assert list(generate_text(never_ends.model, never_ends.tokenizer, PROMPT)) == ["h", "é", "!"]
 
 

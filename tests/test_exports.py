@@ -19,7 +19,7 @@ from components.report import Report, html
 from components.session import Session
 from components.views import Settings
 from intraslice.__main__ import main
-from intraslice.evaluation.loss import generate_text
+from intraslice.evaluation.generation import generate_text
 
 PROMPT = "w10 w20 w30"
 SETTINGS = {

@@ -8,9 +8,11 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import GPT2Config, Phi3Config, Phi3ForCausalLM, PhiConfig, PhiForCausalLM
 
-from intraslice.config import UserError
-from intraslice.modeling.attention import UNROTATED, SlicedAttention, SlicedMLP
+from intraslice.errors import UserError
+from intraslice.layer_weights import UNROTATED
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import FAMILIES, blocks, canonicalise, family_of
+from intraslice.modeling.mlp import SlicedMLP
 
 TINY = {
     "vocab_size": 64,

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.config import UserError, finish
 from intraslice.diagnostics.ablation import FAULTS, faulty_model, measure_faults
+from intraslice.errors import UserError
 from intraslice.evaluation.loss import perplexity
 from intraslice.modeling.families import canonicalise
+from intraslice.progress import finish
 
 TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")
 

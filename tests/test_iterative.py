@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.config import Progress, UserError, finish
-from intraslice.modeling.attention import MLPWeights, SlicedMLP
+from intraslice.errors import UserError
+from intraslice.layer_weights import MLPWeights
 from intraslice.modeling.families import blocks, canonicalise
+from intraslice.modeling.mlp import SlicedMLP
+from intraslice.progress import Progress, finish
 from intraslice.slicing.mlp import slice_mlp
 from intraslice.slicing.refine import RefineConfig, refine_mlp
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from intraslice.config import finish
 from intraslice.diagnostics.rank_agreement import fallen_importance, judge
 from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, measure_sensitivity
+from intraslice.progress import finish
 
 
 def test_fallen_importance_sums_the_least_important_units():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from intraslice.errors import NumericalError
 from intraslice.linalg import (
-    NumericalError,
     add_moment_,
     damp,
     diagonal_blocks,

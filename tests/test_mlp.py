@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from intraslice.layer_weights import MLPWeights
 from intraslice.linalg import damp
-from intraslice.modeling.attention import MLPWeights, SlicedMLP
-from intraslice.slicing.mlp import keep_neurons, neuron_scores, neurons_kept, slice_mlp
+from intraslice.modeling.mlp import SlicedMLP
+from intraslice.planning.widths import neurons_kept
+from intraslice.slicing.mlp import keep_neurons, neuron_scores, slice_mlp
 
 HIDDEN, NEURONS = 10, 24
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from intraslice.loading import DEFAULT, fingerprint, load_model
-from intraslice.modeling.attention import SlicedAttention, SlicedMLP
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.mlp import SlicedMLP
 from intraslice.pretrained import sources
 from intraslice.pretrained.wheels import SMOLLM2, fetch, wheels_folder
 

@@ -9,8 +9,8 @@ from tiny_page import SOMEBODY
 from components import compare_words
 from components.columns import Columns
 from components.compare_handlers import CompareHandlers
-from intraslice.config import finish
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
+from intraslice.progress import finish
 
 PROMPT = "w10 w20 w30"
 

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from intraslice.checkpoints.to_transformers import plain_model
-from intraslice.config import UserError
-from intraslice.modeling.attention import SlicedMLP
+from intraslice.errors import UserError
 from intraslice.modeling.families import canonicalise
+from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.mlp import slice_mlp
 
 

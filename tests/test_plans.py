@@ -11,11 +11,13 @@ import jaxtyping
 import pytest
 import torch
 
-from intraslice.config import SliceConfig, UserError
-from intraslice.planning.importance import MASKED_SHARE, LayerProfile, LayerSizes, Profile
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
+from intraslice.planning.head_table import head_energies, head_table
+from intraslice.planning.importance import MASKED_SHARE, LayerProfile, Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.slicing.attention import head_energies, head_table
-from intraslice.slicing.mlp import MULTIPLE
+from intraslice.planning.sizes import LayerSizes
+from intraslice.planning.widths import MULTIPLE
 
 SMOLLM2 = LayerSizes(
     hidden=576, heads=9, kv_heads=3, dim=64, neurons=1536, gated=True, attention_bias=False, mlp_bias=False, fixed=1152

@@ -11,8 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from intraslice.config import SliceConfig, UserError, finish
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
 from intraslice.linalg import diagonal_blocks, principal_axes
+from intraslice.planning.head_table import channel_scores, head_energies, head_table
 from intraslice.planning.importance import (
     Ranking,
     fisher_head_importance,
@@ -22,7 +24,7 @@ from intraslice.planning.importance import (
     unit_channels,
 )
 from intraslice.planning.ratios import cap_ratios, flops_per_token, make_plan
-from intraslice.slicing.attention import channel_scores, head_energies, head_table
+from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 HEADS, DIM = 3, 4

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from intraslice.config import Progress, SliceConfig, UserError, finish
+from intraslice.config import SliceConfig
 from intraslice.diagnostics import sensitivity
 from intraslice.diagnostics.sensitivity import cut_alone, measure_sensitivity
+from intraslice.errors import UserError
 from intraslice.evaluation.loss import token_losses
 from intraslice.planning.ratios import make_plan
+from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -134,7 +136,7 @@ def test_a_killed_run_leaves_a_record_to_go_on_from(tiny_case, folder, count_mea
     script = f"""
 import os, signal, torch
 from intraslice.calibration.driver import calibrate
-from intraslice.config import finish
+from intraslice.progress import finish
 from intraslice.loading import load_model
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 loaded = load_model({str(folder)!r})

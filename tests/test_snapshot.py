@@ -11,10 +11,10 @@ from components import snapshot, verdict
 from components.session import calibration_key
 from components.views import Settings
 from intraslice.calibration.driver import calibrate
-from intraslice.config import finish
 from intraslice.data import calibration_tokens
 from intraslice.loading import LoadedModel
 from intraslice.planning.importance import LayerProfile
+from intraslice.progress import finish
 
 LAYER = 17
 

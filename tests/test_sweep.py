@@ -5,12 +5,14 @@ from __future__ import annotations
 import pandas
 import pytest
 
-from intraslice.config import SliceConfig, UserError, finish
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
 from intraslice.evaluation import sweep as module
 from intraslice.evaluation.loss import perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
+from intraslice.progress import finish
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

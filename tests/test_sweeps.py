@@ -12,7 +12,7 @@ from components.session import Session
 from components.sweep_chart import pick_of, removed_chart, speed_chart
 from components.views import Settings, Status, SweepChoice, SweepPoint, SweepView
 from intraslice.__main__ import main
-from intraslice.config import UserError
+from intraslice.errors import UserError
 from intraslice.evaluation import sweep as library
 
 CHOICE = SweepChoice(sparsities=(20, 40))

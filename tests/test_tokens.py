@@ -8,17 +8,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from intraslice.config import SliceConfig, UserError, finish
+from intraslice.config import SliceConfig
 from intraslice.diagnostics import token_scores as module
-from intraslice.diagnostics.token_scores import (
-    Divergence,
-    compare_next_tokens,
-    first_divergence,
-    greedy_tokens,
-    score_passage,
-)
-from intraslice.evaluation.loss import generate_text, token_losses
+from intraslice.diagnostics.divergence import Divergence, first_divergence, greedy_tokens
+from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
+from intraslice.errors import UserError
+from intraslice.evaluation.generation import generate_text
+from intraslice.evaluation.loss import token_losses
 from intraslice.planning.ratios import make_plan
+from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 TEXT = " ".join(f"w{index}" for index in (7, 8, 200, 31, 7, 99, 42, 4, 4, 17))

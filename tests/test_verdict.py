@@ -12,7 +12,7 @@ from components.verdict import Verdicts
 from components.verdict_chart import verdict_chart
 from components.verdict_panel import words_of
 from components.views import VerdictView
-from intraslice.config import Progress
+from intraslice.progress import Progress
 
 
 @pytest.fixture(scope="module")

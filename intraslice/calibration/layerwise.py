@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import LayerStats
-from intraslice.config import Progress
 from intraslice.modeling.families import Block, blocks, family_of
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.offload import resident
+from intraslice.progress import Progress
 
 LossGradient = Callable[[PreTrainedModel, Tensor, Tensor], Tensor]  # model, last state, tokens -> the state's gradient
 Masks = tuple[Tensor, Tensor]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from intraslice.config import GRADIENT_GROUP, SliceConfig, Targets
 from intraslice.modeling.families import Block
+from intraslice.planning.head_table import channel_scores, head_energies, head_table
 from intraslice.planning.importance import (
     LayerProfile,
-    LayerSizes,
     Profile,
     fisher_head_importance,
     group_gradients,
@@ -20,7 +20,7 @@ from intraslice.planning.importance import (
     pca_importance,
     unit_channels,
 )
-from intraslice.slicing.attention import channel_scores, head_energies, head_table
+from intraslice.planning.sizes import LayerSizes
 
 
 @dataclass

@@ -10,14 +10,6 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, PreTrainedModel
 
-CONFIG = {
-    "model_type": "intraslice",
-    "auto_map": {
-        "AutoConfig": "modeling_intraslice.IntraSliceConfig",
-        "AutoModelForCausalLM": "modeling_intraslice.IntraSliceForCausalLM",
-    },
-}
-
 
 class IntraSliceConfig(PreTrainedConfig):
     """Says only that the folder is a sliced checkpoint; sizes are in its intraslice.json."""

@@ -26,11 +26,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from intraslice.checkpoints import auto_class
-from intraslice.config import UserError
-from intraslice.modeling.attention import AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP
+from intraslice.errors import UserError
+from intraslice.layer_weights import AttentionWeights, MLPWeights
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import Family, family_of
+from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.offload import fetched
 from intraslice.pretrained.reader import quiet_transformers
 
@@ -38,6 +39,14 @@ FORMAT = 2
 RECORD = "intraslice.json"
 WEIGHTS = "model.safetensors"
 AUTO_CLASS = "modeling_intraslice.py"
+# For transformers: the folder is read by its own class, or not at all.
+CONFIG = {
+    "model_type": "intraslice",
+    "auto_map": {
+        "AutoConfig": "modeling_intraslice.IntraSliceConfig",
+        "AutoModelForCausalLM": "modeling_intraslice.IntraSliceForCausalLM",
+    },
+}
 
 
 def is_checkpoint(folder: str | Path) -> bool:
@@ -70,7 +79,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
             save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
             model.generation_config.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
-            shutil.copyfile(auto_class.__file__, draft / AUTO_CLASS)
+            shutil.copyfile(Path(__file__).with_name("auto_class.py"), draft / AUTO_CLASS)
             record = {
                 "format": FORMAT,
                 "config": model.config.to_dict(),
@@ -80,7 +89,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
             record["sha256"] = _digest(draft / WEIGHTS, record)
             (draft / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
             # Not the dense model's config.json: transformers would fill its layers with random numbers and only warn.
-            (draft / "config.json").write_text(json.dumps(auto_class.CONFIG, indent=1), encoding="utf-8")
+            (draft / "config.json").write_text(json.dumps(CONFIG, indent=1), encoding="utf-8")
             if folder.exists():
                 folder.rmdir()
             os.replace(draft, folder)

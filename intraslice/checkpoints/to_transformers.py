@@ -10,7 +10,7 @@ import copy
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from intraslice.config import UserError
+from intraslice.errors import UserError
 from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks, write_layer_
 

@@ -8,17 +8,19 @@ import pandas
 import torch
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.cli.run import Run, records, show
-from intraslice.config import UserError, finish
+from intraslice.cli.run import Run, show
 from intraslice.diagnostics.ablation import measure_faults
 from intraslice.diagnostics.rank_agreement import Judgement, judge
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
+from intraslice.errors import UserError
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.planning.ratios import SlicePlan
+from intraslice.progress import finish
+from intraslice.reporting import records
 
 Answer = tuple[dict[str, Any], str]
 PARTS = ("spectra", "shift", "faults")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
 import intraslice
 from intraslice import checkpoints
-from intraslice.cli.run import CROSS_MODULE, Run, described, peak_memory, show, summary
-from intraslice.config import UserError, finish
-from intraslice.evaluation.loss import generate_text, kv_bytes_per_token, parameters_of, perplexity
+from intraslice.cli.run import Run, peak_memory, show
+from intraslice.errors import UserError
+from intraslice.evaluation.generation import generate_text
+from intraslice.evaluation.loss import perplexity
 from intraslice.loading import LoadedModel
 from intraslice.methods.crossmodule import CrossModulePlan
 from intraslice.methods.registry import Plan
+from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
+from intraslice.progress import finish
+from intraslice.reporting import CROSS_MODULE, described, recorded, summary
 
 Answer = tuple[dict[str, Any], str]
 
@@ -27,7 +30,7 @@ def ratios(run: Run) -> Answer:
     result = run.asked() | described(plan, loaded.model)
     rows = []
     if not isinstance(plan, CrossModulePlan):
-        result |= _recorded(plan)
+        result |= recorded(plan)
         rows.append("layer  attention    MLP   heads  dim  neurons")
         for index, layer in enumerate(plan.layers):
             sizes = f"{len(layer.heads):>7}{layer.dim:>5}{layer.neurons:>9}"
@@ -91,15 +94,9 @@ def record(run: Run, loaded: LoadedModel, plan: Plan) -> dict[str, Any]:
         "source": loaded.source,
         "asked": run.asked(),
         "protocol": run.protocol(),
-        "plan": _recorded(plan),
+        "plan": recorded(plan),
         **described(plan, loaded.model),
     }
-
-
-def _recorded(plan: Plan) -> dict[str, Any]:
-    if isinstance(plan, CrossModulePlan):
-        return asdict(plan)
-    return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)}
 
 
 def generate(run: Run) -> Answer:

@@ -8,11 +8,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas
 import psutil
 import torch
 from transformers import PreTrainedModel
@@ -24,13 +22,11 @@ except ImportError:  # Windows has its own
 
 from intraslice import data
 from intraslice.calibration.driver import CalibrationStats, calibrate
-from intraslice.config import CalibrationConfig, EvaluationConfig, Progress, SliceConfig, UserError, finish, parse_lock
-from intraslice.evaluation.loss import kv_bytes_per_token
+from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
+from intraslice.errors import UserError
 from intraslice.loading import LoadedModel, load_model
-from intraslice.methods.crossmodule import CrossModulePlan
 from intraslice.methods.registry import Method, Plan, plan_by, slice_by, uses_statistics
-
-CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # what only a cross-module plan has
+from intraslice.progress import Progress, finish
 
 
 class Run:
@@ -132,37 +128,6 @@ class Run:
             "locked": [list(lock) for lock in self.slicing.locked],
             "sparsity_asked": a.sparsity,
         }
-
-
-def described(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
-    """What a plan comes to, as JSON. A cross-module plan has no ratios, but a width."""
-    common = {"removed_fraction": plan.removed_fraction, "parameters": asdict(plan.parameters)}
-    if isinstance(plan, CrossModulePlan):
-        cache = kv_bytes_per_token(dense)  # keys and values are left alone
-        own = {name: getattr(plan, name) for name in CROSS_MODULE}
-        return common | {"kv_bytes_per_token": {"dense": cache, "sliced": cache}, "ratios": None, **own}
-    return common | {
-        "kv_bytes_per_token": dict(zip(("dense", "sliced"), plan.kv_bytes_per_token, strict=True)),
-        "ratios": [[layer.attention_ratio, layer.mlp_ratio] for layer in plan.layers],
-    }
-
-
-def summary(plan: Plan) -> str:
-    """What a plan comes to, in a line or two for people."""
-    counts, asked = plan.parameters, plan.asked if isinstance(plan, CrossModulePlan) else plan.config.sparsity
-    line = (
-        f"removed {plan.removed_fraction:.4f} of the decoder layers' parameters "
-        f"(asked {'for a width' if asked is None else f'{asked:g}'}): "
-        f"{counts.dense_total:,} -> {counts.sliced_total:,} in all"
-    )
-    if isinstance(plan, CrossModulePlan):
-        return line + f"; width {plan.width} of {plan.hidden} (slicing {plan.slicing:.1%}). {plan.note}".rstrip()
-    return f"{line}; bias {plan.reasons.bias:.2f}"
-
-
-def records(frame: pandas.DataFrame) -> list[dict[str, Any]]:
-    """A frame's rows as JSON, in which a missing number is null."""
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def show(event: Progress) -> None:

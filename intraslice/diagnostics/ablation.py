@@ -16,22 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.config import Progress, UserError
+from intraslice.errors import UserError
 from intraslice.evaluation.loss import perplexity
 from intraslice.linalg import add_moment_, principal_axes
-from intraslice.modeling.attention import frozen_linear
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import Stream, embed
-from intraslice.modeling.residual import (
-    Module,
-    centre,
-    groups,
-    norm_of,
-    output_of,
-    principal_axes_of,
-    with_parts,
-    writer_name,
-)
+from intraslice.modeling.linear import frozen_linear
+from intraslice.modeling.residual import Module, centre, groups, norm_of, output_of, principal_axes_of, writer_name
+from intraslice.modeling.surgery import with_parts
+from intraslice.progress import Progress
 
 Fault = Literal["outputs", "reads", "reads and writes", "writes"]
 FAULTS: dict[Fault, str] = {

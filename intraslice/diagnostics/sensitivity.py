@@ -17,14 +17,16 @@ from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import Module, Progress, SliceConfig, UserError, finish
+from intraslice.config import Module, SliceConfig
+from intraslice.errors import UserError
 from intraslice.loading import LoadedModel
 from intraslice.modeling.families import family_of
 from intraslice.modeling.hidden_states import Stream, embed
 from intraslice.planning.importance import LayerProfile
 from intraslice.planning.ratios import LayerPlan, make_plan
+from intraslice.planning.widths import neurons_kept
+from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
-from intraslice.slicing.mlp import neurons_kept
 
 FORMAT = "3"
 LOGIT_TOKENS = 512

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.linalg import NumericalError, diagonal_blocks, explained_variance
-from intraslice.modeling.attention import UNROTATED
+from intraslice.errors import NumericalError
+from intraslice.layer_weights import UNROTATED
+from intraslice.linalg import diagonal_blocks, explained_variance
 from intraslice.modeling.families import blocks
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.slicing.attention import choose_channels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas
@@ -11,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.config import UserError
-from intraslice.evaluation.loss import Sampling, prompt_tokens, stream_tokens
+from intraslice.errors import UserError
+from intraslice.evaluation.generation import prompt_tokens
 
 ROWS = 256  # tokens whose distribution over the whole vocabulary is in memory at once
 
@@ -145,33 +144,3 @@ def _read(
     if count > most:
         raise UserError(f"the prompt has {count:,} tokens; wanted at most {most:,}, the model's positions")
     return model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state[0]
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Where two answers part: `position` tokens are common; None stands for an answer that had ended."""
-
-    position: int
-    common: str
-    first: str | None
-    second: str | None
-
-
-def first_divergence(
-    tokenizer: PreTrainedTokenizerBase, first: Sequence[int], second: Sequence[int]
-) -> Divergence | None:
-    """The first token at which two generations differ; None where they are the same."""
-    position = next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
-    if position == len(first) == len(second):
-        return None
-    own = [tokenizer.decode([tokens[position]]) if position < len(tokens) else None for tokens in (first, second)]
-    return Divergence(position, tokenizer.decode(first[:position]), *own)
-
-
-def greedy_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 64
-) -> list[int]:
-    """The model's greedy answer as token ids, the prompt left out."""
-    return list(stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens)))

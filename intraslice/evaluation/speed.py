@@ -11,7 +11,8 @@ from statistics import median
 import torch
 from transformers import PreTrainedModel
 
-from intraslice.config import Progress, UserError
+from intraslice.errors import UserError
+from intraslice.progress import Progress
 
 
 @dataclass(frozen=True)

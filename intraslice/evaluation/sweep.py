@@ -14,11 +14,14 @@ from torch import Tensor
 
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import Estimator, Progress, SliceConfig, UserError
-from intraslice.evaluation.loss import kv_bytes_per_token, parameters_of, perplexity
+from intraslice.config import Estimator, SliceConfig
+from intraslice.errors import UserError
+from intraslice.evaluation.loss import perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import Method, plan_by, slice_by, uses_estimator
+from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
+from intraslice.progress import Progress
 
 FORMAT = "4"
 

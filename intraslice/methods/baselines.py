@@ -17,12 +17,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import CalibrationStats, LayerStats
-from intraslice.config import GRADIENT_GROUP, Progress, SliceConfig, UserError
-from intraslice.modeling.attention import SlicedAttention, SlicedMLP
+from intraslice.config import GRADIENT_GROUP, SliceConfig
+from intraslice.errors import UserError
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.residual import with_parts
+from intraslice.modeling.mlp import SlicedMLP
+from intraslice.modeling.surgery import with_parts
+from intraslice.planning.head_table import HeadTable
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
-from intraslice.slicing.attention import HeadTable, choose_channels, cut_queries_and_keys
+from intraslice.progress import Progress
+from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 from intraslice.slicing.driver import attention_from_moments
 from intraslice.slicing.mlp import keep_neurons, select_neurons
 

@@ -16,11 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.config import Progress, UserError
-from intraslice.modeling.attention import frozen_linear
+from intraslice.errors import UserError
+from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import Block, Family, blocks, family_of
 from intraslice.modeling.hidden_states import Stream, embed
+from intraslice.modeling.linear import frozen_linear
 from intraslice.modeling.residual import (
     Folded,
     Module,
@@ -31,11 +32,12 @@ from intraslice.modeling.residual import (
     principal_axes_of,
     read_through,
     reader_name,
-    with_parts,
     writer_name,
     written,
 )
-from intraslice.planning.ratios import Parameters
+from intraslice.modeling.surgery import with_parts
+from intraslice.planning.sizes import Parameters
+from intraslice.progress import Progress
 
 MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
 
@@ -92,7 +94,7 @@ def plan_crossmodule(
     if slicing is not None:
         return _plan(model, max(int(hidden * (1 - slicing) + 1e-6) // MULTIPLE * MULTIPLE, min(MULTIPLE, hidden)), None)
     widths, layers = [*range(MULTIPLE, hidden, MULTIPLE), hidden], blocks(model)
-    wanted = (1 - sparsity) * _dense_decoder(model)
+    wanted = (1 - sparsity) * decoder_parameters(model)
     wide = bisect_left(widths, wanted, key=lambda width: _decoder_parameters(layers, width, hidden))
     plans = [_plan(model, width, sparsity) for width in widths[max(wide - 1, 0) : wide + 1]]
     return min(plans, key=lambda plan: abs(plan.removed_fraction - sparsity))
@@ -100,16 +102,12 @@ def plan_crossmodule(
 
 def _plan(model: PreTrainedModel, width: int, asked: float | None) -> CrossModulePlan:
     hidden, vocabulary = model.lm_head.in_features, model.model.embed_tokens.num_embeddings
-    dense_total, dense_decoder = sum(p.numel() for p in model.parameters()), _dense_decoder(model)
+    dense_total, dense_decoder = sum(p.numel() for p in model.parameters()), decoder_parameters(model)
     decoder = _decoder_parameters(blocks(model), width, hidden)
     rest = dense_total - dense_decoder + decoder
     separate = rest + vocabulary * (width if _is_tied(model) else width - hidden)
     total = rest + hidden * width if _is_tied(model) else separate
     return CrossModulePlan(hidden, width, asked, Parameters(dense_total, total, dense_decoder, decoder), separate)
-
-
-def _dense_decoder(model: PreTrainedModel) -> int:
-    return sum(p.numel() for p in model.model.layers.parameters())
 
 
 def _decoder_parameters(layers: Sequence[Block], width: int, hidden: int) -> int:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import Progress
 from intraslice.linalg import add_moment_, damp, solve
-from intraslice.modeling.attention import frozen_linear
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import Stream, embed
+from intraslice.modeling.linear import frozen_linear
+from intraslice.modeling.surgery import assemble
 from intraslice.planning.ratios import SlicePlan
-from intraslice.slicing.driver import assemble, attention_from_moments, mlp_from_stats
+from intraslice.progress import Progress
+from intraslice.slicing.driver import attention_from_moments, mlp_from_stats
 
 DAMPING = 0.5  # of the change to an output map; 0.1 and 0.01 fit the calibration better and other text worse
 

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.config import Progress
-from intraslice.linalg import NumericalError
+from intraslice.errors import NumericalError
 from intraslice.modeling.families import blocks
+from intraslice.progress import Progress
 
 STEP = 0.003  # of a map's root mean square, at the first step; falls to nought in a straight line
 WARM_UP = 4  # steps

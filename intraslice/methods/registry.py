@@ -10,13 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import Progress, SliceConfig, UserError
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
 from intraslice.methods.baselines import Baseline, plan_baseline, slice_baseline
 from intraslice.methods.crossmodule import CrossModulePlan, plan_crossmodule, slice_crossmodule
 from intraslice.methods.plus_align import slice_aligned
 from intraslice.methods.plus_distil import distil
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.progress import Progress
 from intraslice.slicing.driver import slice_model
 
 Method = Literal["intraslice", "intraslice+", "crossmodule", "magnitude", "wanda", "flap"]

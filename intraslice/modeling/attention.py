@@ -1,73 +1,18 @@
-"""One layer's weights in one canonical form, and the only forwards that use them.
+"""The one attention module, dense or sliced: its own head counts, head widths and rotary pairs, and its forward.
 
-Every family (Llama, Phi-3, Phi) is read into `AttentionWeights` and `MLPWeights`, dense or sliced alike; two modules
-here replace `self_attn` and `mlp` of the transformers layer. Sizes are read off the tensors, never off a model config,
-so layers of one model may differ: fewer heads, ragged query groups, narrower heads, narrower MLPs.
-
-Channel layout of queries and keys: the first half of a head's channels and the second half form rotation pairs
-`(j, j + dim/2)`, each turned by one rotary frequency. Channels that the model does not rotate (partial rotary) are
-paired two by two with the frequency index `UNROTATED`.
+It replaces `self_attn` of the transformers layer. Sizes are read off the tensors, never off a model config, so layers
+of one model may differ: fewer heads, ragged query groups, narrower heads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import ACT2FN
 
-UNROTATED = -1
-
-
-@dataclass(frozen=True)
-class AttentionWeights:
-    """H query heads and K key/value heads; `dim` is the query/key channels of a head, `value_dim` those of a value.
-
-    `written` is `hidden` but where the residual stream changes its width (cross-module slicing).
-    """
-
-    query: Float[Tensor, "heads dim hidden"]
-    key: Float[Tensor, "kv_heads dim hidden"]
-    value: Float[Tensor, "kv_heads value_dim hidden"]
-    output: Float[Tensor, "written heads value_dim"]
-    query_bias: Float[Tensor, "heads dim"] | None
-    key_bias: Float[Tensor, "kv_heads dim"] | None
-    value_bias: Float[Tensor, "kv_heads value_dim"] | None
-    output_bias: Float[Tensor, " written"] | None
-    kv_head: Int[Tensor, " heads"]  # the key/value head that each query head reads
-    frequency: Int[Tensor, "kv_heads pairs"]  # rotary frequency of each pair, or UNROTATED
-    scale: float  # of the softmax; stays the dense model's when channels are cut
-
-
-@dataclass(frozen=True)
-class MLPWeights:
-    """A gated MLP `down(act(gate x) * up x)`, or without `gate` a plain one, `down(act(up x))`."""
-
-    gate: Float[Tensor, "neurons hidden"] | None
-    up: Float[Tensor, "neurons hidden"]
-    down: Float[Tensor, "written neurons"]
-    gate_bias: Float[Tensor, " neurons"] | None
-    up_bias: Float[Tensor, " neurons"] | None
-    down_bias: Float[Tensor, " written"] | None
-    activation: str  # a key of transformers' ACT2FN
-
-
-def frozen_linear(weight: Float[Tensor, "rows columns"], bias: Float[Tensor, " rows"] | None = None) -> nn.Linear:
-    """A linear map around tensors that are there already; they get no gradient."""
-    out_features, in_features = weight.shape
-    with torch.device("meta"):  # no throw-away initialisation
-        linear = nn.Linear(in_features, out_features, bias=bias is not None)
-    linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
-    return linear
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    return None if parts[0] is None else torch.cat(parts)
+from intraslice.layer_weights import UNROTATED, AttentionWeights
+from intraslice.modeling.linear import frozen_linear, joined
 
 
 def rotate(
@@ -94,7 +39,7 @@ class SlicedAttention(nn.Module):
         self.scale = weights.scale
         self.qkv_proj = frozen_linear(
             torch.cat([w.flatten(0, 1) for w in (weights.query, weights.key, weights.value)]),
-            _joined(
+            joined(
                 [b if b is None else b.flatten() for b in (weights.query_bias, weights.key_bias, weights.value_bias)]
             ),
         )
@@ -203,42 +148,3 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, attention_ma
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return mixed[..., :value_dim].transpose(1, 2).flatten(2)
-
-
-class SlicedMLP(nn.Module):
-    """The MLP at any width. Replaces `mlp` of a transformers decoder layer."""
-
-    def __init__(self, weights: MLPWeights) -> None:
-        super().__init__()
-        self.gated = weights.gate is not None
-        self.neurons = weights.up.shape[0]
-        self.activation = weights.activation
-        self.activate = ACT2FN[weights.activation]
-        if self.gated:
-            self.gate_up_proj = frozen_linear(
-                torch.cat([weights.gate, weights.up]), _joined([weights.gate_bias, weights.up_bias])
-            )
-        else:
-            self.up_proj = frozen_linear(weights.up, weights.up_bias)
-        self.down_proj = frozen_linear(weights.down, weights.down_bias)
-
-    def weights(self) -> MLPWeights:
-        """The canonical weights, as views of this module's parameters."""
-        if self.gated:
-            gate, up = self.gate_up_proj.weight.chunk(2)
-            bias = self.gate_up_proj.bias
-            gate_bias, up_bias = (None, None) if bias is None else bias.chunk(2)
-        else:
-            gate, gate_bias, up, up_bias = None, None, self.up_proj.weight, self.up_proj.bias
-        down = self.down_proj
-        return MLPWeights(gate, up, down.weight, gate_bias, up_bias, down.bias, self.activation)
-
-    def inner(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens neurons"]:
-        """What enters `down_proj`."""
-        if not self.gated:
-            return self.activate(self.up_proj(hidden))
-        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
-        return self.activate(gate) * up
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.down_proj(self.inner(hidden_states))

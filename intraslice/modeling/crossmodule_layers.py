@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from intraslice.modeling.attention import SlicedAttention, SlicedMLP
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Family
+from intraslice.modeling.mlp import SlicedMLP
 
 
 class BasisNorm(nn.Module):

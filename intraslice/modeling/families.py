@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from intraslice.config import UserError
-from intraslice.modeling.attention import UNROTATED, AttentionWeights, MLPWeights, SlicedAttention, SlicedMLP
+from intraslice.errors import UserError
+from intraslice.layer_weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.mlp import SlicedMLP
 
 Pair = tuple[Tensor | None, Tensor | None]  # a weight and its bias
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from intraslice.linalg import add_moment_, principal_axes
-from intraslice.modeling.attention import SlicedAttention, SlicedMLP
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.hidden_states import Stream
+from intraslice.modeling.mlp import SlicedMLP
 
 Module = SlicedAttention | SlicedMLP
 Folded = tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]  # a weight and its bias, float64
@@ -60,13 +59,6 @@ def written(module: Module, norm: nn.Module) -> Folded:
     writer = getattr(module, writer_name(module))
     bias = None if writer.bias is None else centre(writer.bias.double(), norm)
     return centre(writer.weight.double().T, norm).T, bias
-
-
-def with_parts(module: nn.Module, parts: dict[nn.Module, nn.Module]) -> nn.Module:
-    """A copy of the module with some of its parts exchanged; every tensor is shared, not copied."""
-    memo: dict[int, object] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    memo.update({id(old): new for old, new in parts.items()})
-    return copy.deepcopy(module, memo)
 
 
 def principal_axes_of(stream: Stream) -> Float[Tensor, "hidden hidden"]:

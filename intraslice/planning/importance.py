@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from intraslice.config import GRADIENT_GROUP, Estimator, UserError
+from intraslice.config import GRADIENT_GROUP, Estimator
+from intraslice.errors import UserError
 from intraslice.linalg import diagonal_blocks, principal_axes
-from intraslice.slicing.attention import HeadTable
+from intraslice.planning.head_table import HeadTable
+from intraslice.planning.sizes import LayerSizes
 
 # Of a head's parameters, those that masks on what enters o_proj stand for: values and output weights, which are half of
 # them, and some of what queries and keys are worth. Of 0.5, 0.6, 0.7, 0.8 and 1 the best on three texts.
@@ -65,45 +67,6 @@ def fisher_head_importance(
 def neuron_importance(gradients: Float[Tensor, "groups neurons"]) -> Float[Tensor, " neurons"]:
     """Importance of each MLP neuron: its squared mask gradient, summed over the calibration."""
     return gradients.square().sum(0)
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """Sizes of one dense layer, and from them what any smaller one costs."""
-
-    hidden: int
-    heads: int
-    kv_heads: int
-    dim: int
-    neurons: int
-    gated: bool
-    attention_bias: bool  # on queries, keys and values
-    mlp_bias: bool
-    fixed: int  # parameters that slicing leaves alone: norms and output biases
-
-    @property
-    def channels(self) -> int:
-        return self.heads * self.dim
-
-    @property
-    def channel_cost(self) -> float:
-        """Parameters of one query-head channel when whole groups go."""
-        share = self.kv_heads / self.heads
-        return 2 * self.hidden * (1 + share) + self.attention_bias * (1 + 2 * share)
-
-    @property
-    def neuron_cost(self) -> int:
-        return self.hidden * (2 + self.gated) + self.mlp_bias * (1 + self.gated)
-
-    def parameters(self, heads: int, kv_heads: int, dim: int, neurons: int) -> int:
-        """Parameters of this layer at the given sizes."""
-        rows = dim * (heads + 2 * kv_heads)
-        attention = self.hidden * (rows + heads * dim) + self.attention_bias * rows
-        return self.fixed + attention + neurons * self.neuron_cost
-
-    @property
-    def dense_parameters(self) -> int:
-        return self.parameters(self.heads, self.kv_heads, self.dim, self.neurons)
 
 
 @dataclass(frozen=True)

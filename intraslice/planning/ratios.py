@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from intraslice.config import Estimator, Module, SliceConfig, UserError
+from intraslice.config import Estimator, Module, SliceConfig
+from intraslice.errors import UserError
 from intraslice.planning.importance import Profile
-from intraslice.slicing.mlp import MULTIPLE, neurons_kept
+from intraslice.planning.sizes import Parameters
+from intraslice.planning.widths import MULTIPLE, neurons_kept
 
 SEARCH_STEPS = 24
 CONTEXT = 512  # tokens that a token attends to, itself included, where floating-point operations are counted
@@ -26,20 +28,6 @@ class LayerPlan:
     kv_heads: int
     dim: int
     neurons: int
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Parameter counts; `decoder` are the decoder layers alone, which is what sparsity refers to."""
-
-    dense_total: int
-    sliced_total: int
-    dense_decoder: int
-    sliced_decoder: int
-
-    @property
-    def removed_fraction(self) -> float:
-        return 1 - self.sliced_decoder / self.dense_decoder
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import get_local_safetensors_metadata, get_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-from intraslice.config import UserError
+from intraslice.errors import UserError
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.reader import Weights, first_line, require_gguf
 from intraslice.pretrained.sources import DEFAULT, find_weights, out_of_reach

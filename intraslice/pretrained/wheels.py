@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from intraslice.config import UserError, cache_folder
+from intraslice.cache import cache_folder
+from intraslice.errors import UserError
 
 PIP_TIMEOUT = 600  # seconds for the whole download: 100 MB over a slow line
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Generator, Iterator
 
 import torch
@@ -15,13 +14,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import CalibrationStats, LayerStats
-from intraslice.config import Progress, SliceConfig
+from intraslice.config import SliceConfig
+from intraslice.layer_weights import AttentionWeights
 from intraslice.linalg import add_moment_, typical_damping
-from intraslice.modeling.attention import AttentionWeights, SlicedAttention, SlicedMLP, attend
+from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import Stream, embed
+from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.offload import offload_like_, resident
+from intraslice.modeling.surgery import assemble
 from intraslice.planning.ratios import LayerPlan, SlicePlan
+from intraslice.progress import Progress
 from intraslice.slicing.attention import (
     OutputMoments,
     choose_channels,
@@ -62,15 +65,6 @@ def slice_model(
         made.append(event)
         yield Progress("slice", len(made), len(plan.layers))
     return assemble(model, made)
-
-
-def assemble(model: PreTrainedModel, modules: list[tuple[SlicedAttention, SlicedMLP]]) -> PreTrainedModel:
-    """A copy of the model around the new modules; every other tensor is shared, not copied."""
-    shared = [*model.parameters(), *model.buffers()]
-    memo = {id(tensor): tensor for tensor in shared}
-    for layer, (attention, mlp) in zip(model.model.layers, modules, strict=True):
-        memo[id(layer.self_attn)], memo[id(layer.mlp)] = attention, mlp
-    return copy.deepcopy(model, memo)
 
 
 def _untouched(attention: SlicedAttention, plan: LayerPlan) -> bool:

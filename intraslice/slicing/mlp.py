@@ -8,16 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from intraslice.layer_weights import MLPWeights
 from intraslice.linalg import DAMPING, damp, solve
-from intraslice.modeling.attention import MLPWeights
-
-MULTIPLE = 8  # neurons are removed in eights, which is what fast kernels like
-
-
-def neurons_kept(neurons: int, ratio: float) -> int:
-    """Width left when `ratio` of the neurons goes; the number removed is rounded down to a multiple of 8."""
-    removed = int(neurons * ratio + 1e-6) // MULTIPLE * MULTIPLE
-    return max(neurons - removed, min(MULTIPLE, neurons))
 
 
 def neuron_scores(

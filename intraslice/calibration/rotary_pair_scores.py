@@ -1,0 +1,29 @@
+"""How much each rotary pair of query and key channels matters: what it carries, what the loss feels of it. Pure."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def channel_products(
+    query: Float[Tensor, "batch heads tokens dim"],
+    key: Float[Tensor, "batch kv_heads tokens dim"],
+    kv_head: Int[Tensor, " heads"],
+) -> Float[Tensor, "heads dim"]:
+    """Sum over tokens of `|q_j k_j|`, each query head against the key head it reads."""
+    return torch.einsum("bhtd,bhtd->hd", query.float().abs(), key.float().abs()[:, kv_head])
+
+
+def query_fisher(
+    felt: Float[Tensor, "batch tokens heads dim"], rotated: Bool[Tensor, "heads pairs"]
+) -> Float[Tensor, "heads dim"]:
+    """Fisher information of masks on query channels, given `q_j dL/dq_j`, summed over tokens.
+
+    Channels that turn together have one mask, `(q_j dL/dq_j + q_j' dL/dq_j')^2`, whose information they share; it is
+    the same before and after the rotation.
+    """
+    first, second = felt.flatten(0, 1).chunk(2, dim=-1)
+    shared = (first + second).square().sum(0) / 2
+    return torch.cat([torch.where(rotated, shared, own.square().sum(0)) for own in (first, second)], dim=-1)

@@ -1,0 +1,101 @@
+"""The words that the command line takes, and what each of them means."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+import intraslice
+from intraslice.cli import analyses, commands
+from intraslice.config import CalibrationConfig, Estimator, EvaluationConfig, Order, SliceConfig, Targets
+from intraslice.evaluation.speed import SpeedConfig
+from intraslice.loading import DEFAULT
+from intraslice.methods.registry import METHODS
+from intraslice.modeling.offload import PLACEMENTS
+
+FEW_TOKENS = 2048  # enough for activations, and for paired differences of losses
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # one line, where argparse would print its usage too
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _common(eval_tokens: int) -> argparse.ArgumentParser:
+    calibration, slicing, evaluation = CalibrationConfig(), SliceConfig(), EvaluationConfig()
+    common = argparse.ArgumentParser(add_help=False)
+    add = common.add_argument
+    add("--model", default=DEFAULT, metavar="ID|FOLDER|default", help="weights to load")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"))
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add(
+        "--device-map",
+        choices=PLACEMENTS,
+        help="for models larger than memory: layers that do not fit, or all, on disk",
+    )
+    add("--threads", type=int, metavar="N", help="CPU threads")
+    add("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    add("--sparsity", type=float, default=slicing.sparsity, help="fraction of decoder-layer parameters to remove")
+    add("--estimator", default=slicing.estimator, choices=get_args(Estimator), help="how ratios are estimated")
+    told = "above 1 cuts MLPs harder, below 1 attention; by default the importances decide, and it is 1 without any"
+    add("--bias", type=float, metavar="F", help=told)
+    add(
+        "--head-fraction", type=float, metavar="F", help="share of a head that is ranked as one unit; 1 is a whole head"
+    )
+    add("--gradient-group", type=int, default=slicing.gradient_group, help="sequences whose gradients are summed first")
+    add("--cap", type=float, default=slicing.cap, help="upper bound of every ratio")
+    add("--order", default=slicing.order, choices=get_args(Order))
+    add("--iterative", action="store_true", help="refine MLPs that lose over 35 % (sequential order; slow)")
+    lock = "give one module's ratio by hand, such as --lock 7 mlp 25; may be repeated, and the others make up for it"
+    add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
+    add("--method", default="intraslice", choices=METHODS)
+    add("--epochs", type=int, default=slicing.epochs, help="intraslice+: of its distillation; 0 leaves it at the fits")
+    add("--slicing", type=float, metavar="F", help="crossmodule: share of axes to cut, instead of --sparsity")
+    add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")
+    add("--sequences", type=int, default=calibration.sequences)
+    add("--length", type=int, default=calibration.length, help="tokens a sequence, and a perplexity window")
+    add("--seed", type=int, default=calibration.seed)
+    told = "what gradients are taken on: tokens the model draws itself, or the text's own (as published)"
+    add("--targets", default=calibration.targets, choices=get_args(Targets), help=told)
+    add("--eval", default=evaluation.text, metavar="NAME|FILE", help="evaluation text")
+    add("--eval-tokens", type=int, default=eval_tokens)
+    return common
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; `main` runs what it parses."""
+    whole = _Parser(prog="python -m intraslice", description=intraslice.__doc__)
+    whole.add_argument("--version", action="version", version=intraslice.__version__)
+    subparsers = whole.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    def command(name: str, run, help: str, eval_tokens: int = EvaluationConfig().tokens) -> argparse.ArgumentParser:
+        made = subparsers.add_parser(name, parents=[_common(eval_tokens)], help=help)
+        made.set_defaults(run=run)
+        return made
+
+    command("ratios", commands.ratios, "what each layer gives")
+    command("evaluate", commands.evaluate, "perplexity, dense and sliced")
+    slice_command = command("slice", commands.slice_, "write the sliced model to a folder")
+    slice_command.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    generate = command("generate", commands.generate, "dense and sliced answers to one prompt")
+    generate.add_argument("--prompt", default="What is the capital of France, and why is it famous?")
+    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument("--temperature", type=float, default=0.0)
+
+    inspect = command("inspect", analyses.inspect, "spectra and activation shift", FEW_TOKENS)
+    inspect.add_argument("--parts", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS)
+    inspect.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
+    sensitivity = command("sensitivity", analyses.sensitivity, "what each module alone costs", FEW_TOKENS)
+    sensitivity.add_argument("--ratio", type=float, default=0.3, help="share of each module to slice")
+    sweep = command("sweep", analyses.sweep_, "perplexity and speed of many models")
+    sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
+    sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], choices=get_args(Estimator))
+    sweep.add_argument("--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F")
+    sweep.add_argument("--no-speed", action="store_true", help="measure no speed")
+    read = {"type": int, "default": SpeedConfig().prompt, "metavar": "N"}
+    sweep.add_argument("--prompt-tokens", **read, help="tokens of the prompt whose reading is timed")
+    sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows there")
+    return whole

@@ -1,0 +1,135 @@
+"""Answers as they are generated, token by token."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from intraslice.errors import UserError
+
+READ = 128  # tokens of a prompt that are read at once: whoever stops waits for no more
+HALF = "\ufffd"  # what a character decodes to whose other bytes are still to come
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn. Greedy at temperature 0; `chat` puts the prompt into the tokenizer's template, if any.
+
+    The same seed gives the same answer, and two models that agree draw the same tokens. Raises UserError when a number
+    is out of range.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+    chat: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"new tokens are {self.max_new_tokens!r}; wanted 1 or more")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature is {self.temperature!r}; wanted 0 (greedy) or more")
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True) -> dict[str, Tensor]:
+    """The prompt as input ids and attention mask: through the chat template where there is one and `chat`, else raw."""
+    if chat and tokenizer.chat_template:
+        encoding = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        encoding = tokenizer(prompt, return_tensors="pt")
+    return {name: encoding[name] for name in ("input_ids", "attention_mask")}  # some add token types: nobody reads them
+
+
+@torch.no_grad()
+def stream_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    sampling: Sampling | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[int]:
+    """The model's answer, one token id at a time, the end token last if it comes to that.
+
+    Works only while it is asked for the next token. Setting `stop` ends it at the next token, or at the next `READ`
+    tokens of the prompt. It also ends where the model's positions do. Raises UserError for a prompt that is empty or
+    leaves no position for an answer.
+    """
+    sampling = sampling or Sampling()
+    ids = prompt_tokens(tokenizer, prompt, sampling.chat)["input_ids"].to(model.device).long()
+    count, most = ids.shape[1], model.config.max_position_embeddings
+    if not prompt.strip() or not count:
+        raise UserError("the prompt is empty; wanted some text to answer")
+    if count >= most:
+        raise UserError(
+            f"the prompt has {count:,} tokens; wanted at most {most - 1:,}, as the model has {most:,} positions"
+        )
+    choose, ends = _chooser(sampling), end_tokens(model)
+    # transformers renames the keyword: 5.24 warns of the old one, earlier versions do not know the new one.
+    keyword = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    reading, cache = list(ids.split(READ, dim=1)), {}
+    for _ in range(min(sampling.max_new_tokens, most - count)):
+        for piece in reading:
+            if stop is not None and stop.is_set():
+                return
+            step = model(input_ids=piece, use_cache=True, logits_to_keep=1, **cache)
+            cache = {keyword: getattr(step, keyword)}
+        token = choose(step.logits[0, -1])
+        yield token
+        if token in ends:
+            return
+        reading = [torch.tensor([[token]], device=model.device)]
+
+
+def _chooser(sampling: Sampling) -> Callable[[Tensor], int]:
+    """The likeliest token, or a draw: the greatest once Gumbel noise is added. It has random numbers of its own."""
+    generator = torch.Generator().manual_seed(sampling.seed)
+
+    def choose(logits: Float[Tensor, " words"]) -> int:
+        if sampling.temperature == 0:
+            return int(logits.argmax())
+        noise = -torch.empty(len(logits)).exponential_(generator=generator).log()
+        return int((logits.float().cpu() / sampling.temperature + noise).argmax())
+
+    return choose
+
+
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """The tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of an answer's tokens. It only ever grows at its end, but for a character that is not whole yet."""
+    return tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def generate_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stop: threading.Event | None = None,
+) -> Iterator[str]:
+    """Stream the model's answer piece by piece; greedy at temperature 0. See `stream_tokens`."""
+    tokens, shown = [], ""
+    for token in stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens, temperature, seed), stop):
+        tokens.append(token)
+        text = answer_text(tokenizer, tokens)
+        if len(text) > len(shown) and not text.endswith(HALF):
+            yield text[len(shown) :]
+            shown = text
+    if rest := answer_text(tokenizer, tokens)[len(shown) :]:
+        yield rest

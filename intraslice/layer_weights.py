@@ -1,0 +1,48 @@
+"""One layer's weights in one canonical form, dense or sliced, whatever the family: tensors and their names, no module.
+
+Channel layout of queries and keys: the first half of a head's channels and the second half form rotation pairs
+`(j, j + dim/2)`, each turned by one rotary frequency. Channels that the model does not rotate (partial rotary) are
+paired two by two with the frequency index `UNROTATED`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+UNROTATED = -1
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """H query heads and K key/value heads; `dim` is the query/key channels of a head, `value_dim` those of a value.
+
+    `written` is `hidden` but where the residual stream changes its width (cross-module slicing).
+    """
+
+    query: Float[Tensor, "heads dim hidden"]
+    key: Float[Tensor, "kv_heads dim hidden"]
+    value: Float[Tensor, "kv_heads value_dim hidden"]
+    output: Float[Tensor, "written heads value_dim"]
+    query_bias: Float[Tensor, "heads dim"] | None
+    key_bias: Float[Tensor, "kv_heads dim"] | None
+    value_bias: Float[Tensor, "kv_heads value_dim"] | None
+    output_bias: Float[Tensor, " written"] | None
+    kv_head: Int[Tensor, " heads"]  # the key/value head that each query head reads
+    frequency: Int[Tensor, "kv_heads pairs"]  # rotary frequency of each pair, or UNROTATED
+    scale: float  # of the softmax; stays the dense model's when channels are cut
+
+
+@dataclass(frozen=True)
+class MLPWeights:
+    """A gated MLP `down(act(gate x) * up x)`, or without `gate` a plain one, `down(act(up x))`."""
+
+    gate: Float[Tensor, "neurons hidden"] | None
+    up: Float[Tensor, "neurons hidden"]
+    down: Float[Tensor, "written neurons"]
+    gate_bias: Float[Tensor, " neurons"] | None
+    up_bias: Float[Tensor, " neurons"] | None
+    down_bias: Float[Tensor, " written"] | None
+    activation: str  # a key of transformers' ACT2FN

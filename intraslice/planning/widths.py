@@ -1,0 +1,11 @@
+"""How many neurons stay for a ratio. Pure."""
+
+from __future__ import annotations
+
+MULTIPLE = 8  # neurons are removed in eights, which is what fast kernels like
+
+
+def neurons_kept(neurons: int, ratio: float) -> int:
+    """Width left when `ratio` of the neurons goes; the number removed is rounded down to a multiple of 8."""
+    removed = int(neurons * ratio + 1e-6) // MULTIPLE * MULTIPLE
+    return max(neurons - removed, min(MULTIPLE, neurons))
