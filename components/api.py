@@ -11,11 +11,12 @@ from typing import Any, get_type_hints
 
 import gradio as gr
 
-from components import exports, sweeps
-from components.handlers import flat, visitor_of
-from components.session import Session
-from components.views import Settings, Status, SweepChoice
-from components.wiring import HEAVY
+from components.export import files as exports
+from components.page.events import HEAVY
+from components.page.handlers import flat, visitor_of
+from components.session.session import Session
+from components.session.views import Settings, Status, SweepChoice
+from components.sweep import measure as sweeps
 
 FIRST = SweepChoice()
 LANE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}

@@ -6,20 +6,18 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from components import (
-    activations_panel,
-    compare_panel,
-    export_panel,
-    overrides_panel,
-    ratios_panel,
-    spectra_panel,
-    sweep_panel,
-    verdict_panel,
-)
-from components.handlers import Follower
-from components.session import Session
-from components.views import Settings
-from components.wiring import Page
+from components.activations import panel as activations_panel
+from components.compare import panel as compare_panel
+from components.export import panel as export_panel
+from components.page.events import Page
+from components.page.handlers import Follower
+from components.ratios import overrides as overrides_panel
+from components.ratios import panel as ratios_panel
+from components.ratios.estimator_check import panel as verdict_panel
+from components.session.session import Session
+from components.session.views import Settings
+from components.spectra import panel as spectra_panel
+from components.sweep import panel as sweep_panel
 
 
 class Tabs(NamedTuple):

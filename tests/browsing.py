@@ -16,9 +16,9 @@ import pytest
 from playwright import sync_api as playwright
 
 from app import build_app
-from components import look
-from components.session import Session
-from components.views import Settings
+from components.page import theme
+from components.session.session import Session
+from components.session.views import Settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = [
@@ -86,7 +86,7 @@ def snapshot_session() -> Session:
 def address(snapshot_session: Session) -> Iterator[str]:
     page = build_app(snapshot_session)
     page.queue()
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **look.launch_options())
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **theme.launch_options())
     yield url.rstrip("/")
     page.close()
 

@@ -6,8 +6,8 @@ import statistics
 import pytest
 from browsing import CHROMIUM, PATIENCE
 
-from components.session import Session, slice_config
-from components.views import Settings
+from components.session.session import Session, slice_config
+from components.session.views import Settings
 from intraslice.planning.ratios import make_plan
 
 pytestmark = [

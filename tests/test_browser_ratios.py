@@ -10,9 +10,9 @@ import pytest
 from browsing import CHROMIUM, PATIENCE
 from test_browser import close
 
-from components.session import Session, slice_config
-from components.verdict import Verdicts
-from components.views import Settings
+from components.ratios.estimator_check.measure import Verdicts
+from components.session.session import Session, slice_config
+from components.session.views import Settings
 from intraslice.cache import cache_folder
 from intraslice.planning.ratios import make_plan
 

@@ -5,9 +5,10 @@ import json
 import plotly.graph_objects as go
 import pytest
 
-from components import charts, palette
-from components.figure import Chart, thinned
-from components.views import ImportanceCurve, LayerView, PlanView
+from components.ratios import charts as charts
+from components.session.views import ImportanceCurve, LayerView, PlanView
+from components.ui import palette
+from components.ui.figure import Chart, thinned
 
 
 def plan_view(layers: int = 4, estimator: str = "pca") -> PlanView:

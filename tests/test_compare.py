@@ -10,13 +10,14 @@ import pytest
 import torch
 from tiny_page import SOMEBODY
 
-from components import compare_words, streaming
-from components.columns import TOLERANCE, Columns
-from components.compare_handlers import CompareHandlers
-from components.compare_views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
-from components.handlers import flat, unchanged
-from components.session import Session
-from components.views import Settings, Status
+from components.compare import answers as streaming
+from components.compare import html as compare_words
+from components.compare.handlers import CompareHandlers
+from components.compare.models import TOLERANCE, Columns
+from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
+from components.page.handlers import flat, unchanged
+from components.session.session import Session
+from components.session.views import Settings, Status
 from intraslice.__main__ import main
 from intraslice.diagnostics.divergence import first_divergence
 from intraslice.evaluation.loss import perplexity

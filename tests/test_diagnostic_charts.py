@@ -8,9 +8,10 @@ import plotly.graph_objects as go
 import pytest
 from test_charts import in_light
 
-from components import figure
-from components.diagnostic_charts import variance_chart
-from components.diagnostic_views import (
+from components.activations.charts import PLACES, finding, histogram_chart, shift_chart
+from components.spectra.charts import variance_chart
+from components.spectra.head_charts import pair_chart, rank_chart
+from components.spectra.views import (
     Curve,
     Histogram,
     LayerCurves,
@@ -21,9 +22,8 @@ from components.diagnostic_views import (
     SpectraView,
     drawn_ranks,
 )
-from components.figure import Chart
-from components.head_charts import pair_chart, rank_chart
-from components.shift_charts import PLACES, finding, histogram_chart, shift_chart
+from components.ui import figure
+from components.ui.figure import Chart
 
 HEAD = Curve(4, (1, 2, 3, 4), (0.5, 0.8, 0.96, 1.0), 3)
 WIDE = Curve(300, drawn_ranks(300), [rank / 300 for rank in drawn_ranks(300)], 285)

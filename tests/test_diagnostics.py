@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from tiny_page import SOMEBODY
 
-from components import diagnostic_snapshot
-from components.activations import ShiftViews
-from components.activations_panel import ActivationsPanel
-from components.columns import TOLERANCE
-from components.diagnostic_views import Curve
-from components.session import Session, slice_config
-from components.spectra import Measured, SpectraViews
-from components.spectra_panel import SpectraPanel
-from components.views import Settings
+from components import make_snapshots as diagnostic_snapshot
+from components.activations.measure import ShiftViews
+from components.activations.panel import ActivationsPanel
+from components.compare.models import TOLERANCE
+from components.session.session import Session, slice_config
+from components.session.views import Settings
+from components.spectra.measure import Measured, SpectraViews
+from components.spectra.panel import SpectraPanel
+from components.spectra.views import Curve
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.methods.registry import plan_by
 

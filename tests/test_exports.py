@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from components import exports
-from components.charts import ratio_chart
-from components.outbox import Outbox
-from components.report import Report, html
-from components.session import Session
-from components.views import Settings
+from components.export import files as exports
+from components.export.report import Report, html
+from components.ratios.charts import ratio_chart
+from components.session.session import Session
+from components.session.views import Settings
+from components.ui.downloads import Outbox
 from intraslice.__main__ import main
 from intraslice.evaluation.generation import generate_text
 

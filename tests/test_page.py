@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 from tiny_page import SOMEBODY
 
-from components import snapshot, wording
-from components.cache import BoundedCache
-from components.handlers import Handlers, flat, unchanged
-from components.jobs import Jobs
-from components.session import Session, slice_config
-from components.views import Settings, Status
+from components.page.handlers import Handlers, flat, unchanged
+from components.session import snapshot
+from components.session.caches import BoundedCache
+from components.session.jobs import Jobs
+from components.session.session import Session, slice_config
+from components.session.views import Settings, Status
+from components.ui import formatting
 from intraslice.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
@@ -205,11 +206,11 @@ def test_a_cache_forgets_what_was_used_least() -> None:
 
 
 def test_words_escape_what_they_quote() -> None:
-    assert "<script>" not in wording.status(Status("<script>alert(1)</script>", "error"))
-    assert "<script>" not in wording.problem(ValueError("<script>"))
+    assert "<script>" not in formatting.status(Status("<script>alert(1)</script>", "error"))
+    assert "<script>" not in formatting.problem(ValueError("<script>"))
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "components").glob("*_panel.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((ROOT / "components").rglob("panel.py")), ids=lambda file: file.parent.name)
 def test_panels_know_no_model(file: Path) -> None:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]

@@ -6,9 +6,9 @@ from html import escape, unescape
 import pytest
 from tiny_page import SOMEBODY
 
-from components import compare_words
-from components.columns import Columns
-from components.compare_handlers import CompareHandlers
+from components.compare import html as compare_words
+from components.compare.handlers import CompareHandlers
+from components.compare.models import Columns
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.progress import finish
 

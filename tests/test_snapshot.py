@@ -7,9 +7,10 @@ import json
 import pytest
 from torch.testing import assert_close
 
-from components import snapshot, verdict
-from components.session import calibration_key
-from components.views import Settings
+from components.ratios.estimator_check import measure as verdict
+from components.session import snapshot
+from components.session.session import calibration_key
+from components.session.views import Settings
 from intraslice.calibration.driver import calibrate
 from intraslice.data import calibration_tokens
 from intraslice.loading import LoadedModel

@@ -6,11 +6,11 @@ import pandas
 import plotly.graph_objects as go
 import pytest
 
-from components import sweeps
-from components.report import in_light
-from components.session import Session
-from components.sweep_chart import pick_of, removed_chart, speed_chart
-from components.views import Settings, Status, SweepChoice, SweepPoint, SweepView
+from components.export.report import in_light
+from components.session.session import Session
+from components.session.views import Settings, Status, SweepChoice, SweepPoint, SweepView
+from components.sweep import measure as sweeps
+from components.sweep.charts import pick_of, removed_chart, speed_chart
 from intraslice.__main__ import main
 from intraslice.errors import UserError
 from intraslice.evaluation import sweep as library

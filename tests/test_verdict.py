@@ -7,11 +7,11 @@ import pytest
 from test_charts import in_light
 from tiny_page import SOMEBODY
 
-from components import verdict
-from components.verdict import Verdicts
-from components.verdict_chart import verdict_chart
-from components.verdict_panel import words_of
-from components.views import VerdictView
+from components.ratios.estimator_check import measure as verdict
+from components.ratios.estimator_check.chart import verdict_chart
+from components.ratios.estimator_check.measure import Verdicts
+from components.ratios.estimator_check.panel import words_of
+from components.session.views import VerdictView
 from intraslice.progress import Progress
 
 

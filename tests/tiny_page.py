@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.session import Session
-from components.views import Settings
+from components.session.session import Session
+from components.session.views import Settings
 
 SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
 

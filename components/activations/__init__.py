@@ -1,0 +1,1 @@
+"""The Activations tab: how far either way of slicing moves the activations."""

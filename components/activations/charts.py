@@ -1,0 +1,184 @@
+"""The charts of the Activations tab, from plain numbers (`diagnostic_views.py`). Pure."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable
+from itertools import accumulate
+from statistics import fmean
+
+from components.spectra.views import Histogram, PlaceShift, ShiftView
+from components.ui import figure
+from components.ui.figure import Chart, Json
+
+QUESTIONS = {
+    "shift": "Which method stays closer to the dense model?",
+    "histograms": "How are layer {}'s activations spread?",
+}
+METHODS = {
+    "intraslice": ("IntraSlice", "intraslice"),
+    "crossmodule": ("Cross-module", "cross"),
+}  # name, colour and dash
+PLACES = {"residual": "Residual stream", "attention": "Attention output", "mlp": "MLP output"}
+MEASURES = {"error": "relative error", "cosine": "cosine", "distance": "distance, in spreads"}
+
+
+def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
+    """By layer, the residual stream's error, cosine and distribution distance: a line a method."""
+    layers = len(next(iter(view.methods.values())).places["residual"])
+    layout = figure.layout_of(3, revision=f"shift-{layers}")
+    data: list[Json] = []
+    for row, (measure, words) in enumerate(MEASURES.items(), start=1):
+        axes = figure.axes_of(row)
+        for method, own in view.methods.items():
+            name, colour = METHODS[method]
+            values = [getattr(one, measure) for one in own.places["residual"]]
+            line = {**_line(name, values, figure.line(colour, 2.4)), **axes}
+            data.append({**line, "legendgroup": method, "showlegend": row == 1})
+            if measure == "distance":
+                continue
+            values = [getattr(one, f"massive_{measure}") for one in own.places["residual"]]
+            # They tell another story on another scale, so they wait in the legend.
+            massive = {**_line(f"{name}, massive tokens", values, figure.line(colour, 1.2)), **axes}
+            data.append(
+                {**massive, "legendgroup": f"{method}-massive", "showlegend": row == 1, "visible": "legendonly"}
+            )
+        layout[f"yaxis{figure.suffix(row)}"].update(title=figure.title(words), nticks=5)
+    layout["yaxis"].update(tickformat=".0%", rangemode="tozero")
+    layout["yaxis3"].update(rangemode="tozero")
+    for mark in ("", "2", "3"):
+        layout[f"xaxis{mark}"].update(range=[-0.6, layers - 0.4], dtick=figure.step(layers))
+        if mark != "3":
+            layout[f"xaxis{mark}"].update(matches="x3", showticklabels=False)
+    layout["xaxis3"].update(title=figure.title("layer"))
+    layout["shapes"] = [figure.band(selected)]
+    return Chart(
+        title=QUESTIONS["shift"],
+        note=f"The residual stream after each layer against the dense model's; {removed(view)}. "
+        "Closer: lower error and distance, higher cosine. Click a layer.",
+        data=data,
+        layout=layout,
+        columns=["Layer", *(f"{METHODS[method][0]}: {words}" for method in view.methods for words in _COLUMNS)],
+        rows=[
+            [
+                str(layer),
+                *(cell for own in view.methods.values() for cell in _cells(own.places["residual"][layer])),
+            ]
+            for layer in range(layers)
+        ],
+        layers=layers,
+        selected=selected,
+    )
+
+
+_COLUMNS = ("error", "massive error", "cosine", "massive cosine", "distance")
+
+
+def histogram_chart(view: ShiftView, layer: int) -> Chart:
+    """For one layer, how the values of the residual stream, the attention and the MLP output are spread."""
+    layout = figure.layout_of(len(PLACES), revision=f"histograms-{layer}", vertical=False)
+    layout["annotations"] = []
+    layout["legend"]["y"] = 1.1  # above the panels' headings
+    first = next(iter(view.methods.values()))
+    layer = min(layer, len(first.dense["residual"]) - 1)
+    data: list[Json] = []
+    rows: list[list[str]] = []
+    for column, (place, words) in enumerate(PLACES.items(), start=1):
+        axes = figure.axes_of(column)
+        dense = first.dense[place][layer]
+        shown: list[tuple[str, str, Histogram, PlaceShift | None]] = [("Dense", "dense", dense, None)]
+        shown += [
+            (*METHODS[method], own.places[place][layer].histogram, own.places[place][layer])
+            for method, own in view.methods.items()
+        ]
+        for name, colour, histogram, shift in shown:
+            fill = {"fill": "tozeroy", "fillcolor": "@grid"} if colour == "dense" else {}
+            data.append({**_steps(name, histogram, colour), **fill, **axes, "showlegend": column == 1})
+            rows.append([words, name, *_moments(histogram), *(_shift(shift) if shift else ["–", "–", "–"])])
+        mark = figure.suffix(column)
+        layout[f"xaxis{mark}"].update(title=figure.title("value of a channel"), nticks=5, range=_middle(dense))
+        layout[f"yaxis{mark}"].update(
+            title=figure.title("density" if column == 1 else ""), nticks=4, rangemode="tozero"
+        )
+        layout["annotations"].append(figure.heading(f"<b>{words}</b>", axes))
+    return Chart(
+        title=QUESTIONS["histograms"].format(layer),
+        note=f"All channels of ordinary tokens, {removed(view)}. Shown: the middle 98 % of the dense values.",
+        data=data,
+        layout=layout,
+        columns=["Where", "Model", "Mean", "Spread", "Excess kurtosis", "Error", "Cosine", "Distance"],
+        rows=rows,
+        beside=True,
+    )
+
+
+def finding(view: ShiftView) -> str:
+    """The mean over layers of each method's error, in words."""
+    means = {method: fmean(one.error for one in own.places["residual"]) for method, own in view.methods.items()}
+    return ", ".join(f"{METHODS[method][0]} by {mean:.0%}" for method, mean in means.items())
+
+
+def removed(view: ShiftView) -> str:
+    """What each method really removed, in words."""
+    own = " and ".join(f"{METHODS[method][0]} removes {shift.removed:.1%}" for method, shift in view.methods.items())
+    return f"{own} of the layers' weights"
+
+
+def _line(name: str, values: list[float], line: Json) -> Json:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": list(range(len(values))),
+        "y": [None if math.isnan(value) else figure.rounded(value) for value in values],
+        "line": line,
+        "hovertemplate": name + " %{y}<extra></extra>",
+    }
+
+
+def _middle(histogram: Histogram) -> list[float]:
+    """From where to where the middle 98 % of the values lie."""
+    bins = len(histogram.density)
+    width = (histogram.high - histogram.low) / bins
+    below = [share * width for share in accumulate(histogram.density)]
+    first, last = bisect_left(below, 0.01), bisect_left(below, 0.99)
+    return [figure.rounded(histogram.low + width * end) for end in (first, min(last, bins - 1) + 1)]
+
+
+def _steps(name: str, histogram: Histogram, colour: str) -> Json:
+    """The density without its end bins, which hold everything beyond the edges."""
+    bins = len(histogram.density)
+    width = (histogram.high - histogram.low) / bins
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "legendgroup": name,
+        "x": [figure.rounded(histogram.low + (index + 0.5) * width) for index in range(1, bins - 1)],
+        "y": [figure.rounded(value) for value in histogram.density[1:-1]],
+        "line": {**figure.line(colour, 1.4 if colour == "dense" else 2), "shape": "hvh"},
+        "hovertemplate": name + " %{y:.3~g}<extra></extra>",
+    }
+
+
+def _cells(shift: PlaceShift) -> list[str]:
+    return [
+        f"{shift.error:.1%}",
+        _or_dash(shift.massive_error, lambda value: f"{value:.1%}"),
+        f"{shift.cosine:.3f}",
+        _or_dash(shift.massive_cosine, lambda value: f"{value:.4f}"),
+        f"{shift.distance:.3f}",
+    ]
+
+
+def _or_dash(value: float, words: Callable[[float], str]) -> str:
+    return "–" if math.isnan(value) else words(value)
+
+
+def _moments(histogram: Histogram) -> list[str]:
+    return [f"{histogram.mean:.3f}", f"{histogram.spread:.3f}", f"{histogram.kurtosis:,.1f}"]
+
+
+def _shift(shift: PlaceShift) -> list[str]:
+    return [f"{shift.error:.1%}", f"{shift.cosine:.3f}", f"{shift.distance:.3f}"]

@@ -1,0 +1,138 @@
+"""Activation shift as the page shows it: intra-module beside cross-module slicing at equal removed parameters.
+
+Each method is measured by itself and kept by what it depends on: the cross-module one knows nothing of estimators, so
+it is sliced once a sparsity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+from transformers import PreTrainedModel
+
+from components import make_snapshots as diagnostic_snapshot
+from components.compare.models import contrast
+from components.session.caches import BoundedCache
+from components.session.jobs import told
+from components.session.session import Session, SliceKey, calibration_key, slice_config, slice_key
+from components.session.views import Settings, Status
+from components.spectra.views import Histogram, MethodShift, PlaceShift, ShiftView
+from intraslice import data
+from intraslice.diagnostics.distributions import Distribution
+from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
+from intraslice.methods.registry import Method
+from intraslice.modeling.counts import parameters_of
+
+TOKENS = 2048
+NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": "cross-module"}
+
+
+class ShiftViews:
+    """What has been measured, by model, calibration, setting and method; and what each visitor looks at."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._shifts: BoundedCache[SliceKey, tuple[MethodShift, int]] = BoundedCache(60)  # of size 1 each, some 200 kB
+        self._missing: BoundedCache[SliceKey, str] = BoundedCache(1000)
+        self._shown: BoundedCache[str, Settings] = BoundedCache(1000)
+        self._kept = diagnostic_snapshot.shift()
+
+    def view(self, settings: Settings, visitor: str) -> ShiftView | None:
+        """The measurement of a setting; else what the visitor saw last, or the snapshot; None where nothing is known.
+
+        Raises UserError for settings out of range.
+        """
+        if self.is_measured(settings):
+            self._shown.put(visitor, settings, 1)
+            return self._view(settings)
+        last = self._shown.get(visitor)
+        if last and calibration_key(last) == calibration_key(settings) and self.is_measured(last):
+            return self._view(last)
+        return self._kept if calibration_key(settings) == calibration_key(Settings()) else None
+
+    def is_measured(self, settings: Settings) -> bool:
+        """Whether anything is known of exactly this setting."""
+        return self._shifts.get(slice_key(settings, "intraslice")) is not None
+
+    def may_measure(self, settings: Settings) -> bool:
+        """Whether measuring may start by itself: the sequential order is only sliced on request."""
+        if settings.sparsity == 0 or not self._session.is_calibrated(settings):
+            return False
+        return settings.order == "one-shot" or self._session.is_sliced(settings)
+
+    def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
+        """Slice by both methods and measure each; `view` tells how far it got. Gives way to slider and tabs."""
+        job = self._session.jobs.start(visitor, live=True, about=settings, tab="activations")
+        yield from self._session.jobs.run(visitor, job, self._measure(settings))
+
+    def _measure(self, settings: Settings) -> Iterator[Status]:
+        for method in NAMES:
+            key = slice_key(settings, method)
+            if self._shifts.get(key) is None and self._missing.get(key) is None:
+                yield from self._measure_one(settings, method)
+        yield self._session.ready(settings)
+
+    def _measure_one(self, settings: Settings, method: Method) -> Generator[Status, None, None]:
+        calibrated = self._session.calibrated(settings)
+        if method == "crossmodule":
+            plan, near = contrast(calibrated.loaded.model, slice_config(settings).sparsity)
+            if not near:
+                self._missing.put(slice_key(settings, method), plan.note, 1)
+                return
+        model = yield from self._session.slice(settings, method)
+        dense, windows = calibrated.loaded.model, calibrated.windows
+        tokens = windows[: max(1, TOKENS // windows.shape[1])]
+        report = yield from told(
+            measure_shift(dense, {method: model}, tokens), f"Comparing activations ({NAMES[method]}), window"
+        )
+        self._shifts.put(slice_key(settings, method), (_summary(report, method, dense, model), report.massive), 1)
+
+    def _view(self, settings: Settings) -> ShiftView:
+        calibrated = self._session.calibrated(settings)
+        windows, window = calibrated.windows.shape
+        found = {method: self._shifts.get(slice_key(settings, method)) for method in NAMES}
+        missing = self._missing.get(slice_key(settings, "crossmodule"))
+        if missing is None and found["crossmodule"] is None:
+            missing = "Cross-module slicing at the same sparsity follows; it takes a minute or two."
+        return ShiftView(
+            asked=settings.sparsity / 100,
+            methods={method: own[0] for method, own in found.items() if own},
+            tokens=min(windows, max(1, TOKENS // window)) * window,
+            window=window,
+            massive=found["intraslice"][1],
+            text=data.describe(calibration_key(settings).config.text),
+            missing=missing or "",
+        )
+
+
+def _summary(report: ShiftReport, method: Method, dense: PreTrainedModel, sliced: PreTrainedModel) -> MethodShift:
+    counts = parameters_of(dense, "dense") | parameters_of(sliced, "sliced")
+    by_place = {place: [own for own in report.shifts if own.place == place] for place in PLACES}
+    found = report.distributions
+    return MethodShift(
+        removed=1 - counts["sliced_decoder"] / counts["dense_decoder"],
+        places={
+            place: [_place(own, found[method, own.layer, place]) for own in shifts]
+            for place, shifts in by_place.items()
+        },
+        dense={
+            place: [_histogram(found["dense", own.layer, place]) for own in shifts]
+            for place, shifts in by_place.items()
+        },
+    )
+
+
+def _place(shift: Shift, distribution: Distribution) -> PlaceShift:
+    return PlaceShift(
+        shift.error,
+        shift.massive_error,
+        shift.cosine,
+        shift.massive_cosine,
+        shift.distance,
+        _histogram(distribution),
+    )
+
+
+def _histogram(found: Distribution) -> Histogram:
+    low, high = found.edges[0].item(), found.edges[-1].item()
+    return Histogram(low, high, found.density.tolist(), found.mean, found.spread, found.kurtosis)

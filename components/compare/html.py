@@ -1,0 +1,175 @@
+"""The Compare tab's numbers to small HTML: answers, costs, candidates, the coloured passage. Pure; all text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView
+from components.ui import formatting
+
+STYLES = {"dense": "dense", "intraslice": "intraslice", "crossmodule": "cross"}
+EMPTY = {
+    "dense": "The dense model's answer; press Generate.",
+    "intraslice": "The sliced model's answer, at the sparsity above.",
+    "crossmodule": "The answer of a cross-module (SliceGPT) model with as many parameters removed.",
+}
+NOTICEABLE = 0.03  # speeds closer than this are the same within what a busy machine allows to say
+SIGNS = ("■", "⏎")  # of an end, and of a line break: neither could be marked otherwise
+STRONGEST = 2.0  # nats of extra loss from which a token's colour grows no stronger
+DEEPEST = 45  # per cent of that colour: text stays readable on it
+
+
+def answer(name: str, given: Answer | None = None, sparsity: float | None = None) -> str:
+    """One column: the answer so far, from where it parts from the dense one, and how long it is."""
+    at = f' <span class="isx-quiet">{sparsity:g} % removed</span>' if sparsity is not None and name != "dense" else ""
+    if given is None:
+        body = f'<p class="isx-text isx-quiet">{EMPTY[name]}</p>'
+    elif given.state == "refused":
+        body = f'<p class="isx-text isx-quiet">{escape(given.problem)}</p>'
+    else:
+        body = f'<p class="isx-text">{_marked(given)}</p><p class="isx-quiet">{_state(name, given)}</p>'
+    growing = ' aria-busy="true"' if given and given.state == "growing" else ""
+    return f'<section class="isx-answer isx-of-{STYLES[name]}"{growing}><h3>{COLUMNS[name]}{at}</h3>{body}</section>'
+
+
+def _marked(given: Answer) -> str:
+    if given.parts_at is None:
+        return escape(given.same)
+    token = escape(given.token) if given.token.strip() else f"{SIGNS[bool(given.token)]}{escape(given.token)}"
+    return f'{escape(given.same)}<mark>{token}</mark><span class="isx-parted">{escape(given.rest)}</span>'
+
+
+def _state(name: str, given: Answer) -> str:
+    if given.state == "later":
+        return escape(given.problem) or "This model is still to be made for this sparsity; its answer follows."
+    if given.state == "waiting":
+        return "…"
+    counted = f"{given.count} token{'' if given.count == 1 else 's'}"
+    ending = {"growing": " so far", "ended": "", "cut": ", cut off there", "stopped": ", stopped there"}[given.state]
+    if name == "dense":
+        return f"{counted}{ending}."
+    if given.parts_at is None:
+        return f"{counted}{ending}, the same as the dense answer."
+    own, other = _named(given.token), _named(given.instead_of)
+    return f"{counted}{ending}. Parts from the dense answer at token {given.parts_at + 1}: {own} instead of {other}."
+
+
+def _named(token: str) -> str:
+    if token.strip():
+        return f"“{escape(token.strip())}”"
+    return ("the end", "a line break" if "\n" in token else "a space")[bool(token)]
+
+
+def cost(name: str, costs: Costs) -> str:
+    """What stands under a column."""
+    if name in costs.problems or name not in costs.columns:
+        return ""
+    own, dense = costs.columns[name], costs.columns["dense"]
+    rows = [
+        (
+            "Parameters",
+            formatting.millions(own.parameters),
+            f"{own.removed:.1%} of the layers removed" if own.removed else "",
+        ),
+        ("KV cache a token", formatting.size(own.kv), ""),
+        ("Perplexity", "–" if own.perplexity is None else f"{own.perplexity:.2f}", _against(own, dense)),
+        ("Reading a prompt", *_speed(own.prefill, dense.prefill, name)),
+        ("Writing an answer", *_speed(own.decode, dense.decode, name)),
+    ]
+    lines = "".join(f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>" for title, value, note in rows)
+    return f'<dl class="isx-cost" aria-label="What {COLUMNS[name]} costs">{lines}</dl>'
+
+
+def _against(own: Cost, dense: Cost) -> str:
+    if own is dense or own.perplexity is None or dense.perplexity is None:
+        return ""
+    return f"{own.perplexity / dense.perplexity - 1:+.0%}"
+
+
+def _speed(own: float | None, dense: float | None, name: str) -> tuple[str, str]:
+    if own is None or dense is None:
+        return "–", ""
+    value = f"{own:.0f} tokens/s" if own >= 20 else f"{own:.1f} tokens/s"
+    if name == "dense":
+        return value, ""
+    ratio = own / dense
+    if abs(ratio - 1) <= NOTICEABLE:
+        return value, "as fast as dense"
+    return value, f"{ratio:.2f} × dense" + (": slower" if ratio < 1 else "")
+
+
+def protocol(costs: Costs) -> str:
+    """How speeds were measured, or when they will be."""
+    text = costs.speed_protocol or "Speeds and the cross-module perplexity are measured after the first answer."
+    return f'<p class="isx-quiet">{escape(text)}</p>'
+
+
+def candidates(found: Sequence[Candidate], prompt: str) -> str:
+    """The next token's probabilities as bars with their numbers."""
+    top = max(max(one.dense, one.sliced) for one in found)
+    lines = "".join(
+        f'<tr><th scope="row"><code>{visible(one.text)}</code></th>'
+        f"{_bar('dense', one.dense, top)}{_bar('intraslice', one.sliced, top)}</tr>"
+        for one in found
+    )
+    head = '<tr><th scope="col">Token</th><th scope="col">Dense</th><th scope="col">IntraSlice</th></tr>'
+    shown = prompt if len(prompt) <= 80 else prompt[:79] + "…"
+    return (
+        f'<p class="isx-note">Probability of the answer\'s first token to “{escape(shown)}”.</p>'
+        f'<table class="isx-next"><thead>{head}</thead><tbody>{lines}</tbody></table>'
+    )
+
+
+def _bar(name: str, probability: float, top: float) -> str:
+    width = f"{100 * probability / top:.1f}%"
+    bar = f'<span><i style="width:{width}"></i></span><b>{share(probability)}</b>'
+    return f'<td><div class="isx-bars isx-of-{name}">{bar}</div></td>'
+
+
+def share(probability: float) -> str:
+    """A probability in per cent, no finer than it can be told apart."""
+    return f"{probability:.1%}" if probability >= 0.0005 else "0.0%"
+
+
+def visible(token: str) -> str:
+    """A token with its spaces and line breaks to be seen (escaped)."""
+    return escape(token).replace(" ", "␣").replace("\n", "⏎") or "∅"
+
+
+def passage(view: PassageView) -> str:
+    """The passage, each token coloured by its extra loss and carrying what there is to say of it; and a table."""
+    mean = sum(token.extra for token in view.tokens) / len(view.tokens)
+    worse = sum(token.extra > 0 for token in view.tokens) / len(view.tokens)
+    text = "".join(_token(index, token) for index, token in enumerate(view.tokens))
+    rows = "".join(
+        f"<tr><td>{visible(token.text)}</td><td>{share(token.dense)}</td><td>{share(token.sliced)}</td>"
+        f"<td>{token.extra:+.2f}</td></tr>"
+        for token in view.tokens
+    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Token", "Dense", "IntraSlice", "Extra loss, nats"))
+    return (
+        f'<p class="isx-note">{mean:+.2f} nats a token on average; {worse:.0%} of the tokens are foreseen worse, and '
+        f"at {view.agreement:.0%} of the places both models hold the same token for the likeliest.</p>"
+        '<p class="isx-scale"><span>extra loss 0</span><i></i><span>2 nats and more</span>'
+        "<u>foreseen better than before</u></p>"
+        f'<p class="isx-passage" role="group" aria-label="The passage; arrow keys move from token to token">'
+        f"<span>{escape(view.first)}</span>{text}</p>"
+        '<div class="isx-detail" aria-live="polite"><span class="isx-quiet">Point at a token, or choose one and move '
+        "with the arrow keys.</span></div>"
+        '<details class="isx-fold"><summary>Table</summary><div class="isx-scroll" tabindex="0" role="region" '
+        f'aria-label="The passage\'s numbers"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        "</details>"
+    )
+
+
+def _token(index: int, token: PassageToken) -> str:
+    strength = round(DEEPEST * min(max(token.extra, 0.0) / STRONGEST, 1.0))
+    style = f' style="--isx-strength:{strength}%"' if strength else ""
+    better = " isx-better" if token.extra < -0.1 else ""
+    others = " · ".join(f"{visible(one.text)} {share(one.dense)} → {share(one.sliced)}" for one in token.likeliest)
+    said = f"{visible(token.text)} {share(token.dense)} → {share(token.sliced)}, {token.extra:+.2f} nats"
+    return (
+        f'<span class="isx-token{better}" tabindex="{-1 if index else 0}"{style} data-said="{said}" '
+        f'data-others="{others}">{escape(token.text)}</span>'
+    )

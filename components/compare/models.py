@@ -1,0 +1,165 @@
+"""The three models that the Compare tab sets side by side, made when they are needed, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import torch
+from transformers import PreTrainedModel
+
+from components.compare.views import Cost, Costs
+from components.session.caches import BoundedCache
+from components.session.jobs import told
+from components.session.session import CalibrationKey, Session, calibration_key, slice_config
+from components.session.views import Settings, Status
+from intraslice.config import SliceConfig
+from intraslice.errors import NumericalError, UserError
+from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
+from intraslice.methods.crossmodule import CrossModulePlan, plan_crossmodule
+from intraslice.modeling.counts import kv_bytes_per_token
+
+SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
+TOLERANCE = 0.02  # of the layers' parameters: what is further apart is no equal removal
+
+
+def contrast(model: PreTrainedModel, sparsity: float) -> tuple[CrossModulePlan, bool]:
+    """The cross-module plan that removes nearest to `sparsity`, and whether that is near enough to compare."""
+    plan = plan_crossmodule(model, sparsity)
+    return plan, abs(plan.removed_fraction - sparsity) <= TOLERANCE
+
+
+class Columns:
+    """Models and their costs, by settings; what is measured is kept."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._asking: set[str] = set()
+        self._called_off: set[str] = set()
+        self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
+        self._cross_perplexities: BoundedCache[tuple[CalibrationKey, float], float] = BoundedCache(1000)
+        self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
+
+    def is_ready(self, settings: Settings) -> bool:
+        """Whether dense and sliced model are in memory, so that asking either takes no preparation."""
+        dense = self.session.source(settings) is not None and not self.session.source(settings).label
+        return dense and self.session.is_sliced(settings)
+
+    def pair(self, settings: Settings) -> Generator[Status, None, dict[str, PreTrainedModel]]:
+        """The dense and the IntraSlice model."""
+        sliced = yield from self.session.slice(settings)
+        return {"dense": self.session.calibrated(settings).loaded.model, "intraslice": sliced}
+
+    def has_cross(self, settings: Settings) -> bool:
+        """Whether the cross-module model is there. Raises UserError where that method cannot remove as much."""
+        if problem := self._unequal(settings):
+            raise UserError(problem)
+        return self.session.is_sliced(settings, "crossmodule")
+
+    def cross(self, settings: Settings) -> Generator[Status, None, PreTrainedModel]:
+        """The cross-module model. Raises UserError where that method cannot remove as much on this model."""
+        if problem := self._unequal(settings):
+            raise UserError(problem)
+        return (yield from self.session.slice(settings, "crossmodule"))
+
+    def _unequal(self, settings: Settings) -> str:
+        if settings.sparsity == 0:  # then every column is the dense model
+            return ""
+        (plan, near), asked = self._contrast(settings), settings.sparsity / 100
+        if near:
+            return ""
+        return (
+            f"Cross-module slicing cannot remove {asked:.0%} of this model's layers: its nearest width, {plan.width} "
+            f"of {plan.hidden}, removes {plan.removed_fraction:.1%}, which would be no equal comparison."
+        )
+
+    def _contrast(self, settings: Settings) -> tuple[CrossModulePlan, bool]:
+        key = (calibration_key(settings), settings.sparsity)
+        model = self.session.calibrated(settings).loaded.model
+        return self._cross.get(key) or self._cross.put(key, contrast(model, settings.sparsity / 100), 1)
+
+    # Costs
+
+    def known(self, settings: Settings) -> Costs:
+        """What is known without computing. Raises UserError for settings out of range."""
+        plan = self.session.plan(settings)
+        if plan is None:
+            return Costs({}, {})
+        measured, key = self.session.perplexities(settings), calibration_key(settings)
+        columns = {
+            "dense": Cost(plan.parameters_dense, 0.0, plan.kv_dense, measured.dense),
+            "intraslice": Cost(plan.parameters_sliced, plan.removed, plan.kv_sliced, measured.sliced),
+        }
+        problems = {}
+        if settings.sparsity == 0:
+            columns["crossmodule"] = columns["dense"]
+        elif not plan.snapshot:
+            if problem := self._unequal(settings):
+                problems["crossmodule"] = problem
+            else:
+                (cross, _), dense = self._contrast(settings), self.session.calibrated(settings).loaded.model
+                value = self._cross_perplexities.get((key, settings.sparsity))
+                # It cuts what heads read and write, not what they keep.
+                kept = kv_bytes_per_token(dense)
+                columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kept, value)
+        speeds = self._speeds.get((key, slice_config(settings))) or {}
+        for name, speed in speeds.items():
+            columns[name] = _with_speed(columns[name], speed)
+        return Costs(columns, problems, measured.protocol, self._speed_protocol() if speeds else "")
+
+    def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
+        """Perplexities and speeds that are not known yet, unless the visitor asks something meanwhile."""
+
+        def work() -> Iterator[Status]:
+            for event in self._measuring(settings):
+                if visitor in self._asking:
+                    return
+                yield event
+
+        jobs = self.session.jobs
+        yield from jobs.run(visitor, jobs.start(visitor, live=True, about=settings), work())
+
+    def ask(self, visitor: str) -> None:
+        """A visitor's question waits to be answered."""
+        self._called_off.discard(visitor)
+        self._asking.add(visitor)
+
+    def call_off(self, visitor: str) -> None:
+        """The question that waits, if any, wants no answer any more."""
+        if visitor in self._asking:
+            self._called_off.add(visitor)
+
+    def attend(self, visitor: str) -> bool:
+        """It waits no longer; returns whether it wants an answer."""
+        wanted = visitor not in self._called_off
+        self._asking.discard(visitor)
+        self._called_off.discard(visitor)
+        return wanted
+
+    def _measuring(self, settings: Settings) -> Iterator[Status]:
+        yield from self.session.measuring(settings)
+        models, key = (yield from self.pair(settings)), calibration_key(settings)
+        try:
+            models["crossmodule"] = yield from self.cross(settings)
+        except (UserError, NumericalError):  # `known` says so in words
+            models.pop("crossmodule", None)
+        cross = (key, settings.sparsity)
+        if settings.sparsity and "crossmodule" in models and self._cross_perplexities.get(cross) is None:
+            work = perplexity(models["crossmodule"], self.session.calibrated(settings).windows)
+            value = yield from told(work, "Perplexity of the cross-module model, window")
+            self._cross_perplexities.put(cross, value, 1)
+        if settings.sparsity and self._speeds.get((key, slice_config(settings))) is None:
+            speeds = yield from told(measure_speed(models, SPEED), "Speeds, the models in turn; turn")
+            self._speeds.put((key, slice_config(settings)), speeds, 1)
+        yield self.session.ready(settings)
+
+    def _speed_protocol(self) -> str:
+        threads = f" on {torch.get_num_threads()} CPU threads" if self.session.device == "cpu" else ""
+        return (
+            f"Speeds of one sequence{threads}, the models in turn, medians of {SPEED.repeats}: {SPEED.prompt} tokens "
+            f"read at once, then {SPEED.new} written one by one. Another machine gives other numbers."
+        )
+
+
+def _with_speed(cost: Cost, speed: Speed) -> Cost:
+    return Cost(cost.parameters, cost.removed, cost.kv, cost.perplexity, speed.prefill, speed.decode)

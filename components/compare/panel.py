@@ -1,0 +1,90 @@
+"""The Compare tab: three models answer one prompt side by side, each with what it costs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gradio as gr
+
+from components.compare import html as compare_words
+from components.compare import passage_panel
+from components.compare.handlers import CompareHandlers
+from components.compare.models import Columns
+from components.compare.passage_panel import PassagePanel
+from components.compare.views import COLUMNS, PROMPT
+from components.page.events import CHEAP, HEAVY, PRIVATE, Page
+from components.page.handlers import Follower, flat
+
+EXAMPLES = [
+    PROMPT,
+    "Write two sentences about the moon.",
+    "What is the capital of France, and what is it known for?",
+    "Explain to a child what a magnet does.",
+]
+# Screen readers hear an answer when it is whole, not at every token.
+ALOUD = """element.setAttribute("aria-live", "polite");
+const settle = () => element.setAttribute("aria-busy", String(Boolean(element.querySelector("[aria-busy]"))));
+watch("value", settle);"""
+
+
+class ComparePanel(NamedTuple):
+    """The tab's components."""
+
+    handlers: CompareHandlers
+    prompt: gr.Textbox
+    generate: gr.Button
+    stop: gr.Button
+    raw: gr.Checkbox
+    tokens: gr.Slider
+    temperature: gr.Slider
+    seed: gr.Number
+    answers: list[gr.HTML]
+    costs: list[gr.HTML]  # one a column, then how they were measured
+    perplexity: gr.HTML
+    below: PassagePanel
+
+
+def build(session) -> ComparePanel:
+    """Prompt, three answers and their costs. Called inside a `gr.Tab`."""
+    with gr.Row(equal_height=True, elem_id="asking"):
+        prompt = gr.Textbox(PROMPT, label="Prompt", lines=2, max_lines=6, scale=6, elem_id="prompt")
+        with gr.Column(scale=1, min_width=120):
+            generate = gr.Button("Generate", variant="primary", elem_id="generate")
+            stop = gr.Button("Stop", elem_id="stop")
+    gr.Examples([[example] for example in EXAMPLES], [prompt], label="Try")
+    with gr.Row(elem_id="sampling"):
+        tokens = gr.Slider(8, 256, value=64, step=8, label="New tokens, at most", min_width=160, buttons=[])
+        temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature (0: greedy)", min_width=160, buttons=[])
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90, scale=0)
+        raw = gr.Checkbox(
+            False, label="Raw completion, no chat template", elem_id="raw", container=False, min_width=200
+        )
+    answers, costs = [], []
+    with gr.Row(elem_id="answers"):
+        for name in COLUMNS:
+            first = compare_words.answer(name)
+            answers.append(gr.HTML(first, js_on_load=ALOUD, elem_id=f"{name}-answer", apply_default_css=False))
+            costs.append(gr.HTML(elem_id=f"{name}-cost", apply_default_css=False))
+    perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)
+    costs.append(gr.HTML(elem_id="cost-protocol", apply_default_css=False))
+    sampling = (raw, tokens, temperature, seed)
+    below = passage_panel.build()
+    handlers = CompareHandlers(Columns(session))
+    return ComparePanel(handlers, prompt, generate, stop, *sampling, answers, costs, perplexity, below)
+
+
+def connect(panel: ComparePanel, page: Page) -> None:
+    """Attach the tab's handlers."""
+    own, settings = panel.handlers, page.controls.settings
+    asking = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw]
+    asked = gr.on([panel.generate.click, panel.prompt.submit], own.ask, None, None, **PRIVATE, **CHEAP)
+    # A question that is sent while another is answered is served after it.
+    answering = {"fn": flat(own.answer), "inputs": asking, "outputs": [page.status, *panel.answers], **HEAVY}
+    answered = asked.then(**answering, api_name="answer", trigger_mode="always_last")
+    answered.then(flat(own.costs_once), settings, [page.status, *panel.costs], api_name="costs", **HEAVY)
+    panel.stop.click(own.halt, None, page.status, **PRIVATE, **CHEAP)
+
+    page.follow(Follower("compare", own.known_costs, panel.costs), page.let_go)
+    for end in page.measured:
+        end.then(flat(own.known_costs), [*settings, page.controls.layer], panel.costs, **PRIVATE, **CHEAP)
+    passage_panel.connect(panel.below, own, panel.raw, answered, page)

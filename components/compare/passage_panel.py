@@ -1,0 +1,63 @@
+"""Below the answers: what either model would say next, and a passage coloured by what slicing costs each token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gradio as gr
+
+from components.compare.handlers import CompareHandlers
+from components.page.events import HEAVY, PRIVATE, Page
+from components.page.handlers import flat
+from components.ratios.panel import fold
+from components.ui.chart_bridge import ASSETS
+
+SAMPLE = (
+    "The Moon is the only natural satellite of the Earth. It orbits at an average distance of 384,400 kilometres, "
+    "about thirty times the diameter of the Earth. Its gravity raises the tides of the sea, and since its rotation is "
+    "bound to its orbit, it always shows the same side to us. The first people to walk on it were Neil Armstrong and "
+    "Buzz Aldrin, in July 1969."
+)
+
+
+class PassagePanel(NamedTuple):
+    """The part's components."""
+
+    candidates: gr.HTML
+    text: gr.Textbox
+    score: gr.Button
+    scored: gr.HTML
+
+
+def build() -> PassagePanel:
+    """Next tokens, and a passage to colour. Called inside a `gr.Tab`."""
+    gr.HTML("<h3>What would each model say next?</h3>", apply_default_css=False, elem_classes="isx-heading")
+    waiting = '<p class="isx-quiet">Follows as soon as the slice is ready.</p>'
+    candidates = gr.HTML(waiting, elem_id="next-tokens", apply_default_css=False)
+    fold("next")
+    gr.HTML("<h3>Which words does slicing cost most?</h3>", apply_default_css=False, elem_classes="isx-heading")
+    scored = gr.HTML(
+        waiting,
+        js_on_load=(ASSETS / "passage.js").read_text(encoding="utf-8"),
+        elem_id="passage",
+        apply_default_css=False,
+    )
+    with gr.Row(elem_id="passage-text"):
+        text = gr.Textbox(SAMPLE, label="A passage of yours", lines=3, max_lines=10, scale=6)
+        score = gr.Button("Colour it", size="md", elem_id="score", scale=1, min_width=120)
+    fold("passage")
+    return PassagePanel(candidates, text, score, scored)
+
+
+def connect(
+    panel: PassagePanel, own: CompareHandlers, raw: gr.Checkbox, answered: gr.events.Dependency, page: Page
+) -> None:
+    """Attach the part's handlers. `answered` is the end of an answer: the prompt may be another one by then."""
+    settings = page.controls.settings
+    asked = [*settings, page.prompt, raw]
+    next_shown, passage_shown = [page.status, panel.candidates], [page.status, panel.scored]
+    answered.then(flat(own.next_tokens), asked, next_shown, api_name="next_tokens", **HEAVY)
+    panel.score.click(flat(own.passage), [*settings, panel.text], passage_shown, api_name="passage", **HEAVY)
+    both = [page.status, panel.candidates, panel.scored]
+    for end in (*page.measured, page.opened["compare"]):
+        end.then(flat(own.after_slice), [*asked, panel.text, page.tab], both, **PRIVATE, **HEAVY)

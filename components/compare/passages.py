@@ -1,0 +1,66 @@
+"""What dense and sliced model would say next, and what slicing costs every token of a passage, as plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from components.compare.models import Columns
+from components.compare.views import Candidate, PassageToken, PassageView
+from components.session.views import Settings, Status
+from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
+from intraslice.errors import UserError
+
+NEXT = 8  # candidates of either model
+ALTERNATIVES = 3
+Found = tuple[Candidate, ...] | PassageView
+MOST = 512  # tokens of a passage: each is an element of the page
+
+
+def next_tokens(
+    columns: Columns, settings: Settings, prompt: str, raw: bool, visitor: str
+) -> Iterator[Status | tuple[Candidate, ...]]:
+    """The likeliest first tokens of the answer; ends with a ready or an error status."""
+
+    def work() -> Iterator[Status | tuple[Candidate, ...]]:
+        if not prompt.strip():
+            raise UserError("the prompt is empty; wanted some text to go on from")
+        models = yield from columns.pair(settings)
+        tokenizer = columns.session.calibrated(settings).loaded.tokenizer
+        yield Status("Reading the prompt")
+        found = compare_next_tokens(models["dense"], models["intraslice"], tokenizer, prompt, NEXT, chat=not raw)
+        yield tuple(map(_candidate, found))
+        yield columns.session.ready(settings)
+
+    yield from _live(columns, settings, visitor, work())
+
+
+def score(columns: Columns, settings: Settings, text: str, visitor: str) -> Iterator[Status | PassageView]:
+    """Every token of a text under both models; ends with a ready or an error status."""
+
+    def work() -> Iterator[Status | PassageView]:
+        models = yield from columns.pair(settings)
+        tokenizer = columns.session.calibrated(settings).loaded.tokenizer
+        count = len(tokenizer(text.strip(), add_special_tokens=False).input_ids)
+        if count > MOST:
+            raise UserError(f"the passage has {count:,} tokens; wanted 2 to {MOST}")
+        yield Status("Scoring the passage")
+        passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), ALTERNATIVES)
+        yield PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement)
+        yield columns.session.ready(settings)
+
+    yield from _live(columns, settings, visitor, work())
+
+
+def _live(columns: Columns, settings: Settings, visitor: str, work: Iterator[Status | Found]) -> Iterator:
+    jobs = columns.session.jobs
+    yield from jobs.run(visitor, jobs.start(visitor, live=True, about=settings), work)
+
+
+def _token(score: TokenScore) -> PassageToken:
+    likeliest = tuple(map(_candidate, score.likeliest))
+    return PassageToken(score.text, math.exp(score.dense), math.exp(score.sliced), score.extra_loss, likeliest)
+
+
+def _candidate(found: NextToken) -> Candidate:
+    return Candidate(found.text, found.dense, found.sliced)

@@ -1,0 +1,126 @@
+"""Taking the result home: the sliced checkpoint as a zip, its plan, and the words that make both again elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from components.session.session import Session, slice_config
+from components.session.views import Settings, Status
+from components.ui.downloads import Outbox
+from intraslice import checkpoints
+from intraslice.cli.commands import record
+from intraslice.cli.parser import parser
+from intraslice.cli.run import Run
+from intraslice.errors import UserError
+from intraslice.evaluation.generation import generate_text
+
+
+def words(session: Session, settings: Settings, command: str = "evaluate", *more: str) -> list[str]:
+    """The arguments of `python -m intraslice` that make the page's model and numbers. Raises UserError as slicing does.
+
+    An upload is named by its file name alone: that is how it lies on the person's own disk.
+    """
+    config = slice_config(settings)
+    text = Path(settings.upload).name if settings.upload else settings.text
+    tokens = max(session.evaluation_tokens, int(settings.length))
+    said = [command, "--model", settings.model, "--sparsity", _number(config.sparsity), "--estimator", config.estimator]
+    said += [] if config.bias is None else ["--bias", _number(config.bias)]
+    said += ["--cap", _number(config.cap), "--order", config.order]
+    said += ["--iterative"] if config.iterative else []
+    for layer, module, ratio in config.locked:
+        said += ["--lock", str(layer), module, _number(100 * ratio)]
+    said += ["--calibration", text, "--eval", text, "--sequences", str(int(settings.sequences))]
+    said += ["--length", str(int(settings.length)), "--seed", str(int(settings.seed))]
+    return [*said, "--eval-tokens", str(tokens), "--device", session.device, *more]
+
+
+def command_lines(session: Session, settings: Settings, prompt: str) -> str:
+    """The page's numbers, its checkpoint and its answer (greedy), as three lines for a shell."""
+    lines = [
+        words(session, settings),
+        words(session, settings, "slice", "--out", checkpoint_name(settings)),
+        words(session, settings, "generate", "--prompt", prompt),
+    ]
+    return "\n".join(shlex.join(["python", "-m", "intraslice", *line]) for line in lines)
+
+
+def checkpoint_name(settings: Settings) -> str:
+    """The folder in the zip: SmolLM2-135M-Instruct-sliced-30"""
+    model = "SmolLM2-135M-Instruct" if settings.model == "default" else Path(settings.model).name
+    return f"{model}-sliced-{settings.sparsity:g}"
+
+
+def snippet(settings: Settings, prompt: str) -> str:
+    """Three lines of Python that open the unpacked zip and let it answer."""
+    return (
+        "import intraslice\n"
+        f'model, tokenizer, made = intraslice.load("{checkpoint_name(settings)}")\n'
+        f"print(*intraslice.generate_text(model, tokenizer, {prompt!r}), sep='')"
+    )
+
+
+def plan_record(session: Session, settings: Settings) -> dict[str, Any]:
+    """What `python -m intraslice slice` keeps of how a model was made. Raises UserError before the calibration."""
+    calibrated = session.calibrated(settings)
+    run = Run(parser().parse_args(words(session, settings)))
+    return record(run, calibrated.loaded, session.slice_plan(settings))
+
+
+def evaluation(session: Session, settings: Settings) -> Generator[Status, None, dict[str, Any]]:
+    """What `python -m intraslice evaluate --json` says of the page's model, times and memory left out."""
+    yield from session.measuring(settings)
+    measured = session.perplexities(settings)
+    return plan_record(session, settings) | {"perplexity": {"dense": measured.dense, "sliced": measured.sliced}}
+
+
+def answers(
+    session: Session, settings: Settings, prompt: str, tokens: int, temperature: float, seed: int
+) -> Generator[Status, None, dict[str, str]]:
+    """The dense and the sliced model's whole answers. Raises UserError for numbers out of range."""
+    sliced = yield from session.slice(settings)
+    loaded = session.calibrated(settings).loaded
+    texts = {"dense": "", "sliced": ""}
+    for name, model in (("dense", loaded.model), ("sliced", sliced)):
+        for piece in generate_text(model, loaded.tokenizer, prompt, int(tokens), float(temperature), int(seed)):
+            texts[name] += piece
+            yield Status(f"Answering, {name}")
+    return texts
+
+
+def write_plan(session: Session, settings: Settings, path: Path) -> None:
+    """The plan as JSON. Raises UserError before the calibration is there."""
+    path.write_text(json.dumps(plan_record(session, settings), indent=1), encoding="utf-8")
+
+
+def write_checkpoint(session: Session, settings: Settings, outbox: Outbox) -> Generator[Status, None, Path]:
+    """Slice, or find the slice in memory, and zip it. Raises UserError where nothing is sliced or the disk is full."""
+    if settings.sparsity == 0:
+        raise UserError("nothing is removed at 0 %, so there is no sliced model to save; move the slider first")
+    model = yield from session.slice(settings)
+    tokenizer, name = session.calibrated(settings).loaded.tokenizer, checkpoint_name(settings)
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    yield Status(f"Writing {size / 1e6:.0f} MB")
+
+    def write(path: Path) -> None:
+        free = shutil.disk_usage(path.parent).free
+        if free < 2.2 * size:  # the folder, and the zip of it
+            raise UserError(f"{free / 1e6:.0f} MB are free for files, {2.2 * size / 1e6:.0f} are wanted; ask for less")
+        with tempfile.TemporaryDirectory(dir=path.parent) as home:
+            folder = Path(home) / name
+            checkpoints.save(model, tokenizer, folder, plan_record(session, settings))
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # weights do not compress
+                for file in sorted(folder.iterdir()):
+                    archive.write(file, f"{name}/{file.name}")
+
+    return outbox.put(f"{name}.zip", write)
+
+
+def _number(value: float) -> str:
+    return f"{value:.12g}"

@@ -1,0 +1,101 @@
+"""One page that says everything about the current view and opens anywhere, offline. Pure; knows no gradio."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from components.session.views import Perplexities, PlanView
+from components.ui import formatting
+from components.ui.figure import Chart
+from components.ui.palette import COLOURS, FAINT
+
+STYLE = """
+body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; color: INK;
+  max-width: 920px; margin: 40px auto; padding: 0 20px; }
+h1 { font-size: 24px; } h2 { font-size: 17px; margin: 36px 0 4px; } .isx-quiet, .note { color: QUIET; font-size: 14px; }
+table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; margin: 8px 0; }
+th { text-align: left; font-weight: 500; color: QUIET; } th, td { padding: 3px 18px 3px 0; }
+tbody tr { border-top: 1px solid RULE; } td + td, thead th + th { text-align: right; }
+pre { background: PANEL; padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere;
+  font-size: 13px; } .isx-headline { font-size: 17px; }
+details { margin: 4px 0 0; } summary { cursor: pointer; color: QUIET; font-size: 13px; } .plot { width: 100%; }
+.scroll { overflow-x: auto; } @media print { details > * { display: block; } }
+"""
+DRAW = """
+for (const plot of document.querySelectorAll(".plot")) {
+  const { data, layout } = JSON.parse(plot.previousElementSibling.textContent);
+  Plotly.newPlot(plot, data, layout, { displaylogo: false, responsive: true });
+}
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page holds. `settings` maps a name to its value, `words` a heading to text set as code."""
+
+    title: str
+    settings: Mapping[str, Any]
+    plan: PlanView
+    measured: Perplexities
+    charts: Sequence[Chart]
+    words: Mapping[str, str]
+
+
+def html(report: Report, plotly: str) -> str:
+    """The page, with plotly.js (the source, not its address) inside."""
+    look = STYLE
+    for name in ("ink", "quiet", "rule", "panel"):
+        look = look.replace(name.upper(), _colour(name))
+    settings = "".join(_row([name, str(value)]) for name, value in report.settings.items() if value not in (None, ""))
+    code = "".join(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in report.words.items())
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(report.title)}</title><style>{look}</style><script>{plotly}</script>"
+        f"<h1>{escape(report.title)}</h1>{formatting.headline(report.plan, report.measured, 'not measured')}"
+        f"{formatting.readout(report.plan, report.measured)}"
+        f'<p class="note">{escape(report.measured.protocol or "Perplexity was not measured.")}</p>'
+        f"{''.join(_chart(chart) for chart in report.charts)}"
+        f"<h2>Settings</h2><table><tbody>{settings}</tbody></table>{code}"
+        f"<script>{DRAW}</script></html>"
+    )
+
+
+def _chart(chart: Chart) -> str:
+    figure = json.dumps({"data": in_light(chart.data), "layout": in_light(chart.layout)}).replace("</", "<\\/")
+    head, rows = _row(chart.columns, "th"), "".join(_row(row) for row in chart.rows)
+    table = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    return (
+        f'<h2>{escape(chart.title)}</h2><p class="note">{escape(_unasked(chart.note))}</p>'
+        f'<script type="application/json">{figure}</script><div class="plot" style="height:420px"></div>'
+        f"<details open><summary>Table</summary>{table}</details>"
+    )
+
+
+def _unasked(note: str) -> str:
+    """A chart's note without what it asks the reader to click: here a click does nothing."""
+    return re.sub(r"Click [^.]*\. ?", "", note)
+
+
+def _row(cells: Iterable[str], tag: str = "td") -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def in_light(node: Any) -> Any:
+    """A figure with the light page's colours in the place of their names."""
+    if isinstance(node, str):
+        return _colour(node[1:]) if node.startswith("@") else node
+    if isinstance(node, list):
+        return [in_light(item) for item in node]
+    if isinstance(node, dict):
+        return {key: in_light(value) for key, value in node.items()}
+    return node
+
+
+def _colour(name: str) -> str:
+    return {**COLOURS, **FAINT}[name].light

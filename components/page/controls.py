@@ -1,0 +1,136 @@
+"""The controls: the sidebar with model, calibration, slicing and readout, and the slider that stays in sight."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gradio as gr
+
+from components.ratios.charts import ESTIMATORS
+from components.session.views import Settings
+
+UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
+
+
+class Controls(NamedTuple):
+    """The sidebar's components. `settings` are the inputs that make a `views.Settings`, in its order."""
+
+    model: gr.Dropdown
+    memory: gr.HTML
+    text: gr.Dropdown
+    upload: gr.File
+    sequences: gr.Number
+    length: gr.Number
+    seed: gr.Number
+    calibrate: gr.Button
+    sparsity: gr.Slider
+    estimator: gr.Radio
+    bias: gr.Number
+    bias_found: gr.Number
+    bias_slider: gr.Slider
+    bias_auto: gr.Checkbox
+    cap: gr.Slider
+    order: gr.Radio
+    iterative: gr.Checkbox
+    locked: gr.Textbox
+    paper: gr.Button
+    cancel: gr.Button
+    layer: gr.Slider
+    readout: gr.HTML
+
+    @property
+    def settings(self) -> list[gr.components.Component]:
+        """Inputs of every handler that needs a `Settings`."""
+        return [getattr(self, name) for name in Settings._fields]
+
+
+def sparsity_slider(value: float) -> gr.Slider:
+    """The largest control of the page; it stays at the top of the window on every screen."""
+    return gr.Slider(
+        0,
+        60,
+        value=value,
+        step=1,
+        label="Global sparsity, % of the layers' weights",
+        elem_id="sparsity",
+        buttons=[],
+    )
+
+
+def build(session, first: Settings, sparsity: gr.Slider, readout_html: str, found_bias: float) -> Controls:
+    """Fill the sidebar. Called inside `gr.Sidebar()`."""
+    gr.HTML("<h2>Model</h2>", apply_default_css=False)
+    model = gr.Dropdown(
+        list(session.models),
+        value=first.model,
+        allow_custom_value=True,
+        label="Model",
+        info="One of these, any hub id, or a folder",
+        elem_id="model",
+        show_label=False,
+    )
+    memory = gr.HTML(elem_id="memory", apply_default_css=False)
+    with gr.Accordion("Calibration", open=False, elem_id="calibration"):
+        text = gr.Dropdown(list(session.texts), value=first.text, label="Text", elem_id="text")
+        upload = gr.File(label="or your own (.txt .jsonl .csv .parquet)", file_types=UPLOADS, height=92)
+        with gr.Row():
+            sequences = gr.Number(first.sequences, label="Sequences", precision=0, minimum=1, min_width=70)
+            length = gr.Number(first.length, label="Length", precision=0, minimum=2, min_width=70)
+            seed = gr.Number(first.seed, label="Seed", precision=0, minimum=0, min_width=70)
+    calibrate = gr.Button("Load and calibrate", size="md", elem_id="calibrate")
+    gr.HTML("<h2>Slicing</h2>", apply_default_css=False)
+    estimator = gr.Radio(
+        [(ESTIMATORS[name], name) for name in ("pca", "fisher", "uniform")],
+        value=first.estimator,
+        label="Ratio estimator",
+        elem_id="estimator",
+    )
+    bias = gr.Number(
+        first.bias, label="Bias: above 1 cuts MLPs harder; none leaves it to the importances", visible=False
+    )
+    bias_found = gr.Number(found_bias, label="Bias that the importances found", visible=False)
+    bias_slider = gr.Slider(
+        0.4, 1.6, value=found_bias, step=0.05, label="Bias: attention ← → MLP", elem_id="bias", buttons=[]
+    )
+    bias_auto = gr.Checkbox(True, label="automatic", elem_id="bias-auto", container=False)
+    cap = gr.Slider(60, 95, value=first.cap, step=1, label="Cap (% of a module)", elem_id="cap", buttons=[])
+    order = gr.Radio(
+        [("One-shot, live", "one-shot"), ("Sequential", "sequential")],
+        value=first.order,
+        label="Order",
+        elem_id="order",
+    )
+    iterative = gr.Checkbox(
+        first.iterative, label="Refine MLPs above 35 % (sequential only, slow)", elem_id="iterative", container=False
+    )
+    locked = gr.Textbox(first.locked, label="Ratios given by hand", visible=False)
+    with gr.Row():
+        paper = gr.Button("Slice as in the paper", size="md", elem_id="paper", min_width=190)
+        cancel = gr.Button("Cancel", size="md", elem_id="cancel", min_width=70)
+    gr.HTML("<h2>Readout</h2>", apply_default_css=False)
+    readout = gr.HTML(readout_html, elem_id="readout", apply_default_css=False)
+    layer = gr.Slider(0, 29, value=0, step=1, label="Layer shown in detail", elem_id="layer", buttons=[])
+    return Controls(
+        model,
+        memory,
+        text,
+        upload,
+        sequences,
+        length,
+        seed,
+        calibrate,
+        sparsity,
+        estimator,
+        bias,
+        bias_found,
+        bias_slider,
+        bias_auto,
+        cap,
+        order,
+        iterative,
+        locked,
+        paper,
+        cancel,
+        layer,
+        readout,
+    )

@@ -1,0 +1,1 @@
+"""The Ratios tab: how much every layer gives, why, and whether that was right."""

@@ -1,0 +1,151 @@
+"""Results to figures: pure functions from plain numbers (`views.py`) to a `Chart`, one a question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from components.session.views import ImportanceCurve, LayerView, PlanView
+from components.ui import figure
+from components.ui.figure import Chart, Json
+
+ESTIMATORS = {"uniform": "Uniform", "fisher": "Fisher", "pca": "PCA-aware", "manual": "By hand"}
+LINE_OF = {"uniform": "baseline", "fisher": "other", "pca": "intraslice", "manual": "dense"}
+
+
+def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
+    """How much of every layer goes: bars for the chosen estimator, a line for each other one, and the cap."""
+    data: list[Json] = []
+    for row, (module, name) in enumerate((("attention", "Attention"), ("mlp", "MLP")), start=1):
+        axes = figure.axes_of(row)
+        data.append(
+            {
+                "type": "bar",
+                "name": name,
+                "x": list(range(len(plan.layers))),
+                "y": [figure.rounded(getattr(layer, module)) for layer in plan.layers],
+                "marker": {"color": f"@{module}", "line": {"width": 0}},
+                "customdata": [_kept(layer, module) for layer in plan.layers],
+                "hovertemplate": "<b>layer %{x}, " + name + "</b><br>%{y:.1%} removed<br>%{customdata}<extra></extra>",
+                "showlegend": False,
+                **axes,
+            }
+        )
+        for estimator, ratios in plan.others.items():
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": ESTIMATORS.get(estimator, estimator),
+                    "legendgroup": estimator,
+                    "showlegend": row == 1,
+                    "x": list(range(len(ratios))),
+                    "y": [figure.rounded(ratio[row - 1]) for ratio in ratios],
+                    "line": figure.line(LINE_OF.get(estimator, "other"), 1.6),
+                    "hovertemplate": ESTIMATORS.get(estimator, estimator) + " %{y:.1%}<extra></extra>",
+                    **axes,
+                }
+            )
+    layout = figure.layout_of(2, revision=f"ratios-{len(plan.layers)}")
+    top = min(1.0, plan.cap + 0.07)
+    for row, name in ((1, "Attention"), (2, "MLP")):
+        layout[f"yaxis{figure.suffix(row)}"].update(
+            title=figure.title(f"{name} removed"), tickformat=".0%", range=[0, top], dtick=0.2, hoverformat=".1%"
+        )
+    layout["xaxis2"].update(
+        title=figure.title("layer"), range=[-0.6, len(plan.layers) - 0.4], dtick=figure.step(len(plan.layers))
+    )
+    layout["xaxis"].update(range=[-0.6, len(plan.layers) - 0.4], matches="x2", showticklabels=False)
+    layout["bargap"] = 0.28
+    layout["shapes"] = [figure.band(selected)] + [figure.level(row, plan.cap) for row in (1, 2)]
+    layout["annotations"] = [figure.label(1, 1, plan.cap, f"cap {plan.cap:.0%}")]
+    return Chart(
+        title="Which layers give, and how much?",
+        note=f"Bars: {ESTIMATORS.get(plan.estimator, plan.estimator)}. Share of each module removed. Click a layer."
+        + (f" Snapshot: {plan.snapshot}" if plan.snapshot else ""),
+        data=data,
+        layout=layout,
+        columns=["Layer", "Attention removed", "Attention keeps", "MLP removed", "MLP keeps"],
+        rows=[
+            [
+                str(index),
+                f"{layer.attention:.1%}",
+                _kept(layer, "attention"),
+                f"{layer.mlp:.1%}",
+                _kept(layer, "mlp"),
+            ]
+            for index, layer in enumerate(plan.layers)
+        ],
+        layers=len(plan.layers),
+        selected=selected,
+    )
+
+
+def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart:
+    """Why a layer has its ratio: its sorted importances beside all layers', and the threshold that cut both."""
+    data: list[Json] = []
+    rows: list[list[str]] = []
+    layout = figure.layout_of(len(curves), revision="importance", vertical=False)
+    shapes, notes = [], []
+    for column, (module, curve) in enumerate(curves.items(), start=1):
+        axes = figure.axes_of(column)
+        name = {"attention": "Attention", "mlp": "MLP"}.get(module, module)
+        floor = _floor(curve)
+        for label, values, line in (
+            ("All layers", curve.everyone, figure.line("dense", 1.6)),
+            (f"Layer {layer}", curve.chosen, figure.line(module, 2.4)),
+        ):
+            shares, heights = figure.thinned([max(value, floor) for value in values])
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": label,
+                    "legendgroup": label,
+                    "showlegend": False,
+                    "x": shares,
+                    "y": heights,
+                    "line": line,
+                    "hovertemplate": label + ": %{x:.0%} of its " + curve.unit + " reach %{y:.2e}<extra></extra>",
+                    **axes,
+                }
+            )
+        layout[f"xaxis{figure.suffix(column)}"].update(
+            title=figure.title(f"{curve.unit}, strongest first"), tickformat=".0%", range=[0, 1]
+        )
+        layout[f"yaxis{figure.suffix(column)}"].update(
+            title=figure.title("importance" if column == 1 else ""),
+            type="log",
+            exponentformat="power",
+            dtick=1,
+            nticks=6,
+        )
+        if curve.threshold is not None:
+            shapes.append(figure.threshold_line(axes, max(curve.threshold, floor)))
+        if curve.chosen_below > 0:
+            shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
+        below = f"{curve.chosen_below:.0%} of layer {layer} lies below"
+        verdict = below if curve.threshold is not None else "uniform ratios ask no importance"
+        notes.append(figure.heading(f"<b>{name}</b>: {verdict}", axes))
+        threshold = "none" if curve.threshold is None else f"{curve.threshold:.3e}"
+        rows.append([name, threshold, f"{curve.chosen_below:.1%}", f"{curve.everyone_below:.1%}"])
+    layout["shapes"], layout["annotations"] = shapes, notes
+    return Chart(
+        title=f"Why does layer {layer} give that much?",
+        note="One threshold for all layers. What lies below it goes. Grey: all layers together; blue: this layer.",
+        data=data,
+        layout=layout,
+        beside=True,
+        columns=["Module", "Threshold", f"Layer {layer} below it", "All layers below it"],
+        rows=rows,
+    )
+
+
+def _kept(layer: LayerView, module: str) -> str:
+    if module == "mlp":
+        return f"{layer.neurons:,} of {layer.neurons_dense:,} neurons"
+    return f"{layer.heads} of {layer.heads_dense} heads, {layer.dim} of {layer.dim_dense} channels each"
+
+
+def _floor(curve: ImportanceCurve) -> float:
+    # A log axis has no zero: dead units are drawn at the bottom, six decades under the strongest.
+    return max(max(curve.everyone, default=1.0), 1e-30) * 1e-6

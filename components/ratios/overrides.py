@@ -1,0 +1,61 @@
+"""Ratios by hand, on the Ratios tab: a table in which a locked ratio stays and the others make up for it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gradio as gr
+
+from components.page.events import CHEAP, PRIVATE, Page
+from components.page.handlers import flat
+from components.session.views import Settings
+from components.ui import formatting
+from components.ui.chart_bridge import ASSETS
+
+_TEMPLATE = """
+<details class="isx-fold isx-overrides">
+  <summary>Set ratios by hand<span class="isx-count"></span></summary>
+  <p class="isx-quiet">Per cent removed. A ratio that you type or lock stays; the others share what is left, so that the
+    total holds.</p>
+  <div class="isx-scroll" tabindex="0" role="region" aria-label="Ratios by hand">
+    <table><thead><tr><th scope="col">Layer</th><th scope="col">Attention</th><th scope="col">Lock</th>
+      <th scope="col">MLP</th><th scope="col">Lock</th></tr></thead><tbody></tbody></table></div>
+  <button type="button" class="isx-unlock">Unlock all</button>
+</details>
+"""
+
+
+class OverridesPanel(NamedTuple):
+    """The table, whose value is the locks as text, and what is wrong with them in words."""
+
+    table: gr.HTML
+    problem: gr.HTML
+
+
+def build() -> OverridesPanel:
+    """Called inside the Ratios tab, below the bars whose ratios the table repeats."""
+    table = gr.HTML(
+        "",
+        html_template=_TEMPLATE,
+        js_on_load=(ASSETS / "overrides.js").read_text(encoding="utf-8"),
+        elem_id="overrides",
+        apply_default_css=False,
+    )
+    return OverridesPanel(table, gr.HTML(elem_id="overrides-problem", apply_default_css=False))
+
+
+def connect(panel: OverridesPanel, page: Page) -> None:
+    """An edit that can be met becomes the page's setting; one that cannot is explained and changes nothing."""
+
+    def edit(settings: Settings, event: gr.EventData) -> tuple:
+        try:
+            page.session.plan(settings._replace(locked=event.locked))
+        except ValueError as problem:
+            return gr.skip(), formatting.problem(problem)
+        return event.locked, ""
+
+    controls = page.controls
+    panel.table.select(flat(edit), controls.settings, [controls.locked, panel.problem], **PRIVATE, **CHEAP)
+    controls.locked.change(
+        lambda locked: (locked, ""), controls.locked, [panel.table, panel.problem], **PRIVATE, **CHEAP
+    )

@@ -1,0 +1,90 @@
+"""What the page shows in its first seconds: the estimator's view of the default model, measured once and kept here.
+
+Remake it with `python -m components.session.snapshot`. It holds a `Profile` and no weights, so ratios and sizes
+follow the slider while the model still loads.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from components.session.plan_views import Source
+from intraslice.planning.head_table import HeadTable
+from intraslice.planning.importance import LayerProfile, Profile
+from intraslice.planning.sizes import LayerSizes
+
+FILE = Path(__file__).parents[2] / "assets" / "snapshot.npz"
+IMPORTANCES = ("fisher_heads", "pca_channels", "neurons")
+
+
+def save(profile: Profile, label: str, path: Path = FILE) -> None:
+    """Write a profile of equal layers, with a sentence on what it was measured on."""
+    layers = profile.layers
+    arrays = {name: np.stack([getattr(layer, name).float().numpy() for layer in layers]) for name in IMPORTANCES}
+    about = {
+        "label": label,
+        "sizes": asdict(layers[0].sizes),
+        "kv_head": layers[0].kv_head,
+        "other_parameters": profile.other_parameters,
+        "bytes_per_value": profile.bytes_per_value,
+    }
+    np.savez_compressed(
+        path,
+        **arrays,
+        alive=np.packbits(np.stack([layer.table.alive.numpy() for layer in layers]), axis=-1),
+        dim=np.stack([layer.table.dim.numpy() for layer in layers]).astype(np.int16),
+        about=json.dumps(about),
+    )
+
+
+def load(path: Path = FILE) -> tuple[Profile, str]:
+    """The profile and its sentence."""
+    with np.load(path) as kept:
+        about = json.loads(str(kept["about"]))
+        sizes = LayerSizes(**about["sizes"])
+        alive = torch.from_numpy(np.unpackbits(kept["alive"], axis=-1, count=sizes.heads).astype(bool))
+        dim = torch.from_numpy(kept["dim"].astype(np.int64))
+        importances = {name: torch.from_numpy(kept[name]) for name in IMPORTANCES}
+    layers = tuple(
+        LayerProfile(
+            sizes=sizes,
+            table=HeadTable(alive[index], dim[index]),
+            kv_head=tuple(about["kv_head"]),
+            **{name: values[index] for name, values in importances.items()},
+        )
+        for index in range(len(dim))
+    )
+    return Profile(layers, about["other_parameters"], about["bytes_per_value"]), about["label"]
+
+
+def source(path: Path = FILE) -> Source:
+    """The snapshot as a source of plans."""
+    profile, label = load(path)
+    # The default model's head is its embeddings; beside these only the last norm lies outside the layers.
+    return Source(profile, profile.other_parameters - profile.layers[0].sizes.hidden, label)
+
+
+def label() -> str:
+    """What a snapshot made today is made of."""
+    return f"SmolLM2-135M-Instruct on 32 x 512 tokens of Wikipedia's lead sections, {datetime.date.today():%d %B %Y}."
+
+
+def main() -> None:
+    """Calibrate the default model on the default text and write the snapshot."""
+    from components.session.session import Session
+    from components.session.views import Settings
+
+    session = Session()
+    for event in session.prepare(Settings(), "snapshot"):
+        print(event.text, event.done, event.total)
+    save(session.profile(Settings())[0], label())
+
+
+if __name__ == "__main__":
+    main()

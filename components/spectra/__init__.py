@@ -1,0 +1,1 @@
+"""The Spectra tab: how many directions each part of a layer uses."""

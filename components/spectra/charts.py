@@ -1,0 +1,144 @@
+"""The charts of the Spectra tab, from plain numbers (`diagnostic_views.py`). Pure."""
+
+from __future__ import annotations
+
+from components.spectra.views import Curve, SpectraView
+from components.ui import figure
+from components.ui.figure import Chart, Json
+from components.ui.palette import DASHES
+
+QUESTIONS = {
+    "variance": "How few directions does layer {} use?",
+    "ranks": "How many axes does each head need?",
+    "pairs": "Which rotary pairs carry layer {}'s attention?",
+}
+WIDE = {  # name, colour, dash, width
+    "mlp": ("MLP input", "mlp", "solid", 2.4),
+    "directions": ("Residual stream, every token alike", "cross", DASHES["cross"], 2.4),
+    "residual": ("Residual stream, raw", "cross", "dot", 1.4),
+}
+
+
+def variance_chart(view: SpectraView) -> Chart:
+    """How few axes carry the variance: one panel for the heads, one for the wide places; what stays is marked."""
+    layout = figure.layout_of(2, revision=f"variance-{view.dim}", vertical=False)
+    curves, layer = view.curves, view.layer
+    kept_heads, dim = view.heads[layer], view.dims[layer]
+    data: list[Json] = []
+    rows: list[list[str]] = []
+    for index, own in enumerate(curves.heads):
+        stays = index in kept_heads
+        first = next(i for i in range(len(curves.heads)) if (i in kept_heads) == stays)
+        data.append(
+            {
+                **_curve(own, f"head {index}", own.size),
+                "name": "Query heads" if stays else "Query heads that go",
+                "legendgroup": str(stays),
+                "showlegend": index == first,
+                "line": {
+                    "color": "@attention" if stays else "@quiet",
+                    "width": 1.2,
+                    "dash": "solid" if stays else "dot",
+                },
+            }
+        )
+        rows.append([f"Query head {index}", str(own.size), str(own.enough), str(dim) if stays else "goes"])
+    shared = curves.groups if len(curves.groups) < len(curves.heads) else ()
+    for index, own in enumerate(shared):
+        name = f"value head {index}, all its queries together"
+        line = {"color": "@attention", "width": 2.6}
+        data.append(
+            {
+                **_curve(own, name, own.size),
+                "name": "Value heads",
+                "showlegend": index == 0,
+                "legendgroup": "value",
+                "line": line,
+            }
+        )
+        rows.append([f"Value head {index}", str(own.size), str(own.enough), str(dim)])
+    rings = [_ring(own, dim, own.size, "attention", "") for own in shared]
+    wide = figure.axes_of(2)
+    for part, (name, colour, dash, width) in WIDE.items():
+        own: Curve | None = getattr(curves, part)
+        if own is None:
+            continue
+        line = {"color": f"@{colour}", "width": width, "dash": dash}
+        data.append({**_curve(own, name, 1), "name": name, "line": line, **wide})
+        stays = view.neurons if part == "mlp" else view.width
+        if stays:
+            rings.append(_ring(own, stays, 1, colour, "2"))
+        rows.append([name, str(own.size), str(own.enough), str(stays or "–")])
+    layout["hovermode"] = "closest"
+    layout["xaxis"].update(title=figure.title("axes of the head"), range=[0, view.dim], dtick=_round_step(view.dim))
+    layout["xaxis2"].update(title=figure.title("share of all axes"), tickformat=".0%", range=[0, 1])
+    for mark in ("", "2"):
+        layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.02], dtick=0.25)
+    layout["yaxis"]["title"] = figure.title("variance explained")
+    layout["shapes"] = [{**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim), "x1": view.dim}, *rings]
+    heads = f"{len(kept_heads)} of {len(curves.heads)} heads stay,<br>{dim} of {view.dim} channels in each"
+    cross = (
+        f"<br>cross-module: {view.width:,} of {curves.residual.size:,} axes" if view.width and curves.residual else ""
+    )
+    neurons = f"{view.neurons:,} of {curves.mlp.size:,} neurons stay{cross}" if curves.mlp else "follows in a moment"
+    layout["annotations"] = [_inside("", "Attention", heads), _inside("2", "MLP and residual stream", neurons)]
+    return Chart(
+        title=QUESTIONS["variance"].format(layer),
+        note="Share of the variance on the first so many principal axes. Rings and shade mark what stays and what goes."
+        + (f" Snapshot: {view.snapshot}" if view.snapshot else ""),
+        data=data,
+        layout=layout,
+        columns=["Where", "Axes", "Axes for 95 %", "Kept"],
+        rows=rows,
+        beside=True,
+    )
+
+
+def _curve(curve: Curve, name: str, scale: int) -> Json:
+    unit = "%{x:.0f} axes hold" if scale > 1 else "%{x:.0%} of its axes hold"
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [0, *(figure.rounded(rank * scale / curve.size) for rank in curve.ranks)],
+        "y": [0, *map(figure.rounded, curve.shares)],
+        "hovertemplate": f"{name}: {unit} %{{y:.1%}}<extra></extra>",
+    }
+
+
+def _ring(curve: Curve, rank: int, scale: int, colour: str, mark: str) -> Json:
+    """What stays, on a curve. A shape rather than a trace, as it moves with the slider and the curves do not."""
+    return {
+        "type": "circle",
+        "xref": f"x{mark}",
+        "yref": f"y{mark}",
+        "xsizemode": "pixel",
+        "ysizemode": "pixel",
+        "xanchor": rank * scale / curve.size,
+        "yanchor": figure.rounded(curve.at(rank)),
+        "x0": -5,
+        "x1": 5,
+        "y0": -5,
+        "y1": 5,
+        "fillcolor": "@page",
+        "line": {"color": f"@{colour}", "width": 2.2},
+    }
+
+
+def _inside(mark: str, name: str, words: str) -> Json:
+    """Words at the lower right of a panel, which cumulated curves leave empty."""
+    return {
+        "text": f"<b>{name}</b><br>{words}",
+        "xref": f"x{mark} domain",
+        "yref": f"y{mark} domain",
+        "x": 0.97,
+        "y": 0.05,
+        "xanchor": "right",
+        "yanchor": "bottom",
+        "align": "right",
+        "showarrow": False,
+        "font": {"color": "@ink", "size": 13},
+    }
+
+
+def _round_step(size: int) -> int:
+    return max(1, 2 ** (size.bit_length() - 3))

@@ -1,0 +1,163 @@
+"""The charts of the Spectra tab that show all heads: the axes each needs, and its rotary pairs. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from components.spectra.charts import QUESTIONS
+from components.spectra.views import SpectraView
+from components.ui import figure
+from components.ui.figure import Chart, Json
+
+SHARES = {-3: "0.1 %", -2: "1 %", -1: "10 %", -0.5: ""}  # of a head's energy, by its logarithm
+
+
+def rank_chart(view: SpectraView) -> Chart:
+    """Layer x head: how many axes hold 95 % of the head's output; crosses where the head goes."""
+    layers, heads = len(view.ranks), len(view.ranks[0])
+    layout = figure.layout_of(1, revision=f"ranks-{layers}-{heads}")
+    gone = [(layer, head) for layer in range(layers) for head in range(heads) if head not in view.heads[layer]]
+    data = [
+        {
+            **_heatmap([list(row) for row in zip(*view.ranks, strict=True)], {0: "0", view.dim: f"{view.dim} axes"}),
+            "x": list(range(layers)),
+            "y": list(range(heads)),
+            "hovertemplate": "<b>layer %{x}, head %{y}</b><br>%{z} of "
+            + f"{view.dim} axes hold 95 % of its output<extra></extra>",
+        },
+        _crosses(gone, "head goes"),
+    ]
+    layout["hovermode"] = "closest"
+    layout["xaxis"].update(title=figure.title("layer"), range=[-0.5, layers - 0.5], dtick=figure.step(layers))
+    layout["yaxis"].update(
+        title=figure.title("query head"), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
+    )
+    layout["shapes"] = [_frame(view.layer)]
+    return Chart(
+        title=QUESTIONS["ranks"],
+        note=f"Of {view.dim} principal axes of each head's output. × marks heads that go. Click a layer.",
+        data=data,
+        layout=layout,
+        columns=["Layer", *(f"Head {head}" for head in range(heads)), "Heads that go", "Channels kept"],
+        rows=[
+            [
+                str(layer),
+                *map(str, row),
+                ", ".join(str(head) for own, head in gone if own == layer) or "none",
+                str(view.dims[layer]),
+            ]
+            for layer, row in enumerate(view.ranks)
+        ],
+        layers=layers,
+        selected=view.layer,
+    )
+
+
+def pair_chart(view: SpectraView) -> Chart:
+    """Key head x rotary pair, fastest first: what each carries of queries times keys; cut pairs are struck out."""
+    pairs = view.pairs
+    heads, count = len(pairs.energy), len(pairs.angles)
+    layout = figure.layout_of(1, revision=f"pairs-{heads}-{count}")
+    turns = [2 * math.pi / angle for angle in pairs.angles]
+    shares = [[value / max(sum(row), 1e-30) for value in row] for row in pairs.energy]
+    cut = [(pair, head) for head in range(heads) for pair in range(count) if not pairs.kept[head][pair]]
+    data = [
+        {
+            **_heatmap([[math.log10(max(share, 1e-6)) for share in row] for row in shares], SHARES),
+            "x": list(range(count)),
+            "y": list(range(heads)),
+            "customdata": [
+                [[f"{share:.1%}", _tokens(turn)] for share, turn in zip(row, turns, strict=True)] for row in shares
+            ],
+            "hovertemplate": "<b>key head %{y}, pair %{x}</b><br>carries %{customdata[0]} of the head's energy"
+            "<br>a full turn takes %{customdata[1]} tokens<extra></extra>",
+        },
+        _crosses(cut, "pair is cut"),
+    ]
+    layout["hovermode"] = "closest"
+    marks = {
+        min(range(count), key=lambda i, t=10**power: abs(math.log(turns[i] / t))): 10**power
+        for power in range(1, 8)
+        if turns[-1] >= 10**power
+    }
+    layout["xaxis"].update(
+        title=figure.title("tokens for a full turn"),
+        range=[-0.5, count - 0.5],
+        tickvals=list(marks),
+        ticktext=[_tokens(turn) for turn in marks.values()],
+    )
+    layout["yaxis"].update(
+        title=figure.title("key head"), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
+    )
+    still, loose = pairs.unrotated
+    unrotated = f" Besides, {still} of {loose} channels that do not rotate stay." if loose else ""
+    kept = sum(pairs.kept[max(range(heads), key=lambda head: sum(pairs.kept[head]))])
+    return Chart(
+        title=QUESTIONS["pairs"].format(view.layer),
+        note="Mean |query × key| of each pair. × marks cut pairs, those that the loss feels least; "
+        f"each key head that stays keeps {kept} of {count}.{unrotated}",
+        data=data,
+        layout=layout,
+        columns=["Pair", "Tokens a turn", *(f"Key head {head}" for head in range(heads))],
+        rows=[
+            [
+                str(pair),
+                _tokens(turns[pair]),
+                *(f"{shares[head][pair]:.1%}{'' if pairs.kept[head][pair] else ', cut'}" for head in range(heads)),
+            ]
+            for pair in range(count)
+        ],
+    )
+
+
+def _heatmap(values: Sequence[Sequence[float]], ticks: Mapping[float, str]) -> Json:
+    """Shades from the first of the ticks (value to label) to the last one."""
+    return {
+        "type": "heatmap",
+        "z": values,
+        "zmin": min(ticks),
+        "zmax": max(ticks),
+        "colorscale": [[0, "@panel"], [1, "@intraslice"]],
+        "xgap": 1,
+        "ygap": 1,
+        "colorbar": {
+            "orientation": "h",
+            "x": 1,
+            "xanchor": "right",
+            "y": 1,
+            "yanchor": "bottom",
+            "xpad": 20,
+            "ypad": 4,
+            "len": 0.4,
+            "tickangle": 0,
+            "thickness": 8,
+            "outlinewidth": 0,
+            "tickfont": {"color": "@quiet", "size": 11},
+            "tickvals": list(ticks),
+            "ticktext": list(ticks.values()),
+        },
+    }
+
+
+def _crosses(points: Sequence[tuple[int, int]], name: str) -> Json:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [x for x, _ in points],
+        "y": [y for _, y in points],
+        "marker": {"symbol": "x-thin", "size": 8, "color": "@ink", "line": {"color": "@ink", "width": 1.5}},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+
+
+def _frame(layer: int) -> Json:
+    # A fill under a heatmap is not seen, so the chosen layer gets an outline.
+    band = {**figure.band(layer), "xref": "x", "layer": "above", "fillcolor": "rgba(0,0,0,0)"}
+    return {**band, "line": {"width": 2, "color": "@ink"}}
+
+
+def _tokens(count: float) -> str:
+    return f"{count:,.0f}" if count < 1e4 else f"{count / 1e3:,.0f}k" if count < 1e6 else f"{count / 1e6:,.0f}M"

@@ -1,0 +1,146 @@
+"""Spectra of a calibration as the page shows them: each curve found once, the marks on it at every move of the slider.
+
+Before the default model is loaded, everything comes from the snapshot (`diagnostic_snapshot.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from components import make_snapshots as diagnostic_snapshot
+from components.compare.models import contrast
+from components.session.caches import BoundedCache
+from components.session.session import Calibrated, CalibrationKey, Session, calibration_key
+from components.session.views import Settings
+from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, drawn_ranks
+from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
+from intraslice.planning.ratios import LayerPlan
+
+SHARE = 0.95
+
+
+class Spectra(Protocol):
+    """Where one model's spectra come from: its calibration, or the snapshot."""
+
+    label: str
+
+    def curves(self, layer: int) -> LayerCurves: ...
+
+    def complete(self, layer: int) -> None: ...
+
+    def ranks(self) -> list[list[int]]: ...
+
+    def pairs(self, layer: int, plan: LayerPlan) -> PairsView: ...
+
+    def width(self, sparsity: float) -> int | None: ...
+
+
+class Measured:
+    """Spectra of a calibration that is there."""
+
+    label = ""
+
+    def __init__(self, calibrated: Calibrated) -> None:
+        self._model, self._stats = calibrated.loaded.model, calibrated.stats
+        self._spectra: dict[int, LayerSpectra] = {}
+        self._curves: dict[int, LayerCurves] = {}
+        self._widths: dict[float, int | None] = {}
+        self._ranks: list[list[int]] | None = None
+
+    def curves(self, layer: int) -> LayerCurves:
+        """What is known of a layer; the narrow curves at least."""
+        if layer not in self._curves:
+            spectra = layer_spectra(self._stats, layer)
+            self._curves[layer] = LayerCurves(*(tuple(map(curve, part)) for part in (spectra.heads, spectra.groups)))
+        return self._curves[layer]
+
+    def complete(self, layer: int) -> None:
+        """Find the layer's wide curves too: seconds for a wide model."""
+        known = self.curves(layer)
+        if known.mlp is None:
+            spectra = layer_spectra(self._stats, layer)
+            wide = (curve(part) for part in (spectra.mlp, spectra.residual, spectra.directions))
+            self._curves[layer] = LayerCurves(known.heads, known.groups, *wide)
+
+    def ranks(self) -> list[list[int]]:
+        """By layer and head, how many axes hold 95 % of the head's output."""
+        if self._ranks is None:
+            self._ranks = head_ranks(self._stats, SHARE)
+        return self._ranks
+
+    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
+        """The layer's rotary pairs, and which of them the plan keeps."""
+        found = pair_energies(self._model, self._stats, layer, plan)
+        order = found.angle.argsort(descending=True)
+        kept = found.unrotated_kept[sorted({self._stats.kv_heads[layer][head] for head in plan.heads})]
+        return PairsView(
+            found.energy[:, order].tolist(),
+            found.kept[:, order].tolist(),
+            found.angle[order].tolist(),
+            (int(kept.sum(-1).max()), kept.shape[-1]) if kept.numel() else (0, 0),
+        )
+
+    def width(self, sparsity: float) -> int | None:
+        """Residual axes that the cross-module method keeps to remove as much, where it can."""
+        if sparsity not in self._widths:
+            plan, near = contrast(self._model, sparsity)
+            self._widths[sparsity] = plan.width if sparsity > 0 and near else None
+        return self._widths[sparsity]
+
+
+def curve(explained: Tensor) -> Curve:
+    """A cumulated spectrum (n) at the ranks that are drawn."""
+    size = len(explained)
+    ranks = drawn_ranks(size)
+    shares = explained.double().clamp(0, 1)[[rank - 1 for rank in ranks]].tolist()
+    return Curve(size, ranks, shares, int(effective_rank(explained, SHARE)))
+
+
+class SpectraViews:
+    """Views of every model that is calibrated, and of the snapshot."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known: BoundedCache[CalibrationKey, tuple[Calibrated, Measured]] = BoundedCache(4)  # of size 1 each
+        self._kept = diagnostic_snapshot.spectra()
+
+    def view(self, settings: Settings, layer: int) -> SpectraView | None:
+        """What is known, in milliseconds; None for a model that is not calibrated yet.
+
+        Raises UserError for settings that are out of range or cannot be reached.
+        """
+        source = self._source(settings)
+        if source is None:
+            return None
+        plan = self._session.slice_plan(settings)
+        layer = min(int(layer), len(plan.layers) - 1)
+        ranks, curves = source.ranks(), source.curves(layer)
+        return SpectraView(
+            layer=layer,
+            curves=curves,
+            pairs=source.pairs(layer, plan.layers[layer]),
+            dim=curves.heads[0].size,
+            ranks=ranks,
+            heads=[one.heads for one in plan.layers],
+            dims=[one.dim for one in plan.layers],
+            neurons=plan.layers[layer].neurons,
+            width=source.width(round(settings.sparsity / 100, 4)),
+            snapshot=source.label,
+        )
+
+    def complete(self, settings: Settings, layer: int) -> None:
+        """Find what takes seconds of a layer, so that later views have it."""
+        if (source := self._source(settings)) is not None:
+            source.complete(min(int(layer), len(source.ranks()) - 1))
+
+    def _source(self, settings: Settings) -> Spectra | None:
+        key = calibration_key(settings)
+        if not self._session.is_calibrated(settings):
+            return self._kept if key == calibration_key(Settings()) else None
+        calibrated = self._session.calibrated(settings)
+        known = self._known.get(key)
+        if known is None or known[0] is not calibrated:
+            known = self._known.put(key, (calibrated, Measured(calibrated)), 1)
+        return known[1]

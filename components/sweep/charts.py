@@ -1,0 +1,187 @@
+"""A sweep's points to figures: perplexity against what is removed, and against measured speed. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from components.ratios.charts import ESTIMATORS, LINE_OF
+from components.session.views import SweepPoint, SweepView
+from components.ui import figure
+from components.ui.figure import Chart, Json
+
+METHODS = {
+    "intraslice": "IntraSlice",
+    "intraslice+": "IntraSlice+",
+    "crossmodule": "Cross-module",
+    "magnitude": "Magnitude",
+    "wanda": "Wanda",
+    "flap": "FLAP",
+}
+# Colour and dash tell estimators and kinds of method apart, symbols tell the methods that share these.
+SYMBOLS = {"intraslice+": "diamond", "crossmodule": "square", "wanda": "triangle-up", "flap": "x"}
+
+
+def line_name(method: str, estimator: str) -> str:
+    """IntraSlice, PCA-aware"""
+    name = METHODS.get(method, method)
+    return f"{name}, {ESTIMATORS.get(estimator, estimator)}" if estimator else name
+
+
+def pick_of(point: SweepPoint) -> str:
+    """What a click on the point sends: sparsity in per cent, and the estimator or nothing."""
+    return f"{100 * point.asked:g} {point.estimator}".strip()
+
+
+def removed_chart(view: SweepView) -> Chart:
+    """Perplexity against the share of the layers' parameters that is really gone; the dense model as a level."""
+    layout = figure.layout_of(1, revision="sweep")
+    data = _lines(view, lambda point: point.removed, "%{x:.1%} removed", figure.axes_of(1), legend=True)
+    layout["xaxis"].update(
+        title=figure.title("layers' parameters really removed"), tickformat=".0%", rangemode="tozero"
+    )
+    layout["xaxis"]["range"] = [0, 1.08 * max([point.removed or 0 for point in view.points], default=0.5)]
+    _perplexity_axis(layout, view, ["yaxis"])
+    layout["shapes"], layout["annotations"] = _dense(view, 1)
+    return Chart(
+        title="What does each removed per cent cost?",
+        note=f"{len(view.points)} of {view.wanted} points. Click one to load its setting into the controls. "
+        + view.protocol,
+        data=data,
+        layout=layout,
+        columns=["Method", "Asked", "Really removed", "Parameters", "Perplexity", "Times dense"],
+        rows=[_row(point, view) for point in view.points],
+        picks=[pick_of(point) for point in view.points],
+    )
+
+
+def speed_chart(view: SweepView) -> Chart:
+    """Perplexity against measured speed, in times the dense model's: reading a prompt, and writing an answer."""
+    layout = figure.layout_of(2, revision="sweep-speed", vertical=False)
+    data = _lines(view, lambda point: point.prefill, "reads %{x:.2f} times as fast", {"xaxis": "x", "yaxis": "y"}, True)
+    data += _lines(view, lambda point: point.decode, "writes %{x:.2f} times as fast", {"xaxis": "x2", "yaxis": "y2"})
+    for axis, what in (("xaxis", "reading a prompt"), ("xaxis2", "writing an answer")):
+        layout[axis].update(title=figure.title(f"speed of {what}, times dense"), tickformat=".2f")
+    _perplexity_axis(layout, view, ["yaxis", "yaxis2"])
+    layout["yaxis2"]["title"] = figure.title("")
+    (first, _), (second, name) = (_dense(view, panel) for panel in (1, 2))
+    layout["shapes"] = [*first, *second, *(_as_fast(panel) for panel in (1, 2))]
+    layout["annotations"] = name
+    timed = [point for point in view.points if point.prefill is not None and point.decode is not None]
+    return Chart(
+        title="What does speed cost?",
+        note=f"Right of the upright line a model is faster than the dense one. {view.speed_protocol}",
+        data=data,
+        layout=layout,
+        beside=True,
+        columns=["Method", "Asked", "Reading, times dense", "Writing, times dense", "Perplexity"],
+        rows=[
+            [*_named(point), f"{point.prefill:.2f}", f"{point.decode:.2f}", f"{point.perplexity:.2f}"]
+            for point in timed
+        ],
+        picks=[pick_of(point) for point in timed],
+    )
+
+
+def _lines(
+    view: SweepView, place: Callable[[SweepPoint], float | None], said: str, axes: Json, legend: bool = False
+) -> list[Json]:
+    """One line a method x estimator, over the points that have a place and a perplexity."""
+    grouped: dict[tuple[str, str], list[SweepPoint]] = {}
+    for point in view.points:
+        if place(point) is not None and _drawable(point.perplexity):
+            grouped.setdefault((point.method, point.estimator), []).append(point)
+    lines = []
+    for (method, estimator), points in grouped.items():
+        name = line_name(method, estimator)
+        look = figure.line("cross" if method == "crossmodule" else LINE_OF.get(estimator, "baseline"), 2)
+        lines.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": name,
+                "legendgroup": name,
+                "showlegend": legend,
+                "x": [figure.rounded(place(point)) for point in points],
+                "y": [figure.rounded(point.perplexity) for point in points],
+                "ids": [pick_of(point) for point in points],
+                "customdata": [f"{point.asked:.0%}" for point in points],
+                "line": look,
+                "marker": {"size": 9, "color": look["color"], "symbol": SYMBOLS.get(method, "circle")},
+                "hovertemplate": f"<b>{name}</b>, asked %{{customdata}}<br>{said}<br>perplexity %{{y:.2f}}"
+                "<extra></extra>",
+                **axes,
+            }
+        )
+    return lines
+
+
+def _perplexity_axis(layout: Json, view: SweepView, axes: Sequence[str]) -> None:
+    layout["hovermode"] = "closest"
+    values = [value for value in (view.dense, *(point.perplexity for point in view.points)) if _drawable(value)]
+    low, high = min(values, default=1.0), max(values, default=10.0)
+    steps = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    ticks = [step * 10**power for power in range(12) for step in steps if 0.8 * low <= step * 10**power <= 1.2 * high]
+    room = 0.06 * math.log10(high / low) + 0.03
+    ends = [math.log10(low) - 1.5 * room, math.log10(high) + room]
+    for axis in axes:
+        layout[axis].update(title=figure.title("perplexity, log scale"), type="log", range=ends, tickvals=ticks)
+        layout[axis].update(ticktext=[f"{tick:,g}" for tick in ticks])
+
+
+def _drawable(perplexity: float | None) -> bool:
+    """A model that is broken altogether has an infinite perplexity: that stands in the table alone."""
+    return perplexity is not None and math.isfinite(perplexity)
+
+
+def _dense(view: SweepView, panel: int) -> tuple[list[Json], list[Json]]:
+    """The dense model's perplexity as a level with its name."""
+    if not _drawable(view.dense):
+        return [], []
+    mark = figure.suffix(panel)
+    line = {"color": "@dense", "width": 1.4}
+    level = {"type": "line", "xref": f"x{mark} domain", "yref": f"y{mark}", "x0": 0, "x1": 1, "line": line}
+    name = {
+        "text": f"dense {view.dense:.1f}",
+        "xref": f"x{mark} domain",
+        "yref": f"y{mark}",
+        "x": 1,
+        "xanchor": "right",
+    }
+    font = {"color": "@dense", "size": 12}
+    # On a log axis shapes are placed by value, annotations by its logarithm.
+    return (
+        [{**level, "y0": view.dense, "y1": view.dense}],
+        [{**name, "y": math.log10(view.dense), "yanchor": "top", "showarrow": False, "font": font}],
+    )
+
+
+def _as_fast(panel: int) -> Json:
+    mark = figure.suffix(panel)
+    line = {"color": "@dense", "width": 1, "dash": "2px,3px"}
+    return {
+        "type": "line",
+        "xref": f"x{mark}",
+        "yref": f"y{mark} domain",
+        "x0": 1,
+        "x1": 1,
+        "y0": 0,
+        "y1": 1,
+        "line": line,
+    }
+
+
+def _named(point: SweepPoint) -> list[str]:
+    return [line_name(point.method, point.estimator), f"{point.asked:.0%}"]
+
+
+def _row(point: SweepPoint, view: SweepView) -> list[str]:
+    if point.perplexity is None:
+        return [*_named(point), point.note, *["–"] * 3]
+    return [
+        *_named(point),
+        f"{point.removed:.1%}",
+        f"{point.parameters:,}",
+        f"{point.perplexity:.2f}",
+        f"{point.perplexity / view.dense:.2f}",
+    ]

@@ -1,0 +1,164 @@
+"""Sweeps for the page: the library's points, which it keeps on disk one by one, as plain numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas
+import torch
+
+from components.session.session import Session, slice_config
+from components.session.views import Settings, Status, SweepChoice, SweepPoint, SweepView
+from components.sweep.charts import line_name
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
+from intraslice.evaluation.speed import SpeedConfig
+from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
+from intraslice.loading import LoadedModel
+from intraslice.progress import finish
+from intraslice.reporting import records
+
+
+class Plan(NamedTuple):
+    """Everything the library wants to know for a sweep."""
+
+    loaded: LoadedModel
+    texts: Texts
+    wanted: tuple[Point, ...]
+    base: SliceConfig
+    speed: SpeedConfig | None
+
+    def kept(self) -> tuple[Point, ...]:
+        """The points that are on the disk already."""
+        return kept_points(*self)
+
+    def frame(self) -> pandas.DataFrame:
+        """The rows of the kept points, as the command line writes them."""
+        return finish(sweep(*self._replace(wanted=self.kept())))
+
+
+def plan_of(session: Session, settings: Settings, choice: SweepChoice) -> Plan:
+    """Raises UserError for an empty choice, numbers out of range, or before the calibration is there."""
+    for name, values in choice._asdict().items():
+        if name != "speed" and not values:
+            raise UserError(f"no {name} chosen; wanted at least one")
+    calibrated = session.calibrated(settings)
+    base = replace(slice_config(settings), locked=())  # what is given by hand belongs to one sparsity alone
+    texts = Texts(calibrated.stats, calibrated.tokens, calibrated.windows)
+    fractions = [float(percent) / 100 for percent in choice.sparsities]
+    wanted = points(choice.methods, choice.estimators, fractions)
+    return Plan(calibrated.loaded, texts, wanted, base, SpeedConfig() if choice.speed else None)
+
+
+def known(session: Session, settings: Settings, choice: SweepChoice) -> SweepView:
+    """Whatever of the sweep is there already. Raises UserError as `plan_of` does."""
+    return _view(session, settings, plan_of(session, settings, choice))
+
+
+def seconds(session: Session, settings: Settings, choice: SweepChoice) -> float:
+    """About how long the missing points will take on this machine, as busy as it is now."""
+    plan = plan_of(session, settings, choice)
+    kept = set(plan.kept())
+    return sum(_cost(plan, point) for point in plan.wanted if point not in kept) / _rate()
+
+
+def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Iterator[Status | SweepView]:
+    """Measure the missing points one by one; yields progress, and all there is whenever a point is done."""
+    yield from session.calibrating(settings)
+    plan = plan_of(session, settings, choice)
+    kept = plan.kept()
+    missing = [point for point in plan.wanted if point not in kept]
+    costs, rate = [_cost(plan, point) for point in missing], _rate()
+    yield _view(session, settings, plan)
+    start = time.monotonic()
+    for done, point in enumerate(missing):
+        begun = time.monotonic()
+        if done:  # from the second point on, the sweep's own pace foretells best
+            rate = sum(costs[:done]) / (begun - start)
+        name = line_name(point.method, point.estimator or "")
+        for _ in sweep(*plan._replace(wanted=(point,))):
+            left = sum(costs[done:]) / rate - (time.monotonic() - begun)
+            yield Status(f"Sweep: {name} at {point.sparsity:.0%}; points", "busy", done, len(missing), max(0.0, left))
+        yield _view(session, settings, plan)
+    yield session.ready(settings)
+
+
+def table(
+    session: Session, settings: Settings, choice: SweepChoice
+) -> Generator[Status | SweepView, None, list[dict[str, Any]]]:
+    """`sweeping` to its end, and then the rows that `python -m intraslice sweep --json` prints."""
+    yield from sweeping(session, settings, choice)
+    return records(plan_of(session, settings, choice).frame())
+
+
+def write_csv(session: Session, settings: Settings, choice: SweepChoice, path: Path) -> None:
+    """The points that are there, as `python -m intraslice sweep --csv` writes them. Raises UserError for none."""
+    frame = plan_of(session, settings, choice).frame()
+    if frame.empty:
+        raise UserError("no point of this sweep is measured yet; press Run the sweep")
+    frame.to_csv(path, index=False)
+
+
+def _view(session: Session, settings: Settings, plan: Plan) -> SweepView:
+    rows = records(plan.frame())
+    return SweepView(
+        dense=rows[0]["dense_perplexity"] if rows else None,
+        points=tuple(_point(row) for row in rows),
+        wanted=len(plan.wanted),
+        protocol=session.perplexities(settings).protocol,
+        speed_protocol=_speed_protocol(plan.speed, session.device) if plan.speed else "",
+    )
+
+
+def _point(row: dict) -> SweepPoint:
+    count = row.get("sliced_total")
+    return SweepPoint(
+        row["method"],
+        row["estimator"] or "",
+        row["sparsity"],
+        row["removed_fraction"],
+        int(count) if count is not None else None,
+        row["perplexity"],
+        row.get("prefill_ratio"),
+        row.get("decode_ratio"),
+        row["note"] or "",
+    )
+
+
+def _speed_protocol(speed: SpeedConfig, device: str) -> str:
+    count = torch.get_num_threads()
+    threads = "" if device != "cpu" else f" on {count} CPU thread{'s' if count > 1 else ''}"
+    return (
+        f"Speed of one sequence{threads}, dense and sliced in turn, medians of {speed.repeats}: "
+        f"reading {speed.prompt} tokens, then writing {speed.new} one by one."
+    )
+
+
+def _cost(plan: Plan, point: Point) -> float:
+    """About what a point computes, in floating-point operations: every token costs two a parameter."""
+    read = plan.texts.calibration.numel()
+    tokens = plan.texts.evaluation.numel() + LINEAR_ALGEBRA
+    if point.method in ("intraslice+", "crossmodule") or plan.base.order == "sequential":
+        tokens += 2 * read
+    if plan.base.iterative:
+        tokens += 20 * read
+    if plan.speed:  # a token written alone costs like many that are read together
+        tokens += 2 * (plan.speed.repeats + 1) * (plan.speed.prompt + 10 * plan.speed.new)
+    return 2.0 * tokens * sum(parameter.numel() for parameter in plan.loaded.model.parameters())
+
+
+def _rate() -> float:
+    """Floating-point operations a second of this machine, with what else it is doing now."""
+    size = 512
+    matrix = torch.ones(size, size)
+    start = time.perf_counter()
+    for _ in range(8):
+        matrix @ matrix
+    return 8 * 2 * size**3 / (time.perf_counter() - start)
+
+
+LINEAR_ALGEBRA = 3000  # tokens that take as long to read as the principal axes of one slice take to find

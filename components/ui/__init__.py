@@ -1,0 +1,1 @@
+"""A toolkit for pages with charts: it knows no tab."""

@@ -1,0 +1,47 @@
+"""Python's half of the chart bridge: a `gr.HTML` that holds one plotly chart and redraws it in place.
+
+`gr.Plot` throws its chart away at every new value; here the div stays, its value is the JSON of a `figure.Chart`, and
+`assets/chart.js` hands it to `Plotly.react`. A click on a layer comes back as the event `select`, whose `gr.EventData`
+has the attribute `layer`. plotly.js is the file inside the installed plotly package: no CDN.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+import plotly
+
+ASSETS = Path(__file__).parents[2] / "assets"
+PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+
+_TEMPLATE = """
+<figure class="isx-chart">
+  <figcaption><h3 class="isx-title"></h3><p class="isx-note"></p></figcaption>
+  <div class="isx-plot" role="application" tabindex="-1" style="height:{height}px"></div>
+  <div class="isx-under">
+    <details class="isx-twin"{table}><summary>Table</summary>
+      <div class="isx-scroll" tabindex="0" role="region" aria-label="The chart's numbers">
+        <table><thead class="isx-head"></thead><tbody class="isx-rows"></tbody></table></div></details>
+    <button type="button" class="isx-png">Save PNG</button>
+  </div>
+</figure>
+"""
+
+
+def plotly_head() -> str:
+    """The script tag that loads plotly.js from this machine. Goes to `launch(head=...)`."""
+    gr.set_static_paths([PLOTLY])
+    return f'<script src="gradio_api/file={PLOTLY.as_posix()}"></script>'
+
+
+def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = False) -> gr.HTML:
+    """A chart component, its table open if `table`. Its value is `Chart.to_json()`, its event `select` has `layer`."""
+    return gr.HTML(
+        value=first,
+        html_template=_TEMPLATE.format(height=height, table=" open" if table else ""),
+        js_on_load=(ASSETS / "chart.js").read_text(encoding="utf-8"),
+        elem_id=elem_id,
+        elem_classes="isx-card",
+        apply_default_css=False,
+    )

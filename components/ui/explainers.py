@@ -1,0 +1,28 @@
+"""What explains the page: the title with the tour's button, the folds under the charts, and the glossary."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from components.ui.chart_bridge import ASSETS
+
+
+def header() -> None:
+    """The page's title, and the button that starts the tour (`assets/tour.js`)."""
+    title = '<div class="isx-top"><h1>IntraSlice Explorer</h1><button type="button" id="tour">Tour</button></div>'
+    gr.HTML(title, elem_id="page-title", apply_default_css=False)
+
+
+def glossary() -> None:
+    """The field's words, folded away at the end of the page."""
+    gr.HTML(_folded("Glossary", "glossary", "isx-fold isx-glossary"), apply_default_css=False)
+
+
+def fold(name: str) -> None:
+    """The "What am I looking at?" under a chart, from `assets/texts/NAME.html`."""
+    gr.HTML(_folded("What am I looking at?", name, "isx-fold"), apply_default_css=False)
+
+
+def _folded(summary: str, name: str, style: str) -> str:
+    body = (ASSETS / "texts" / f"{name}.html").read_text(encoding="utf-8")
+    return f'<details class="{style}"><summary>{summary}</summary>{body}</details>'

@@ -1,0 +1,233 @@
+"""What every figure is made of: the `Chart` itself, quiet axes, lines, bands and labels. Pure; knows no gradio.
+
+Figures are plain dicts in plotly's own JSON form, since building `go.Figure` objects alone would eat the slider's time
+budget; the tests hand every one of them to plotly for validation. Colours are `"@name"` of `palette.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from components.ui.palette import DASHES
+
+Json = dict[str, Any]
+
+POINTS = 160  # of a drawn curve; more cannot be told apart on a screen
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with its question as title, and the same numbers as a table for readers who cannot see it.
+
+    `layers` is the number of layers along the x axis when a click there chooses a layer, else 0. `picks` has one name a
+    row of the table where points can be picked: a click on a point sends its id, a click on a row its name.
+    """
+
+    title: str
+    note: str
+    data: list[Json]
+    layout: Json
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    layers: int = 0
+    selected: int = 0
+    beside: bool = False  # panels side by side, which a narrow screen stacks
+    picks: Sequence[str] = ()
+
+    def to_json(self) -> str:
+        """The chart as the browser's side of the bridge reads it (`assets/chart.js`)."""
+        return json.dumps(
+            {
+                "title": self.title,
+                "note": self.note,
+                "data": self.data,
+                "layout": self.layout,
+                "table": {"columns": list(self.columns), "rows": [list(row) for row in self.rows]},
+                "layers": self.layers,
+                "selected": self.selected,
+                "beside": self.beside,
+                "picks": list(self.picks),
+            },
+            separators=(",", ":"),
+        )
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def line(name: str, width: float) -> Json:
+    return {"color": f"@{name}", "width": width, "dash": DASHES.get(name, "solid")}
+
+
+def suffix(index: int) -> str:
+    return "" if index == 1 else str(index)
+
+
+def axes_of(row: int) -> Json:
+    return {"xaxis": f"x{suffix(row)}", "yaxis": f"y{suffix(row)}"}
+
+
+def thinned(values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most `POINTS` evenly spaced points of a curve: (share of its length, value)."""
+    size = len(values)
+    if size == 0:
+        return [], []
+    steps = min(size, POINTS)
+    picks = [round(step * (size - 1) / max(steps - 1, 1)) for step in range(steps)]
+    return [rounded((pick + 1) / size) for pick in picks], [rounded(values[pick]) for pick in picks]
+
+
+def band(selected: int) -> Json:
+    return {
+        "type": "rect",
+        "name": "selected-layer",
+        "xref": "x2",
+        "yref": "paper",
+        "layer": "below",
+        "x0": selected - 0.5,
+        "x1": selected + 0.5,
+        "y0": 0,
+        "y1": 1,
+        "fillcolor": "@band",
+        "line": {"width": 0},
+    }
+
+
+def level(row: int, height: float) -> Json:
+    return _across(f"x{suffix(row)}", f"y{suffix(row)}", height, "@quiet", 1, "2px,3px")
+
+
+def threshold_line(axes: Json, height: float) -> Json:
+    return _across(axes["xaxis"], axes["yaxis"], height, "@ink", 1.4, "5px,3px")
+
+
+def _across(xaxis: str, yaxis: str, height: float, color: str, width: float, dash: str) -> Json:
+    return {
+        "type": "line",
+        "xref": f"{xaxis} domain",
+        "yref": yaxis,
+        "x0": 0,
+        "x1": 1,
+        "y0": height,
+        "y1": height,
+        "line": {"color": color, "width": width, "dash": dash},
+    }
+
+
+def removed_region(axes: Json, start: float) -> Json:
+    return {
+        "type": "rect",
+        "xref": axes["xaxis"],
+        "yref": f"{axes['yaxis']} domain",
+        "layer": "below",
+        "x0": start,
+        "x1": 1,
+        "y0": 0,
+        "y1": 1,
+        "fillcolor": "@band",
+        "line": {"width": 0},
+    }
+
+
+def label(row: int, x: float, y: float, text: str) -> Json:
+    return {
+        "text": text,
+        "xref": f"x{suffix(row)} domain",
+        "yref": f"y{suffix(row)}",
+        "x": x,
+        "y": y,
+        "xanchor": "right",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"color": "@quiet", "size": 12},
+    }
+
+
+def step(count: int) -> int:
+    """Between the ticks of an axis over so many layers or heads."""
+    return 1 if count <= 16 else 2 if count <= 24 else 5
+
+
+def waiting(question: str, words: str) -> Chart:
+    """Empty axes that say what they wait for."""
+    layout = layout_of(1, revision="waiting")
+    middle = {"text": words, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
+    layout["annotations"] = [{**middle, "font": {"color": "@quiet", "size": 14}}]
+    for name in ("xaxis", "yaxis"):
+        layout[name].update(showticklabels=False, showgrid=False, range=[0, 1])
+    return Chart(question, "", [], layout, ["Numbers"], [["none yet"]])
+
+
+def title(text: str) -> Json:
+    return {"text": text, "font": {"color": "@quiet", "size": 13}, "standoff": 8}
+
+
+def layout_of(panels: int, revision: str, vertical: bool = True) -> Json:
+    """Quiet axes for `panels` plots, stacked or side by side. While `revision` stays, so does the reader's zoom."""
+    axis = {
+        "gridcolor": "@grid",
+        "linecolor": "@rule",
+        "zeroline": False,
+        "ticks": "",
+        "fixedrange": False,
+        "tickfont": {"color": "@quiet", "size": 12},
+        "automargin": True,
+    }
+    layout: Json = {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {
+            "family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif",
+            "size": 13,
+            "color": "@ink",
+        },
+        "margin": {"l": 56, "r": 12, "t": 34, "b": 44},
+        "hovermode": "x",
+        "dragmode": "zoom",
+        "showlegend": True,
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 1.01,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "font": {"color": "@quiet", "size": 12},
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+        "hoverlabel": {"bgcolor": "@panel", "bordercolor": "@rule", "font": {"color": "@ink", "size": 12}},
+        "uirevision": revision,
+    }
+    gap = 0.09 if vertical else 0.14
+    share = (1 - gap * (panels - 1)) / panels
+    for index in range(1, panels + 1):
+        start = (index - 1) * (share + gap)
+        domain = [round(max(0.0, start), 4), round(min(1.0, start + share), 4)]
+        flipped = [round(1 - domain[1], 4), round(1 - domain[0], 4)]
+        mark = suffix(index)
+        layout[f"xaxis{mark}"] = {
+            **axis,
+            "showgrid": False,
+            "anchor": f"y{mark}",
+            **({} if vertical else {"domain": domain}),
+        }
+        layout[f"yaxis{mark}"] = {**axis, "anchor": f"x{mark}", **({"domain": flipped} if vertical else {})}
+    return layout
+
+
+def heading(text: str, axes: Json) -> Json:
+    """A panel's own title, above its left end."""
+    return {
+        "text": text,
+        "xref": f"{axes['xaxis']} domain",
+        "yref": f"{axes['yaxis']} domain",
+        "x": 0,
+        "y": 1.02,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"color": "@ink", "size": 13},
+    }

@@ -1,0 +1,143 @@
+"""Numbers to words and small HTML: the first line, the readout, the status. Pure; formats live nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from components.session.views import Perplexities, PlanView, Settings, Status
+
+
+def headline(plan: PlanView | None, measured: Perplexities, hint: str = "") -> str:
+    """What the current setting means, in one plain sentence. `hint` stands where the sliced perplexity is not known."""
+    if plan is None:
+        return '<p class="isx-headline">Loading the model; its ratios appear here as soon as it is calibrated.</p>'
+    if plan.asked == 0:
+        return (
+            f'<p class="isx-headline">Nothing is removed: <b>{millions(plan.parameters_dense)}</b> parameters'
+            f"{_perplexity(measured, hint)}. Drag the slider.</p>"
+        )
+    ranked = sorted(
+        (ratio, name, index)
+        for index, layer in enumerate(plan.layers)
+        for ratio, name in ((layer.attention, "attention"), (layer.mlp, "MLP"))
+    )
+    (least, least_name, least_layer), (most, most_name, most_layer) = ranked[0], ranked[-1]
+    if most - least < 0.005:
+        extremes = f"every layer gives the same ({most:.0%})"
+    else:
+        extremes = (
+            f"layer {most_layer}'s {most_name} gives most ({most:.0%}), "
+            f"layer {least_layer}'s {least_name} least ({least:.0%})"
+        )
+    return (
+        f'<p class="isx-headline"><b>{plan.removed:.0%}</b> of the layers\' weights removed: '
+        f"<b>{millions(plan.parameters_dense)}</b> → <b>{millions(plan.parameters_sliced)}</b> parameters"
+        f"{_perplexity(measured, hint)}; {extremes}.</p>"
+    )
+
+
+def _perplexity(measured: Perplexities, hint: str) -> str:
+    if measured.dense is None and measured.sliced is None:
+        return f"; perplexity {escape(hint)}" if hint else ""
+    dense = f"{measured.dense:.1f}" if measured.dense is not None else "…"
+    sliced = f"<b>{measured.sliced:.1f}</b>" if measured.sliced is not None else escape(hint or "…")
+    where = f'<span title="{escape(measured.protocol)}">on {escape(measured.text)}</span>'
+    return f"; perplexity <b>{dense}</b> → {sliced} {where}"
+
+
+def removed(plan: PlanView | None) -> str:
+    """Asked beside really removed, for the slider's bar."""
+    if plan is None:
+        return ""
+    return (
+        '<dl class="isx-removed"><div><dt>asked</dt><dd>' + f"{plan.asked:.1%}" + "</dd></div>"
+        "<div><dt>really removed</dt><dd>" + f"{plan.removed:.1%}" + "</dd></div></dl>"
+    )
+
+
+def readout(plan: PlanView | None, measured: Perplexities) -> str:
+    """Dense beside sliced: parameters, cache, memory, perplexity."""
+    if plan is None:
+        return '<p class="isx-quiet">No numbers yet.</p>'
+    rows = [
+        ("Parameters", millions(plan.parameters_dense), millions(plan.parameters_sliced)),
+        ("in the layers", millions(plan.decoder_dense), millions(plan.decoder_sliced)),
+        ("FLOPs a token", millions(plan.flops_dense), millions(plan.flops_sliced)),
+        ("KV cache a token", size(plan.kv_dense), size(plan.kv_sliced)),
+        ("Weights, float32", size(4 * plan.parameters_dense), size(4 * plan.parameters_sliced)),
+        ("Perplexity", _number(measured.dense), _number(measured.sliced)),
+    ]
+    flops = f"FLOPs: two a weight of every matrix multiplication, and attention to {plan.context} tokens."
+    return f'{table(["dense", "sliced"], rows)}<p class="isx-quiet">{flops}</p>'
+
+
+def status(event: Status) -> str:
+    """One line on what the page is doing, with a bar and the time that is left where these are known."""
+    share = event.done / event.total if event.total else None
+    bar = (
+        "" if share is None or event.kind != "busy" else f'<progress value="{share:.3f}" max="1">{share:.0%}</progress>'
+    )
+    count = f" {event.done} of {event.total}" if event.total and event.kind == "busy" else ""
+    left = (
+        f", about {seconds(event.seconds_left)} left" if event.seconds_left is not None and event.kind == "busy" else ""
+    )
+    role = "alert" if event.kind == "error" else "status"
+    words = f"{escape(event.text)}{count}{left}"
+    return f'<p class="isx-status isx-{event.kind}" role="{role}"><span>{words}</span>{bar}</p>'
+
+
+def problem(error: Exception) -> str:
+    """An error, in the page and in words."""
+    return f'<p class="isx-status isx-error" role="alert"><span>{escape(str(error))}</span></p>'
+
+
+def protocol(settings: Settings, measured: Perplexities) -> str:
+    """The perplexity with everything that it depends on; without that it means nothing."""
+    if not measured.protocol:
+        return '<p class="isx-quiet">Perplexity is measured as soon as the slice is ready.</p>'
+    return f'<p class="isx-quiet">{escape(measured.protocol)}</p>'
+
+
+def export(plan: PlanView | None, settings: Settings) -> str:
+    """What the Export tab's buttons would give now."""
+    if plan is None:
+        return '<p class="isx-lead">There is something to take home as soon as the model is calibrated.</p>'
+    if settings.sparsity == 0:
+        return '<p class="isx-lead">Nothing is removed at 0 %: move the slider, and there is something to save.</p>'
+    return (
+        f'<p class="isx-lead">The model as it is set now: <b>{plan.removed:.0%}</b> of the layers\' weights removed, '
+        f"{millions(plan.parameters_sliced)} parameters, about {size(4 * plan.parameters_sliced)} in float32. "
+        "It is sliced when you ask for it, unless it already is.</p>"
+    )
+
+
+def millions(count: float) -> str:
+    """134515008 -> 134.5 M"""
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,.0f}"
+
+
+def size(count: float) -> str:
+    """Bytes with a unit a person reads."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def seconds(count: float) -> str:
+    """A time that is left, no more exact than it is known."""
+    return f"{count:.0f} s" if count < 90 else f"{count / 60:.0f} min"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
+    """A small table: `columns` over all cells but the first of each row, which is the row's own heading (HTML)."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in columns)
+    lines = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, *cells in rows
+    )
+    return f'<table class="isx-readout {style}"><thead><tr><td></td>{head}</tr></thead><tbody>{lines}</tbody></table>'
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
