@@ -17,7 +17,7 @@ from components.page import theme
 from components.page.events import connect
 from components.page.handlers import Handlers
 from components.session.session import Session
-from components.session.views import Settings, Status
+from components.session.settings import Settings, Status
 from components.ui import explainers, formatting
 
 

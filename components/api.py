@@ -12,11 +12,12 @@ from typing import Any, get_type_hints
 import gradio as gr
 
 from components.export import files as exports
-from components.page.events import HEAVY
-from components.page.handlers import flat, visitor_of
+from components.page.context import HEAVY
 from components.session.session import Session
-from components.session.views import Settings, Status, SweepChoice
+from components.session.settings import Settings, Status
 from components.sweep import measure as sweeps
+from components.sweep.views import SweepChoice
+from components.ui.handlers import flat, visitor_of
 
 FIRST = SweepChoice()
 LANE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}

@@ -1,128 +1,28 @@
-"""What the Spectra and Activations tabs show before the default model is loaded: its spectra and shifts, thinned.
+"""Makes what the page shows before the default model is loaded: `python -m components.make_snapshots`, some minutes.
 
-Remake it with `python -m components.make_snapshots`: minutes. `snapshot.py` keeps what the estimator reads.
+Three files in `assets/`: what the estimator reads (`session/snapshot.py`), spectra and shifts, thinned
+(`session/diagnostics_file.py`), and every module's measured sensitivity (`ratios/estimator_check/measure.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from components.session import snapshot
-from components.spectra.views import (
-    Curve,
-    Histogram,
-    LayerCurves,
-    MethodShift,
-    PairsView,
-    PlaceShift,
-    ShiftView,
-    drawn_ranks,
-)
-from intraslice.planning.ratios import LayerPlan
-
-if TYPE_CHECKING:  # these read the snapshot
-    from components.session.session import Calibrated
-    from components.spectra.measure import Measured
-
-FILE = Path(__file__).parent.parent / "assets" / "diagnostics.npz"
-WIDE = ("mlp", "residual", "directions")
-NUMBERS = ("error", "massive_error", "cosine", "massive_cosine", "distance")
-MOMENTS = ("low", "high", "mean", "spread", "kurtosis")
-FULL, BYTE = 65535, 255  # a share of 1 and the peak of a histogram, as kept
-
-
-class KeptSpectra:
-    """The default model's spectra as `save` wrote them; answers as `spectra.Measured` does."""
-
-    def __init__(self, kept: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-        self.label: str = about["label"]
-        self._kept, self._sizes, self._kv_head = kept, about["sizes"], np.array(about["kv_head"])
-
-    def curves(self, layer: int) -> LayerCurves:
-        """All curves of a layer."""
-
-        def read(name: str, sizes: Sequence[int]) -> list[Curve]:
-            shares, enough = self._kept[name][layer] / FULL, self._kept[f"{name}_enough"][layer]
-            return [
-                Curve(size, ranks := drawn_ranks(size), own[: len(ranks)].tolist(), int(rank))
-                for size, own, rank in zip(sizes, shares, enough, strict=True)
-            ]
-
-        heads, groups = (
-            tuple(read(name, [self._kept[name].shape[-1]] * self._kept[name].shape[1])) for name in ("heads", "groups")
-        )
-        return LayerCurves(heads, groups, *read("wide", self._sizes))
-
-    def complete(self, layer: int) -> None:
-        """Nothing is left to find."""
-
-    def ranks(self) -> list[list[int]]:
-        """By layer and head, how many axes hold 95 % of the head's output."""
-        return self._kept["heads_enough"].tolist()
-
-    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
-        """The layer's rotary pairs and those that the loss feels most, `plan.dim` channels a key head."""
-        energy, felt = self._kept["pairs"][layer], self._kept["felt"][layer]
-        whole = np.stack([energy[self._kv_head == group].sum(0) for group in range(self._kv_head.max() + 1)])
-        kept = np.zeros(whole.shape, dtype=bool)
-        heads = np.array(plan.heads)
-        for group in np.unique(self._kv_head[heads]):
-            own = felt[heads[self._kv_head[heads] == group]].sum(0)
-            kept[group, np.argsort(-own, kind="stable")[: plan.dim // 2]] = True
-        return PairsView(whole.tolist(), kept.tolist(), self._kept["angles"].tolist())
-
-    def width(self, sparsity: float) -> int | None:
-        """Residual axes that the cross-module method keeps to remove as much, kept for whole per cents."""
-        percent = round(100 * sparsity)
-        width = int(self._kept["widths"][percent]) if percent < len(self._kept["widths"]) else 0
-        return width if width and abs(100 * sparsity - percent) < 1e-6 else None
-
-
-def spectra(path: Path = FILE) -> KeptSpectra | None:
-    """The snapshot's spectra, where there is a snapshot."""
-    return KeptSpectra(*_load(path)) if path.is_file() else None
-
-
-def shift(path: Path = FILE) -> ShiftView | None:
-    """The snapshot's shifts, where there is a snapshot."""
-    if not path.is_file():
-        return None
-    kept, about = _load(path)
-    view = about["shift"]
-
-    def histograms(method: int, place: int) -> list[Histogram]:
-        peaks, moments = kept["peaks"][method, place], kept["moments"][method, place]
-        densities = kept["densities"][method, place] * (peaks[:, None] / BYTE)
-        rows = zip(densities, moments, strict=True)
-        return [Histogram(*own[:2].tolist(), bins.tolist(), *own[2:].tolist()) for bins, own in rows]
-
-    dense = {place: histograms(0, index) for index, place in enumerate(view["places"])}
-    methods = {
-        name: MethodShift(
-            view["removed"][number],
-            {
-                place: [
-                    PlaceShift(*numbers.tolist(), histogram)
-                    for numbers, histogram in zip(
-                        kept["shifts"][number, index], histograms(number + 1, index), strict=True
-                    )
-                ]
-                for index, place in enumerate(view["places"])
-            },
-            dense,
-        )
-        for number, name in enumerate(view["methods"])
-    }
-    return ShiftView(
-        view["asked"], methods, view["tokens"], view["window"], view["massive"], view["text"], snapshot=about["label"]
-    )
+from components.activations.measure import ShiftViews
+from components.activations.views import Histogram, ShiftView
+from components.ratios.estimator_check import measure as estimator_check
+from components.session import diagnostics_file, snapshot
+from components.session.diagnostics_file import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
+from components.session.session import Calibrated, Session
+from components.session.settings import Settings
+from components.spectra.measure import Measured
+from intraslice.progress import finish
 
 
 def save(label: str, found: dict[str, np.ndarray], about: dict[str, Any], view: ShiftView, path: Path = FILE) -> None:
@@ -199,26 +99,21 @@ def gather(measured: Measured, calibrated: Calibrated) -> tuple[dict[str, np.nda
     return arrays, {"sizes": [own.size for own in groups["wide"][0]], "kv_head": list(stats.kv_heads[0])}
 
 
-def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    with np.load(path) as kept:
-        return {name: kept[name] for name in kept.files if name != "about"}, json.loads(str(kept["about"]))
-
-
 def main() -> None:
-    """Measure the default model at the page's first setting and write the snapshot."""
-    from components.activations.measure import ShiftViews
-    from components.session.session import Session
-    from components.session.views import Settings
-    from components.spectra.measure import Measured
-
-    FILE.unlink(missing_ok=True)  # an older one may hold other things
+    """Measure the default model at the page's first setting and write all three."""
+    diagnostics_file.FILE.unlink(missing_ok=True)  # an older one may hold other things
     session, settings = Session(), Settings()
     shifts = ShiftViews(session)
     for event in chain(session.prepare(settings, "snapshot"), shifts.measure(settings, "snapshot")):
         print(event.text, event.done, event.total)
     calibrated = session.calibrated(settings)
+    snapshot.save(calibrated.source.profile, snapshot.label())
     found, about = gather(Measured(calibrated), calibrated)
     save(snapshot.label(), found, about, shifts.view(settings, "snapshot"))
+    sensitivity = finish(
+        estimator_check.measurement(calibrated), lambda event: print(event.stage, event.done, event.total)
+    )
+    estimator_check.save(sensitivity)
 
 
 if __name__ == "__main__":

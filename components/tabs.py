@@ -9,15 +9,15 @@ import gradio as gr
 from components.activations import panel as activations_panel
 from components.compare import panel as compare_panel
 from components.export import panel as export_panel
-from components.page.events import Page
-from components.page.handlers import Follower
+from components.page.context import Page
 from components.ratios import overrides as overrides_panel
 from components.ratios import panel as ratios_panel
 from components.ratios.estimator_check import panel as verdict_panel
 from components.session.session import Session
-from components.session.views import Settings
+from components.session.settings import Settings
 from components.spectra import panel as spectra_panel
 from components.sweep import panel as sweep_panel
+from components.ui.handlers import Follower
 
 
 class Tabs(NamedTuple):

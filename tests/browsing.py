@@ -18,7 +18,7 @@ from playwright import sync_api as playwright
 from app import build_app
 from components.page import theme
 from components.session.session import Session
-from components.session.views import Settings
+from components.session.settings import Settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = [

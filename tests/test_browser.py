@@ -6,8 +6,9 @@ import statistics
 import pytest
 from browsing import CHROMIUM, PATIENCE
 
-from components.session.session import Session, slice_config
-from components.session.views import Settings
+from components.session.keys import slice_config
+from components.session.session import Session
+from components.session.settings import Settings
 from intraslice.planning.ratios import make_plan
 
 pytestmark = [

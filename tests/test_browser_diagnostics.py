@@ -5,9 +5,9 @@ import json
 import pytest
 from browsing import CHROMIUM, PATIENCE, Opened
 
-from components.make_snapshots import shift
+from components.activations.snapshot import shift
 from components.session.session import Session
-from components.session.views import Settings
+from components.session.settings import Settings
 
 pytestmark = [
     pytest.mark.browser,

@@ -11,8 +11,9 @@ from browsing import CHROMIUM, PATIENCE
 from test_browser import close
 
 from components.ratios.estimator_check.measure import Verdicts
-from components.session.session import Session, slice_config
-from components.session.views import Settings
+from components.session.keys import slice_config
+from components.session.session import Session
+from components.session.settings import Settings
 from intraslice.cache import cache_folder
 from intraslice.planning.ratios import make_plan
 

@@ -12,7 +12,7 @@ from tiny_page import tiny_settings
 from app import build_app
 from components.page import theme
 from components.session.session import Session
-from components.session.views import Settings
+from components.session.settings import Settings
 
 pytestmark = [
     pytest.mark.browser,

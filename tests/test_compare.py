@@ -13,11 +13,12 @@ from tiny_page import SOMEBODY
 from components.compare import answers as streaming
 from components.compare import html as compare_words
 from components.compare.handlers import CompareHandlers
-from components.compare.models import TOLERANCE, Columns
+from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
-from components.page.handlers import flat, unchanged
+from components.session.crossmodule import TOLERANCE
 from components.session.session import Session
-from components.session.views import Settings, Status
+from components.session.settings import Settings, Status
+from components.ui.handlers import flat, unchanged
 from intraslice.__main__ import main
 from intraslice.diagnostics.divergence import first_divergence
 from intraslice.evaluation.loss import perplexity

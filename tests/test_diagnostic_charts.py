@@ -9,19 +9,10 @@ import pytest
 from test_charts import in_light
 
 from components.activations.charts import PLACES, finding, histogram_chart, shift_chart
+from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.spectra.charts import variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
-from components.spectra.views import (
-    Curve,
-    Histogram,
-    LayerCurves,
-    MethodShift,
-    PairsView,
-    PlaceShift,
-    ShiftView,
-    SpectraView,
-    drawn_ranks,
-)
+from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, drawn_ranks
 from components.ui import figure
 from components.ui.figure import Chart
 

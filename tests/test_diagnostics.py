@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from tiny_page import SOMEBODY
 
-from components import make_snapshots as diagnostic_snapshot
+from components import make_snapshots
+from components.activations import snapshot as activations_snapshot
 from components.activations.measure import ShiftViews
 from components.activations.panel import ActivationsPanel
-from components.compare.models import TOLERANCE
-from components.session.session import Session, slice_config
-from components.session.views import Settings
+from components.session.crossmodule import TOLERANCE
+from components.session.keys import slice_config
+from components.session.session import Session
+from components.session.settings import Settings
+from components.spectra import snapshot as spectra_snapshot
 from components.spectra.measure import Measured, SpectraViews
 from components.spectra.panel import SpectraPanel
 from components.spectra.views import Curve
@@ -186,10 +189,10 @@ def test_a_snapshot_shows_what_was_measured(session, tiny, activations, reached,
     settings, _ = reached
     list(activations.measure(settings, 0, SOMEBODY))
     calibrated, view = session.calibrated(tiny), activations.views.view(settings, "somebody")
-    diagnostic_snapshot.save(
-        "A label.", *diagnostic_snapshot.gather(Measured(calibrated), calibrated), view, tmp_path / "kept.npz"
+    make_snapshots.save(
+        "A label.", *make_snapshots.gather(Measured(calibrated), calibrated), view, tmp_path / "kept.npz"
     )
-    measured, kept = Measured(calibrated), diagnostic_snapshot.spectra(tmp_path / "kept.npz")
+    measured, kept = Measured(calibrated), spectra_snapshot.spectra(tmp_path / "kept.npz")
     measured.complete(1)
     assert kept.label == "A label."
     assert kept.ranks() == measured.ranks()
@@ -202,7 +205,7 @@ def test_a_snapshot_shows_what_was_measured(session, tiny, activations, reached,
         assert own.kept == other.kept
         assert np.array(own.energy) == pytest.approx(np.array(other.energy), rel=1e-5)
         assert kept.width(percent / 100) == measured.width(percent / 100)
-    again = diagnostic_snapshot.shift(tmp_path / "kept.npz")
+    again = activations_snapshot.shift(tmp_path / "kept.npz")
     assert replace(again, methods={}, snapshot="") == replace(view, methods={})
     own, other = (one.methods["crossmodule"].places["mlp"][2] for one in (again, view))
     assert own.error == pytest.approx(other.error, rel=1e-5)
@@ -217,7 +220,7 @@ def flat(curves) -> list[Curve]:
 def test_the_snapshot_is_the_default_models() -> None:
     session = Session()
     list(session.prepare(Settings(), "somebody"))
-    measured, kept = Measured(session.calibrated(Settings())), diagnostic_snapshot.spectra()
+    measured, kept = Measured(session.calibrated(Settings())), spectra_snapshot.spectra()
     measured.complete(7)
     for own, other in zip(flat(kept.curves(7)), flat(measured.curves(7)), strict=True):
         assert own.shares == pytest.approx(other.shares, abs=1e-3)

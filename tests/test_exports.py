@@ -16,7 +16,7 @@ from components.export import files as exports
 from components.export.report import Report, html
 from components.ratios.charts import ratio_chart
 from components.session.session import Session
-from components.session.views import Settings
+from components.session.settings import Settings
 from components.ui.downloads import Outbox
 from intraslice.__main__ import main
 from intraslice.evaluation.generation import generate_text

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import pytest
 from tiny_page import SOMEBODY
 
-from components.page.handlers import Handlers, flat, unchanged
+from components.page.handlers import Handlers
 from components.session import snapshot
 from components.session.caches import BoundedCache
 from components.session.jobs import Jobs
-from components.session.session import Session, slice_config
-from components.session.views import Settings, Status
+from components.session.keys import slice_config
+from components.session.session import Session
+from components.session.settings import Settings, Status
 from components.ui import formatting
+from components.ui.handlers import flat, unchanged
 from intraslice.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory

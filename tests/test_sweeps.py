@@ -8,9 +8,10 @@ import pytest
 
 from components.export.report import in_light
 from components.session.session import Session
-from components.session.views import Settings, Status, SweepChoice, SweepPoint, SweepView
+from components.session.settings import Settings, Status
 from components.sweep import measure as sweeps
 from components.sweep.charts import pick_of, removed_chart, speed_chart
+from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.__main__ import main
 from intraslice.errors import UserError
 from intraslice.evaluation import sweep as library

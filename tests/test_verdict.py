@@ -11,7 +11,7 @@ from components.ratios.estimator_check import measure as verdict
 from components.ratios.estimator_check.chart import verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
 from components.ratios.estimator_check.panel import words_of
-from components.session.views import VerdictView
+from components.ratios.estimator_check.views import VerdictView
 from intraslice.progress import Progress
 
 
@@ -56,7 +56,7 @@ def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, 
     record = {"ratio": 0.3, "dense_loss": 5.0, "tokens": 9, "modules": modules, "measured_on": "kept"}
     (tmp_path / "kept.json").write_text(json.dumps(record))
     monkeypatch.setattr(verdict, "FILE", tmp_path / "kept.json")
-    monkeypatch.setattr(verdict, "_work", lambda _: iter([Progress("sensitivity", 2, 6)]))
+    monkeypatch.setattr(verdict, "measurement", lambda _: iter([Progress("sensitivity", 2, 6)]))
     assert Verdicts(session).known(tiny) is None
     monkeypatch.setattr(verdict, "Settings", lambda: tiny)
     assert Verdicts(session).known(tiny).measured_on == "kept"

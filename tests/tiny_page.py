@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from components.session.session import Session
-from components.session.views import Settings
+from components.session.settings import Settings
 
 SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from statistics import fmean
 
-from components.spectra.views import Histogram, PlaceShift, ShiftView
+from components.activations.views import Histogram, PlaceShift, ShiftView
 from components.ui import figure
 from components.ui.figure import Chart, Json
 

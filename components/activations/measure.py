@@ -10,13 +10,14 @@ from collections.abc import Generator, Iterator
 
 from transformers import PreTrainedModel
 
-from components import make_snapshots as diagnostic_snapshot
-from components.compare.models import contrast
+from components.activations import snapshot
+from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.session.caches import BoundedCache
+from components.session.crossmodule import contrast
 from components.session.jobs import told
-from components.session.session import Session, SliceKey, calibration_key, slice_config, slice_key
-from components.session.views import Settings, Status
-from components.spectra.views import Histogram, MethodShift, PlaceShift, ShiftView
+from components.session.keys import SliceKey, calibration_key, slice_config, slice_key
+from components.session.session import Session
+from components.session.settings import Settings, Status
 from intraslice import data
 from intraslice.diagnostics.distributions import Distribution
 from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
@@ -35,7 +36,7 @@ class ShiftViews:
         self._shifts: BoundedCache[SliceKey, tuple[MethodShift, int]] = BoundedCache(60)  # of size 1 each, some 200 kB
         self._missing: BoundedCache[SliceKey, str] = BoundedCache(1000)
         self._shown: BoundedCache[str, Settings] = BoundedCache(1000)
-        self._kept = diagnostic_snapshot.shift()
+        self._kept = snapshot.shift()
 
     def view(self, settings: Settings, visitor: str) -> ShiftView | None:
         """The measurement of a setting; else what the visitor saw last, or the snapshot; None where nothing is known.

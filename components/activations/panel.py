@@ -10,13 +10,13 @@ import gradio as gr
 
 from components.activations.charts import QUESTIONS, finding, histogram_chart, shift_chart
 from components.activations.measure import ShiftViews
-from components.page.events import Page
-from components.page.handlers import Follower, visitor_of
+from components.activations.views import ShiftView
+from components.page.context import Page
 from components.ratios.panel import fold
-from components.session.views import Settings
-from components.spectra.views import ShiftView
+from components.session.settings import Settings
 from components.ui import figure, formatting
 from components.ui.chart_bridge import chart
+from components.ui.handlers import Follower, visitor_of
 
 NOTHING = "Measured when the model is calibrated and sliced."
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Question
-from components.session.views import Settings, Status
+from components.session.settings import Settings, Status
 from intraslice.diagnostics.divergence import first_divergence
 from intraslice.errors import NumericalError, UserError
 from intraslice.evaluation.generation import HALF, Sampling, answer_text, end_tokens, stream_tokens

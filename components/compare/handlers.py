@@ -14,9 +14,9 @@ from components.compare import html as compare_words
 from components.compare import passages
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Costs, Question
-from components.page.handlers import visitor_of
-from components.session.views import Settings, Status
+from components.session.settings import Settings, Status
 from components.ui import formatting
+from components.ui.handlers import visitor_of
 
 PAUSE = 0.15  # seconds between two looks at growing answers: each costs a browser some 50 ms, on a busy machine more
 UNFINISHED = ("waiting", "later", "growing")

@@ -9,24 +9,19 @@ from transformers import PreTrainedModel
 
 from components.compare.views import Cost, Costs
 from components.session.caches import BoundedCache
+from components.session.crossmodule import contrast
 from components.session.jobs import told
-from components.session.session import CalibrationKey, Session, calibration_key, slice_config
-from components.session.views import Settings, Status
+from components.session.keys import CalibrationKey, calibration_key, slice_config
+from components.session.session import Session
+from components.session.settings import Settings, Status
 from intraslice.config import SliceConfig
 from intraslice.errors import NumericalError, UserError
 from intraslice.evaluation.loss import perplexity
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
-from intraslice.methods.crossmodule import CrossModulePlan, plan_crossmodule
+from intraslice.methods.crossmodule import CrossModulePlan
 from intraslice.modeling.counts import kv_bytes_per_token
 
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
-TOLERANCE = 0.02  # of the layers' parameters: what is further apart is no equal removal
-
-
-def contrast(model: PreTrainedModel, sparsity: float) -> tuple[CrossModulePlan, bool]:
-    """The cross-module plan that removes nearest to `sparsity`, and whether that is near enough to compare."""
-    plan = plan_crossmodule(model, sparsity)
-    return plan, abs(plan.removed_fraction - sparsity) <= TOLERANCE
 
 
 class Columns:

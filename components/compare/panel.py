@@ -11,9 +11,10 @@ from components.compare import passage_panel
 from components.compare.handlers import CompareHandlers
 from components.compare.models import Columns
 from components.compare.passage_panel import PassagePanel
-from components.compare.views import COLUMNS, PROMPT
-from components.page.events import CHEAP, HEAVY, PRIVATE, Page
-from components.page.handlers import Follower, flat
+from components.compare.views import COLUMNS
+from components.page.context import CHEAP, HEAVY, PRIVATE, Page
+from components.session.settings import PROMPT
+from components.ui.handlers import Follower, flat
 
 EXAMPLES = [
     PROMPT,

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from components.assets import ASSETS
 from components.compare.handlers import CompareHandlers
-from components.page.events import HEAVY, PRIVATE, Page
-from components.page.handlers import flat
+from components.page.context import HEAVY, PRIVATE, Page
 from components.ratios.panel import fold
-from components.ui.chart_bridge import ASSETS
+from components.ui.handlers import flat
 
 SAMPLE = (
     "The Moon is the only natural satellite of the Earth. It orbits at an average distance of 384,400 kilometres, "

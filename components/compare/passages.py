@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from components.compare.models import Columns
 from components.compare.views import Candidate, PassageToken, PassageView
-from components.session.views import Settings, Status
+from components.session.settings import Settings, Status
 from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
 from intraslice.errors import UserError
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-PROMPT = "Why does it rain?"
 COLUMNS = {"dense": "Dense", "intraslice": "IntraSlice", "crossmodule": "Cross-module"}
 
 

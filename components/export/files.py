@@ -11,8 +11,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from components.session.session import Session, slice_config
-from components.session.views import Settings, Status
+from components.session.keys import slice_config
+from components.session.session import Session
+from components.session.settings import Settings, Status
 from components.ui.downloads import Outbox
 from intraslice import checkpoints
 from intraslice.cli.commands import record

@@ -8,17 +8,19 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from components.assets import ASSETS
 from components.export import files as exports
 from components.export.report import Report, html
-from components.page.events import CHEAP, HEAVY, PRIVATE, Page
-from components.page.handlers import flat, visitor_of
+from components.page.context import CHEAP, HEAVY, PRIVATE, Page
 from components.ratios.charts import importance_chart, ratio_chart
-from components.session.views import Settings, Status, SweepChoice
+from components.session.settings import Settings, Status
 from components.sweep import measure as sweeps
 from components.sweep.charts import removed_chart, speed_chart
+from components.sweep.views import SweepChoice
 from components.ui import formatting
-from components.ui.chart_bridge import ASSETS, PLOTLY
+from components.ui.chart_bridge import PLOTLY
 from components.ui.downloads import SAVE
+from components.ui.handlers import flat, visitor_of
 
 LINK = """<div class="isx-copy"><input type="text" readonly aria-label="Link to this view">
   <button type="button" aria-label="Copy the link">Copy</button></div>"""

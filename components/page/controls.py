@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from components.ratios.charts import ESTIMATORS
-from components.session.views import Settings
+from components.session.settings import Settings
+from components.ui.labels import ESTIMATORS
 
 UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
 

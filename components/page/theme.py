@@ -6,9 +6,9 @@ import json
 
 import gradio as gr
 
-from components.compare.views import PROMPT
-from components.session.views import Settings
-from components.ui.chart_bridge import ASSETS, plotly_head
+from components.assets import ASSETS
+from components.session.settings import PROMPT, Settings
+from components.ui.chart_bridge import plotly_head
 from components.ui.palette import COLOURS, FAINT, css_variables
 
 BLUE = gr.themes.Color(

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from components.session.views import ImportanceCurve, LayerView, PlanView
 from components.ui import figure
 from components.ui.figure import Chart, Json
-
-ESTIMATORS = {"uniform": "Uniform", "fisher": "Fisher", "pca": "PCA-aware", "manual": "By hand"}
-LINE_OF = {"uniform": "baseline", "fisher": "other", "pca": "intraslice", "manual": "dense"}
+from components.ui.labels import ESTIMATORS, LINE_OF
 
 
 def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:

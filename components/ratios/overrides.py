@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from components.page.events import CHEAP, PRIVATE, Page
-from components.page.handlers import flat
-from components.session.views import Settings
+from components.assets import ASSETS
+from components.page.context import CHEAP, PRIVATE, Page
+from components.session.settings import Settings
 from components.ui import formatting
-from components.ui.chart_bridge import ASSETS
+from components.ui.handlers import flat
 
 _TEMPLATE = """
 <details class="isx-fold isx-overrides">

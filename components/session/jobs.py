@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from components.session.views import Status
+from components.session.settings import Status
 from intraslice.errors import NumericalError, UserError
 from intraslice.progress import Progress
 

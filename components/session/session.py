@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -17,17 +16,19 @@ from transformers import PreTrainedModel
 from components.session import snapshot
 from components.session.caches import BoundedCache
 from components.session.jobs import Jobs, told
+from components.session.keys import CalibrationKey, SliceKey, calibration_key, slice_config, slice_key
 from components.session.plan_views import Source, importance_curves, plan_view
-from components.session.views import ImportanceCurve, Perplexities, PlanView, Settings, Status
+from components.session.settings import Settings, Status
+from components.session.views import ImportanceCurve, Perplexities, PlanView
 from intraslice import data
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
+from intraslice.config import EvaluationConfig, SliceConfig
 from intraslice.errors import UserError
 from intraslice.evaluation.loss import perplexity
 from intraslice.loading import SUGGESTED_MODELS, LoadedModel, load_model, require_memory
-from intraslice.methods.registry import Method, plan_by, slice_by, uses_estimator
+from intraslice.methods.registry import Method, plan_by, slice_by
 from intraslice.planning.importance import Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained.memory import available_bytes
@@ -35,16 +36,6 @@ from intraslice.pretrained.memory import available_bytes
 ESTIMATORS = ("uniform", "fisher", "pca")
 TEXTS = ("default", "wikitext2")
 NOT_CALIBRATED = "this model is not calibrated on this text yet; press Load and calibrate"
-
-
-class CalibrationKey(NamedTuple):
-    """What a calibration depends on."""
-
-    model: str
-    config: CalibrationConfig
-
-
-SliceKey = tuple[CalibrationKey, SliceConfig, Method]
 
 
 @dataclass
@@ -56,25 +47,6 @@ class Calibrated:
     tokens: torch.Tensor
     windows: torch.Tensor
     source: Source
-
-
-def calibration_key(settings: Settings) -> CalibrationKey:
-    """Raises UserError for numbers out of range."""
-    counts = (int(settings.sequences), int(settings.length), int(settings.seed))
-    return CalibrationKey(settings.model, CalibrationConfig(settings.upload or settings.text, *counts))
-
-
-def slice_config(settings: Settings) -> SliceConfig:
-    """The library's settings of a slice. Raises UserError for numbers out of range."""
-    return SliceConfig(
-        settings.sparsity / 100,
-        settings.estimator,
-        None if settings.bias is None else float(settings.bias),
-        settings.cap / 100,
-        settings.order,
-        bool(settings.iterative) and settings.order == "sequential",
-        locked=tuple(parse_lock(part) for part in settings.locked.split(",") if part.strip()),
-    )
 
 
 class Session:
@@ -286,14 +258,6 @@ def _dense_perplexity(calibrated: Calibrated) -> Generator[Status, None, float]:
         known = yield from told(perplexity(loaded.model, windows), "Perplexity of the dense model, window")
         keep_record(path, {"dense": known}, "the dense perplexity")
     return known
-
-
-def slice_key(settings: Settings, method: Method) -> SliceKey:
-    """What a sliced model depends on. Raises UserError for numbers out of range."""
-    config = slice_config(settings)
-    if not uses_estimator(method):  # of all settings these only know the sparsity
-        config = SliceConfig(config.sparsity)
-    return calibration_key(settings), config, method
 
 
 def _bytes(model: PreTrainedModel) -> int:

@@ -1,6 +1,6 @@
 """What the page shows in its first seconds: the estimator's view of the default model, measured once and kept here.
 
-Remake it with `python -m components.session.snapshot`. It holds a `Profile` and no weights, so ratios and sizes
+Remake it with `python -m components.make_snapshots`. It holds a `Profile` and no weights, so ratios and sizes
 follow the slider while the model still loads.
 """
 
@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from components.assets import ASSETS
 from components.session.plan_views import Source
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.importance import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
 
-FILE = Path(__file__).parents[2] / "assets" / "snapshot.npz"
+FILE = ASSETS / "snapshot.npz"
 IMPORTANCES = ("fisher_heads", "pca_channels", "neurons")
 
 
@@ -73,18 +74,3 @@ def source(path: Path = FILE) -> Source:
 def label() -> str:
     """What a snapshot made today is made of."""
     return f"SmolLM2-135M-Instruct on 32 x 512 tokens of Wikipedia's lead sections, {datetime.date.today():%d %B %Y}."
-
-
-def main() -> None:
-    """Calibrate the default model on the default text and write the snapshot."""
-    from components.session.session import Session
-    from components.session.views import Settings
-
-    session = Session()
-    for event in session.prepare(Settings(), "snapshot"):
-        print(event.text, event.done, event.total)
-    save(session.profile(Settings())[0], label())
-
-
-if __name__ == "__main__":
-    main()

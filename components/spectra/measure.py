@@ -1,6 +1,6 @@
 """Spectra of a calibration as the page shows them: each curve found once, the marks on it at every move of the slider.
 
-Before the default model is loaded, everything comes from the snapshot (`diagnostic_snapshot.py`).
+Before the default model is loaded, everything comes from the snapshot (`snapshot.py`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from components import make_snapshots as diagnostic_snapshot
-from components.compare.models import contrast
 from components.session.caches import BoundedCache
-from components.session.session import Calibrated, CalibrationKey, Session, calibration_key
-from components.session.views import Settings
+from components.session.crossmodule import contrast
+from components.session.keys import CalibrationKey, calibration_key
+from components.session.session import Calibrated, Session
+from components.session.settings import Settings
+from components.spectra import snapshot
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, drawn_ranks
 from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
@@ -104,7 +105,7 @@ class SpectraViews:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._known: BoundedCache[CalibrationKey, tuple[Calibrated, Measured]] = BoundedCache(4)  # of size 1 each
-        self._kept = diagnostic_snapshot.spectra()
+        self._kept = snapshot.spectra()
 
     def view(self, settings: Settings, layer: int) -> SpectraView | None:
         """What is known, in milliseconds; None for a model that is not calibrated yet.

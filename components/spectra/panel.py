@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.page.events import Page
+from components.page.context import Page
 from components.ratios.panel import fold
-from components.session.views import Settings
+from components.session.settings import Settings
 from components.spectra.charts import QUESTIONS, variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
 from components.spectra.measure import SpectraViews

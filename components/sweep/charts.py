@@ -5,21 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from components.ratios.charts import ESTIMATORS, LINE_OF
-from components.session.views import SweepPoint, SweepView
+from components.sweep.views import SweepPoint, SweepView
 from components.ui import figure
 from components.ui.figure import Chart, Json
-
-METHODS = {
-    "intraslice": "IntraSlice",
-    "intraslice+": "IntraSlice+",
-    "crossmodule": "Cross-module",
-    "magnitude": "Magnitude",
-    "wanda": "Wanda",
-    "flap": "FLAP",
-}
-# Colour and dash tell estimators and kinds of method apart, symbols tell the methods that share these.
-SYMBOLS = {"intraslice+": "diamond", "crossmodule": "square", "wanda": "triangle-up", "flap": "x"}
+from components.ui.labels import ESTIMATORS, LINE_OF, METHODS, SYMBOLS
 
 
 def line_name(method: str, estimator: str) -> str:

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import pandas
 import torch
 
-from components.session.session import Session, slice_config
-from components.session.views import Settings, Status, SweepChoice, SweepPoint, SweepView
+from components.session.keys import slice_config
+from components.session.session import Session
+from components.session.settings import Settings, Status
 from components.sweep.charts import line_name
+from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.evaluation.speed import SpeedConfig

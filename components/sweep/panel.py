@@ -8,16 +8,17 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from components.page.events import CHEAP, HEAVY, PRIVATE, Page
-from components.page.handlers import flat, visitor_of
-from components.ratios.charts import ESTIMATORS
+from components.page.context import CHEAP, HEAVY, PRIVATE, Page
 from components.ratios.panel import fold
-from components.session.views import Settings, Status, SweepChoice, SweepView
+from components.session.settings import Settings, Status
 from components.sweep import measure as sweeps
-from components.sweep.charts import METHODS, removed_chart, speed_chart
+from components.sweep.charts import removed_chart, speed_chart
+from components.sweep.views import SweepChoice, SweepView
 from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.downloads import SAVE
+from components.ui.handlers import flat, visitor_of
+from components.ui.labels import ESTIMATORS, METHODS
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 

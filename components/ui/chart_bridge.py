@@ -12,7 +12,8 @@ from pathlib import Path
 import gradio as gr
 import plotly
 
-ASSETS = Path(__file__).parents[2] / "assets"
+from components.assets import ASSETS
+
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 _TEMPLATE = """

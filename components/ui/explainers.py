@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from components.ui.chart_bridge import ASSETS
+from components.assets import ASSETS
 
 
 def header() -> None:

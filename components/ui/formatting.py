@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from components.session.views import Perplexities, PlanView, Settings, Status
+from components.session.settings import Settings, Status
+from components.session.views import Perplexities, PlanView
 
 
 def headline(plan: PlanView | None, measured: Perplexities, hint: str = "") -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from components.ratios.charts import ESTIMATORS
-from components.session.views import ModuleVerdict, VerdictView
+from components.ratios.estimator_check.views import ModuleVerdict, VerdictView
 from components.ui import figure
 from components.ui.figure import Chart, Json
+from components.ui.labels import ESTIMATORS
 
 KINDS = {"attention": "Attention", "mlp": "MLP"}
 

@@ -1,7 +1,6 @@
 """Was the estimator right? Every module sliced alone, measured on held-out text, beside what was foretold of it.
 
-`python -m components.ratios.estimator_check.measure` measures the default model and keeps the result beside the
-snapshot, so that the page has it at once.
+That of the default model is kept in the repository (`make_snapshots.py`), so that the page has it at once.
 """
 
 from __future__ import annotations
@@ -11,11 +10,13 @@ import json
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
 
+from components.assets import ASSETS
+from components.ratios.estimator_check.views import ModuleVerdict, VerdictView
 from components.session.caches import BoundedCache
 from components.session.jobs import told
-from components.session.session import Calibrated, CalibrationKey, Session, calibration_key
-from components.session.views import ModuleVerdict, Settings, Status, VerdictView
-from components.ui.chart_bridge import ASSETS
+from components.session.keys import CalibrationKey, calibration_key
+from components.session.session import Calibrated, Session
+from components.session.settings import Settings, Status
 from intraslice.diagnostics.rank_agreement import JUDGED, judge
 from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, measure_sensitivity
 from intraslice.planning.importance import Profile
@@ -46,10 +47,10 @@ class Verdicts:
             return None
         if not source.label:  # it is no snapshot
             calibrated = self._session.calibrated(settings)
-            work = _work(calibrated)
-            first = next(work)
+            measuring = measurement(calibrated)
+            first = next(measuring)
             if first.done == first.total:
-                return self._judged(key, calibrated, finish(work))
+                return self._judged(key, calibrated, finish(measuring))
         return _kept(source.profile) if key == calibration_key(Settings()) and FILE.is_file() else None
 
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
@@ -57,7 +58,7 @@ class Verdicts:
 
         def work() -> Iterator[Status]:
             calibrated = yield from self._session.calibrating(settings)
-            result = yield from told(_work(calibrated), "Slicing one module alone:")
+            result = yield from told(measurement(calibrated), "Slicing one module alone:")
             self._judged(calibration_key(settings), calibrated, result)
             yield Status("Measured", "ready")
 
@@ -98,7 +99,8 @@ def verdict_view(result: Sensitivity, profile: Profile, measured_on: str) -> Ver
     )
 
 
-def _work(calibrated: Calibrated) -> Generator[Progress, None, Sensitivity]:
+def measurement(calibrated: Calibrated) -> Generator[Progress, None, Sensitivity]:
+    """Measure every module of a model on a few windows of its held-out text."""
     return measure_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows[:WINDOWS], RATIO)
 
 
@@ -109,15 +111,8 @@ def _kept(profile: Profile) -> VerdictView:
     return verdict_view(result, profile, record["measured_on"])
 
 
-def main() -> None:
-    """Measure the default model on the default text, and keep it."""
-    session = Session()
-    calibrated = finish(session.calibrating(Settings()), lambda event: print(event.text))
-    result = finish(_work(calibrated), lambda event: print(event.done, "of", event.total))
+def save(sensitivity: Sensitivity) -> None:
+    """Keep the default model's measurement for the page to open with."""
     date = f"{datetime.date.today():%d %B %Y}"
-    record = {**asdict(result), "measured_on": f"{result.tokens:,} held-out tokens, {date}"}
+    record = {**asdict(sensitivity), "measured_on": f"{sensitivity.tokens:,} held-out tokens, {date}"}
     FILE.write_text(json.dumps(record, indent=0), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

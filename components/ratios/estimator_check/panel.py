@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.page.events import CHEAP, HEAVY, PRIVATE, Page
-from components.page.handlers import Follower, flat, visitor_of
-from components.ratios.charts import ESTIMATORS
+from components.page.context import CHEAP, HEAVY, PRIVATE, Page
 from components.ratios.estimator_check.chart import judged, number, verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
-from components.session.views import Settings, VerdictView
+from components.ratios.estimator_check.views import VerdictView
+from components.session.settings import Settings
 from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
+from components.ui.handlers import Follower, flat, visitor_of
+from components.ui.labels import ESTIMATORS
 
 MODULES = {"attention": "attention", "mlp": "MLP"}
 PATIENCE = "Other measurements wait for it; what is done when you cancel is kept."

@@ -1,0 +1,39 @@
+"""What *Was it right?* shows, as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModuleVerdict:
+    """One module sliced alone: what the loss gained (nats a token), its standard error, and what was foretold of it.
+
+    `foretold` and `places` are by estimator; place 1 hurts most among the modules of its kind.
+    """
+
+    layer: int
+    module: str
+    increase: float
+    error: float
+    place: int
+    foretold: Mapping[str, float]
+    places: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class VerdictView:
+    """Every module sliced alone at `ratio`. `rho` is Spearman's, by estimator and kind of module, where it exists.
+
+    `ceiling` is about the rho that a perfect estimator would reach, the noise of the tokens being what it is.
+    `misjudged` is (estimator, layer, module, measured place, foretold place, of how many), worst first.
+    """
+
+    ratio: float
+    tokens: int
+    modules: tuple[ModuleVerdict, ...]
+    rho: Mapping[str, Mapping[str, float | None]]
+    ceiling: Mapping[str, float | None]
+    misjudged: tuple[tuple[str, int, str, int, int, int], ...]
+    measured_on: str
