@@ -146,7 +146,7 @@ for event in measure_sensitivity(loaded, stats, tokens[:2]):
     if event.done == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 """
-    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, capture_output=True)
+    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     from intraslice.calibration.driver import calibrate
     from intraslice.loading import load_model

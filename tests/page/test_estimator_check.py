@@ -4,7 +4,7 @@ import json
 
 import plotly.graph_objects as go
 import pytest
-from test_charts import in_light
+from test_ratio_charts import in_light
 from tiny_page import SOMEBODY
 
 from components.ratios.estimator_check import measure as verdict

@@ -146,7 +146,7 @@ def test_the_snippet_runs_without_the_page(session, tiny, outbox, tmp_path) -> N
     answer = subprocess.run(
         [sys.executable, "-c", exports.snippet(tiny, PROMPT)],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"},
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=True,

@@ -22,7 +22,7 @@ from intraslice.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browsing import CHROMIUM, PATIENCE
-from test_browser import close
+from test_browser_page import close
 
 from components.ratios.estimator_check.measure import Verdicts
 from components.session.keys import slice_config

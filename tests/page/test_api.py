@@ -20,7 +20,7 @@ from components.session.session import Session
 from components.session.settings import Settings
 from intraslice.checkpoints.format import RECORD
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
 
 
