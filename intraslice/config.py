@@ -13,9 +13,9 @@ from intraslice.errors import UserError
 
 Estimator = Literal["uniform", "fisher", "pca"]
 Order = Literal["sequential", "one-shot"]
-Module = Literal["attention", "mlp"]
+ModuleKind = Literal["attention", "mlp"]
 Targets = Literal["sampled", "text"]
-Lock = tuple[int, Module, float]  # layer, module, ratio
+Lock = tuple[int, ModuleKind, float]  # layer, module, ratio
 GRADIENT_GROUP = 1  # sequences whose gradients are summed before squaring (published: 8)
 
 
@@ -106,7 +106,7 @@ class SliceConfig:
             raise UserError("iterative needs the sequential order's activations; choose that order, or leave it off")
         for layer, module, ratio in self.locked:
             _require_count("a locked layer", layer, 0)
-            _require_choice("a locked module", module, get_args(Module))
+            _require_choice("a locked module", module, get_args(ModuleKind))
             _require_range(f"the locked ratio of layer {layer}'s {module}", ratio, 0.0, 0.95)
         if len({lock[:2] for lock in self.locked}) < len(self.locked):
             raise UserError("a module is locked twice; wanted at most one ratio for each")
@@ -125,5 +125,5 @@ def parse_lock(text: str) -> Lock:
         raise UserError(
             f"{text.strip()!r} is no locked ratio; wanted layer, module and per cent, as in 7 mlp 25"
         ) from None
-    _require_choice("a locked module", module, get_args(Module))
+    _require_choice("a locked module", module, get_args(ModuleKind))
     return lock

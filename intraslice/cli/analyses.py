@@ -9,8 +9,8 @@ import torch
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import Run, show
-from intraslice.diagnostics.ablation import measure_faults
-from intraslice.diagnostics.rank_agreement import Judgement, judge
+from intraslice.diagnostics.ablation import measure_ablations
+from intraslice.diagnostics.rank_agreement import RankAgreement, judge
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
@@ -69,7 +69,7 @@ def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch
 def _faults(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:
     width = run.plan(loaded, stats, "crossmodule").width
     with run.timed("faults"):
-        found = finish(measure_faults(loaded.model, width, tokens, run.windows(loaded)), show)
+        found = finish(measure_ablations(loaded.model, width, tokens, run.windows(loaded)), show)
     lines = [f"perplexity when only this is cut to {width} axes, the residual stream kept whole:"]
     lines += [f"  {fault:<18}{value:9.3f}" for fault, value in found.items()]
     return {"faults": {"width": width, "perplexity": found}}, "\n".join(lines)
@@ -97,7 +97,7 @@ def sensitivity(run: Run) -> Answer:
     return result, _verdict(judgement)
 
 
-def _verdict(judgement: Judgement) -> str:
+def _verdict(judgement: RankAgreement) -> str:
     columns = ["layer", "module", "removed", "increase", "standard_error", "place", "place_pca", "place_fisher"]
     lines = [
         judgement.modules[columns].round(5).to_string(index=False),

@@ -1,7 +1,7 @@
 """Is it the residual's fault? The damage of cross-module slicing, one part at a time, on a residual stream kept whole.
 
-Each `Fault` cuts the dense model at one kind of place only and removes no parameter: this is a diagnosis, not a method.
-As in cross-module slicing each layer's axes come from the stream as the cuts before it leave it. Axes of the dense
+Each `Ablation` cuts the dense model at one kind of place only and removes no parameter: a diagnosis, not a method. As in
+cross-module slicing each layer's axes come from the stream as the cuts before it leave it. Axes of the dense
 stream are another question: on SmolLM2 at 432 of 576 they make "writes" 5.5 and "reads and writes" 13 times the dense
 perplexity, where these make 9 and 7.
 """
@@ -20,14 +20,22 @@ from intraslice.errors import UserError
 from intraslice.evaluation.loss import perplexity
 from intraslice.linalg import add_moment_, principal_axes
 from intraslice.modeling.families import blocks
-from intraslice.modeling.hidden_states import Stream, embed
+from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.linear import frozen_linear
-from intraslice.modeling.residual import Module, centre, groups, norm_of, output_of, principal_axes_of, writer_name
+from intraslice.modeling.residual import (
+    SlicedModule,
+    centre,
+    groups,
+    norm_of,
+    output_of,
+    principal_axes_of,
+    writer_name,
+)
 from intraslice.modeling.surgery import with_parts
 from intraslice.progress import Progress
 
-Fault = Literal["outputs", "reads", "reads and writes", "writes"]
-FAULTS: dict[Fault, str] = {
+Ablation = Literal["outputs", "reads", "reads and writes", "writes"]
+ABLATIONS: dict[Ablation, str] = {
     "outputs": "what modules write, on the principal axes of the module's own output",
     "reads": "what modules read, on the state's principal axes",
     "reads and writes": "what modules read and write, on the state's principal axes",
@@ -37,8 +45,8 @@ Parts = dict[nn.Module, nn.Module]
 Projection = Float[Tensor, "hidden hidden"]
 
 
-def faulty_model(
-    model: PreTrainedModel, fault: Fault, width: int, tokens: Int[Tensor, "sequences length"]
+def ablated_model(
+    model: PreTrainedModel, fault: Ablation, width: int, tokens: Int[Tensor, "sequences length"]
 ) -> Generator[Progress, None, PreTrainedModel]:
     """A dense canonicalised model with one kind of place cut to `width` axes, and its residual stream whole.
 
@@ -46,8 +54,8 @@ def faulty_model(
     not cut is shared with the dense model. Costs a forward over `tokens`; yields progress by layer. Raises UserError
     for an unknown fault or a width that the stream does not have.
     """
-    if fault not in FAULTS:
-        raise UserError(f"fault is {fault!r}; wanted one of {', '.join(FAULTS)}")
+    if fault not in ABLATIONS:
+        raise UserError(f"fault is {fault!r}; wanted one of {', '.join(ABLATIONS)}")
     hidden, layers = model.lm_head.in_features, blocks(model)
     if not 1 <= width <= hidden:
         raise UserError(f"width is {width}; wanted 1 to {hidden}, the hidden size")
@@ -72,7 +80,13 @@ def _projection(axes: Float[Tensor, "hidden hidden"], width: int) -> Projection:
 
 
 def _cut_group_(
-    stream: Stream, group: tuple[Module, ...], norm: nn.Module, state: Projection, fault: Fault, width: int, last: bool
+    stream: HiddenStates,
+    group: tuple[SlicedModule, ...],
+    norm: nn.Module,
+    state: Projection,
+    fault: Ablation,
+    width: int,
+    last: bool,
 ) -> tuple[Parts, Projection]:
     """Cut modules that share a norm and send the stream through them, in place; also the next state's projection."""
     kind = stream.hidden[0].dtype
@@ -110,7 +124,7 @@ def _axes(outputs: list[Float[Tensor, "batch tokens hidden"]]) -> Float[Tensor, 
     return principal_axes(moment)[1]
 
 
-def measure_faults(
+def measure_ablations(
     model: PreTrainedModel,
     width: int,
     calibration: Int[Tensor, "sequences length"],
@@ -118,7 +132,7 @@ def measure_faults(
 ) -> Generator[Progress, None, dict[str, float]]:
     """Perplexity on `tokens` under every fault, to be held against the dense and the cross-module model's."""
     measured = {}
-    for fault in FAULTS:
-        cut = yield from faulty_model(model, fault, width, calibration)
+    for fault in ABLATIONS:
+        cut = yield from ablated_model(model, fault, width, calibration)
         measured[fault] = yield from perplexity(cut, tokens, fault)
     return measured

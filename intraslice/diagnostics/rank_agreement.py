@@ -10,7 +10,7 @@ import pandas
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.diagnostics.sensitivity import Module, ModuleLoss, Sensitivity
+from intraslice.diagnostics.sensitivity import ModuleKind, ModuleLoss, Sensitivity
 from intraslice.planning.importance import Profile
 
 Judged = Literal["pca", "fisher"]
@@ -24,7 +24,7 @@ class Misjudged:
 
     estimator: Judged
     layer: int
-    module: Module
+    module: ModuleKind
     measured: int
     foretold: int
     of: int
@@ -38,7 +38,7 @@ class Misjudged:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class RankAgreement:
     """`modules` has a row a module; `rho[estimator]` Spearman's rho among "attention", "mlp" and "all" modules.
 
     `reliability` is the share of the measured increases' variance that is no noise of the evaluation tokens: about the
@@ -69,7 +69,7 @@ def foretell(profile: Profile, loss: ModuleLoss, ratio: float, estimator: Judged
     return fallen_importance(layer.pca_channels if estimator == "pca" else layer.fisher_heads, ratio)
 
 
-def judge(sensitivity: Sensitivity, profile: Profile) -> Judgement:
+def judge(sensitivity: Sensitivity, profile: Profile) -> RankAgreement:
     """Compare measured increases of the loss with what each estimator foretells, by rank.
 
     Attention and MLPs are ranked apart, as the estimator does. A module counts as misjudged when its rank would be off
@@ -82,7 +82,7 @@ def judge(sensitivity: Sensitivity, profile: Profile) -> Judgement:
         modules[estimator] = [foretell(profile, loss, sensitivity.ratio, estimator) for loss in sensitivity.modules]
         modules[f"place_{estimator}"] = _places(modules, estimator)
     misjudged = [one for kind in ("attention", "mlp") for one in _misjudged(modules[kinds[kind]])]
-    return Judgement(
+    return RankAgreement(
         modules,
         {name: {kind: _spearman(modules[own], name) for kind, own in kinds.items()} for name in JUDGED},
         {kind: _reliability(modules[own]) for kind, own in kinds.items()},

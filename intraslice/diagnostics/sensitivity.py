@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import Module, SliceConfig
+from intraslice.config import ModuleKind, SliceConfig
 from intraslice.errors import UserError
 from intraslice.loading import LoadedModel
 from intraslice.modeling.families import family_of
-from intraslice.modeling.hidden_states import Stream, embed
+from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.planning.importance import LayerProfile
 from intraslice.planning.ratios import LayerPlan, make_plan
 from intraslice.planning.widths import neurons_kept
@@ -37,7 +37,7 @@ class ModuleLoss:
     """What slicing one module alone did. Losses are in nats a token."""
 
     layer: int
-    module: Module
+    module: ModuleKind
     removed: int  # parameters
     increase: float  # of the mean loss; below zero where the sliced model does better
     standard_error: float  # of the increase, from the differences token by token
@@ -53,7 +53,7 @@ class Sensitivity:
     modules: tuple[ModuleLoss, ...]
 
 
-def cut_alone(dense: LayerPlan, profile: LayerProfile, module: Module, ratio: float) -> LayerPlan:
+def cut_alone(dense: LayerPlan, profile: LayerProfile, module: ModuleKind, ratio: float) -> LayerPlan:
     """A layer's plan in which one module gives `ratio` of its channels or neurons and the other nothing."""
     if module == "mlp":
         return replace(dense, mlp_ratio=ratio, neurons=neurons_kept(profile.sizes.neurons, ratio))
@@ -103,7 +103,7 @@ def measure_sensitivity(
 
 
 def _slice_alone(
-    model: PreTrainedModel, stats: CalibrationStats, layer: int, module: Module, ratio: float
+    model: PreTrainedModel, stats: CalibrationStats, layer: int, module: ModuleKind, ratio: float
 ) -> tuple[int, nn.Module]:
     """Parameters that go, and the layer without them; every other layer is the dense one and costs nothing."""
     plan = make_plan(stats.profile, SliceConfig(0.0, order="one-shot"))
@@ -115,7 +115,7 @@ def _slice_alone(
 
 
 def _losses(
-    model: PreTrainedModel, layers: Iterable[nn.Module], stream: Stream, targets: Int[Tensor, "windows scored"]
+    model: PreTrainedModel, layers: Iterable[nn.Module], stream: HiddenStates, targets: Int[Tensor, "windows scored"]
 ) -> Float[Tensor, " tokens"]:
     """The loss of every token once the stream has passed the given layers; the stream stays where it is."""
     norm = getattr(model.model, family_of(model.config).final_norm)

@@ -123,7 +123,7 @@ def generate_text(
     seed: int = 0,
     stop: threading.Event | None = None,
 ) -> Iterator[str]:
-    """Stream the model's answer piece by piece; greedy at temperature 0. See `stream_tokens`."""
+    """HiddenStates the model's answer piece by piece; greedy at temperature 0. See `stream_tokens`."""
     tokens, shown = [], ""
     for token in stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens, temperature, seed), stop):
         tokens.append(token)

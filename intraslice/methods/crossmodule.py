@@ -20,11 +20,11 @@ from intraslice.errors import UserError
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import Block, Family, blocks, family_of
-from intraslice.modeling.hidden_states import Stream, embed
+from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.linear import frozen_linear
 from intraslice.modeling.residual import (
     Folded,
-    Module,
+    SlicedModule,
     centre,
     groups,
     norm_of,
@@ -166,7 +166,7 @@ def slice_crossmodule(
 
 
 def _slice_layer_(
-    family: Family, block: Block, stream: Stream, basis: Float[Tensor, "hidden width"], last: bool
+    family: Family, block: Block, stream: HiddenStates, basis: Float[Tensor, "hidden width"], last: bool
 ) -> tuple[CrossModuleLayer, Float[Tensor, "hidden width_after"]]:
     """One layer in its bases, and the basis that it leaves; the stream, in the dense basis, moves on in place."""
     hidden, width = basis.shape
@@ -188,7 +188,9 @@ def _slice_layer_(
     return CrossModuleLayer(family, *made, norms, shortcuts, [axes.to(kind) for axes in bases]), basis
 
 
-def _advance_(stream: Stream, basis: Float[Tensor, "hidden width"], modules: list[Module], norm: nn.Module) -> None:
+def _advance_(
+    stream: HiddenStates, basis: Float[Tensor, "hidden width"], modules: list[SlicedModule], norm: nn.Module
+) -> None:
     """Cut the stream to the basis, as the sliced model carries it, and add what the modules make of it, uncut."""
     axes, basis_norm = basis.to(stream.hidden[0].dtype), BasisNorm.of(norm)
 
@@ -200,17 +202,17 @@ def _advance_(stream: Stream, basis: Float[Tensor, "hidden width"], modules: lis
     stream.map_(step)
 
 
-def _reading_in(module: Module, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> Module:
+def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     weight, bias = read_through(module, norm)
     return _exchange(module, reader_name(module), (weight @ basis, bias))
 
 
-def _writing_in(module: Module, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> Module:
+def _writing_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     weight, bias = written(module, norm)
     return _exchange(module, writer_name(module), (basis.T @ weight, None if bias is None else basis.T @ bias))
 
 
-def _exchange(module: Module, name: str, folded: Folded) -> Module:
+def _exchange(module: SlicedModule, name: str, folded: Folded) -> SlicedModule:
     """The module with another linear map under the given name, in the module's own precision."""
     linear = getattr(module, name)
     kind = linear.weight.dtype

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.linalg import add_moment_, damp, solve
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import Stream, embed
+from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.linear import frozen_linear
 from intraslice.modeling.surgery import assemble
 from intraslice.planning.ratios import SlicePlan
@@ -52,7 +52,7 @@ def slice_aligned(
 
 
 @torch.no_grad()
-def _align_block_(dense: Block, own: Block, dense_stream: Stream, own_stream: Stream) -> None:
+def _align_block_(dense: Block, own: Block, dense_stream: HiddenStates, own_stream: HiddenStates) -> None:
     """Fit both output maps of one sliced layer and move both streams through the layer, in place."""
     entered = [list(stream.hidden) for stream in (dense_stream, own_stream)]
 
@@ -75,8 +75,8 @@ def _align_module_(
     module: str,
     output: str,
     features: Callable[[Block, Tensor, dict], Tensor],
-    dense_stream: Stream,
-    own_stream: Stream,
+    dense_stream: HiddenStates,
+    own_stream: HiddenStates,
     dense_read: list[Tensor],
     own_read: list[Tensor],
 ) -> None:

@@ -18,7 +18,7 @@ class _Reached(Exception):
 
 
 @dataclass
-class Stream:
+class HiddenStates:
     """One hidden state a token, and how layers are called."""
 
     hidden: list[Float[Tensor, "batch tokens hidden"]]
@@ -33,9 +33,9 @@ class Stream:
             self.hidden[index] = change(hidden, arguments)
 
 
-def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Stream:
+def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> HiddenStates:
     """What enters the first layer, and the mask and position embeddings that transformers itself makes for it."""
-    stream = Stream([], [])
+    stream = HiddenStates([], [])
 
     def catch(_: torch.nn.Module, inputs: tuple, named: dict) -> None:
         stream.hidden.append(inputs[0])

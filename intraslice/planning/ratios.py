@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from intraslice.config import Estimator, Module, SliceConfig
+from intraslice.config import Estimator, ModuleKind, SliceConfig
 from intraslice.errors import UserError
 from intraslice.planning.importance import Profile
 from intraslice.planning.sizes import Parameters
@@ -133,7 +133,7 @@ def _neuron_share(profile: Profile, config: SliceConfig, nominal: float) -> floa
     return nominal * (config.bias or 1.0)
 
 
-def _with_locks(ratios: list[float], module: Module, config: SliceConfig) -> list[float]:
+def _with_locks(ratios: list[float], module: ModuleKind, config: SliceConfig) -> list[float]:
     given = {layer: ratio for layer, own, ratio in config.locked if own == module}
     return [given.get(index, ratio) for index, ratio in enumerate(ratios)]
 

@@ -19,7 +19,7 @@ from intraslice.layer_weights import AttentionWeights
 from intraslice.linalg import add_moment_, typical_damping
 from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import Stream, embed
+from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.offload import offload_like_, resident
 from intraslice.modeling.surgery import assemble
@@ -145,7 +145,7 @@ def _sequential(
 
 @torch.no_grad()  # which torch lifts at every yield: the caller's own gradient mode is none of ours
 def _slice_block_(
-    block: Block, plan: LayerPlan, stats: LayerStats, stream: Stream, tokens: int, config: SliceConfig
+    block: Block, plan: LayerPlan, stats: LayerStats, stream: HiddenStates, tokens: int, config: SliceConfig
 ) -> Generator[Progress, None, tuple[SlicedAttention, SlicedMLP]]:
     """Slice one layer on the stream and move the stream through the sliced layer, in place."""
     attention = _attention_from_stream(block, plan, stats.query_fisher, stream, tokens)
@@ -166,7 +166,7 @@ def _slice_block_(
 
 
 def _attention_from_stream(
-    block: Block, plan: LayerPlan, fisher: Tensor, stream: Stream, tokens: int
+    block: Block, plan: LayerPlan, fisher: Tensor, stream: HiddenStates, tokens: int
 ) -> SlicedAttention:
     """Recompute the head outputs with the chosen query and key channels, and fit the rest on those."""
     dense = block.attention
@@ -201,7 +201,7 @@ def _columns(channels: Int[Tensor, "heads dim"], states: Float[Tensor, "batch al
 
 
 def _mlp_from_stream(
-    block: Block, plan: LayerPlan, fisher: Tensor, stream: Stream, tokens: int, config: SliceConfig
+    block: Block, plan: LayerPlan, fisher: Tensor, stream: HiddenStates, tokens: int, config: SliceConfig
 ) -> Generator[Progress, None, SlicedMLP]:
     dense = block.mlp
     if plan.neurons == dense.neurons:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.diagnostics.ablation import FAULTS, faulty_model, measure_faults
+from intraslice.diagnostics.ablation import ABLATIONS, ablated_model, measure_ablations
 from intraslice.errors import UserError
 from intraslice.evaluation.loss import perplexity
 from intraslice.modeling.families import canonicalise
@@ -28,18 +28,18 @@ def dense(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 def cut(dense: PreTrainedModel, fault: str, width: int) -> PreTrainedModel:
-    return finish(faulty_model(dense, fault, width, tokens()))
+    return finish(ablated_model(dense, fault, width, tokens()))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ABLATIONS)
 def test_nothing_is_cut_at_full_width(dense, fault: str):
     model = cut(dense, fault, dense.config.hidden_size)
     torch.testing.assert_close(model(tokens(1)).logits, dense(tokens(1)).logits, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ABLATIONS)
 def test_a_cut_changes_the_logits_and_leaves_the_dense_model_alone(dense, fault: str):
     before = dense(tokens(1)).logits
     model = cut(dense, fault, 16)
@@ -98,8 +98,8 @@ def test_the_last_writer_is_whole_when_writes_are_cut(dense):
 
 @torch.no_grad()
 def test_faults_are_measured_by_name(dense):
-    measured = finish(measure_faults(dense, dense.config.hidden_size, tokens(), tokens(2)))
-    assert list(measured) == list(FAULTS)
+    measured = finish(measure_ablations(dense, dense.config.hidden_size, tokens(), tokens(2)))
+    assert list(measured) == list(ABLATIONS)
     assert list(measured.values()) == pytest.approx([finish(perplexity(dense, tokens(2)))] * 4, rel=1e-3)
 
 
