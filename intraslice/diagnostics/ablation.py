@@ -1,8 +1,8 @@
 """Is it the residual's fault? The damage of cross-module slicing, one part at a time, on a residual stream kept whole.
 
-Each `Ablation` cuts the dense model at one kind of place only and removes no parameter: a diagnosis, not a method. As in
-cross-module slicing each layer's axes come from the stream as the cuts before it leave it. Axes of the dense
-stream are another question: on SmolLM2 at 432 of 576 they make "writes" 5.5 and "reads and writes" 13 times the dense
+Each `Ablation` cuts the dense model at one kind of place only and removes no parameter: a diagnosis, not a method. As
+in cross-module slicing each layer's axes come from the stream as the cuts before it leave it. Axes of the dense stream
+are another question: on SmolLM2 at 432 of 576 they make "writes" 5.5 and "reads and writes" 13 times the dense
 perplexity, where these make 9 and 7.
 """
 
