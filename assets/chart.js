@@ -1,4 +1,4 @@
-// The browser's half of the chart bridge; components/chart_bridge.py is the other. Runs once for every chart, with
+// The browser's half of the chart bridge; components/ui/chart_bridge.py is the other. Runs once for every chart, with
 // gradio's `element`, `props`, `watch` and `trigger` in scope. The plot's div is made once and never replaced, so zoom
 // and legend survive; every new value goes through Plotly.react.
 const find = (name) => element.querySelector(`.isx-${name}`);
@@ -10,7 +10,7 @@ let drawn = null; // its traces
 let inSight = false;
 let later = null;
 
-// "@name" is a colour of components/palette.py; its value differs between the light and the dark page.
+// "@name" is a colour of components/ui/palette.py; its value differs between the light and the dark page.
 function coloured(node, styles) {
   if (typeof node === "string") return node[0] === "@" ? styles.getPropertyValue(`--isx-${node.slice(1)}`).trim() : node;
   if (Array.isArray(node)) return node.map((item) => coloured(item, styles));
@@ -117,9 +117,9 @@ function pick(name) {
 
 function choose(layer) {
   if (!chart.layers) return;
-  const wanted = Math.min(Math.max(layer, 0), chart.layers - 1);
-  window.dispatchEvent(new CustomEvent("isx-layer", { detail: wanted }));
-  trigger("select", { layer: wanted });
+  const chosen = Math.min(Math.max(layer, 0), chart.layers - 1);
+  window.dispatchEvent(new CustomEvent("isx-layer", { detail: chosen }));
+  trigger("select", { layer: chosen });
 }
 
 function receive() {

@@ -28,7 +28,7 @@ function build(layers) {
       const name = `Layer ${layer}, ${names[module]}`;
       const ratio = Object.assign(document.createElement("input"), { type: "number", min: 0, max: 95, step: 0.5, ariaLabel: `${name}: per cent removed` });
       const lock = Object.assign(document.createElement("input"), { type: "checkbox", ariaLabel: `${name}: locked` });
-      const cell = { key: `${layer} ${module}`, ratio, lock };
+      const cell = { key: `${layer} ${module}`, layer, module, ratio, lock };
       ratio.addEventListener("change", () => (ratio.value === "" ? locks.delete(cell.key) : locks.set(cell.key, Number(ratio.value)), send()));
       lock.addEventListener("change", () => (lock.checked ? locks.set(cell.key, Number(ratio.value)) : locks.delete(cell.key), send()));
       row.insertCell().append(ratio);
@@ -43,10 +43,12 @@ function paint() {
   if (!fold.open) return; // dragging the slider does not pay for it
   const bars = document.querySelector("#ratio-chart .isx-chart")?.isxChart?.data.filter((trace) => trace.type === "bar");
   if (!bars?.length) return;
-  if (cells.length !== 2 * bars[0].y.length) build(bars[0].y.length);
-  cells.forEach(({ key, ratio, lock }, index) => {
+  const ratios = Object.fromEntries(bars.map((trace) => [trace.meta.module, trace.y]));
+  const layers = bars[0].y.length;
+  if (cells.length !== modules.length * layers) build(layers);
+  cells.forEach(({ key, layer, module, ratio, lock }) => {
     const locked = locks.get(key);
-    if (document.activeElement !== ratio) ratio.value = (locked ?? 100 * bars[index % 2].y[index >> 1]).toFixed(1);
+    if (document.activeElement !== ratio) ratio.value = (locked ?? 100 * ratios[module][layer]).toFixed(1);
     lock.checked = locked !== undefined;
     ratio.classList.toggle("isx-locked", lock.checked);
   });

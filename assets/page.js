@@ -1,6 +1,7 @@
 // What belongs to the page as a whole: the address bar holds its state, ?embed=1 hides the controls.
 (() => {
-  const names = ["model", "text", "upload", "sequences", "length", "seed", "sparsity", "estimator", "bias", "cap", "order", "iterative", "locked", "layer", "prompt"];
+  const names = Object.keys(window.isxUsual); // what a link carries, in the order in which the values come
+  const tabs = Object.entries(window.isxTabs); // id, label
   const query = () => new URLSearchParams(location.search);
   const write = (change) => {
     const wanted = query();
@@ -12,14 +13,12 @@
   };
 
   // Values that are what the page opens with anyway stay out of the link.
-  let usual = null;
   window.isxRemember = (values) => {
-    usual ??= window.isxUsual || {};
     write((wanted) =>
       names.forEach((name, index) => {
         const value = values[index];
         if (name === "upload") return;
-        if ((value ?? null) === null || String(value) === String(usual[name])) wanted.delete(name);
+        if ((value ?? null) === null || String(value) === String(window.isxUsual[name])) wanted.delete(name);
         else wanted.set(name, value);
       })
     );
@@ -29,8 +28,9 @@
   // Tabs that find no room on a small screen are in a menu of their own.
   document.addEventListener("click", (event) => {
     const tab = event.target.closest?.('#tabs button[role="tab"], #tabs .overflow-dropdown button');
-    const name = tab?.textContent.trim().toLowerCase();
-    if (name) write((wanted) => (name === "ratios" ? wanted.delete("tab") : wanted.set("tab", name)));
+    const label = tab?.textContent.trim();
+    const opened = tabs.findIndex((one) => one[1] === label);
+    if (opened >= 0) write((wanted) => (opened === 0 ? wanted.delete("tab") : wanted.set("tab", tabs[opened][0])));
   });
 
   // On a small screen the controls start folded: the slider's bar stays, and the charts get the width.

@@ -7,6 +7,7 @@ Three files in `assets/`: what the estimator reads (`session/snapshot.py`), spec
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from components.activations.measure import ShiftViews
-from components.activations.views import Histogram, ShiftView
+from components.activations.views import Histogram, PlaceShift, ShiftView
 from components.ratios.estimator_check import measure as estimator_check
 from components.session import diagnostics_file, snapshot
 from components.session.diagnostics_file import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
@@ -25,28 +26,31 @@ from components.spectra.measure import Measured
 from intraslice.progress import finish
 
 
-def save(label: str, found: dict[str, np.ndarray], about: dict[str, Any], view: ShiftView, path: Path = FILE) -> None:
-    """Write what `gather` found and a measurement of shifts, with a sentence on what both were measured on."""
+def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view: ShiftView, path: Path = FILE) -> None:
+    """Write what `gather` returns and a measurement of shifts, with a sentence on what both were measured on."""
     methods, places = list(view.methods), list(next(iter(view.methods.values())).places)
     first = view.methods[methods[0]]
 
-    def every(read: Any) -> np.ndarray:
-        """(methods, places, layers, ...) of what `read` takes of a PlaceShift."""
-        return np.array([[[read(one) for one in view.methods[m].places[p]] for p in places] for m in methods])
+    def by_method(read: Callable[[PlaceShift], Any]) -> np.ndarray:
+        """(methods, places, layers, ...) of what `read` takes of a shift."""
+        return np.array(
+            [[[read(shift) for shift in view.methods[name].places[place]] for place in places] for name in methods]
+        )
+
+    def with_dense(read: Callable[[Histogram], Any]) -> np.ndarray:
+        """(1 + methods, places, layers, ...) of what `read` takes of a histogram, the dense model's first."""
+        dense = np.array([[read(histogram) for histogram in first.dense[place]] for place in places])
+        return np.concatenate([dense[None], by_method(lambda shift: read(shift.histogram))])
 
     def moments(histogram: Histogram) -> list[float]:
         return [getattr(histogram, name) for name in MOMENTS]
-
-    def with_dense(read: Any) -> np.ndarray:
-        dense = np.array([[read(one) for one in first.dense[place]] for place in places])
-        return np.concatenate([dense[None], every(lambda one: read(one.histogram))])
 
     densities = with_dense(lambda histogram: histogram.density)
     peaks = densities.max(-1)
     np.savez_compressed(
         path,
-        **found,
-        shifts=every(lambda one: [getattr(one, name) for name in NUMBERS]).astype(np.float32),
+        **arrays,
+        shifts=by_method(lambda shift: [getattr(shift, name) for name in NUMBERS]).astype(np.float32),
         moments=with_dense(moments).astype(np.float32),
         densities=np.round(densities / peaks[..., None] * BYTE).astype(np.uint8),
         peaks=peaks.astype(np.float32),
@@ -84,19 +88,19 @@ def gather(measured: Measured, calibrated: Calibrated) -> tuple[dict[str, np.nda
     arrays = {}
     for name, parts in groups.items():
         # Of several widths the longest decides; what is past a shorter one's end is never read.
-        longest = max(len(own.shares) for own in parts[0])
-        shares = [[[*own.shares, *[1.0] * (longest - len(own.shares))] for own in part] for part in parts]
+        longest = max(len(curve.shares) for curve in parts[0])
+        shares = [[[*curve.shares, *[1.0] * (longest - len(curve.shares))] for curve in part] for part in parts]
         arrays[name] = np.round(np.array(shares) * FULL).astype(np.uint16)
-        arrays[f"{name}_enough"] = np.array([[own.enough for own in part] for part in parts], dtype=np.int16)
+        arrays[f"{name}_enough"] = np.array([[curve.enough for curve in part] for part in parts], dtype=np.int16)
     for name, values in (
-        ("pairs", [own.channel_products / stats.tokens for own in stats.layers]),
-        ("felt", [own.query_fisher for own in stats.layers]),
+        ("pairs", [layer.channel_products / stats.tokens for layer in stats.layers]),
+        ("felt", [layer.query_fisher for layer in stats.layers]),
     ):
         by_pair = torch.stack(values).unflatten(-1, (2, -1)).sum(-2)
         arrays[name] = by_pair.float().cpu().numpy()
     arrays["angles"] = calibrated.loaded.model.model.rotary_emb.inv_freq.cpu().numpy()
     arrays["widths"] = np.array([measured.width(percent / 100) or 0 for percent in range(61)], dtype=np.int16)
-    return arrays, {"sizes": [own.size for own in groups["wide"][0]], "kv_head": list(stats.kv_heads[0])}
+    return arrays, {"sizes": [curve.size for curve in groups["wide"][0]], "kv_head": list(stats.kv_heads[0])}
 
 
 def main() -> None:
@@ -108,8 +112,8 @@ def main() -> None:
         print(event.text, event.done, event.total)
     calibrated = session.calibrated(settings)
     snapshot.save(calibrated.source.profile, snapshot.label())
-    found, about = gather(Measured(calibrated), calibrated)
-    save(snapshot.label(), found, about, shifts.view(settings, "snapshot"))
+    arrays, about = gather(Measured(calibrated), calibrated)
+    save(snapshot.label(), arrays, about, shifts.view(settings, "snapshot"))
     sensitivity = finish(
         estimator_check.measurement(calibrated), lambda event: print(event.stage, event.done, event.total)
     )

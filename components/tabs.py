@@ -1,4 +1,4 @@
-"""The tabs, in their order: what each one holds, and the order in which they wire themselves."""
+"""The tabs, in their order: a new one is a folder of its own and a line in `build` and in `connect`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ import gradio as gr
 from components.activations import panel as activations_panel
 from components.compare import panel as compare_panel
 from components.export import panel as export_panel
-from components.page.context import Page
-from components.ratios import overrides as overrides_panel
+from components.page.context import Context
 from components.ratios import panel as ratios_panel
-from components.ratios.estimator_check import panel as verdict_panel
 from components.session.session import Session
 from components.session.settings import Settings
 from components.spectra import panel as spectra_panel
 from components.sweep import panel as sweep_panel
 from components.ui.handlers import Follower
 
+LABELS = {
+    "ratios": "Ratios",
+    "spectra": "Spectra",
+    "activations": "Activations",
+    "compare": "Compare",
+    "sweep": "Sweep",
+    "export": "Export",
+}
+
 
 class Tabs(NamedTuple):
-    """Every tab's components."""
+    """Every tab's parts."""
 
     ratios: ratios_panel.RatiosPanel
-    overrides: overrides_panel.OverridesPanel
-    verdict: verdict_panel.VerdictPanel
     spectra: spectra_panel.SpectraPanel
     activations: activations_panel.ActivationsPanel
     compare: compare_panel.ComparePanel
@@ -33,37 +38,38 @@ class Tabs(NamedTuple):
     export: export_panel.ExportPanel
 
 
-def build(session: Session, first: Settings, ratios_json: str, importances_json: str) -> Tabs:
-    """All tabs, with the JSON that the first one's charts open with. Called inside `gr.Tabs()`."""
-    with gr.Tab("Ratios", id="ratios"):
-        ratios = ratios_panel.build(ratios_json, importances_json)
-        with ratios.by_hand:
-            overrides = overrides_panel.build()
-        verdict = verdict_panel.build(session, first)
-    with gr.Tab("Spectra", id="spectra"):
-        spectra = spectra_panel.build(session, first)
-    with gr.Tab("Activations", id="activations"):
-        activations = activations_panel.build(session, first)
-    with gr.Tab("Compare", id="compare"):
-        compare = compare_panel.build(session)
-    with gr.Tab("Sweep", id="sweep"):
-        sweep = sweep_panel.build()
-    with gr.Tab("Export", id="export"):
-        export = export_panel.build()
-    return Tabs(ratios, overrides, verdict, spectra, activations, compare, sweep, export)
+def build(session: Session, first: Settings) -> Tabs:
+    """All tabs, with what is known of `first`. Called inside `gr.Tabs()`."""
+    panels = {
+        "ratios": ratios_panel.build,
+        "spectra": spectra_panel.build,
+        "activations": activations_panel.build,
+        "compare": compare_panel.build,
+        "sweep": sweep_panel.build,
+        "export": export_panel.build,
+    }
+    parts = {}
+    for tab, label in LABELS.items():
+        with gr.Tab(label, id=tab):
+            parts[tab] = panels[tab](session, first)
+    return Tabs(**parts)
 
 
-def followers(tabs: Tabs) -> list[Follower]:
-    """What moves while the slider is dragged. Each output costs every move some 2 ms, so the rest waits for its end."""
-    return [Follower("spectra", tabs.spectra.show, tabs.spectra.shown)]
+def always(tabs: Tabs, session: Session) -> list[Follower]:
+    """What moves while the slider is dragged, whatever tab is in view."""
+    return [tabs.ratios.follower(session)]
 
 
-def connect(tabs: Tabs, page: Page) -> None:
+def in_view(tabs: Tabs) -> list[Follower]:
+    """What else moves with the slider, in its own tab. Each output costs every move some 2 ms: the rest waits."""
+    return [tabs.spectra.follower]
+
+
+def connect(tabs: Tabs, context: Context) -> None:
     """Attach what belongs to one tab alone. Called inside the `gr.Blocks()` that holds them."""
-    overrides_panel.connect(tabs.overrides, page)
-    verdict_panel.connect(tabs.verdict, page)
-    compare_panel.connect(tabs.compare, page)
-    spectra_panel.connect(tabs.spectra, page)
-    activations_panel.connect(tabs.activations, page)
-    sweep_panel.connect(tabs.sweep, page)
-    export_panel.connect(tabs.export, page, tabs.sweep.choice)
+    ratios_panel.connect(tabs.ratios, context)
+    compare_panel.connect(tabs.compare, context)
+    spectra_panel.connect(tabs.spectra, context)
+    activations_panel.connect(tabs.activations, context)
+    sweep_panel.connect(tabs.sweep, context)
+    export_panel.connect(tabs.export, context, tabs.sweep.choice)

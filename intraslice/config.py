@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from intraslice.errors import UserError
+from intraslice.registry import ESTIMATORS
 
-Estimator = Literal["uniform", "fisher", "pca"]
 Order = Literal["sequential", "one-shot"]
 ModuleKind = Literal["attention", "mlp"]
+MODULE_KINDS: tuple[ModuleKind, ...] = get_args(ModuleKind)
 Targets = Literal["sampled", "text"]
 Lock = tuple[int, ModuleKind, float]  # layer, module, ratio
 GRADIENT_GROUP = 1  # sequences whose gradients are summed before squaring (published: 8)
@@ -79,7 +80,7 @@ class SliceConfig:
     """
 
     sparsity: float = 0.3
-    estimator: Estimator = "pca"
+    estimator: str = "pca"  # a name in `registry.ESTIMATORS`
     bias: float | None = None
     cap: float = 0.8
     order: Order = "sequential"
@@ -95,7 +96,7 @@ class SliceConfig:
         if self.bias is not None:
             _require_range("bias", self.bias, 0.2, 2.0)
         _require_range("cap", self.cap, 0.0, 0.95)
-        _require_choice("estimator", self.estimator, get_args(Estimator))
+        ESTIMATORS.require(self.estimator)
         _require_choice("order", self.order, get_args(Order))
         _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
         _require_count("gradient_group", self.gradient_group, 1)
@@ -106,7 +107,7 @@ class SliceConfig:
             raise UserError("iterative needs the sequential order's activations; choose that order, or leave it off")
         for layer, module, ratio in self.locked:
             _require_count("a locked layer", layer, 0)
-            _require_choice("a locked module", module, get_args(ModuleKind))
+            _require_choice("a locked module", module, MODULE_KINDS)
             _require_range(f"the locked ratio of layer {layer}'s {module}", ratio, 0.0, 0.95)
         if len({lock[:2] for lock in self.locked}) < len(self.locked):
             raise UserError("a module is locked twice; wanted at most one ratio for each")
@@ -125,5 +126,5 @@ def parse_lock(text: str) -> Lock:
         raise UserError(
             f"{text.strip()!r} is no locked ratio; wanted layer, module and per cent, as in 7 mlp 25"
         ) from None
-    _require_choice("a locked module", module, get_args(ModuleKind))
+    _require_choice("a locked module", module, MODULE_KINDS)
     return lock

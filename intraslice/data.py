@@ -70,14 +70,14 @@ def calibration_tokens(
     """
     documents = read_documents(config.text, "calibration", evaluation_text)
     random.Random(config.seed).shuffle(documents)
-    wanted = config.sequences * config.length
-    tokens = _first_tokens(tokenizer, documents, wanted)
-    if len(tokens) < wanted:
-        fitting = len(tokens) // config.length
-        lower = f"lower sequences to {fitting} or length, or" if fitting else "lower sequences and length, or"
+    count = config.sequences * config.length
+    tokens = _first_tokens(tokenizer, documents, count)
+    if len(tokens) < count:
+        sequences = len(tokens) // config.length
+        advice = f"lower sequences to {sequences} or length, or" if sequences else "lower sequences and length, or"
         raise UserError(
             f"{config.text!r} has {len(tokens)} tokens for calibration, wanted {config.sequences} x {config.length} = "
-            f"{wanted}; {lower} name a longer text"
+            f"{count}; {advice} name a longer text"
         )
     return tokens.view(config.sequences, config.length)
 
@@ -96,12 +96,13 @@ def evaluation_tokens(
     """
     documents = read_documents(config.text, "evaluation", calibration_text)
     windows = config.tokens // config.window
-    tokens = _first_tokens(tokenizer, documents, windows * config.window)
-    if len(tokens) < windows * config.window:
-        lower = f"lower the number of tokens to {len(tokens)} or less, or " if len(tokens) >= config.window else ""
+    count = windows * config.window
+    tokens = _first_tokens(tokenizer, documents, count)
+    if len(tokens) < count:
+        advice = f"lower the number of tokens to {len(tokens)} or less, or " if len(tokens) >= config.window else ""
         raise UserError(
-            f"{config.text!r} has {len(tokens)} tokens for evaluation, wanted {windows * config.window} in windows of "
-            f"{config.window}; {lower}name a longer text"
+            f"{config.text!r} has {len(tokens)} tokens for evaluation, wanted {count} in windows of "
+            f"{config.window}; {advice}name a longer text"
         )
     return tokens.view(windows, config.window)
 
@@ -121,7 +122,7 @@ def read_documents(text: str, part: Part, other: str | None = None) -> list[str]
         return _wikipedia(part)
     if text == "wikitext2":
         return _wikitext2(part)
-    path = _own_file(text)
+    path = _readable_path(text)
     documents = _read_file(path)
     if other is None or other in NAMED_CORPORA or not _same_file(path, Path(other).expanduser()):
         return documents
@@ -171,7 +172,7 @@ def _articles(lines: Iterable[str]) -> list[str]:
     return ["\n\n".join(article) for article in articles]
 
 
-def _own_file(text: str) -> Path:
+def _readable_path(text: str) -> Path:
     path = Path(text).expanduser()
     if not path.is_file():
         raise UserError(f"no text {text!r}; wanted {_CHOICES}")
@@ -183,20 +184,20 @@ def _own_file(text: str) -> Path:
 def _read_file(path: Path) -> list[str]:
     if not path.stat().st_size:
         raise UserError(f"{path} is empty; wanted text")
-    found: list[str] = []
+    documents: list[str] = []
     try:
         with _quiet_datasets():
             for row in _READERS[path.suffix.lower()](str(path)):
-                found.append(_text_of(row, path))
+                documents.append(_text_of(row, path))
     except UserError:
         raise
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); wanted {_CHOICES}") from error
-    if path.suffix.lower() == ".txt" and len(found) == 1:
-        found = found[0].splitlines()  # no blank line in it: a document a line
-    documents = [document for document in found if document.strip()]
+    if path.suffix.lower() == ".txt" and len(documents) == 1:
+        documents = documents[0].splitlines()  # no blank line in it: a document a line
+    documents = [document for document in documents if document.strip()]
     if not documents:
         raise UserError(f"{path} has no text in it; wanted text")
     return documents
@@ -215,15 +216,15 @@ def _same_file(first: Path, second: Path) -> bool:
     return second.exists() and first.samefile(second)
 
 
-def _first_tokens(tokenizer: PreTrainedTokenizerBase, documents: list[str], wanted: int) -> Int64[Tensor, " tokens"]:
-    """The first `wanted` tokens of the joined documents, or all there are. Does not tokenise much more than that."""
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, documents: list[str], count: int) -> Int64[Tensor, " tokens"]:
+    """The first `count` tokens of the joined documents, or all there are. Does not tokenise much more than that."""
     text = "\n\n".join(documents)
-    characters = 6 * wanted
+    characters = 6 * count
     while True:
         ids = tokenizer(text[:characters], add_special_tokens=False, verbose=False)["input_ids"]
         # The last few tokens of a cut text may not be what the whole text has there.
-        if len(ids) >= wanted + 16 or characters >= len(text):
-            return torch.tensor(ids[:wanted], dtype=torch.int64)
+        if len(ids) >= count + 16 or characters >= len(text):
+            return torch.tensor(ids[:count], dtype=torch.int64)
         characters *= 2
 
 

@@ -19,7 +19,10 @@ def add_moment_(total: Float[Tensor, "rows columns"], left: Tensor, right: Tenso
 
 
 def damp(moment: Float[Tensor, "n n"], damping: float = DAMPING) -> Float[Tensor, "n n"]:
-    """`M + damping * mean(diag M) * Id`. An all-zero moment gets the identity, so that its ridge solution is zero."""
+    """`M + damping * mean(diag M) * Id`. An all-zero moment gets the identity, so that its ridge solution is zero.
+
+    Raises NumericalError where the diagonal is not finite.
+    """
     diagonal = moment.diagonal().mean()
     if not torch.isfinite(diagonal):
         raise NumericalError("activation moments are not finite; calibrate in float32, or on other text")
@@ -50,7 +53,7 @@ def solve(system: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Float[Te
 def principal_axes(
     moment: Float[Tensor, "*batch n n"],
 ) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n n"]]:
-    """Eigenvalues, descending and not below zero, and the axes as columns."""
+    """Eigenvalues, descending and not below zero, and the axes as columns. Raises NumericalError if not finite."""
     if not torch.isfinite(moment).all():
         raise NumericalError("activation moments are not finite; calibrate in float32, or on other text")
     values, vectors = torch.linalg.eigh(moment)

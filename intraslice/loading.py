@@ -18,7 +18,7 @@ from intraslice.modeling.families import canonicalise
 from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetched, place_layers
 from intraslice.pretrained.memory import MemoryEstimate, available_bytes, estimate_memory, require_memory
 from intraslice.pretrained.reader import read_config, read_weights
-from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, obtain_weights
+from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, fetch_weights, obtain_weights
 from intraslice.progress import Progress
 
 __all__ = [
@@ -74,8 +74,7 @@ def load_model(
     if is_checkpoint(name):
         model, tokenizer, made = load_checkpoint(name, device, dtype)
         return LoadedModel(model, tokenizer, name, f"{made['source']}, sliced", fingerprint(model), made)
-    require_memory(name, dtype, device)
-    weights = obtain_weights(name, on_progress)
+    weights = require_memory(name, dtype, device).weights or fetch_weights(name, on_progress)
     model, tokenizer = read_weights(weights, dtype)
     _settle_tokenizer(tokenizer, model, name)
     model = model.eval().requires_grad_(False)
@@ -98,8 +97,8 @@ def _load_offloaded(
     weights = obtain_weights(name, on_progress)
     if weights.gguf:
         raise UserError(f"{name} is a GGUF file, which is read whole; for a device map take safetensors")
-    free, beside = available_bytes(device), available_bytes()
-    places = place_layers(read_config(weights), dtype, device, device_map, free, beside)
+    config = read_config(weights)
+    places = place_layers(config, dtype, device, device_map, available_bytes(device), available_bytes())
     model, tokenizer = read_weights(weights, dtype, places)
     _settle_tokenizer(tokenizer, model, name)
     model = model.eval().requires_grad_(False)
@@ -114,8 +113,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     A few hundred values of each parameter are read, so that it costs a fraction of a second on any model.
     """
     config = model.config.to_dict()
-    for passing in ("_name_or_path", "architectures", "transformers_version"):
-        config.pop(passing, None)
+    for field in ("_name_or_path", "architectures", "transformers_version"):
+        config.pop(field, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
         values = fetched(model, name, parameter).detach().flatten()

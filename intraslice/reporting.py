@@ -1,18 +1,83 @@
-"""Plans and frames as JSON and as words: one form for the command line and the page."""
+"""What a run comes to, as JSON and as words: one form for the command line, the page and saved folders."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas
 from transformers import PreTrainedModel
 
-from intraslice.methods.crossmodule import CrossModulePlan
+import intraslice
+from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.loading import LoadedModel
 from intraslice.methods.registry import Plan
 from intraslice.modeling.counts import kv_bytes_per_token
+from intraslice.planning.crossmodule_plan import CrossModulePlan
 
 CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # what only a cross-module plan has
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that makes a sliced model and its numbers again."""
+
+    model: str
+    slicing: SliceConfig
+    calibration: CalibrationConfig
+    evaluation: EvaluationConfig
+    method: str = "intraslice"
+    dtype: str = "float32"
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked of the slice, as JSON."""
+        config = self.slicing
+        return {
+            "model": self.model,
+            "method": self.method,
+            "estimator": config.estimator,
+            "head_fraction": config.head_fraction,
+            "gradient_group": config.gradient_group,
+            "bias": config.bias,
+            "cap": config.cap,
+            "order": config.order,
+            "iterative": config.iterative,
+            "epochs": config.epochs,
+            "locked": [list(lock) for lock in config.locked],
+            "sparsity_asked": config.sparsity,
+        }
+
+    def protocol(self) -> dict[str, Any]:
+        """What perplexities and statistics are taken on, as JSON: without it the numbers mean nothing."""
+        return {
+            "eval": self.evaluation.text,
+            "eval_tokens": self.evaluation.tokens // self.evaluation.window * self.evaluation.window,
+            "window": self.evaluation.window,
+            "calibration": self.calibration.text,
+            "calibration_tokens": self.calibration.sequences * self.calibration.length,
+            "seed": self.calibration.seed,
+            "targets": self.calibration.targets,
+            "dtype": self.dtype,
+        }
+
+
+def record(recipe: Recipe, loaded: LoadedModel, plan: Plan) -> dict[str, Any]:
+    """How a sliced model is made, as its folder says it."""
+    return {
+        "version": intraslice.__version__,
+        "source": loaded.source,
+        "asked": recipe.asked(),
+        "protocol": recipe.protocol(),
+        "plan": plan_record(plan),
+        **described(plan, loaded.model),
+    }
+
+
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """What a plan keeps of every layer, and why, as JSON."""
+    if isinstance(plan, CrossModulePlan):
+        return asdict(plan)
+    return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)}
 
 
 def described(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
@@ -20,8 +85,8 @@ def described(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
     common = {"removed_fraction": plan.removed_fraction, "parameters": asdict(plan.parameters)}
     if isinstance(plan, CrossModulePlan):
         cache = kv_bytes_per_token(dense)  # keys and values are left alone
-        own = {name: getattr(plan, name) for name in CROSS_MODULE}
-        return common | {"kv_bytes_per_token": {"dense": cache, "sliced": cache}, "ratios": None, **own}
+        special = {name: getattr(plan, name) for name in CROSS_MODULE}
+        return common | {"kv_bytes_per_token": {"dense": cache, "sliced": cache}, "ratios": None, **special}
     return common | {
         "kv_bytes_per_token": dict(zip(("dense", "sliced"), plan.kv_bytes_per_token, strict=True)),
         "ratios": [[layer.attention_ratio, layer.mlp_ratio] for layer in plan.layers],
@@ -44,9 +109,3 @@ def summary(plan: Plan) -> str:
 def records(frame: pandas.DataFrame) -> list[dict[str, Any]]:
     """A frame's rows as JSON, in which a missing number is null."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
-
-
-def recorded(plan: Plan) -> dict[str, Any]:
-    if isinstance(plan, CrossModulePlan):
-        return asdict(plan)
-    return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)}

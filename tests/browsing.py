@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from playwright import sync_api as playwright
 
-from app import build_app
-from components.page import theme
+from app import build_app, launch_options
 from components.session.session import Session
 from components.session.settings import Settings
 
@@ -86,7 +85,7 @@ def snapshot_session() -> Session:
 def address(snapshot_session: Session) -> Iterator[str]:
     page = build_app(snapshot_session)
     page.queue()
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **theme.launch_options())
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield url.rstrip("/")
     page.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("linalg", "planning/importance", "planning/ratios", "slicing/attention", "slicing/mlp")
+PURE = ("linalg", "planning/profile", "planning/ratios", "slicing/attention", "slicing/mlp")
 TENSORS = {"torch", "jaxtyping", "intraslice"}
 
 

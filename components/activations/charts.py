@@ -1,4 +1,4 @@
-"""The charts of the Activations tab, from plain numbers (`diagnostic_views.py`). Pure."""
+"""The charts of the Activations tab, from plain numbers (`views.py`). Pure."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from statistics import fmean
 from components.activations.views import Histogram, PlaceShift, ShiftView
 from components.ui import figure
 from components.ui.figure import Chart, Json
+from components.ui.labels import METHOD_COLOURS, METHODS
 
 QUESTIONS = {
     "shift": "Which method stays closer to the dense model?",
     "histograms": "How are layer {}'s activations spread?",
 }
-METHODS = {
-    "intraslice": ("IntraSlice", "intraslice"),
-    "crossmodule": ("Cross-module", "cross"),
-}  # name, colour and dash
 PLACES = {"residual": "Residual stream", "attention": "Attention output", "mlp": "MLP output"}
 MEASURES = {"error": "relative error", "cosine": "cosine", "distance": "distance, in spreads"}
 
@@ -31,14 +28,14 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
     data: list[Json] = []
     for row, (measure, words) in enumerate(MEASURES.items(), start=1):
         axes = figure.axes_of(row)
-        for method, own in view.methods.items():
-            name, colour = METHODS[method]
-            values = [getattr(one, measure) for one in own.places["residual"]]
+        for method, method_shift in view.methods.items():
+            name, colour = METHODS[method], METHOD_COLOURS[method]
+            values = [getattr(shift, measure) for shift in method_shift.places["residual"]]
             line = {**_line(name, values, figure.line(colour, 2.4)), **axes}
             data.append({**line, "legendgroup": method, "showlegend": row == 1})
             if measure == "distance":
                 continue
-            values = [getattr(one, f"massive_{measure}") for one in own.places["residual"]]
+            values = [getattr(shift, f"massive_{measure}") for shift in method_shift.places["residual"]]
             # They tell another story on another scale, so they wait in the legend.
             massive = {**_line(f"{name}, massive tokens", values, figure.line(colour, 1.2)), **axes}
             data.append(
@@ -56,14 +53,15 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
     return Chart(
         title=QUESTIONS["shift"],
         note=f"The residual stream after each layer against the dense model's; {removed(view)}. "
-        "Closer: lower error and distance, higher cosine. Click a layer.",
+        "Closer: lower error and distance, higher cosine.",
+        hint="Click a layer.",
         data=data,
         layout=layout,
-        columns=["Layer", *(f"{METHODS[method][0]}: {words}" for method in view.methods for words in _COLUMNS)],
+        columns=["Layer", *(f"{METHODS[method]}: {words}" for method in view.methods for words in _COLUMNS)],
         rows=[
             [
                 str(layer),
-                *(cell for own in view.methods.values() for cell in _cells(own.places["residual"][layer])),
+                *(cell for method in view.methods.values() for cell in _cells(method.places["residual"][layer])),
             ]
             for layer in range(layers)
         ],
@@ -87,12 +85,11 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
     for column, (place, words) in enumerate(PLACES.items(), start=1):
         axes = figure.axes_of(column)
         dense = first.dense[place][layer]
-        shown: list[tuple[str, str, Histogram, PlaceShift | None]] = [("Dense", "dense", dense, None)]
-        shown += [
-            (*METHODS[method], own.places[place][layer].histogram, own.places[place][layer])
-            for method, own in view.methods.items()
-        ]
-        for name, colour, histogram, shift in shown:
+        curves: list[tuple[str, str, Histogram, PlaceShift | None]] = [("Dense", "dense", dense, None)]
+        for method, method_shift in view.methods.items():
+            shift = method_shift.places[place][layer]
+            curves.append((METHODS[method], METHOD_COLOURS[method], shift.histogram, shift))
+        for name, colour, histogram, shift in curves:
             fill = {"fill": "tozeroy", "fillcolor": "@grid"} if colour == "dense" else {}
             data.append({**_steps(name, histogram, colour), **fill, **axes, "showlegend": column == 1})
             rows.append([words, name, *_moments(histogram), *(_shift(shift) if shift else ["–", "–", "–"])])
@@ -115,14 +112,14 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
 
 def finding(view: ShiftView) -> str:
     """The mean over layers of each method's error, in words."""
-    means = {method: fmean(one.error for one in own.places["residual"]) for method, own in view.methods.items()}
-    return ", ".join(f"{METHODS[method][0]} by {mean:.0%}" for method, mean in means.items())
+    means = {name: fmean(shift.error for shift in method.places["residual"]) for name, method in view.methods.items()}
+    return ", ".join(f"{METHODS[name]} by {mean:.0%}" for name, mean in means.items())
 
 
 def removed(view: ShiftView) -> str:
     """What each method really removed, in words."""
-    own = " and ".join(f"{METHODS[method][0]} removes {shift.removed:.1%}" for method, shift in view.methods.items())
-    return f"{own} of the layers' weights"
+    shares = " and ".join(f"{METHODS[name]} removes {method.removed:.1%}" for name, method in view.methods.items())
+    return f"{shares} of the layers' weights"
 
 
 def _line(name: str, values: list[float], line: Json) -> Json:

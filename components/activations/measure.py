@@ -14,7 +14,7 @@ from components.activations import snapshot
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.session.caches import BoundedCache
 from components.session.crossmodule import contrast
-from components.session.jobs import told
+from components.session.jobs import statuses
 from components.session.keys import SliceKey, calibration_key, slice_config, slice_key
 from components.session.session import Session
 from components.session.settings import Settings, Status
@@ -83,7 +83,7 @@ class ShiftViews:
         model = yield from self._session.slice(settings, method)
         dense, windows = calibrated.loaded.model, calibrated.windows
         tokens = windows[: max(1, TOKENS // windows.shape[1])]
-        report = yield from told(
+        report = yield from statuses(
             measure_shift(dense, {method: model}, tokens), f"Comparing activations ({NAMES[method]}), window"
         )
         self._shifts.put(slice_key(settings, method), (_summary(report, method, dense, model), report.massive), 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.session.diagnostics_file import BYTE, FILE, load
 
@@ -12,14 +14,14 @@ def shift(path: Path = FILE) -> ShiftView | None:
     """The snapshot's shifts, where there is a snapshot."""
     if not path.is_file():
         return None
-    kept, about = load(path)
+    arrays, about = load(path)
     view = about["shift"]
 
     def histograms(method: int, place: int) -> list[Histogram]:
-        peaks, moments = kept["peaks"][method, place], kept["moments"][method, place]
-        densities = kept["densities"][method, place] * (peaks[:, None] / BYTE)
-        rows = zip(densities, moments, strict=True)
-        return [Histogram(*own[:2].tolist(), bins.tolist(), *own[2:].tolist()) for bins, own in rows]
+        ends, moments = np.split(arrays["moments"][method, place], [2], axis=-1)
+        densities = arrays["densities"][method, place] * (arrays["peaks"][method, place][:, None] / BYTE)
+        rows = zip(ends.tolist(), densities.tolist(), moments.tolist(), strict=True)
+        return [Histogram(*edges, bins, *shape) for edges, bins, shape in rows]
 
     dense = {place: histograms(0, index) for index, place in enumerate(view["places"])}
     methods = {
@@ -29,7 +31,7 @@ def shift(path: Path = FILE) -> ShiftView | None:
                 place: [
                     PlaceShift(*numbers.tolist(), histogram)
                     for numbers, histogram in zip(
-                        kept["shifts"][number, index], histograms(number + 1, index), strict=True
+                        arrays["shifts"][number, index], histograms(number + 1, index), strict=True
                     )
                 ]
                 for index, place in enumerate(view["places"])

@@ -100,17 +100,17 @@ class Board:
         return "stopped" if self._stop is not None and self._stop.is_set() else "cut"
 
     def _view(self, name: str, state: str) -> Answer:
-        own, dense = self._tokens[name], self._tokens["dense"]
-        whole, count = answer_text(self._tokenizer, own), len(own)
+        tokens, dense = self._tokens[name], self._tokens["dense"]
+        text, count = answer_text(self._tokenizer, tokens), len(tokens)
         if state == "growing":
-            whole = whole.rstrip(HALF)
+            text = text.rstrip(HALF)
         common = min(count, len(dense))  # what is longer by now may yet turn out the same
-        parting = first_divergence(self._tokenizer, dense[:common], own[:common])
+        parting = first_divergence(self._tokenizer, dense[:common], tokens[:common])
         if parting is None:
-            return Answer(same=whole, count=count, state=state)
-        start, end = self._length(own, parting.position), self._length(own, parting.position + 1)
+            return Answer(same=text, count=count, state=state)
+        start, end = self._length(tokens, parting.position), self._length(tokens, parting.position + 1)
         instead = answer_text(self._tokenizer, dense[parting.position : parting.position + 1])
-        return Answer(whole[:start], whole[start:end], whole[end:], count, state, parting.position, instead)
+        return Answer(text[:start], text[start:end], text[end:], count, state, parting.position, instead)
 
     def _length(self, tokens: Sequence[int], count: int) -> int:
         return len(answer_text(self._tokenizer, tokens[:count]).rstrip(HALF))

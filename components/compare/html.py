@@ -7,8 +7,8 @@ from html import escape
 
 from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView
 from components.ui import formatting
+from components.ui.labels import METHOD_COLOURS
 
-STYLES = {"dense": "dense", "intraslice": "intraslice", "crossmodule": "cross"}
 EMPTY = {
     "dense": "The dense model's answer; press Generate.",
     "intraslice": "The sliced model's answer, at the sparsity above.",
@@ -30,7 +30,8 @@ def answer(name: str, given: Answer | None = None, sparsity: float | None = None
     else:
         body = f'<p class="isx-text">{_marked(given)}</p><p class="isx-quiet">{_state(name, given)}</p>'
     growing = ' aria-busy="true"' if given and given.state == "growing" else ""
-    return f'<section class="isx-answer isx-of-{STYLES[name]}"{growing}><h3>{COLUMNS[name]}{at}</h3>{body}</section>'
+    style = f"isx-answer isx-of-{METHOD_COLOURS[name]}"
+    return f'<section class="{style}"{growing}><h3>{COLUMNS[name]}{at}</h3>{body}</section>'
 
 
 def _marked(given: Answer) -> str:
@@ -51,8 +52,8 @@ def _state(name: str, given: Answer) -> str:
         return f"{counted}{ending}."
     if given.parts_at is None:
         return f"{counted}{ending}, the same as the dense answer."
-    own, other = _named(given.token), _named(given.instead_of)
-    return f"{counted}{ending}. Parts from the dense answer at token {given.parts_at + 1}: {own} instead of {other}."
+    token, dense = _named(given.token), _named(given.instead_of)
+    return f"{counted}{ending}. Parts from the dense answer at token {given.parts_at + 1}: {token} instead of {dense}."
 
 
 def _named(token: str) -> str:
@@ -65,35 +66,36 @@ def cost(name: str, costs: Costs) -> str:
     """What stands under a column."""
     if name in costs.problems or name not in costs.columns:
         return ""
-    own, dense = costs.columns[name], costs.columns["dense"]
+    column, dense = costs.columns[name], costs.columns["dense"]
     rows = [
         (
             "Parameters",
-            formatting.millions(own.parameters),
-            f"{own.removed:.1%} of the layers removed" if own.removed else "",
+            formatting.millions(column.parameters),
+            f"{column.removed:.1%} of the layers removed" if column.removed else "",
         ),
-        ("KV cache a token", formatting.size(own.kv), ""),
-        ("Perplexity", "–" if own.perplexity is None else f"{own.perplexity:.2f}", _against(own, dense)),
-        ("Reading a prompt", *_speed(own.prefill, dense.prefill, name)),
-        ("Writing an answer", *_speed(own.decode, dense.decode, name)),
+        ("KV cache a token", formatting.size(column.kv), ""),
+        ("Perplexity", "–" if column.perplexity is None else f"{column.perplexity:.2f}", _against(column, dense)),
+        ("Reading a prompt", *_speed(column.prefill, dense.prefill, name)),
+        ("Writing an answer", *_speed(column.decode, dense.decode, name)),
     ]
     lines = "".join(f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>" for title, value, note in rows)
     return f'<dl class="isx-cost" aria-label="What {COLUMNS[name]} costs">{lines}</dl>'
 
 
-def _against(own: Cost, dense: Cost) -> str:
-    if own is dense or own.perplexity is None or dense.perplexity is None:
+def _against(column: Cost, dense: Cost) -> str:
+    if column is dense or column.perplexity is None or dense.perplexity is None:
         return ""
-    return f"{own.perplexity / dense.perplexity - 1:+.0%}"
+    return f"{column.perplexity / dense.perplexity - 1:+.0%}"
 
 
-def _speed(own: float | None, dense: float | None, name: str) -> tuple[str, str]:
-    if own is None or dense is None:
+def _speed(speed: float | None, dense: float | None, name: str) -> tuple[str, str]:
+    """A speed in tokens a second, and how it stands to the dense model's."""
+    if speed is None or dense is None:
         return "–", ""
-    value = f"{own:.0f} tokens/s" if own >= 20 else f"{own:.1f} tokens/s"
+    value = f"{speed:.0f} tokens/s" if speed >= 20 else f"{speed:.1f} tokens/s"
     if name == "dense":
         return value, ""
-    ratio = own / dense
+    ratio = speed / dense
     if abs(ratio - 1) <= NOTICEABLE:
         return value, "as fast as dense"
     return value, f"{ratio:.2f} × dense" + (": slower" if ratio < 1 else "")
@@ -105,13 +107,13 @@ def protocol(costs: Costs) -> str:
     return f'<p class="isx-quiet">{escape(text)}</p>'
 
 
-def candidates(found: Sequence[Candidate], prompt: str) -> str:
+def candidates(likeliest: Sequence[Candidate], prompt: str) -> str:
     """The next token's probabilities as bars with their numbers."""
-    top = max(max(one.dense, one.sliced) for one in found)
+    top = max(max(token.dense, token.sliced) for token in likeliest)
     lines = "".join(
-        f'<tr><th scope="row"><code>{visible(one.text)}</code></th>'
-        f"{_bar('dense', one.dense, top)}{_bar('intraslice', one.sliced, top)}</tr>"
-        for one in found
+        f'<tr><th scope="row"><code>{visible(token.text)}</code></th>'
+        f"{_bar('dense', token.dense, top)}{_bar('intraslice', token.sliced, top)}</tr>"
+        for token in likeliest
     )
     head = '<tr><th scope="col">Token</th><th scope="col">Dense</th><th scope="col">IntraSlice</th></tr>'
     shown = prompt if len(prompt) <= 80 else prompt[:79] + "…"
@@ -167,9 +169,13 @@ def _token(index: int, token: PassageToken) -> str:
     strength = round(DEEPEST * min(max(token.extra, 0.0) / STRONGEST, 1.0))
     style = f' style="--isx-strength:{strength}%"' if strength else ""
     better = " isx-better" if token.extra < -0.1 else ""
-    others = " · ".join(f"{visible(one.text)} {share(one.dense)} → {share(one.sliced)}" for one in token.likeliest)
-    said = f"{visible(token.text)} {share(token.dense)} → {share(token.sliced)}, {token.extra:+.2f} nats"
+    likeliest = " · ".join(map(_shares, token.likeliest))
+    score = f"{_shares(token)}, {token.extra:+.2f} nats"
     return (
-        f'<span class="isx-token{better}" tabindex="{-1 if index else 0}"{style} data-said="{said}" '
-        f'data-others="{others}">{escape(token.text)}</span>'
+        f'<span class="isx-token{better}" tabindex="{-1 if index else 0}"{style} data-said="{score}" '
+        f'data-others="{likeliest}">{escape(token.text)}</span>'
     )
+
+
+def _shares(token: Candidate | PassageToken) -> str:
+    return f"{visible(token.text)} {share(token.dense)} → {share(token.sliced)}"

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from components.compare.views import Cost, Costs
 from components.session.caches import BoundedCache
 from components.session.crossmodule import contrast
-from components.session.jobs import told
+from components.session.jobs import statuses
 from components.session.keys import CalibrationKey, calibration_key, slice_config
 from components.session.session import Session
 from components.session.settings import Settings, Status
@@ -18,8 +18,8 @@ from intraslice.config import SliceConfig
 from intraslice.errors import NumericalError, UserError
 from intraslice.evaluation.loss import perplexity
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
-from intraslice.methods.crossmodule import CrossModulePlan
 from intraslice.modeling.counts import kv_bytes_per_token
+from intraslice.planning.crossmodule_plan import CrossModulePlan
 
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 
@@ -29,6 +29,7 @@ class Columns:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.stopped: set[str] = set()  # visitors whose last answer came to no end
         self._asking: set[str] = set()
         self._called_off: set[str] = set()
         self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
@@ -141,10 +142,10 @@ class Columns:
         cross = (key, settings.sparsity)
         if settings.sparsity and "crossmodule" in models and self._cross_perplexities.get(cross) is None:
             work = perplexity(models["crossmodule"], self.session.calibrated(settings).windows)
-            value = yield from told(work, "Perplexity of the cross-module model, window")
+            value = yield from statuses(work, "Perplexity of the cross-module model, window")
             self._cross_perplexities.put(cross, value, 1)
         if settings.sparsity and self._speeds.get((key, slice_config(settings))) is None:
-            speeds = yield from told(measure_speed(models, SPEED), "Speeds, the models in turn; turn")
+            speeds = yield from statuses(measure_speed(models, SPEED), "Speeds, the models in turn; turn")
             self._speeds.put((key, slice_config(settings)), speeds, 1)
         yield self.session.ready(settings)
 

@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from components.compare import html as compare_words
-from components.compare import passage_panel
-from components.compare.handlers import CompareHandlers
+from components.compare import handlers, html, passage_panel
+from components.compare.handlers import Answered, CostsMeasured, CostTexts
 from components.compare.models import Columns
 from components.compare.passage_panel import PassagePanel
 from components.compare.views import COLUMNS
-from components.page.context import CHEAP, HEAVY, PRIVATE, Page
-from components.session.settings import PROMPT
-from components.ui.handlers import Follower, flat
+from components.page.context import CHEAP, HEAVY, PRIVATE, Context
+from components.session.session import Session
+from components.session.settings import PROMPT, Settings
+from components.ui.handlers import Follower, bind, flat
 
 EXAMPLES = [
     PROMPT,
@@ -29,9 +29,9 @@ watch("value", settle);"""
 
 
 class ComparePanel(NamedTuple):
-    """The tab's components."""
+    """The tab's components, and the models that it compares."""
 
-    handlers: CompareHandlers
+    columns: Columns
     prompt: gr.Textbox
     generate: gr.Button
     stop: gr.Button
@@ -39,13 +39,13 @@ class ComparePanel(NamedTuple):
     tokens: gr.Slider
     temperature: gr.Slider
     seed: gr.Number
-    answers: list[gr.HTML]
-    costs: list[gr.HTML]  # one a column, then how they were measured
+    answers: dict[str, gr.HTML]  # by column
+    costs: CostTexts
     perplexity: gr.HTML
     below: PassagePanel
 
 
-def build(session) -> ComparePanel:
+def build(session: Session, first: Settings) -> ComparePanel:
     """Prompt, three answers and their costs. Called inside a `gr.Tab`."""
     with gr.Row(equal_height=True, elem_id="asking"):
         prompt = gr.Textbox(PROMPT, label="Prompt", lines=2, max_lines=6, scale=6, elem_id="prompt")
@@ -60,32 +60,47 @@ def build(session) -> ComparePanel:
         raw = gr.Checkbox(
             False, label="Raw completion, no chat template", elem_id="raw", container=False, min_width=200
         )
-    answers, costs = [], []
+    answers, costs = {}, {}
     with gr.Row(elem_id="answers"):
         for name in COLUMNS:
-            first = compare_words.answer(name)
-            answers.append(gr.HTML(first, js_on_load=ALOUD, elem_id=f"{name}-answer", apply_default_css=False))
-            costs.append(gr.HTML(elem_id=f"{name}-cost", apply_default_css=False))
+            empty = html.answer(name)
+            answers[name] = gr.HTML(empty, js_on_load=ALOUD, elem_id=f"{name}-answer", apply_default_css=False)
+            costs[name] = gr.HTML(elem_id=f"{name}-cost", apply_default_css=False)
     perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)
-    costs.append(gr.HTML(elem_id="cost-protocol", apply_default_css=False))
-    sampling = (raw, tokens, temperature, seed)
-    below = passage_panel.build()
-    handlers = CompareHandlers(Columns(session))
-    return ComparePanel(handlers, prompt, generate, stop, *sampling, answers, costs, perplexity, below)
+    costs["protocol"] = gr.HTML(elem_id="cost-protocol", apply_default_css=False)
+    return ComparePanel(
+        columns=Columns(session),
+        prompt=prompt,
+        generate=generate,
+        stop=stop,
+        raw=raw,
+        tokens=tokens,
+        temperature=temperature,
+        seed=seed,
+        answers=answers,
+        costs=CostTexts(**costs),
+        perplexity=perplexity,
+        below=passage_panel.build(),
+    )
 
 
-def connect(panel: ComparePanel, page: Page) -> None:
+def connect(panel: ComparePanel, context: Context) -> None:
     """Attach the tab's handlers."""
-    own, settings = panel.handlers, page.controls.settings
+    columns, settings = panel.columns, context.controls.settings
     asking = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw]
-    asked = gr.on([panel.generate.click, panel.prompt.submit], own.ask, None, None, **PRIVATE, **CHEAP)
+    asked = gr.on(
+        [panel.generate.click, panel.prompt.submit], bind(handlers.ask, columns), None, None, **PRIVATE, **CHEAP
+    )
     # A question that is sent while another is answered is served after it.
-    answering = {"fn": flat(own.answer), "inputs": asking, "outputs": [page.status, *panel.answers], **HEAVY}
+    outputs = [*Answered(context.status, **panel.answers)]
+    answering = {"fn": flat(handlers.answer, columns), "inputs": asking, "outputs": outputs, **HEAVY}
     answered = asked.then(**answering, api_name="answer", trigger_mode="always_last")
-    answered.then(flat(own.costs_once), settings, [page.status, *panel.costs], api_name="costs", **HEAVY)
-    panel.stop.click(own.halt, None, page.status, **PRIVATE, **CHEAP)
+    measured = [*CostsMeasured(context.status, *panel.costs)]
+    answered.then(flat(handlers.costs, columns), settings, measured, api_name="costs", **HEAVY)
+    panel.stop.click(bind(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)
 
-    page.follow(Follower("compare", own.known_costs, panel.costs), page.let_go)
-    for end in page.measured:
-        end.then(flat(own.known_costs), [*settings, page.controls.layer], panel.costs, **PRIVATE, **CHEAP)
-    passage_panel.connect(panel.below, own, panel.raw, answered, page)
+    known_costs = bind(handlers.known_costs, columns)
+    context.follow(Follower("compare", known_costs, panel.costs), context.at_rest)
+    for end in context.measured:
+        end.then(flat(known_costs), [*settings, context.controls.layer], [*panel.costs], **PRIVATE, **CHEAP)
+    passage_panel.connect(panel.below, columns, panel.raw, answered, context)

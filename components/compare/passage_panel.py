@@ -7,10 +7,12 @@ from typing import NamedTuple
 import gradio as gr
 
 from components.assets import ASSETS
-from components.compare.handlers import CompareHandlers
-from components.page.context import HEAVY, PRIVATE, Page
-from components.ratios.panel import fold
-from components.ui.handlers import flat
+from components.compare import handlers
+from components.compare.handlers import AfterSlice, Found
+from components.compare.models import Columns
+from components.page.context import HEAVY, PRIVATE, Context
+from components.ui.explainers import fold
+from components.ui.handlers import flat, in_view, skipped
 
 SAMPLE = (
     "The Moon is the only natural satellite of the Earth. It orbits at an average distance of 384,400 kilometres, "
@@ -50,14 +52,15 @@ def build() -> PassagePanel:
 
 
 def connect(
-    panel: PassagePanel, own: CompareHandlers, raw: gr.Checkbox, answered: gr.events.Dependency, page: Page
+    panel: PassagePanel, columns: Columns, raw: gr.Checkbox, answered: gr.events.Dependency, context: Context
 ) -> None:
     """Attach the part's handlers. `answered` is the end of an answer: the prompt may be another one by then."""
-    settings = page.controls.settings
-    asked = [*settings, page.prompt, raw]
-    next_shown, passage_shown = [page.status, panel.candidates], [page.status, panel.scored]
-    answered.then(flat(own.next_tokens), asked, next_shown, api_name="next_tokens", **HEAVY)
-    panel.score.click(flat(own.passage), [*settings, panel.text], passage_shown, api_name="passage", **HEAVY)
-    both = [page.status, panel.candidates, panel.scored]
-    for end in (*page.measured, page.opened["compare"]):
-        end.then(flat(own.after_slice), [*asked, panel.text, page.tab], both, **PRIVATE, **HEAVY)
+    settings, status = context.controls.settings, context.status
+    asked = [*settings, context.prompt, raw]
+    candidates, scored = [*Found(status, panel.candidates)], [*Found(status, panel.scored)]
+    answered.then(flat(handlers.next_tokens, columns), asked, candidates, api_name="next_tokens", **HEAVY)
+    panel.score.click(flat(handlers.passage, columns), [*settings, panel.text], scored, api_name="passage", **HEAVY)
+    both = AfterSlice(status, panel.candidates, panel.scored)
+    after_slice = in_view("compare", skipped(AfterSlice), handlers.after_slice, columns)
+    for end in (*context.measured, context.opened["compare"]):
+        end.then(after_slice, [*asked, panel.text, context.tab], [*both], **PRIVATE, **HEAVY)

@@ -13,8 +13,8 @@ from intraslice.errors import UserError
 
 NEXT = 8  # candidates of either model
 ALTERNATIVES = 3
-Found = tuple[Candidate, ...] | PassageView
 MOST = 512  # tokens of a passage: each is an element of the page
+Found = tuple[Candidate, ...] | PassageView
 
 
 def next_tokens(
@@ -28,8 +28,8 @@ def next_tokens(
         models = yield from columns.pair(settings)
         tokenizer = columns.session.calibrated(settings).loaded.tokenizer
         yield Status("Reading the prompt")
-        found = compare_next_tokens(models["dense"], models["intraslice"], tokenizer, prompt, NEXT, chat=not raw)
-        yield tuple(map(_candidate, found))
+        tokens = compare_next_tokens(models["dense"], models["intraslice"], tokenizer, prompt, NEXT, chat=not raw)
+        yield tuple(map(_candidate, tokens))
         yield columns.session.ready(settings)
 
     yield from _live(columns, settings, visitor, work())
@@ -62,5 +62,5 @@ def _token(score: TokenScore) -> PassageToken:
     return PassageToken(score.text, math.exp(score.dense), math.exp(score.sliced), score.extra_loss, likeliest)
 
 
-def _candidate(found: NextToken) -> Candidate:
-    return Candidate(found.text, found.dense, found.sliced)
+def _candidate(token: NextToken) -> Candidate:
+    return Candidate(token.text, token.dense, token.sliced)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-COLUMNS = {"dense": "Dense", "intraslice": "IntraSlice", "crossmodule": "Cross-module"}
+from components.ui.labels import METHODS
+
+COLUMNS = {"dense": "Dense", **{name: METHODS[name] for name in ("intraslice", "crossmodule")}}
 
 
 class Question(NamedTuple):

@@ -11,35 +11,34 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from components.session.keys import slice_config
+from components.session.keys import recipe
 from components.session.session import Session
 from components.session.settings import Settings, Status
-from components.ui.downloads import Outbox
+from components.ui.downloads import Downloads
 from intraslice import checkpoints
-from intraslice.cli.commands import record
-from intraslice.cli.parser import parser
-from intraslice.cli.run import Run
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
+from intraslice.reporting import record
 
 
 def words(session: Session, settings: Settings, command: str = "evaluate", *more: str) -> list[str]:
-    """The arguments of `python -m intraslice` that make the page's model and numbers. Raises UserError as slicing does.
+    """The arguments of `python -m intraslice` that make the page's model and numbers.
 
-    An upload is named by its file name alone: that is how it lies on the person's own disk.
+    Raises UserError for settings out of range.
     """
-    config = slice_config(settings)
-    text = Path(settings.upload).name if settings.upload else settings.text
-    tokens = max(session.evaluation_tokens, int(settings.length))
-    said = [command, "--model", settings.model, "--sparsity", _number(config.sparsity), "--estimator", config.estimator]
-    said += [] if config.bias is None else ["--bias", _number(config.bias)]
-    said += ["--cap", _number(config.cap), "--order", config.order]
-    said += ["--iterative"] if config.iterative else []
-    for layer, module, ratio in config.locked:
+    wanted = recipe(settings, session.evaluation_tokens)
+    slicing, calibration, evaluation = wanted.slicing, wanted.calibration, wanted.evaluation
+    said = [command, "--model", wanted.model, "--sparsity", _number(slicing.sparsity)]
+    said += ["--estimator", slicing.estimator]
+    said += [] if slicing.bias is None else ["--bias", _number(slicing.bias)]
+    said += ["--cap", _number(slicing.cap), "--order", slicing.order]
+    said += ["--iterative"] if slicing.iterative else []
+    for layer, module, ratio in slicing.locked:
         said += ["--lock", str(layer), module, _number(100 * ratio)]
-    said += ["--calibration", text, "--eval", text, "--sequences", str(int(settings.sequences))]
-    said += ["--length", str(int(settings.length)), "--seed", str(int(settings.seed))]
-    return [*said, "--eval-tokens", str(tokens), "--device", session.device, *more]
+    said += ["--calibration", calibration.text, "--eval", evaluation.text]
+    said += ["--sequences", str(calibration.sequences), "--length", str(calibration.length)]
+    said += ["--seed", str(calibration.seed), "--eval-tokens", str(evaluation.tokens)]
+    return [*said, "--device", session.device, *more]
 
 
 def command_lines(session: Session, settings: Settings, prompt: str) -> str:
@@ -69,9 +68,8 @@ def snippet(settings: Settings, prompt: str) -> str:
 
 def plan_record(session: Session, settings: Settings) -> dict[str, Any]:
     """What `python -m intraslice slice` keeps of how a model was made. Raises UserError before the calibration."""
-    calibrated = session.calibrated(settings)
-    run = Run(parser().parse_args(words(session, settings)))
-    return record(run, calibrated.loaded, session.slice_plan(settings))
+    loaded = session.calibrated(settings).loaded
+    return record(recipe(settings, session.evaluation_tokens), loaded, session.slice_plan(settings))
 
 
 def evaluation(session: Session, settings: Settings) -> Generator[Status, None, dict[str, Any]]:
@@ -100,7 +98,7 @@ def write_plan(session: Session, settings: Settings, path: Path) -> None:
     path.write_text(json.dumps(plan_record(session, settings), indent=1), encoding="utf-8")
 
 
-def write_checkpoint(session: Session, settings: Settings, outbox: Outbox) -> Generator[Status, None, Path]:
+def write_checkpoint(session: Session, settings: Settings, downloads: Downloads) -> Generator[Status, None, Path]:
     """Slice, or find the slice in memory, and zip it. Raises UserError where nothing is sliced or the disk is full."""
     if settings.sparsity == 0:
         raise UserError("nothing is removed at 0 %, so there is no sliced model to save; move the slider first")
@@ -120,7 +118,7 @@ def write_checkpoint(session: Session, settings: Settings, outbox: Outbox) -> Ge
                 for file in sorted(folder.iterdir()):
                     archive.write(file, f"{name}/{file.name}")
 
-    return outbox.put(f"{name}.zip", write)
+    return downloads.put(f"{name}.zip", write)
 
 
 def _number(value: float) -> str:

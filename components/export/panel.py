@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from components.assets import ASSETS
-from components.export import files as exports
+from components.export import files
 from components.export.report import Report, html
-from components.page.context import CHEAP, HEAVY, PRIVATE, Page
+from components.page.context import CHEAP, HEAVY, PRIVATE, Context
 from components.ratios.charts import importance_chart, ratio_chart
+from components.session.session import NOT_CALIBRATED, Session
 from components.session.settings import Settings, Status
 from components.sweep import measure as sweeps
 from components.sweep.charts import removed_chart, speed_chart
 from components.sweep.views import SweepChoice
 from components.ui import formatting
 from components.ui.chart_bridge import PLOTLY
-from components.ui.downloads import SAVE
-from components.ui.handlers import flat, visitor_of
+from components.ui.downloads import SAVE, Downloads
+from components.ui.handlers import flat, in_view, skipped, visitor_of
 
 LINK = """<div class="isx-copy"><input type="text" readonly aria-label="Link to this view">
   <button type="button" aria-label="Copy the link">Copy</button></div>"""
@@ -28,138 +29,180 @@ WORDS = """<div class="isx-copy"><pre tabindex="0" role="region" aria-label="{la
   <button type="button" aria-label="Copy: {label}">Copy</button></div>"""
 
 
-class ExportPanel(NamedTuple):
-    """The tab's components. Each button has a hidden download button that hands its file to the browser."""
+class Shown(NamedTuple):
+    """What the buttons would give (HTML), and the words that make the view again."""
 
-    about: gr.HTML
+    about: Any
+    snippet: Any
+    command: Any
+
+
+class Buttons(NamedTuple):
+    """The three downloads."""
+
     checkpoint: gr.Button
     plan: gr.Button
     report: gr.Button
-    checkpoint_file: gr.DownloadButton
-    plan_file: gr.DownloadButton
-    report_file: gr.DownloadButton
+
+
+class Files(NamedTuple):
+    """Hidden download buttons that hand what was asked for to the browser."""
+
+    checkpoint: gr.DownloadButton
+    plan: gr.DownloadButton
+    report: gr.DownloadButton
+
+
+class Zipped(NamedTuple):
+    """Two status lines (HTML), and the sliced model's file."""
+
+    status: Any
+    progress: Any
+    file: Any
+
+
+class ExportPanel(NamedTuple):
+    """The tab's components."""
+
+    shown: Shown
+    buttons: Buttons
+    files: Files
     progress: gr.HTML
-    snippet: gr.HTML
-    command: gr.HTML
 
 
-def build() -> ExportPanel:
+def preview(session: Session, settings: Settings, prompt: str) -> Shown:
+    """What the buttons would give, the snippet and the command lines, for the current settings."""
+    try:
+        plan = session.plan(settings)
+        command = files.command_lines(session, settings, prompt)
+    except ValueError as problem:
+        return skipped(Shown)._replace(about=formatting.problem(problem))
+    return Shown(formatting.export(plan, settings), files.snippet(settings, prompt), command)
+
+
+def checkpoint(session: Session, downloads: Downloads, settings: Settings, request: gr.Request) -> Iterator[Zipped]:
+    """The sliced model as a zip: safetensors, JSON and tokenizer; slices first where that is still to do.
+
+    Yields two status lines (HTML), then the file.
+    """
+    job = session.jobs.start(visitor_of(request), live=False)
+    written: list[Path] = []
+
+    def work() -> Iterator[Status]:
+        written.append((yield from files.write_checkpoint(session, settings, downloads)))
+        yield Status(f"{written[0].name}, {written[0].stat().st_size / 1e6:.0f} MB", "ready")
+
+    yield skipped(Zipped)._replace(file=None)  # the last one's file must not be given again
+    for event in session.jobs.run(visitor_of(request), job, work()):
+        line = formatting.status(event)
+        yield Zipped(line, line, str(written[0]) if written else gr.skip())
+
+
+def plan(session: Session, downloads: Downloads, settings: Settings) -> str:
+    """What every layer keeps and why, with sizes and protocol, as a JSON file."""
+    with downloads.errors():
+        name = f"{files.checkpoint_name(settings)}-plan.json"
+        return str(downloads.put(name, lambda path: files.write_plan(session, settings, path)))
+
+
+def report(
+    session: Session,
+    downloads: Downloads,
+    settings: Settings,
+    layer: int,
+    prompt: str,
+    methods: list[str],
+    estimators: list[str],
+    sparsities: list[float],
+    speed: bool,
+) -> str:
+    """The current view as one HTML file that opens offline: charts, tables, settings, perplexities, command lines.
+
+    `methods`, `estimators`, `sparsities` and `speed` choose the sweep that it shows, where one is measured.
+    """
+    choice = SweepChoice(methods, estimators, sparsities, speed)
+    with downloads.errors():
+        content = _report(session, settings, int(layer), prompt, choice)
+        text = html(content, PLOTLY.read_text(encoding="utf-8"))
+        return str(downloads.put(f"{content.title}.html", lambda path: path.write_text(text, encoding="utf-8")))
+
+
+def _report(session: Session, settings: Settings, layer: int, prompt: str, choice: SweepChoice) -> Report:
+    view = session.plan(settings)
+    if view is None:
+        raise ValueError(NOT_CALIBRATED)
+    layer = min(layer, len(view.layers) - 1)
+    charts = [ratio_chart(view, layer), importance_chart(session.importances(settings, layer), layer)]
+    if choice.methods and choice.estimators and choice.sparsities and not view.snapshot:
+        sweep = sweeps.known(session, settings, choice)
+        charts += [removed_chart(sweep)] if sweep.points else []
+        charts += [speed_chart(sweep)] if any(point.prefill for point in sweep.points) else []
+    words = {
+        "The same from a command line": files.command_lines(session, settings, prompt),
+        "Open the sliced model again": files.snippet(settings, prompt),
+    }
+    title = files.checkpoint_name(settings)
+    return Report(title, settings._asdict(), view, session.perplexities(settings), charts, words)
+
+
+def build(session: Session, first: Settings) -> ExportPanel:
     """Three downloads, the reload snippet, the command lines, the link. Called inside a `gr.Tab`."""
     about = gr.HTML(elem_id="export-about", apply_default_css=False)
     with gr.Row(elem_id="export-buttons"):
         with gr.Column(min_width=220):
             checkpoint = gr.Button("Sliced model (.zip)", variant="primary", elem_id="export-checkpoint")
-            _small("Weights as safetensors, JSON and tokenizer; opens without the dense model.")
+            _note("Weights as safetensors, JSON and tokenizer; opens without the dense model.")
         with gr.Column(min_width=220):
             plan = gr.Button("Plan (.json)", elem_id="export-plan")
-            _small("What every layer keeps, why, and how it was measured.")
+            _note("What every layer keeps, why, and how it was measured.")
         with gr.Column(min_width=220):
             report = gr.Button("Report (.html)", elem_id="export-report")
-            _small("This view's charts, tables and numbers as one page that opens offline.")
-    files = [gr.DownloadButton(visible="hidden") for _ in range(3)]
+            _note("This view's charts, tables and numbers as one page that opens offline.")
+    hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
     gr.HTML("<h3>Link to this view</h3>", apply_default_css=False)
     _copied(LINK, "export-link")
     gr.HTML("<h3>Open it again</h3>", apply_default_css=False)
-    _small("Unpack the zip, and in a Python that has this library installed:")
+    _note("Unpack the zip, and in a Python that has this library installed:")
     snippet = _copied(WORDS.format(label="Open it again"), "export-snippet")
     gr.HTML("<h3>The same from a command line</h3>", apply_default_css=False)
-    _small("This page's perplexity; the folder that the zip holds; this page's greedy answer.")
+    _note("This page's perplexity; the folder that the zip holds; this page's greedy answer.")
     command = _copied(WORDS.format(label="The same from a command line"), "export-command")
-    return ExportPanel(about, checkpoint, plan, report, *files, progress, snippet, command)
+    return ExportPanel(
+        shown=Shown(about, snippet, command),
+        buttons=Buttons(checkpoint, plan, report),
+        files=hidden,
+        progress=progress,
+    )
 
 
-def connect(panel: ExportPanel, page: Page, choice: list[gr.components.Component]) -> None:
+def connect(panel: ExportPanel, context: Context, choice: SweepChoice) -> None:
     """Attach the tab's handlers; `choice` are the inputs of the sweep that a report shows."""
-    session, controls, outbox = page.session, page.controls, page.outbox
-
-    def look(settings: Settings, prompt: str, opened: str) -> tuple:
-        """What the buttons would give, the snippet and the command lines, for the current settings."""
-        if opened != "export":
-            return gr.skip(), gr.skip(), gr.skip()
-        try:
-            plan = session.plan(settings)
-            words = exports.snippet(settings, prompt), exports.command_lines(session, settings, prompt)
-        except ValueError as problem:
-            return formatting.problem(problem), gr.skip(), gr.skip()
-        return formatting.export(plan, settings), *words
-
-    def checkpoint(settings: Settings, request: gr.Request) -> Iterator[tuple]:
-        """The sliced model as a zip: safetensors, JSON and tokenizer; slices first where that is still to do.
-
-        Yields two status lines (HTML), then the file.
-        """
-        visitor = visitor_of(request)
-        job = session.jobs.start(visitor, live=False)
-        made: list[Path] = []
-
-        def work() -> Iterator[Status]:
-            made.append((yield from exports.write_checkpoint(session, settings, outbox)))
-            yield Status(f"{made[0].name}, {made[0].stat().st_size / 1e6:.0f} MB", "ready")
-
-        yield gr.skip(), gr.skip(), None  # the last one's file must not be given again
-        for event in session.jobs.run(visitor, job, work()):
-            line = formatting.status(event)
-            yield line, line, str(made[0]) if made else gr.skip()
-
-    def plan(settings: Settings) -> str:
-        """What every layer keeps and why, with sizes and protocol, as a JSON file."""
-        with outbox.errors():
-            name = f"{exports.checkpoint_name(settings)}-plan.json"
-            return str(outbox.put(name, lambda path: exports.write_plan(session, settings, path)))
-
-    def report(
-        settings: Settings,
-        layer: int,
-        prompt: str,
-        methods: list[str],
-        estimators: list[str],
-        sparsities: list[float],
-        speed: bool,
-    ) -> str:
-        """The current view as one HTML file that opens offline: charts, tables, settings, perplexities, command lines.
-
-        `methods`, `estimators`, `sparsities` and `speed` choose the sweep that it shows, where one is measured.
-        """
-        with outbox.errors():
-            shown = session.plan(settings)
-            if shown is None:
-                raise ValueError("this model is not calibrated on this text yet; press Load and calibrate")
-            layer = min(int(layer), len(shown.layers) - 1)
-            charts = [ratio_chart(shown, layer), importance_chart(session.importances(settings, layer), layer)]
-            choice = SweepChoice(methods, estimators, sparsities, speed)
-            if all(choice[:3]) and not shown.snapshot:
-                view = sweeps.known(session, settings, choice)
-                charts += [removed_chart(view)] if view.points else []
-                charts += [speed_chart(view)] if any(point.prefill for point in view.points) else []
-            words = {
-                "The same from a command line": exports.command_lines(session, settings, prompt),
-                "Open the sliced model again": exports.snippet(settings, prompt),
-            }
-            name = exports.checkpoint_name(settings)
-            page = Report(name, settings._asdict(), shown, session.perplexities(settings), charts, words)
-            text = html(page, PLOTLY.read_text(encoding="utf-8"))
-            return str(outbox.put(f"{name}.html", lambda path: path.write_text(text, encoding="utf-8")))
-
+    session, controls, downloads = context.session, context.controls, context.downloads
+    settings, buttons, hidden = controls.settings, panel.buttons, panel.files
     seen = {
-        "fn": flat(look),
-        "inputs": [*controls.settings, page.prompt, page.tab],
-        "outputs": [panel.about, panel.snippet, panel.command],
+        "fn": in_view("export", skipped(Shown), preview, session),
+        "inputs": [*settings, context.prompt, context.tab],
+        "outputs": [*panel.shown],
         **CHEAP,
         **PRIVATE,
     }
-    gr.on([*page.let_go, controls.iterative.input, controls.model.change], **seen, trigger_mode="always_last")
-    for end in (page.opened["export"], *page.prepared):
+    gr.on([*context.at_rest, controls.model.change], **seen, trigger_mode="always_last")
+    for end in (context.opened["export"], *context.prepared):
         end.then(**seen)
 
-    with_view = [*controls.settings, controls.layer, page.prompt, *choice]
-    zipped = [page.status, panel.progress, panel.checkpoint_file]
+    zipped = [*Zipped(context.status, panel.progress, hidden.checkpoint)]
+    with_view = [*settings, controls.layer, context.prompt, *choice]
     ends = {
-        panel.checkpoint_file: panel.checkpoint.click(
-            flat(checkpoint), controls.settings, zipped, api_name="checkpoint", **HEAVY
+        hidden.checkpoint: buttons.checkpoint.click(
+            flat(checkpoint, session, downloads), settings, zipped, api_name="checkpoint", **HEAVY
         ),
-        panel.plan_file: panel.plan.click(flat(plan), controls.settings, panel.plan_file, api_name="plan", **CHEAP),
-        panel.report_file: panel.report.click(flat(report), with_view, panel.report_file, api_name="report", **CHEAP),
+        hidden.plan: buttons.plan.click(
+            flat(plan, session, downloads), settings, hidden.plan, api_name="plan", **CHEAP
+        ),
+        hidden.report: buttons.report.click(
+            flat(report, session, downloads), with_view, hidden.report, api_name="report", **CHEAP
+        ),
     }
     for file, end in ends.items():
         end.success(None, file, None, js=SAVE, **CHEAP)
@@ -171,5 +214,5 @@ def _copied(template: str, elem_id: str) -> gr.HTML:
     return gr.HTML(html_template=template, js_on_load=script, elem_id=elem_id, apply_default_css=False)
 
 
-def _small(text: str) -> None:
+def _note(text: str) -> None:
     gr.HTML(f'<p class="isx-quiet">{text}</p>', apply_default_css=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -71,15 +70,10 @@ def _chart(chart: Chart) -> str:
     head, rows = _row(chart.columns, "th"), "".join(_row(row) for row in chart.rows)
     table = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     return (
-        f'<h2>{escape(chart.title)}</h2><p class="note">{escape(_unasked(chart.note))}</p>'
+        f'<h2>{escape(chart.title)}</h2><p class="note">{escape(chart.caption(clickable=False))}</p>'
         f'<script type="application/json">{figure}</script><div class="plot" style="height:420px"></div>'
         f"<details open><summary>Table</summary>{table}</details>"
     )
-
-
-def _unasked(note: str) -> str:
-    """A chart's note without what it asks the reader to click: here a click does nothing."""
-    return re.sub(r"Click [^.]*\. ?", "", note)
 
 
 def _row(cells: Iterable[str], tag: str = "td") -> str:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from components.page.slider import Moved
+from components.session.session import Session
 from components.session.settings import Settings
 from components.ui.labels import ESTIMATORS
 
@@ -57,8 +59,9 @@ def sparsity_slider(value: float) -> gr.Slider:
     )
 
 
-def build(session, first: Settings, sparsity: gr.Slider, readout_html: str, found_bias: float) -> Controls:
-    """Fill the sidebar. Called inside `gr.Sidebar()`."""
+def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved) -> Controls:
+    """Fill the sidebar, with the readout and the bias of `opening`. Called inside `gr.Sidebar()`."""
+    found_bias = opening.bias_found or 1
     gr.HTML("<h2>Model</h2>", apply_default_css=False)
     model = gr.Dropdown(
         list(session.models),
@@ -80,7 +83,7 @@ def build(session, first: Settings, sparsity: gr.Slider, readout_html: str, foun
     calibrate = gr.Button("Load and calibrate", size="md", elem_id="calibrate")
     gr.HTML("<h2>Slicing</h2>", apply_default_css=False)
     estimator = gr.Radio(
-        [(ESTIMATORS[name], name) for name in ("pca", "fisher", "uniform")],
+        ESTIMATORS.options(),
         value=first.estimator,
         label="Ratio estimator",
         elem_id="estimator",
@@ -108,29 +111,29 @@ def build(session, first: Settings, sparsity: gr.Slider, readout_html: str, foun
         paper = gr.Button("Slice as in the paper", size="md", elem_id="paper", min_width=190)
         cancel = gr.Button("Cancel", size="md", elem_id="cancel", min_width=70)
     gr.HTML("<h2>Readout</h2>", apply_default_css=False)
-    readout = gr.HTML(readout_html, elem_id="readout", apply_default_css=False)
+    readout = gr.HTML(opening.readout, elem_id="readout", apply_default_css=False)
     layer = gr.Slider(0, 29, value=0, step=1, label="Layer shown in detail", elem_id="layer", buttons=[])
     return Controls(
-        model,
-        memory,
-        text,
-        upload,
-        sequences,
-        length,
-        seed,
-        calibrate,
-        sparsity,
-        estimator,
-        bias,
-        bias_found,
-        bias_slider,
-        bias_auto,
-        cap,
-        order,
-        iterative,
-        locked,
-        paper,
-        cancel,
-        layer,
-        readout,
+        model=model,
+        memory=memory,
+        text=text,
+        upload=upload,
+        sequences=sequences,
+        length=length,
+        seed=seed,
+        calibrate=calibrate,
+        sparsity=sparsity,
+        estimator=estimator,
+        bias=bias,
+        bias_found=bias_found,
+        bias_slider=bias_slider,
+        bias_auto=bias_auto,
+        cap=cap,
+        order=order,
+        iterative=iterative,
+        locked=locked,
+        paper=paper,
+        cancel=cancel,
+        layer=layer,
+        readout=readout,
     )

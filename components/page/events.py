@@ -1,96 +1,105 @@
-"""Which event calls which handler. Cheap answers skip the queue; all heavy work shares one lane, one job at a time."""
+"""Which event of the page's frame calls which handler. What belongs to one tab alone is wired in that tab's folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import gradio as gr
 
-from components.page.context import CHEAP, HEAVY, PRIVATE, Page
+from components.page import handlers, link, slider
+from components.page.context import CHEAP, HEAVY, PRIVATE, Context
 from components.page.controls import Controls
-from components.page.handlers import Handlers
-from components.ratios.panel import RatiosPanel
-from components.ui.downloads import Outbox
-from components.ui.handlers import Follower, flat
-
-if TYPE_CHECKING:  # it imports this file
-    from components.compare.panel import ComparePanel
+from components.session.session import Session
+from components.ui.downloads import Downloads
+from components.ui.handlers import Follower, bind, flat
 
 
-def connect(
-    handlers: Handlers,
-    controls: Controls,
-    ratios: RatiosPanel,
-    compare: ComparePanel,
-    tabs: gr.Tabs,
-    tab: gr.State,
-    status: gr.HTML,
-    headline: gr.HTML,
-    removed: gr.HTML,
-    followers: Sequence[Follower],
-) -> Page:
-    """Attach every handler that several tabs share. Called inside the `gr.Blocks()` that holds the components."""
+class Frame(NamedTuple):
+    """The page's parts that several tabs share."""
+
+    controls: Controls
+    tabs: gr.Tabs
+    tab: gr.State  # the id of the tab in view
+    status: gr.HTML
+    headline: gr.HTML
+    removed: gr.HTML
+    prompt: gr.Textbox
+    perplexity: gr.HTML
+
+
+def connect(session: Session, frame: Frame, always: Sequence[Follower], in_view: Sequence[Follower]) -> Context:
+    """Attach what several tabs share. Called inside the `gr.Blocks()` that holds the components.
+
+    Args:
+        always: what follows every move, whatever tab is in view.
+        in_view: what follows every move while its tab is in view.
+    """
     page = gr.context.Context.root_block
-    texts = [controls.readout, headline, removed, compare.perplexity]
+    controls = frame.controls
     with_layer = [*controls.settings, controls.layer]
-    kept = [*with_layer, compare.prompt]
-    shown = [ratios.ratios, ratios.importances, *texts, controls.bias_found]
-    preview = {"fn": flat(handlers.preview), "inputs": with_layer, "outputs": shown, **CHEAP}
+    texts = slider.Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)
+    shown = [output for follower in always for output in follower.outputs]
+    shown += slider.Moved(*texts, controls.bias_found)
     move = {
-        "fn": handlers.moving(followers),
-        "inputs": [*with_layer, tab],
-        "outputs": [*shown, *(output for follower in followers for output in follower.outputs)],
+        "fn": flat(slider.move, session, always, in_view),
+        "inputs": [*with_layer, frame.tab],
+        "outputs": [*shown, *(output for follower in in_view for output in follower.outputs)],
         **PRIVATE,
         **CHEAP,
     }
-    prepare = {"fn": flat(handlers.prepare), "inputs": controls.settings, "outputs": status, **HEAVY}
-    measure = {"fn": flat(handlers.measure_live), "inputs": with_layer, "outputs": [status, *texts], **HEAVY}
-    measure_asked = {**measure, "fn": flat(handlers.measure)}
-    fit_layers = {"fn": flat(handlers.fit_layers), "inputs": controls.settings, "outputs": controls.layer, **CHEAP}
-
+    preview = {"fn": flat(slider.preview, session, always), "inputs": with_layer, "outputs": shown, **CHEAP}
+    measured_outputs = [*slider.Measured(frame.status, *texts)]
+    measure = {"fn": flat(slider.let_go, session), "inputs": with_layer, "outputs": measured_outputs, **HEAVY}
+    prepare = {"fn": flat(handlers.prepare, session), "inputs": controls.settings, "outputs": frame.status, **HEAVY}
+    fit = {"fn": flat(handlers.fit_layers, session), "inputs": controls.settings, "outputs": controls.layer, **CHEAP}
     prepared, measured = [], []
 
     def after_preparing(ready: gr.events.Dependency) -> None:
-        prepared.append(ready.then(**fit_layers, **PRIVATE).then(**move))
+        prepared.append(ready.then(**fit, **PRIVATE).then(**move))
         measured.append(prepared[-1].then(**measure, **PRIVATE))
 
-    opened = page.load(handlers.restore, None, [*kept, tabs, tab], api_name="restore", **CHEAP)
-    after_preparing(opened.then(**preview, api_name="ratios").then(**prepare, **PRIVATE))
-    page.load(handlers.memory, controls.model, controls.memory, **PRIVATE, **CHEAP)
-    page.unload(handlers.leave)
+    linked = link.Linked(*with_layer, frame.prompt)
+    restored = link.Restored(*linked, frame.tabs, frame.tab)
+    opened_page = page.load(link.restore, None, [*restored], api_name="restore", **CHEAP)
+    after_preparing(opened_page.then(**preview, api_name="ratios").then(**prepare, **PRIVATE))
+    memory = {"fn": bind(handlers.memory, session), "inputs": controls.model, "outputs": controls.memory, **CHEAP}
+    page.load(**memory, **PRIVATE)
+    page.unload(bind(handlers.leave, session))
+    remember = "(...values) => window.isxRemember(values)"
+    gr.on([component.change for component in linked], None, [*linked], None, js=remember, **CHEAP)
 
-    sliders = [controls.sparsity, controls.cap]
-    radios = [controls.estimator.input, controls.order.input]
-    anew = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
-    changed = [controls.locked.change, anew.change]
-    # Only in the browser: the slider or the checkbox says what the bias is, and both show what it is.
-    bias, found, slider, auto = controls.bias, controls.bias_found, controls.bias_slider, controls.bias_auto
-    in_browser = {"fn": None, **PRIVATE, **CHEAP}
-    slider.input(inputs=slider, outputs=bias, js="(bias) => bias", **in_browser)
-    ticked = "(auto, bias) => [auto ? null : bias, String(Date.now())]"
-    auto.input(inputs=[auto, slider], outputs=[bias, anew], js=ticked, **in_browser)
-    shown_as = "(bias, found) => [bias ?? found, (bias ?? null) === null]"
-    gr.on([bias.change, found.change], inputs=[bias, found], outputs=[slider, auto], js=shown_as, **in_browser)
-    dragged = [*(one.input for one in sliders), *radios, bias.change, controls.layer.change, *changed]
-    let_go = [*(one.release for one in sliders), *radios, slider.release, *changed]
+    refresh = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
+    opened = {
+        tab.id: tab.select(bind(handlers.open_tab, session, tab.id), None, frame.tab, **PRIVATE, **CHEAP)
+        for tab in frame.tabs.children
+    }
+    for dependency in opened.values():
+        dependency.then(**move)
+    parts = (session, controls, frame.status, frame.tab, frame.prompt, refresh, Downloads(), opened, prepared, measured)
+    context = Context(*parts)
+
+    _show_bias(controls, refresh)
+    dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
+    dragged += [controls.bias.change, controls.layer.change, controls.locked.change, refresh.change]
     gr.on(dragged, **move, trigger_mode="always_last")
-    measured.append(gr.on(let_go, **measure, trigger_mode="always_last", api_name="measure_live"))
+    measured.append(gr.on(context.at_rest, **measure, trigger_mode="always_last", api_name="measure_live"))
 
-    controls.model.change(handlers.memory, controls.model, controls.memory, api_name="memory", **CHEAP)
+    controls.model.change(**memory, api_name="memory")
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
     ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
-    measured.append(ordered.then(**move).then(**measure_asked, api_name="measure"))
-    controls.cancel.click(handlers.halt, None, status, api_name="halt", **CHEAP)
+    asked = {**measure, "fn": flat(slider.measure, session)}
+    measured.append(ordered.then(**move).then(**asked, api_name="measure"))
+    controls.cancel.click(bind(slider.stop, session), None, frame.status, api_name="halt", **CHEAP)
+    return context
 
-    remember = "(...values) => window.isxRemember(values)"
-    gr.on([component.change for component in kept], None, kept, None, js=remember, **CHEAP)
 
-    opened_tabs = {one.id: one.select(handlers.look_at(one.id), None, tab, **PRIVATE, **CHEAP) for one in tabs.children}
-    for one in opened_tabs.values():
-        one.then(**move)
-    lists = let_go, prepared, measured
-    shared = Page(handlers.session, controls, status, tab, opened_tabs, *lists, anew, compare.prompt, Outbox())
-    for chart in (ratios.ratios, ratios.importances):
-        shared.choosing(chart)
-    return shared
+def _show_bias(controls: Controls, refresh: gr.Textbox) -> None:
+    """Only in the browser: the slider or the checkbox says what the bias is, and both show what it is."""
+    bias, found, bias_slider, auto = controls.bias, controls.bias_found, controls.bias_slider, controls.bias_auto
+    in_browser = {"fn": None, **PRIVATE, **CHEAP}
+    bias_slider.input(inputs=bias_slider, outputs=bias, js="(bias) => bias", **in_browser)
+    ticked = "(auto, bias) => [auto ? null : bias, String(Date.now())]"
+    auto.input(inputs=[auto, bias_slider], outputs=[bias, refresh], js=ticked, **in_browser)
+    shown_as = "(bias, found) => [bias ?? found, (bias ?? null) === null]"
+    gr.on([bias.change, found.change], inputs=[bias, found], outputs=[bias_slider, auto], js=shown_as, **in_browser)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import gradio as gr
 
 from components.assets import ASSETS
-from components.session.settings import PROMPT, Settings
+from components.page.link import USUAL
 from components.ui.chart_bridge import plotly_head
 from components.ui.palette import COLOURS, FAINT, css_variables
 
@@ -73,11 +74,15 @@ def theme() -> gr.themes.Base:
     )
 
 
-def launch_options() -> dict:
-    """Keyword arguments for `launch()`: theme, css and head."""
-    usual = {**Settings()._asdict(), "layer": 0, "prompt": PROMPT}
+def launch_options(tabs: Mapping[str, str]) -> dict:
+    """Keyword arguments for `launch()`: theme, css and head. `tabs` are the tabs' labels by their ids."""
     page, tour = (_read(name) for name in ("page.js", "tour.js"))
-    values = f"window.isxUsual = {json.dumps(usual)}; window.isxTour = {_read('texts/tour.json')};"
+    given = {
+        "isxUsual": json.dumps(USUAL._asdict()),
+        "isxTabs": json.dumps(tabs),
+        "isxTour": _read("texts/tour.json"),
+    }
+    values = "".join(f"window.{name} = {value};" for name, value in given.items())
     return {
         "theme": theme(),
         "css": css_variables() + _read("page.css"),

@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from components.session.views import ImportanceCurve, LayerView, PlanView
 from components.ui import figure
 from components.ui.figure import Chart, Json
-from components.ui.labels import ESTIMATORS, LINE_OF
+from components.ui.labels import ESTIMATORS, LINE_OF, MODULES
 
 
 def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     """How much of every layer goes: bars for the chosen estimator, a line for each other one, and the cap."""
     data: list[Json] = []
-    for row, (module, name) in enumerate((("attention", "Attention"), ("mlp", "MLP")), start=1):
+    for row, (module, name) in enumerate(MODULES.items(), start=1):
         axes = figure.axes_of(row)
         data.append(
             {
                 "type": "bar",
                 "name": name,
+                "meta": {"module": module},  # for `assets/overrides.js`
                 "x": list(range(len(plan.layers))),
                 "y": [figure.rounded(getattr(layer, module)) for layer in plan.layers],
                 "marker": {"color": f"@{module}", "line": {"width": 0}},
@@ -45,7 +46,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
             )
     layout = figure.layout_of(2, revision=f"ratios-{len(plan.layers)}")
     top = min(1.0, plan.cap + 0.07)
-    for row, name in ((1, "Attention"), (2, "MLP")):
+    for row, name in enumerate(MODULES.values(), start=1):
         layout[f"yaxis{figure.suffix(row)}"].update(
             title=figure.title(f"{name} removed"), tickformat=".0%", range=[0, top], dtick=0.2, hoverformat=".1%"
         )
@@ -58,8 +59,9 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     layout["annotations"] = [figure.label(1, 1, plan.cap, f"cap {plan.cap:.0%}")]
     return Chart(
         title="Which layers give, and how much?",
-        note=f"Bars: {ESTIMATORS.get(plan.estimator, plan.estimator)}. Share of each module removed. Click a layer."
-        + (f" Snapshot: {plan.snapshot}" if plan.snapshot else ""),
+        note=f"Bars: {ESTIMATORS.get(plan.estimator, plan.estimator)}. Share of each module removed.",
+        hint="Click a layer.",
+        protocol=f"Snapshot: {plan.snapshot}" if plan.snapshot else "",
         data=data,
         layout=layout,
         columns=["Layer", "Attention removed", "Attention keeps", "MLP removed", "MLP keeps"],
@@ -83,10 +85,9 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     data: list[Json] = []
     rows: list[list[str]] = []
     layout = figure.layout_of(len(curves), revision="importance", vertical=False)
-    shapes, notes = [], []
+    shapes, headings = [], []
     for column, (module, curve) in enumerate(curves.items(), start=1):
         axes = figure.axes_of(column)
-        name = {"attention": "Attention", "mlp": "MLP"}.get(module, module)
         floor = _floor(curve)
         for label, values, line in (
             ("All layers", curve.everyone, figure.line("dense", 1.6)),
@@ -123,10 +124,10 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
             shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
         below = f"{curve.chosen_below:.0%} of layer {layer} lies below"
         verdict = below if curve.threshold is not None else "uniform ratios ask no importance"
-        notes.append(figure.heading(f"<b>{name}</b>: {verdict}", axes))
+        headings.append(figure.heading(f"<b>{MODULES[module]}</b>: {verdict}", axes))
         threshold = "none" if curve.threshold is None else f"{curve.threshold:.3e}"
-        rows.append([name, threshold, f"{curve.chosen_below:.1%}", f"{curve.everyone_below:.1%}"])
-    layout["shapes"], layout["annotations"] = shapes, notes
+        rows.append([MODULES[module], threshold, f"{curve.chosen_below:.1%}", f"{curve.everyone_below:.1%}"])
+    layout["shapes"], layout["annotations"] = shapes, headings
     return Chart(
         title=f"Why does layer {layer} give that much?",
         note="One threshold for all layers. What lies below it goes. Grey: all layers together; blue: this layer.",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from components.assets import ASSETS
-from components.page.context import CHEAP, PRIVATE, Page
+from components.page.context import CHEAP, PRIVATE, Context
+from components.session.session import Session
 from components.session.settings import Settings
 from components.ui import formatting
-from components.ui.handlers import flat
+from components.ui.handlers import flat, skipped
 
 _TEMPLATE = """
 <details class="isx-fold isx-overrides">
@@ -32,6 +33,22 @@ class OverridesPanel(NamedTuple):
     problem: gr.HTML
 
 
+class Edited(NamedTuple):
+    """What an edit of the table changes."""
+
+    locked: Any
+    problem: Any
+
+
+def edit(session: Session, settings: Settings, event: gr.EventData) -> Edited:
+    """Take the locks of the table where they can be met; explain where they cannot, and change nothing."""
+    try:
+        session.plan(settings._replace(locked=event.locked))
+    except ValueError as problem:
+        return skipped(Edited)._replace(problem=formatting.problem(problem))
+    return Edited(event.locked, "")
+
+
 def build() -> OverridesPanel:
     """Called inside the Ratios tab, below the bars whose ratios the table repeats."""
     table = gr.HTML(
@@ -44,18 +61,9 @@ def build() -> OverridesPanel:
     return OverridesPanel(table, gr.HTML(elem_id="overrides-problem", apply_default_css=False))
 
 
-def connect(panel: OverridesPanel, page: Page) -> None:
-    """An edit that can be met becomes the page's setting; one that cannot is explained and changes nothing."""
-
-    def edit(settings: Settings, event: gr.EventData) -> tuple:
-        try:
-            page.session.plan(settings._replace(locked=event.locked))
-        except ValueError as problem:
-            return gr.skip(), formatting.problem(problem)
-        return event.locked, ""
-
-    controls = page.controls
-    panel.table.select(flat(edit), controls.settings, [controls.locked, panel.problem], **PRIVATE, **CHEAP)
-    controls.locked.change(
-        lambda locked: (locked, ""), controls.locked, [panel.table, panel.problem], **PRIVATE, **CHEAP
-    )
+def connect(panel: OverridesPanel, context: Context) -> None:
+    """An edit becomes the page's setting, and another setting is shown in the table."""
+    controls = context.controls
+    edited = Edited(controls.locked, panel.problem)
+    panel.table.select(flat(edit, context.session), controls.settings, [*edited], **PRIVATE, **CHEAP)
+    controls.locked.change(lambda locked: (locked, ""), controls.locked, [*panel], **PRIVATE, **CHEAP)

@@ -2,27 +2,67 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
+from components.page.context import Context
+from components.ratios import overrides
+from components.ratios.charts import importance_chart, ratio_chart
+from components.ratios.estimator_check import panel as estimator_check
+from components.session.session import Session
+from components.session.settings import Settings
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
+from components.ui.handlers import Follower, bind, skipped
+
+
+class Charts(NamedTuple):
+    """Outputs of `show`."""
+
+    ratios: Any
+    importances: Any
 
 
 class RatiosPanel(NamedTuple):
-    """The tab's components."""
+    """The tab's parts."""
 
-    ratios: gr.HTML
-    importances: gr.HTML
-    by_hand: gr.Column  # room for the table of ratios by hand, below the bars that it repeats
+    charts: Charts
+    overrides: overrides.OverridesPanel
+    estimator_check: estimator_check.EstimatorCheckPanel
+
+    def follower(self, session: Session) -> Follower:
+        """What follows every move, whatever tab is in view: the table of ratios by hand reads the bars, too."""
+        return Follower("ratios", bind(show, session), self.charts)
 
 
-def build(ratios: str = "", importances: str = "") -> RatiosPanel:
-    """Two charts, with what they open with as JSON, each with its fold. Called inside a `gr.Tab`."""
-    bars = chart(ratios, height=440, elem_id="ratio-chart")
+def show(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Charts:
+    """The ratio of every layer, and the importances behind those of the chosen one (JSON)."""
+    try:
+        plan = session.plan(settings)
+    except ValueError:  # the first line says what is wrong with the setting
+        return skipped(Charts)
+    if plan is None:
+        return skipped(Charts)
+    layer = min(int(layer), len(plan.layers) - 1)
+    importances = importance_chart(session.importances(settings, layer), layer)
+    return Charts(ratio_chart(plan, layer).to_json(), importances.to_json())
+
+
+def build(session: Session, first: Settings) -> RatiosPanel:
+    """Two charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
+    opening = Charts(*("" if isinstance(value, dict) else value for value in show(session, first, 0, None)))
+    bars = chart(opening.ratios, height=440, elem_id="ratio-chart")
     fold("ratios")
-    by_hand = gr.Column()
-    why = chart(importances, height=330, elem_id="importance-chart")
+    by_hand = overrides.build()
+    why = chart(opening.importances, height=330, elem_id="importance-chart")
     fold("importances")
-    return RatiosPanel(bars, why, by_hand)
+    return RatiosPanel(Charts(bars, why), by_hand, estimator_check.build(session, first))
+
+
+def connect(panel: RatiosPanel, context: Context) -> None:
+    """The charts follow by themselves (`follower`); a click on one chooses its layer."""
+    for layers in panel.charts:
+        context.choosing(layers)
+    overrides.connect(panel.overrides, context)
+    estimator_check.connect(panel.estimator_check, context)

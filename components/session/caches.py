@@ -1,4 +1,4 @@
-"""A dictionary bounded by bytes: the page's models, calibrations and slices are many and large, memory is not."""
+"""Dictionaries bounded by bytes: the page's models, calibrations and slices are many and large, memory is not."""
 
 from __future__ import annotations
 
@@ -43,3 +43,19 @@ class BoundedCache(Generic[Key, Value]):
     def size(self) -> int:
         """Bytes held now."""
         return sum(size for _, size in self._held.values())
+
+
+class Caches:
+    """What the page keeps in memory, each kind by what it was made of, and how much of it.
+
+    Models, calibrations and slices share five eighths of the `free` bytes; the rest is for the work itself. Plans and
+    perplexities are small and counted by the piece.
+    """
+
+    def __init__(self, free: int) -> None:
+        eighth = free // 8
+        self.models: BoundedCache = BoundedCache(2 * eighth)
+        self.calibrations: BoundedCache = BoundedCache(2 * eighth)
+        self.slices: BoundedCache = BoundedCache(eighth)
+        self.plans: BoundedCache = BoundedCache(2_000)
+        self.perplexities: BoundedCache = BoundedCache(10_000)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from intraslice.methods.crossmodule import CrossModulePlan, plan_crossmodule
+from intraslice.methods.crossmodule import plan_crossmodule
+from intraslice.planning.crossmodule_plan import CrossModulePlan
 
 TOLERANCE = 0.02  # of the layers' parameters: what is further apart is no equal removal
 

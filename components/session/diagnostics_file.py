@@ -19,5 +19,5 @@ FULL, BYTE = 65535, 255  # a share of 1 and the peak of a histogram, as kept
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """All arrays, and what they are about."""
-    with np.load(path) as kept:
-        return {name: kept[name] for name in kept.files if name != "about"}, json.loads(str(kept["about"]))
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files if name != "about"}, json.loads(str(arrays["about"]))

@@ -59,7 +59,7 @@ class Jobs:
         if job and job.live and job.about != about:
             job.stop.set()
 
-    def look_at(self, visitor: str, tab: str) -> None:
+    def switch_tab(self, visitor: str, tab: str) -> None:
         """Stop a visitor's job that only another tab shows."""
         self._gone.discard(visitor)
         job = self._running.get(visitor)
@@ -67,7 +67,7 @@ class Jobs:
             job.stop.set()
 
     def start(self, visitor: str, live: bool, about: object = None, tab: str = "") -> Job:
-        """A job to `run`; the visitor's former one is told to stop."""
+        """A job to `run`; the visitor's former one is statuses to stop."""
         self.halt(visitor)
         job = self._running[visitor] = Job(live, about, tab)
         if visitor in self._gone:
@@ -94,7 +94,7 @@ class Jobs:
                 del self._running[visitor]
 
 
-def told(job: Generator[Progress, None, T], text: str) -> Generator[Status, None, T]:
+def statuses(job: Generator[Progress, None, T], text: str) -> Generator[Status, None, T]:
     """A library job's progress as statuses, with the time that is left once a step has been timed."""
     start = time.monotonic()
     while True:

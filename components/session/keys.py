@@ -1,12 +1,18 @@
-"""From the page's settings to the library's configs, and to the keys that results are kept under."""
+"""From the page's settings to the library's configs, and to the keys that results are kept under.
+
+Every function raises UserError for numbers out of range.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from components.session.settings import Settings
-from intraslice.config import CalibrationConfig, SliceConfig, parse_lock
-from intraslice.methods.registry import Method, uses_estimator
+from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
+from intraslice.methods.registry import uses_estimator
+from intraslice.reporting import Recipe
 
 
 class CalibrationKey(NamedTuple):
@@ -16,17 +22,17 @@ class CalibrationKey(NamedTuple):
     config: CalibrationConfig
 
 
-SliceKey = tuple[CalibrationKey, SliceConfig, Method]
+SliceKey = tuple[CalibrationKey, SliceConfig, str]
 
 
 def calibration_key(settings: Settings) -> CalibrationKey:
-    """Raises UserError for numbers out of range."""
+    """What the calibration of these settings depends on."""
     counts = (int(settings.sequences), int(settings.length), int(settings.seed))
     return CalibrationKey(settings.model, CalibrationConfig(settings.upload or settings.text, *counts))
 
 
 def slice_config(settings: Settings) -> SliceConfig:
-    """The library's settings of a slice. Raises UserError for numbers out of range."""
+    """The library's settings of a slice."""
     return SliceConfig(
         settings.sparsity / 100,
         settings.estimator,
@@ -38,8 +44,28 @@ def slice_config(settings: Settings) -> SliceConfig:
     )
 
 
-def slice_key(settings: Settings, method: Method) -> SliceKey:
-    """What a sliced model depends on. Raises UserError for numbers out of range."""
+def evaluation_config(settings: Settings, tokens: int) -> EvaluationConfig:
+    """Held-out text of the same source, in windows as long as a calibration sequence, one at least."""
+    length = int(settings.length)
+    return EvaluationConfig(settings.upload or settings.text, max(tokens, length), length)
+
+
+def recipe(settings: Settings, evaluation_tokens: int) -> Recipe:
+    """All that makes the page's model and numbers again.
+
+    An upload is named by its file name alone: that is how it lies on the person's own disk.
+    """
+    text = Path(settings.upload).name if settings.upload else settings.text
+    return Recipe(
+        settings.model,
+        slice_config(settings),
+        replace(calibration_key(settings).config, text=text),
+        replace(evaluation_config(settings, evaluation_tokens), text=text),
+    )
+
+
+def slice_key(settings: Settings, method: str) -> SliceKey:
+    """What a sliced model depends on."""
     config = slice_config(settings)
     if not uses_estimator(method):  # of all settings these only know the sparsity
         config = SliceConfig(config.sparsity)

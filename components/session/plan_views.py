@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from components.session.views import ImportanceCurve, LayerView, PlanView
-from intraslice.planning.importance import LayerProfile, Profile
-from intraslice.planning.ratios import CONTEXT, SlicePlan, flops_per_token
+from intraslice.config import ModuleKind
+from intraslice.planning.profile import LayerProfile, Profile
+from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_token
+from intraslice.registry import ESTIMATORS
 
 DRAWN = 160  # points of a curve; more cannot be told apart on a screen
 
@@ -32,16 +34,18 @@ class Sorted:
         chosen = self.layers[layer]
         below = [0.0, 0.0]
         if threshold is not None:
-            below = [int(torch.searchsorted(v, threshold)) / len(v) for v in (self.everyone, chosen)]
+            below = [int(torch.searchsorted(units, threshold)) / len(units) for units in (self.everyone, chosen)]
         return ImportanceCurve(self.unit, _drawn(self.everyone), _drawn(chosen), threshold, *below)
 
 
-def sort_importances(profile: Profile) -> dict[str, Sorted]:
-    """By kind: "pca" (channels), "fisher" (heads), "neurons"."""
+def sort_importances(profile: Profile) -> dict[str, dict[ModuleKind, Sorted]]:
+    """By estimator and kind of module."""
     return {
-        "pca": _sorted("principal channels", [layer.pca_channels for layer in profile.layers]),
-        "fisher": _sorted("heads", [layer.fisher_heads for layer in profile.layers]),
-        "neurons": _sorted("neurons", [layer.neurons for layer in profile.layers]),
+        estimator: {
+            "attention": _sorted(ESTIMATORS[estimator].units, profile.importances(estimator, "attention")),
+            "mlp": _sorted("neurons", profile.importances(estimator, "mlp")),
+        }
+        for estimator in profile.estimators
     }
 
 
@@ -57,18 +61,19 @@ class Source:
     label: str = ""
 
     @cached_property
-    def importances(self) -> dict[str, Sorted]:
-        """By kind: "pca" (channels), "fisher" (heads), "neurons"."""
+    def importances(self) -> dict[str, dict[ModuleKind, Sorted]]:
+        """By estimator and kind of module."""
         return sort_importances(self.profile)
 
 
-def importance_curves(importances: dict[str, Sorted], plan: SlicePlan, layer: int) -> dict[str, ImportanceCurve]:
-    """What the chosen estimator saw of `layer`; the uniform one saw nothing, so no threshold is drawn for it."""
-    attention = importances["fisher" if plan.config.estimator == "fisher" else "pca"]
-    return {
-        "attention": attention.curve(layer, plan.reasons.attention_threshold),
-        "mlp": importances["neurons"].curve(layer, plan.reasons.mlp_threshold),
-    }
+def importance_curves(source: Source, plan: SlicePlan, layer: int) -> dict[str, ImportanceCurve]:
+    """What the chosen estimator saw of `layer`, by kind of module.
+
+    One that looks at no importances has no threshold; the curves are the first estimator's then.
+    """
+    seen = plan.config.estimator if plan.config.estimator in source.importances else source.profile.estimators[0]
+    thresholds = {"attention": plan.reasons.attention_threshold, "mlp": plan.reasons.mlp_threshold}
+    return {module: units.curve(layer, thresholds[module]) for module, units in source.importances[seen].items()}
 
 
 def plan_view(plan: SlicePlan, source: Source, others: dict[str, SlicePlan]) -> PlanView:
@@ -98,7 +103,7 @@ def plan_view(plan: SlicePlan, source: Source, others: dict[str, SlicePlan]) -> 
     )
 
 
-def _layer(kept, dense: LayerProfile) -> LayerView:
+def _layer(kept: LayerPlan, dense: LayerProfile) -> LayerView:
     return LayerView(
         attention=kept.attention_ratio,
         mlp=kept.mlp_ratio,

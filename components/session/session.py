@@ -1,7 +1,8 @@
 """What every tab's files share of the library: loaded models, bounded caches, and jobs that can be stopped.
 
 Everything is kept by what it was made of (model, text, settings), never by who asked, and is read-only once made, so
-people share work and nobody can disturb another's slice. One heavy job at a time is the queue's business (`wiring.py`).
+people share work and nobody can disturb another's slice. One heavy job at a time is the queue's business
+(`page/context.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from transformers import PreTrainedModel
 
 from components.session import snapshot
-from components.session.caches import BoundedCache
-from components.session.jobs import Jobs, told
-from components.session.keys import CalibrationKey, SliceKey, calibration_key, slice_config, slice_key
+from components.session.caches import Caches
+from components.session.choices import ESTIMATORS
+from components.session.jobs import Jobs, statuses
+from components.session.keys import calibration_key, evaluation_config, slice_config, slice_key
 from components.session.plan_views import Source, importance_curves, plan_view
 from components.session.settings import Settings, Status
 from components.session.views import ImportanceCurve, Perplexities, PlanView
@@ -24,16 +26,15 @@ from intraslice import data
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import EvaluationConfig, SliceConfig
+from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.evaluation.loss import perplexity
 from intraslice.loading import SUGGESTED_MODELS, LoadedModel, load_model, require_memory
-from intraslice.methods.registry import Method, plan_by, slice_by
-from intraslice.planning.importance import Profile
+from intraslice.methods.registry import plan_by, slice_by
+from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained.memory import available_bytes
 
-ESTIMATORS = ("uniform", "fisher", "pca")
 TEXTS = ("default", "wikitext2")
 NOT_CALIBRATED = "this model is not calibrated on this text yet; press Load and calibrate"
 
@@ -60,16 +61,9 @@ class Session:
     texts = TEXTS
 
     def __init__(self, device: str = "cpu", evaluation_tokens: int = 2560) -> None:
-        room = available_bytes(device) // 8
         self.device = device
         self.evaluation_tokens = evaluation_tokens
-        self._models: BoundedCache[str, LoadedModel] = BoundedCache(2 * room)
-        self._calibrations: BoundedCache[CalibrationKey, Calibrated] = BoundedCache(2 * room)
-        self._slices: BoundedCache[SliceKey, PreTrainedModel] = BoundedCache(room)
-        self._plans: BoundedCache[tuple[CalibrationKey, str, SliceConfig], SlicePlan] = BoundedCache(
-            2_000
-        )  # of size 1 each
-        self._perplexities: BoundedCache[tuple, float] = BoundedCache(10_000)  # of size 1 each
+        self._caches = Caches(available_bytes(device))
         self._snapshot = snapshot.source() if snapshot.FILE.is_file() else None
         self.jobs = Jobs()
 
@@ -86,15 +80,16 @@ class Session:
             return None
         others = {
             name: self._plan(settings, replace(config, estimator=name, locked=()))
-            for name in ESTIMATORS
-            if name != config.estimator or config.locked
+            for name in reversed(ESTIMATORS)  # the first, which is the usual one, is drawn last and so above the others
+            if (name in source.profile.estimators or not ESTIMATORS[name].importance)
+            and (name != config.estimator or config.locked)
         }
         return plan_view(self._plan(settings, config), source, others)
 
     def importances(self, settings: Settings, layer: int) -> dict[str, ImportanceCurve]:
         """Sorted importances of a layer, by module. Raises UserError as `slice_plan` does."""
         plan = self.slice_plan(settings)
-        return importance_curves(self.source(settings).importances, plan, layer)
+        return importance_curves(self.source(settings), plan, layer)
 
     def slice_plan(self, settings: Settings) -> SlicePlan:
         """What goes from every layer. Raises UserError where nothing is known of the model or too much is asked."""
@@ -104,11 +99,11 @@ class Session:
 
     def is_calibrated(self, settings: Settings) -> bool:
         """Whether the model and its calibration are in memory."""
-        return self._calibrations.get(calibration_key(settings)) is not None
+        return self._caches.calibrations.get(calibration_key(settings)) is not None
 
-    def is_sliced(self, settings: Settings, method: Method = "intraslice") -> bool:
+    def is_sliced(self, settings: Settings, method: str = "intraslice") -> bool:
         """Whether the sliced model of these settings is in memory, or no other than the dense one."""
-        return settings.sparsity == 0 or self._slices.get(slice_key(settings, method)) is not None
+        return settings.sparsity == 0 or self._caches.slices.get(slice_key(settings, method)) is not None
 
     def profile(self, settings: Settings) -> tuple[Profile, str]:
         """What the estimator read of a calibration that is there, and what it was measured on."""
@@ -117,7 +112,7 @@ class Session:
     def perplexities(self, settings: Settings) -> Perplexities:
         """Whatever has been measured for this setting."""
         key = calibration_key(settings)
-        calibrated = self._calibrations.get(key)
+        calibrated = self._caches.calibrations.get(key)
         if calibrated is None:
             return Perplexities()
         text = data.describe(key.config.text)
@@ -128,8 +123,8 @@ class Session:
             f"other documents of it, seed {key.config.seed}; {settings.order} slicing; float32."
         )
         sliced = slice_config(settings)
-        dense = self._perplexities.get((key, None))
-        known = dense if sliced.sparsity == 0 else self._perplexities.get((key, sliced))
+        dense = self._caches.perplexities.get((key, None))
+        known = dense if sliced.sparsity == 0 else self._caches.perplexities.get((key, sliced))
         return Perplexities(dense, known, protocol, "held-out Wikipedia" if "Wikipedia" in text else "held-out text")
 
     def memory(self, model: str) -> str:
@@ -172,7 +167,7 @@ class Session:
 
     def calibrated(self, settings: Settings) -> Calibrated:
         """The model and its calibration, once they are there. Raises UserError before that."""
-        calibrated = self._calibrations.get(calibration_key(settings))
+        calibrated = self._caches.calibrations.get(calibration_key(settings))
         if calibrated is None:
             raise UserError(NOT_CALIBRATED)
         return calibrated
@@ -180,7 +175,7 @@ class Session:
     def source(self, settings: Settings) -> Source | None:
         """Where plans of this model and text come from: its calibration, for the default also the snapshot."""
         key = calibration_key(settings)
-        calibrated = self._calibrations.get(key)
+        calibrated = self._caches.calibrations.get(key)
         if calibrated is not None:
             return calibrated.source
         return self._snapshot if key == calibration_key(Settings()) else None
@@ -193,32 +188,30 @@ class Session:
     def _plan(self, settings: Settings, config: SliceConfig) -> SlicePlan:
         source = self.source(settings)
         key = (calibration_key(settings), source.label, config)
-        return self._plans.get(key) or self._plans.put(key, make_plan(source.profile, config), 1)
+        return self._caches.plans.get(key) or self._caches.plans.put(key, make_plan(source.profile, config), 1)
 
     def _prepare(self, settings: Settings) -> Iterator[Status]:
         key = calibration_key(settings)
-        if self._calibrations.get(key) is None:
-            loaded = self._models.get(key.model)
+        if self._caches.calibrations.get(key) is None:
+            loaded = self._caches.models.get(key.model)
             if loaded is None:
                 yield Status(f"Loading {key.model}")
                 loaded = load_model(key.model, device=self.device)
                 if loaded.made is not None:
                     raise UserError(f"{key.model} is sliced already; wanted a dense model")
-                self._models.put(key.model, loaded, _bytes(loaded.model))
+                self._caches.models.put(key.model, loaded, _bytes(loaded.model))
             yield Status(f"Reading text: {data.describe(key.config.text)}")
-            evaluation = EvaluationConfig(
-                key.config.text, max(self.evaluation_tokens, key.config.length), key.config.length
-            )
+            evaluation = evaluation_config(settings, self.evaluation_tokens)
             tokens = data.calibration_tokens(loaded.tokenizer, key.config, evaluation.text)
             windows = data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
-            stats = yield from told(calibrate(loaded, tokens), f"Calibrating {Path(key.model).name}, sequence")
+            stats = yield from statuses(calibrate(loaded, tokens), f"Calibrating {Path(key.model).name}, sequence")
             held = sum(t.nbytes for layer in stats.layers for t in vars(layer).values())
             source = Source(stats.profile, loaded.model.lm_head.weight.numel())
             calibrated = Calibrated(loaded, stats, tokens, windows, source)
-            self._calibrations.put(key, calibrated, held)
+            self._caches.calibrations.put(key, calibrated, held)
         yield self.ready(settings)
 
-    def slice(self, settings: Settings, method: Method = "intraslice") -> Generator[Status, None, PreTrainedModel]:
+    def slice(self, settings: Settings, method: str = "intraslice") -> Generator[Status, None, PreTrainedModel]:
         """The sliced model, made now or found in memory; the dense one where nothing is removed."""
         yield from self._prepare(settings)
         calibrated, config = self.calibrated(settings), slice_config(settings)
@@ -226,26 +219,28 @@ class Session:
         if config.sparsity == 0:
             return loaded.model
         key = slice_key(settings, method)
-        sliced = self._slices.get(key)
+        sliced = self._caches.slices.get(key)
         if sliced is None:
             plan = plan_by(method, loaded.model, stats, key[1])
             work = slice_by(method, loaded.model, plan, stats, calibrated.tokens)
             name = "" if method == "intraslice" else f" ({method})"
-            sliced = yield from told(work, f"Slicing{name}, layer")
-            self._slices.put(key, sliced, _bytes(sliced))
+            sliced = yield from statuses(work, f"Slicing{name}, layer")
+            self._caches.slices.put(key, sliced, _bytes(sliced))
         return sliced
 
     def measuring(self, settings: Settings) -> Iterator[Status]:
         """`measure` as a step of a longer job."""
         sliced = yield from self.slice(settings)
         calibrated, key = self.calibrated(settings), calibration_key(settings)
-        if self._perplexities.get((key, None)) is None:
+        if self._caches.perplexities.get((key, None)) is None:
             dense = yield from _dense_perplexity(calibrated)
-            self._perplexities.put((key, None), dense, 1)
+            self._caches.perplexities.put((key, None), dense, 1)
         config = slice_config(settings)
-        if config.sparsity and self._perplexities.get((key, config)) is None:
-            value = yield from told(perplexity(sliced, calibrated.windows), "Perplexity of the sliced model, window")
-            self._perplexities.put((key, config), value, 1)
+        if config.sparsity and self._caches.perplexities.get((key, config)) is None:
+            value = yield from statuses(
+                perplexity(sliced, calibrated.windows), "Perplexity of the sliced model, window"
+            )
+            self._caches.perplexities.put((key, config), value, 1)
         yield self.ready(settings)
 
 
@@ -255,7 +250,7 @@ def _dense_perplexity(calibrated: Calibrated) -> Generator[Status, None, float]:
     path = cache_path("perplexity", ".json", loaded.fingerprint, loaded.model.dtype, windows)
     known = kept_record(path).get("dense")
     if known is None:
-        known = yield from told(perplexity(loaded.model, windows), "Perplexity of the dense model, window")
+        known = yield from statuses(perplexity(loaded.model, windows), "Perplexity of the dense model, window")
         keep_record(path, {"dense": known}, "the dense perplexity")
     return known
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+PROMPT = "Why does it rain?"  # that the page opens with
+
 
 class Settings(NamedTuple):
     """The values of the controls, in the order in which the handlers receive them."""
@@ -33,6 +35,3 @@ class Status:
     done: int = 0
     total: int = 0
     seconds_left: float | None = None
-
-
-PROMPT = "Why does it rain?"

@@ -16,20 +16,26 @@ import torch
 
 from components.assets import ASSETS
 from components.session.plan_views import Source
+from intraslice.config import MODULE_KINDS
+from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import HeadTable
-from intraslice.planning.importance import LayerProfile, Profile
+from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
 
 FILE = ASSETS / "snapshot.npz"
-IMPORTANCES = ("fisher_heads", "pca_channels", "neurons")
 
 
 def save(profile: Profile, label: str, path: Path = FILE) -> None:
     """Write a profile of equal layers, with a sentence on what it was measured on."""
     layers = profile.layers
-    arrays = {name: np.stack([getattr(layer, name).float().numpy() for layer in layers]) for name in IMPORTANCES}
+    importances = {
+        f"{estimator}_{module}": torch.stack(profile.importances(estimator, module)).float().numpy()
+        for estimator in profile.estimators
+        for module in MODULE_KINDS
+    }
     about = {
         "label": label,
+        "estimators": profile.estimators,
         "sizes": asdict(layers[0].sizes),
         "kv_head": layers[0].kv_head,
         "other_parameters": profile.other_parameters,
@@ -37,7 +43,7 @@ def save(profile: Profile, label: str, path: Path = FILE) -> None:
     }
     np.savez_compressed(
         path,
-        **arrays,
+        **importances,
         alive=np.packbits(np.stack([layer.table.alive.numpy() for layer in layers]), axis=-1),
         dim=np.stack([layer.table.dim.numpy() for layer in layers]).astype(np.int16),
         about=json.dumps(about),
@@ -46,18 +52,24 @@ def save(profile: Profile, label: str, path: Path = FILE) -> None:
 
 def load(path: Path = FILE) -> tuple[Profile, str]:
     """The profile and its sentence."""
-    with np.load(path) as kept:
-        about = json.loads(str(kept["about"]))
+    with np.load(path) as arrays:
+        about = json.loads(str(arrays["about"]))
         sizes = LayerSizes(**about["sizes"])
-        alive = torch.from_numpy(np.unpackbits(kept["alive"], axis=-1, count=sizes.heads).astype(bool))
-        dim = torch.from_numpy(kept["dim"].astype(np.int64))
-        importances = {name: torch.from_numpy(kept[name]) for name in IMPORTANCES}
+        alive = torch.from_numpy(np.unpackbits(arrays["alive"], axis=-1, count=sizes.heads).astype(bool))
+        dim = torch.from_numpy(arrays["dim"].astype(np.int64))
+        importances = {
+            estimator: [torch.from_numpy(arrays[f"{estimator}_{module}"]) for module in MODULE_KINDS]
+            for estimator in about["estimators"]
+        }
     layers = tuple(
         LayerProfile(
             sizes=sizes,
             table=HeadTable(alive[index], dim[index]),
             kv_head=tuple(about["kv_head"]),
-            **{name: values[index] for name, values in importances.items()},
+            importances={
+                estimator: Importances(attention[index], mlp[index])
+                for estimator, (attention, mlp) in importances.items()
+            },
         )
         for index in range(len(dim))
     )

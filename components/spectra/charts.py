@@ -1,4 +1,4 @@
-"""The charts of the Spectra tab, from plain numbers (`diagnostic_views.py`). Pure."""
+"""The charts of the Spectra tab, from plain numbers (`views.py`). Pure."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def variance_chart(view: SpectraView) -> Chart:
     kept_heads, dim = view.heads[layer], view.dims[layer]
     data: list[Json] = []
     rows: list[list[str]] = []
-    for index, own in enumerate(curves.heads):
+    for index, curve in enumerate(curves.heads):
         stays = index in kept_heads
         first = next(i for i in range(len(curves.heads)) if (i in kept_heads) == stays)
         data.append(
             {
-                **_curve(own, f"head {index}", own.size),
+                **_curve(curve, f"head {index}", curve.size),
                 "name": "Query heads" if stays else "Query heads that go",
                 "legendgroup": str(stays),
                 "showlegend": index == first,
@@ -42,33 +42,33 @@ def variance_chart(view: SpectraView) -> Chart:
                 },
             }
         )
-        rows.append([f"Query head {index}", str(own.size), str(own.enough), str(dim) if stays else "goes"])
+        rows.append([f"Query head {index}", str(curve.size), str(curve.enough), str(dim) if stays else "goes"])
     shared = curves.groups if len(curves.groups) < len(curves.heads) else ()
-    for index, own in enumerate(shared):
+    for index, curve in enumerate(shared):
         name = f"value head {index}, all its queries together"
         line = {"color": "@attention", "width": 2.6}
         data.append(
             {
-                **_curve(own, name, own.size),
+                **_curve(curve, name, curve.size),
                 "name": "Value heads",
                 "showlegend": index == 0,
                 "legendgroup": "value",
                 "line": line,
             }
         )
-        rows.append([f"Value head {index}", str(own.size), str(own.enough), str(dim)])
-    rings = [_ring(own, dim, own.size, "attention", "") for own in shared]
+        rows.append([f"Value head {index}", str(curve.size), str(curve.enough), str(dim)])
+    rings = [_ring(curve, dim, curve.size, "attention", "") for curve in shared]
     wide = figure.axes_of(2)
-    for part, (name, colour, dash, width) in WIDE.items():
-        own: Curve | None = getattr(curves, part)
-        if own is None:
+    for place, (name, colour, dash, width) in WIDE.items():
+        curve: Curve | None = getattr(curves, place)
+        if curve is None:
             continue
         line = {"color": f"@{colour}", "width": width, "dash": dash}
-        data.append({**_curve(own, name, 1), "name": name, "line": line, **wide})
-        stays = view.neurons if part == "mlp" else view.width
+        data.append({**_curve(curve, name, 1), "name": name, "line": line, **wide})
+        stays = view.neurons if place == "mlp" else view.width
         if stays:
-            rings.append(_ring(own, stays, 1, colour, "2"))
-        rows.append([name, str(own.size), str(own.enough), str(stays or "–")])
+            rings.append(_ring(curve, stays, 1, colour, "2"))
+        rows.append([name, str(curve.size), str(curve.enough), str(stays or "–")])
     layout["hovermode"] = "closest"
     layout["xaxis"].update(title=figure.title("axes of the head"), range=[0, view.dim], dtick=_round_step(view.dim))
     layout["xaxis2"].update(title=figure.title("share of all axes"), tickformat=".0%", range=[0, 1])
@@ -84,8 +84,9 @@ def variance_chart(view: SpectraView) -> Chart:
     layout["annotations"] = [_inside("", "Attention", heads), _inside("2", "MLP and residual stream", neurons)]
     return Chart(
         title=QUESTIONS["variance"].format(layer),
-        note="Share of the variance on the first so many principal axes. Rings and shade mark what stays and what goes."
-        + (f" Snapshot: {view.snapshot}" if view.snapshot else ""),
+        note="Share of the variance on the first so many principal axes. "
+        "Rings and shade mark what stays and what goes.",
+        protocol=f"Snapshot: {view.snapshot}" if view.snapshot else "",
         data=data,
         layout=layout,
         columns=["Where", "Axes", "Axes for 95 %", "Kept"],

@@ -17,7 +17,7 @@ def rank_chart(view: SpectraView) -> Chart:
     """Layer x head: how many axes hold 95 % of the head's output; crosses where the head goes."""
     layers, heads = len(view.ranks), len(view.ranks[0])
     layout = figure.layout_of(1, revision=f"ranks-{layers}-{heads}")
-    gone = [(layer, head) for layer in range(layers) for head in range(heads) if head not in view.heads[layer]]
+    removed = [(layer, head) for layer in range(layers) for head in range(heads) if head not in view.heads[layer]]
     data = [
         {
             **_heatmap([list(row) for row in zip(*view.ranks, strict=True)], {0: "0", view.dim: f"{view.dim} axes"}),
@@ -26,7 +26,7 @@ def rank_chart(view: SpectraView) -> Chart:
             "hovertemplate": "<b>layer %{x}, head %{y}</b><br>%{z} of "
             + f"{view.dim} axes hold 95 % of its output<extra></extra>",
         },
-        _crosses(gone, "head goes"),
+        _crosses(removed, "head goes"),
     ]
     layout["hovermode"] = "closest"
     layout["xaxis"].update(title=figure.title("layer"), range=[-0.5, layers - 0.5], dtick=figure.step(layers))
@@ -36,7 +36,8 @@ def rank_chart(view: SpectraView) -> Chart:
     layout["shapes"] = [_frame(view.layer)]
     return Chart(
         title=QUESTIONS["ranks"],
-        note=f"Of {view.dim} principal axes of each head's output. × marks heads that go. Click a layer.",
+        note=f"Of {view.dim} principal axes of each head's output. × marks heads that go.",
+        hint="Click a layer.",
         data=data,
         layout=layout,
         columns=["Layer", *(f"Head {head}" for head in range(heads)), "Heads that go", "Channels kept"],
@@ -44,7 +45,7 @@ def rank_chart(view: SpectraView) -> Chart:
             [
                 str(layer),
                 *map(str, row),
-                ", ".join(str(head) for own, head in gone if own == layer) or "none",
+                ", ".join(str(head) for head in range(heads) if (layer, head) in removed) or "none",
                 str(view.dims[layer]),
             ]
             for layer, row in enumerate(view.ranks)

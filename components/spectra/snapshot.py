@@ -13,49 +13,51 @@ from components.spectra.views import Curve, KeptChannels, LayerCurves, PairsView
 
 
 class KeptSpectra:
-    """The default model's spectra as `save` wrote them; answers as `spectra.Measured` does."""
+    """The default model's spectra as `make_snapshots.save` wrote them; answers as `spectra.Measured` does."""
 
-    def __init__(self, kept: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    def __init__(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
         self.label: str = about["label"]
-        self._kept, self._sizes, self._kv_head = kept, about["sizes"], np.array(about["kv_head"])
+        self._arrays, self._sizes, self._kv_head = arrays, about["sizes"], np.array(about["kv_head"])
 
     def curves(self, layer: int) -> LayerCurves:
         """All curves of a layer."""
 
         def read(name: str, sizes: Sequence[int]) -> list[Curve]:
-            shares, enough = self._kept[name][layer] / FULL, self._kept[f"{name}_enough"][layer]
+            shares, enough = self._arrays[name][layer] / FULL, self._arrays[f"{name}_enough"][layer]
             return [
-                Curve(size, ranks := drawn_ranks(size), own[: len(ranks)].tolist(), int(rank))
-                for size, own, rank in zip(sizes, shares, enough, strict=True)
+                Curve(size, ranks := drawn_ranks(size), explained[: len(ranks)].tolist(), int(rank))
+                for size, explained, rank in zip(sizes, shares, enough, strict=True)
             ]
 
         heads, groups = (
-            tuple(read(name, [self._kept[name].shape[-1]] * self._kept[name].shape[1])) for name in ("heads", "groups")
+            tuple(read(name, [self._arrays[name].shape[-1]] * self._arrays[name].shape[1]))
+            for name in ("heads", "groups")
         )
         return LayerCurves(heads, groups, *read("wide", self._sizes))
 
     def complete(self, layer: int) -> None:
-        """Nothing is left to find."""
+        """All curves are there; nothing is left to do."""
 
     def ranks(self) -> list[list[int]]:
         """By layer and head, how many axes hold 95 % of the head's output."""
-        return self._kept["heads_enough"].tolist()
+        return self._arrays["heads_enough"].tolist()
 
     def pairs(self, layer: int, plan: KeptChannels) -> PairsView:
         """The layer's rotary pairs and those that the loss feels most, `plan.dim` channels a key head."""
-        energy, felt = self._kept["pairs"][layer], self._kept["felt"][layer]
-        whole = np.stack([energy[self._kv_head == group].sum(0) for group in range(self._kv_head.max() + 1)])
-        kept = np.zeros(whole.shape, dtype=bool)
+        head_energy, attribution = self._arrays["pairs"][layer], self._arrays["felt"][layer]
+        energy = np.stack([head_energy[self._kv_head == group].sum(0) for group in range(self._kv_head.max() + 1)])
+        kept = np.zeros(energy.shape, dtype=bool)
         heads = np.array(plan.heads)
         for group in np.unique(self._kv_head[heads]):
-            own = felt[heads[self._kv_head[heads] == group]].sum(0)
-            kept[group, np.argsort(-own, kind="stable")[: plan.dim // 2]] = True
-        return PairsView(whole.tolist(), kept.tolist(), self._kept["angles"].tolist())
+            importance = attribution[heads[self._kv_head[heads] == group]].sum(0)
+            kept[group, np.argsort(-importance, kind="stable")[: plan.dim // 2]] = True
+        return PairsView(energy.tolist(), kept.tolist(), self._arrays["angles"].tolist())
 
     def width(self, sparsity: float) -> int | None:
         """Residual axes that the cross-module method keeps to remove as much, kept for whole per cents."""
         percent = round(100 * sparsity)
-        width = int(self._kept["widths"][percent]) if percent < len(self._kept["widths"]) else 0
+        widths = self._arrays["widths"]
+        width = int(widths[percent]) if percent < len(widths) else 0
         return width if width and abs(100 * sparsity - percent) < 1e-6 else None
 
 

@@ -1,4 +1,4 @@
-"""What the Spectra and Activations tabs show, as plain numbers: no tensors, no gradio."""
+"""What the Spectra tab shows, as plain numbers: no tensors, no gradio."""
 
 from __future__ import annotations
 

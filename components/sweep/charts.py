@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from components.sweep.views import SweepPoint, SweepView
 from components.ui import figure
 from components.ui.figure import Chart, Json
-from components.ui.labels import ESTIMATORS, LINE_OF, METHODS, SYMBOLS
+from components.ui.labels import ESTIMATORS, LINE_OF, METHOD_COLOURS, METHODS, SYMBOLS
 
 
 def line_name(method: str, estimator: str) -> str:
@@ -34,8 +34,9 @@ def removed_chart(view: SweepView) -> Chart:
     layout["shapes"], layout["annotations"] = _dense(view, 1)
     return Chart(
         title="What does each removed per cent cost?",
-        note=f"{len(view.points)} of {view.wanted} points. Click one to load its setting into the controls. "
-        + view.protocol,
+        note=f"{len(view.points)} of {view.wanted} points.",
+        hint="Click one to load its setting into the controls.",
+        protocol=view.protocol,
         data=data,
         layout=layout,
         columns=["Method", "Asked", "Really removed", "Parameters", "Perplexity", "Times dense"],
@@ -59,7 +60,8 @@ def speed_chart(view: SweepView) -> Chart:
     timed = [point for point in view.points if point.prefill is not None and point.decode is not None]
     return Chart(
         title="What does speed cost?",
-        note=f"Right of the upright line a model is faster than the dense one. {view.speed_protocol}",
+        note="Right of the upright line a model is faster than the dense one.",
+        protocol=view.speed_protocol,
         data=data,
         layout=layout,
         beside=True,
@@ -73,7 +75,7 @@ def speed_chart(view: SweepView) -> Chart:
 
 
 def _lines(
-    view: SweepView, place: Callable[[SweepPoint], float | None], said: str, axes: Json, legend: bool = False
+    view: SweepView, place: Callable[[SweepPoint], float | None], words: str, axes: Json, legend: bool = False
 ) -> list[Json]:
     """One line a method x estimator, over the points that have a place and a perplexity."""
     grouped: dict[tuple[str, str], list[SweepPoint]] = {}
@@ -83,7 +85,8 @@ def _lines(
     lines = []
     for (method, estimator), points in grouped.items():
         name = line_name(method, estimator)
-        look = figure.line("cross" if method == "crossmodule" else LINE_OF.get(estimator, "baseline"), 2)
+        colour = LINE_OF.get(estimator, "other") if estimator else METHOD_COLOURS.get(method, "baseline")
+        look = figure.line(colour, 2)
         lines.append(
             {
                 "type": "scatter",
@@ -97,7 +100,7 @@ def _lines(
                 "customdata": [f"{point.asked:.0%}" for point in points],
                 "line": look,
                 "marker": {"size": 9, "color": look["color"], "symbol": SYMBOLS.get(method, "circle")},
-                "hovertemplate": f"<b>{name}</b>, asked %{{customdata}}<br>{said}<br>perplexity %{{y:.2f}}"
+                "hovertemplate": f"<b>{name}</b>, asked %{{customdata}}<br>{words}<br>perplexity %{{y:.2f}}"
                 "<extra></extra>",
                 **axes,
             }

@@ -21,6 +21,7 @@ from intraslice.errors import UserError
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.loading import LoadedModel
+from intraslice.methods.registry import METHODS
 from intraslice.progress import finish
 from intraslice.reporting import records
 
@@ -144,7 +145,7 @@ def _cost(plan: Plan, point: Point) -> float:
     """About what a point computes, in floating-point operations: every token costs two a parameter."""
     read = plan.texts.calibration.numel()
     tokens = plan.texts.evaluation.numel() + LINEAR_ALGEBRA
-    if point.method in ("intraslice+", "crossmodule") or plan.base.order == "sequential":
+    if METHODS[point.method].reads_tokens or plan.base.order == "sequential":
         tokens += 2 * read
     if plan.base.iterative:
         tokens += 20 * read

@@ -18,7 +18,7 @@ SAVE = """(file) => {
 }"""
 
 
-class Outbox:
+class Downloads:
     """The newest files that sum to at most `limit` bytes; the last one stays even if it is larger.
 
     The folder lies in gradio's own, so that gradio serves the files where they are instead of copying them.
@@ -28,7 +28,7 @@ class Outbox:
         self.limit = limit
         home = Path(gr.utils.get_upload_folder())
         home.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(dir=home, prefix="outbox-")
+        self._folder = tempfile.TemporaryDirectory(dir=home, prefix="downloads-")
         self._sent: list[tuple[Path, int]] = []
         self._lock = threading.Lock()
 

@@ -22,8 +22,9 @@ POINTS = 160  # of a drawn curve; more cannot be told apart on a screen
 class Chart:
     """A figure with its question as title, and the same numbers as a table for readers who cannot see it.
 
-    `layers` is the number of layers along the x axis when a click there chooses a layer, else 0. `picks` has one name a
-    row of the table where points can be picked: a click on a point sends its id, a click on a row its name.
+    `note` says what is drawn, `hint` what a click does, `protocol` on what the numbers were measured. `layers` is the
+    number of layers along the x axis when a click there chooses a layer, else 0. `picks` has one name a row of the
+    table where points can be picked: a click on a point sends its id, a click on a row its name.
     """
 
     title: str
@@ -36,13 +37,19 @@ class Chart:
     selected: int = 0
     beside: bool = False  # panels side by side, which a narrow screen stacks
     picks: Sequence[str] = ()
+    hint: str = ""
+    protocol: str = ""
+
+    def caption(self, clickable: bool = True) -> str:
+        """The words under the title, without the hint where a click does nothing."""
+        return " ".join(filter(None, (self.note, self.hint if clickable else "", self.protocol)))
 
     def to_json(self) -> str:
         """The chart as the browser's side of the bridge reads it (`assets/chart.js`)."""
         return json.dumps(
             {
                 "title": self.title,
-                "note": self.note,
+                "note": self.caption(),
                 "data": self.data,
                 "layout": self.layout,
                 "table": {"columns": list(self.columns), "rows": [list(row) for row in self.rows]},
@@ -56,18 +63,22 @@ class Chart:
 
 
 def rounded(value: float) -> float:
+    """Five significant digits: no more can be seen, and the JSON stays small."""
     return float(f"{value:.5g}")
 
 
 def line(name: str, width: float) -> Json:
+    """A line in a colour of `palette.py`, with the dash that belongs to it."""
     return {"color": f"@{name}", "width": width, "dash": DASHES.get(name, "solid")}
 
 
 def suffix(index: int) -> str:
+    """What plotly writes after `xaxis` and `yaxis` of a panel, counted from 1."""
     return "" if index == 1 else str(index)
 
 
 def axes_of(row: int) -> Json:
+    """The names of the axes of a panel, counted from 1."""
     return {"xaxis": f"x{suffix(row)}", "yaxis": f"y{suffix(row)}"}
 
 
@@ -82,6 +93,7 @@ def thinned(values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def band(selected: int) -> Json:
+    """The shade behind the chosen layer; `assets/chart.js` knows it by its name and moves it."""
     return {
         "type": "rect",
         "name": "selected-layer",
@@ -98,10 +110,12 @@ def band(selected: int) -> Json:
 
 
 def level(row: int, height: float) -> Json:
+    """A faint dotted line across a panel."""
     return _across(f"x{suffix(row)}", f"y{suffix(row)}", height, "@quiet", 1, "2px,3px")
 
 
 def threshold_line(axes: Json, height: float) -> Json:
+    """A strong dashed line across a panel."""
     return _across(axes["xaxis"], axes["yaxis"], height, "@ink", 1.4, "5px,3px")
 
 
@@ -119,6 +133,7 @@ def _across(xaxis: str, yaxis: str, height: float, color: str, width: float, das
 
 
 def removed_region(axes: Json, start: float) -> Json:
+    """The shade of what goes: from `start` to 1 along the x axis, over a panel's whole height."""
     return {
         "type": "rect",
         "xref": axes["xaxis"],
@@ -134,6 +149,7 @@ def removed_region(axes: Json, start: float) -> Json:
 
 
 def label(row: int, x: float, y: float, text: str) -> Json:
+    """Quiet words that end at `x` (a share of the panel's width) above `y` (a value)."""
     return {
         "text": text,
         "xref": f"x{suffix(row)} domain",
@@ -163,6 +179,7 @@ def waiting(question: str, words: str) -> Chart:
 
 
 def title(text: str) -> Json:
+    """An axis' title."""
     return {"text": text, "font": {"color": "@quiet", "size": 13}, "standoff": 8}
 
 

@@ -7,6 +7,7 @@ from html import escape
 
 from components.session.settings import Settings, Status
 from components.session.views import Perplexities, PlanView
+from components.ui.labels import MODULES_IN_WORDS
 
 
 def headline(plan: PlanView | None, measured: Perplexities, hint: str = "") -> str:
@@ -19,9 +20,9 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "") -> s
             f"{_perplexity(measured, hint)}. Drag the slider.</p>"
         )
     ranked = sorted(
-        (ratio, name, index)
+        (getattr(layer, module), name, index)
         for index, layer in enumerate(plan.layers)
-        for ratio, name in ((layer.attention, "attention"), (layer.mlp, "MLP"))
+        for module, name in MODULES_IN_WORDS.items()
     )
     (least, least_name, least_layer), (most, most_name, most_layer) = ranked[0], ranked[-1]
     if most - least < 0.005:

@@ -1,78 +1,127 @@
-"""How a plain function over settings becomes what gradio calls."""
+"""How a plain function over settings becomes what gradio calls.
+
+A handler is `handler(what it works with ..., settings, its own inputs ..., request)`. It answers with one value, or
+with a NamedTuple that has a field an output; the same NamedTuple class holds the components.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
 
 from components.session.settings import Settings
 
+Outputs = TypeVar("Outputs", bound=tuple)
 
-def flat(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """`handler(settings, ...)` as a function of the fields of `Settings`, one parameter each, then the rest."""
-    rest = list(inspect.signature(handler).parameters.values())[1:]
-    fields = [
-        # gradio asks callers for whatever has neither a default nor a component with a value
-        inspect.Parameter(
-            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Settings.__annotations__[name], default=None
-        )
-        for name in Settings._fields
-    ]
-    rest = [one.replace(default=None) if one.default is one.empty else one for one in rest]
-    count = len(fields)
-
-    if inspect.isgeneratorfunction(handler):
-
-        @functools.wraps(handler)
-        def spread(*values: Any) -> Any:
-            yield from handler(Settings(*values[:count]), *values[count:])
-
-    else:
-
-        @functools.wraps(handler)
-        def spread(*values: Any) -> Any:
-            return handler(Settings(*values[:count]), *values[count:])
-
-    del spread.__wrapped__
-    spread.__signature__ = inspect.Signature(fields + rest)
-    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in fields + rest}
-    return spread
-
-
-def unchanged(outputs: int) -> Any:
-    """The answer that leaves every output as it is."""
-    return gr.skip() if outputs == 1 else tuple(gr.skip() for _ in range(outputs))
-
-
-def in_view(tab: str, handler: Callable[..., Any], outputs: int) -> Callable[..., Any]:
-    """`handler(settings, layer, request)`, flat and with the open tab as one more parameter: it only works in `tab`."""
-    if inspect.isgeneratorfunction(handler):
-
-        def seen(settings: Settings, layer: int, opened: str, request: gr.Request) -> Any:
-            yield unchanged(outputs)  # gradio empties the outputs of a generator that yields nothing
-            if opened == tab:
-                yield from handler(settings, layer, request)
-
-    else:
-
-        def seen(settings: Settings, layer: int, opened: str, request: gr.Request) -> Any:
-            return handler(settings, layer, request) if opened == tab else unchanged(outputs)
-
-    return flat(seen)
+FIELDS = [
+    # gradio asks callers for whatever has neither a default nor a component with a value
+    inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=None)
+    for name, annotation in Settings.__annotations__.items()
+]
 
 
 class Follower(NamedTuple):
-    """What a tab shows of every move while it is in view: `show(settings, layer, request)` answers in milliseconds."""
+    """What a tab shows of every move: `show(settings, layer, request)` answers in milliseconds."""
 
     tab: str
     show: Callable[..., tuple]
-    outputs: Sequence[gr.components.Component]
+    outputs: tuple[gr.components.Component, ...]
+
+
+def skipped(outputs: type[Outputs]) -> Outputs:
+    """The answer that leaves every output as it is; `_replace` what changes."""
+    return outputs(*(gr.skip() for _ in outputs._fields))
+
+
+def bind(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+    """`handler(*bound, ...)` as a function of the rest; gradio sees no further than a `functools.partial`."""
+    rest = _parameters(handler)[len(bound) :]
+
+    def called(*values: Any) -> Any:
+        return handler(*bound, *values)
+
+    return _described(called, handler, rest)
+
+
+def flat(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+    """`handler(*bound, settings, ...)` as a function of the fields of `Settings`, one parameter each, then the rest.
+
+    Gradio can then call it with one value a control, and its API shows every parameter by name.
+    """
+    rest = [_optional(parameter) for parameter in _parameters(handler)[len(bound) + 1 :]]
+
+    def arguments(values: Sequence[Any]) -> tuple:
+        return *bound, Settings(*values[: len(FIELDS)]), *values[len(FIELDS) :]
+
+    if inspect.isgeneratorfunction(handler):
+
+        def spread(*values: Any) -> Any:
+            yield from handler(*arguments(values))
+
+    else:
+
+        def spread(*values: Any) -> Any:
+            return handler(*arguments(values))
+
+    return _described(spread, handler, [*FIELDS, *rest])
+
+
+def in_view(tab: str, unchanged: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+    """As `flat`, with the open tab as one more input, the last: while that is not `tab` the answer is `unchanged`."""
+    parameters = _parameters(handler)[len(bound) :]
+    inputs = [parameter for parameter in parameters if not _given_by_gradio(parameter)]
+    given = [parameter for parameter in parameters if _given_by_gradio(parameter)]
+
+    def arguments(values: Sequence[Any]) -> tuple:
+        return *bound, *values[: len(inputs)], *values[len(inputs) + 1 :]
+
+    if inspect.isgeneratorfunction(handler):
+
+        def seen(*values: Any) -> Any:
+            yield unchanged  # gradio empties the outputs of a generator that yields nothing
+            if values[len(inputs)] == tab:
+                yield from handler(*arguments(values))
+
+    else:
+
+        def seen(*values: Any) -> Any:
+            return handler(*arguments(values)) if values[len(inputs)] == tab else unchanged
+
+    opened = inspect.Parameter("opened", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="str")
+    return flat(_described(seen, handler, [*inputs, opened, *given]))
 
 
 def visitor_of(request: gr.Request | None) -> str:
     """What tells one open page from another."""
     return getattr(request, "session_hash", None) or "somebody"
+
+
+def _parameters(handler: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(handler).parameters.values())
+
+
+def _given_by_gradio(parameter: inspect.Parameter) -> bool:
+    return any(kind in str(parameter.annotation) for kind in ("gr.Request", "gr.EventData"))
+
+
+def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
+    return parameter.replace(default=None) if parameter.default is parameter.empty else parameter
+
+
+def _described(
+    function: Callable[..., Any], handler: Callable[..., Any], parameters: Sequence[inspect.Parameter]
+) -> Callable[..., Any]:
+    """The function under the handler's name and words, with these parameters for all who look."""
+    functools.update_wrapper(function, handler)
+    del function.__wrapped__
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [parameter.replace(kind=positional) for parameter in parameters]
+    if any(parameter.default is not parameter.empty for parameter in parameters):
+        parameters = [_optional(parameter) for parameter in parameters]
+    function.__signature__ = inspect.Signature(parameters)
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return function

@@ -19,19 +19,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep
-from intraslice.calibration.hooks import masked, watched
+from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.layerwise import LossGradient, calibrate_layerwise
 from intraslice.calibration.stats import CalibrationStats, LayerStats, layer_sizes
 from intraslice.config import Targets
 from intraslice.errors import NumericalError
 from intraslice.loading import LoadedModel
+from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, blocks
+from intraslice.modeling.logits import logits_in_chunks
 from intraslice.modeling.offload import is_offloaded, resident
 from intraslice.progress import Progress
 
 FORMAT = "4"
 TOKENS_A_BATCH = 512  # what the backward pass needs of all layers at once is most of the memory
-LOGIT_TOKENS = 512
 SEED = 0  # of the targets that the model draws
 
 
@@ -78,13 +79,11 @@ def _loss_gradient(
     """
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
-        rows = leaf[:, :-1].flatten(0, 1)
         length = batch.shape[1] - 1
-        for part, wanted in zip(rows.split(LOGIT_TOKENS), batch[:, 1:].flatten().split(LOGIT_TOKENS), strict=True):
-            logits = model.lm_head(part).float()
+        for logits, targets in logits_in_chunks(model, leaf[:, :-1].flatten(0, 1), batch[:, 1:].flatten()):
             if generator is not None:
-                wanted = draw_tokens(logits.detach(), generator)
-            loss = nn.functional.cross_entropy(logits, wanted, reduction="sum") / length
+                targets = draw_tokens(logits.detach(), generator)
+            loss = nn.functional.cross_entropy(logits, targets, reduction="sum") / length
             loss.backward(retain_graph=True)
     return leaf.grad
 
@@ -106,7 +105,7 @@ def calibrate(
         generator = torch.Generator(model.device).manual_seed(SEED) if targets == "sampled" else None
         loss_gradient = partial(_loss_gradient, generator=generator)
         if is_offloaded(model):
-            yield from calibrate_layerwise(model, stats, tokens, loss_gradient, watched, masked)
+            yield from calibrate_layerwise(model, stats, tokens, loss_gradient)
         else:
             batch_size = max(1, TOKENS_A_BATCH // tokens.shape[1])
             done = 0
@@ -119,7 +118,6 @@ def calibrate(
         if not all(torch.isfinite(getattr(layer, name)).all() for layer in stats for name in gradients):
             raise NumericalError("mask gradients are not finite; calibrate in float32, or on other text")
         _save(path, stats)
-    decoder = sum(p.numel() for p in model.model.layers.parameters())
     return CalibrationStats(
         layers=stats,
         tokens=tokens.numel(),
@@ -127,7 +125,7 @@ def calibrate(
         sizes=tuple(layer_sizes(block) for block in layers),
         output_energies=[_output_energies(block) for block in layers],
         kv_heads=[tuple(block.attention.kv_head.tolist()) for block in layers],
-        other_parameters=sum(p.numel() for p in model.parameters()) - decoder,
+        other_parameters=sum(p.numel() for p in model.parameters()) - decoder_parameters(model),
         bytes_per_value=model.dtype.itemsize,
     )
 
@@ -140,17 +138,18 @@ def _calibrate_batch(
     done: int,
     loss_gradient: LossGradient,
 ) -> None:
+    """Add one batch of sequences, of which `done` came before, to `stats`, in place."""
     batch = batch.to(model.device)
     with ExitStack() as open_layers, torch.enable_grad():
         masks = []
-        for block, layer in zip(layers, stats, strict=True):
-            open_layers.enter_context(watched(block, layer))
-            masks.append(open_layers.enter_context(masked(block, layer, len(batch))))
+        for block, layer_stats in zip(layers, stats, strict=True):
+            open_layers.enter_context(collecting_moments(block, layer_stats))
+            masks.append(open_layers.enter_context(collecting_gradients(block, layer_stats, len(batch))))
         hidden = model.model(input_ids=batch, use_cache=False).last_hidden_state
         hidden.backward(loss_gradient(model, hidden, batch))
-    for layer, (attention, mlp) in zip(stats, masks, strict=True):
-        layer.attention_gradients[done : done + len(batch)] = attention.grad
-        layer.mlp_gradients[done : done + len(batch)] = mlp.grad
+    for layer_stats, (attention, mlp) in zip(stats, masks, strict=True):
+        layer_stats.attention_gradients[done : done + len(batch)] = attention.grad
+        layer_stats.mlp_gradients[done : done + len(batch)] = mlp.grad
 
 
 def _output_energies(block: Block) -> Float[Tensor, "heads dim"]:

@@ -16,8 +16,8 @@ from intraslice.modeling.families import Block
 
 
 @contextmanager
-def watched(block: Block, stats: LayerStats) -> Iterator[None]:
-    """While open, the layer's moments add up as tokens pass."""
+def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
+    """While open, the layer's moments add up in `stats`, in place, as tokens pass forward."""
     attention, angles = block.attention, []
 
     def at_output_map(moment: Tensor, total: Tensor):
@@ -28,20 +28,20 @@ def watched(block: Block, stats: LayerStats) -> Iterator[None]:
 
         return hook
 
-    def at_stream(_: nn.Module, inputs: tuple[Tensor]) -> None:
+    def at_residual_stream(_: nn.Module, inputs: tuple[Tensor]) -> None:
         states = inputs[0].detach().float()
         add_moment_(stats.residual_moment, states)
         add_moment_(stats.direction_moment, nn.functional.normalize(states, dim=-1))
 
-    def at_attention(_: nn.Module, inputs: tuple, named: dict) -> None:
-        angles.append(named["position_embeddings"])
+    def at_attention(_: nn.Module, inputs: tuple, keywords: dict) -> None:
+        angles.append(keywords["position_embeddings"])
 
     def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        query, key, _ = attention.turned(output.detach(), angles.pop())
+        query, key, _ = attention.split_and_rotate(output.detach(), angles.pop())
         stats.channel_products.add_(channel_products(query, key, attention.kv_head))
 
     handles = [
-        block.attention_norm.register_forward_pre_hook(at_stream),
+        block.attention_norm.register_forward_pre_hook(at_residual_stream),
         attention.register_forward_pre_hook(at_attention, with_kwargs=True),
         attention.qkv_proj.register_forward_hook(at_queries),
         attention.o_proj.register_forward_pre_hook(at_output_map(stats.attention_moment, stats.attention_sum)),
@@ -55,21 +55,22 @@ def watched(block: Block, stats: LayerStats) -> Iterator[None]:
 
 
 @contextmanager
-def masked(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[Tensor, Tensor]]:
+def collecting_gradients(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[Tensor, Tensor]]:
     """While open, what enters both output maps is multiplied with masks of ones, which get gradients.
 
-    The token-by-token Fisher information of queries and neurons adds up as gradients pass.
+    Yields the masks of attention (sequences, channels) and MLP (sequences, neurons). The token-by-token Fisher
+    information of queries and neurons adds up in `stats`, in place, as gradients pass backward.
     """
     attention, handles, masks = block.attention, [], []
-    kind = attention.o_proj.weight.dtype
+    dtype = attention.o_proj.weight.dtype
     rotated = (attention.frequency != UNROTATED)[attention.kv_head]
 
     def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         values = output.detach()[..., : attention.heads * attention.dim]
 
         def add(gradient: Tensor) -> None:
-            felt = (values * gradient[..., : values.shape[-1]]).float().unflatten(-1, (attention.heads, -1))
-            stats.query_fisher.add_(query_fisher(felt, rotated))
+            attribution = (values * gradient[..., : values.shape[-1]]).float().unflatten(-1, (attention.heads, -1))
+            stats.query_fisher.add_(query_fisher(attribution, rotated))
 
         output.requires_grad_().register_hook(add)  # nothing that enters the first layer needs a gradient
 
@@ -81,21 +82,21 @@ def masked(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[Te
 
         rows.register_hook(add)
 
-    def at_output_map(mask: Tensor, watch: Callable[[Tensor], None]):
+    def at_output_map(mask: Tensor, observe: Callable[[Tensor], None]):
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
             rows = inputs[0] * mask[:, None]
-            watch(rows)
+            observe(rows)
             return (rows,)
 
         return hook
 
-    for linear, gradients, watch in (
+    for linear, gradients, observe in (
         (attention.o_proj, stats.attention_gradients, lambda rows: None),
         (block.mlp.down_proj, stats.mlp_gradients, at_neurons),
     ):
-        mask = torch.ones(sequences, gradients.shape[1], dtype=kind, device=gradients.device, requires_grad=True)
+        mask = torch.ones(sequences, gradients.shape[1], dtype=dtype, device=gradients.device, requires_grad=True)
         masks.append(mask)
-        handles.append(linear.register_forward_pre_hook(at_output_map(mask, watch)))
+        handles.append(linear.register_forward_pre_hook(at_output_map(mask, observe)))
     handles.append(attention.qkv_proj.register_forward_hook(at_queries))
     try:
         yield tuple(masks)

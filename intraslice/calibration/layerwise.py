@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.stats import LayerStats
 from intraslice.modeling.families import Block, blocks, family_of
 from intraslice.modeling.hidden_states import embed
@@ -20,7 +21,6 @@ from intraslice.modeling.offload import resident
 from intraslice.progress import Progress
 
 LossGradient = Callable[[PreTrainedModel, Tensor, Tensor], Tensor]  # model, last state, tokens -> the state's gradient
-Masks = tuple[Tensor, Tensor]
 
 
 def calibrate_layerwise(
@@ -28,37 +28,31 @@ def calibrate_layerwise(
     stats: list[LayerStats],
     tokens: Int[Tensor, "sequences length"],
     loss_gradient: LossGradient,
-    watched: Callable,
-    masked: Callable,
 ) -> Generator[Progress, None, None]:
-    """Fill `stats`, in place; yields progress by layer and direction.
-
-    `watched(block, stats)` and `masked(block, stats, sequences)` are contexts in which a layer's forward adds up its
-    moments and multiplies its masks in; the second yields the masks.
-    """
+    """Fill `stats`, one for each layer, in place; yields progress by layer and direction."""
     layers = list(zip(model.model.layers, blocks(model), stats, strict=True))
     total = 2 * len(layers)
     yield Progress("calibrate", 0, total)
-    entered = []
+    layer_inputs = []
     with torch.no_grad():
-        stream = embed(model, tokens)
-    for done, (layer, block, sums) in enumerate(layers, 1):
-        entered.append(list(stream.hidden))
-        with torch.no_grad(), resident(layer), watched(block, sums):
-            stream.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+        hidden_states = embed(model, tokens)
+    for done, (layer, block, layer_stats) in enumerate(layers, 1):
+        layer_inputs.append(list(hidden_states.hidden))
+        with torch.no_grad(), resident(layer), collecting_moments(block, layer_stats):
+            hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
         yield Progress("calibrate", done, total)
-    batches = tokens.to(model.device).split([len(hidden) for hidden in stream.hidden])
+    batches = tokens.to(model.device).split([len(hidden) for hidden in hidden_states.hidden])
     norm = getattr(model.model, family_of(model.config).final_norm)
     gradients = []
-    for hidden, batch in zip(stream.hidden, batches, strict=True):
+    for hidden, batch in zip(hidden_states.hidden, batches, strict=True):
         with torch.enable_grad():
             leaf = hidden.detach().requires_grad_()
             normed = norm(leaf)
             normed.backward(loss_gradient(model, normed, batch))
         gradients.append(leaf.grad)
-    for done, (layer, block, sums) in enumerate(reversed(layers), len(layers) + 1):
+    for done, (layer, block, layer_stats) in enumerate(reversed(layers), len(layers) + 1):
         with resident(layer):
-            _backward_(layer, block, sums, entered.pop(), stream.arguments, gradients, masked)
+            _backward_(layer, block, layer_stats, layer_inputs.pop(), hidden_states.arguments, gradients)
         yield Progress("calibrate", done, total)
 
 
@@ -66,18 +60,17 @@ def _backward_(
     layer: torch.nn.Module,
     block: Block,
     stats: LayerStats,
-    entered: list[Float[Tensor, "batch tokens hidden"]],
+    inputs: list[Float[Tensor, "batch tokens hidden"]],
     arguments: list[dict],
     gradients: list[Float[Tensor, "batch tokens hidden"]],
-    masked: Callable,
 ) -> None:
     """Mask gradients of one layer, from the gradients of what leaves it, which become those of what enters it."""
     done = 0
-    for index, (hidden, own) in enumerate(zip(entered, arguments, strict=True)):
+    for index, (hidden, batch_arguments) in enumerate(zip(inputs, arguments, strict=True)):
         rows = slice(done, done + len(hidden))
-        with torch.enable_grad(), masked(block, stats, len(hidden)) as masks:
+        with torch.enable_grad(), collecting_gradients(block, stats, len(hidden)) as masks:
             leaf = hidden.requires_grad_()
-            layer(leaf, **own).backward(gradients[index])
+            layer(leaf, **batch_arguments).backward(gradients[index])
         gradients[index] = leaf.grad
         stats.attention_gradients[rows], stats.mlp_gradients[rows] = (mask.grad for mask in masks)
         done += len(hidden)

@@ -17,13 +17,13 @@ def channel_products(
 
 
 def query_fisher(
-    felt: Float[Tensor, "batch tokens heads dim"], rotated: Bool[Tensor, "heads pairs"]
+    attribution: Float[Tensor, "batch tokens heads dim"], rotated: Bool[Tensor, "heads pairs"]
 ) -> Float[Tensor, "heads dim"]:
-    """Fisher information of masks on query channels, given `q_j dL/dq_j`, summed over tokens.
+    """Fisher information of masks on query channels, given their `attribution` `q_j dL/dq_j`, summed over tokens.
 
     Channels that turn together have one mask, `(q_j dL/dq_j + q_j' dL/dq_j')^2`, whose information they share; it is
     the same before and after the rotation.
     """
-    first, second = felt.flatten(0, 1).chunk(2, dim=-1)
+    first, second = attribution.flatten(0, 1).chunk(2, dim=-1)
     shared = (first + second).square().sum(0) / 2
-    return torch.cat([torch.where(rotated, shared, own.square().sum(0)) for own in (first, second)], dim=-1)
+    return torch.cat([torch.where(rotated, shared, single.square().sum(0)) for single in (first, second)], dim=-1)

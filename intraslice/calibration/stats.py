@@ -1,4 +1,4 @@
-"""What a calibration leaves behind: one layer's sums and mask gradients, and what the ratio estimator reads of them."""
+"""What a calibration leaves behind: every layer's sums and mask gradients, and the profile that plans are made of."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from torch import Tensor
 
 from intraslice.config import GRADIENT_GROUP, SliceConfig, Targets
 from intraslice.modeling.families import Block
+from intraslice.planning.estimators import LayerCalibration
+from intraslice.planning.estimators.estimator import group_gradients
 from intraslice.planning.head_table import channel_scores, head_energies, head_table
-from intraslice.planning.importance import (
-    LayerProfile,
-    Profile,
-    fisher_head_importance,
-    group_gradients,
-    neuron_importance,
-    pca_importance,
-    unit_channels,
-)
+from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
+from intraslice.registry import ESTIMATORS
 
 
 @dataclass
@@ -59,35 +54,42 @@ class CalibrationStats:
 
     @cached_property
     def profile(self) -> Profile:
-        """What the ratio estimator reads of it, with its usual units."""
+        """What plans are made of, with the estimators' usual units."""
         return self._profile(None, GRADIENT_GROUP)
 
     def profile_for(self, config: SliceConfig) -> Profile:
-        """What the ratio estimator reads of it, with the units and gradient groups of `config`."""
-        own = config.head_fraction, config.gradient_group
-        return self.profile if own == (None, GRADIENT_GROUP) else self._profile(*own)
+        """What plans are made of, with the units and gradient groups of `config`."""
+        usual = (config.head_fraction, config.gradient_group) == (None, GRADIENT_GROUP)
+        return self.profile if usual else self._profile(config.head_fraction, config.gradient_group)
 
     def _profile(self, head_fraction: float | None, gradient_group: int) -> Profile:
         layers = []
-        for stats, sizes, output, kv_head in zip(
+        for stats, sizes, energies, kv_head in zip(
             self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True
         ):
-            attention = group_gradients(stats.attention_gradients, gradient_group)
-            # As with neurons, heads stay for what they carry (the paper's) times what the loss feels of them.
-            felt = attention.square().sum(0).view_as(output).sum(-1, keepdim=True)
-            scores = channel_scores(stats.attention_moment, output) * (felt / felt.mean() if felt.any() else 1.0)
-            unit = None if head_fraction is None else unit_channels(sizes.dim, head_fraction)
-            layers.append(
-                LayerProfile(
-                    sizes=sizes,
-                    table=head_table(head_energies(stats.attention_moment, scores), scores),
-                    kv_head=kv_head,
-                    fisher_heads=fisher_head_importance(attention, sizes.heads, unit),
-                    pca_channels=pca_importance(attention, stats.attention_moment, sizes.heads, unit or 1),
-                    neurons=neuron_importance(group_gradients(stats.mlp_gradients, gradient_group)),
-                )
+            layer = LayerCalibration(
+                sizes,
+                group_gradients(stats.attention_gradients, gradient_group),
+                group_gradients(stats.mlp_gradients, gradient_group),
+                stats.attention_moment,
+                stats.mlp_moment,
+                energies,
+                head_fraction,
             )
+            scores = _channel_scores(layer)
+            table = head_table(head_energies(stats.attention_moment, scores), scores)
+            importances = {
+                name: estimator.importance(layer) for name, estimator in ESTIMATORS.items() if estimator.importance
+            }
+            layers.append(LayerProfile(sizes, table, kv_head, importances))
         return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
+
+
+def _channel_scores(layer: LayerCalibration) -> Float[Tensor, "heads dim"]:
+    """By what heads stay: as with neurons, what they carry (the paper's) times what the loss feels of them."""
+    carried = channel_scores(layer.attention_moment, layer.output_energies)
+    fisher = layer.attention_gradients.square().sum(0).view_as(carried).sum(-1, keepdim=True)
+    return carried * (fisher / fisher.mean() if fisher.any() else 1.0)
 
 
 def layer_sizes(block: Block) -> LayerSizes:

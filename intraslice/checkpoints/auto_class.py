@@ -28,6 +28,6 @@ class IntraSliceForCausalLM(PreTrainedModel):
         from intraslice.checkpoints import load
 
         path = folder if Path(folder).is_dir() else snapshot_download(folder)
-        kind = dtype or torch_dtype
+        dtype = dtype or torch_dtype
         device = device_map if isinstance(device_map, str) and device_map != "auto" else "cpu"
-        return load(path, device, None if kind == "auto" else kind)[0]
+        return load(path, device, None if dtype == "auto" else dtype)[0]

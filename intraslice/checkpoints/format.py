@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -73,19 +74,14 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     layers = [_layer_record(layer) for layer in model.model.layers]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-            draft = Path(name) / folder.name
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            draft = Path(scratch) / folder.name
             draft.mkdir()
             save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
             model.generation_config.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
             shutil.copyfile(Path(__file__).with_name("auto_class.py"), draft / AUTO_CLASS)
-            record = {
-                "format": FORMAT,
-                "config": model.config.to_dict(),
-                "layers": layers,
-                "made": made,
-            }
+            record = {"format": FORMAT, "config": model.config.to_dict(), "layers": layers, "made": made}
             record["sha256"] = _digest(draft / WEIGHTS, record)
             (draft / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
             # Not the dense model's config.json: transformers would fill its layers with random numbers and only warn.
@@ -148,16 +144,18 @@ def _layer_record(layer: nn.Module) -> dict[str, Any]:
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        found = record["format"]
+        version = record["format"]
         missing = {"sha256", "config", "layers", "made"} - record.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} has no readable {RECORD} ({error}); name a folder that slicing wrote") from error
-    if found != FORMAT or missing:
-        raise UserError(f"{folder / RECORD} is of format {found!r}, this version reads {FORMAT}; slice the model again")
+    if version != FORMAT or missing:
+        raise UserError(
+            f"{folder / RECORD} is of format {version!r}, this version reads {FORMAT}; slice the model again"
+        )
     return record
 
 
-def _rebuild(config: Any, tensors: dict[str, Tensor], layers: list[dict[str, Any]]) -> PreTrainedModel:
+def _rebuild(config: PreTrainedConfig, tensors: dict[str, Tensor], layers: list[dict[str, Any]]) -> PreTrainedModel:
     """The model around its own tensors: no weight is initialised, none but the sliced ones are ever in memory."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
@@ -165,11 +163,12 @@ def _rebuild(config: Any, tensors: dict[str, Tensor], layers: list[dict[str, Any
         raise ValueError(f"{len(layers)} layers are described and {len(model.model.layers)} are wanted")
     for index, (layer, shape) in enumerate(zip(model.model.layers, layers, strict=True)):
         prefix = f"model.layers.{index}."
-        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        layer.self_attn = SlicedAttention(_attention_weights(own, shape), index)
-        layer.mlp = SlicedMLP(_mlp_weights(own, shape))
+        layer_tensors = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+        layer.self_attn = SlicedAttention(_attention_weights(layer_tensors, shape), index)
+        layer.mlp = SlicedMLP(_mlp_weights(layer_tensors, shape))
         if shape.get("shortcuts"):
-            model.model.layers[index] = _cross_layer(layer, own, len(shape["shortcuts"]), family_of(config))
+            matrices = [layer_tensors[f"shortcuts.{number}"] for number in range(len(shape["shortcuts"]))]
+            model.model.layers[index] = _cross_layer(layer, matrices, family_of(config))
     if any(shape.get("shortcuts") for shape in layers):
         model.model.embed_tokens = _cross_embedding(tensors, config.pad_token_id)
     absent, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
@@ -181,10 +180,9 @@ def _rebuild(config: Any, tensors: dict[str, Tensor], layers: list[dict[str, Any
     return model.eval().requires_grad_(False)
 
 
-def _cross_layer(layer: nn.Module, own: dict[str, Tensor], shortcuts: int, family: Family) -> CrossModuleLayer:
+def _cross_layer(layer: nn.Module, shortcuts: list[Tensor], family: Family) -> CrossModuleLayer:
     norms = [BasisNorm.of(getattr(layer, name)) for name in (family.attention_norm, family.mlp_norm)]
-    matrices = [own[f"shortcuts.{index}"] for index in range(shortcuts)]
-    return CrossModuleLayer(family, layer.self_attn, layer.mlp, norms, matrices)
+    return CrossModuleLayer(family, layer.self_attn, layer.mlp, norms, shortcuts)
 
 
 def _cross_embedding(tensors: dict[str, Tensor], padding: int | None) -> nn.Embedding:
@@ -194,15 +192,15 @@ def _cross_embedding(tensors: dict[str, Tensor], padding: int | None) -> nn.Embe
     return BasisEmbedding(nn.Parameter(table, requires_grad=False), basis, padding)
 
 
-def _attention_weights(own: dict[str, Tensor], shape: dict[str, Any]) -> AttentionWeights:
+def _attention_weights(tensors: dict[str, Tensor], shape: dict[str, Any]) -> AttentionWeights:
     heads, kv_heads, dim, value_dim = (shape[name] for name in ("heads", "kv_heads", "dim", "value_dim"))
     sizes = [heads * dim, kv_heads * dim, kv_heads * value_dim]
     counts = [(heads, dim), (kv_heads, dim), (kv_heads, value_dim)]
 
     def parts(name: str) -> list[Tensor | None]:
-        if name not in own:
+        if name not in tensors:
             return [None, None, None]
-        return [part.unflatten(0, count) for part, count in zip(own[name].split(sizes), counts, strict=True)]
+        return [part.unflatten(0, count) for part, count in zip(tensors[name].split(sizes), counts, strict=True)]
 
     query, key, value = parts("self_attn.qkv_proj.weight")
     query_bias, key_bias, value_bias = parts("self_attn.qkv_proj.bias")
@@ -210,26 +208,25 @@ def _attention_weights(own: dict[str, Tensor], shape: dict[str, Any]) -> Attenti
         query=query,
         key=key,
         value=value,
-        output=own["self_attn.o_proj.weight"].unflatten(1, (heads, value_dim)),
+        output=tensors["self_attn.o_proj.weight"].unflatten(1, (heads, value_dim)),
         query_bias=query_bias,
         key_bias=key_bias,
         value_bias=value_bias,
-        output_bias=own.get("self_attn.o_proj.bias"),
+        output_bias=tensors.get("self_attn.o_proj.bias"),
         kv_head=torch.tensor(shape["kv_head"]),
         frequency=torch.tensor(shape["frequency"]),
         scale=shape["scale"],
     )
 
 
-def _mlp_weights(own: dict[str, Tensor], shape: dict[str, Any]) -> MLPWeights:
+def _mlp_weights(tensors: dict[str, Tensor], shape: dict[str, Any]) -> MLPWeights:
     rows = "mlp.gate_up_proj" if shape["gated"] else "mlp.up_proj"
-    weight, bias = own[f"{rows}.weight"], own.get(f"{rows}.bias")
+    weight, bias = tensors[f"{rows}.weight"], tensors.get(f"{rows}.bias")
     neurons = shape["neurons"]
     gate, up = weight.split(neurons) if shape["gated"] else (None, *weight.split(neurons))
     gate_bias, up_bias = bias.split(neurons) if shape["gated"] and bias is not None else (None, bias)
-    return MLPWeights(
-        gate, up, own["mlp.down_proj.weight"], gate_bias, up_bias, own.get("mlp.down_proj.bias"), shape["activation"]
-    )
+    down, down_bias = tensors["mlp.down_proj.weight"], tensors.get("mlp.down_proj.bias")
+    return MLPWeights(gate, up, down, gate_bias, up_bias, down_bias, shape["activation"])
 
 
 def _digest(weights: Path, record: dict[str, Any]) -> str:

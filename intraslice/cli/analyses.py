@@ -10,7 +10,7 @@ import torch
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import Run, show
 from intraslice.diagnostics.ablation import measure_ablations
-from intraslice.diagnostics.rank_agreement import RankAgreement, judge
+from intraslice.diagnostics.rank_agreement import RankAgreement, compare_ranks
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
@@ -30,9 +30,9 @@ def inspect(run: Run) -> Answer:
     """Spectra of the dense model, each method's activation shift, and whose fault the cross-module damage is."""
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)
-    result, texts = run.asked() | {"protocol": run.protocol()}, []
+    result, texts = run.recipe.asked() | {"protocol": run.recipe.protocol()}, []
     for part in dict.fromkeys(run.arguments.parts):
-        found, text = {"spectra": _spectra, "shift": _shift, "faults": _faults}[part](run, loaded, stats, tokens)
+        found, text = {"spectra": _spectra, "shift": _shift, "faults": _ablations}[part](run, loaded, stats, tokens)
         result |= found
         texts.append(text)
     return result | {"seconds": run.seconds}, "\n\n".join(texts)
@@ -66,13 +66,13 @@ def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch
     return {"shift": records(frame), "shift_of": counts}, f"{head}\n{frame.round(3).to_string(index=False)}"
 
 
-def _faults(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:
+def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:
     width = run.plan(loaded, stats, "crossmodule").width
     with run.timed("faults"):
-        found = finish(measure_ablations(loaded.model, width, tokens, run.windows(loaded)), show)
+        perplexities = finish(measure_ablations(loaded.model, width, tokens, run.windows(loaded)), show)
     lines = [f"perplexity when only this is cut to {width} axes, the residual stream kept whole:"]
-    lines += [f"  {fault:<18}{value:9.3f}" for fault, value in found.items()]
-    return {"faults": {"width": width, "perplexity": found}}, "\n".join(lines)
+    lines += [f"  {ablation:<18}{value:9.3f}" for ablation, value in perplexities.items()]
+    return {"faults": {"width": width, "perplexity": perplexities}}, "\n".join(lines)
 
 
 def sensitivity(run: Run) -> Answer:
@@ -82,34 +82,37 @@ def sensitivity(run: Run) -> Answer:
     windows = run.windows(loaded)
     with run.timed("sensitivity"):
         found = finish(measure_sensitivity(loaded, stats, windows, run.arguments.ratio), show)
-    judgement = judge(found, stats.profile_for(run.slicing))
+    agreement = compare_ranks(found, stats.profile_for(run.recipe.slicing))
     result = {
         "model": run.arguments.model,
         "ratio": found.ratio,
         "dense_loss": found.dense_loss,
-        "modules": records(judgement.modules),
-        "rho": judgement.rho,
-        "reliability": judgement.reliability,
-        "misjudged": [vars(one) for one in judgement.misjudged],
-        "protocol": run.protocol(),
+        "modules": records(agreement.modules),
+        "rho": agreement.rho,
+        "reliability": agreement.reliability,
+        "misjudged": [vars(module) for module in agreement.misjudged],
+        "protocol": run.recipe.protocol(),
         "seconds": run.seconds,
     }
-    return result, _verdict(judgement)
+    return result, _verdict(agreement)
 
 
-def _verdict(judgement: RankAgreement) -> str:
-    columns = ["layer", "module", "removed", "increase", "standard_error", "place", "place_pca", "place_fisher"]
+def _verdict(agreement: RankAgreement) -> str:
+    columns = ["layer", "module", "removed", "increase", "standard_error", "place"]
+    columns += [f"place_{estimator}" for estimator in agreement.rho]
     lines = [
-        judgement.modules[columns].round(5).to_string(index=False),
+        agreement.modules[columns].round(5).to_string(index=False),
         "",
         "Spearman's rho, measured against foretold:",
     ]
-    for estimator, by_module in judgement.rho.items():
+    for estimator, by_module in agreement.rho.items():
         numbers = ", ".join(f"{name} {'-' if rho is None else f'{rho:.2f}'}" for name, rho in by_module.items())
         lines.append(f"  {estimator}: {numbers}")
-    numbers = ", ".join(f"{name} {'-' if own is None else f'{own:.2f}'}" for name, own in judgement.reliability.items())
+    numbers = ", ".join(
+        f"{name} {'-' if share is None else f'{share:.2f}'}" for name, share in agreement.reliability.items()
+    )
     lines.append(f"  share of the measured variance that is no noise: {numbers}")
-    return "\n".join([*lines, "", *(str(one) for one in judgement.misjudged)])
+    return "\n".join([*lines, "", *map(str, agreement.misjudged)])
 
 
 def sweep_(run: Run) -> Answer:
@@ -123,10 +126,10 @@ def sweep_(run: Run) -> Answer:
     texts = Texts(stats, tokens, run.windows(loaded))
     wanted = points(a.methods, a.estimators, a.sparsities)
     with run.timed("sweep"):
-        frame = finish(sweep(loaded, texts, wanted, run.slicing, speed), show)
+        frame = finish(sweep(loaded, texts, wanted, run.recipe.slicing, speed), show)
     if a.csv is not None:
         frame.to_csv(a.csv, index=False)
-    result = {"model": a.model, "rows": records(frame), "protocol": run.protocol(), "seconds": run.seconds}
+    result = {"model": a.model, "rows": records(frame), "protocol": run.recipe.protocol(), "seconds": run.seconds}
     shown = [name for name in _SHOWN if name in frame]
     return result, _fixed(frame[shown])
 

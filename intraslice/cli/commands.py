@@ -6,18 +6,16 @@ from typing import Any
 
 import torch
 
-import intraslice
 from intraslice import checkpoints
 from intraslice.cli.run import Run, peak_memory, show
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.loss import perplexity
 from intraslice.loading import LoadedModel
-from intraslice.methods.crossmodule import CrossModulePlan
-from intraslice.methods.registry import Plan
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
+from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.progress import finish
-from intraslice.reporting import CROSS_MODULE, described, recorded, summary
+from intraslice.reporting import CROSS_MODULE, described, plan_record, record, summary
 
 Answer = tuple[dict[str, Any], str]
 
@@ -27,15 +25,15 @@ def ratios(run: Run) -> Answer:
     loaded = run.load_dense()
     stats, _ = run.calibrate_for_method(loaded)
     plan = run.plan(loaded, stats)
-    result = run.asked() | described(plan, loaded.model)
+    result = run.recipe.asked() | described(plan, loaded.model)
     rows = []
     if not isinstance(plan, CrossModulePlan):
-        result |= recorded(plan)
+        result |= plan_record(plan)
         rows.append("layer  attention    MLP   heads  dim  neurons")
         for index, layer in enumerate(plan.layers):
             sizes = f"{len(layer.heads):>7}{layer.dim:>5}{layer.neurons:>9}"
             rows.append(f"{index:>5}{layer.attention_ratio:>11.3f}{layer.mlp_ratio:>7.3f}{sizes}")
-    return result | {"protocol": run.protocol(), "seconds": run.seconds}, "\n".join([*rows, summary(plan)])
+    return result | {"protocol": run.recipe.protocol(), "seconds": run.seconds}, "\n".join([*rows, summary(plan)])
 
 
 def evaluate(run: Run) -> Answer:
@@ -51,11 +49,16 @@ def evaluate(run: Run) -> Answer:
             name: finish(perplexity(which, windows, f"perplexity {name}"), show)
             for name, which in (("dense", loaded.model), ("sliced", model))
         }
-    result = run.asked() | described(plan, loaded.model) | {"perplexity": values, "protocol": run.protocol()}
+    result = (
+        run.recipe.asked() | described(plan, loaded.model) | {"perplexity": values, "protocol": run.recipe.protocol()}
+    )
     result["parameters"] |= parameters_of(model, "sliced")  # counted on the tensors, not taken from the plan
     result["removed_fraction"] = 1 - result["parameters"]["sliced_decoder"] / result["parameters"]["dense_decoder"]
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
-    return result, f"{summary(plan)}\nperplexity {values['dense']:.3f} -> {values['sliced']:.3f} {run.protocol()}"
+    return (
+        result,
+        f"{summary(plan)}\nperplexity {values['dense']:.3f} -> {values['sliced']:.3f} {run.recipe.protocol()}",
+    )
 
 
 def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -> Answer:
@@ -63,7 +66,9 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
     with run.timed("evaluate"):
         value = finish(perplexity(loaded.model, windows, "perplexity sliced"), show)
     made = loaded.made
-    protocol = run.protocol() | {key: made["protocol"][key] for key in ("calibration", "calibration_tokens", "seed")}
+    protocol = run.recipe.protocol() | {
+        key: made["protocol"][key] for key in ("calibration", "calibration_tokens", "seed")
+    }
     result = made["asked"] | {key: made[key] for key in ("removed_fraction", "parameters", "ratios")}
     result["parameters"] = made["parameters"] | parameters_of(loaded.model, "sliced")
     result["kv_bytes_per_token"] = made["kv_bytes_per_token"] | {"sliced": kv_bytes_per_token(loaded.model)}
@@ -81,22 +86,12 @@ def slice_(run: Run) -> Answer:
     stats, tokens = run.calibrate_for_method(loaded)
     model, plan = run.slice(loaded, stats, tokens)
     with run.timed("save"):
-        checkpoints.save(model, loaded.tokenizer, out, record(run, loaded, plan))
+        checkpoints.save(model, loaded.tokenizer, out, record(run.recipe, loaded, plan))
     size = sum(file.stat().st_size for file in out.iterdir())
-    result = run.asked() | described(plan, loaded.model) | {"out": str(out), "bytes": size, "seconds": run.seconds}
+    result = (
+        run.recipe.asked() | described(plan, loaded.model) | {"out": str(out), "bytes": size, "seconds": run.seconds}
+    )
     return result, f"{summary(plan)}\nwrote {out} ({size / 1e6:.0f} MB)"
-
-
-def record(run: Run, loaded: LoadedModel, plan: Plan) -> dict[str, Any]:
-    """How a sliced model was made, as its folder says it."""
-    return {
-        "version": intraslice.__version__,
-        "source": loaded.source,
-        "asked": run.asked(),
-        "protocol": run.protocol(),
-        "plan": recorded(plan),
-        **described(plan, loaded.model),
-    }
 
 
 def generate(run: Run) -> Answer:
@@ -112,5 +107,10 @@ def generate(run: Run) -> Answer:
     for name, model in models.items():
         pieces = generate_text(model, loaded.tokenizer, a.prompt, a.max_new_tokens, a.temperature, a.seed)
         texts[name] = "".join(pieces)
-    result = run.asked() | {"prompt": a.prompt, "text": texts, "protocol": run.protocol(), "seconds": run.seconds}
+    result = run.recipe.asked() | {
+        "prompt": a.prompt,
+        "text": texts,
+        "protocol": run.recipe.protocol(),
+        "seconds": run.seconds,
+    }
     return result, "\n\n".join(f"{name}:\n{text}" for name, text in texts.items())

@@ -10,11 +10,12 @@ import torch
 
 import intraslice
 from intraslice.cli import analyses, commands
-from intraslice.config import CalibrationConfig, Estimator, EvaluationConfig, Order, SliceConfig, Targets
+from intraslice.config import CalibrationConfig, EvaluationConfig, Order, SliceConfig, Targets
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.offload import PLACEMENTS
+from intraslice.registry import ESTIMATORS
 
 FEW_TOKENS = 2048  # enough for activations, and for paired differences of losses
 
@@ -39,7 +40,12 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     add("--threads", type=int, metavar="N", help="CPU threads")
     add("--json", action="store_true", help="one JSON object on stdout and nothing else")
     add("--sparsity", type=float, default=slicing.sparsity, help="fraction of decoder-layer parameters to remove")
-    add("--estimator", default=slicing.estimator, choices=get_args(Estimator), help="how ratios are estimated")
+    add(
+        "--estimator",
+        default=slicing.estimator,
+        choices=ESTIMATORS,
+        help=f"how ratios are estimated; {ESTIMATORS.help()}",
+    )
     told = "above 1 cuts MLPs harder, below 1 attention; by default the importances decide, and it is 1 without any"
     add("--bias", type=float, metavar="F", help=told)
     add(
@@ -51,7 +57,7 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     add("--iterative", action="store_true", help="refine MLPs that lose over 35 % (sequential order; slow)")
     lock = "give one module's ratio by hand, such as --lock 7 mlp 25; may be repeated, and the others make up for it"
     add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
-    add("--method", default="intraslice", choices=METHODS)
+    add("--method", default="intraslice", choices=METHODS, help=METHODS.help())
     add("--epochs", type=int, default=slicing.epochs, help="intraslice+: of its distillation; 0 leaves it at the fits")
     add("--slicing", type=float, metavar="F", help="crossmodule: share of axes to cut, instead of --sparsity")
     add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")
@@ -92,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     sensitivity.add_argument("--ratio", type=float, default=0.3, help="share of each module to slice")
     sweep = command("sweep", analyses.sweep_, "perplexity and speed of many models")
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
-    sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], choices=get_args(Estimator))
+    sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], choices=ESTIMATORS)
     sweep.add_argument("--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F")
     sweep.add_argument("--no-speed", action="store_true", help="measure no speed")
     read = {"type": int, "default": SpeedConfig().prompt, "metavar": "N"}

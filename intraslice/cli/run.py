@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel
 
 try:
@@ -21,42 +22,41 @@ except ImportError:  # Windows has its own
     resource = None
 
 from intraslice import data
-from intraslice.calibration.driver import CalibrationStats, calibrate
+from intraslice.calibration.driver import calibrate
+from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
 from intraslice.errors import UserError
 from intraslice.loading import LoadedModel, load_model
-from intraslice.methods.registry import Method, Plan, plan_by, slice_by, uses_statistics
+from intraslice.methods.registry import Plan, Tokens, plan_by, slice_by, uses_statistics
 from intraslice.progress import Progress, finish
+from intraslice.reporting import Recipe
 
 
 class Run:
-    """Settings of one command line. `seconds` fills up as the steps are done."""
+    """One command line, validated. `seconds` fills up as the steps are done."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        a = arguments
-        self.arguments = a
-        self.calibration = CalibrationConfig(a.calibration, a.sequences, a.length, a.seed, a.targets)
-        self.evaluation = EvaluationConfig(a.eval, a.eval_tokens, a.length)
-        locked = tuple(parse_lock(" ".join(words)) for words in a.lock)
-        named = {"head_fraction": a.head_fraction, "gradient_group": a.gradient_group, "epochs": a.epochs}
-        self.slicing = SliceConfig(a.sparsity, a.estimator, a.bias, a.cap, a.order, a.iterative, locked=locked, **named)
+        self.arguments = arguments
+        self.recipe = recipe_of(arguments)
         self.seconds: dict[str, float] = {}
-        if a.threads is not None:
-            if a.threads < 1:
-                raise UserError(f"threads is {a.threads}; wanted 1 or more")
-            torch.set_num_threads(a.threads)
+        if arguments.threads is not None:
+            if arguments.threads < 1:
+                raise UserError(f"threads is {arguments.threads}; wanted 1 or more")
+            torch.set_num_threads(arguments.threads)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
+        """Add the time that passes inside to the seconds of `step`."""
         start = time.perf_counter()
         yield
         self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - start, 3)
 
     def load(self) -> LoadedModel:
+        """The model that `--model` names, dense or a sliced checkpoint. Raises UserError where it cannot be had."""
         with self.timed("load"):
             loaded = load_model(
-                self.arguments.model,
-                getattr(torch, self.arguments.dtype),
+                self.recipe.model,
+                getattr(torch, self.recipe.dtype),
                 self.arguments.device,
                 device_map=self.arguments.device_map,
             )
@@ -64,70 +64,72 @@ class Run:
         return loaded
 
     def load_dense(self) -> LoadedModel:
+        """As `load`, but a sliced checkpoint is a UserError."""
         loaded = self.load()
         if loaded.made is not None:
             raise UserError(f"{loaded.name} is sliced already; wanted a dense model to slice")
         return loaded
 
-    def windows(self, loaded: LoadedModel) -> torch.Tensor:
+    def windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
         """Held-out text, disjoint from the calibration's where there is one."""
-        text = self.calibration.text if loaded.made is None else loaded.made["protocol"]["calibration"]
-        return data.evaluation_tokens(loaded.tokenizer, self.evaluation, text)
+        text = self.recipe.calibration.text if loaded.made is None else loaded.made["protocol"]["calibration"]
+        return data.evaluation_tokens(loaded.tokenizer, self.recipe.evaluation, text)
 
-    def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, torch.Tensor]:
-        tokens = data.calibration_tokens(loaded.tokenizer, self.calibration, self.evaluation.text)
+    def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:
+        """The calibration's statistics, and the tokens that they were taken on."""
+        tokens = self._calibration_tokens(loaded)
         with self.timed("calibrate"):
-            stats = finish(calibrate(loaded, tokens, self.calibration.targets), show)
+            stats = finish(calibrate(loaded, tokens, self.recipe.calibration.targets), show)
             _ = stats.profile  # found once, and counted here
         return stats, tokens
 
-    def calibrate_for_method(self, loaded: LoadedModel) -> tuple[CalibrationStats | None, torch.Tensor]:
+    def calibrate_for_method(self, loaded: LoadedModel) -> tuple[CalibrationStats | None, Tokens]:
         """As `calibrate`, but only the tokens where the chosen method needs no more."""
-        if uses_statistics(self.arguments.method):
+        if uses_statistics(self.recipe.method):
             return self.calibrate(loaded)
         with self.timed("calibrate"):
-            return None, data.calibration_tokens(loaded.tokenizer, self.calibration, self.evaluation.text)
+            return None, self._calibration_tokens(loaded)
 
-    def plan(self, loaded: LoadedModel, stats: CalibrationStats | None, method: Method | None = None) -> Plan:
-        a = self.arguments
-        return plan_by(method or a.method, loaded.model, stats, self.slicing, None if method else a.slicing)
+    def plan(self, loaded: LoadedModel, stats: CalibrationStats | None, method: str | None = None) -> Plan:
+        """What goes by the chosen method, or by another one that is named."""
+        slicing = None if method else self.arguments.slicing
+        return plan_by(method or self.recipe.method, loaded.model, stats, self.recipe.slicing, slicing)
 
     def slice(
-        self, loaded: LoadedModel, stats: CalibrationStats | None, tokens: torch.Tensor, method: Method | None = None
+        self, loaded: LoadedModel, stats: CalibrationStats | None, tokens: Tokens, method: str | None = None
     ) -> tuple[PreTrainedModel, Plan]:
+        """The sliced model and its plan, by the chosen method, or by another one that is named."""
         plan = self.plan(loaded, stats, method)
         with self.timed("slice"):
-            model = finish(slice_by(method or self.arguments.method, loaded.model, plan, stats, tokens), show)
+            model = finish(slice_by(method or self.recipe.method, loaded.model, plan, stats, tokens), show)
         return model, plan
 
-    def protocol(self) -> dict[str, Any]:
-        return {
-            "eval": self.evaluation.text,
-            "eval_tokens": self.evaluation.tokens // self.evaluation.window * self.evaluation.window,
-            "window": self.evaluation.window,
-            "calibration": self.calibration.text,
-            "calibration_tokens": self.calibration.sequences * self.calibration.length,
-            "seed": self.calibration.seed,
-            "targets": self.calibration.targets,
-            "dtype": self.arguments.dtype,
-        }
+    def _calibration_tokens(self, loaded: LoadedModel) -> Tokens:
+        return data.calibration_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
 
-    def asked(self) -> dict[str, Any]:
-        a = self.arguments
-        return {
-            "model": a.model,
-            "method": a.method,
-            "estimator": a.estimator,
-            "head_fraction": a.head_fraction,
-            "gradient_group": a.gradient_group,
-            "bias": a.bias,
-            "cap": a.cap,
-            "order": a.order,
-            "iterative": a.iterative,
-            "epochs": a.epochs,
-            "locked": [list(lock) for lock in self.slicing.locked],
-            "sparsity_asked": a.sparsity,
-        }
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """What the words of a command line ask for. Raises UserError for numbers out of range."""
+    a = arguments
+    return Recipe(
+        model=a.model,
+        slicing=SliceConfig(
+            sparsity=a.sparsity,
+            estimator=a.estimator,
+            bias=a.bias,
+            cap=a.cap,
+            order=a.order,
+            iterative=a.iterative,
+            locked=tuple(parse_lock(" ".join(words)) for words in a.lock),
+            head_fraction=a.head_fraction,
+            gradient_group=a.gradient_group,
+            epochs=a.epochs,
+        ),
+        calibration=CalibrationConfig(a.calibration, a.sequences, a.length, a.seed, a.targets),
+        evaluation=EvaluationConfig(a.eval, a.eval_tokens, a.length),
+        method=a.method,
+        dtype=a.dtype,
+    )
 
 
 def show(event: Progress) -> None:

@@ -1,9 +1,9 @@
 """Is it the residual's fault? The damage of cross-module slicing, one part at a time, on a residual stream kept whole.
 
 Each `Ablation` cuts the dense model at one kind of place only and removes no parameter: a diagnosis, not a method. As
-in cross-module slicing each layer's axes come from the stream as the cuts before it leave it. Axes of the dense stream
-are another question: on SmolLM2 at 432 of 576 they make "writes" 5.5 and "reads and writes" 13 times the dense
-perplexity, where these make 9 and 7.
+in cross-module slicing each layer's axes come from the hidden states as the cuts before it leave them. Axes of the
+dense hidden states are another question: on SmolLM2 at 432 of 576 they make "writes" 5.5 and "reads and writes" 13
+times the dense perplexity, where these make 9 and 7.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from transformers import PreTrainedModel
 
 from intraslice.errors import UserError
 from intraslice.evaluation.loss import perplexity
-from intraslice.linalg import add_moment_, principal_axes
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.linear import frozen_linear
 from intraslice.modeling.residual import (
     SlicedModule,
     centre,
-    groups,
     norm_of,
     output_of,
     principal_axes_of,
+    residual_branches,
     writer_name,
 )
 from intraslice.modeling.surgery import with_parts
@@ -46,82 +45,83 @@ Projection = Float[Tensor, "hidden hidden"]
 
 
 def ablated_model(
-    model: PreTrainedModel, fault: Ablation, width: int, tokens: Int[Tensor, "sequences length"]
+    model: PreTrainedModel, ablation: Ablation, width: int, tokens: Int[Tensor, "sequences length"]
 ) -> Generator[Progress, None, PreTrainedModel]:
     """A dense canonicalised model with one kind of place cut to `width` axes, and its residual stream whole.
 
     The last module's write goes to the head, in no basis of the stream, and is cut on its own axes only. All that is
     not cut is shared with the dense model. Costs a forward over `tokens`; yields progress by layer. Raises UserError
-    for an unknown fault or a width that the stream does not have.
+    for an unknown ablation or a width that the stream does not have.
     """
-    if fault not in ABLATIONS:
-        raise UserError(f"fault is {fault!r}; wanted one of {', '.join(ABLATIONS)}")
+    if ablation not in ABLATIONS:
+        raise UserError(f"fault is {ablation!r}; wanted one of {', '.join(ABLATIONS)}")
     hidden, layers = model.lm_head.in_features, blocks(model)
     if not 1 <= width <= hidden:
         raise UserError(f"width is {width}; wanted 1 to {hidden}, the hidden size")
-    yield Progress(fault, 0, len(layers))
+    yield Progress(ablation, 0, len(layers))
     parts: Parts = {}
     with torch.no_grad():
-        stream = embed(model, tokens)
-        stream.map_(lambda states, _: centre(states, layers[0].attention_norm))
-        state = _projection(principal_axes_of(stream), width)
+        hidden_states = embed(model, tokens)
+        hidden_states.map_(lambda states, _: centre(states, layers[0].attention_norm))
+        before = _projection(hidden_states, width)
     for index, block in enumerate(layers):
         with torch.no_grad():
-            for group in groups(block):
-                last = index == len(layers) - 1 and group[-1] is block.mlp
-                made, state = _cut_group_(stream, group, norm_of(block, group[0]), state, fault, width, last)
-                parts |= made
-        yield Progress(fault, index + 1, len(layers))
+            for branch in residual_branches(block):
+                last = index == len(layers) - 1 and branch[-1] is block.mlp
+                norm = norm_of(block, branch[0])
+                cut_parts, before = _cut_branch_(hidden_states, branch, norm, before, ablation, width, last)
+                parts |= cut_parts
+        yield Progress(ablation, index + 1, len(layers))
     return with_parts(model, parts)
 
 
-def _projection(axes: Float[Tensor, "hidden hidden"], width: int) -> Projection:
-    return axes[:, :width] @ axes[:, :width].T
+def _projection(states: HiddenStates, width: int) -> Projection:
+    """Onto the first `width` principal axes of the states."""
+    axes = principal_axes_of(states)[:, :width]
+    return axes @ axes.T
 
 
-def _cut_group_(
-    stream: HiddenStates,
-    group: tuple[SlicedModule, ...],
+def _cut_branch_(
+    hidden_states: HiddenStates,
+    branch: tuple[SlicedModule, ...],
     norm: nn.Module,
-    state: Projection,
-    fault: Ablation,
+    before: Projection,
+    ablation: Ablation,
     width: int,
     last: bool,
 ) -> tuple[Parts, Projection]:
-    """Cut modules that share a norm and send the stream through them, in place; also the next state's projection."""
-    kind = stream.hidden[0].dtype
-    reads = "reads" in fault
-    reader = nn.Sequential(frozen_linear(state.to(kind)), norm) if reads else norm
-    outputs: list[list[Tensor]] = [[] for _ in group]
-    for hidden, arguments in zip(stream.hidden, stream.arguments, strict=True):
+    """Cut modules that share a norm and send the hidden states through them, in place.
+
+    `before` projects onto the principal axes of the states that the modules read; the projection that is returned, onto
+    those of the states once all is written, before any write is cut.
+    """
+    dtype = hidden_states.hidden[0].dtype
+    reads = "reads" in ablation
+    reader = nn.Sequential(frozen_linear(before.to(dtype)), norm) if reads else norm
+    outputs = [HiddenStates([], hidden_states.arguments) for _ in branch]
+    for hidden, arguments in zip(hidden_states.hidden, hidden_states.arguments, strict=True):
         normed = reader(hidden)
-        for module, own in zip(group, outputs, strict=True):
-            own.append(centre(output_of(module, normed, arguments), norm))
-    entered = stream.hidden
-    stream.hidden = [sum(added, start=states) for states, *added in zip(entered, *outputs, strict=True)]
-    after = _projection(principal_axes_of(stream), width)
+        for module, output in zip(branch, outputs, strict=True):
+            output.hidden.append(centre(output_of(module, normed, arguments), norm))
+    entered, written = hidden_states.hidden, [output.hidden for output in outputs]
+    hidden_states.hidden = [sum(added, start=states) for states, *added in zip(entered, *written, strict=True)]
+    after = _projection(hidden_states, width)
     parts: Parts = {norm: reader} if reads else {}
-    if fault == "outputs":
-        cuts = [_projection(_axes(own), width) for own in outputs]
-    elif "writes" in fault and not last:
-        cuts = [after] * len(group)
+    if ablation == "outputs":
+        cuts = [_projection(output, width) for output in outputs]
+    elif "writes" in ablation and not last:
+        cuts = [after] * len(branch)
     else:
         return parts, after
-    for module, cut in zip(group, cuts, strict=True):
+    for module, cut in zip(branch, cuts, strict=True):
         writer = getattr(module, writer_name(module))
-        bias = None if writer.bias is None else (cut @ writer.bias.to(cut.dtype)).to(kind)
-        parts[writer] = frozen_linear((cut @ writer.weight.to(cut.dtype)).to(kind), bias)
-    for index, states in enumerate(entered):
-        stream.hidden[index] = states + sum(own[index] @ cut.to(kind) for own, cut in zip(outputs, cuts, strict=True))
+        bias = None if writer.bias is None else (cut @ writer.bias.to(cut.dtype)).to(dtype)
+        parts[writer] = frozen_linear((cut @ writer.weight.to(cut.dtype)).to(dtype), bias)
+    for index, (states, *added) in enumerate(zip(entered, *written, strict=True)):
+        hidden_states.hidden[index] = states + sum(
+            output @ cut.to(dtype) for output, cut in zip(added, cuts, strict=True)
+        )
     return parts, after
-
-
-def _axes(outputs: list[Float[Tensor, "batch tokens hidden"]]) -> Float[Tensor, "hidden hidden"]:
-    width = outputs[0].shape[-1]
-    moment = torch.zeros(width, width, dtype=torch.float64, device=outputs[0].device)
-    for rows in outputs:
-        add_moment_(moment, rows)
-    return principal_axes(moment)[1]
 
 
 def measure_ablations(
@@ -130,9 +130,9 @@ def measure_ablations(
     calibration: Int[Tensor, "sequences length"],
     tokens: Int[Tensor, "windows window"],
 ) -> Generator[Progress, None, dict[str, float]]:
-    """Perplexity on `tokens` under every fault, to be held against the dense and the cross-module model's."""
-    measured = {}
-    for fault in ABLATIONS:
-        cut = yield from ablated_model(model, fault, width, calibration)
-        measured[fault] = yield from perplexity(cut, tokens, fault)
-    return measured
+    """Perplexity on `tokens` under every ablation, to be held against the dense and the cross-module model's."""
+    perplexities = {}
+    for ablation in ABLATIONS:
+        ablated = yield from ablated_model(model, ablation, width, calibration)
+        perplexities[ablation] = yield from perplexity(ablated, tokens, ablation)
+    return perplexities

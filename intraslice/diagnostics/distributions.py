@@ -48,33 +48,34 @@ class Moments:
         if not values.numel():
             return
         low, high = edges[0].item(), edges[-1].item()
-        counted = values.float().clamp(low, high).histc(len(edges) - 1, low, high).double().cpu()
-        self.bins = counted if self.bins is None else self.bins + counted
+        counts = values.float().clamp(low, high).histc(len(edges) - 1, low, high).double().cpu()
+        self.bins = counts if self.bins is None else self.bins + counts
         values = values.double()
         if self.count == 0:
             self.origin = values.mean().item()
         centred = values - self.origin
         square = centred.square()
-        self.sums += torch.stack([part.sum() for part in (centred, square, square * centred, square.square())]).cpu()
+        self.sums += torch.stack([power.sum() for power in (centred, square, square * centred, square.square())]).cpu()
         self.count += values.numel()
 
     def distribution(self, edges: Float[Tensor, " edges"]) -> Distribution:
         """What the values seen so far are like. NaN and a flat zero histogram before any was."""
         if self.count == 0:
-            nothing = float("nan")
-            return Distribution(nothing, nothing, nothing, edges, torch.zeros(len(edges) - 1, dtype=torch.float64))
+            nan = float("nan")
+            return Distribution(nan, nan, nan, edges, torch.zeros(len(edges) - 1, dtype=torch.float64))
         first, second, third, fourth = (self.sums / self.count).tolist()
         variance = max(second - first**2, 0.0)
-        around_mean = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
-        kurtosis = around_mean / variance**2 - 3 if variance > 0 else 0.0
+        fourth_central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+        kurtosis = fourth_central / variance**2 - 3 if variance > 0 else 0.0
         density = self.bins / (self.bins.sum() * (edges[1] - edges[0]))
         return Distribution(self.origin + first, variance**0.5, kurtosis, edges, density)
 
 
-def distance(one: Distribution, other: Distribution) -> float:
-    """1-Wasserstein between two histograms on the same edges: the area between their cumulated shares.
+def distance(first: Distribution, second: Distribution) -> float:
+    """1-Wasserstein distance of two histograms on the same edges: the area between their cumulated shares.
 
-    In the values' unit. What lies outside the edges counts as lying at the end, so this bounds the whole from below.
+    In the values' unit. What lies outside the edges counts as lying at the end, so it is never more than the distance
+    of the values themselves.
     """
-    step = one.edges[1] - one.edges[0]
-    return ((one.density - other.density).cumsum(0).abs().sum() * step * step).item()
+    step = first.edges[1] - first.edges[0]
+    return ((first.density - second.density).cumsum(0).abs().sum() * step * step).item()

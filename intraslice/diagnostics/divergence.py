@@ -29,8 +29,8 @@ def first_divergence(
     )
     if position == len(first) == len(second):
         return None
-    own = [tokenizer.decode([tokens[position]]) if position < len(tokens) else None for tokens in (first, second)]
-    return Divergence(position, tokenizer.decode(first[:position]), *own)
+    differing = [tokenizer.decode([tokens[position]]) if position < len(tokens) else None for tokens in (first, second)]
+    return Divergence(position, tokenizer.decode(first[:position]), *differing)
 
 
 def greedy_tokens(

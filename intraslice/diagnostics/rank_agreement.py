@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import pandas
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.diagnostics.sensitivity import ModuleKind, ModuleLoss, Sensitivity
-from intraslice.planning.importance import Profile
+from intraslice.config import MODULE_KINDS, ModuleKind
+from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity
+from intraslice.planning.profile import Profile
 
-Judged = Literal["pca", "fisher"]
-JUDGED: tuple[Judged, ...] = ("pca", "fisher")  # uniform foretells nothing
 SURE = 2.0  # standard errors
 
 
@@ -22,7 +20,7 @@ SURE = 2.0  # standard errors
 class Misjudged:
     """A module whose place among its kind is far from the foretold one, noise allowed for. Place 1 hurts most."""
 
-    estimator: Judged
+    estimator: str
     layer: int
     module: ModuleKind
     measured: int
@@ -41,13 +39,13 @@ class Misjudged:
 class RankAgreement:
     """`modules` has a row a module; `rho[estimator]` Spearman's rho among "attention", "mlp" and "all" modules.
 
-    `reliability` is the share of the measured increases' variance that is no noise of the evaluation tokens: about the
-    square of the rho that a perfect estimator would reach. A number is None where it does not exist, as the rho of a
-    single layer. `misjudged` comes worst first.
+    The estimators are those that look at importances. `reliability` is the share of the measured increases' variance
+    that is no noise of the evaluation tokens: about the square of the rho that a perfect estimator would reach. A
+    number is None where it does not exist, as the rho of a single layer. `misjudged` comes worst first.
     """
 
     modules: pandas.DataFrame
-    rho: dict[Judged, dict[str, float | None]]
+    rho: dict[str, dict[str, float | None]]
     reliability: dict[str, float | None]
     misjudged: tuple[Misjudged, ...]
 
@@ -61,32 +59,29 @@ def fallen_importance(importance: Float[Tensor, " units"], ratio: float) -> floa
     return ordered[:whole].sum().item() + rest
 
 
-def foretell(profile: Profile, loss: ModuleLoss, ratio: float, estimator: Judged) -> float:
+def foretell(profile: Profile, loss: ModuleLoss, ratio: float, estimator: str) -> float:
     """What an estimator's importances say of slicing one module; in its own unit, so only the order has a meaning."""
-    layer = profile.layers[loss.layer]
-    if loss.module == "mlp":
-        return fallen_importance(layer.neurons, ratio)
-    return fallen_importance(layer.pca_channels if estimator == "pca" else layer.fisher_heads, ratio)
+    return fallen_importance(getattr(profile.layers[loss.layer].importances[estimator], loss.module), ratio)
 
 
-def judge(sensitivity: Sensitivity, profile: Profile) -> RankAgreement:
+def compare_ranks(sensitivity: Sensitivity, profile: Profile) -> RankAgreement:
     """Compare measured increases of the loss with what each estimator foretells, by rank.
 
     Attention and MLPs are ranked apart, as the estimator does. A module counts as misjudged when its rank would be off
     by more than a third of the layers even with its increase two standard errors nearer to what was foretold.
     """
     modules = pandas.DataFrame([vars(loss) for loss in sensitivity.modules])
-    kinds = {kind: modules["module"] == kind for kind in ("attention", "mlp")} | {"all": modules["module"] != ""}
+    kinds = {kind: modules["module"] == kind for kind in MODULE_KINDS} | {"all": modules["module"] != ""}
     modules["place"] = _places(modules, "increase")
-    for estimator in JUDGED:
+    for estimator in profile.estimators:
         modules[estimator] = [foretell(profile, loss, sensitivity.ratio, estimator) for loss in sensitivity.modules]
         modules[f"place_{estimator}"] = _places(modules, estimator)
-    misjudged = [one for kind in ("attention", "mlp") for one in _misjudged(modules[kinds[kind]])]
+    misjudged = [module for kind in MODULE_KINDS for module in _misjudged(modules[kinds[kind]], profile.estimators)]
     return RankAgreement(
         modules,
-        {name: {kind: _spearman(modules[own], name) for kind, own in kinds.items()} for name in JUDGED},
-        {kind: _reliability(modules[own]) for kind, own in kinds.items()},
-        tuple(sorted(misjudged, key=lambda one: -abs(one.measured - one.foretold))),
+        {name: {kind: _spearman(modules[rows], name) for kind, rows in kinds.items()} for name in profile.estimators},
+        {kind: _reliability(modules[rows]) for kind, rows in kinds.items()},
+        tuple(sorted(misjudged, key=lambda module: -abs(module.measured - module.foretold))),
     )
 
 
@@ -94,14 +89,14 @@ def _places(modules: pandas.DataFrame, column: str) -> pandas.Series:
     return modules.groupby("module")[column].rank(ascending=False, method="first").astype(int)
 
 
-def _misjudged(modules: pandas.DataFrame) -> Iterator[Misjudged]:
+def _misjudged(modules: pandas.DataFrame, estimators: tuple[str, ...]) -> Iterator[Misjudged]:
     """Those of one kind of module."""
     count = len(modules)
     for index, row in modules.iterrows():
         others = modules["increase"].drop(index)
         best = 1 + int((others > row["increase"] + SURE * row["standard_error"]).sum())
         worst = 1 + int((others > row["increase"] - SURE * row["standard_error"]).sum())
-        for estimator in JUDGED:
+        for estimator in estimators:
             foretold = row[f"place_{estimator}"]
             if max(best - foretold, foretold - worst) > count / 3:
                 yield Misjudged(estimator, row["layer"], row["module"], row["place"], foretold, count)

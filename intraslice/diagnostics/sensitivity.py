@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -17,19 +18,19 @@ from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import ModuleKind, SliceConfig
+from intraslice.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.errors import UserError
 from intraslice.loading import LoadedModel
 from intraslice.modeling.families import family_of
 from intraslice.modeling.hidden_states import HiddenStates, embed
-from intraslice.planning.importance import LayerProfile
+from intraslice.modeling.logits import logits_in_chunks
+from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import LayerPlan, make_plan
 from intraslice.planning.widths import neurons_kept
 from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 FORMAT = "3"
-LOGIT_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ class ModuleLoss:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Every module, layer by layer, attention first. `tokens` were scored."""
+    """Every module, layer by layer, attention first."""
 
-    ratio: float
-    dense_loss: float
-    tokens: int
+    ratio: float  # of the one module that is sliced
+    dense_loss: float  # mean, in nats a token
+    tokens: int  # scored
     modules: tuple[ModuleLoss, ...]
 
 
@@ -69,37 +70,51 @@ def measure_sensitivity(
     """Slice each module alone at `ratio`, in one shot, and take the loss on `tokens`; yields progress by module.
 
     What is done is kept under the model, the calibration, the tokens and the ratio. Costs about a forward a layer, and
-    memory for one state a token. Raises UserError for a ratio that is not above 0 and up to 0.95.
+    memory for one hidden state a token. Raises UserError for a ratio that is not above 0 and up to 0.95.
     """
-    if not 0 < ratio <= 0.95:
-        raise UserError(f"ratio is {ratio!r}; wanted the share of a module to remove, above 0 and up to 0.95")
-    model, targets = loaded.model, tokens[:, 1:]
-    seen = stats.layers[-1].attention_sum  # tells one calibration from another
-    calibration = stats.tokens, stats.targets, seen
-    path = cache_path(
-        "sensitivity", ".json", FORMAT, loaded.fingerprint, model.dtype, *calibration, tokens, float(ratio)
-    )
-    record = kept_record(path)
-    done = [ModuleLoss(**module) for module in record.get("modules", [])]
+    path = _path(loaded, stats, tokens, ratio)
+    model, targets, record = loaded.model, tokens[:, 1:], kept_record(path)
+    measured = [ModuleLoss(**module) for module in record.get("modules", [])]
     layers, total = model.model.layers, 2 * len(model.model.layers)
-    yield Progress("sensitivity", len(done), total)
-    if len(done) < total:
+    yield Progress("sensitivity", len(measured), total)
+    if len(measured) < total:
         with torch.no_grad():
-            stream = embed(model, tokens)
-            reference = _losses(model, layers, stream, targets)
-        record = {"dense_loss": reference.mean().item()}
+            hidden_states = embed(model, tokens)
+            dense_losses = _losses(model, layers, hidden_states, targets)
+        record = {"dense_loss": dense_losses.mean().item()}
         for layer in range(len(layers)):
-            for module in ("attention", "mlp")[max(0, len(done) - 2 * layer) :]:
+            for module in MODULE_KINDS[max(0, len(measured) - 2 * layer) :]:
                 removed, sliced = _slice_alone(model, stats, layer, module, ratio)
                 with torch.no_grad():
-                    extra = _losses(model, [sliced, *layers[layer + 1 :]], stream, targets) - reference
-                error = extra.std().item() / len(extra) ** 0.5
-                done.append(ModuleLoss(layer, module, removed, extra.mean().item(), error))
-                keep_record(path, record | {"modules": [asdict(loss) for loss in done]}, "the sensitivity so far")
-                yield Progress("sensitivity", len(done), total)
+                    losses = _losses(model, [sliced, *layers[layer + 1 :]], hidden_states, targets)
+                increase = losses - dense_losses
+                standard_error = increase.std().item() / len(increase) ** 0.5
+                measured.append(ModuleLoss(layer, module, removed, increase.mean().item(), standard_error))
+                keep_record(path, record | {"modules": [asdict(loss) for loss in measured]}, "the sensitivity so far")
+                yield Progress("sensitivity", len(measured), total)
             with torch.no_grad():
-                stream.map_(lambda hidden, arguments, layer=layer: layers[layer](hidden, **arguments))
-    return Sensitivity(ratio, record["dense_loss"], targets.numel(), tuple(done))
+                hidden_states.map_(lambda hidden, arguments, layer=layer: layers[layer](hidden, **arguments))
+    return Sensitivity(ratio, record["dense_loss"], targets.numel(), tuple(measured))
+
+
+def kept_sensitivity(
+    loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float = 0.3
+) -> Sensitivity | None:
+    """What `measure_sensitivity` would only read from the disk; None while any module is still to be measured."""
+    record = kept_record(_path(loaded, stats, tokens, ratio))
+    measured = tuple(ModuleLoss(**module) for module in record.get("modules", []))
+    if len(measured) < 2 * len(stats.layers):
+        return None
+    return Sensitivity(ratio, record["dense_loss"], tokens[:, 1:].numel(), measured)
+
+
+def _path(loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float) -> Path:
+    if not 0 < ratio <= 0.95:
+        raise UserError(f"ratio is {ratio!r}; wanted the share of a module to remove, above 0 and up to 0.95")
+    attention_sum = stats.layers[-1].attention_sum  # tells one calibration from another
+    calibration = stats.tokens, stats.targets, attention_sum
+    parts = (FORMAT, loaded.fingerprint, loaded.model.dtype, *calibration, tokens, float(ratio))
+    return cache_path("sensitivity", ".json", *parts)
 
 
 def _slice_alone(
@@ -110,23 +125,26 @@ def _slice_alone(
     layers = list(plan.layers)
     layers[layer] = cut_alone(layers[layer], stats.profile.layers[layer], module, ratio)
     sliced = finish(slice_model(model, replace(plan, layers=tuple(layers)), stats)).model.layers[layer]
-    sizes = [sum(p.numel() for p in one.parameters()) for one in (model.model.layers[layer], sliced)]
-    return sizes[0] - sizes[1], sliced
+    before, after = (sum(p.numel() for p in block.parameters()) for block in (model.model.layers[layer], sliced))
+    return before - after, sliced
 
 
 def _losses(
-    model: PreTrainedModel, layers: Iterable[nn.Module], stream: HiddenStates, targets: Int[Tensor, "windows scored"]
+    model: PreTrainedModel,
+    layers: Iterable[nn.Module],
+    hidden_states: HiddenStates,
+    targets: Int[Tensor, "windows scored"],
 ) -> Float[Tensor, " tokens"]:
-    """The loss of every token once the stream has passed the given layers; the stream stays where it is."""
+    """Every token's loss, in nats, once the hidden states have passed the given layers; they themselves stay."""
     norm = getattr(model.model, family_of(model.config).final_norm)
     losses = []
-    wanted = targets.to(model.device).split([len(hidden) for hidden in stream.hidden])
-    for hidden, arguments, target in zip(stream.hidden, stream.arguments, wanted, strict=True):
+    batches = targets.to(model.device).split([len(hidden) for hidden in hidden_states.hidden])
+    for hidden, arguments, batch in zip(hidden_states.hidden, hidden_states.arguments, batches, strict=True):
         for layer in layers:
             hidden = layer(hidden, **arguments)
-        rows = norm(hidden)[:, :-1].flatten(0, 1)
+        scored = norm(hidden)[:, :-1].flatten(0, 1)
         losses += [
-            functional.cross_entropy(model.lm_head(part).float(), own, reduction="none")
-            for part, own in zip(rows.split(LOGIT_TOKENS), target.flatten().split(LOGIT_TOKENS), strict=True)
+            functional.cross_entropy(logits, following, reduction="none")
+            for logits, following in logits_in_chunks(model, scored, batch.flatten())
         ]
     return torch.cat(losses).double()

@@ -73,11 +73,16 @@ class _Tally:
     cosines: list[Tensor] = field(default_factory=list)
     squared: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of the difference, of the dense states
 
-    def add(self, own: Tensor, dense: Tensor, ordinary: Bool[Tensor, " tokens"]) -> None:
-        self.values.add(own[ordinary], self.edges)
-        difference, norm = (own - dense).norm(dim=-1), dense.norm(dim=-1)
+    def add(
+        self,
+        states: Float[Tensor, "tokens hidden"],
+        dense: Float[Tensor, "tokens hidden"],
+        ordinary: Bool[Tensor, " tokens"],
+    ) -> None:
+        self.values.add(states[ordinary], self.edges)
+        difference, norm = (states - dense).norm(dim=-1), dense.norm(dim=-1)
         self.errors.append((difference / norm.clamp_min(torch.finfo(norm.dtype).tiny)).cpu())
-        self.cosines.append(nn.functional.cosine_similarity(own, dense, dim=-1).cpu())
+        self.cosines.append(nn.functional.cosine_similarity(states, dense, dim=-1).cpu())
         for index, lengths in enumerate((difference, norm)):
             self.squared[index] += lengths[ordinary].double().square().sum().item()
 
@@ -100,12 +105,12 @@ def measure_shift(
             reference = _states(dense, window)
             ordinary = ~massive_tokens(reference)
             if not tallies:
-                edges = {key: histogram_edges(states[ordinary]) for key, states in reference.items()}
+                edges = {key: histogram_edges(values[ordinary]) for key, values in reference.items()}
                 tallies = {(name, *key): _Tally(edges[key]) for name in ("dense", *methods) for key in reference}
             for name, model in {"dense": dense, **methods}.items():
-                own = reference if model is dense else _states(model, window, dense)
-                for key, states in reference.items():
-                    tallies[(name, *key)].add(own[key], states, ordinary)
+                states = reference if model is dense else _states(model, window, dense)
+                for key in reference:
+                    tallies[(name, *key)].add(states[key], reference[key], ordinary)
         ordinary_tokens.append(ordinary.cpu())
         yield Progress("shift", done, len(tokens))
     ordinary = torch.cat(ordinary_tokens)
@@ -125,7 +130,7 @@ def massive_tokens(states: States) -> Bool[Tensor, " tokens"]:
 
 
 def _shift(key: tuple[str, int, Place], tally: _Tally, distributions: dict, ordinary: Tensor) -> Shift:
-    own, dense = distributions[key], distributions[("dense", *key[1:])]
+    sliced, dense = distributions[key], distributions[("dense", *key[1:])]
     errors, cosines = torch.cat(tally.errors), torch.cat(tally.cosines)
     spread = max(dense.spread, torch.finfo(torch.float64).tiny)
     return Shift(
@@ -135,10 +140,10 @@ def _shift(key: tuple[str, int, Place], tally: _Tally, distributions: dict, ordi
         pooled_error=(tally.squared[0] / max(tally.squared[1], torch.finfo(torch.float64).tiny)) ** 0.5,
         cosine=_median(cosines[ordinary]),
         massive_cosine=_median(cosines[~ordinary]),
-        mean_shift=(own.mean - dense.mean) / spread,
-        spread_shift=own.spread / spread - 1,
-        kurtosis=own.kurtosis,
-        distance=distance(own, dense) / spread,
+        mean_shift=(sliced.mean - dense.mean) / spread,
+        spread_shift=sliced.spread / spread - 1,
+        kurtosis=sliced.kurtosis,
+        distance=distance(sliced, dense) / spread,
     )
 
 
@@ -148,26 +153,27 @@ def _median(values: Tensor) -> float:
 
 def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTrainedModel | None = None) -> States:
     """The states of one window at every layer and place, in the dense basis."""
-    with _recording(model, dense or model) as found:
+    with _recording(model, dense or model) as states:
         model.model(input_ids=window[None].to(model.device), use_cache=False)
-    return found
+    return states
 
 
 @contextmanager
 def _recording(model: PreTrainedModel, dense: PreTrainedModel) -> Iterator[States]:
-    found: States = {}
+    """States that fill while the model runs, as the dense model's norms see them."""
+    states: States = {}
     handles = []
     for index, (layer, block) in enumerate(zip(model.model.layers, blocks(dense), strict=True)):
         for place, module in (("attention", layer.self_attn), ("mlp", layer.mlp), ("residual", layer)):
             basis = _basis(layer, place)
 
             def hook(_, inputs, output, key=(index, place), basis=basis, norm=block.attention_norm) -> None:
-                states = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()
-                found[key] = centre(states if basis is None else states @ basis.T.float(), norm)
+                values = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()
+                states[key] = centre(values if basis is None else values @ basis.T.float(), norm)
 
             handles.append(module.register_forward_hook(hook))
     try:
-        yield found
+        yield states
     finally:
         for handle in handles:
             handle.remove()

@@ -108,26 +108,26 @@ def pair_energies(
 
     Those stay that the loss feels most, which need not be those that carry most.
     """
-    attention = blocks(model)[layer].attention
-    own, weights = stats.layers[layer], attention.weights()
-    products = own.channel_products / stats.tokens
-    count, width = attention.kv_heads, attention.dim
-    channels = products.new_zeros(count, width).index_add_(0, attention.kv_head, products).cpu()
-    kept = torch.ones(count, width, dtype=torch.bool)
+    attention, layer_stats = blocks(model)[layer].attention, stats.layers[layer]
+    products = layer_stats.channel_products / stats.tokens
+    energies = products.new_zeros(attention.kv_heads, attention.dim)
+    energies = energies.index_add_(0, attention.kv_head, products).cpu().unflatten(-1, (2, -1))
+    kept = torch.ones(attention.kv_heads, attention.dim, dtype=torch.bool)
     if plan is not None:
         heads = torch.tensor(plan.heads, device=products.device)
-        chosen, _ = choose_channels(own.query_fisher, weights, heads, plan.dim)
+        channels, _ = choose_channels(layer_stats.query_fisher, attention.weights(), heads, plan.dim)
         kept = torch.zeros_like(kept)
-        for group, stays in zip(attention.kv_head[heads].unique().tolist(), chosen.cpu(), strict=True):
-            kept[group, stays] = True
+        for kv_head, kept_channels in zip(attention.kv_head[heads].unique().tolist(), channels.cpu(), strict=True):
+            kept[kv_head, kept_channels] = True
+    kept = kept.unflatten(-1, (2, -1))
     frequency = attention.frequency[0].cpu()  # a dense layer has the same pairs in every head
     rotated = frequency != UNROTATED
     return PairEnergies(
-        energy=channels.unflatten(-1, (2, -1)).sum(1)[:, rotated],
-        kept=kept.unflatten(-1, (2, -1)).all(1)[:, rotated],
+        energy=energies.sum(1)[:, rotated],
+        kept=kept.all(1)[:, rotated],
         angle=model.model.rotary_emb.inv_freq.float().cpu()[frequency[rotated]],
-        unrotated=channels.unflatten(-1, (2, -1))[..., ~rotated].flatten(1),
-        unrotated_kept=kept.unflatten(-1, (2, -1))[..., ~rotated].flatten(1),
+        unrotated=energies[..., ~rotated].flatten(1),
+        unrotated_kept=kept[..., ~rotated].flatten(1),
     )
 
 
@@ -137,15 +137,19 @@ def spectra_frame(
     """A row for each part of a layer: width, axes that hold 90, 95 and 99 % of its variance, and what a plan keeps."""
     rows = []
     for layer in range(len(stats.layers)) if layers is None else layers:
-        spectra, own = layer_spectra(stats, layer), None if plan is None else plan.layers[layer]
-        kv_head = stats.kv_heads[layer]
+        spectra, layer_plan = layer_spectra(stats, layer), None if plan is None else plan.layers[layer]
+        heads = () if layer_plan is None else layer_plan.heads
+        kv_heads = {stats.kv_heads[layer][head] for head in heads}
         parts: list[tuple[str, Tensor, int | None]] = [
-            *((f"head {i}", curve, own and own.dim * (i in own.heads)) for i, curve in enumerate(spectra.heads)),
             *(
-                (f"value head {i}", curve, own and own.dim * (i in {kv_head[head] for head in own.heads}))
+                (f"head {i}", curve, layer_plan and layer_plan.dim * (i in heads))
+                for i, curve in enumerate(spectra.heads)
+            ),
+            *(
+                (f"value head {i}", curve, layer_plan and layer_plan.dim * (i in kv_heads))
                 for i, curve in enumerate(spectra.groups)
             ),
-            ("mlp", spectra.mlp, own and own.neurons),
+            ("mlp", spectra.mlp, layer_plan and layer_plan.neurons),
             ("residual", spectra.residual, None),
             ("directions", spectra.directions, None),
         ]

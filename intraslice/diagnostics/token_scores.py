@@ -6,19 +6,18 @@ from dataclasses import dataclass
 
 import pandas
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import prompt_tokens
-
-ROWS = 256  # tokens whose distribution over the whole vocabulary is in memory at once
+from intraslice.modeling.logits import logits_in_chunks
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """One candidate, and its probability under both models."""
+    """One candidate, and its probability under both models, from 0 to 1."""
 
     text: str
     token: int
@@ -83,29 +82,27 @@ def score_passage(
     Raises UserError for fewer than two tokens, or more than the model has positions for.
     """
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-    count, most = ids.shape[1], dense.config.max_position_embeddings
-    if not 2 <= count <= most:
-        raise UserError(f"the passage has {count} tokens; wanted 2 to {most}, the first of which is not scored")
-    hidden = [
-        model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state[0] for model in (dense, sliced)
-    ]
+    count, positions = ids.shape[1], dense.config.max_position_embeddings
+    if not 2 <= count <= positions:
+        raise UserError(f"the passage has {count} tokens; wanted 2 to {positions}, the first of which is not scored")
+    hidden = [_hidden(model, ids)[:-1] for model in (dense, sliced)]  # the last token foretells none of the passage
+    dense_chunks, sliced_chunks = logits_in_chunks(dense, hidden[0], ids[0, 1:]), logits_in_chunks(sliced, hidden[1])
     scores: list[TokenScore] = []
-    for start in range(0, count - 1, ROWS):
-        rows = slice(start, min(start + ROWS, count - 1))
-        own = [_log_probabilities(model, states[rows]) for model, states in zip((dense, sliced), hidden, strict=True)]
-        following = ids[0, rows.start + 1 : rows.stop + 1]
-        chosen = [table.gather(1, following[:, None].to(table.device))[:, 0].tolist() for table in own]
-        divergence = (own[0].exp() * (own[0] - own[1].to(own[0].device))).sum(-1).clamp_min(0).tolist()
-        agree = (own[0].argmax(-1).cpu() == own[1].argmax(-1).cpu()).tolist()
-        likeliest = [_best(tokenizer, *pair, candidates) for pair in zip(*own, strict=True)] if candidates else None
-        for row, values in enumerate(zip(following.tolist(), *chosen, divergence, agree, strict=True)):
-            best = likeliest[row] if likeliest else ()
-            scores.append(TokenScore(tokenizer.decode([values[0]]), *values, best))
+    for (dense_logits, following), (sliced_logits,) in zip(dense_chunks, sliced_chunks, strict=True):
+        tables = dense_table, sliced_table = dense_logits.log_softmax(-1), sliced_logits.log_softmax(-1)
+        chosen = [table.gather(1, following[:, None].to(table.device))[:, 0].tolist() for table in tables]
+        divergence = dense_table.exp() * (dense_table - sliced_table.to(dense_table.device))
+        divergence = divergence.sum(-1).clamp_min(0).tolist()
+        agree = (dense_table.argmax(-1).cpu() == sliced_table.argmax(-1).cpu()).tolist()
+        likeliest = [_best(tokenizer, *rows, candidates) if candidates else () for rows in zip(*tables, strict=True)]
+        for values in zip(following.tolist(), *chosen, divergence, agree, likeliest, strict=True):
+            scores.append(TokenScore(tokenizer.decode([values[0]]), *values))
     return Passage(tokenizer.decode(ids[0, :1]), tuple(scores))
 
 
-def _log_probabilities(model: PreTrainedModel, states: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens words"]:
-    return model.lm_head(states).float().log_softmax(-1)
+def _hidden(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"]) -> Float[Tensor, "tokens hidden"]:
+    """What the head reads of every token."""
+    return model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state[0]
 
 
 @torch.no_grad()
@@ -117,8 +114,11 @@ def compare_next_tokens(
     count: int = 10,
     chat: bool = True,
 ) -> tuple[NextToken, ...]:
-    """The `count` likeliest first tokens of either model's answer with both probabilities, the dense best first."""
-    tables = [_log_probabilities(model, _read(model, tokenizer, prompt, chat)[-1:])[0] for model in (dense, sliced)]
+    """The `count` likeliest first tokens of either model's answer with both probabilities, the dense best first.
+
+    Raises UserError for a prompt without tokens, or with more than the model has positions for.
+    """
+    tables = [_next_log_probabilities(model, tokenizer, prompt, chat) for model in (dense, sliced)]
     return _best(tokenizer, *tables, count)
 
 
@@ -134,13 +134,13 @@ def _best(
     )
 
 
-def _read(
+def _next_log_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool
-) -> Float[Tensor, "tokens hidden"]:
+) -> Float[Tensor, " words"]:
     ids = prompt_tokens(tokenizer, prompt, chat)["input_ids"]
-    count, most = ids.shape[1], model.config.max_position_embeddings
+    count, positions = ids.shape[1], model.config.max_position_embeddings
     if not count:
         raise UserError("the prompt has no tokens; write a word or two")
-    if count > most:
-        raise UserError(f"the prompt has {count:,} tokens; wanted at most {most:,}, the model's positions")
-    return model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state[0]
+    if count > positions:
+        raise UserError(f"the prompt has {count:,} tokens; wanted at most {positions:,}, the model's positions")
+    return model.lm_head(_hidden(model, ids)[-1:]).float().log_softmax(-1)[0]

@@ -66,28 +66,35 @@ def stream_tokens(
     """
     sampling = sampling or Sampling()
     ids = prompt_tokens(tokenizer, prompt, sampling.chat)["input_ids"].to(model.device).long()
-    count, most = ids.shape[1], model.config.max_position_embeddings
+    count, positions = ids.shape[1], model.config.max_position_embeddings
     if not prompt.strip() or not count:
         raise UserError("the prompt is empty; wanted some text to answer")
-    if count >= most:
+    if count >= positions:
         raise UserError(
-            f"the prompt has {count:,} tokens; wanted at most {most - 1:,}, as the model has {most:,} positions"
+            f"the prompt has {count:,} tokens; wanted at most {positions - 1:,}, "
+            f"as the model has {positions:,} positions"
         )
-    choose, ends = _chooser(sampling), end_tokens(model)
-    # transformers renames the keyword: 5.24 warns of the old one, earlier versions do not know the new one.
-    keyword = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    reading, cache = list(ids.split(READ, dim=1)), {}
-    for _ in range(min(sampling.max_new_tokens, most - count)):
-        for piece in reading:
+    choose, ends, keyword = _chooser(sampling), end_tokens(model), cache_keyword(model)
+    unread, cache = list(ids.split(READ, dim=1)), {}
+    for _ in range(min(sampling.max_new_tokens, positions - count)):
+        for piece in unread:
             if stop is not None and stop.is_set():
                 return
-            step = model(input_ids=piece, use_cache=True, logits_to_keep=1, **cache)
-            cache = {keyword: getattr(step, keyword)}
-        token = choose(step.logits[0, -1])
+            output = model(input_ids=piece, use_cache=True, logits_to_keep=1, **cache)
+            cache = {keyword: getattr(output, keyword)}
+        token = choose(output.logits[0, -1])
         yield token
         if token in ends:
             return
-        reading = [torch.tensor([[token]], device=model.device)]
+        unread = [torch.tensor([[token]], device=model.device)]
+
+
+def cache_keyword(model: PreTrainedModel) -> str:
+    """What the model's forward, and its output, call the key/value cache.
+
+    transformers renames it: 5.24 warns of `past_key_values`, earlier versions do not know `cache`.
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _chooser(sampling: Sampling) -> Callable[[Tensor], int]:
@@ -123,7 +130,7 @@ def generate_text(
     seed: int = 0,
     stop: threading.Event | None = None,
 ) -> Iterator[str]:
-    """HiddenStates the model's answer piece by piece; greedy at temperature 0. See `stream_tokens`."""
+    """The model's answer as text, piece by piece; greedy at temperature 0. See `stream_tokens`."""
     tokens, shown = [], ""
     for token in stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens, temperature, seed), stop):
         tokens.append(token)

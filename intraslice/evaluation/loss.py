@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from intraslice.modeling.logits import logits_in_chunks
 from intraslice.progress import Progress
 
 TOKENS_A_BATCH = 2048
-LOGIT_TOKENS = 1024
 
 
 @torch.no_grad()
@@ -24,8 +24,8 @@ def token_losses(
     hidden = model.model(input_ids=tokens.to(model.device), use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
     targets = tokens[:, 1:].to(model.device).flatten()
     losses = [
-        functional.cross_entropy(model.lm_head(rows).float(), wanted, reduction="none")
-        for rows, wanted in zip(hidden.split(LOGIT_TOKENS), targets.split(LOGIT_TOKENS), strict=True)
+        functional.cross_entropy(logits, following, reduction="none")
+        for logits, following in logits_in_chunks(model, hidden, targets)
     ]
     return torch.cat(losses).view(len(tokens), -1)
 

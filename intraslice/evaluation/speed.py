@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from intraslice.errors import UserError
+from intraslice.evaluation.generation import cache_keyword
 from intraslice.progress import Progress
 
 
@@ -64,14 +64,13 @@ def _time(model: PreTrainedModel, config: SpeedConfig) -> tuple[float, float]:
     """Seconds to read the prompt and to write the new tokens, one after the other from the cache."""
     vocabulary = model.get_input_embeddings().num_embeddings
     prompt = (torch.arange(config.prompt, device=model.device) * 7919 % vocabulary)[None]  # any tokens cost the same
-    # transformers renames the keyword: 5.24 warns of the old one, earlier versions do not know the new one.
-    keyword = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    keyword = cache_keyword(model)
     start = _now(model)
-    step = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
     read = _now(model)
     for _ in range(config.new):
-        following = step.logits[:, -1:].argmax(-1)
-        step = model(input_ids=following, use_cache=True, logits_to_keep=1, **{keyword: getattr(step, keyword)})
+        following = output.logits[:, -1:].argmax(-1)
+        output = model(input_ids=following, use_cache=True, logits_to_keep=1, **{keyword: getattr(output, keyword)})
     return read - start, _now(model) - read
 
 

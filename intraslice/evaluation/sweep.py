@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import Estimator, SliceConfig
+from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.evaluation.loss import perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import Method, plan_by, slice_by, uses_estimator
+from intraslice.methods.registry import plan_by, slice_by, uses_estimator
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.progress import Progress
 
@@ -30,14 +30,12 @@ FORMAT = "4"
 class Point:
     """One model of the sweep. `estimator` is None where the method uses none."""
 
-    method: Method
-    estimator: Estimator | None
+    method: str
+    estimator: str | None
     sparsity: float
 
 
-def points(
-    methods: Sequence[Method], estimators: Sequence[Estimator], sparsities: Sequence[float]
-) -> tuple[Point, ...]:
+def points(methods: Iterable[str], estimators: Iterable[str], sparsities: Sequence[float]) -> tuple[Point, ...]:
     """All combinations, the smallest sparsity first; a method without a ratio estimator appears once a sparsity."""
     return tuple(
         Point(method, estimator, sparsity)
@@ -122,7 +120,7 @@ def _path(loaded: LoadedModel, texts: Texts, what: str) -> Path:
 
 
 def _measure(
-    loaded: LoadedModel, texts: Texts, method: Method, config: SliceConfig, speed: SpeedConfig | None
+    loaded: LoadedModel, texts: Texts, method: str, config: SliceConfig, speed: SpeedConfig | None
 ) -> Generator[Progress, None, dict[str, Any]]:
     dense = loaded.model
     try:
@@ -141,7 +139,7 @@ def _measure(
     if speed is not None:
         speeds = yield from measure_speed({"dense": dense, "sliced": model}, speed)
         for kind in ("prefill", "decode"):
-            per_second = {name: getattr(one, kind) for name, one in speeds.items()}
+            per_second = {name: getattr(speed_of, kind) for name, speed_of in speeds.items()}
             row |= {f"{kind}_{name}": value for name, value in per_second.items()}
             row[f"{kind}_ratio"] = per_second["sliced"] / per_second["dense"]
     return row

@@ -16,13 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.calibration.driver import CalibrationStats, LayerStats
+from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.config import GRADIENT_GROUP, SliceConfig
 from intraslice.errors import UserError
+from intraslice.methods.registry import METHODS, Method, Tokens
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.surgery import with_parts
+from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
 from intraslice.progress import Progress
@@ -96,20 +98,15 @@ def plan_baseline(
 
     Its estimator has no say. Raises UserError for an unknown baseline or a sparsity out of reach.
     """
-    profile, layers = stats.profile, []
-    for block, layer, moments in zip(blocks(model), profile.layers, stats.layers, strict=True):
-        heads, neurons = _scores(block, moments, stats.tokens, baseline)
-        layers.append(
-            replace(
-                layer,
-                table=whole_head_table(heads, layer.sizes.dim),
-                fisher_heads=comparable(heads, baseline),  # the ranking whose unit is the head
-                neurons=comparable(neurons, baseline),
-            )
-        )
+    layers = []
+    for block, layer, layer_stats in zip(blocks(model), stats.profile.layers, stats.layers, strict=True):
+        heads, neurons = _scores(block, layer_stats, stats.tokens, baseline)
+        scores = Importances(comparable(heads, baseline), comparable(neurons, baseline))
+        table = whole_head_table(heads, layer.sizes.dim)
+        layers.append(replace(layer, table=table, importances={"fisher": scores}))  # whose unit is the head, too
     usual = {"head_fraction": None, "gradient_group": GRADIENT_GROUP}
-    own = replace(config, estimator="fisher", bias=config.bias or 1.0, **usual)
-    plan = make_plan(replace(profile, layers=tuple(layers)), own)
+    by_scores = replace(config, estimator="fisher", bias=config.bias or 1.0, **usual)
+    plan = make_plan(replace(stats.profile, layers=tuple(layers)), by_scores)
     return replace(plan, config=config)
 
 
@@ -145,3 +142,20 @@ def _repaired_mlp(dense: SlicedMLP, stats: LayerStats, tokens: int, kept: Tensor
     if len(kept) == dense.neurons:
         return dense
     return SlicedMLP(keep_neurons(dense.weights(), stats.mlp_moment, stats.mlp_sum / tokens, tokens, kept))
+
+
+def _register(baseline: Baseline, label: str, explanation: str) -> None:
+    def plan(model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
+        return plan_baseline(model, stats, baseline, config)
+
+    def slice_(
+        model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Tokens
+    ) -> Generator[Progress, None, PreTrainedModel]:
+        return slice_baseline(model, plan, stats, baseline)
+
+    METHODS.register(Method(baseline, label, explanation, plan, slice_))
+
+
+_register("magnitude", "Magnitude", "whole heads and neurons by their weights alone, nothing repaired")
+_register("wanda", "Wanda", "by weights times activations (Wanda-sp's score), output maps repaired")
+_register("flap", "FLAP", "by how much activations fluctuate (FLAP's score), output maps repaired")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.errors import UserError
+from intraslice.methods.registry import METHODS, Method
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import Block, Family, blocks, family_of
@@ -26,53 +26,19 @@ from intraslice.modeling.residual import (
     Folded,
     SlicedModule,
     centre,
-    groups,
     norm_of,
     output_of,
     principal_axes_of,
-    read_through,
     reader_name,
+    reading_map,
+    residual_branches,
     writer_name,
-    written,
+    writing_map,
 )
 from intraslice.modeling.surgery import with_parts
+from intraslice.planning.crossmodule_plan import MULTIPLE, CrossModulePlan
 from intraslice.planning.sizes import Parameters
 from intraslice.progress import Progress
-
-MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
-
-
-@dataclass(frozen=True)
-class CrossModulePlan:
-    """Which D' is used and what that removes, every shortcut matrix counted."""
-
-    hidden: int
-    width: int  # D'
-    asked: float | None  # sparsity asked for; None when the slicing fraction was given
-    parameters: Parameters  # with a tied head kept tied
-    untied_total: int  # had the embeddings been untied, as SliceGPT's own code does; the same for an untied model
-
-    @property
-    def slicing(self) -> float:
-        """The fraction of the residual stream's axes that is cut (SliceGPT's own percentage)."""
-        return 1 - self.width / self.hidden
-
-    @property
-    def removed_fraction(self) -> float:
-        return self.parameters.removed_fraction
-
-    @property
-    def note(self) -> str:
-        """One sentence for people when the parameters do not come out as asked, else empty."""
-        removed = self.removed_fraction
-        if removed < 0:
-            return f"Slicing {self.slicing:.1%} adds {-removed:.1%} to the decoder: the shortcuts outweigh the cut."
-        if self.asked is not None and abs(removed - self.asked) > 5e-4:
-            return (
-                f"No width that is a multiple of {MULTIPLE} removes {self.asked:.1%} of the decoder; "
-                f"the nearest, {self.width} of {self.hidden}, removes {removed:.1%}."
-            )
-        return ""
 
 
 def plan_crossmodule(
@@ -94,9 +60,9 @@ def plan_crossmodule(
     if slicing is not None:
         return _plan(model, max(int(hidden * (1 - slicing) + 1e-6) // MULTIPLE * MULTIPLE, min(MULTIPLE, hidden)), None)
     widths, layers = [*range(MULTIPLE, hidden, MULTIPLE), hidden], blocks(model)
-    wanted = (1 - sparsity) * decoder_parameters(model)
-    wide = bisect_left(widths, wanted, key=lambda width: _decoder_parameters(layers, width, hidden))
-    plans = [_plan(model, width, sparsity) for width in widths[max(wide - 1, 0) : wide + 1]]
+    budget = (1 - sparsity) * decoder_parameters(model)
+    index = bisect_left(widths, budget, key=lambda width: _decoder_parameters(layers, width, hidden))
+    plans = [_plan(model, width, sparsity) for width in widths[max(index - 1, 0) : index + 1]]
     return min(plans, key=lambda plan: abs(plan.removed_fraction - sparsity))
 
 
@@ -104,10 +70,10 @@ def _plan(model: PreTrainedModel, width: int, asked: float | None) -> CrossModul
     hidden, vocabulary = model.lm_head.in_features, model.model.embed_tokens.num_embeddings
     dense_total, dense_decoder = sum(p.numel() for p in model.parameters()), decoder_parameters(model)
     decoder = _decoder_parameters(blocks(model), width, hidden)
-    rest = dense_total - dense_decoder + decoder
-    separate = rest + vocabulary * (width if _is_tied(model) else width - hidden)
-    total = rest + hidden * width if _is_tied(model) else separate
-    return CrossModulePlan(hidden, width, asked, Parameters(dense_total, total, dense_decoder, decoder), separate)
+    uncut_embeddings = dense_total - dense_decoder + decoder
+    untied_total = uncut_embeddings + vocabulary * (width if _is_tied(model) else width - hidden)
+    total = uncut_embeddings + hidden * width if _is_tied(model) else untied_total
+    return CrossModulePlan(hidden, width, asked, Parameters(dense_total, total, dense_decoder, decoder), untied_total)
 
 
 def _decoder_parameters(layers: Sequence[Block], width: int, hidden: int) -> int:
@@ -118,10 +84,10 @@ def _decoder_parameters(layers: Sequence[Block], width: int, hidden: int) -> int
 
 def _layer_parameters(block: Block, width: int, width_after: int) -> int:
     total = 0
-    for group in groups(block):
-        after = width_after if group[-1] is block.mlp else width
+    for branch in residual_branches(block):
+        after = width_after if branch[-1] is block.mlp else width
         total += width * after  # the shortcut
-        for module in group:
+        for module in branch:
             reader, writer = getattr(module, reader_name(module)), getattr(module, writer_name(module))
             shifted = reader.bias is not None or getattr(norm_of(block, module), "bias", None) is not None
             total += reader.out_features * (width + shifted) + after * (writer.in_features + (writer.bias is not None))
@@ -140,84 +106,83 @@ def slice_crossmodule(
 ) -> Generator[Progress, None, PreTrainedModel]:
     """Rotate and cut the residual stream of a canonicalised model, block by block; yields progress by layer.
 
-    Every basis comes from the stream as the already sliced layers produce it. The dense model is untouched; the result
-    shares its final norm and head. Raises NumericalError where a moment is not finite.
+    Every basis comes from the hidden states as the already sliced layers produce them. The dense model is untouched;
+    the result shares its final norm and head. Raises NumericalError where a moment is not finite.
     """
     family, layers = family_of(model.config), blocks(model)
     yield Progress("slice", 0, len(layers))
     with torch.no_grad():
-        stream = embed(model, tokens)
+        hidden_states = embed(model, tokens)
         norm = layers[0].attention_norm
-        stream.map_(lambda hidden, _: centre(hidden, norm))
-        basis = first = principal_axes_of(stream)[:, : plan.width]
-    made = []
+        hidden_states.map_(lambda hidden, _: centre(hidden, norm))
+        basis = first_basis = principal_axes_of(hidden_states)[:, : plan.width]
+    sliced_layers = []
     for index, block in enumerate(layers):
         with torch.no_grad():
-            layer, basis = _slice_layer_(family, block, stream, basis, last=index == len(layers) - 1)
-        made.append(layer)
-        yield Progress("slice", len(made), len(layers))
+            layer, basis = _slice_layer_(family, block, hidden_states, basis, last=index == len(layers) - 1)
+        sliced_layers.append(layer)
+        yield Progress("slice", len(sliced_layers), len(layers))
     with torch.no_grad():
-        parts = dict(zip(model.model.layers, made, strict=True))
+        parts = dict(zip(model.model.layers, sliced_layers, strict=True))
         # Centring the columns of the basis centres every embedding.
-        parts[model.model.embed_tokens] = _embedding(model, centre(first.T, norm).T)
+        parts[model.model.embed_tokens] = _embedding(model, centre(first_basis.T, norm).T)
         sliced = with_parts(model, parts)
     sliced.config.tie_word_embeddings = _is_tied(model)  # so that tie_weights() never joins what differs
     return sliced
 
 
 def _slice_layer_(
-    family: Family, block: Block, stream: HiddenStates, basis: Float[Tensor, "hidden width"], last: bool
+    family: Family, block: Block, hidden_states: HiddenStates, basis: Float[Tensor, "hidden width"], last: bool
 ) -> tuple[CrossModuleLayer, Float[Tensor, "hidden width_after"]]:
-    """One layer in its bases, and the basis that it leaves; the stream, in the dense basis, moves on in place."""
+    """One layer in its bases, and the basis that it leaves; the hidden states, in the dense basis, move on in place."""
     hidden, width = basis.shape
-    kind = block.attention.o_proj.weight.dtype
-    bases, made = [basis], []
-    for group in groups(block):
-        norm = norm_of(block, group[0])
-        reading = [_reading_in(module, norm, basis) for module in group]
-        _advance_(stream, basis, reading, norm)
-        if last and group[-1] is block.mlp:
+    dtype = block.attention.o_proj.weight.dtype
+    bases, modules = [basis], []
+    for branch in residual_branches(block):
+        norm = norm_of(block, branch[0])
+        readers = [_reading_in(module, norm, basis) for module in branch]
+        _advance_(hidden_states, basis, readers, norm)
+        if last and branch[-1] is block.mlp:
             after = torch.eye(hidden, dtype=basis.dtype, device=basis.device)
         else:
-            after = principal_axes_of(stream)[:, :width]
-        made += [_writing_in(module, norm, after) for module in reading]
+            after = principal_axes_of(hidden_states)[:, :width]
+        modules += [_writing_in(module, norm, after) for module in readers]
         bases.append(after)
         basis = after
-    shortcuts = [(before.T @ after).to(kind) for before, after in itertools.pairwise(bases)]
+    shortcuts = [(before.T @ after).to(dtype) for before, after in itertools.pairwise(bases)]
     norms = [BasisNorm.of(norm) for norm in (block.attention_norm, block.mlp_norm)]
-    return CrossModuleLayer(family, *made, norms, shortcuts, [axes.to(kind) for axes in bases]), basis
+    return CrossModuleLayer(family, *modules, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
 
 
 def _advance_(
-    stream: HiddenStates, basis: Float[Tensor, "hidden width"], modules: list[SlicedModule], norm: nn.Module
+    hidden_states: HiddenStates, basis: Float[Tensor, "hidden width"], modules: list[SlicedModule], norm: nn.Module
 ) -> None:
-    """Cut the stream to the basis, as the sliced model carries it, and add what the modules make of it, uncut."""
-    axes, basis_norm = basis.to(stream.hidden[0].dtype), BasisNorm.of(norm)
+    """Cut the hidden states to the basis, as the sliced model carries them, and add what the modules write, uncut."""
+    axes, basis_norm = basis.to(hidden_states.hidden[0].dtype), BasisNorm.of(norm)
 
     def step(states: Tensor, arguments: dict) -> Tensor:
         cut = states @ axes
         normed = basis_norm(cut)
         return cut @ axes.T + centre(sum(output_of(module, normed, arguments) for module in modules), norm)
 
-    stream.map_(step)
+    hidden_states.map_(step)
 
 
 def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
-    weight, bias = read_through(module, norm)
+    weight, bias = reading_map(module, norm)
     return _exchange(module, reader_name(module), (weight @ basis, bias))
 
 
 def _writing_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
-    weight, bias = written(module, norm)
+    weight, bias = writing_map(module, norm)
     return _exchange(module, writer_name(module), (basis.T @ weight, None if bias is None else basis.T @ bias))
 
 
 def _exchange(module: SlicedModule, name: str, folded: Folded) -> SlicedModule:
     """The module with another linear map under the given name, in the module's own precision."""
-    linear = getattr(module, name)
-    kind = linear.weight.dtype
-    bias = None if folded[1] is None else folded[1].to(kind)
-    return with_parts(module, {linear: frozen_linear(folded[0].to(kind), bias)})
+    linear, (weight, bias) = getattr(module, name), folded
+    dtype = linear.weight.dtype
+    return with_parts(module, {linear: frozen_linear(weight.to(dtype), None if bias is None else bias.to(dtype))})
 
 
 def _embedding(model: PreTrainedModel, basis: Float[Tensor, "hidden width"]) -> nn.Embedding:
@@ -227,3 +192,17 @@ def _embedding(model: PreTrainedModel, basis: Float[Tensor, "hidden width"]) -> 
         return BasisEmbedding(table.weight, basis.to(table.weight.dtype), table.padding_idx)
     weight = (table.weight.double() @ basis).to(table.weight.dtype)
     return nn.Embedding.from_pretrained(weight, padding_idx=table.padding_idx)
+
+
+METHODS.register(
+    Method(
+        "crossmodule",
+        "Cross-module",
+        "SliceGPT: PCA of the residual stream between modules, shortcut matrices counted as parameters",
+        plan=lambda model, _, config: plan_crossmodule(model, config.sparsity),
+        slice=lambda model, plan, _, tokens: slice_crossmodule(model, plan, tokens),
+        uses_statistics=False,
+        reads_tokens=True,
+        plan_of_width=lambda model, slicing: plan_crossmodule(model, slicing=slicing),
+    )
+)

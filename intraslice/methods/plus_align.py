@@ -2,13 +2,15 @@
 sliced model follows the dense one.
 
 The paper fits each module to the dense module's answer *to the sliced model's input*, so errors add up over layers.
-Here two streams run side by side, dense and sliced, and each output map answers for its own module and for the error
-that has come so far: its target is the dense residual state less the sliced one. Sizes and all other weights stay.
+Here the hidden states of both models move side by side, and each output map answers for its own module and for the
+error that has come so far: its target is the dense hidden state after the module less the sliced one before it. Sizes
+and all other weights stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -16,11 +18,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
+from intraslice.config import ModuleKind
 from intraslice.linalg import add_moment_, damp, solve
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.linear import frozen_linear
-from intraslice.modeling.surgery import assemble
+from intraslice.modeling.residual import writer_name
+from intraslice.modeling.surgery import with_parts
 from intraslice.planning.ratios import SlicePlan
 from intraslice.progress import Progress
 from intraslice.slicing.driver import attention_from_moments, mlp_from_stats
@@ -35,66 +39,65 @@ def slice_aligned(
 
     Takes about one dense and one sliced pass over `tokens`. Raises NumericalError where a moment is singular.
     """
-    modules = []
-    for block, layer, moments in zip(blocks(model), plan.layers, stats.layers, strict=True):
-        attention = attention_from_moments(block.attention, layer, moments, stats.tokens)
-        mlp = mlp_from_stats(block.mlp, layer.neurons, moments, stats.tokens)
-        modules.append((attention, mlp))
-        yield Progress("slice", len(modules), len(plan.layers))
-    sliced = assemble(model, modules)
+    parts: dict[nn.Module, nn.Module] = {}
+    for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
+        parts[block.attention] = attention_from_moments(block.attention, layer, moments, stats.tokens)
+        parts[block.mlp] = mlp_from_stats(block.mlp, layer.neurons, moments, stats.tokens)
+        yield Progress("slice", done, len(plan.layers))
+    sliced = with_parts(model, parts)
     with torch.no_grad():
-        dense_stream, own_stream = embed(model, tokens), embed(model, tokens)
+        dense_states, sliced_states = embed(model, tokens), embed(model, tokens)
     layers = list(zip(blocks(model), blocks(sliced), strict=True))
-    for index, (dense, own) in enumerate(layers):
-        _align_block_(dense, own, dense_stream, own_stream)
+    for index, (dense_block, sliced_block) in enumerate(layers):
+        _align_layer_(dense_block, sliced_block, dense_states, sliced_states)
         yield Progress("align", index + 1, len(layers))
     return sliced
 
 
 @torch.no_grad()
-def _align_block_(dense: Block, own: Block, dense_stream: HiddenStates, own_stream: HiddenStates) -> None:
-    """Fit both output maps of one sliced layer and move both streams through the layer, in place."""
-    entered = [list(stream.hidden) for stream in (dense_stream, own_stream)]
+def _align_layer_(dense: Block, sliced: Block, dense_states: HiddenStates, sliced_states: HiddenStates) -> None:
+    """Fit both output maps of one sliced layer and move both models' hidden states through the layer, in place."""
+    for module in ("attention", "mlp"):
+        if module == "attention" or not dense.parallel:  # a parallel MLP reads what entered the layer, as attention did
+            dense_side = _Side(dense, dense_states, list(dense_states.hidden))
+            sliced_side = _Side(sliced, sliced_states, list(sliced_states.hidden))
+        _align_module_(dense_side, sliced_side, module)
 
-    def attend(block: Block, hidden: Tensor, arguments: dict) -> Tensor:
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two models, dense or sliced, at one layer."""
+
+    block: Block
+    states: HiddenStates  # move on in place, module by module
+    read: list[Float[Tensor, "batch tokens hidden"]]  # the states that the module at hand reads
+
+    def features(self, module: ModuleKind, batch: int) -> Float[Tensor, "batch tokens size"]:
+        """What enters the module's output map."""
+        block, hidden, arguments = self.block, self.read[batch], self.states.arguments[batch]
+        if module == "mlp":
+            return block.mlp.inner(block.mlp_norm(hidden))
         query, key, value = block.attention.project(block.attention_norm(hidden), arguments["position_embeddings"])
         return block.attention.attend(query, key, value, arguments["attention_mask"])
 
-    def expand(block: Block, hidden: Tensor, _: dict) -> Tensor:
-        return block.mlp.inner(block.mlp_norm(hidden))
 
-    _align_module_(dense, own, "attention", "o_proj", attend, dense_stream, own_stream, *entered)
-    if not dense.parallel:  # the MLP reads what attention has left, not what entered the layer
-        entered = [list(stream.hidden) for stream in (dense_stream, own_stream)]
-    _align_module_(dense, own, "mlp", "down_proj", expand, dense_stream, own_stream, *entered)
-
-
-def _align_module_(
-    dense: Block,
-    own: Block,
-    module: str,
-    output: str,
-    features: Callable[[Block, Tensor, dict], Tensor],
-    dense_stream: HiddenStates,
-    own_stream: HiddenStates,
-    dense_read: list[Tensor],
-    own_read: list[Tensor],
-) -> None:
-    target_map = getattr(getattr(dense, module), output)
-    holder = getattr(own, module)
-    first = getattr(holder, output)
-    fit = None if holder is getattr(dense, module) else _Fit(first)
-    rows = []
-    for index, arguments in enumerate(own_stream.arguments):
-        state = dense_stream.hidden[index] + target_map(features(dense, dense_read[index], arguments))
-        rows.append(features(own, own_read[index], arguments))
+def _align_module_(dense: _Side, sliced: _Side, module: ModuleKind) -> None:
+    dense_module, sliced_module = getattr(dense.block, module), getattr(sliced.block, module)
+    output = writer_name(dense_module)
+    dense_map, sliced_map = getattr(dense_module, output), getattr(sliced_module, output)
+    fit = None if sliced_module is dense_module else _Fit(sliced_map)
+    features = []
+    for batch in range(len(dense.read)):
+        state = dense.states.hidden[batch] + dense_map(dense.features(module, batch))
+        features.append(sliced.features(module, batch))
         if fit is not None:
-            fit.add_(rows[-1], state - own_stream.hidden[index], state)
-        dense_stream.hidden[index] = state
+            fit.add_(features[-1], state - sliced.states.hidden[batch], state)
+        dense.states.hidden[batch] = state
     if fit is not None:
-        setattr(holder, output, fit.solved())
-    for index, own_rows in enumerate(rows):
-        own_stream.hidden[index] = own_stream.hidden[index] + getattr(holder, output)(own_rows)
+        sliced_map = fit.solved()
+        setattr(sliced_module, output, sliced_map)
+    for batch, rows in enumerate(features):
+        sliced.states.hidden[batch] = sliced.states.hidden[batch] + sliced_map(rows)
 
 
 class _Fit:
@@ -105,40 +108,41 @@ class _Fit:
     and with them all attention that rests on them.
     """
 
-    def __init__(self, first: nn.Linear) -> None:
-        size, hidden = first.in_features, first.out_features
-        device = first.weight.device
-        self.first = first
-        self.own = torch.zeros(size, size, device=device)
-        self.cross = torch.zeros(size, hidden, device=device)
-        self.own_sum = torch.zeros(size, device=device)
+    def __init__(self, output_map: nn.Linear) -> None:
+        size, hidden = output_map.in_features, output_map.out_features
+        device = output_map.weight.device
+        self.output_map = output_map
+        self.moment = torch.zeros(size, size, device=device)  # of the features
+        self.cross_moment = torch.zeros(size, hidden, device=device)  # of the features with the error
+        self.feature_sum = torch.zeros(size, device=device)
         self.error_sum = torch.zeros(hidden, device=device)
         self.weight = 0.0
 
     def add_(
         self,
-        rows: Float[Tensor, "batch tokens size"],
-        wanted: Float[Tensor, "batch tokens hidden"],
+        features: Float[Tensor, "batch tokens size"],
+        target: Float[Tensor, "batch tokens hidden"],
         state: Float[Tensor, "batch tokens hidden"],
     ) -> None:
-        error = (wanted - self.first(rows)).float()
+        """Take in a batch: what enters the map, what should leave it, and the dense state that gives the weights."""
+        error = (target - self.output_map(features)).float()
         weight = state.float().square().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
-        weighted = rows.float() * weight
-        add_moment_(self.own, weighted, rows)
-        add_moment_(self.cross, weighted, error)
-        self.own_sum += weighted.flatten(0, 1).sum(0)
+        weighted = features.float() * weight
+        add_moment_(self.moment, weighted, features)
+        add_moment_(self.cross_moment, weighted, error)
+        self.feature_sum += weighted.flatten(0, 1).sum(0)
         self.error_sum += (error * weight).flatten(0, 1).sum(0)
         self.weight += weight.sum().item()
 
     def solved(self) -> nn.Linear:
         """The map with its change added; where it has a bias, the change is fitted around the weighted means."""
-        own, cross, bias = self.own, self.cross, self.first.bias
-        own_mean, error_mean = self.own_sum / self.weight, self.error_sum / self.weight
+        moment, cross_moment, bias = self.moment, self.cross_moment, self.output_map.bias
+        feature_mean, error_mean = self.feature_sum / self.weight, self.error_sum / self.weight
         if bias is not None:
-            own = own - self.weight * torch.outer(own_mean, own_mean)
-            cross = cross - self.weight * torch.outer(own_mean, error_mean)
-        change = solve(damp(own, DAMPING), cross).T
-        kind = self.first.weight.dtype
+            moment = moment - self.weight * torch.outer(feature_mean, feature_mean)
+            cross_moment = cross_moment - self.weight * torch.outer(feature_mean, error_mean)
+        change = solve(damp(moment, DAMPING), cross_moment).T
+        dtype = self.output_map.weight.dtype
         if bias is not None:
-            bias = (bias.float() + error_mean - change @ own_mean).to(kind)
-        return frozen_linear((self.first.weight.float() + change).to(kind), bias)
+            bias = (bias.float() + error_mean - change @ feature_mean).to(dtype)
+        return frozen_linear((self.output_map.weight.float() + change).to(dtype), bias)

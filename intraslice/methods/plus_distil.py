@@ -12,16 +12,17 @@ from collections.abc import Generator
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from intraslice.errors import NumericalError
 from intraslice.modeling.families import blocks
+from intraslice.modeling.logits import logits_in_chunks
 from intraslice.progress import Progress
 
 STEP = 0.003  # of a map's root mean square, at the first step; falls to nought in a straight line
 WARM_UP = 4  # steps
 TOKENS_A_STEP = 2048
-LOGIT_TOKENS = 256
 
 
 def distil(
@@ -34,13 +35,14 @@ def distil(
     a step leads to weights that are not finite; `sliced` is spoilt then.
     """
     tokens = tokens.to(sliced.device)
-    maps = _own_maps(dense, sliced)
+    maps = _output_maps(dense, sliced)
     if not maps or epochs == 0:
         return sliced
-    wanted = []
-    for done, sequence in enumerate(tokens):
-        wanted.append(_states(dense, sequence).cpu())
-        yield Progress("dense states", done + 1, len(tokens))
+    dense_hidden = []
+    for sequence in tokens:
+        with torch.no_grad():
+            dense_hidden.append(_last_hidden(dense, sequence).cpu())
+        yield Progress("dense states", len(dense_hidden), len(tokens))
     batch = max(1, TOKENS_A_STEP // tokens.shape[1])
     steps = epochs * -(-len(tokens) // batch)
     masters = [weight.detach().float().clone() for weight in maps]  # bfloat16 would round small steps away
@@ -49,7 +51,7 @@ def distil(
     for _ in range(epochs):
         shuffled = torch.randperm(len(tokens), generator=order).tolist()
         for start in range(0, len(shuffled), batch):
-            _gradients(sliced, maps, tokens, wanted, shuffled[start : start + batch])
+            _gradients(sliced, maps, tokens, dense_hidden, shuffled[start : start + batch])
             for group in optimiser.param_groups:
                 group["lr"] = STEP * group["rms"] * min(1.0, (done + 1) / WARM_UP) * (1 - done / steps)
             for master, weight in zip(masters, maps, strict=True):
@@ -63,13 +65,13 @@ def distil(
     return sliced
 
 
-def _own_maps(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[nn.Parameter]:
-    """Weights of the output maps that are not the dense model's own."""
-    maps = []
-    for theirs, ours in zip(blocks(dense), blocks(sliced), strict=True):
-        pairs = ((theirs.attention.o_proj, ours.attention.o_proj), (theirs.mlp.down_proj, ours.mlp.down_proj))
-        maps += [own.weight for shared, own in pairs if own is not shared]
-    return maps
+def _output_maps(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[nn.Parameter]:
+    """Weights of the sliced model's output maps, without those that it shares with the dense model."""
+    dense_maps, sliced_maps = (
+        [linear for block in blocks(model) for linear in (block.attention.o_proj, block.mlp.down_proj)]
+        for model in (dense, sliced)
+    )
+    return [linear.weight for linear, shared in zip(sliced_maps, dense_maps, strict=True) if linear is not shared]
 
 
 @torch.no_grad()
@@ -78,37 +80,33 @@ def _write_(maps: list[nn.Parameter], values: list[Tensor]) -> None:
         weight.copy_(value)
 
 
-@torch.no_grad()
-def _states(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> Float[Tensor, "length hidden"]:
+def _last_hidden(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> Float[Tensor, "length hidden"]:
+    """What the head reads of every token."""
     return model.model(input_ids=sequence[None], use_cache=False).last_hidden_state[0]
 
 
-def _divergence(
-    model: PreTrainedModel, states: Float[Tensor, "rows hidden"], wanted: Float[Tensor, "rows hidden"]
-) -> Float[Tensor, ""]:
-    """Sum over tokens of the divergence of the distributions behind the states from those behind the wanted ones."""
-    with torch.no_grad():
-        target = model.lm_head(wanted).float().log_softmax(-1)
-    own = model.lm_head(states).float().log_softmax(-1)
-    return nn.functional.kl_div(own, target, log_target=True, reduction="sum")
-
-
 def _gradients(
-    model: PreTrainedModel, maps: list[nn.Parameter], tokens: Tensor, wanted: list[Tensor], sequences: list[int]
+    model: PreTrainedModel,
+    maps: list[nn.Parameter],
+    tokens: Int[Tensor, "sequences length"],
+    dense_hidden: list[Float[Tensor, "length hidden"]],
+    indices: list[int],
 ) -> None:
-    """Leave the gradient of the mean divergence a token in the maps; logits exist for a few tokens at a time."""
+    """Leave in the maps the gradient of the mean divergence, in nats a token, over the sequences of these indices."""
     for weight in maps:
         weight.requires_grad_(True)
     try:
         with torch.enable_grad():
-            for index in sequences:
-                states = model.model(input_ids=tokens[index][None], use_cache=False).last_hidden_state[0]
-                leaf = states.detach().requires_grad_()
-                scale = 1 / (len(sequences) * len(leaf))
-                targets = wanted[index].to(leaf.device)
-                for own, target in zip(leaf.split(LOGIT_TOKENS), targets.split(LOGIT_TOKENS), strict=True):
-                    (scale * _divergence(model, own, target)).backward()
-                states.backward(leaf.grad)
+            for index in indices:
+                hidden = _last_hidden(model, tokens[index])
+                leaf = hidden.detach().requires_grad_()
+                scale = 1 / (len(indices) * len(leaf))
+                for logits, target_hidden in logits_in_chunks(model, leaf, dense_hidden[index].to(leaf.device)):
+                    with torch.no_grad():
+                        target = model.lm_head(target_hidden).float().log_softmax(-1)
+                    divergence = functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="sum")
+                    (scale * divergence).backward()
+                hidden.backward(leaf.grad)
     finally:
         for weight in maps:
             weight.requires_grad_(False)

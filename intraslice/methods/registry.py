@@ -1,9 +1,9 @@
-"""Every method under one roof: plan and slice by name, at equal removed parameters."""
+"""What a slicing method is, and how one is called by its name, at equal removed parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Literal, get_args
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 
 from jaxtyping import Int
 from torch import Tensor
@@ -12,32 +12,52 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
-from intraslice.methods.baselines import Baseline, plan_baseline, slice_baseline
-from intraslice.methods.crossmodule import CrossModulePlan, plan_crossmodule, slice_crossmodule
-from intraslice.methods.plus_align import slice_aligned
-from intraslice.methods.plus_distil import distil
 from intraslice.modeling.offload import is_offloaded
-from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.planning.crossmodule_plan import CrossModulePlan
+from intraslice.planning.ratios import SlicePlan
 from intraslice.progress import Progress
-from intraslice.slicing.driver import slice_model
+from intraslice.registry import Registry
 
-Method = Literal["intraslice", "intraslice+", "crossmodule", "magnitude", "wanda", "flap"]
-METHODS: tuple[Method, ...] = get_args(Method)
 Plan = SlicePlan | CrossModulePlan
+Job = Generator[Progress, None, PreTrainedModel]
+Tokens = Int[Tensor, "sequences length"]
 
 
-def uses_estimator(method: Method) -> bool:
+@dataclass(frozen=True)
+class Method:
+    """One way to slice a dense model, which it leaves untouched.
+
+    `plan(model, stats, config)` says what goes so that `config.sparsity` of the decoder's parameters do, and
+    `slice(model, plan, stats, tokens)` builds that model, yielding progress by layer.
+    """
+
+    name: str
+    label: str
+    explanation: str
+    plan: Callable[[PreTrainedModel, CalibrationStats, SliceConfig], Plan]
+    slice: Callable[[PreTrainedModel, Plan, CalibrationStats, Tokens], Job]
+    uses_estimator: bool = False  # ratios come from the config's ratio estimator
+    uses_statistics: bool = True  # else `stats` may be None: it takes its own moments of the tokens
+    layer_by_layer: bool = False  # slices models whose layers are kept away until they are used
+    reads_tokens: bool = False  # runs the model on the calibration tokens, whatever the order
+    plan_of_width: Callable[[PreTrainedModel, float], Plan] | None = None  # from a share of the residual's axes
+
+
+METHODS: Registry[Method] = Registry("method")
+
+
+def uses_estimator(method: str) -> bool:
     """Whether ratios of this method come from a ratio estimator."""
-    return method in ("intraslice", "intraslice+")
+    return METHODS.require(method).uses_estimator
 
 
-def uses_statistics(method: Method) -> bool:
-    """Whether the method reads a calibration; the cross-module one takes its own moments of the tokens."""
-    return method != "crossmodule"
+def uses_statistics(method: str) -> bool:
+    """Whether the method reads a calibration's statistics, not only its tokens."""
+    return METHODS.require(method).uses_statistics
 
 
 def plan_by(
-    method: Method,
+    method: str,
     model: PreTrainedModel,
     stats: CalibrationStats | None,
     config: SliceConfig,
@@ -48,38 +68,16 @@ def plan_by(
     `slicing` asks the cross-module method for a share of the residual stream's axes instead; only that method does
     without `stats`. Raises UserError for what the method cannot do.
     """
-    if method not in METHODS:
-        raise UserError(f"method is {method!r}; wanted one of {', '.join(METHODS)}")
-    if slicing is not None and method != "crossmodule":
+    entry = METHODS.require(method)
+    if slicing is not None and entry.plan_of_width is None:
         raise UserError(
             f"slicing {slicing:g} is a share of the residual stream, which {method} leaves alone; use sparsity"
         )
-    if method != "intraslice" and is_offloaded(model):
+    if not entry.layer_by_layer and is_offloaded(model):
         raise UserError(f"{method} reads all layers at once; load the model without a device map, or take intraslice")
-    if method == "crossmodule":
-        return (
-            plan_crossmodule(model, slicing=slicing)
-            if slicing is not None
-            else plan_crossmodule(model, config.sparsity)
-        )
-    if uses_estimator(method):
-        return make_plan(stats.profile_for(config), config)
-    return plan_baseline(model, stats, method, config)
+    return entry.plan(model, stats, config) if slicing is None else entry.plan_of_width(model, slicing)
 
 
-def slice_by(
-    method: Method,
-    model: PreTrainedModel,
-    plan: Plan,
-    stats: CalibrationStats | None,
-    tokens: Int[Tensor, "sequences length"],
-) -> Generator[Progress, None, PreTrainedModel]:
+def slice_by(method: str, model: PreTrainedModel, plan: Plan, stats: CalibrationStats | None, tokens: Tokens) -> Job:
     """Build the model of `plan_by`; yields progress by layer. The dense model is untouched."""
-    if isinstance(plan, CrossModulePlan):
-        return (yield from slice_crossmodule(model, plan, tokens))
-    if method in get_args(Baseline):
-        return (yield from slice_baseline(model, plan, stats, method))
-    if method == "intraslice+":
-        sliced = yield from slice_aligned(model, plan, stats, tokens)
-        return (yield from distil(model, sliced, tokens, plan.config.epochs))
-    return (yield from slice_model(model, plan, stats, tokens))
+    return (yield from METHODS.require(method).slice(model, plan, stats, tokens))

@@ -88,9 +88,9 @@ class SlicedAttention(nn.Module):
         self, hidden: Float[Tensor, "batch tokens hidden"], position_embeddings: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (batch, heads, tokens, dim), rotated keys and values (batch, kv_heads, tokens, ·)."""
-        return self.turned(self.qkv_proj(hidden), position_embeddings)
+        return self.split_and_rotate(self.qkv_proj(hidden), position_embeddings)
 
-    def turned(
+    def split_and_rotate(
         self, projected: Float[Tensor, "batch tokens rows"], position_embeddings: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What `project` returns, from what leaves `qkv_proj`."""
@@ -121,6 +121,7 @@ class SlicedAttention(nn.Module):
         past_key_values=None,
         **_,
     ) -> tuple[Tensor, None]:
+        """The attention output (batch, tokens, hidden), and None where transformers returns attention weights."""
         query, key, value = self.project(hidden_states, position_embeddings)
         cache = past_key_values if cache is None else cache  # transformers renames the keyword until 5.40
         if cache is not None:
@@ -135,10 +136,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, attention_ma
     """
     width, value_dim = query.shape[-1], value.shape[-1]
     if width != value_dim and query.shape[2] > 1:  # the fast CPU kernel wants one width for all three
-        wide = max(width, value_dim)
-        query, key = (functional.pad(states, (0, wide - width)) for states in (query, key))
-        value = functional.pad(value, (0, wide - value_dim))
-    mixed = functional.scaled_dot_product_attention(
+        widest = max(width, value_dim)
+        query, key = (functional.pad(states, (0, widest - width)) for states in (query, key))
+        value = functional.pad(value, (0, widest - value_dim))
+    head_outputs = functional.scaled_dot_product_attention(
         query,
         key,
         value,
@@ -147,4 +148,4 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, attention_ma
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return mixed[..., :value_dim].transpose(1, 2).flatten(2)
+    return head_outputs[..., :value_dim].transpose(1, 2).flatten(2)

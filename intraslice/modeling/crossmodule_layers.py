@@ -1,7 +1,7 @@
 """The modules of a cross-module sliced model: a residual stream that changes its basis at every module (SliceGPT).
 
-Between two modules the stream lives in a basis `Q (D, width)` of its own, so that every residual add needs a shortcut
-matrix `Q_l^T Q_{l+1}`. Sizes are read off the tensors; the model config keeps the dense hidden size.
+Between two modules the stream has a basis `Q (D, width)` of its own, so that every residual add needs a shortcut matrix
+`Q_l^T Q_{l+1}`. Sizes are read off the tensors; the model config keeps the dense hidden size.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class BasisNorm(nn.Module):
         return cls(len(norm.weight), norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon)
 
     def forward(self, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        wide = hidden.float()
-        energy = wide.square().sum(-1, keepdim=True) / self.dense_width
-        return (wide * torch.rsqrt(energy + self.epsilon)).to(hidden.dtype)
+        states = hidden.float()
+        energy = states.square().sum(-1, keepdim=True) / self.dense_width
+        return (states * torch.rsqrt(energy + self.epsilon)).to(hidden.dtype)
 
 
 class BasisEmbedding(nn.Embedding):
@@ -76,13 +76,14 @@ class CrossModuleLayer(nn.Module):
 
     @property
     def bases(self) -> list[Float[Tensor, "hidden width"]]:
+        """The axes, as columns, before each shortcut and after the last one; none where none were given."""
         return [getattr(self, f"basis_{index}") for index in range(self.basis_count)]
 
     def forward(self, hidden_states: Tensor, **arguments) -> Tensor:
         attention_norm, mlp_norm = (getattr(self, name) for name in self.norm_names)
         normed = attention_norm(hidden_states)
-        mixed = self.self_attn(normed, **arguments)[0]
-        hidden_states = hidden_states @ self.shortcuts[0] + mixed
+        attention_output = self.self_attn(normed, **arguments)[0]
+        hidden_states = hidden_states @ self.shortcuts[0] + attention_output
         if len(self.shortcuts) == 1:
             return hidden_states + self.mlp(normed)
         return hidden_states @ self.shortcuts[1] + self.mlp(mlp_norm(hidden_states))

@@ -67,7 +67,7 @@ def _fused_mlp(mlp: nn.Module) -> list[Pair]:
     return [*_split(mlp.gate_up_proj, [width, width]), _pair(mlp.down_proj)]
 
 
-def _plain_mlp(mlp: nn.Module) -> list[tuple[Tensor | None, Tensor | None]]:
+def _plain_mlp(mlp: nn.Module) -> list[Pair]:
     return [(None, None), _pair(mlp.fc1), _pair(mlp.fc2)]
 
 
@@ -143,7 +143,7 @@ def _head_layout(dim: int, rotated: int) -> tuple[Tensor, Tensor]:
 
 def _read_attention(family: Family, attention: nn.Module, config: PreTrainedConfig) -> AttentionWeights:
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
-    (query, key, value, (output, output_bias)) = family.projections(attention, heads * dim, kv_heads * dim)
+    query, key, value, (output, output_bias) = family.projections(attention, heads * dim, kv_heads * dim)
     rotated = int(dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
     order, frequency = _head_layout(dim, rotated)
 
@@ -152,9 +152,9 @@ def _read_attention(family: Family, attention: nn.Module, config: PreTrainedConf
         weight = weight.unflatten(0, (count, dim))[:, channels]
         return weight, None if bias is None else bias.unflatten(0, (count, dim))[:, channels]
 
-    (query, query_bias) = by_head(query, heads, order)
-    (key, key_bias) = by_head(key, kv_heads, order)
-    (value, value_bias) = by_head(value, kv_heads, slice(None))
+    query, query_bias = by_head(query, heads, order)
+    key, key_bias = by_head(key, kv_heads, order)
+    value, value_bias = by_head(value, kv_heads, slice(None))
     return AttentionWeights(
         query=query,
         key=key,
@@ -185,7 +185,7 @@ def canonicalise(model: PreTrainedModel) -> None:
 
 
 def canonicalise_layer_(model: PreTrainedModel, index: int) -> None:
-    """`canonicalise` for one layer."""
+    """`canonicalise` for one layer; a layer that is canonical already stays."""
     family, layer = family_of(model.config), model.model.layers[index]
     if not isinstance(layer.self_attn, SlicedAttention):
         layer.self_attn = SlicedAttention(_read_attention(family, layer.self_attn, model.config), index)

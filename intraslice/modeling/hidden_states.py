@@ -19,27 +19,29 @@ class _Reached(Exception):
 
 @dataclass
 class HiddenStates:
-    """One hidden state a token, and how layers are called."""
+    """One hidden state a token, batch by batch, and what else a layer is called with."""
 
     hidden: list[Float[Tensor, "batch tokens hidden"]]
     arguments: list[dict]  # attention mask and position embeddings of each batch
 
     def normed(self, norm: torch.nn.Module) -> Iterator[tuple[Tensor, dict]]:
+        """The states of each batch (batch, tokens, hidden) through `norm`, with the batch's arguments."""
         for hidden, arguments in zip(self.hidden, self.arguments, strict=True):
             yield norm(hidden), arguments
 
     def map_(self, change: Callable[[Tensor, dict], Tensor]) -> None:
+        """Replace the states of each batch, in place, by what `change` makes of them and the batch's arguments."""
         for index, (hidden, arguments) in enumerate(zip(self.hidden, self.arguments, strict=True)):
             self.hidden[index] = change(hidden, arguments)
 
 
 def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> HiddenStates:
     """What enters the first layer, and the mask and position embeddings that transformers itself makes for it."""
-    stream = HiddenStates([], [])
+    hidden_states = HiddenStates([], [])
 
-    def catch(_: torch.nn.Module, inputs: tuple, named: dict) -> None:
-        stream.hidden.append(inputs[0])
-        stream.arguments.append({key: named[key] for key in ("attention_mask", "position_embeddings")})
+    def catch(_: torch.nn.Module, inputs: tuple, keywords: dict) -> None:
+        hidden_states.hidden.append(inputs[0])
+        hidden_states.arguments.append({key: keywords[key] for key in ("attention_mask", "position_embeddings")})
         raise _Reached
 
     handle = model.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
@@ -51,4 +53,4 @@ def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Hi
                 continue
     finally:
         handle.remove()
-    return stream
+    return hidden_states

@@ -12,8 +12,8 @@ LOGIT_TOKENS = 512
 
 
 def logits_in_chunks(
-    model: PreTrainedModel, states: Float[Tensor, "tokens hidden"], *aligned: Tensor
+    model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"], *aligned: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:
     """Float32 logits (tokens, vocabulary) of `LOGIT_TOKENS` tokens at a time, each with its rows of every `aligned`."""
-    for rows, *others in zip(*(tensor.split(LOGIT_TOKENS) for tensor in (states, *aligned)), strict=True):
-        yield model.lm_head(rows).float(), *others
+    for rows, *aligned_rows in zip(*(tensor.split(LOGIT_TOKENS) for tensor in (hidden, *aligned)), strict=True):
+        yield model.lm_head(rows).float(), *aligned_rows

@@ -37,26 +37,26 @@ def place_layers(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     places = {name: device for name, _ in model.named_children() if name != "model"}
     places |= {f"model.{name}": device for name, _ in model.model.named_children() if name != "layers"}
-    size = {id(p): p.nbytes for p in model.parameters()}
+    sizes = {id(p): p.nbytes for p in model.parameters()}
     layers = {id(p) for p in model.model.layers.parameters()}
-    left = {device: free / 2 - sum(nbytes for key, nbytes in size.items() if key not in layers)}
+    room = {device: free / 2 - sum(nbytes for key, nbytes in sizes.items() if key not in layers)}
     if device != "cpu":
-        left["cpu"] = beside / 2
+        room["cpu"] = beside / 2
     for index, layer in enumerate(model.model.layers):
         needed = sum(p.nbytes for p in layer.parameters())
-        fitting = [place for place, room in left.items() if room >= needed and placement == "auto"]
+        fitting = [place for place, nbytes in room.items() if nbytes >= needed and placement == "auto"]
         places[f"model.layers.{index}"] = (fitting or ["disk"])[0]
         if fitting:
-            left[fitting[0]] -= needed
+            room[fitting[0]] -= needed
     return places
 
 
 def _hook(module: nn.Module) -> AlignDevicesHook | None:
     """What fetches the module's own tensors, where they are kept away."""
     hook = getattr(module, "_hf_hook", None)
-    for one in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
-        if isinstance(one, AlignDevicesHook) and one.offload:
-            return one
+    for part in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
+        if isinstance(part, AlignDevicesHook) and part.offload:
+            return part
     return None
 
 
@@ -69,8 +69,8 @@ def fetched(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """The model's parameter or buffer of that name with its values, wherever they are kept."""
     if not tensor.is_meta:
         return tensor
-    owner, _, leaf = name.rpartition(".")
-    return _values(model.get_submodule(owner))[leaf]
+    owner, _, attribute = name.rpartition(".")
+    return _values(model.get_submodule(owner))[attribute]
 
 
 def _values(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -85,17 +85,17 @@ def _values(module: nn.Module) -> dict[str, nn.Parameter]:
 @contextmanager
 def resident(module: nn.Module) -> Iterator[None]:
     """The module's weights in memory, fetched once; left as it was found. Nothing to do for an ordinary module."""
-    away = []
+    offloaded = []
     for part in module.modules():
         if _hook(part):
-            away.append((part, dict(part.named_parameters(recurse=False)), part.forward))
+            offloaded.append((part, dict(part.named_parameters(recurse=False)), part.forward))
             for name, value in _values(part).items():
                 setattr(part, name, value)
             part.forward = part._old_forward
     try:
         yield
     finally:
-        for part, parameters, forward in away:
+        for part, parameters, forward in offloaded:
             for name, parameter in parameters.items():
                 setattr(part, name, parameter)
             part.forward = forward
@@ -124,16 +124,16 @@ def offload_(module: nn.Module, device: str | torch.device, on_disk: bool) -> No
 
 def offload_like_(module: nn.Module, dense: nn.Module) -> None:
     """Keep a sliced module's weights where those of its dense one are."""
-    hook = next((found for part in dense.modules() if (found := _hook(part))), None)
+    hook = next(filter(None, map(_hook, dense.modules())), None)
     if hook is not None and module is not dense:
         offload_(module, hook.execution_device, isinstance(hook.weights_map, OffloadedWeightsLoader))
 
 
 def _scratch_folder() -> Path:
     """A folder in the cache that is gone when the process ends in order."""
-    home = cache_folder() / "offload"
-    home.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=home))
+    parent = cache_folder() / "offload"
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=parent))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

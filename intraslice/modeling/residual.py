@@ -16,20 +16,20 @@ SlicedModule = SlicedAttention | SlicedMLP
 Folded = tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]  # a weight and its bias, float64
 
 
-def groups(block: Block) -> list[tuple[SlicedModule, ...]]:
+def residual_branches(block: Block) -> list[tuple[SlicedModule, ...]]:
     """The modules between two residual adds, in order: attention, then MLP; both at once where they are parallel."""
     return [(block.attention, block.mlp)] if block.parallel else [(block.attention,), (block.mlp,)]
 
 
 def reader_name(module: SlicedModule) -> str:
-    """The attribute of the one linear map that reads the normed stream."""
+    """The attribute of the one linear map that reads the normed residual stream."""
     if isinstance(module, SlicedAttention):
         return "qkv_proj"
     return "gate_up_proj" if module.gated else "up_proj"
 
 
 def writer_name(module: SlicedModule) -> str:
-    """The attribute of the one linear map that writes to the stream."""
+    """The attribute of the one linear map that writes to the residual stream."""
     return "o_proj" if isinstance(module, SlicedAttention) else "down_proj"
 
 
@@ -43,7 +43,7 @@ def centre(states: Float[Tensor, "*tokens hidden"], norm: nn.Module) -> Float[Te
     return states - states.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else states
 
 
-def read_through(module: SlicedModule, norm: nn.Module) -> Folded:
+def reading_map(module: SlicedModule, norm: nn.Module) -> Folded:
     """The reading map with the norm's weight folded in; a LayerNorm's shift passes the unscaled map into the bias."""
     reader = getattr(module, reader_name(module))
     weight = reader.weight.double()
@@ -54,22 +54,22 @@ def read_through(module: SlicedModule, norm: nn.Module) -> Folded:
     return weight * norm.weight.double(), bias
 
 
-def written(module: SlicedModule, norm: nn.Module) -> Folded:
+def writing_map(module: SlicedModule, norm: nn.Module) -> Folded:
     """The writing map; under LayerNorm it writes states of mean zero, as all their readers centre them anyway."""
     writer = getattr(module, writer_name(module))
     bias = None if writer.bias is None else centre(writer.bias.double(), norm)
     return centre(writer.weight.double().T, norm).T, bias
 
 
-def principal_axes_of(stream: HiddenStates) -> Float[Tensor, "hidden hidden"]:
-    """Axes, as columns, of the uncentred second moment of the stream, in float64."""
-    width = stream.hidden[0].shape[-1]
-    moment = torch.zeros(width, width, dtype=torch.float64, device=stream.hidden[0].device)
-    for hidden in stream.hidden:
+def principal_axes_of(hidden_states: HiddenStates) -> Float[Tensor, "hidden hidden"]:
+    """Axes, as columns, of the uncentred second moment of all hidden states, in float64."""
+    width = hidden_states.hidden[0].shape[-1]
+    moment = torch.zeros(width, width, dtype=torch.float64, device=hidden_states.hidden[0].device)
+    for hidden in hidden_states.hidden:
         add_moment_(moment, hidden)
     return principal_axes(moment)[1]
 
 
 def output_of(module: SlicedModule, normed: Float[Tensor, "batch tokens width"], arguments: dict) -> Tensor:
-    """What the module adds to the stream."""
+    """What the module adds to the residual stream (batch, tokens, hidden)."""
     return module(normed, **arguments)[0] if isinstance(module, SlicedAttention) else module(normed)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from intraslice.config import Estimator, ModuleKind, SliceConfig
+from intraslice.config import ModuleKind, SliceConfig
 from intraslice.errors import UserError
-from intraslice.planning.importance import Profile
+from intraslice.planning.profile import Profile
 from intraslice.planning.sizes import Parameters
 from intraslice.planning.widths import MULTIPLE, neurons_kept
+from intraslice.registry import ESTIMATORS
 
 SEARCH_STEPS = 24
 CONTEXT = 512  # tokens that a token attends to, itself included, where floating-point operations are counted
@@ -96,12 +97,12 @@ def _draft(profile: Profile, config: SliceConfig, nominal: float) -> _Draft:
     sizes = [layer.sizes for layer in profile.layers]
     channels, neurons = [s.channels for s in sizes], [s.neurons for s in sizes]
     neurons_removed = _neuron_share(profile, config, nominal)
-    mlp, mlp_threshold = _spread(profile, "neurons", config, neurons_removed)
+    mlp, mlp_threshold = _spread(profile, config, "mlp", neurons_removed)
     mlp_capped = _with_locks(cap_ratios(mlp, neurons, config.cap), "mlp", config)
     removed_by_mlp = sum(r * s.neurons * s.neuron_cost for r, s in zip(mlp_capped, sizes, strict=True))
     left_to_attention = nominal * profile.dense_decoder - removed_by_mlp
     fraction = left_to_attention / sum(s.channels * s.channel_cost for s in sizes)
-    attention, attention_threshold = _spread(profile, config.estimator, config, fraction)
+    attention, attention_threshold = _spread(profile, config, "attention", fraction)
     attention_capped = _with_locks(cap_ratios(attention, channels, config.cap), "attention", config)
 
     shapes = [
@@ -128,24 +129,28 @@ def _draft(profile: Profile, config: SliceConfig, nominal: float) -> _Draft:
 
 def _neuron_share(profile: Profile, config: SliceConfig, nominal: float) -> float:
     """The share of all neurons that goes when the budget is computed with the sparsity `nominal`."""
-    if config.bias is None and config.estimator != "uniform":
+    if config.bias is None and _looks_at_importances(config):
         return profile.neurons_among(config.estimator, nominal * profile.dense_decoder)
     return nominal * (config.bias or 1.0)
 
 
 def _with_locks(ratios: list[float], module: ModuleKind, config: SliceConfig) -> list[float]:
-    given = {layer: ratio for layer, own, ratio in config.locked if own == module}
+    given = {layer: ratio for layer, locked, ratio in config.locked if locked == module}
     return [given.get(index, ratio) for index, ratio in enumerate(ratios)]
 
 
+def _looks_at_importances(config: SliceConfig) -> bool:
+    return ESTIMATORS[config.estimator].importance is not None
+
+
 def _spread(
-    profile: Profile, ranking: Estimator | str, config: SliceConfig, fraction: float
+    profile: Profile, config: SliceConfig, module: ModuleKind, fraction: float
 ) -> tuple[list[float], float | None]:
-    """Ratios of one kind of unit, uncapped, whose total is `fraction` of the units."""
+    """Ratios of one kind of unit, uncapped, whose total is `fraction` of the units, and the threshold that cut them."""
     fraction = min(max(fraction, 0.0), 1.0)
-    if config.estimator == "uniform":
+    if not _looks_at_importances(config):
         return [fraction] * len(profile.layers), None
-    return profile.rankings[ranking].ratios(fraction)
+    return profile.ranking(config.estimator, module).ratios(fraction)
 
 
 def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:

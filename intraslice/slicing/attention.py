@@ -1,6 +1,6 @@
 """Slicing one attention layer: which rotary pairs, which value basis, which output map; planning chose the heads.
 
-Tensors in, tensors out (paper §3; the steps are numbered in the docstrings). No hooks, no model, no device of its own.
+Tensors in, tensors out (paper §3). No hooks, no model, no device of its own.
 H query heads, K key/value heads, d channels a head, D hidden size; primes mark what is kept.
 """
 
@@ -31,15 +31,15 @@ def choose_channels(
         return torch.arange(dim, device=heads.device).expand(len(kept), -1), kept
     channels, frequencies = [], []
     for group in weights.kv_head[heads].unique():
-        own = scores[heads[weights.kv_head[heads] == group]].sum(0)
-        first, second = torch.arange(half, device=own.device), torch.arange(half, 2 * half, device=own.device)
-        loose = weights.frequency[group] == UNROTATED
-        if loose.any():
-            singles = torch.cat([first[loose], second[loose]])
-            singles = singles[own[singles].argsort(descending=True, stable=True)].view(-1, 2)
+        group_scores = scores[heads[weights.kv_head[heads] == group]].sum(0)
+        first, second = torch.arange(2 * half, device=group_scores.device).split(half)
+        unrotated = weights.frequency[group] == UNROTATED
+        if unrotated.any():
+            singles = torch.cat([first[unrotated], second[unrotated]])
+            singles = singles[group_scores[singles].argsort(descending=True, stable=True)].view(-1, 2)
             first, second = first.clone(), second.clone()
-            first[loose], second[loose] = singles[:, 0], singles[:, 1]
-        best = (own[first] + own[second]).topk(dim // 2).indices.sort().values
+            first[unrotated], second[unrotated] = singles[:, 0], singles[:, 1]
+        best = (group_scores[first] + group_scores[second]).topk(dim // 2).indices.sort().values
         channels.append(torch.cat([first[best], second[best]]))
         frequencies.append(weights.frequency[group][best])
     return torch.stack(channels), torch.stack(frequencies)
@@ -53,15 +53,15 @@ def cut_queries_and_keys(
 ) -> AttentionWeights:
     """Keep the given heads, their key/value heads and their query/key channels; values stay as wide as they were."""
     groups, kv_head = weights.kv_head[heads].unique(return_inverse=True)
-    of_query = channels[kv_head]
+    query_channels = channels[kv_head]
 
-    def rows(tensor: Tensor | None, owners: Tensor, picked: Tensor) -> Tensor | None:
-        return None if tensor is None else tensor[owners[:, None], picked]
+    def rows(tensor: Tensor | None, owners: Tensor, columns: Tensor) -> Tensor | None:
+        return None if tensor is None else tensor[owners[:, None], columns]
 
     return replace(
         weights,
-        query=rows(weights.query, heads, of_query),
-        query_bias=rows(weights.query_bias, heads, of_query),
+        query=rows(weights.query, heads, query_channels),
+        query_bias=rows(weights.query_bias, heads, query_channels),
         key=rows(weights.key, groups, channels),
         key_bias=rows(weights.key_bias, groups, channels),
         value=weights.value[groups],
@@ -79,11 +79,11 @@ def value_axes(
 
     At full width the basis is the identity: nothing is lost, so nothing is rotated.
     """
-    own = diagonal_blocks(moment, len(kv_head))
+    head_moments = diagonal_blocks(moment, len(kv_head))
     groups = int(kv_head.max()) + 1
-    if dim == own.shape[-1]:
-        return torch.eye(dim, dtype=own.dtype, device=own.device).expand(groups, -1, -1)
-    shared = torch.zeros(groups, *own.shape[1:], dtype=own.dtype, device=own.device).index_add_(0, kv_head, own)
+    if dim == head_moments.shape[-1]:
+        return torch.eye(dim, dtype=moment.dtype, device=moment.device).expand(groups, -1, -1)
+    shared = head_moments.new_zeros(groups, *head_moments.shape[1:]).index_add_(0, kv_head, head_moments)
     return principal_axes(shared)[1][..., :dim]
 
 
@@ -91,9 +91,9 @@ def value_axes(
 class OutputMoments:
     """What the output map is fitted on, over N tokens: `X'` kept heads' outputs (C' channels), `X` the dense ones."""
 
-    own: Float[Tensor, "own own"]  # X'^T X'
-    cross: Float[Tensor, "own dense"]  # X'^T X
-    own_mean: Float[Tensor, " own"]
+    kept: Float[Tensor, "kept kept"]  # X'^T X'
+    cross: Float[Tensor, "kept dense"]  # X'^T X
+    kept_mean: Float[Tensor, " kept"]
     dense_mean: Float[Tensor, " dense"]
     tokens: int
 
@@ -104,22 +104,23 @@ def fit_output(
     """Ridge least squares of the dense layer's output on `Z = X' V`; `axes` holds V for every kept query head.
 
     Solves for the fused output map at once (D right-hand sides): `W = W_o X^T Z damp(Z^T Z)^-1`. Where the layer has an
-    output bias the fit is centred and the bias takes the difference of the means.
+    output bias the fit is centred and the bias takes the difference of the means; otherwise the bias is None. Raises
+    NumericalError where the damped moment is not finite or singular.
     """
     heads, width, dim = axes.shape
-    dense_output = weights.output.flatten(1).to(moments.own.dtype)  # (D, H * d)
-    own, right = moments.own, moments.cross @ dense_output.T
+    dense_output = weights.output.flatten(1).to(moments.kept.dtype)  # (D, H * d)
+    moment, right = moments.kept, moments.cross @ dense_output.T
     centred = weights.output_bias is not None
     if centred:
-        own = own - moments.tokens * torch.outer(moments.own_mean, moments.own_mean)
-        right = right - moments.tokens * torch.outer(moments.own_mean, dense_output @ moments.dense_mean)
-    own = own.view(heads, width, heads, width)
-    own = torch.einsum("hap,hakb,kbq->hpkq", axes, own, axes).reshape(heads * dim, heads * dim)
+        moment = moment - moments.tokens * torch.outer(moments.kept_mean, moments.kept_mean)
+        right = right - moments.tokens * torch.outer(moments.kept_mean, dense_output @ moments.dense_mean)
+    moment = moment.view(heads, width, heads, width)
+    moment = torch.einsum("hap,hakb,kbq->hpkq", axes, moment, axes).reshape(heads * dim, heads * dim)
     right = torch.einsum("hap,had->hpd", axes, right.view(heads, width, -1)).reshape(heads * dim, -1)
-    output = solve(damp(own, damping), right).T
+    output = solve(damp(moment, damping), right).T
     bias = None
     if centred:
-        projected_mean = torch.einsum("hap,ha->hp", axes, moments.own_mean.view(heads, width)).flatten()
+        projected_mean = torch.einsum("hap,ha->hp", axes, moments.kept_mean.view(heads, width)).flatten()
         bias = weights.output_bias + dense_output @ moments.dense_mean - output @ projected_mean
     return output.unflatten(1, (heads, dim)), bias
 
@@ -131,12 +132,12 @@ def fuse(
     output_bias: Float[Tensor, " hidden"] | None,
 ) -> AttentionWeights:
     """Absorb the value basis and the output map: `W_v <- V^T W_v`, bias too. Nothing is left at run time."""
-    kind = cut.value.dtype
+    dtype = cut.value.dtype
     bias = cut.value_bias
     return replace(
         cut,
-        value=torch.einsum("gap,gad->gpd", axes, cut.value.to(axes.dtype)).to(kind),
-        value_bias=None if bias is None else torch.einsum("gap,ga->gp", axes, bias.to(axes.dtype)).to(kind),
-        output=output.to(kind),
-        output_bias=None if output_bias is None else output_bias.to(kind),
+        value=torch.einsum("gap,gad->gpd", axes, cut.value.to(axes.dtype)).to(dtype),
+        value_bias=None if bias is None else torch.einsum("gap,ga->gp", axes, bias.to(axes.dtype)).to(dtype),
+        output=output.to(dtype),
+        output_bias=None if output_bias is None else output_bias.to(dtype),
     )

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import CalibrationStats, LayerStats
@@ -22,7 +22,7 @@ from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.offload import offload_like_, resident
-from intraslice.modeling.surgery import assemble
+from intraslice.modeling.surgery import with_parts
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.progress import Progress
 from intraslice.slicing.attention import (
@@ -49,22 +49,24 @@ def slice_model(
     are shared with the dense model. Raises NumericalError where a moment is not finite or singular.
     """
     if plan.config.order == "one-shot":
-        modules = _one_shot(model, plan, stats)
+        events = _one_shot(model, plan, stats)
     elif tokens is None:
         raise ValueError("the sequential order slices on tokens and got none; pass the calibration's")
     else:
-        modules = _sequential(model, plan, stats, tokens)
-    made, dense = [], blocks(model)
-    yield Progress("slice", 0, len(plan.layers))
-    for event in modules:
+        events = _sequential(model, plan, stats, tokens)
+    parts: dict[nn.Module, nn.Module] = {}
+    layers, done = blocks(model), 0
+    yield Progress("slice", done, len(plan.layers))
+    for event in events:
         if isinstance(event, Progress):  # from inside a layer
             yield event
             continue
-        offload_like_(event[0], dense[len(made)].attention)
-        offload_like_(event[1], dense[len(made)].mlp)
-        made.append(event)
-        yield Progress("slice", len(made), len(plan.layers))
-    return assemble(model, made)
+        for dense, sliced in zip((layers[done].attention, layers[done].mlp), event, strict=True):
+            offload_like_(sliced, dense)
+            parts[dense] = sliced
+        done += 1
+        yield Progress("slice", done, len(plan.layers))
+    return with_parts(model, parts)
 
 
 def _untouched(attention: SlicedAttention, plan: LayerPlan) -> bool:
@@ -79,11 +81,11 @@ def _one_shot(
 ) -> Iterator[tuple[SlicedAttention, SlicedMLP]]:
     for block, layer, moments in zip(blocks(model), plan.layers, stats.layers, strict=True):
         with resident(block.attention), resident(block.mlp):
-            made = (
+            sliced = (
                 attention_from_moments(block.attention, layer, moments, stats.tokens),
                 mlp_from_stats(block.mlp, layer.neurons, moments, stats.tokens),
             )
-        yield made
+        yield sliced
 
 
 def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:
@@ -94,12 +96,12 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
     heads = torch.tensor(plan.heads, device=weights.query.device)
     channels, frequency = choose_channels(stats.query_fisher, weights, heads, plan.dim)
     cut = cut_queries_and_keys(weights, heads, channels, frequency)
-    own = (heads[:, None] * dense.value_dim + torch.arange(dense.value_dim, device=heads.device)).flatten()
+    kept = (heads[:, None] * dense.value_dim + torch.arange(dense.value_dim, device=heads.device)).flatten()
     mean = stats.attention_sum / tokens
     moments = OutputMoments(
-        own=stats.attention_moment[own][:, own],
-        cross=stats.attention_moment[own],
-        own_mean=mean[own],
+        kept=stats.attention_moment[kept][:, kept],
+        cross=stats.attention_moment[kept],
+        kept_mean=mean[kept],
         dense_mean=mean,
         tokens=tokens,
     )
@@ -109,7 +111,7 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
 def _fit_attention(
     dense: AttentionWeights, cut: AttentionWeights, moments: OutputMoments, dim: int, layer: int
 ) -> SlicedAttention:
-    axes = value_axes(moments.own, cut.kv_head, dim)
+    axes = value_axes(moments.kept, cut.kv_head, dim)
     output, bias = fit_output(moments, axes[cut.kv_head], dense)
     return SlicedAttention(fuse(cut, axes, output, bias), layer)
 
@@ -136,37 +138,37 @@ def _sequential(
     model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Int[Tensor, "sequences length"]
 ) -> Iterator[Progress | tuple[SlicedAttention, SlicedMLP]]:
     with torch.no_grad():
-        stream = embed(model, tokens)
+        hidden_states = embed(model, tokens)
     for block, layer, dense in zip(blocks(model), plan.layers, stats.layers, strict=True):
         with resident(block.attention), resident(block.mlp):
-            made = yield from _slice_block_(block, layer, dense, stream, tokens.numel(), plan.config)
-        yield made
+            sliced = yield from _slice_block_(block, layer, dense, hidden_states, tokens.numel(), plan.config)
+        yield sliced
 
 
-@torch.no_grad()  # which torch lifts at every yield: the caller's own gradient mode is none of ours
+@torch.no_grad()  # which torch lifts at every yield: the caller's own gradient mode stays as it is
 def _slice_block_(
-    block: Block, plan: LayerPlan, stats: LayerStats, stream: HiddenStates, tokens: int, config: SliceConfig
+    block: Block, plan: LayerPlan, stats: LayerStats, hidden_states: HiddenStates, tokens: int, config: SliceConfig
 ) -> Generator[Progress, None, tuple[SlicedAttention, SlicedMLP]]:
-    """Slice one layer on the stream and move the stream through the sliced layer, in place."""
-    attention = _attention_from_stream(block, plan, stats.query_fisher, stream, tokens)
+    """Slice one layer on the hidden states that enter it and move them through the sliced layer, in place."""
+    attention = _attention_from_hidden_states(block, plan, stats.query_fisher, hidden_states, tokens)
     if block.parallel:
-        mlp = yield from _mlp_from_stream(block, plan, stats.mlp_fisher, stream, tokens, config)
+        mlp = yield from _mlp_from_hidden_states(block, plan, stats.mlp_fisher, hidden_states, tokens, config)
         norm = block.attention_norm
 
-        def both(hidden: Tensor, arguments: dict) -> Tensor:
+        def add_outputs(hidden: Tensor, arguments: dict) -> Tensor:
             normed = norm(hidden)
             return hidden + attention(normed, **arguments)[0] + mlp(normed)
 
-        stream.map_(both)
+        hidden_states.map_(add_outputs)
         return attention, mlp
-    stream.map_(lambda hidden, arguments: hidden + attention(block.attention_norm(hidden), **arguments)[0])
-    mlp = yield from _mlp_from_stream(block, plan, stats.mlp_fisher, stream, tokens, config)
-    stream.map_(lambda hidden, _: hidden + mlp(block.mlp_norm(hidden)))
+    hidden_states.map_(lambda hidden, arguments: hidden + attention(block.attention_norm(hidden), **arguments)[0])
+    mlp = yield from _mlp_from_hidden_states(block, plan, stats.mlp_fisher, hidden_states, tokens, config)
+    hidden_states.map_(lambda hidden, _: hidden + mlp(block.mlp_norm(hidden)))
     return attention, mlp
 
 
-def _attention_from_stream(
-    block: Block, plan: LayerPlan, fisher: Tensor, stream: HiddenStates, tokens: int
+def _attention_from_hidden_states(
+    block: Block, plan: LayerPlan, fisher: Tensor, hidden_states: HiddenStates, tokens: int
 ) -> SlicedAttention:
     """Recompute the head outputs with the chosen query and key channels, and fit the rest on those."""
     dense = block.attention
@@ -178,42 +180,44 @@ def _attention_from_stream(
     cut = cut_queries_and_keys(weights, heads, channels, frequency)
     groups = weights.kv_head[heads].unique()
 
-    own_size, dense_size = len(heads) * dense.value_dim, dense.heads * dense.value_dim
-    moments = [torch.zeros(own_size, size, device=heads.device) for size in (own_size, dense_size)]
-    sums = [torch.zeros(size, device=heads.device) for size in (own_size, dense_size)]
-    for hidden, arguments in stream.normed(block.attention_norm):
+    kept_size, dense_size = len(heads) * dense.value_dim, dense.heads * dense.value_dim
+    moments = [torch.zeros(kept_size, size, device=heads.device) for size in (kept_size, dense_size)]
+    sums = [torch.zeros(size, device=heads.device) for size in (kept_size, dense_size)]
+    for hidden, arguments in hidden_states.normed(block.attention_norm):
         query, key, value = dense.project(hidden, arguments["position_embeddings"])
         mask = arguments["attention_mask"]
-        outputs = dense.attend(query, key, value, mask)
+        dense_outputs = dense.attend(query, key, value, mask)
         narrow_query = query[:, heads].gather(3, _columns(channels[cut.kv_head], query))
         narrow_key = key[:, groups].gather(3, _columns(channels, key))
-        own = attend(narrow_query, narrow_key[:, cut.kv_head], value[:, groups][:, cut.kv_head], dense.scale, mask)
-        add_moment_(moments[0], own)
-        add_moment_(moments[1], own, outputs)
-        for total, rows in zip(sums, (own, outputs), strict=True):
+        shared_key, shared_value = narrow_key[:, cut.kv_head], value[:, groups][:, cut.kv_head]
+        kept_outputs = attend(narrow_query, shared_key, shared_value, dense.scale, mask)
+        add_moment_(moments[0], kept_outputs)
+        add_moment_(moments[1], kept_outputs, dense_outputs)
+        for total, rows in zip(sums, (kept_outputs, dense_outputs), strict=True):
             total += rows.flatten(0, 1).float().sum(0)
     fitted = OutputMoments(moments[0], moments[1], sums[0] / tokens, sums[1] / tokens, tokens)
     return _fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx)
 
 
 def _columns(channels: Int[Tensor, "heads dim"], states: Float[Tensor, "batch all tokens d"]) -> Tensor:
+    """An index (batch, heads, tokens, dim) that gathers each head's channels from `states`."""
     return channels[None, :, None].expand(states.shape[0], -1, states.shape[2], -1)
 
 
-def _mlp_from_stream(
-    block: Block, plan: LayerPlan, fisher: Tensor, stream: HiddenStates, tokens: int, config: SliceConfig
+def _mlp_from_hidden_states(
+    block: Block, plan: LayerPlan, fisher: Tensor, hidden_states: HiddenStates, tokens: int, config: SliceConfig
 ) -> Generator[Progress, None, SlicedMLP]:
     dense = block.mlp
     if plan.neurons == dense.neurons:
         return dense
-    device = stream.hidden[0].device
+    device = hidden_states.hidden[0].device
     moment, total = torch.zeros(dense.neurons, dense.neurons, device=device), torch.zeros(dense.neurons, device=device)
-    for hidden, _ in stream.normed(block.mlp_norm):
+    for hidden, _ in hidden_states.normed(block.mlp_norm):
         rows = dense.inner(hidden)
         add_moment_(moment, rows)
         total += rows.flatten(0, 1).float().sum(0)
     sliced = _mlp_from_moments(dense, plan.neurons, moment, total, tokens, fisher)
     if not config.iterative or plan.mlp_ratio <= config.iterative_above:
         return sliced
-    hidden_states = (hidden for hidden, _ in stream.normed(block.mlp_norm))
-    return SlicedMLP((yield from refine_mlp(dense.weights(), sliced.weights(), hidden_states)))
+    inputs = (hidden for hidden, _ in hidden_states.normed(block.mlp_norm))
+    return SlicedMLP((yield from refine_mlp(dense.weights(), sliced.weights(), inputs)))

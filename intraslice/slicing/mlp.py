@@ -59,7 +59,10 @@ def keep_neurons(
     kept: Int[Tensor, " kept"],
     damping: float = DAMPING,
 ) -> MLPWeights:
-    """Keep the given neurons, whoever chose them, and express the others in them, as `slice_mlp` does."""
+    """Keep the given neurons, whoever chose them, and express the others in them, as `slice_mlp` does.
+
+    Raises NumericalError where the damped moment is not finite or singular.
+    """
     cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
     down = weights.down.to(moment.dtype)
     bias = weights.down_bias

@@ -111,11 +111,11 @@ def refine_mlp(
         if len(tokens) < 2:
             raise ValueError(f"refining got {len(tokens)} tokens; wanted some to train on and some to hold out")
         count = math.ceil(len(tokens) * config.held_out)
-        train, held = tokens.split([len(tokens) - count, count])
+        train, held_out = tokens.split([len(tokens) - count, count])
         dense = _module(weights)
-        target = _Target(dense, _energy(_outputs(dense, held)).median().clamp_min(TINY))
+        target = _Target(dense, _energy(_outputs(dense, held_out)).median().clamp_min(TINY))
         start = _fit_output(target, selected, train, config.batch)
-        best, best_errors = selected, output_errors(target, _cast(start, dtype), held)
+        best, best_errors = selected, output_errors(target, _cast(start, dtype), held_out)
 
     learned, waited = _module(start), 0
     batch = min(config.batch, len(train))
@@ -125,7 +125,7 @@ def refine_mlp(
         next(steps)
         if done % (total // config.passes) == 0:
             candidate = _cast(learned.weights(), dtype)
-            errors = output_errors(target, candidate, held)
+            errors = output_errors(target, candidate, held_out)
             waited += 1
             if errors.improves_on(best_errors):
                 best, best_errors, waited = candidate, errors, 0
@@ -134,18 +134,19 @@ def refine_mlp(
             break
     if best is not selected:
         candidate = _cast(_fit_output(target, best, train, config.batch), dtype)
-        if output_errors(target, candidate, held).improves_on(best_errors):
+        if output_errors(target, candidate, held_out).improves_on(best_errors):
             best = candidate
     return best
 
 
 def output_errors(target: _Target, weights: MLPWeights, inputs: Float[Tensor, "tokens hidden"]) -> Errors:
     """How far an MLP is from the dense one on `inputs`."""
-    wanted, shares = target(inputs)
+    dense_outputs, error_weights = target(inputs)
     with torch.no_grad():
-        errors, energies = _energy(_outputs(_module(weights), inputs) - wanted), _energy(wanted)
+        errors = _energy(_outputs(_module(weights), inputs) - dense_outputs)
+        energies = _energy(dense_outputs)
     plain = errors.sum() / energies.sum().clamp_min(TINY)
-    bounded = (shares * errors).sum() / (shares * energies).sum().clamp_min(TINY)
+    bounded = (error_weights * errors).sum() / (error_weights * energies).sum().clamp_min(TINY)
     return Errors(plain.sqrt().item(), bounded.sqrt().item())
 
 
@@ -194,9 +195,9 @@ def _train_(
         for rows in shuffled[: len(train) // batch * batch].split(batch):
             tokens = train[rows]
             tokens = tokens + spread * torch.randn(tokens.shape, generator=random, device=tokens.device)
-            wanted, shares = target(tokens)
+            dense_outputs, error_weights = target(tokens)
             with torch.enable_grad():  # drivers slice under no_grad
-                loss = (shares * _energy(_outputs(mlp, tokens) - wanted)).mean()
+                loss = (error_weights * _energy(_outputs(mlp, tokens) - dense_outputs)).mean()
                 adam.zero_grad()
                 loss.backward()
             adam.step()
@@ -208,14 +209,14 @@ def _fit_output(target: _Target, weights: MLPWeights, train: Float[Tensor, "toke
     """The output map by weighted ridge least squares, in float32; its bias stays. Unchanged where that is singular."""
     mlp = _module(weights)
     down, bias = mlp.down_proj.weight, mlp.down_proj.bias
-    own, cross = torch.zeros(mlp.neurons, mlp.neurons, device=down.device), torch.zeros_like(down)
+    moment, cross = torch.zeros(mlp.neurons, mlp.neurons, device=down.device), torch.zeros_like(down)
     with torch.no_grad():
         for tokens in train.split(batch):
-            wanted, shares = target(tokens)
-            rows, root = mlp.inner(tokens[None])[0], shares.sqrt()[:, None]
-            add_moment_(own, root * rows)
-            add_moment_(cross, root * (wanted if bias is None else wanted - bias), root * rows)
+            dense_outputs, error_weights = target(tokens)
+            rows, root = mlp.inner(tokens[None])[0], error_weights.sqrt()[:, None]
+            add_moment_(moment, root * rows)
+            add_moment_(cross, root * (dense_outputs if bias is None else dense_outputs - bias), root * rows)
         try:
-            return replace(mlp.weights(), down=solve(damp(own), cross.T).T)
+            return replace(mlp.weights(), down=solve(damp(moment), cross.T).T)
         except NumericalError:
             return mlp.weights()

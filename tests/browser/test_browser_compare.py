@@ -6,8 +6,7 @@ import pytest
 from browsing import CHROMIUM, PATIENCE
 from tiny_page import tiny_settings
 
-from app import build_app
-from components.page import theme
+from app import build_app, launch_options
 from components.session.session import Session
 from components.session.settings import Settings
 from intraslice.progress import finish
@@ -36,7 +35,7 @@ def compare_address(tiny) -> Iterator[str]:
     finish(session.slice(tiny, "crossmodule"))  # all three answer together; made later, it would answer alone
     page = build_app(session)
     page.queue()
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **theme.launch_options())
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     query = f"model={tiny.model}&text={tiny.text}&sequences=8&length=32&bias=1&tab=compare&prompt=w10%20w20%20w30"
     yield f"{url.rstrip('/')}/?{query}"
     page.close()

@@ -9,8 +9,7 @@ import pytest
 from browsing import CHROMIUM, PATIENCE
 from tiny_page import tiny_settings
 
-from app import build_app
-from components.page import theme
+from app import build_app, launch_options
 from components.session.session import Session
 from components.session.settings import Settings
 
@@ -37,7 +36,7 @@ def address(page_session, tmp_path_factory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTRASLICE_CACHE", str(tmp_path_factory.mktemp("browser-sweep-cache")))
         page = build_app(page_session).queue()
-        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **theme.launch_options())
+        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
         yield url.rstrip("/")
         page.close()
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 from intraslice.config import SliceConfig
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.planning.importance import LayerProfile
+from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
@@ -66,12 +66,12 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_full_rank_is_transformers_own_model(family_case, side):
     tokens, mask = padded_batch(family_case, side)
-    ours, theirs = (
+    canonical, original = (
         model(tokens, attention_mask=mask, position_ids=positions(mask)).logits
         for model in (family_case.loaded.model, family_case.original)
     )
-    assert theirs.std() > 0.1  # far from trivial
-    close(ours[mask.bool()], theirs[mask.bool()])
+    assert original.std() > 0.1  # far from trivial
+    close(canonical[mask.bool()], original[mask.bool()])
 
 
 def test_full_rank_generates_the_same(family_case):
@@ -80,8 +80,10 @@ def test_full_rank_generates_the_same(family_case):
 
 
 def test_full_rank_has_the_same_number_of_parameters(family_case):
-    ours, theirs = (sum(p.numel() for p in m.parameters()) for m in (family_case.loaded.model, family_case.original))
-    assert ours == theirs == family_case.stats.profile.dense_decoder + family_case.stats.other_parameters
+    canonical, original = (
+        sum(p.numel() for p in m.parameters()) for m in (family_case.loaded.model, family_case.original)
+    )
+    assert canonical == original == family_case.stats.profile.dense_decoder + family_case.stats.other_parameters
 
 
 @torch.no_grad()
@@ -121,8 +123,8 @@ def test_tensors_shrink_as_planned(family_case, estimator, order):
     assert sum(t.numel() for t in decoder) == unique_values(decoder) == plan.parameters.sliced_decoder
     assert unique_values(list(state.values())) == plan.parameters.sliced_total
     assert plan.parameters.dense_total == sum(p.numel() for p in family_case.original.parameters())
-    for layer, made in zip(plan.layers, model.model.layers, strict=True):
-        attention, mlp = made.self_attn, made.mlp
+    for layer, sliced_layer in zip(plan.layers, model.model.layers, strict=True):
+        attention, mlp = sliced_layer.self_attn, sliced_layer.mlp
         assert isinstance(attention, SlicedAttention)
         assert isinstance(mlp, SlicedMLP)
         assert (attention.heads, attention.kv_heads) == (len(layer.heads), layer.kv_heads)
@@ -176,11 +178,11 @@ def test_a_left_padded_batch_generates_what_each_text_does(family_case, sliced_m
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
-def test_chunked_prefill_fills_the_cache_alike(family_case, sliced_model, kind):
+@pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
+def test_chunked_prefill_fills_the_cache_alike(family_case, sliced_model, cache_class):
     tokens = family_case.tokens[:2, :20]
-    options = {"max_cache_len": 24} if kind is StaticCache else {}
-    cache = kind(config=sliced_model.config, **options)
+    options = {"max_cache_len": 24} if cache_class is StaticCache else {}
+    cache = cache_class(config=sliced_model.config, **options)
     parts = [sliced_model(part, cache=cache, use_cache=True).logits for part in tokens.split([9, 6, 1, 4], dim=1)]
     close(torch.cat(parts, 1), sliced_model(tokens, use_cache=False).logits)
 
@@ -202,6 +204,6 @@ def test_slicing_leaves_the_dense_model_alone(family_case):
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in dense.modules())
     assert model.get_input_embeddings().weight is dense.get_input_embeddings().weight
     assert model.lm_head.weight is dense.lm_head.weight
-    for made, kept in zip(model.model.layers, dense.model.layers, strict=True):
-        assert made is not kept
-        assert made.input_layernorm.weight is kept.input_layernorm.weight
+    for sliced_layer, dense_layer in zip(model.model.layers, dense.model.layers, strict=True):
+        assert sliced_layer is not dense_layer
+        assert sliced_layer.input_layernorm.weight is dense_layer.input_layernorm.weight

@@ -89,10 +89,10 @@ def test_one_file_for_both_is_split_into_disjoint_documents(name, tmp_path, toke
 
 
 def test_two_files_are_each_used_whole(tmp_path, tokenizer):
-    one, other = write(tmp_path, "one.txt"), write(tmp_path, "other.jsonl")
-    tokens = calibration_tokens(tokenizer, CalibrationConfig(str(one), sequences=20, length=10), str(other))
+    first, second = write(tmp_path, "first.txt"), write(tmp_path, "second.jsonl")
+    tokens = calibration_tokens(tokenizer, CalibrationConfig(str(first), sequences=20, length=10), str(second))
     assert set(text_of(tokenizer, tokens)) == set(" ".join(DOCUMENTS).split())
-    assert len(read_documents(str(one), "evaluation", "wikitext2")) == 20
+    assert len(read_documents(str(first), "evaluation", "wikitext2")) == 20
 
 
 def test_documents_are_joined_by_blank_lines_without_special_tokens(default_model, tmp_path):
@@ -130,12 +130,11 @@ def test_reading_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_a_long_text_is_not_tokenised_whole(tmp_path, tokenizer, monkeypatch):
     path = str(write(tmp_path, "own.txt", DOCUMENTS * 500))
     taken: list[int] = []
-
-    whole = type(tokenizer).__call__
+    tokenize = type(tokenizer).__call__
 
     def counting(self: object, text: str, **options: object) -> object:
         taken.append(len(text))
-        return whole(self, text, **options)
+        return tokenize(self, text, **options)
 
     monkeypatch.setattr(type(tokenizer), "__call__", counting)
     tokens = evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=150, window=150))

@@ -24,12 +24,12 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_moments_add_up_over_batches_and_leading_axes():
     left, right = random(2, 5, 3), random(2, 5, 4, seed=1)
-    own, cross = torch.zeros(3, 3, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
+    moment, cross = torch.zeros(3, 3, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
     for batch in range(2):
-        add_moment_(own, left[batch])
+        add_moment_(moment, left[batch])
         add_moment_(cross, left[batch : batch + 1], right[batch : batch + 1])
     rows = left.reshape(10, 3)
-    assert_close(own, rows.T @ rows)
+    assert_close(moment, rows.T @ rows)
     assert_close(cross, 1 + rows.T @ right.reshape(10, 4))
 
 

@@ -57,10 +57,10 @@ def test_default_holds_the_values_of_the_gguf(default_model):
         pytest.skip("this machine has the Hub's own weights in its cache")
     reader = gguf.GGUFReader(fetch(SMOLLM2))
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    ours = default_model.model.model
+    decoder = default_model.model.model
     for name, weight in {
-        "blk.3.ffn_down.weight": ours.layers[3].mlp.down_proj.weight,
-        "token_embd.weight": ours.embed_tokens.weight,
+        "blk.3.ffn_down.weight": decoder.layers[3].mlp.down_proj.weight,
+        "token_embd.weight": decoder.embed_tokens.weight,
     }.items():
         tensor = tensors[name]
         expected = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))

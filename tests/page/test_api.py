@@ -14,8 +14,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from tiny_page import tiny_settings
 
-from app import build_app
-from components.page import theme
+from app import build_app, launch_options
 from components.session.session import Session
 from components.session.settings import Settings
 from intraslice.checkpoints.format import RECORD
@@ -35,7 +34,7 @@ def address(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[str]:
         session = Session(evaluation_tokens=256)
         session.texts = (tiny.text,)
         page = build_app(session).queue()
-        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **theme.launch_options())
+        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
         yield url
         page.close()
 
@@ -103,7 +102,7 @@ def served(monkeypatch) -> Iterator[gr.Blocks]:
     """The page as an MCP server."""
     monkeypatch.setenv("GRADIO_MCP_SERVER", "True")
     page = build_app(Session()).queue()
-    page.launch(prevent_thread_lock=True, quiet=True, **theme.launch_options())
+    page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield page
     page.close()
 

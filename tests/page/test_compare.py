@@ -11,14 +11,14 @@ import torch
 from tiny_page import SOMEBODY
 
 from components.compare import answers as streaming
+from components.compare import handlers
 from components.compare import html as compare_words
-from components.compare.handlers import CompareHandlers
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
 from components.session.crossmodule import TOLERANCE
 from components.session.session import Session
 from components.session.settings import Settings, Status
-from components.ui.handlers import flat, unchanged
+from components.ui.handlers import flat, skipped
 from intraslice.__main__ import main
 from intraslice.diagnostics.divergence import first_divergence
 from intraslice.evaluation.loss import perplexity
@@ -38,11 +38,6 @@ def session(tiny) -> Session:
 @pytest.fixture(scope="module")
 def columns(session) -> Columns:
     return Columns(session)
-
-
-@pytest.fixture
-def handlers(columns) -> CompareHandlers:
-    return CompareHandlers(columns)
 
 
 def asked(columns: Columns, settings: Settings, **question) -> dict[str, Answer]:
@@ -65,13 +60,13 @@ def model(session: Session, settings: Settings, name: str):
 # Answers
 
 
-def test_greedy_text_is_the_command_lines(handlers, tiny, capsys) -> None:
+def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
     texts = ["--calibration", tiny.text, "--eval", tiny.text, "--sequences", "8", "--length", "32"]
     asked = ["--sparsity", "0.3", "--order", "one-shot", "--prompt", PROMPT, "--max-new-tokens", "12", "--json"]
     main(["generate", "--model", tiny.model, *texts, *asked])
     texts = json.loads(capsys.readouterr().out)["text"]
     shown: dict[str, str] = {}
-    for _, *answers in handlers.answer(tiny, PROMPT, 12, 0.0, 0, False, SOMEBODY):
+    for _, *answers in handlers.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, SOMEBODY):
         shown |= {name: html for name, html in zip(COLUMNS, answers, strict=True) if isinstance(html, str)}
     assert plain(shown["dense"]) == texts["dense"]
     assert plain(shown["intraslice"]) == texts["sliced"]
@@ -159,21 +154,23 @@ def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question,
     assert "\n" not in last.text
 
 
-def test_stop_calls_off_a_question_that_waits_its_turn(handlers, tiny) -> None:
+def test_stop_calls_off_a_question_that_waits_its_turn(columns, tiny) -> None:
     question = (tiny, PROMPT, 8, 0, 0, False, SOMEBODY)
-    handlers.ask(SOMEBODY)
-    handlers.halt(SOMEBODY)
-    assert list(handlers.answer(*question)) == [unchanged(4)]
-    assert list(handlers.costs_once(tiny, SOMEBODY)) == [unchanged(5)]  # and no more work follows
-    handlers.ask(SOMEBODY)
-    assert len(list(handlers.answer(*question))) > 1
+    handlers.ask(columns, SOMEBODY)
+    handlers.stop(columns, SOMEBODY)
+    assert list(handlers.answer(columns, *question)) == [skipped(handlers.Answered)]
+    assert list(handlers.costs(columns, tiny, SOMEBODY)) == [
+        skipped(handlers.CostsMeasured)
+    ]  # and no more work follows
+    handlers.ask(columns, SOMEBODY)
+    assert len(list(handlers.answer(columns, *question))) > 1
 
 
-def test_stop_halts_at_the_next_token_and_the_next_question_is_served(handlers, tiny) -> None:
+def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, tiny) -> None:
     begun, seen = threading.Event(), []
 
     def work() -> None:
-        for event in handlers.answer(tiny, PROMPT, 400, 0.0, 0, False, SOMEBODY):
+        for event in handlers.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, SOMEBODY):
             seen.append((time.monotonic(), event))
             if len(seen) == 12:
                 begun.set()
@@ -182,14 +179,14 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(handlers, 
     worker.start()
     assert begun.wait(60)
     pressed = time.monotonic()
-    assert "Stopped" in handlers.halt(SOMEBODY)
+    assert "Stopped" in handlers.stop(columns, SOMEBODY)
     worker.join(30)
     assert time.monotonic() - pressed < 0.5
     last = [html for html in seen[-1][1][1:] if isinstance(html, str)]
     assert last
     assert all("stopped there" in html and "aria-busy" not in html for html in last)
-    assert list(handlers.costs_once(tiny, SOMEBODY))[1:] == []  # no more work follows
-    *_, end = handlers.answer(tiny, PROMPT, 4, 0.0, 0, False, SOMEBODY)
+    assert list(handlers.costs(columns, tiny, SOMEBODY))[1:] == []  # no more work follows
+    *_, end = handlers.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, SOMEBODY)
     assert "Calibrated on" in end[0]
 
 
@@ -214,10 +211,10 @@ def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
     assert "in turn" in costs.speed_protocol
 
 
-def test_measuring_gives_way_to_a_question(columns, handlers, tiny) -> None:
-    handlers.ask(SOMEBODY)
+def test_measuring_gives_way_to_a_question(columns, tiny) -> None:
+    handlers.ask(columns, SOMEBODY)
     assert list(columns.measure(tiny._replace(sparsity=31), "somebody")) == []
-    list(handlers.answer(tiny, PROMPT, 2, 0.0, 0, False, SOMEBODY))
+    list(handlers.answer(columns, tiny, PROMPT, 2, 0.0, 0, False, SOMEBODY))
     assert list(columns.measure(tiny, "somebody"))
 
 
@@ -253,7 +250,7 @@ def test_whatever_models_say_is_escaped() -> None:
         assert 'alert(1)&lt;/script&gt;"' not in html
 
 
-def test_the_api_names_every_parameter(handlers) -> None:
+def test_the_api_names_every_parameter(columns) -> None:
     for name in ("answer", "costs", "next_tokens", "passage"):
         assert getattr(handlers, name).__doc__
         flat(getattr(handlers, name))

@@ -9,16 +9,16 @@ import pytest
 from tiny_page import SOMEBODY
 
 from components import make_snapshots
+from components.activations import panel as activations_panel
 from components.activations import snapshot as activations_snapshot
 from components.activations.measure import ShiftViews
-from components.activations.panel import ActivationsPanel
 from components.session.crossmodule import TOLERANCE
 from components.session.keys import slice_config
 from components.session.session import Session
 from components.session.settings import Settings
+from components.spectra import panel as spectra_panel
 from components.spectra import snapshot as spectra_snapshot
 from components.spectra.measure import Measured, SpectraViews
-from components.spectra.panel import SpectraPanel
 from components.spectra.views import Curve
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.methods.registry import plan_by
@@ -27,13 +27,13 @@ ELSE = SimpleNamespace(session_hash="somebody else")
 
 
 @pytest.fixture
-def spectra(session) -> SpectraPanel:
-    return SpectraPanel(SpectraViews(session), None, None, None)
+def spectra(session) -> SpectraViews:
+    return SpectraViews(session)
 
 
 @pytest.fixture(scope="module")
-def activations(session) -> ActivationsPanel:
-    return ActivationsPanel(ShiftViews(session), None, None, None)
+def activations(session) -> ShiftViews:
+    return ShiftViews(session)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def traces(chart_json: str, **wanted) -> list[dict]:
 
 def test_curves_are_the_librarys(session, tiny, spectra) -> None:
     stats = session.calibrated(tiny).stats
-    spectra.complete(tiny, 1, SOMEBODY)
-    curves = spectra.views.view(tiny, 1).curves
+    spectra_panel.complete(spectra, tiny, 1, SOMEBODY)
+    curves = spectra.view(tiny, 1).curves
     found = layer_spectra(stats, 1)
     for name in ("mlp", "residual", "directions"):
         curve, whole = getattr(curves, name), getattr(found, name)
@@ -71,8 +71,8 @@ def test_a_curve_is_read_off_between_its_points() -> None:
 
 
 def test_marks_follow_the_setting_and_curves_do_not(session, tiny, spectra) -> None:
-    spectra.complete(tiny, 0, SOMEBODY)
-    views = [spectra.views.view(tiny._replace(sparsity=percent), 0) for percent in (10, 50)]
+    spectra_panel.complete(spectra, tiny, 0, SOMEBODY)
+    views = [spectra.view(tiny._replace(sparsity=percent), 0) for percent in (10, 50)]
     for view, percent in zip(views, (10, 50), strict=True):
         plan = session.slice_plan(tiny._replace(sparsity=percent)).layers
         assert (view.heads, view.dims) == ([one.heads for one in plan], [one.dim for one in plan])
@@ -82,16 +82,16 @@ def test_marks_follow_the_setting_and_curves_do_not(session, tiny, spectra) -> N
 
 
 def test_heads_come_first_and_wide_curves_when_they_are_found(spectra, tiny) -> None:
-    assert spectra.views.view(tiny, 2).curves.mlp is None
-    before, *_ = spectra.show(tiny, 2, SOMEBODY)
+    assert spectra.view(tiny, 2).curves.mlp is None
+    before, *_ = spectra_panel.show(spectra, tiny, 2, SOMEBODY)
     assert not traces(before, name="MLP input")
-    spectra.complete(tiny, 2, SOMEBODY)
-    after, *_ = spectra.show(tiny, 2, SOMEBODY)
+    spectra_panel.complete(spectra, tiny, 2, SOMEBODY)
+    after, *_ = spectra_panel.show(spectra, tiny, 2, SOMEBODY)
     assert traces(after, name="MLP input")
 
 
 def test_the_map_of_heads_has_the_librarys_ranks(session, tiny, spectra) -> None:
-    _, ranks, _ = spectra.show(tiny, 0, SOMEBODY)
+    _, ranks, _ = spectra_panel.show(spectra, tiny, 0, SOMEBODY)
     (map_of_heads,) = traces(ranks, type="heatmap")
     assert np.array(map_of_heads["z"]).T.tolist() == head_ranks(session.calibrated(tiny).stats)
 
@@ -101,40 +101,45 @@ def test_cut_pairs_are_struck_out(session, tiny, spectra) -> None:
     settings = next(one for one in every if session.slice_plan(one).layers[0].dim < 8)
     calibrated, plan = session.calibrated(tiny), session.slice_plan(settings).layers[0]
     found = pair_energies(calibrated.loaded.model, calibrated.stats, 0, plan)
-    crosses = traces(spectra.show(settings, 0, SOMEBODY)[2], name="pair is cut")[0]
+    crosses = traces(spectra_panel.show(spectra, settings, 0, SOMEBODY)[2], name="pair is cut")[0]
     assert len(crosses["x"]) == int((~found.kept).sum()) > 0
 
 
 def test_a_layer_that_is_not_there_is_the_last_one(spectra, tiny) -> None:
-    assert spectra.views.view(tiny, 29).layer == 2
+    assert spectra.view(tiny, 29).layer == 2
 
 
 def test_impossible_settings_leave_the_tabs_alone(spectra, activations, tiny) -> None:
     settings = tiny._replace(sparsity=75, cap=60)
-    assert all(isinstance(value, dict) for value in spectra.show(settings, 0, SOMEBODY))  # gradio's skip
-    assert all(isinstance(value, dict) for value in activations.show(tiny._replace(bias=-1), 0, SOMEBODY))
+    assert all(isinstance(value, dict) for value in spectra_panel.show(spectra, settings, 0, SOMEBODY))  # gradio's skip
+    assert all(
+        isinstance(value, dict) for value in activations_panel.show(activations, tiny._replace(bias=-1), 0, SOMEBODY)
+    )
 
 
 def test_what_is_not_calibrated_says_what_it_waits_for(spectra, activations, tiny) -> None:
     unknown = tiny._replace(seed=5)
-    for chart in (*spectra.show(unknown, 0, SOMEBODY), *activations.show(unknown, 0, SOMEBODY)[1:]):
+    for chart in (
+        *spectra_panel.show(spectra, unknown, 0, SOMEBODY),
+        *activations_panel.show(activations, unknown, 0, SOMEBODY)[1:],
+    ):
         assert "calibrated" in json.loads(chart)["layout"]["annotations"][0]["text"]
-    assert list(activations.measure(unknown, 0, SOMEBODY)) == []
+    assert list(activations_panel.measure(activations, unknown, 0, SOMEBODY)) == []
 
 
 def test_the_default_model_is_shown_from_the_snapshot(spectra, activations) -> None:
-    charts = spectra.show(Settings(), 12, SOMEBODY)
+    charts = spectra_panel.show(spectra, Settings(), 12, SOMEBODY)
     assert "Snapshot" in json.loads(charts[0])["note"]
     assert all(json.loads(chart)["data"] for chart in charts)
-    words, *charts = activations.show(Settings(), 12, SOMEBODY)
+    words, *charts = activations_panel.show(activations, Settings(), 12, SOMEBODY)
     assert "Snapshot" in words
     assert {one["name"] for one in traces(charts[0], showlegend=True)} >= {"IntraSlice", "Cross-module"}
 
 
 def test_both_methods_are_measured_at_equal_parameters(activations, reached) -> None:
     settings, _ = reached
-    *_, (status, words, shift, _) = activations.measure(settings, 1, SOMEBODY)
-    view = activations.views.view(settings, "somebody")
+    *_, (status, words, shift, _) = activations_panel.measure(activations, settings, 1, SOMEBODY)
+    view = activations.view(settings, "somebody")
     assert "isx-ready" in status
     assert set(view.methods) == {"intraslice", "crossmodule"}
     for own in view.methods.values():
@@ -145,33 +150,35 @@ def test_both_methods_are_measured_at_equal_parameters(activations, reached) -> 
     errors = [one.error for one in view.methods["crossmodule"].places["residual"]]
     drawn = traces(shift, name="Cross-module")[0]
     assert drawn["y"] == pytest.approx(errors, rel=1e-4)
-    assert list(activations.measure(settings, 1, SOMEBODY))[-1][0] == status  # and nothing is done twice
+    assert (
+        list(activations_panel.measure(activations, settings, 1, SOMEBODY))[-1][0] == status
+    )  # and nothing is done twice
 
 
 def test_where_cross_module_does_not_reach_it_says_so(activations, reached) -> None:
     _, settings = reached
-    *_, (_, words, shift, _) = activations.measure(settings, 0, SOMEBODY)
-    assert set(activations.views.view(settings, "somebody").methods) == {"intraslice"}
+    *_, (_, words, shift, _) = activations_panel.measure(activations, settings, 0, SOMEBODY)
+    assert set(activations.view(settings, "somebody").methods) == {"intraslice"}
     assert "No width that is a multiple of 8" in words
     assert not traces(shift, name="Cross-module")
 
 
 def test_another_setting_keeps_what_one_saw_last_and_nobody_else_sees_it(activations, reached) -> None:
     settings, _ = reached
-    list(activations.measure(settings, 0, SOMEBODY))
+    list(activations_panel.measure(activations, settings, 0, SOMEBODY))
     other = settings._replace(sparsity=11)
-    words, shift, _ = activations.show(other, 2, SOMEBODY)
+    words, shift, _ = activations_panel.show(activations, other, 2, SOMEBODY)
     assert f"At {settings.sparsity:.0f}% slicing moves" in words
     assert json.loads(shift)["selected"] == 2
-    assert "data" in json.loads(activations.show(other, 2, ELSE)[1])
-    assert not json.loads(activations.show(other, 2, ELSE)[1])["data"]
+    assert "data" in json.loads(activations_panel.show(activations, other, 2, ELSE)[1])
+    assert not json.loads(activations_panel.show(activations, other, 2, ELSE)[1])["data"]
 
 
 def test_the_papers_order_waits_for_its_button_and_nothing_removed_for_the_slider(activations, tiny) -> None:
     sequential, nothing = tiny._replace(order="sequential"), tiny._replace(sparsity=0)
     for settings, words in ((sequential, "Slice as in the paper"), (nothing, "drag the slider")):
-        assert list(activations.measure(settings, 0, SOMEBODY)) == []
-        assert words in activations.show(settings, 0, ELSE)[0]
+        assert list(activations_panel.measure(activations, settings, 0, SOMEBODY)) == []
+        assert words in activations_panel.show(activations, settings, 0, ELSE)[0]
 
 
 def test_a_measurement_gives_way_to_the_slider(session, tiny) -> None:
@@ -187,8 +194,8 @@ def test_a_measurement_gives_way_to_the_slider(session, tiny) -> None:
 
 def test_a_snapshot_shows_what_was_measured(session, tiny, activations, reached, tmp_path) -> None:
     settings, _ = reached
-    list(activations.measure(settings, 0, SOMEBODY))
-    calibrated, view = session.calibrated(tiny), activations.views.view(settings, "somebody")
+    list(activations_panel.measure(activations, settings, 0, SOMEBODY))
+    calibrated, view = session.calibrated(tiny), activations.view(settings, "somebody")
     make_snapshots.save(
         "A label.", *make_snapshots.gather(Measured(calibrated), calibrated), view, tmp_path / "kept.npz"
     )

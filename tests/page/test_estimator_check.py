@@ -11,8 +11,7 @@ from components.ratios.estimator_check import measure as verdict
 from components.ratios.estimator_check.chart import verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
 from components.ratios.estimator_check.panel import words_of
-from components.ratios.estimator_check.views import VerdictView
-from intraslice.progress import Progress
+from components.ratios.estimator_check.views import Misjudged, VerdictView
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +30,12 @@ def view(verdicts, tiny) -> VerdictView:
             verdicts._session.halt(SOMEBODY.session_hash)
     assert texts[-1] == "Stopped"
     assert verdicts.known(tiny) is None
-    done = [event.done for event in verdicts.measure(tiny, SOMEBODY.session_hash) if event.total]
+    *events, last = verdicts.measure(tiny, SOMEBODY.session_hash)
+    done = [event.done for event in events if event.total]
     assert done[0] >= 2
     assert done[-1] == 6
-    return verdicts.known(tiny)
+    assert verdicts.known(tiny) is last
+    return last
 
 
 def test_a_stopped_measurement_goes_on_where_it_was_and_has_every_module(view) -> None:
@@ -56,7 +57,7 @@ def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, 
     record = {"ratio": 0.3, "dense_loss": 5.0, "tokens": 9, "modules": modules, "measured_on": "kept"}
     (tmp_path / "kept.json").write_text(json.dumps(record))
     monkeypatch.setattr(verdict, "FILE", tmp_path / "kept.json")
-    monkeypatch.setattr(verdict, "measurement", lambda _: iter([Progress("sensitivity", 2, 6)]))
+    monkeypatch.setattr(verdict, "kept_sensitivity", lambda *_: None)
     assert Verdicts(session).known(tiny) is None
     monkeypatch.setattr(verdict, "Settings", lambda: tiny)
     assert Verdicts(session).known(tiny).measured_on == "kept"
@@ -84,7 +85,7 @@ def test_an_unmeasured_model_has_a_question_and_no_points() -> None:
 
 
 def test_the_misjudged_are_named(view) -> None:
-    one = ("pca", 2, "mlp", 1, 3, 3)
-    told = words_of(VerdictView(**{**vars(view), "misjudged": (one,)}), "pca")
-    assert "Layer 2's MLP hurts more than PCA-aware foretells: number 1 of 3" in told
+    misjudged = Misjudged("pca", 2, "mlp", 1, 3, 3)
+    words = words_of(VerdictView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
+    assert "Layer 2's MLP hurts more than PCA-aware foretells: number 1 of 3" in words
     assert "misjudges no module" in words_of(VerdictView(**{**vars(view), "misjudged": ()}), "fisher")

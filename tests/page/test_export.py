@@ -17,7 +17,7 @@ from components.export.report import Report, html
 from components.ratios.charts import ratio_chart
 from components.session.session import Session
 from components.session.settings import Settings
-from components.ui.downloads import Outbox
+from components.ui.downloads import Downloads
 from intraslice.__main__ import main
 from intraslice.evaluation.generation import generate_text
 
@@ -30,8 +30,8 @@ SETTINGS = {
 
 
 @pytest.fixture
-def outbox() -> Outbox:
-    return Outbox()
+def downloads() -> Downloads:
+    return Downloads()
 
 
 @pytest.fixture(params=list(SETTINGS), scope="module")
@@ -48,9 +48,9 @@ def finished(job: Generator) -> Any:
             return stop.value
 
 
-def made(session: Session, settings: Settings, outbox: Outbox) -> Path:
+def made(session: Session, settings: Settings, downloads: Downloads) -> Path:
     """The zip."""
-    return finished(exports.write_checkpoint(session, settings, outbox))
+    return finished(exports.write_checkpoint(session, settings, downloads))
 
 
 def page_text(session: Session, settings: Settings) -> str:
@@ -59,7 +59,7 @@ def page_text(session: Session, settings: Settings) -> str:
     return "".join(generate_text(finished(session.slice(settings)), tokenizer, PROMPT))
 
 
-def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, capsys, outbox, tmp_path, monkeypatch):
+def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, capsys, downloads, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert list(session.prepare(settings, "somebody"))[-1].kind == "ready"
     assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
@@ -80,24 +80,24 @@ def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, ca
     text = page_text(session, settings)
     assert results["generate"]["text"]["sliced"] == text
     written = (tmp_path / exports.checkpoint_name(settings)).rename(tmp_path / "written")
-    zipfile.ZipFile(made(session, settings, outbox)).extractall(tmp_path)
+    zipfile.ZipFile(made(session, settings, downloads)).extractall(tmp_path)
     exec(exports.snippet(settings, PROMPT), {})
     assert capsys.readouterr().out == f"{text}\n"
     unpacked = json.loads((tmp_path / exports.checkpoint_name(settings) / "intraslice.json").read_text())
     assert unpacked == json.loads((written / "intraslice.json").read_text())
 
 
-def test_the_plan_is_the_one_in_the_zip(session, tiny, outbox) -> None:
-    exports.write_plan(session, tiny, path := outbox.put("plan.json", lambda path: path.write_text("")))
-    with zipfile.ZipFile(made(session, tiny, outbox)) as archive:
+def test_the_plan_is_the_one_in_the_zip(session, tiny, downloads) -> None:
+    exports.write_plan(session, tiny, path := downloads.put("plan.json", lambda path: path.write_text("")))
+    with zipfile.ZipFile(made(session, tiny, downloads)) as archive:
         record = json.loads(archive.read(f"{exports.checkpoint_name(tiny)}/intraslice.json"))
     assert json.loads(path.read_text()) == record["made"]
     assert len(record["made"]["plan"]["layers"]) == 3
 
 
-def test_nothing_sliced_is_nothing_to_save(session, tiny, outbox) -> None:
+def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:
     with pytest.raises(ValueError, match="0 %"):
-        made(session, tiny._replace(sparsity=0), outbox)
+        made(session, tiny._replace(sparsity=0), downloads)
 
 
 def test_an_upload_goes_by_its_name(session, tiny) -> None:
@@ -114,16 +114,16 @@ def test_a_prompt_is_quoted_for_shell_and_python(session, tiny) -> None:
 
 
 def test_the_outbox_keeps_the_newest_and_ends_with_the_app(tmp_path) -> None:
-    outbox = Outbox(limit=10)
-    paths = [outbox.put("file", lambda path: path.write_bytes(b"12345")) for _ in range(3)]
+    downloads = Downloads(limit=10)
+    paths = [downloads.put("file", lambda path: path.write_bytes(b"12345")) for _ in range(3)]
     assert [path.exists() for path in paths] == [False, True, True]
-    large = outbox.put("large", lambda path: path.write_bytes(bytes(40)))
+    large = downloads.put("large", lambda path: path.write_bytes(bytes(40)))
     assert [path.exists() for path in (*paths[1:], large)] == [False, False, True]
     with pytest.raises(ZeroDivisionError):
-        outbox.put("broken", lambda path: 1 / 0)
+        downloads.put("broken", lambda path: 1 / 0)
     home = large.parent.parent
     assert [entry.name for entry in home.iterdir()] == [large.parent.name]
-    del outbox
+    del downloads
     assert not home.exists()
 
 
@@ -134,6 +134,8 @@ def test_the_report_stands_alone(session, tiny) -> None:
     text = html(Report("tiny", tiny._asdict(), plan, measured, [ratio_chart(plan)], words), "window.Plotly = {};")
     assert not re.search(r"(src|href)=|https?://", text)
     assert "</script><b>" not in text
+    assert "Share of each module removed." in text
+    assert "Click" not in text
     for said in (f"{measured.sliced:.2f}", "windows of 32", f"{plan.layers[1].mlp:.1%}", "--eval-tokens 256", "pca"):
         assert said in text
     figure = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.S)[1].replace("<\\/", "</"))
@@ -141,8 +143,8 @@ def test_the_report_stands_alone(session, tiny) -> None:
     assert '"@' not in json.dumps(figure)
 
 
-def test_the_snippet_runs_without_the_page(session, tiny, outbox, tmp_path) -> None:
-    zipfile.ZipFile(made(session, tiny, outbox)).extractall(tmp_path)
+def test_the_snippet_runs_without_the_page(session, tiny, downloads, tmp_path) -> None:
+    zipfile.ZipFile(made(session, tiny, downloads)).extractall(tmp_path)
     answer = subprocess.run(
         [sys.executable, "-c", exports.snippet(tiny, PROMPT)],
         cwd=tmp_path,

@@ -3,13 +3,15 @@
 import ast
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tiny_page import SOMEBODY
 
-from components.page.handlers import Handlers
+from components.page import handlers, link, slider
+from components.ratios import panel as ratios
 from components.session import snapshot
 from components.session.caches import BoundedCache
 from components.session.jobs import Jobs
@@ -17,7 +19,7 @@ from components.session.keys import slice_config
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.ui import formatting
-from components.ui.handlers import flat, unchanged
+from components.ui.handlers import Follower, bind, flat, skipped
 from intraslice.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
@@ -26,8 +28,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def handlers(session) -> Handlers:
-    return Handlers(session)
+def preview(session) -> Callable[..., tuple]:
+    """What a move of the slider shows: both charts of the Ratios tab, then the fields of `slider.Moved`."""
+    follower = Follower("ratios", bind(ratios.show, session), ())
+    return bind(slider.preview, session, [follower])
 
 
 def bars(chart_json: str) -> list[list[float]]:
@@ -35,19 +39,19 @@ def bars(chart_json: str) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("estimator", ["uniform", "fisher", "pca"])
-def test_bars_are_the_librarys_ratios(handlers, session, tiny, estimator) -> None:
+def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator) -> None:
     settings = tiny._replace(sparsity=40, estimator=estimator)
-    chart, *_ = handlers.preview(settings, 0, SOMEBODY)
+    chart, *_ = preview(settings, 0, SOMEBODY)
     plan = make_plan(session.profile(tiny)[0], slice_config(settings))
     attention, mlp = bars(chart)
     assert attention == pytest.approx([layer.attention_ratio for layer in plan.layers], rel=1e-4)
     assert mlp == pytest.approx([layer.mlp_ratio for layer in plan.layers], rel=1e-4)
 
 
-def test_impossible_settings_become_words_and_leave_the_charts_alone(handlers, tiny) -> None:
-    chart, *_, first_line, _, _, _ = handlers.preview(tiny._replace(sparsity=75, cap=60), 0, SOMEBODY)
+def test_impossible_settings_become_words_and_leave_the_charts_alone(preview, tiny) -> None:
+    chart, _, *texts = preview(tiny._replace(sparsity=75, cap=60), 0, SOMEBODY)
     assert isinstance(chart, dict)  # gradio's skip
-    assert "raise the cap" in first_line
+    assert "raise the cap" in slider.Moved(*texts).headline
 
 
 def test_a_missing_model_is_an_error_in_the_page(session, tiny) -> None:
@@ -57,26 +61,26 @@ def test_a_missing_model_is_an_error_in_the_page(session, tiny) -> None:
     assert session.plan(tiny) is not None  # and the page goes on working
 
 
-def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_loaded(handlers, tiny, monkeypatch) -> None:
+def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_loaded(session, tiny, monkeypatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
-    assert "isx-error" in handlers.memory(tiny.model)
-    assert "0.0 GiB are free" in handlers.memory(tiny.model)
+    assert "isx-error" in handlers.memory(session, tiny.model)
+    assert "0.0 GiB are free" in handlers.memory(session, tiny.model)
     *_, last = Session().prepare(tiny, "somebody")
     assert last.kind == "error"
     assert "needs 0.3 GiB" in last.text
 
 
-def test_measuring_ends_with_both_perplexities_and_their_protocol(handlers, session, tiny) -> None:
+def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny) -> None:
     settings = tiny._replace(sparsity=50)
     assert session.perplexities(settings).sliced is None
-    *_, (status, readout, first_line, _, perplexity) = handlers.measure(settings, 0, SOMEBODY)
+    *_, last = slider.measure(session, settings, 0, SOMEBODY)
     measured = session.perplexities(settings)
-    assert "isx-ready" in status
+    assert "isx-ready" in last.status
     assert measured.dense
     assert measured.sliced
-    assert f"{measured.sliced:.2f}" in readout
-    assert "windows of 32" in perplexity
-    assert "→" in first_line
+    assert f"{measured.sliced:.2f}" in last.readout
+    assert "windows of 32" in last.perplexity
+    assert "→" in last.headline
 
 
 def test_the_dense_perplexity_is_measured_once_for_all_starts_of_the_page(session, tiny) -> None:
@@ -95,17 +99,17 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
     assert measured.dense == measured.sliced
 
 
-def test_live_measuring_leaves_the_papers_order_to_its_button(handlers, tiny) -> None:
-    assert list(handlers.measure_live(tiny._replace(order="sequential"), 0, SOMEBODY)) == [unchanged(5)]
+def test_live_measuring_leaves_the_papers_order_to_its_button(session, tiny) -> None:
+    assert list(slider.let_go(session, tiny._replace(order="sequential"), 0, SOMEBODY)) == [skipped(slider.Measured)]
 
 
-def test_sequential_slicing_can_be_stopped_between_layers(handlers, tiny) -> None:
+def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None:
     settings = tiny._replace(order="sequential", sparsity=35)
     seen = []
-    for status, *_ in handlers.measure(settings, 0, SOMEBODY):
+    for status, *_ in slider.measure(session, settings, 0, SOMEBODY):
         seen.append(status)
         if "Slicing, layer 1 of" in status:
-            handlers.halt(SOMEBODY)
+            slider.stop(session, SOMEBODY)
     assert "Stopped" in seen[-1]
     assert not any("layer 3 of" in status for status in seen)
 
@@ -128,10 +132,10 @@ def test_leaving_a_tab_stops_what_it_alone_shows() -> None:
     shift = jobs.start("a", live=True, tab="activations")
     slicing = jobs.start("b", live=True)
     for visitor in "ab":
-        jobs.look_at(visitor, "activations")
+        jobs.switch_tab(visitor, "activations")
     assert not shift.stop.is_set()
     for visitor in "ab":
-        jobs.look_at(visitor, "compare")
+        jobs.switch_tab(visitor, "compare")
     assert shift.stop.is_set()
     assert not slicing.stop.is_set()
 
@@ -151,7 +155,7 @@ def test_nobody_stops_anothers_job() -> None:
     assert not mine.stop.is_set()
 
 
-def test_a_link_restores_the_page(handlers) -> None:
+def test_a_link_restores_the_page() -> None:
     query = {
         "sparsity": "45",
         "estimator": "fisher",
@@ -160,29 +164,32 @@ def test_a_link_restores_the_page(handlers) -> None:
         "bias": "nonsense",
         "tab": "compare",
     }
-    *values, layer, prompt, tabs, tab = handlers.restore(SimpleNamespace(query_params=query))
+    *values, layer, prompt, tabs, tab = link.restore(SimpleNamespace(query_params=query))
     settings = Settings(*values)
     assert (settings.sparsity, settings.estimator, settings.bias) == (45, "fisher", Settings().bias)
     assert (layer, prompt, tabs.selected, tab) == (7, "Hello", "compare", "compare")
 
 
 @pytest.mark.parametrize(("query", "bias"), [({}, None), ({"bias": "1.35"}, 1.35)])
-def test_a_link_carries_a_bias_where_one_was_given(handlers, query, bias) -> None:
-    assert Settings(*handlers.restore(SimpleNamespace(query_params=query))[:-4]).bias == bias
+def test_a_link_carries_a_bias_where_one_was_given(query, bias) -> None:
+    assert link.restore(SimpleNamespace(query_params=query)).bias == bias
 
 
-def test_the_api_names_every_parameter(handlers) -> None:
-    assert list(inspect.signature(flat(handlers.preview)).parameters) == [*Settings._fields, "layer", "request"]
-    for name in ("restore", "preview", "prepare", "measure", "measure_live", "halt", "memory"):
-        assert getattr(handlers, name).__doc__
+def test_the_api_names_every_parameter(session) -> None:
+    parameters = inspect.signature(flat(slider.preview, session, [])).parameters
+    assert list(parameters) == [*Settings._fields, "layer", "request"]
+    for handler in (link.restore, slider.preview, slider.measure, slider.let_go, slider.stop):
+        assert handler.__doc__
+    for handler in (handlers.prepare, handlers.memory):
+        assert handler.__doc__
 
 
-def test_the_snapshot_shows_the_default_model_before_it_is_loaded(handlers) -> None:
-    chart, importances, readout, *_ = handlers.opening(Settings())
-    assert len(bars(chart)[0]) == 30
-    assert "Snapshot" in json.loads(chart)["note"]
-    assert json.loads(importances)["data"]
-    assert "134.5 M" in readout
+def test_the_snapshot_shows_the_default_model_before_it_is_loaded(session) -> None:
+    charts = ratios.show(session, Settings(), 0, None)
+    assert len(bars(charts.ratios)[0]) == 30
+    assert "Snapshot" in json.loads(charts.ratios)["note"]
+    assert json.loads(charts.importances)["data"]
+    assert "134.5 M" in slider.opening(session, Settings()).readout
 
 
 def test_a_snapshot_gives_the_plans_of_its_profile(session, tiny, tmp_path) -> None:

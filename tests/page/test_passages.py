@@ -6,9 +6,10 @@ from html import escape, unescape
 import pytest
 from tiny_page import SOMEBODY
 
+from components.compare import handlers
 from components.compare import html as compare_words
-from components.compare.handlers import CompareHandlers
 from components.compare.models import Columns
+from components.ui.handlers import in_view, skipped
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.progress import finish
 
@@ -20,13 +21,8 @@ def columns(session) -> Columns:
     return Columns(session)
 
 
-@pytest.fixture
-def handlers(columns) -> CompareHandlers:
-    return CompareHandlers(columns)
-
-
-def test_candidates_are_the_librarys(handlers, session, tiny) -> None:
-    shown = [html for _, html in handlers.next_tokens(tiny, PROMPT, False, SOMEBODY) if isinstance(html, str)]
+def test_candidates_are_the_librarys(columns, session, tiny) -> None:
+    shown = [html for _, html in handlers.next_tokens(columns, tiny, PROMPT, False, SOMEBODY) if isinstance(html, str)]
     loaded = session.calibrated(tiny).loaded
     expected = compare_next_tokens(loaded.model, finish(session.slice(tiny)), loaded.tokenizer, PROMPT, 8)
     rows = re.findall('<tr><th scope="row"><code>(.*?)</code></th>.*?<b>(.*?)</b>.*?<b>(.*?)</b>', shown[-1])
@@ -34,9 +30,9 @@ def test_candidates_are_the_librarys(handlers, session, tiny) -> None:
     assert rows == [(escape(one.text), share(one.dense), share(one.sliced)) for one in expected]
 
 
-def test_the_passage_carries_the_librarys_scores(handlers, session, tiny) -> None:
+def test_the_passage_carries_the_librarys_scores(columns, session, tiny) -> None:
     text = "w10 w20 w30 w40 w50 w60"
-    *_, html = (html for _, html in handlers.passage(tiny, text, SOMEBODY) if isinstance(html, str))
+    *_, html = (html for _, html in handlers.passage(columns, tiny, text, SOMEBODY) if isinstance(html, str))
     loaded = session.calibrated(tiny).loaded
     expected = score_passage(loaded.model, finish(session.slice(tiny)), loaded.tokenizer, text, 3)
     said = [unescape(one) for one in re.findall('data-said="(.*?)"', html)]
@@ -49,15 +45,17 @@ def test_the_passage_carries_the_librarys_scores(handlers, session, tiny) -> Non
 
 
 @pytest.mark.parametrize(("text", "words"), [("w10", "1 tokens; wanted 2"), ("w10 " * 600, "600 tokens; wanted 2 to")])
-def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(handlers, tiny, text, words) -> None:
-    *_, (_, html) = handlers.passage(tiny, text, SOMEBODY)
+def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(columns, tiny, text, words) -> None:
+    *_, (_, html) = handlers.passage(columns, tiny, text, SOMEBODY)
     assert words in html
 
 
-def test_nothing_follows_a_slice_that_is_not_there_or_not_looked_at(handlers, tiny) -> None:
+def test_nothing_follows_a_slice_that_is_not_there_or_not_looked_at(columns, tiny) -> None:
     unknown = tiny._replace(sparsity=33)
-    assert len(list(handlers.after_slice(unknown, PROMPT, False, "w10 w20", "compare", SOMEBODY))) == 1
-    assert len(list(handlers.after_slice(tiny, PROMPT, False, "w10 w20", "ratios", SOMEBODY))) == 1
-    found = list(handlers.after_slice(tiny, PROMPT, False, "w10 w20", "compare", SOMEBODY))
+    after_slice = in_view("compare", skipped(handlers.AfterSlice), handlers.after_slice, columns)
+    asked = (PROMPT, False, "w10 w20")
+    assert list(after_slice(*unknown, *asked, "compare", SOMEBODY)) == [skipped(handlers.AfterSlice)]
+    assert list(after_slice(*tiny, *asked, "ratios", SOMEBODY)) == [skipped(handlers.AfterSlice)]
+    found = list(after_slice(*tiny, *asked, "compare", SOMEBODY))
     assert any(isinstance(one, str) and "isx-next" in one for _, one, _ in found)
     assert any(isinstance(one, str) and "isx-passage" in one for _, _, one in found)

@@ -1,6 +1,7 @@
 """Charts are pure: plain numbers in, valid plotly figures and the same numbers as a table out."""
 
 import json
+from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
@@ -75,6 +76,18 @@ def test_bars_are_the_ratios_in_order_of_layers() -> None:
     assert bars["Attention"]["y"] == pytest.approx([layer.attention for layer in plan.layers])
     assert bars["MLP"]["y"] == pytest.approx([layer.mlp for layer in plan.layers])
     assert bars["MLP"]["x"] == [0, 1, 2, 3]
+
+
+def test_bars_say_in_machine_words_which_module_they_are() -> None:
+    bars = [trace for trace in charts.ratio_chart(plan_view()).data if trace["type"] == "bar"]
+    assert {trace["meta"]["module"]: trace["name"] for trace in bars} == {"attention": "Attention", "mlp": "MLP"}
+
+
+def test_what_a_click_does_stands_on_the_page_alone() -> None:
+    chart = charts.ratio_chart(replace(plan_view(), snapshot="A label."))
+    shown = "Bars: PCA-aware. Share of each module removed. Click a layer. Snapshot: A label."
+    assert json.loads(chart.to_json())["note"] == shown
+    assert chart.caption(clickable=False) == shown.replace(" Click a layer.", "")
 
 
 def test_a_method_keeps_its_colour_and_dash() -> None:

@@ -14,7 +14,7 @@ from components.session.settings import Settings
 from intraslice.calibration.driver import calibrate
 from intraslice.data import calibration_tokens
 from intraslice.loading import LoadedModel
-from intraslice.planning.importance import LayerProfile
+from intraslice.planning.profile import LayerProfile
 from intraslice.progress import finish
 
 LAYER = 17
@@ -36,9 +36,11 @@ def one_layer(default_model: LoadedModel, patient: bool) -> LayerProfile:
 @pytest.mark.parametrize("patient", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cached", "made"])
 def test_a_layer_of_the_snapshot_can_be_made_again(default_model, patient):
     kept, own = snapshot.load()[0].layers[LAYER], one_layer(default_model, patient)
-    for name in snapshot.IMPORTANCES:
+    assert kept.importances.keys() == own.importances.keys()
+    for name, importances in own.importances.items():
         # Sums of squared gradients: other kernels round them otherwise, the order of units stays.
-        assert_close(getattr(kept, name), getattr(own, name).float(), rtol=0.02, atol=1e-9)
+        assert_close(kept.importances[name].attention, importances.attention.float(), rtol=0.02, atol=1e-9)
+        assert_close(kept.importances[name].mlp, importances.mlp.float(), rtol=0.02, atol=1e-9)
     assert kept.sizes == own.sizes
     assert (kept.table.dim == own.table.dim).float().mean() > 0.99
 

@@ -8,25 +8,24 @@ from collections.abc import Sequence
 from components.ratios.estimator_check.views import ModuleVerdict, VerdictView
 from components.ui import figure
 from components.ui.figure import Chart, Json
-from components.ui.labels import ESTIMATORS
-
-KINDS = {"attention": "Attention", "mlp": "MLP"}
+from components.ui.labels import ESTIMATORS, MODULES
 
 
 def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -> Chart:
     """Loss gained by slicing each module alone, over what the estimator foretold; empty axes before it is measured.
 
-    The estimators only differ in attention; uniform foretells nothing, so the PCA-aware one is shown for it.
+    Uniform ratios foretell nothing, so the first estimator that does is shown for them.
     """
-    estimator = judged(estimator)
+    estimator = judged(view, estimator)
     layout = figure.layout_of(2, revision=f"verdict-{view is None}", vertical=False)
     layout["hovermode"], layout["showlegend"] = "closest", False
     layout["annotations"], layout["shapes"] = [], []
     data = []
-    for column, (kind, words) in enumerate(KINDS.items(), start=1):
+    for column, (module, name) in enumerate(MODULES.items(), start=1):
         axes = figure.axes_of(column)
-        own = [module for module in view.modules if module.module == kind] if view else []
-        data.append(_points(own, kind, estimator, axes))
+        verdicts = [verdict for verdict in view.modules if verdict.module == module] if view else []
+        foretold = [verdict.foretold[estimator] for verdict in verdicts]
+        data.append(_points(verdicts, module, estimator, axes))
         layout[f"xaxis{figure.suffix(column)}"].update(
             title=figure.title("foretold: importance of what goes"), exponentformat="power", nticks=6
         )
@@ -39,32 +38,33 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         if view is None:
             for axis in "xy":
                 layout[f"{axis}axis{figure.suffix(column)}"].update(showticklabels=False, range=[0, 1])
-        if any(module.foretold[estimator] > 0 for module in own):
-            layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks([m.foretold[estimator] for m in own]))
-        layout["annotations"].append(figure.heading(f"<b>{words}</b>: {_rho(view, estimator, kind)}", axes))
+        if any(importance > 0 for importance in foretold):
+            layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks(foretold))
+        layout["annotations"].append(figure.heading(f"<b>{name}</b>: {_rho(view, estimator, module)}", axes))
     note = "Slice each module alone, take the loss, and see whether the importances foretold it."
     if view:
         note = (
             f"A point: {view.ratio:.0%} of one module sliced, nothing else; the loss on {view.measured_on}, ± one "
-            "standard error. ρ: Spearman's rank correlation. Click a point."
+            "standard error. ρ: Spearman's rank correlation."
         )
-    layers = 1 + max((module.layer for module in view.modules), default=-1) if view else 0
+    layers = 1 + max((verdict.layer for verdict in view.modules), default=-1) if view else 0
     return Chart(
         title="Was it right?",
         note=note,
+        hint="Click a point." if view else "",
         data=data,
         layout=layout,
         columns=["Layer", "Module", "Loss gained", "± error", "Place", f"Place foretold, {ESTIMATORS[estimator]}"],
         rows=[
             [
-                str(one.layer),
-                KINDS[one.module],
-                f"{one.increase:+.4f}",
-                f"{one.error:.4f}",
-                str(one.place),
-                str(one.places[estimator]),
+                str(verdict.layer),
+                MODULES[verdict.module],
+                f"{verdict.increase:+.4f}",
+                f"{verdict.error:.4f}",
+                str(verdict.place),
+                str(verdict.places[estimator]),
             ]
-            for one in (view.modules if view else ())
+            for verdict in (view.modules if view else ())
         ],
         layers=layers,
         selected=selected,
@@ -72,33 +72,34 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
     )
 
 
-def judged(estimator: str) -> str:
-    """The estimator whose foretelling is shown: the chosen one where it foretells anything."""
-    return "fisher" if estimator == "fisher" else "pca"
+def judged(view: VerdictView | None, estimator: str) -> str:
+    """The estimator whose foretelling is shown: the chosen one if it foretells anything, else the first that does."""
+    foretelling = list(view.rho) if view else [estimator]
+    return estimator if estimator in foretelling else foretelling[0]
 
 
-def _points(modules: Sequence[ModuleVerdict], kind: str, estimator: str, axes: Json) -> Json:
+def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes: Json) -> Json:
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": KINDS[kind],
-        "x": [figure.rounded(one.foretold[estimator]) for one in modules],
-        "y": [figure.rounded(one.increase) for one in modules],
+        "name": MODULES[module],
+        "x": [figure.rounded(verdict.foretold[estimator]) for verdict in verdicts],
+        "y": [figure.rounded(verdict.increase) for verdict in verdicts],
         "error_y": {
             "type": "data",
-            "array": [figure.rounded(one.error) for one in modules],
-            "color": f"@{kind}",
+            "array": [figure.rounded(verdict.error) for verdict in verdicts],
+            "color": f"@{module}",
             "thickness": 0.8,
             "width": 0,
         },
-        "customdata": [one.layer for one in modules],
+        "customdata": [verdict.layer for verdict in verdicts],
         "text": [
-            f"number {one.place} of {len(modules)} as measured, number {one.places[estimator]} as foretold"
-            for one in modules
+            f"number {verdict.place} of {len(verdicts)} as measured, number {verdict.places[estimator]} as foretold"
+            for verdict in verdicts
         ],
-        "hovertemplate": f"<b>layer %{{customdata}}, {KINDS[kind]}</b><br>%{{y:+.4f}} nats a token<br>%{{text}}"
+        "hovertemplate": f"<b>layer %{{customdata}}, {MODULES[module]}</b><br>%{{y:+.4f}} nats a token<br>%{{text}}"
         "<extra></extra>",
-        "marker": {"color": f"@{kind}", "size": 8},
+        "marker": {"color": f"@{module}", "size": 8},
         "selected": {"marker": {"size": 15, "opacity": 1}},
         "unselected": {"marker": {"opacity": 0.6}},
         **axes,
@@ -113,10 +114,10 @@ def _ticks(values: Sequence[float]) -> Json:
     return {"tickvals": marks, "ticktext": [f"{mark:.10f}".rstrip("0").rstrip(".") for mark in marks]}
 
 
-def _rho(view: VerdictView | None, estimator: str, kind: str) -> str:
+def _rho(view: VerdictView | None, estimator: str, module: str) -> str:
     if view is None:
         return "not measured yet"
-    return f"ρ {number(view.rho[estimator][kind])} ({ESTIMATORS[estimator]})"
+    return f"ρ {number(view.rho[estimator][module])} ({ESTIMATORS[estimator]})"
 
 
 def number(rho: float | None) -> str:

@@ -10,17 +10,19 @@ import json
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
 
+from torch import Tensor
+
 from components.assets import ASSETS
-from components.ratios.estimator_check.views import ModuleVerdict, VerdictView
+from components.ratios.estimator_check.views import Misjudged, ModuleVerdict, VerdictView
 from components.session.caches import BoundedCache
-from components.session.jobs import told
+from components.session.jobs import statuses
 from components.session.keys import CalibrationKey, calibration_key
 from components.session.session import Calibrated, Session
 from components.session.settings import Settings, Status
-from intraslice.diagnostics.rank_agreement import JUDGED, judge
-from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, measure_sensitivity
-from intraslice.planning.importance import Profile
-from intraslice.progress import Progress, finish
+from intraslice.diagnostics.rank_agreement import compare_ranks
+from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, kept_sensitivity, measure_sensitivity
+from intraslice.planning.profile import Profile
+from intraslice.progress import Progress
 
 FILE = ASSETS / "sensitivity.json"
 RATIO = 0.3
@@ -47,32 +49,30 @@ class Verdicts:
             return None
         if not source.label:  # it is no snapshot
             calibrated = self._session.calibrated(settings)
-            measuring = measurement(calibrated)
-            first = next(measuring)
-            if first.done == first.total:
-                return self._judged(key, calibrated, finish(measuring))
+            sensitivity = kept_sensitivity(calibrated.loaded, calibrated.stats, windows_of(calibrated), RATIO)
+            if sensitivity is not None:
+                return self._judged(key, calibrated, sensitivity)
         return _kept(source.profile) if key == calibration_key(Settings()) and FILE.is_file() else None
 
-    def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
-        """Measure what is not measured yet; ends with a ready or an error status. What is done when stopped is kept."""
+    def measure(self, settings: Settings, visitor: str) -> Iterator[Status | VerdictView]:
+        """Measure what is not measured yet; ends with the verdict or an error status. What is done is kept."""
 
-        def work() -> Iterator[Status]:
+        def work() -> Iterator[Status | VerdictView]:
             calibrated = yield from self._session.calibrating(settings)
-            result = yield from told(measurement(calibrated), "Slicing one module alone:")
-            self._judged(calibration_key(settings), calibrated, result)
-            yield Status("Measured", "ready")
+            sensitivity = yield from statuses(measurement(calibrated), "Slicing one module alone:")
+            yield self._judged(calibration_key(settings), calibrated, sensitivity)
 
         jobs = self._session.jobs
         yield from jobs.run(visitor, jobs.start(visitor, live=False), work())
 
-    def _judged(self, key: CalibrationKey, calibrated: Calibrated, result: Sensitivity) -> VerdictView:
-        measured_on = f"{result.tokens:,} held-out tokens"
-        return self._known.put(key, verdict_view(result, calibrated.source.profile, measured_on), 1)
+    def _judged(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> VerdictView:
+        measured_on = f"{sensitivity.tokens:,} held-out tokens"
+        return self._known.put(key, verdict_view(sensitivity, calibrated.source.profile, measured_on), 1)
 
 
-def verdict_view(result: Sensitivity, profile: Profile, measured_on: str) -> VerdictView:
+def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -> VerdictView:
     """Measurements and what the estimators foretold of them, as plain numbers."""
-    judgement = judge(result, profile)
+    agreement = compare_ranks(sensitivity, profile)
     modules = tuple(
         ModuleVerdict(
             layer=int(row["layer"]),
@@ -80,20 +80,27 @@ def verdict_view(result: Sensitivity, profile: Profile, measured_on: str) -> Ver
             increase=row["increase"],
             error=row["standard_error"],
             place=int(row["place"]),
-            foretold={name: row[name] for name in JUDGED},
-            places={name: int(row[f"place_{name}"]) for name in JUDGED},
+            foretold={name: row[name] for name in profile.estimators},
+            places={name: int(row[f"place_{name}"]) for name in profile.estimators},
         )
-        for _, row in judgement.modules.iterrows()
+        for _, row in agreement.modules.iterrows()
     )
     return VerdictView(
-        ratio=result.ratio,
-        tokens=result.tokens,
+        ratio=sensitivity.ratio,
+        tokens=sensitivity.tokens,
         modules=modules,
-        rho=judgement.rho,
-        ceiling={kind: None if share is None else share**0.5 for kind, share in judgement.reliability.items()},
+        rho=agreement.rho,
+        ceiling={kind: None if share is None else share**0.5 for kind, share in agreement.reliability.items()},
         misjudged=tuple(
-            (one.estimator, int(one.layer), one.module, int(one.measured), int(one.foretold), one.of)
-            for one in judgement.misjudged
+            Misjudged(
+                module.estimator,
+                int(module.layer),
+                module.module,
+                int(module.measured),
+                int(module.foretold),
+                module.of,
+            )
+            for module in agreement.misjudged
         ),
         measured_on=measured_on,
     )
@@ -101,14 +108,19 @@ def verdict_view(result: Sensitivity, profile: Profile, measured_on: str) -> Ver
 
 def measurement(calibrated: Calibrated) -> Generator[Progress, None, Sensitivity]:
     """Measure every module of a model on a few windows of its held-out text."""
-    return measure_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows[:WINDOWS], RATIO)
+    return measure_sensitivity(calibrated.loaded, calibrated.stats, windows_of(calibrated), RATIO)
+
+
+def windows_of(calibrated: Calibrated) -> Tensor:
+    """The held-out windows (windows, window) that modules are measured on."""
+    return calibrated.windows[:WINDOWS]
 
 
 def _kept(profile: Profile) -> VerdictView:
     record = json.loads(FILE.read_text(encoding="utf-8"))
     modules = tuple(ModuleLoss(**module) for module in record["modules"])
-    result = Sensitivity(record["ratio"], record["dense_loss"], record["tokens"], modules)
-    return verdict_view(result, profile, record["measured_on"])
+    sensitivity = Sensitivity(record["ratio"], record["dense_loss"], record["tokens"], modules)
+    return verdict_view(sensitivity, profile, record["measured_on"])
 
 
 def save(sensitivity: Sensitivity) -> None:

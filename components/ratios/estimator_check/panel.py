@@ -8,34 +8,74 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.page.context import CHEAP, HEAVY, PRIVATE, Page
+from components.page.context import CHEAP, HEAVY, PRIVATE, Context
 from components.ratios.estimator_check.chart import judged, number, verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
 from components.ratios.estimator_check.views import VerdictView
+from components.session.session import Session
 from components.session.settings import Settings
 from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, flat, visitor_of
-from components.ui.labels import ESTIMATORS
+from components.ui.handlers import Follower, bind, flat, skipped, visitor_of
+from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
 
-MODULES = {"attention": "attention", "mlp": "MLP"}
 PATIENCE = "Other measurements wait for it; what is done when you cancel is kept."
 
 
-class VerdictPanel(NamedTuple):
-    """The section's components, and what they show."""
+class Shown(NamedTuple):
+    """Outputs of `show`."""
+
+    chart: Any
+    words: Any
+    job: Any  # the row of buttons, while there is something to measure
+
+
+class Measured(NamedTuple):
+    """Outputs of `measure`."""
+
+    chart: Any
+    words: Any
+    job: Any
+    progress: Any
+
+
+class EstimatorCheckPanel(NamedTuple):
+    """The section's components, and where their numbers come from."""
 
     verdicts: Verdicts
-    chart: gr.HTML
-    words: gr.HTML
-    job: gr.Row
+    shown: Shown
     measure: gr.Button
     cancel: gr.Button
     progress: gr.HTML
 
 
-def build(session: Any, first: Settings) -> VerdictPanel:
+def show(verdicts: Verdicts, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+    """Measured sensitivity beside the estimators' foretelling, where it is known: chart (JSON), words (HTML)."""
+    try:
+        view = verdicts.known(settings)
+    except ValueError as problem:
+        return skipped(Shown)._replace(words=formatting.problem(problem))
+    points = verdict_chart(view, settings.estimator, int(layer)).to_json()
+    return Shown(points, words_of(view, settings.estimator), gr.update(visible=view is None))
+
+
+def measure(verdicts: Verdicts, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:
+    """Slice each module alone and take its loss; yields chart (JSON), words and progress (HTML). Takes minutes."""
+    for event in verdicts.measure(settings, visitor_of(request)):
+        if isinstance(event, VerdictView):
+            yield Measured(*show(verdicts, settings, layer, request), progress="")
+        else:
+            patience = f'<p class="isx-quiet">{PATIENCE}</p>' if event.kind == "busy" else ""
+            yield skipped(Measured)._replace(progress=formatting.status(event) + patience)
+
+
+def stop(session: Session, request: gr.Request) -> None:
+    """Stop the measurement at its next module."""
+    session.halt(visitor_of(request))
+
+
+def build(session: Session, first: Settings) -> EstimatorCheckPanel:
     """Chart, words, and the job's buttons, with what is known of `first`. Called inside the Ratios tab."""
     verdicts = Verdicts(session)
     view = verdicts.known(first)
@@ -46,60 +86,40 @@ def build(session: Any, first: Settings) -> VerdictPanel:
         cancel = gr.Button("Cancel", size="md", elem_id="verdict-cancel", min_width=70)
     progress = gr.HTML(elem_id="verdict-progress", apply_default_css=False)
     fold("verdict")
-    return VerdictPanel(verdicts, points, words, job, measure, cancel, progress)
+    return EstimatorCheckPanel(verdicts, Shown(points, words, job), measure, cancel, progress)
 
 
-def connect(panel: VerdictPanel, page: Page) -> None:
+def connect(panel: EstimatorCheckPanel, context: Context) -> None:
     """Show what is known whenever it may have changed; measure on request."""
-    verdicts, controls = panel.verdicts, page.controls
-    shown = [panel.chart, panel.words, panel.job]
-
-    def show(settings: Settings, layer: int, request: gr.Request) -> tuple:
-        """Measured sensitivity beside the estimators' foretelling, where it is known: chart (JSON), words (HTML)."""
-        try:
-            view = verdicts.known(settings)
-        except ValueError as problem:
-            return gr.skip(), formatting.problem(problem), gr.skip()
-        words = words_of(view, settings.estimator)
-        return verdict_chart(view, settings.estimator, int(layer)).to_json(), words, gr.update(visible=view is None)
-
-    def measure(settings: Settings, layer: int, request: gr.Request) -> Iterator[tuple]:
-        """Slice each module alone and take its loss; yields chart (JSON), words and progress (HTML). Takes minutes."""
-        for event in verdicts.measure(settings, visitor_of(request)):
-            if event.text == "Measured":
-                yield *show(settings, layer, request), ""
-            else:
-                patience = f'<p class="isx-quiet">{PATIENCE}</p>' if event.kind == "busy" else ""
-                yield gr.skip(), gr.skip(), gr.skip(), formatting.status(event) + patience
-
-    def halt(request: gr.Request) -> None:
-        page.session.halt(visitor_of(request))
-
-    page.choosing(panel.chart)
-    page.follow(Follower("ratios", show, shown), [controls.layer.change, controls.estimator.input])
-    inputs = [*controls.settings, controls.layer]
-    panel.measure.click(flat(measure), inputs, [*shown, panel.progress], api_name="sensitivity", **HEAVY)
-    panel.cancel.click(halt, None, None, **PRIVATE, **CHEAP)
+    controls, verdicts = context.controls, panel.verdicts
+    context.choosing(panel.shown.chart)
+    follower = Follower("ratios", bind(show, verdicts), panel.shown)
+    context.follow(follower, [controls.layer.change, controls.estimator.input])
+    inputs, outputs = [*controls.settings, controls.layer], [*Measured(*panel.shown, panel.progress)]
+    panel.measure.click(flat(measure, verdicts), inputs, outputs, api_name="sensitivity", **HEAVY)
+    panel.cancel.click(bind(stop, context.session), None, None, **PRIVATE, **CHEAP)
 
 
 def words_of(view: VerdictView | None, estimator: str) -> str:
     """How good the foretelling is, and who was misjudged (HTML)."""
     if view is None:
         return ""
-    rows = [(ESTIMATORS[name], *(number(rhos[kind]) for kind in MODULES)) for name, rhos in view.rho.items()] + [
-        ("at best, for the noise", *(number(view.ceiling[kind]) for kind in MODULES))
-    ]
-    table = formatting.table([f"ρ, {name}" for name in MODULES.values()], rows, "isx-wide")
-    own = [one for one in view.misjudged if one[0] == judged(estimator)]
-    name = ESTIMATORS[judged(estimator)]
+    correlations = {ESTIMATORS[name]: rhos for name, rhos in view.rho.items()}
+    correlations["at best, for the noise"] = view.ceiling
+    rows = [(name, *(number(rhos[module]) for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
+    table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
+    shown = judged(view, estimator)
+    misjudged = [module for module in view.misjudged if module.estimator == shown]
+    name = ESTIMATORS[shown]
     lines = "".join(
-        f"<li>Layer {layer}'s {MODULES[module]} hurts {'more' if measured < foretold else 'less'} than {escape(name)} "
-        f"foretells: number {measured} of {of} as measured, number {foretold} as foretold.</li>"
-        for _, layer, module, measured, foretold, of in own
+        f"<li>Layer {module.layer}'s {MODULES_IN_WORDS[module.module]} hurts "
+        f"{'more' if module.measured < module.foretold else 'less'} than {escape(name)} foretells: "
+        f"number {module.measured} of {module.of} as measured, number {module.foretold} as foretold.</li>"
+        for module in misjudged
     )
     verdict = (
         f"<p>Misjudged by more than a third of the layers, noise allowed for:</p><ul>{lines}</ul>"
-        if own
+        if misjudged
         else f"<p>{escape(name)} misjudges no module by more than a third of the layers, noise allowed for.</p>"
     )
     return f'{table}<div class="isx-words">{verdict}</div>'

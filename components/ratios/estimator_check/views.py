@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,23 @@ class ModuleVerdict:
     places: Mapping[str, int]
 
 
+class Misjudged(NamedTuple):
+    """A module whose measured place is far from the foretold one, among `of` modules of its kind."""
+
+    estimator: str
+    layer: int
+    module: str
+    measured: int
+    foretold: int
+    of: int
+
+
 @dataclass(frozen=True)
 class VerdictView:
     """Every module sliced alone at `ratio`. `rho` is Spearman's, by estimator and kind of module, where it exists.
 
     `ceiling` is about the rho that a perfect estimator would reach, the noise of the tokens being what it is.
-    `misjudged` is (estimator, layer, module, measured place, foretold place, of how many), worst first.
+    `misjudged` comes worst first.
     """
 
     ratio: float
@@ -35,5 +47,5 @@ class VerdictView:
     modules: tuple[ModuleVerdict, ...]
     rho: Mapping[str, Mapping[str, float | None]]
     ceiling: Mapping[str, float | None]
-    misjudged: tuple[tuple[str, int, str, int, int, int], ...]
+    misjudged: tuple[Misjudged, ...]
     measured_on: str

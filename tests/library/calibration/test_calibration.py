@@ -36,9 +36,9 @@ TOKENS = torch.randint(3, 256, (3, 10), generator=torch.Generator().manual_seed(
 
 
 def assert_same(actual: CalibrationStats, expected: CalibrationStats, **tolerance: float) -> None:
-    for one, other in zip(actual.layers, expected.layers, strict=True):
+    for layer, expected_layer in zip(actual.layers, expected.layers, strict=True):
         for name in FIELDS:
-            assert_close(getattr(one, name), getattr(other, name), **tolerance)
+            assert_close(getattr(layer, name), getattr(expected_layer, name), **tolerance)
 
 
 def output_maps(model: PreTrainedModel) -> list[tuple[torch.nn.Linear, torch.nn.Linear]]:
@@ -55,33 +55,33 @@ def output_maps(model: PreTrainedModel) -> list[tuple[torch.nn.Linear, torch.nn.
 def by_hand(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
     """One sequence at a time through transformers' own model: inputs of the output maps and their masks' gradients."""
     layers = [{"rows": [[], []], "grads": [[], []], "fisher": [[], []]} for _ in model.model.layers]
-    for sequence, wanted in zip(tokens, labels, strict=True):
+    for sequence, targets in zip(tokens, labels, strict=True):
         masks, handles = [], []
-        for own, linears in zip(layers, output_maps(model), strict=True):
-            for kind, linear in enumerate(linears):
+        for collected, linears in zip(layers, output_maps(model), strict=True):
+            for index, linear in enumerate(linears):
                 mask = torch.ones(linear.in_features, requires_grad=True)
 
-                def hook(_, inputs, mask=mask, rows=own["rows"][kind], fisher=own["fisher"][kind]):
+                def hook(_, inputs, mask=mask, rows=collected["rows"][index], fisher=collected["fisher"][index]):
                     rows.append(inputs[0].detach()[0])
                     each = mask.expand_as(inputs[0]).contiguous()  # one mask a token
                     each.retain_grad()
                     fisher.append(each)
                     return (inputs[0] * each,)
 
-                masks.append((own["grads"][kind], mask))
+                masks.append((collected["grads"][index], mask))
                 handles.append(linear.register_forward_pre_hook(hook))
-        model(input_ids=sequence[None], labels=wanted[None]).loss.backward()
+        model(input_ids=sequence[None], labels=targets[None]).loss.backward()
         for handle in handles:
             handle.remove()
         for gradients, mask in masks:
             gradients.append(mask.grad)
     return [
         {
-            "rows": [torch.cat(rows) for rows in own["rows"]],
-            "grads": [torch.stack(gradients) for gradients in own["grads"]],
-            "fisher": [sum(each.grad[0].square().sum(0) for each in masks) for masks in own["fisher"]],
+            "rows": [torch.cat(rows) for rows in collected["rows"]],
+            "grads": [torch.stack(gradients) for gradients in collected["grads"]],
+            "fisher": [sum(each.grad[0].square().sum(0) for each in masks) for masks in collected["fisher"]],
         }
-        for own in layers
+        for collected in layers
     ]
 
 
@@ -100,20 +100,20 @@ def test_moments_and_gradients_are_what_plain_collection_finds(family_case, targ
     stats = finish(calibrate(family_case.loaded, tokens, targets))
     assert stats.targets == targets
     labels = tokens if targets == "text" else drawn_by_hand(family_case.original, tokens)
-    for layer, own in zip(stats.layers, by_hand(family_case.original, tokens, labels), strict=True):
+    for layer, collected in zip(stats.layers, by_hand(family_case.original, tokens, labels), strict=True):
         for (moment, total, gradient), rows, gradients in zip(
             (
                 (layer.attention_moment, layer.attention_sum, layer.attention_gradients),
                 (layer.mlp_moment, layer.mlp_sum, layer.mlp_gradients),
             ),
-            own["rows"],
-            own["grads"],
+            collected["rows"],
+            collected["grads"],
             strict=True,
         ):
             assert_close(moment, rows.T @ rows, atol=1e-3, rtol=1e-4)
             assert_close(total, rows.sum(0), atol=1e-3, rtol=1e-4)
             assert_close(gradient, gradients, atol=1e-6, rtol=1e-3)
-        assert_close(layer.mlp_fisher, own["fisher"][1], atol=1e-12, rtol=1e-3)
+        assert_close(layer.mlp_fisher, collected["fisher"][1], atol=1e-12, rtol=1e-3)
     assert stats.tokens == tokens.numel()
 
 
@@ -137,8 +137,8 @@ def test_squared_gradients_of_drawn_targets_have_fisher_s_information_as_their_m
     every = torch.arange(len(probability))
     for part in every.split(64):
         sequences = torch.stack([pair[0, :1].expand(len(part)), part], 1)
-        own = finish(calibrate(loaded, sequences, "text"))
-        for total, layer in zip(expected, own.layers, strict=True):
+        per_token = finish(calibrate(loaded, sequences, "text"))
+        for total, layer in zip(expected, per_token.layers, strict=True):
             total += probability[part] @ layer.mlp_gradients.square()
     for exact, layer in zip(expected, stats.layers, strict=True):
         assert_close(layer.mlp_gradients.square().mean(0), exact, rtol=0.2, atol=0)
@@ -187,9 +187,9 @@ def test_query_fisher_is_that_of_one_mask_a_token_and_pair(family_case, monkeypa
     def masked_project(self, *arguments):
         query, key, value = project(self, *arguments)
         rotated = (self.frequency != UNROTATED)[self.kv_head][:, None]
-        one, other = (torch.ones(*query.shape[:-1], self.dim // 2, requires_grad=True) for _ in range(2))
-        masks[self.layer_idx] = one, other
-        return query * torch.cat([one, torch.where(rotated, one, other)], -1), key, value
+        shared, single = (torch.ones(*query.shape[:-1], self.dim // 2, requires_grad=True) for _ in range(2))
+        masks[self.layer_idx] = shared, single
+        return query * torch.cat([shared, torch.where(rotated, shared, single)], -1), key, value
 
     stats = finish(calibrate(family_case.loaded, tokens, "text"))
     with monkeypatch.context() as patched:
@@ -200,12 +200,12 @@ def test_query_fisher_is_that_of_one_mask_a_token_and_pair(family_case, monkeypa
     for index, layer in enumerate(stats.layers):
         attention = blocks(model)[index].attention
         rotated = (attention.frequency != UNROTATED)[attention.kv_head]
-        one, other = (mask.grad.square().sum((0, 2)) for mask in masks[index])
+        shared, single = (mask.grad.square().sum((0, 2)) for mask in masks[index])
         first, second = layer.query_fisher.chunk(2, -1)
-        assert_close(first[rotated], one[rotated] / 2, atol=1e-12, rtol=1e-3)
-        assert_close(second[rotated], one[rotated] / 2, atol=1e-12, rtol=1e-3)
-        assert_close(first[~rotated], one[~rotated], atol=1e-12, rtol=1e-3)
-        assert_close(second[~rotated], other[~rotated], atol=1e-12, rtol=1e-3)
+        assert_close(first[rotated], shared[rotated] / 2, atol=1e-12, rtol=1e-3)
+        assert_close(second[rotated], shared[rotated] / 2, atol=1e-12, rtol=1e-3)
+        assert_close(first[~rotated], shared[~rotated], atol=1e-12, rtol=1e-3)
+        assert_close(second[~rotated], single[~rotated], atol=1e-12, rtol=1e-3)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -214,7 +214,7 @@ def test_the_batch_size_changes_nothing(family_case, batch, monkeypatch):
     monkeypatch.setattr(driver, "_load", lambda *_: None)
     expected = finish(calibrate(family_case.loaded, tokens))
     monkeypatch.setattr(driver, "TOKENS_A_BATCH", batch * tokens.shape[1])
-    monkeypatch.setattr(driver, "LOGIT_TOKENS", 17)
+    monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
     assert_same(finish(calibrate(family_case.loaded, tokens)), expected, atol=1e-3, rtol=1e-3)
 
 

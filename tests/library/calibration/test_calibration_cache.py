@@ -61,19 +61,19 @@ def test_another_run_is_not_served_from_the_file(loaded, change, cache):
 
 
 def test_models_of_one_architecture_have_their_own_fingerprints(tiny_llama_gqa, as_loaded):
-    one, other = tiny_llama_gqa(), tiny_llama_gqa()
-    other.model.layers[2].mlp.down_proj.weight.data += 1e-3
-    assert as_loaded(one).fingerprint != as_loaded(other).fingerprint
+    first, second = tiny_llama_gqa(), tiny_llama_gqa()
+    second.model.layers[2].mlp.down_proj.weight.data += 1e-3
+    assert as_loaded(first).fingerprint != as_loaded(second).fingerprint
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1])
 def test_a_truncated_file_is_made_anew(loaded, cache, size):
     first = finish(calibrate(loaded, TOKENS))
     (file,) = cache.iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(whole[:size])
+    content = file.read_bytes()
+    file.write_bytes(content[:size])
     assert_same(finish(calibrate(loaded, TOKENS)), first, atol=0, rtol=0)
-    assert file.stat().st_size == len(whole)
+    assert file.stat().st_size == len(content)
 
 
 def test_a_full_disk_is_a_warning(loaded, cache, monkeypatch, caplog):

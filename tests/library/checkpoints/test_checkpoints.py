@@ -6,6 +6,7 @@ Every family, and both ways of slicing that make modules of their own kind.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +18,12 @@ from intraslice.checkpoints import format as checkpoint_format
 from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
-from intraslice.methods.crossmodule import CrossModulePlan
 from intraslice.methods.registry import plan_by, slice_by
+from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.progress import finish
+
+# Written before the library's files and classes moved to where they are now, with the logits of that day.
+SAVED_BEFORE = Path(__file__).parent / "saved_before"
 
 
 @pytest.fixture(params=["intraslice", "crossmodule"])
@@ -62,6 +66,19 @@ def test_transformers_refuses_or_runs_it_but_never_fills_layers_with_random_numb
     through_auto = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     with torch.no_grad():
         assert torch.equal(through_auto(case.tokens).logits, model(case.tokens).logits)
+
+
+@pytest.mark.parametrize("method", ["intraslice", "crossmodule"])
+def test_a_folder_saved_long_ago_still_opens(method):
+    folder = SAVED_BEFORE / method
+    expected = load_file(folder / "logits.safetensors")
+    model, tokenizer, made = intraslice.load(folder)
+    assert made == {"source": "random weights", "protocol": {}}
+    assert tokenizer("w4 w31 unheard")["input_ids"] == [4, 31, 3]
+    through_auto = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        for reopened in (model, through_auto):
+            torch.testing.assert_close(reopened(expected["tokens"]).logits, expected["logits"], rtol=1e-5, atol=1e-5)
 
 
 def _truncate(folder):

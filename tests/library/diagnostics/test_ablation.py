@@ -1,4 +1,4 @@
-"""The diagnosis: whole at full width, each fault cuts where it says, nothing is lost in a planted subspace."""
+"""The diagnosis: whole at full width, each ablation cuts where it says, nothing is lost in a planted subspace."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ def dense(request: pytest.FixtureRequest) -> PreTrainedModel:
     return model
 
 
-def cut(dense: PreTrainedModel, fault: str, width: int) -> PreTrainedModel:
-    return finish(ablated_model(dense, fault, width, tokens()))
+def cut(dense: PreTrainedModel, ablation: str, width: int) -> PreTrainedModel:
+    return finish(ablated_model(dense, ablation, width, tokens()))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fault", ABLATIONS)
-def test_nothing_is_cut_at_full_width(dense, fault: str):
-    model = cut(dense, fault, dense.config.hidden_size)
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_nothing_is_cut_at_full_width(dense, ablation: str):
+    model = cut(dense, ablation, dense.config.hidden_size)
     torch.testing.assert_close(model(tokens(1)).logits, dense(tokens(1)).logits, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fault", ABLATIONS)
-def test_a_cut_changes_the_logits_and_leaves_the_dense_model_alone(dense, fault: str):
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_a_cut_changes_the_logits_and_leaves_the_dense_model_alone(dense, ablation: str):
     before = dense(tokens(1)).logits
-    model = cut(dense, fault, 16)
+    model = cut(dense, ablation, 16)
     assert not torch.allclose(model(tokens(1)).logits, before, atol=1e-2)
     assert torch.equal(dense(tokens(1)).logits, before)
 
 
 def rows_entering(model: PreTrainedModel, module: torch.nn.Module) -> Tensor:
     """What enters one of the model's modules on the calibration tokens."""
-    caught = []
-    handle = module.register_forward_pre_hook(lambda _, given: caught.append(given[0].flatten(0, 1)))
+    entered = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].flatten(0, 1)))
     model(tokens())
     handle.remove()
-    return caught[0]
+    return entered[0]
 
 
 def seen(rows: Tensor, model: PreTrainedModel) -> Tensor:
@@ -71,22 +71,21 @@ def leading(rows: Tensor, count: int) -> Tensor:
 @pytest.mark.parametrize("layer", [0, 2])
 def test_outputs_are_cut_on_the_axes_of_what_the_cut_model_makes_of_them(dense, layer: int):
     model = cut(dense, "outputs", 16)
-    made, whole = model.model.layers[layer], dense.model.layers[layer]
-    written = seen(whole.mlp.down_proj(rows_entering(model, made.mlp.down_proj)), model)
-    expected = leading(written, 16) @ whole.mlp.down_proj.weight
-    torch.testing.assert_close(made.mlp.down_proj.weight, expected, atol=1e-3, rtol=1e-3)
-    assert made.self_attn.qkv_proj.weight is whole.self_attn.qkv_proj.weight
+    cut_layer, dense_layer = model.model.layers[layer], dense.model.layers[layer]
+    written = seen(dense_layer.mlp.down_proj(rows_entering(model, cut_layer.mlp.down_proj)), model)
+    expected = leading(written, 16) @ dense_layer.mlp.down_proj.weight
+    torch.testing.assert_close(cut_layer.mlp.down_proj.weight, expected, atol=1e-3, rtol=1e-3)
+    assert cut_layer.self_attn.qkv_proj.weight is dense_layer.self_attn.qkv_proj.weight
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("layer", [0, 2])
-def test_reads_are_cut_on_the_axes_of_the_stream_as_the_cuts_before_leave_it(dense, layer: int):
+def test_reads_are_cut_on_the_axes_of_the_hidden_states_as_the_cuts_before_leave_them(dense, layer: int):
     model = cut(dense, "reads", 16)
     reader = model.model.layers[layer].input_layernorm[0]
-    stream = seen(rows_entering(model, reader), model)
-    torch.testing.assert_close(reader.weight, leading(stream, 16), atol=1e-3, rtol=1e-3)
-    whole = dense.model.layers[layer]
-    assert model.model.layers[layer].mlp.down_proj.weight is whole.mlp.down_proj.weight
+    states = seen(rows_entering(model, reader), model)
+    torch.testing.assert_close(reader.weight, leading(states, 16), atol=1e-3, rtol=1e-3)
+    assert model.model.layers[layer].mlp.down_proj.weight is dense.model.layers[layer].mlp.down_proj.weight
 
 
 @torch.no_grad()
@@ -97,12 +96,12 @@ def test_the_last_writer_is_whole_when_writes_are_cut(dense):
 
 
 @torch.no_grad()
-def test_faults_are_measured_by_name(dense):
+def test_ablations_are_measured_by_name(dense):
     measured = finish(measure_ablations(dense, dense.config.hidden_size, tokens(), tokens(2)))
     assert list(measured) == list(ABLATIONS)
     assert list(measured.values()) == pytest.approx([finish(perplexity(dense, tokens(2)))] * 4, rel=1e-3)
 
 
-def test_unknown_faults_and_widths_are_refused(dense):
+def test_a_width_that_the_stream_does_not_have_is_refused(dense):
     with pytest.raises(UserError, match="width is 0"):
         cut(dense, "reads", 0)

@@ -20,29 +20,29 @@ def described(values, edges, pieces: int = 3):
 
 def test_streamed_moments_are_those_of_all_values():
     values = torch.randn(30, 7, generator=torch.Generator().manual_seed(0)).exp() + 100
-    found = described(values, torch.linspace(100, 105, 11, dtype=torch.float64))
+    streamed = described(values, torch.linspace(100, 105, 11, dtype=torch.float64))
     plain = values.double().numpy()
-    assert found.mean == pytest.approx(plain.mean())
-    assert found.spread == pytest.approx(plain.std())
-    assert found.kurtosis == pytest.approx(((plain - plain.mean()) ** 4).mean() / plain.var() ** 2 - 3)
+    assert streamed.mean == pytest.approx(plain.mean())
+    assert streamed.spread == pytest.approx(plain.std())
+    assert streamed.kurtosis == pytest.approx(((plain - plain.mean()) ** 4).mean() / plain.var() ** 2 - 3)
 
 
 @pytest.mark.parametrize(
     ("values", "kurtosis"), [([-1.0, 1.0], -2.0), ([0.0, 0.0, 0.0, 4.0], -2 / 3), ([5.0, 5.0], 0.0)]
 )
 def test_kurtosis_by_hand(values, kurtosis):
-    found = described(torch.tensor(values), torch.linspace(-1, 1, 3, dtype=torch.float64), 1)
-    assert found.kurtosis == pytest.approx(kurtosis)
+    distribution = described(torch.tensor(values), torch.linspace(-1, 1, 3, dtype=torch.float64), 1)
+    assert distribution.kurtosis == pytest.approx(kurtosis)
 
 
 def test_the_density_is_numpy_s_and_integrates_to_one():
     values = torch.randn(5000, generator=torch.Generator().manual_seed(1))
     edges = histogram_edges(values, 20)
-    found = described(values, edges)
+    distribution = described(values, edges)
     clipped = np.clip(values.double().numpy(), edges[0].item(), edges[-1].item())
     expected, _ = np.histogram(clipped, edges.numpy(), density=True)
-    assert np.allclose(found.density.numpy(), expected, atol=1e-3)
-    assert (found.density * edges.diff()).sum().item() == pytest.approx(1)
+    assert np.allclose(distribution.density.numpy(), expected, atol=1e-3)
+    assert (distribution.density * edges.diff()).sum().item() == pytest.approx(1)
 
 
 def test_every_value_is_counted_however_far_out():
@@ -63,14 +63,14 @@ def test_edges_leave_outliers_out():
 
 def test_distance_is_how_far_the_mass_moves():
     edges = torch.linspace(0, 10, 11, dtype=torch.float64)
-    one = described(torch.tensor([1.5, 1.5, 4.5, 4.5]), edges, 1)
+    still = described(torch.tensor([1.5, 1.5, 4.5, 4.5]), edges, 1)
     moved = described(torch.tensor([3.5, 3.5, 4.5, 4.5]), edges, 1)  # half the mass, two bins on
-    assert distance(one, moved) == pytest.approx(1.0)
-    assert distance(one, one) == 0.0
-    assert distance(moved, one) == distance(one, moved)
+    assert distance(still, moved) == pytest.approx(1.0)
+    assert distance(still, still) == 0.0
+    assert distance(moved, still) == distance(still, moved)
 
 
 def test_nothing_seen_is_nan():
-    found = Moments().distribution(torch.linspace(0, 1, 3, dtype=torch.float64))
-    assert math.isnan(found.mean)
-    assert found.density.tolist() == [0, 0]
+    distribution = Moments().distribution(torch.linspace(0, 1, 3, dtype=torch.float64))
+    assert math.isnan(distribution.mean)
+    assert distribution.density.tolist() == [0, 0]

@@ -31,25 +31,26 @@ def evaluation(case):
 def test_each_module_s_loss_is_that_of_a_model_with_it_alone_sliced(family_case):
     model, tokens = family_case.loaded.model, evaluation(family_case)
     events: list[Progress] = []
-    found = finish(measure_sensitivity(family_case.loaded, family_case.stats, tokens, 0.4), events.append)
+    measured = finish(measure_sensitivity(family_case.loaded, family_case.stats, tokens, 0.4), events.append)
     dense = token_losses(model, tokens)
-    assert found.dense_loss == pytest.approx(dense.mean().item(), rel=1e-5)
-    assert found.tokens == dense.numel()
-    assert [(loss.layer, loss.module) for loss in found.modules] == [
+    assert measured.dense_loss == pytest.approx(dense.mean().item(), rel=1e-5)
+    assert measured.tokens == dense.numel()
+    assert [(loss.layer, loss.module) for loss in measured.modules] == [
         (i, m) for i in range(3) for m in ("attention", "mlp")
     ]
     assert [event.done for event in events] == list(range(7))
     plan = make_plan(family_case.stats.profile, SliceConfig(0.0, order="one-shot"))
-    for loss in found.modules:
+    for loss in measured.modules:
         layers = list(plan.layers)
         layers[loss.layer] = cut_alone(
             layers[loss.layer], family_case.stats.profile.layers[loss.layer], loss.module, 0.4
         )
         sliced = finish(slice_model(model, replace(plan, layers=tuple(layers)), family_case.stats))
-        extra = token_losses(sliced, tokens) - dense
-        assert loss.increase == pytest.approx(extra.mean().item(), abs=1e-5)
-        assert loss.standard_error == pytest.approx((extra.std() / extra.numel() ** 0.5).item(), rel=1e-2, abs=1e-6)
-        counts = [sum(p.numel() for p in one.parameters()) for one in (model, sliced)]
+        increase = token_losses(sliced, tokens) - dense
+        standard_error = (increase.std() / increase.numel() ** 0.5).item()
+        assert loss.increase == pytest.approx(increase.mean().item(), abs=1e-5)
+        assert loss.standard_error == pytest.approx(standard_error, rel=1e-2, abs=1e-6)
+        counts = [sum(p.numel() for p in counted.parameters()) for counted in (model, sliced)]
         assert loss.removed == counts[0] - counts[1] > 0
 
 
@@ -94,7 +95,7 @@ def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]
 @pytest.mark.parametrize("stop", [1, 2, 3, 6])
 def test_a_stopped_run_goes_on_where_it_was(tiny_case, count_measurements, stop):
     case = tiny_case("llama-gqa")
-    whole = finish(measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3))
+    unbroken = finish(measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3))
     for file in (Path(os.environ["INTRASLICE_CACHE"]) / "sensitivity").iterdir():
         file.unlink()
     count_measurements.clear()
@@ -108,8 +109,8 @@ def test_a_stopped_run_goes_on_where_it_was(tiny_case, count_measurements, stop)
     assert events[0] == Progress("sensitivity", stop, 6)
     assert first == stop
     assert count_measurements == [(i, m) for i in range(3) for m in ("attention", "mlp")]
-    assert [vars(loss) for loss in resumed.modules] == [pytest.approx(vars(loss)) for loss in whole.modules]
-    assert resumed.dense_loss == whole.dense_loss
+    assert [vars(loss) for loss in resumed.modules] == [pytest.approx(vars(loss)) for loss in unbroken.modules]
+    assert resumed.dense_loss == unbroken.dense_loss
 
 
 @pytest.mark.parametrize("change", ["ratio", "tokens", "weights", "calibration"])
@@ -126,7 +127,7 @@ def test_another_run_starts_anew(tiny_case, count_measurements, change):
     elif change == "weights":
         loaded = replace(loaded, fingerprint="other")
     else:
-        stats = replace(stats, layers=[replace(one, attention_sum=one.attention_sum + 1) for one in stats.layers])
+        stats = replace(stats, layers=[replace(layer, attention_sum=layer.attention_sum + 1) for layer in stats.layers])
     finish(measure_sensitivity(loaded, stats, tokens, ratio))
     assert len(count_measurements) == 12
 
@@ -152,8 +153,8 @@ for event in measure_sensitivity(loaded, stats, tokens[:2]):
     from intraslice.loading import load_model
 
     loaded, tokens = load_model(str(folder)), torch.arange(96).view(4, 24) + 3
-    found = finish(measure_sensitivity(loaded, finish(calibrate(loaded, tokens)), tokens[:2]))
-    assert len(found.modules) == 6
+    resumed = finish(measure_sensitivity(loaded, finish(calibrate(loaded, tokens)), tokens[:2]))
+    assert len(resumed.modules) == 6
     assert count_measurements == [(1, "mlp"), (2, "attention"), (2, "mlp")]
 
 

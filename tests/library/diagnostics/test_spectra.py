@@ -104,14 +104,14 @@ def test_kept_pairs_are_those_of_the_one_shot_slice(family_case):
     plan = make_plan(family_case.stats.profile, SliceConfig(0.5, order="one-shot"))
     model = family_case.loaded.model
     sliced = finish(slice_model(model, plan, family_case.stats))
-    for index, (layer, own) in enumerate(zip(plan.layers, sliced.model.layers, strict=True)):
+    for index, (layer, sliced_layer) in enumerate(zip(plan.layers, sliced.model.layers, strict=True)):
         pairs = pair_energies(model, family_case.stats, index, layer)
         dense = model.model.layers[index].self_attn
         frequency, kv_head = dense.frequency[0], dense.kv_head
         groups = kv_head[torch.tensor(layer.heads)].unique().tolist()
         for group in range(int(kv_head.max()) + 1):
-            found = frequency[frequency >= 0][pairs.kept[group]].tolist()
-            wanted = own.self_attn.frequency[groups.index(group)] if group in groups else torch.tensor([])
-            assert found == wanted[wanted >= 0].tolist()
+            kept = frequency[frequency >= 0][pairs.kept[group]].tolist()
+            expected = sliced_layer.self_attn.frequency[groups.index(group)] if group in groups else torch.tensor([])
+            assert kept == expected[expected >= 0].tolist()
             singles = int(pairs.unrotated_kept[group].sum())
-            assert len(found) * 2 + singles == (layer.dim if group in groups else 0)
+            assert len(kept) * 2 + singles == (layer.dim if group in groups else 0)

@@ -9,7 +9,6 @@ import torch
 from torch.testing import assert_close
 
 from intraslice.config import SliceConfig
-from intraslice.diagnostics import token_scores as module
 from intraslice.diagnostics.divergence import Divergence, first_divergence, greedy_tokens
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.errors import UserError
@@ -28,10 +27,10 @@ def pair(family_case):
     return family_case.loaded, finish(slice_model(family_case.loaded.model, plan, family_case.stats))
 
 
-@pytest.mark.parametrize("rows", [2, 256])
-def test_scores_are_the_models_own(pair, rows, monkeypatch):
+@pytest.mark.parametrize("chunk", [2, 512])
+def test_scores_are_the_models_own(pair, chunk, monkeypatch):
     loaded, sliced = pair
-    monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", chunk)
     passage = score_passage(loaded.model, sliced, loaded.tokenizer, TEXT)
     ids = loaded.tokenizer(TEXT, return_tensors="pt").input_ids
     frame = passage.frame()
@@ -52,10 +51,10 @@ def test_candidates_are_the_next_tokens_of_what_stands_before(pair):
     loaded, sliced = pair
     passage = score_passage(loaded.model, sliced, loaded.tokenizer, TEXT, candidates=3)
     expected = compare_next_tokens(loaded.model, sliced, loaded.tokenizer, " ".join(TEXT.split()[:5]), 3)
-    found = passage.tokens[4].likeliest
-    assert [one.token for one in found] == [one.token for one in expected]
-    for one, other in zip(found, expected, strict=True):
-        assert (one.dense, one.sliced) == pytest.approx((other.dense, other.sliced), rel=1e-3)
+    candidates = passage.tokens[4].likeliest
+    assert [candidate.token for candidate in candidates] == [candidate.token for candidate in expected]
+    for candidate, other in zip(candidates, expected, strict=True):
+        assert (candidate.dense, candidate.sliced) == pytest.approx((other.dense, other.sliced), rel=1e-3)
     assert "likeliest" not in passage.frame()
 
 
@@ -76,15 +75,16 @@ def test_a_passage_too_short_or_too_long_is_refused(tiny_case, text):
 
 def test_next_tokens_are_the_best_of_either_with_both_probabilities(pair):
     loaded, sliced = pair
-    found = compare_next_tokens(loaded.model, sliced, loaded.tokenizer, "w7 w8", 3)
+    candidates = compare_next_tokens(loaded.model, sliced, loaded.tokenizer, "w7 w8", 3)
     ids = loaded.tokenizer("w7 w8", return_tensors="pt").input_ids
     tables = [model(ids).logits[0, -1].softmax(-1) for model in (loaded.model, sliced)]
-    wanted = {token for table in tables for token in table.topk(3).indices.tolist()}
-    assert {one.token for one in found} == wanted
-    for one in found:
-        assert one.dense == pytest.approx(tables[0][one.token].item(), rel=1e-4)
-        assert one.sliced == pytest.approx(tables[1][one.token].item(), rel=1e-4)
-    assert [one.dense for one in found] == sorted((one.dense for one in found), reverse=True)
+    likeliest = {token for table in tables for token in table.topk(3).indices.tolist()}
+    assert {candidate.token for candidate in candidates} == likeliest
+    for candidate in candidates:
+        assert candidate.dense == pytest.approx(tables[0][candidate.token].item(), rel=1e-4)
+        assert candidate.sliced == pytest.approx(tables[1][candidate.token].item(), rel=1e-4)
+    in_order = [candidate.dense for candidate in candidates]
+    assert in_order == sorted(in_order, reverse=True)
 
 
 def test_an_empty_prompt_is_refused(tiny_case):
@@ -114,7 +114,7 @@ def test_answers_part_at_the_first_token_that_differs(tiny_case):
 
 def test_greedy_tokens_are_what_is_streamed(tiny_case):
     loaded = tiny_case("llama-gqa").loaded
-    found = greedy_tokens(loaded.model, loaded.tokenizer, "w7 w8", 6)
+    tokens = greedy_tokens(loaded.model, loaded.tokenizer, "w7 w8", 6)
     streamed = "".join(generate_text(loaded.model, loaded.tokenizer, "w7 w8", 6))
-    assert 1 <= len(found) <= 6
-    assert loaded.tokenizer.decode(found, skip_special_tokens=True).split() == streamed.split()
+    assert 1 <= len(tokens) <= 6
+    assert loaded.tokenizer.decode(tokens, skip_special_tokens=True).split() == streamed.split()

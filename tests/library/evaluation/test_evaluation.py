@@ -54,7 +54,7 @@ def test_token_losses_are_by_window_and_token(case):
 def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
     expected = finish(perplexity(case.loaded.model, case.tokens))
     monkeypatch.setattr(loss, "TOKENS_A_BATCH", batch * case.tokens.shape[1])
-    monkeypatch.setattr(loss, "LOGIT_TOKENS", 17)
+    monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
     events: list[Progress] = []
     assert finish(perplexity(case.loaded.model, case.tokens), events.append) == pytest.approx(expected, rel=1e-5)
     assert events[0] == Progress("evaluate", 0, 16)

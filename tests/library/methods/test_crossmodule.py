@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
 
 from intraslice.errors import UserError
-from intraslice.methods.crossmodule import CrossModulePlan, plan_crossmodule, slice_crossmodule
+from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
 from intraslice.modeling.families import canonicalise
+from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.progress import finish
 
 TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")
@@ -147,11 +148,9 @@ def test_tie_weights_undoes_nothing(pair):
 @torch.no_grad()
 def test_the_error_falls_with_the_width(pair):
     original, dense = pair
-    wanted = original(tokens(seed=4)).logits
-    errors = [
-        (sliced(dense, plan_crossmodule(dense, slicing=slicing))(tokens(seed=4)).logits - wanted).square().mean().item()
-        for slicing in (0.75, 0.4, 0.15, 0.0)
-    ]
+    expected = original(tokens(seed=4)).logits
+    models = [sliced(dense, plan_crossmodule(dense, slicing=slicing)) for slicing in (0.75, 0.4, 0.15, 0.0)]
+    errors = [(model(tokens(seed=4)).logits - expected).square().mean().item() for model in models]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-9 < errors[-2]
 
@@ -164,15 +163,15 @@ def test_bases_are_orthonormal_and_map_the_state_back(pair):
         assert torch.equal(here.bases[-1], following.bases[0])
     assert torch.equal(model.model.layers[-1].bases[-1], torch.eye(model.config.hidden_size))
     states = {}
-    for name, whose in (("dense", original), ("sliced", model)):
-        whose.model.layers[1].register_forward_hook(lambda *call, name=name: states.update({name: call[2]}))
-        whose(tokens(seed=5))
-    wanted = states["dense"]
+    for name, hooked in (("dense", original), ("sliced", model)):
+        hooked.model.layers[1].register_forward_hook(lambda *call, name=name: states.update({name: call[2]}))
+        hooked(tokens(seed=5))
+    expected = states["dense"]
     if model.config.model_type == "phi":  # LayerNorm never sees the mean, so the sliced stream drops it
-        wanted = wanted - wanted.mean(-1, keepdim=True)
+        expected = expected - expected.mean(-1, keepdim=True)
     basis = model.model.layers[1].bases[-1]
     torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(states["sliced"] @ basis.T, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(states["sliced"] @ basis.T, expected, atol=1e-4, rtol=1e-4)
 
 
 def confined(model: PreTrainedModel, rank: int) -> PreTrainedModel:

@@ -29,11 +29,11 @@ def test_nothing_changes_at_sparsity_zero(family_case):
     plan = make_plan(family_case.stats.profile, SliceConfig(0.0))
     model = finish(slice_aligned(family_case.loaded.model, plan, family_case.stats, family_case.tokens))
     with torch.no_grad():
-        wanted = family_case.original(family_case.tokens).logits
-        assert_close(model(family_case.tokens).logits, wanted, atol=1e-4, rtol=1e-4)
+        expected = family_case.original(family_case.tokens).logits
+        assert_close(model(family_case.tokens).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_stream_comes_nearer_to_the_dense_one_at_the_same_sizes(family_case, monkeypatch):
+def test_the_hidden_states_come_nearer_to_the_dense_ones_at_the_same_sizes(family_case, monkeypatch):
     """With little damping the fit must win on its own tokens, since the one-shot maps are among its candidates."""
     monkeypatch.setattr(plus_align, "DAMPING", 1e-4)
     dense, tokens = family_case.loaded.model, family_case.tokens
@@ -54,27 +54,27 @@ def test_a_massive_token_keeps_its_say():
     rows, state = torch.randn(1, 100, 4, generator=generator), torch.randn(1, 100, 3, generator=generator)
     rows[:, 0] *= 1000
     state[:, 0] *= 1000
-    first = torch.nn.Linear(4, 3, bias=False).requires_grad_(False)
-    first.weight.uniform_(-0.5, 0.5, generator=generator)
-    wanted = first(rows)
-    wanted[:, 1:] += rows[:, 1:] @ torch.randn(4, 3, generator=generator)  # all others want another map
-    fit = plus_align._Fit(first)
-    fit.add_(rows, wanted, state)
-    change = (fit.solved()(rows) - wanted).norm(dim=-1)[0, 0] / wanted.norm(dim=-1)[0, 0]
+    output_map = torch.nn.Linear(4, 3, bias=False).requires_grad_(False)
+    output_map.weight.uniform_(-0.5, 0.5, generator=generator)
+    target = output_map(rows)
+    target[:, 1:] += rows[:, 1:] @ torch.randn(4, 3, generator=generator)  # all others want another map
+    fit = plus_align._Fit(output_map)
+    fit.add_(rows, target, state)
+    change = (fit.solved()(rows) - target).norm(dim=-1)[0, 0] / target.norm(dim=-1)[0, 0]
     assert change < 0.25  # 1.6 where tokens weigh the inverse mean square
 
 
 def test_a_fit_is_weighted_least_squares_with_a_bias():
     generator = torch.Generator().manual_seed(0)
     rows, state = torch.randn(2, 50, 5, generator=generator), torch.randn(2, 50, 3, generator=generator)
-    first = torch.nn.Linear(5, 3).requires_grad_(False)
-    wanted = torch.randn(2, 50, 3, generator=generator)
-    fit = plus_align._Fit(first)
+    output_map = torch.nn.Linear(5, 3).requires_grad_(False)
+    target = torch.randn(2, 50, 3, generator=generator)
+    fit = plus_align._Fit(output_map)
     for index in range(2):
-        fit.add_(rows[index : index + 1], wanted[index : index + 1], state[index : index + 1])
+        fit.add_(rows[index : index + 1], target[index : index + 1], state[index : index + 1])
     root = state.square().mean(-1, keepdim=True).pow(-0.25).flatten(0, 1)
     design = torch.cat([rows.flatten(0, 1), torch.ones(100, 1)], dim=1)
-    best = torch.linalg.lstsq(design * root, wanted.flatten(0, 1) * root).solution
+    best = torch.linalg.lstsq(design * root, target.flatten(0, 1) * root).solution
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plus_align, "DAMPING", 0.0)
         solved = fit.solved()

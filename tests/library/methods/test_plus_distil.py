@@ -16,8 +16,8 @@ from intraslice.progress import finish
 
 @torch.no_grad()
 def _divergence(dense, sliced, tokens) -> float:
-    own, wanted = sliced(tokens).logits.log_softmax(-1), dense(tokens).logits.log_softmax(-1)
-    return float((wanted.exp() * (wanted - own)).sum(-1).mean())
+    tables = [model(tokens).logits.log_softmax(-1) for model in (dense, sliced)]
+    return float((tables[0].exp() * (tables[0] - tables[1])).sum(-1).mean())
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
     monkeypatch.setattr(distilling, "STEP", 0.03)  # the steps are few
     dense, tokens = family_case.loaded.model, family_case.tokens
     shared = {id(parameter) for parameter in dense.parameters()}
-    own = {name for name, parameter in sliced.named_parameters() if id(parameter) not in shared}
-    trained = {name for name in own if name.endswith(("o_proj.weight", "down_proj.weight"))}
+    unshared = {name for name, parameter in sliced.named_parameters() if id(parameter) not in shared}
+    trained = {name for name in unshared if name.endswith(("o_proj.weight", "down_proj.weight"))}
     for name in trained:  # least squares leaves nothing to gain on random tokens, so spoil it
         sliced.get_parameter(name).mul_(0.5)
-    theirs = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    dense_before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
     divergence = _divergence(dense, sliced, tokens)
     finish(distil(dense, sliced, tokens, 3))
@@ -42,7 +42,7 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
     for name, tensor in sliced.state_dict().items():
         assert torch.equal(tensor, before[name]) == (name not in trained), name
     for name, tensor in dense.state_dict().items():
-        assert torch.equal(tensor, theirs[name]), name
+        assert torch.equal(tensor, dense_before[name]), name
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
@@ -55,8 +55,8 @@ def test_weights_that_are_not_finite_are_an_error(family_case, sliced, monkeypat
 def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None:
     dense = family_case.loaded.model
     plan = make_plan(family_case.stats.profile, SliceConfig(0.0))
-    whole = finish(slice_aligned(dense, plan, family_case.stats, family_case.tokens))
-    assert list(distil(dense, whole, family_case.tokens, 3)) == []
+    uncut = finish(slice_aligned(dense, plan, family_case.stats, family_case.tokens))
+    assert list(distil(dense, uncut, family_case.tokens, 3)) == []
 
 
 def test_without_epochs_it_stays_at_the_fits(family_case, sliced) -> None:

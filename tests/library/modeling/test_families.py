@@ -54,10 +54,10 @@ def test_canonicalise_twice_is_once(tiny_llama_gqa):
 
 def test_blocks_are_the_layers_and_their_norms(family_case):
     model = family_case.loaded.model
-    found = blocks(model)
+    layer_blocks = blocks(model)
     parallel = model.config.model_type == "phi"
-    assert len(found) == len(model.model.layers) == 3
-    for block, layer in zip(found, model.model.layers, strict=True):
+    assert len(layer_blocks) == len(model.model.layers) == 3
+    for block, layer in zip(layer_blocks, model.model.layers, strict=True):
         assert isinstance(block.attention, SlicedAttention)
         assert isinstance(block.mlp, SlicedMLP)
         assert block.attention_norm is layer.input_layernorm

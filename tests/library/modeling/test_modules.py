@@ -128,8 +128,8 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone():
 
 
 def mlp_weights(gated: bool, bias: bool) -> MLPWeights:
-    def optional(wanted: bool, *shape: int, seed: int) -> Tensor | None:
-        return random(*shape, seed=seed) if wanted else None
+    def optional(present: bool, *shape: int, seed: int) -> Tensor | None:
+        return random(*shape, seed=seed) if present else None
 
     return MLPWeights(
         gate=optional(gated, 12, HIDDEN, seed=1),
@@ -157,16 +157,16 @@ def test_mlp_is_its_formula(gated, bias):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kind", ["attention", "gated", "plain"])
-def test_modules_give_their_weights_back(kind, bias):
-    if kind == "attention":
+@pytest.mark.parametrize("module_kind", ["attention", "gated", "plain"])
+def test_modules_give_their_weights_back(module_kind, bias):
+    if module_kind == "attention":
         weights = attention_weights((0, 1, 1), [[0, 2], [1, UNROTATED]], 6, bias)
         module = SlicedAttention(weights, 3)
     else:
-        weights = mlp_weights(kind == "gated", bias)
+        weights = mlp_weights(module_kind == "gated", bias)
         module = SlicedMLP(weights)
     for field in fields(weights):
-        back, given = getattr(module.weights(), field.name), getattr(weights, field.name)
-        assert torch.equal(back, given) if isinstance(given, Tensor) else back == given
+        returned, given = getattr(module.weights(), field.name), getattr(weights, field.name)
+        assert torch.equal(returned, given) if isinstance(given, Tensor) else returned == given
     assert not any(parameter.requires_grad for parameter in module.parameters())
     assert set(module.state_dict()) == {name for name, _ in module.named_parameters()}

@@ -40,72 +40,72 @@ def linears(module):
 
 @torch.no_grad()
 def test_a_model_on_disk_is_the_model(pair):
-    whole, away, tokens = pair
-    assert is_offloaded(away.model)
-    assert not is_offloaded(whole.model)
-    assert all(linear.weight.is_meta for layer in away.model.model.layers for linear in linears(layer))
-    assert away.fingerprint == whole.fingerprint
-    assert torch.equal(away.model(tokens).logits, whole.model(tokens).logits)
+    in_memory, offloaded, tokens = pair
+    assert is_offloaded(offloaded.model)
+    assert not is_offloaded(in_memory.model)
+    assert all(linear.weight.is_meta for layer in offloaded.model.model.layers for linear in linears(layer))
+    assert offloaded.fingerprint == in_memory.fingerprint
+    assert torch.equal(offloaded.model(tokens).logits, in_memory.model(tokens).logits)
     prompt = {"input_ids": tokens[:1, :6], "attention_mask": torch.ones_like(tokens[:1, :6])}
-    answers = [one.model.generate(**prompt, max_new_tokens=5, do_sample=False) for one in (away, whole)]
+    answers = [loaded.model.generate(**prompt, max_new_tokens=5, do_sample=False) for loaded in (offloaded, in_memory)]
     assert torch.equal(*answers)
 
 
 def test_a_calibration_layer_by_layer_is_the_ordinary_one(pair, monkeypatch, tmp_path):
-    whole, away, tokens = pair
-    expected = finish(calibrate(whole, tokens))
+    in_memory, offloaded, tokens = pair
+    expected = finish(calibrate(in_memory, tokens))
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))  # else the first one's result serves both
     events = []
-    found = finish(calibrate(away, tokens), events.append)
+    actual = finish(calibrate(offloaded, tokens), events.append)
     assert [event.done for event in events] == list(range(7))
-    for one, other in zip(found.layers, expected.layers, strict=True):
-        for name, value in vars(other).items():
-            assert_close(getattr(one, name), value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
-    assert found.sizes == expected.sizes
-    assert all(linear.weight.is_meta for layer in away.model.model.layers for linear in linears(layer))
+    for layer, expected_layer in zip(actual.layers, expected.layers, strict=True):
+        for name, value in vars(expected_layer).items():
+            assert_close(getattr(layer, name), value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
+    assert actual.sizes == expected.sizes
+    assert all(linear.weight.is_meta for layer in offloaded.model.model.layers for linear in linears(layer))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("order", ["sequential", "one-shot"])
 def test_slices_are_the_same_and_stay_on_disk(pair, order, monkeypatch):
-    whole, away, tokens = pair
-    stats = finish(calibrate(whole, tokens))
+    in_memory, offloaded, tokens = pair
+    stats = finish(calibrate(in_memory, tokens))
     plan = make_plan(stats.profile, SliceConfig(0.4, order=order))
-    expected = finish(slice_model(whole.model, plan, stats, tokens))
-    most = watch_memory(monkeypatch, away.model)
-    found = finish(slice_model(away.model, plan, stats, tokens))
-    assert most() == 1
+    expected = finish(slice_model(in_memory.model, plan, stats, tokens))
+    most_layers = watch_memory(monkeypatch, offloaded.model)
+    actual = finish(slice_model(offloaded.model, plan, stats, tokens))
+    assert most_layers() == 1
     # Weights that lie elsewhere in memory may take another path through a kernel; the fits enlarge that last bit.
-    assert_close(found(tokens).logits, expected(tokens).logits, rtol=1e-4, atol=1e-4)
-    assert all(linear.weight.is_meta for layer in found.model.layers for linear in linears(layer))
-    assert torch.equal(away.model(tokens).logits, whole.model(tokens).logits)
+    assert_close(actual(tokens).logits, expected(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert all(linear.weight.is_meta for layer in actual.model.layers for linear in linears(layer))
+    assert torch.equal(offloaded.model(tokens).logits, in_memory.model(tokens).logits)
 
 
 def watch_memory(monkeypatch, model):
     """Counts the layers whose weights are in memory each time that a module's are fetched."""
-    seen = []
+    counts = []
     values = offload._values
 
     def counted(module):
-        seen.append(sum(any(not own.weight.is_meta for own in linears(layer)) for layer in model.model.layers))
+        counts.append(sum(any(not linear.weight.is_meta for linear in linears(layer)) for layer in model.model.layers))
         return values(module)
 
     monkeypatch.setattr(offload, "_values", counted)
-    return lambda: max(seen)
+    return lambda: max(counts)
 
 
 @torch.no_grad()
 def test_a_slice_on_disk_is_saved_like_any_other(pair, tmp_path):
-    _, away, tokens = pair
-    stats = finish(calibrate(away, tokens))
-    model = finish(slice_model(away.model, make_plan(stats.profile, SliceConfig(0.4)), stats, tokens))
-    intraslice.save(model, away.tokenizer, tmp_path / "sliced", {})
+    _, offloaded, tokens = pair
+    stats = finish(calibrate(offloaded, tokens))
+    model = finish(slice_model(offloaded.model, make_plan(stats.profile, SliceConfig(0.4)), stats, tokens))
+    intraslice.save(model, offloaded.tokenizer, tmp_path / "sliced", {})
     assert torch.equal(intraslice.load(tmp_path / "sliced")[0](tokens).logits, model(tokens).logits)
 
 
 def test_a_module_is_left_as_it_was_found(pair):
-    _, away, _ = pair
-    layer = away.model.model.layers[1]
+    _, offloaded, _ = pair
+    layer = offloaded.model.model.layers[1]
     with resident(layer):
         assert not any(linear.weight.is_meta for linear in linears(layer))
     assert all(linear.weight.is_meta for linear in linears(layer))
@@ -113,9 +113,9 @@ def test_a_module_is_left_as_it_was_found(pair):
 
 @pytest.mark.parametrize("method", ["intraslice+", "crossmodule", "wanda"])
 def test_a_method_that_reads_all_layers_at_once_says_so(folder, method):
-    away, tokens = load_model(str(folder), device_map="disk"), torch.arange(96).view(4, 24) + 3
+    offloaded, tokens = load_model(str(folder), device_map="disk"), torch.arange(96).view(4, 24) + 3
     with pytest.raises(UserError, match="device map"):
-        plan_by(method, away.model, finish(calibrate(away, tokens)), SliceConfig(0.3))
+        plan_by(method, offloaded.model, finish(calibrate(offloaded, tokens)), SliceConfig(0.3))
 
 
 def test_layers_are_placed_while_they_fit(tiny_phi3, tmp_path):
@@ -126,9 +126,9 @@ def test_layers_are_placed_while_they_fit(tiny_phi3, tmp_path):
     outside = sum(p.nbytes for p in model.parameters()) - 3 * layer
 
     def places(placement, free, device="cpu", beside=0):
-        found = place_layers(config, torch.float32, device, placement, free, beside)
-        assert found["lm_head"] == found["model.embed_tokens"] == found["model.norm"] == device
-        return [found[f"model.layers.{index}"] for index in range(3)]
+        device_map = place_layers(config, torch.float32, device, placement, free, beside)
+        assert device_map["lm_head"] == device_map["model.embed_tokens"] == device_map["model.norm"] == device
+        return [device_map[f"model.layers.{index}"] for index in range(3)]
 
     assert places("auto", 2 * (outside + 3 * layer)) == ["cpu", "cpu", "cpu"]
     assert places("auto", 2 * (outside + 2 * layer)) == ["cpu", "cpu", "disk"]
@@ -147,12 +147,12 @@ def test_all_of_a_model_that_fits_is_in_memory(folder):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @torch.no_grad()
 def test_layers_on_disk_are_computed_on_the_gpu(pair, tmp_path):
-    whole, _, tokens = pair
-    away = load_model(str(tmp_path / "model"), device="cuda", device_map="disk")
-    stats = finish(calibrate(away, tokens))
+    in_memory, _, tokens = pair
+    offloaded = load_model(str(tmp_path / "model"), device="cuda", device_map="disk")
+    stats = finish(calibrate(offloaded, tokens))
     plan = make_plan(stats.profile, SliceConfig(0.4))
-    model = finish(slice_model(away.model, plan, stats, tokens))
-    expected = finish(slice_model(whole.model, plan, finish(calibrate(whole, tokens)), tokens))(tokens).logits
+    model = finish(slice_model(offloaded.model, plan, stats, tokens))
+    expected = finish(slice_model(in_memory.model, plan, finish(calibrate(in_memory, tokens)), tokens))(tokens).logits
     assert (model(tokens.cuda()).logits.cpu() - expected).norm() / expected.norm() < 1e-2
 
 

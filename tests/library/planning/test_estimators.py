@@ -14,15 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.linalg import diagonal_blocks, principal_axes
+from intraslice.planning.estimators.estimator import group_gradients, neuron_importance, unit_channels
+from intraslice.planning.estimators.fisher import fisher_head_importance
+from intraslice.planning.estimators.pca import pca_importance
 from intraslice.planning.head_table import channel_scores, head_energies, head_table
-from intraslice.planning.importance import (
-    Ranking,
-    fisher_head_importance,
-    group_gradients,
-    neuron_importance,
-    pca_importance,
-    unit_channels,
-)
+from intraslice.planning.ranking import Ranking
 from intraslice.planning.ratios import cap_ratios, flops_per_token, make_plan
 from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
@@ -69,7 +65,7 @@ def test_pca_importance_does_not_depend_on_eigenvector_signs(monkeypatch, unit):
         signs[::2] = -1
         return values, axes * signs
 
-    monkeypatch.setattr("intraslice.planning.importance.principal_axes", flipped)
+    monkeypatch.setattr("intraslice.planning.estimators.pca.principal_axes", flipped)
     assert_close(pca_importance(gradients, own, HEADS, unit), expected)
 
 
@@ -140,7 +136,7 @@ def test_a_plan_of_any_unit_removes_what_was_asked(tiny_case, estimator, gradien
     stats = tiny_case("llama-gqa").stats
     config = SliceConfig(0.3, estimator, head_fraction=0.5, gradient_group=gradient_group)
     profile = stats.profile_for(config)
-    assert len(profile.layers[0].fisher_heads) == len(profile.layers[0].pca_channels) == 2 * 9
+    assert [len(profile.importances(name, "attention")[0]) for name in ("fisher", "pca")] == [2 * 9, 2 * 9]
     assert make_plan(profile, config).removed_fraction == pytest.approx(0.3, abs=0.02)
 
 

@@ -13,8 +13,9 @@ import torch
 
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
+from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import head_energies, head_table
-from intraslice.planning.importance import MASKED_SHARE, LayerProfile, Profile
+from intraslice.planning.profile import MASKED_SHARE, LayerProfile, Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.planning.sizes import LayerSizes
 from intraslice.planning.widths import MULTIPLE
@@ -41,14 +42,13 @@ def profile_of(*layers: LayerSizes, other: int = 1000) -> Profile:
         def importance(count: int, weight: float = 1 + index) -> torch.Tensor:
             return torch.randn(count, generator=generator).square() * weight
 
+        heads, channels, neurons = (importance(count) for count in (sizes.heads, sizes.channels, sizes.neurons))
         made.append(
             LayerProfile(
                 sizes=sizes,
                 table=head_table(head_energies(moment, scores), scores),
                 kv_head=tuple(head // (sizes.heads // sizes.kv_heads) for head in range(sizes.heads)),
-                fisher_heads=importance(sizes.heads),
-                pca_channels=importance(sizes.channels),
-                neurons=importance(sizes.neurons),
+                importances={"pca": Importances(channels, neurons), "fisher": Importances(heads, neurons)},
             )
         )
     return Profile(tuple(made), other)
@@ -142,11 +142,16 @@ def test_without_a_bias_the_least_important_parameters_go():
     assert attention == pytest.approx(reasons.mlp_threshold / SMOLLM2.neuron_cost, rel=0.02)
 
 
+def heavier_attention(importances: Importances) -> Importances:
+    return Importances(10 * importances.attention, importances.mlp)
+
+
 @pytest.mark.parametrize("estimator", ["pca", "fisher"])
 def test_the_kind_that_matters_more_gives_less(estimator):
     profile = profile_of(*MODELS["smollm2"])
     heavier = tuple(
-        replace(own, pca_channels=10 * own.pca_channels, fisher_heads=10 * own.fisher_heads) for own in profile.layers
+        replace(layer, importances={name: heavier_attention(units) for name, units in layer.importances.items()})
+        for layer in profile.layers
     )
     both = profile, replace(profile, layers=heavier)
     first, then = (make_plan(one, SliceConfig(0.3, estimator)) for one in both)
@@ -168,7 +173,7 @@ def test_the_share_of_neurons_by_hand():
     sizes = LayerSizes(1, 2, 2, 1, 3, gated=True, attention_bias=False, mlp_bias=False, fixed=0)
     channels, neurons = torch.tensor([8.0, 2.0]), torch.tensor([1.5, 6.0, 15.0])
     table = head_table(channels[:, None], channels[:, None])
-    profile = Profile((LayerProfile(sizes, table, (0, 1), channels, channels, neurons),), 0)
+    profile = Profile((LayerProfile(sizes, table, (0, 1), {"pca": Importances(channels, neurons)}),), 0)
     for removed, thirds in ((0, 0), (1.5, 0), (3, 1), (5, 1), (7, 1), (10, 2), (14, 2), (17, 3), (99, 3)):
         assert profile.neurons_among("pca", float(removed)) == pytest.approx(thirds / 3)
 
@@ -184,7 +189,7 @@ def test_thresholds_part_the_neurons_that_fall_from_those_that_stay():
     profile = profile_of(*MODELS["smollm2"])
     plan = make_plan(profile, SliceConfig(0.3, cap=0.95))
     for layer, own in zip(profile.layers, plan.layers, strict=True):
-        below = (layer.neurons < plan.reasons.mlp_threshold).sum().item()
+        below = (layer.importances["pca"].mlp < plan.reasons.mlp_threshold).sum().item()
         assert own.mlp_ratio * layer.sizes.neurons == pytest.approx(below, abs=1)
 
 

@@ -30,6 +30,6 @@ def test_the_estimate_of_the_default_needs_no_weights(own_cache, default_model, 
 def test_a_model_that_does_not_fit_is_refused_with_both_numbers(folder, monkeypatch, refusal):
     require_memory(str(folder))
     monkeypatch.setattr(memory, "available_bytes", lambda device="cpu": 200 * 2**20)
-    monkeypatch.setattr(loading, "obtain_weights", lambda *given: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "read_weights", lambda *given: pytest.fail("loaded"))
     message = refusal(folder)
     assert "needs 0.3 GiB, and 0.2 GiB are free on cpu; take bfloat16 or a smaller model" in message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 
 from intraslice.loading import DEFAULT, SUGGESTED_MODELS, load_model
 from intraslice.pretrained import memory, sources
+from intraslice.pretrained.reader import Weights
 
 
 @pytest.mark.parametrize("name", ["no/such/thing", "./nothing", "", "some one/model", "notamodel.txt"])
@@ -37,8 +39,10 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], 
             raise failure[0]
         return path
 
-    monkeypatch.setattr(sources, "hub_answers", lambda: True)
-    monkeypatch.setattr(memory, "_count_parameters", lambda name: 1000)
+    for module in (memory, sources):
+        monkeypatch.setattr(module, "hub_answers", lambda: True)
+    counted = SimpleNamespace(parameter_count={"F32": 1000})
+    monkeypatch.setattr(memory, "get_safetensors_metadata", lambda hub_id: counted)
     monkeypatch.setattr(sources, "hf_hub_download", lambda hub_id, file, **options: serve(str(folder / file), False))
     monkeypatch.setattr(
         sources,
@@ -50,6 +54,22 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], 
 
 def test_a_hub_id(hub):
     assert load_model("someone/tiny").source.startswith("someone/tiny from the Hugging Face Hub, commit ")
+
+
+def test_a_load_looks_for_the_weights_once(hub, folder, monkeypatch):
+    names: list[str] = []
+    find_weights = sources.find_weights
+
+    def counting(name: str) -> Weights | None:
+        names.append(name)
+        return find_weights(name)
+
+    for module in (memory, sources):
+        monkeypatch.setattr(module, "find_weights", counting)
+    load_model(str(folder))  # on this disk
+    load_model("someone/tiny")  # fetched
+    load_model(str(folder), device_map="disk")
+    assert names == [str(folder), "someone/tiny", str(folder)]
 
 
 def test_what_the_hub_refuses(hub, refusal):

@@ -54,13 +54,13 @@ def test_rotary_pairs_are_chosen_by_their_sum_over_kept_queries():
     """Pairs of channels (0, 2) and (1, 3): head 0 gives them 9 + 5 and 1 + 0, head 1 gives them 0 + 0 and 7 + 9."""
     scores = torch.tensor([[9.0, 1.0, 5.0, 0.0], [0.0, 7.0, 0.0, 9.0]])
     shared = make_weights(kv_head=(0, 0), frequency=(3, 5))
-    own = make_weights(kv_head=(0, 1), frequency=(3, 5))
+    separate = make_weights(kv_head=(0, 1), frequency=(3, 5))
     both, first, second = torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1])
     for weights, heads, channels, frequencies in (
         (shared, both, [[1, 3]], [[5]]),  # 14 against 17
         (shared, first, [[0, 2]], [[3]]),  # what a dropped query wants does not count
-        (own, both, [[0, 2], [1, 3]], [[3], [5]]),
-        (own, second, [[1, 3]], [[5]]),
+        (separate, both, [[0, 2], [1, 3]], [[3], [5]]),
+        (separate, second, [[1, 3]], [[5]]),
     ):
         chosen = choose_channels(scores, weights, heads, 2)
         assert [part.tolist() for part in chosen] == [channels, frequencies]
@@ -130,8 +130,8 @@ def test_full_width_values_are_not_rotated():
     assert torch.equal(value_axes(random(8, 8), torch.tensor([0, 1]), 4), torch.eye(4).double().expand(2, 4, 4))
 
 
-def moments_of(own: Tensor, dense: Tensor) -> OutputMoments:
-    return OutputMoments(own.T @ own, own.T @ dense, own.mean(0), dense.mean(0), len(own))
+def moments_of(kept: Tensor, dense: Tensor) -> OutputMoments:
+    return OutputMoments(kept.T @ kept, kept.T @ dense, kept.mean(0), dense.mean(0), len(kept))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -139,14 +139,14 @@ def test_output_map_is_least_squares_of_the_dense_output(bias):
     """Without damping, `torch.linalg.lstsq` on the tokens themselves; the bias is a column of ones."""
     weights = make_weights(bias=bias)
     dense = random(200, 32) + 0.5
-    own = dense[:, 8:] + 0.3 * random(200, 24, seed=1)
+    kept = dense[:, 8:] + 0.3 * random(200, 24, seed=1)
     axes = torch.linalg.qr(random(3, 8, 8, seed=2)).Q[..., :4]
     target = dense @ weights.output.flatten(1).T + (weights.output_bias if bias else 0)
-    inputs = torch.cat([own[:, 8 * h : 8 * h + 8] @ axes[h] for h in range(3)], 1)
+    inputs = torch.cat([kept[:, 8 * h : 8 * h + 8] @ axes[h] for h in range(3)], 1)
     if bias:
         inputs = torch.cat([inputs, torch.ones(200, 1).double()], 1)
     expected = torch.linalg.lstsq(inputs, target).solution
-    output, output_bias = fit_output(moments_of(own, dense), axes, weights, damping=0.0)
+    output, output_bias = fit_output(moments_of(kept, dense), axes, weights, damping=0.0)
     assert_close(output.flatten(1).T, expected[:12], atol=1e-8, rtol=1e-8)
     if bias:
         assert_close(output_bias, expected[12], atol=1e-8, rtol=1e-8)
@@ -174,8 +174,8 @@ def test_fused_attention_is_projection_then_output_map():
     hidden = random(2, 9, HIDDEN, seed=9)
     fused = SlicedAttention(fuse(cut, axes, output, bias), 0)
     assert fused.value_dim == 6
-    back = torch.einsum("ohp,hap->oha", output, axes[cut.kv_head])  # the same map on unrotated values
-    unfused = SlicedAttention(replace(cut, output=back, output_bias=bias), 0)
+    unfused_output = torch.einsum("ohp,hap->oha", output, axes[cut.kv_head])  # the same map on unrotated values
+    unfused = SlicedAttention(replace(cut, output=unfused_output, output_bias=bias), 0)
     assert_close(fused(hidden, position_embeddings=rope(9))[0], unfused(hidden, position_embeddings=rope(9))[0])
 
 

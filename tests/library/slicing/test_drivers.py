@@ -31,7 +31,7 @@ def run(case, plan: SlicePlan, stats: CalibrationStats | None = None) -> PreTrai
 
 
 def with_first_layer(case, order: str, **sizes) -> SlicePlan:
-    """A plan that leaves every layer whole but changes the first as told."""
+    """A plan that leaves every layer whole but the first, which gets the given sizes."""
     plan = plan_for(case, 0.0, order)
     return replace(plan, layers=(replace(plan.layers[0], **sizes), *plan.layers[1:]))
 
@@ -39,13 +39,13 @@ def with_first_layer(case, order: str, **sizes) -> SlicePlan:
 @torch.no_grad()
 def watch(model: PreTrainedModel, layer: int, part: str, linear: str, tokens: Tensor) -> tuple[Tensor, dict]:
     """What enters an output map (tokens, channels), and how the module around it was called."""
-    module, found = getattr(model.model.layers[layer], part), {}
+    module, call = getattr(model.model.layers[layer], part), {}
 
-    def at_module(_: nn.Module, inputs: tuple, named: dict) -> None:
-        found.update(named if named else {"hidden_states": inputs[0]})
+    def at_module(_: nn.Module, inputs: tuple, keywords: dict) -> None:
+        call.update(keywords if keywords else {"hidden_states": inputs[0]})
 
     def at_linear(_: nn.Module, inputs: tuple) -> None:
-        found["rows"] = inputs[0].flatten(0, 1)
+        call["rows"] = inputs[0].flatten(0, 1)
 
     handles = [
         module.register_forward_pre_hook(at_module, with_kwargs=True),
@@ -54,7 +54,7 @@ def watch(model: PreTrainedModel, layer: int, part: str, linear: str, tokens: Te
     model(tokens, use_cache=False)
     for handle in handles:
         handle.remove()
-    return found.pop("rows"), found
+    return call.pop("rows"), call
 
 
 def ridge(
@@ -78,33 +78,35 @@ def test_attention_is_fitted_on_what_the_sliced_layers_before_it_give(family_cas
     """Ridge of the dense layer's output, for the very states that the finished sliced model feeds this layer."""
     model = run(family_case, plan_for(family_case))
     rows, call = watch(model, layer, "self_attn", "o_proj", family_case.tokens)
-    made, dense = model.model.layers[layer].self_attn, family_case.loaded.model.model.layers[layer].self_attn
-    assert made is not dense
+    sliced, dense = model.model.layers[layer].self_attn, family_case.loaded.model.model.layers[layer].self_attn
+    assert sliced is not dense
     target = dense(**call)[0].flatten(0, 1)
-    weight, bias = ridge(rows, target, rows, made.o_proj.bias is not None)
-    assert_close(made.o_proj.weight, weight, atol=2e-3, rtol=2e-3)
+    weight, bias = ridge(rows, target, rows, sliced.o_proj.bias is not None)
+    assert_close(sliced.o_proj.weight, weight, atol=2e-3, rtol=2e-3)
     if bias is not None:
-        assert_close(made.o_proj.bias, bias, atol=2e-3, rtol=2e-3)
+        assert_close(sliced.o_proj.bias, bias, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_mlp_is_fitted_on_what_the_sliced_layers_before_it_give(family_case, layer):
     model = run(family_case, plan_for(family_case))
     rows, call = watch(model, layer, "mlp", "down_proj", family_case.tokens)
-    made, dense = model.model.layers[layer].mlp, family_case.loaded.model.model.layers[layer].mlp
-    assert made is not dense
+    sliced, dense = model.model.layers[layer].mlp, family_case.loaded.model.model.layers[layer].mlp
+    assert sliced is not dense
     inner = dense.inner(call["hidden_states"]).flatten(0, 1)
-    up, own = dense.weights(), made.weights()
-    kept = torch.tensor([int((up.up == row).all(1).nonzero()) for row in own.up])
+    dense_weights, weights = dense.weights(), sliced.weights()
+    kept = torch.tensor([int((dense_weights.up == row).all(1).nonzero()) for row in weights.up])
     assert_close(inner[:, kept], rows, atol=1e-5, rtol=1e-4)
     cut = torch.ones(dense.neurons, dtype=torch.bool)
     cut[kept] = False
-    energy = (inner if own.down_bias is None else inner - inner.mean(0)).square().sum(0)
+    energy = (inner if weights.down_bias is None else inner - inner.mean(0)).square().sum(0)
     share = float(0.1 * energy.median() / energy.mean())  # a tenth of what a typical neuron has
-    repair, shift = ridge(rows, inner[:, cut] @ up.down[:, cut].T, inner, own.down_bias is not None, share)
-    assert_close(own.down, up.down[:, kept] + repair, atol=2e-3, rtol=2e-3)
-    if shift is not None:
-        assert_close(own.down_bias, up.down_bias + shift, atol=2e-3, rtol=2e-3)
+    repair, bias = ridge(
+        rows, inner[:, cut] @ dense_weights.down[:, cut].T, inner, weights.down_bias is not None, share
+    )
+    assert_close(weights.down, dense_weights.down[:, kept] + repair, atol=2e-3, rtol=2e-3)
+    if bias is not None:
+        assert_close(weights.down_bias, dense_weights.down_bias + bias, atol=2e-3, rtol=2e-3)
 
 
 @torch.no_grad()
@@ -116,8 +118,8 @@ def test_both_orders_agree_on_a_first_layer_whose_queries_and_keys_stay(family_c
     models = [run(family_case, with_first_layer(family_case, order, **sizes)) for order in ORDERS]
     _, call = watch(models[0], 0, "self_attn", "o_proj", family_case.tokens)
     assert models[0].model.layers[0].self_attn.heads == len(kv_head)
-    one, other = (model.model.layers[0].self_attn(**call)[0] for model in models)
-    assert_close(one, other, atol=1e-4, rtol=1e-3)
+    sequential, one_shot = (model.model.layers[0].self_attn(**call)[0] for model in models)
+    assert_close(sequential, one_shot, atol=1e-4, rtol=1e-3)
     assert models[0].model.layers[1].self_attn is dense[1].self_attn  # untouched layers are shared
 
 
@@ -127,10 +129,10 @@ def error_of(case, part: str, **sizes) -> float:
     model = run(case, with_first_layer(case, "sequential", **sizes))
     linear = "o_proj" if part == "self_attn" else "down_proj"
     _, call = watch(case.loaded.model, 0, part, linear, case.tokens)
-    made, dense = (getattr(m.model.layers[0], part)(**call) for m in (model, case.loaded.model))
+    sliced, dense = (getattr(m.model.layers[0], part)(**call) for m in (model, case.loaded.model))
     if part == "self_attn":
-        made, dense = made[0], dense[0]
-    return ((made - dense).norm() / dense.norm()).item()
+        sliced, dense = sliced[0], dense[0]
+    return ((sliced - dense).norm() / dense.norm()).item()
 
 
 @pytest.mark.parametrize("part", ["self_attn", "mlp"])
@@ -216,22 +218,22 @@ def test_bfloat16_weights_are_sliced_in_float32(tiny_llama_gqa, as_loaded, tiny_
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @torch.no_grad()
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-2), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-2), (torch.bfloat16, 0.1)])
 def test_a_gpu_calibrates_and_slices_as_the_cpu_does(
-    tiny_llama_gqa, as_loaded, tiny_case, order, kind, tolerance, tmp_path, monkeypatch
+    tiny_llama_gqa, as_loaded, tiny_case, order, dtype, tolerance, tmp_path, monkeypatch
 ):
-    case, found = tiny_case("llama-gqa"), {}
+    case, results = tiny_case("llama-gqa"), {}
     for device in ("cpu", "cuda"):
         monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / device))  # else one calibration serves both
-        loaded = as_loaded(tiny_llama_gqa().to(device, kind))
+        loaded = as_loaded(tiny_llama_gqa().to(device, dtype))
         stats = finish(calibrate(loaded, case.tokens))
         plan = plan_for(case, 0.3, order)  # one plan, as near-equal importances may rank either way
         model = finish(slice_model(loaded.model, plan, stats, case.tokens))
-        assert {(p.device.type, p.dtype) for p in model.parameters()} == {(device, kind)}
+        assert {(p.device.type, p.dtype) for p in model.parameters()} == {(device, dtype)}
         assert make_plan(stats.profile, SliceConfig(0.3)).removed_fraction == pytest.approx(0.3, abs=0.02)
-        found[device] = stats, model(case.tokens.to(device)).logits.float().cpu()
-    for own, expected in zip(found["cuda"][0].layers, found["cpu"][0].layers, strict=True):
+        results[device] = stats, model(case.tokens.to(device)).logits.float().cpu()
+    for layer, expected in zip(results["cuda"][0].layers, results["cpu"][0].layers, strict=True):
         for name, value in vars(expected).items():
-            error = (getattr(own, name).cpu() - value).norm() / value.norm()
+            error = (getattr(layer, name).cpu() - value).norm() / value.norm()
             assert error < tolerance, name
-    assert (found["cuda"][1] - found["cpu"][1]).norm() / found["cpu"][1].norm() < 2.5 * tolerance
+    assert (results["cuda"][1] - results["cpu"][1]).norm() / results["cpu"][1].norm() < 2.5 * tolerance

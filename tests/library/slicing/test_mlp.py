@@ -137,21 +137,21 @@ def test_a_constant_neuron_goes_into_the_next_bias():
 def test_choosing_by_variance_beats_choosing_by_energy_where_there_is_a_bias(tiny_case, name):
     """On held-out tokens, over all layers of a model whose neurons have means far from zero."""
     case, errors = tiny_case(name), {"variance": 0.0, "energy": 0.0}
-    caught, held_out = [], torch.randint(3, 256, (16, 48), generator=torch.Generator().manual_seed(1))
+    inputs, held_out = [], torch.randint(3, 256, (16, 48), generator=torch.Generator().manual_seed(1))
     mlps = [layer.mlp for layer in case.loaded.model.model.layers]
-    handles = [mlp.down_proj.register_forward_pre_hook(lambda _, rows: caught.append(rows[0])) for mlp in mlps]
+    handles = [mlp.down_proj.register_forward_pre_hook(lambda _, rows: inputs.append(rows[0])) for mlp in mlps]
     case.loaded.model(held_out)
     for handle in handles:
         handle.remove()
-    for mlp, stats, rows in zip(mlps, case.stats.layers, caught, strict=True):
+    for mlp, stats, rows in zip(mlps, case.stats.layers, inputs, strict=True):
         weights, width = mlp.weights(), neurons_kept(mlp.neurons, 0.4)
         moments = stats.mlp_moment, stats.mlp_sum / case.stats.tokens, case.stats.tokens
         loud = neuron_scores(damp(moments[0]), weights.down).topk(width).indices.sort().values
-        found = {"variance": slice_mlp(weights, *moments, width), "energy": keep_neurons(weights, *moments, loud)}
-        for choice, sliced in found.items():
+        choices = {"variance": slice_mlp(weights, *moments, width), "energy": keep_neurons(weights, *moments, loud)}
+        for choice, sliced in choices.items():
             kept = kept_neurons(sliced, weights)
-            own = rows[..., kept] @ sliced.down.T + sliced.down_bias
-            errors[choice] += (own - mlp.down_proj(rows)).square().sum().item()
+            output = rows[..., kept] @ sliced.down.T + sliced.down_bias
+            errors[choice] += (output - mlp.down_proj(rows)).square().sum().item()
     assert errors["variance"] < errors["energy"]
 
 

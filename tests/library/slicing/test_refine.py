@@ -54,19 +54,19 @@ def select(weights: MLPWeights, tokens: Tensor, width: int = KEPT) -> MLPWeights
     return slice_mlp(weights, rows.T @ rows, rows.mean(0), len(rows), width)
 
 
-def error(made: MLPWeights, dense: MLPWeights, tokens: Tensor) -> float:
+def error(sliced: MLPWeights, dense: MLPWeights, tokens: Tensor) -> float:
     """Relative error of the output."""
     tokens = tokens[None].to(dense.up.dtype)
-    wanted = SlicedMLP(dense)(tokens).float()
-    return ((SlicedMLP(made)(tokens).float() - wanted).norm() / wanted.norm()).item()
+    expected = SlicedMLP(dense)(tokens).float()
+    return ((SlicedMLP(sliced)(tokens).float() - expected).norm() / expected.norm()).item()
 
 
 def refined(weights: MLPWeights, selected: MLPWeights, tokens: Tensor, config: RefineConfig = LONG) -> MLPWeights:
     return finish(refine_mlp(weights, selected, [tokens], config))
 
 
-def same(one: MLPWeights, other: MLPWeights) -> bool:
-    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(MLPWeights)]
+def same(first: MLPWeights, second: MLPWeights) -> bool:
+    pairs = [(getattr(first, field.name), getattr(second, field.name)) for field in fields(MLPWeights)]
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
 
 
@@ -84,9 +84,9 @@ def test_finds_the_narrow_mlp_inside_a_wide_one():
     )
     tokens, fresh = hidden_states(), hidden_states(seed=10)
     selected = select(weights, tokens)
-    made = refined(weights, selected, tokens, replace(LONG, passes=60, patience=60))
+    result = refined(weights, selected, tokens, replace(LONG, passes=60, patience=60))
     assert error(selected, weights, fresh) > 0.3
-    assert error(made, weights, fresh) < 0.25 * error(selected, weights, fresh)
+    assert error(result, weights, fresh) < 0.25 * error(selected, weights, fresh)
 
 
 def test_comes_close_to_reduced_rank_regression_where_the_mlp_is_linear():
@@ -109,11 +109,11 @@ def test_better_than_the_selection_on_fresh_tokens(gated, bias):
     weights = make_weights(32, gated, bias)
     tokens, fresh = hidden_states(), hidden_states(seed=10)
     selected = select(weights, tokens)
-    made = refined(weights, selected, tokens)
-    assert error(made, weights, fresh) < 0.97 * error(selected, weights, fresh)
-    assert all((getattr(made, f.name) is None) == (getattr(weights, f.name) is None) for f in fields(made))
-    assert made.up.shape == (KEPT, HIDDEN)
-    assert made.down.shape == (HIDDEN, KEPT)
+    result = refined(weights, selected, tokens)
+    assert error(result, weights, fresh) < 0.97 * error(selected, weights, fresh)
+    assert all((getattr(result, f.name) is None) == (getattr(weights, f.name) is None) for f in fields(result))
+    assert result.up.shape == (KEPT, HIDDEN)
+    assert result.down.shape == (HIDDEN, KEPT)
 
 
 @pytest.mark.parametrize("rate", [30.0, 1e30])
@@ -129,8 +129,8 @@ def test_what_only_fits_the_training_tokens_is_not_kept():
     tokens = hidden_states(512)
     tokens[:-64] = tokens[:1] + 0.01 * random(448, HIDDEN, seed=11)
     selected = select(weights, tokens)
-    made = refined(weights, selected, tokens, RefineConfig(passes=20, batch=64, rate=0.3, noise=0.0))
-    assert error(made, weights, tokens[-64:]) <= error(selected, weights, tokens[-64:])
+    result = refined(weights, selected, tokens, RefineConfig(passes=20, batch=64, rate=0.3, noise=0.0))
+    assert error(result, weights, tokens[-64:]) <= error(selected, weights, tokens[-64:])
 
 
 def test_massive_tokens_do_not_decide_the_fit():
@@ -188,10 +188,10 @@ def test_runs_under_no_grad_and_leaves_the_callers_mode_alone():
         job = refine_mlp(weights, selected, [tokens], RefineConfig(batch=512, passes=1))
         next(job)
         assert not torch.is_grad_enabled()
-        made = finish(job)
+        result = finish(job)
     assert torch.is_grad_enabled()
-    assert not made.up.requires_grad
-    assert error(made, weights, tokens) < error(selected, weights, tokens)
+    assert not result.up.requires_grad
+    assert error(result, weights, tokens) < error(selected, weights, tokens)
 
 
 def test_batches_may_have_any_leading_axes_and_come_from_an_iterator():
@@ -213,9 +213,9 @@ def test_bfloat16_weights_stay_bfloat16_and_gain():
     )
     tokens, fresh = hidden_states(), hidden_states(seed=10)
     selected = select(weights, tokens)
-    made = refined(weights, selected, tokens.bfloat16())
-    assert made.gate.dtype == made.down_bias.dtype == torch.bfloat16
-    assert error(made, weights, fresh) < 0.97 * error(selected, weights, fresh)
+    result = refined(weights, selected, tokens.bfloat16())
+    assert result.gate.dtype == result.down_bias.dtype == torch.bfloat16
+    assert error(result, weights, fresh) < 0.97 * error(selected, weights, fresh)
 
 
 def test_a_layer_whose_mlp_is_silent_is_left_alone():
@@ -246,6 +246,6 @@ def test_every_family(family, request):
     mlp = blocks(model)[0].mlp
     weights, tokens = mlp.weights(), random(1024, mlp.down_proj.out_features, seed=12)
     selected = select(weights, tokens, mlp.neurons // 2)
-    made = refined(weights, selected, tokens, RefineConfig(batch=64))
+    result = refined(weights, selected, tokens, RefineConfig(batch=64))
     assert same(weights, mlp.weights())
-    assert error(made, weights, tokens) < error(selected, weights, tokens)
+    assert error(result, weights, tokens) < error(selected, weights, tokens)

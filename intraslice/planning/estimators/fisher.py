@@ -1,0 +1,30 @@
+"""Fisher importance: the squared gradient of one mask over each head, and of each neuron's mask. Pure."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration, neuron_importance
+from intraslice.registry import ESTIMATORS
+
+
+def fisher_head_importance(
+    gradients: Float[Tensor, "groups channels"], heads: int, unit: int | None = None
+) -> Float[Tensor, " units"]:
+    """Importance of each `unit` consecutive channels of each head, by default of the whole head.
+
+    The squared gradient of one mask over the unit, summed over the calibration.
+    """
+    return gradients.unflatten(-1, (-1, unit or gradients.shape[-1] // heads)).sum(-1).square().sum(0)
+
+
+def importances(layer: LayerCalibration) -> Importances:
+    """Heads, or the fraction of a head that is asked for, and neurons."""
+    heads = fisher_head_importance(layer.attention_gradients, layer.sizes.heads, layer.unit_channels)
+    return Importances(heads, neuron_importance(layer.mlp_gradients))
+
+
+ESTIMATORS.register(
+    Estimator("fisher", "Fisher", "squared gradient of each head's and each neuron's mask", importances, "heads")
+)

@@ -1,0 +1,41 @@
+"""PCA-aware importance (the paper's I_i): the squared gradient of each principal channel of each head. Pure."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from intraslice.linalg import diagonal_blocks, principal_axes
+from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration, neuron_importance
+from intraslice.registry import ESTIMATORS
+
+
+def pca_importance(
+    gradients: Float[Tensor, "groups channels"],
+    moment: Float[Tensor, "channels channels"],
+    heads: int,
+    unit: int = 1,
+) -> Float[Tensor, " units"]:
+    """Importance of each `unit` consecutive principal channels of each head: `sum_B ((g Q)_k)^2` (the paper's I_i).
+
+    Squared channel by channel, so the arbitrary signs of eigenvectors do not matter. The larger the unit, the less is
+    left of the rotation: summed over a whole head it cancels.
+    """
+    _, axes = principal_axes(diagonal_blocks(moment, heads))
+    rotated = torch.einsum("bhd,hdk->bhk", gradients.unflatten(-1, (heads, -1)), axes)
+    return rotated.square().sum(0).view(-1, unit).sum(-1)
+
+
+def importances(layer: LayerCalibration) -> Importances:
+    """Principal channels, or the fraction of a head that is asked for, and neurons."""
+    unit = layer.unit_channels or 1
+    channels = pca_importance(layer.attention_gradients, layer.attention_moment, layer.sizes.heads, unit)
+    return Importances(channels, neuron_importance(layer.mlp_gradients))
+
+
+ESTIMATORS.register(
+    Estimator(
+        "pca", "PCA-aware", "squared gradient of each principal channel of each head", importances, "principal channels"
+    )
+)
