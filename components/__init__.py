@@ -1,1 +1,1 @@
-"""The page: panels, charts and the one file that calls the library (`session.py`)."""
+"""The page: a folder for every tab, and what they share in `session`, `ui` and `page`."""

@@ -11,7 +11,7 @@ from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
-from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.planning.ratios import SlicePlan, make_plan

@@ -97,7 +97,7 @@ class ShiftViews:
             missing = "Cross-module slicing at the same sparsity follows; it takes a minute or two."
         return ShiftView(
             asked=settings.sparsity / 100,
-            methods={method: own[0] for method, own in found.items() if own},
+            methods={method: measured[0] for method, measured in found.items() if measured},
             tokens=min(windows, max(1, TOKENS // window)) * window,
             window=window,
             massive=found["intraslice"][1],
@@ -108,16 +108,16 @@ class ShiftViews:
 
 def _summary(report: ShiftReport, method: Method, dense: PreTrainedModel, sliced: PreTrainedModel) -> MethodShift:
     counts = parameters_of(dense, "dense") | parameters_of(sliced, "sliced")
-    by_place = {place: [own for own in report.shifts if own.place == place] for place in PLACES}
+    by_place = {place: [shift for shift in report.shifts if shift.place == place] for place in PLACES}
     found = report.distributions
     return MethodShift(
         removed=1 - counts["sliced_decoder"] / counts["dense_decoder"],
         places={
-            place: [_place(own, found[method, own.layer, place]) for own in shifts]
+            place: [_place(shift, found[method, shift.layer, place]) for shift in shifts]
             for place, shifts in by_place.items()
         },
         dense={
-            place: [_histogram(found["dense", own.layer, place]) for own in shifts]
+            place: [_histogram(found["dense", shift.layer, place]) for shift in shifts]
             for place, shifts in by_place.items()
         },
     )

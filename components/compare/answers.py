@@ -1,4 +1,4 @@
-"""Three models answer one prompt in turn, token by token, each compared with the dense one. Belongs to `session.py`."""
+"""Three models answer one prompt in turn, token by token, each compared with the dense one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Question
 from components.session.settings import Settings, Status
-from intraslice.diagnostics.divergence import first_divergence
+from intraslice.diagnostics.first_divergence import first_divergence
 from intraslice.errors import NumericalError, UserError
 from intraslice.evaluation.generation import HALF, Sampling, answer_text, end_tokens, stream_tokens
 

@@ -16,7 +16,7 @@ from components.session.session import Session
 from components.session.settings import Settings, Status
 from intraslice.config import SliceConfig
 from intraslice.errors import NumericalError, UserError
-from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.modeling.counts import kv_bytes_per_token
 from intraslice.planning.crossmodule_plan import CrossModulePlan

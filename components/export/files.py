@@ -21,34 +21,34 @@ from intraslice.evaluation.generation import generate_text
 from intraslice.reporting import record
 
 
-def words(session: Session, settings: Settings, command: str = "evaluate", *more: str) -> list[str]:
+def command_words(session: Session, settings: Settings, command: str = "evaluate", *more: str) -> list[str]:
     """The arguments of `python -m intraslice` that make the page's model and numbers.
 
     Raises UserError for settings out of range.
     """
     wanted = recipe(settings, session.evaluation_tokens)
     slicing, calibration, evaluation = wanted.slicing, wanted.calibration, wanted.evaluation
-    said = [command, "--model", wanted.model, "--sparsity", _number(slicing.sparsity)]
-    said += ["--estimator", slicing.estimator]
-    said += [] if slicing.bias is None else ["--bias", _number(slicing.bias)]
-    said += ["--cap", _number(slicing.cap), "--order", slicing.order]
-    said += ["--iterative"] if slicing.iterative else []
+    words = [command, "--model", wanted.model, "--sparsity", _number(slicing.sparsity)]
+    words += ["--estimator", slicing.estimator]
+    words += [] if slicing.bias is None else ["--bias", _number(slicing.bias)]
+    words += ["--cap", _number(slicing.cap), "--order", slicing.order]
+    words += ["--iterative"] if slicing.iterative else []
     for layer, module, ratio in slicing.locked:
-        said += ["--lock", str(layer), module, _number(100 * ratio)]
-    said += ["--calibration", calibration.text, "--eval", evaluation.text]
-    said += ["--sequences", str(calibration.sequences), "--length", str(calibration.length)]
-    said += ["--seed", str(calibration.seed), "--eval-tokens", str(evaluation.tokens)]
-    return [*said, "--device", session.device, *more]
+        words += ["--lock", str(layer), module, _number(100 * ratio)]
+    words += ["--calibration", calibration.text, "--eval", evaluation.text]
+    words += ["--sequences", str(calibration.sequences), "--length", str(calibration.length)]
+    words += ["--seed", str(calibration.seed), "--eval-tokens", str(evaluation.tokens)]
+    return [*words, "--device", session.device, *more]
 
 
 def command_lines(session: Session, settings: Settings, prompt: str) -> str:
     """The page's numbers, its checkpoint and its answer (greedy), as three lines for a shell."""
     lines = [
-        words(session, settings),
-        words(session, settings, "slice", "--out", checkpoint_name(settings)),
-        words(session, settings, "generate", "--prompt", prompt),
+        command_words(session, settings),
+        command_words(session, settings, "slice", "--out", checkpoint_name(settings)),
+        command_words(session, settings, "generate", "--prompt", prompt),
     ]
-    return "\n".join(shlex.join(["python", "-m", "intraslice", *line]) for line in lines)
+    return "\n".join(shlex.join(["python", "-m", "intraslice", *words]) for words in lines)
 
 
 def checkpoint_name(settings: Settings) -> str:

@@ -23,8 +23,8 @@ MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
 def theme() -> gr.themes.Base:
     """A quiet theme: one accent, thin rules, no shadows, no fonts from elsewhere."""
 
-    def both(name: str, kind: dict = FAINT) -> tuple[str, str]:
-        return kind[name].light, kind[name].dark
+    def both(name: str, colours: dict = FAINT) -> tuple[str, str]:
+        return colours[name].light, colours[name].dark
 
     page, panel, rule = both("page"), both("panel"), both("rule")
     ink, quiet = both("ink", COLOURS), both("quiet", COLOURS)

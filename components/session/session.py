@@ -28,7 +28,7 @@ from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
-from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import SUGGESTED_MODELS, LoadedModel, load_model, require_memory
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.planning.profile import Profile

@@ -10,7 +10,7 @@ from intraslice import checkpoints
 from intraslice.cli.run import Run, peak_memory, show
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
-from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.crossmodule_plan import CrossModulePlan

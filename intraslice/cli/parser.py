@@ -15,7 +15,7 @@ from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.offload import PLACEMENTS
-from intraslice.registry import ESTIMATORS
+from intraslice.registry import ESTIMATORS, Registry
 
 FEW_TOKENS = 2048  # enough for activations, and for paired differences of losses
 
@@ -23,6 +23,11 @@ FEW_TOKENS = 2048  # enough for activations, and for paired differences of losse
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # one line, where argparse would print its usage too
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _listed(what: str, registry: Registry) -> str:
+    """Help on a choice among what is registered; argparse wants its per cent signs doubled."""
+    return f"{what}. {registry.help()}".replace("%", "%%")
 
 
 def _common(eval_tokens: int) -> argparse.ArgumentParser:
@@ -44,28 +49,30 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
         "--estimator",
         default=slicing.estimator,
         choices=ESTIMATORS,
-        help=f"how ratios are estimated; {ESTIMATORS.help()}",
+        help=_listed("how ratios are estimated", ESTIMATORS),
     )
-    told = "above 1 cuts MLPs harder, below 1 attention; by default the importances decide, and it is 1 without any"
-    add("--bias", type=float, metavar="F", help=told)
+    explanation = (
+        "above 1 cuts MLPs harder, below 1 attention; by default the importances decide, and it is 1 without any"
+    )
+    add("--bias", type=float, metavar="F", help=explanation)
     add(
         "--head-fraction", type=float, metavar="F", help="share of a head that is ranked as one unit; 1 is a whole head"
     )
     add("--gradient-group", type=int, default=slicing.gradient_group, help="sequences whose gradients are summed first")
     add("--cap", type=float, default=slicing.cap, help="upper bound of every ratio")
     add("--order", default=slicing.order, choices=get_args(Order))
-    add("--iterative", action="store_true", help="refine MLPs that lose over 35 % (sequential order; slow)")
+    add("--iterative", action="store_true", help="refine MLPs that lose over 35 %% (sequential order; slow)")
     lock = "give one module's ratio by hand, such as --lock 7 mlp 25; may be repeated, and the others make up for it"
     add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
-    add("--method", default="intraslice", choices=METHODS, help=METHODS.help())
+    add("--method", default="intraslice", choices=METHODS, help=_listed("how the model is sliced", METHODS))
     add("--epochs", type=int, default=slicing.epochs, help="intraslice+: of its distillation; 0 leaves it at the fits")
     add("--slicing", type=float, metavar="F", help="crossmodule: share of axes to cut, instead of --sparsity")
     add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")
     add("--sequences", type=int, default=calibration.sequences)
     add("--length", type=int, default=calibration.length, help="tokens a sequence, and a perplexity window")
     add("--seed", type=int, default=calibration.seed)
-    told = "what gradients are taken on: tokens the model draws itself, or the text's own (as published)"
-    add("--targets", default=calibration.targets, choices=get_args(Targets), help=told)
+    explanation = "what gradients are taken on: tokens the model draws itself, or the text's own (as published)"
+    add("--targets", default=calibration.targets, choices=get_args(Targets), help=explanation)
     add("--eval", default=evaluation.text, metavar="NAME|FILE", help="evaluation text")
     add("--eval-tokens", type=int, default=eval_tokens)
     return common

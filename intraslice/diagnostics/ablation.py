@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.errors import UserError
-from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.linear import frozen_linear

@@ -1,4 +1,4 @@
-"""Token by token: what a passage's tokens suffer, what either model would say next, and where two answers part."""
+"""Token by token: what a passage's tokens suffer under slicing, and what either model would say next."""
 
 from __future__ import annotations
 

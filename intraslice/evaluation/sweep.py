@@ -16,7 +16,7 @@ from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
-from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import plan_by, slice_by, uses_estimator
@@ -138,8 +138,8 @@ def _measure(
     }
     if speed is not None:
         speeds = yield from measure_speed({"dense": dense, "sliced": model}, speed)
-        for kind in ("prefill", "decode"):
-            per_second = {name: getattr(speed_of, kind) for name, speed_of in speeds.items()}
-            row |= {f"{kind}_{name}": value for name, value in per_second.items()}
-            row[f"{kind}_ratio"] = per_second["sliced"] / per_second["dense"]
+        for phase in ("prefill", "decode"):
+            per_second = {name: getattr(speeds_of_model, phase) for name, speeds_of_model in speeds.items()}
+            row |= {f"{phase}_{name}": value for name, value in per_second.items()}
+            row[f"{phase}_ratio"] = per_second["sliced"] / per_second["dense"]
     return row

@@ -162,9 +162,11 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     until what goes is what was asked. Locked ratios stay, and the search gives the rest what they leave. Raises
     UserError when cap, bias and locks leave too little to remove or remove too much, or when a locked layer is absent.
     """
-    own = (profile.head_fraction, profile.gradient_group)
-    if own != (config.head_fraction, config.gradient_group):
-        raise ValueError(f"the profile has units and gradient groups {own}; take the one of stats.profile_for(config)")
+    units = (profile.head_fraction, profile.gradient_group)
+    if units != (config.head_fraction, config.gradient_group):
+        raise ValueError(
+            f"the profile has units and gradient groups {units}; take the one of stats.profile_for(config)"
+        )
     absent = [layer for layer, _, _ in config.locked if layer >= len(profile.layers)]
     if absent:
         raise UserError(f"layer {absent[0]} is locked; wanted one from 0 to {len(profile.layers) - 1}")
@@ -235,7 +237,7 @@ def flops_per_token(profile: Profile, plan: SlicePlan, head_weights: int, contex
     attention to `context` tokens: scores and weighted values. Norms, biases, rotations and activations are left out,
     well below 1 % of it.
     """
-    dense = [(size.heads, size.kv_heads, size.dim, size.neurons) for size in (own.sizes for own in profile.layers)]
+    dense = [(size.heads, size.kv_heads, size.dim, size.neurons) for size in (layer.sizes for layer in profile.layers)]
     sliced = [(len(layer.heads), layer.kv_heads, layer.dim, layer.neurons) for layer in plan.layers]
     return _flops(profile, dense, head_weights, context), _flops(profile, sliced, head_weights, context)
 

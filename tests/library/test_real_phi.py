@@ -11,7 +11,7 @@ from intraslice.calibration.driver import calibrate
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.evaluation.generation import generate_text
-from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import LoadedModel, load_model
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained.hub import hub_answers

@@ -14,7 +14,7 @@ from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
 from intraslice.calibration.driver import calibrate
 from intraslice.config import SliceConfig
-from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model

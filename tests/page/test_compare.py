@@ -20,8 +20,8 @@ from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.ui.handlers import flat, skipped
 from intraslice.__main__ import main
-from intraslice.diagnostics.divergence import first_divergence
-from intraslice.evaluation.loss import perplexity
+from intraslice.diagnostics.first_divergence import first_divergence
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.progress import finish
 

@@ -15,10 +15,13 @@ import pytest
 from components.export import files as exports
 from components.export.report import Report, html
 from components.ratios.charts import ratio_chart
+from components.session.keys import recipe
 from components.session.session import Session
 from components.session.settings import Settings
 from components.ui.downloads import Downloads
 from intraslice.__main__ import main
+from intraslice.cli.parser import parser
+from intraslice.cli.run import recipe_of
 from intraslice.evaluation.generation import generate_text
 
 PROMPT = "w10 w20 w30"
@@ -57,6 +60,13 @@ def page_text(session: Session, settings: Settings) -> str:
     """The answer of the page's own slice."""
     tokenizer = session.calibrated(settings).loaded.tokenizer
     return "".join(generate_text(finished(session.slice(settings)), tokenizer, PROMPT))
+
+
+def test_the_command_lines_words_mean_the_pages_own_recipe(session, settings):
+    words = exports.command_words(session, settings)
+    assert recipe_of(parser().parse_args(words)) == recipe(settings, session.evaluation_tokens)
+    uploaded = settings._replace(upload="/somewhere/private/mine.txt")
+    assert recipe_of(parser().parse_args(exports.command_words(session, uploaded))).calibration.text == "mine.txt"
 
 
 def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, capsys, downloads, tmp_path, monkeypatch):
@@ -101,7 +111,7 @@ def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:
 
 
 def test_an_upload_goes_by_its_name(session, tiny) -> None:
-    words = exports.words(session, tiny._replace(upload="/somewhere/secret/mine.txt"))
+    words = exports.command_words(session, tiny._replace(upload="/somewhere/secret/mine.txt"))
     assert words.count("mine.txt") == 2
     assert not any("secret" in word for word in words)
 

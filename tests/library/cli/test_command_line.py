@@ -11,6 +11,7 @@ import pytest
 
 from intraslice.__main__ import main
 from intraslice.methods.registry import METHODS
+from intraslice.registry import ESTIMATORS
 
 EVALUATED = {
     "model",
@@ -63,6 +64,16 @@ def run(words, capsys):
         return json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
     return answer
+
+
+@pytest.mark.parametrize("command", ["ratios", "evaluate", "slice", "generate", "inspect", "sensitivity", "sweep"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for entry in (*METHODS.values(), *ESTIMATORS.values()):
+        assert f"{entry.name}: {entry.explanation}" in told
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from intraslice.diagnostics.ablation import ABLATIONS, ablated_model, measure_ablations
 from intraslice.errors import UserError
-from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import canonicalise
 from intraslice.progress import finish
 

@@ -16,7 +16,7 @@ from intraslice.config import SliceConfig
 from intraslice.diagnostics import sensitivity
 from intraslice.diagnostics.sensitivity import cut_alone, measure_sensitivity
 from intraslice.errors import UserError
-from intraslice.evaluation.loss import token_losses
+from intraslice.evaluation.perplexity import token_losses
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model

@@ -9,11 +9,11 @@ import torch
 from torch.testing import assert_close
 
 from intraslice.config import SliceConfig
-from intraslice.diagnostics.divergence import Divergence, first_divergence, greedy_tokens
+from intraslice.diagnostics.first_divergence import Divergence, first_divergence, greedy_tokens
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
-from intraslice.evaluation.loss import token_losses
+from intraslice.evaluation.perplexity import token_losses
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model

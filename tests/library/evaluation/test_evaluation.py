@@ -12,9 +12,10 @@ from torch.testing import assert_close
 
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
-from intraslice.evaluation import generation, loss
+from intraslice.evaluation import generation
+from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.generation import Sampling, answer_text, generate_text, prompt_tokens, stream_tokens
-from intraslice.evaluation.loss import perplexity, token_losses
+from intraslice.evaluation.perplexity import perplexity, token_losses
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import Progress, finish
@@ -53,7 +54,7 @@ def test_token_losses_are_by_window_and_token(case):
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
     expected = finish(perplexity(case.loaded.model, case.tokens))
-    monkeypatch.setattr(loss, "TOKENS_A_BATCH", batch * case.tokens.shape[1])
+    monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", batch * case.tokens.shape[1])
     monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
     events: list[Progress] = []
     assert finish(perplexity(case.loaded.model, case.tokens), events.append) == pytest.approx(expected, rel=1e-5)

@@ -8,7 +8,7 @@ import pytest
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.evaluation import sweep as module
-from intraslice.evaluation.loss import perplexity
+from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
