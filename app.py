@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 
 from components import api, tabs
-from components.page import controls, events, slider, theme
+from components.page import controls, events, link, slider, theme
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.ui import explainers, formatting
@@ -35,11 +35,18 @@ def build_app(session: Session) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs") as row:
             panels = tabs.build(session, first)
         explainers.glossary()
-        compare = panels.compare
         frame = events.Frame(
-            side, row, gr.State("ratios"), status, headline, removed, compare.prompt, compare.perplexity
+            controls=side,
+            tabs=row,
+            tab=gr.State(link.FIRST_TAB),
+            status=status,
+            headline=headline,
+            removed=removed,
+            prompt=panels["compare"].prompt,
+            perplexity=panels["compare"].perplexity,
+            panels=panels,
         )
-        context = events.connect(session, frame, tabs.always(panels, session), tabs.in_view(panels))
+        context = events.connect(session, frame, tabs.always(panels), tabs.while_open(panels))
         tabs.connect(panels, context)
         api.build(session)
     return page
@@ -47,7 +54,7 @@ def build_app(session: Session) -> gr.Blocks:
 
 def launch_options() -> dict:
     """Keyword arguments for `launch()`."""
-    return theme.launch_options(tabs.LABELS)
+    return theme.launch_options(tabs.labels())
 
 
 def main() -> None:

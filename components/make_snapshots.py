@@ -7,7 +7,8 @@ Three files in `assets/`: what the estimator reads (`session/snapshot.py`), spec
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from components.session import diagnostics_file, snapshot
 from components.session.diagnostics_file import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
 from components.session.session import Calibrated, Session
 from components.session.settings import Settings
-from components.spectra.measure import Measured
+from components.spectra.measure import CalibratedSpectra
 from intraslice.progress import finish
 
 
@@ -73,7 +74,7 @@ def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view:
     )
 
 
-def gather(measured: Measured, calibrated: Calibrated) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def gather(measured: CalibratedSpectra, calibrated: Calibrated) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of `save` that hold spectra, and what else it needs to know of the model."""
     stats = calibrated.stats
     layers = range(len(stats.layers))
@@ -103,21 +104,36 @@ def gather(measured: Measured, calibrated: Calibrated) -> tuple[dict[str, np.nda
     return arrays, {"sizes": [curve.size for curve in groups["wide"][0]], "kv_head": list(stats.kv_heads[0])}
 
 
+@contextmanager
+def aside(*files: Path) -> Iterator[None]:
+    """While open, the files are not there, so that none is read; they come back unless new ones were made."""
+    moved = {file: file.with_suffix(".before") for file in files if file.is_file()}
+    for file, before in moved.items():
+        file.replace(before)
+    try:
+        yield
+    finally:
+        for file, before in moved.items():
+            if file.is_file():
+                before.unlink()
+            else:
+                before.replace(file)
+
+
 def main() -> None:
     """Measure the default model at the page's first setting and write all three."""
-    diagnostics_file.FILE.unlink(missing_ok=True)  # an older one may hold other things
-    session, settings = Session(), Settings()
-    shifts = ShiftViews(session)
-    for event in chain(session.prepare(settings, "snapshot"), shifts.measure(settings, "snapshot")):
-        print(event.text, event.done, event.total)
-    calibrated = session.calibrated(settings)
-    snapshot.save(calibrated.source.profile, snapshot.label())
-    arrays, about = gather(Measured(calibrated), calibrated)
-    save(snapshot.label(), arrays, about, shifts.view(settings, "snapshot"))
-    sensitivity = finish(
-        estimator_check.measurement(calibrated), lambda event: print(event.stage, event.done, event.total)
-    )
-    estimator_check.save(sensitivity)
+    with aside(snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE):  # older ones may hold other things
+        session, settings = Session(), Settings()
+        shifts = ShiftViews(session)
+        for event in chain(session.prepare(settings, "snapshot"), shifts.measure(settings, "snapshot")):
+            print(event.text, event.done, event.total)
+        calibrated = session.calibrated(settings)
+        arrays, about = gather(CalibratedSpectra(calibrated), calibrated)
+        measuring = estimator_check.measurement(calibrated)
+        sensitivity = finish(measuring, lambda event: print(event.stage, event.done, event.total))
+        snapshot.save(calibrated.source.profile, snapshot.label())
+        save(snapshot.label(), arrays, about, shifts.view(settings, "snapshot"))
+        estimator_check.save(sensitivity)
 
 
 if __name__ == "__main__":

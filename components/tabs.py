@@ -1,75 +1,60 @@
-"""The tabs, in their order: a new one is a folder of its own and a line in `build` and in `connect`."""
+"""The tabs, in their order: a new one is a folder of its own and a line in `TABS`."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
 import gradio as gr
 
-from components.activations import panel as activations_panel
-from components.compare import panel as compare_panel
-from components.export import panel as export_panel
+from components.activations import panel as activations
+from components.compare import panel as compare
+from components.export import panel as export
 from components.page.context import Context
-from components.ratios import panel as ratios_panel
+from components.ratios import panel as ratios
 from components.session.session import Session
 from components.session.settings import Settings
-from components.spectra import panel as spectra_panel
-from components.sweep import panel as sweep_panel
+from components.spectra import panel as spectra
+from components.sweep import panel as sweep
 from components.ui.handlers import Follower
 
-LABELS = {
-    "ratios": "Ratios",
-    "spectra": "Spectra",
-    "activations": "Activations",
-    "compare": "Compare",
-    "sweep": "Sweep",
-    "export": "Export",
+# By id: label, and the module whose `build(session, first)` makes the tab and whose `connect(panel, context)` wires it.
+TABS: dict[str, tuple[str, ModuleType]] = {
+    "ratios": ("Ratios", ratios),
+    "spectra": ("Spectra", spectra),
+    "activations": ("Activations", activations),
+    "compare": ("Compare", compare),
+    "sweep": ("Sweep", sweep),
+    "export": ("Export", export),
 }
 
 
-class Tabs(NamedTuple):
-    """Every tab's parts."""
-
-    ratios: ratios_panel.RatiosPanel
-    spectra: spectra_panel.SpectraPanel
-    activations: activations_panel.ActivationsPanel
-    compare: compare_panel.ComparePanel
-    sweep: sweep_panel.SweepPanel
-    export: export_panel.ExportPanel
+def labels() -> dict[str, str]:
+    """The tabs' labels by their ids."""
+    return {tab: label for tab, (label, _) in TABS.items()}
 
 
-def build(session: Session, first: Settings) -> Tabs:
-    """All tabs, with what is known of `first`. Called inside `gr.Tabs()`."""
-    panels = {
-        "ratios": ratios_panel.build,
-        "spectra": spectra_panel.build,
-        "activations": activations_panel.build,
-        "compare": compare_panel.build,
-        "sweep": sweep_panel.build,
-        "export": export_panel.build,
-    }
-    parts = {}
-    for tab, label in LABELS.items():
+def build(session: Session, first: Settings) -> dict[str, Any]:
+    """Every tab's panel by its id, with what is known of `first`. Called inside `gr.Tabs()`."""
+    panels = {}
+    for tab, (label, module) in TABS.items():
         with gr.Tab(label, id=tab):
-            parts[tab] = panels[tab](session, first)
-    return Tabs(**parts)
+            panels[tab] = module.build(session, first)
+    return panels
 
 
-def always(tabs: Tabs, session: Session) -> list[Follower]:
+def always(panels: Mapping[str, Any]) -> list[Follower]:
     """What moves while the slider is dragged, whatever tab is in view."""
-    return [tabs.ratios.follower(session)]
+    return [panels["ratios"].follower]
 
 
-def in_view(tabs: Tabs) -> list[Follower]:
+def while_open(panels: Mapping[str, Any]) -> list[Follower]:
     """What else moves with the slider, in its own tab. Each output costs every move some 2 ms: the rest waits."""
-    return [tabs.spectra.follower]
+    return [panels["spectra"].follower]
 
 
-def connect(tabs: Tabs, context: Context) -> None:
+def connect(panels: Mapping[str, Any], context: Context) -> None:
     """Attach what belongs to one tab alone. Called inside the `gr.Blocks()` that holds them."""
-    ratios_panel.connect(tabs.ratios, context)
-    compare_panel.connect(tabs.compare, context)
-    spectra_panel.connect(tabs.spectra, context)
-    activations_panel.connect(tabs.activations, context)
-    sweep_panel.connect(tabs.sweep, context)
-    export_panel.connect(tabs.export, context, tabs.sweep.choice)
+    for tab, (_, module) in TABS.items():
+        module.connect(panels[tab], context)

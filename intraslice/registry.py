@@ -32,7 +32,11 @@ class Registry(dict[str, Entry]):
         self.kind = kind
 
     def register(self, entry: Entry) -> Entry:
-        """Add an entry. Raises ValueError where its name is taken: nothing replaces another by accident."""
+        """Add an entry. Raises ValueError where its name is no single word or is taken: nothing replaces another."""
+        if len(entry.name.split()) != 1:
+            raise ValueError(
+                f"{self.kind} {entry.name!r} has no name of one word; give it one, such as 'my-{self.kind}'"
+            )
         if entry.name in self:
             raise ValueError(f"there is {self.kind} {entry.name!r} already; `del` it first, or take another name")
         self[entry.name] = entry

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from components.activations import snapshot
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.session.caches import BoundedCache
-from components.session.crossmodule import contrast
+from components.session.crossmodule import nearest_plan
 from components.session.jobs import statuses
 from components.session.keys import SliceKey, calibration_key, slice_config, slice_key
 from components.session.session import Session
@@ -76,7 +76,7 @@ class ShiftViews:
     def _measure_one(self, settings: Settings, method: Method) -> Generator[Status, None, None]:
         calibrated = self._session.calibrated(settings)
         if method == "crossmodule":
-            plan, near = contrast(calibrated.loaded.model, slice_config(settings).sparsity)
+            plan, near = nearest_plan(calibrated.loaded.model, slice_config(settings).sparsity)
             if not near:
                 self._missing.put(slice_key(settings, method), plan.note, 1)
                 return

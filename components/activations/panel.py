@@ -86,7 +86,7 @@ def connect(panel: ActivationsPanel, context: Context) -> None:
     follower = Follower("activations", bind(show, panel.views), panel.shown)
     context.follow(follower, [*context.at_rest, context.controls.layer.change])
     context.afterwards("activations", Measured(context.status, *panel.shown), measure, panel.views)
-    context.choosing(panel.shown.shift)
+    context.choose_layer_by(panel.shown.shift)
 
 
 def _words(views: ShiftViews, settings: Settings, view: ShiftView | None) -> str:

@@ -48,7 +48,7 @@ class CostsMeasured(NamedTuple):
     protocol: Any
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
     """The status and one result."""
 
     status: Any
@@ -82,9 +82,9 @@ def answer(
     shown, latest, moment = {}, {}, 0.0
     yield skipped(Answered)
     if not columns.attend(visitor):
-        columns.stopped.add(visitor)
+        columns.note_end(visitor, stopped=True)
         return
-    columns.stopped.discard(visitor)
+    columns.note_end(visitor, stopped=False)
     for event in answers.answer(columns, settings, question, visitor):
         status = gr.skip()
         if isinstance(event, Status):
@@ -94,17 +94,17 @@ def answer(
             yield _changed(shown, latest, settings)._replace(status=status)
             shown, moment = latest, time.monotonic()
     if not latest or any(column.state in UNFINISHED for column in latest.values()):
-        columns.stopped.add(visitor)
+        columns.note_end(visitor, stopped=True)
         yield _changed(shown, {name: _halted(column) for name, column in latest.items()}, settings)
 
 
 def known_costs(columns: Columns, settings: Settings, layer: int, request: gr.Request) -> CostTexts:
     """Parameters, cache, perplexity and speed of each column as far as they are known, and how measured (HTML)."""
     try:
-        costs = columns.known(settings)
+        known = columns.known(settings)
     except ValueError:  # the first line of the page says it
-        costs = Costs({}, {})
-    return CostTexts(**{name: html.cost(name, costs) for name in COLUMNS}, protocol=html.protocol(costs))
+        known = Costs({}, {})
+    return CostTexts(**{name: html.cost(name, known) for name in COLUMNS}, protocol=html.protocol(known))
 
 
 def costs(columns: Columns, settings: Settings, request: gr.Request) -> Iterator[CostsMeasured]:
@@ -113,22 +113,22 @@ def costs(columns: Columns, settings: Settings, request: gr.Request) -> Iterator
     Unless the visitor's last answer was stopped: no more work follows that.
     """
     yield skipped(CostsMeasured)
-    if visitor_of(request) in columns.stopped:
+    if columns.was_stopped(visitor_of(request)):
         return
     for event in columns.measure(settings, visitor_of(request)):
         yield CostsMeasured(formatting.status(event), *known_costs(columns, settings, 0, request))
 
 
-def next_tokens(columns: Columns, settings: Settings, prompt: str, raw: bool, request: gr.Request) -> Iterator[Found]:
+def next_tokens(columns: Columns, settings: Settings, prompt: str, raw: bool, request: gr.Request) -> Iterator[Result]:
     """The likeliest first tokens of an answer, dense beside IntraSlice; yields status and table (HTML)."""
-    yield skipped(Found)
+    yield skipped(Result)
     for event in passages.next_tokens(columns, settings, prompt, bool(raw), visitor_of(request)):
         yield _in_words(event, lambda candidates: html.candidates(candidates, prompt))
 
 
-def passage(columns: Columns, settings: Settings, passage: str, request: gr.Request) -> Iterator[Found]:
+def passage(columns: Columns, settings: Settings, passage: str, request: gr.Request) -> Iterator[Result]:
     """Colour a text by the extra loss that slicing costs each of its tokens; yields status and passage (HTML)."""
-    yield skipped(Found)
+    yield skipped(Result)
     for event in passages.score(columns, settings, passage, visitor_of(request)):
         yield _in_words(event, html.passage)
 
@@ -178,9 +178,9 @@ def _halted(column: Answer) -> Answer:
     return replace(column, state="stopped") if column.state in UNFINISHED else column
 
 
-def _in_words(event: Status | passages.Found, words: Callable[[Any], str]) -> Found:
+def _in_words(event: Status | passages.Found, words: Callable[[Any], str]) -> Result:
     """Status and result: an error stands where the result would."""
-    unchanged = skipped(Found)
+    unchanged = skipped(Result)
     if not isinstance(event, Status):
         return unchanged._replace(found=words(event))
     if event.kind == "error":

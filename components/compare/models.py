@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from components.compare.views import Cost, Costs
 from components.session.caches import BoundedCache
-from components.session.crossmodule import contrast
+from components.session.crossmodule import nearest_plan
 from components.session.jobs import statuses
 from components.session.keys import CalibrationKey, calibration_key, slice_config
 from components.session.session import Session
@@ -29,7 +29,7 @@ class Columns:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.stopped: set[str] = set()  # visitors whose last answer came to no end
+        self._stopped: set[str] = set()
         self._asking: set[str] = set()
         self._called_off: set[str] = set()
         self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
@@ -61,7 +61,7 @@ class Columns:
     def _unequal(self, settings: Settings) -> str:
         if settings.sparsity == 0:  # then every column is the dense model
             return ""
-        (plan, near), asked = self._contrast(settings), settings.sparsity / 100
+        (plan, near), asked = self._nearest_plan(settings), settings.sparsity / 100
         if near:
             return ""
         return (
@@ -69,10 +69,10 @@ class Columns:
             f"of {plan.hidden}, removes {plan.removed_fraction:.1%}, which would be no equal comparison."
         )
 
-    def _contrast(self, settings: Settings) -> tuple[CrossModulePlan, bool]:
+    def _nearest_plan(self, settings: Settings) -> tuple[CrossModulePlan, bool]:
         key = (calibration_key(settings), settings.sparsity)
         model = self.session.calibrated(settings).loaded.model
-        return self._cross.get(key) or self._cross.put(key, contrast(model, settings.sparsity / 100), 1)
+        return self._cross.get(key) or self._cross.put(key, nearest_plan(model, settings.sparsity / 100), 1)
 
     # Costs
 
@@ -93,7 +93,7 @@ class Columns:
             if problem := self._unequal(settings):
                 problems["crossmodule"] = problem
             else:
-                (cross, _), dense = self._contrast(settings), self.session.calibrated(settings).loaded.model
+                (cross, _), dense = self._nearest_plan(settings), self.session.calibrated(settings).loaded.model
                 value = self._cross_perplexities.get((key, settings.sparsity))
                 # It cuts what heads read and write, not what they keep.
                 kept = kv_bytes_per_token(dense)
@@ -131,6 +131,14 @@ class Columns:
         self._asking.discard(visitor)
         self._called_off.discard(visitor)
         return wanted
+
+    def note_end(self, visitor: str, stopped: bool) -> None:
+        """A visitor's answer came to its end, or to none."""
+        (self._stopped.add if stopped else self._stopped.discard)(visitor)
+
+    def was_stopped(self, visitor: str) -> bool:
+        """Whether a visitor's last answer came to no end."""
+        return visitor in self._stopped
 
     def _measuring(self, settings: Settings) -> Iterator[Status]:
         yield from self.session.measuring(settings)

@@ -8,11 +8,11 @@ import gradio as gr
 
 from components.assets import ASSETS
 from components.compare import handlers
-from components.compare.handlers import AfterSlice, Found
+from components.compare.handlers import AfterSlice, Result
 from components.compare.models import Columns
 from components.page.context import HEAVY, PRIVATE, Context
 from components.ui.explainers import fold
-from components.ui.handlers import flat, in_view, skipped
+from components.ui.handlers import flat, skipped, while_open
 
 SAMPLE = (
     "The Moon is the only natural satellite of the Earth. It orbits at an average distance of 384,400 kilometres, "
@@ -57,10 +57,10 @@ def connect(
     """Attach the part's handlers. `answered` is the end of an answer: the prompt may be another one by then."""
     settings, status = context.controls.settings, context.status
     asked = [*settings, context.prompt, raw]
-    candidates, scored = [*Found(status, panel.candidates)], [*Found(status, panel.scored)]
+    candidates, scored = [*Result(status, panel.candidates)], [*Result(status, panel.scored)]
     answered.then(flat(handlers.next_tokens, columns), asked, candidates, api_name="next_tokens", **HEAVY)
     panel.score.click(flat(handlers.passage, columns), [*settings, panel.text], scored, api_name="passage", **HEAVY)
     both = AfterSlice(status, panel.candidates, panel.scored)
-    after_slice = in_view("compare", skipped(AfterSlice), handlers.after_slice, columns)
+    after_slice = while_open("compare", skipped(AfterSlice), handlers.after_slice, columns)
     for end in (*context.measured, context.opened["compare"]):
         end.then(after_slice, [*asked, panel.text, context.tab], [*both], **PRIVATE, **HEAVY)

@@ -21,7 +21,7 @@ from components.sweep.views import SweepChoice
 from components.ui import formatting
 from components.ui.chart_bridge import PLOTLY
 from components.ui.downloads import SAVE, Downloads
-from components.ui.handlers import flat, in_view, skipped, visitor_of
+from components.ui.handlers import flat, skipped, visitor_of, while_open
 
 LINK = """<div class="isx-copy"><input type="text" readonly aria-label="Link to this view">
   <button type="button" aria-label="Copy the link">Copy</button></div>"""
@@ -176,23 +176,23 @@ def build(session: Session, first: Settings) -> ExportPanel:
     )
 
 
-def connect(panel: ExportPanel, context: Context, choice: SweepChoice) -> None:
-    """Attach the tab's handlers; `choice` are the inputs of the sweep that a report shows."""
+def connect(panel: ExportPanel, context: Context) -> None:
+    """Attach the tab's handlers. A report shows the sweep that the Sweep tab is set to."""
     session, controls, downloads = context.session, context.controls, context.downloads
     settings, buttons, hidden = controls.settings, panel.buttons, panel.files
     seen = {
-        "fn": in_view("export", skipped(Shown), preview, session),
+        "fn": while_open("export", skipped(Shown), preview, session),
         "inputs": [*settings, context.prompt, context.tab],
         "outputs": [*panel.shown],
         **CHEAP,
         **PRIVATE,
     }
-    gr.on([*context.at_rest, controls.model.change], **seen, trigger_mode="always_last")
+    gr.on([*context.at_rest, controls.iterative.input, controls.model.change], **seen, trigger_mode="always_last")
     for end in (context.opened["export"], *context.prepared):
         end.then(**seen)
 
     zipped = [*Zipped(context.status, panel.progress, hidden.checkpoint)]
-    with_view = [*settings, controls.layer, context.prompt, *choice]
+    with_view = [*settings, controls.layer, context.prompt, *context.panels["sweep"].choice]
     ends = {
         hidden.checkpoint: buttons.checkpoint.click(
             flat(checkpoint, session, downloads), settings, zipped, api_name="checkpoint", **HEAVY

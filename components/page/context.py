@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -10,7 +10,7 @@ import gradio as gr
 from components.page.controls import Controls
 from components.session.session import Session
 from components.ui.downloads import Downloads
-from components.ui.handlers import Follower, in_view, skipped
+from components.ui.handlers import Follower, skipped, while_open
 
 # Cheap answers skip the queue; all heavy work shares one lane, one job at a time.
 HEAVY = {"concurrency_id": "heavy", "concurrency_limit": 1, "show_progress": "hidden"}
@@ -34,49 +34,63 @@ class Context(NamedTuple):
     refresh: gr.Textbox  # another value here, after a handler has set controls, does what dragging them would
     downloads: Downloads
     opened: dict[str, gr.events.Dependency]  # a tab's id -> what follows when it is opened
-    prepared: Sequence[gr.events.Dependency]  # ends of what loads and calibrates
-    measured: Sequence[gr.events.Dependency]  # ends of what slices and measures
+    prepared: list[gr.events.Dependency]  # ends of what loads and calibrates; filled by `events.connect`
+    measured: list[gr.events.Dependency]  # ends of what slices and measures
+    panels: Mapping[str, Any]  # every tab's by its id, for a tab that shows what another is set to
 
     @property
     def at_rest(self) -> list[Any]:
-        """Events after which the settings of a slice have come to rest."""
+        """Events after which the settings of a slice have come to rest.
+
+        Whether MLPs are refined is none: nothing is sliced anew for that until a button asks for it.
+        """
         controls = self.controls
-        released = [controls.sparsity.release, controls.cap.release, controls.bias_slider.release]
-        chosen = [controls.estimator.input, controls.order.input, controls.iterative.input]
-        return [*released, *chosen, controls.locked.change, self.refresh.change]
+        slice_alone = [controls.sparsity.release, controls.estimator.input, controls.locked.change]
+        return [*slice_alone, *self.options_at_rest]
+
+    @property
+    def options_at_rest(self) -> list[Any]:
+        """Those of the settings that all slices of a sweep have in common: bias, cap and order."""
+        controls = self.controls
+        return [
+            controls.bias_slider.release,
+            controls.cap.release,
+            controls.order.input,
+            self.refresh.change,
+        ]
 
     def follow(self, follower: Follower, events: Sequence[Any]) -> None:
         """Let a tab in view follow these events, besides being up to date when it is opened."""
-        call = self.call(follower.tab, follower.outputs, follower.show) | CHEAP
+        call = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
         gr.on(events, **call, trigger_mode="always_last")
         for end in (*self.prepared, self.opened[follower.tab]):
             end.then(**call)
 
     def afterwards(self, tab: str, outputs: tuple, handler: Callable[..., Any], *bound: Any) -> None:
         """Call a slow handler when a slice is there and `tab` is in view."""
-        call = self.call(tab, outputs, handler, *bound) | HEAVY
+        call = self._call(tab, outputs, handler, *bound) | HEAVY
         for end in (*self.measured, self.opened[tab]):
             end.then(**call)
 
     def catch_up(self, follower: Follower, handler: Callable[..., Any], *bound: Any) -> None:
         """When another layer comes into view call `handler`, which takes seconds, in a lane of its own; then show."""
         lane = {"concurrency_id": follower.tab, "concurrency_limit": 2, "show_progress": "hidden"}
-        first = self.call(follower.tab, (), handler, *bound) | lane
-        then = self.call(follower.tab, follower.outputs, follower.show) | CHEAP
+        first = self._call(follower.tab, None, handler, *bound) | lane
+        then = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
         gr.on(self.controls.layer.change, **first, trigger_mode="always_last").then(**then)
         for end in (*self.prepared, self.opened[follower.tab]):
             end.then(**first).then(**then)
 
-    def call(self, tab: str, outputs: tuple, handler: Callable[..., Any], *bound: Any) -> dict[str, Any]:
+    def _call(self, tab: str, outputs: tuple | None, handler: Callable[..., Any], *bound: Any) -> dict[str, Any]:
         """Keyword arguments of an event that calls `handler(*bound, settings, layer, request)` while `tab` is open."""
         return {
-            "fn": in_view(tab, skipped(type(outputs)) if outputs else None, handler, *bound),
+            "fn": while_open(tab, outputs and skipped(type(outputs)), handler, *bound),
             "inputs": [*self.controls.settings, self.controls.layer, self.tab],
-            "outputs": list(outputs),
+            "outputs": outputs and [*outputs],
             **PRIVATE,
         }
 
-    def choosing(self, chart: gr.HTML) -> None:
+    def choose_layer_by(self, chart: gr.HTML) -> None:
         """Let a click on a layer of `chart` choose that layer everywhere."""
         chart.select(_clicked_layer, None, self.controls.layer, **PRIVATE, **CHEAP)
 

@@ -15,7 +15,7 @@ UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
 
 
 class Controls(NamedTuple):
-    """The sidebar's components. `settings` are the inputs that make a `views.Settings`, in its order."""
+    """The sidebar's components. `settings` are the inputs that make a `Settings`, in its order."""
 
     model: gr.Dropdown
     memory: gr.HTML

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -26,14 +26,15 @@ class Frame(NamedTuple):
     removed: gr.HTML
     prompt: gr.Textbox
     perplexity: gr.HTML
+    panels: Mapping[str, Any]  # every tab's, by its id
 
 
-def connect(session: Session, frame: Frame, always: Sequence[Follower], in_view: Sequence[Follower]) -> Context:
+def connect(session: Session, frame: Frame, always: Sequence[Follower], while_open: Sequence[Follower]) -> Context:
     """Attach what several tabs share. Called inside the `gr.Blocks()` that holds the components.
 
     Args:
         always: what follows every move, whatever tab is in view.
-        in_view: what follows every move while its tab is in view.
+        while_open: what follows every move while its tab is in view.
     """
     page = gr.context.Context.root_block
     controls = frame.controls
@@ -42,9 +43,9 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], in_view:
     shown = [output for follower in always for output in follower.outputs]
     shown += slider.Moved(*texts, controls.bias_found)
     move = {
-        "fn": flat(slider.move, session, always, in_view),
+        "fn": flat(slider.move, session, always, while_open),
         "inputs": [*with_layer, frame.tab],
-        "outputs": [*shown, *(output for follower in in_view for output in follower.outputs)],
+        "outputs": [*shown, *(output for follower in while_open for output in follower.outputs)],
         **PRIVATE,
         **CHEAP,
     }
@@ -76,8 +77,19 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], in_view:
     }
     for dependency in opened.values():
         dependency.then(**move)
-    parts = (session, controls, frame.status, frame.tab, frame.prompt, refresh, Downloads(), opened, prepared, measured)
-    context = Context(*parts)
+    context = Context(
+        session=session,
+        controls=controls,
+        status=frame.status,
+        tab=frame.tab,
+        prompt=frame.prompt,
+        refresh=refresh,
+        downloads=Downloads(),
+        opened=opened,
+        prepared=prepared,
+        measured=measured,
+        panels=frame.panels,
+    )
 
     _show_bias(controls, refresh)
     dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]

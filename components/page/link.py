@@ -13,26 +13,30 @@ from components.session.settings import PROMPT, Settings
 # What a link carries. `assets/page.js` takes the names, in this order, from what the page opens with.
 Linked = namedtuple("Linked", [*Settings._fields, "layer", "prompt"])
 Restored = namedtuple("Restored", [*Linked._fields, "tabs", "tab"])
-USUAL = Linked(**Settings()._asdict(), layer=0, prompt=PROMPT)  # stays out of the link
 FIRST_TAB = "ratios"
+
+
+def usual() -> Linked:
+    """What the page opens with anyway, and what therefore stays out of a link."""
+    return Linked(**Settings()._asdict(), layer=0, prompt=PROMPT)
 
 
 def restore(request: gr.Request) -> Restored:
     """Read the address bar: the settings, the layer, the prompt and the tab that a link carries."""
     query: Mapping[str, str] = dict(request.query_params) if request else {}
-    linked = {name: _typed(query.get(name), usual) for name, usual in USUAL._asdict().items()}
+    linked = {name: _typed(query.get(name), value) for name, value in usual()._asdict().items()}
     linked["upload"] = None  # no link names a file
     linked["prompt"] = query.get("prompt") or PROMPT
     tab = query.get("tab", FIRST_TAB)
     return Restored(**linked, tabs=gr.Tabs(selected=tab), tab=tab)
 
 
-def _typed(text: str | None, usual: Any) -> Any:
-    if text is None or isinstance(usual, str):
-        return usual if text is None else text
-    if isinstance(usual, bool):
+def _typed(text: str | None, default: Any) -> Any:
+    if text is None or isinstance(default, str):
+        return default if text is None else text
+    if isinstance(default, bool):
         return text.lower() == "true"
     try:
-        return float(text) if usual is None else type(usual)(float(text))
+        return float(text) if default is None else type(default)(float(text))
     except (ValueError, OverflowError):  # a mistyped link opens the page all the same
-        return usual
+        return default

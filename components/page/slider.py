@@ -11,7 +11,7 @@ from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.session.views import Perplexities, PlanView
 from components.ui import formatting
-from components.ui.handlers import Follower, skipped, visitor_of
+from components.ui.handlers import Follower, at_opening, skipped, visitor_of
 
 
 class Texts(NamedTuple):
@@ -49,14 +49,15 @@ def preview(session: Session, always: Sequence[Follower], settings: Settings, la
     Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML), and
     the bias that the importances found.
     """
+    session.give_way(visitor_of(request), settings)
     shown = [value for follower in always for value in follower.show(settings, layer, request)]
-    return *shown, *moved(session, settings, request)
+    return *shown, *texts_of(session, settings)
 
 
 def move(
     session: Session,
     always: Sequence[Follower],
-    in_view: Sequence[Follower],
+    while_open: Sequence[Follower],
     settings: Settings,
     layer: int,
     opened: str,
@@ -64,15 +65,14 @@ def move(
 ) -> tuple:
     """`preview` and what the open tab shows in one answer: a request for each would be slower than a drag."""
     shown = preview(session, always, settings, layer, request)
-    for follower in in_view:
+    for follower in while_open:
         seen = follower.tab == opened
         shown += follower.show(settings, layer, request) if seen else (gr.skip(),) * len(follower.outputs)
     return shown
 
 
-def moved(session: Session, settings: Settings, request: gr.Request | None) -> Moved:
+def texts_of(session: Session, settings: Settings) -> Moved:
     """The texts of a setting, and the bias that its importances found."""
-    session.give_way(visitor_of(request), settings)
     try:
         plan = session.plan(settings)
     except ValueError as problem:
@@ -84,8 +84,7 @@ def moved(session: Session, settings: Settings, request: gr.Request | None) -> M
 
 def opening(session: Session, settings: Settings) -> Moved:
     """What the page opens with, before any visitor is there; empty where nothing is known."""
-    texts = moved(session, settings, None)
-    return Moved(*("" if isinstance(value, dict) else value for value in texts))
+    return at_opening(texts_of(session, settings))
 
 
 def measure(session: Session, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import gradio as gr
 
 from components.assets import ASSETS
-from components.page.link import USUAL
+from components.page.link import usual
 from components.ui.chart_bridge import plotly_head
 from components.ui.palette import COLOURS, FAINT, css_variables
 
@@ -78,7 +78,7 @@ def launch_options(tabs: Mapping[str, str]) -> dict:
     """Keyword arguments for `launch()`: theme, css and head. `tabs` are the tabs' labels by their ids."""
     page, tour = (_read(name) for name in ("page.js", "tour.js"))
     given = {
-        "isxUsual": json.dumps(USUAL._asdict()),
+        "isxUsual": json.dumps(usual()._asdict()),
         "isxTabs": json.dumps(tabs),
         "isxTour": _read("texts/tour.json"),
     }

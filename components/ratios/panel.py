@@ -14,7 +14,7 @@ from components.session.session import Session
 from components.session.settings import Settings
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, bind, skipped
+from components.ui.handlers import Follower, at_opening, bind, skipped
 
 
 class Charts(NamedTuple):
@@ -28,12 +28,9 @@ class RatiosPanel(NamedTuple):
     """The tab's parts."""
 
     charts: Charts
+    follower: Follower  # of every move, whatever tab is in view: the table of ratios by hand reads the bars, too
     overrides: overrides.OverridesPanel
     estimator_check: estimator_check.EstimatorCheckPanel
-
-    def follower(self, session: Session) -> Follower:
-        """What follows every move, whatever tab is in view: the table of ratios by hand reads the bars, too."""
-        return Follower("ratios", bind(show, session), self.charts)
 
 
 def show(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Charts:
@@ -51,18 +48,20 @@ def show(session: Session, settings: Settings, layer: int, request: gr.Request |
 
 def build(session: Session, first: Settings) -> RatiosPanel:
     """Two charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
-    opening = Charts(*("" if isinstance(value, dict) else value for value in show(session, first, 0, None)))
+    opening = at_opening(show(session, first, 0, None))
     bars = chart(opening.ratios, height=440, elem_id="ratio-chart")
     fold("ratios")
     by_hand = overrides.build()
     why = chart(opening.importances, height=330, elem_id="importance-chart")
     fold("importances")
-    return RatiosPanel(Charts(bars, why), by_hand, estimator_check.build(session, first))
+    charts = Charts(bars, why)
+    follower = Follower("ratios", bind(show, session), charts)
+    return RatiosPanel(charts, follower, by_hand, estimator_check.build(session, first))
 
 
 def connect(panel: RatiosPanel, context: Context) -> None:
     """The charts follow by themselves (`follower`); a click on one chooses its layer."""
     for layers in panel.charts:
-        context.choosing(layers)
+        context.choose_layer_by(layers)
     overrides.connect(panel.overrides, context)
     estimator_check.connect(panel.estimator_check, context)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from transformers import PreTrainedModel
+
+from components.session.keys import CalibrationKey, SliceKey
+from intraslice.config import SliceConfig
+from intraslice.loading import LoadedModel
+from intraslice.planning.ratios import SlicePlan
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -54,8 +61,8 @@ class Caches:
 
     def __init__(self, free: int) -> None:
         eighth = free // 8
-        self.models: BoundedCache = BoundedCache(2 * eighth)
-        self.calibrations: BoundedCache = BoundedCache(2 * eighth)
-        self.slices: BoundedCache = BoundedCache(eighth)
-        self.plans: BoundedCache = BoundedCache(2_000)
-        self.perplexities: BoundedCache = BoundedCache(10_000)
+        self.models: BoundedCache[str, LoadedModel] = BoundedCache(2 * eighth)
+        self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache(2 * eighth)
+        self.slices: BoundedCache[SliceKey, PreTrainedModel] = BoundedCache(eighth)
+        self.plans: BoundedCache[tuple[CalibrationKey, str, SliceConfig], SlicePlan] = BoundedCache(2_000)
+        self.perplexities: BoundedCache[tuple, float] = BoundedCache(10_000)

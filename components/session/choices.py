@@ -1,4 +1,7 @@
-"""What can be chosen on the page: the library's registries, in which whatever registers itself appears."""
+"""What can be chosen on the page: the library's registries, for `ui/` and charts, which import no library.
+
+Whatever registers itself there is offered here.
+"""
 
 from __future__ import annotations
 

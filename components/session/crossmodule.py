@@ -10,7 +10,7 @@ from intraslice.planning.crossmodule_plan import CrossModulePlan
 TOLERANCE = 0.02  # of the layers' parameters: what is further apart is no equal removal
 
 
-def contrast(model: PreTrainedModel, sparsity: float) -> tuple[CrossModulePlan, bool]:
+def nearest_plan(model: PreTrainedModel, sparsity: float) -> tuple[CrossModulePlan, bool]:
     """The cross-module plan that removes nearest to `sparsity`, and whether that is near enough to compare."""
     plan = plan_crossmodule(model, sparsity)
     return plan, abs(plan.removed_fraction - sparsity) <= TOLERANCE

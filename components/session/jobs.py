@@ -67,7 +67,7 @@ class Jobs:
             job.stop.set()
 
     def start(self, visitor: str, live: bool, about: object = None, tab: str = "") -> Job:
-        """A job to `run`; the visitor's former one is statuses to stop."""
+        """A job to `run`; the visitor's former one is told to stop."""
         self.halt(visitor)
         job = self._running[visitor] = Job(live, about, tab)
         if visitor in self._gone:

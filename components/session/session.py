@@ -31,7 +31,6 @@ from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import SUGGESTED_MODELS, LoadedModel, load_model, require_memory
 from intraslice.methods.registry import plan_by, slice_by
-from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained.memory import available_bytes
 
@@ -104,10 +103,6 @@ class Session:
     def is_sliced(self, settings: Settings, method: str = "intraslice") -> bool:
         """Whether the sliced model of these settings is in memory, or no other than the dense one."""
         return settings.sparsity == 0 or self._caches.slices.get(slice_key(settings, method)) is not None
-
-    def profile(self, settings: Settings) -> tuple[Profile, str]:
-        """What the estimator read of a calibration that is there, and what it was measured on."""
-        return self.calibrated(settings).source.profile, self.ready(settings).text
 
     def perplexities(self, settings: Settings) -> Perplexities:
         """Whatever has been measured for this setting."""

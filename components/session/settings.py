@@ -28,7 +28,7 @@ class Settings(NamedTuple):
 
 @dataclass(frozen=True)
 class Status:
-    """What the page is doing. `total` 0 means nothing to count; `kind` is busy, ready, snapshot or error."""
+    """What the page is doing. `total` 0 means nothing to count; `kind` is busy, ready or error."""
 
     text: str
     kind: str = "busy"

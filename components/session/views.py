@@ -1,4 +1,4 @@
-"""What the page shows, as plain numbers: no tensors, no gradio. `session.py` makes them, charts and texts read them."""
+"""What the page shows, as plain numbers: no tensors, no gradio. Charts and texts read them."""
 
 from __future__ import annotations
 

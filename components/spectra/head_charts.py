@@ -45,7 +45,7 @@ def rank_chart(view: SpectraView) -> Chart:
             [
                 str(layer),
                 *map(str, row),
-                ", ".join(str(head) for head in range(heads) if (layer, head) in removed) or "none",
+                ", ".join(str(head) for head in range(heads) if head not in view.heads[layer]) or "none",
                 str(view.dims[layer]),
             ]
             for layer, row in enumerate(view.ranks)

@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from components.session.caches import BoundedCache
-from components.session.crossmodule import contrast
+from components.session.crossmodule import nearest_plan
 from components.session.keys import CalibrationKey, calibration_key
 from components.session.session import Calibrated, Session
 from components.session.settings import Settings
@@ -38,7 +38,7 @@ class Spectra(Protocol):
     def width(self, sparsity: float) -> int | None: ...
 
 
-class Measured:
+class CalibratedSpectra:
     """Spectra of a calibration that is there."""
 
     label = ""
@@ -86,7 +86,7 @@ class Measured:
     def width(self, sparsity: float) -> int | None:
         """Residual axes that the cross-module method keeps to remove as much, where it can."""
         if sparsity not in self._widths:
-            plan, near = contrast(self._model, sparsity)
+            plan, near = nearest_plan(self._model, sparsity)
             self._widths[sparsity] = plan.width if sparsity > 0 and near else None
         return self._widths[sparsity]
 
@@ -104,7 +104,9 @@ class SpectraViews:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._known: BoundedCache[CalibrationKey, tuple[Calibrated, Measured]] = BoundedCache(4)  # of size 1 each
+        self._known: BoundedCache[CalibrationKey, tuple[Calibrated, CalibratedSpectra]] = BoundedCache(
+            4
+        )  # of size 1 each
         self._kept = snapshot.spectra()
 
     def view(self, settings: Settings, layer: int) -> SpectraView | None:
@@ -143,5 +145,5 @@ class SpectraViews:
         calibrated = self._session.calibrated(settings)
         known = self._known.get(key)
         if known is None or known[0] is not calibrated:
-            known = self._known.put(key, (calibrated, Measured(calibrated)), 1)
+            known = self._known.put(key, (calibrated, CalibratedSpectra(calibrated)), 1)
         return known[1]

@@ -33,11 +33,7 @@ class SpectraPanel(NamedTuple):
 
     views: SpectraViews
     charts: Charts
-
-    @property
-    def follower(self) -> Follower:
-        """What follows the slider while the tab is in view."""
-        return Follower("spectra", bind(show, self.views), self.charts)
+    follower: Follower  # of every move while the tab is in view
 
 
 def show(views: SpectraViews, settings: Settings, layer: int, request: gr.Request | None) -> Charts:
@@ -66,10 +62,11 @@ def build(session: Session, first: Settings) -> SpectraPanel:
     fold("ranks")
     pairs = chart(opening.pairs, height=260, elem_id="pair-chart")
     fold("pairs")
-    return SpectraPanel(views, Charts(variance, ranks, pairs))
+    charts = Charts(variance, ranks, pairs)
+    return SpectraPanel(views, charts, Follower("spectra", bind(show, views), charts))
 
 
 def connect(panel: SpectraPanel, context: Context) -> None:
     """What takes seconds follows the layer in a lane of its own."""
     context.catch_up(panel.follower, complete, panel.views)
-    context.choosing(panel.charts.ranks)
+    context.choose_layer_by(panel.charts.ranks)

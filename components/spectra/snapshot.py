@@ -13,7 +13,7 @@ from components.spectra.views import Curve, KeptChannels, LayerCurves, PairsView
 
 
 class KeptSpectra:
-    """The default model's spectra as `make_snapshots.save` wrote them; answers as `spectra.Measured` does."""
+    """The default model's spectra as `make_snapshots.save` wrote them; answers as `spectra.CalibratedSpectra` does."""
 
     def __init__(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
         self.label: str = about["label"]

@@ -145,9 +145,10 @@ def _cost(plan: Plan, point: Point) -> float:
     """About what a point computes, in floating-point operations: every token costs two a parameter."""
     read = plan.texts.calibration.numel()
     tokens = plan.texts.evaluation.numel() + LINEAR_ALGEBRA
-    if METHODS[point.method].reads_tokens or plan.base.order == "sequential":
+    method = METHODS[point.method]
+    if method.reads_tokens or (method.uses_order and plan.base.order == "sequential"):
         tokens += 2 * read
-    if plan.base.iterative:
+    if method.uses_order and plan.base.iterative:
         tokens += 20 * read
     if plan.speed:  # a token written alone costs like many that are read together
         tokens += 2 * (plan.speed.repeats + 1) * (plan.speed.prompt + 10 * plan.speed.new)

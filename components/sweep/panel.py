@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context
+from components.session import choices
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.sweep import measure
@@ -18,7 +19,7 @@ from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.downloads import SAVE, Downloads
 from components.ui.explainers import fold
-from components.ui.handlers import bind, flat, in_view, skipped, visitor_of
+from components.ui.handlers import bind, flat, skipped, visitor_of, while_open
 from components.ui.labels import ESTIMATORS, METHODS
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
@@ -53,7 +54,7 @@ class Picked(NamedTuple):
 class SweepPanel(NamedTuple):
     """The tab's components."""
 
-    choice: SweepChoice  # the inputs that make one
+    choice: SweepChoice  # of the components whose values make one
     shown: Shown
     run: gr.Button
     cancel: gr.Button
@@ -64,6 +65,7 @@ class SweepPanel(NamedTuple):
 def build(session: Session, first: Settings) -> SweepPanel:
     """What to sweep over, its progress, two charts. Called inside a `gr.Tab`."""
     usual = SweepChoice()
+    with_estimator = [method.label for method in choices.METHODS.values() if method.uses_estimator]
     gr.HTML(
         '<p class="isx-lead">Slice many times, and see what each method pays for every per cent. '
         "Bias, cap and order are those of the controls; ratios given by hand are left out.</p>",
@@ -74,7 +76,7 @@ def build(session: Session, first: Settings) -> SweepPanel:
         estimators = gr.CheckboxGroup(
             ESTIMATORS.options(),
             value=list(usual.estimators),
-            label="Ratio estimators (IntraSlice and IntraSlice+)",
+            label=f"Ratio estimators ({' and '.join(with_estimator)})",
             min_width=260,
         )
         percents = [(f"{percent} %", percent) for percent in SPARSITIES]
@@ -174,14 +176,14 @@ def connect(panel: SweepPanel, context: Context) -> None:
     session, controls = context.session, context.controls
     asking = [*controls.settings, *panel.choice]
     seen = {
-        "fn": in_view("sweep", skipped(Shown), preview, session),
+        "fn": while_open("sweep", skipped(Shown), preview, session),
         "inputs": [*asking, context.tab],
         "outputs": [*panel.shown],
         **CHEAP,
         **PRIVATE,
     }
     changed = [component.change for component in panel.choice]
-    gr.on([*changed, *context.at_rest], **seen, trigger_mode="always_last")
+    gr.on([*changed, *context.options_at_rest, controls.iterative.input], **seen, trigger_mode="always_last")
     for end in (context.opened["sweep"], *context.prepared):
         end.then(**seen)
     swept = [*Swept(context.status, *panel.shown)]

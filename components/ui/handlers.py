@@ -1,4 +1,4 @@
-"""How a plain function over settings becomes what gradio calls.
+"""How a plain function becomes what gradio calls.
 
 A handler is `handler(what it works with ..., settings, its own inputs ..., request)`. It answers with one value, or
 with a NamedTuple that has a field an output; the same NamedTuple class holds the components.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import gradio as gr
 
@@ -20,8 +20,9 @@ Outputs = TypeVar("Outputs", bound=tuple)
 FIELDS = [
     # gradio asks callers for whatever has neither a default nor a component with a value
     inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=None)
-    for name, annotation in Settings.__annotations__.items()
+    for name, annotation in get_type_hints(Settings).items()
 ]
+GIVEN_BY_GRADIO = {gr.Request, gr.EventData}
 
 
 class Follower(NamedTuple):
@@ -37,62 +38,56 @@ def skipped(outputs: type[Outputs]) -> Outputs:
     return outputs(*(gr.skip() for _ in outputs._fields))
 
 
+def at_opening(answer: Outputs) -> Outputs:
+    """An answer as the components' first values: nothing where it leaves them as they are."""
+    return type(answer)(*("" if isinstance(value, dict) else value for value in answer))
+
+
 def bind(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
-    """`handler(*bound, ...)` as a function of the rest; gradio sees no further than a `functools.partial`."""
-    rest = _parameters(handler)[len(bound) :]
-
-    def called(*values: Any) -> Any:
-        return handler(*bound, *values)
-
-    return _described(called, handler, rest)
+    """`handler(*bound, ...)` as a function of the rest. A `functools.partial` shows gradio no name and no types."""
+    return _calling(handler, lambda values: (*bound, *values), _parameters(handler)[len(bound) :])
 
 
 def flat(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
     """`handler(*bound, settings, ...)` as a function of the fields of `Settings`, one parameter each, then the rest.
 
-    Gradio can then call it with one value a control, and its API shows every parameter by name.
+    Gradio can then call it with one value a control, and its API shows every parameter by name. An answer of one field
+    becomes its value, since gradio wraps a single output itself.
     """
     rest = [_optional(parameter) for parameter in _parameters(handler)[len(bound) + 1 :]]
 
     def arguments(values: Sequence[Any]) -> tuple:
         return *bound, Settings(*values[: len(FIELDS)]), *values[len(FIELDS) :]
 
-    if inspect.isgeneratorfunction(handler):
+    def unwrapped(answer: Any) -> Any:
+        return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
 
-        def spread(*values: Any) -> Any:
-            yield from handler(*arguments(values))
-
-    else:
-
-        def spread(*values: Any) -> Any:
-            return handler(*arguments(values))
-
-    return _described(spread, handler, [*FIELDS, *rest])
+    return _calling(handler, arguments, [*FIELDS, *rest], unwrapped)
 
 
-def in_view(tab: str, unchanged: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+def while_open(tab: str, unchanged: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
     """As `flat`, with the open tab as one more input, the last: while that is not `tab` the answer is `unchanged`."""
     parameters = _parameters(handler)[len(bound) :]
-    inputs = [parameter for parameter in parameters if not _given_by_gradio(parameter)]
-    given = [parameter for parameter in parameters if _given_by_gradio(parameter)]
+    inputs = [parameter for parameter in parameters if not _is_given_by_gradio(parameter)]
+    given = [parameter for parameter in parameters if _is_given_by_gradio(parameter)]
 
     def arguments(values: Sequence[Any]) -> tuple:
         return *bound, *values[: len(inputs)], *values[len(inputs) + 1 :]
 
     if inspect.isgeneratorfunction(handler):
 
-        def seen(*values: Any) -> Any:
+        def guarded(*values: Any) -> Any:
             yield unchanged  # gradio empties the outputs of a generator that yields nothing
             if values[len(inputs)] == tab:
                 yield from handler(*arguments(values))
 
     else:
 
-        def seen(*values: Any) -> Any:
+        def guarded(*values: Any) -> Any:
             return handler(*arguments(values)) if values[len(inputs)] == tab else unchanged
 
-    opened = inspect.Parameter("opened", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="str")
-    return flat(_described(seen, handler, [*inputs, opened, *given]))
+    opened = inspect.Parameter("opened", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
+    return flat(_described(guarded, handler, [*inputs, opened, *given]))
 
 
 def visitor_of(request: gr.Request | None) -> str:
@@ -100,12 +95,33 @@ def visitor_of(request: gr.Request | None) -> str:
     return getattr(request, "session_hash", None) or "somebody"
 
 
+def _calling(
+    handler: Callable[..., Any],
+    arguments: Callable[[Sequence[Any]], tuple],
+    parameters: Sequence[inspect.Parameter],
+    answered: Callable[[Any], Any] = lambda answer: answer,
+) -> Callable[..., Any]:
+    """A function of `parameters`, or a generator where the handler is one, that calls it with `arguments(values)`."""
+    if inspect.isgeneratorfunction(handler):
+
+        def called(*values: Any) -> Any:
+            yield from map(answered, handler(*arguments(values)))
+
+    else:
+
+        def called(*values: Any) -> Any:
+            return answered(handler(*arguments(values)))
+
+    return _described(called, handler, parameters)
+
+
 def _parameters(handler: Callable[..., Any]) -> list[inspect.Parameter]:
-    return list(inspect.signature(handler).parameters.values())
+    # Types, not their names: gradio would look names up in this file, and quietly give nothing where one is unknown.
+    return list(inspect.signature(handler, eval_str=True).parameters.values())
 
 
-def _given_by_gradio(parameter: inspect.Parameter) -> bool:
-    return any(kind in str(parameter.annotation) for kind in ("gr.Request", "gr.EventData"))
+def _is_given_by_gradio(parameter: inspect.Parameter) -> bool:
+    return bool(GIVEN_BY_GRADIO & {parameter.annotation, *get_args(parameter.annotation)})
 
 
 def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -118,10 +134,11 @@ def _described(
     """The function under the handler's name and words, with these parameters for all who look."""
     functools.update_wrapper(function, handler)
     del function.__wrapped__
-    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [parameter.replace(kind=positional) for parameter in parameters]
+    parameters = [parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters]
     if any(parameter.default is not parameter.empty for parameter in parameters):
         parameters = [_optional(parameter) for parameter in parameters]
     function.__signature__ = inspect.Signature(parameters)
-    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    function.__annotations__ = {
+        parameter.name: parameter.annotation for parameter in parameters if parameter.annotation is not parameter.empty
+    }
     return function

@@ -36,7 +36,7 @@ MODULES = {"attention": "Attention", "mlp": "MLP"}
 MODULES_IN_WORDS = {"attention": "attention", "mlp": "MLP"}  # inside a sentence
 
 # Of `palette.py`. An estimator without a line of its own has the line of "other".
-LINE_OF = {"uniform": "baseline", "fisher": "other", "pca": "intraslice", "manual": "dense"}
+LINE_OF = {"uniform": "baseline", "fisher": "other", "pca": "intraslice"}
 # Columns and lines that stand for a whole model, whatever estimator it is sliced by.
 METHOD_COLOURS = {"dense": "dense", "intraslice": "intraslice", "crossmodule": "cross"}
 # Colour and dash tell estimators and kinds of method apart, symbols tell the methods that share these.

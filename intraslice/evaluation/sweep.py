@@ -19,7 +19,7 @@ from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import plan_by, slice_by, uses_estimator
+from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.progress import Progress
 
@@ -105,10 +105,13 @@ def _config(point: Point, base: SliceConfig) -> SliceConfig:
 
 
 def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConfig, speed: SpeedConfig | None) -> Path:
-    config = _config(point, base)
-    if not uses_estimator(point.method):  # nor an order, so that all of these share one point
-        config = replace(config, estimator="uniform", order="one-shot", iterative=False)
-    if point.method != "intraslice+":
+    config, method = _config(point, base), METHODS.require(point.method)
+    # What a method does not look at makes no other point.
+    if not method.uses_estimator:
+        config = replace(config, estimator="uniform")
+    if not method.uses_order:
+        config = replace(config, order="one-shot", iterative=False)
+    if not method.uses_epochs:
         config = replace(config, epochs=0)
     return _path(loaded, texts, f"{point.method} {config} {speed}")
 

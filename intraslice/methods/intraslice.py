@@ -24,6 +24,7 @@ METHODS.register(
         plan_intraslice,
         slice_model,
         uses_estimator=True,
+        uses_order=True,
         layer_by_layer=True,
     )
 )

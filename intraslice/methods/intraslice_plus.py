@@ -31,6 +31,7 @@ METHODS.register(
         plan_intraslice,
         slice_plus,
         uses_estimator=True,
+        uses_epochs=True,
         reads_tokens=True,
     )
 )

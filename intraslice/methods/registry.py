@@ -37,6 +37,8 @@ class Method:
     plan: Callable[[PreTrainedModel, CalibrationStats, SliceConfig], Plan]
     slice: Callable[[PreTrainedModel, Plan, CalibrationStats, Tokens], Job]
     uses_estimator: bool = False  # ratios come from the config's ratio estimator
+    uses_order: bool = False  # slices in the config's order, refining where it says so
+    uses_epochs: bool = False  # distils for the config's epochs
     uses_statistics: bool = True  # else `stats` may be None: it takes its own moments of the tokens
     layer_by_layer: bool = False  # slices models whose layers are kept away until they are used
     reads_tokens: bool = False  # runs the model on the calibration tokens, whatever the order

@@ -18,7 +18,7 @@ from components.session.session import Session
 from components.session.settings import Settings
 from components.spectra import panel as spectra_panel
 from components.spectra import snapshot as spectra_snapshot
-from components.spectra.measure import Measured, SpectraViews
+from components.spectra.measure import CalibratedSpectra, SpectraViews
 from components.spectra.views import Curve
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.methods.registry import plan_by
@@ -197,9 +197,9 @@ def test_a_snapshot_shows_what_was_measured(session, tiny, activations, reached,
     list(activations_panel.measure(activations, settings, 0, SOMEBODY))
     calibrated, view = session.calibrated(tiny), activations.view(settings, "somebody")
     make_snapshots.save(
-        "A label.", *make_snapshots.gather(Measured(calibrated), calibrated), view, tmp_path / "kept.npz"
+        "A label.", *make_snapshots.gather(CalibratedSpectra(calibrated), calibrated), view, tmp_path / "kept.npz"
     )
-    measured, kept = Measured(calibrated), spectra_snapshot.spectra(tmp_path / "kept.npz")
+    measured, kept = CalibratedSpectra(calibrated), spectra_snapshot.spectra(tmp_path / "kept.npz")
     measured.complete(1)
     assert kept.label == "A label."
     assert kept.ranks() == measured.ranks()
@@ -227,7 +227,7 @@ def flat(curves) -> list[Curve]:
 def test_the_snapshot_is_the_default_models() -> None:
     session = Session()
     list(session.prepare(Settings(), "somebody"))
-    measured, kept = Measured(session.calibrated(Settings())), spectra_snapshot.spectra()
+    measured, kept = CalibratedSpectra(session.calibrated(Settings())), spectra_snapshot.spectra()
     measured.complete(7)
     for own, other in zip(flat(kept.curves(7)), flat(measured.curves(7)), strict=True):
         assert own.shares == pytest.approx(other.shares, abs=1e-3)

@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
+from gradio.utils import get_type_hints, is_special_typed_parameter
 from tiny_page import SOMEBODY
 
+from app import build_app
 from components.page import handlers, link, slider
 from components.ratios import panel as ratios
 from components.session import snapshot
@@ -19,7 +22,7 @@ from components.session.keys import slice_config
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.ui import formatting
-from components.ui.handlers import Follower, bind, flat, skipped
+from components.ui.handlers import Follower, bind, flat, skipped, while_open
 from intraslice.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
@@ -42,7 +45,7 @@ def bars(chart_json: str) -> list[list[float]]:
 def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator) -> None:
     settings = tiny._replace(sparsity=40, estimator=estimator)
     chart, *_ = preview(settings, 0, SOMEBODY)
-    plan = make_plan(session.profile(tiny)[0], slice_config(settings))
+    plan = make_plan(session.calibrated(tiny).source.profile, slice_config(settings))
     attention, mlp = bars(chart)
     assert attention == pytest.approx([layer.attention_ratio for layer in plan.layers], rel=1e-4)
     assert mlp == pytest.approx([layer.mlp_ratio for layer in plan.layers], rel=1e-4)
@@ -184,6 +187,28 @@ def test_the_api_names_every_parameter(session) -> None:
         assert handler.__doc__
 
 
+def test_a_single_output_is_answered_with_its_value(tiny) -> None:
+    class Shown(NamedTuple):
+        words: str
+
+    def show(settings: Settings) -> Shown:
+        return Shown(settings.estimator)
+
+    assert flat(show)(*tiny) == tiny.estimator
+    assert while_open("mine", skipped(Shown), show)(*tiny, "other") == skipped(Shown).words
+
+
+def test_gradio_gives_every_handler_what_it_takes(session) -> None:
+    wired = [function for function in build_app(session).fns.values() if function.fn is not None]
+    assert len(wired) > 80
+    for function in wired:
+        hints = get_type_hints(function.fn)
+        taken = inspect.signature(function.fn).parameters
+        injected = [name for name in taken if is_special_typed_parameter(name, hints)]
+        assert len(taken) == len(function.inputs) + len(injected), function.api_name
+        assert {"request", "event"} & taken.keys() == set(injected), function.api_name
+
+
 def test_the_snapshot_shows_the_default_model_before_it_is_loaded(session) -> None:
     charts = ratios.show(session, Settings(), 0, None)
     assert len(bars(charts.ratios)[0]) == 30
@@ -193,7 +218,7 @@ def test_the_snapshot_shows_the_default_model_before_it_is_loaded(session) -> No
 
 
 def test_a_snapshot_gives_the_plans_of_its_profile(session, tiny, tmp_path) -> None:
-    profile, label = session.profile(tiny)
+    profile, label = session.calibrated(tiny).source.profile, session.ready(tiny).text
     snapshot.save(profile, label, tmp_path / "kept.npz")
     kept, kept_label = snapshot.load(tmp_path / "kept.npz")
     assert kept_label == label

@@ -36,11 +36,11 @@ def one_layer(default_model: LoadedModel, patient: bool) -> LayerProfile:
 @pytest.mark.parametrize("patient", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cached", "made"])
 def test_a_layer_of_the_snapshot_can_be_made_again(default_model, patient):
     kept, own = snapshot.load()[0].layers[LAYER], one_layer(default_model, patient)
-    assert kept.importances.keys() == own.importances.keys()
-    for name, importances in own.importances.items():
+    assert {"pca", "fisher"} <= kept.importances.keys()
+    for name, importances in kept.importances.items():
         # Sums of squared gradients: other kernels round them otherwise, the order of units stays.
-        assert_close(kept.importances[name].attention, importances.attention.float(), rtol=0.02, atol=1e-9)
-        assert_close(kept.importances[name].mlp, importances.mlp.float(), rtol=0.02, atol=1e-9)
+        assert_close(importances.attention, own.importances[name].attention.float(), rtol=0.02, atol=1e-9)
+        assert_close(importances.mlp, own.importances[name].mlp.float(), rtol=0.02, atol=1e-9)
     assert kept.sizes == own.sizes
     assert (kept.table.dim == own.table.dim).float().mean() > 0.99
 

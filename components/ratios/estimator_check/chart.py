@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from components.ratios.estimator_check.views import ModuleVerdict, VerdictView
+from components.session import choices
 from components.ui import figure
 from components.ui.figure import Chart, Json
 from components.ui.labels import ESTIMATORS, MODULES
@@ -74,7 +75,7 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
 
 def judged(view: VerdictView | None, estimator: str) -> str:
     """The estimator whose foretelling is shown: the chosen one if it foretells anything, else the first that does."""
-    foretelling = list(view.rho) if view else [estimator]
+    foretelling = list(view.rho) if view else [name for name, entry in choices.ESTIMATORS.items() if entry.importance]
     return estimator if estimator in foretelling else foretelling[0]
 
 

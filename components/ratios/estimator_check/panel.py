@@ -92,7 +92,7 @@ def build(session: Session, first: Settings) -> EstimatorCheckPanel:
 def connect(panel: EstimatorCheckPanel, context: Context) -> None:
     """Show what is known whenever it may have changed; measure on request."""
     controls, verdicts = context.controls, panel.verdicts
-    context.choosing(panel.shown.chart)
+    context.choose_layer_by(panel.shown.chart)
     follower = Follower("ratios", bind(show, verdicts), panel.shown)
     context.follow(follower, [controls.layer.change, controls.estimator.input])
     inputs, outputs = [*controls.settings, controls.layer], [*Measured(*panel.shown, panel.progress)]

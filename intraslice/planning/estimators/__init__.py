@@ -3,8 +3,8 @@
 To add one, write a file here that registers an `Estimator`, and name it below; or register it from outside.
 """
 
-from intraslice.planning.estimators import pca, fisher, uniform  # noqa: I001  in the order in which they are offered
+from intraslice.planning.estimators import pca, fisher, uniform  # noqa: F401, I001  in the order on offer
 from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration
 from intraslice.registry import ESTIMATORS
 
-__all__ = ["ESTIMATORS", "Estimator", "Importances", "LayerCalibration", "fisher", "pca", "uniform"]
+__all__ = ["ESTIMATORS", "Estimator", "Importances", "LayerCalibration"]

@@ -1,0 +1,288 @@
+"""The worked examples of CONTRIBUTING.md run as they stand there, and what is registered from outside is found."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import gradio as gr
+import pytest
+import torch
+from conftest import _SHARED, _randomised
+from test_house import LIBRARY, MOST_FILES, MOST_LINES, MOST_PARAMETERS, PAGE, arrows_up, strangers
+from tiny_page import SOMEBODY
+from torch.testing import assert_close
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+
+import app
+import intraslice as sl
+from components import tabs
+from components.ratios import panel as ratios_panel
+from components.session.session import Session
+from components.sweep import panel as sweep_panel
+from intraslice.calibration.driver import calibrate
+from intraslice.cli.parser import parser
+from intraslice.evaluation.sweep import Texts, points, sweep
+from intraslice.methods.registry import METHODS
+from intraslice.modeling.families import FAMILIES, canonicalise
+from intraslice.planning.ratios import make_plan
+from intraslice.registry import ESTIMATORS
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+EXAMPLES = dict(re.findall(r"^```python\n# ([\w/.]+)[^\n]*\n(.*?)^```$", TEXT, re.S | re.M))
+COMMANDS = re.findall(r"^    python -m intraslice (.*)$", TEXT, re.M)
+ENERGY = "intraslice/planning/estimators/energy.py"
+RANDOM_HEADS = "intraslice/methods/random_heads.py"
+FAMILY = "intraslice/modeling/families.py"
+SUMMARY = "components/summary/panel.py"
+FILES = (ENERGY, RANDOM_HEADS, SUMMARY)
+NEIGHBOURS = {ENERGY: "uniform", RANDOM_HEADS: "baselines"}  # the last of its folder's import line
+
+
+def run(path: str) -> ModuleType:
+    """The example as a module, as if it were that file."""
+    module = ModuleType(path.removesuffix(".py").replace("/", "."))
+    exec(compile(EXAMPLES[path], path, "exec", dont_inherit=True), vars(module))
+    return module
+
+
+def inline(start: str) -> str:
+    """The one expression between backticks that begins like this."""
+    (found,) = re.findall(rf"`({re.escape(start)}[^`]*)`", TEXT)
+    return found
+
+
+def in_words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def energy() -> Iterator[str]:
+    """The example's estimator, registered for this test alone."""
+    run(ENERGY)
+    yield "energy"
+    del ESTIMATORS["energy"]
+
+
+@pytest.fixture
+def random_heads() -> Iterator[str]:
+    """The example's method, registered for this test alone."""
+    run(RANDOM_HEADS)
+    yield "random-heads"
+    del METHODS["random-heads"]
+
+
+@pytest.fixture
+def own_session(tiny) -> Session:
+    """A session that calibrates the tiny model now, with whatever is registered."""
+    session = Session(evaluation_tokens=256)
+    *_, last = session.prepare(tiny, SOMEBODY.session_hash)
+    assert last.kind == "ready", last.text
+    return session
+
+
+def test_every_example_is_found():
+    assert set(EXAMPLES) == {*FILES, FAMILY}
+    assert f"{MOST_LINES} lines a file, {MOST_FILES} files a folder, {MOST_PARAMETERS} parameters a function" in TEXT
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_an_example_keeps_to_the_house(path):
+    after = PAGE.index("tabs")
+    floors = LIBRARY if path.startswith("intraslice") else (*PAGE[:after], "summary", *PAGE[after:])
+    assert arrows_up(ROOT / path, EXAMPLES[path], floors) == []
+    assert strangers(ROOT / path, EXAMPLES[path]) == set()
+
+
+def test_a_file_and_its_name_are_all_that_the_library_wants(tmp_path):
+    """In a copy: the example's file, its name in the folder's `__init__`, lint, and the help of a new process."""
+    for package in ("intraslice", "components"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / SUMMARY).parent.mkdir()
+    for path in FILES:
+        (tmp_path / path).write_text(EXAMPLES[path], encoding="utf-8")
+    for path, neighbour in NEIGHBOURS.items():
+        face, name = (tmp_path / path).with_name("__init__.py"), Path(path).stem
+        text, count = re.subn(rf"^(from .* import .*{neighbour}\b)", rf"\1, {name}", face.read_text(), flags=re.M)
+        assert count == 1
+        face.write_text(text, encoding="utf-8")
+
+    def call(*words: str) -> str:
+        done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return in_words(done.stdout)
+
+    call("ruff", "format", "--check", *FILES)
+    call("ruff", "check", ".")
+    offered = call("intraslice", "sweep", "--help")
+    assert "energy: energy that each head or neuron carries" in offered
+    assert "random-heads: heads drawn by lot" in offered
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sweep"])
+def test_help_offers_both(energy, random_heads, command, capsys):
+    with pytest.raises(SystemExit) as left:
+        parser().parse_args([command, "--help"])
+    assert left.value.code == 0
+    said = in_words(capsys.readouterr().out)
+    assert f"energy: {ESTIMATORS[energy].explanation}" in said
+    assert f"random-heads: {METHODS[random_heads].explanation}" in said
+
+
+def test_the_commands_can_be_given(energy, random_heads):
+    evaluate, swept = [parser().parse_args(words.split()) for words in COMMANDS]
+    assert evaluate.estimator == energy
+    assert (swept.methods, swept.estimators) == (["intraslice", random_heads], ["pca", energy])
+
+
+def test_what_is_removed_again_is_unknown(capsys):
+    for words in COMMANDS:
+        with pytest.raises(SystemExit):
+            parser().parse_args(words.split())
+        assert "invalid choice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", [ENERGY, RANDOM_HEADS])
+def test_nothing_is_registered_twice(energy, random_heads, path):
+    with pytest.raises(ValueError, match="already"):
+        run(path)
+
+
+def test_the_estimator_shares_a_plan_out_by_energy(energy, tiny_case):
+    """Against the energies of what really enters the output maps."""
+    case, seen = tiny_case("llama-gqa"), []
+    with torch.no_grad(), ExitStack() as hooks:
+        for layer in case.loaded.model.model.layers:
+            for output in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                hook = output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double().flatten(0, 1)))
+                hooks.callback(hook.remove)
+        case.loaded.model(case.tokens)
+    stats = replace(case.stats)  # whose profile is made anew
+    plan = eval(inline("sl.make_plan("), {"sl": sl, "stats": stats})
+    assert abs(plan.removed_fraction - 0.3) < 0.01
+    for name in set(ESTIMATORS) - {energy}:
+        assert make_plan(stats.profile, sl.SliceConfig(0.3, name)).layers != plan.layers
+    halves = stats.profile_for(sl.SliceConfig(0.3, energy, head_fraction=0.5))
+    for index, kept in enumerate(plan.layers):
+        found = stats.profile.layers[index].importances[energy]
+        weight = case.loaded.model.model.layers[index].self_attn.o_proj.weight.double()
+        heads = (seen[2 * index].square().sum(0) * weight.square().sum(0)).view(9, 8).sum(1)
+        neurons = seen[2 * index + 1].square().sum(0)
+        assert_close(found.attention.double() / found.attention.sum(), heads / heads.sum(), rtol=1e-4, atol=0)
+        assert_close(found.mlp.double() / found.mlp.sum(), neurons / neurons.sum(), rtol=1e-4, atol=0)
+        assert_close(halves.layers[index].importances[energy].attention.view(9, 2).sum(1), found.attention)
+        fallen = (found.mlp < plan.reasons.mlp_threshold).double().mean().item()
+        assert kept.mlp_ratio == pytest.approx(fallen, abs=1.01 / len(neurons))
+
+
+def test_the_method_draws_heads_and_removes_what_is_asked(random_heads, tiny_case):
+    case = tiny_case("llama-mha")
+    given = {"sl": sl, "model": case.loaded.model, "stats": case.stats, "tokens": case.tokens}
+    given["config"] = sl.SliceConfig(0.3)
+    plan = eval(inline("sl.plan_by("), given)
+    sliced = sl.finish(eval(inline("sl.slice_by("), given | {"plan": plan}))
+    assert abs(plan.removed_fraction - 0.3) < 0.01
+    assert sum(p.numel() for p in sliced.parameters()) == plan.parameters.sliced_total
+    assert len({layer.heads for layer in plan.layers}) > 1  # of equally many heads a layer
+    assert len({len(layer.heads) for layer in plan.layers}) == 1
+    for layer, kept in zip(sliced.model.layers, plan.layers, strict=True):
+        assert (layer.self_attn.heads, layer.self_attn.dim) == (len(kept.heads), 8)
+    assert eval(inline("sl.plan_by("), given) == plan  # the same lots every time
+    with pytest.raises(sl.UserError, match="raise the cap"):
+        sl.plan_by(random_heads, case.loaded.model, case.stats, sl.SliceConfig(0.7, cap=0.6))
+
+
+def test_a_sweep_has_both(energy, random_heads, tiny_case, own_cache):
+    case = tiny_case("llama-gqa")
+    texts = Texts(replace(case.stats), case.tokens, case.tokens[:4, :20])
+    wanted = points(["intraslice", random_heads], ["pca", energy], [0.3])
+    frame = sl.finish(sweep(case.loaded, texts, wanted, sl.SliceConfig(bias=1.0)))
+    assert frame["method"].tolist() == ["intraslice", "intraslice", random_heads]
+    assert frame["estimator"].tolist()[:2] == ["pca", energy]
+    assert frame["removed_fraction"].tolist() == pytest.approx([0.3] * 3, abs=0.01)
+    assert frame["perplexity"].nunique() == 3
+
+
+def test_the_page_offers_and_shows_both(energy, random_heads, own_session, tiny):
+    components = app.build_app(own_session).blocks.values()
+    radio, *groups = [one for one in components if ("Energy", energy) in (getattr(one, "choices", None) or ())]
+    assert radio.elem_id == "estimator"
+    assert len(groups) == 1  # the Sweep tab's
+    (methods,) = [one for one in components if ("Random heads", random_heads) in (getattr(one, "choices", None) or ())]
+    assert methods.label == "Methods"
+    settings = tiny._replace(estimator=energy)
+    bars = json.loads(ratios_panel.show(own_session, settings, 0, SOMEBODY).ratios)
+    drawn = [trace["y"] for trace in bars["data"] if trace["type"] == "bar"]
+    plan = own_session.slice_plan(settings)
+    assert "Bars: Energy." in bars["note"]
+    assert drawn[1] == pytest.approx([layer.mlp_ratio for layer in plan.layers], rel=1e-4)
+    *_, swept, _ = sweep_panel.sweep(own_session, tiny, [random_heads], [energy], [30], False, SOMEBODY)
+    assert [trace["name"] for trace in json.loads(swept.removed)["data"]] == ["Random heads"]
+
+
+@pytest.fixture
+def mistral() -> Iterator[PreTrainedModel]:
+    """A tiny model of transformers' own class whose tokens see the seven before them; the family is registered."""
+    sizes = {"hidden_size": 48, "intermediate_size": 108, "num_attention_heads": 6, "num_key_value_heads": 2}
+    model = _randomised(MistralForCausalLM(MistralConfig(sliding_window=8, **sizes, **_SHARED)), 7)
+    with pytest.raises(sl.UserError, match="'mistral' cannot be sliced"):
+        canonicalise(model)
+    run(FAMILY)
+    yield model
+    del FAMILIES["mistral"]
+
+
+def test_the_family_is_exact_at_full_rank_and_sliced_as_planned(mistral, as_loaded, own_cache, tmp_path):
+    tokens = torch.randint(3, 256, (8, 32), generator=torch.Generator().manual_seed(7))
+    mask = torch.ones_like(tokens)
+    mask[1, :11] = 0
+    with torch.no_grad():
+        expected = mistral(tokens).logits, mistral(tokens, attention_mask=mask).logits[mask.bool()]
+        loaded = as_loaded(mistral)
+        assert_close(loaded.model(tokens).logits, expected[0], atol=1e-5, rtol=0)
+        padded = loaded.model(tokens, attention_mask=mask).logits[mask.bool()]
+        assert_close(padded, expected[1], atol=1e-5, rtol=0)
+    stats = sl.finish(calibrate(loaded, tokens))
+    plan = make_plan(stats.profile, sl.SliceConfig(0.4))
+    sliced = sl.finish(sl.slice_model(loaded.model, plan, stats, tokens))
+    assert sum(p.numel() for p in sliced.parameters()) == plan.parameters.sliced_total
+    sl.save(sliced, loaded.tokenizer, tmp_path / "sliced", {"source": "random weights"})
+    with torch.no_grad():
+        assert torch.equal(sl.load(tmp_path / "sliced")[0](tokens).logits, sliced(tokens).logits)
+
+
+@pytest.fixture
+def summary(monkeypatch) -> ModuleType:
+    """The example's tab in the page."""
+    panel = run(SUMMARY)
+    monkeypatch.setitem(tabs.TABS, "summary", ("Summary", panel))
+    return panel
+
+
+def test_the_tab_is_in_the_page_and_follows_the_settings(summary, own_session, tiny):
+    page = app.build_app(own_session)
+    (tab,) = [one for one in page.blocks.values() if isinstance(one, gr.Tab) and one.id == "summary"]
+    (table,) = [one for one in page.blocks.values() if one.elem_id == "summary"]
+    assert (tab.label, table.parent) == ("Summary", tab)
+    assert '"summary": "Summary"' in app.launch_options()["head"]
+    answering = [function.fn for function in page.fns.values() if list(function.outputs) == [table]]
+    assert len(answering) >= 3  # settings at rest, a calibration that ends, the tab opened
+    for percent in (20, 50):
+        settings = tiny._replace(sparsity=percent, bias=1)
+        kept = [len(layer.heads) for layer in own_session.slice_plan(settings).layers]
+        for answer in answering:
+            shown = answer(*settings, 0, "summary", SOMEBODY)
+            assert [int(count) for count in re.findall(r"<td>(\d+) of 9</td>", shown)] == kept
+            assert answer(*settings, 0, "ratios", SOMEBODY) == gr.skip()
+    assert min(kept) < 9
+    assert answering[0](*tiny._replace(sparsity=75, cap=60), 0, "summary", SOMEBODY) == gr.skip()
