@@ -1,7 +1,7 @@
 """Activation shift as the page shows it: intra-module beside cross-module slicing at equal removed parameters.
 
 Each method is measured by itself and kept by what it depends on: the cross-module one knows nothing of estimators, so
-it is sliced once a sparsity.
+it is sliced once a sparsity and order.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class ShiftViews:
         found = {method: self._shifts.get(slice_key(settings, method)) for method in NAMES}
         missing = self._missing.get(slice_key(settings, "crossmodule"))
         if missing is None and found["crossmodule"] is None:
-            missing = "Cross-module slicing at the same sparsity follows; it takes a minute or two."
+            patience = "in a moment" if settings.order == "one-shot" else "it takes a minute or two"
+            missing = f"Cross-module slicing at the same sparsity follows; {patience}."
         return ShiftView(
             asked=settings.sparsity / 100,
             methods={method: measured[0] for method, measured in found.items() if measured},
@@ -103,6 +104,7 @@ class ShiftViews:
             massive=found["intraslice"][1],
             text=data.describe(calibration_key(settings).config.text),
             missing=missing or "",
+            order=settings.order,
         )
 
 

@@ -107,7 +107,8 @@ def _words(views: ShiftViews, settings: Settings, view: ShiftView | None) -> str
     massive = f"{view.massive} massive tokens, kept apart" if view.massive else "no massive tokens"
     measured_on = f"Snapshot: {view.snapshot}" if view.snapshot else f"Text: {view.text}."
     protocol = (
-        f"Medians over the ordinary ones of {view.tokens:,} held-out tokens in windows of {view.window} "
+        f"Both methods sliced in the {view.order} order. Medians over the ordinary ones of {view.tokens:,} held-out "
+        f"tokens in windows of {view.window} "
         f"({massive}). {measured_on} {view.missing}"
     )
     return f'<p class="isx-words">{escape(ahead + found)}</p><p class="isx-quiet">{escape(protocol)}</p>'

@@ -53,4 +53,5 @@ class ShiftView:
     massive: int
     text: str  # what was measured on
     missing: str = ""
+    order: str = "one-shot"  # of both methods
     snapshot: str = ""

@@ -11,7 +11,7 @@ from components.compare.views import Cost, Costs
 from components.session.caches import BoundedCache
 from components.session.crossmodule import nearest_plan
 from components.session.jobs import statuses
-from components.session.keys import CalibrationKey, calibration_key, slice_config
+from components.session.keys import CalibrationKey, SliceKey, calibration_key, slice_config, slice_key
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from intraslice.config import SliceConfig
@@ -33,7 +33,7 @@ class Columns:
         self._asking: set[str] = set()
         self._called_off: set[str] = set()
         self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
-        self._cross_perplexities: BoundedCache[tuple[CalibrationKey, float], float] = BoundedCache(1000)
+        self._cross_perplexities: BoundedCache[SliceKey, float] = BoundedCache(1000)
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
 
     def is_ready(self, settings: Settings) -> bool:
@@ -94,7 +94,7 @@ class Columns:
                 problems["crossmodule"] = problem
             else:
                 (cross, _), dense = self._nearest_plan(settings), self.session.calibrated(settings).loaded.model
-                value = self._cross_perplexities.get((key, settings.sparsity))
+                value = self._cross_perplexities.get(slice_key(settings, "crossmodule"))
                 # It cuts what heads read and write, not what they keep.
                 kept = kv_bytes_per_token(dense)
                 columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kept, value)
@@ -147,7 +147,7 @@ class Columns:
             models["crossmodule"] = yield from self.cross(settings)
         except (UserError, NumericalError):  # `known` says so in words
             models.pop("crossmodule", None)
-        cross = (key, settings.sparsity)
+        cross = slice_key(settings, "crossmodule")
         if settings.sparsity and "crossmodule" in models and self._cross_perplexities.get(cross) is None:
             work = perplexity(models["crossmodule"], self.session.calibrated(settings).windows)
             value = yield from statuses(work, "Perplexity of the cross-module model, window")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from components.session.settings import Settings
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
-from intraslice.methods.registry import uses_estimator
+from intraslice.methods.registry import METHODS
 from intraslice.reporting import Recipe
 
 
@@ -66,7 +66,7 @@ def recipe(settings: Settings, evaluation_tokens: int) -> Recipe:
 
 def slice_key(settings: Settings, method: str) -> SliceKey:
     """What a sliced model depends on."""
-    config = slice_config(settings)
-    if not uses_estimator(method):  # of all settings these only know the sparsity
-        config = SliceConfig(config.sparsity)
+    config, entry = slice_config(settings), METHODS.require(method)
+    if not entry.uses_estimator:  # of all other settings these know the order, at the most
+        config = SliceConfig(config.sparsity, order=config.order if entry.uses_order else "sequential")
     return calibration_key(settings), config, method

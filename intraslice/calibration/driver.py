@@ -31,7 +31,7 @@ from intraslice.modeling.logits import logits_in_chunks
 from intraslice.modeling.offload import is_offloaded, resident
 from intraslice.progress import Progress
 
-FORMAT = "4"
+FORMAT = "5"
 TOKENS_A_BATCH = 512  # what the backward pass needs of all layers at once is most of the memory
 SEED = 0  # of the targets that the model draws
 
@@ -39,6 +39,7 @@ SEED = 0  # of the targets that the model draws
 def _empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStats:
     attention, mlp = block.attention, block.mlp
     channels, hidden = attention.heads * attention.value_dim, attention.o_proj.out_features
+    middle = 0 if block.parallel else hidden
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.float32, device=device)
@@ -46,6 +47,7 @@ def _empty_stats(block: Block, sequences: int, device: torch.device) -> LayerSta
     return LayerStats(
         residual_moment=zeros(hidden, hidden),
         direction_moment=zeros(hidden, hidden),
+        middle_moment=zeros(middle, middle),
         attention_moment=zeros(channels, channels),
         attention_sum=zeros(channels),
         channel_products=zeros(attention.heads, attention.dim),

@@ -33,6 +33,9 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
         add_moment_(stats.residual_moment, states)
         add_moment_(stats.direction_moment, nn.functional.normalize(states, dim=-1))
 
+    def at_middle(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        add_moment_(stats.middle_moment, inputs[0].detach())
+
     def at_attention(_: nn.Module, inputs: tuple, keywords: dict) -> None:
         angles.append(keywords["position_embeddings"])
 
@@ -47,6 +50,8 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
         attention.o_proj.register_forward_pre_hook(at_output_map(stats.attention_moment, stats.attention_sum)),
         block.mlp.down_proj.register_forward_pre_hook(at_output_map(stats.mlp_moment, stats.mlp_sum)),
     ]
+    if not block.parallel:
+        handles.append(block.mlp_norm.register_forward_pre_hook(at_middle))
     try:
         yield
     finally:

@@ -28,6 +28,7 @@ class LayerStats:
 
     residual_moment: Float[Tensor, "hidden hidden"]  # of the layer's input, before any norm
     direction_moment: Float[Tensor, "hidden hidden"]
+    middle_moment: Float[Tensor, "middle middle"]  # of what enters the MLP's norm; empty where both read one norm
     attention_moment: Float[Tensor, "C C"]  # X^T X of what enters o_proj
     attention_sum: Float[Tensor, " C"]
     channel_products: Float[Tensor, "heads dim"]  # sum of |q_j k_j| after the rotary embedding

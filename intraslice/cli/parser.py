@@ -60,7 +60,8 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     )
     add("--gradient-group", type=int, default=slicing.gradient_group, help="sequences whose gradients are summed first")
     add("--cap", type=float, default=slicing.cap, help="upper bound of every ratio")
-    add("--order", default=slicing.order, choices=get_args(Order))
+    explanation = "sequential: on what the layers sliced before make; one-shot: from the dense model's moments alone"
+    add("--order", default=slicing.order, choices=get_args(Order), help=explanation)
     add("--iterative", action="store_true", help="refine MLPs that lose over 35 %% (sequential order; slow)")
     lock = "give one module's ratio by hand, such as --lock 7 mlp 25; may be repeated, and the others make up for it"
     add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)

@@ -85,7 +85,7 @@ class Run:
 
     def calibrate_for_method(self, loaded: LoadedModel) -> tuple[CalibrationStats | None, Tokens]:
         """As `calibrate`, but only the tokens where the chosen method needs no more."""
-        if uses_statistics(self.recipe.method):
+        if uses_statistics(self.recipe.method, self.recipe.slicing):
             return self.calibrate(loaded)
         with self.timed("calibrate"):
             return None, self._calibration_tokens(loaded)

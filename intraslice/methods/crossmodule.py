@@ -15,12 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice.calibration.stats import CalibrationStats
+from intraslice.config import Order
 from intraslice.errors import UserError
+from intraslice.linalg import principal_axes
 from intraslice.methods.registry import METHODS, Method
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import Block, Family, blocks, family_of
-from intraslice.modeling.hidden_states import HiddenStates, embed
+from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.linear import frozen_linear
 from intraslice.modeling.residual import (
     Folded,
@@ -42,12 +45,16 @@ from intraslice.progress import Progress
 
 
 def plan_crossmodule(
-    model: PreTrainedModel, sparsity: float | None = None, slicing: float | None = None
+    model: PreTrainedModel,
+    sparsity: float | None = None,
+    slicing: float | None = None,
+    order: Order = "sequential",
 ) -> CrossModulePlan:
     """Choose D' for a canonicalised model: by the decoder parameters to remove, or by the axes to cut.
 
-    A sparsity takes the width that comes nearest; 0 cuts nothing, and only adds the shortcuts. Raises UserError unless
-    exactly one of the two is given, from 0 to below 1.
+    `order` tells where the bases are to come from, and changes nothing about the size. A sparsity takes the width that
+    comes nearest; 0 cuts nothing, and only adds the shortcuts. Raises UserError unless exactly one of the two is given,
+    from 0 to below 1.
     """
     if (sparsity is None) == (slicing is None):
         raise UserError(f"got sparsity {sparsity} and slicing {slicing}; give exactly one of the two")
@@ -56,24 +63,26 @@ def plan_crossmodule(
         raise UserError(f"{name} is {value!r}; wanted a fraction from 0 to below 1, such as 0.3")
     hidden = model.lm_head.in_features
     if value == 0:
-        return _plan(model, hidden, sparsity)
+        return _plan(model, hidden, sparsity, order)
     if slicing is not None:
-        return _plan(model, max(int(hidden * (1 - slicing) + 1e-6) // MULTIPLE * MULTIPLE, min(MULTIPLE, hidden)), None)
+        width = max(int(hidden * (1 - slicing) + 1e-6) // MULTIPLE * MULTIPLE, min(MULTIPLE, hidden))
+        return _plan(model, width, None, order)
     widths, layers = [*range(MULTIPLE, hidden, MULTIPLE), hidden], blocks(model)
     budget = (1 - sparsity) * decoder_parameters(model)
     index = bisect_left(widths, budget, key=lambda width: _decoder_parameters(layers, width, hidden))
-    plans = [_plan(model, width, sparsity) for width in widths[max(index - 1, 0) : index + 1]]
+    plans = [_plan(model, width, sparsity, order) for width in widths[max(index - 1, 0) : index + 1]]
     return min(plans, key=lambda plan: abs(plan.removed_fraction - sparsity))
 
 
-def _plan(model: PreTrainedModel, width: int, asked: float | None) -> CrossModulePlan:
+def _plan(model: PreTrainedModel, width: int, asked: float | None, order: Order) -> CrossModulePlan:
     hidden, vocabulary = model.lm_head.in_features, model.model.embed_tokens.num_embeddings
     dense_total, dense_decoder = sum(p.numel() for p in model.parameters()), decoder_parameters(model)
     decoder = _decoder_parameters(blocks(model), width, hidden)
     uncut_embeddings = dense_total - dense_decoder + decoder
     untied_total = uncut_embeddings + vocabulary * (width if _is_tied(model) else width - hidden)
     total = uncut_embeddings + hidden * width if _is_tied(model) else untied_total
-    return CrossModulePlan(hidden, width, asked, Parameters(dense_total, total, dense_decoder, decoder), untied_total)
+    parameters = Parameters(dense_total, total, dense_decoder, decoder)
+    return CrossModulePlan(hidden, width, asked, parameters, order, untied_total)
 
 
 def _decoder_parameters(layers: Sequence[Block], width: int, hidden: int) -> int:
@@ -102,24 +111,27 @@ def _is_tied(model: PreTrainedModel) -> bool:
 
 
 def slice_crossmodule(
-    model: PreTrainedModel, plan: CrossModulePlan, tokens: Int[Tensor, "sequences length"]
+    model: PreTrainedModel,
+    plan: CrossModulePlan,
+    stats: CalibrationStats | None,
+    tokens: Int[Tensor, "sequences length"],
 ) -> Generator[Progress, None, PreTrainedModel]:
     """Rotate and cut the residual stream of a canonicalised model, block by block; yields progress by layer.
 
-    Every basis comes from the hidden states as the already sliced layers produce them. The dense model is untouched;
-    the result shares its final norm and head. Raises NumericalError where a moment is not finite.
+    Every basis comes from the hidden states as the already sliced layers produce them (SliceGPT's own order), or in the
+    one-shot order from the dense model's moments in `stats`, without any pass over `tokens`. The dense model is
+    untouched; the result shares its final norm and head. Raises NumericalError where a moment is not finite.
     """
     family, layers = family_of(model.config), blocks(model)
     yield Progress("slice", 0, len(layers))
+    norm = layers[0].attention_norm
     with torch.no_grad():
-        hidden_states = embed(model, tokens)
-        norm = layers[0].attention_norm
-        hidden_states.map_(lambda hidden, _: centre(hidden, norm))
-        basis = first_basis = principal_axes_of(hidden_states)[:, : plan.width]
+        source = _DenseMoments(layers, stats) if plan.order == "one-shot" else _SlicedStates(model, tokens, norm)
+        basis = first_basis = source.first_axes()[:, : plan.width]
     sliced_layers = []
     for index, block in enumerate(layers):
         with torch.no_grad():
-            layer, basis = _slice_layer_(family, block, hidden_states, basis, last=index == len(layers) - 1)
+            layer, basis = _slice_layer(family, block, source, basis, last=index == len(layers) - 1)
         sliced_layers.append(layer)
         yield Progress("slice", len(sliced_layers), len(layers))
     with torch.no_grad():
@@ -131,41 +143,75 @@ def slice_crossmodule(
     return sliced
 
 
-def _slice_layer_(
-    family: Family, block: Block, hidden_states: HiddenStates, basis: Float[Tensor, "hidden width"], last: bool
+class _SlicedStates:
+    """Bases of the hidden states as the sliced layers make them: sequential. States stay in the dense basis."""
+
+    def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], norm: nn.Module) -> None:
+        self._states = embed(model, tokens)
+        self._states.map_(lambda hidden, _: centre(hidden, norm))
+
+    def first_axes(self) -> Float[Tensor, "hidden hidden"]:
+        """Of what enters the first layer."""
+        return principal_axes_of(self._states)
+
+    def next_axes(
+        self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module
+    ) -> Float[Tensor, "hidden hidden"]:
+        """Cut the states to the basis, as the sliced model carries them, and add what the modules write, uncut."""
+        axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm.of(norm)
+
+        def step(states: Tensor, arguments: dict) -> Tensor:
+            cut = states @ axes
+            normed = basis_norm(cut)
+            return cut @ axes.T + centre(sum(output_of(module, normed, arguments) for module in readers), norm)
+
+        self._states.map_(step)
+        return principal_axes_of(self._states)
+
+
+class _DenseMoments:
+    """Bases of the dense model's hidden states, read by read: one-shot. Moments are centred as the norms centre."""
+
+    def __init__(self, layers: Sequence[Block], stats: CalibrationStats) -> None:
+        moments = []
+        for block, layer in zip(layers, stats.layers, strict=True):
+            moments += [layer.residual_moment] if block.parallel else [layer.residual_moment, layer.middle_moment]
+        self._norm, self._moments = layers[0].attention_norm, iter(moments)
+
+    def first_axes(self) -> Float[Tensor, "hidden hidden"]:
+        """Of what enters the first layer."""
+        moment = centre(next(self._moments).double(), self._norm)
+        return principal_axes(centre(moment.T, self._norm))[1]
+
+    def next_axes(self, *_: object) -> Float[Tensor, "hidden hidden"]:
+        """Of what the next modules read."""
+        return self.first_axes()
+
+
+def _slice_layer(
+    family: Family,
+    block: Block,
+    source: _SlicedStates | _DenseMoments,
+    basis: Float[Tensor, "hidden width"],
+    last: bool,
 ) -> tuple[CrossModuleLayer, Float[Tensor, "hidden width_after"]]:
-    """One layer in its bases, and the basis that it leaves; the hidden states, in the dense basis, move on in place."""
+    """One layer in its bases, and the basis that it leaves; the source moves on to the next layer."""
     hidden, width = basis.shape
     dtype = block.attention.o_proj.weight.dtype
     bases, modules = [basis], []
     for branch in residual_branches(block):
         norm = norm_of(block, branch[0])
         readers = [_reading_in(module, norm, basis) for module in branch]
-        _advance_(hidden_states, basis, readers, norm)
         if last and branch[-1] is block.mlp:
             after = torch.eye(hidden, dtype=basis.dtype, device=basis.device)
         else:
-            after = principal_axes_of(hidden_states)[:, :width]
+            after = source.next_axes(basis, readers, norm)[:, :width]
         modules += [_writing_in(module, norm, after) for module in readers]
         bases.append(after)
         basis = after
     shortcuts = [(before.T @ after).to(dtype) for before, after in itertools.pairwise(bases)]
     norms = [BasisNorm.of(norm) for norm in (block.attention_norm, block.mlp_norm)]
     return CrossModuleLayer(family, *modules, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
-
-
-def _advance_(
-    hidden_states: HiddenStates, basis: Float[Tensor, "hidden width"], modules: list[SlicedModule], norm: nn.Module
-) -> None:
-    """Cut the hidden states to the basis, as the sliced model carries them, and add what the modules write, uncut."""
-    axes, basis_norm = basis.to(hidden_states.hidden[0].dtype), BasisNorm.of(norm)
-
-    def step(states: Tensor, arguments: dict) -> Tensor:
-        cut = states @ axes
-        normed = basis_norm(cut)
-        return cut @ axes.T + centre(sum(output_of(module, normed, arguments) for module in modules), norm)
-
-    hidden_states.map_(step)
 
 
 def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
@@ -198,11 +244,11 @@ METHODS.register(
     Method(
         "crossmodule",
         "Cross-module",
-        "SliceGPT: PCA of the residual stream between modules, shortcut matrices counted as parameters",
-        plan=lambda model, _, config: plan_crossmodule(model, config.sparsity),
-        slice=lambda model, plan, _, tokens: slice_crossmodule(model, plan, tokens),
+        "SliceGPT: PCA of the residual stream between modules, in the order that --order names, shortcuts counted",
+        plan=lambda model, _, config: plan_crossmodule(model, config.sparsity, order=config.order),
+        slice=slice_crossmodule,
+        uses_order=True,
         uses_statistics=False,
-        reads_tokens=True,
-        plan_of_width=lambda model, slicing: plan_crossmodule(model, slicing=slicing),
+        plan_of_width=lambda model, slicing, config: plan_crossmodule(model, slicing=slicing, order=config.order),
     )
 )

@@ -39,10 +39,11 @@ class Method:
     uses_estimator: bool = False  # ratios come from the config's ratio estimator
     uses_order: bool = False  # slices in the config's order, refining where it says so
     uses_epochs: bool = False  # distils for the config's epochs
-    uses_statistics: bool = True  # else `stats` may be None: it takes its own moments of the tokens
+    uses_statistics: bool = True  # else `stats` may be None in the sequential order, whose moments are its own
     layer_by_layer: bool = False  # slices models whose layers are kept away until they are used
     reads_tokens: bool = False  # runs the model on the calibration tokens, whatever the order
-    plan_of_width: Callable[[PreTrainedModel, float], Plan] | None = None  # from a share of the residual's axes
+    # From a share of the residual stream's axes, where the method cuts those.
+    plan_of_width: Callable[[PreTrainedModel, float, SliceConfig], Plan] | None = None
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -53,9 +54,10 @@ def uses_estimator(method: str) -> bool:
     return METHODS.require(method).uses_estimator
 
 
-def uses_statistics(method: str) -> bool:
+def uses_statistics(method: str, config: SliceConfig) -> bool:
     """Whether the method reads a calibration's statistics, not only its tokens."""
-    return METHODS.require(method).uses_statistics
+    entry = METHODS.require(method)
+    return entry.uses_statistics or (entry.uses_order and config.order == "one-shot")
 
 
 def plan_by(
@@ -67,8 +69,8 @@ def plan_by(
 ) -> Plan:
     """What the method would remove to lose `config.sparsity` of the decoder's parameters.
 
-    `slicing` asks the cross-module method for a share of the residual stream's axes instead; only that method does
-    without `stats`. Raises UserError for what the method cannot do.
+    `slicing` asks the cross-module method for a share of the residual stream's axes instead. Raises UserError for what
+    the method cannot do.
     """
     entry = METHODS.require(method)
     if slicing is not None and entry.plan_of_width is None:
@@ -77,7 +79,7 @@ def plan_by(
         )
     if not entry.layer_by_layer and is_offloaded(model):
         raise UserError(f"{method} reads all layers at once; load the model without a device map, or take intraslice")
-    return entry.plan(model, stats, config) if slicing is None else entry.plan_of_width(model, slicing)
+    return entry.plan(model, stats, config) if slicing is None else entry.plan_of_width(model, slicing, config)
 
 
 def slice_by(method: str, model: PreTrainedModel, plan: Plan, stats: CalibrationStats | None, tokens: Tokens) -> Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from intraslice.config import Order
 from intraslice.planning.sizes import Parameters
 
 MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
@@ -17,6 +18,7 @@ class CrossModulePlan:
     width: int  # D'
     asked: float | None  # sparsity asked for; None when the slicing fraction was given
     parameters: Parameters  # with a tied head kept tied
+    order: Order  # where the bases come from: "one-shot" from the dense model's moments
     untied_total: int  # had the embeddings been untied, as SliceGPT's own code does; the same for an untied model
 
     @property

@@ -18,7 +18,7 @@ from components.ratios import panel as ratios
 from components.session import snapshot
 from components.session.caches import BoundedCache
 from components.session.jobs import Jobs
-from components.session.keys import slice_config
+from components.session.keys import slice_config, slice_key
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.ui import formatting
@@ -93,6 +93,17 @@ def test_the_dense_perplexity_is_measured_once_for_all_starts_of_the_page(sessio
     assert not any("dense model" in text for text in events)
     assert any("sliced model" in text for text in events)
     assert again.perplexities(tiny) == session.perplexities(tiny)
+
+
+def test_a_slice_is_kept_by_what_its_method_looks_at(tiny) -> None:
+    sequential, fisher = tiny._replace(order="sequential"), tiny._replace(estimator="fisher")
+    for method, by_order, by_estimator in (
+        ("intraslice", True, True),
+        ("crossmodule", True, False),
+        ("magnitude", False, False),
+    ):
+        assert (slice_key(tiny, method) != slice_key(sequential, method)) == by_order
+        assert (slice_key(tiny, method) != slice_key(fisher, method)) == by_estimator
 
 
 def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:

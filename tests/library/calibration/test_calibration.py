@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,24 @@ def test_the_stream_is_measured_at_each_layer_s_input(family_case):
         assert_close(layer.residual_moment, rows.T @ rows, atol=1e-3, rtol=1e-4)
         directions = rows / rows.norm(dim=-1, keepdim=True)
         assert_close(layer.direction_moment, directions.T @ directions, atol=1e-3, rtol=1e-4)
+
+
+def test_what_the_mlps_norm_reads_is_measured_where_it_has_one(family_case):
+    tokens = family_case.tokens[:5]
+    stats, entered = finish(calibrate(family_case.loaded, tokens)), []
+    layers = family_case.original.model.layers
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in layers:
+            norm = getattr(layer, "post_attention_layernorm", None)
+            if norm is not None:
+                handle = norm.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].flatten(0, 1)))
+                hooks.callback(handle.remove)
+        family_case.original(tokens)
+    assert len(entered) in (0, len(layers))
+    for layer, rows in zip(stats.layers, entered, strict=bool(entered)):
+        assert_close(layer.middle_moment, rows.T @ rows, atol=1e-3, rtol=1e-4)
+    if not entered:
+        assert all(layer.middle_moment.numel() == 0 for layer in stats.layers)
 
 
 def test_channel_products_are_summed_after_the_rotary_embedding(family_case):

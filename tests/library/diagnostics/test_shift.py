@@ -33,7 +33,7 @@ def test_an_unsliced_model_has_no_shift(family_case):
 def test_a_change_of_basis_that_is_undone_is_no_shift(family_case):
     """Nothing cut: every module reads and writes in a rotated stream, which the report rotates back."""
     dense = family_case.loaded.model
-    rotated = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.0), family_case.tokens))
+    rotated = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.0), None, family_case.tokens))
     frame = finish(measure_shift(dense, {"rotated": rotated}, family_case.tokens[:3])).frame()
     assert (frame[["error", "pooled_error"]] < 1e-3).all(axis=None)
     assert (frame[["mean_shift", "spread_shift", "distance"]].abs() < 1e-3).all(axis=None)
@@ -44,7 +44,7 @@ def test_sliced_models_shift_and_the_methods_are_told_apart(family_case):
     dense, tokens = family_case.loaded.model, family_case.tokens
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, "uniform"))  # so that every layer is cut
     intra = finish(slice_model(dense, plan, family_case.stats, tokens))
-    cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.3), tokens))
+    cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.3), None, tokens))
     events: list[Progress] = []
     report = finish(measure_shift(dense, {"intra": intra, "cross": cross}, tokens[:2]), events.append)
     frame = report.frame()
@@ -133,7 +133,7 @@ def test_what_cannot_be_compared_is_named(tiny_case):
     dense = case.loaded.model
     with pytest.raises(UserError, match="'dense'"):
         finish(measure_shift(dense, {"dense": dense}, case.tokens))
-    cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.2), case.tokens))
+    cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.2), None, case.tokens))
     for layer in cross.model.layers:
         layer.basis_count = 0
     with pytest.raises(UserError, match="no bases"):

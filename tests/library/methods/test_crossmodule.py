@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
 
+from intraslice.config import SliceConfig
 from intraslice.errors import UserError
+from intraslice.linalg import principal_axes
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
-from intraslice.modeling.families import canonicalise
+from intraslice.methods.registry import plan_by, slice_by
+from intraslice.modeling.families import blocks, canonicalise
+from intraslice.modeling.residual import centre
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.progress import finish
 
+ORDERS = ("sequential", "one-shot")
 TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")
 
 
@@ -23,7 +28,7 @@ def tokens(sequences: int = 4, length: int = 40, seed: int = 0) -> Tensor:
 
 
 def sliced(dense: PreTrainedModel, plan: CrossModulePlan) -> PreTrainedModel:
-    return finish(slice_crossmodule(dense, plan, tokens()))
+    return finish(slice_crossmodule(dense, plan, None, tokens()))
 
 
 def parameter_count(module: torch.nn.Module) -> int:
@@ -230,3 +235,44 @@ def test_counts_of_the_default_model_are_those_published():
     assert removed == [-3.8, 8.9, 14.2, 21.2, 33.2]
     assert round(plans[0.25].parameters.sliced_total / 1e6, 1) == 119.7
     assert round(plans[0.25].untied_total / 1e6, 1) == 140.7
+
+
+NOTHING = torch.empty(0, 2, dtype=torch.long)  # one-shot slicing reads no token
+
+
+@torch.no_grad()
+def test_one_shot_is_exact_without_a_cut_and_no_worse_with_more_width(family_case):
+    dense, fresh = family_case.loaded.model, tokens(seed=1)
+    expected, errors = family_case.original(fresh).logits, []
+    for slicing in (0.75, 0.4, 0.15, 0.0):
+        plan = plan_crossmodule(dense, slicing=slicing, order="one-shot")
+        model = finish(slice_crossmodule(dense, plan, family_case.stats, NOTHING))
+        errors.append((model(fresh).logits - expected).square().mean().item())
+        assert parameter_count(model) == plan.parameters.sliced_total
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-8 < errors[-2]
+
+
+@torch.no_grad()
+def test_one_shot_bases_are_those_of_the_dense_models_own_states(family_case):
+    dense, width = family_case.loaded.model, 16
+    plan = plan_crossmodule(dense, slicing=1 - width / dense.config.hidden_size, order="one-shot")
+    layers = finish(slice_crossmodule(dense, plan, family_case.stats, NOTHING)).model.layers
+    states = family_case.original(family_case.tokens, output_hidden_states=True).hidden_states
+    for layer, entered in zip(layers, states, strict=False):  # the last is after the final norm
+        rows = centre(entered.flatten(0, 1).double(), blocks(dense)[0].attention_norm)
+        axes = principal_axes(rows.T @ rows)[1][:, : plan.width]
+        basis = layer.bases[0].double()
+        torch.testing.assert_close(basis @ basis.T, axes @ axes.T, atol=1e-3, rtol=0)
+
+
+def test_both_orders_begin_with_the_same_basis_and_go_on_with_others(family_case):
+    dense = family_case.loaded.model
+    plans = [plan_by("crossmodule", dense, family_case.stats, SliceConfig(0.2, order=order)) for order in ORDERS]
+    assert [plan.order for plan in plans] == list(ORDERS)
+    assert plans[0].parameters == plans[1].parameters
+    models = [finish(slice_by("crossmodule", dense, plan, family_case.stats, family_case.tokens)) for plan in plans]
+    spans = [[basis.double() @ basis.double().T for basis in model.model.layers[1].bases] for model in models]
+    first = [model.model.layers[0].bases[0].double() for model in models]
+    torch.testing.assert_close(first[0] @ first[0].T, first[1] @ first[1].T, atol=1e-3, rtol=0)
+    assert not torch.allclose(spans[0][0], spans[1][0], atol=1e-3)
