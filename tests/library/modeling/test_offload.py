@@ -60,7 +60,8 @@ def test_a_calibration_layer_by_layer_is_the_ordinary_one(pair, monkeypatch, tmp
     assert [event.done for event in events] == list(range(7))
     for layer, expected_layer in zip(actual.layers, expected.layers, strict=True):
         for name, value in vars(expected_layer).items():
-            assert_close(getattr(layer, name), value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
+            largest = float(value.abs().max()) if value.numel() else 0.0  # parallel layers have no middle
+            assert_close(getattr(layer, name), value, rtol=1e-4, atol=1e-5 * largest)
     assert actual.sizes == expected.sizes
     assert all(linear.weight.is_meta for layer in offloaded.model.model.layers for linear in linears(layer))
 
