@@ -123,7 +123,7 @@ def test_a_prompt_is_quoted_for_shell_and_python(session, tiny) -> None:
     assert repr(nasty) in exports.snippet(tiny, nasty)
 
 
-def test_the_outbox_keeps_the_newest_and_ends_with_the_app(tmp_path) -> None:
+def test_downloads_keep_the_newest_and_end_with_the_app(tmp_path) -> None:
     downloads = Downloads(limit=10)
     paths = [downloads.put("file", lambda path: path.write_bytes(b"12345")) for _ in range(3)]
     assert [path.exists() for path in paths] == [False, True, True]
