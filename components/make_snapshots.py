@@ -1,7 +1,7 @@
 """Makes what the page shows before the default model is loaded: `python -m components.make_snapshots`, some minutes.
 
-Three files in `assets/`: what the estimator reads (`session/snapshot.py`), spectra and shifts, thinned
-(`session/diagnostics_file.py`), and every module's measured sensitivity (`ratios/estimator_check/measure.py`).
+Three files in `assets/`: what the estimator reads (`session/snapshots/plan.py`), spectra and shifts, thinned
+(`session/snapshots/diagnostics.py`), and every module's measured sensitivity (`ratios/estimator_check/measure.py`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import torch
 from components.activations.measure import ShiftViews
 from components.activations.views import Histogram, PlaceShift, ShiftView
 from components.ratios.estimator_check import measure as estimator_check
-from components.session import diagnostics_file, snapshot
-from components.session.diagnostics_file import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
 from components.session.session import Calibrated, Session
 from components.session.settings import Settings
+from components.session.snapshots import diagnostics as diagnostics_file
+from components.session.snapshots import plan as snapshot
+from components.session.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
 from components.spectra.measure import CalibratedSpectra
 from intraslice.progress import finish
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
-from components.session.diagnostics_file import BYTE, FILE, load
+from components.session.snapshots.diagnostics import BYTE, FILE, load
 
 
 def shift(path: Path = FILE) -> ShiftView | None:

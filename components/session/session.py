@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from components.session import snapshot
 from components.session.caches import Caches
 from components.session.choices import ESTIMATORS
 from components.session.jobs import Jobs, statuses
 from components.session.keys import calibration_key, evaluation_config, slice_config, slice_key
 from components.session.plan_views import Source, importance_curves, plan_view
 from components.session.settings import Settings, Status
+from components.session.snapshots import plan as snapshot
 from components.session.views import ImportanceCurve, Perplexities, PlanView
 from intraslice import data
 from intraslice.cache import cache_path, keep_record, kept_record

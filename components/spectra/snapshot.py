@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from components.session.diagnostics_file import FILE, FULL, load
+from components.session.snapshots.diagnostics import FILE, FULL, load
 from components.spectra.views import Curve, KeptChannels, LayerCurves, PairsView, drawn_ranks
 
 

@@ -15,12 +15,12 @@ from tiny_page import SOMEBODY
 from app import build_app
 from components.page import handlers, link, slider
 from components.ratios import panel as ratios
-from components.session import snapshot
 from components.session.caches import BoundedCache
 from components.session.jobs import Jobs
 from components.session.keys import slice_config, slice_key
 from components.session.session import Session
 from components.session.settings import Settings, Status
+from components.session.snapshots import plan as snapshot
 from components.ui import formatting
 from components.ui.handlers import Follower, bind, flat, skipped, while_open
 from intraslice.config import SliceConfig

@@ -8,9 +8,9 @@ import pytest
 from torch.testing import assert_close
 
 from components.ratios.estimator_check import measure as verdict
-from components.session import snapshot
 from components.session.keys import calibration_key
 from components.session.settings import Settings
+from components.session.snapshots import plan as snapshot
 from intraslice.calibration.driver import calibrate
 from intraslice.data import calibration_tokens
 from intraslice.loading import LoadedModel
