@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 import intraslice
 from intraslice.cli import analyses, commands
 from intraslice.config import CalibrationConfig, EvaluationConfig, Order, SliceConfig, Targets
@@ -15,6 +13,7 @@ from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.offload import PLACEMENTS
+from intraslice.pretrained.precision import AUTO, Precision
 from intraslice.registry import ESTIMATORS, Registry
 
 FEW_TOKENS = 2048  # enough for activations, and for paired differences of losses
@@ -35,8 +34,9 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
     add("--model", default=DEFAULT, metavar="ID|FOLDER|default", help="weights to load")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"))
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    explanation = "auto: bfloat16 where the device multiplies it natively, else float32; statistics are float32 in both"
+    add("--dtype", default=AUTO, choices=(AUTO, *get_args(Precision)), help=explanation)
+    add("--device", default=AUTO, help="auto: CUDA where it is there, else the CPU")
     add(
         "--device-map",
         choices=PLACEMENTS,

@@ -28,6 +28,7 @@ from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, 
 from intraslice.errors import UserError
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import Plan, Tokens, plan_by, slice_by, uses_statistics
+from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.progress import Progress, finish
 from intraslice.reporting import Recipe
 
@@ -37,6 +38,7 @@ class Run:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
+        self.device = choose_device(arguments.device)
         self.recipe = recipe_of(arguments)
         self.seconds: dict[str, float] = {}
         if arguments.threads is not None:
@@ -57,7 +59,7 @@ class Run:
             loaded = load_model(
                 self.recipe.model,
                 getattr(torch, self.recipe.dtype),
-                self.arguments.device,
+                self.device,
                 device_map=self.arguments.device_map,
             )
         print(f"model: {loaded.source}", file=sys.stderr)
@@ -128,7 +130,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         calibration=CalibrationConfig(a.calibration, a.sequences, a.length, a.seed, a.targets),
         evaluation=EvaluationConfig(a.eval, a.eval_tokens, a.length),
         method=a.method,
-        dtype=a.dtype,
+        dtype=choose_dtype(a.dtype, choose_device(a.device)),
     )
 
 

@@ -1,0 +1,35 @@
+"""On which device, and in which precision, a model runs when nobody says so."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["float32", "bfloat16"]
+AUTO = "auto"
+NATIVE = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and ARM, as torch names them
+
+
+def choose_device(name: str = AUTO) -> str:
+    """`name` itself, or for "auto" a CUDA device where there is one, else the CPU."""
+    if name != AUTO:
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_dtype(name: Precision | Literal["auto"] = AUTO, device: str = "cpu") -> Precision:
+    """`name` itself, or for "auto" bfloat16 where the device multiplies it natively, else float32.
+
+    Elsewhere bfloat16 is emulated, and slower than float32. Moments, solves and losses are float32 or better in both.
+    """
+    if name != AUTO:
+        return name
+    return "bfloat16" if _multiplies_bfloat16(device.partition(":")[0]) else "float32"
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 tells of none
+    return device == "cpu" and any(capabilities.get(name, False) for name in NATIVE)
