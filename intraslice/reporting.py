@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 import intraslice
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import Plan
 from intraslice.modeling.counts import kv_bytes_per_token
@@ -90,6 +91,16 @@ def described(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
     return common | {
         "kv_bytes_per_token": dict(zip(("dense", "sliced"), plan.kv_bytes_per_token, strict=True)),
         "ratios": [[layer.attention_ratio, layer.mlp_ratio] for layer in plan.layers],
+    }
+
+
+def measured(dense: Losses, sliced: Losses) -> dict[str, Any]:
+    """Perplexities, their standard errors, and the ratio of the two with its paired error, as JSON."""
+    estimates = {"dense": dense.perplexity(), "sliced": sliced.perplexity()}
+    return {
+        "perplexity": {name: estimate.value for name, estimate in estimates.items()},
+        "perplexity_error": {name: estimate.standard_error for name, estimate in estimates.items()},
+        "perplexity_ratio": sliced.ratio(dense)._asdict(),
     }
 
 

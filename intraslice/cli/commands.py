@@ -10,12 +10,12 @@ from intraslice import checkpoints
 from intraslice.cli.run import Run, peak_memory, show
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
-from intraslice.evaluation.perplexity import perplexity
+from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.progress import finish
-from intraslice.reporting import CROSS_MODULE, described, plan_record, record, summary
+from intraslice.reporting import CROSS_MODULE, described, measured, plan_record, record, summary
 
 Answer = tuple[dict[str, Any], str]
 
@@ -45,26 +45,25 @@ def evaluate(run: Run) -> Answer:
     stats, tokens = run.calibrate_for_method(loaded)
     model, plan = run.slice(loaded, stats, tokens)
     with run.timed("evaluate"):
-        values = {
-            name: finish(perplexity(which, windows, f"perplexity {name}"), show)
+        dense, sliced = (
+            finish(measure_losses(which, windows, f"perplexity {name}"), show)
             for name, which in (("dense", loaded.model), ("sliced", model))
-        }
-    result = (
-        run.recipe.asked() | described(plan, loaded.model) | {"perplexity": values, "protocol": run.recipe.protocol()}
-    )
+        )
+    result = run.recipe.asked() | described(plan, loaded.model) | measured(dense, sliced)
+    result["protocol"] = run.recipe.protocol()
     result["parameters"] |= parameters_of(model, "sliced")  # counted on the tensors, not taken from the plan
     result["removed_fraction"] = 1 - result["parameters"]["sliced_decoder"] / result["parameters"]["dense_decoder"]
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
-    return (
-        result,
-        f"{summary(plan)}\nperplexity {values['dense']:.3f} -> {values['sliced']:.3f} {run.recipe.protocol()}",
-    )
+    values, ratio = result["perplexity"], result["perplexity_ratio"]
+    line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {ratio['value']:.3f} times"
+    error = "" if ratio["standard_error"] is None else f" +- {ratio['standard_error']:.3f}"
+    return result, f"{summary(plan)}\n{line}{error} {run.recipe.protocol()}"
 
 
 def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -> Answer:
     """A sliced checkpoint alone: what is dense is read off its record, since the dense model is not there."""
     with run.timed("evaluate"):
-        value = finish(perplexity(loaded.model, windows, "perplexity sliced"), show)
+        value, error = finish(measure_losses(loaded.model, windows, "perplexity sliced"), show).perplexity()
     made = loaded.made
     protocol = run.recipe.protocol() | {
         key: made["protocol"][key] for key in ("calibration", "calibration_tokens", "seed")
@@ -74,6 +73,7 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
     result["kv_bytes_per_token"] = made["kv_bytes_per_token"] | {"sliced": kv_bytes_per_token(loaded.model)}
     result |= {key: made[key] for key in CROSS_MODULE if key in made}
     result |= {"model": loaded.name, "perplexity": {"dense": None, "sliced": value}, "protocol": protocol}
+    result |= {"perplexity_error": {"dense": None, "sliced": error}, "perplexity_ratio": None}
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
     return result, f"perplexity {value:.3f} {protocol}"
 

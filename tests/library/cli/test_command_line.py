@@ -11,6 +11,7 @@ import pytest
 
 from intraslice.__main__ import main
 from intraslice.methods.registry import METHODS
+from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.registry import ESTIMATORS
 
 EVALUATED = {
@@ -30,6 +31,8 @@ EVALUATED = {
     "parameters",
     "kv_bytes_per_token",
     "perplexity",
+    "perplexity_error",
+    "perplexity_ratio",
     "ratios",
     "protocol",
     "seconds",
@@ -49,7 +52,20 @@ def words(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> list[str]:
     (home / "text.txt").write_text(text)
     options = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt"]
     options = [str(home / word) if not word.startswith("--") else word for word in options]
-    return [*options, "--sequences", "16", "--length", "24", "--eval-tokens", "96", "--device", "cpu", "--json"]
+    return [
+        *options,
+        "--sequences",
+        "16",
+        "--length",
+        "24",
+        "--eval-tokens",
+        "96",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--json",
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +120,20 @@ def test_nothing_removed_is_the_dense_model(run, method):
     assert values["sliced"] == pytest.approx(values["dense"], rel=1e-3)
 
 
+def test_errors_are_named_beside_perplexities(run):
+    result = run("evaluate", "--sparsity", "0.4")
+    values, errors, ratio = (result[key] for key in ("perplexity", "perplexity_error", "perplexity_ratio"))
+    assert all(0 < errors[name] < values[name] for name in ("dense", "sliced"))
+    assert ratio["value"] == pytest.approx(values["sliced"] / values["dense"])
+    assert 0 < ratio["standard_error"] < ratio["value"]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float32"])
+def test_the_protocol_says_in_which_precision_it_was(run, dtype):
+    result = run("evaluate", "--sparsity", "0.3", "--dtype", dtype, "--device", "auto")
+    assert result["protocol"]["dtype"] == choose_dtype(dtype, choose_device())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, method, tmp_path):
     folder = str(tmp_path / "sliced")
@@ -111,7 +141,12 @@ def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, method, tmp_path):
     assert run("slice", "--method", method, "--sparsity", "0.4", "--out", folder)["removed_fraction"] > 0.1
     reopened = run("evaluate", "--model", folder)
     assert reopened["perplexity"]["sliced"] == pytest.approx(in_memory["perplexity"]["sliced"], abs=1e-3)
-    for key in set(in_memory) - {"model", "perplexity", "seconds", "peak_rss_bytes"}:
+    for key in set(in_memory) - {
+        "model",
+        "seconds",
+        "peak_rss_bytes",
+        *(key for key in in_memory if "perplexity" in key),
+    }:
         assert reopened[key] == in_memory[key]
     assert run("generate", "--model", folder, "--max-new-tokens", "3", "--prompt", "w7 w8")["text"].keys() == {"sliced"}
 

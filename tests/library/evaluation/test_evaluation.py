@@ -15,7 +15,7 @@ from intraslice.errors import UserError
 from intraslice.evaluation import generation
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.generation import Sampling, answer_text, generate_text, prompt_tokens, stream_tokens
-from intraslice.evaluation.perplexity import perplexity, token_losses
+from intraslice.evaluation.perplexity import Losses, measure_losses, perplexity, token_losses
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import Progress, finish
@@ -58,8 +58,44 @@ def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
     monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
     events: list[Progress] = []
     assert finish(perplexity(case.loaded.model, case.tokens), events.append) == pytest.approx(expected, rel=1e-5)
-    assert events[0] == Progress("evaluate", 0, 16)
-    assert events[-1] == Progress("evaluate", 16, 16)
+    assert (events[0].stage, events[0].done, events[0].total) == ("evaluate", 0, 16)
+    assert (events[-1].done, events[-1].total) == (16, 16)
+
+
+def test_estimates_against_numbers_worked_out_by_hand():
+    dense = Losses("evaluate", 2, 2, sums=((2.0, 6.0), (4.0, 4.0)), sizes=(2, 4))
+    sliced = Losses("evaluate", 1, 2, sums=((4.0, 6.0),), sizes=(2, 4))
+    # Mean loss 16 / 12; block means 1, 1.5, 2, 1 have the standard deviation sqrt(0.6875 / 3).
+    value, error = dense.perplexity()
+    assert value == pytest.approx(math.exp(4 / 3))
+    assert error == pytest.approx(math.exp(4 / 3) * math.sqrt(0.6875 / 3) / 2)
+    # The first window alone is paired: 2 nats more over its 6 tokens, by blocks 1 and 0.
+    ratio, error = sliced.ratio(dense)
+    assert ratio == pytest.approx(math.exp(1 / 3))
+    assert error == pytest.approx(math.exp(1 / 3) * math.sqrt(0.5) / math.sqrt(2))
+    assert Losses("evaluate", 1, 1, sums=((3.0,),), sizes=(3,)).perplexity() == (pytest.approx(math.e), None)
+
+
+def test_losses_grow_by_the_window_and_end_at_the_perplexity_of_all(case, monkeypatch):
+    monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", 1)
+    monkeypatch.setattr(perplexity_module, "BLOCK", 7)
+    events: list[Losses] = []
+    losses = finish(measure_losses(case.loaded.model, case.tokens), events.append)
+    assert [len(event.sums) for event in events] == [*range(len(case.tokens) + 1)]
+    assert sum(losses.sizes) == case.tokens.shape[1] - 1
+    by_token = token_losses(case.loaded.model, case.tokens)
+    assert losses.perplexity().value == pytest.approx(by_token.mean().exp().item(), rel=1e-5)
+    half = token_losses(case.loaded.model, case.tokens[:8])
+    assert events[8].perplexity().value == pytest.approx(half.mean().exp().item(), rel=1e-5)
+    assert losses.ratio(losses) == (1.0, 0.0)
+
+
+def test_the_paired_error_is_smaller_and_honest(case, sliced):
+    dense, cut = (finish(measure_losses(model, case.tokens)) for model in (case.loaded.model, sliced[1]))
+    ratio = cut.ratio(dense)
+    assert ratio.value == pytest.approx(cut.perplexity().value / dense.perplexity().value)
+    apart = math.hypot(*(part.perplexity().standard_error / part.perplexity().value for part in (dense, cut)))
+    assert 0 < ratio.standard_error / ratio.value < apart
 
 
 def test_a_hopeless_model_has_infinite_perplexity(tiny_llama_mha):
