@@ -1,13 +1,14 @@
 """From tokens to `CalibrationStats`: mask gradients and second moments of the dense model, in one streamed pass.
 
-No activation outlives its batch; what stays is one gradient a sequence and one moment a module. Kept on disk under the
-model's fingerprint, the tokens and this file's version, so other weights or other text never reuse a stale file.
+No activation outlives its batch; what stays is one gradient a sequence and one moment a module. These are sums, so they
+can be used after every sequence (`Calibrating`). Kept on disk under the model's fingerprint, the tokens and this file's
+version, so other weights or other text never reuse a stale file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,20 +21,33 @@ from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
-from intraslice.calibration.layerwise import LossGradient, calibrate_layerwise
+from intraslice.calibration.layerwise import LossGradient, calibrate_layerwise, final_gradient
 from intraslice.calibration.stats import CalibrationStats, LayerStats, layer_sizes
 from intraslice.config import Targets
 from intraslice.errors import NumericalError
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.logits import logits_in_chunks
+from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.offload import is_offloaded, resident
 from intraslice.progress import Progress
 
 FORMAT = "5"
 TOKENS_A_BATCH = 512  # what the backward pass needs of all layers at once is most of the memory
+LOSS_TOKENS = 128  # whose logits exist at a time
 SEED = 0  # of the targets that the model draws
+BY_SEQUENCE = ("attention_gradients", "mlp_gradients")
+GRADIENTS = (*BY_SEQUENCE, "query_fisher", "mlp_fisher")
+
+
+@dataclass(frozen=True)
+class Calibrating(Progress):
+    """Progress of a calibration. `statistics()` copies what its first `done` sequences gave, until the next step.
+
+    That is a calibration like any other, on fewer tokens. Raises NumericalError where gradients are not finite.
+    """
+
+    statistics: Callable[[], CalibrationStats] = field(compare=False)
 
 
 def _empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStats:
@@ -74,26 +88,33 @@ def _loss_gradient(
     hidden: Float[Tensor, "sequences length hidden"],
     batch: Int[Tensor, "sequences length"],
     generator: torch.Generator | None = None,
-) -> Float[Tensor, "sequences length hidden"]:
+) -> Generator[None, None, Float[Tensor, "sequences length hidden"]]:
     """Gradient of the sum over sequences of the mean next-token loss; logits exist for a few tokens at a time.
 
-    Targets are the tokens of `batch`, or where a `generator` is given tokens that the model draws with it.
+    Targets are the tokens of `batch`, or where a `generator` is given tokens that the model draws with it. Yields
+    between chunks of logits.
     """
-    with torch.enable_grad():
-        leaf = hidden.detach().requires_grad_()
-        length = batch.shape[1] - 1
-        for logits, targets in logits_in_chunks(model, leaf[:, :-1].flatten(0, 1), batch[:, 1:].flatten()):
+    length = batch.shape[1] - 1
+    rows, targets = hidden[:, :-1].detach().flatten(0, 1), batch[:, 1:].flatten()
+    gradients = []
+    for chunk, following in zip(rows.split(LOSS_TOKENS), targets.split(LOSS_TOKENS), strict=True):
+        with torch.enable_grad():
+            leaf = chunk.detach().requires_grad_()
+            logits = model.lm_head(leaf).float()
             if generator is not None:
-                targets = draw_tokens(logits.detach(), generator)
-            loss = nn.functional.cross_entropy(logits, targets, reduction="sum") / length
-            loss.backward(retain_graph=True)
-    return leaf.grad
+                following = draw_tokens(logits.detach(), generator)
+            (nn.functional.cross_entropy(logits, following, reduction="sum") / length).backward()
+        gradients.append(leaf.grad)
+        yield
+    gradient = torch.zeros_like(hidden)
+    gradient[:, :-1] = torch.cat(gradients).view_as(gradient[:, :-1])
+    return gradient
 
 
 def calibrate(
     loaded: LoadedModel, tokens: Int[Tensor, "sequences length"], targets: Targets = "sampled"
 ) -> Generator[Progress, None, CalibrationStats]:
-    """Mask gradients (paper §4) and second moments of the dense model over `tokens`; yields progress by sequence.
+    """Mask gradients (paper §4) and second moments of the dense model over `tokens`; yields `Calibrating` by sequence.
 
     The gradients are those of the loss on `targets`, as in CalibrationConfig. Costs about a forward, a backward without
     weight gradients, and the moments. Raises NumericalError where gradients are not finite.
@@ -109,20 +130,50 @@ def calibrate(
         if is_offloaded(model):
             yield from calibrate_layerwise(model, stats, tokens, loss_gradient)
         else:
-            batch_size = max(1, TOKENS_A_BATCH // tokens.shape[1])
-            done = 0
-            yield Progress("calibrate", 0, sequences)
-            for batch in tokens.split(batch_size):
-                _calibrate_batch(model, layers, stats, batch, done, loss_gradient)
-                done += len(batch)
-                yield Progress("calibrate", done, sequences)
-        gradients = ("attention_gradients", "mlp_gradients", "query_fisher", "mlp_fisher")
-        if not all(torch.isfinite(getattr(layer, name)).all() for layer in stats for name in gradients):
-            raise NumericalError("mask gradients are not finite; calibrate in float32, or on other text")
+            yield from _calibrate(model, stats, tokens, targets, loss_gradient)
+        _require_finite(stats)
         _save(path, stats)
+    return _statistics(model, stats, tokens.numel(), targets)
+
+
+def _calibrate(
+    model: PreTrainedModel, stats: list[LayerStats], tokens: Tensor, targets: Targets, loss_gradient: LossGradient
+) -> Iterator[Progress]:
+    """Fill `stats`, one for each layer, in place; yields after every layer of every batch."""
+    done, sequences = 0, len(tokens)
+    event = Progress("calibrate", done, sequences)
+    yield event
+
+    def so_far() -> CalibrationStats:
+        first = [
+            LayerStats(**{name: _first(name, value, done).clone() for name, value in vars(layer).items()})
+            for layer in stats
+        ]
+        _require_finite(first)
+        return _statistics(model, first, done * tokens.shape[1], targets)
+
+    for batch in tokens.split(max(1, TOKENS_A_BATCH // tokens.shape[1])):
+        for _ in _calibrate_batch(model, stats, batch.to(model.device), done, loss_gradient):
+            yield event
+        done += len(batch)
+        yield Calibrating("calibrate", done, sequences, so_far)
+        event = Progress("calibrate", done, sequences)
+
+
+def _first(name: str, value: Tensor, sequences: int) -> Tensor:
+    return value[:sequences] if name in BY_SEQUENCE else value
+
+
+def _require_finite(stats: list[LayerStats]) -> None:
+    if not all(torch.isfinite(getattr(layer, name)).all() for layer in stats for name in GRADIENTS):
+        raise NumericalError("mask gradients are not finite; calibrate in float32, or on other text")
+
+
+def _statistics(model: PreTrainedModel, stats: list[LayerStats], tokens: int, targets: Targets) -> CalibrationStats:
+    layers = blocks(model)
     return CalibrationStats(
         layers=stats,
-        tokens=tokens.numel(),
+        tokens=tokens,
         targets=targets,
         sizes=tuple(layer_sizes(block) for block in layers),
         output_energies=[_output_energies(block) for block in layers],
@@ -133,25 +184,33 @@ def calibrate(
 
 
 def _calibrate_batch(
-    model: PreTrainedModel,
-    layers: list[Block],
-    stats: list[LayerStats],
-    batch: Tensor,
-    done: int,
-    loss_gradient: LossGradient,
-) -> None:
-    """Add one batch of sequences, of which `done` came before, to `stats`, in place."""
-    batch = batch.to(model.device)
-    with ExitStack() as open_layers, torch.enable_grad():
-        masks = []
-        for block, layer_stats in zip(layers, stats, strict=True):
-            open_layers.enter_context(collecting_moments(block, layer_stats))
-            masks.append(open_layers.enter_context(collecting_gradients(block, layer_stats, len(batch))))
-        hidden = model.model(input_ids=batch, use_cache=False).last_hidden_state
-        hidden.backward(loss_gradient(model, hidden, batch))
-    for layer_stats, (attention, mlp) in zip(stats, masks, strict=True):
-        layer_stats.attention_gradients[done : done + len(batch)] = attention.grad
-        layer_stats.mlp_gradients[done : done + len(batch)] = mlp.grad
+    model: PreTrainedModel, stats: list[LayerStats], batch: Tensor, done: int, loss_gradient: LossGradient
+) -> Iterator[None]:
+    """Add one batch of sequences, of which `done` came before, to `stats`, in place; yields between layers.
+
+    Hooks are open only while a layer works: others may use the model between two steps.
+    """
+    with torch.no_grad():
+        (hidden,), (arguments,) = vars(embed(model, batch)).values()
+    passed = []
+    for layer, block, layer_stats in zip(model.model.layers, blocks(model), stats, strict=True):
+        with (
+            torch.enable_grad(),
+            collecting_moments(block, layer_stats),
+            collecting_gradients(block, layer_stats, len(batch)) as masks,
+        ):
+            leaf = hidden.detach().requires_grad_()
+            hidden = layer(leaf, **arguments)
+        passed.append((leaf, hidden, masks))
+        yield
+    gradient = yield from final_gradient(model, hidden, batch, loss_gradient)
+    for layer_stats in reversed(stats):
+        leaf, hidden, masks = passed.pop()
+        hidden.backward(gradient)
+        gradient = leaf.grad
+        for name, mask in zip(BY_SEQUENCE, masks, strict=True):
+            getattr(layer_stats, name)[done : done + len(batch)] = mask.grad
+        yield
 
 
 def _output_energies(block: Block) -> Float[Tensor, "heads dim"]:

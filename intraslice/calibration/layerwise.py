@@ -18,9 +18,10 @@ from intraslice.calibration.stats import LayerStats
 from intraslice.modeling.families import Block, blocks, family_of
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.offload import resident
-from intraslice.progress import Progress
+from intraslice.progress import Progress, finish
 
-LossGradient = Callable[[PreTrainedModel, Tensor, Tensor], Tensor]  # model, last state, tokens -> the state's gradient
+# model, last hidden states, tokens -> their gradient, in steps
+LossGradient = Callable[[PreTrainedModel, Tensor, Tensor], Generator[None, None, Tensor]]
 
 
 def calibrate_layerwise(
@@ -42,18 +43,29 @@ def calibrate_layerwise(
             hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
         yield Progress("calibrate", done, total)
     batches = tokens.to(model.device).split([len(hidden) for hidden in hidden_states.hidden])
-    norm = getattr(model.model, family_of(model.config).final_norm)
-    gradients = []
-    for hidden, batch in zip(hidden_states.hidden, batches, strict=True):
-        with torch.enable_grad():
-            leaf = hidden.detach().requires_grad_()
-            normed = norm(leaf)
-            normed.backward(loss_gradient(model, normed, batch))
-        gradients.append(leaf.grad)
+    gradients = [
+        finish(final_gradient(model, hidden, batch, loss_gradient))
+        for hidden, batch in zip(hidden_states.hidden, batches, strict=True)
+    ]
     for done, (layer, block, layer_stats) in enumerate(reversed(layers), len(layers) + 1):
         with resident(layer):
             _backward_(layer, block, layer_stats, layer_inputs.pop(), hidden_states.arguments, gradients)
         yield Progress("calibrate", done, total)
+
+
+def final_gradient(
+    model: PreTrainedModel,
+    hidden: Float[Tensor, "sequences length hidden"],
+    batch: Int[Tensor, "sequences length"],
+    loss_gradient: LossGradient,
+) -> Generator[None, None, Float[Tensor, "sequences length hidden"]]:
+    """Gradient of what leaves the last layer; yields between its steps."""
+    norm = getattr(model.model, family_of(model.config).final_norm)
+    with torch.enable_grad():
+        leaf = hidden.detach().requires_grad_()
+        normed = norm(leaf)
+    normed.backward((yield from loss_gradient(model, normed, batch)))
+    return leaf.grad
 
 
 def _backward_(

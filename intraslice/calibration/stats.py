@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from intraslice.planning.estimators.estimator import group_gradients
 from intraslice.planning.head_table import channel_scores, head_energies, head_table
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
+from intraslice.progress import Progress, finish
 from intraslice.registry import ESTIMATORS
 
 
@@ -56,15 +58,21 @@ class CalibrationStats:
     @cached_property
     def profile(self) -> Profile:
         """What plans are made of, with the estimators' usual units."""
-        return self._profile(None, GRADIENT_GROUP)
+        return finish(self._profiling(None, GRADIENT_GROUP))
 
     def profile_for(self, config: SliceConfig) -> Profile:
         """What plans are made of, with the units and gradient groups of `config`."""
         usual = (config.head_fraction, config.gradient_group) == (None, GRADIENT_GROUP)
-        return self.profile if usual else self._profile(config.head_fraction, config.gradient_group)
+        return self.profile if usual else finish(self._profiling(config.head_fraction, config.gradient_group))
 
-    def _profile(self, head_fraction: float | None, gradient_group: int) -> Profile:
-        layers = []
+    def profiling(self) -> Generator[Progress, None, Profile]:
+        """`profile` in steps, one a layer."""
+        if "profile" not in vars(self):
+            self.profile = yield from self._profiling(None, GRADIENT_GROUP)
+        return self.profile
+
+    def _profiling(self, head_fraction: float | None, gradient_group: int) -> Generator[Progress, None, Profile]:
+        layers: list[LayerProfile] = []
         for stats, sizes, energies, kv_head in zip(
             self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True
         ):
@@ -83,6 +91,7 @@ class CalibrationStats:
                 name: estimator.importance(layer) for name, estimator in ESTIMATORS.items() if estimator.importance
             }
             layers.append(LayerProfile(sizes, table, kv_head, importances))
+            yield Progress("profile", len(layers), len(self.layers))
         return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
 
 

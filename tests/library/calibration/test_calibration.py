@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from intraslice.calibration import driver
-from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
+from intraslice.calibration.driver import Calibrating, CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
 from intraslice.errors import NumericalError
 from intraslice.layer_weights import UNROTATED
 from intraslice.modeling.attention import SlicedAttention
@@ -233,7 +233,7 @@ def test_the_batch_size_changes_nothing(family_case, batch, monkeypatch):
     monkeypatch.setattr(driver, "_load", lambda *_: None)
     expected = finish(calibrate(family_case.loaded, tokens))
     monkeypatch.setattr(driver, "TOKENS_A_BATCH", batch * tokens.shape[1])
-    monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
+    monkeypatch.setattr(driver, "LOSS_TOKENS", 17)
     assert_same(finish(calibrate(family_case.loaded, tokens)), expected, atol=1e-3, rtol=1e-3)
 
 
@@ -244,13 +244,47 @@ def test_sizes_count_what_transformers_counts(family_case):
     assert [layer_sizes(block) for block in blocks(family_case.loaded.model)] == list(stats.sizes)
 
 
-def test_progress_counts_sequences_and_hooks_are_removed(loaded):
-    events: list[Progress] = []
-    finish(calibrate(loaded, TOKENS), events.append)
-    assert events[0] == Progress("calibrate", 0, 3)
-    assert events[-1] == Progress("calibrate", 3, 3)
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in loaded.model.modules())
+def hooks_of(model: PreTrainedModel) -> list:
+    return [hook for module in model.modules() for hook in (*module._forward_pre_hooks, *module._forward_hooks)]
+
+
+def test_progress_counts_sequences_and_no_step_leaves_a_hook(loaded, monkeypatch):
+    monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
+    counts = []
+    for event in calibrate(loaded, TOKENS):
+        counts.append((event.done, event.total))
+        assert not hooks_of(loaded.model)
+        assert torch.is_grad_enabled()
+    assert counts[0] == (0, 3)
+    assert counts[-1] == (3, 3)
+    assert counts == sorted(counts)
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+def test_the_model_may_be_used_between_two_steps(family_case, monkeypatch, tmp_path):
+    tokens = family_case.tokens[:4]
+    expected = finish(calibrate(family_case.loaded, tokens))
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
+
+    def use_the_model(_: Progress) -> None:
+        with torch.no_grad():
+            family_case.loaded.model(family_case.tokens[5:6])
+
+    assert_same(finish(calibrate(family_case.loaded, tokens), use_the_model), expected, atol=0, rtol=0)
+
+
+def test_what_is_there_after_some_sequences_is_a_calibration_on_those(loaded, monkeypatch):
+    monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
+    partial = {}
+    for event in calibrate(loaded, TOKENS, "text"):
+        if isinstance(event, Calibrating):
+            partial[event.done] = event.statistics()
+    assert list(partial) == [1, 2, 3]
+    for sequences, statistics in partial.items():
+        expected = finish(calibrate(loaded, TOKENS[:sequences], "text"))
+        assert statistics.tokens == expected.tokens == sequences * TOKENS.shape[1]
+        assert_same(statistics, expected, atol=1e-6, rtol=1e-6)
+        assert finish(statistics.profiling()) is statistics.profile
 
 
 def test_cancelling_removes_the_hooks_and_keeps_nothing(loaded, cache, monkeypatch):
@@ -258,7 +292,7 @@ def test_cancelling_removes_the_hooks_and_keeps_nothing(loaded, cache, monkeypat
     job = calibrate(loaded, TOKENS)
     next(job), next(job)
     job.close()
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in loaded.model.modules())
+    assert not hooks_of(loaded.model)
     assert not cache.exists()
 
 
