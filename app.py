@@ -13,14 +13,17 @@ import gradio as gr
 
 from components import api, tabs
 from components.page import controls, events, link, slider, theme
+from components.session.keys import precision
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.ui import explainers, formatting
+from components.ui.handlers import hearing
 
 
 def build_app(session: Session) -> gr.Blocks:
     """The whole page over one session. `launch(**launch_options())` it."""
-    first = Settings()
+    first = Settings(dtype=precision(Settings()))
+    session.jobs.hearing = hearing
     opening = slider.opening(session, first)
     with gr.Blocks(title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")

@@ -30,7 +30,7 @@ def evaluate(session: Session, settings: Settings, request: gr.Request) -> dict:
     Percentages (sparsity, cap) are out of 100. `locked` gives ratios by hand, such as "7 mlp 25, 3 attention 0".
     The first call for a model and text loads and calibrates them, which takes minutes; later ones find both.
     """
-    return _result(session, files.evaluation(session, settings), request)
+    return _result(session, "evaluate", files.evaluation(session, settings), request)
 
 
 def generate(
@@ -43,7 +43,8 @@ def generate(
     request: gr.Request = None,
 ) -> dict:
     """The dense and the sliced model's answers to a prompt, as {"dense": ..., "sliced": ...}; greedy at 0."""
-    return _result(session, files.answers(session, settings, prompt, tokens, temperature, sample_seed), request)
+    work = files.answers(session, settings, prompt, tokens, temperature, sample_seed)
+    return _result(session, "generate", work, request)
 
 
 def sweep_table(
@@ -60,7 +61,7 @@ def sweep_table(
     Methods: {methods}. Points that are measured already come from the disk.
     """
     choice = SweepChoice(tuple(methods), tuple(estimators), tuple(sparsities), speed)
-    return _result(session, measure.table(session, settings, choice), request)
+    return _result(session, "sweep table", measure.table(session, settings, choice), request)
 
 
 def command_lines(session: Session, settings: Settings, prompt: str = PROMPT) -> str:
@@ -97,14 +98,14 @@ def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
     return called
 
 
-def _result(session: Session, work: Generator[Any, None, Any], request: gr.Request) -> Any:
-    """What `work` returns, as the visitor's job. Raises gr.Error for what goes wrong, in the page's words."""
+def _result(session: Session, kind: str, work: Generator[Any, None, Any], request: gr.Request) -> Any:
+    """What `work` returns, as the visitor's job of a kind. Raises gr.Error for what goes wrong, in the page's words."""
     visitor, results = visitor_of(request), []
 
     def keeping() -> Generator[Any, None, None]:
         results.append((yield from work))
 
-    *_, last = [Status("Stopped"), *session.jobs.run(visitor, session.jobs.start(visitor, live=False), keeping())]
+    *_, last = [Status("Stopped"), *session.jobs.run(visitor, kind, keeping())]
     if not results:
         raise gr.Error(last.text)
     return results[0]

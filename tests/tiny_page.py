@@ -8,6 +8,7 @@ import pytest
 
 from components.session.session import Session
 from components.session.settings import Settings
+from components.session.work.scheduler import Scheduler
 
 SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
 
@@ -24,6 +25,12 @@ def tiny_settings(home: Path, make_model: Callable, word_tokenizer: Callable) ->
     return Settings(model=str(home / "tiny"), text=str(home / "text.txt"), sequences=8, length=32)
 
 
+def stepwise(session: Session) -> Session:
+    """The session without its worker: jobs go on only while somebody listens, so that every event is seen."""
+    session.jobs.scheduler = Scheduler(worker=False)
+    return session
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
     """Settings for a tiny model; the cache is this module's."""
@@ -36,7 +43,7 @@ def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
 @pytest.fixture(scope="module")
 def session(tiny) -> Session:
     """A session in which the tiny model is calibrated."""
-    session = Session(evaluation_tokens=256)
+    session = stepwise(Session(evaluation_tokens=256))
     *_, last = session.prepare(tiny, SOMEBODY.session_hash)
     assert last.kind == "ready", last.text
     return session

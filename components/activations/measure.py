@@ -14,10 +14,10 @@ from components.activations import snapshot
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.session.caches import BoundedCache
 from components.session.crossmodule import nearest_plan
-from components.session.jobs import statuses
-from components.session.keys import SliceKey, calibration_key, slice_config, slice_key
+from components.session.keys import SliceKey, calibration_key, is_usual, slice_config, slice_key
 from components.session.session import Session
 from components.session.settings import Settings, Status
+from components.session.work.jobs import statuses
 from intraslice import data
 from intraslice.diagnostics.distributions import Distribution
 from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
@@ -49,7 +49,7 @@ class ShiftViews:
         last = self._shown.get(visitor)
         if last and calibration_key(last) == calibration_key(settings) and self.is_measured(last):
             return self._view(last)
-        return self._kept if calibration_key(settings) == calibration_key(Settings()) else None
+        return self._kept if is_usual(settings) else None
 
     def is_measured(self, settings: Settings) -> bool:
         """Whether anything is known of exactly this setting."""
@@ -63,8 +63,8 @@ class ShiftViews:
 
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
         """Slice by both methods and measure each; `view` tells how far it got. Gives way to slider and tabs."""
-        job = self._session.jobs.start(visitor, live=True, about=settings, tab="activations")
-        yield from self._session.jobs.run(visitor, job, self._measure(settings))
+        eyes = {"settings": settings, "tab": "activations"}
+        yield from self._session.jobs.run(visitor, "shift", self._measure(settings), **eyes)
 
     def _measure(self, settings: Settings) -> Iterator[Status]:
         for method in NAMES:

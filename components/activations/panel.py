@@ -91,7 +91,7 @@ def connect(panel: ActivationsPanel, context: Context) -> None:
 
 def _words(views: ShiftViews, settings: Settings, view: ShiftView | None) -> str:
     measured = views.is_measured(settings)
-    opening = view is not None and bool(view.snapshot) and settings == Settings()
+    opening = view is not None and bool(view.snapshot) and settings._replace(dtype="auto") == Settings()
     sparsity = f"{settings.sparsity:g} %"
     if settings.sparsity == 0:
         ahead = "At 0 % nothing is removed and nothing shifts; drag the slider. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,54 +15,54 @@ from intraslice.errors import NumericalError, UserError
 from intraslice.evaluation.generation import HALF, Sampling, answer_text, end_tokens, stream_tokens
 
 Answers = Mapping[str, Answer]
+MAKING = 0.2  # seconds that models are made for, between two tokens of the columns that answer
 
 
 def answer(columns: Columns, settings: Settings, question: Question, visitor: str) -> Iterator[Status | Answers]:
     """All columns' answers whenever one has grown, and what is being done; ends with a ready or an error status.
 
-    While the cross-module model has to be made first, the other two do not wait for it.
+    No column waits for a model that another needs: the dense one not even for the calibration.
     """
-    jobs = columns.session.jobs
-    job = jobs.start(visitor, live=False)
-    yield from jobs.run(visitor, job, _answering(columns, settings, question, job.stop))
+    yield from columns.session.jobs.run(visitor, "answer", _answering(columns, settings, question))
 
 
-def _answering(
-    columns: Columns, settings: Settings, question: Question, stop: threading.Event
-) -> Iterator[Status | Answers]:
+def _answering(columns: Columns, settings: Settings, question: Question) -> Iterator[Status | Answers]:
     if not question.prompt.strip():
         raise UserError("the prompt is empty; wanted some text to answer")
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
-    models = yield from columns.pair(settings)
-    board = Board(columns.session.calibrated(settings).loaded.tokenizer, question.prompt, sampling, stop)
-    late = False
-    try:
-        if late := not columns.has_cross(settings):
-            yield board.later("crossmodule")
-        else:
-            models["crossmodule"] = yield from columns.cross(settings)
-    except UserError as problem:
-        yield board.refuse("crossmodule", str(problem))
+    loaded = yield from columns.dense(settings)
+    board = Board(loaded.tokenizer, question.prompt, sampling)
+    board.begin("dense", loaded.model)
+    making = {name: columns.model(settings, name, whole=False) for name in COLUMNS if name != "dense"}
+    for name in making:
+        yield board.later(name)
     yield Status("Answering")
-    yield from board.answer(models)
-    if late:
-        try:
-            models = {"crossmodule": (yield from columns.cross(settings))}
-        except NumericalError as problem:
-            yield board.refuse("crossmodule", str(problem))
-        else:
-            yield Status("Answering")
-            yield from board.answer(models)
+    while making or board.running:
+        # Whoever answers goes on while the others' models are made, a token for every so many steps of that.
+        until = time.monotonic() + MAKING
+        while making:
+            name = next(iter(making))
+            try:
+                yield next(making[name])
+            except StopIteration as made:
+                del making[name]
+                board.begin(name, made.value)
+                yield Status("Answering")
+            except (UserError, NumericalError) as problem:
+                del making[name]
+                yield board.refuse(name, str(problem))
+            if board.running and time.monotonic() >= until:
+                break
+        yield from board.round()
     yield columns.session.ready(settings)
 
 
 class Board:
     """The columns while they are written. Models take turns, a token each, so none waits for another's last word."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling, stop: threading.Event | None = None
-    ) -> None:
-        self._tokenizer, self._prompt, self._sampling, self._stop = tokenizer, prompt, sampling, stop
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> None:
+        self._tokenizer, self._prompt, self._sampling = tokenizer, prompt, sampling
+        self.running: dict[str, tuple[PreTrainedModel, Iterator[int]]] = {}
         self._tokens: dict[str, list[int]] = {name: [] for name in COLUMNS}
         self._answers = {name: Answer() for name in COLUMNS}
 
@@ -76,28 +76,22 @@ class Board:
         self._answers[name] = Answer(state="refused", problem=problem)
         return dict(self._answers)
 
-    def answer(self, models: Mapping[str, PreTrainedModel]) -> Iterator[Answers]:
-        """Let these columns answer to their end; all columns after each token. Raises UserError for a bad prompt."""
-        running = {
-            name: stream_tokens(model, self._tokenizer, self._prompt, self._sampling, self._stop)
-            for name, model in models.items()
-        }
-        while running:
-            for name in list(running):
-                token = next(running[name], None)
-                if token is None:
-                    del running[name]
-                    state = self._ending(name, models[name])
-                else:
-                    self._tokens[name].append(token)
-                    state = "growing"
-                self._answers[name] = self._view(name, state)
-                yield dict(self._answers)
+    def begin(self, name: str, model: PreTrainedModel) -> None:
+        """Let a column answer."""
+        self.running[name] = model, stream_tokens(model, self._tokenizer, self._prompt, self._sampling)
 
-    def _ending(self, name: str, model: PreTrainedModel) -> str:
-        if self._tokens[name][-1:] and self._tokens[name][-1] in end_tokens(model):
-            return "ended"
-        return "stopped" if self._stop is not None and self._stop.is_set() else "cut"
+    def round(self) -> Iterator[Answers]:
+        """A token from every column that answers; all columns after each. Raises UserError for a bad prompt."""
+        for name, (model, stream) in list(self.running.items()):
+            token = next(stream, None)
+            if token is None:
+                del self.running[name]
+                state = "ended" if self._tokens[name][-1:] and self._tokens[name][-1] in end_tokens(model) else "cut"
+            else:
+                self._tokens[name].append(token)
+                state = "growing"
+            self._answers[name] = self._view(name, state)
+            yield dict(self._answers)
 
     def _view(self, name: str, state: str) -> Answer:
         tokens, dense = self._tokens[name], self._tokens["dense"]

@@ -81,9 +81,6 @@ def answer(
     question = Question(prompt, int(tokens), float(temperature), int(sample_seed or 0), bool(raw))
     shown, latest, moment = {}, {}, 0.0
     yield skipped(Answered)
-    if not columns.attend(visitor):
-        columns.note_end(visitor, stopped=True)
-        return
     columns.note_end(visitor, stopped=False)
     for event in answers.answer(columns, settings, question, visitor):
         status = gr.skip()
@@ -145,15 +142,9 @@ def after_slice(
 
 
 def stop(columns: Columns, request: gr.Request) -> str:
-    """Stop the answer at its next token, or else the question that waits its turn; returns the status (HTML)."""
-    if not columns.session.halt(visitor_of(request)):
-        columns.call_off(visitor_of(request))
+    """Stop the answer at its next token; returns the status (HTML)."""
+    columns.session.jobs.halt(visitor_of(request), "answer")
     return formatting.status(Status("Stopped.", "ready"))
-
-
-def ask(columns: Columns, request: gr.Request) -> None:
-    """Let what is measured in the background give way to a question."""
-    columns.ask(visitor_of(request))
 
 
 def _changed(before: answers.Answers, now: answers.Answers, settings: Settings) -> Answered:

@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 from components.compare.views import Cost, Costs
 from components.session.caches import BoundedCache
 from components.session.crossmodule import nearest_plan
-from components.session.jobs import statuses
-from components.session.keys import CalibrationKey, SliceKey, calibration_key, slice_config, slice_key
+from components.session.keys import CalibrationKey, calibration_key, slice_config
 from components.session.session import Session
 from components.session.settings import Settings, Status
+from components.session.work.jobs import statuses
 from intraslice.config import SliceConfig
 from intraslice.errors import NumericalError, UserError
-from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
+from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 
@@ -30,38 +30,36 @@ class Columns:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._stopped: set[str] = set()
-        self._asking: set[str] = set()
-        self._called_off: set[str] = set()
         self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
-        self._cross_perplexities: BoundedCache[SliceKey, float] = BoundedCache(1000)
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
 
     def is_ready(self, settings: Settings) -> bool:
         """Whether dense and sliced model are in memory, so that asking either takes no preparation."""
-        dense = self.session.source(settings) is not None and not self.session.source(settings).label
-        return dense and self.session.is_sliced(settings)
+        return self.session.is_calibrated(settings) and self.session.is_sliced(settings)
+
+    def dense(self, settings: Settings) -> Generator[Status, None, LoadedModel]:
+        """The dense model, which needs no calibration."""
+        return (yield from self.session.calibrations.loading(calibration_key(settings)))
 
     def pair(self, settings: Settings) -> Generator[Status, None, dict[str, PreTrainedModel]]:
         """The dense and the IntraSlice model."""
         sliced = yield from self.session.slice(settings)
         return {"dense": self.session.calibrated(settings).loaded.model, "intraslice": sliced}
 
-    def has_cross(self, settings: Settings) -> bool:
-        """Whether the cross-module model is there. Raises UserError where that method cannot remove as much."""
-        if problem := self._unequal(settings):
-            raise UserError(problem)
-        return self.session.is_sliced(settings, "crossmodule")
+    def model(self, settings: Settings, name: str, whole: bool = True) -> Generator[Status, None, PreTrainedModel]:
+        """A column's model; without `whole` by what the calibration has seen so far.
 
-    def cross(self, settings: Settings) -> Generator[Status, None, PreTrainedModel]:
-        """The cross-module model. Raises UserError where that method cannot remove as much on this model."""
-        if problem := self._unequal(settings):
+        Raises UserError where the cross-module method cannot remove as much on this model.
+        """
+        loaded = yield from self.dense(settings)
+        if name == "dense" or settings.sparsity == 0:
+            return loaded.model
+        if name == "crossmodule" and (problem := self._unequal(settings, loaded.model)):
             raise UserError(problem)
-        return (yield from self.session.slice(settings, "crossmodule"))
+        return (yield from self.session.slice(settings, name, whole))
 
-    def _unequal(self, settings: Settings) -> str:
-        if settings.sparsity == 0:  # then every column is the dense model
-            return ""
-        (plan, near), asked = self._nearest_plan(settings), settings.sparsity / 100
+    def _unequal(self, settings: Settings, dense: PreTrainedModel) -> str:
+        (plan, near), asked = self._nearest_plan(settings, dense), settings.sparsity / 100
         if near:
             return ""
         return (
@@ -69,10 +67,9 @@ class Columns:
             f"of {plan.hidden}, removes {plan.removed_fraction:.1%}, which would be no equal comparison."
         )
 
-    def _nearest_plan(self, settings: Settings) -> tuple[CrossModulePlan, bool]:
+    def _nearest_plan(self, settings: Settings, dense: PreTrainedModel) -> tuple[CrossModulePlan, bool]:
         key = (calibration_key(settings), settings.sparsity)
-        model = self.session.calibrated(settings).loaded.model
-        return self._cross.get(key) or self._cross.put(key, nearest_plan(model, settings.sparsity / 100), 1)
+        return self._cross.get(key) or self._cross.put(key, nearest_plan(dense, settings.sparsity / 100), 1)
 
     # Costs
 
@@ -89,12 +86,13 @@ class Columns:
         problems = {}
         if settings.sparsity == 0:
             columns["crossmodule"] = columns["dense"]
-        elif not plan.snapshot:
-            if problem := self._unequal(settings):
+        elif self.session.is_calibrated(settings):
+            dense = self.session.calibrated(settings).loaded.model
+            if problem := self._unequal(settings, dense):
                 problems["crossmodule"] = problem
             else:
-                (cross, _), dense = self._nearest_plan(settings), self.session.calibrated(settings).loaded.model
-                value = self._cross_perplexities.get(slice_key(settings, "crossmodule"))
+                cross, _ = self._nearest_plan(settings, dense)
+                value = self.session.readings.perplexity(settings, "crossmodule")
                 # It cuts what heads read and write, not what they keep.
                 kept = kv_bytes_per_token(dense)
                 columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kept, value)
@@ -104,33 +102,9 @@ class Columns:
         return Costs(columns, problems, measured.protocol, self._speed_protocol() if speeds else "")
 
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
-        """Perplexities and speeds that are not known yet, unless the visitor asks something meanwhile."""
-
-        def work() -> Iterator[Status]:
-            for event in self._measuring(settings):
-                if visitor in self._asking:
-                    return
-                yield event
-
-        jobs = self.session.jobs
-        yield from jobs.run(visitor, jobs.start(visitor, live=True, about=settings), work())
-
-    def ask(self, visitor: str) -> None:
-        """A visitor's question waits to be answered."""
-        self._called_off.discard(visitor)
-        self._asking.add(visitor)
-
-    def call_off(self, visitor: str) -> None:
-        """The question that waits, if any, wants no answer any more."""
-        if visitor in self._asking:
-            self._called_off.add(visitor)
-
-    def attend(self, visitor: str) -> bool:
-        """It waits no longer; returns whether it wants an answer."""
-        wanted = visitor not in self._called_off
-        self._asking.discard(visitor)
-        self._called_off.discard(visitor)
-        return wanted
+        """Perplexities and speeds that are not known yet, in the background of what people ask for."""
+        work = self._measuring(settings)
+        yield from self.session.jobs.run(visitor, "costs", work, background=True, settings=settings)
 
     def note_end(self, visitor: str, stopped: bool) -> None:
         """A visitor's answer came to its end, or to none."""
@@ -143,15 +117,13 @@ class Columns:
     def _measuring(self, settings: Settings) -> Iterator[Status]:
         yield from self.session.measuring(settings)
         models, key = (yield from self.pair(settings)), calibration_key(settings)
-        try:
-            models["crossmodule"] = yield from self.cross(settings)
-        except (UserError, NumericalError):  # `known` says so in words
-            models.pop("crossmodule", None)
-        cross = slice_key(settings, "crossmodule")
-        if settings.sparsity and "crossmodule" in models and self._cross_perplexities.get(cross) is None:
-            work = perplexity(models["crossmodule"], self.session.calibrated(settings).windows)
-            value = yield from statuses(work, "Perplexity of the cross-module model, window")
-            self._cross_perplexities.put(cross, value, 1)
+        if settings.sparsity:
+            try:
+                models["crossmodule"] = yield from self.model(settings, "crossmodule")
+            except (UserError, NumericalError):  # `known` says so in words
+                pass
+            else:
+                yield from self.session.readings.losses(settings, "crossmodule", self.session.calibrated(settings))
         if settings.sparsity and self._speeds.get((key, slice_config(settings))) is None:
             speeds = yield from statuses(measure_speed(models, SPEED), "Speeds, the models in turn; turn")
             self._speeds.put((key, slice_config(settings)), speeds, 1)

@@ -88,13 +88,11 @@ def connect(panel: ComparePanel, context: Context) -> None:
     """Attach the tab's handlers."""
     columns, settings = panel.columns, context.controls.settings
     asking = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw]
-    asked = gr.on(
-        [panel.generate.click, panel.prompt.submit], bind(handlers.ask, columns), None, None, **PRIVATE, **CHEAP
-    )
     # A question that is sent while another is answered is served after it.
     outputs = [*Answered(context.status, **panel.answers)]
     answering = {"fn": flat(handlers.answer, columns), "inputs": asking, "outputs": outputs, **HEAVY}
-    answered = asked.then(**answering, api_name="answer", trigger_mode="always_last")
+    asked = [panel.generate.click, panel.prompt.submit]
+    answered = gr.on(asked, **answering, api_name="answer", trigger_mode="always_last")
     measured = [*CostsMeasured(context.status, *panel.costs)]
     answered.then(flat(handlers.costs, columns), settings, measured, api_name="costs", **HEAVY)
     panel.stop.click(bind(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)

@@ -32,7 +32,7 @@ def next_tokens(
         yield tuple(map(_candidate, tokens))
         yield columns.session.ready(settings)
 
-    yield from _live(columns, settings, visitor, work())
+    yield from columns.session.jobs.run(visitor, "next tokens", work(), settings=settings)
 
 
 def score(columns: Columns, settings: Settings, text: str, visitor: str) -> Iterator[Status | PassageView]:
@@ -49,12 +49,7 @@ def score(columns: Columns, settings: Settings, text: str, visitor: str) -> Iter
         yield PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement)
         yield columns.session.ready(settings)
 
-    yield from _live(columns, settings, visitor, work())
-
-
-def _live(columns: Columns, settings: Settings, visitor: str, work: Iterator[Status | Found]) -> Iterator:
-    jobs = columns.session.jobs
-    yield from jobs.run(visitor, jobs.start(visitor, live=True, about=settings), work)
+    yield from columns.session.jobs.run(visitor, "passage", work(), settings=settings)
 
 
 def _token(score: TokenScore) -> PassageToken:

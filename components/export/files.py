@@ -18,7 +18,7 @@ from components.ui.downloads import Downloads
 from intraslice import checkpoints
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
-from intraslice.reporting import record
+from intraslice.reporting import measured, record
 
 
 def command_words(session: Session, settings: Settings, command: str = "evaluate", *more: str) -> list[str]:
@@ -38,7 +38,7 @@ def command_words(session: Session, settings: Settings, command: str = "evaluate
     words += ["--calibration", calibration.text, "--eval", evaluation.text]
     words += ["--sequences", str(calibration.sequences), "--length", str(calibration.length)]
     words += ["--seed", str(calibration.seed), "--eval-tokens", str(evaluation.tokens)]
-    return [*words, "--device", session.device, *more]
+    return [*words, "--device", session.device, "--dtype", wanted.dtype, *more]
 
 
 def command_lines(session: Session, settings: Settings, prompt: str) -> str:
@@ -75,8 +75,8 @@ def plan_record(session: Session, settings: Settings) -> dict[str, Any]:
 def evaluation(session: Session, settings: Settings) -> Generator[Status, None, dict[str, Any]]:
     """What `python -m intraslice evaluate --json` says of the page's model, times and memory left out."""
     yield from session.measuring(settings)
-    measured = session.perplexities(settings)
-    return plan_record(session, settings) | {"perplexity": {"dense": measured.dense, "sliced": measured.sliced}}
+    dense, sliced = (session.readings.known(settings, name).value for name in ("dense", "intraslice"))
+    return plan_record(session, settings) | measured(dense, sliced)
 
 
 def answers(

@@ -85,7 +85,6 @@ def checkpoint(session: Session, downloads: Downloads, settings: Settings, reque
 
     Yields two status lines (HTML), then the file.
     """
-    job = session.jobs.start(visitor_of(request), live=False)
     written: list[Path] = []
 
     def work() -> Iterator[Status]:
@@ -93,7 +92,7 @@ def checkpoint(session: Session, downloads: Downloads, settings: Settings, reque
         yield Status(f"{written[0].name}, {written[0].stat().st_size / 1e6:.0f} MB", "ready")
 
     yield skipped(Zipped)._replace(file=None)  # the last one's file must not be given again
-    for event in session.jobs.run(visitor_of(request), job, work()):
+    for event in session.jobs.run(visitor_of(request), "checkpoint", work()):
         line = formatting.status(event)
         yield Zipped(line, line, str(written[0]) if written else gr.skip())
 
@@ -133,7 +132,7 @@ def _report(session: Session, settings: Settings, layer: int, prompt: str, choic
         raise ValueError(NOT_CALIBRATED)
     layer = min(layer, len(view.layers) - 1)
     charts = [ratio_chart(view, layer), importance_chart(session.importances(settings, layer), layer)]
-    if choice.methods and choice.estimators and choice.sparsities and not view.snapshot:
+    if choice.methods and choice.estimators and choice.sparsities and not view.provisional:
         sweep = sweeps.known(session, settings, choice)
         charts += [removed_chart(sweep)] if sweep.points else []
         charts += [speed_chart(sweep)] if any(point.prefill for point in sweep.points) else []

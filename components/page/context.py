@@ -12,8 +12,9 @@ from components.session.session import Session
 from components.ui.downloads import Downloads
 from components.ui.handlers import Follower, skipped, while_open
 
-# Cheap answers skip the queue; all heavy work shares one lane, one job at a time.
-HEAVY = {"concurrency_id": "heavy", "concurrency_limit": 1, "show_progress": "hidden"}
+# Cheap answers skip the queue. In its one lane people only wait for their jobs, which the session puts in order; each
+# holds a thread meanwhile (`max_threads` in theme.py).
+HEAVY = {"concurrency_id": "jobs", "concurrency_limit": 100, "show_progress": "hidden"}
 CHEAP = {"queue": False, "show_progress": "hidden"}
 # A step of a longer answer, which has a name of its own elsewhere.
 PRIVATE = {"api_visibility": "private", "api_name": "step"}

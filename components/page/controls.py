@@ -7,6 +7,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from components.page.slider import Moved
+from components.session.choices import PRECISIONS
 from components.session.session import Session
 from components.session.settings import Settings
 from components.ui.labels import ESTIMATORS
@@ -19,6 +20,7 @@ class Controls(NamedTuple):
 
     model: gr.Dropdown
     memory: gr.HTML
+    dtype: gr.Radio
     text: gr.Dropdown
     upload: gr.File
     sequences: gr.Number
@@ -73,6 +75,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         show_label=False,
     )
     memory = gr.HTML(elem_id="memory", apply_default_css=False)
+    dtype = gr.Radio(list(PRECISIONS), value=first.dtype, label="Precision", elem_id="dtype")
     with gr.Accordion("Calibration", open=False, elem_id="calibration"):
         text = gr.Dropdown(list(session.texts), value=first.text, label="Text", elem_id="text")
         upload = gr.File(label="or your own (.txt .jsonl .csv .parquet)", file_types=UPLOADS, height=92)
@@ -116,6 +119,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
     return Controls(
         model=model,
         memory=memory,
+        dtype=dtype,
         text=text,
         upload=upload,
         sequences=sequences,

@@ -52,7 +52,9 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     preview = {"fn": flat(slider.preview, session, always), "inputs": with_layer, "outputs": shown, **CHEAP}
     measured_outputs = [*slider.Measured(frame.status, *texts)]
     measure = {"fn": flat(slider.let_go, session), "inputs": with_layer, "outputs": measured_outputs, **HEAVY}
-    prepare = {"fn": flat(handlers.prepare, session), "inputs": controls.settings, "outputs": frame.status, **HEAVY}
+    refresh = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
+    begun = [*handlers.Prepared(frame.status, refresh)]
+    prepare = {"fn": flat(handlers.prepare, session), "inputs": controls.settings, "outputs": begun, **HEAVY}
     fit = {"fn": flat(handlers.fit_layers, session), "inputs": controls.settings, "outputs": controls.layer, **CHEAP}
     prepared, measured = [], []
 
@@ -70,7 +72,6 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     remember = "(...values) => window.isxRemember(values)"
     gr.on([component.change for component in linked], None, [*linked], None, js=remember, **CHEAP)
 
-    refresh = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
     opened = {
         tab.id: tab.select(bind(handlers.open_tab, session, tab.id), None, frame.tab, **PRIVATE, **CHEAP)
         for tab in frame.tabs.children

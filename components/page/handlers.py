@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -20,10 +22,23 @@ def memory(session: Session, model: str) -> str:
         return formatting.problem(problem)
 
 
-def prepare(session: Session, settings: Settings, request: gr.Request) -> Iterator[str]:
-    """Load the model and calibrate it (or find both in the cache); yields the status line (HTML)."""
+class Prepared(NamedTuple):
+    """The status, and another value whenever the calibration has seen enough more for better plans."""
+
+    status: Any
+    refresh: Any
+
+
+def prepare(session: Session, settings: Settings, request: gr.Request) -> Iterator[Prepared]:
+    """Load the model and calibrate it (or find both in the cache).
+
+    Yields the status line (HTML), and how many sequences plans come from whenever these have grown.
+    """
+    seen = session.sequences(settings)
     for event in session.prepare(settings, visitor_of(request)):
-        yield formatting.status(event)
+        before, seen = seen, session.sequences(settings)
+        grown = seen != before and not session.is_calibrated(settings)  # what follows the end sees to that
+        yield Prepared(formatting.status(event), f"{seen} sequences, {time.time():.1f}" if grown else gr.skip())
 
 
 def fit_layers(session: Session, settings: Settings) -> dict:
@@ -34,10 +49,10 @@ def fit_layers(session: Session, settings: Settings) -> dict:
 
 def open_tab(session: Session, tab: str, request: gr.Request) -> str:
     """Note that `tab` comes into view; what only another one shows stops."""
-    session.jobs.switch_tab(visitor_of(request), tab)
+    session.jobs.look(visitor_of(request), tab=tab)
     return tab
 
 
 def leave(session: Session, request: gr.Request) -> None:
     """Stop all work for a page that was closed."""
-    session.leave(visitor_of(request))
+    session.jobs.halt(visitor_of(request))

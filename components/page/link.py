@@ -8,6 +8,8 @@ from typing import Any
 
 import gradio as gr
 
+from components.session.choices import PRECISIONS
+from components.session.keys import precision
 from components.session.settings import PROMPT, Settings
 
 # What a link carries. `assets/page.js` takes the names, in this order, from what the page opens with.
@@ -22,10 +24,14 @@ def usual() -> Linked:
 
 
 def restore(request: gr.Request) -> Restored:
-    """Read the address bar: the settings, the layer, the prompt and the tab that a link carries."""
+    """Read the address bar: the settings, the layer, the prompt and the tab that a link carries.
+
+    A link always names the precision, so that another machine gives the same numbers; without one it is this machine's.
+    """
     query: Mapping[str, str] = dict(request.query_params) if request else {}
     linked = {name: _typed(query.get(name), value) for name, value in usual()._asdict().items()}
     linked["upload"] = None  # no link names a file
+    linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else precision(Settings())
     linked["prompt"] = query.get("prompt") or PROMPT
     tab = query.get("tab", FIRST_TAB)
     return Restored(**linked, tabs=gr.Tabs(selected=tab), tab=tab)

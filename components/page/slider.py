@@ -49,7 +49,7 @@ def preview(session: Session, always: Sequence[Follower], settings: Settings, la
     Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML), and
     the bias that the importances found.
     """
-    session.give_way(visitor_of(request), settings)
+    session.jobs.look(visitor_of(request), settings=settings)
     shown = [value for follower in always for value in follower.show(settings, layer, request)]
     return *shown, *texts_of(session, settings)
 
@@ -112,12 +112,12 @@ def let_go(session: Session, settings: Settings, layer: int, request: gr.Request
 
 def stop(session: Session, request: gr.Request) -> str:
     """Stop this page's running job: a slice, a measurement or an answer. Returns the status line (HTML)."""
-    session.halt(visitor_of(request))
+    session.jobs.halt(visitor_of(request))
     return formatting.status(Status("Stopped.", "ready"))
 
 
 def _texts(settings: Settings, plan: PlanView | None, measured: Perplexities, hint: str = "") -> Texts:
-    if not hint and plan is not None and plan.snapshot:
+    if not hint and plan is not None and plan.provisional and not measured.protocol:
         hint = "follows when the model is loaded"
     elif not hint:
         hint = "… when you let go" if settings.order == "one-shot" else '… press "Slice as in the paper"'

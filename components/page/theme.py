@@ -89,6 +89,7 @@ def launch_options(tabs: Mapping[str, str]) -> dict:
         "head": f"{plotly_head()}<style>{_read('outside.css')}</style><script>{values}{page}{tour}</script>",
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
+        "max_threads": 160,  # all who wait for a job hold one (`context.HEAVY`), and the slider wants the rest
         "run_history": False,  # it writes every move of the slider to the browser's storage
     }
 

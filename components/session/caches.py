@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from transformers import PreTrainedModel
 
 from components.session.keys import CalibrationKey, SliceKey
 from intraslice.config import SliceConfig
+from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.planning.ratios import SlicePlan
 
@@ -52,6 +53,13 @@ class BoundedCache(Generic[Key, Value]):
         return sum(size for _, size in self._held.values())
 
 
+class Made(NamedTuple, Generic[Value]):
+    """What was made by a calibration on so many sequences."""
+
+    value: Value
+    sequences: int
+
+
 class Caches:
     """What the page keeps in memory, each kind by what it was made of, and how much of it.
 
@@ -61,8 +69,15 @@ class Caches:
 
     def __init__(self, free: int) -> None:
         eighth = free // 8
-        self.models: BoundedCache[str, LoadedModel] = BoundedCache(2 * eighth)
+        self.models: BoundedCache[tuple[str, str], LoadedModel] = BoundedCache(2 * eighth)
         self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache(2 * eighth)
-        self.slices: BoundedCache[SliceKey, PreTrainedModel] = BoundedCache(eighth)
+        self.settling: BoundedCache[CalibrationKey, list] = BoundedCache(100)
+        self.slices: BoundedCache[SliceKey, Made[PreTrainedModel]] = BoundedCache(eighth)
         self.plans: BoundedCache[tuple[CalibrationKey, str, SliceConfig], SlicePlan] = BoundedCache(2_000)
-        self.perplexities: BoundedCache[tuple, float] = BoundedCache(10_000)
+        self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
+        self.losses: BoundedCache[SliceKey, Made[Losses]] = BoundedCache(10_000)
+
+
+def bytes_of(model: PreTrainedModel) -> int:
+    """Of a model's weights."""
+    return sum(parameter.nbytes for parameter in model.parameters())

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from components.session.settings import Settings
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
+from intraslice.errors import UserError
 from intraslice.methods.registry import METHODS
+from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
 from intraslice.reporting import Recipe
 
 
@@ -19,6 +21,7 @@ class CalibrationKey(NamedTuple):
     """What a calibration depends on."""
 
     model: str
+    dtype: Precision
     config: CalibrationConfig
 
 
@@ -28,7 +31,21 @@ SliceKey = tuple[CalibrationKey, SliceConfig, str]
 def calibration_key(settings: Settings) -> CalibrationKey:
     """What the calibration of these settings depends on."""
     counts = (int(settings.sequences), int(settings.length), int(settings.seed))
-    return CalibrationKey(settings.model, CalibrationConfig(settings.upload or settings.text, *counts))
+    config = CalibrationConfig(settings.upload or settings.text, *counts)
+    return CalibrationKey(settings.model, precision(settings), config)
+
+
+def precision(settings: Settings) -> Precision:
+    """What the model runs in: what was asked for, or what suits this machine."""
+    if settings.dtype not in (AUTO, *get_args(Precision)):
+        raise UserError(f"precision is {settings.dtype!r}; wanted one of {AUTO}, {', '.join(get_args(Precision))}")
+    return choose_dtype(settings.dtype, choose_device())
+
+
+def is_usual(settings: Settings) -> bool:
+    """Whether model and calibration are those that the page opens with, in whatever precision."""
+    usual = calibration_key(Settings())
+    return calibration_key(settings)._replace(dtype=usual.dtype) == usual
 
 
 def slice_config(settings: Settings) -> SliceConfig:
@@ -61,6 +78,7 @@ def recipe(settings: Settings, evaluation_tokens: int) -> Recipe:
         slice_config(settings),
         replace(calibration_key(settings).config, text=text),
         replace(evaluation_config(settings, evaluation_tokens), text=text),
+        dtype=precision(settings),
     )
 
 

@@ -5,14 +5,14 @@ Belongs to `session.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from components.session.views import ImportanceCurve, LayerView, PlanView
+from components.session.views import ImportanceCurve, LayerView, PlanView, SettlingView
 from intraslice.config import ModuleKind
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_token
@@ -51,14 +51,15 @@ def sort_importances(profile: Profile) -> dict[str, dict[ModuleKind, Sorted]]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where plans come from: a profile, its importances sorted once, and a label if it is no calibration of now.
+    """Where plans come from: a profile, its importances sorted once, and words where it is no whole calibration.
 
-    `head_weights` are those of the model's output head.
+    `head_weights` are those of the model's output head; it was measured on so many `sequences`.
     """
 
     profile: Profile
     head_weights: int
-    label: str = ""
+    sequences: int = 0
+    provisional: str = ""
 
     @cached_property
     def importances(self) -> dict[str, dict[ModuleKind, Sorted]]:
@@ -81,7 +82,7 @@ def plan_view(plan: SlicePlan, source: Source, others: dict[str, SlicePlan]) -> 
     flops_dense, flops_sliced = flops_per_token(source.profile, plan, source.head_weights)
     return PlanView(
         estimator="manual" if plan.config.locked else plan.config.estimator,
-        snapshot=source.label,
+        provisional=source.provisional,
         asked=plan.config.sparsity,
         removed=plan.removed_fraction,
         bias=plan.reasons.bias,
@@ -100,6 +101,7 @@ def plan_view(plan: SlicePlan, source: Source, others: dict[str, SlicePlan]) -> 
         flops_dense=flops_dense,
         flops_sliced=flops_sliced,
         context=CONTEXT,
+        bytes_per_value=source.profile.bytes_per_value,
     )
 
 
@@ -125,3 +127,13 @@ def _drawn(ascending: Tensor) -> list[float]:
     count = min(DRAWN, len(ascending))
     picks = torch.linspace(len(ascending) - 1, 0, count).round().long()
     return ascending[picks].tolist()
+
+
+def settling_view(plans: Mapping[int, SlicePlan], all_sequences: int) -> SettlingView:
+    """How far plans after so many sequences are from the last of them."""
+    ratios = torch.tensor(
+        [[(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers] for plan in plans.values()]
+    )
+    distances = (ratios - ratios[-1]).abs()  # (plans, layers, modules)
+    attention, mlp = distances.mean(1).T.tolist()
+    return SettlingView(tuple(plans), attention, mlp, distances.flatten(1).amax(1).tolist(), all_sequences)

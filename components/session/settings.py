@@ -24,6 +24,7 @@ class Settings(NamedTuple):
     order: str = "one-shot"
     iterative: bool = False
     locked: str = ""  # ratios given by hand: "7 attention 25, 3 mlp 0", per cent
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True)

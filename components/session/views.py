@@ -40,7 +40,8 @@ class PlanView:
     flops_dense: int = 0  # a token that attends to `context` tokens
     flops_sliced: int = 0
     context: int = 0
-    snapshot: str = ""  # what the numbers were measured on, when not now and here
+    bytes_per_value: int = 4
+    provisional: str = ""  # what the numbers come from, while the whole calibration is not there
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,41 @@ class ImportanceCurve:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A number as far as it is known: after `windows` of `of`, with its standard error."""
+
+    value: float
+    error: float | None
+    windows: int
+    of: int
+
+
+@dataclass(frozen=True)
 class Perplexities:
-    """Dense and sliced perplexity, where measured, and on what text (`protocol`)."""
+    """Dense and sliced perplexity, once all windows are read, and on what text (`protocol`).
+
+    The readings grow window by window; `ratio` is sliced over dense on the same windows. `expected` lies between what
+    is measured. The sliced model comes from a calibration on `sequences` of `all_sequences`.
+    """
 
     dense: float | None = None
     sliced: float | None = None
     protocol: str = ""
     text: str = "held-out text"
+    dense_reading: Reading | None = None
+    sliced_reading: Reading | None = None
+    ratio: Reading | None = None
+    expected: float | None = None
+    sequences: int = 0
+    all_sequences: int = 0
+
+
+@dataclass(frozen=True)
+class SettlingView:
+    """How far the ratios were from the latest ones, after how many of `all_sequences`. Fractions of a module."""
+
+    sequences: Sequence[int]
+    attention: Sequence[float]  # mean over layers
+    mlp: Sequence[float]
+    largest: Sequence[float]
+    all_sequences: int

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from components.session.caches import BoundedCache
 from components.session.crossmodule import nearest_plan
-from components.session.keys import CalibrationKey, calibration_key
+from components.session.keys import CalibrationKey, calibration_key, is_usual
 from components.session.session import Calibrated, Session
 from components.session.settings import Settings
 from components.spectra import snapshot
@@ -141,7 +141,7 @@ class SpectraViews:
     def _source(self, settings: Settings) -> Spectra | None:
         key = calibration_key(settings)
         if not self._session.is_calibrated(settings):
-            return self._kept if key == calibration_key(Settings()) else None
+            return self._kept if is_usual(settings) else None
         calibrated = self._session.calibrated(settings)
         known = self._known.get(key)
         if known is None or known[0] is not calibrated:

@@ -71,7 +71,7 @@ def seconds(session: Session, settings: Settings, choice: SweepChoice) -> float:
 
 def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Iterator[Status | SweepView]:
     """Measure the missing points one by one; yields progress, and all there is whenever a point is done."""
-    yield from session.calibrating(settings)
+    yield from session.calibrations.making(settings)
     plan = plan_of(session, settings, choice)
     kept = plan.kept()
     missing = [point for point in plan.wanted if point not in kept]

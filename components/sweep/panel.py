@@ -132,9 +132,8 @@ def sweep(
     two status lines (HTML) and two charts (JSON).
     """
     visitor, view = visitor_of(request), None
-    job = session.jobs.start(visitor, live=False)
-    choice = SweepChoice(methods, estimators, sparsities, speed)
-    for event in session.jobs.run(visitor, job, measure.sweeping(session, settings, choice)):
+    work = measure.sweeping(session, settings, SweepChoice(methods, estimators, sparsities, speed))
+    for event in session.jobs.run(visitor, "sweep", work, background=True):
         if isinstance(event, Status):
             line = formatting.status(event)
             ended = event.kind == "ready" and view is not None
@@ -162,7 +161,7 @@ def save(
 
 def stop(session: Session, request: gr.Request) -> None:
     """Stop the sweep at its next step."""
-    session.halt(visitor_of(request))
+    session.jobs.halt(visitor_of(request), "sweep")
 
 
 def pick(event: gr.EventData) -> Picked:

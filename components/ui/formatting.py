@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from html import escape
 
 from components.session.settings import Settings, Status
-from components.session.views import Perplexities, PlanView
+from components.session.views import Perplexities, PlanView, Reading
 from components.ui.labels import MODULES_IN_WORDS
+
+ESTIMATED = "Between the perplexities that are measured already. The measured number takes its place."
 
 
 def headline(plan: PlanView | None, measured: Perplexities, hint: str = "") -> str:
@@ -40,12 +42,31 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "") -> s
 
 
 def _perplexity(measured: Perplexities, hint: str) -> str:
-    if measured.dense is None and measured.sliced is None:
-        return f"; perplexity {escape(hint)}" if hint else ""
-    dense = f"{measured.dense:.1f}" if measured.dense is not None else "…"
-    sliced = f"<b>{measured.sliced:.1f}</b>" if measured.sliced is not None else escape(hint or "…")
+    sliced = measured.sliced_reading
+    if sliced is None and measured.expected is not None:
+        told = f'about {measured.expected:.1f}, <span title="{ESTIMATED}">an estimate</span>'
+    else:
+        told = f"<b>{_reading(sliced)}</b>" if sliced else escape(hint)
+    if measured.dense_reading is None:
+        return f"; perplexity {told}" if told else ""
+    if sliced and sliced.windows < sliced.of:
+        told += f" after {sliced.windows} of {sliced.of} windows"
+    if sliced and measured.sequences < measured.all_sequences:
+        told += f", calibrated on {measured.sequences} of {measured.all_sequences} sequences,"
     where = f'<span title="{escape(measured.protocol)}">on {escape(measured.text)}</span>'
-    return f"; perplexity <b>{dense}</b> → {sliced} {where}"
+    return f"; perplexity <b>{_reading(measured.dense_reading)}</b> → {told or '…'} {where}"
+
+
+def _reading(reading: Reading | None, digits: int = 1) -> str:
+    """A perplexity, with its standard error while it grows."""
+    if reading is None:
+        return "–"
+    return f"{reading.value:.{digits}f}" if reading.windows == reading.of else _with_error(reading, 1)
+
+
+def _with_error(reading: Reading, digits: int) -> str:
+    error = "" if reading.error is None else f" ± {reading.error:.{digits}f}"
+    return f"{reading.value:.{digits}f}{error}"
 
 
 def removed(plan: PlanView | None) -> str:
@@ -62,13 +83,15 @@ def readout(plan: PlanView | None, measured: Perplexities) -> str:
     """Dense beside sliced: parameters, cache, memory, perplexity."""
     if plan is None:
         return '<p class="isx-quiet">No numbers yet.</p>'
+    width = plan.bytes_per_value
     rows = [
         ("Parameters", millions(plan.parameters_dense), millions(plan.parameters_sliced)),
         ("in the layers", millions(plan.decoder_dense), millions(plan.decoder_sliced)),
         ("FLOPs a token", millions(plan.flops_dense), millions(plan.flops_sliced)),
         ("KV cache a token", size(plan.kv_dense), size(plan.kv_sliced)),
-        ("Weights, float32", size(4 * plan.parameters_dense), size(4 * plan.parameters_sliced)),
-        ("Perplexity", _number(measured.dense), _number(measured.sliced)),
+        ("Weights", size(width * plan.parameters_dense), size(width * plan.parameters_sliced)),
+        ("Perplexity", _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
+        ("over the dense one", "", _with_error(measured.ratio, 3) if measured.ratio else "–"),
     ]
     flops = f"FLOPs: two a weight of every matrix multiplication, and attention to {plan.context} tokens."
     return f'{table(["dense", "sliced"], rows)}<p class="isx-quiet">{flops}</p>'
@@ -98,7 +121,18 @@ def protocol(settings: Settings, measured: Perplexities) -> str:
     """The perplexity with everything that it depends on; without that it means nothing."""
     if not measured.protocol:
         return '<p class="isx-quiet">Perplexity is measured as soon as the slice is ready.</p>'
-    return f'<p class="isx-quiet">{escape(measured.protocol)}</p>'
+    return f'<p class="isx-quiet">{escape(measured.protocol)}{_errors(measured)}</p>'
+
+
+def _errors(measured: Perplexities) -> str:
+    """How sure the numbers are, once both are whole."""
+    dense, sliced, ratio = measured.dense_reading, measured.sliced_reading, measured.ratio
+    if None in (measured.dense, measured.sliced, ratio) or None in (dense.error, sliced.error, ratio.error):
+        return ""
+    return (
+        f" Standard errors: dense ± {dense.error:.1f}, sliced ± {sliced.error:.1f}; of their ratio, {ratio.value:.3f}, "
+        f"in which the text's own ups and downs cancel, ± {ratio.error:.3f}."
+    )
 
 
 def export(plan: PlanView | None, settings: Settings) -> str:
@@ -109,7 +143,7 @@ def export(plan: PlanView | None, settings: Settings) -> str:
         return '<p class="isx-lead">Nothing is removed at 0 %: move the slider, and there is something to save.</p>'
     return (
         f'<p class="isx-lead">The model as it is set now: <b>{plan.removed:.0%}</b> of the layers\' weights removed, '
-        f"{millions(plan.parameters_sliced)} parameters, about {size(4 * plan.parameters_sliced)} in float32. "
+        f"{millions(plan.parameters_sliced)} parameters, about {size(plan.bytes_per_value * plan.parameters_sliced)}. "
         "It is sliced when you ask for it, unless it already is.</p>"
     )
 
@@ -139,7 +173,3 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], style: str = ""
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, *cells in rows
     )
     return f'<table class="isx-readout {style}"><thead><tr><td></td>{head}</tr></thead><tbody>{lines}</tbody></table>'
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from components.session.settings import Settings
 
@@ -93,6 +94,17 @@ def while_open(tab: str, unchanged: Any, handler: Callable[..., Any], *bound: An
 def visitor_of(request: gr.Request | None) -> str:
     """What tells one open page from another."""
     return getattr(request, "session_hash", None) or "somebody"
+
+
+def hearing() -> Callable[[], bool]:
+    """Called in a handler: what tells from then on whether its caller still hears of it.
+
+    Gradio marks an event when its stream is closed, and then no longer asks a generator for more; nothing else would
+    tell a job that nobody listens.
+    """
+    blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    event = blocks._queue.event_ids_to_events.get(event_id) if blocks is not None else None
+    return (lambda: event.alive) if event is not None else (lambda: True)
 
 
 def _calling(

@@ -8,7 +8,7 @@ from html import unescape
 
 import pytest
 import torch
-from tiny_page import SOMEBODY
+from tiny_page import SOMEBODY, stepwise
 
 from components.compare import answers as streaming
 from components.compare import handlers
@@ -18,7 +18,7 @@ from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, Pa
 from components.session.crossmodule import TOLERANCE
 from components.session.session import Session
 from components.session.settings import Settings, Status
-from components.ui.handlers import flat, skipped
+from components.ui.handlers import flat
 from intraslice.__main__ import main
 from intraslice.diagnostics.first_divergence import first_divergence
 from intraslice.evaluation.perplexity import perplexity
@@ -30,7 +30,7 @@ PROMPT = "w10 w20 w30"
 
 @pytest.fixture(scope="module")
 def session(tiny) -> Session:
-    session = Session(evaluation_tokens=256)
+    session = stepwise(Session(evaluation_tokens=256))
     assert list(session.measure(tiny, "somebody"))[-1].kind == "ready"
     return session
 
@@ -106,19 +106,23 @@ def test_tokens_are_counted_as_they_come(columns, tiny) -> None:
     assert {one.state for one in answers.values()} == {"cut"}
 
 
-def test_two_answers_do_not_wait_for_the_third_model(tiny) -> None:
-    session = Session(evaluation_tokens=256)
-    columns = Columns(session)
-    states = []
-    for event in streaming.answer(columns, tiny, Question(PROMPT, 4), "somebody"):
-        if isinstance(event, Status):
-            states.append(event.text)
-        else:
-            states.append({name: one.state for name, one in event.items()})
-    made = next(index for index, one in enumerate(states) if isinstance(one, str) and "(crossmodule)" in one)
-    before = [one for one in states[:made] if isinstance(one, dict)]
-    assert before[-1] == {"dense": "cut", "intraslice": "cut", "crossmodule": "later"}
-    assert set([one for one in states if isinstance(one, dict)][-1].values()) == {"cut"}
+def test_the_dense_model_answers_while_the_others_are_calibrated_for_and_made(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(streaming, "MAKING", 0.0)
+    columns = Columns(stepwise(Session(evaluation_tokens=256)))
+    seen = []
+    for event in streaming.answer(columns, tiny._replace(seed=7), Question(PROMPT, 400), "somebody"):
+        is_status = isinstance(event, Status)
+        seen.append(event.text if is_status else {name: (one.state, one.count) for name, one in event.items()})
+    states = [event for event in seen if isinstance(event, dict)]
+    calibrating = next(index for index, event in enumerate(seen) if "Calibrating" in event)
+    crossing = next(index for index, event in enumerate(seen) if "(crossmodule)" in event)
+    state, count = [event for event in seen[:crossing] if isinstance(event, dict)][-1]["dense"]
+    assert calibrating < crossing
+    assert state == "growing"
+    assert count > 10
+    middle = next(event for event in states if event["intraslice"][0] == "growing")
+    assert middle["crossmodule"][0] == "later"
+    assert {state for state, _ in states[-1].values()} == {"cut"}
 
 
 def test_where_cross_module_slicing_cannot_remove_as_much_it_says_so(columns, tiny) -> None:
@@ -152,18 +156,6 @@ def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question,
     assert last.kind == "error"
     assert words in last.text
     assert "\n" not in last.text
-
-
-def test_stop_calls_off_a_question_that_waits_its_turn(columns, tiny) -> None:
-    question = (tiny, PROMPT, 8, 0, 0, False, SOMEBODY)
-    handlers.ask(columns, SOMEBODY)
-    handlers.stop(columns, SOMEBODY)
-    assert list(handlers.answer(columns, *question)) == [skipped(handlers.Answered)]
-    assert list(handlers.costs(columns, tiny, SOMEBODY)) == [
-        skipped(handlers.CostsMeasured)
-    ]  # and no more work follows
-    handlers.ask(columns, SOMEBODY)
-    assert len(list(handlers.answer(columns, *question))) > 1
 
 
 def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, tiny) -> None:
@@ -209,13 +201,6 @@ def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
     assert abs(costs.columns["crossmodule"].removed - costs.columns["intraslice"].removed) < TOLERANCE
     assert "windows of 32" in costs.protocol
     assert "in turn" in costs.speed_protocol
-
-
-def test_measuring_gives_way_to_a_question(columns, tiny) -> None:
-    handlers.ask(columns, SOMEBODY)
-    assert list(columns.measure(tiny._replace(sparsity=31), "somebody")) == []
-    list(handlers.answer(columns, tiny, PROMPT, 2, 0.0, 0, False, SOMEBODY))
-    assert list(columns.measure(tiny, "somebody"))
 
 
 def test_a_slower_model_is_called_slower() -> None:

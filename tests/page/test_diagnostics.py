@@ -187,7 +187,7 @@ def test_a_measurement_gives_way_to_the_slider(session, tiny) -> None:
     events = []
     for event in views.measure(settings, "somebody"):
         events.append(event)
-        session.give_way("somebody", tiny._replace(sparsity=42))
+        session.jobs.look("somebody", settings=tiny._replace(sparsity=42))
     assert len(events) == 1
     assert not views.is_measured(settings)
 

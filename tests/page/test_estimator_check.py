@@ -27,7 +27,7 @@ def view(verdicts, tiny) -> VerdictView:
     for event in verdicts.measure(tiny, SOMEBODY.session_hash):
         texts.append(event.text)
         if (event.done, event.total) == (2, 6):
-            verdicts._session.halt(SOMEBODY.session_hash)
+            verdicts._session.jobs.halt(SOMEBODY.session_hash)
     assert texts[-1] == "Stopped"
     assert verdicts.known(tiny) is None
     *events, last = verdicts.measure(tiny, SOMEBODY.session_hash)
@@ -59,7 +59,7 @@ def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, 
     monkeypatch.setattr(verdict, "FILE", tmp_path / "kept.json")
     monkeypatch.setattr(verdict, "kept_sensitivity", lambda *_: None)
     assert Verdicts(session).known(tiny) is None
-    monkeypatch.setattr(verdict, "Settings", lambda: tiny)
+    monkeypatch.setattr(verdict, "is_usual", lambda settings: settings == tiny)
     assert Verdicts(session).known(tiny).measured_on == "kept"
 
 

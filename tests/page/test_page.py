@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import pytest
 from gradio.utils import get_type_hints, is_special_typed_parameter
-from tiny_page import SOMEBODY
+from tiny_page import SOMEBODY, stepwise
 
 from app import build_app
 from components.page import handlers, link, slider
 from components.ratios import panel as ratios
 from components.session.caches import BoundedCache
-from components.session.jobs import Jobs
 from components.session.keys import slice_config, slice_key
 from components.session.session import Session
 from components.session.settings import Settings, Status
@@ -88,11 +87,12 @@ def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny)
 
 def test_the_dense_perplexity_is_measured_once_for_all_starts_of_the_page(session, tiny) -> None:
     list(session.measure(tiny, "somebody"))
-    again = Session(evaluation_tokens=256)
+    again = stepwise(Session(evaluation_tokens=256))
     events = [event.text for event in again.measure(tiny, "somebody")]
     assert not any("dense model" in text for text in events)
     assert any("sliced model" in text for text in events)
-    assert again.perplexities(tiny) == session.perplexities(tiny)
+    before, after = (which.perplexities(tiny) for which in (session, again))
+    assert (after.dense, after.sliced, after.ratio) == (before.dense, before.sliced, before.ratio)
 
 
 def test_a_slice_is_kept_by_what_its_method_looks_at(tiny) -> None:
@@ -126,47 +126,6 @@ def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None
             slider.stop(session, SOMEBODY)
     assert "Stopped" in seen[-1]
     assert not any("layer 3 of" in status for status in seen)
-
-
-def test_dragging_stops_a_live_job_and_spares_one_that_was_asked_for() -> None:
-    jobs = Jobs()
-    live = jobs.start("a", live=True, about=Settings(sparsity=30))
-    asked = jobs.start("b", live=False)
-    for visitor in "ab":
-        jobs.give_way(visitor, Settings(sparsity=30))  # another layer was clicked
-    assert not live.stop.is_set()
-    for visitor in "ab":
-        jobs.give_way(visitor, Settings(sparsity=31))
-    assert live.stop.is_set()
-    assert not asked.stop.is_set()
-
-
-def test_leaving_a_tab_stops_what_it_alone_shows() -> None:
-    jobs = Jobs()
-    shift = jobs.start("a", live=True, tab="activations")
-    slicing = jobs.start("b", live=True)
-    for visitor in "ab":
-        jobs.switch_tab(visitor, "activations")
-    assert not shift.stop.is_set()
-    for visitor in "ab":
-        jobs.switch_tab(visitor, "compare")
-    assert shift.stop.is_set()
-    assert not slicing.stop.is_set()
-
-
-def test_what_a_closed_page_asked_for_too_late_is_not_begun(session, tiny) -> None:
-    session.leave("late")
-    assert list(session.measure(tiny._replace(sparsity=33), "late")) == []
-    session.give_way("late", tiny)  # it moves: only its connection had blinked
-    assert list(session.measure(tiny._replace(sparsity=33), "late"))[-1].kind == "ready"
-
-
-def test_nobody_stops_anothers_job() -> None:
-    jobs = Jobs()
-    mine = jobs.start("me", live=True)
-    jobs.start("you", live=True)
-    jobs.halt("you")
-    assert not mine.stop.is_set()
 
 
 def test_a_link_restores_the_page() -> None:

@@ -84,7 +84,7 @@ def test_bars_say_in_machine_words_which_module_they_are() -> None:
 
 
 def test_what_a_click_does_stands_on_the_page_alone() -> None:
-    chart = charts.ratio_chart(replace(plan_view(), snapshot="A label."))
+    chart = charts.ratio_chart(replace(plan_view(), provisional="Snapshot: A label."))
     shown = "Bars: PCA-aware. Share of each module removed. Click a layer. Snapshot: A label."
     assert json.loads(chart.to_json())["note"] == shown
     assert chart.caption(clickable=False) == shown.replace(" Click a layer.", "")

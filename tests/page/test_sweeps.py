@@ -5,6 +5,7 @@ import json
 import pandas
 import plotly.graph_objects as go
 import pytest
+from tiny_page import stepwise
 
 from components.export.report import in_light
 from components.session.session import Session
@@ -22,7 +23,7 @@ CHOICE = SweepChoice(sparsities=(20, 40))
 @pytest.fixture
 def session(tiny, tmp_path, monkeypatch) -> Session:
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    session = Session(evaluation_tokens=256)
+    session = stepwise(Session(evaluation_tokens=256))
     assert list(session.prepare(tiny, "somebody"))[-1].kind == "ready"
     return session
 
@@ -79,12 +80,11 @@ def test_a_stopped_sweep_goes_on(session, tiny, monkeypatch) -> None:
     measured = []
     measure = library._measure
     monkeypatch.setattr(library, "_measure", lambda *a: measured.append(a[2]) or measure(*a))
-    job = session.jobs.start("somebody", live=False)
     events = []
-    for event in session.jobs.run("somebody", job, sweeps.sweeping(session, tiny, CHOICE)):
+    for event in session.jobs.run("somebody", "sweep", sweeps.sweeping(session, tiny, CHOICE)):
         events.append(event)
         if isinstance(event, SweepView) and len(event.points) == 2:
-            session.halt("somebody")
+            session.jobs.halt("somebody", "sweep")
     assert events[-1].text == "Stopped"
     assert len(measured) == 2
     assert len(sweeps.known(session, tiny, CHOICE).points) == 2

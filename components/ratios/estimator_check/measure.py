@@ -15,10 +15,10 @@ from torch import Tensor
 from components.assets import ASSETS
 from components.ratios.estimator_check.views import Misjudged, ModuleVerdict, VerdictView
 from components.session.caches import BoundedCache
-from components.session.jobs import statuses
-from components.session.keys import CalibrationKey, calibration_key
+from components.session.keys import CalibrationKey, calibration_key, is_usual
 from components.session.session import Calibrated, Session
 from components.session.settings import Settings, Status
+from components.session.work.jobs import statuses
 from intraslice.diagnostics.rank_agreement import compare_ranks
 from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, kept_sensitivity, measure_sensitivity
 from intraslice.planning.profile import Profile
@@ -47,23 +47,22 @@ class Verdicts:
         source = self._session.source(settings)
         if source is None:
             return None
-        if not source.label:  # it is no snapshot
+        if self._session.is_calibrated(settings):
             calibrated = self._session.calibrated(settings)
             sensitivity = kept_sensitivity(calibrated.loaded, calibrated.stats, windows_of(calibrated), RATIO)
             if sensitivity is not None:
                 return self._judged(key, calibrated, sensitivity)
-        return _kept(source.profile) if key == calibration_key(Settings()) and FILE.is_file() else None
+        return _kept(source.profile) if is_usual(settings) and FILE.is_file() else None
 
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status | VerdictView]:
         """Measure what is not measured yet; ends with the verdict or an error status. What is done is kept."""
 
         def work() -> Iterator[Status | VerdictView]:
-            calibrated = yield from self._session.calibrating(settings)
+            calibrated = yield from self._session.calibrations.making(settings)
             sensitivity = yield from statuses(measurement(calibrated), "Slicing one module alone:")
             yield self._judged(calibration_key(settings), calibrated, sensitivity)
 
-        jobs = self._session.jobs
-        yield from jobs.run(visitor, jobs.start(visitor, live=False), work())
+        yield from self._session.jobs.run(visitor, "sensitivity", work(), background=True)
 
     def _judged(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> VerdictView:
         measured_on = f"{sensitivity.tokens:,} held-out tokens"

@@ -72,7 +72,7 @@ def measure(verdicts: Verdicts, settings: Settings, layer: int, request: gr.Requ
 
 def stop(session: Session, request: gr.Request) -> None:
     """Stop the measurement at its next module."""
-    session.halt(visitor_of(request))
+    session.jobs.halt(visitor_of(request), "sensitivity")
 
 
 def build(session: Session, first: Settings) -> EstimatorCheckPanel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,11 +26,11 @@ from intraslice.planning.sizes import LayerSizes
 FILE = ASSETS / "snapshot.npz"
 
 
-def save(profile: Profile, label: str, path: Path = FILE) -> None:
-    """Write a profile of equal layers, with a sentence on what it was measured on."""
+def save(profile: Profile, label: str, path: Path = FILE, curve: Mapping[float, float] | None = None) -> None:
+    """Write a profile of equal layers, with a sentence on what it was measured on, and perplexity by sparsity."""
     layers = profile.layers
     importances = {
-        f"{estimator}_{module}": torch.stack(profile.importances(estimator, module)).float().numpy()
+        f"{estimator}_{module}": torch.stack(profile.importances(estimator, module)).float().cpu().numpy()
         for estimator in profile.estimators
         for module in MODULE_KINDS
     }
@@ -40,12 +41,13 @@ def save(profile: Profile, label: str, path: Path = FILE) -> None:
         "kv_head": layers[0].kv_head,
         "other_parameters": profile.other_parameters,
         "bytes_per_value": profile.bytes_per_value,
+        "curve": sorted((curve or {}).items()),
     }
     np.savez_compressed(
         path,
         **importances,
-        alive=np.packbits(np.stack([layer.table.alive.numpy() for layer in layers]), axis=-1),
-        dim=np.stack([layer.table.dim.numpy() for layer in layers]).astype(np.int16),
+        alive=np.packbits(np.stack([layer.table.alive.cpu().numpy() for layer in layers]), axis=-1),
+        dim=np.stack([layer.table.dim.cpu().numpy() for layer in layers]).astype(np.int16),
         about=json.dumps(about),
     )
 
@@ -76,11 +78,14 @@ def load(path: Path = FILE) -> tuple[Profile, str]:
     return Profile(layers, about["other_parameters"], about["bytes_per_value"]), about["label"]
 
 
-def source(path: Path = FILE) -> Source:
-    """The snapshot as a source of plans."""
-    profile, label = load(path)
+def source(path: Path = FILE) -> tuple[Source, dict[float, float]]:
+    """The snapshot as a source of plans, and perplexity by sparsity (a fraction), measured with it."""
+    profile, words = load(path)
+    with np.load(path) as arrays:
+        curve = dict(json.loads(str(arrays["about"])).get("curve", ()))
     # The default model's head is its embeddings; beside these only the last norm lies outside the layers.
-    return Source(profile, profile.other_parameters - profile.layers[0].sizes.hidden, label)
+    head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
+    return Source(profile, head_weights, provisional=f"Snapshot: {words}"), curve
 
 
 def label() -> str:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from components.session.scheduler import BACKGROUND, TURNS, Scheduler, Waiting, aside
+from components.session.work.scheduler import BACKGROUND, TURNS, Scheduler, Waiting, aside
 
 
 @pytest.fixture
@@ -30,12 +30,13 @@ def events(job):
     return [event for news in job.news() for event in news]
 
 
-def test_events_arrive_in_order_and_the_job_ends(scheduler):
-    job = scheduler.start("a", counting([], "a", 3))
+def test_without_a_worker_who_listens_runs_the_steps_one_by_one(scheduler):
+    log = []
+    for news, _ in zip(scheduler.start("a", counting(log, "a", 5)).news(), range(2), strict=False):
+        assert len(news) == 1
+    assert log == ["a"] * 3  # and the third was told to nobody
     run(scheduler)
-    assert events(job) == [0, 1, 2]
-    assert job.ended
-    assert not job.stopped
+    assert log == ["a"] * 3
 
 
 def test_visitors_take_turns_whatever_the_number_of_their_jobs(scheduler):

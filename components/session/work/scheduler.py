@@ -55,6 +55,7 @@ class Job:
     _events: list[Any] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _wake: Callable[[], None] = lambda: None
+    _pump: Callable[[], bool] | None = None  # where there is no worker, whoever listens runs the steps
 
     def stop(self) -> None:
         """End it at its next step, unless it has ended."""
@@ -69,6 +70,8 @@ class Job:
         """
         try:
             while True:
+                while self._pump and not (self._events or self.ended):
+                    self._pump()
                 with self._changed:
                     self._changed.wait_for(lambda: self._events or self.ended)
                     events, self._events = self._events, []
@@ -109,7 +112,7 @@ class _Shared:
 
 
 class Scheduler:
-    """Everybody's jobs. Without a worker, whoever holds it calls `step`."""
+    """Everybody's jobs. Without a worker, whoever listens to a job runs the steps until it tells something."""
 
     def __init__(self, worker: bool = True) -> None:
         self._jobs: list[Job] = []
@@ -127,7 +130,8 @@ class Scheduler:
         listening: Callable[[], bool] = lambda: True,
     ) -> Job:
         """Take on a job of a visitor. One that is not urgent runs in the background of those that are."""
-        job = Job(visitor, work, urgent, listening, _wake=self._notify)
+        pump = self.step if self._worker is None else None
+        job = Job(visitor, work, urgent, listening, _wake=self._notify, _pump=pump)
         with self._changed:
             self._jobs.append(job)
             if self._worker is not None and not self._worker.is_alive():

@@ -1,0 +1,163 @@
+"""Models and their calibrations: loaded and made when they are needed, and used while they are still being made.
+
+A calibration's sums are valid after every sequence, so plans and slices come from what is there, and are replaced when
+there is more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+
+import torch
+
+from components.session.caches import Caches, bytes_of
+from components.session.keys import CalibrationKey, calibration_key, evaluation_config
+from components.session.plan_views import Source
+from components.session.settings import Settings, Status
+from components.session.snapshots.settling import keep_profile, kept_profiles
+from components.session.work.jobs import statuses
+from components.session.work.scheduler import Scheduler, aside
+from intraslice import data
+from intraslice.calibration.driver import Calibrating, calibrate
+from intraslice.calibration.stats import CalibrationStats
+from intraslice.errors import UserError
+from intraslice.loading import LoadedModel, load_model
+from intraslice.progress import Progress
+
+ENOUGH = 4  # sequences, before anything is sliced: of fewer a slice says little
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A model with its calibration, on the first `sequences` of its tokens, and what is derived from it once."""
+
+    loaded: LoadedModel
+    stats: CalibrationStats
+    tokens: torch.Tensor  # (sequences, length), all of them
+    windows: torch.Tensor  # held-out text (windows, window)
+    source: Source
+    sequences: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all sequences are in it."""
+        return self.sequences == len(self.tokens)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether it is worth slicing by."""
+        return self.is_whole or self.sequences >= ENOUGH
+
+
+class Calibrations:
+    """By what they were made of. The generators are steps of jobs: whoever wants the same shares the work."""
+
+    def __init__(self, caches: Caches, scheduler: Scheduler, device: str, evaluation_tokens: int) -> None:
+        self._caches, self._scheduler = caches, scheduler
+        self._device, self._evaluation_tokens = device, evaluation_tokens
+
+    def known(self, key: CalibrationKey) -> Calibrated | None:
+        """The best there is of a calibration."""
+        return self._caches.calibrations.get(key)
+
+    def whole(self, key: CalibrationKey) -> Calibrated | None:
+        """A calibration that has seen all its sequences."""
+        calibrated = self.known(key)
+        return calibrated if calibrated is not None and calibrated.is_whole else None
+
+    def settling(self, key: CalibrationKey) -> list[tuple[int, Source]]:
+        """What plans were made of while the calibration grew: after how many sequences, and what."""
+        return self._caches.settling.get(key) or []
+
+    def loading(self, key: CalibrationKey) -> Generator[Status, None, LoadedModel]:
+        """The dense model, ready for use. Raises UserError where it cannot be had or is sliced already."""
+        return (yield from self._scheduler.share(("model", key.model, key.dtype), lambda: self._load(key)))
+
+    def making(self, settings: Settings, whole: bool = True, more_than: int = 0) -> Generator[Status, None, Calibrated]:
+        """Take part in a calibration until it is whole, or if that is not wanted until it is worth using.
+
+        Then it has enough sequences, and `more_than` so many.
+        """
+        key = calibration_key(settings)
+
+        def found() -> Calibrated | None:
+            calibrated = self.known(key)
+            enough = calibrated is not None and calibrated.is_enough and calibrated.sequences > more_than
+            return self.whole(key) or (calibrated if enough and not whole else None)
+
+        if found() is None:
+            work = self._scheduler.share(("calibration", key), lambda: self._calibrate(settings, key))
+            with closing(work) as events:
+                for event in events:
+                    yield event
+                    if found() is not None:
+                        break
+        return found()
+
+    def _load(self, key: CalibrationKey) -> Generator[Status, None, LoadedModel]:
+        loaded = self._caches.models.get(key[:2])
+        if loaded is None:
+            yield Status(f"Loading {key.model}")
+            loaded = yield from aside(lambda: load_model(key.model, getattr(torch, key.dtype), self._device))
+            if loaded.made is not None:
+                raise UserError(f"{key.model} is sliced already; wanted a dense model")
+            self._caches.models.put(key[:2], loaded, bytes_of(loaded.model))
+        return loaded
+
+    def _calibrate(self, settings: Settings, key: CalibrationKey) -> Generator[Status, None, None]:
+        if self.whole(key) is not None:
+            return
+        loaded = yield from self.loading(key)
+        yield Status(f"Reading text: {data.describe(key.config.text)}")
+        evaluation = evaluation_config(settings, self._evaluation_tokens)
+        tokens, windows = yield from aside(
+            lambda: (
+                data.calibration_tokens(loaded.tokenizer, key.config, evaluation.text),
+                data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text),
+            )
+        )
+        head_weights = loaded.model.lm_head.weight.numel()
+        self._caches.settling.put(
+            key, [(count, Source(profile, head_weights, count)) for count, profile in kept_profiles(loaded, tokens)], 1
+        )
+
+        def note(stats: CalibrationStats, sequences: int) -> Iterator[Progress]:
+            profile = yield from stats.profiling()
+            words = "" if sequences == len(tokens) else f"Calibrated on {sequences} of {len(tokens)} sequences so far."
+            source = Source(profile, head_weights, sequences, words)
+            if words:
+                keep_profile(loaded, tokens, sequences, profile)
+                others = [entry for entry in self.settling(key) if entry[0] != sequences]
+                self._caches.settling.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)), 1)
+            held = sum(tensor.nbytes for layer in stats.layers for tensor in vars(layer).values())
+            self._caches.calibrations.put(key, Calibrated(loaded, stats, tokens, windows, source, sequences), held)
+
+        job = _noting(calibrate(loaded, tokens), note)
+        yield from statuses(job, f"Calibrating {Path(key.model).name}, sequence")
+
+
+def _noting(
+    calibration: Generator[Progress, None, CalibrationStats], note: Callable[[CalibrationStats, int], Iterator]
+) -> Iterator[Progress]:
+    """Run a calibration to its end, and `note` what is there whenever its sequences have doubled, and at the end."""
+    event, following = Progress("calibrate", 0, 0), 1
+    while True:
+        try:
+            event = next(calibration)
+        except StopIteration as end:
+            yield from _meanwhile(note(end.value, len(end.value.layers[0].mlp_gradients)), event)
+            return
+        yield event
+        if isinstance(event, Calibrating) and following <= event.done < event.total:
+            yield from _meanwhile(note(event.statistics(), event.done), event)
+            following = 2 * event.done
+
+
+def _meanwhile(steps: Iterator[object], event: Progress) -> Iterator[Progress]:
+    """An event for every step."""
+    for _ in steps:
+        yield event

@@ -1,0 +1,157 @@
+"""Perplexities as they grow: losses window by window, kept by what they are of, and what to expect between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from components.session.caches import Caches, Made
+from components.session.calibrations import Calibrated
+from components.session.keys import SliceKey, calibration_key, is_usual, slice_key
+from components.session.settings import Settings, Status
+from components.session.views import Perplexities, Reading
+from components.session.work.jobs import statuses
+from components.session.work.scheduler import Scheduler
+from intraslice import data
+from intraslice.cache import cache_path, keep_record, kept_record
+from intraslice.config import SliceConfig
+from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
+
+Slicing = Callable[[Settings, str, Calibrated], Generator[Status, None, PreTrainedModel]]
+
+
+class Readings:
+    """What is known of every model's losses. The generators are steps of jobs.
+
+    Args:
+        sliced: makes the model of a method, or finds it in memory.
+        curve: perplexity by sparsity (a fraction) of what the page opens with, measured before.
+    """
+
+    def __init__(self, caches: Caches, scheduler: Scheduler, sliced: Slicing, curve: Mapping[float, float]) -> None:
+        self._caches, self._scheduler, self._sliced, self._curve = caches, scheduler, sliced, curve
+
+    def known(self, settings: Settings, method: str) -> Made[Losses] | None:
+        """A method's losses as far as they are read, or those of the "dense" model."""
+        return self._caches.losses.get(_key(settings, method))
+
+    def perplexity(self, settings: Settings, method: str) -> float | None:
+        """A method's perplexity, where all windows are read."""
+        known = self.known(settings, method)
+        return known.value.perplexity().value if known and _is_whole(known.value) else None
+
+    def losses(self, settings: Settings, method: str, calibrated: Calibrated) -> Generator[Status, None, Losses]:
+        """What a method's model, or the "dense" one, loses on the held-out text; slices first where need be."""
+        key, dense = _key(settings, method), method == "dense"
+        sequences = 0 if dense else calibrated.sequences
+        known = self._caches.losses.get(key)
+        if known is not None and known.sequences == sequences and _is_whole(known.value):
+            return known.value
+        loaded = calibrated.loaded
+        model = loaded.model if dense else (yield from self._sliced(settings, method, calibrated))
+        name = "sliced" if method == "intraslice" else method
+
+        def reading() -> Generator[Status, None, Losses]:
+            # The dense ones are of the model and the text alone.
+            path = cache_path("losses", ".json", loaded.fingerprint, model.dtype, calibrated.windows)
+            losses = _kept(path) if dense else None
+            if losses is None:
+                work = self._noting(key, sequences, measure_losses(model, calibrated.windows))
+                losses = yield from statuses(work, f"Perplexity of the {name} model, window")
+                if dense:
+                    keep_record(path, asdict(losses), "the dense losses")
+            self._caches.losses.put(key, Made(losses, sequences), 1)
+            points = self._caches.curves.get(_curve_key(key)) or {}
+            self._caches.curves.put(_curve_key(key), points | {key[1].sparsity: losses.perplexity().value}, 1)
+            return losses
+
+        return (yield from self._scheduler.share(("losses", key, sequences), reading))
+
+    def perplexities(self, settings: Settings, best: Calibrated | None) -> Perplexities:
+        """Whatever has been measured for a setting, and what is to be expected where nothing has.
+
+        Args:
+            best: the best calibration that there is of it.
+        """
+        key, expected = calibration_key(settings), self._expected(settings)
+        if best is None:
+            return Perplexities(expected=expected)
+        text, (windows, window) = data.describe(key.config.text), best.windows.shape
+        dense = self.known(settings, "dense")
+        sliced = self.known(settings, "intraslice") if settings.sparsity else dense
+        ratio = sliced.value.ratio(dense.value) if dense and sliced else None
+        return Perplexities(
+            dense=self.perplexity(settings, "dense"),
+            sliced=self.perplexity(settings, "intraslice" if settings.sparsity else "dense"),
+            dense_reading=dense and _reading(dense.value),
+            sliced_reading=sliced and _paired(sliced.value, dense and dense.value),
+            ratio=ratio and Reading(*ratio, sliced.value.done, sliced.value.total),
+            expected=expected,
+            sequences=sliced.sequences if sliced and settings.sparsity else best.sequences,
+            all_sequences=len(best.tokens),
+            protocol=f"Perplexity on {windows * window:,} tokens in windows of {window} without overlap, the first "
+            f"token of each not scored; text: {text}. Calibrated on {key.config.sequences} x {key.config.length} "
+            f"tokens of other documents of it, seed {key.config.seed}; {settings.order} slicing; {key.dtype}. "
+            f"Errors are found over blocks of {BLOCK} tokens.",
+            text="held-out Wikipedia" if "Wikipedia" in text else "held-out text",
+        )
+
+    def _noting(self, key: SliceKey, sequences: int, work: Iterator[Losses]) -> Generator[Losses, None, Losses]:
+        """Let everybody see what is known by now."""
+        for losses in work:
+            if losses.done:
+                self._caches.losses.put(key, Made(losses, sequences), 1)
+            yield losses
+        return losses
+
+    def _expected(self, settings: Settings) -> float | None:
+        """Between perplexities that are measured, by straight lines through their logarithms."""
+        key = _key(settings, "intraslice")
+        usual = is_usual(settings) and _curve_key(key)[1] == _curve_key(_key(Settings(), "intraslice"))[1]
+        points = dict(self._curve) if usual else {}
+        dense = self.perplexity(settings, "dense")
+        points |= ({} if dense is None else {0.0: dense}) | (self._caches.curves.get(_curve_key(key)) or {})
+        if len(points) < 2 or not min(points) <= key[1].sparsity <= max(points):
+            return None
+        removed, measured = zip(*sorted(points.items()), strict=True)
+        return float(np.exp(np.interp(key[1].sparsity, removed, np.log(measured))))
+
+
+def _key(settings: Settings, method: str) -> SliceKey:
+    if method == "dense":
+        return calibration_key(settings), SliceConfig(0.0), method
+    return slice_key(settings, method)
+
+
+def _curve_key(key: SliceKey) -> SliceKey:
+    """What all points of a curve have in common."""
+    return key[0], replace(key[1], sparsity=0.0), key[2]
+
+
+def _is_whole(losses: Losses) -> bool:
+    return losses.done == losses.total
+
+
+def _reading(losses: Losses) -> Reading:
+    return Reading(*losses.perplexity(), losses.done, losses.total)
+
+
+def _paired(sliced: Losses, dense: Losses | None) -> Reading:
+    """The sliced model's perplexity; while it grows what its ratio to the dense one's makes of that on all windows.
+
+    The first windows may be easy or hard, and both models read the same ones.
+    """
+    if _is_whole(sliced) or dense is None or not _is_whole(dense):
+        return _reading(sliced)
+    whole, ratio = dense.perplexity().value, sliced.ratio(dense)
+    error = None if ratio.standard_error is None else whole * ratio.standard_error
+    return Reading(whole * ratio.value, error, sliced.done, sliced.total)
+
+
+def _kept(path: Path) -> Losses | None:
+    kept = kept_record(path)
+    return Losses(**kept | {"sums": tuple(map(tuple, kept["sums"])), "sizes": tuple(kept["sizes"])}) if kept else None

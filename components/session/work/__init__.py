@@ -1,0 +1,1 @@
+"""Long work: whose step is next, and what each visitor has running."""

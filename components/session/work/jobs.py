@@ -1,0 +1,101 @@
+"""What visitors have running: one job of a kind each, errors as words, progress with the time that is left."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+from components.session.settings import Status
+from components.session.work.scheduler import Job, Scheduler
+from intraslice.errors import NumericalError, UserError
+from intraslice.progress import Progress
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+EXPECTED = (UserError, NumericalError, OSError, MemoryError)
+
+
+class _Running(NamedTuple):
+    """A visitor's job, its kind, and what the visitor has to go on looking at for it to go on."""
+
+    kind: str
+    job: Job
+    looking_at: dict[str, object]
+
+
+class Jobs:
+    """The running jobs of every visitor. A new one ends the visitor's former one of its kind."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler()
+        # Called where a job begins: what tells, from then on, whether anybody still hears of it.
+        self.hearing: Callable[[], Callable[[], bool]] = lambda: lambda: True
+        self._running: list[tuple[str, _Running]] = []
+        self._lock = threading.Lock()
+
+    def halt(self, visitor: str, kind: str = "") -> bool:
+        """End a visitor's jobs, or the one of a kind, at their next step; returns whether there was any."""
+        halted = [running for running in self._of(visitor) if kind in ("", running.kind)]
+        for running in halted:
+            running.job.stop()
+        return bool(halted)
+
+    def look(self, visitor: str, **at: object) -> None:
+        """Tell what a visitor looks at now, such as `settings` or a `tab`: jobs that follow something else end."""
+        for running in self._of(visitor):
+            if any(running.looking_at.get(what, seen) != seen for what, seen in at.items()):
+                running.job.stop()
+
+    def run(
+        self,
+        visitor: str,
+        kind: str,
+        work: Generator[T | Status, None, Any],
+        background: bool = False,
+        **looking_at: object,
+    ) -> Iterator[T | Status]:
+        """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
+
+        What is expected to fail ends in an error status. With `looking_at` it follows the visitor's eyes, and stops
+        without a word; else a stopped one says so.
+        """
+        self.halt(visitor, kind)
+        job = self.scheduler.start(visitor, work, not background, self.hearing())
+        entry = visitor, _Running(kind, job, looking_at)
+        with self._lock:
+            self._running.append(entry)
+        try:
+            for events in job.news():
+                for event, following in zip(events, [*events[1:], None], strict=True):
+                    if type(event) is not type(following):
+                        yield event
+            if job.stopped and not looking_at:
+                yield Status("Stopped", "ready")
+        except EXPECTED as problem:
+            log.info("job failed: %s", problem)
+            yield Status(str(problem) or type(problem).__name__, "error")
+        finally:
+            job.stop()
+            with self._lock:
+                self._running = [other for other in self._running if other is not entry]
+
+    def _of(self, visitor: str) -> list[_Running]:
+        with self._lock:
+            return [running for name, running in self._running if name == visitor]
+
+
+def statuses(job: Generator[Progress, None, T], text: str) -> Generator[Status, None, T]:
+    """A library job's progress as statuses, with the time that is left once a step has been timed."""
+    start = time.monotonic()
+    while True:
+        try:
+            event = next(job)
+        except StopIteration as stop:
+            return stop.value
+        spent = time.monotonic() - start
+        left = spent / event.done * (event.total - event.done) if event.done else None
+        yield Status(text, "busy", event.done, event.total, left)

@@ -1,0 +1,93 @@
+"""What visitors have running: what ends when they move on, and what goes on."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from components.session.settings import Settings, Status
+from components.session.work.jobs import Jobs
+from components.session.work.scheduler import Scheduler
+from intraslice.errors import UserError
+
+
+def endless() -> Iterator[Status]:
+    while True:
+        yield Status("working")
+
+
+@pytest.fixture
+def jobs() -> Jobs:
+    jobs = Jobs()
+    jobs.scheduler = Scheduler(worker=False)
+    return jobs
+
+
+def begun(jobs: Jobs, visitor: str, kind: str, **looking_at: object) -> Iterator[Status]:
+    """The events of a job that has told its first."""
+    events = jobs.run(visitor, kind, endless(), **looking_at)
+    assert next(events).text == "working"
+    return events
+
+
+def test_dragging_ends_what_follows_the_slider_and_spares_what_was_asked_for(jobs) -> None:
+    live = begun(jobs, "a", "measure", settings=Settings(sparsity=30))
+    asked = begun(jobs, "a", "sweep")
+    jobs.look("a", settings=Settings(sparsity=30))  # another layer was clicked
+    assert next(live).text == "working"
+    jobs.look("a", settings=Settings(sparsity=31))
+    assert list(live) == []  # without a word: the next one speaks
+    assert next(asked).text == "working"
+
+
+def test_leaving_a_tab_ends_what_it_alone_shows(jobs) -> None:
+    shift = begun(jobs, "a", "shift", settings=Settings(), tab="activations")
+    slicing = begun(jobs, "a", "measure", settings=Settings())
+    jobs.look("a", tab="activations")
+    assert next(shift).text == "working"
+    jobs.look("a", tab="compare")
+    assert list(shift) == []
+    assert next(slicing).text == "working"
+
+
+def test_a_new_job_ends_the_former_one_of_its_kind(jobs) -> None:
+    first, other = begun(jobs, "a", "answer"), begun(jobs, "a", "sweep")
+    second = begun(jobs, "a", "answer")
+    assert [event.text for event in first] == ["Stopped"]
+    assert next(other).text == next(second).text == "working"
+    assert jobs.halt("a", "sweep")
+    assert [event.text for event in other] == ["Stopped"]
+    assert not jobs.halt("a", "sweep")
+
+
+def test_nobody_ends_anothers_job(jobs) -> None:
+    mine, yours = begun(jobs, "me", "answer"), begun(jobs, "you", "answer")
+    jobs.look("you", settings=Settings(), tab="ratios")
+    jobs.halt("you")
+    assert next(mine).text == "working"
+    assert [event.text for event in yours] == ["Stopped"]
+
+
+def test_a_closed_page_and_a_caller_who_left_end_their_jobs(jobs) -> None:
+    closed = begun(jobs, "closed", "measure")
+    jobs.halt("closed")
+    assert list(closed) == [Status("Stopped", "ready")]
+    heard = [True]
+    jobs.hearing = lambda: lambda: heard[0]
+    left = begun(jobs, "left", "evaluate")
+    heard[0] = False
+    assert list(left) == [Status("Stopped", "ready")]
+
+
+def test_what_is_expected_to_fail_fails_in_words(jobs) -> None:
+    def failing() -> Iterator[Status]:
+        yield Status("working")
+        raise UserError("no such model")
+
+    assert list(jobs.run("a", "prepare", failing()))[-1] == Status("no such model", "error")
+
+    def broken() -> Iterator[Status]:
+        yield Status("working")
+        raise KeyError("a defect")
+
+    with pytest.raises(KeyError, match="a defect"):
+        list(jobs.run("a", "prepare", broken()))
