@@ -12,12 +12,12 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from intraslice.calibration import driver
-from intraslice.calibration.driver import Calibrating, CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
+from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
 from intraslice.errors import NumericalError
 from intraslice.layer_weights import UNROTATED
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
-from intraslice.progress import Progress, finish
+from intraslice.progress import finish
 
 FIELDS = tuple(LayerStats.__dataclass_fields__)
 
@@ -246,45 +246,6 @@ def test_sizes_count_what_transformers_counts(family_case):
 
 def hooks_of(model: PreTrainedModel) -> list:
     return [hook for module in model.modules() for hook in (*module._forward_pre_hooks, *module._forward_hooks)]
-
-
-def test_progress_counts_sequences_and_no_step_leaves_a_hook(loaded, monkeypatch):
-    monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
-    counts = []
-    for event in calibrate(loaded, TOKENS):
-        counts.append((event.done, event.total))
-        assert not hooks_of(loaded.model)
-        assert torch.is_grad_enabled()
-    assert counts[0] == (0, 3)
-    assert counts[-1] == (3, 3)
-    assert counts == sorted(counts)
-    assert all(parameter.grad is None for parameter in loaded.model.parameters())
-
-
-def test_the_model_may_be_used_between_two_steps(family_case, monkeypatch, tmp_path):
-    tokens = family_case.tokens[:4]
-    expected = finish(calibrate(family_case.loaded, tokens))
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
-
-    def use_the_model(_: Progress) -> None:
-        with torch.no_grad():
-            family_case.loaded.model(family_case.tokens[5:6])
-
-    assert_same(finish(calibrate(family_case.loaded, tokens), use_the_model), expected, atol=0, rtol=0)
-
-
-def test_what_is_there_after_some_sequences_is_a_calibration_on_those(loaded, monkeypatch):
-    monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
-    partial = {}
-    for event in calibrate(loaded, TOKENS, "text"):
-        if isinstance(event, Calibrating):
-            partial[event.done] = event.statistics()
-    assert list(partial) == [1, 2, 3]
-    for sequences, statistics in partial.items():
-        expected = finish(calibrate(loaded, TOKENS[:sequences], "text"))
-        assert statistics.tokens == expected.tokens == sequences * TOKENS.shape[1]
-        assert_same(statistics, expected, atol=1e-6, rtol=1e-6)
-        assert finish(statistics.profiling()) is statistics.profile
 
 
 def test_cancelling_removes_the_hooks_and_keeps_nothing(loaded, cache, monkeypatch):

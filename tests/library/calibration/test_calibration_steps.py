@@ -1,0 +1,70 @@
+"""A calibration between two of its steps: what it leaves on the model, and what it is worth so far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_calibration import TOKENS, assert_same, hooks_of
+
+from intraslice.calibration import driver
+from intraslice.calibration.driver import Calibrating, calibrate
+from intraslice.errors import NumericalError
+from intraslice.progress import Progress, finish
+
+
+@pytest.fixture(autouse=True)
+def cache(own_cache: Path) -> Path:
+    return own_cache / "calibration"
+
+
+@pytest.fixture
+def loaded(tiny_llama_gqa, as_loaded, monkeypatch):
+    monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
+    return as_loaded(tiny_llama_gqa())
+
+
+def test_progress_counts_sequences_and_no_step_leaves_a_hook(loaded):
+    counts = []
+    for event in calibrate(loaded, TOKENS):
+        counts.append((event.done, event.total))
+        assert not hooks_of(loaded.model)
+        assert torch.is_grad_enabled()
+    assert counts[0] == (0, 3)
+    assert counts[-1] == (3, 3)
+    assert counts == sorted(counts)
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+def test_the_model_may_be_used_between_two_steps(family_case, monkeypatch, tmp_path):
+    tokens = family_case.tokens[:4]
+    expected = finish(calibrate(family_case.loaded, tokens))
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
+
+    def use_the_model(_: Progress) -> None:
+        with torch.no_grad():
+            family_case.loaded.model(family_case.tokens[5:6])
+
+    assert_same(finish(calibrate(family_case.loaded, tokens), use_the_model), expected, atol=0, rtol=0)
+
+
+def test_what_is_there_after_some_sequences_is_a_calibration_on_those(loaded):
+    partial = {}
+    for event in calibrate(loaded, TOKENS, "text"):
+        if isinstance(event, Calibrating):
+            partial[event.done] = event.statistics()
+    assert list(partial) == [1, 2, 3]
+    for sequences, statistics in partial.items():
+        expected = finish(calibrate(loaded, TOKENS[:sequences], "text"))
+        assert statistics.tokens == expected.tokens == sequences * TOKENS.shape[1]
+        assert_same(statistics, expected, atol=1e-6, rtol=1e-6)
+        assert finish(statistics.profiling()) is statistics.profile
+
+
+def test_what_is_broken_so_far_is_named(loaded):
+    loaded.model.lm_head.weight.data[7] = float("inf")
+    events = calibrate(loaded, TOKENS)
+    event = next(event for event in events if isinstance(event, Calibrating))
+    with pytest.raises(NumericalError, match="not finite"):
+        event.statistics()
