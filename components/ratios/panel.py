@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.page.context import Context
-from components.ratios import overrides
+from components.ratios import overrides, settling
 from components.ratios.charts import importance_chart, ratio_chart
 from components.ratios.estimator_check import panel as estimator_check
 from components.session.session import Session
@@ -31,6 +31,7 @@ class RatiosPanel(NamedTuple):
     follower: Follower  # of every move, whatever tab is in view: the table of ratios by hand reads the bars, too
     overrides: overrides.OverridesPanel
     estimator_check: estimator_check.EstimatorCheckPanel
+    settling: settling.SettlingPanel
 
 
 def show(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Charts:
@@ -56,7 +57,8 @@ def build(session: Session, first: Settings) -> RatiosPanel:
     fold("importances")
     charts = Charts(bars, why)
     follower = Follower("ratios", bind(show, session), charts)
-    return RatiosPanel(charts, follower, by_hand, estimator_check.build(session, first))
+    was_it_right = estimator_check.build(session, first)
+    return RatiosPanel(charts, follower, by_hand, was_it_right, settling.build(session, first))
 
 
 def connect(panel: RatiosPanel, context: Context) -> None:
@@ -65,3 +67,4 @@ def connect(panel: RatiosPanel, context: Context) -> None:
         context.choose_layer_by(layers)
     overrides.connect(panel.overrides, context)
     estimator_check.connect(panel.estimator_check, context)
+    settling.connect(panel.settling, context)

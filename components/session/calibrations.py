@@ -7,7 +7,7 @@ there is more.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -97,6 +97,10 @@ class Calibrations:
                     if found() is not None:
                         break
         return found()
+
+    def holding(self, settings: Settings) -> AbstractContextManager[None]:
+        """While open, what has been calibrated so far is not given up; for a step of a job."""
+        return self._scheduler.holding(("calibration", calibration_key(settings)))
 
     def _load(self, key: CalibrationKey) -> Generator[Status, None, LoadedModel]:
         loaded = self._caches.models.get(key[:2])

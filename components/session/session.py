@@ -144,9 +144,10 @@ class Session:
         """
 
         def work() -> Iterator[Status]:
-            yield from self.calibrations.making(settings, whole=False)
-            yield BACKGROUND
-            yield from self.calibrations.making(settings)
+            with self.calibrations.holding(settings):
+                yield from self.calibrations.making(settings, whole=False)
+                yield BACKGROUND
+                yield from self.calibrations.making(settings)
             yield self.ready(settings)
 
         yield from self.jobs.run(visitor, "prepare", work())
@@ -195,16 +196,16 @@ class Session:
 
     def measuring(self, settings: Settings, whole: bool = True) -> Iterator[Status]:
         """`measure` as a step of a longer job, or with `whole` by the whole calibration alone."""
-        sequences = 0
-        while True:
-            calibrated = yield from self.calibrations.making(settings, whole, more_than=sequences)
-            yield from self.readings.losses(settings, "dense", calibrated)
-            if settings.sparsity:
-                yield from self.readings.losses(settings, "intraslice", calibrated)
-            if calibrated.is_whole:
-                break
-            sequences = calibrated.sequences
-            yield BACKGROUND
+        sequences, calibrated = 0, None
+        with self.calibrations.holding(settings):
+            while calibrated is None or not calibrated.is_whole:
+                calibrated = yield from self.calibrations.making(settings, whole, more_than=sequences)
+                yield from self.readings.losses(settings, "dense", calibrated)
+                if settings.sparsity:
+                    yield from self.readings.losses(settings, "intraslice", calibrated)
+                sequences = calibrated.sequences
+                if not calibrated.is_whole:
+                    yield BACKGROUND
         yield self.ready(settings)
 
     def _sliced(

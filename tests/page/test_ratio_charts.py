@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 import pytest
 
 from components.ratios import charts as charts
-from components.session.views import ImportanceCurve, LayerView, PlanView
+from components.ratios.settling import settling_chart
+from components.session.views import ImportanceCurve, LayerView, PlanView, SettlingView
 from components.ui import palette
 from components.ui.figure import Chart, thinned
 
@@ -37,11 +38,16 @@ def curves(threshold: float | None = 0.5) -> dict[str, ImportanceCurve]:
     return {"attention": curve, "mlp": curve}
 
 
+SETTLING = SettlingView((1, 2, 4, 8), (0.2, 0.05, 0.01, 0.0), (0.1, 0.03, 0.02, 0.0), (0.4, 0.1, 0.015, 0.0), 32)
+
+
 def every_chart() -> dict[str, Chart]:
     return {
         "ratios": charts.ratio_chart(plan_view(), selected=2),
         "importances": charts.importance_chart(curves(), layer=1),
         "uniform": charts.importance_chart(curves(None), layer=1),
+        "settling": settling_chart(SETTLING),
+        "nothing settles": settling_chart(None),
     }
 
 
@@ -134,3 +140,15 @@ def test_colours_stand_out_on_both_pages(name: str) -> None:
 
 def test_contrast_of_black_on_white() -> None:
     assert palette.contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+def test_what_settles_is_drawn_up_to_the_latest_and_judged() -> None:
+    chart = settling_chart(SETTLING)
+    assert [trace["x"] for trace in chart.data] == [[1, 2, 4]] * 3
+    assert chart.data[2]["y"] == [0.4, 0.1, 0.015]
+    assert "From 4 on no module's ratio moved by more than 2%" in chart.caption()
+    assert "8 of 32 sequences so far" in chart.caption()
+    assert chart.rows[1] == ["2", "5.00%", "3.00%", "10.00%"]
+    restless = replace(SETTLING, largest=(0.4, 0.1, 0.05, 0.0), all_sequences=8)
+    assert "still moved by more than 2%" in settling_chart(restless).caption()
+    assert "so far" not in settling_chart(restless).caption()

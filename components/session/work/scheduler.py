@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Hashable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -117,6 +118,7 @@ class Scheduler:
     def __init__(self, worker: bool = True) -> None:
         self._jobs: list[Job] = []
         self._shared: dict[Hashable, _Shared] = {}
+        self._held: Counter[Hashable] = Counter()
         self._served: OrderedDict[str, int] = OrderedDict()  # the last turn of each visitor
         self._turn = self._urgent_turns = 0
         self._changed = threading.Condition()
@@ -164,10 +166,26 @@ class Scheduler:
             return shared.result
         finally:
             shared.takers -= 1
-            if shared.done or not shared.takers:
-                shared.work.close()
-                if self._shared.get(key) is shared:
-                    del self._shared[key]
+            self._drop(key, shared)
+
+    @contextmanager
+    def holding(self, key: Hashable) -> Iterator[None]:
+        """While open, the work under `key` waits where it is when nobody moves it on. For a step of a job."""
+        self._held[key] += 1
+        try:
+            yield
+        finally:
+            self._held[key] -= 1
+            if shared := self._shared.get(key):
+                self._drop(key, shared)
+
+    def _drop(self, key: Hashable, shared: _Shared) -> None:
+        """Forget work that is done, or wanted by nobody."""
+        if shared.done or not (shared.takers or self._held[key]):
+            shared.work.close()
+            if self._shared.get(key) is shared:
+                del self._shared[key]
+        self._held += Counter()  # without those that nobody holds
 
     def step(self) -> bool:
         """Run one step of the job whose turn it is; returns whether there was one."""

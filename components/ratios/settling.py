@@ -1,0 +1,110 @@
+"""*How soon do the ratios settle?* on the Ratios tab: how far they were from the latest, after fewer sequences."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from components.page.context import Context
+from components.session.session import Session
+from components.session.settings import Settings
+from components.session.views import SettlingView
+from components.ui import figure
+from components.ui.chart_bridge import chart
+from components.ui.explainers import fold
+from components.ui.figure import Chart
+from components.ui.handlers import Follower, bind, skipped
+
+QUESTION = "How much calibration is enough?"
+NOTHING = "Shown for models that are calibrated on more than one sequence."
+SETTLED = 0.02  # of a module: a ratio that moves by less is at rest
+LINES = {
+    "attention": ("Attention, mean of the layers", figure.line("attention", 2.4)),
+    "mlp": ("MLP, mean of the layers", figure.line("mlp", 2.4)),
+    "largest": ("Module that moved most", figure.line("dense", 1.4)),
+}
+
+
+class SettlingPanel(NamedTuple):
+    """The section's chart, and its numbers' source."""
+
+    session: Session
+    chart: gr.HTML
+
+
+class Shown(NamedTuple):
+    """Outputs of `show`."""
+
+    chart: Any
+
+
+def settling_chart(view: SettlingView | None) -> Chart:
+    """How far the ratios were from the latest, over the sequences that they were estimated from."""
+    if view is None:
+        return figure.waiting(QUESTION, NOTHING)
+    sequences = list(view.sequences[:-1])  # the last are the latest themselves
+    layout = figure.layout_of(1, revision=f"settling-{view.all_sequences}")
+    layout["xaxis"].update(
+        title=figure.title("calibration sequences"),
+        type="log",
+        tickvals=sequences,
+        ticktext=[str(count) for count in sequences],
+    )
+    layout["yaxis"].update(title=figure.title("ratio away from now"), tickformat=".1%", rangemode="tozero", nticks=5)
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name,
+            "x": sequences,
+            "y": [figure.rounded(distance) for distance in getattr(view, measure)[:-1]],
+            "line": line,
+            "hovertemplate": name + " %{y:.2%}<extra></extra>",
+        }
+        for measure, (name, line) in LINES.items()
+    ]
+    latest, whole = view.sequences[-1], view.all_sequences
+    return Chart(
+        title=QUESTION,
+        note=f"How far ratios were from those of {latest} sequences, estimated from fewer. {_verdict(view)}",
+        protocol="" if latest == whole else f"Calibrated on {latest} of {whole} sequences so far.",
+        data=data,
+        layout=layout,
+        columns=["Sequences", *(name for name, _ in LINES.values())],
+        rows=[
+            [str(count), *(f"{getattr(view, measure)[index]:.2%}" for measure in LINES)]
+            for index, count in enumerate(sequences)
+        ],
+    )
+
+
+def _verdict(view: SettlingView) -> str:
+    """From when on no ratio moved any more."""
+    moving = [count for count, distance in zip(view.sequences, view.largest, strict=True) if distance > SETTLED]
+    later = [count for count in view.sequences[:-1] if count > max(moving, default=0)]
+    if not later:
+        return f"Some module's ratio still moved by more than {SETTLED:.0%} at the last."
+    return f"From {later[0]} on no module's ratio moved by more than {SETTLED:.0%}."
+
+
+def show(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+    """How the ratios of a setting came to rest while the model was calibrated (JSON)."""
+    try:
+        view = session.settling(settings)
+    except ValueError:  # the first line says what is wrong with the setting
+        return skipped(Shown)
+    return Shown(settling_chart(view).to_json())
+
+
+def build(session: Session, first: Settings) -> SettlingPanel:
+    """The chart with its fold. Called inside the Ratios tab."""
+    points = chart(show(session, first, 0, None).chart, height=250, elem_id="settling-chart")
+    fold("settling")
+    return SettlingPanel(session, points)
+
+
+def connect(panel: SettlingPanel, context: Context) -> None:
+    """Follow what comes to rest; the calibration counts as that whenever it has seen enough more."""
+    follower = Follower("ratios", bind(show, panel.session), Shown(panel.chart))
+    context.follow(follower, context.at_rest)
