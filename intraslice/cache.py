@@ -11,7 +11,8 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,17 @@ def cache_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
     return base / "intraslice"
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """While open, results are kept in an empty folder, and gone afterwards: what is timed is made, not read."""
+    before = os.environ.get("INTRASLICE_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["INTRASLICE_CACHE"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("INTRASLICE_CACHE")
+            if before is not None:
+                os.environ["INTRASLICE_CACHE"] = before

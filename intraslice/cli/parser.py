@@ -8,6 +8,7 @@ from typing import get_args
 
 import intraslice
 from intraslice.cli import analyses, commands
+from intraslice.cli.benchmark import benchmark
 from intraslice.config import CalibrationConfig, EvaluationConfig, Order, SliceConfig, Targets
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
@@ -112,4 +113,8 @@ def parser() -> argparse.ArgumentParser:
     read = {"type": int, "default": SpeedConfig().prompt, "metavar": "N"}
     sweep.add_argument("--prompt-tokens", **read, help="tokens of the prompt whose reading is timed")
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows there")
+    measured = command("benchmark", benchmark, "what every job costs, in dense forwards", FEW_TOKENS // 2)
+    measured.set_defaults(sequences=4, threads=1)  # scaled to the usual number; threads that wait take CPU time
+    precisions = get_args(Precision)
+    measured.add_argument("--dtypes", nargs="+", default=precisions, choices=precisions, help="beside that of --dtype")
     return whole

@@ -1,0 +1,83 @@
+"""The command that measures what the others cost: benchmark. Returns its JSON object and its text, as Markdown."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from intraslice import data
+from intraslice.cli.run import Run, peak_memory, show
+from intraslice.evaluation.benchmark import USUAL_TOKENS, Costs, measure_costs
+from intraslice.evaluation.growth import JOBS, measure_growth
+from intraslice.pretrained.precision import choose_dtype
+from intraslice.progress import finish
+
+Answer = tuple[dict[str, Any], str]
+
+
+def benchmark(run: Run) -> Answer:
+    """Costs of every job in every precision that is asked for, and how they grow."""
+    own = run.recipe.dtype
+    costs = {dtype: _costs(run, dtype) for dtype in dict.fromkeys([own, *run.arguments.dtypes])}
+    with run.timed("growth"):
+        growth = asdict(finish(measure_growth(run.device), show))
+    result = {
+        "model": run.arguments.model,
+        "ratios": costs[own].ratios,
+        "plan_ms": costs[own].plan_ms,
+        "peak_rss_bytes": peak_memory(),
+        "growth": growth,
+        "by_dtype": {dtype: found.ratios for dtype, found in costs.items()},
+        "dense_ms_per_token": {dtype: found.dense_ms for dtype, found in costs.items()},
+        "protocol": run.recipe.protocol()
+        | {
+            "usual_tokens": USUAL_TOKENS,
+            "sparsity": run.recipe.slicing.sparsity,
+            "estimator": run.recipe.slicing.estimator,
+            "threads": torch.get_num_threads(),
+            "device": run.device,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "bfloat16_is_native": choose_dtype(device=run.device) == "bfloat16",
+        },
+        "seconds": run.seconds,
+    }
+    return result, _text(run, costs, result)
+
+
+def _costs(run: Run, dtype: str) -> Costs:
+    """Of the run's model, loaded in another precision."""
+    other = Run(argparse.Namespace(**vars(run.arguments) | {"dtype": dtype}))
+    other.seconds = run.seconds
+    loaded, recipe = other.load_dense(), other.recipe
+    tokens = data.calibration_tokens(loaded.tokenizer, recipe.calibration, recipe.evaluation.text)
+    job = measure_costs(loaded, tokens, other.windows(loaded), recipe.slicing, recipe.calibration.targets)
+    with run.timed(dtype):
+        return finish(job, show)
+
+
+def _text(run: Run, costs: dict[str, Costs], result: dict[str, Any]) -> str:
+    """Two tables, and between them what their numbers are."""
+    ratios = [[job, *(f"{found[job]:.3g}" for found in result["by_dtype"].values())] for job in result["ratios"]]
+    plans = ["plan", *(f"{found.plan_ms:.1f} ms" for found in costs.values())]
+    dense = ["dense forward", *(f"{found.dense_ms:.2f} ms a token" for found in costs.values())]
+    powers = [[job, *(f"{by_job[job]:.2f}" for by_job in result["growth"].values())] for job in JOBS]
+    calibration, protocol, peak = run.recipe.calibration, result["protocol"], result["peak_rss_bytes"]
+    clock = "time" if run.device.startswith("cuda") else "CPU time"
+    caption = f"""\
+{run.arguments.model}: {clock} on {run.device} ({protocol["cpu"]}, CPU threads: {protocol["threads"]}), \
+peak memory {"unknown" if peak is None else f"{peak / 1e9:.2f} GB"}.
+Calibrating and slicing count in dense forwards over the usual {USUAL_TOKENS:,} calibration tokens (measured on \
+{calibration.sequences} x {calibration.length};
+what passes tokens is scaled by their number), perplexity in dense forwards over the same text; prefill and decode are
+seconds a token over the dense model's: below 1 is faster."""
+    grown = ["time grows with the power", *(f"of {axis}" for axis in result["growth"])]
+    return "\n\n".join([_markdown(["job", *costs], [*ratios, plans, dense]), caption, _markdown(grown, powers)])
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))

@@ -1,0 +1,170 @@
+"""What slicing costs, in dense forwards of the same model in the same precision, which machines and loads agree on.
+
+The unit of calibrating and slicing is the model's own forward, logits included, over the usual calibration (32 x 512
+tokens). Fewer tokens will do to measure it: what passes tokens is scaled by their number. Linear algebra costs the same
+on any number, so it is timed apart (the profile and keeping the calibration; for the sequential order the one-shot one)
+and not scaled. Times of several CPU threads count how long they wait for each other: on a busy machine that is most of
+a small job.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from statistics import fmean, median
+from typing import Generic, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from intraslice.cache import empty_cache
+from intraslice.calibration.driver import calibrate
+from intraslice.calibration.stats import CalibrationStats
+from intraslice.config import CalibrationConfig, Order, SliceConfig, Targets
+from intraslice.errors import UserError
+from intraslice.evaluation.perplexity import perplexity
+from intraslice.evaluation.speed import measure_speed
+from intraslice.loading import LoadedModel
+from intraslice.methods.registry import Tokens, plan_by, slice_by
+from intraslice.modeling.offload import is_offloaded
+from intraslice.progress import Progress
+
+T = TypeVar("T")
+USUAL_TOKENS = CalibrationConfig().sequences * CalibrationConfig().length
+# Jobs and their methods; what the last one makes is read and written with.
+SLICED = {"slice_crossmodule": "crossmodule", "slice": "intraslice"}
+REPEATS = 3  # of what is short
+PLANS = 9
+DENSE_SHARE = 1 / 4  # dense forwards get this much of a job's own time, in turns with it
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What each job costs one model in one precision.
+
+    `ratios` of calibrating and slicing are in dense forwards over the usual calibration, that of perplexity in dense
+    forwards over the same text, prefill and decode in the dense model's seconds a token (below 1 is faster).
+    """
+
+    ratios: dict[str, float]
+    plan_ms: float
+    dense_ms: float  # a token of a dense forward
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, to take differences of: this process's CPU time or, on a GPU, wall time once its work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+@dataclass(frozen=True)
+class Timed(Generic[T]):
+    """What a job returned, and how many tokens a dense forward passes in its time, and in that of its last step."""
+
+    value: T
+    worth: float
+    last: float
+
+
+class Turns:
+    """Times jobs in turns with dense forwards, so that a busy machine slows both alike."""
+
+    def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> None:
+        batch = 512 if model.device.type == "cpu" else 2048  # tokens; as efficient there as more would be
+        self._model, self._batch = model, tokens[: max(1, batch // tokens.shape[1])].to(model.device)
+        self.dense: list[float] = []  # seconds a token of every dense forward
+        self._forward()  # warms up
+
+    @torch.no_grad()
+    def _forward(self) -> float:
+        start = clock(self._model.device)
+        self._model(input_ids=self._batch, use_cache=False)
+        return (clock(self._model.device) - start) / self._batch.numel()
+
+    def time(self, job: Generator[Progress, None, T]) -> Generator[Progress, None, Timed[T]]:
+        """Run a job to its end."""
+        spent, before = 0.0, len(self.dense)
+        while True:
+            start = clock(self._model.device)
+            try:
+                event = next(job)
+            except StopIteration as stop:
+                last = clock(self._model.device) - start
+                token = fmean(self.dense[before:])
+                return Timed(stop.value, (spent + last) / token, last / token)
+            spent += clock(self._model.device) - start
+            if sum(self.dense[before:]) * self._batch.numel() <= DENSE_SHARE * spent:
+                self.dense.append(self._forward())
+            yield event
+
+    def repeat(self, make: Callable[[], Generator[Progress, None, T]]) -> Generator[Progress, None, float]:
+        """The median worth of a short job, which is made anew for every repeat."""
+        worths = []
+        for _ in range(REPEATS):
+            worths.append((yield from self.time(make())).worth)
+        return median(worths)
+
+
+def measure_costs(
+    loaded: LoadedModel,
+    tokens: Tokens,
+    windows: Int[Tensor, "windows window"],
+    config: SliceConfig,
+    targets: Targets = "sampled",
+) -> Generator[Progress, None, Costs]:
+    """Calibrate on `tokens`, slice by both methods in both orders as `config` says, and use what comes out.
+
+    The calibration is made anew, whatever is on disk, and kept nowhere. Raises UserError for an offloaded model.
+    """
+    model = loaded.model
+    if is_offloaded(model):
+        raise UserError("a benchmark of a model on disk times the disk; leave the device map out")
+    turns, scale = Turns(model, tokens), USUAL_TOKENS / tokens.numel()
+
+    def usual(passing: float, algebra: float) -> float:
+        return (passing * scale + algebra) / USUAL_TOKENS
+
+    with empty_cache():
+        calibration = yield from turns.time(calibrate(loaded, tokens, targets))
+    stats, closing = calibration.value, calibration.last  # once all tokens have passed, it is kept on disk
+    algebra = closing + (yield from turns.repeat(lambda: _profiling(stats)))
+    ratios = {"calibrate": usual(calibration.worth - closing, algebra)}
+
+    def slicing(method: str, order: Order) -> Generator[Progress, None, PreTrainedModel]:
+        ordered = replace(config, order=order, iterative=config.iterative and order == "sequential")
+        return slice_by(method, model, plan_by(method, model, stats, ordered), stats, tokens)
+
+    for job, method in SLICED.items():
+        algebra = yield from turns.repeat(lambda method=method: slicing(method, "one-shot"))
+        sequential = yield from turns.time(slicing(method, "sequential"))
+        ratios[f"{job}_sequential"] = usual(max(sequential.worth - algebra, 0.0), algebra)
+        ratios[f"{job}_one_shot"] = usual(0.0, algebra)
+    sliced = sequential.value
+    passing = yield from turns.repeat(lambda: perplexity(sliced, windows))
+    ratios["perplexity"] = passing / windows.numel()
+    speeds = yield from measure_speed({"dense": model, "sliced": sliced})
+    for phase in ("prefill", "decode"):
+        ratios[phase] = getattr(speeds["dense"], phase) / getattr(speeds["sliced"], phase)
+    return Costs(ratios, 1000 * _plan_seconds(model, stats, config), 1000 * median(turns.dense))
+
+
+def _profiling(stats: CalibrationStats) -> Generator[Progress, None, None]:
+    """The profile of a calibration, found anew."""
+    yield Progress("profile", 0, 1)
+    _ = replace(stats).profile
+    yield Progress("profile", 1, 1)
+
+
+def _plan_seconds(model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> float:
+    """Of one plan, once the calibration's units are ranked."""
+    seconds = []
+    for _ in range(PLANS + 1):  # the first one ranks them
+        start = clock(model.device)
+        plan_by("intraslice", model, stats, config)
+        seconds.append(clock(model.device) - start)
+    return median(seconds[1:])

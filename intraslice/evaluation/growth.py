@@ -1,0 +1,111 @@
+"""How costs grow: the power of a model's tokens, layers and width that each job's time goes by, on synthetic Llamas."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from intraslice.cache import empty_cache
+from intraslice.calibration.driver import calibrate
+from intraslice.config import SliceConfig
+from intraslice.evaluation.benchmark import clock
+from intraslice.loading import LoadedModel, fingerprint
+from intraslice.methods.registry import plan_by, slice_by
+from intraslice.modeling.families import canonicalise
+from intraslice.progress import Progress, finish
+
+JOBS = ("calibrate", "slice_sequential", "slice_one_shot")
+REPEATS = 3
+LENGTH, HEAD, VOCABULARY = 256, 64, 256  # tokens a sequence, channels a head, words
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of one synthetic model and its calibration; `width` is that of the residual stream."""
+
+    tokens: int = 1024
+    layers: int = 2
+    width: int = 256
+
+
+SIZES: dict[str, tuple[Size, ...]] = {
+    "tokens": tuple(Size(tokens=tokens) for tokens in (1024, 2048, 4096)),
+    "layers": tuple(Size(layers=layers) for layers in (2, 4, 8)),
+    "width": tuple(Size(width=width) for width in (192, 384, 768)),
+}
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Exponents of the time of each of `JOBS`, all else equal: 1 is in proportion, 0 not at all."""
+
+    tokens: dict[str, float]
+    layers: dict[str, float]
+    width: dict[str, float]
+
+
+def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+    """The power that comes nearest: the least-squares slope of log seconds over log sizes."""
+    return float(numpy.polyfit(numpy.log(sizes), numpy.log(seconds), 1)[0])
+
+
+def measure_growth(device: str = "cpu") -> Generator[Progress, None, Growth]:
+    """Time `JOBS` on Llamas of random weights, along one axis at a time; medians of repeats that take turns."""
+    every = list(dict.fromkeys(size for along in SIZES.values() for size in along))
+    seconds: dict[Size, list[dict[str, float]]] = {size: [] for size in every}
+    steps = REPEATS * len(every)
+    yield Progress("growth", 0, steps)
+    for step in range(steps):
+        size = every[step % len(every)]
+        seconds[size].append(_seconds(size, device))
+        yield Progress("growth", step + 1, steps)
+
+    def exponents(axis: str) -> dict[str, float]:
+        along = SIZES[axis]
+        lengths = [getattr(size, axis) for size in along]
+        return {job: exponent(lengths, [median(turn[job] for turn in seconds[size]) for size in along]) for job in JOBS}
+
+    return Growth(*(exponents(axis) for axis in ("tokens", "layers", "width")))
+
+
+def _seconds(size: Size, device: str) -> dict[str, float]:
+    """Of each job, at one size."""
+    loaded = _random_llama(size, device)
+    model, generator = loaded.model, torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (size.tokens // LENGTH, LENGTH), generator=generator)
+    moments = [clock(model.device)]
+    with empty_cache():
+        stats = finish(calibrate(loaded, tokens))
+        _ = stats.profile
+    moments.append(clock(model.device))
+    for order in ("sequential", "one-shot"):
+        plan = plan_by("intraslice", model, stats, SliceConfig(estimator="uniform", order=order))
+        finish(slice_by("intraslice", model, plan, stats, tokens))
+        moments.append(clock(model.device))
+    return {job: after - before for job, (before, after) in zip(JOBS, itertools.pairwise(moments), strict=True)}
+
+
+def _random_llama(size: Size, device: str) -> LoadedModel:
+    """A canonicalised Llama with random weights, and a tokenizer that nobody asks."""
+    heads = size.width // HEAD
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=size.width,
+        intermediate_size=3 * size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=heads,
+        max_position_embeddings=LENGTH,
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    digest = fingerprint(model)
+    canonicalise(model)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({})))
+    return LoadedModel(model.to(device), tokenizer, "synthetic", "random weights", digest)

@@ -1,0 +1,292 @@
+"""Costs in dense forwards, by a clock of the test's own; growth as exact powers; the command's whole answer."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from intraslice.__main__ import main
+from intraslice.cache import cache_folder, empty_cache
+from intraslice.calibration.driver import calibrate
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
+from intraslice.evaluation import benchmark, growth
+from intraslice.evaluation.benchmark import Turns, measure_costs
+from intraslice.evaluation.growth import JOBS, Size, exponent, measure_growth
+from intraslice.evaluation.speed import Speed
+from intraslice.progress import Progress, finish
+
+SLICES = {f"{job}_{order}" for job in ("slice", "slice_crossmodule") for order in ("sequential", "one_shot")}
+RATIOS = {"calibrate", *SLICES, "perplexity", "prefill", "decode"}
+SMALL = {
+    "tokens": (Size(256, 1, 64), Size(512, 1, 64)),
+    "layers": (Size(256, 1, 64), Size(256, 2, 64)),
+    "width": (Size(256, 1, 64), Size(256, 1, 128)),
+}
+
+
+@pytest.fixture(scope="module")
+def case(tiny_case):
+    return tiny_case("llama-gqa")
+
+
+class Clock:
+    """Stands still but where a test moves it."""
+
+    seconds = 0.0
+
+    def __call__(self, device: torch.device) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(benchmark, "clock", made)
+    return made
+
+
+@pytest.fixture
+def turns(case, clock, tiny_llama_gqa) -> Turns:
+    """A dense forward of 10 x 48 tokens takes 4.8 seconds: 10 ms a token."""
+
+    def forward(input_ids, use_cache):
+        assert not torch.is_grad_enabled()
+        clock.seconds += 0.01 * input_ids.numel()
+
+    model = tiny_llama_gqa()
+    model.forward = forward
+    return Turns(model, case.tokens)
+
+
+# Turns
+
+
+def job(clock: Clock, seconds: float, steps: int = 5):
+    for step in range(steps):
+        yield Progress("job", step, steps)
+        clock.seconds += seconds / steps
+    return "done"
+
+
+@pytest.mark.parametrize("seconds", [1.0, 100.0])
+def test_a_job_is_worth_the_tokens_of_a_dense_forward_in_the_same_time(clock, turns, seconds):
+    events: list[Progress] = []
+    timed = finish(turns.time(job(clock, seconds)), events.append)
+    assert (timed.value, timed.worth, timed.last) == (
+        "done",
+        pytest.approx(seconds / 0.01),
+        pytest.approx(seconds / 0.05),
+    )
+    assert events == [Progress("job", step, 5) for step in range(5)]
+
+
+def test_dense_forwards_get_a_share_of_the_time_of_a_long_job(clock, turns):
+    finish(turns.time(job(clock, 1000, steps=200)))
+    assert sum(turns.dense) * 480 == pytest.approx(1000 * benchmark.DENSE_SHARE, rel=0.05)
+
+
+def test_a_short_job_counts_by_its_median(clock, turns):
+    seconds = iter([1.0, 50.0, 3.0])
+    assert finish(turns.repeat(lambda: job(clock, next(seconds)))) == pytest.approx(300)
+
+
+# Costs
+
+
+@pytest.fixture
+def by_hand(case, clock, monkeypatch):
+    """Measures costs where a dense forward takes a second a token, and every job the seconds given here."""
+    algebra = {"intraslice": 20.0, "crossmodule": 30.0}
+
+    def calibrate(loaded, tokens, targets):
+        yield from job(clock, 3.0 * tokens.numel())
+        yield Progress("calibrate", 1, 1)
+        clock.seconds += 7.0  # it is kept
+        return case.stats
+
+    def slice_by(method, model, plan, stats, tokens):
+        passing = 2.0 * tokens.numel() if plan == "sequential" else 0.0
+        yield from job(clock, algebra[method] + passing)
+
+    def perplexity(model, windows):
+        yield from job(clock, 0.5 * windows.numel())
+
+    def plan_by(method, model, stats, config):
+        clock.seconds += 0.25
+        return config.order
+
+    def profiling(stats):
+        yield from job(clock, 10.0)
+
+    def forward(turns):
+        clock.seconds += turns._batch.numel()
+        return 1.0
+
+    def speeds(models):
+        yield Progress("speed", 1, 1)
+        return {"dense": Speed(100.0, 10.0), "sliced": Speed(200.0, 12.5)}
+
+    for made in (calibrate, slice_by, perplexity, plan_by):
+        monkeypatch.setattr(benchmark, made.__name__, made)
+    monkeypatch.setattr(benchmark, "_profiling", profiling)
+    monkeypatch.setattr(benchmark, "measure_speed", speeds)
+    monkeypatch.setattr(Turns, "_forward", forward)
+    return lambda tokens: finish(measure_costs(case.loaded, tokens, case.tokens[:2], SliceConfig()))
+
+
+@pytest.mark.parametrize("sequences", [4, 16])
+def test_what_passes_tokens_is_scaled_to_the_usual_number_and_the_algebra_is_not(case, by_hand, sequences):
+    costs = by_hand(case.tokens[:sequences])
+    usual = 32 * 512
+    assert costs.ratios == pytest.approx(
+        {
+            "calibrate": 3 + (7 + 10) / usual,
+            "slice_sequential": 2 + 20 / usual,
+            "slice_one_shot": 20 / usual,
+            "slice_crossmodule_sequential": 2 + 30 / usual,
+            "slice_crossmodule_one_shot": 30 / usual,
+            "perplexity": 0.5,
+            "prefill": 0.5,
+            "decode": 0.8,
+        }
+    )
+    assert (costs.plan_ms, costs.dense_ms) == (pytest.approx(250), pytest.approx(1000))
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "phi"])
+def test_every_cost_is_measured_and_nothing_is_kept_or_read(tiny_case, own_cache, name):
+    case, events = tiny_case(name), []
+    costs = finish(measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(0.3)), events.append)
+    assert set(costs.ratios) == RATIOS
+    assert all(0 < value < math.inf for value in (*costs.ratios.values(), costs.plan_ms, costs.dense_ms))
+    assert {"calibrate", "profile", "slice", "evaluate", "speed"} == {event.stage for event in events}
+    assert cache_folder() == own_cache
+    assert not own_cache.exists()
+
+
+def test_a_calibration_on_disk_is_made_anew(case, own_cache):
+    finish(calibrate(case.loaded, case.tokens))
+    kept = {path: path.stat().st_mtime_ns for path in own_cache.rglob("*")}
+    assert list(calibrate(case.loaded, case.tokens)) == []  # nothing is left to do
+    events: list[Progress] = []
+    finish(measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(0.3)), events.append)
+    assert ("calibrate", 16) in {(event.stage, event.done) for event in events}
+    assert {path: path.stat().st_mtime_ns for path in own_cache.rglob("*")} == kept
+
+
+def test_a_model_on_disk_is_refused(case, monkeypatch):
+    monkeypatch.setattr(benchmark, "is_offloaded", lambda model: True)
+    with pytest.raises(UserError, match="leave the device map out"):
+        finish(measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig()))
+
+
+@pytest.mark.parametrize("before", [None, "elsewhere"])
+def test_the_empty_cache_is_gone_afterwards_whatever_happened(before, monkeypatch):
+    monkeypatch.delenv("INTRASLICE_CACHE", raising=False)
+    if before:
+        monkeypatch.setenv("INTRASLICE_CACHE", before)
+    outside = cache_folder()
+    with empty_cache():
+        inside = cache_folder()
+        assert inside != outside
+        assert list(inside.iterdir()) == []
+    assert cache_folder() == outside
+    assert not inside.exists()
+    with pytest.raises(ArithmeticError), empty_cache():
+        raise ArithmeticError
+    assert cache_folder() == outside
+
+
+# Growth
+
+
+@pytest.mark.parametrize("power", [-1.0, 0.0, 1.0, 2.5])
+def test_the_exponent_of_a_power_is_that_power(power):
+    sizes = [64, 128, 512]
+    assert exponent(sizes, [3.7 * size**power for size in sizes]) == pytest.approx(power, abs=1e-9)
+
+
+def test_the_exponent_of_what_is_no_power_is_the_slope_of_least_squares():
+    # Logs to base 2: sizes 0, 1, 2 and seconds 0, 0, 3. Slope: (-1 * -1 + 0 * -1 + 1 * 2) / 2.
+    assert exponent([1, 2, 4], [1.0, 1.0, 8.0]) == pytest.approx(1.5)
+
+
+def test_growth_goes_along_one_axis_at_a_time(monkeypatch):
+    def seconds(size: Size, device: str) -> dict[str, float]:
+        noise = next(turns)  # the median is deaf to it
+        value = noise * size.tokens * size.layers**2 * size.width**3
+        return dict(zip(JOBS, (value, value**2, value / size.tokens), strict=True))
+
+    every = len({size for along in growth.SIZES.values() for size in along})
+    turns = itertools.chain(*(itertools.repeat(noise, every) for noise in (1.0, 1e6, 1.0)))
+    monkeypatch.setattr(growth, "_seconds", seconds)
+    found = asdict(finish(measure_growth()))
+    powers = {"tokens": (1, 2, 0), "layers": (2, 4, 2), "width": (3, 6, 3)}
+    assert {axis: list(by_job) for axis, by_job in found.items()} == {axis: list(JOBS) for axis in powers}
+    for axis, expected in powers.items():
+        assert list(found[axis].values()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_every_axis_has_three_sizes_that_differ_in_nothing_else():
+    for axis, along in growth.SIZES.items():
+        assert len({getattr(size, axis) for size in along}) >= 3
+        others = [{name: value for name, value in asdict(size).items() if name != axis} for size in along]
+        assert all(other == others[0] for other in others)
+
+
+def test_growth_times_real_jobs(own_cache, monkeypatch):
+    monkeypatch.setattr(growth, "SIZES", SMALL)
+    events: list[Progress] = []
+    found = asdict(finish(measure_growth(), events.append))
+    assert {axis: tuple(by_job) for axis, by_job in found.items()} == dict.fromkeys(SMALL, JOBS)
+    assert all(math.isfinite(value) for by_job in found.values() for value in by_job.values())
+    assert events[-1] == Progress("growth", 12, 12)
+    assert not own_cache.exists()
+
+
+# The command
+
+
+@pytest.fixture
+def words(folder, tmp_path, own_cache, monkeypatch) -> list[str]:
+    monkeypatch.setattr(growth, "SIZES", SMALL)
+    texts = "\n\n".join(" ".join(f"word{(5 * row + column) % 100}" for column in range(30)) for row in range(40))
+    (tmp_path / "text.txt").write_text(texts)
+    text = str(tmp_path / "text.txt")
+    options = ["--model", str(folder), "--calibration", text, "--eval", text, "--eval-tokens", "96", "--length", "24"]
+    return ["benchmark", *options, "--sequences", "16", "--device", "cpu"]
+
+
+def test_the_command_answers_for_every_precision(words, own_cache, capsys):
+    assert main([*words, "--json", "--dtype", "bfloat16"]) == 0
+    answer = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert {"ratios", "plan_ms", "peak_rss_bytes", "growth", "by_dtype", "dense_ms_per_token", "protocol"} < set(answer)
+    assert set(answer["by_dtype"]) == {"float32", "bfloat16"}
+    assert answer["ratios"] == answer["by_dtype"]["bfloat16"]
+    for ratios in answer["by_dtype"].values():
+        assert set(ratios) == RATIOS
+        assert all(value > 0 for value in ratios.values())
+    assert {axis: set(by_job) for axis, by_job in answer["growth"].items()} == {axis: set(JOBS) for axis in SMALL}
+    assert answer["protocol"]["calibration_tokens"] == 16 * 24
+    assert answer["protocol"]["usual_tokens"] == 32 * 512
+    assert answer["protocol"]["threads"] == 1
+    assert answer["protocol"]["cpu"] == torch.backends.cpu.get_cpu_capability()
+    assert answer["plan_ms"] > 0
+    assert not list(own_cache.rglob("*.safetensors"))
+
+
+def test_without_json_the_command_prints_tables(words, capsys):
+    assert main([*words, "--dtype", "float32", "--dtypes", "float32"]) == 0
+    ratios, caption, powers = capsys.readouterr().out.strip().split("\n\n")
+    head, rule, *rows = ratios.splitlines()
+    assert (head, rule) == ("| job | float32 |", "| --- | ---: |")
+    assert {row.split("|")[1].strip() for row in rows} == RATIOS | {"plan", "dense forward"}
+    assert "measured on 16 x 24" in caption
+    assert powers.splitlines()[0] == "| time grows with the power | of tokens | of layers | of width |"
+    assert len(powers.splitlines()) == 2 + len(JOBS)
