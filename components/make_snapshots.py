@@ -121,10 +121,21 @@ def aside(*files: Path) -> Iterator[None]:
                 before.replace(file)
 
 
+def perplexities(session: Session, settings: Settings) -> dict[float, float]:
+    """Perplexity by sparsity (a fraction), dense first: what the first line expects before anything is measured."""
+    curve = {}
+    for percent in range(0, 61, 10):
+        at_percent = settings._replace(sparsity=percent)
+        finish(session.measuring(at_percent))
+        curve[percent / 100] = session.perplexities(at_percent).sliced
+        print("perplexity", percent, curve[percent / 100])
+    return curve
+
+
 def main() -> None:
     """Measure the default model at the page's first setting and write all three."""
     with aside(snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE):  # older ones may hold other things
-        session, settings = Session(), Settings()
+        session, settings = Session(), Settings(dtype="float32")
         shifts = ShiftViews(session)
         for event in chain(session.prepare(settings, "snapshot"), shifts.measure(settings, "snapshot")):
             print(event.text, event.done, event.total)
@@ -132,7 +143,7 @@ def main() -> None:
         arrays, about = gather(CalibratedSpectra(calibrated), calibrated)
         measuring = estimator_check.measurement(calibrated)
         sensitivity = finish(measuring, lambda event: print(event.stage, event.done, event.total))
-        snapshot.save(calibrated.source.profile, snapshot.label())
+        snapshot.save(calibrated.source.profile, snapshot.label(), curve=perplexities(session, settings))
         save(snapshot.label(), arrays, about, shifts.view(settings, "snapshot"))
         estimator_check.save(sensitivity)
 

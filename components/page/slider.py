@@ -117,8 +117,8 @@ def stop(session: Session, request: gr.Request) -> str:
 
 
 def _texts(settings: Settings, plan: PlanView | None, measured: Perplexities, hint: str = "") -> Texts:
-    if not hint and plan is not None and plan.provisional and not measured.protocol:
-        hint = "follows when the model is loaded"
+    if plan is not None and plan.provisional and measured.sliced_reading is None:
+        hint = "follows in a moment" if measured.protocol else "follows when the model is loaded"
     elif not hint:
         hint = "… when you let go" if settings.order == "one-shot" else '… press "Slice as in the paper"'
     return Texts(

@@ -1,0 +1,196 @@
+"""How soon the page answers, on the default model in a real browser: `python -m tests.live`.
+
+Not a test: it prints what was measured beside what is wanted, in some ten minutes on an idle machine. It works in a
+cache of its own, which has nothing but the weights and the text.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from playwright import sync_api as playwright
+
+from intraslice.cache import cache_folder
+from tests.browsing import ARGUMENTS, CHROMIUM, running_app
+
+MINUTES = 600_000  # ms, of patience
+MOVES = 40
+READY = "document.querySelector('#ratio-chart .isx-plot')?.data?.length > 0"
+OWN_RATIOS = "!document.querySelector('#ratio-chart').innerText.includes('Snapshot')"
+SLICED = "/→ [0-9.]+( ±|,| on)/.test(document.querySelector('#headline').innerText.split('perplexity')[1])"
+WHOLE = "document.querySelector('#status').innerText.includes('Calibrated on 32 x')"
+FINAL = "/perplexity [0-9.]+ → [0-9.]+ on/.test(document.querySelector('#headline').innerText)"
+ANSWERING = """['intraslice', 'crossmodule'].every((name) =>
+    /{percent} % removed[^]*[1-9][0-9]* tokens?{ending}/.test(document.querySelector(`#${name}-answer`).innerText))
+    && /[1-9][0-9]* token/.test(document.querySelector('#dense-answer').innerText)"""
+SHIFTED = """document.querySelector('#shift-words').innerText.startsWith('At {percent}% slicing moves')
+    && /IntraSlice by .*Cross-module by/.test(document.querySelector('#shift-words').innerText)"""
+MOVE = """([chart, values]) => {
+    const plot = document.querySelector(`${chart} .isx-plot`);
+    const range = document.querySelector('#sparsity input[type=range]');
+    const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set;
+    const move = async (value) => {
+        const start = performance.now();
+        const drawn = new Promise((done) => plot.once('plotly_afterplot', done));
+        set.call(range, value);
+        range.dispatchEvent(new Event('input', { bubbles: true }));
+        await drawn;
+        await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
+        return performance.now() - start;
+    };
+    return (async () => {
+        const times = [];
+        for (const value of values) {
+            times.push(await move(value));
+            await new Promise((done) => setTimeout(done, 120));
+        }
+        return times;
+    })();
+}"""
+SET = """(value) => {
+    const range = document.querySelector('#sparsity input[type=range]');
+    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
+    range.dispatchEvent(new Event('input', { bubbles: true }));
+}"""
+RELEASE = "document.querySelector('#sparsity input[type=range]').dispatchEvent(new Event('pointerup', {bubbles: true}))"
+
+
+class Visitor:
+    """An open page, and how long it takes to show something."""
+
+    def __init__(self, browser: playwright.Browser, address: str) -> None:
+        self.page = browser.new_page(viewport={"width": 1440, "height": 900})
+        self.began = time.perf_counter()
+        self.page.goto(address)
+        self.until(READY)
+
+    def until(self, condition: str) -> float:
+        """Seconds from the last beginning until the page fulfils a condition."""
+        self.page.wait_for_function(condition, timeout=MINUTES)
+        return time.perf_counter() - self.began
+
+    def drag(self, values: list[float], chart: str = "#ratio-chart") -> list[float]:
+        """Milliseconds from each move of the slider to pixels, sorted."""
+        return sorted(self.page.evaluate(MOVE, [chart, values]))
+
+    def let_go(self, percent: int) -> None:
+        """Move the slider and let go of it, and begin to count."""
+        self.page.evaluate(SET, percent)
+        self.page.wait_for_function(f"document.querySelector('#removed').innerText.includes('{percent}.0%')")
+        self.began = time.perf_counter()
+        self.page.evaluate(RELEASE)
+
+    def open(self, tab: str) -> None:
+        """Bring a tab into view."""
+        self.page.locator("#tabs button[role=tab]", has_text=tab).first.click()
+        self.page.wait_for_timeout(1000)
+
+    def click(self, selector: str) -> None:
+        """Click, and begin to count."""
+        self.began = time.perf_counter()
+        self.page.locator(selector).click()
+
+
+def report(what: str, measured: float, wanted: float, unit: str = "s") -> None:
+    """A line of the answer."""
+    verdict = "" if measured <= wanted else "  too slow"
+    print(f"{what:<72}{measured:8.2f} {unit:<3} wanted {wanted:g}{verdict}", flush=True)
+
+
+def opening(browser: playwright.Browser, address: str) -> Visitor:
+    """Nothing is there but the weights."""
+    visitor = Visitor(browser, address)
+    report("opened: the slider answers from the snapshot", visitor.until(READY), 5)
+    report("opened: ratios of the model's own partial calibration", visitor.until(OWN_RATIOS), 15)
+    report("opened: first measured sliced perplexity", visitor.until(SLICED), 30)
+    print(f"opened: the whole calibration, and its perplexity {visitor.until(f'{WHOLE} && {FINAL}'):31.1f} s")
+    return visitor
+
+
+def moving(visitor: Visitor) -> None:
+    """Everything is loaded, nobody else is there."""
+    for tab, chart in (("Ratios", "#ratio-chart"), ("Spectra", "#variance-chart")):
+        visitor.open(tab)
+        times = visitor.drag([20 + (move * 7) % 30 for move in range(MOVES)], chart)
+        report(f"slider to pixels, {tab}, median", statistics.median(times), 100, "ms")
+    visitor.open("Ratios")
+    first, final = [], []
+    for percent in (33, 27, 42, 36, 21):
+        visitor.let_go(percent)
+        first.append(visitor.until(SLICED))
+        final.append(visitor.until(FINAL))
+    report("let go: first perplexity, median of 5", statistics.median(first), 1.5)
+    report("let go: final perplexity, median of 5", statistics.median(final), 3.5)
+
+
+def answering(visitor: Visitor) -> None:
+    """Generate after a move, and the activations of both methods."""
+    visitor.open("Compare")
+    times = []
+    for percent in (20, 30, 10):
+        visitor.let_go(percent)
+        visitor.click("#generate")
+        times.append(visitor.until(_filled(ANSWERING, percent)))
+        visitor.until(_filled(ANSWERING, percent, r"(\\.|,)"))
+        visitor.until(FINAL)
+    report("Generate after a move: all three columns answer, median of 3", statistics.median(times), 3)
+    visitor.open("Activations")
+    times = []
+    for percent in (29, 11):
+        visitor.let_go(percent)
+        times.append(visitor.until(_filled(SHIFTED, percent)))
+    report("activations of both methods after a move, the slower of 2", max(times), 10)
+
+
+def _filled(condition: str, percent: int, ending: str = "") -> str:
+    return condition.replace("{percent}", str(percent)).replace("{ending}", ending)
+
+
+def beside(browser: playwright.Browser, address: str, busy: Visitor) -> None:
+    """One visitor has something long running; another one moves the slider."""
+    other = Visitor(browser, address)
+    other.until(FINAL)
+    long_jobs = {
+        "a sweep": ("Sweep", "#sweep-run", "#sweep-cancel", "#sweep-progress progress"),
+        "a sensitivity run": ("Ratios", "#verdict-measure", "#verdict-cancel", "#verdict-progress progress"),
+        "a calibration": ("Ratios", "#calibrate", "#cancel", "#status progress"),
+    }
+    for percent, (name, (tab, start, cancel, progress)) in enumerate(long_jobs.items(), start=22):
+        busy.open(tab)
+        if name == "a calibration":
+            busy.page.locator("#calibration button").first.click()
+            busy.page.get_by_label("Seed").first.fill("7")
+        if not busy.page.locator(start).is_visible():  # the default model's sensitivity is kept in the repository
+            print(f"{name}: is known already")
+            continue
+        busy.page.locator(start).click()
+        busy.page.wait_for_selector(progress, timeout=MINUTES)
+        times = other.drag([20 + (move * 7) % 30 for move in range(MOVES)])
+        report(f"slider to pixels beside {name}, 95th percentile", times[int(0.95 * len(times))], 150, "ms")
+        other.let_go(percent)
+        report(f"let go beside {name}: final perplexity", other.until(FINAL), 8)
+        busy.page.locator(cancel).click()
+        busy.page.wait_for_timeout(2000)
+
+
+def main() -> None:
+    """Measure, from an empty cache on."""
+    with tempfile.TemporaryDirectory() as folder, playwright.sync_playwright() as driver:
+        for kept in ("models", "wheels"):
+            (Path(folder) / kept).symlink_to(cache_folder() / kept)
+        os.environ["INTRASLICE_CACHE"] = folder
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        with running_app() as address:
+            visitor = opening(browser, address)
+            moving(visitor)
+            answering(visitor)
+            beside(browser, address, visitor)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
