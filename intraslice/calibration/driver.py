@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep
@@ -36,7 +36,7 @@ FORMAT = "5"
 TOKENS_A_BATCH = 512  # what the backward pass needs of all layers at once is most of the memory
 LOSS_TOKENS = 128  # whose logits exist at a time
 SEED = 0  # of the targets that the model draws
-BY_SEQUENCE = ("attention_gradients", "mlp_gradients")
+BY_SEQUENCE = ("attention_gradients", "mlp_gradients")  # one row each
 GRADIENTS = (*BY_SEQUENCE, "query_fisher", "mlp_fisher")
 
 
@@ -74,13 +74,15 @@ def _empty_stats(block: Block, sequences: int, device: torch.device) -> LayerSta
     )
 
 
-def draw_tokens(logits: Float[Tensor, "tokens vocabulary"], generator: torch.Generator) -> Int[Tensor, " tokens"]:
-    """A token for each row, drawn from its softmax by a race of exponentials.
+def draw_tokens(
+    probabilities: Float[Tensor, "tokens vocabulary"], generator: torch.Generator
+) -> Int[Tensor, " tokens"]:
+    """A token for each row, drawn by its probabilities in a race of exponentials.
 
     As `torch.multinomial` does, but from `torch.rand`, whose numbers are the same on every processor.
     """
-    noise = torch.rand(logits.shape, generator=generator, device=logits.device).log_().neg_()
-    return (logits.softmax(-1) / noise).argmax(-1)
+    uniform = torch.rand(probabilities.shape, generator=generator, device=probabilities.device)
+    return uniform.log_().div_(probabilities).argmax(-1)  # whoever arrives first, counted backwards
 
 
 def _loss_gradient(
@@ -100,11 +102,14 @@ def _loss_gradient(
     for chunk, following in zip(rows.split(LOSS_TOKENS), targets.split(LOSS_TOKENS), strict=True):
         with torch.enable_grad():
             leaf = chunk.detach().requires_grad_()
-            logits = model.lm_head(leaf).float()
-            if generator is not None:
-                following = draw_tokens(logits.detach(), generator)
-            (nn.functional.cross_entropy(logits, following, reduction="sum") / length).backward()
-        gradients.append(leaf.grad)
+            logits = model.lm_head(leaf)
+        probabilities = logits.detach().softmax(-1, dtype=torch.float32)
+        if generator is not None:
+            following = draw_tokens(probabilities, generator)
+        # The loss's gradient at the logits is what the model says less what comes.
+        probabilities[torch.arange(len(following), device=following.device), following] -= 1
+        logits.backward(probabilities.to(logits.dtype))
+        gradients.append(leaf.grad / length)
         yield
     gradient = torch.zeros_like(hidden)
     gradient[:, :-1] = torch.cat(gradients).view_as(gradient[:, :-1])
@@ -197,19 +202,17 @@ def _calibrate_batch(
         with (
             torch.enable_grad(),
             collecting_moments(block, layer_stats),
-            collecting_gradients(block, layer_stats, len(batch)) as masks,
+            collecting_gradients(block, layer_stats, slice(done, done + len(batch))),
         ):
             leaf = hidden.detach().requires_grad_()
             hidden = layer(leaf, **arguments)
-        passed.append((leaf, hidden, masks))
+        passed.append((leaf, hidden))
         yield
     gradient = yield from final_gradient(model, hidden, batch, loss_gradient)
-    for layer_stats in reversed(stats):
-        leaf, hidden, masks = passed.pop()
+    while passed:
+        leaf, hidden = passed.pop()
         hidden.backward(gradient)
         gradient = leaf.grad
-        for name, mask in zip(BY_SEQUENCE, masks, strict=True):
-            getattr(layer_stats, name)[done : done + len(batch)] = mask.grad
         yield
 
 

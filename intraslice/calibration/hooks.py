@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from intraslice.calibration.rotary_pair_scores import channel_products, query_fisher
@@ -60,14 +59,14 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
 
 
 @contextmanager
-def collecting_gradients(block: Block, stats: LayerStats, sequences: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """While open, what enters both output maps is multiplied with masks of ones, which get gradients.
+def collecting_gradients(block: Block, stats: LayerStats, sequences: slice) -> Iterator[None]:
+    """While open, what tokens passing forward make is watched on its way back, where gradients need only exist.
 
-    Yields the masks of attention (sequences, channels) and MLP (sequences, neurons). The token-by-token Fisher
-    information of queries and neurons adds up in `stats`, in place, as gradients pass backward.
+    A mask of ones on what enters an output map would get the sum over tokens of activation times gradient: those of
+    attention and MLP go to the rows `sequences` of `stats`. The token-by-token Fisher information of queries and
+    neurons adds up, in place.
     """
-    attention, handles, masks = block.attention, [], []
-    dtype = attention.o_proj.weight.dtype
+    attention = block.attention
     rotated = (attention.frequency != UNROTATED)[attention.kv_head]
 
     def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -77,34 +76,29 @@ def collecting_gradients(block: Block, stats: LayerStats, sequences: int) -> Ite
             attribution = (values * gradient[..., : values.shape[-1]]).float().unflatten(-1, (attention.heads, -1))
             stats.query_fisher.add_(query_fisher(attribution, rotated))
 
-        output.requires_grad_().register_hook(add)  # nothing that enters the first layer needs a gradient
+        output.register_hook(add)
 
-    def at_neurons(rows: Tensor) -> None:
-        values = rows.detach()
+    def at_output_map(gradients: Tensor, fisher: Tensor | None = None):
+        def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            values = inputs[0].detach()
 
-        def add(gradient: Tensor) -> None:
-            stats.mlp_fisher.add_((values * gradient).float().square().flatten(0, 1).sum(0))
+            def add(gradient: Tensor) -> None:
+                attribution = (values * gradient).float()
+                gradients[sequences] = attribution.sum(1)
+                if fisher is not None:
+                    fisher.add_(attribution.flatten(0, 1).square_().sum(0))
 
-        rows.register_hook(add)
-
-    def at_output_map(mask: Tensor, observe: Callable[[Tensor], None]):
-        def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            rows = inputs[0] * mask[:, None]
-            observe(rows)
-            return (rows,)
+            inputs[0].register_hook(add)
 
         return hook
 
-    for linear, gradients, observe in (
-        (attention.o_proj, stats.attention_gradients, lambda rows: None),
-        (block.mlp.down_proj, stats.mlp_gradients, at_neurons),
-    ):
-        mask = torch.ones(sequences, gradients.shape[1], dtype=dtype, device=gradients.device, requires_grad=True)
-        masks.append(mask)
-        handles.append(linear.register_forward_pre_hook(at_output_map(mask, observe)))
-    handles.append(attention.qkv_proj.register_forward_hook(at_queries))
+    handles = [
+        attention.o_proj.register_forward_pre_hook(at_output_map(stats.attention_gradients)),
+        block.mlp.down_proj.register_forward_pre_hook(at_output_map(stats.mlp_gradients, stats.mlp_fisher)),
+        attention.qkv_proj.register_forward_hook(at_queries),
+    ]
     try:
-        yield tuple(masks)
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -80,9 +80,8 @@ def _backward_(
     done = 0
     for index, (hidden, batch_arguments) in enumerate(zip(inputs, arguments, strict=True)):
         rows = slice(done, done + len(hidden))
-        with torch.enable_grad(), collecting_gradients(block, stats, len(hidden)) as masks:
+        with torch.enable_grad(), collecting_gradients(block, stats, rows):
             leaf = hidden.requires_grad_()
             layer(leaf, **batch_arguments).backward(gradients[index])
         gradients[index] = leaf.grad
-        stats.attention_gradients[rows], stats.mlp_gradients[rows] = (mask.grad for mask in masks)
         done += len(hidden)

@@ -120,9 +120,9 @@ def test_moments_and_gradients_are_what_plain_collection_finds(family_case, targ
 
 def test_tokens_are_drawn_as_often_as_they_are_probable():
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)) * 2
-    drawn = draw_tokens(logits.expand(20_000, -1), torch.Generator().manual_seed(0))
-    share = torch.bincount(drawn, minlength=40) / 20_000
     expected = logits[0].softmax(-1)
+    drawn = draw_tokens(expected.expand(20_000, -1), torch.Generator().manual_seed(0))
+    share = torch.bincount(drawn, minlength=40) / 20_000
     deviation = (expected * (1 - expected) / 20_000).sqrt()
     assert ((share - expected).abs() < 4.5 * deviation + 1e-4).all()
 
