@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.errors import UserError
+from intraslice.modeling.logits import read_on
 
 READ = 128  # tokens of a prompt that are read at once: whoever stops waits for no more
 HALF = "\ufffd"  # what a character decodes to whose other bytes are still to come
@@ -74,27 +74,18 @@ def stream_tokens(
             f"the prompt has {count:,} tokens; wanted at most {positions - 1:,}, "
             f"as the model has {positions:,} positions"
         )
-    choose, ends, keyword = _chooser(sampling), end_tokens(model), cache_keyword(model)
+    choose, ends = _chooser(sampling), end_tokens(model)
     unread, cache = list(ids.split(READ, dim=1)), {}
     for _ in range(min(sampling.max_new_tokens, positions - count)):
         for piece in unread:
             if stop is not None and stop.is_set():
                 return
-            output = model(input_ids=piece, use_cache=True, logits_to_keep=1, **cache)
-            cache = {keyword: getattr(output, keyword)}
-        token = choose(output.logits[0, -1])
+            logits, cache = read_on(model, piece, cache)
+        token = choose(logits[0])
         yield token
         if token in ends:
             return
         unread = [torch.tensor([[token]], device=model.device)]
-
-
-def cache_keyword(model: PreTrainedModel) -> str:
-    """What the model's forward, and its output, call the key/value cache.
-
-    transformers renames it: 5.24 warns of `past_key_values`, earlier versions do not know `cache`.
-    """
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _chooser(sampling: Sampling) -> Callable[[Tensor], int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from intraslice.errors import UserError
-from intraslice.evaluation.generation import cache_keyword
+from intraslice.modeling.logits import read_on
 from intraslice.progress import Progress
 
 
@@ -40,38 +40,48 @@ class Speed:
 def measure_speed(
     models: Mapping[str, PreTrainedModel], config: SpeedConfig | None = None
 ) -> Generator[Progress, None, dict[str, Speed]]:
-    """Speeds of every model. They take turns, so that a busy machine slows them all alike; yields progress by turn.
+    """Speeds of every model. They take turns, so that a busy machine slows them all alike; yields progress by turn and
+    token.
 
     The first turn warms up and does not count. Compare ratios: another machine, or another load, gives other seconds.
     """
     config = config or SpeedConfig()
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     yield Progress("speed", 0, config.repeats + 1)
-    for turn in range(config.repeats + 1):
-        for name, model in models.items():
-            times = _time(model, config)
-            if turn > 0:
-                seconds[name].append(times)
-        yield Progress("speed", turn + 1, config.repeats + 1)
+    for _ in _taking_turns_(seconds, models, config):
+        yield Progress("speed", min(map(len, seconds.values())), config.repeats + 1)
     return {
         name: Speed(config.prompt / median(read for read, _ in times), config.new / median(write for _, write in times))
-        for name, times in seconds.items()
+        for name, (_, *times) in seconds.items()
     }
 
 
 @torch.no_grad()
-def _time(model: PreTrainedModel, config: SpeedConfig) -> tuple[float, float]:
-    """Seconds to read the prompt and to write the new tokens, one after the other from the cache."""
+def _taking_turns_(
+    seconds: dict[str, list[tuple[float, float]]], models: Mapping[str, PreTrainedModel], config: SpeedConfig
+) -> Iterator[None]:
+    """Time every model once a turn, in `seconds`; yields after each token."""
+    for _ in range(config.repeats + 1):
+        for name, model in models.items():
+            seconds[name].append((yield from _time(model, config)))
+            yield
+
+
+def _time(model: PreTrainedModel, config: SpeedConfig) -> Generator[None, None, tuple[float, float]]:
+    """Seconds to read the prompt, and to write the new tokens one after the other from the cache.
+
+    Yields after the prompt and after each token; what happens meanwhile does not count.
+    """
     vocabulary = model.get_input_embeddings().num_embeddings
-    prompt = (torch.arange(config.prompt, device=model.device) * 7919 % vocabulary)[None]  # any tokens cost the same
-    keyword = cache_keyword(model)
-    start = _now(model)
-    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-    read = _now(model)
-    for _ in range(config.new):
-        following = output.logits[:, -1:].argmax(-1)
-        output = model(input_ids=following, use_cache=True, logits_to_keep=1, **{keyword: getattr(output, keyword)})
-    return read - start, _now(model) - read
+    tokens = (torch.arange(config.prompt, device=model.device) * 7919 % vocabulary)[None]  # any tokens cost the same
+    cache, seconds = {}, []
+    for _ in range(1 + config.new):
+        start = _now(model)
+        logits, cache = read_on(model, tokens, cache)
+        tokens = logits.argmax(-1, keepdim=True)
+        seconds.append(_now(model) - start)
+        yield
+    return seconds[0], sum(seconds[1:])
 
 
 def _now(model: PreTrainedModel) -> float:

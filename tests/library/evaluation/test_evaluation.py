@@ -213,14 +213,14 @@ def test_an_answer_ends_where_the_positions_do(never_ends):
 def test_stop_ends_the_reading_of_a_long_prompt(never_ends, monkeypatch):
     monkeypatch.setattr(generation, "READ", 8)
     stop, read = threading.Event(), []
-    forward = never_ends.model.forward
+    forward = never_ends.model.model.forward
 
     def watched(**arguments):
         read.append(arguments["input_ids"].shape[1])
         stop.set()
         return forward(**arguments)
 
-    monkeypatch.setattr(never_ends.model, "forward", watched)
+    monkeypatch.setattr(never_ends.model.model, "forward", watched)
     assert list(stream_tokens(never_ends.model, never_ends.tokenizer, "w7 " * 500, Sampling(20), stop)) == []
     assert read == [8]
 

@@ -124,8 +124,15 @@ def test_the_median_turn_counts_and_the_first_does_not(tiny_case, monkeypatch):
     from intraslice.evaluation import speed
 
     times = iter([(9.0, 9.0), (1.0, 2.0), (4.0, 2.0), (2.0, 8.0)])
-    monkeypatch.setattr(speed, "_time", lambda *_: next(times))
-    found = finish(measure_speed({"one": tiny_case("phi").loaded.model}, SpeedConfig(prompt=100, new=10, repeats=3)))
+
+    def timed(*_):
+        yield
+        return next(times)
+
+    monkeypatch.setattr(speed, "_time", timed)
+    events, config = [], SpeedConfig(prompt=100, new=10, repeats=3)
+    found = finish(measure_speed({"one": tiny_case("phi").loaded.model}, config), events.append)
+    assert list(dict.fromkeys(event.done for event in events)) == list(range(5))
     assert (found["one"].prefill, found["one"].decode) == (50.0, 5.0)
 
 
