@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,9 @@ from gradio_client.exceptions import AppError
 from tiny_page import tiny_settings
 
 from app import build_app, launch_options
+from components.export import files
 from components.session.session import Session
-from components.session.settings import Settings
+from components.session.settings import Settings, Status
 from intraslice.checkpoints.format import RECORD
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +27,8 @@ EXAMPLES = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(enco
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[str]:
-    """A page that opens with a tiny model."""
+def opened(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[tuple[str, Session]]:
+    """The address of a page that opens with a tiny model, and its session."""
     home = tmp_path_factory.mktemp("api")
     tiny = tiny_settings(home, tiny_llama_gqa, word_tokenizer)
     with pytest.MonkeyPatch.context() as patch:
@@ -35,8 +38,13 @@ def address(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[str]:
         session.texts = (tiny.text,)
         page = build_app(session).queue()
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-        yield url
+        yield url, session
         page.close()
+
+
+@pytest.fixture(scope="module")
+def address(opened) -> str:
+    return opened[0]
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +95,30 @@ def test_the_pages_answer_is_the_commands(client) -> None:
     steps = client.submit(**asked, **sampling, api_name="/answer")
     shown = [step[2] for step in steps if isinstance(step[2], str)]  # status, dense, IntraSlice, cross-module
     assert text in re.sub(r"<[^>]*>", "", shown[-1])
+
+
+def test_a_caller_who_goes_away_ends_its_job(opened, monkeypatch) -> None:
+    """Plain HTTP, without the heartbeat that browsers and gradio's own client keep."""
+    address, session = opened
+    steps, ended = [], threading.Event()
+
+    def endless(*_) -> Iterator[Status]:
+        try:
+            while True:
+                steps.append(time.monotonic())
+                time.sleep(0.01)
+                yield Status("working")
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(files, "evaluation", endless)
+    asked = httpx.post(f"{address}gradio_api/call/evaluate", json={"data": list(Settings())})
+    with httpx.stream("GET", f"{address}gradio_api/call/evaluate/{asked.json()['event_id']}") as stream:
+        assert stream.status_code == 200
+        while len(steps) < 10:
+            time.sleep(0.01)
+    assert ended.wait(30)
+    assert not session.jobs.scheduler.busy
 
 
 def test_the_report_and_the_plan_are_files(client) -> None:
