@@ -9,13 +9,22 @@ from torch import Tensor
 from intraslice.errors import NumericalError
 
 DAMPING = 0.01
+BLOCK = 256  # rows of a symmetric moment that are added at once
 
 
 def add_moment_(total: Float[Tensor, "rows columns"], left: Tensor, right: Tensor | None = None) -> None:
-    """Add `left^T right` over all tokens to `total`, in place; `right` defaults to `left`. Leading axes are tokens."""
+    """Add `left^T right` over all tokens to `total`, in place. Leading axes are tokens.
+
+    Without `right`, `left^T left` is added to a total that is symmetric, and stays so.
+    """
     left = left.flatten(0, -2).to(total.dtype)
-    right = left if right is None else right.flatten(0, -2).to(total.dtype)
-    total.addmm_(left.T, right)
+    if right is not None:
+        total.addmm_(left.T, right.flatten(0, -2).to(total.dtype))
+        return
+    for start in range(0, len(total), BLOCK):  # the lower triangle and its mirror image, for little more than half
+        end = start + BLOCK
+        total[start:end, :end].addmm_(left[:, start:end].T, left[:, :end])
+        total[:start, start:end] = total[start:end, :start].T
 
 
 def damp(moment: Float[Tensor, "n n"], damping: float = DAMPING) -> Float[Tensor, "n n"]:
@@ -26,8 +35,9 @@ def damp(moment: Float[Tensor, "n n"], damping: float = DAMPING) -> Float[Tensor
     diagonal = moment.diagonal().mean()
     if not torch.isfinite(diagonal):
         raise NumericalError("activation moments are not finite; calibrate in float32, or on other text")
-    step = torch.where(diagonal > 0, damping * diagonal, torch.ones_like(diagonal))
-    return moment + step * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    damped = moment.clone()
+    damped.diagonal().add_(torch.where(diagonal > 0, damping * diagonal, torch.ones_like(diagonal)))
+    return damped
 
 
 def typical_damping(moment: Float[Tensor, "n n"]) -> float:

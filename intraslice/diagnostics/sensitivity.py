@@ -6,7 +6,7 @@ goes on where it was. What the estimators foretell of it is judged in rank_agree
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -73,28 +73,39 @@ def measure_sensitivity(
     memory for one hidden state a token. Raises UserError for a ratio that is not above 0 and up to 0.95.
     """
     path = _path(loaded, stats, tokens, ratio)
-    model, targets, record = loaded.model, tokens[:, 1:], kept_record(path)
+    record = kept_record(path)
     measured = [ModuleLoss(**module) for module in record.get("modules", [])]
-    layers, total = model.model.layers, 2 * len(model.model.layers)
+    total = 2 * len(stats.layers)
     yield Progress("sensitivity", len(measured), total)
     if len(measured) < total:
-        with torch.no_grad():
-            hidden_states = embed(model, tokens)
-            dense_losses = _losses(model, layers, hidden_states, targets)
-        record = {"dense_loss": dense_losses.mean().item()}
-        for layer in range(len(layers)):
-            for module in MODULE_KINDS[max(0, len(measured) - 2 * layer) :]:
-                removed, sliced = _slice_alone(model, stats, layer, module, ratio)
-                with torch.no_grad():
-                    losses = _losses(model, [sliced, *layers[layer + 1 :]], hidden_states, targets)
-                increase = losses - dense_losses
-                standard_error = increase.std().item() / len(increase) ** 0.5
-                measured.append(ModuleLoss(layer, module, removed, increase.mean().item(), standard_error))
-                keep_record(path, record | {"modules": [asdict(loss) for loss in measured]}, "the sensitivity so far")
-                yield Progress("sensitivity", len(measured), total)
-            with torch.no_grad():
-                hidden_states.map_(lambda hidden, arguments, layer=layer: layers[layer](hidden, **arguments))
-    return Sensitivity(ratio, record["dense_loss"], targets.numel(), tuple(measured))
+        for found in _measuring(loaded.model, stats, tokens, ratio, len(measured)):
+            if found is not None:
+                dense_loss, loss = found
+                measured.append(loss)
+                record = {"dense_loss": dense_loss, "modules": [asdict(loss) for loss in measured]}
+                keep_record(path, record, "the sensitivity so far")
+            yield Progress("sensitivity", len(measured), total)
+    return Sensitivity(ratio, record["dense_loss"], tokens[:, 1:].numel(), tuple(measured))
+
+
+@torch.no_grad()
+def _measuring(
+    model: PreTrainedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float, done: int
+) -> Iterator[tuple[float, ModuleLoss] | None]:
+    """The dense loss and that of each module from number `done` on; None wherever there is time for a pause."""
+    layers, targets = model.model.layers, tokens[:, 1:]
+    hidden_states = embed(model, tokens)
+    dense_losses = yield from _losses(model, layers, hidden_states, targets)
+    for index, layer in enumerate(layers):
+        for module in MODULE_KINDS[max(0, done - 2 * index) :]:
+            removed, sliced = _slice_alone(model, stats, index, module, ratio)
+            yield
+            losses = yield from _losses(model, [sliced, *layers[index + 1 :]], hidden_states, targets)
+            increase = losses - dense_losses
+            standard_error = increase.std().item() / len(increase) ** 0.5
+            loss = ModuleLoss(index, module, removed, increase.mean().item(), standard_error)
+            yield dense_losses.mean().item(), loss
+        yield from hidden_states.mapping_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
 
 
 def kept_sensitivity(
@@ -134,17 +145,20 @@ def _losses(
     layers: Iterable[nn.Module],
     hidden_states: HiddenStates,
     targets: Int[Tensor, "windows scored"],
-) -> Float[Tensor, " tokens"]:
-    """Every token's loss, in nats, once the hidden states have passed the given layers; they themselves stay."""
+) -> Generator[None, None, Float[Tensor, " tokens"]]:
+    """Every token's loss, in nats, once the hidden states have passed the given layers; they themselves stay.
+
+    Yields after each layer of each batch, and each chunk of logits.
+    """
     norm = getattr(model.model, family_of(model.config).final_norm)
     losses = []
     batches = targets.to(model.device).split([len(hidden) for hidden in hidden_states.hidden])
     for hidden, arguments, batch in zip(hidden_states.hidden, hidden_states.arguments, batches, strict=True):
         for layer in layers:
             hidden = layer(hidden, **arguments)
+            yield
         scored = norm(hidden)[:, :-1].flatten(0, 1)
-        losses += [
-            functional.cross_entropy(logits, following, reduction="none")
-            for logits, following in logits_in_chunks(model, scored, batch.flatten())
-        ]
+        for logits, following in logits_in_chunks(model, scored, batch.flatten()):
+            losses.append(functional.cross_entropy(logits, following, reduction="none"))
+            yield
     return torch.cat(losses).double()

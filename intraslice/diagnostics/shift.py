@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from intraslice.diagnostics.distributions import Distribution, Moments, distance, histogram_edges
 from intraslice.errors import UserError
 from intraslice.modeling.families import blocks
+from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.residual import centre
 from intraslice.progress import Progress
 
@@ -87,36 +88,55 @@ class _Tally:
             self.squared[index] += lengths[ordinary].double().square().sum().item()
 
 
+Tallies = dict[tuple[str, int, Place], _Tally]  # by method, layer and place
+
+
 def measure_shift(
     dense: PreTrainedModel, methods: Mapping[str, PreTrainedModel], tokens: Int[Tensor, "windows window"]
 ) -> Generator[Progress, None, ShiftReport]:
-    """Compare each method's activations with the dense model's, window by window; yields progress by window.
+    """Compare each method's activations with the dense model's, window by window; yields progress by window and layer.
 
     One pass through every model; only one window's activations are in memory. Give held-out tokens. Raises UserError
     for a method named "dense", or a cross-module model without its bases (one that was reopened from a folder).
     """
     if "dense" in methods:
         raise UserError("a method is named 'dense'; that name is taken by what methods are compared with")
-    tallies: dict[tuple[str, int, Place], _Tally] = {}
+    tallies: Tallies = {}
     ordinary_tokens: list[Tensor] = []
     yield Progress("shift", 0, len(tokens))
-    for done, window in enumerate(tokens, 1):
-        with torch.no_grad():
-            reference = _states(dense, window)
-            ordinary = ~massive_tokens(reference)
-            if not tallies:
-                edges = {key: histogram_edges(values[ordinary]) for key, values in reference.items()}
-                tallies = {(name, *key): _Tally(edges[key]) for name in ("dense", *methods) for key in reference}
-            for name, model in {"dense": dense, **methods}.items():
-                states = reference if model is dense else _states(model, window, dense)
-                for key in reference:
-                    tallies[(name, *key)].add(states[key], reference[key], ordinary)
-        ordinary_tokens.append(ordinary.cpu())
-        yield Progress("shift", done, len(tokens))
+    for ordinary in _comparing_(tallies, dense, methods, tokens):
+        if ordinary is not None:
+            ordinary_tokens.append(ordinary)
+        yield Progress("shift", len(ordinary_tokens), len(tokens))
     ordinary = torch.cat(ordinary_tokens)
     distributions = {key: tally.values.distribution(tally.edges) for key, tally in tallies.items()}
     shifts = tuple(_shift(key, tally, distributions, ordinary) for key, tally in tallies.items() if key[0] != "dense")
     return ShiftReport(shifts, distributions, tokens.numel(), int((~ordinary).sum()))
+
+
+@torch.no_grad()
+def _comparing_(
+    tallies: Tallies,
+    dense: PreTrainedModel,
+    methods: Mapping[str, PreTrainedModel],
+    tokens: Int[Tensor, "windows window"],
+) -> Iterator[Bool[Tensor, " window"] | None]:
+    """Tally every window, in place. Yields which of its tokens are ordinary, and None between layers."""
+    for window in tokens:
+        reference = yield from _states(dense, window, dense)
+        ordinary = ~massive_tokens(reference)
+        if not tallies:
+            edges = {}
+            for key, values in reference.items():
+                edges[key] = histogram_edges(values[ordinary])
+                yield
+            tallies |= {(name, *key): _Tally(edges[key]) for name in ("dense", *methods) for key in reference}
+        for name, model in {"dense": dense, **methods}.items():
+            states = reference if model is dense else (yield from _states(model, window, dense))
+            for key in reference:
+                tallies[(name, *key)].add(states[key], reference[key], ordinary)
+                yield
+        yield ordinary.cpu()
 
 
 def massive_tokens(states: States) -> Bool[Tensor, " tokens"]:
@@ -151,29 +171,33 @@ def _median(values: Tensor) -> float:
     return values.median().item() if len(values) else float("nan")
 
 
-def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTrainedModel | None = None) -> States:
-    """The states of one window at every layer and place, in the dense basis."""
-    with _recording(model, dense or model) as states:
-        model.model(input_ids=window[None].to(model.device), use_cache=False)
+def _states(
+    model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTrainedModel
+) -> Generator[None, None, States]:
+    """The states of one window at every layer and place, in the dense basis; yields after each layer."""
+    states: States = {}
+    hidden_states = embed(model, window[None])
+    for index, (layer, block) in enumerate(zip(model.model.layers, blocks(dense), strict=True)):
+        with _recording(states, layer, index, block.attention_norm):
+            hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+        yield
     return states
 
 
 @contextmanager
-def _recording(model: PreTrainedModel, dense: PreTrainedModel) -> Iterator[States]:
-    """States that fill while the model runs, as the dense model's norms see them."""
-    states: States = {}
+def _recording(states: States, layer: nn.Module, index: int, norm: nn.Module) -> Iterator[None]:
+    """While open, the states of one layer are kept in `states` as the dense norm sees them."""
     handles = []
-    for index, (layer, block) in enumerate(zip(model.model.layers, blocks(dense), strict=True)):
-        for place, module in (("attention", layer.self_attn), ("mlp", layer.mlp), ("residual", layer)):
-            basis = _basis(layer, place)
+    for place, module in (("attention", layer.self_attn), ("mlp", layer.mlp), ("residual", layer)):
+        basis = _basis(layer, place)
 
-            def hook(_, inputs, output, key=(index, place), basis=basis, norm=block.attention_norm) -> None:
-                values = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()
-                states[key] = centre(values if basis is None else values @ basis.T.float(), norm)
+        def hook(_, inputs, output, key=(index, place), basis=basis) -> None:
+            values = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()
+            states[key] = centre(values if basis is None else values @ basis.T.float(), norm)
 
-            handles.append(module.register_forward_hook(hook))
+        handles.append(module.register_forward_hook(hook))
     try:
-        yield states
+        yield
     finally:
         for handle in handles:
             handle.remove()

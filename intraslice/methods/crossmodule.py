@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -29,9 +29,9 @@ from intraslice.modeling.residual import (
     Folded,
     SlicedModule,
     centre,
+    finding_axes,
     norm_of,
     output_of,
-    principal_axes_of,
     reader_name,
     reading_map,
     residual_branches,
@@ -116,31 +116,43 @@ def slice_crossmodule(
     stats: CalibrationStats | None,
     tokens: Int[Tensor, "sequences length"],
 ) -> Generator[Progress, None, PreTrainedModel]:
-    """Rotate and cut the residual stream of a canonicalised model, block by block; yields progress by layer.
+    """Rotate and cut the residual stream of a canonicalised model, block by block; yields progress by layer and batch.
 
     Every basis comes from the hidden states as the already sliced layers produce them (SliceGPT's own order), or in the
     one-shot order from the dense model's moments in `stats`, without any pass over `tokens`. The dense model is
     untouched; the result shares its final norm and head. Raises NumericalError where a moment is not finite.
     """
-    family, layers = family_of(model.config), blocks(model)
-    yield Progress("slice", 0, len(layers))
-    norm = layers[0].attention_norm
-    with torch.no_grad():
-        source = _DenseMoments(layers, stats) if plan.order == "one-shot" else _SlicedStates(model, tokens, norm)
-        basis = first_basis = source.first_axes()[:, : plan.width]
-    sliced_layers = []
-    for index, block in enumerate(layers):
-        with torch.no_grad():
-            layer, basis = _slice_layer(family, block, source, basis, last=index == len(layers) - 1)
-        sliced_layers.append(layer)
-        yield Progress("slice", len(sliced_layers), len(layers))
-    with torch.no_grad():
-        parts = dict(zip(model.model.layers, sliced_layers, strict=True))
-        # Centring the columns of the basis centres every embedding.
-        parts[model.model.embed_tokens] = _embedding(model, centre(first_basis.T, norm).T)
-        sliced = with_parts(model, parts)
+    layers = len(model.model.layers)
+    parts: dict[nn.Module, nn.Module] = {}
+    yield Progress("slice", 0, layers)
+    for part in _exchanged(model, plan, stats, tokens):
+        parts |= part or {}
+        yield Progress("slice", min(len(parts), layers), layers)
+    sliced = with_parts(model, parts)
     sliced.config.tie_word_embeddings = _is_tied(model)  # so that tie_weights() never joins what differs
     return sliced
+
+
+@torch.no_grad()
+def _exchanged(
+    model: PreTrainedModel,
+    plan: CrossModulePlan,
+    stats: CalibrationStats | None,
+    tokens: Int[Tensor, "sequences length"],
+) -> Iterator[dict[nn.Module, nn.Module] | None]:
+    """Each dense layer with the one in its place, then the embedding with its own; None after each batch."""
+    family, layers = family_of(model.config), blocks(model)
+    norm = layers[0].attention_norm
+    source = _DenseMoments(layers, stats) if plan.order == "one-shot" else _SlicedStates(model, tokens, norm)
+    first_basis = basis = (yield from source.first_axes())[:, : plan.width].float()
+    for layer, block in zip(model.model.layers, layers, strict=True):
+        sliced, basis = yield from _slice_layer(family, block, source, basis, last=block is layers[-1])
+        yield {layer: sliced}
+    # Centring the columns of the basis centres every embedding.
+    yield {model.model.embed_tokens: _embedding(model, centre(first_basis.T, norm).T)}
+
+
+Axes = Generator[None, None, Float[Tensor, "hidden hidden"]]  # found in steps, in float64
 
 
 class _SlicedStates:
@@ -150,13 +162,11 @@ class _SlicedStates:
         self._states = embed(model, tokens)
         self._states.map_(lambda hidden, _: centre(hidden, norm))
 
-    def first_axes(self) -> Float[Tensor, "hidden hidden"]:
+    def first_axes(self) -> Axes:
         """Of what enters the first layer."""
-        return principal_axes_of(self._states)
+        return finding_axes(self._states)
 
-    def next_axes(
-        self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module
-    ) -> Float[Tensor, "hidden hidden"]:
+    def next_axes(self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module) -> Axes:
         """Cut the states to the basis, as the sliced model carries them, and add what the modules write, uncut."""
         axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm.of(norm)
 
@@ -165,8 +175,8 @@ class _SlicedStates:
             normed = basis_norm(cut)
             return cut @ axes.T + centre(sum(output_of(module, normed, arguments) for module in readers), norm)
 
-        self._states.map_(step)
-        return principal_axes_of(self._states)
+        yield from self._states.mapping_(step)
+        return (yield from finding_axes(self._states))
 
 
 class _DenseMoments:
@@ -178,12 +188,13 @@ class _DenseMoments:
             moments += [layer.residual_moment] if block.parallel else [layer.residual_moment, layer.middle_moment]
         self._norm, self._moments = layers[0].attention_norm, iter(moments)
 
-    def first_axes(self) -> Float[Tensor, "hidden hidden"]:
+    def first_axes(self) -> Axes:
         """Of what enters the first layer."""
         moment = centre(next(self._moments).double(), self._norm)
+        yield
         return principal_axes(centre(moment.T, self._norm))[1]
 
-    def next_axes(self, *_: object) -> Float[Tensor, "hidden hidden"]:
+    def next_axes(self, *_: object) -> Axes:
         """Of what the next modules read."""
         return self.first_axes()
 
@@ -194,7 +205,7 @@ def _slice_layer(
     source: _SlicedStates | _DenseMoments,
     basis: Float[Tensor, "hidden width"],
     last: bool,
-) -> tuple[CrossModuleLayer, Float[Tensor, "hidden width_after"]]:
+) -> Generator[None, None, tuple[CrossModuleLayer, Float[Tensor, "hidden width_after"]]]:
     """One layer in its bases, and the basis that it leaves; the source moves on to the next layer."""
     hidden, width = basis.shape
     dtype = block.attention.o_proj.weight.dtype
@@ -205,7 +216,7 @@ def _slice_layer(
         if last and branch[-1] is block.mlp:
             after = torch.eye(hidden, dtype=basis.dtype, device=basis.device)
         else:
-            after = source.next_axes(basis, readers, norm)[:, :width]
+            after = (yield from source.next_axes(basis, readers, norm))[:, :width].float()
         modules += [_writing_in(module, norm, after) for module in readers]
         bases.append(after)
         basis = after
@@ -236,7 +247,7 @@ def _embedding(model: PreTrainedModel, basis: Float[Tensor, "hidden width"]) -> 
     table = model.model.embed_tokens
     if _is_tied(model):
         return BasisEmbedding(table.weight, basis.to(table.weight.dtype), table.padding_idx)
-    weight = (table.weight.double() @ basis).to(table.weight.dtype)
+    weight = (table.weight.float() @ basis).to(table.weight.dtype)
     return nn.Embedding.from_pretrained(weight, padding_idx=table.padding_idx)
 
 

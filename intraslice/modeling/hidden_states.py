@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from intraslice.progress import finish
 
 TOKENS_A_BATCH = 2048
 
@@ -29,10 +31,22 @@ class HiddenStates:
         for hidden, arguments in zip(self.hidden, self.arguments, strict=True):
             yield norm(hidden), arguments
 
-    def map_(self, change: Callable[[Tensor, dict], Tensor]) -> None:
-        """Replace the states of each batch, in place, by what `change` makes of them and the batch's arguments."""
+    def mapping_(self, change: Callable[[Tensor, dict], Tensor]) -> Generator[None, None, None]:
+        """Replace the states of each batch, in place, by what `change` makes of them and the batch's arguments.
+
+        Yields after each batch.
+        """
         for index, (hidden, arguments) in enumerate(zip(self.hidden, self.arguments, strict=True)):
             self.hidden[index] = change(hidden, arguments)
+            yield
+
+    def map_(self, change: Callable[[Tensor, dict], Tensor]) -> None:
+        """All of `mapping_` at once."""
+        finish(self.mapping_(change))
+
+    def add_(self, written: Iterable[Float[Tensor, "batch tokens hidden"]]) -> None:
+        """Add to each batch, in place, what a module writes to it."""
+        self.hidden = [hidden + added for hidden, added in zip(self.hidden, written, strict=True)]
 
 
 def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> HiddenStates:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,9 +13,10 @@ from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.hidden_states import HiddenStates
 from intraslice.modeling.mlp import SlicedMLP
+from intraslice.progress import finish
 
 SlicedModule = SlicedAttention | SlicedMLP
-Folded = tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]  # a weight and its bias, float64
+Folded = tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]  # a weight and its bias, float32
 
 
 def residual_branches(block: Block) -> list[tuple[SlicedModule, ...]]:
@@ -46,28 +49,34 @@ def centre(states: Float[Tensor, "*tokens hidden"], norm: nn.Module) -> Float[Te
 def reading_map(module: SlicedModule, norm: nn.Module) -> Folded:
     """The reading map with the norm's weight folded in; a LayerNorm's shift passes the unscaled map into the bias."""
     reader = getattr(module, reader_name(module))
-    weight = reader.weight.double()
-    bias = None if reader.bias is None else reader.bias.double()
+    weight = reader.weight.float()
+    bias = None if reader.bias is None else reader.bias.float()
     shift = getattr(norm, "bias", None)
     if shift is not None:
-        bias = weight @ shift.double() if bias is None else bias + weight @ shift.double()
-    return weight * norm.weight.double(), bias
+        bias = weight @ shift.float() if bias is None else bias + weight @ shift.float()
+    return weight * norm.weight.float(), bias
 
 
 def writing_map(module: SlicedModule, norm: nn.Module) -> Folded:
     """The writing map; under LayerNorm it writes states of mean zero, as all their readers centre them anyway."""
     writer = getattr(module, writer_name(module))
-    bias = None if writer.bias is None else centre(writer.bias.double(), norm)
-    return centre(writer.weight.double().T, norm).T, bias
+    bias = None if writer.bias is None else centre(writer.bias.float(), norm)
+    return centre(writer.weight.float().T, norm).T, bias
 
 
-def principal_axes_of(hidden_states: HiddenStates) -> Float[Tensor, "hidden hidden"]:
-    """Axes, as columns, of the uncentred second moment of all hidden states, in float64."""
+def finding_axes(hidden_states: HiddenStates) -> Generator[None, None, Float[Tensor, "hidden hidden"]]:
+    """Axes, as columns, of the uncentred second moment of all hidden states, in float64; yields after each batch."""
     width = hidden_states.hidden[0].shape[-1]
     moment = torch.zeros(width, width, dtype=torch.float64, device=hidden_states.hidden[0].device)
     for hidden in hidden_states.hidden:
         add_moment_(moment, hidden)
+        yield
     return principal_axes(moment)[1]
+
+
+def principal_axes_of(hidden_states: HiddenStates) -> Float[Tensor, "hidden hidden"]:
+    """All of `finding_axes` at once."""
+    return finish(finding_axes(hidden_states))
 
 
 def output_of(module: SlicedModule, normed: Float[Tensor, "batch tokens width"], arguments: dict) -> Tensor:

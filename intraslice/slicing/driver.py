@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import CalibrationStats, LayerStats
 from intraslice.config import SliceConfig
-from intraslice.layer_weights import AttentionWeights
+from intraslice.layer_weights import AttentionWeights, MLPWeights
 from intraslice.linalg import add_moment_, typical_damping
 from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.offload import offload_like_, resident
+from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.modeling.surgery import with_parts
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.progress import Progress
@@ -33,7 +34,7 @@ from intraslice.slicing.attention import (
     fuse,
     value_axes,
 )
-from intraslice.slicing.mlp import fitted_moment, slice_mlp
+from intraslice.slicing.mlp import best_neurons, fitted_moment, keep_neurons
 from intraslice.slicing.refine import refine_mlp
 
 
@@ -43,7 +44,7 @@ def slice_model(
     stats: CalibrationStats,
     tokens: Int[Tensor, "sequences length"] | None = None,
 ) -> Generator[Progress, None, PreTrainedModel]:
-    """Build the model that `plan` describes, in the order its config names; yields progress by layer.
+    """Build the model that `plan` describes, in the order its config names; yields progress by layer and batch.
 
     The sequential order needs `tokens`, the one-shot order reads `stats` alone. Embeddings, norms and untouched modules
     are shared with the dense model. Raises NumericalError where a moment is not finite or singular.
@@ -58,14 +59,12 @@ def slice_model(
     layers, done = blocks(model), 0
     yield Progress("slice", done, len(plan.layers))
     for event in events:
-        if isinstance(event, Progress):  # from inside a layer
-            yield event
-            continue
-        for dense, sliced in zip((layers[done].attention, layers[done].mlp), event, strict=True):
-            offload_like_(sliced, dense)
-            parts[dense] = sliced
-        done += 1
-        yield Progress("slice", done, len(plan.layers))
+        if isinstance(event, tuple):
+            for dense, sliced in zip((layers[done].attention, layers[done].mlp), event, strict=True):
+                offload_like_(sliced, dense)
+                parts[dense] = sliced
+            done += 1
+        yield event if isinstance(event, Progress) else Progress("slice", done, len(plan.layers))
     return with_parts(model, parts)
 
 
@@ -105,38 +104,44 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
         dense_mean=mean,
         tokens=tokens,
     )
-    return _fit_attention(weights, cut, moments, plan.dim, dense.layer_idx)
+    return _fit_attention(weights, cut, moments, plan.dim, dense.layer_idx)[0]
 
 
 def _fit_attention(
     dense: AttentionWeights, cut: AttentionWeights, moments: OutputMoments, dim: int, layer: int
-) -> SlicedAttention:
+) -> tuple[SlicedAttention, Float[Tensor, "heads d dim"]]:
+    """The sliced attention, and the axes that its heads' outputs are on."""
     axes = value_axes(moments.kept, cut.kv_head, dim)
     output, bias = fit_output(moments, axes[cut.kv_head], dense)
-    return SlicedAttention(fuse(cut, axes, output, bias), layer)
+    return SlicedAttention(fuse(cut, axes, output, bias), layer), axes[cut.kv_head]
 
 
 def mlp_from_stats(dense: SlicedMLP, width: int, stats: LayerStats, tokens: int) -> SlicedMLP:
     """The MLP of `width` neurons, fitted on the dense calibration alone; the dense one where nothing goes."""
-    return _mlp_from_moments(dense, width, stats.mlp_moment, stats.mlp_sum, tokens, stats.mlp_fisher)
-
-
-def _mlp_from_moments(
-    dense: SlicedMLP, width: int, moment: Tensor, total: Tensor, tokens: int, fisher: Tensor
-) -> SlicedMLP:
     if width == dense.neurons:
         return dense
-    weights, mean = dense.weights(), total / tokens
-    damping = typical_damping(fitted_moment(weights, moment, mean, tokens))
-    return SlicedMLP(slice_mlp(weights, moment, mean, tokens, width, damping, fisher))
+    return _fit_mlp(dense.weights(), width, stats.mlp_moment, stats.mlp_sum / tokens, tokens, stats.mlp_fisher)[0]
+
+
+def _fit_mlp(
+    dense: MLPWeights, width: int, moment: Tensor, mean: Tensor, tokens: int, fisher: Tensor
+) -> tuple[SlicedMLP, Int[Tensor, " kept"]]:
+    """The sliced MLP, and the neurons that it keeps."""
+    fitted = fitted_moment(dense, moment, mean, tokens)
+    damping = typical_damping(fitted)
+    kept = best_neurons(dense, fitted, width, damping, fisher)
+    return SlicedMLP(keep_neurons(dense, moment, mean, tokens, kept, damping)), kept
 
 
 # Sequential
 
 
+Written = list[Float[Tensor, "batch tokens hidden"]]  # what a module adds to the hidden states, batch by batch
+
+
 def _sequential(
     model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Int[Tensor, "sequences length"]
-) -> Iterator[Progress | tuple[SlicedAttention, SlicedMLP]]:
+) -> Iterator[Progress | tuple[SlicedAttention, SlicedMLP] | None]:
     with torch.no_grad():
         hidden_states = embed(model, tokens)
     for block, layer, dense in zip(blocks(model), plan.layers, stats.layers, strict=True):
@@ -148,76 +153,96 @@ def _sequential(
 @torch.no_grad()  # which torch lifts at every yield: the caller's own gradient mode stays as it is
 def _slice_block_(
     block: Block, plan: LayerPlan, stats: LayerStats, hidden_states: HiddenStates, tokens: int, config: SliceConfig
-) -> Generator[Progress, None, tuple[SlicedAttention, SlicedMLP]]:
-    """Slice one layer on the hidden states that enter it and move them through the sliced layer, in place."""
-    attention = _attention_from_hidden_states(block, plan, stats.query_fisher, hidden_states, tokens)
+) -> Generator[Progress | None, None, tuple[SlicedAttention, SlicedMLP]]:
+    """Slice one layer on the hidden states that enter it, and add what it writes to them, in place.
+
+    Yields after each batch.
+    """
+    attention, attended = yield from _slice_attention(block, plan, stats.query_fisher, hidden_states, tokens)
+    if not block.parallel:
+        hidden_states.add_(attended)
+    mlp, answered = yield from _slice_mlp(block, plan, stats.mlp_fisher, hidden_states, tokens, config)
     if block.parallel:
-        mlp = yield from _mlp_from_hidden_states(block, plan, stats.mlp_fisher, hidden_states, tokens, config)
-        norm = block.attention_norm
-
-        def add_outputs(hidden: Tensor, arguments: dict) -> Tensor:
-            normed = norm(hidden)
-            return hidden + attention(normed, **arguments)[0] + mlp(normed)
-
-        hidden_states.map_(add_outputs)
-        return attention, mlp
-    hidden_states.map_(lambda hidden, arguments: hidden + attention(block.attention_norm(hidden), **arguments)[0])
-    mlp = yield from _mlp_from_hidden_states(block, plan, stats.mlp_fisher, hidden_states, tokens, config)
-    hidden_states.map_(lambda hidden, _: hidden + mlp(block.mlp_norm(hidden)))
+        hidden_states.add_(attended)
+    hidden_states.add_(answered)
     return attention, mlp
 
 
-def _attention_from_hidden_states(
+def _written(module: SlicedModule, norm: nn.Module, hidden_states: HiddenStates) -> Generator[None, None, Written]:
+    written = []
+    for hidden, arguments in hidden_states.normed(norm):
+        written.append(output_of(module, hidden, arguments))
+        yield
+    return written
+
+
+def _slice_attention(
     block: Block, plan: LayerPlan, fisher: Tensor, hidden_states: HiddenStates, tokens: int
-) -> SlicedAttention:
+) -> Generator[None, None, tuple[SlicedAttention, Written]]:
     """Recompute the head outputs with the chosen query and key channels, and fit the rest on those."""
     dense = block.attention
     if _untouched(dense, plan):
-        return dense
+        return dense, (yield from _written(dense, block.attention_norm, hidden_states))
     weights = dense.weights()
     heads = torch.tensor(plan.heads, device=weights.query.device)
     channels, frequency = choose_channels(fisher, weights, heads, plan.dim)
     cut = cut_queries_and_keys(weights, heads, channels, frequency)
-    groups = weights.kv_head[heads].unique()
+    owners = weights.kv_head[heads]
+    kept_channels = weights.query.new_zeros(len(channels), dense.dim).scatter_(1, channels, 1)[cut.kv_head, None]
 
     kept_size, dense_size = len(heads) * dense.value_dim, dense.heads * dense.value_dim
     moments = [torch.zeros(kept_size, size, device=heads.device) for size in (kept_size, dense_size)]
     sums = [torch.zeros(size, device=heads.device) for size in (kept_size, dense_size)]
+    head_outputs = []
     for hidden, arguments in hidden_states.normed(block.attention_norm):
         query, key, value = dense.project(hidden, arguments["position_embeddings"])
         mask = arguments["attention_mask"]
         dense_outputs = dense.attend(query, key, value, mask)
-        narrow_query = query[:, heads].gather(3, _columns(channels[cut.kv_head], query))
-        narrow_key = key[:, groups].gather(3, _columns(channels, key))
-        shared_key, shared_value = narrow_key[:, cut.kv_head], value[:, groups][:, cut.kv_head]
-        kept_outputs = attend(narrow_query, shared_key, shared_value, dense.scale, mask)
+        if plan.dim == dense.dim:
+            kept_outputs = dense_outputs.unflatten(-1, (dense.heads, -1))[..., heads, :].flatten(-2)
+        else:  # a query without some channels attends as if its key had none of them either
+            kept_outputs = attend(query[:, heads] * kept_channels, key[:, owners], value[:, owners], dense.scale, mask)
         add_moment_(moments[0], kept_outputs)
         add_moment_(moments[1], kept_outputs, dense_outputs)
         for total, rows in zip(sums, (kept_outputs, dense_outputs), strict=True):
             total += rows.flatten(0, 1).float().sum(0)
+        head_outputs.append(kept_outputs)
+        yield
     fitted = OutputMoments(moments[0], moments[1], sums[0] / tokens, sums[1] / tokens, tokens)
-    return _fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx)
+    attention, axes = _fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx)
+    yield
+    axes = axes.to(weights.value.dtype)
+    written = []
+    for outputs in head_outputs:
+        narrow = torch.einsum("bthd,hdp->bthp", outputs.unflatten(-1, axes.shape[:2]), axes)
+        written.append(attention.o_proj(narrow.flatten(-2)))
+        yield
+    return attention, written
 
 
-def _columns(channels: Int[Tensor, "heads dim"], states: Float[Tensor, "batch all tokens d"]) -> Tensor:
-    """An index (batch, heads, tokens, dim) that gathers each head's channels from `states`."""
-    return channels[None, :, None].expand(states.shape[0], -1, states.shape[2], -1)
-
-
-def _mlp_from_hidden_states(
+def _slice_mlp(
     block: Block, plan: LayerPlan, fisher: Tensor, hidden_states: HiddenStates, tokens: int, config: SliceConfig
-) -> Generator[Progress, None, SlicedMLP]:
+) -> Generator[Progress | None, None, tuple[SlicedMLP, Written]]:
+    """Fit on what enters the dense output map, of which the sliced MLP has the neurons that it keeps."""
     dense = block.mlp
     if plan.neurons == dense.neurons:
-        return dense
-    device = hidden_states.hidden[0].device
+        return dense, (yield from _written(dense, block.mlp_norm, hidden_states))
+    weights, device = dense.weights(), hidden_states.hidden[0].device
     moment, total = torch.zeros(dense.neurons, dense.neurons, device=device), torch.zeros(dense.neurons, device=device)
+    neurons = []
     for hidden, _ in hidden_states.normed(block.mlp_norm):
-        rows = dense.inner(hidden)
-        add_moment_(moment, rows)
-        total += rows.flatten(0, 1).float().sum(0)
-    sliced = _mlp_from_moments(dense, plan.neurons, moment, total, tokens, fisher)
-    if not config.iterative or plan.mlp_ratio <= config.iterative_above:
-        return sliced
-    inputs = (hidden for hidden, _ in hidden_states.normed(block.mlp_norm))
-    return SlicedMLP((yield from refine_mlp(dense.weights(), sliced.weights(), inputs)))
+        neurons.append(dense.inner(hidden))
+        add_moment_(moment, neurons[-1])
+        total += neurons[-1].flatten(0, 1).float().sum(0)
+        yield
+    mlp, kept = _fit_mlp(weights, plan.neurons, moment, total / tokens, tokens, fisher)
+    yield
+    if config.iterative and plan.mlp_ratio > config.iterative_above:
+        inputs = (hidden for hidden, _ in hidden_states.normed(block.mlp_norm))
+        mlp = SlicedMLP((yield from refine_mlp(weights, mlp.weights(), inputs)))
+        return mlp, (yield from _written(mlp, block.mlp_norm, hidden_states))
+    written = []
+    for rows in neurons:
+        written.append(mlp.down_proj(rows[..., kept]))
+        yield
+    return mlp, written

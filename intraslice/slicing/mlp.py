@@ -39,16 +39,28 @@ def slice_mlp(
 
     `moment` is `A^T A` over `tokens` tokens of what enters `down`, `mean` its mean. With `S = damp(A^T A)`,
     `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. Where `down` has a bias, scores and fit are centred and
-    the bias takes the constant part of the neurons that go. The best are those of the greatest score (the paper's), or
-    given `fisher`, `sum_t (a_tj dL/da_tj)^2`, of the greatest product of both: what a neuron carries, and what the loss
-    would feel of it.
+    the bias takes the constant part of the neurons that go.
     """
     fitted = fitted_moment(weights, moment, mean, tokens)
+    return keep_neurons(weights, moment, mean, tokens, best_neurons(weights, fitted, width, damping, fisher), damping)
+
+
+def best_neurons(
+    weights: MLPWeights,
+    fitted: Float[Tensor, "neurons neurons"],
+    width: int,
+    damping: float = DAMPING,
+    fisher: Float[Tensor, " neurons"] | None = None,
+) -> Int[Tensor, " width"]:
+    """The `width` neurons, in order, of the greatest score by the `fitted_moment` (the paper's).
+
+    Given `fisher`, `sum_t (a_tj dL/da_tj)^2`, of the greatest product of both: what a neuron carries, and what the loss
+    would feel of it.
+    """
     scores = neuron_scores(damp(fitted, damping), weights.down)
     if fisher is not None:
         scores = scores * (fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)).to(scores.dtype)
-    kept = scores.topk(width).indices.sort().values
-    return keep_neurons(weights, moment, mean, tokens, kept, damping)
+    return scores.topk(width).indices.sort().values
 
 
 def keep_neurons(

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from intraslice.errors import NumericalError
 from intraslice.linalg import (
+    BLOCK,
     add_moment_,
     damp,
     diagonal_blocks,
@@ -31,6 +32,17 @@ def test_moments_add_up_over_batches_and_leading_axes():
     rows = left.reshape(10, 3)
     assert_close(moment, rows.T @ rows)
     assert_close(cross, 1 + rows.T @ right.reshape(10, 4))
+
+
+@pytest.mark.parametrize("columns", [BLOCK - 1, BLOCK, 2 * BLOCK + 3])
+def test_a_moment_stays_symmetric_whatever_its_size(columns):
+    rows = random(2, 7, columns)
+    moment = torch.zeros(columns, columns, dtype=torch.float64)
+    for batch in rows:
+        add_moment_(moment, batch)
+    assert_close(moment, rows.flatten(0, 1).T @ rows.flatten(0, 1))
+    for start in range(0, columns, BLOCK):  # to the last bit, but within a block
+        assert torch.equal(moment[start:, :start], moment[:start, start:].T)
 
 
 def test_moments_of_bfloat16_are_summed_in_the_totals_precision():

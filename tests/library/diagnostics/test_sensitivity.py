@@ -38,7 +38,7 @@ def test_each_module_s_loss_is_that_of_a_model_with_it_alone_sliced(family_case)
     assert [(loss.layer, loss.module) for loss in measured.modules] == [
         (i, m) for i in range(3) for m in ("attention", "mlp")
     ]
-    assert [event.done for event in events] == list(range(7))
+    assert list(dict.fromkeys(event.done for event in events)) == list(range(7))
     plan = make_plan(family_case.stats.profile, SliceConfig(0.0, order="one-shot"))
     for loss in measured.modules:
         layers = list(plan.layers)
