@@ -154,7 +154,7 @@ def _changed(before: answers.Answers, now: answers.Answers, settings: Settings) 
 
 def _making(shown: answers.Answers, event: Status) -> answers.Answers:
     """The columns, of which one whose model is being made says how far that is."""
-    words = f"This model is being made first: layer {event.done} of {event.total}."
+    words = f"This model is being made first. {event.text} {event.done} of {event.total}."
     return {
         name: replace(column, problem=words) if column.state == "later" and event.total else column
         for name, column in shown.items()

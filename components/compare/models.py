@@ -56,7 +56,7 @@ class Columns:
             return loaded.model
         if name == "crossmodule" and (problem := self._unequal(settings, loaded.model)):
             raise UserError(problem)
-        return (yield from self.session.slice(settings, name, whole))
+        return (yield from self.session.slice(settings, name, whole or settings.order == "sequential"))
 
     def _unequal(self, settings: Settings, dense: PreTrainedModel) -> str:
         (plan, near), asked = self._nearest_plan(settings, dense), settings.sparsity / 100

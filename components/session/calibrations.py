@@ -89,14 +89,14 @@ class Calibrations:
             enough = calibrated is not None and calibrated.is_enough and calibrated.sequences > more_than
             return self.whole(key) or (calibrated if enough and not whole else None)
 
-        if found() is None:
+        while (calibrated := found()) is None:  # others' may have pushed it out of memory at once
             work = self._scheduler.share(("calibration", key), lambda: self._calibrate(settings, key))
             with closing(work) as events:
                 for event in events:
                     yield event
                     if found() is not None:
                         break
-        return found()
+        return calibrated
 
     def holding(self, settings: Settings) -> AbstractContextManager[None]:
         """While open, what has been calibrated so far is not given up; for a step of a job."""

@@ -157,8 +157,9 @@ class Session:
 
         While the calibration grows, again whenever there is more.
         """
-        eyes = {"settings": settings} if settings.order == "one-shot" else {}
-        yield from self.jobs.run(visitor, "measure", self.measuring(settings, whole=False), **eyes)
+        live = settings.order == "one-shot"
+        eyes = {"settings": settings} if live else {}
+        yield from self.jobs.run(visitor, "measure", self.measuring(settings, whole=not live), **eyes)
 
     def ready(self, settings: Settings) -> Status:
         """What is loaded and calibrated, as a job's last status."""
