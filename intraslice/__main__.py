@@ -1,4 +1,7 @@
-"""The command line: `python -m intraslice COMMAND`. Results on stdout, progress on stderr."""
+"""The command line: `python -m intraslice COMMAND`. Results on stdout, progress on stderr.
+
+`torchrun --nproc-per-node N -m intraslice COMMAND` shares the work among N processes, of which the first answers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import sys
 
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
+from intraslice.distributed.launch import joined
+from intraslice.distributed.sharing import speaks
 from intraslice.errors import NumericalError, UserError
+from intraslice.pretrained.precision import choose_device
 
 
 def main(words: list[str] | None = None) -> int:
@@ -16,11 +22,13 @@ def main(words: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     arguments = parser().parse_args(words)
     try:
-        result, text = arguments.run(Run(arguments))
+        with joined(choose_device(arguments.device)):
+            result, text = arguments.run(Run(arguments))
+            if speaks():
+                print(json.dumps(result) if arguments.json else text)
     except (UserError, NumericalError) as error:
         print(f"python -m intraslice: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result) if arguments.json else text)
     return 0
 
 

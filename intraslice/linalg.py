@@ -17,14 +17,25 @@ def add_moment_(total: Float[Tensor, "rows columns"], left: Tensor, right: Tenso
 
     Without `right`, `left^T left` is added to a total that is symmetric, and stays so.
     """
+    if right is None:
+        add_lower_moment_(total, left)
+        mirror_(total)
+    else:
+        total.addmm_(left.flatten(0, -2).to(total.dtype).T, right.flatten(0, -2).to(total.dtype))
+
+
+def add_lower_moment_(total: Float[Tensor, "n n"], left: Tensor) -> None:
+    """`left^T left`, added to `total` below the diagonal, for little more than half; what is above wants `mirror_`."""
     left = left.flatten(0, -2).to(total.dtype)
-    if right is not None:
-        total.addmm_(left.T, right.flatten(0, -2).to(total.dtype))
-        return
-    for start in range(0, len(total), BLOCK):  # the lower triangle and its mirror image, for little more than half
+    for start in range(0, len(total), BLOCK):
         end = start + BLOCK
         total[start:end, :end].addmm_(left[:, start:end].T, left[:, :end])
-        total[:start, start:end] = total[start:end, :start].T
+
+
+def mirror_(total: Float[Tensor, "n n"]) -> None:
+    """Make a matrix symmetric, in place, by what lies below its diagonal's blocks."""
+    for start in range(BLOCK, len(total), BLOCK):
+        total[:start, start : start + BLOCK] = total[start : start + BLOCK, :start].T
 
 
 def damp(moment: Float[Tensor, "n n"], damping: float = DAMPING) -> Float[Tensor, "n n"]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+Event = TypeVar("Event", bound="Progress")
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,16 @@ class Progress:
     stage: str
     done: int
     total: int
+
+
+def repeating(event: Event, job: Generator[object, None, T]) -> Generator[Event, None, T]:
+    """The job's value, and the event again for each of its steps, which tell nothing themselves."""
+    while True:
+        try:
+            next(job)
+        except StopIteration as stop:
+            return stop.value
+        yield event
 
 
 def finish(job: Generator[Progress, None, T], on_progress: Callable[[Progress], None] | None = None) -> T:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Whatever stands further down may import what stands above it, and nothing the other way round.
 LIBRARY = (
-    *("errors", "registry", "config", "progress", "cache", "linalg", "layer_weights"),  # the ground
+    *("errors", "registry", "config", "progress", "distributed", "cache", "linalg", "layer_weights"),  # the ground
     *("planning", "modeling", "pretrained", "checkpoints", "loading", "data"),
     *("calibration", "slicing", "methods", "evaluation", "diagnostics", "reporting", "cli", "__init__", "__main__"),
 )
@@ -21,9 +21,10 @@ PAGE = (
     *("ratios", "spectra", "activations", "compare", "sweep", "export"),
     *("tabs", "api", "make_snapshots"),
 )
-GROUND = {f"intraslice.{name}" for name in LIBRARY[:7]}
+GROUND = {f"intraslice.{name}" for name in LIBRARY[:8]}
 STANDARD = {"__future__", "collections", "dataclasses", "functools", "typing"}
 PURE = ("linalg.py", "planning", "slicing/attention.py", "slicing/mlp.py")
+COMPANY = {"intraslice.distributed"}  # of other processes: whoever asks for it is not pure
 # The library's only doors on the page, beside `session/` and the files called `measure.py`.
 DOORS = {"compare/models.py", "compare/answers.py", "compare/passages.py", "export/files.py", "make_snapshots.py"}
 MOST_LINES, MOST_FILES, MOST_PARAMETERS = 300, 12, 7
@@ -73,7 +74,7 @@ def strangers(path: Path, text: str) -> set[str]:
         found = packages & {"gradio", "plotly", "components", "app"}
         if any(rest == pure or rest.startswith(f"{pure}/") for pure in PURE):
             found |= packages - STANDARD - {"torch", "jaxtyping", "intraslice"}
-            allowed = GROUND | ({"intraslice.planning"} if rest.startswith("planning/") else set())
+            allowed = (GROUND - COMPANY) | ({"intraslice.planning"} if rest.startswith("planning/") else set())
             library = {name for name in names if name.startswith("intraslice.")}
             found |= {name for name in library if not any(f"{name}.".startswith(f"{room}.") for room in allowed)}
         return found
@@ -121,6 +122,7 @@ def test_no_two_files_import_each_other(package):
         ("intraslice/cli/deep/inside.py", "import gradio"),
         ("intraslice/planning/deep/inside.py", "from transformers import AutoConfig"),
         ("intraslice/slicing/mlp.py", "from intraslice.modeling.mlp import SlicedMLP"),
+        ("intraslice/linalg.py", "from intraslice.distributed.sharing import all_reduce_"),
         ("components/sweep/charts.py", "def late():\n    import torch"),
         ("components/new_tab/panel.py", "from intraslice.methods.registry import METHODS"),
     ],
@@ -134,6 +136,7 @@ def test_a_planted_stranger_is_seen(place, line):
     [
         ("intraslice/planning/deep/inside.py", "from intraslice.methods.registry import Plan", LIBRARY),
         ("intraslice/linalg.py", "import intraslice.modeling.counts", LIBRARY),
+        ("intraslice/distributed/inside.py", "from intraslice.cache import keep", LIBRARY),
         ("components/ui/inside.py", "from components.page import theme", PAGE),
         ("components/page/inside.py", "if TYPE_CHECKING:\n    from components.compare.panel import ComparePanel", PAGE),
     ],

@@ -10,30 +10,33 @@ from torch import Tensor, nn
 from intraslice.calibration.rotary_pair_scores import channel_products, query_fisher
 from intraslice.calibration.stats import LayerStats
 from intraslice.layer_weights import UNROTATED
-from intraslice.linalg import add_moment_
+from intraslice.linalg import add_lower_moment_
 from intraslice.modeling.families import Block
 
 
 @contextmanager
 def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
-    """While open, the layer's moments add up in `stats`, in place, as tokens pass forward."""
+    """While open, the layer's moments add up in `stats`, in place, as tokens pass forward.
+
+    Below their diagonals: at the end they want `stats.mirror_`.
+    """
     attention, angles = block.attention, []
 
     def at_output_map(moment: Tensor, total: Tensor):
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
             rows = inputs[0].detach()
-            add_moment_(moment, rows)
+            add_lower_moment_(moment, rows)
             total.add_(rows.flatten(0, 1).float().sum(0))
 
         return hook
 
     def at_residual_stream(_: nn.Module, inputs: tuple[Tensor]) -> None:
         states = inputs[0].detach().float()
-        add_moment_(stats.residual_moment, states)
-        add_moment_(stats.direction_moment, nn.functional.normalize(states, dim=-1))
+        add_lower_moment_(stats.residual_moment, states)
+        add_lower_moment_(stats.direction_moment, nn.functional.normalize(states, dim=-1))
 
     def at_middle(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        add_moment_(stats.middle_moment, inputs[0].detach())
+        add_lower_moment_(stats.middle_moment, inputs[0].detach())
 
     def at_attention(_: nn.Module, inputs: tuple, keywords: dict) -> None:
         angles.append(keywords["position_embeddings"])

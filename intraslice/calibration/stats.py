@@ -6,10 +6,12 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.config import GRADIENT_GROUP, SliceConfig, Targets
+from intraslice.linalg import mirror_
 from intraslice.modeling.families import Block
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients
@@ -40,6 +42,39 @@ class LayerStats:
     attention_gradients: Float[Tensor, "B C"]
     mlp_gradients: Float[Tensor, "B I"]
     mlp_fisher: Float[Tensor, " I"]  # token by token: sum over them of (a_tj dL/da_tj)^2
+
+    def mirror_(self) -> None:
+        """Complete the moments, of which only what lies below the diagonal adds up while tokens pass."""
+        for moment in (
+            *(self.residual_moment, self.direction_moment, self.middle_moment),
+            *(self.attention_moment, self.mlp_moment),
+        ):
+            mirror_(moment)
+
+
+def empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStats:
+    """Zeros, for a calibration on so many sequences."""
+    attention, mlp = block.attention, block.mlp
+    channels, hidden = attention.heads * attention.value_dim, attention.o_proj.out_features
+    middle = 0 if block.parallel else hidden
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.float32, device=device)
+
+    return LayerStats(
+        residual_moment=zeros(hidden, hidden),
+        direction_moment=zeros(hidden, hidden),
+        middle_moment=zeros(middle, middle),
+        attention_moment=zeros(channels, channels),
+        attention_sum=zeros(channels),
+        channel_products=zeros(attention.heads, attention.dim),
+        query_fisher=zeros(attention.heads, attention.dim),
+        mlp_moment=zeros(mlp.neurons, mlp.neurons),
+        mlp_sum=zeros(mlp.neurons),
+        attention_gradients=zeros(sequences, channels),
+        mlp_gradients=zeros(sequences, mlp.neurons),
+        mlp_fisher=zeros(mlp.neurons),
+    )
 
 
 @dataclass

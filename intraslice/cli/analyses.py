@@ -14,6 +14,7 @@ from intraslice.diagnostics.rank_agreement import RankAgreement, compare_ranks
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
+from intraslice.distributed.sharing import speaks
 from intraslice.errors import UserError
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
@@ -127,7 +128,7 @@ def sweep_(run: Run) -> Answer:
     wanted = points(a.methods, a.estimators, a.sparsities)
     with run.timed("sweep"):
         frame = finish(sweep(loaded, texts, wanted, run.recipe.slicing, speed), show)
-    if a.csv is not None:
+    if a.csv is not None and speaks():
         frame.to_csv(a.csv, index=False)
     result = {"model": a.model, "rows": records(frame), "protocol": run.recipe.protocol(), "seconds": run.seconds}
     shown = [name for name in _SHOWN if name in frame]

@@ -11,6 +11,8 @@ import torch
 
 from intraslice import data
 from intraslice.cli.run import Run, peak_memory, show
+from intraslice.distributed.sharing import size
+from intraslice.errors import UserError
 from intraslice.evaluation.benchmark import USUAL_TOKENS, Costs, measure_costs
 from intraslice.evaluation.growth import JOBS, measure_growth
 from intraslice.pretrained.precision import choose_dtype
@@ -21,6 +23,8 @@ Answer = tuple[dict[str, Any], str]
 
 def benchmark(run: Run) -> Answer:
     """Costs of every job in every precision that is asked for, and how they grow."""
+    if size() > 1:
+        raise UserError(f"a benchmark times one process and there are {size()}; start it without torchrun")
     own = run.recipe.dtype
     costs = {dtype: _costs(run, dtype) for dtype in dict.fromkeys([own, *run.arguments.dtypes])}
     with run.timed("growth"):

@@ -8,6 +8,7 @@ import torch
 
 from intraslice import checkpoints
 from intraslice.cli.run import Run, peak_memory, show
+from intraslice.distributed.sharing import speaks
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import measure_losses
@@ -85,6 +86,8 @@ def slice_(run: Run) -> Answer:
     loaded = run.load_dense()
     stats, tokens = run.calibrate_for_method(loaded)
     model, plan = run.slice(loaded, stats, tokens)
+    if not speaks():
+        return {}, ""
     with run.timed("save"):
         checkpoints.save(model, loaded.tokenizer, out, record(run.recipe, loaded, plan))
     size = sum(file.stat().st_size for file in out.iterdir())

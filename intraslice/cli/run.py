@@ -25,12 +25,15 @@ from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
+from intraslice.distributed.sharing import from_first, require_enough, speaks
 from intraslice.errors import UserError
 from intraslice.loading import LoadedModel, load_model
-from intraslice.methods.registry import Plan, Tokens, plan_by, slice_by, uses_statistics
+from intraslice.methods.registry import Plan, Tokens, plan_by, require_shareable, slice_by, uses_statistics
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.progress import Progress, finish
 from intraslice.reporting import Recipe
+
+SLICED_ALONE = ("sweep", "sensitivity")  # commands that slice each model in one process, however many there are
 
 
 class Run:
@@ -40,6 +43,10 @@ class Run:
         self.arguments = arguments
         self.device = choose_device(arguments.device)
         self.recipe = recipe_of(arguments)
+        require_enough(self.recipe.calibration.sequences)
+        if arguments.command not in SLICED_ALONE:
+            for method in (self.recipe.method, *getattr(arguments, "methods", ())):
+                require_shareable(method, self.recipe.slicing)
         self.seconds: dict[str, float] = {}
         if arguments.threads is not None:
             if arguments.threads < 1:
@@ -62,7 +69,8 @@ class Run:
                 self.device,
                 device_map=self.arguments.device_map,
             )
-        print(f"model: {loaded.source}", file=sys.stderr)
+        if speaks():
+            print(f"model: {loaded.source}", file=sys.stderr)
         return loaded
 
     def load_dense(self) -> LoadedModel:
@@ -95,7 +103,8 @@ class Run:
     def plan(self, loaded: LoadedModel, stats: CalibrationStats | None, method: str | None = None) -> Plan:
         """What goes by the chosen method, or by another one that is named."""
         slicing = None if method else self.arguments.slicing
-        return plan_by(method or self.recipe.method, loaded.model, stats, self.recipe.slicing, slicing)
+        plan = plan_by(method or self.recipe.method, loaded.model, stats, self.recipe.slicing, slicing)
+        return from_first(plan)  # one plan for all, should machines round differently
 
     def slice(
         self, loaded: LoadedModel, stats: CalibrationStats | None, tokens: Tokens, method: str | None = None
@@ -135,7 +144,9 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 
 
 def show(event: Progress) -> None:
-    """Progress on stderr."""
+    """Progress on stderr, of the first process where there are several."""
+    if not speaks():
+        return
     end = "\n" if event.done == event.total else "\r"
     print(f"{event.stage} {event.done}/{event.total}", end=end, file=sys.stderr, flush=True)
 

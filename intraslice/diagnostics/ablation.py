@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice.distributed.sharing import require_enough, share_of
 from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import blocks
@@ -58,10 +59,11 @@ def ablated_model(
     hidden, layers = model.lm_head.in_features, blocks(model)
     if not 1 <= width <= hidden:
         raise UserError(f"width is {width}; wanted 1 to {hidden}, the hidden size")
+    require_enough(len(tokens))
     yield Progress(ablation, 0, len(layers))
     parts: Parts = {}
     with torch.no_grad():
-        hidden_states = embed(model, tokens)
+        hidden_states = embed(model, tokens[share_of(len(tokens))])
         hidden_states.map_(lambda states, _: centre(states, layers[0].attention_norm))
         before = _projection(hidden_states, width)
     for index, block in enumerate(layers):

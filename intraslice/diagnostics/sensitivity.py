@@ -6,24 +6,23 @@ goes on where it was. What the estimators foretell of it is judged in rank_agree
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import MODULE_KINDS, ModuleKind, SliceConfig
+from intraslice.distributed.sharing import from_first, gathered, rank, size
 from intraslice.errors import UserError
+from intraslice.evaluation.perplexity import losses_through
 from intraslice.loading import LoadedModel
-from intraslice.modeling.families import family_of
-from intraslice.modeling.hidden_states import HiddenStates, embed
-from intraslice.modeling.logits import logits_in_chunks
+from intraslice.modeling.hidden_states import embed
 from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import LayerPlan, make_plan
 from intraslice.planning.widths import neurons_kept
@@ -70,20 +69,22 @@ def measure_sensitivity(
     """Slice each module alone at `ratio`, in one shot, and take the loss on `tokens`; yields progress by module.
 
     What is done is kept under the model, the calibration, the tokens and the ratio. Costs about a forward a layer, and
-    memory for one hidden state a token. Raises UserError for a ratio that is not above 0 and up to 0.95.
+    memory for one hidden state a token. Several processes take turns at the modules, and all get what they find. Raises
+    UserError for a ratio that is not above 0 and up to 0.95.
     """
     path = _path(loaded, stats, tokens, ratio)
-    record = kept_record(path)
+    record = from_first(kept_record(path))
     measured = [ModuleLoss(**module) for module in record.get("modules", [])]
     total = 2 * len(stats.layers)
     yield Progress("sensitivity", len(measured), total)
     if len(measured) < total:
         for found in _measuring(loaded.model, stats, tokens, ratio, len(measured)):
             if found is not None:
-                dense_loss, loss = found
-                measured.append(loss)
+                dense_loss, losses = found
+                measured += losses
                 record = {"dense_loss": dense_loss, "modules": [asdict(loss) for loss in measured]}
-                keep_record(path, record, "the sensitivity so far")
+                if rank() == 0:
+                    keep_record(path, record, "the sensitivity so far")
             yield Progress("sensitivity", len(measured), total)
     return Sensitivity(ratio, record["dense_loss"], tokens[:, 1:].numel(), tuple(measured))
 
@@ -91,20 +92,28 @@ def measure_sensitivity(
 @torch.no_grad()
 def _measuring(
     model: PreTrainedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float, done: int
-) -> Iterator[tuple[float, ModuleLoss] | None]:
-    """The dense loss and that of each module from number `done` on; None wherever there is time for a pause."""
+) -> Iterator[tuple[float, list[ModuleLoss]] | None]:
+    """The dense loss and those of the modules from number `done` on, one a process at a time.
+
+    None wherever there is time for a pause.
+    """
     layers, targets = model.model.layers, tokens[:, 1:]
     hidden_states = embed(model, tokens)
-    dense_losses = yield from _losses(model, layers, hidden_states, targets)
+    dense_losses = yield from losses_through(model, layers, hidden_states, targets)
+    turn, found = 0, []
     for index, layer in enumerate(layers):
         for module in MODULE_KINDS[max(0, done - 2 * index) :]:
-            removed, sliced = _slice_alone(model, stats, index, module, ratio)
-            yield
-            losses = yield from _losses(model, [sliced, *layers[index + 1 :]], hidden_states, targets)
-            increase = losses - dense_losses
-            standard_error = increase.std().item() / len(increase) ** 0.5
-            loss = ModuleLoss(index, module, removed, increase.mean().item(), standard_error)
-            yield dense_losses.mean().item(), loss
+            if turn == rank():
+                removed, sliced = _slice_alone(model, stats, index, module, ratio)
+                yield
+                losses = yield from losses_through(model, [sliced, *layers[index + 1 :]], hidden_states, targets)
+                increase = losses - dense_losses
+                standard_error = increase.std().item() / len(increase) ** 0.5
+                found.append(ModuleLoss(index, module, removed, increase.mean().item(), standard_error))
+            turn += 1
+            if turn == size() or (index, module) == (len(layers) - 1, MODULE_KINDS[-1]):
+                yield dense_losses.mean().item(), gathered(found)
+                turn, found = 0, []
         yield from hidden_states.mapping_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
 
 
@@ -138,27 +147,3 @@ def _slice_alone(
     sliced = finish(slice_model(model, replace(plan, layers=tuple(layers)), stats)).model.layers[layer]
     before, after = (sum(p.numel() for p in block.parameters()) for block in (model.model.layers[layer], sliced))
     return before - after, sliced
-
-
-def _losses(
-    model: PreTrainedModel,
-    layers: Iterable[nn.Module],
-    hidden_states: HiddenStates,
-    targets: Int[Tensor, "windows scored"],
-) -> Generator[None, None, Float[Tensor, " tokens"]]:
-    """Every token's loss, in nats, once the hidden states have passed the given layers; they themselves stay.
-
-    Yields after each layer of each batch, and each chunk of logits.
-    """
-    norm = getattr(model.model, family_of(model.config).final_norm)
-    losses = []
-    batches = targets.to(model.device).split([len(hidden) for hidden in hidden_states.hidden])
-    for hidden, arguments, batch in zip(hidden_states.hidden, hidden_states.arguments, batches, strict=True):
-        for layer in layers:
-            hidden = layer(hidden, **arguments)
-            yield
-        scored = norm(hidden)[:, :-1].flatten(0, 1)
-        for logits, following in logits_in_chunks(model, scored, batch.flatten()):
-            losses.append(functional.cross_entropy(logits, following, reduction="none"))
-            yield
-    return torch.cat(losses).double()

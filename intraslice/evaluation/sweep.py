@@ -15,6 +15,7 @@ from torch import Tensor
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import SliceConfig
+from intraslice.distributed.sharing import alone, from_first, gathered, rank, share_of
 from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
@@ -65,27 +66,30 @@ def sweep(
 
     Each finished point is kept under everything it depends on, so that a stopped sweep goes on and a larger one reuses
     what is there. A point that a method cannot reach has a `note` and no perplexity. Yields the progress of each step,
-    and of the sweep under the stage "sweep".
+    and of the sweep under the stage "sweep". Among several processes each takes a share of the points, and all get the
+    rows.
     """
     base = base or SliceConfig()
     path = _path(loaded, texts, "dense")
-    dense = kept_record(path)
-    yield Progress("sweep", 0, len(wanted))
+    dense, own = from_first(kept_record(path)), wanted[share_of(len(wanted))]
+    yield Progress("sweep", 0, len(own))
     if not dense:
         dense = {"dense_perplexity": (yield from perplexity(loaded.model, texts.evaluation, "perplexity dense"))}
-        keep_record(path, dense, "a point of the sweep")
+        if rank() == 0:
+            keep_record(path, dense, "a point of the sweep")
     rows = []
-    for done, point in enumerate(wanted, 1):
+    for done, point in enumerate(own, 1):
         config, path = _config(point, base), _point_path(loaded, texts, point, base, speed)
         row = kept_record(path)
         if not row:
             start = time.perf_counter()
-            row = yield from _measure(loaded, texts, point.method, config, speed)
+            with alone():
+                row = yield from _measure(loaded, texts, point.method, config, speed)
             row["seconds"] = round(time.perf_counter() - start, 3)
             keep_record(path, row, "a point of the sweep")
         rows.append(asdict(point) | dense | row)
-        yield Progress("sweep", done, len(wanted))
-    return pandas.DataFrame(rows)
+        yield Progress("sweep", done, len(own))
+    return pandas.DataFrame(gathered(rows))
 
 
 def kept_points(

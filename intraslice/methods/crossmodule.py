@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import Order
+from intraslice.distributed.sharing import require_enough, share_of
 from intraslice.errors import UserError
 from intraslice.linalg import principal_axes
 from intraslice.methods.registry import METHODS, Method
@@ -159,7 +160,8 @@ class _SlicedStates:
     """Bases of the hidden states as the sliced layers make them: sequential. States stay in the dense basis."""
 
     def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], norm: nn.Module) -> None:
-        self._states = embed(model, tokens)
+        require_enough(len(tokens))
+        self._states = embed(model, tokens[share_of(len(tokens))])
         self._states.map_(lambda hidden, _: centre(hidden, norm))
 
     def first_axes(self) -> Axes:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import SliceConfig
+from intraslice.distributed.sharing import size
 from intraslice.errors import UserError
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.crossmodule_plan import CrossModulePlan
@@ -60,6 +61,17 @@ def uses_statistics(method: str, config: SliceConfig) -> bool:
     return entry.uses_statistics or (entry.uses_order and config.order == "one-shot")
 
 
+def require_shareable(method: str, config: SliceConfig) -> None:
+    """Raises UserError where several processes are to share what the method does in one alone."""
+    entry = METHODS.require(method)
+    trains = entry.reads_tokens or (entry.uses_order and config.iterative)
+    if trains and size() > 1:
+        what = method if entry.reads_tokens else f"{method} with iterative refinement"
+        raise UserError(
+            f"{what} trains on all tokens in one process; start one, or take intraslice without --iterative"
+        )
+
+
 def plan_by(
     method: str,
     model: PreTrainedModel,
@@ -77,6 +89,7 @@ def plan_by(
         raise UserError(
             f"slicing {slicing:g} is a share of the residual stream, which {method} leaves alone; use sparsity"
         )
+    require_shareable(method, config)
     if not entry.layer_by_layer and is_offloaded(model):
         raise UserError(f"{method} reads all layers at once; load the model without a device map, or take intraslice")
     return entry.plan(model, stats, config) if slicing is None else entry.plan_of_width(model, slicing, config)

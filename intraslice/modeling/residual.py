@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from intraslice.distributed.sharing import all_reduce_
 from intraslice.linalg import add_moment_, principal_axes
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
@@ -65,12 +66,16 @@ def writing_map(module: SlicedModule, norm: nn.Module) -> Folded:
 
 
 def finding_axes(hidden_states: HiddenStates) -> Generator[None, None, Float[Tensor, "hidden hidden"]]:
-    """Axes, as columns, of the uncentred second moment of all hidden states, in float64; yields after each batch."""
+    """Axes, as columns, of the uncentred second moment of all hidden states, in float64; yields after each batch.
+
+    Among several processes, of the states of all of them.
+    """
     width = hidden_states.hidden[0].shape[-1]
     moment = torch.zeros(width, width, dtype=torch.float64, device=hidden_states.hidden[0].device)
     for hidden in hidden_states.hidden:
         add_moment_(moment, hidden)
         yield
+    all_reduce_(moment)
     return principal_axes(moment)[1]
 
 

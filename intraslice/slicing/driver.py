@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import CalibrationStats, LayerStats
 from intraslice.config import SliceConfig
+from intraslice.distributed.sharing import all_reduce_, require_enough, share_of
 from intraslice.layer_weights import AttentionWeights, MLPWeights
 from intraslice.linalg import add_moment_, typical_damping
 from intraslice.modeling.attention import SlicedAttention, attend
@@ -47,7 +48,8 @@ def slice_model(
     """Build the model that `plan` describes, in the order its config names; yields progress by layer and batch.
 
     The sequential order needs `tokens`, the one-shot order reads `stats` alone. Embeddings, norms and untouched modules
-    are shared with the dense model. Raises NumericalError where a moment is not finite or singular.
+    are shared with the dense model. Among several processes each passes a share of the tokens, and all build the model.
+    Raises NumericalError where a moment is not finite or singular.
     """
     if plan.config.order == "one-shot":
         events = _one_shot(model, plan, stats)
@@ -142,8 +144,9 @@ Written = list[Float[Tensor, "batch tokens hidden"]]  # what a module adds to th
 def _sequential(
     model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Int[Tensor, "sequences length"]
 ) -> Iterator[Progress | tuple[SlicedAttention, SlicedMLP] | None]:
+    require_enough(len(tokens))
     with torch.no_grad():
-        hidden_states = embed(model, tokens)
+        hidden_states = embed(model, tokens[share_of(len(tokens))])
     for block, layer, dense in zip(blocks(model), plan.layers, stats.layers, strict=True):
         with resident(block.attention), resident(block.mlp):
             sliced = yield from _slice_block_(block, layer, dense, hidden_states, tokens.numel(), plan.config)
@@ -208,6 +211,7 @@ def _slice_attention(
             total += rows.flatten(0, 1).float().sum(0)
         head_outputs.append(kept_outputs)
         yield
+    all_reduce_(*moments, *sums)
     fitted = OutputMoments(moments[0], moments[1], sums[0] / tokens, sums[1] / tokens, tokens)
     attention, axes = _fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx)
     yield
@@ -235,6 +239,7 @@ def _slice_mlp(
         add_moment_(moment, neurons[-1])
         total += neurons[-1].flatten(0, 1).float().sum(0)
         yield
+    all_reduce_(moment, total)
     mlp, kept = _fit_mlp(weights, plan.neurons, moment, total / tokens, tokens, fisher)
     yield
     if config.iterative and plan.mlp_ratio > config.iterative_above:

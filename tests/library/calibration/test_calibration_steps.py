@@ -68,3 +68,14 @@ def test_what_is_broken_so_far_is_named(loaded):
     event = next(event for event in events if isinstance(event, Calibrating))
     with pytest.raises(NumericalError, match="not finite"):
         event.statistics()
+
+
+def test_moments_are_whole_however_they_add_up(loaded, monkeypatch, tmp_path):
+    expected = finish(calibrate(loaded, TOKENS))  # these are smaller than a block
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
+    monkeypatch.setattr("intraslice.linalg.BLOCK", 16)
+    so_far = []
+    job = calibrate(loaded, TOKENS)
+    stats = finish(job, lambda event: isinstance(event, Calibrating) and so_far.append(event.statistics()))
+    assert_same(stats, expected, atol=1e-6, rtol=1e-5)
+    assert_same(so_far[-1], expected, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,147 @@
+"""How processes meet and share: sums, rows in order, decisions, and what is said where one of them goes astray."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from itertools import chain
+
+import pytest
+import torch
+
+from intraslice.distributed import launch, sharing
+from intraslice.distributed.launch import joined
+from intraslice.distributed.sharing import (
+    all_reduce_,
+    alone,
+    from_first,
+    gathered,
+    rank,
+    require_agreement,
+    require_enough,
+    share_of,
+    size,
+    speaks,
+)
+from intraslice.errors import UserError
+
+
+def test_a_process_by_itself_has_all_the_work():
+    rows, values = torch.arange(3.0), [4, 5]
+    all_reduce_(rows)
+    with joined("cpu"), alone():
+        assert (size(), rank(), speaks()) == (1, 0, True)
+        assert range(7)[share_of(7)] == range(7)
+    assert rows.tolist() == [0, 1, 2]
+    assert gathered(values) == values
+    assert from_first(values) is values
+    require_agreement("text", "digest")
+    require_enough(1)
+
+
+@pytest.mark.parametrize(("count", "unit"), [(0, 1), (2, 1), (5, 1), (16, 1), (17, 4), (13, 4), (12, 4), (3, 512)])
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_shares_in_order_are_all_there_is(count, unit, processes, monkeypatch):
+    monkeypatch.setattr(sharing, "size", lambda: processes)
+    shares = []
+    for turn in range(processes):
+        monkeypatch.setattr(sharing, "rank", lambda turn=turn: turn)
+        shares.append(list(range(count))[share_of(count, unit)])
+    assert list(chain(*shares)) == list(range(count))
+    filled = [share for share in shares if share]
+    assert len(filled) == min(processes, count)
+    assert max(map(len, filled), default=0) - min(map(len, filled), default=0) <= 2 * unit - 1
+    if -(-count // unit) >= processes:
+        assert all(share[0] % unit == 0 for share in filled)
+
+
+def test_three_processes_add_gather_and_decide_alike(together):
+    def work() -> dict:
+        moments = [torch.full((2, 2), 10.0 ** rank(), dtype=torch.float64), torch.empty(0, 0), torch.ones(3) * rank()]
+        all_reduce_(*moments)
+        with alone():
+            by_oneself = (size(), rank(), speaks(), gathered([1]))
+            all_reduce_(own := torch.ones(1))
+        return {
+            "rank": rank(),
+            "speaks": speaks(),
+            "moments": [moment.flatten().tolist() for moment in moments],
+            "rows": gathered([(rank(), row) for row in range(rank())]),
+            "first": from_first({"rank": rank()}),
+            "alone": (by_oneself, own.item()),
+        }
+
+    answers = together(3, work)
+    assert [answer["rank"] for answer in answers] == [0, 1, 2]
+    assert [answer["speaks"] for answer in answers] == [True, False, False]
+    for answer in answers:
+        assert answer["moments"] == [[111.0] * 4, [], [3.0] * 3]
+        assert answer["rows"] == [(1, 0), (2, 0), (2, 1)]
+        assert answer["first"] == {"rank": 0}
+        assert answer["alone"] == ((1, 0, answer["speaks"], [1]), 1.0)
+
+
+def test_processes_with_other_text_are_refused_in_all(together):
+    answers = together(3, lambda: require_agreement("text", "one" if rank() < 2 else "other"))
+    assert all(isinstance(answer, UserError) and "same text" in str(answer) for answer in answers)
+    assert together(2, lambda: require_agreement("text", "one")) == [None, None]
+
+
+def test_too_few_sequences_are_refused(together):
+    answers = together(2, lambda: [require_enough(2), require_enough(1)])
+    assert all("1 calibration sequences are too few for 2 processes" in str(answer) for answer in answers)
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_nobody_waits_for_one_that_stopped(together, culprit):
+    def work() -> list[int]:
+        if rank() == culprit:
+            raise UserError("no such text")
+        return gathered([rank()])
+
+    answers = together(3, work)
+    assert str(answers.pop(culprit)) == "no such text"
+    assert all("in vain" in str(answer) and "start all of them again" in str(answer) for answer in answers)
+
+
+def test_who_is_done_waits_for_all_to_be(together):
+    def work() -> str:
+        if rank() == 0:
+            time.sleep(0.5)
+            raise UserError("the disk is full")
+        return "done"
+
+    assert all("in vain" in str(answer) for answer in together(3, work)[1:])
+
+
+def test_nobody_waits_for_ever_for_one_that_hangs(together, monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", timedelta(seconds=2))
+
+    def work() -> None:
+        if rank() == 1:
+            time.sleep(6)
+        all_reduce_(torch.ones(3))
+
+    start = time.monotonic()
+    assert all("in vain" in str(answer) for answer in together(2, work))
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "named"),
+    [
+        ({"WORLD_SIZE": "two"}, "cpu", "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2"}, "cpu", "2 processes cannot meet"),
+        ({"WORLD_SIZE": "2"}, "cuda:1", "wanted cpu, or cuda"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "64"}, "cuda", "too few"),
+    ],
+)
+def test_what_torchrun_would_not_do_is_named(environment, device, named, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught, joined(device):
+        pass
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)

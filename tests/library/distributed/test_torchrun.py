@@ -1,0 +1,144 @@
+"""The command line started by torchrun as two processes on a tiny model: the answers of one process, given once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+from safetensors.torch import load_file
+
+from intraslice.__main__ import main
+from intraslice.cli.parser import parser
+from intraslice.cli.run import Run
+from intraslice.distributed.sharing import rank
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "intraslice"]
+SWEPT = ["--methods", "intraslice", "crossmodule", "--estimators", "pca", "--sparsities", "0.2", "0.4", "--no-speed"]
+BOTH_MODULES = ["--bias", "0.6", "--sparsity", "0.4"]  # left alone, the importances would spare this model's attention
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, tiny_llama_mha, word_tokenizer) -> Path:
+    """A tiny model with its text; one process and two keep their results apart."""
+    home = tmp_path_factory.mktemp("processes")
+    tiny_llama_mha().save_pretrained(home / "tiny")
+    vocabulary = [f"w{index}" for index in range(4, 256)]
+    word_tokenizer(vocabulary).save_pretrained(home / "tiny")
+    draw = random.Random(0)
+    (home / "text.txt").write_text("\n\n".join(" ".join(draw.choices(vocabulary, k=30)) for _ in range(60)))
+    return home
+
+
+@pytest.fixture
+def words(home) -> list[str]:
+    files = ["--model", str(home / "tiny"), "--calibration", str(home / "text.txt"), "--eval", str(home / "text.txt")]
+    amounts = ["--sequences", "17", "--length", "24", "--eval-tokens", "120"]  # halves of neither are whole
+    return [*files, *amounts, "--device", "cpu", "--dtype", "float32", "--json"]
+
+
+@pytest.fixture
+def answers(home, words, capsys, monkeypatch):
+    """What one process answers, what two do, and what these say on stderr."""
+
+    def both(command: str, *more: str) -> tuple[dict, dict, str]:
+        monkeypatch.setenv("INTRASLICE_CACHE", str(home / "one"))
+        assert main([command, *words, *more]) == 0
+        one = json.loads(capsys.readouterr().out)
+        environment = {**os.environ, "INTRASLICE_CACHE": str(home / "two"), "OMP_NUM_THREADS": "1"}
+        line = [*TORCHRUN, command, *words, *more]
+        result = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        assert result.returncode == 0, result.stderr
+        return one, json.loads(result.stdout), result.stderr  # one object, or it is no JSON
+
+    return both
+
+
+def told(stderr: str, stage: str) -> set[str]:
+    """How many steps a stage is said to have, by whoever says so."""
+    return set(re.findall(rf"\b{stage} \d+/(\d+)", stderr))
+
+
+def without(result: dict, *keys: str) -> dict:
+    return {key: value for key, value in result.items() if key not in keys}
+
+
+@pytest.mark.parametrize("order", ["one-shot", "sequential"])
+def test_evaluate_answers_as_one_process_does(answers, order):
+    one, two, stderr = answers("evaluate", "--order", order, *BOTH_MODULES)
+    perplexities = ("perplexity", "perplexity_error", "perplexity_ratio")
+    assert without(two, "seconds", "peak_rss_bytes", *perplexities) == without(
+        one, "seconds", "peak_rss_bytes", *perplexities
+    )
+    assert min(two["ratios"][0]) > 0
+    for name in ("dense", "sliced"):
+        assert two["perplexity"][name] == pytest.approx(one["perplexity"][name], rel=1e-4)
+        assert two["perplexity_error"][name] == pytest.approx(one["perplexity_error"][name], rel=1e-3)
+    assert two["perplexity_ratio"]["standard_error"] == pytest.approx(one["perplexity_ratio"]["standard_error"], 1e-3)
+    assert told(stderr, "calibrate") <= {"8"}  # of 17 sequences; none where another test's calibration was found
+    assert told(stderr, "perplexity sliced") == {"2"}  # of 5 windows
+    assert stderr.count("model: ") == 1
+
+
+def test_slice_is_written_once_with_the_same_plan(home, words, together, monkeypatch, tmp_path):
+    def work() -> dict:
+        arguments = parser().parse_args(["slice", *words, *BOTH_MODULES, "--out", str(folder)])
+        return arguments.run(Run(arguments))[0]
+
+    found = []
+    for count in (1, 2):
+        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"cache {count}"))
+        folder = tmp_path / "folders" / f"{count}"
+        first, *others = together(count, work)
+        assert others == [{}] * (count - 1)
+        record = json.loads((folder / "intraslice.json").read_text())["made"]
+        kept = [(layer["heads"], layer["dim"], layer["neurons"]) for layer in record["plan"]["layers"]]
+        shapes = {name: weight.shape for name, weight in load_file(folder / "model.safetensors").items()}
+        found.append((without(first, "seconds", "out", "bytes"), kept, shapes))
+    assert found[0] == found[1]
+    assert min(len(heads) * dim for heads, dim, _ in found[0][1]) < 56
+    assert sorted(path.name for path in (tmp_path / "folders").iterdir()) == ["1", "2"]
+
+
+def test_sweep_has_the_rows_that_one_process_finds(answers, tmp_path):
+    file = tmp_path / "rows.csv"
+    one, two, stderr = answers("sweep", *SWEPT, "--csv", str(file))
+    for ours, theirs in zip(two["rows"], one["rows"], strict=True):
+        assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-4)
+        assert ours["dense_perplexity"] == pytest.approx(theirs["dense_perplexity"], rel=1e-4)
+        found = ("perplexity", "dense_perplexity", "seconds")
+        assert without(ours, *found) == without(theirs, *found)
+    assert pandas.read_csv(file)["seconds"].tolist() == [row["seconds"] for row in two["rows"]]
+    assert told(stderr, "sweep") == {"2"}  # of 4 points
+
+
+def test_rows_are_written_by_the_first_alone(words, together, monkeypatch, own_cache, tmp_path):
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+
+    def work() -> dict:
+        monkeypatch.chdir(tmp_path / str(rank()))
+        options = ["--methods", "magnitude", "--sparsities", "0.2", "0.3", "--no-speed", "--csv", "rows.csv"]
+        arguments = parser().parse_args(["sweep", *words, *options])
+        return arguments.run(Run(arguments))[0]
+
+    first, second = together(2, work)
+    assert first["rows"] == second["rows"]
+    assert [path.parent.name for path in tmp_path.glob("*/rows.csv")] == ["0"]
+
+
+def test_sensitivity_measures_every_module_once(answers):
+    one, two, _ = answers("sensitivity", "--ratio", "0.4")
+    assert two["dense_loss"] == pytest.approx(one["dense_loss"], rel=1e-6)
+    for ours, theirs in zip(two["modules"], one["modules"], strict=True):
+        assert [ours[key] for key in ("layer", "module", "removed")] == [
+            theirs[key] for key in ("layer", "module", "removed")
+        ]
+        assert ours["increase"] == pytest.approx(theirs["increase"], abs=1e-5)
+        assert ours["standard_error"] == pytest.approx(theirs["standard_error"], rel=1e-3)
