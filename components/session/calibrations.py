@@ -26,7 +26,7 @@ from intraslice.calibration.driver import Calibrating, calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.errors import UserError
 from intraslice.loading import LoadedModel, load_model
-from intraslice.progress import Progress
+from intraslice.progress import Progress, repeating
 
 ENOUGH = 4  # sequences, before anything is sliced: of fewer a slice says little
 
@@ -153,15 +153,9 @@ def _noting(
         try:
             event = next(calibration)
         except StopIteration as end:
-            yield from _meanwhile(note(end.value, len(end.value.layers[0].mlp_gradients)), event)
+            yield from repeating(event, note(end.value, len(end.value.layers[0].mlp_gradients)))
             return
         yield event
         if isinstance(event, Calibrating) and following <= event.done < event.total:
-            yield from _meanwhile(note(event.statistics(), event.done), event)
+            yield from repeating(event, note(event.statistics(), event.done))
             following = 2 * event.done
-
-
-def _meanwhile(steps: Iterator[object], event: Progress) -> Iterator[Progress]:
-    """An event for every step."""
-    for _ in steps:
-        yield event

@@ -14,6 +14,7 @@ import torch
 from components.session.keys import slice_config
 from components.session.session import Session
 from components.session.settings import Settings, Status
+from components.session.work.scheduler import PAUSE
 from components.sweep.charts import line_name
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.config import SliceConfig
@@ -83,8 +84,13 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
         if done:  # from the second point on, the sweep's own pace foretells best
             rate = sum(costs[:done]) / (begun - start)
         name = line_name(point.method, point.estimator or "")
+        moment = 0.0
         for _ in sweep(*plan._replace(wanted=(point,))):
-            left = sum(costs[done:]) / rate - (time.monotonic() - begun)
+            if time.monotonic() < moment + 0.5:
+                yield PAUSE
+                continue
+            moment = time.monotonic()
+            left = sum(costs[done:]) / rate - (moment - begun)
             yield Status(f"Sweep: {name} at {point.sparsity:.0%}; points", "busy", done, len(missing), max(0.0, left))
         yield _view(session, settings, plan)
     yield session.ready(settings)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from components.session.settings import Status
-from components.session.work.scheduler import Job, Scheduler
+from components.session.work.scheduler import PAUSE, Job, Scheduler, Waiting
 from intraslice.errors import NumericalError, UserError
 from intraslice.progress import Progress
 
@@ -88,14 +88,21 @@ class Jobs:
             return [running for name, running in self._running if name == visitor]
 
 
-def statuses(job: Generator[Progress, None, T], text: str) -> Generator[Status, None, T]:
-    """A library job's progress as statuses, with the time that is left once a step has been timed."""
-    start = time.monotonic()
+def statuses(job: Generator[Progress, None, T], text: str) -> Generator[Status | Waiting, None, T]:
+    """A library job's progress as statuses, with the time that is left once a step has been timed.
+
+    One for every step that counts, and one a second at least; between them it only pauses.
+    """
+    start, told, moment = time.monotonic(), None, 0.0
     while True:
         try:
             event = next(job)
         except StopIteration as stop:
             return stop.value
-        spent = time.monotonic() - start
+        if event.done == told and time.monotonic() < moment + 1:
+            yield PAUSE
+            continue
+        told, moment = event.done, time.monotonic()
+        spent = moment - start
         left = spent / event.done * (event.total - event.done) if event.done else None
         yield Status(text, "busy", event.done, event.total, left)

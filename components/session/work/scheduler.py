@@ -33,6 +33,9 @@ class Waiting:
     seconds: float = 0.02
 
 
+PAUSE = Waiting(0.0)  # a step that there is nothing to tell of
+
+
 class _Background:
     """Yielded by a job once nobody waits for it any more."""
 
