@@ -135,7 +135,7 @@ def answering(visitor: Visitor) -> None:
         visitor.let_go(percent)
         visitor.click("#generate")
         times.append(visitor.until(_filled(ANSWERING, percent)))
-        visitor.until(_filled(ANSWERING, percent, r"(\\.|,)"))
+        visitor.until(_filled(ANSWERING, percent, "[.,]"))
         visitor.until(FINAL)
     report("Generate after a move: all three columns answer, median of 3", statistics.median(times), 3)
     visitor.open("Activations")
@@ -154,27 +154,25 @@ def beside(browser: playwright.Browser, address: str, busy: Visitor) -> None:
     """One visitor has something long running; another one moves the slider."""
     other = Visitor(browser, address)
     other.until(FINAL)
-    long_jobs = {
-        "a sweep": ("Sweep", "#sweep-run", "#sweep-cancel", "#sweep-progress progress"),
-        "a sensitivity run": ("Ratios", "#verdict-measure", "#verdict-cancel", "#verdict-progress progress"),
-        "a calibration": ("Ratios", "#calibrate", "#cancel", "#status progress"),
-    }
-    for percent, (name, (tab, start, cancel, progress)) in enumerate(long_jobs.items(), start=22):
-        busy.open(tab)
-        if name == "a calibration":
-            busy.page.locator("#calibration button").first.click()
-            busy.page.get_by_label("Seed").first.fill("7")
-        if not busy.page.locator(start).is_visible():  # the default model's sensitivity is kept in the repository
-            print(f"{name}: is known already")
-            continue
-        busy.page.locator(start).click()
-        busy.page.wait_for_selector(progress, timeout=MINUTES)
-        times = other.drag([20 + (move * 7) % 30 for move in range(MOVES)])
-        report(f"slider to pixels beside {name}, 95th percentile", times[int(0.95 * len(times))], 150, "ms")
-        other.let_go(percent)
-        report(f"let go beside {name}: final perplexity", other.until(FINAL), 8)
-        busy.page.locator(cancel).click()
-        busy.page.wait_for_timeout(2000)
+    busy.open("Sweep")
+    busy.page.locator("#sweep-run").click()
+    busy.page.wait_for_selector("#sweep-progress progress", timeout=MINUTES)
+    _moved_beside("a sweep", other, 22)
+    busy.page.locator("#sweep-cancel").click()
+    busy.page.goto(f"{address}/?seed=7")
+    busy.page.wait_for_selector("#status progress", timeout=MINUTES)
+    _moved_beside("a calibration", other, 23)
+    busy.until(WHOLE)
+    busy.page.locator("#verdict-measure").click()
+    busy.page.wait_for_selector("#verdict-progress progress", timeout=MINUTES)
+    _moved_beside("a sensitivity run", other, 24)
+
+
+def _moved_beside(name: str, other: Visitor, percent: int) -> None:
+    times = other.drag([20 + (move * 7) % 30 for move in range(MOVES)])
+    report(f"slider to pixels beside {name}, 95th percentile", times[int(0.95 * len(times))], 150, "ms")
+    other.let_go(percent)
+    report(f"let go beside {name}: final perplexity", other.until(FINAL), 8)
 
 
 def main() -> None:

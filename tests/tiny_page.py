@@ -8,6 +8,7 @@ import pytest
 
 from components.session.session import Session
 from components.session.settings import Settings
+from components.session.work import jobs
 from components.session.work.scheduler import Scheduler
 
 SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
@@ -37,6 +38,7 @@ def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
     home = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
+        patch.setattr(jobs, "EVERY", 0.0)
         yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
 
 

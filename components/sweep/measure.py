@@ -14,6 +14,7 @@ import torch
 from components.session.keys import slice_config
 from components.session.session import Session
 from components.session.settings import Settings, Status
+from components.session.work.jobs import EVERY
 from components.session.work.scheduler import PAUSE
 from components.sweep.charts import line_name
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
@@ -86,7 +87,7 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
         name = line_name(point.method, point.estimator or "")
         moment = 0.0
         for _ in sweep(*plan._replace(wanted=(point,))):
-            if time.monotonic() < moment + 0.5:
+            if time.monotonic() < moment + EVERY:
                 yield PAUSE
                 continue
             moment = time.monotonic()

@@ -16,6 +16,7 @@ from intraslice.progress import Progress
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+EVERY = 0.25  # seconds between two statuses: each costs the page some milliseconds of what it reports on
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 
@@ -91,18 +92,18 @@ class Jobs:
 def statuses(job: Generator[Progress, None, T], text: str) -> Generator[Status | Waiting, None, T]:
     """A library job's progress as statuses, with the time that is left once a step has been timed.
 
-    One for every step that counts, and one a second at least; between them it only pauses.
+    As often as somebody can read them; between them it only pauses.
     """
-    start, told, moment = time.monotonic(), None, 0.0
+    start, moment = time.monotonic(), 0.0
     while True:
         try:
             event = next(job)
         except StopIteration as stop:
             return stop.value
-        if event.done == told and time.monotonic() < moment + 1:
+        if time.monotonic() < moment + EVERY:
             yield PAUSE
             continue
-        told, moment = event.done, time.monotonic()
+        moment = time.monotonic()
         spent = moment - start
         left = spent / event.done * (event.total - event.done) if event.done else None
         yield Status(text, "busy", event.done, event.total, left)
