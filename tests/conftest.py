@@ -34,7 +34,7 @@ from intraslice.loading import LoadedModel, fingerprint, load_model
 from intraslice.modeling.families import canonicalise
 from intraslice.progress import finish
 
-pytest_plugins = ["browsing", "tiny_page"]
+pytest_plugins = ["browsing", "forked", "tiny_page"]
 
 VOCABULARY = 256
 WORDS = [f"word{index}" for index in range(100)]
