@@ -41,7 +41,8 @@ def test_calibrate_slice_save_reload_and_evaluate(capsys, default_model, tmp_pat
     saved = answer(capsys, "slice", "--sparsity", "0.2", "--out", folder)
     assert saved["bytes"] < 4 * counts["sliced_total"] + 6_000_000  # float32, and the tokenizer
     reloaded = answer(capsys, "evaluate", "--model", folder)
-    assert reloaded["perplexity"]["sliced"] == pytest.approx(perplexity["sliced"], abs=1e-3)
+    # In bfloat16 the same weights elsewhere in memory may be multiplied by another kernel.
+    assert reloaded["perplexity"]["sliced"] == pytest.approx(perplexity["sliced"], rel=1e-3)
     assert reloaded["parameters"] == counts
 
 
