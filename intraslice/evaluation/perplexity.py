@@ -59,20 +59,6 @@ def _exponential(sums: Sequence[Sequence[float]], sizes: Sequence[int]) -> Estim
     return Estimate(value, error if math.isfinite(error) else None)
 
 
-@torch.no_grad()
-def token_losses(
-    model: PreTrainedModel, tokens: Int[Tensor, "windows window"]
-) -> Float[Tensor, "windows window_minus_one"]:
-    """Negative log-probability, in nats, of every token but the first of each window."""
-    hidden = model.model(input_ids=tokens.to(model.device), use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-    targets = tokens[:, 1:].to(model.device).flatten()
-    losses = [
-        functional.cross_entropy(logits, following, reduction="none")
-        for logits, following in logits_in_chunks(model, hidden, targets)
-    ]
-    return torch.cat(losses).view(len(tokens), -1)
-
-
 def losses_through(
     model: PreTrainedModel,
     layers: Iterable[nn.Module],
@@ -98,10 +84,10 @@ def losses_through(
 
 
 @torch.no_grad()
-def _reading(
+def token_losses(
     model: PreTrainedModel, windows: Int[Tensor, "windows window"]
 ) -> Generator[None, None, Float[Tensor, "windows window_minus_one"]]:
-    """`token_losses` in steps, in float64."""
+    """Negative log-probability, in nats, of every token but the first of each window; yields after each layer."""
     losses = yield from losses_through(model, model.model.layers, embed(model, windows), windows[:, 1:])
     return losses.view(len(windows), -1)
 
@@ -119,7 +105,7 @@ def measure_losses(
     known = Losses(stage, 0, len(share), sizes=sizes)
     yield known
     for batch in share.split(max(1, TOKENS_A_BATCH // tokens.shape[1])) if len(share) else ():
-        losses = yield from repeating(known, _reading(model, batch))
+        losses = yield from repeating(known, token_losses(model, batch))
         blocks = losses.split(sizes, dim=1)
         sums = torch.stack([block.sum(1) for block in blocks], dim=1).tolist()
         known = Losses(stage, known.done + len(batch), known.total, (*known.sums, *map(tuple, sums)), sizes)

@@ -127,11 +127,6 @@ class Scheduler:
         self._changed = threading.Condition()
         self._worker = threading.Thread() if worker else None
 
-    @property
-    def busy(self) -> bool:
-        """Whether any job is running."""
-        return bool(self._jobs)
-
     def start(
         self,
         visitor: str,

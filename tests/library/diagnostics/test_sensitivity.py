@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import losses_at_once
 
 from intraslice.config import SliceConfig
 from intraslice.diagnostics import sensitivity
 from intraslice.diagnostics.sensitivity import cut_alone, measure_sensitivity
 from intraslice.errors import UserError
-from intraslice.evaluation.perplexity import token_losses
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
@@ -32,7 +32,7 @@ def test_each_module_s_loss_is_that_of_a_model_with_it_alone_sliced(family_case)
     model, tokens = family_case.loaded.model, evaluation(family_case)
     events: list[Progress] = []
     measured = finish(measure_sensitivity(family_case.loaded, family_case.stats, tokens, 0.4), events.append)
-    dense = token_losses(model, tokens)
+    dense = losses_at_once(model, tokens)
     assert measured.dense_loss == pytest.approx(dense.mean().item(), rel=1e-5)
     assert measured.tokens == dense.numel()
     assert [(loss.layer, loss.module) for loss in measured.modules] == [
@@ -46,7 +46,7 @@ def test_each_module_s_loss_is_that_of_a_model_with_it_alone_sliced(family_case)
             layers[loss.layer], family_case.stats.profile.layers[loss.layer], loss.module, 0.4
         )
         sliced = finish(slice_model(model, replace(plan, layers=tuple(layers)), family_case.stats))
-        increase = token_losses(sliced, tokens) - dense
+        increase = losses_at_once(sliced, tokens) - dense
         standard_error = (increase.std() / increase.numel() ** 0.5).item()
         assert loss.increase == pytest.approx(increase.mean().item(), abs=1e-5)
         assert loss.standard_error == pytest.approx(standard_error, rel=1e-2, abs=1e-6)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from conftest import losses_at_once
 from torch.testing import assert_close
 
 from intraslice.config import SliceConfig
@@ -13,7 +14,6 @@ from intraslice.diagnostics.first_divergence import Divergence, first_divergence
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
-from intraslice.evaluation.perplexity import token_losses
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
@@ -35,7 +35,7 @@ def test_scores_are_the_models_own(pair, chunk, monkeypatch):
     ids = loaded.tokenizer(TEXT, return_tensors="pt").input_ids
     frame = passage.frame()
     for name, model in (("dense", loaded.model), ("sliced", sliced)):
-        assert frame[name].tolist() == pytest.approx((-token_losses(model, ids)[0]).tolist(), abs=1e-5)
+        assert frame[name].tolist() == pytest.approx((-losses_at_once(model, ids)[0]).tolist(), abs=1e-5)
     tables = [model(ids).logits[0, :-1].log_softmax(-1) for model in (loaded.model, sliced)]
     divergence = torch.nn.functional.kl_div(tables[1], tables[0], log_target=True, reduction="none").sum(-1)
     assert_close(torch.tensor(frame["divergence"].tolist()), divergence, atol=1e-5, rtol=1e-4)

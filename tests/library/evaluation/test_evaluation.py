@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from conftest import losses_at_once
 from torch.testing import assert_close
 
 from intraslice.config import SliceConfig
@@ -45,7 +46,7 @@ def test_perplexity_is_transformers_own_loss(family_case):
 
 
 def test_token_losses_are_by_window_and_token(case):
-    losses = token_losses(case.loaded.model, case.tokens[:2])
+    losses = finish(token_losses(case.loaded.model, case.tokens[:2])).float()
     log_probabilities = case.original(case.tokens[:2]).logits.log_softmax(-1)
     expected = -log_probabilities[:, :-1].gather(2, case.tokens[:2, 1:, None])[..., 0]
     assert_close(losses, expected, atol=1e-4, rtol=1e-4)
@@ -84,9 +85,9 @@ def test_losses_grow_by_the_window_and_end_at_the_perplexity_of_all(case, monkey
     assert sorted({len(event.sums) for event in events}) == [*range(len(case.tokens) + 1)]
     assert [event.done for event in events] == sorted(len(event.sums) for event in events)
     assert sum(losses.sizes) == case.tokens.shape[1] - 1
-    by_token = token_losses(case.loaded.model, case.tokens)
+    by_token = losses_at_once(case.loaded.model, case.tokens)
     assert losses.perplexity().value == pytest.approx(by_token.mean().exp().item(), rel=1e-5)
-    half = token_losses(case.loaded.model, case.tokens[:8])
+    half = losses_at_once(case.loaded.model, case.tokens[:8])
     middle = next(event for event in events if event.done == 8)
     assert middle.perplexity().value == pytest.approx(half.mean().exp().item(), rel=1e-5)
     assert losses.ratio(losses) == (1.0, 0.0)
