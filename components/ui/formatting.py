@@ -91,7 +91,7 @@ def readout(plan: PlanView | None, measured: Perplexities) -> str:
         ("KV cache a token", size(plan.kv_dense), size(plan.kv_sliced)),
         ("Weights", size(width * plan.parameters_dense), size(width * plan.parameters_sliced)),
         ("Perplexity", _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
-        ("ratio", "", _with_error(measured.ratio, 3) if measured.ratio else "–"),
+        ("ratio", "", _with_error(measured.ratio, 2) if measured.ratio else "–"),
     ]
     flops = f"FLOPs: two a weight of every matrix multiplication, and attention to {plan.context} tokens."
     return f'{table(["dense", "sliced"], rows)}<p class="isx-quiet">{flops}</p>'
