@@ -1,7 +1,7 @@
 """Activation shift as the page shows it: intra-module beside cross-module slicing at equal removed parameters.
 
-Each method is measured by itself and kept by what it depends on: the cross-module one knows nothing of estimators, so
-it is sliced once a sparsity and order.
+Each method's measurement is kept by what it depends on: the cross-module one knows nothing of estimators, so it is
+sliced once a sparsity and order.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from components.session.keys import SliceKey, calibration_key, is_usual, slice_c
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.session.work.jobs import statuses
+from components.session.work.scheduler import Urgency
 from intraslice import data
 from intraslice.diagnostics.distributions import Distribution
 from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
@@ -64,29 +65,43 @@ class ShiftViews:
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
         """Slice by both methods and measure each; `view` tells how far it got. Gives way to slider and tabs."""
         eyes = {"settings": settings, "tab": "activations"}
-        yield from self._session.jobs.run(visitor, "shift", self._measure(settings), **eyes)
+        work = self._measure(settings)
+        yield from self._session.jobs.run(visitor, "shift", work, urgency=Urgency.FIRST, **eyes)
 
     def _measure(self, settings: Settings) -> Iterator[Status]:
-        for method in NAMES:
-            key = slice_key(settings, method)
-            if self._shifts.get(key) is None and self._missing.get(key) is None:
-                yield from self._measure_one(settings, method)
+        keys = {method: slice_key(settings, method) for method in NAMES}
+        sliced: dict[str, PreTrainedModel] = {}
+        for method, key in keys.items():
+            if self._shifts.get(key) is not None or self._missing.get(key) is not None or self._refused(settings, key):
+                continue
+            sliced[method] = yield from self._session.slice(settings, method)
+            if settings.order == "sequential":  # what there is need not wait for the other, which takes a minute
+                yield from self._compare(settings, sliced)
+                sliced = {}
+        if sliced:
+            yield from self._compare(settings, sliced)
         yield self._session.ready(settings)
 
-    def _measure_one(self, settings: Settings, method: Method) -> Generator[Status, None, None]:
+    def _refused(self, settings: Settings, key: SliceKey) -> bool:
+        """Whether the cross-module method cannot remove as much, which is noted."""
+        if key[2] != "crossmodule":
+            return False
+        dense = self._session.calibrated(settings).loaded.model
+        plan, near = nearest_plan(dense, slice_config(settings).sparsity)
+        if not near:
+            self._missing.put(key, plan.note, 1)
+        return not near
+
+    def _compare(self, settings: Settings, sliced: dict[str, PreTrainedModel]) -> Generator[Status, None, None]:
+        """Measure several methods in one pass of the dense model."""
         calibrated = self._session.calibrated(settings)
-        if method == "crossmodule":
-            plan, near = nearest_plan(calibrated.loaded.model, slice_config(settings).sparsity)
-            if not near:
-                self._missing.put(slice_key(settings, method), plan.note, 1)
-                return
-        model = yield from self._session.slice(settings, method)
         dense, windows = calibrated.loaded.model, calibrated.windows
         tokens = windows[: max(1, TOKENS // windows.shape[1])]
-        report = yield from statuses(
-            measure_shift(dense, {method: model}, tokens), f"Comparing activations ({NAMES[method]}), window"
-        )
-        self._shifts.put(slice_key(settings, method), (_summary(report, method, dense, model), report.massive), 1)
+        names = " and ".join(NAMES[method] for method in sliced)
+        report = yield from statuses(measure_shift(dense, sliced, tokens), f"Comparing activations ({names}), window")
+        for method, model in sliced.items():
+            measured = _summary(report, method, dense, model), report.massive
+            self._shifts.put(slice_key(settings, method), measured, 1)
 
     def _view(self, settings: Settings) -> ShiftView:
         calibrated = self._session.calibrated(settings)
@@ -110,7 +125,8 @@ class ShiftViews:
 
 def _summary(report: ShiftReport, method: Method, dense: PreTrainedModel, sliced: PreTrainedModel) -> MethodShift:
     counts = parameters_of(dense, "dense") | parameters_of(sliced, "sliced")
-    by_place = {place: [shift for shift in report.shifts if shift.place == place] for place in PLACES}
+    shifts = [shift for shift in report.shifts if shift.method == method]
+    by_place = {place: [shift for shift in shifts if shift.place == place] for place in PLACES}
     found = report.distributions
     return MethodShift(
         removed=1 - counts["sliced_decoder"] / counts["dense_decoder"],

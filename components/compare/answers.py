@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Question
 from components.session.settings import Settings, Status
+from components.session.work.scheduler import PAUSE, Urgency, Waiting
 from intraslice.diagnostics.first_divergence import first_divergence
 from intraslice.errors import NumericalError, UserError
 from intraslice.evaluation.generation import HALF, Sampling, answer_text, end_tokens, stream_tokens
@@ -23,10 +24,11 @@ def answer(columns: Columns, settings: Settings, question: Question, visitor: st
 
     No column waits for a model that another needs: the dense one not even for the calibration.
     """
-    yield from columns.session.jobs.run(visitor, "answer", _answering(columns, settings, question))
+    work = _answering(columns, settings, question)
+    yield from columns.session.jobs.run(visitor, "answer", work, urgency=Urgency.FIRST)
 
 
-def _answering(columns: Columns, settings: Settings, question: Question) -> Iterator[Status | Answers]:
+def _answering(columns: Columns, settings: Settings, question: Question) -> Iterator[Status | Answers | Waiting]:
     if not question.prompt.strip():
         raise UserError("the prompt is empty; wanted some text to answer")
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
@@ -62,7 +64,7 @@ class Board:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> None:
         self._tokenizer, self._prompt, self._sampling = tokenizer, prompt, sampling
-        self.running: dict[str, tuple[PreTrainedModel, Iterator[int]]] = {}
+        self.running: dict[str, tuple[PreTrainedModel, Iterator[int | None]]] = {}
         self._tokens: dict[str, list[int]] = {name: [] for name in COLUMNS}
         self._answers = {name: Answer() for name in COLUMNS}
 
@@ -80,14 +82,18 @@ class Board:
         """Let a column answer."""
         self.running[name] = model, stream_tokens(model, self._tokenizer, self._prompt, self._sampling)
 
-    def round(self) -> Iterator[Answers]:
+    def round(self) -> Iterator[Answers | Waiting]:
         """A token from every column that answers; all columns after each. Raises UserError for a bad prompt."""
         for name, (model, stream) in list(self.running.items()):
-            token = next(stream, None)
-            if token is None:
+            try:
+                token = next(stream)
+            except StopIteration:
                 del self.running[name]
                 state = "ended" if self._tokens[name][-1:] and self._tokens[name][-1] in end_tokens(model) else "cut"
             else:
+                if token is None:  # the prompt is long, and others have a turn
+                    yield PAUSE
+                    continue
                 self._tokens[name].append(token)
                 state = "growing"
             self._answers[name] = self._view(name, state)

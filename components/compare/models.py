@@ -14,6 +14,7 @@ from components.session.keys import CalibrationKey, calibration_key, slice_confi
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.session.work.jobs import statuses
+from components.session.work.scheduler import Urgency
 from intraslice.config import SliceConfig
 from intraslice.errors import NumericalError, UserError
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
@@ -104,7 +105,7 @@ class Columns:
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
         """Perplexities and speeds that are not known yet, in the background of what people ask for."""
         work = self._measuring(settings)
-        yield from self.session.jobs.run(visitor, "costs", work, background=True, settings=settings)
+        yield from self.session.jobs.run(visitor, "costs", work, urgency=Urgency.BACKGROUND, settings=settings)
 
     def note_end(self, visitor: str, stopped: bool) -> None:
         """A visitor's answer came to its end, or to none."""

@@ -138,6 +138,7 @@ class Calibrations:
                 others = [entry for entry in self.settling(key) if entry[0] != sequences]
                 self._caches.settling.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)), 1)
             held = sum(tensor.nbytes for layer in stats.layers for tensor in vars(layer).values())
+            held += sum(layer.residual_moment.nbytes + layer.middle_moment.nbytes for layer in stats.layers)  # axes
             self._caches.calibrations.put(key, Calibrated(loaded, stats, tokens, windows, source, sequences), held)
 
         job = _noting(calibrate(loaded, tokens), note)

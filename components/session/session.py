@@ -28,11 +28,12 @@ from components.session.settings import Settings, Status
 from components.session.snapshots import plan as snapshot
 from components.session.views import ImportanceCurve, Perplexities, PlanView, SettlingView
 from components.session.work.jobs import Jobs, statuses
-from components.session.work.scheduler import BACKGROUND
+from components.session.work.scheduler import PAUSE, Urgency
 from intraslice import data
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.loading import SUGGESTED_MODELS, require_memory
+from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained.memory import available_bytes
@@ -146,9 +147,12 @@ class Session:
         def work() -> Iterator[Status]:
             with self.calibrations.holding(settings):
                 yield from self.calibrations.making(settings, whole=False)
-                yield BACKGROUND
-                yield from self.calibrations.making(settings)
+                yield Urgency.BACKGROUND
+                calibrated = yield from self.calibrations.making(settings)
             yield self.ready(settings)
+            # So that no visitor waits for them later.
+            axes = (PAUSE for _ in find_axes(calibrated.loaded.model, calibrated.stats))
+            self.jobs.scheduler.start("nobody", axes, Urgency.BACKGROUND)
 
         yield from self.jobs.run(visitor, "prepare", work())
 
@@ -206,7 +210,7 @@ class Session:
                     yield from self.readings.losses(settings, "intraslice", calibrated)
                 sequences = calibrated.sequences
                 if not calibrated.is_whole:
-                    yield BACKGROUND
+                    yield Urgency.BACKGROUND
         yield self.ready(settings)
 
     def _sliced(

@@ -12,6 +12,7 @@ from components.page.context import CHEAP, HEAVY, PRIVATE, Context
 from components.session import choices
 from components.session.session import Session
 from components.session.settings import Settings, Status
+from components.session.work.scheduler import Urgency
 from components.sweep import measure
 from components.sweep.charts import removed_chart, speed_chart
 from components.sweep.views import SweepChoice, SweepView
@@ -133,7 +134,7 @@ def sweep(
     """
     visitor, view = visitor_of(request), None
     work = measure.sweeping(session, settings, SweepChoice(methods, estimators, sparsities, speed))
-    for event in session.jobs.run(visitor, "sweep", work, background=True):
+    for event in session.jobs.run(visitor, "sweep", work, urgency=Urgency.BACKGROUND):
         if isinstance(event, Status):
             line = formatting.status(event)
             ended = event.kind == "ready" and view is not None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+import math
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.config import GRADIENT_GROUP, SliceConfig, Targets
-from intraslice.linalg import mirror_
+from intraslice.linalg import BLOCK, mirror_
 from intraslice.modeling.families import Block
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients
@@ -20,6 +22,8 @@ from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
 from intraslice.progress import Progress, finish
 from intraslice.registry import ESTIMATORS
+
+MOMENTS = ("residual_moment", "direction_moment", "middle_moment", "attention_moment", "mlp_moment")
 
 
 @dataclass
@@ -44,12 +48,50 @@ class LayerStats:
     mlp_fisher: Float[Tensor, " I"]  # token by token: sum over them of (a_tj dL/da_tj)^2
 
     def mirror_(self) -> None:
-        """Complete the moments, of which only what lies below the diagonal adds up while tokens pass."""
-        for moment in (
-            *(self.residual_moment, self.direction_moment, self.middle_moment),
-            *(self.attention_moment, self.mlp_moment),
-        ):
+        """Complete the moments, of which only what lies below the diagonal adds up while tokens pass.
+
+        They are then symmetric to the last bit, wherever they were multiplied: a triangle of them is all of them.
+        """
+        for moment in (getattr(self, name) for name in MOMENTS):
             mirror_(moment)
+            for start in range(0, len(moment), BLOCK):
+                block = moment[start : start + BLOCK, start : start + BLOCK]
+                block.copy_(block.tril() + block.tril(-1).T)
+
+    def packed(self) -> Iterator[tuple[str, numpy.ndarray]]:
+        """What is worth keeping, by name: of the moments the lower triangle, row by row."""
+        for name, value in vars(self).items():
+            array = value.numpy(force=True)
+            if name in MOMENTS:
+                triangle = numpy.empty(_entries(len(array)), array.dtype)
+                for end, row in enumerate(array, 1):
+                    triangle[_entries(end - 1) : _entries(end)] = row[:end]
+                array = triangle
+            yield name, array
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of `packed`."""
+        return sum(
+            (_entries(len(value)) if name in MOMENTS else value.numel()) * value.itemsize
+            for name, value in vars(self).items()
+        )
+
+    @classmethod
+    def unpacked(cls, arrays: Mapping[str, numpy.ndarray], device: torch.device) -> LayerStats:
+        """From what `packed` gave. The moments want `mirror_`."""
+        values = dict(arrays)
+        for name in MOMENTS:
+            size = (math.isqrt(8 * len(arrays[name]) + 1) - 1) // 2
+            values[name] = numpy.zeros((size, size), arrays[name].dtype)
+            for end, row in enumerate(values[name], 1):
+                row[:end] = arrays[name][_entries(end - 1) : _entries(end)]
+        return cls(**{name: torch.from_numpy(value).to(device) for name, value in values.items()})
+
+
+def _entries(rows: int) -> int:
+    """Of a triangle with so many rows."""
+    return rows * (rows + 1) // 2
 
 
 def empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStats:
@@ -89,6 +131,8 @@ class CalibrationStats:
     kv_heads: list[tuple[int, ...]]
     other_parameters: int
     bytes_per_value: int
+    # Of what each read of the residual stream sees, once found: whatever the width, their first columns are the basis.
+    residual_axes: dict[int, Float[Tensor, "hidden hidden"]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def profile(self) -> Profile:

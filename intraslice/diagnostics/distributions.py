@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,8 +28,8 @@ class Distribution:
 def histogram_edges(values: Float[Tensor, "*any"], bins: int = BINS) -> Float[Tensor, " edges"]:
     """Equal bins between the outer quantiles of the values: a few outliers would leave everything else in one bin."""
     flat = values.flatten()
-    flat = flat[:: max(1, len(flat) // SAMPLE)].double()
-    low, high = flat.quantile(torch.tensor([TAIL, 1 - TAIL], dtype=flat.dtype, device=flat.device)).tolist()
+    flat = flat[:: max(1, len(flat) // SAMPLE)].double().cpu()
+    low, high = numpy.quantile(flat.numpy(), [TAIL, 1 - TAIL]).tolist()  # torch's sorts all values: four times as long
     if not high > low:  # all alike
         low, high = low - 0.5, high + 0.5
     return torch.linspace(low, high, bins + 1, dtype=torch.float64)
@@ -50,12 +51,12 @@ class Moments:
         low, high = edges[0].item(), edges[-1].item()
         counts = values.float().clamp(low, high).histc(len(edges) - 1, low, high).double().cpu()
         self.bins = counts if self.bins is None else self.bins + counts
-        values = values.double()
         if self.count == 0:
-            self.origin = values.mean().item()
+            self.origin = values.mean(dtype=torch.float64).item()
         centred = values - self.origin
         square = centred.square()
-        self.sums += torch.stack([power.sum() for power in (centred, square, square * centred, square.square())]).cpu()
+        powers = (centred, square, square * centred, square.square())
+        self.sums += torch.stack([power.sum(dtype=torch.float64) for power in powers]).cpu()
         self.count += values.numel()
 
     def distribution(self, edges: Float[Tensor, " edges"]) -> Distribution:

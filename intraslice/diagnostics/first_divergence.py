@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from intraslice.evaluation.generation import Sampling, stream_tokens
+from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,3 @@ def first_divergence(
         return None
     differing = [tokenizer.decode([tokens[position]]) if position < len(tokens) else None for tokens in (first, second)]
     return Divergence(position, tokenizer.decode(first[:position]), *differing)
-
-
-def greedy_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 64
-) -> list[int]:
-    """The model's greedy answer as token ids, the prompt left out."""
-    return list(stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens)))

@@ -74,13 +74,12 @@ class _Tally:
     cosines: list[Tensor] = field(default_factory=list)
     squared: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of the difference, of the dense states
 
-    def add(
+    def compare(
         self,
         states: Float[Tensor, "tokens hidden"],
         dense: Float[Tensor, "tokens hidden"],
         ordinary: Bool[Tensor, " tokens"],
     ) -> None:
-        self.values.add(states[ordinary], self.edges)
         difference, norm = (states - dense).norm(dim=-1), dense.norm(dim=-1)
         self.errors.append((difference / norm.clamp_min(torch.finfo(norm.dtype).tiny)).cpu())
         self.cosines.append(nn.functional.cosine_similarity(states, dense, dim=-1).cpu())
@@ -134,7 +133,10 @@ def _comparing_(
         for name, model in {"dense": dense, **methods}.items():
             states = reference if model is dense else (yield from _states(model, window, dense))
             for key in reference:
-                tallies[(name, *key)].add(states[key], reference[key], ordinary)
+                tally = tallies[(name, *key)]
+                tally.values.add(states[key][ordinary], tally.edges)
+                if name != "dense":
+                    tally.compare(states[key], reference[key], ordinary)
                 yield
         yield ordinary.cpu()
 

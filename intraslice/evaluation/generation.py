@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from intraslice.errors import UserError
 from intraslice.modeling.logits import read_on
 
-READ = 128  # tokens of a prompt that are read at once: whoever stops waits for no more
+READ = 128  # tokens of a prompt that are read at once: whoever stops, or takes turns, waits for no more
 HALF = "\ufffd"  # what a character decodes to whose other bytes are still to come
 
 
@@ -56,13 +55,11 @@ def stream_tokens(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     sampling: Sampling | None = None,
-    stop: threading.Event | None = None,
-) -> Iterator[int]:
+) -> Iterator[int | None]:
     """The model's answer, one token id at a time, the end token last if it comes to that.
 
-    Works only while it is asked for the next token. Setting `stop` ends it at the next token, or at the next `READ`
-    tokens of the prompt. It also ends where the model's positions do. Raises UserError for a prompt that is empty or
-    leaves no position for an answer.
+    Works only while it is asked for the next token, and yields None between every `READ` tokens of the prompt. Ends
+    where the model's positions do. Raises UserError for a prompt that is empty or leaves no position for an answer.
     """
     sampling = sampling or Sampling()
     ids = prompt_tokens(tokenizer, prompt, sampling.chat)["input_ids"].to(model.device).long()
@@ -77,9 +74,9 @@ def stream_tokens(
     choose, ends = _chooser(sampling), end_tokens(model)
     unread, cache = list(ids.split(READ, dim=1)), {}
     for _ in range(min(sampling.max_new_tokens, positions - count)):
-        for piece in unread:
-            if stop is not None and stop.is_set():
-                return
+        for index, piece in enumerate(unread):
+            if index:
+                yield None
             logits, cache = read_on(model, piece, cache)
         token = choose(logits[0])
         yield token
@@ -119,11 +116,16 @@ def generate_text(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
-    stop: threading.Event | None = None,
 ) -> Iterator[str]:
-    """The model's answer as text, piece by piece; greedy at temperature 0. See `stream_tokens`."""
+    """The model's answer as text, piece by piece, with "" while a prompt is read; greedy at temperature 0.
+
+    Works only while it is asked for more. Raises UserError as `stream_tokens` does, and for numbers out of range.
+    """
     tokens, shown = [], ""
-    for token in stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens, temperature, seed), stop):
+    for token in stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens, temperature, seed)):
+        if token is None:
+            yield ""
+            continue
         tokens.append(token)
         text = answer_text(tokenizer, tokens)
         if len(text) > len(shown) and not text.endswith(HALF):

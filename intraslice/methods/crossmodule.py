@@ -42,7 +42,7 @@ from intraslice.modeling.residual import (
 from intraslice.modeling.surgery import with_parts
 from intraslice.planning.crossmodule_plan import MULTIPLE, CrossModulePlan
 from intraslice.planning.sizes import Parameters
-from intraslice.progress import Progress
+from intraslice.progress import Progress, repeating
 
 
 def plan_crossmodule(
@@ -153,7 +153,7 @@ def _exchanged(
     yield {model.model.embed_tokens: _embedding(model, centre(first_basis.T, norm).T)}
 
 
-Axes = Generator[None, None, Float[Tensor, "hidden hidden"]]  # found in steps, in float64
+Axes = Generator[None, None, Float[Tensor, "hidden hidden"]]  # found in steps
 
 
 class _SlicedStates:
@@ -188,17 +188,29 @@ class _DenseMoments:
         moments = []
         for block, layer in zip(layers, stats.layers, strict=True):
             moments += [layer.residual_moment] if block.parallel else [layer.residual_moment, layer.middle_moment]
-        self._norm, self._moments = layers[0].attention_norm, iter(moments)
+        self._norm, self._moments, self._found = layers[0].attention_norm, enumerate(moments), stats.residual_axes
 
     def first_axes(self) -> Axes:
         """Of what enters the first layer."""
-        moment = centre(next(self._moments).double(), self._norm)
-        yield
-        return principal_axes(centre(moment.T, self._norm))[1]
+        read, moment = next(self._moments)
+        if read not in self._found:
+            moment = centre(moment.double(), self._norm)
+            yield
+            self._found[read] = principal_axes(centre(moment.T, self._norm))[1].float()
+        return self._found[read]
 
     def next_axes(self, *_: object) -> Axes:
         """Of what the next modules read."""
         return self.first_axes()
+
+
+@torch.no_grad()
+def find_axes(model: PreTrainedModel, stats: CalibrationStats) -> Generator[Progress, None, None]:
+    """Find what one-shot slicing takes from `stats` whatever the width, and keep it there; yields progress by read."""
+    layers = blocks(model)
+    source, reads = _DenseMoments(layers, stats), sum(1 if block.parallel else 2 for block in layers)
+    for read in range(reads):
+        yield from repeating(Progress("axes", read, reads), source.first_axes())
 
 
 def _slice_layer(

@@ -19,6 +19,7 @@ from components.session.keys import CalibrationKey, calibration_key, is_usual
 from components.session.session import Calibrated, Session
 from components.session.settings import Settings, Status
 from components.session.work.jobs import statuses
+from components.session.work.scheduler import Urgency
 from intraslice.diagnostics.rank_agreement import compare_ranks
 from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, kept_sensitivity, measure_sensitivity
 from intraslice.planning.profile import Profile
@@ -62,7 +63,7 @@ class Verdicts:
             sensitivity = yield from statuses(measurement(calibrated), "Slicing one module alone:")
             yield self._judged(calibration_key(settings), calibrated, sensitivity)
 
-        yield from self._session.jobs.run(visitor, "sensitivity", work(), background=True)
+        yield from self._session.jobs.run(visitor, "sensitivity", work(), urgency=Urgency.BACKGROUND)
 
     def _judged(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> VerdictView:
         measured_on = f"{sensitivity.tokens:,} held-out tokens"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from components.session.settings import Status
-from components.session.work.scheduler import PAUSE, Job, Scheduler, Waiting
+from components.session.work.scheduler import PAUSE, Job, Scheduler, Urgency, Waiting
 from intraslice.errors import NumericalError, UserError
 from intraslice.progress import Progress
 
@@ -56,7 +56,7 @@ class Jobs:
         visitor: str,
         kind: str,
         work: Generator[T | Status, None, Any],
-        background: bool = False,
+        urgency: Urgency = Urgency.USUAL,
         **looking_at: object,
     ) -> Iterator[T | Status]:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
@@ -65,7 +65,7 @@ class Jobs:
         without a word; else a stopped one says so.
         """
         self.halt(visitor, kind)
-        job = self.scheduler.start(visitor, work, not background, self.hearing())
+        job = self.scheduler.start(visitor, work, urgency, self.hearing())
         entry = visitor, _Running(kind, job, looking_at)
         with self._lock:
             self._running.append(entry)

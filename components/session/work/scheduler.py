@@ -7,6 +7,8 @@ neither compete for the cores nor need locks. Knows nothing of models, and nothi
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -14,16 +16,20 @@ from collections.abc import Callable, Generator, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-TURNS = 8  # of jobs that people wait for, before one in the background has its own
+SHARE = 8  # seconds of what people wait for, to one of the background beside it
+WEIGHT = 4  # times as much of a visitor's turns goes to a job that comes first
 LONG = 0.5  # seconds of a step that others feel
 IDLE = 60.0  # seconds without a job after which the worker ends
-REMEMBERED = 10_000  # people whose last turn is known
+NICE = 10  # to whoever only wants to see a slider move
+REMEMBERED = 10_000  # people whose use is known
+LEAST = 1e-4  # seconds that a step counts, however short
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,12 @@ class Waiting:
 PAUSE = Waiting(0.0)  # a step that there is nothing to tell of
 
 
-class _Background:
-    """Yielded by a job once nobody waits for it any more."""
+class Urgency(Enum):
+    """How much somebody waits for a job. Yielded by one for which that changes."""
 
-
-BACKGROUND = _Background()
+    FIRST = "what its visitor asked for last"
+    USUAL = "what its visitor looks at"
+    BACKGROUND = "nobody waits for it"
 
 
 @dataclass(eq=False)
@@ -49,13 +56,14 @@ class Job:
 
     visitor: str
     work: Generator[Any, None, Any]
-    urgent: bool = True
+    urgency: Urgency = Urgency.USUAL
     listening: Callable[[], bool] = lambda: True
     error: BaseException | None = None
     stopped: bool = False
     ended: bool = False
     _due: float = 0.0
-    _served: int = 0
+    _used: float = 0.0  # seconds, by weight
+    _last: float = LONG  # seconds of its last step
     _events: list[Any] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _wake: Callable[[], None] = lambda: None
@@ -116,14 +124,19 @@ class _Shared:
 
 
 class Scheduler:
-    """Everybody's jobs. Without a worker, whoever listens to a job runs the steps until it tells something."""
+    """Everybody's jobs. Without a worker, whoever listens to a job runs the steps until it tells something.
 
-    def __init__(self, worker: bool = True) -> None:
+    Turns are fair by the seconds that steps take, first among visitors, then among a visitor's own jobs.
+    """
+
+    def __init__(self, worker: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._jobs: list[Job] = []
         self._shared: dict[Hashable, _Shared] = {}
         self._held: Counter[Hashable] = Counter()
-        self._served: OrderedDict[str, int] = OrderedDict()  # the last turn of each visitor
-        self._turn = self._urgent_turns = 0
+        self._used: OrderedDict[str, float] = OrderedDict()  # seconds of each visitor
+        self._level = 0.0  # what the visitor had used whose turn was the last: nobody begins with less
+        self._owed = 0.0  # seconds to the background
         self._changed = threading.Condition()
         self._worker = threading.Thread() if worker else None
 
@@ -131,13 +144,18 @@ class Scheduler:
         self,
         visitor: str,
         work: Generator[Any, None, Any],
-        urgent: bool = True,
+        urgency: Urgency = Urgency.USUAL,
         listening: Callable[[], bool] = lambda: True,
     ) -> Job:
-        """Take on a job of a visitor. One that is not urgent runs in the background of those that are."""
+        """Take on a job of a visitor."""
         pump = self.step if self._worker is None else None
-        job = Job(visitor, work, urgent, listening, _wake=self._notify, _pump=pump)
+        job = Job(visitor, work, urgency, listening, _wake=self._notify, _pump=pump)
         with self._changed:
+            job._used = min((other._used for other in self._jobs if other.visitor == visitor), default=0.0)
+            self._used[visitor] = max(self._used.get(visitor, 0.0), self._level)
+            self._used.move_to_end(visitor)
+            if len(self._used) > REMEMBERED:
+                self._used.popitem(last=False)
             self._jobs.append(job)
             if self._worker is not None and not self._worker.is_alive():
                 self._worker = threading.Thread(target=self._run, name="jobs", daemon=True)
@@ -193,14 +211,14 @@ class Scheduler:
     def step(self) -> bool:
         """Run one step of the job whose turn it is; returns whether there was one."""
         with self._changed:
-            job = self._next(time.monotonic())
+            job = self._next(self._clock())
         if job is None:
             return False
         if job.stopped or not job.listening():
             job.stopped = True
             self._close(job)
             return True
-        start = time.monotonic()
+        start = self._clock()
         try:
             event = next(job.work)
         except StopIteration:
@@ -209,33 +227,42 @@ class Scheduler:
             self._close(job, error)
         else:
             if isinstance(event, Waiting):
-                job._due = time.monotonic() + event.seconds
-            elif event is BACKGROUND:
-                job.urgent = False
+                job._due = self._clock() + event.seconds
+            elif isinstance(event, Urgency):
+                job.urgency = event
             else:
                 job._tell(event)
-        if (spent := time.monotonic() - start) > LONG:
-            log.info("a step of %s took %.2f s", job.work.__qualname__, spent)
+        self._count(job, self._clock() - start)
         return True
 
     def _next(self, now: float) -> Job | None:
-        """Whose turn it is: what is to be ended, else by urgency, visitor, and the visitor's own jobs in turn."""
+        """Whose turn it is: what is to be ended, else by urgency, and who has used least, visitors before jobs."""
         if ending := next((job for job in self._jobs if job.stopped), None):
             return ending
         due = [job for job in self._jobs if job._due <= now]
-        urgent = [job for job in due if job.urgent]
-        background = [job for job in due if not job.urgent]
-        chosen = background if not urgent or (background and self._urgent_turns >= TURNS) else urgent
-        if not chosen:
-            return None
-        job = min(chosen, key=lambda job: (self._served.get(job.visitor, 0), job._served))
-        self._turn += 1
-        self._urgent_turns = self._urgent_turns + 1 if job.urgent else 0
-        self._served[job.visitor] = job._served = self._turn
-        self._served.move_to_end(job.visitor)
-        if len(self._served) > REMEMBERED:
-            self._served.popitem(last=False)
-        return job
+        waited_for = [job for job in due if job.urgency is not Urgency.BACKGROUND]
+        background = [job for job in due if job.urgency is Urgency.BACKGROUND]
+        turn = min(background, key=self._has_used, default=None)
+        if waited_for and (turn is None or self._owed < min(turn._last, LONG)):
+            turn = min(waited_for, key=self._has_used)
+        if turn is not None:
+            self._level = max(self._level, self._has_used(turn)[0])
+        return turn
+
+    def _has_used(self, job: Job) -> tuple[float, float]:
+        return self._used.get(job.visitor, self._level), job._used
+
+    def _count(self, job: Job, seconds: float) -> None:
+        """Note what a step took."""
+        if seconds > LONG:
+            log.info("a step of %s took %.2f s", job.work.__qualname__, seconds)
+        job._last = seconds = max(seconds, LEAST)
+        job._used += seconds / WEIGHT if job.urgency is Urgency.FIRST else seconds
+        self._used[job.visitor] = self._used.get(job.visitor, self._level) + seconds
+        if job.urgency is Urgency.BACKGROUND:
+            self._owed = max(0.0, self._owed - seconds)
+        else:
+            self._owed = min(self._owed + seconds / SHARE, LONG)
 
     def _close(self, job: Job, error: BaseException | None = None) -> None:
         with self._changed:
@@ -247,6 +274,8 @@ class Scheduler:
             self._changed.notify_all()
 
     def _run(self) -> None:
+        if sys.platform == "linux":  # where a thread has a niceness of its own, which those that it starts share
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while True:
             if self.step():
                 continue

@@ -10,10 +10,9 @@ from conftest import losses_at_once
 from torch.testing import assert_close
 
 from intraslice.config import SliceConfig
-from intraslice.diagnostics.first_divergence import Divergence, first_divergence, greedy_tokens
+from intraslice.diagnostics.first_divergence import Divergence, first_divergence
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.errors import UserError
-from intraslice.evaluation.generation import generate_text
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
@@ -110,11 +109,3 @@ def test_answers_part_at_the_first_token_that_differs(tiny_case):
     assert first_divergence(tokenizer, ids("w7 w8"), ids("w7 w8 w9")) == Divergence(2, "w7 w8", None, "w9")
     assert first_divergence(tokenizer, ids("w7"), ids("w8")) == Divergence(0, "", "w7", "w8")
     assert first_divergence(tokenizer, [], []) is None
-
-
-def test_greedy_tokens_are_what_is_streamed(tiny_case):
-    loaded = tiny_case("llama-gqa").loaded
-    tokens = greedy_tokens(loaded.model, loaded.tokenizer, "w7 w8", 6)
-    streamed = "".join(generate_text(loaded.model, loaded.tokenizer, "w7 w8", 6))
-    assert 1 <= len(tokens) <= 6
-    assert loaded.tokenizer.decode(tokens, skip_special_tokens=True).split() == streamed.split()

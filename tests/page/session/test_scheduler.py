@@ -5,18 +5,34 @@ import time
 
 import pytest
 
-from components.session.work.scheduler import BACKGROUND, TURNS, Scheduler, Waiting, aside
+from components.session.work.scheduler import LONG, SHARE, WEIGHT, Scheduler, Urgency, Waiting, aside
+
+
+class Clock:
+    """Stands still but while a step says that it takes its time."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 @pytest.fixture
-def scheduler():
-    return Scheduler(worker=False)
+def clock():
+    return Clock()
 
 
-def counting(log, name, steps):
+@pytest.fixture
+def scheduler(clock):
+    return Scheduler(worker=False, clock=clock)
+
+
+def counting(log, name, steps, clock=None, seconds=0.0):
     """Writes its name to the log at every step."""
     for step in range(steps):
         log.append(name)
+        if clock:
+            clock.now += seconds
         yield step
     return steps
 
@@ -67,14 +83,63 @@ def test_a_visitors_own_jobs_take_turns(scheduler):
     assert log == ["first", "second"] * 3
 
 
-def test_what_people_wait_for_comes_first_and_the_background_does_not_starve(scheduler):
+def test_turns_are_fair_by_the_seconds_that_steps_take(scheduler, clock):
     log = []
-    scheduler.start("a", counting(log, "background", 5), urgent=False)
-    scheduler.start("b", counting(log, "urgent", 4 * TURNS))
-    run(scheduler)
-    assert log[:TURNS] == ["urgent"] * TURNS
-    assert log[: 4 * TURNS + 3].count("background") == 3
-    assert log.count("background") == 5
+    scheduler.start("slow", counting(log, "slow", 10, clock, 0.4))
+    scheduler.start("quick", counting(log, "quick", 40, clock, 0.1))
+    for _ in range(25):
+        scheduler.step()
+    assert log.count("slow") == pytest.approx(5, abs=1)
+    assert log.count("quick") == pytest.approx(20, abs=1)
+
+
+def test_who_comes_late_has_as_much_as_who_was_there(scheduler, clock):
+    """Neither what was used before, nor that somebody was not there to use it, gives anybody the next minutes."""
+    log = []
+    scheduler.start("early", counting(log, "early", 200, clock, 0.1))
+    for _ in range(100):
+        scheduler.step()
+    scheduler.start("late", counting(log, "late", 100, clock, 0.1))
+    for _ in range(20):
+        scheduler.step()
+    assert log[100:].count("early") == pytest.approx(10, abs=1)
+
+
+def test_short_jobs_one_after_the_other_are_counted_together(scheduler, clock):
+    log = []
+    scheduler.start("patient", counting(log, "patient", 1000, clock, 0.1))
+    for _ in range(30):
+        job = scheduler.start("restless", counting(log, "restless", 1, clock, 0.5))
+        while not job.ended:
+            scheduler.step()
+    assert log.count("patient") >= 5 * 25
+
+
+def test_what_a_visitor_asked_for_last_has_most_of_their_turns_and_no_one_elses(scheduler, clock):
+    log = []
+    scheduler.start("a", counting(log, "other", 100, clock, 0.1))
+    scheduler.start("a", counting(log, "first", 100, clock, 0.1), Urgency.FIRST)
+    scheduler.start("b", counting(log, "b", 100, clock, 0.1))
+    for _ in range(100):
+        scheduler.step()
+    assert log.count("b") == pytest.approx(50, abs=1)
+    assert log.count("first") == pytest.approx(50 * WEIGHT / (WEIGHT + 1), abs=2)
+    assert log.count("other") >= 8
+
+
+@pytest.mark.parametrize("step", [0.01, 0.4, 1.2])
+def test_what_people_wait_for_comes_first_and_the_background_does_not_starve(scheduler, clock, step):
+    log = []
+    scheduler.start("a", counting(log, "background", 1000, clock, step), Urgency.BACKGROUND)
+    scheduler.step()
+    clock.now = 0.0
+    scheduler.start("b", counting(log, "waited for", 1000, clock, 0.1))
+    while clock.now < 40:
+        scheduler.step()
+    waited = 0.1 * log.count("waited for")
+    assert waited >= 40 * SHARE / (SHARE + max(1.0, step / LONG)) - 2 * step
+    assert log.count("background") >= 2
+    assert log[1] == "waited for"
 
 
 def test_a_job_that_goes_to_the_background_gives_way(scheduler):
@@ -82,7 +147,7 @@ def test_a_job_that_goes_to_the_background_gives_way(scheduler):
 
     def work():
         yield from counting(log, "before", 2)
-        yield BACKGROUND
+        yield Urgency.BACKGROUND
         yield from counting(log, "after", 2)
 
     job = scheduler.start("a", work())
@@ -133,7 +198,7 @@ def test_a_stopped_job_ends_at_its_next_step_before_anything_else(scheduler):
         finally:
             ended.append(True)
 
-    job = scheduler.start("a", work(), urgent=False)
+    job = scheduler.start("a", work(), Urgency.BACKGROUND)
     scheduler.step()
     scheduler.start("b", counting(log, "b", 5))
     job.stop()
@@ -175,7 +240,7 @@ def test_who_stops_listening_stops_the_job():
     assert len(log) == before
 
 
-def test_a_job_that_waits_lets_others_work(scheduler):
+def test_a_job_that_waits_lets_others_work(scheduler, clock):
     log = []
 
     def slow():
@@ -187,7 +252,7 @@ def test_a_job_that_waits_lets_others_work(scheduler):
     scheduler.start("b", counting(log, "b", 3))
     run(scheduler)
     assert log == ["b"] * 3
-    time.sleep(0.06)
+    clock.now += 0.06
     run(scheduler)
     assert log[-1] == "slow"
     assert events(job) == ["done"]

@@ -3,7 +3,7 @@
 import pytest
 from test_scheduler import counting, events, run
 
-from components.session.work.scheduler import Scheduler
+from components.session.work.scheduler import Scheduler, Urgency
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def test_shared_work_is_as_urgent_as_the_one_who_waits_for_it(scheduler):
     def taking():
         yield from scheduler.share("model", lambda: counting(log, "made", 4))
 
-    scheduler.start("a", taking(), urgent=False)
+    scheduler.start("a", taking(), Urgency.BACKGROUND)
     scheduler.start("b", taking())
-    scheduler.start("c", counting(log, "other", 20), urgent=False)
+    scheduler.start("c", counting(log, "other", 20), Urgency.BACKGROUND)
     run(scheduler)
     assert log[:4] == ["made"] * 4
 
