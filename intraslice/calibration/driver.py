@@ -7,19 +7,19 @@ the model's fingerprint, the tokens and this file's version, so other weights or
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.cache import cache_path, keep
+from intraslice.cache import cache_path, keep, mark_used
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.layerwise import LossGradient, calibrate_layerwise, final_gradient
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
@@ -41,7 +41,7 @@ from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.offload import is_offloaded, resident
 from intraslice.progress import Progress
 
-FORMAT = "5"
+FORMAT = "6"
 TOKENS_A_BATCH = 512  # what the backward pass needs of all layers at once is most of the memory
 LOSS_TOKENS = 128  # whose logits exist at a time
 SEED = 0  # of the targets that the model draws
@@ -249,29 +249,33 @@ def _output_energies(block: Block) -> Float[Tensor, "heads dim"]:
 
 
 def _cache_path(loaded: LoadedModel, tokens: Tensor, targets: Targets) -> Path:
-    return cache_path("calibration", ".safetensors", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens, targets)
+    return cache_path("calibration", ".npz", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens, targets)
 
 
 def _load(path: Path, layers: int, device: torch.device) -> list[LayerStats] | None:
     """Kept stats, or None when there are none or the file is damaged (it is then made anew)."""
-    if not path.is_file():
-        return None
     try:
-        with safe_open(path, framework="pt") as file:
-            return [
-                LayerStats(
-                    **{name: file.get_tensor(f"{index}.{name}").to(device) for name in LayerStats.__dataclass_fields__}
-                )
+        with numpy.load(path) as arrays:
+            names = LayerStats.__dataclass_fields__
+            stats = [
+                LayerStats.unpacked({name: arrays[f"{index}.{name}"] for name in names}, device)
                 for index in range(layers)
             ]
-    except SafetensorError:
-        path.unlink(missing_ok=True)
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
+    mark_used(path)
+    return stats
 
 
 def _save(path: Path, stats: list[LayerStats]) -> None:
-    tensors = {
-        f"{index}.{name}": value.cpu() for index, layer in enumerate(stats) for name, value in vars(layer).items()
-    }
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    keep(path, lambda draft: save_file(tensors, draft), f"the calibration ({size / 1e6:.0f} MB)")
+    size = sum(layer.packed_bytes + 512 * len(vars(layer)) for layer in stats)  # with what says what it is
+    keep(path, lambda draft: _write(draft, stats), f"the calibration ({size / 1e6:.0f} MB)", size)
+
+
+def _write(draft: Path, stats: list[LayerStats]) -> None:
+    """As `numpy.savez` does, which would want a copy of all moments at once."""
+    with zipfile.ZipFile(draft, "w") as archive:
+        for index, layer in enumerate(stats):
+            for name, array in layer.packed():
+                with archive.open(f"{index}.{name}.npy", "w", force_zip64=True) as file:
+                    numpy.lib.format.write_array(file, array, allow_pickle=False)

@@ -7,10 +7,10 @@ forward; `resident` fetches those of one module once, for whoever works with the
 from __future__ import annotations
 
 import atexit
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,7 +20,7 @@ from accelerate.utils import OffloadedWeightsLoader, offload_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from intraslice.cache import cache_folder
+from intraslice.cache import cache_folder, draft_folder
 from intraslice.modeling.families import canonicalise_layer_
 
 Placement = Literal["auto", "disk"]  # what fits stays in memory, or no layer does
@@ -130,12 +130,16 @@ def offload_like_(module: nn.Module, dense: nn.Module) -> None:
 
 
 def _scratch_folder() -> Path:
-    """A folder in the cache that is gone when the process ends in order."""
-    parent = cache_folder() / "offload"
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=parent))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    """A folder in the cache that is gone when the process ends, or with the next one where it was killed."""
+    return Path(tempfile.mkdtemp(dir=_scratch(cache_folder())))
+
+
+@cache
+def _scratch(_: Path) -> Path:
+    """Where this process keeps what it puts on the disk, one place a cache folder."""
+    drafts = ExitStack()
+    atexit.register(drafts.close)
+    return drafts.enter_context(draft_folder(needed=True))
 
 
 def canonicalise_offloaded_(model: PreTrainedModel, places: dict[str, str], device: str) -> None:

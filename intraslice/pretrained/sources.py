@@ -5,8 +5,9 @@ Every way ends in a folder on this disk (or a GGUF file in one), which reader.py
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
-from intraslice.cache import cache_folder
+from intraslice.cache import cache_folder, draft_folder, kept_record, sweep_drafts
 from intraslice.errors import UserError
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.reader import (
@@ -26,6 +27,7 @@ from intraslice.pretrained.reader import (
     quiet_transformers,
     read_config,
     read_weights,
+    tensor_shapes,
     weight_files,
 )
 from intraslice.pretrained.wheels import SMOLLM2, fetch
@@ -46,6 +48,10 @@ SUGGESTED_MODELS: dict[str, str] = {
     "microsoft/Phi-3.5-mini-instruct": "MIT",
 }
 
+CONVERTED_BYTES = 545_000_000  # in float32, and the tokenizer
+RECORD = "whole.json"  # what a converted folder's files were when it was made
+SMALL = 2**24  # bytes of a file whose every value is looked at whenever it is used
+
 _WANTED_FILES = ["model*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
 _WAYS = f"a Hub id such as {DEFAULT_HUB_ID}, a folder in transformers format, a .gguf file, or {DEFAULT!r}"
 
@@ -56,8 +62,9 @@ def find_weights(name: str) -> Weights | None:
     Raises:
         UserError: `name` is none of the things that can be loaded.
     """
+    sweep_drafts()
     if name == DEFAULT:
-        return _cached_snapshot(DEFAULT_HUB_ID, SUGGESTED_MODELS[DEFAULT]) or _converted_default()
+        return _cached_default() or _converted_default()
     path = Path(name).expanduser()
     if name and path.is_dir():
         return Weights(path, f"the folder {name}")
@@ -122,6 +129,19 @@ def _cached_snapshot(hub_id: str, licence: str | None) -> Weights | None:
     return _snapshot(hub_id, folder, licence) if complete else None
 
 
+def _cached_default() -> Weights | None:
+    weights = _cached_snapshot(DEFAULT_HUB_ID, SUGGESTED_MODELS[DEFAULT])
+    return weights if weights and _is_readable(weights) else None
+
+
+def _is_readable(weights: Weights) -> bool:
+    """Whether the files are as long as their headers say. Where those of the default are not, its wheel serves."""
+    try:
+        return bool(tensor_shapes(weights))
+    except UserError:
+        return False
+
+
 def _download(hub_id: str, licence: str | None) -> Weights:
     try:
         # The small file first: a model that cannot be sliced is refused before gigabytes arrive.
@@ -134,16 +154,15 @@ def _download(hub_id: str, licence: str | None) -> Weights:
     except RepositoryNotFoundError as error:
         raise UserError(f"the Hub has no model {hub_id!r} (or it is private); wanted {_WAYS}") from error
     except OSError as error:
-        raise UserError(
-            f"could not download {hub_id} ({first_line(error)}); try again, or name a local folder"
-        ) from error
+        raise UserError(f"could not download {hub_id} ({_reason(error)}); try again, or name a local folder") from error
 
 
 def _download_default() -> Weights | None:
     if not hub_answers():
         return None
     try:
-        return _download(DEFAULT_HUB_ID, SUGGESTED_MODELS[DEFAULT])
+        weights = _download(DEFAULT_HUB_ID, SUGGESTED_MODELS[DEFAULT])
+        return weights if _is_readable(weights) else None
     except UserError:  # the wheel still can serve
         return None
 
@@ -155,28 +174,51 @@ def _converted_folder() -> Path:
 def _converted_default() -> Weights | None:
     origin = f"dequantised from a Q4_1 GGUF ({SMOLLM2.package} {SMOLLM2.version}, {SMOLLM2.licence})"
     folder = _converted_folder()
-    return Weights(folder, f"SmolLM2-135M-Instruct, {origin}") if folder.exists() else None
+    return Weights(folder, f"SmolLM2-135M-Instruct, {origin}") if _is_whole(folder) else None
 
 
 def _convert_default(report: Callable[[Progress], None]) -> Weights:
-    """Dequantise the wheel's GGUF into safetensors in the cache, once."""
+    """Dequantise the wheel's GGUF into safetensors in the cache, once, and again where they were damaged."""
     gguf = fetch(SMOLLM2)
     folder = _converted_folder()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / ".lock"):
-            if not folder.exists():
+            if not _is_whole(folder):
                 report(Progress("convert weights", 0, 1))
-                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
+                with draft_folder(CONVERTED_BYTES, needed=True) as scratch:
+                    draft = scratch / "model"
                     model, tokenizer = read_weights(Weights(gguf.parent, "", gguf.name), torch.float32)
                     with quiet_transformers():
-                        model.save_pretrained(Path(scratch) / "model")
-                        tokenizer.save_pretrained(Path(scratch) / "model")
-                    os.replace(Path(scratch) / "model", folder)
+                        model.save_pretrained(draft)
+                        tokenizer.save_pretrained(draft)
+                    (draft / RECORD).write_text(json.dumps({file.name: _signature(file) for file in draft.iterdir()}))
+                    if folder.exists():
+                        os.replace(folder, scratch / "damaged")
+                    os.replace(draft, folder)
                 report(Progress("convert weights", 1, 1))
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot write the converted weights (540 MB) to {folder.parent} ({first_line(error)}); "
+            f"cannot write the converted weights (540 MB) to the cache folder ({_reason(error)}); "
             "free some space there, or set INTRASLICE_CACHE to a folder that can be written"
         ) from error
     return _converted_default()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file of a converted model is as it was written: by its size, and if it is small by its content."""
+    record = kept_record(folder / RECORD)
+    try:
+        return bool(record) and all(_signature(folder / name) == signature for name, signature in record.items())
+    except OSError:
+        return False
+
+
+def _signature(file: Path) -> list:
+    size = file.stat().st_size
+    return [size, hashlib.sha256(file.read_bytes()).hexdigest() if size <= SMALL else None]
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the path that the system adds."""
+    return getattr(error, "strerror", None) or first_line(error)

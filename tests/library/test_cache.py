@@ -14,21 +14,25 @@ from intraslice.cache import cache_path, keep, keep_record, kept_record
 def test_every_part_tells_paths_apart(own_cache):
     tokens = torch.arange(6)
     paths = [
-        cache_path("kind", ".json", "a", tokens),
-        cache_path("kind", ".json", "b", tokens),
-        cache_path("kind", ".json", "a", tokens.view(2, 3)),
-        cache_path("kind", ".json", "a", tokens.int()),
-        cache_path("kind", ".json", "a", tokens + 1),
-        cache_path("kind", ".json", "a", tokens, ""),
-        cache_path("other", ".json", "a", tokens),
+        cache_path("sweep", ".json", "a", tokens),
+        cache_path("sweep", ".json", "b", tokens),
+        cache_path("sweep", ".json", "a", tokens.view(2, 3)),
+        cache_path("sweep", ".json", "a", tokens.int()),
+        cache_path("sweep", ".json", "a", tokens + 1),
+        cache_path("sweep", ".json", "a", tokens, ""),
+        cache_path("losses", ".json", "a", tokens),
     ]
     assert len(set(paths)) == len(paths)
-    assert paths[0] == cache_path("kind", ".json", "a", torch.arange(6))
-    assert paths[0].parent == own_cache / "kind"
+    assert paths[0] == cache_path("sweep", ".json", "a", torch.arange(6))
+    assert paths[0].parent == own_cache / "sweep"
 
 
-def test_a_record_comes_back(tmp_path: Path):
-    path = tmp_path / "new" / "record.json"
+@pytest.fixture
+def path(own_cache) -> Path:
+    return cache_path("sweep", ".json", "it")
+
+
+def test_a_record_comes_back(path):
     assert kept_record(path) == {}
     keep_record(path, {"a": [1, 2.5]}, "it")
     assert kept_record(path) == {"a": [1, 2.5]}
@@ -36,28 +40,44 @@ def test_a_record_comes_back(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damaged", ["", '{"a": ', "[1]", "\xff"])
-def test_a_damaged_record_counts_as_none(tmp_path: Path, damaged: str):
-    path = tmp_path / "record.json"
+def test_a_damaged_record_counts_as_none(path, damaged):
+    path.parent.mkdir(parents=True)
     path.write_text(damaged, encoding="latin-1")
     assert kept_record(path) == {}
 
 
-def test_an_interrupted_write_leaves_the_old_record(tmp_path: Path):
-    path = tmp_path / "record.json"
+def test_an_interrupted_write_leaves_the_old_record_and_nothing_else(own_cache, path):
     keep_record(path, {"a": 1}, "it")
+    before = {file for file in own_cache.rglob("*") if file.name != "drafts"}
 
-    def killed(draft: Path) -> None:
+    def interrupted(draft: Path) -> None:
         draft.write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        keep(path, killed, "it")
+        keep(path, interrupted, "it")
     assert kept_record(path) == {"a": 1}
+    assert {file for file in own_cache.rglob("*") if file.name != "drafts"} == before
 
 
-def test_what_cannot_be_kept_is_a_warning(tmp_path: Path, caplog):
-    (tmp_path / "file").write_text("in the way")
+@pytest.mark.parametrize("size", [0, 8])
+def test_what_cannot_be_kept_is_one_warning(own_cache, size, caplog):
+    own_cache.write_text("in the way")
     with caplog.at_level(logging.WARNING):
-        keep_record(tmp_path / "file" / "record.json", {}, "the result")
-    assert "cannot keep the result" in caplog.text
-    assert "INTRASLICE_CACHE" in caplog.text
+        for number in range(3):
+            keep(cache_path("sweep", ".json", number), lambda draft: draft.write_bytes(b"12345678"), "the result", size)
+    (record,) = caplog.records
+    assert "cannot keep the result" in record.message
+    assert "INTRASLICE_CACHE" in record.message
+    assert own_cache.read_text() == "in the way"
+
+
+def test_a_home_that_cannot_be_written_does_not_matter_where_the_cache_can(path, monkeypatch, caplog):
+    for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR"):
+        monkeypatch.setenv(name, "/dev/null")
+    keep_record(path, {"a": 1}, "it")
+    assert kept_record(path) == {"a": 1}
+    assert not caplog.records
+    monkeypatch.delenv("INTRASLICE_CACHE")
+    keep_record(cache_path("sweep", ".json", "it"), {"a": 1}, "it")
+    assert len(caplog.records) == 1

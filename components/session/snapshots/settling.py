@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from components.session.snapshots import plan as snapshot
-from intraslice.cache import cache_path, keep
+from intraslice.cache import cache_path, keep, mark_used
 from intraslice.loading import LoadedModel
 from intraslice.planning.profile import Profile
 
@@ -25,6 +25,7 @@ def kept_profiles(loaded: LoadedModel, tokens: Tensor) -> list[tuple[int, Profil
     for path in _folder(loaded, tokens).glob("*.npz"):
         try:
             profiles[int(path.stem)] = snapshot.load(path)[0]
+            mark_used(path)
         except (OSError, ValueError, KeyError):
             path.unlink(missing_ok=True)
     return sorted(profiles.items())

