@@ -1,4 +1,4 @@
-"""Tiny models of every family, made from configs without any download, and the real default model, loaded once."""
+"""Tiny models of every family, calibrated without any download, and the real default model, loaded once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from tiny_models import FAMILIES, VOCABULARY, ModelFactory, llama_gqa, llama_mha, phi, phi3
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from intraslice.calibration.driver import CalibrationStats, calibrate
 from intraslice.errors import UserError
@@ -34,115 +26,9 @@ from intraslice.loading import LoadedModel, fingerprint, load_model
 from intraslice.modeling.families import canonicalise
 from intraslice.progress import finish
 
-pytest_plugins = ["browsing", "forked", "tiny_page"]
+pytest_plugins = ["browsing", "forked", "opened", "tiny_page"]
 
-VOCABULARY = 256
 WORDS = [f"word{index}" for index in range(100)]
-_SHARED = {
-    "vocab_size": VOCABULARY,
-    "num_hidden_layers": 3,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "attn_implementation": "sdpa",
-}
-
-ModelFactory = Callable[[], PreTrainedModel]
-
-
-def _randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Weights and biases large enough for logits, norms and softmaxes to be far from trivial."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-        parameter.data.normal_(centre, 0.1, generator=generator)
-    return model.eval().requires_grad_(False)
-
-
-def _make_llama_mha() -> PreTrainedModel:
-    config = LlamaConfig(hidden_size=56, intermediate_size=100, num_attention_heads=7, **_SHARED)
-    return _randomised(LlamaForCausalLM(config), 1)
-
-
-def _make_llama_gqa() -> PreTrainedModel:
-    # Heads times head dim (72) is not the hidden size (54).
-    config = LlamaConfig(
-        hidden_size=54,
-        intermediate_size=132,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=8,
-        tie_word_embeddings=True,
-        **_SHARED,
-    )
-    return _randomised(LlamaForCausalLM(config), 2)
-
-
-def _make_phi3() -> PreTrainedModel:
-    config = Phi3Config(
-        hidden_size=48,
-        intermediate_size=108,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        sliding_window=None,
-        **_SHARED,
-    )
-    return _randomised(Phi3ForCausalLM(config), 3)
-
-
-def _make_phi() -> PreTrainedModel:
-    # Half of each head is rotated; every linear map, and the head, has a bias.
-    config = PhiConfig(
-        hidden_size=48, intermediate_size=116, num_attention_heads=3, partial_rotary_factor=0.5, **_SHARED
-    )
-    return _randomised(PhiForCausalLM(config), 4)
-
-
-def _make_llama_biased() -> PreTrainedModel:
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=112,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        attention_bias=True,
-        mlp_bias=True,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 1e4,
-            "factor": 4.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 128,
-        },
-        **_SHARED,
-    )
-    return _randomised(LlamaForCausalLM(config), 5)
-
-
-def _make_phi3_windowed() -> PreTrainedModel:
-    # A token sees the seven before it; the last quarter of each head is not rotated.
-    config = Phi3Config(
-        hidden_size=64,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        sliding_window=8,
-        partial_rotary_factor=0.75,
-        tie_word_embeddings=True,
-        **_SHARED,
-    )
-    return _randomised(Phi3ForCausalLM(config), 6)
-
-
-FAMILIES: dict[str, ModelFactory] = {
-    "llama-mha": _make_llama_mha,
-    "llama-gqa": _make_llama_gqa,
-    "llama-biased": _make_llama_biased,
-    "phi3": _make_phi3,
-    "phi3-windowed": _make_phi3_windowed,
-    "phi": _make_phi,
-}
 
 
 def _word_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
@@ -206,25 +92,25 @@ def family_case(request: pytest.FixtureRequest, tiny_case: Callable[[str], TinyC
 @pytest.fixture(scope="session")
 def tiny_llama_mha() -> ModelFactory:
     """7 heads of dim 8, hidden size 56, untied."""
-    return _make_llama_mha
+    return llama_mha
 
 
 @pytest.fixture(scope="session")
 def tiny_llama_gqa() -> ModelFactory:
     """9 query heads on 3 key/value heads of dim 8, hidden size 54, tied embeddings."""
-    return _make_llama_gqa
+    return llama_gqa
 
 
 @pytest.fixture(scope="session")
 def tiny_phi3() -> ModelFactory:
     """6 query heads on 2 key/value heads of dim 8, fused projections."""
-    return _make_phi3
+    return phi3
 
 
 @pytest.fixture(scope="session")
 def tiny_phi() -> ModelFactory:
     """3 heads of dim 16, 8 channels rotated, parallel attention and MLP with biases."""
-    return _make_phi
+    return phi
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,11 @@ from types import ModuleType
 import gradio as gr
 import pytest
 import torch
-from conftest import _SHARED, _randomised
 from test_house import LIBRARY, MOST_FILES, MOST_LINES, MOST_PARAMETERS, PAGE, arrows_up, strangers
+from tiny_models import SHARED, randomised
 from tiny_page import SOMEBODY
 from torch.testing import assert_close
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel, SeedOssConfig, SeedOssForCausalLM
 
 import app
 import intraslice as sl
@@ -231,24 +231,24 @@ def test_the_page_offers_and_shows_both(energy, random_heads, own_session, tiny)
 
 
 @pytest.fixture
-def mistral() -> Iterator[PreTrainedModel]:
-    """A tiny model of transformers' own class whose tokens see the seven before them; the family is registered."""
+def seed_oss() -> Iterator[PreTrainedModel]:
+    """A tiny model of transformers' own class, whose family is not among ours until the example registers it."""
     sizes = {"hidden_size": 48, "intermediate_size": 108, "num_attention_heads": 6, "num_key_value_heads": 2}
-    model = _randomised(MistralForCausalLM(MistralConfig(sliding_window=8, **sizes, **_SHARED)), 7)
-    with pytest.raises(sl.UserError, match="'mistral' cannot be sliced"):
+    model = randomised(SeedOssForCausalLM(SeedOssConfig(head_dim=8, **sizes, **SHARED)), 7)
+    with pytest.raises(sl.UserError, match="'seed_oss' cannot be sliced"):
         canonicalise(model)
     run(FAMILY)
     yield model
-    del FAMILIES["mistral"]
+    del FAMILIES["seed_oss"]
 
 
-def test_the_family_is_exact_at_full_rank_and_sliced_as_planned(mistral, as_loaded, own_cache, tmp_path):
+def test_the_family_is_exact_at_full_rank_and_sliced_as_planned(seed_oss, as_loaded, own_cache, tmp_path):
     tokens = torch.randint(3, 256, (8, 32), generator=torch.Generator().manual_seed(7))
     mask = torch.ones_like(tokens)
     mask[1, :11] = 0
     with torch.no_grad():
-        expected = mistral(tokens).logits, mistral(tokens, attention_mask=mask).logits[mask.bool()]
-        loaded = as_loaded(mistral)
+        expected = seed_oss(tokens).logits, seed_oss(tokens, attention_mask=mask).logits[mask.bool()]
+        loaded = as_loaded(seed_oss)
         assert_close(loaded.model(tokens).logits, expected[0], atol=1e-5, rtol=0)
         padded = loaded.model(tokens, attention_mask=mask).logits[mask.bool()]
         assert_close(padded, expected[1], atol=1e-5, rtol=0)

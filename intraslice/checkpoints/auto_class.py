@@ -1,33 +1,180 @@
-"""Copied into every checkpoint as `modeling_intraslice.py`, so that transformers' Auto classes can open it.
+"""Sliced models as models of transformers' own: what its Auto classes open, build, save and push.
 
-`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` runs it; it needs this library installed.
+Importing this registers the model type; the families' own classes are imported once one of theirs is opened.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import snapshot_download
-from transformers import PreTrainedConfig, PreTrainedModel
+from safetensors import safe_open
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import cached_file
+
+from intraslice.checkpoints.shapes import Shape, fill_buffers_, shape_layers_, shape_of, with_biases
+from intraslice.errors import UserError
+from intraslice.modeling.families import family_of
+
+RECORD = "intraslice.json"
+WEIGHTS = "model.safetensors"
+REMOTE_CODE = "modeling_intraslice.py"
+AUTO_MAP = {
+    "AutoConfig": "modeling_intraslice.IntraSliceConfig",
+    "AutoModelForCausalLM": "modeling_intraslice.IntraSliceForCausalLM",
+}
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+UNSAID = ("_name_or_path", "dtype")  # of the dense configuration: a place on this machine, and what the weights tell
 
 
 class IntraSliceConfig(PreTrainedConfig):
-    """Says only that the folder is a sliced checkpoint; sizes are in its intraslice.json."""
+    """The configuration of the dense model, the shape of every layer, and how the model was made."""
 
     model_type = "intraslice"
 
-
-class IntraSliceForCausalLM(PreTrainedModel):
-    """Opens a checkpoint as the transformers model it is, with narrower layers."""
-
-    config_class = IntraSliceConfig
+    def __init__(
+        self,
+        dense: dict[str, Any] | None = None,
+        layers: list[Shape] | None = None,
+        made: dict[str, Any] | None = None,
+        **rest: Any,
+    ) -> None:
+        self.dense, self.layers, self.made = dense, layers, made
+        super().__init__(**rest)
 
     @classmethod
-    def from_pretrained(cls, folder: str, *_, dtype=None, torch_dtype=None, device_map=None, **__) -> PreTrainedModel:
-        """The sliced model in `folder`, a local path or a Hub id."""
-        from intraslice.checkpoints import load
+    def of(cls, model: PreTrainedModel, made: dict[str, Any] | None) -> IntraSliceConfig:
+        """Read off the model as it is now. `made` is kept as it is, so it must be JSON."""
+        dense = {name: value for name, value in model.config.to_dict().items() if name not in UNSAID}
+        return cls(dense=dense, layers=[shape_of(layer) for layer in model.model.layers], made=made, dtype=model.dtype)
 
-        path = folder if Path(folder).is_dir() else snapshot_download(folder)
-        dtype = dtype or torch_dtype
-        device = device_map if isinstance(device_map, str) and device_map != "auto" else "cpu"
-        return load(path, device, None if dtype == "auto" else dtype)[0]
+    def dense_config(self, **changes: Any) -> PreTrainedConfig:
+        """The dense model's own configuration, with some values changed."""
+        return AutoConfig.for_model(**(self.dense | changes))
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """Where transformers looks for sizes and tokens."""
+        return self.dense_config() if self.dense else self
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Write config.json, and beside it the code that opens the folder where the library was not imported."""
+        self.auto_map = AUTO_MAP
+        super().save_pretrained(save_directory, **options)
+        shutil.copyfile(Path(__file__).with_name(REMOTE_CODE), Path(save_directory) / REMOTE_CODE)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: transformers would copy this file into what it saves."""
+
+
+class IntraSliceForCausalLM:
+    """A family's own class for text with sliced layers in it. `made` says how it was made, where that is known.
+
+    Its configuration is the dense model's; what is saved is an `IntraSliceConfig` of the layers as they then are.
+    """
+
+    config_class = IntraSliceConfig
+    made: dict[str, Any] | None = None
+    # The layers attend by torch's own kernel, whatever their shapes.
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _supports_attention_backend = False
+
+    def __init__(self, config: PreTrainedConfig, layers: list[Shape]) -> None:
+        super().__init__(config)
+        shape_layers_(self, layers)
+        self.requires_grad_(True)
+        self.init_weights()
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *arguments: Any, config: PreTrainedConfig | str | None = None, **options: Any
+    ) -> Any:
+        """The sliced model in a folder or on the Hub, with all of transformers' options: `device_map`, `dtype` ..."""
+        hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
+        if not isinstance(config, IntraSliceConfig):
+            config = IntraSliceConfig.from_pretrained(config or name, **hub)
+        if config.layers is None:
+            config = _config_of_before(name, hub)
+        changes = {key: options.pop(key) for key in options.keys() & config.dense.keys()}
+        dense = config.dense_config(attn_implementation=config._attn_implementation, **changes)
+        opened = super(IntraSliceForCausalLM, _sliced_class(dense)).from_pretrained(
+            name, *arguments, config=dense, layers=config.layers, **options
+        )
+        model = opened[0] if isinstance(opened, tuple) else opened  # with `output_loading_info`
+        fill_buffers_(model, config.layers)
+        _require_near_shortcuts(model)
+        model.made = config.made
+        return opened
+
+    @classmethod
+    def _from_config(cls, config: IntraSliceConfig, **options: Any) -> PreTrainedModel:
+        """A model of these shapes with random weights."""
+        dense, dtype = config.dense_config(), options.pop("dtype", config.dtype)
+        model = super(IntraSliceForCausalLM, _sliced_class(dense))._from_config(
+            dense, layers=config.layers, dtype=dtype, **options
+        )
+        model.made = config.made
+        return model
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """As transformers does it, with a configuration of the layers as they are."""
+        dense, self.config = self.config, IntraSliceConfig.of(self, self.made)
+        try:
+            super().save_pretrained(save_directory, **options)
+        finally:
+            self.config = dense
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
+        """Nothing, as with the configuration."""
+
+    def _get_static_cache_init_shape(self) -> None:
+        """Layers differ: a static cache takes its shapes from the first keys and values, not from the configuration."""
+
+
+@functools.cache
+def _class_of(dense: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    # By the one name that the Auto classes know.
+    return type(IntraSliceForCausalLM.__name__, (IntraSliceForCausalLM, dense), {"__module__": __name__})
+
+
+def _sliced_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class for sliced models of a dense configuration. Raises UserError for a family that cannot be sliced."""
+    family_of(config)
+    return _class_of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
+def _require_near_shortcuts(model: PreTrainedModel) -> None:
+    if any(matrix.is_meta for layer in model.model.layers for matrix in getattr(layer, "shortcuts", ())):
+        raise UserError(
+            "a cross-module model cannot be kept on disk or beside its device, as nothing fetches its shortcuts; "
+            "take a device map with room for all of it, or leave it out"
+        )
+
+
+def _config_of_before(name: str | Path, hub: dict[str, Any]) -> IntraSliceConfig:
+    """Of a folder whose shapes are not in its config.json but in its record."""
+    record = json.loads(Path(cached_file(name, RECORD, **hub)).read_text(encoding="utf-8"))
+    return config_of_record(record, Path(cached_file(name, WEIGHTS, **hub)))
+
+
+def config_of_record(record: dict[str, Any], weights: Path) -> IntraSliceConfig:
+    """The configuration that a record of format 2 holds; which maps have a bias is read off the weights."""
+    with safe_open(weights, framework="pt") as file:
+        layers = with_biases(record["layers"], set(file.keys()))
+    dense = {name: value for name, value in record["config"].items() if name not in UNSAID}
+    return IntraSliceConfig(dense=dense, layers=layers, made=record["made"])
+
+
+AutoConfig.register(IntraSliceConfig.model_type, IntraSliceConfig, exist_ok=True)
+AutoModelForCausalLM.register(IntraSliceConfig, IntraSliceForCausalLM, exist_ok=True)

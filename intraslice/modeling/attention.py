@@ -48,7 +48,7 @@ class SlicedAttention(nn.Module):
         self.register_buffer("kv_head", weights.kv_head.to(device), persistent=False)
         self.register_buffer("frequency", weights.frequency.to(device), persistent=False)
         group = self.heads // self.kv_heads
-        even = torch.arange(self.kv_heads).repeat_interleave(group)
+        even = torch.arange(self.kv_heads, device="cpu").repeat_interleave(group)
         self.even_groups = torch.equal(weights.kv_head.cpu(), even)
         self.shared_frequencies = bool((weights.frequency == weights.frequency[:1]).all())
         self.has_unrotated = bool((weights.frequency == UNROTATED).any())

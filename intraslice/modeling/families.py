@@ -73,8 +73,15 @@ def _plain_mlp(mlp: nn.Module) -> list[Pair]:
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(_separate_attention, _separate_mlp),
+    "mistral": Family(_separate_attention, _separate_mlp),
+    "qwen2": Family(_separate_attention, _separate_mlp),  # queries, keys and values have biases
+    "smollm3": Family(_separate_attention, _separate_mlp),  # every fourth layer knows no positions
     "phi3": Family(_fused_attention, _fused_mlp),
     "phi": Family(_phi_attention, _plain_mlp, mlp_norm="input_layernorm", final_norm="final_layernorm", parallel=True),
+}
+REFUSED = {  # why
+    "intraslice": "it is sliced already; name the folder that it is in",
+    "qwen3": "it normalises every query and key over the head's width, which slicing would change",
 }
 
 
@@ -124,13 +131,20 @@ def _fused(*pairs: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The entry for a config's `model_type`; UserError when there is none."""
-    if config.model_type not in FAMILIES:
+    """The entry for a config's `model_type`; UserError when there is none, or when its layers see different tokens."""
+    name = config.model_type
+    if name not in FAMILIES:
+        reason = f": {REFUSED[name]}" if name in REFUSED else ""
         raise UserError(
-            f"model type {config.model_type!r} cannot be sliced; wanted one of {', '.join(FAMILIES)}. "
+            f"model type {name!r} cannot be sliced{reason}; wanted one of {', '.join(FAMILIES)}. "
             "A new family is one entry in FAMILIES of intraslice/modeling/families.py"
         )
-    return FAMILIES[config.model_type]
+    if len(kinds := set(getattr(config, "layer_types", None) or ())) > 1:
+        raise UserError(
+            f"this {name} model mixes layers of {' and '.join(sorted(kinds))}, whose masks differ; "
+            "only models whose layers all see the same tokens can be sliced"
+        )
+    return FAMILIES[name]
 
 
 def _head_layout(dim: int, rotated: int) -> tuple[Tensor, Tensor]:
@@ -145,6 +159,8 @@ def _read_attention(family: Family, attention: nn.Module, config: PreTrainedConf
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
     query, key, value, (output, output_bias) = family.projections(attention, heads * dim, kv_heads * dim)
     rotated = int(dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    if not getattr(attention, "use_rope", True):  # some layers of SmolLM3
+        rotated = 0
     order, frequency = _head_layout(dim, rotated)
 
     def by_head(pair: Pair, count: int, channels: Tensor | slice) -> Pair:

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from opened import MADE, save_slice
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import intraslice
 from intraslice.checkpoints import format as checkpoint_format
 from intraslice.checkpoints.to_transformers import plain_model
-from intraslice.config import SliceConfig
 from intraslice.errors import UserError
-from intraslice.methods.registry import plan_by, slice_by
 from intraslice.planning.crossmodule_plan import CrossModulePlan
-from intraslice.progress import finish
 
 # Written before the library's files and classes moved to where they are now, with the logits of that day.
 SAVED_BEFORE = Path(__file__).parent / "saved_before"
@@ -28,18 +26,22 @@ SAVED_BEFORE = Path(__file__).parent / "saved_before"
 
 @pytest.fixture(params=["intraslice", "crossmodule"])
 def saved(request, family_case, tmp_path):
-    dense, stats = family_case.loaded.model, family_case.stats
-    plan = plan_by(request.param, dense, stats, SliceConfig(0.4, bias=1.0, order="one-shot"))
-    model = finish(slice_by(request.param, dense, plan, stats, family_case.tokens))
     folder = tmp_path / "sliced"
-    checkpoint_format.save(model, family_case.loaded.tokenizer, folder, {"source": "tiny", "protocol": {}})
+    model, plan = save_slice(family_case, request.param, folder)
     return model, folder, family_case, plan
+
+
+@pytest.fixture(params=["intraslice", "crossmodule"])
+def saved_folder(request, tiny_case, tmp_path):
+    """Of one family: what is broken does not depend on it."""
+    save_slice(tiny_case("llama-biased"), request.param, tmp_path / "sliced")
+    return tmp_path / "sliced"
 
 
 def test_a_reloaded_model_is_the_same_model(saved):
     model, folder, case, _ = saved
     reloaded, tokenizer, made = intraslice.load(folder)
-    assert made == {"source": "tiny", "protocol": {}}
+    assert made == MADE
     assert tokenizer.get_vocab() == case.loaded.tokenizer.get_vocab()
     with torch.no_grad():
         assert torch.equal(reloaded(case.tokens).logits, model(case.tokens).logits)
@@ -59,26 +61,33 @@ def test_the_file_holds_what_the_plan_counts_and_no_more(saved):
     assert (folder / checkpoint_format.WEIGHTS).stat().st_size < 4 * counts.sliced_total + 20_000
 
 
-def test_transformers_refuses_or_runs_it_but_never_fills_layers_with_random_numbers(saved):
-    model, folder, case, _ = saved
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-    through_auto = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    with torch.no_grad():
-        assert torch.equal(through_auto(case.tokens).logits, model(case.tokens).logits)
-
-
 @pytest.mark.parametrize("method", ["intraslice", "crossmodule"])
 def test_a_folder_saved_long_ago_still_opens(method):
     folder = SAVED_BEFORE / method
     expected = load_file(folder / "logits.safetensors")
     model, tokenizer, made = intraslice.load(folder)
-    assert made == {"source": "random weights", "protocol": {}}
+    assert made == MADE
     assert tokenizer("w4 w31 unheard")["input_ids"] == [4, 31, 3]
-    through_auto = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    through_auto = [AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust) for trust in (None, True)]
     with torch.no_grad():
-        for reopened in (model, through_auto):
+        for reopened in (model, *through_auto):
             torch.testing.assert_close(reopened(expected["tokens"]).logits, expected["logits"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_folder_without_a_record_is_read_but_must_be_whole(saved_folder, file):
+    """As transformers' own `save_pretrained` leaves it: nothing tells that a value was changed, but what is absent."""
+    (saved_folder / checkpoint_format.RECORD).unlink()
+    assert checkpoint_format.is_checkpoint(saved_folder)
+    assert intraslice.load(saved_folder)[2] == MADE
+    tensors = load_file(saved_folder / checkpoint_format.WEIGHTS)
+    if file == "config.json":
+        _edit(lambda config: config["layers"][0].update(neurons=7))(saved_folder)
+    else:
+        del tensors["model.layers.1.mlp.down_proj.weight"]
+        save_file(tensors, saved_folder / checkpoint_format.WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="not a whole sliced checkpoint"):
+        intraslice.load(saved_folder)
 
 
 def _truncate(folder):
@@ -93,9 +102,9 @@ def _flip_a_byte(folder):
     path.write_bytes(bytes(data))
 
 
-def _edit(change):
+def _edit(change, file=checkpoint_format.CONFIG):
     def tamper(folder):
-        path = folder / checkpoint_format.RECORD
+        path = folder / file
         record = json.loads(path.read_text())
         change(record)
         path.write_text(json.dumps(record))
@@ -110,37 +119,37 @@ def _edit(change):
         _flip_a_byte,
         lambda folder: (folder / checkpoint_format.WEIGHTS).unlink(),
         lambda folder: (folder / checkpoint_format.RECORD).write_text("{"),
-        _edit(lambda record: record.pop("layers")),
-        _edit(lambda record: record["layers"].pop()),
-        _edit(lambda record: record["layers"][0].update(neurons=7)),
-        _edit(lambda record: record["layers"][0].update(kv_head=[5])),
-        _edit(lambda record: record["layers"][0].update(shortcuts=[[1, 1]])),
-        _edit(lambda record: record["layers"][0].update(scale=0.1)),  # every shape as it should be
-        _edit(lambda record: record["made"].update(source="another model")),
-        _edit(lambda record: record["layers"][0].update(frequency=[[99]])),
-        _edit(lambda record: record["config"].update(model_type="gpt2")),
-        _edit(lambda record: record.update(format=99)),
+        lambda folder: (folder / checkpoint_format.CONFIG).unlink(),
+        _edit(lambda config: config.pop("layers")),
+        _edit(lambda config: config["layers"].pop()),
+        _edit(lambda config: config["layers"][0].update(neurons=7)),
+        _edit(lambda config: config["layers"][0].update(kv_head=[5])),
+        _edit(lambda config: config["layers"][0].update(shortcuts=[[1, 1]])),
+        _edit(lambda config: config["layers"][0].update(scale=0.1)),  # every shape as it should be
+        _edit(lambda config: config["layers"][0].update(frequency=[[99]])),
+        _edit(lambda config: config["dense"].update(model_type="gpt2")),
+        _edit(lambda record: record["made"].update(source="another model"), checkpoint_format.RECORD),
+        _edit(lambda record: record.update(format=99), checkpoint_format.RECORD),
     ],
 )
-def test_a_broken_folder_is_refused_with_one_line(saved, tamper):
-    _, folder, *_ = saved
-    tamper(folder)
+def test_a_broken_folder_is_refused_with_one_line(saved_folder, tamper):
+    tamper(saved_folder)
     with pytest.raises(UserError) as refused:
-        intraslice.load(folder)
+        intraslice.load(saved_folder)
     assert "\n" not in str(refused.value)
 
 
-def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(saved, monkeypatch, tmp_path):
-    model, folder, case, _ = saved
+def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(saved_folder, monkeypatch, tmp_path):
+    model, tokenizer, _ = intraslice.load(saved_folder)
     with pytest.raises(UserError, match="not empty"):
-        checkpoint_format.save(model, case.loaded.tokenizer, folder, {})
+        checkpoint_format.save(model, tokenizer, saved_folder, {})
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint_format, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
-        checkpoint_format.save(model, case.loaded.tokenizer, tmp_path / "other", {})
+        checkpoint_format.save(model, tokenizer, tmp_path / "other", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sliced"]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.errors import UserError
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
+from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 from intraslice.slicing.mlp import slice_mlp
 
 
@@ -21,14 +24,30 @@ def _narrow(model, widths):
     return model
 
 
-@pytest.mark.parametrize("family", ["tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi"])
-def test_a_uniform_model_reloads_through_transformers_alone(family, request, tmp_path):
-    sliced = _narrow(request.getfixturevalue(family)(), [40, 40, 40])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_uniform_model_reloads_through_transformers_alone(family, tmp_path):
+    sliced = _narrow(FAMILIES[family](), [40, 40, 40])
     tokens = torch.randint(3, 250, (2, 11))
     plain_model(sliced).save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
     assert type(reloaded.model.layers[0].mlp) is not SlicedMLP
     assert reloaded.config.intermediate_size == 40
+    torch.testing.assert_close(reloaded(tokens).logits, sliced(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "mistral", "qwen2", "smollm3"])
+def test_fewer_groups_in_every_layer_are_held_by_transformers_too(family, tmp_path):
+    sliced = _narrow(FAMILIES[family](), [40, 40, 40])
+    for index, layer in enumerate(sliced.model.layers):
+        weights = layer.self_attn.weights()
+        heads = (weights.kv_head != index % 2).nonzero().flatten()  # another group goes in the second layer
+        ones = torch.ones(layer.self_attn.heads, layer.self_attn.dim)
+        channels, frequency = choose_channels(ones, weights, heads, layer.self_attn.dim)
+        layer.self_attn = SlicedAttention(cut_queries_and_keys(weights, heads, channels, frequency), index)
+    tokens = torch.randint(3, 250, (2, 11))
+    plain_model(sliced).save_pretrained(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
+    assert reloaded.config.num_key_value_heads == sliced.config.num_key_value_heads - 1
     torch.testing.assert_close(reloaded(tokens).logits, sliced(tokens).logits, rtol=1e-4, atol=1e-5)
 
 

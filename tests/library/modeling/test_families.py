@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import GPT2Config, Phi3Config, Phi3ForCausalLM, PhiConfig, PhiForCausalLM
+from transformers import (
+    GPT2Config,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from intraslice.errors import UserError
 from intraslice.layer_weights import UNROTATED
@@ -35,6 +44,51 @@ def test_a_foreign_family_is_told_what_to_write():
     assert "'gpt2'" in message
     assert all(name in message for name in FAMILIES)
     assert "intraslice/modeling/families.py" in message
+
+
+def test_a_family_that_cannot_be_held_exactly_is_told_why():
+    with pytest.raises(UserError, match=r"'qwen3' cannot be sliced: it normalises every query and key") as caught:
+        family_of(Qwen3Config(**TINY))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen2Config(use_sliding_window=True, sliding_window=8, max_window_layers=1, **TINY),
+        SmolLM3Config(use_sliding_window=True, sliding_window=8, no_rope_layers=[1, 0], **TINY),
+    ],
+    ids=["qwen2", "smollm3"],
+)
+def test_masks_that_differ_from_layer_to_layer_are_refused(config):
+    with pytest.raises(UserError, match="full_attention and sliding_attention, whose masks differ"):
+        family_of(config)
+    config.layer_types = ["sliding_attention"] * 2
+    assert family_of(config) is FAMILIES[config.model_type]
+
+
+def test_a_layer_that_knows_no_positions_rotates_nothing(tiny_case):
+    frequencies = [block.attention.frequency for block in blocks(tiny_case("smollm3").loaded.model)]
+    assert [(frequency == UNROTATED).all().item() for frequency in frequencies] == [False, True, False]
+    attention = blocks(tiny_case("smollm3").loaded.model)[1].attention
+    hidden, angles = torch.randn(1, 5, 64), torch.rand(1, 5, 8)
+    query, key, _ = attention.project(hidden, (angles.cos(), angles.sin()))
+    bare = attention.qkv_proj(hidden)
+    assert torch.equal(query, bare[..., :64].unflatten(-1, (8, 8)).transpose(1, 2))
+    assert torch.equal(key, bare[..., 64:96].unflatten(-1, (4, 8)).transpose(1, 2))
+
+
+def test_biases_of_queries_keys_and_values_alone_are_read(tiny_case):
+    case = tiny_case("qwen2")
+    for block, layer in zip(blocks(case.loaded.model), case.original.model.layers, strict=True):
+        weights, dense = block.attention.weights(), layer.self_attn
+        for bias, linear in (
+            (weights.query_bias, dense.q_proj),
+            (weights.key_bias, dense.k_proj),
+            (weights.value_bias, dense.v_proj),
+        ):
+            assert torch.equal(bias.flatten(), linear.bias)
+        assert weights.output_bias is None
 
 
 def test_normalised_queries_and_keys_are_refused():

@@ -1,0 +1,122 @@
+"""What a saved model says of every layer's shape, and the empty modules of such shapes, ready for their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from intraslice.layer_weights import AttentionWeights, MLPWeights
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
+from intraslice.modeling.families import family_of
+from intraslice.modeling.mlp import SlicedMLP
+
+Shape = dict[str, Any]  # of one layer, as JSON
+LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def shape_of(layer: nn.Module) -> Shape:
+    """The shape of a canonical layer, dense or sliced."""
+    attention, mlp = layer.self_attn, layer.mlp
+    shortcuts = [list(matrix.shape) for matrix in layer.shortcuts] if isinstance(layer, CrossModuleLayer) else []
+    return {
+        "heads": attention.heads,
+        "kv_heads": attention.kv_heads,
+        "dim": attention.dim,
+        "value_dim": attention.value_dim,
+        "kv_head": attention.kv_head.tolist(),
+        "frequency": attention.frequency.tolist(),
+        "scale": attention.scale,
+        "neurons": mlp.neurons,
+        "gated": mlp.gated,
+        "activation": mlp.activation,
+        "shortcuts": shortcuts,
+        "biases": _biased({name for name, _ in layer.named_parameters()}),
+    }
+
+
+def _biased(parameters: Collection[str], prefix: str = "") -> list[str]:
+    """The linear maps of a layer that have a bias, by the names of its parameters."""
+    return [name for name in LINEARS if f"{prefix}{name}.bias" in parameters]
+
+
+def with_biases(shapes: Iterable[Shape], tensors: Collection[str]) -> list[Shape]:
+    """Shapes of a folder that does not name its biases, which the names of the model's tensors tell."""
+    return [shape | {"biases": _biased(tensors, f"model.layers.{index}.")} for index, shape in enumerate(shapes)]
+
+
+def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
+    """Put empty modules of these shapes in the place of the dense layers, in place, on torch's default device.
+
+    Raises ValueError for another number of layers, and what torch raises for sizes that cannot be.
+    """
+    family, hidden = family_of(model.config), model.config.hidden_size
+    if len(shapes) != len(model.model.layers):
+        raise ValueError(f"{len(shapes)} layers are described and {len(model.model.layers)} are wanted")
+    for index, (layer, shape) in enumerate(zip(model.model.layers, shapes, strict=True)):
+        shortcuts = shape["shortcuts"]
+        first, last = (shortcuts[0], shortcuts[-1]) if shortcuts else ((hidden, hidden), (hidden, hidden))
+        # Where attention and MLP are parallel there is one shortcut around both.
+        attention = SlicedAttention(_attention(shape, first[0], first[1]), index)
+        mlp = SlicedMLP(_mlp(shape, last[0], last[1]))
+        if shortcuts:
+            norms = [BasisNorm.of(getattr(layer, name)) for name in (family.attention_norm, family.mlp_norm)]
+            matrices = [
+                torch.eye(*sizes) for sizes in shortcuts
+            ]  # what transformers fills with random numbers are linear maps
+            model.model.layers[index] = CrossModuleLayer(family, attention, mlp, norms, matrices)
+        else:
+            layer.self_attn, layer.mlp = attention, mlp
+    if shapes and shapes[0]["shortcuts"]:
+        model.model.embed_tokens = _embedding(model, shapes[0]["shortcuts"][0][0])
+
+
+def fill_buffers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
+    """Write what is read off the shapes, not off the weights, into modules that were made without memory, in place."""
+    for layer, shape in zip(model.model.layers, shapes, strict=True):
+        layer.self_attn.kv_head.copy_(torch.tensor(shape["kv_head"]))
+        layer.self_attn.frequency.copy_(torch.tensor(shape["frequency"]))
+
+
+def _attention(shape: Shape, reads: int, writes: int) -> AttentionWeights:
+    heads, kv_heads, dim, value_dim = (shape[name] for name in ("heads", "kv_heads", "dim", "value_dim"))
+    biased = "self_attn.qkv_proj" in shape["biases"]
+    return AttentionWeights(
+        query=torch.empty(heads, dim, reads),
+        key=torch.empty(kv_heads, dim, reads),
+        value=torch.empty(kv_heads, value_dim, reads),
+        output=torch.empty(writes, heads, value_dim),
+        query_bias=torch.empty(heads, dim) if biased else None,
+        key_bias=torch.empty(kv_heads, dim) if biased else None,
+        value_bias=torch.empty(kv_heads, value_dim) if biased else None,
+        output_bias=torch.empty(writes) if "self_attn.o_proj" in shape["biases"] else None,
+        kv_head=torch.tensor(shape["kv_head"], device="cpu"),
+        frequency=torch.tensor(shape["frequency"], device="cpu"),
+        scale=shape["scale"],
+    )
+
+
+def _mlp(shape: Shape, reads: int, writes: int) -> MLPWeights:
+    neurons, gated, biases = shape["neurons"], shape["gated"], shape["biases"]
+    biased = ("mlp.gate_up_proj" if gated else "mlp.up_proj") in biases
+    return MLPWeights(
+        gate=torch.empty(neurons, reads) if gated else None,
+        up=torch.empty(neurons, reads),
+        down=torch.empty(writes, neurons),
+        gate_bias=torch.empty(neurons) if gated and biased else None,
+        up_bias=torch.empty(neurons) if biased else None,
+        down_bias=torch.empty(writes) if "mlp.down_proj" in biases else None,
+        activation=shape["activation"],
+    )
+
+
+def _embedding(model: PreTrainedModel, width: int) -> nn.Embedding:
+    """Of the first basis: fused into the table, unless the head shares that."""
+    table, hidden = model.model.embed_tokens, model.config.hidden_size
+    if model.config.tie_word_embeddings:
+        return BasisEmbedding(nn.Parameter(table.weight, False), torch.eye(hidden, width), table.padding_idx)
+    return nn.Embedding(table.num_embeddings, width, table.padding_idx)

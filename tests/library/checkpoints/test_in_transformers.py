@@ -1,0 +1,238 @@
+"""A saved folder in transformers' hands: opened, placed, generated with, trained, saved again and pushed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from opened import MADE, save_slice
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import intraslice
+from intraslice.checkpoints.auto_class import IntraSliceConfig, IntraSliceForCausalLM
+from intraslice.errors import UserError
+
+# Opened
+
+
+def test_auto_classes_open_it_as_it_was_saved(opened):
+    assert isinstance(opened.model, IntraSliceForCausalLM)
+    assert isinstance(opened.model, type(opened.case.original))
+    assert isinstance(AutoConfig.from_pretrained(opened.folder), IntraSliceConfig)
+    assert opened.model.made == MADE
+    assert opened.agrees(opened.model)
+    assert all(parameter.requires_grad for parameter in opened.model.parameters())
+    assert not opened.model.training
+
+
+IN_A_NEW_PROCESS = """
+import sys
+from transformers import AutoModelForCausalLM, pipeline
+folder, imports = sys.argv[1:]
+trusted = {}
+if imports == "yes":
+    import intraslice
+else:
+    try:
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error)
+    trusted = {"trust_remote_code": True}
+model = AutoModelForCausalLM.from_pretrained(folder, **trusted)
+said = pipeline("text-generation", model=folder, **trusted)("w7 w8 w9", max_new_tokens=4, do_sample=False)
+print(type(model).__name__, said[0]["generated_text"])
+"""
+
+
+@pytest.mark.parametrize("imports", ["yes", "no"])
+def test_a_process_with_only_transformers_and_the_library_opens_it(tmp_path, tiny_case, imports):
+    """Without the library it is refused, rather than filled with random numbers, unless its own code may run."""
+    case = tiny_case("llama-gqa")
+    sliced, _ = save_slice(case, "intraslice", tmp_path / "sliced")
+    run = subprocess.run(
+        [sys.executable, "-c", IN_A_NEW_PROCESS, tmp_path / "sliced", imports],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HOME": str(tmp_path)},
+    )
+    assert run.returncode == 0, run.stderr
+    assert "not supported" not in run.stderr
+    tokenizer = case.loaded.tokenizer
+    prompt = tokenizer("w7 w8 w9", return_tensors="pt").input_ids
+    answer = sliced.generate(prompt, max_new_tokens=4, do_sample=False)[0, 3:]
+    said = tokenizer.decode(answer, skip_special_tokens=True)
+    assert run.stdout.strip().replace(" ", "") == f"IntraSliceForCausalLMw7w8w9{said}".replace(" ", "")
+
+
+def test_from_config_has_the_shapes_and_random_weights(opened):
+    config = AutoConfig.from_pretrained(opened.folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    expected = {name: tensor.shape for name, tensor in opened.sliced.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == expected
+    assert all(tensor.dtype == torch.bfloat16 for tensor in model.parameters())
+    assert torch.isfinite(model(opened.case.tokens[:1]).logits).all()
+    assert not opened.agrees(model.float(), tolerance=0.1)
+
+
+def test_options_of_from_pretrained_are_transformers_own(opened):
+    assert AutoModelForCausalLM.from_pretrained(opened.folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    eager = AutoModelForCausalLM.from_pretrained(opened.folder, attn_implementation="eager", use_cache=False)
+    assert (eager.config._attn_implementation, eager.config.use_cache) == ("eager", False)
+    assert opened.agrees(eager, tolerance=1e-5)
+    _, report = AutoModelForCausalLM.from_pretrained(opened.folder, output_loading_info=True)
+    assert not any(report.values())
+    with pytest.raises(ValueError, match="does not support Flash Attention"):
+        AutoModelForCausalLM.from_pretrained(opened.folder, attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+def test_a_device_map_places_it(opened, device_map):
+    model = AutoModelForCausalLM.from_pretrained(opened.folder, device_map=device_map)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert opened.agrees(model)
+
+
+def test_layers_on_disk_are_fetched_but_not_shortcuts(opened, tmp_path):
+    final = "final_layernorm" if opened.model.config.model_type == "phi" else "norm"
+    names = ("model.embed_tokens", f"model.{final}", "model.rotary_emb", "model.layers.0", "model.layers.2", "lm_head")
+    options = {"device_map": dict.fromkeys(names, "cpu") | {"model.layers.1": "disk"}, "offload_folder": tmp_path}
+    if opened.is_crossmodule:
+        with pytest.raises(UserError, match="shortcuts"):
+            AutoModelForCausalLM.from_pretrained(opened.folder, **options)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(opened.folder, **options)
+        assert any(parameter.is_meta for parameter in model.parameters())
+        assert opened.agrees(model)
+
+
+# Saved and pushed
+
+
+@pytest.mark.parametrize("shard", ["5GB", "60KB"])
+def test_it_is_saved_again_and_reopened(opened, tmp_path, shard):
+    model = AutoModelForCausalLM.from_pretrained(opened.folder)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(2)
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "60KB")
+    assert model.config.model_type == opened.case.original.config.model_type  # as before
+    AutoTokenizer.from_pretrained(opened.folder).save_pretrained(tmp_path)
+    for reopened, made in (
+        (again := AutoModelForCausalLM.from_pretrained(tmp_path), again.made),
+        intraslice.load(tmp_path)[::2],
+        (intraslice.load_model(str(tmp_path)).model, MADE),
+    ):
+        assert made == MADE
+        with torch.no_grad():
+            assert torch.equal(reopened(opened.case.tokens).logits, model(opened.case.tokens).logits)
+    assert not opened.agrees(model, tolerance=1e-3)
+
+
+def test_what_is_saved_names_no_place_on_this_machine(opened, tmp_path):
+    AutoModelForCausalLM.from_pretrained(opened.folder).save_pretrained(tmp_path)
+    for folder in (opened.folder, tmp_path):
+        assert str(opened.folder.parent) not in (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
+def test_what_is_pushed_opens_after_the_download(opened, tmp_path, monkeypatch, way):
+    pushed = {}
+
+    class Hub:
+        """The network calls alone."""
+
+        def create_repo(self, repo_id: str, **_: object) -> SimpleNamespace:
+            return SimpleNamespace(repo_id=repo_id)
+
+        def create_commit(self, repo_id: str, operations: list, **_: object) -> None:
+            pushed[repo_id] = {one.path_in_repo: Path(one.path_or_fileobj).read_bytes() for one in operations}
+
+        def create_branch(self, *_: object, **__: object) -> None:
+            pass
+
+    for module in ("transformers.utils.hub", "transformers.modeling_utils"):
+        monkeypatch.setattr(f"{module}.hf_api", Hub)
+    card = SimpleNamespace(save=lambda path: Path(path).write_text("card"))
+    for module in ("transformers.utils.hub", "transformers.modeling_utils"):
+        monkeypatch.setattr(f"{module}.create_and_tag_model_card", lambda *_, **__: card)
+    model = AutoModelForCausalLM.from_pretrained(opened.folder)
+    if way == "push_to_hub":
+        model.push_to_hub("someone/sliced")
+    else:
+        model.save_pretrained(tmp_path / "here", push_to_hub=True, repo_id="someone/sliced")
+    files = pushed["someone/sliced"]
+    assert {"config.json", "model.safetensors", "modeling_intraslice.py", "generation_config.json"} <= files.keys()
+    (tmp_path / "downloaded").mkdir()
+    for name, content in files.items():
+        (tmp_path / "downloaded" / name).write_bytes(content)
+    assert opened.agrees(AutoModelForCausalLM.from_pretrained(tmp_path / "downloaded"))
+
+
+# Trained
+
+
+class LoRA(nn.Module):
+    """A frozen linear map and a trained one of rank 2 beside it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.base(states) + self.up(self.down(states))
+
+
+def linears(model: PreTrainedModel) -> set[str]:
+    return {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)} - {"lm_head"}
+
+
+def test_its_linear_maps_are_found_by_name_and_take_a_lora(opened):
+    model = AutoModelForCausalLM.from_pretrained(opened.folder).requires_grad_(False).train()
+    gated = opened.model.config.model_type != "phi"
+    assert linears(model) == {"qkv_proj", "o_proj", "gate_up_proj" if gated else "up_proj", "down_proj"}
+    for layer in model.model.layers:
+        layer.self_attn.qkv_proj, layer.mlp.down_proj = LoRA(layer.self_attn.qkv_proj), LoRA(layer.mlp.down_proj)
+    assert opened.agrees(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * 2 * len(model.model.layers)
+    optimizer, losses = torch.optim.Adam(trained, 1e-2), []
+    for _ in range(3):
+        loss = model(opened.case.tokens, labels=opened.case.tokens).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_peft_finds_its_maps_and_what_it_merges_is_saved(opened, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(opened.folder)
+    config = peft.LoraConfig(r=2, target_modules=sorted(linears(model)), init_lora_weights=False, task_type="CAUSAL_LM")
+    merged = peft.get_peft_model(model, config).merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    reopened = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not opened.agrees(reopened, tolerance=1e-3)
+    torch.testing.assert_close(reopened(opened.case.tokens).logits, merged(opened.case.tokens).logits)
+
+
+def test_it_trains_whole_and_with_activations_recomputed(opened):
+    gradients = []
+    for recompute in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(opened.folder).train()
+        if recompute:
+            model.gradient_checkpointing_enable()
+        model(opened.case.tokens, labels=opened.case.tokens).loss.backward()
+        gradients.append(model.model.layers[0].self_attn.qkv_proj.weight.grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients)

@@ -1,0 +1,54 @@
+"""Sliced models of several kinds, saved, and opened by transformers' Auto classes: what their tests have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import intraslice
+from intraslice.config import SliceConfig
+from intraslice.methods.registry import plan_by, slice_by
+from intraslice.progress import finish
+
+MADE = {"source": "random weights", "protocol": {}}
+KINDS = [("llama-gqa", "intraslice"), ("phi", "intraslice"), ("smollm3", "intraslice"), ("llama-biased", "crossmodule")]
+
+
+class Opened(NamedTuple):
+    """A sliced model, the folder it was saved to, and what transformers opens from there. Shared: do not change it."""
+
+    case: object  # the TinyCase that it is a slice of
+    sliced: PreTrainedModel
+    folder: Path
+    model: PreTrainedModel
+
+    @property
+    def is_crossmodule(self) -> bool:
+        return hasattr(self.sliced.model.layers[0], "shortcuts")
+
+    @torch.no_grad()
+    def agrees(self, model: PreTrainedModel, tolerance: float = 0.0) -> bool:
+        """Whether a model's logits are those of the slice that was saved."""
+        tokens = self.case.tokens[:2]
+        return torch.allclose(model(tokens).logits, self.sliced(tokens).logits, rtol=0, atol=tolerance)
+
+
+def save_slice(case, method: str, folder: Path) -> tuple[PreTrainedModel, object]:
+    """Slice a tiny case by so much that every size changes, and save it; the slice and its plan."""
+    plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.4, bias=1.0, order="one-shot"))
+    sliced = finish(slice_by(method, case.loaded.model, plan, case.stats, case.tokens))
+    intraslice.save(sliced, case.loaded.tokenizer, folder, MADE)
+    return sliced, plan
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=["-".join(names) for names in KINDS])
+def opened(request: pytest.FixtureRequest, tiny_case, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """Every kind in turn."""
+    family, method = request.param
+    folder = tmp_path_factory.mktemp("saved") / "sliced"
+    sliced, _ = save_slice(case := tiny_case(family), method, folder)
+    return Opened(case, sliced, folder, AutoModelForCausalLM.from_pretrained(folder))
