@@ -17,7 +17,7 @@ from components.session.session import Session
 from components.session.settings import PROMPT, Settings, Status
 from components.sweep import measure
 from components.sweep.views import SweepChoice
-from components.ui.handlers import flat, visitor_of
+from components.ui.handlers import flat, speak_in_words, visitor_of
 from components.ui.labels import METHODS
 
 USUAL = SweepChoice()
@@ -28,6 +28,7 @@ def evaluate(session: Session, settings: Settings, request: gr.Request) -> dict:
     """Slice a model and measure it: plan, parameters, ratios, perplexity dense and sliced, and the protocol.
 
     Percentages (sparsity, cap) are out of 100. `locked` gives ratios by hand, such as "7 mlp 25, 3 attention 0".
+    `upload` is a text of yours, by `handle_file` in gradio_client; on a desktop its path will do.
     The first call for a model and text loads and calibrates them, which takes minutes; later ones find both.
     """
     return _result(session, "evaluate", files.evaluation(session, settings), request)
@@ -60,20 +61,18 @@ def sweep_table(
 
     Methods: {methods}. Points that are measured already come from the disk.
     """
-    choice = SweepChoice(tuple(methods), tuple(estimators), tuple(sparsities), speed)
+    choice = SweepChoice(methods, estimators, sparsities, speed)
     return _result(session, "sweep table", measure.table(session, settings, choice), request)
 
 
 def command_lines(session: Session, settings: Settings, prompt: str = PROMPT) -> str:
     """The shell lines that evaluate, save and ask the same model without the page."""
-    try:
-        return files.command_lines(session, settings, prompt)
-    except ValueError as problem:
-        raise gr.Error(str(problem)) from problem
+    return files.command_lines(session, settings, prompt)
 
 
 def build(session: Session) -> None:
-    """Add the endpoints. Called inside the `gr.Blocks()` of the page."""
+    """Add the endpoints. Called inside the `gr.Blocks()` of the page, whose every endpoint then answers in words."""
+    speak_in_words(gr.context.Context.root_block)
     for endpoint in (evaluate, generate, sweep_table):
         gr.api(typed(endpoint, session), api_name=endpoint.__name__, **LANE)
     gr.api(typed(command_lines, session), api_name="command_lines", queue=False)
@@ -82,6 +81,7 @@ def build(session: Session) -> None:
 def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
     """`flat(endpoint, session)` with every parameter's type and default, which is what callers from outside see."""
     called, hints = flat(endpoint, session), get_type_hints(Settings) | get_type_hints(endpoint)
+    hints["upload"] = gr.FileData | None
     defaults = Settings()._asdict()
     defaults |= {
         name: parameter.default

@@ -11,13 +11,18 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from components.session.keys import recipe
 from components.session.session import Session
 from components.session.settings import Settings, Status
+from components.session.work.aside import aside
 from components.ui.downloads import Downloads
 from intraslice import checkpoints
+from intraslice.checkpoints.to_gguf import require_deci, write_gguf
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
+from intraslice.progress import finish
 from intraslice.reporting import measured, record
 
 
@@ -82,12 +87,14 @@ def evaluation(session: Session, settings: Settings) -> Generator[Status, None, 
 def answers(
     session: Session, settings: Settings, prompt: str, tokens: int, temperature: float, seed: int
 ) -> Generator[Status, None, dict[str, str]]:
-    """The dense and the sliced model's whole answers. Raises UserError for numbers out of range."""
+    """The dense and the sliced model's whole answers. Raises UserError for numbers out of range or an empty prompt."""
+    if not prompt.strip():
+        raise UserError("the prompt is empty; wanted some text to answer")
     sliced = yield from session.slice(settings)
     loaded = session.calibrated(settings).loaded
     texts = {"dense": "", "sliced": ""}
     for name, model in (("dense", loaded.model), ("sliced", sliced)):
-        for piece in generate_text(model, loaded.tokenizer, prompt, int(tokens), float(temperature), int(seed)):
+        for piece in generate_text(model, loaded.tokenizer, prompt, tokens, temperature, seed):
             texts[name] += piece
             yield Status(f"Answering, {name}")
     return texts
@@ -98,13 +105,10 @@ def write_plan(session: Session, settings: Settings, path: Path) -> None:
     path.write_text(json.dumps(plan_record(session, settings), indent=1), encoding="utf-8")
 
 
-def write_checkpoint(session: Session, settings: Settings, downloads: Downloads) -> Generator[Status, None, Path]:
-    """Slice, or find the slice in memory, and zip it. Raises UserError where nothing is sliced or the disk is full."""
-    if settings.sparsity == 0:
-        raise UserError("nothing is removed at 0 %, so there is no sliced model to save; move the slider first")
-    model = yield from session.slice(settings)
-    tokenizer, name = session.calibrated(settings).loaded.tokenizer, checkpoint_name(settings)
-    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+def write_checkpoint(session: Session, settings: Settings, downloads: Downloads) -> Generator[Any, None, Path]:
+    """Slice, or find the slice in memory, and zip its folder. Raises UserError where nothing is sliced, or no room."""
+    model, tokenizer, made = yield from _sliced(session, settings)
+    name, size = checkpoint_name(settings), sum(tensor.nbytes for tensor in model.state_dict().values())
     yield Status(f"Writing {size / 1e6:.0f} MB")
 
     def write(path: Path) -> None:
@@ -113,12 +117,34 @@ def write_checkpoint(session: Session, settings: Settings, downloads: Downloads)
             raise UserError(f"{free / 1e6:.0f} MB are free for files, {2.2 * size / 1e6:.0f} are wanted; ask for less")
         with tempfile.TemporaryDirectory(dir=path.parent) as home:
             folder = Path(home) / name
-            checkpoints.save(model, tokenizer, folder, plan_record(session, settings))
+            checkpoints.save(model, tokenizer, folder, made)
             with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # weights do not compress
                 for file in sorted(folder.iterdir()):
                     archive.write(file, f"{name}/{file.name}")
 
-    return downloads.put(f"{name}.zip", write)
+    return (yield from aside(lambda: downloads.put(f"{name}.zip", write)))
+
+
+def write_gguf_file(session: Session, settings: Settings, downloads: Downloads) -> Generator[Any, None, Path]:
+    """Slice, or find the slice in memory, and write it for llama.cpp. Raises UserError where that cannot be."""
+    model, tokenizer, made = yield from _sliced(session, settings)
+    require_deci(model, tokenizer)
+    yield Status("Writing for llama.cpp, float16")
+
+    def write(path: Path) -> None:
+        finish(write_gguf(model, tokenizer, path, made=made))
+
+    return (yield from aside(lambda: downloads.put(f"{checkpoint_name(settings)}.gguf", write)))
+
+
+def _sliced(
+    session: Session, settings: Settings
+) -> Generator[Status, None, tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]]:
+    """The sliced model, its tokenizer, and how it was made."""
+    if settings.sparsity == 0:
+        raise UserError("nothing is removed at 0 %, so there is no sliced model to save; move the slider first")
+    model = yield from session.slice(settings)
+    return model, session.calibrated(settings).loaded.tokenizer, plan_record(session, settings)
 
 
 def _number(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +38,10 @@ class Shown(NamedTuple):
 
 
 class Buttons(NamedTuple):
-    """The three downloads."""
+    """The downloads."""
 
     checkpoint: gr.Button
+    gguf: gr.Button
     plan: gr.Button
     report: gr.Button
 
@@ -49,11 +50,12 @@ class Files(NamedTuple):
     """Hidden download buttons that hand what was asked for to the browser."""
 
     checkpoint: gr.DownloadButton
+    gguf: gr.DownloadButton
     plan: gr.DownloadButton
     report: gr.DownloadButton
 
 
-class Zipped(NamedTuple):
+class Written(NamedTuple):
     """Two status lines (HTML), and the sliced model's file."""
 
     status: Any
@@ -80,21 +82,35 @@ def preview(session: Session, settings: Settings, prompt: str) -> Shown:
     return Shown(formatting.export(plan, settings), files.snippet(settings, prompt), command)
 
 
-def checkpoint(session: Session, downloads: Downloads, settings: Settings, request: gr.Request) -> Iterator[Zipped]:
+def checkpoint(session: Session, downloads: Downloads, settings: Settings, request: gr.Request) -> Iterator[Written]:
     """The sliced model as a zip: safetensors, JSON and tokenizer; slices first where that is still to do.
 
     Yields two status lines (HTML), then the file.
     """
+    work = files.write_checkpoint(session, settings, downloads)
+    yield from _written(session, "checkpoint", work, request)
+
+
+def gguf(session: Session, downloads: Downloads, settings: Settings, request: gr.Request) -> Iterator[Written]:
+    """The sliced model as one file for llama.cpp, in float16; slices first where that is still to do.
+
+    Yields two status lines (HTML), then the file.
+    """
+    work = files.write_gguf_file(session, settings, downloads)
+    yield from _written(session, "gguf", work, request)
+
+
+def _written(session: Session, kind: str, write: Generator[Any, None, Path], request: gr.Request) -> Iterator[Written]:
     written: list[Path] = []
 
     def work() -> Iterator[Status]:
-        written.append((yield from files.write_checkpoint(session, settings, downloads)))
+        written.append((yield from write))
         yield Status(f"{written[0].name}, {written[0].stat().st_size / 1e6:.0f} MB", "ready")
 
-    yield skipped(Zipped)._replace(file=None)  # the last one's file must not be given again
-    for event in session.jobs.run(visitor_of(request), "checkpoint", work()):
+    yield skipped(Written)._replace(file=None)  # the last one's file must not be given again
+    for event in session.jobs.run(visitor_of(request), kind, work()):
         line = formatting.status(event)
-        yield Zipped(line, line, str(written[0]) if written else gr.skip())
+        yield Written(line, line, str(written[0]) if written else gr.skip())
 
 
 def plan(session: Session, downloads: Downloads, settings: Settings) -> str:
@@ -141,16 +157,21 @@ def _report(session: Session, settings: Settings, layer: int, prompt: str, choic
         "Open the sliced model again": files.snippet(settings, prompt),
     }
     title = files.checkpoint_name(settings)
-    return Report(title, settings._asdict(), view, session.perplexities(settings), charts, words)
+    # Where an upload lies is nobody's business.
+    named = settings._replace(upload=settings.upload and Path(settings.upload).name)
+    return Report(title, named._asdict(), view, session.perplexities(settings), charts, words)
 
 
 def build(session: Session, first: Settings) -> ExportPanel:
-    """Three downloads, the reload snippet, the command lines, the link. Called inside a `gr.Tab`."""
+    """The downloads, the reload snippet, the command lines, the link. Called inside a `gr.Tab`."""
     about = gr.HTML(elem_id="export-about", apply_default_css=False)
     with gr.Row(elem_id="export-buttons"):
         with gr.Column(min_width=220):
             checkpoint = gr.Button("Sliced model (.zip)", variant="primary", elem_id="export-checkpoint")
             _note("Weights as safetensors, JSON and tokenizer; opens without the dense model.")
+        with gr.Column(min_width=220):
+            gguf = gr.Button("For llama.cpp (.gguf)", elem_id="export-gguf")
+            _note("One file with its tokenizer, in float16. Heads that became narrower are filled up with zeros.")
         with gr.Column(min_width=220):
             plan = gr.Button("Plan (.json)", elem_id="export-plan")
             _note("What every layer keeps, why, and how it was measured.")
@@ -169,7 +190,7 @@ def build(session: Session, first: Settings) -> ExportPanel:
     command = _copied(WORDS.format(label="The same from a command line"), "export-command")
     return ExportPanel(
         shown=Shown(about, snippet, command),
-        buttons=Buttons(checkpoint, plan, report),
+        buttons=Buttons(checkpoint, gguf, plan, report),
         files=hidden,
         progress=progress,
     )
@@ -190,11 +211,15 @@ def connect(panel: ExportPanel, context: Context) -> None:
     for end in (context.opened["export"], *context.prepared):
         end.then(**seen)
 
-    zipped = [*Zipped(context.status, panel.progress, hidden.checkpoint)]
+    checkpoint_written = [*Written(context.status, panel.progress, hidden.checkpoint)]
+    gguf_written = [*Written(context.status, panel.progress, hidden.gguf)]
     with_view = [*settings, controls.layer, context.prompt, *context.panels["sweep"].choice]
     ends = {
         hidden.checkpoint: buttons.checkpoint.click(
-            flat(checkpoint, session, downloads), settings, zipped, api_name="checkpoint", **HEAVY
+            flat(checkpoint, session, downloads), settings, checkpoint_written, api_name="checkpoint", **HEAVY
+        ),
+        hidden.gguf: buttons.gguf.click(
+            flat(gguf, session, downloads), settings, gguf_written, api_name="gguf", **HEAVY
         ),
         hidden.plan: buttons.plan.click(
             flat(plan, session, downloads), settings, hidden.plan, api_name="plan", **CHEAP

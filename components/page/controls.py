@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import gradio as gr
 
 from components.page.slider import Moved
+from components.session import limits
 from components.session.choices import PRECISIONS
 from components.session.session import Session
 from components.session.settings import Settings
 from components.ui.labels import ESTIMATORS
 
 UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
+SLIDERS = {"sparsity": (0, 60), "cap": (60, 95)}
 
 
 class Controls(NamedTuple):
@@ -51,8 +54,7 @@ class Controls(NamedTuple):
 def sparsity_slider(value: float) -> gr.Slider:
     """The largest control of the page; it stays at the top of the window on every screen."""
     return gr.Slider(
-        0,
-        60,
+        *SLIDERS["sparsity"],
         value=value,
         step=1,
         label="Global sparsity, % of the layers' weights",
@@ -70,7 +72,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         value=first.model,
         allow_custom_value=True,
         label="Model",
-        info="One of these, any hub id, or a folder",
+        info="One of these, or any Hub id" if limits.hosted() else "One of these, any Hub id, or a folder",
         elem_id="model",
         show_label=False,
     )
@@ -80,9 +82,10 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         text = gr.Dropdown(list(session.texts), value=first.text, label="Text", elem_id="text")
         upload = gr.File(label="or your own (.txt .jsonl .csv .parquet)", file_types=UPLOADS, height=92)
         with gr.Row():
-            sequences = gr.Number(first.sequences, label="Sequences", precision=0, minimum=1, min_width=70)
-            length = gr.Number(first.length, label="Length", precision=0, minimum=2, min_width=70)
-            seed = gr.Number(first.seed, label="Seed", precision=0, minimum=0, min_width=70)
+            number = partial(gr.Number, precision=0, min_width=70)
+            sequences = number(first.sequences, label="Sequences", minimum=1, maximum=limits.SEQUENCES.value)
+            length = number(first.length, label="Length", minimum=2, maximum=limits.LENGTH.value)
+            seed = number(first.seed, label="Seed", minimum=0, maximum=limits.MOST_SEED)
     calibrate = gr.Button("Load and calibrate", size="md", elem_id="calibrate")
     gr.HTML("<h2>Slicing</h2>", apply_default_css=False)
     estimator = gr.Radio(
@@ -99,7 +102,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         0.4, 1.6, value=found_bias, step=0.05, label="Bias: attention ← → MLP", elem_id="bias", buttons=[]
     )
     bias_auto = gr.Checkbox(True, label="automatic", elem_id="bias-auto", container=False)
-    cap = gr.Slider(60, 95, value=first.cap, step=1, label="Cap (% of a module)", elem_id="cap", buttons=[])
+    cap = gr.Slider(*SLIDERS["cap"], value=first.cap, step=1, label="Cap (% of a module)", elem_id="cap", buttons=[])
     order = gr.Radio(
         [("One-shot, live", "one-shot"), ("Sequential", "sequential")],
         value=first.order,

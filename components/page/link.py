@@ -8,9 +8,12 @@ from typing import Any
 
 import gradio as gr
 
+from components.page.controls import SLIDERS
+from components.session import limits
 from components.session.choices import PRECISIONS
-from components.session.keys import precision
+from components.session.keys import precision, require_allowed
 from components.session.settings import PROMPT, Settings
+from components.ui.handlers import CHECKS
 
 # What a link carries. `assets/page.js` takes the names, in this order, from what the page opens with.
 Linked = namedtuple("Linked", [*Settings._fields, "layer", "prompt"])
@@ -26,15 +29,31 @@ def usual() -> Linked:
 def restore(request: gr.Request) -> Restored:
     """Read the address bar: the settings, the layer, the prompt and the tab that a link carries.
 
-    A link always names the precision, so that another machine gives the same numbers; without one it is this machine's.
+    What the page would refuse is left as it opens anyway, and so is all of a link that is too long. A link always names
+    the precision, so that another machine gives the same numbers; without one it is this machine's.
     """
     query: Mapping[str, str] = dict(request.query_params) if request else {}
-    linked = {name: _typed(query.get(name), value) for name, value in usual()._asdict().items()}
+    if sum(len(name) + len(value) for name, value in query.items()) > limits.LINK.value:
+        query = {}
+    linked = {name: _allowed(name, _typed(query.get(name), value), value) for name, value in usual()._asdict().items()}
     linked["upload"] = None  # no link names a file
     linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else precision(Settings())
-    linked["prompt"] = query.get("prompt") or PROMPT
+    linked["prompt"] = linked["prompt"] or PROMPT
     tab = query.get("tab", FIRST_TAB)
     return Restored(**linked, tabs=gr.Tabs(selected=tab), tab=tab)
+
+
+def _allowed(name: str, value: Any, default: Any) -> Any:
+    """What a link gives, unless the page would refuse it."""
+    try:
+        if name in CHECKS:
+            return CHECKS[name](value)
+        if name in SLIDERS:
+            limits.number(name, value, *SLIDERS[name])
+        require_allowed(Settings()._replace(**{name: value}))
+    except ValueError:
+        return default
+    return value
 
 
 def _typed(text: str | None, default: Any) -> Any:

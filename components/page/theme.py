@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from components.assets import ASSETS
 from components.page.link import usual
+from components.page.requests import BoundedRequests
+from components.session import limits
 from components.ui.chart_bridge import plotly_head
 from components.ui.palette import COLOURS, FAINT, css_variables
 
@@ -75,7 +78,11 @@ def theme() -> gr.themes.Base:
 
 
 def launch_options(tabs: Mapping[str, str]) -> dict:
-    """Keyword arguments for `launch()`: theme, css and head. `tabs` are the tabs' labels by their ids."""
+    """Keyword arguments for `launch()`: theme, css, head and bounds. `tabs` are the tabs' labels by their ids.
+
+    Raises UserError where the environment sets a bound to what is none.
+    """
+    limits.require()
     page, tour = (_read(name) for name in ("page.js", "tour.js"))
     given = {
         "isxUsual": json.dumps(usual()._asdict()),
@@ -89,6 +96,9 @@ def launch_options(tabs: Mapping[str, str]) -> dict:
         "head": f"{plotly_head()}<style>{_read('outside.css')}</style><script>{values}{page}{tour}</script>",
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
+        "app_kwargs": {"middleware": [Middleware(BoundedRequests)]},
+        "max_file_size": limits.UPLOAD.value,
+        "enable_monitoring": False,  # `/monitoring/summary` tells everybody what is called, and how often
         "max_threads": 160,  # all who wait for a job hold one (`context.HEAVY`), and the slider wants the rest
         "run_history": False,  # it writes every move of the slider to the browser's storage
     }

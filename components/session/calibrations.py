@@ -19,8 +19,9 @@ from components.session.keys import CalibrationKey, calibration_key, evaluation_
 from components.session.plan_views import Source
 from components.session.settings import Settings, Status
 from components.session.snapshots.settling import keep_profile, kept_profiles
+from components.session.work.aside import aside
 from components.session.work.jobs import statuses
-from components.session.work.scheduler import Scheduler, aside
+from components.session.work.scheduler import Scheduler
 from intraslice import data
 from intraslice.calibration.driver import Calibrating, calibrate
 from intraslice.calibration.stats import CalibrationStats

@@ -1,19 +1,27 @@
 """From the page's settings to the library's configs, and to the keys that results are kept under.
 
-Every function raises UserError for numbers out of range.
+All work comes through here, and nothing goes on that is out of the page's bounds: every function raises UserError for
+values that are no settings, for numbers out of range and, where the page is hosted, for what lies on the server.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from components.session import limits
 from components.session.settings import Settings
-from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
+from intraslice import data
+from intraslice.config import CalibrationConfig, EvaluationConfig, Order, SliceConfig, parse_lock
 from intraslice.errors import UserError
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
+from intraslice.pretrained.sources import DEFAULT
+from intraslice.registry import ESTIMATORS
 from intraslice.reporting import Recipe
 
 
@@ -30,16 +38,57 @@ SliceKey = tuple[CalibrationKey, SliceConfig, str]
 
 def calibration_key(settings: Settings) -> CalibrationKey:
     """What the calibration of these settings depends on."""
-    counts = (int(settings.sequences), int(settings.length), int(settings.seed))
-    config = CalibrationConfig(settings.upload or settings.text, *counts)
-    return CalibrationKey(settings.model, precision(settings), config)
+    sequences = limits.whole("sequences", settings.sequences, 1, limits.SEQUENCES.value)
+    length = limits.whole("length", settings.length, 2, limits.LENGTH.value)
+    seed = limits.whole("seed", settings.seed, 0, limits.MOST_SEED)
+    if sequences * length > (most := limits.CALIBRATION_TOKENS.value):
+        raise UserError(
+            f"{sequences:,} sequences of {length:,} tokens are {sequences * length:,}; wanted at most {most:,} tokens; "
+            "lower one of them"
+        )
+    config = CalibrationConfig(text_of(settings), sequences, length, seed)
+    return CalibrationKey(model_name(settings.model), precision(settings), config)
+
+
+def require_allowed(settings: Settings) -> None:
+    """Raises UserError for settings that no work would begin with."""
+    calibration_key(settings)
+    slice_config(settings)
+
+
+def model_name(model: Any) -> str:
+    """The name of a model that visitors may ask for: where the page is hosted that is none of the server's folders."""
+    name = limits.words("model", model, limits.NAME.value)
+    if limits.hosted() and name != DEFAULT:
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            is_id = False
+        else:
+            is_id = not Path(name).exists()  # the library would take it for the folder
+        if not is_id:
+            raise UserError(
+                f"model {limits.shown(name)} is no Hub id; wanted one, such as HuggingFaceTB/SmolLM2-360M-Instruct, "
+                f"or {DEFAULT!r}"
+            )
+    return name
+
+
+def text_of(settings: Settings) -> str:
+    """The upload, whose path `ui/handlers.py` has let in, else the text; where the page is hosted that has a name."""
+    if settings.upload:
+        return settings.upload
+    text = limits.words("text", settings.text, limits.NAME.value)
+    if limits.hosted() and text not in data.NAMED_CORPORA:
+        raise UserError(
+            f"text {limits.shown(text)} is none of {', '.join(data.NAMED_CORPORA)}; upload a file of yours instead"
+        )
+    return text
 
 
 def precision(settings: Settings) -> Precision:
     """What the model runs in: what was asked for, or what suits this machine."""
-    if settings.dtype not in (AUTO, *get_args(Precision)):
-        raise UserError(f"precision is {settings.dtype!r}; wanted one of {AUTO}, {', '.join(get_args(Precision))}")
-    return choose_dtype(settings.dtype, choose_device())
+    return choose_dtype(limits.choice("precision", settings.dtype, (AUTO, *get_args(Precision))), choose_device())
 
 
 def is_usual(settings: Settings) -> bool:
@@ -50,21 +99,22 @@ def is_usual(settings: Settings) -> bool:
 
 def slice_config(settings: Settings) -> SliceConfig:
     """The library's settings of a slice."""
+    locked = limits.words("ratios given by hand", settings.locked, limits.LOCKED.value)
     return SliceConfig(
-        settings.sparsity / 100,
-        settings.estimator,
-        None if settings.bias is None else float(settings.bias),
-        settings.cap / 100,
-        settings.order,
-        bool(settings.iterative) and settings.order == "sequential",
-        locked=tuple(parse_lock(part) for part in settings.locked.split(",") if part.strip()),
+        limits.number("sparsity", settings.sparsity, 0, 80) / 100,
+        limits.choice("estimator", settings.estimator, ESTIMATORS),
+        None if settings.bias is None else float(limits.number("bias", settings.bias, 0.2, 2)),
+        limits.number("cap", settings.cap, 0, 95) / 100,
+        limits.choice("order", settings.order, get_args(Order)),
+        limits.flag("iterative", settings.iterative) and settings.order == "sequential",
+        locked=tuple(parse_lock(part) for part in locked.split(",") if part.strip()),
     )
 
 
 def evaluation_config(settings: Settings, tokens: int) -> EvaluationConfig:
     """Held-out text of the same source, in windows as long as a calibration sequence, one at least."""
-    length = int(settings.length)
-    return EvaluationConfig(settings.upload or settings.text, max(tokens, length), length)
+    config = calibration_key(settings).config
+    return EvaluationConfig(config.text, max(tokens, config.length), config.length)
 
 
 def recipe(settings: Settings, evaluation_tokens: int) -> Recipe:
@@ -72,13 +122,14 @@ def recipe(settings: Settings, evaluation_tokens: int) -> Recipe:
 
     An upload is named by its file name alone: that is how it lies on the person's own disk.
     """
-    text = Path(settings.upload).name if settings.upload else settings.text
+    key = calibration_key(settings)
+    text = Path(key.config.text).name if settings.upload else key.config.text
     return Recipe(
-        settings.model,
+        key.model,
         slice_config(settings),
-        replace(calibration_key(settings).config, text=text),
+        replace(key.config, text=text),
         replace(evaluation_config(settings, evaluation_tokens), text=text),
-        dtype=precision(settings),
+        dtype=key.dtype,
     )
 
 

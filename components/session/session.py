@@ -18,10 +18,12 @@ from components.session.choices import ESTIMATORS
 from components.session.keys import (
     calibration_key,
     is_usual,
+    model_name,
     precision,
     slice_config,
     slice_key,
 )
+from components.session.limits import told
 from components.session.plan_views import Source, importance_curves, plan_view, settling_view
 from components.session.readings import Readings
 from components.session.settings import Settings, Status
@@ -130,7 +132,10 @@ class Session:
 
     def memory(self, model: str) -> str:
         """What a model needs, in words. Raises UserError when there is no such model, or it will not fit."""
-        estimate = require_memory(model, getattr(torch, precision(Settings())), self.device)
+        try:
+            estimate = require_memory(model_name(model), getattr(torch, precision(Settings())), self.device)
+        except (ValueError, OSError) as problem:
+            raise UserError(told(problem)) from problem
         return (
             f"{estimate.parameters / 1e6:,.0f} M parameters; slicing takes {estimate.needed / 2**30:.1f} GiB, "
             f"{estimate.available / 2**30:.1f} GiB are free."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from components.session import limits
+
 PROMPT = "Why does it rain?"  # that the page opens with
 
 
@@ -29,10 +31,17 @@ class Settings(NamedTuple):
 
 @dataclass(frozen=True)
 class Status:
-    """What the page is doing. `total` 0 means nothing to count; `kind` is busy, ready or error."""
+    """What the page is doing. `total` 0 means nothing to count; `kind` is busy, ready or error.
+
+    The text of an error is what a visitor may read of it.
+    """
 
     text: str
     kind: str = "busy"
     done: int = 0
     total: int = 0
     seconds_left: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "error":
+            object.__setattr__(self, "text", limits.told(self.text))

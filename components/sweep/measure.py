@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas
 import torch
 
+from components.session import limits
 from components.session.keys import slice_config
 from components.session.session import Session
 from components.session.settings import Settings, Status
@@ -25,6 +27,7 @@ from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.progress import finish
+from intraslice.registry import ESTIMATORS
 from intraslice.reporting import records
 
 
@@ -46,16 +49,34 @@ class Plan(NamedTuple):
         return finish(sweep(*self._replace(wanted=self.kept())))
 
 
-def plan_of(session: Session, settings: Settings, choice: SweepChoice) -> Plan:
-    """Raises UserError for an empty choice, numbers out of range, or before the calibration is there."""
-    for name, values in choice._asdict().items():
-        if name != "speed" and not values:
+def asked_points(settings: Settings, choice: SweepChoice) -> tuple[SliceConfig, tuple[Point, ...]]:
+    """What all points have in common, and the points. Touches no model.
+
+    Raises UserError for an empty choice, for what is nothing to choose, for too many points or numbers out of range.
+    """
+    lists = {name: values for name, values in choice._asdict().items() if name != "speed"}
+    for name, values in lists.items():
+        if not isinstance(values, (list, tuple)):
+            raise UserError(f"{name} are {limits.shown(values)}; wanted a list of them")
+        if not values:
             raise UserError(f"no {name} chosen; wanted at least one")
-    calibrated = session.calibrated(settings)
+    if (count := math.prod(map(len, lists.values()))) > (most := limits.SWEEP.value):
+        raise UserError(f"{count:,} points are asked for; wanted at most {most:,}; choose fewer {', '.join(lists)}")
+    for kind, names, registered in (("method", choice.methods, METHODS), ("estimator", choice.estimators, ESTIMATORS)):
+        for name in names:
+            limits.choice(kind, name, registered)
     base = replace(slice_config(settings), locked=())  # what is given by hand belongs to one sparsity alone
+    fractions = [limits.number("sparsity", percent, 0, 80) / 100 for percent in choice.sparsities]
+    for fraction in fractions:
+        replace(base, sparsity=fraction)
+    return base, points(choice.methods, choice.estimators, fractions)
+
+
+def plan_of(session: Session, settings: Settings, choice: SweepChoice) -> Plan:
+    """Raises UserError as `asked_points` does, or before the calibration is there."""
+    base, wanted = asked_points(settings, choice)
+    calibrated = session.calibrated(settings)
     texts = Texts(calibrated.stats, calibrated.tokens, calibrated.windows)
-    fractions = [float(percent) / 100 for percent in choice.sparsities]
-    wanted = points(choice.methods, choice.estimators, fractions)
     return Plan(calibrated.loaded, texts, wanted, base, SpeedConfig() if choice.speed else None)
 
 
@@ -73,10 +94,13 @@ def seconds(session: Session, settings: Settings, choice: SweepChoice) -> float:
 
 def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Iterator[Status | SweepView]:
     """Measure the missing points one by one; yields progress, and all there is whenever a point is done."""
+    asked_points(settings, choice)  # before any work
     yield from session.calibrations.making(settings)
-    plan = plan_of(session, settings, choice)
-    kept = plan.kept()
-    missing = [point for point in plan.wanted if point not in kept]
+    plan, missing = plan_of(session, settings, choice), []
+    for point in plan.wanted:
+        if not plan._replace(wanted=(point,)).kept():
+            missing.append(point)
+        yield PAUSE
     costs, rate = [_cost(plan, point) for point in missing], _rate()
     yield _view(session, settings, plan)
     start = time.monotonic()

@@ -10,6 +10,7 @@ import gradio as gr
 
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context
 from components.session import choices
+from components.session.limits import told
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.session.work.scheduler import Urgency
@@ -115,7 +116,7 @@ def preview(
     try:
         return _shown(measure.known(session, settings, choice), measure.seconds(session, settings, choice))
     except ValueError as problem:  # not calibrated yet, or a choice of nothing
-        return Shown(f'<p class="isx-quiet">{formatting.escape(str(problem))}</p>', "", "")
+        return Shown(f'<p class="isx-quiet">{formatting.escape(told(problem))}</p>', "", "")
 
 
 def sweep(

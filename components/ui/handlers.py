@@ -2,19 +2,31 @@
 
 A handler is `handler(what it works with ..., settings, its own inputs ..., request)`. It answers with one value, or
 with a NamedTuple that has a field an output; the same NamedTuple class holds the components.
+
+Here values come in from the page and from programs: a handler's own inputs are checked by their names, and an upload by
+where it lies (settings are where work begins: `session/keys.py`). And here errors go out, in words.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import gradio as gr
 from gradio.context import LocalContext
+from gradio.utils import get_upload_folder, is_in_or_equal
+from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
+from components.session import limits
 from components.session.settings import Settings
+from components.session.work.jobs import EXPECTED
+
+log = logging.getLogger(__name__)
 
 Outputs = TypeVar("Outputs", bound=tuple)
 
@@ -24,6 +36,20 @@ FIELDS = [
     for name, annotation in get_type_hints(Settings).items()
 ]
 GIVEN_BY_GRADIO = {gr.Request, gr.EventData}
+NOT_UPLOADED = "the upload is no file that was uploaded here; wanted one, by `handle_file` in gradio_client"
+MOST_LAYERS = 10_000
+# Handlers' own inputs, by name.
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "layer": lambda value: limits.whole("layer", value, 0, MOST_LAYERS),
+    "prompt": lambda value: limits.words("the prompt", value, limits.PROMPT.value),
+    "passage": lambda value: limits.words("the passage", value, limits.PASSAGE.value),
+    "sample": lambda value: limits.words("the passage", value, limits.PASSAGE.value),
+    "tokens": lambda value: limits.whole("tokens", value, 1, limits.NEW_TOKENS.value),
+    "temperature": lambda value: limits.number("temperature", value, 0, limits.TEMPERATURE.value),
+    "sample_seed": lambda value: limits.whole("sample seed", value or 0, 0, limits.MOST_SEED),
+    "raw": lambda value: limits.flag("raw", value),
+    "speed": lambda value: limits.flag("speed", value),
+}
 
 
 class Follower(NamedTuple):
@@ -58,7 +84,10 @@ def flat(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
     rest = [_optional(parameter) for parameter in _parameters(handler)[len(bound) + 1 :]]
 
     def arguments(values: Sequence[Any]) -> tuple:
-        return *bound, Settings(*values[: len(FIELDS)]), *values[len(FIELDS) :]
+        settings = Settings(*values[: len(FIELDS)])
+        own = zip(rest, values[len(FIELDS) :], strict=False)
+        checked = (CHECKS.get(parameter.name, _as_it_is)(value) for parameter, value in own)
+        return *bound, settings._replace(upload=uploaded(settings.upload)), *checked
 
     def unwrapped(answer: Any) -> Any:
         return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
@@ -89,6 +118,66 @@ def while_open(tab: str, unchanged: Any, handler: Callable[..., Any], *bound: An
 
     opened = inspect.Parameter("opened", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
     return flat(_described(guarded, handler, [*inputs, opened, *given]))
+
+
+def uploaded(upload: Any) -> str | None:
+    """The path of an upload, as the page's component or a program gives it; on a desktop any path will do.
+
+    Raises ValueError for a file that nobody has uploaded.
+    """
+    path = upload.get("path") if isinstance(upload, dict) else upload
+    if path in (None, ""):
+        return None
+    is_own = isinstance(upload, str) and not limits.hosted()
+    if not (isinstance(path, str) and (is_own or is_in_or_equal(path, get_upload_folder()))):
+        raise ValueError(NOT_UPLOADED)
+    return str(path)
+
+
+def speak_in_words(page: gr.Blocks) -> None:
+    """Let a page say in words whatever it cannot read or do, and read no file that was not uploaded.
+
+    Gradio itself would fetch any address that stands for a file, whole and into memory.
+    """
+    process = page.process_api
+
+    async def process_api(block_fn: Any, inputs: list[Any], state: Any = None, **options: Any) -> dict[str, Any]:
+        with errors_in_words():
+            if options.get("iterator") is None:
+                require_readable(block_fn.inputs, inputs, state)
+            return await process(block_fn, inputs, state, **options)
+
+    page.process_api = process_api
+
+
+def require_readable(components: Sequence[Any], values: Sequence[Any], state: Any = None) -> None:
+    """Raises ValueError where a component gets what it cannot take; that a field is left empty its handler looks at."""
+    if (missing := len(components) - len(values)) > 0:
+        raise ValueError(f"{missing} of {len(components)} values are missing; the page's API names them")
+    traverse(values, uploaded, is_file_obj)
+    for component, value in zip(components, values, strict=False):
+        own = state[component._id] if state and component._id in state else component  # as this page has it now
+        if isinstance(own, gr.Slider) or (isinstance(own, gr.Number) and value is not None):
+            low = -math.inf if own.minimum is None else own.minimum
+            limits.number(own.label, value, low, math.inf if own.maximum is None else own.maximum)
+        if isinstance(own, gr.File) and not (value is None or is_file_obj_with_meta(value)):
+            raise ValueError(NOT_UPLOADED)
+
+
+@contextmanager
+def errors_in_words() -> Iterator[None]:
+    """What goes wrong becomes gradio's message, in words that a visitor may read; only what is our fault is traced."""
+    try:
+        yield
+    except gr.Error as problem:
+        problem.message, problem.print_exception = limits.told(problem.message), False
+        raise
+    except (ValueError, *EXPECTED) as problem:
+        raise gr.Error(limits.told(problem), print_exception=False) from problem
+    except Exception as problem:
+        log.exception("a handler failed")
+        words = f"the page failed at this ({type(problem).__name__}), which is no fault of yours; its log says more"
+        raise gr.Error(words, print_exception=False) from problem
 
 
 def visitor_of(request: gr.Request | None) -> str:
@@ -125,6 +214,10 @@ def _calling(
             return answered(handler(*arguments(values)))
 
     return _described(called, handler, parameters)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _parameters(handler: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -18,6 +18,7 @@ from tiny_page import tiny_settings
 
 from app import build_app, launch_options
 from components.export import files
+from components.session import limits
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from intraslice.checkpoints.format import RECORD
@@ -86,6 +87,23 @@ def test_bad_input_comes_back_in_words(client) -> None:
         client.predict(locked="much", api_name="/command_lines")
     with pytest.raises(AppError, match="no methods"):
         client.predict(methods=[], api_name="/sweep_table")
+
+
+def test_on_a_desktop_a_file_of_ones_own_may_be_named(client, tmp_path) -> None:
+    for values in ({"upload": str(tmp_path / "a.txt")}, {"text": str(tmp_path / "a.txt")}):
+        assert "a.txt" in client.predict(**values, api_name="/command_lines")
+        with pytest.raises(AppError, match=r"no text .*a.txt'"):
+            client.predict(**values, api_name="/evaluate")
+
+
+def test_the_pages_fields_end_where_its_bounds_do(client) -> None:
+    fields = {one["props"].get("label"): one["props"] for one in client.config["components"]}
+    for label, limit in (("Sequences", limits.SEQUENCES), ("Length", limits.LENGTH)):
+        assert fields[label]["maximum"] == limit.desktop
+        with pytest.raises(AppError, match=f"{label} is {limit.desktop + 1}; wanted a number from"):
+            client.predict(**{label.lower(): limit.desktop + 1}, api_name="/prepare")
+        with pytest.raises(AppError, match=f"{label.lower()} is {limit.desktop + 1}; wanted a whole number from"):
+            client.predict(**{label.lower(): limit.desktop + 1}, api_name="/evaluate")
 
 
 def test_the_pages_answer_is_the_commands(client) -> None:

@@ -22,13 +22,21 @@ from components.ui.downloads import Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
+from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
 
 PROMPT = "w10 w20 w30"
 SETTINGS = {
     "as it opens": {},
-    "by hand": {"sparsity": 41, "estimator": "fisher", "bias": 1.05, "cap": 77, "locked": "1 mlp 7, 0 attention 55"},
-    "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3},
+    "by hand": {
+        "sparsity": 41,
+        "estimator": "fisher",
+        "bias": 1.05,
+        "cap": 77,
+        "locked": "1 mlp 7, 0 attention 55",
+        "dtype": "bfloat16",
+    },
+    "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3, "dtype": "float32"},
 }
 
 
@@ -81,7 +89,7 @@ def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, ca
         assert main([*words, "--json"]) == 0
         results[words[0]] = json.loads(capsys.readouterr().out)
     measured, plan = session.perplexities(settings), session.plan(settings)
-    assert results["evaluate"]["perplexity"] == pytest.approx({"dense": measured.dense, "sliced": measured.sliced})
+    assert results["evaluate"]["perplexity"] == {"dense": measured.dense, "sliced": measured.sliced}
     assert results["evaluate"]["parameters"]["sliced_total"] == plan.parameters_sliced
     assert results["evaluate"]["removed_fraction"] == pytest.approx(plan.removed)
     assert results["evaluate"]["ratios"] == [[layer.attention, layer.mlp] for layer in plan.layers]
@@ -103,6 +111,23 @@ def test_the_plan_is_the_one_in_the_zip(session, tiny, downloads) -> None:
         record = json.loads(archive.read(f"{exports.checkpoint_name(tiny)}/intraslice.json"))
     assert json.loads(path.read_text()) == record["made"]
     assert len(record["made"]["plan"]["layers"]) == 3
+
+
+def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, monkeypatch) -> None:
+    with pytest.raises(UserError, match="tokenizer"):  # words in a table are none that llama.cpp has
+        finished(exports.write_gguf_file(session, tiny, downloads))
+    written = []
+
+    def write(model, tokenizer, path, made) -> Generator:
+        written.append((model, made))
+        path.write_bytes(b"GGUF")
+        yield
+
+    monkeypatch.setattr(exports, "require_deci", lambda *_: None)
+    monkeypatch.setattr(exports, "write_gguf", write)
+    path = finished(exports.write_gguf_file(session, tiny, downloads))
+    assert path.name == f"{exports.checkpoint_name(tiny)}.gguf"
+    assert written == [(finished(session.slice(tiny)), exports.plan_record(session, tiny))]
 
 
 def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:

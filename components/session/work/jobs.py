@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+import psutil
+
+from components.session import limits
 from components.session.settings import Status
 from components.session.work.scheduler import PAUSE, Job, Scheduler, Urgency, Waiting
 from intraslice.errors import NumericalError, UserError
@@ -65,10 +68,15 @@ class Jobs:
         without a word; else a stopped one says so.
         """
         self.halt(visitor, kind)
-        job = self.scheduler.start(visitor, work, urgency, self.hearing())
+        if refusal := self._refusal(visitor):
+            work.close()
+            yield Status(refusal, "error")
+            return
+        job = self.scheduler.start(visitor, work, urgency, self.hearing(), limits.JOB_SECONDS.value)
         entry = visitor, _Running(kind, job, looking_at)
         with self._lock:
             self._running.append(entry)
+        began = time.monotonic()
         try:
             for events in job.news():
                 for event, following in zip(events, [*events[1:], None], strict=True):
@@ -77,12 +85,26 @@ class Jobs:
             if job.stopped and not looking_at:
                 yield Status("Stopped", "ready")
         except EXPECTED as problem:
-            log.info("job failed: %s", problem)
-            yield Status(str(problem) or type(problem).__name__, "error")
+            yield Status(limits.told(problem), "error")
         finally:
             job.stop()
             with self._lock:
                 self._running = [other for other in self._running if other is not entry]
+            how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
+            line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
+            memory = psutil.Process().memory_info().rss / 1e6
+            log.info(line, kind, how, time.monotonic() - began, job.seconds, memory)
+
+    def _refusal(self, visitor: str) -> str:
+        """Why no further job can be taken on, or nothing."""
+        with self._lock:
+            visitors = [name for name, running in self._running if not running.job.stopped]
+        own, waiting = visitors.count(visitor), len(visitors)
+        if own >= limits.VISITOR_JOBS.value:
+            return f"{own} things of yours are being done already; wait for one, or stop it"
+        if waiting >= limits.JOBS.value:
+            return f"{waiting} jobs of others are before yours, which is too many; try again in a minute"
+        return ""
 
     def _of(self, visitor: str) -> list[_Running]:
         with self._lock:

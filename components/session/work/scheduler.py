@@ -7,13 +7,13 @@ neither compete for the cores nor need locks. Knows nothing of models, and nothi
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Hashable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -58,9 +58,11 @@ class Job:
     work: Generator[Any, None, Any]
     urgency: Urgency = Urgency.USUAL
     listening: Callable[[], bool] = lambda: True
+    most: float = math.inf  # seconds of its own steps
     error: BaseException | None = None
     stopped: bool = False
     ended: bool = False
+    seconds: float = 0.0  # of its own steps so far
     _due: float = 0.0
     _used: float = 0.0  # seconds, by weight
     _last: float = LONG  # seconds of its last step
@@ -146,10 +148,11 @@ class Scheduler:
         work: Generator[Any, None, Any],
         urgency: Urgency = Urgency.USUAL,
         listening: Callable[[], bool] = lambda: True,
+        most: float = math.inf,
     ) -> Job:
-        """Take on a job of a visitor."""
+        """Take on a job of a visitor, which ends in a TimeoutError after its steps took `most` seconds."""
         pump = self.step if self._worker is None else None
-        job = Job(visitor, work, urgency, listening, _wake=self._notify, _pump=pump)
+        job = Job(visitor, work, urgency, listening, most, _wake=self._notify, _pump=pump)
         with self._changed:
             job._used = min((other._used for other in self._jobs if other.visitor == visitor), default=0.0)
             self._used[visitor] = max(self._used.get(visitor, 0.0), self._level)
@@ -233,6 +236,8 @@ class Scheduler:
             else:
                 job._tell(event)
         self._count(job, self._clock() - start)
+        if job.seconds > job.most and not job.ended:
+            self._close(job, TimeoutError(f"this took {job.seconds:,.0f} seconds, which is all there is; ask for less"))
         return True
 
     def _next(self, now: float) -> Job | None:
@@ -257,6 +262,7 @@ class Scheduler:
         if seconds > LONG:
             log.info("a step of %s took %.2f s", job.work.__qualname__, seconds)
         job._last = seconds = max(seconds, LEAST)
+        job.seconds += seconds
         job._used += seconds / WEIGHT if job.urgency is Urgency.FIRST else seconds
         self._used[job.visitor] = self._used.get(job.visitor, self._level) + seconds
         if job.urgency is Urgency.BACKGROUND:
@@ -286,19 +292,3 @@ class Scheduler:
                 due = min((job._due for job in self._jobs), default=0.0)
                 if not any(job.stopped for job in self._jobs):
                     self._changed.wait(max(0.0, due - time.monotonic()))
-
-
-def aside(function: Callable[[], Result]) -> Generator[Waiting, None, Result]:
-    """What `function` returns, called in a thread of its own: for what waits for a network or a disk."""
-    future: Future[Result] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
-    while not future.done():
-        yield Waiting()
-    return future.result()

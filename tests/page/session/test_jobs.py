@@ -91,3 +91,41 @@ def test_what_is_expected_to_fail_fails_in_words(jobs) -> None:
 
     with pytest.raises(KeyError, match="a defect"):
         list(jobs.run("a", "prepare", broken()))
+
+
+def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_VISITOR_JOBS", "2")
+    monkeypatch.setenv("INTRASLICE_MAX_JOBS", "3")
+    own = [begun(jobs, "a", kind) for kind in ("measure", "answer")]
+    (refused,) = jobs.run("a", "sweep", endless())
+    assert refused == Status("2 things of yours are being done already; wait for one, or stop it", "error")
+    own.append(begun(jobs, "a", "answer"))  # in the place of the former one
+    others = begun(jobs, "b", "measure")
+    (refused,) = jobs.run("c", "measure", endless())
+    assert refused.text == "3 jobs of others are before yours, which is too many; try again in a minute"
+    others.close()
+    own.append(begun(jobs, "c", "measure"))
+
+
+def test_a_job_has_so_many_seconds(jobs, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_JOB_SECONDS", "1")
+    now = iter(range(1000))
+    jobs.scheduler = Scheduler(worker=False, clock=lambda: next(now) / 4)
+    *_, last = jobs.run("a", "sweep", endless())
+    assert last.kind == "error"
+    assert "ask for less" in last.text
+
+
+def test_the_log_has_a_line_a_job_and_nothing_that_a_visitor_wrote(jobs, caplog) -> None:
+    def failing() -> Iterator[Status]:
+        yield Status("a secret prompt")
+        raise UserError("a secret file")
+
+    with caplog.at_level("INFO", "components"):
+        list(jobs.run("a", "answer", failing()))
+        begun(jobs, "a", "sweep").close()
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("answer: UserError after")
+    assert second.startswith("sweep: stopped after")
+    assert "MB" in first
+    assert "secret" not in caplog.text

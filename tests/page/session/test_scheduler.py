@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from components.session.work.scheduler import LONG, SHARE, WEIGHT, Scheduler, Urgency, Waiting, aside
+from components.session.work.aside import aside
+from components.session.work.scheduler import LONG, SHARE, WEIGHT, Scheduler, Urgency, Waiting
 
 
 class Clock:
@@ -157,6 +158,17 @@ def test_a_job_that_goes_to_the_background_gives_way(scheduler):
     run(scheduler)
     assert log == ["before", "before", "urgent", "urgent", "urgent", "after", "after"]
     assert events(job) == [0, 1, 0, 1]  # the marker itself is told to nobody
+
+
+def test_a_job_that_takes_too_long_ends_and_says_so(scheduler, clock):
+    log = []
+    long = scheduler.start("a", counting(log, "long", 100, clock, 1.0), most=10)
+    short = scheduler.start("b", counting(log, "short", 11, clock, 0.5), most=10)
+    run(scheduler)
+    assert (log.count("long"), log.count("short")) == (11, 11)  # what others take is not counted
+    with pytest.raises(TimeoutError, match="took 11 seconds"):
+        events(long)
+    assert len(events(short)) == 11
 
 
 def test_an_error_is_told_to_its_listener_and_nobody_else(scheduler):
