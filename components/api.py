@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Generator
 from typing import Any, get_type_hints
 
@@ -21,6 +22,7 @@ from components.ui.handlers import flat, speak_in_words, visitor_of
 from components.ui.labels import METHODS
 
 USUAL = SweepChoice()
+CALLS = itertools.count(1)
 LANE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}
 
 
@@ -101,11 +103,12 @@ def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
 def _result(session: Session, kind: str, work: Generator[Any, None, Any], request: gr.Request) -> Any:
     """What `work` returns, as the visitor's job of a kind. Raises gr.Error for what goes wrong, in the page's words."""
     visitor, results = visitor_of(request), []
+    call = f"{kind} {next(CALLS)}"  # MCP clients share a session, and must not end each other's
 
     def keeping() -> Generator[Any, None, None]:
         results.append((yield from work))
 
-    *_, last = [Status("Stopped"), *session.jobs.run(visitor, kind, keeping())]
+    *_, last = [Status("Stopped"), *session.jobs.run(visitor, call, keeping())]
     if not results:
         raise gr.Error(last.text)
     return results[0]

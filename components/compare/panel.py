@@ -12,6 +12,7 @@ from components.compare.models import Columns
 from components.compare.passage_panel import PassagePanel
 from components.compare.views import COLUMNS
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context
+from components.session import limits
 from components.session.session import Session
 from components.session.settings import PROMPT, Settings
 from components.ui.handlers import Follower, bind, flat
@@ -48,7 +49,8 @@ class ComparePanel(NamedTuple):
 def build(session: Session, first: Settings) -> ComparePanel:
     """Prompt, three answers and their costs. Called inside a `gr.Tab`."""
     with gr.Row(equal_height=True, elem_id="asking"):
-        prompt = gr.Textbox(PROMPT, label="Prompt", lines=2, max_lines=6, scale=6, elem_id="prompt")
+        most = limits.PROMPT.value
+        prompt = gr.Textbox(PROMPT, label="Prompt", lines=2, max_lines=6, max_length=most, scale=6, elem_id="prompt")
         with gr.Column(scale=1, min_width=120):
             generate = gr.Button("Generate", variant="primary", elem_id="generate")
             stop = gr.Button("Stop", elem_id="stop")

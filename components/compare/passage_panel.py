@@ -11,6 +11,7 @@ from components.compare import handlers
 from components.compare.handlers import AfterSlice, Result
 from components.compare.models import Columns
 from components.page.context import HEAVY, PRIVATE, Context
+from components.session import limits
 from components.ui.explainers import fold
 from components.ui.handlers import flat, skipped, while_open
 
@@ -45,7 +46,8 @@ def build() -> PassagePanel:
         apply_default_css=False,
     )
     with gr.Row(elem_id="passage-text"):
-        text = gr.Textbox(SAMPLE, label="A passage of yours", lines=3, max_lines=10, scale=6)
+        most = limits.PASSAGE.value
+        text = gr.Textbox(SAMPLE, label="A passage of yours", lines=3, max_lines=10, max_length=most, scale=6)
         score = gr.Button("Colour it", size="md", elem_id="score", scale=1, min_width=120)
     fold("passage")
     return PassagePanel(candidates, text, score, scored)

@@ -168,3 +168,10 @@ def test_with_the_mcp_extra_every_endpoint_is_a_tool(served) -> None:
     tools = {tool["name"] for tool in httpx.get(f"{served.local_url}gradio_api/mcp/schema").json()}
     for name in ("evaluate", "generate", "sweep_table", "checkpoint"):  # gradio may put the app's name before them
         assert any(tool.endswith(name) for tool in tools)
+
+
+def test_calls_of_one_session_do_not_end_each_other(client) -> None:
+    """MCP clients share one."""
+    calls = {sparsity: client.submit(sparsity=sparsity, api_name="/evaluate") for sparsity in (21, 22)}
+    removed = {sparsity: call.result(timeout=120)["removed_fraction"] for sparsity, call in calls.items()}
+    assert removed == pytest.approx({21: 0.21, 22: 0.22}, abs=0.01)
