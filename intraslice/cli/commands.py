@@ -1,12 +1,14 @@
-"""The commands that make models: ratios, evaluate, slice, generate. Each returns its JSON object and its text."""
+"""Commands that make models: ratios, evaluate, slice, export, generate. Each returns its JSON object and its text."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from intraslice import checkpoints
+from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, require_deci, require_new_file, write_gguf
 from intraslice.cli.run import Run, peak_memory, show
 from intraslice.distributed.sharing import speaks
 from intraslice.errors import UserError
@@ -80,21 +82,65 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
 
 
 def slice_(run: Run) -> Answer:
-    """Write the sliced model to a folder."""
-    out = run.arguments.out
-    checkpoints.require_free(out)
+    """Write the sliced model to a folder, to a GGUF file, or both."""
+    out, file = run.arguments.out, run.arguments.gguf
+    _require_places(run)
     loaded = run.load_dense()
+    if file is not None:
+        require_deci(loaded.model, loaded.tokenizer)
     stats, tokens = run.calibrate_for_method(loaded)
     model, plan = run.slice(loaded, stats, tokens)
     if not speaks():
         return {}, ""
-    with run.timed("save"):
-        checkpoints.save(model, loaded.tokenizer, out, record(run.recipe, loaded, plan))
-    size = sum(file.stat().st_size for file in out.iterdir())
-    result = (
-        run.recipe.asked() | described(plan, loaded.model) | {"out": str(out), "bytes": size, "seconds": run.seconds}
-    )
-    return result, f"{summary(plan)}\nwrote {out} ({size / 1e6:.0f} MB)"
+    made = record(run.recipe, loaded, plan)
+    result, lines = run.recipe.asked() | described(plan, loaded.model), [summary(plan)]
+    if out is not None:
+        with run.timed("save"):
+            checkpoints.save(model, loaded.tokenizer, out, made)
+        size = sum(file.stat().st_size for file in out.iterdir())
+        result |= {"out": str(out), "bytes": size}
+        lines.append(f"wrote {out} ({size / 1e6:.0f} MB)")
+    if file is not None:
+        written, line = _write_gguf(run, replace(loaded, model=model, made=made))
+        result["gguf"] = written
+        lines.append(line)
+    return result | {"seconds": run.seconds}, "\n".join(lines)
+
+
+def _require_places(run: Run) -> None:
+    """Raise UserError, before any work, unless the slice can be written where it is wanted."""
+    out, file = run.arguments.out, run.arguments.gguf
+    if out is None and file is None:
+        raise UserError("nowhere to write to; wanted --out FOLDER, --gguf FILE, or both")
+    if out is not None:
+        checkpoints.require_free(out)
+    if file is not None:
+        require_new_file(file)
+        if run.recipe.method == "crossmodule":
+            raise UserError(NO_CROSS_MODULE)
+
+
+def export(run: Run) -> Answer:
+    """Write a model that a folder holds, sliced or dense, as a GGUF file."""
+    require_new_file(run.arguments.gguf)
+    loaded = run.load()
+    if not speaks():
+        return {}, ""
+    written, line = _write_gguf(run, loaded)
+    return {"model": loaded.name, "gguf": written, "seconds": run.seconds}, line
+
+
+def _write_gguf(run: Run, loaded: LoadedModel) -> Answer:
+    """Write a model in memory as the GGUF file that the command line names."""
+    a = run.arguments
+    with run.timed("gguf"):
+        job = write_gguf(loaded.model, loaded.tokenizer, a.gguf, a.type, loaded.name, loaded.made)
+        report = finish(job, show)
+    zeros = f", {report.padding_bytes / 1e6:.1f} MB of them zeros that llama.cpp wants" if report.padding_bytes else ""
+    line = f"wrote {report.file} ({report.type}, {report.bytes / 1e6:.0f} MB{zeros})"
+    if report.as_f16:
+        line += f"; {len(report.as_f16)} tensors are f16, as their rows are no multiple of 32"
+    return asdict(report), line
 
 
 def generate(run: Run) -> Answer:

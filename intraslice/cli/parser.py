@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 import intraslice
-from intraslice.cli import analyses, commands
+from intraslice.checkpoints.to_gguf import GGUF_TYPES
+from intraslice.cli import analyses, commands, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.config import CalibrationConfig, EvaluationConfig, Order, SliceConfig, Targets
 from intraslice.evaluation.speed import SpeedConfig
@@ -93,8 +94,14 @@ def parser() -> argparse.ArgumentParser:
 
     command("ratios", commands.ratios, "what each layer gives")
     command("evaluate", commands.evaluate, "perplexity, dense and sliced")
-    slice_command = command("slice", commands.slice_, "write the sliced model to a folder")
-    slice_command.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    slice_command = command("slice", commands.slice_, "write the sliced model to a folder, a GGUF file, or both")
+    slice_command.add_argument("--out", type=Path, metavar="FOLDER", help="a folder, which transformers opens")
+    slice_command.add_argument("--gguf", type=Path, metavar="FILE", help="one file, for llama.cpp")
+    export = command("export", commands.export, "write a saved model as one GGUF file, for llama.cpp")
+    export.add_argument("--gguf", required=True, type=Path, metavar="FILE")
+    export.set_defaults(dtype="float32")  # which holds what any folder does
+    for writes in (slice_command, export):
+        writes.add_argument("--type", default="f16", choices=GGUF_TYPES, help="of the weights in the GGUF file")
     generate = command("generate", commands.generate, "dense and sliced answers to one prompt")
     generate.add_argument("--prompt", default="What is the capital of France, and why is it famous?")
     generate.add_argument("--max-new-tokens", type=int, default=64)
@@ -113,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     read = {"type": int, "default": SpeedConfig().prompt, "metavar": "N"}
     sweep.add_argument("--prompt-tokens", **read, help="tokens of the prompt whose reading is timed")
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows there")
+    tasks.add_options(command("tasks", tasks.tasks, "scores in lm-eval's tasks, of the dense model and its slices"))
     measured = command("benchmark", benchmark, "what every job costs, in dense forwards", FEW_TOKENS // 2)
     measured.set_defaults(sequences=4, threads=1)  # scaled to the usual number; threads that wait take CPU time
     precisions = get_args(Precision)

@@ -82,7 +82,9 @@ def run(words, capsys):
     return answer
 
 
-@pytest.mark.parametrize("command", ["ratios", "evaluate", "slice", "generate", "inspect", "sensitivity", "sweep"])
+@pytest.mark.parametrize(
+    "command", ["ratios", "evaluate", "slice", "export", "generate", "inspect", "sensitivity", "sweep"]
+)
 def test_every_command_explains_itself(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "2000")  # no word is broken at its hyphen
     with pytest.raises(SystemExit) as caught:
@@ -239,6 +241,12 @@ def test_text_for_people_is_printed_without_json(words, capsys):
         ("evaluate", ["--lock", "1", "head", "5"], "locked module"),
         ("sweep", ["--prompt-tokens", "0"], "prompt"),
         ("sweep", ["--csv", "/no/such/folder/rows.csv"], "no folder"),
+        ("slice", [], "--out FOLDER, --gguf FILE, or both"),
+        ("slice", ["--gguf", "there.gguf", "--method", "crossmodule"], "shortcut"),
+        ("slice", ["--gguf", "there.gguf"], "WordLevel"),
+        ("export", ["--gguf", "there.gguf"], "WordLevel"),
+        ("export", ["--gguf", "there"], ".gguf"),
+        ("export", ["--gguf", "/no/such/folder/there.gguf"], "cannot write"),
     ],
 )
 def test_bad_input_is_one_line_and_two(words, command, wrong, named, capsys, monkeypatch, tmp_path):
@@ -247,7 +255,17 @@ def test_bad_input_is_one_line_and_two(words, command, wrong, named, capsys, mon
     captured = capsys.readouterr()
     assert captured.out == ""
     assert named in captured.err.splitlines()[-1]
-    assert not Path("there").exists()
+    assert not list(Path().iterdir())
+
+
+def test_a_sliced_folder_without_its_tokenizer_is_no_gguf_file(run, words, tmp_path, capsys):
+    folder, file = tmp_path / "sliced", tmp_path / "there.gguf"
+    run("slice", "--out", str(folder))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert main(["export", *words, "--model", str(folder), "--gguf", str(file)]) == 2
+    assert str(folder) in capsys.readouterr().err.splitlines()[-1]
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("wrong", [["--method", "other"], ["--estimators", "none"], ["--nonsense"]])

@@ -1,0 +1,206 @@
+"""A model, sliced or dense, as one GGUF file for llama.cpp: whole or not at all, with its tokenizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import gguf
+import numpy
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from intraslice.checkpoints.gguf_tensors import BLOCK, INSTEAD, deci_tensors, shared_heads
+from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
+from intraslice.errors import UserError
+from intraslice.modeling.crossmodule_layers import CrossModuleLayer
+from intraslice.modeling.families import blocks
+from intraslice.progress import Progress
+
+GGUFType = Literal["f32", "f16", "q8_0"]
+GGUF_TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
+_FILE_TYPES = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
+NO_CROSS_MODULE = f"a cross-module slice has shortcut matrices, which llama.cpp does not know; {INSTEAD}"
+
+
+@dataclass(frozen=True)
+class GGUFReport:
+    """What was written. `padding_bytes` are zeros that make up for narrow heads, ragged groups and odd widths."""
+
+    file: str
+    type: GGUFType
+    bytes: int
+    padding_bytes: int
+    as_f16: tuple[str, ...]  # tensors that q8_0 cannot hold, since their rows are no whole blocks
+    context_length: int
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Shape and stored type of every tensor, by name, and bytes of all that is padding in them."""
+
+    shapes: dict[str, tuple[int, ...]]
+    types: dict[str, GGMLQuantizationType]
+    padding: int
+
+    def bytes(self, name: str) -> int:
+        block, size = GGML_QUANT_SIZES[self.types[name]]
+        return int(numpy.prod(self.shapes[name])) // block * size
+
+
+def require_new_file(file: str | Path) -> Path:
+    """The path, to be written later. Raises UserError, before any work, where that cannot be or something is there."""
+    file = Path(file).expanduser()
+    if file.suffix != ".gguf":
+        raise UserError(f"{file} is no name for a GGUF file; wanted one that ends in .gguf")
+    if file.exists():
+        raise UserError(f"{file} exists; name a new file, or remove that one first")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {file.parent} ({error.strerror or error}); name another folder") from error
+    return file
+
+
+def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError, in one line, for a model or a tokenizer that llama.cpp's `deci` does not compute.
+
+    What holds of a dense model holds of its slices, but for the cross-module ones.
+    """
+    if isinstance(model.model.layers[0], CrossModuleLayer):
+        raise UserError(NO_CROSS_MODULE)
+    block = blocks(model)[0]
+    if block.parallel or not hasattr(block.mlp_norm, "variance_epsilon") or model.lm_head.bias is not None:
+        raise UserError(
+            "llama.cpp's deci wants RMSNorm and one module after the other, and a model of type "
+            f"{model.config.model_type} has LayerNorm or parallel ones; {INSTEAD}"
+        )
+    if not block.mlp.gated or block.mlp.activation != "silu":
+        raise UserError(f"llama.cpp's deci wants gated MLPs with silu, this one has {block.mlp.activation}; {INSTEAD}")
+    shared_heads(model)
+    _tokenizer_of(model, tokenizer)
+
+
+def write_gguf(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    file: str | Path,
+    gguf_type: GGUFType = "f16",
+    name: str = "",
+    made: dict[str, Any] | None = None,
+) -> Generator[Progress, None, GGUFReport]:
+    """Write a canonical model and its tokenizer to `file`; yields progress by tensor, one of which is in memory.
+
+    Norms and biases stay float32. `name` is what the model is called, `made` how a slice was made, as its folder says
+    it. Raises UserError for what `require_new_file` and `require_deci` refuse, for values that float16 does not hold,
+    and where there is no room.
+    """
+    file = require_new_file(file)
+    require_deci(model, tokenizer)
+    sizes = _sizes(model, gguf_type)
+    needed, free = sum(map(sizes.bytes, sizes.shapes)), shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise UserError(f"{file} takes {needed / 1e6:.0f} MB and {free / 1e6:.0f} are free; free some space")
+    try:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}-") as scratch:
+            draft = Path(scratch) / file.name
+            writer = GGUFWriter(draft, "deci")
+            try:
+                _add_origin(writer, name, made or {})
+                _add_metadata(writer, model, sizes, gguf_type)
+                _tokenizer_of(model, tokenizer).add_to(writer)
+                yield from _write_tensors(writer, model, sizes)
+            finally:
+                writer.close()
+            os.replace(draft, file)
+    except OSError as error:
+        raise UserError(f"cannot write {needed / 1e6:.0f} MB to {file}: {error}; nothing was kept") from error
+    smaller = tuple(name for name, kind in sizes.types.items() if gguf_type == "q8_0" and kind.name == "F16")
+    return GGUFReport(str(file), gguf_type, file.stat().st_size, sizes.padding, smaller, _context_length(model))
+
+
+def _sizes(model: PreTrainedModel, gguf_type: GGUFType) -> _Sizes:
+    shapes, types, padding = {}, {}, 0
+    for name, (values, kept) in deci_tensors(model):
+        shapes[name], types[name] = tuple(values.shape), _stored_type(values, gguf_type)
+        block, size = GGML_QUANT_SIZES[types[name]]
+        padding += (values.numel() - kept) * size // block
+    return _Sizes(shapes, types, padding)
+
+
+def _stored_type(values: Tensor, gguf_type: GGUFType) -> GGMLQuantizationType:
+    if values.ndim == 1:
+        return GGMLQuantizationType.F32
+    if gguf_type == "q8_0" and values.shape[-1] % BLOCK:
+        return GGMLQuantizationType.F16
+    return GGMLQuantizationType[gguf_type.upper()]
+
+
+def _add_origin(writer: GGUFWriter, name: str, made: dict[str, Any]) -> None:
+    """What it is a slice of; llama.cpp knows some tokenizers' habits by the name of the model."""
+    if name := Path(made.get("asked", {}).get("model", name)).name:
+        writer.add_name(name)
+    if "removed_fraction" in made:
+        writer.add_description(f"{made['removed_fraction']:.1%} of the decoder layers' parameters removed")
+
+
+def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, gguf_type: GGUFType) -> None:
+    config, heads = model.config, shared_heads(model)
+    layers = range(len(model.model.layers))
+
+    def count(tensor: str, unit: int = 1) -> list[int]:
+        rows = [sizes.shapes.get(f"blk.{layer}.{tensor}.weight", (0,))[0] for layer in layers]
+        return [number // unit for number in rows]
+
+    writer.add_type("model")
+    writer.add_file_type(_FILE_TYPES[gguf_type])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_uint64("intraslice.padding_bytes", sizes.padding)
+    writer.add_vocab_size(sizes.shapes["token_embd.weight"][0])
+    writer.add_context_length(_context_length(model))
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(len(layers))
+    writer.add_head_count(count("attn_q", heads.width))
+    writer.add_head_count_kv(count("attn_k", heads.width))
+    writer.add_feed_forward_length(count("ffn_up"))
+    writer.add_key_length(heads.width)
+    writer.add_value_length(heads.width)
+    writer.add_rope_dimension_count(heads.width)
+    writer.add_rope_freq_base(heads.base)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    for name, shape in sizes.shapes.items():
+        kind = sizes.types[name]
+        writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), sizes.bytes(name), raw_dtype=kind)
+
+
+def _write_tensors(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes) -> Generator[Progress, None, None]:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for done, (name, (values, _)) in enumerate(deci_tensors(model)):
+        yield Progress("gguf", done, len(sizes.shapes))
+        with numpy.errstate(over="ignore"):
+            stored = gguf.quantize(values.contiguous().numpy(), sizes.types[name])
+        if stored.dtype == numpy.float16 and not numpy.isfinite(stored).all():
+            raise UserError(f"{name} has values that float16 does not hold; write f32")
+        writer.write_tensor_data(stored)
+    yield Progress("gguf", len(sizes.shapes), len(sizes.shapes))
+
+
+def _context_length(model: PreTrainedModel) -> int:
+    """How far a text is computed as the model does: no longer than its window of attention, which deci has not."""
+    lengths = (model.config.max_position_embeddings, getattr(model.config, "sliding_window", None))
+    return min(length for length in lengths if length)
+
+
+def _tokenizer_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GGUFTokenizer:
+    stops = model.generation_config.eos_token_id
+    stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    return read_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, stops)

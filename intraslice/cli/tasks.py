@@ -1,0 +1,62 @@
+"""The command that asks lm-eval: tasks. Returns its JSON object and its text."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from intraslice.cli.run import Run, show
+from intraslice.distributed.sharing import size
+from intraslice.errors import UserError
+from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
+from intraslice.methods.registry import METHODS
+from intraslice.progress import finish
+from intraslice.reporting import records
+
+Answer = tuple[dict[str, Any], str]
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What only this command takes, by lm-eval's words."""
+    add = command.add_argument
+    add("--tasks", nargs="+", required=True, metavar="TASK", help="such as arc_easy; `lm-eval ls tasks` prints all")
+    add("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS, help="beside the dense model")
+    add("--include-path", type=Path, metavar="FOLDER", help="of YAML files of tasks of yours")
+    add("--limit", type=int, metavar="N", help="documents of each task; all by default")
+    add("--num-fewshot", type=int, metavar="N", help="examples before each question; as the task says by default")
+    add("--batch-size", type=int, default=TasksConfig.batch, metavar="N")
+
+
+def tasks(run: Run) -> Answer:
+    """Scores of the dense model and of its slices by each method, or of a sliced checkpoint alone."""
+    a = run.arguments
+    config = TasksConfig(tuple(dict.fromkeys(a.tasks)), a.include_path, a.limit, a.num_fewshot, a.batch_size)
+    if size() > 1:
+        raise UserError(f"lm-eval is asked by one process and there are {size()}; start it without torchrun")
+    manager = require_tasks(config)
+    loaded = run.load()
+    if loaded.made is not None:
+        models, removed = {"sliced": loaded.model}, {"sliced": loaded.made.get("removed_fraction")}
+    else:
+        models, removed = {"dense": loaded.model}, {}
+        stats, tokens = run.calibrate(loaded)
+        for method in dict.fromkeys(a.methods):
+            models[method], plan = run.slice(loaded, stats, tokens, method)
+            removed[method] = plan.removed_fraction
+    with run.timed("tasks"):
+        frame = finish(measure_tasks(models, loaded.tokenizer, config, manager), show)
+    harness = {"lm_eval": version("lm-eval"), "limit": a.limit, "num_fewshot": a.num_fewshot}
+    result = {"model": a.model, "rows": records(frame), "removed_fraction": removed}
+    return result | {"protocol": run.recipe.protocol() | harness, "seconds": run.seconds}, _table(frame)
+
+
+def _table(frame: pandas.DataFrame) -> str:
+    """A line for each metric of each task, a column for each model."""
+    errors = frame["standard_error"].map(lambda error: "" if pandas.isna(error) else f" ± {error:.4f}")
+    frame = frame.assign(score=frame["value"].map("{:.4f}".format) + errors)
+    table = frame.pivot_table("score", ["task", "metric"], "model", aggfunc="first", sort=False)
+    return table.reset_index().to_string(index=False, na_rep="")

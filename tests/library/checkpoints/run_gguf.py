@@ -1,0 +1,48 @@
+"""Runs a GGUF file in llama.cpp, in a process of its own: an assertion of ggml's ends the process that it happens in.
+
+Called with a file; questions as JSON on stdin, answers as JSON on stdout. `logprobs`: token ids -> for each of
+`predict` greedy tokens, the log-probabilities of the `top` most probable ones. `tokens`: texts -> token ids.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+
+import xllamacpp
+
+
+def main(file: str, questions: dict) -> dict:
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = file
+    parameters.n_ctx, parameters.n_parallel, parameters.verbosity = 512, 1, 0
+    parameters.warmup = False
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
+    # As exact as it goes: by default keys and values are rounded to 16 bits.
+    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(parameters)
+
+    def logprobs(prompt: list[int], predict: int, top: int) -> list[dict[int, float]]:
+        options = {"temperature": 0.0, "samplers": ["top_k"], "top_k": 1, "n_predict": predict, "n_probs": top}
+        answer = server.handle_completions({"prompt": prompt, **options})
+        steps = answer["choices"][0]["logprobs"]["content"]
+        return [{token["id"]: token["logprob"] for token in step["top_logprobs"]} for step in steps]
+
+    def tokens(text: str) -> list[int]:
+        body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
+        request = urllib.request.Request(
+            f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)["tokens"]
+
+    return {
+        "logprobs": [logprobs(**question) for question in questions.get("logprobs", ())],
+        "tokens": [tokens(text) for text in questions.get("tokens", ())],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], json.load(sys.stdin))))

@@ -1,0 +1,182 @@
+"""GGUF files in llama.cpp itself: the log-probabilities of our own forward, the tokens of transformers' tokenizers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from gguf_files import TEXTS, ask_llama_cpp, byte_tokenizer, piece_tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from intraslice.__main__ import main
+from intraslice.calibration.driver import calibrate
+from intraslice.checkpoints import gguf_tokenizer, load
+from intraslice.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
+from intraslice.checkpoints.to_gguf import write_gguf
+from intraslice.config import CalibrationConfig, SliceConfig
+from intraslice.data import calibration_tokens
+from intraslice.methods.registry import plan_by, slice_by
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.families import canonicalise
+from intraslice.modeling.mlp import SlicedMLP
+from intraslice.progress import finish
+from intraslice.slicing.attention import cut_queries_and_keys
+from intraslice.slicing.mlp import select_neurons
+
+pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
+
+PROMPTS = [[5, 9, 77, 31, 5], [100], [200, 12, 12, 40, 3, 17]]
+STEPS, TOP = 2, 20  # windows of attention are of 8 tokens
+
+
+def _written(model, tokenizer, file, kind="f32"):
+    finish(write_gguf(model, tokenizer, file, kind))
+    return file
+
+
+@torch.no_grad()
+def _require_alike(model, file, tolerance=2e-3, prompts=PROMPTS, steps=STEPS):
+    """Greedy tokens, and the greatest log-probabilities at each of them, are those of the model."""
+    questions = [{"prompt": prompt, "predict": steps, "top": TOP} for prompt in prompts]
+    for prompt, answers in zip(prompts, ask_llama_cpp(file, logprobs=questions)["logprobs"], strict=True):
+        tokens = list(prompt)
+        for answer in answers:
+            own = model(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
+            best = own.topk(TOP // 2).indices.tolist()
+            for token in best:
+                assert answer[str(token)] == pytest.approx(float(own[token]), abs=tolerance)
+            tokens.append(best[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-mha", "llama-gqa", "llama-biased", "phi3", "phi3-windowed", "mistral", "qwen2"]
+)
+def test_a_slice_of_every_family_answers_as_ours(name, tiny_case, tmp_path):
+    case, config = tiny_case(name), SliceConfig(0.4, bias=0.7, order="one-shot")
+    plan = plan_by("intraslice", case.loaded.model, case.stats, config)
+    model = finish(slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens))
+    _require_alike(model, _written(model, byte_tokenizer(), tmp_path / "t.gguf"))
+
+
+def _ragged(model):
+    """Layer 0 has groups of 3, 1 and 2 queries with other pairs in each; every layer has another scale."""
+    canonicalise(model)
+    pairs = torch.tensor([[0, 2, 3], [1, 2, 3], [0, 1, 3]])
+    heads, channels = torch.tensor([0, 1, 2, 4, 6, 8]), torch.cat([pairs, pairs + 4], 1)
+    cut = cut_queries_and_keys(model.model.layers[0].self_attn.weights(), heads, channels, pairs)
+    model.model.layers[0].self_attn = SlicedAttention(cut, 0)
+    for layer, scale in zip(model.model.layers, (0.6, 0.2, 0.35), strict=True):
+        layer.self_attn.scale = scale
+    return model
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 2e-3), ("f16", 0.02), ("q8_0", 0.2)])
+def test_ragged_groups_dropped_pairs_and_other_scales(kind, tolerance, tiny_llama_gqa, tmp_path):
+    model = _ragged(tiny_llama_gqa())
+    _require_alike(model, _written(model, byte_tokenizer(), tmp_path / "t.gguf", kind), tolerance)
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_attention_may_be_gone(layer, tiny_llama_gqa, tmp_path):
+    model = tiny_llama_gqa()
+    canonicalise(model)
+    attention = model.model.layers[layer].self_attn
+    attention.o_proj.weight.zero_()
+    attention.heads = 0 if layer else 9  # the first layer's are written, as zeros
+    file = _written(model, byte_tokenizer(), tmp_path / "t.gguf")
+    attention.heads = 9
+    _require_alike(model, file)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("layer", range(3))
+def test_an_mlp_may_be_gone(layer, tiny_llama_gqa, tmp_path):
+    model = tiny_llama_gqa()
+    canonicalise(model)
+    weights, nothing = model.model.layers[layer].mlp.weights(), torch.zeros(0, dtype=torch.long)
+    model.model.layers[layer].mlp = SlicedMLP(select_neurons(weights, nothing, weights.down[:, nothing], None))
+    _require_alike(model, _written(model, byte_tokenizer(), tmp_path / "t.gguf"))
+
+
+def _tiny(rows: int):
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=rows, tie_word_embeddings=True, **shape)).requires_grad_(False)
+    canonicalise(model)
+    return model
+
+
+def _require_same_tokens(tokenizer, file):
+    rows = max(tokenizer.get_vocab().values()) + 3  # some models have more rows than tokens
+    answer = ask_llama_cpp(_written(_tiny(rows), tokenizer, file, "f16"), tokens=TEXTS)
+    assert answer["tokens"] == [tokenizer(text).input_ids for text in TEXTS]
+
+
+def _steps(names):
+    for name in names:
+        if name == gguf_tokenizer.DIGITS:
+            yield pre_tokenizers.Digits(individual_digits=True)
+        elif name == gguf_tokenizer.GPT2:
+            yield pre_tokenizers.ByteLevel(add_prefix_space=False)
+        else:
+            yield pre_tokenizers.Split(Regex(name), "isolated")
+            yield pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+@pytest.mark.parametrize("described", PRE_TOKENIZERS, ids=PRE_TOKENIZERS.values())
+def test_byte_level_tokens_are_those_of_transformers(described, tmp_path):
+    names, ignore_merges = described
+    tokenizer = byte_tokenizer(list(_steps(names)), rows=1000, ignore_merges=ignore_merges)
+    _require_same_tokens(tokenizer, tmp_path / "t.gguf")
+
+
+def test_the_default_model_s_tokens_are_those_of_transformers(default_model, tmp_path):
+    _require_same_tokens(default_model.tokenizer, tmp_path / "t.gguf")
+
+
+@pytest.mark.parametrize("prepended", [False, True])
+def test_sentencepiece_tokens_are_those_of_transformers(prepended, tmp_path):
+    tokenizer = piece_tokenizer()
+    if prepended:  # as tokenizer.json of Llama 2 and Phi-3 has it
+        space = {"type": "Prepend", "prepend": "▁"}
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        described = json.loads(tokenizer.backend_tokenizer.to_str()) | {
+            "pre_tokenizer": None,
+            "normalizer": {"type": "Sequence", "normalizers": [space, replace]},
+        }
+        backend = Tokenizer.from_str(json.dumps(described))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
+    _require_same_tokens(tokenizer, tmp_path / "t.gguf")
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_command_line_exports_what_it_sliced(tiny_llama_gqa, tmp_path, capsys):
+    tiny_llama_gqa().save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    (tmp_path / "text.txt").write_text("\n\n".join("it's 12345 things and Hello world" for _ in range(40)))
+    text = str(tmp_path / "text.txt")
+    words = ["--calibration", text, "--eval", text, "--sequences", "8", "--length", "24", "--device", "cpu", "--json"]
+    places = ["--out", str(tmp_path / "sliced"), "--gguf", str(tmp_path / "one.gguf"), "--type", "f32"]
+    assert main(["slice", "--model", str(tmp_path / "tiny"), *words, "--dtype", "float32", *places]) == 0
+    told = json.loads(capsys.readouterr().out)
+    again = ["--model", str(tmp_path / "sliced"), "--gguf", str(tmp_path / "two.gguf"), "--type", "f32", "--json"]
+    assert main(["export", *again]) == 0
+    assert json.loads(capsys.readouterr().out)["gguf"] == told["gguf"] | {"file": str(tmp_path / "two.gguf")}
+    assert (tmp_path / "two.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()
+    _require_alike(load(tmp_path / "sliced")[0], tmp_path / "one.gguf")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 0.02), ("q8_0", 1.0)])
+def test_the_default_model_sliced_answers_as_ours(kind, tolerance, default_model, tmp_path):
+    dense, tokenizer = default_model.model, default_model.tokenizer
+    tokens = calibration_tokens(tokenizer, CalibrationConfig(sequences=8, length=256))
+    stats = finish(calibrate(default_model, tokens))
+    plan = plan_by("intraslice", dense, stats, SliceConfig(0.3, order="one-shot"))
+    model = finish(slice_by("intraslice", dense, plan, stats, tokens))
+    prompts = tokenizer(
+        ["The capital of France is", "def fibonacci(n):", "In 2024, 17 researchers 🙂 from 北京"]
+    ).input_ids
+    file = _written(model, tokenizer, tmp_path / "t.gguf", kind)
+    _require_alike(model, file, tolerance, prompts, steps=32 if kind == "f32" else 1)

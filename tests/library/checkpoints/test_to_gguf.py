@@ -1,0 +1,252 @@
+"""A GGUF file holds what llama.cpp's `deci` needs to compute the model: checked in plain tensors, without llama.cpp."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import gguf
+import numpy
+import pytest
+import torch
+from gguf_files import byte_tokenizer
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from intraslice.checkpoints import to_gguf
+from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, mlp_tensors, shared_heads
+from intraslice.checkpoints.to_gguf import GGUF_TYPES, require_deci, write_gguf
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
+from intraslice.layer_weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.methods.registry import plan_by, slice_by
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.families import canonicalise
+from intraslice.modeling.offload import is_offloaded, offload_
+from intraslice.progress import finish
+
+
+def _attention(kv_head: list[int], frequency: list[list[int]], value_dim: int, biased: bool = False):
+    """Random weights of these heads over 12 hidden channels."""
+    heads, groups, dim = len(kv_head), len(frequency), 2 * len(frequency[0])
+    queries, keys, values = (heads, dim), (groups, dim), (groups, value_dim)
+    return AttentionWeights(
+        *(torch.randn(*sizes, 12) for sizes in (queries, keys, values)),
+        torch.randn(12, heads, value_dim),
+        *(torch.randn(*sizes) if biased else None for sizes in (queries, keys, values)),
+        torch.randn(12) if biased else None,
+        torch.tensor(kv_head),
+        torch.tensor(frequency),
+        scale=0.7,
+    )
+
+
+def _by_the_rules_of_llama_cpp(tensors: dict, heads: Heads, hidden: torch.Tensor) -> torch.Tensor:
+    """Attention of one width: neighbours rotated together, groups of one size, a scale of `1 / sqrt(width)`."""
+    tokens, pairs = len(hidden), heads.width // 2
+    frequencies = heads.base ** (-2 * torch.arange(pairs) / heads.width)
+    if heads.factors is not None:
+        frequencies = frequencies / heads.factors
+    turns = torch.polar(torch.ones(tokens, pairs), torch.arange(tokens)[:, None] * frequencies)
+
+    def project(name: str) -> torch.Tensor:
+        bias = tensors.get(f"{name}.bias", (torch.zeros(()), 0))[0]
+        return (hidden @ tensors[f"{name}.weight"][0].T + bias).view(tokens, -1, heads.width).transpose(0, 1)
+
+    def rotated(states: torch.Tensor) -> torch.Tensor:
+        return torch.view_as_real(torch.view_as_complex(states.unflatten(-1, (-1, 2)).contiguous()) * turns).flatten(-2)
+
+    query, key, value = rotated(project("attn_q")), rotated(project("attn_k")), project("attn_v")
+    group = len(query) // len(key)
+    key, value = key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)
+    outputs = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    outputs = outputs.transpose(0, 1).flatten(1) @ tensors["attn_output.weight"][0].T
+    return outputs + tensors.get("attn_output.bias", (torch.zeros(()), 0))[0]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("kv_head", "frequency", "value_dim"),
+    [
+        ([0, 0, 1, 1], [[0, 1, 2, 3], [0, 1, 2, 3]], 8),  # nothing to fill up
+        ([0, 0, 0, 1, 2, 2], [[0, 3], [1, 2], [0, 1]], 3),  # ragged, and every group has other pairs
+        ([1, 0, 1, 1], [[3, 0, 2], [1, 2, 3]], 5),  # in no order
+        ([0], [[2]], 8),
+        ([0, 1, 1], [[0, UNROTATED], [UNROTATED, 1]], 4),
+        ([0, 1, 1], [[UNROTATED, UNROTATED], [UNROTATED, 0]], 2),
+    ],
+)
+def test_attention_filled_up_is_the_same_attention(kv_head, frequency, value_dim, biased):
+    weights = _attention(kv_head, frequency, value_dim, biased)
+    pairs = 2 if any(UNROTATED in group for group in frequency) else 4
+    own = 100.0 ** -(torch.arange(pairs) / pairs)
+    factors = torch.cat([100.0 ** (-torch.arange(pairs) / 4) / own, torch.full((4 - pairs,), 1e30)])
+    heads = Heads(8, 100.0, factors, rotated=pairs, gain=1.3)
+    angles = (torch.arange(9)[:, None] * own).repeat(1, 2)[None]
+    hidden = torch.randn(9, 12)
+    wanted = SlicedAttention(weights, 0)(hidden[None], (1.3 * angles.cos(), 1.3 * angles.sin()))[0][0]
+    tensors = attention_tensors(weights, heads)
+    torch.testing.assert_close(_by_the_rules_of_llama_cpp(tensors, heads, hidden), wanted, rtol=1e-4, atol=1e-4)
+    for name, kept in {"attn_q.weight": weights.query, "attn_output.weight": weights.output}.items():
+        assert tensors[name].kept == int((tensors[name].values != 0).sum()) == kept.numel()
+
+
+def test_a_layer_without_heads_writes_its_bias():
+    whole = _attention([0], [[0, 1, 2, 3]], 8, biased=True)
+    rows = ("query", "key", "value", "query_bias", "key_bias", "value_bias")
+    none = {name: getattr(whole, name)[:0] for name in rows}
+    nothing = torch.zeros(0, dtype=torch.long)
+    weights = replace(whole, **none, output=whole.output[:, :0], kv_head=nothing, frequency=whole.frequency[:0])
+    heads = Heads(8, 100.0, None, 4, 1.0)
+    written = _by_the_rules_of_llama_cpp(attention_tensors(weights, heads), heads, torch.randn(5, 12))
+    torch.testing.assert_close(written, whole.output_bias.expand(5, -1))
+
+
+@pytest.mark.parametrize(("neurons", "width"), [(40, 64), (32, 32), (0, 32)])
+def test_an_mlp_has_whole_blocks_and_the_same_outputs(neurons, width):
+    rows = [torch.randn(neurons, 12), torch.randn(neurons, 12)]
+    weights = MLPWeights(*rows, torch.randn(12, neurons), *torch.randn(2, neurons), torch.randn(12), "silu")
+    tensors = {name: tensor.values for name, tensor in mlp_tensors(weights).items()}
+    assert tensors["ffn_up.weight"].shape == (width, 12)
+    hidden = torch.randn(5, 12)
+    own = {"gate": (weights.gate, weights.gate_bias), "up": (weights.up, weights.up_bias)}
+    full = {name: (tensors[f"ffn_{name}.weight"], tensors[f"ffn_{name}.bias"]) for name in own}
+    written, wanted = (
+        (functional.silu(functional.linear(hidden, *maps["gate"])) * functional.linear(hidden, *maps["up"])) @ down.T
+        for maps, down in ((full, tensors["ffn_down.weight"]), (own, weights.down))
+    )
+    torch.testing.assert_close(written, wanted, rtol=1e-4, atol=1e-4)
+    assert torch.equal(tensors["ffn_down.bias"], weights.down_bias)
+
+
+def _sliced(case, method="intraslice"):
+    config = SliceConfig(0.4, bias=0.7, order="one-shot")
+    plan = plan_by(method, case.loaded.model, case.stats, config)
+    return finish(slice_by(method, case.loaded.model, plan, case.stats, case.tokens))
+
+
+def _read(file) -> tuple[dict, dict]:
+    """Metadata and tensors of a file."""
+    reader = gguf.GGUFReader(file)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    return fields, {tensor.name: tensor for tensor in reader.tensors}
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-biased", "phi3"])
+def test_the_file_says_the_shapes_and_holds_every_parameter(name, tiny_case, tmp_path):
+    case = tiny_case(name)
+    model, config = _sliced(case), case.loaded.model.config
+    made = {"asked": {"model": "somebody/Tiny-1"}, "removed_fraction": 0.4}
+    report = finish(write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", "folder", made))
+    fields, tensors = _read(tmp_path / "tiny.gguf")
+    attentions = [layer.self_attn for layer in model.model.layers]
+    groups = [max(a.kv_head.tolist().count(head) for head in range(a.kv_heads)) for a in attentions]
+    assert fields["general.architecture"] == "deci"
+    assert fields["general.name"] == "Tiny-1"
+    assert fields["deci.attention.head_count_kv"] == [a.kv_heads for a in attentions]
+    assert fields["deci.attention.head_count"] == [
+        a.kv_heads * group for a, group in zip(attentions, groups, strict=True)
+    ]
+    assert fields["deci.feed_forward_length"] == [-(-layer.mlp.neurons // 32) * 32 for layer in model.model.layers]
+    assert fields["deci.attention.key_length"] == fields["deci.rope.dimension_count"] == 8
+    assert fields["deci.context_length"] == report.context_length == config.max_position_embeddings
+    assert ("output.weight" in tensors) != config.tie_word_embeddings
+    held = sum(int(tensor.n_elements) for key, tensor in tensors.items() if key != "rope_freqs.weight")
+    assert 4 * held - report.padding_bytes == 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert fields["intraslice.padding_bytes"] == report.padding_bytes > 0
+    assert report.bytes == (tmp_path / "tiny.gguf").stat().st_size
+    assert ("rope_freqs.weight" in tensors) == (name == "llama-biased")
+
+
+def test_a_window_of_attention_bounds_the_context(tiny_phi3, tmp_path):
+    model = tiny_phi3()
+    canonicalise(model)
+    model.config.sliding_window = 100
+    assert finish(write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf")).context_length == 100
+
+
+@pytest.mark.parametrize("kind", GGUF_TYPES)
+def test_weights_are_of_the_type_asked_for(kind, tiny_llama_mha, tmp_path):
+    model = tiny_llama_mha()  # 56 hidden channels are no whole blocks
+    canonicalise(model)
+    report = finish(write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", kind))
+    _, tensors = _read(tmp_path / "t.gguf")
+    types = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
+    assert types["blk.0.ffn_down.weight"] == kind.upper()
+    assert types["blk.0.attn_q.weight"] == ("F16" if kind == "q8_0" else kind.upper())
+    assert types["output_norm.weight"] == "F32"
+    assert set(report.as_f16) == {name for name, stored in types.items() if (kind, stored) == ("q8_0", "F16")}
+    stored = tensors["blk.0.ffn_down.weight"]
+    values = torch.tensor(gguf.dequantize(stored.data, stored.tensor_type))
+    torch.testing.assert_close(values[:, :100], model.model.layers[0].mlp.down_proj.weight, rtol=0.01, atol=2e-3)
+
+
+def _refused(model, tokenizer) -> str:
+    with pytest.raises(UserError) as caught:
+        require_deci(model, tokenizer)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_llama_cpp_does_not_compute_is_refused_by_name(tiny_case):
+    tokenizer, case = byte_tokenizer(), tiny_case("llama-gqa")
+    assert "LayerNorm" in _refused(tiny_case("phi").loaded.model, tokenizer)
+    assert "shortcut" in _refused(_sliced(case, "crossmodule"), tokenizer)
+    assert "rotate" in _refused(tiny_case("smollm3").loaded.model, tokenizer)
+    assert "WordLevel" in _refused(case.loaded.model, case.loaded.tokenizer)
+    shape = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    gelu = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, hidden_act="gelu"))
+    scaled = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    dynamic = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, rope_parameters=scaled))
+    for model, named in ((gelu, "gelu"), (dynamic, "dynamic")):
+        canonicalise(model)
+        assert named in _refused(model, tokenizer)
+
+
+def test_frequencies_are_those_of_the_model(tiny_case):
+    heads = shared_heads(tiny_case("llama-biased").loaded.model)
+    made = heads.base ** (-2 * torch.arange(heads.width // 2) / heads.width) / heads.factors
+    torch.testing.assert_close(made, tiny_case("llama-biased").original.model.rotary_emb.inv_freq)
+    assert shared_heads(tiny_case("llama-gqa").loaded.model).factors is None
+
+
+def test_weights_that_are_kept_elsewhere_are_fetched(tiny_llama_gqa, tmp_path):
+    model, tokenizer = tiny_llama_gqa(), byte_tokenizer()
+    canonicalise(model)
+    finish(write_gguf(model, tokenizer, tmp_path / "here.gguf"))
+    for layer in model.model.layers:
+        offload_(layer.self_attn, "cpu", on_disk=False)
+        offload_(layer.mlp, "cpu", on_disk=False)
+    finish(write_gguf(model, tokenizer, tmp_path / "there.gguf"))
+    assert is_offloaded(model)
+    assert (tmp_path / "there.gguf").read_bytes() == (tmp_path / "here.gguf").read_bytes()
+
+
+def test_nothing_is_half_written(tiny_llama_gqa, tmp_path, monkeypatch):
+    model, tokenizer = tiny_llama_gqa(), byte_tokenizer()
+    canonicalise(model)
+
+    def refused(file, kind="f16") -> str:
+        with pytest.raises(UserError) as caught:
+            finish(write_gguf(model, tokenizer, file, kind))
+        assert "\n" not in str(caught.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["there.gguf"]
+        return str(caught.value)
+
+    (tmp_path / "there.gguf").write_text("mine")
+    assert "exists" in refused(tmp_path / "there.gguf")
+    assert "ends in .gguf" in refused(tmp_path / "model.bin")
+    assert "cannot write" in refused(tmp_path / "nowhere" / "model.gguf")
+    file = tmp_path / "model.gguf"
+    with monkeypatch.context() as patch:
+        patch.setattr(to_gguf.shutil, "disk_usage", lambda folder: numpy.rec.array((9, 9, 9), names="total,used,free"))
+        assert "free some space" in refused(file)
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+        assert "No space left" in refused(file)
+    model.model.layers[1].mlp.down_proj.weight[0, 0] = 1e6
+    assert "float16" in refused(file)
+    assert (tmp_path / "there.gguf").read_text() == "mine"

@@ -1,0 +1,180 @@
+"""Tasks of lm-eval over files of our own: scores against log-probabilities by hand, on the dense model and slices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+from opened import save_slice
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from intraslice.errors import UserError
+from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
+from intraslice.progress import Progress, finish
+
+CHOICE = """\
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+ANSWER = """\
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: said
+generation_kwargs: {{until: ["w9"], max_gen_toks: 4, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
+DOCUMENTS = 24
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """datasets keeps what it read of a file; lm-eval's own tasks, thousands of files, take seconds to list."""
+    tasks = pytest.importorskip("lm_eval.tasks")
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+def measured(models, tokenizer, config: TasksConfig) -> pandas.DataFrame:
+    return finish(measure_tasks(models, tokenizer, config, require_tasks(config)))
+
+
+def words(tokens: Tensor) -> str:
+    return " ".join(f"w{token}" for token in tokens.tolist())
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> list[dict]:
+    """Random questions with four answers of one or two words, as a JSON file and the tasks that ask them."""
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for index in range(DOCUMENTS):
+        drawn = torch.randint(4, 256, (13,), generator=generator)
+        choices = [words(drawn[6:7]), words(drawn[7:9]), words(drawn[9:10]), words(drawn[10:12])]
+        made.append({"question": words(drawn[:6]), "choices": choices, "answer": index % 4, "said": words(drawn[12:])})
+    file = tmp_path / "questions.json"
+    file.write_text("\n".join(map(json.dumps, made)))
+    (tmp_path / "tasks").mkdir()
+    for name, form in {"choice": CHOICE, "answer": ANSWER}.items():
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(form.format(name=name, file=file))
+    return made
+
+
+@torch.no_grad()
+def log_probability(model: PreTrainedModel, question: str, answer: str) -> float:
+    """Of an answer after its question, from the logits of one forward."""
+    tokens = [int(word[1:]) for word in f"{question} {answer}".split()]
+    found = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    first = len(question.split())
+    return sum(found[place - 1, tokens[place]].item() for place in range(first, len(tokens)))
+
+
+def accuracy(model: PreTrainedModel, questions: list[dict], by_length: bool) -> float:
+    right = 0
+    for asked in questions:
+        sums = [log_probability(model, asked["question"], choice) for choice in asked["choices"]]
+        lengths = [len(choice) for choice in asked["choices"]]
+        scores = [total / length if by_length else total for total, length in zip(sums, lengths, strict=True)]
+        right += max(range(4), key=scores.__getitem__) == asked["answer"]
+    return right / len(questions)
+
+
+@pytest.fixture(params=["llama-gqa", "phi"])
+def models(request, tiny_case, tmp_path) -> tuple[dict[str, PreTrainedModel], object]:
+    """A dense model with tied or untied head, its slices, and the tokenizer."""
+    case = tiny_case(request.param)
+    methods = ("intraslice", "crossmodule")
+    slices = {method: save_slice(case, method, tmp_path / method)[0] for method in methods}
+    return {"dense": case.loaded.model, **slices}, case.loaded.tokenizer
+
+
+def test_scores_are_those_of_the_log_probabilities(models, questions, tmp_path):
+    models, tokenizer = models
+    before = {name: model(torch.arange(4, 40)[None]).logits for name, model in models.items()}
+    config = TasksConfig(("choice",), tmp_path / "tasks", batch=5)
+    frame = measured(models, tokenizer, config)
+    assert len(frame) == 2 * 3
+    found = frame.set_index(["metric", "model"])
+    for name, model in models.items():
+        for metric, by_length in (("acc", False), ("acc_norm", True)):
+            expected = accuracy(model, questions, by_length)
+            assert found.loc[(metric, name), "value"] == pytest.approx(expected)
+            error = (expected * (1 - expected) / (DOCUMENTS - 1)) ** 0.5
+            assert found.loc[(metric, name), "standard_error"] == pytest.approx(error)
+        assert torch.equal(model(torch.arange(4, 40)[None]).logits, before[name])  # asking changed nothing
+    assert found["value"].nunique() > 2
+
+
+@torch.no_grad()
+def test_answers_are_generated(models, questions, tmp_path):
+    models, tokenizer = models
+    file = tmp_path / "questions.json"
+    for asked in questions:  # what the dense model says is right, up to where it is told to stop
+        prompt = tokenizer(asked["question"], return_tensors="pt")
+        answer = models["dense"].generate(**prompt, max_new_tokens=4, do_sample=False)[
+            0, prompt["input_ids"].shape[1] :
+        ]
+        asked["said"] = tokenizer.decode(answer, skip_special_tokens=True).split("w9")[0]
+    file.write_text("\n".join(map(json.dumps, questions)))
+    frame = measured(models, tokenizer, TasksConfig(("answer",), tmp_path / "tasks"))
+    scores = frame.set_index("model")["value"]
+    assert scores["dense"] == 1
+    assert scores["intraslice"] < 1
+
+
+def test_a_part_of_the_documents_and_examples_before_them(tiny_case, questions, tmp_path):
+    case = tiny_case("llama-gqa")
+    models = {"dense": case.loaded.model}
+    config = TasksConfig(("choice",), tmp_path / "tasks", limit=7)
+    job = measure_tasks(models, case.loaded.tokenizer, config, require_tasks(config))
+    assert next(job) == Progress("tasks", 0, 1)
+    (first, *_) = finish(job)["value"]
+    assert first == pytest.approx(accuracy(case.loaded.model, questions[:7], False))
+    with_two = measured(models, case.loaded.tokenizer, replace(config, shots=2))
+    assert first != with_two["value"][0]
+
+
+def test_a_group_has_rows_of_its_own(tiny_case, questions, tmp_path):
+    case = tiny_case("llama-gqa")
+    group = "group: both\ntask: [choice, answer]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    (tmp_path / "tasks" / "both.yaml").write_text(group)
+    config = TasksConfig(("both",), tmp_path / "tasks")
+    frame = measured({"dense": case.loaded.model}, case.loaded.tokenizer, config).set_index(["task", "metric"])
+    assert set(frame.index) == {("both", "acc"), ("choice", "acc"), ("choice", "acc_norm"), ("answer", "exact_match")}
+    assert frame.loc[("both", "acc"), "value"] == frame.loc[("choice", "acc"), "value"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"tasks": ()}, "no task"),
+        ({"limit": 0}, "limit is 0"),
+        ({"shots": -1}, "shots is -1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"tasks": ("no_such_task",)}, "no task 'no_such_task'"),
+        ({"include_path": Path("nowhere")}, "nowhere is no folder"),
+        ({"tasks": ("choice", "broken")}, "data of choice, broken cannot be had"),
+    ],
+)
+def test_wrong_input_is_one_line(wrong, named, questions, tmp_path):
+    (tmp_path / "tasks" / "broken.yaml").write_text(CHOICE.format(name="broken", file=tmp_path / "absent.json"))
+    with pytest.raises(UserError, match=named) as caught:
+        require_tasks(TasksConfig(**{"tasks": ("choice",), "include_path": tmp_path / "tasks"} | wrong))
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
