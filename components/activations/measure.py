@@ -25,7 +25,7 @@ from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shi
 from intraslice.methods.registry import Method
 from intraslice.modeling.counts import parameters_of
 
-TOKENS = 2048
+TOKENS = 1024  # medians over so many move by less than a line is thick
 NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": "cross-module"}
 
 

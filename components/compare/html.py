@@ -78,6 +78,9 @@ def cost(name: str, costs: Costs) -> str:
         ("Reading a prompt", *_speed(column.prefill, dense.prefill, name)),
         ("Writing an answer", *_speed(column.decode, dense.decode, name)),
     ]
+    if column.accepted is not None:
+        gain = f"answers {column.draft_speedup:.2f} × as fast as dense alone"
+        rows.append(("As the dense model's draft", f"{column.accepted:.0%} accepted", gain))
     lines = "".join(f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>" for title, value, note in rows)
     return f'<dl class="isx-cost" aria-label="What {COLUMNS[name]} costs">{lines}</dl>'
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -12,17 +13,20 @@ from components.session.caches import BoundedCache
 from components.session.crossmodule import nearest_plan
 from components.session.keys import CalibrationKey, calibration_key, slice_config
 from components.session.session import Session
-from components.session.settings import Settings, Status
+from components.session.settings import PROMPT, Settings, Status
 from components.session.work.jobs import statuses
 from components.session.work.scheduler import Urgency
 from intraslice.config import SliceConfig
 from intraslice.errors import NumericalError, UserError
+from intraslice.evaluation.speculative import Acceptance, DraftConfig, acceptance
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
+DRAFT = DraftConfig(new=24, proposals=3)
+DRAFT_PROMPTS = (PROMPT, "Write a short letter to a friend.")
 
 
 class Columns:
@@ -33,6 +37,7 @@ class Columns:
         self._stopped: set[str] = set()
         self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
+        self._drafts: BoundedCache[tuple[CalibrationKey, SliceConfig], Acceptance] = BoundedCache(1000)
 
     def is_ready(self, settings: Settings) -> bool:
         """Whether dense and sliced model are in memory, so that asking either takes no preparation."""
@@ -99,7 +104,10 @@ class Columns:
                 columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kept, value)
         speeds = self._speeds.get((key, slice_config(settings))) or {}
         for name, speed in speeds.items():
-            columns[name] = _with_speed(columns[name], speed)
+            columns[name] = replace(columns[name], prefill=speed.prefill, decode=speed.decode)
+        if (draft := self._drafts.get((key, slice_config(settings)))) and draft.proposed:
+            sliced = columns["intraslice"]
+            columns["intraslice"] = replace(sliced, accepted=draft.rate, draft_speedup=draft.speedup)
         return Costs(columns, problems, measured.protocol, self._speed_protocol() if speeds else "")
 
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
@@ -128,15 +136,18 @@ class Columns:
         if settings.sparsity and self._speeds.get((key, slice_config(settings))) is None:
             speeds = yield from statuses(measure_speed(models, SPEED), "Speeds, the models in turn; turn")
             self._speeds.put((key, slice_config(settings)), speeds, 1)
+        if settings.sparsity and self._drafts.get((key, slice_config(settings))) is None:
+            tokenizer = self.session.calibrated(settings).loaded.tokenizer
+            work = acceptance(models["dense"], models["intraslice"], tokenizer, DRAFT_PROMPTS, DRAFT)
+            draft = yield from statuses(work, "As the dense model's draft, prompt")
+            self._drafts.put((key, slice_config(settings)), draft, 1)
         yield self.session.ready(settings)
 
     def _speed_protocol(self) -> str:
         threads = f" on {torch.get_num_threads()} CPU threads" if self.session.device == "cpu" else ""
         return (
             f"Speeds of one sequence{threads}, the models in turn, medians of {SPEED.repeats}: {SPEED.prompt} tokens "
-            f"read at once, then {SPEED.new} written one by one. Another machine gives other numbers."
+            f"read at once, then {SPEED.new} written one by one. As a draft it proposes {DRAFT.proposals} tokens at a "
+            "time, which the dense model reads at once and keeps as far as they are its own choice. Another machine "
+            "gives other numbers."
         )
-
-
-def _with_speed(cost: Cost, speed: Speed) -> Cost:
-    return Cost(cost.parameters, cost.removed, cost.kv, cost.perplexity, speed.prefill, speed.decode)

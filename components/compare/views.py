@@ -46,7 +46,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one column's model costs; None where not measured yet. Speeds are in tokens a second."""
+    """What one column's model costs; None where not measured yet. Speeds are in tokens a second.
+
+    As a draft for the dense model: the share of its proposals that are accepted, and how much faster answers become.
+    """
 
     parameters: int
     removed: float  # of the layers' parameters, a fraction
@@ -54,6 +57,8 @@ class Cost:
     perplexity: float | None = None
     prefill: float | None = None
     decode: float | None = None
+    accepted: float | None = None
+    draft_speedup: float | None = None
 
 
 @dataclass(frozen=True)

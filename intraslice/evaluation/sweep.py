@@ -73,7 +73,7 @@ def sweep(
     path = _path(loaded, texts, "dense")
     dense, own = from_first(kept_record(path)), wanted[share_of(len(wanted))]
     yield Progress("sweep", 0, len(own))
-    if not dense:
+    if own and not dense:
         dense = {"dense_perplexity": (yield from perplexity(loaded.model, texts.evaluation, "perplexity dense"))}
         if rank() == 0:
             keep_record(path, dense, "a point of the sweep")

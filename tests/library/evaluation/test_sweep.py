@@ -78,6 +78,13 @@ def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_mea
     assert again["perplexity"].tolist()[::2] == frame["perplexity"].tolist()[::2]
 
 
+def test_nothing_wanted_is_nothing_to_compute(tiny_case, monkeypatch):
+    """The page asks for what is kept of a sweep before there is anything."""
+    monkeypatch.setattr(module, "perplexity", None)
+    case = tiny_case("llama-gqa")
+    assert finish(sweep(case.loaded, texts(case), ())).empty
+
+
 @pytest.mark.parametrize("change", ["calibration", "evaluation", "config", "estimator", "weights"])
 def test_another_setting_is_another_point(tiny_case, count_measurements, change):
     case = tiny_case("llama-gqa")
