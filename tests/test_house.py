@@ -13,11 +13,11 @@ ROOT = Path(__file__).parent.parent
 # Whatever stands further down may import what stands above it, and nothing the other way round.
 LIBRARY = (
     *("errors", "registry", "config", "progress", "distributed", "cache", "linalg", "layer_weights"),  # the ground
-    *("planning", "modeling", "pretrained", "checkpoints", "loading", "data"),
+    *("untrusted", "planning", "modeling", "pretrained", "checkpoints", "loading", "data"),
     *("calibration", "slicing", "methods", "evaluation", "diagnostics", "reporting", "cli", "__init__", "__main__"),
 )
 PAGE = (
-    *("assets", "session", "ui", "page"),
+    *("assets", "session", "ui", "serving", "page"),
     *("ratios", "spectra", "activations", "compare", "sweep", "export"),
     *("tabs", "api", "make_snapshots"),
 )

@@ -27,6 +27,7 @@ from intraslice.calibration.driver import Calibrating, calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.errors import UserError
 from intraslice.loading import LoadedModel, load_model
+from intraslice.pretrained.memory import require_calibration_memory
 from intraslice.progress import Progress, repeating
 
 ENOUGH = 4  # sequences, before anything is sliced: of fewer a slice says little
@@ -117,6 +118,9 @@ class Calibrations:
         if self.whole(key) is not None:
             return
         loaded = yield from self.loading(key)
+        model, config = loaded.model, key.config
+        # Twice the sums: what has been seen so far is copied for use.
+        require_calibration_memory(model.config, config.sequences, config.length, model.dtype, self._device, copies=2)
         yield Status(f"Reading text: {data.describe(key.config.text)}")
         evaluation = evaluation_config(settings, self._evaluation_tokens)
         tokens, windows = yield from aside(

@@ -27,6 +27,7 @@ from intraslice.checkpoints.auto_class import (
 )
 from intraslice.errors import UserError
 from intraslice.modeling.offload import fetched
+from intraslice.pretrained.headers import read_json
 from intraslice.pretrained.reader import quiet_transformers
 
 FORMAT = 3
@@ -108,10 +109,9 @@ def load(
 def _said_by(file: Path) -> dict[str, Any]:
     """What a JSON file says; nothing where there is none that can be read."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(file)
+    except (OSError, ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
 
 
 def _verified_record(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.errors import UserError
+from intraslice.evaluation.chat_template import render_chat, require_short
 from intraslice.modeling.logits import read_on
 
 READ = 128  # tokens of a prompt that are read at once: whoever stops, or takes turns, waits for no more
@@ -41,9 +42,8 @@ class Sampling:
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True) -> dict[str, Tensor]:
     """The prompt as input ids and attention mask: through the chat template where there is one and `chat`, else raw."""
     if chat and tokenizer.chat_template:
-        encoding = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        text = render_chat(tokenizer, [{"role": "user", "content": prompt}])
+        encoding = tokenizer(text, add_special_tokens=False, return_tensors="pt")  # the template writes its own
     else:
         encoding = tokenizer(prompt, return_tensors="pt")
     return {name: encoding[name] for name in ("input_ids", "attention_mask")}  # some add token types: nobody reads them
@@ -61,9 +61,10 @@ def stream_tokens(
     Works only while it is asked for the next token, and yields None between every `READ` tokens of the prompt. Ends
     where the model's positions do. Raises UserError for a prompt that is empty or leaves no position for an answer.
     """
-    sampling = sampling or Sampling()
+    sampling, positions = sampling or Sampling(), model.config.max_position_embeddings
+    require_short(prompt, positions)
     ids = prompt_tokens(tokenizer, prompt, sampling.chat)["input_ids"].to(model.device).long()
-    count, positions = ids.shape[1], model.config.max_position_embeddings
+    count = ids.shape[1]
     if not prompt.strip() or not count:
         raise UserError("the prompt is empty; wanted some text to answer")
     if count >= positions:

@@ -1,26 +1,35 @@
 """Weights on this disk -> a transformers model and its tokenizer.
 
-Only safetensors and GGUF are read, so nothing is unpickled, and no code that comes with a model is run.
+Only safetensors and GGUF are read, so nothing is unpickled, and no code that comes with a model is run. Before anything
+is built, headers say whether the files hold what the configuration speaks of.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-import json
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.errors import UserError
 from intraslice.modeling.families import family_of
+from intraslice.pretrained.headers import Shapes, gguf_header, read_json, safetensors_shapes
+
+MOST_LAYERS = 512
+MOST_LABELS = 1024  # of a classifier, which none of these models is; transformers lists them all
+_LAYER = re.compile(r"\b(?:layers|blk)\.(\d+)\.")
+# Absolute paths, up to the last of their names; not what follows a scheme, as in https://
+_FOLDERS = re.compile(r"(?<![\w:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 
 
 @dataclass(frozen=True)
@@ -31,31 +40,103 @@ class Weights:
     source: str
     gguf: str | None = None
 
+    @property
+    def called(self) -> str:
+        """What they are called in messages: never where they lie, but for a folder that somebody named."""
+        return self.gguf or self.source or self.folder.name
+
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that a model folder needs, there or not."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
-    return [folder / file for file in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+    """The safetensors files that transformers reads in a model folder, there or not.
+
+    Raises:
+        ValueError, OSError: the index of shards cannot be read, or names files elsewhere.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists() or not index.exists():
+        return [whole]
+    names = read_json(index).get("weight_map")
+    names = set(names.values()) if isinstance(names, dict) else set()
+    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
+        raise ValueError(f"{index.name} names no files beside it")
+    return [folder / name for name in sorted(names)]
+
+
+def tensor_shapes(weights: Weights) -> Shapes:
+    """Shapes of all tensors by name, from the files' headers.
+
+    Raises:
+        UserError: a file is missing, or its header is wrong or out of bounds.
+    """
+    with _refusing(f"{weights.called} cannot be read", "fetch it again"):
+        if weights.gguf:
+            require_gguf(weights.folder / weights.gguf)
+            return gguf_header(weights.folder / weights.gguf).shapes
+        files = weight_files(weights.folder)
+        if missing := [file.name for file in files if not file.exists()]:
+            raise UserError(
+                f"{weights.called} has no {missing[0]}; wanted weights as safetensors (pickled .bin files are not read)"
+            )
+        return {name: shape for file in files for name, shape in safetensors_shapes(file).items()}
 
 
 def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     """The model's configuration.
 
     Raises:
-        UserError: there is none, it is broken, or it is of a model that cannot be sliced.
+        UserError: there is none, it is broken or absurd, or it is of a model that cannot be sliced.
     """
-    try:
-        config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f"no readable config.json in {weights.folder} ({first_line(error)}); fetch it again") from error
+    with _refusing(f"{weights.called} has no readable configuration", "fetch it again"):
+        given = _gguf_config(weights) if weights.gguf else read_json(weights.folder / "config.json")
+        if not isinstance(given.get("model_type"), str):
+            raise ValueError("it says no model_type")
+        for field, most in {"num_hidden_layers": MOST_LAYERS, "num_labels": MOST_LABELS}.items():
+            if isinstance(given.get(field), int) and given[field] > most:  # transformers makes lists as long
+                raise ValueError(f"{field} is above {most}")
+        if "transformers_weights" in given:
+            raise ValueError("it names weights of its own")
+        bare = transformers.PreTrainedConfig()
+        bare.model_type = given["model_type"][:40]
+        family_of(bare)  # of what cannot be sliced, a configuration is not even made
+        config = AutoConfig.from_pretrained(weights.folder, gguf_file=weights.gguf, trust_remote_code=False)
     family_of(config)
-    if getattr(config, "quantization_config", None):
-        raise UserError(
-            f"the weights in {weights.folder} are quantised and cannot be sliced; take the unquantised model"
-        )
+    if getattr(config, "quantization_config", None) and not weights.gguf:
+        raise UserError(f"{weights.called} is quantised and cannot be sliced; take the unquantised model")
     return config
+
+
+def _gguf_config(weights: Weights) -> dict[str, Any]:
+    """What a GGUF file's header says of the configuration, by transformers' names."""
+    require_gguf(weights.folder / str(weights.gguf))
+    fields = gguf_header(weights.folder / str(weights.gguf)).fields
+    architecture = fields.get("general.architecture")
+    return {"model_type": architecture, "num_hidden_layers": fields.get(f"{architecture}.block_count")}
+
+
+def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> None:
+    """Raise UserError where weight files do not hold the tensors that the configuration speaks of.
+
+    What it speaks of would be made in memory all the same. A GGUF file has names of its own: there, so many tensors of
+    each shape will do.
+    """
+    name, shapes = weights.called, tensor_shapes(weights)
+    layers = len({found[1] for tensor in shapes if (found := _LAYER.search(tensor))})
+    if config.num_hidden_layers != layers:
+        raise UserError(f"{name} has not as many layers as its configuration says but {layers}; fetch it again")
+    with _refusing(f"{name} has an absurd configuration", "fetch it again"), torch.device("meta"), quiet_transformers():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key not in tied}
+    if weights.gguf:
+        for shape, count in (Counter(wanted.values()) - Counter(shapes.values())).items():
+            raise UserError(f"{name} lacks {count} tensors of shape {shape}, by its configuration; fetch it again")
+        return
+    held = {key: shapes.get(key, shapes.get(key.removeprefix("model."))) for key in wanted}
+    if absent := sorted(key for key, shape in held.items() if shape is None):
+        raise UserError(f"{name} lacks {len(absent)} tensors of the model, such as {absent[0]}; fetch it again")
+    if wrong := sorted(key for key, shape in held.items() if shape != wanted[key]):
+        shape, said = held[wrong[0]], wanted[wrong[0]]
+        raise UserError(f"{name} has {wrong[0]} of shape {shape}, and by its configuration {said}; fetch it again")
 
 
 def read_weights(
@@ -66,41 +147,26 @@ def read_weights(
     Raises:
         UserError: weights or tokenizer are missing, broken, incomplete, or of a model that cannot be sliced.
     """
-    location, options = weights.folder, {"trust_remote_code": False}
-    if weights.gguf:
-        location = weights.folder / weights.gguf
-        require_gguf(location)
-        options["gguf_file"] = weights.gguf
-    else:
-        read_config(weights)
-        if missing := [file.name for file in weight_files(weights.folder) if not file.exists()]:
-            raise UserError(
-                f"{weights.folder} has no {missing[0]}; wanted weights as safetensors (pickled .bin files are not read)"
-            )
-    try:
-        with quiet_transformers():
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                weights.folder,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                output_loading_info=True,
-                device_map=device_map,
-                **options,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
-        raise UserError(f"the weights in {location} cannot be read ({first_line(error)}); fetch them again") from error
+    config = read_config(weights)
+    require_match(config, weights)
+    options: dict[str, Any] = {"trust_remote_code": False} | ({"gguf_file": weights.gguf} if weights.gguf else {})
+    with _refusing(f"{weights.called} cannot be read", "fetch it again"), quiet_transformers():
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            weights.folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map=device_map,
+            **options,
+        )
     # transformers fills what is missing with random numbers and only warns.
     if absent := sorted(loading["missing_keys"]):
-        raise UserError(f"{location} lacks {len(absent)} tensors of the model, such as {absent[0]}; fetch it again")
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(weights.folder, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
-        raise UserError(
-            f"{location} has no tokenizer that can be read ({first_line(error)}); "
-            "put tokenizer.json or tokenizer.model beside the weights"
-        ) from error
+        raise UserError(f"{weights.called} lacks {len(absent)} tensors, such as {absent[0]}; fetch it again")
+    remedy = "put tokenizer.json or tokenizer.model beside the weights"
+    with _refusing(f"{weights.called} has no tokenizer that can be read", remedy), quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(weights.folder, **options)
     if weights.gguf:
         # The tensors are plain floats now; without this the model refuses to be saved.
         model.hf_quantizer = None
@@ -111,15 +177,29 @@ def read_weights(
 def require_gguf(file: Path) -> None:
     """Raise UserError when `file` is no GGUF file or there is nothing to read it with."""
     if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"{file} needs the package gguf to be read; run `pip install gguf`")
+        raise UserError(f"{file.name} needs the package gguf to be read; run `pip install gguf`")
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
-            raise UserError(f"{file} is not a GGUF file; fetch it again, or name another model")
+            raise UserError(f"{file.name} is not a GGUF file; fetch it again, or name another model")
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message as part of one line."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    """An error's message as part of one line, with the names of files but not of the folders they lie in."""
+    return (_FOLDERS.sub("", " ".join(str(error).split())) or type(error).__name__)[:200]
+
+
+@contextmanager
+def _refusing(problem: str, remedy: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a UserError: what strangers wrote can make libraries raise anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # tokenizers, written in Rust, raises its panics past `Exception`.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{problem} ({first_line(error)}); {remedy}") from error
 
 
 @contextmanager

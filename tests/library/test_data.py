@@ -142,6 +142,21 @@ def test_a_long_text_is_not_tokenised_whole(tmp_path, tokenizer, monkeypatch):
     assert sum(taken) < 6000  # of half a million characters
 
 
+def test_a_text_of_little_else_than_blanks_is_not_tokenised_whole(tmp_path, tokenizer, monkeypatch):
+    path = str(write(tmp_path, "own.txt", ["d0w0" + " " * 500_000 + "d0w1", "d0w2"]))
+    longest: list[int] = []
+    tokenize = type(tokenizer).__call__
+
+    def counting(self: object, text: str, **options: object) -> object:
+        longest.append(len(text))
+        return tokenize(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counting)
+    with pytest.raises(UserError, match="has 1 tokens for evaluation, wanted 60"):
+        evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=60, window=60))
+    assert max(longest) < 2 * data.CHARACTERS_A_TOKEN * 76
+
+
 # Bad input
 
 
@@ -155,13 +170,14 @@ def test_too_few_tokens_says_how_many_there_are(tmp_path, tokenizer):
         evaluation_tokens(tokenizer, EvaluationConfig(path))
     with pytest.raises(UserError, match=r"wanted 640 in windows of 64; lower the number of tokens to 200"):
         evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=640, window=64))
-    with pytest.raises(UserError, match="has 40 tokens"):
+    with pytest.raises(UserError, match=r"^'own.txt' has 40 tokens"):  # where it lies is nobody's business
         evaluation_tokens(tokenizer, EvaluationConfig(path), path)
 
 
-@pytest.mark.parametrize("text", ["nothing", "wiki text", "", "absent.txt"])
+@pytest.mark.parametrize("text", ["nothing", "wiki text", "", "absent.txt", "a\0b", "~nobody/own.txt", "x" * 100_000])
 def test_an_unknown_name_lists_the_known_ones(text):
     message = refusal(text)
+    assert len(message) < 300
     assert all(name in message for name in ["default", "wikipedia", "wikitext2", ".txt", ".jsonl", ".csv", ".parquet"])
 
 
@@ -199,7 +215,7 @@ def test_a_file_without_a_text_column(name, tmp_path):
         ".csv": lambda: frame.to_csv(path, index=False),
         ".parquet": lambda: frame.to_parquet(path),
     }[path.suffix]()
-    assert "has the columns body, year; wanted one called text" in refusal(path)
+    assert refusal(path) == f"{name} has no column called text among its 2; name one so"
 
 
 def test_broken_files(tmp_path, capfd):
@@ -213,7 +229,10 @@ def test_broken_files(tmp_path, capfd):
 
 def test_a_text_column_of_numbers(tmp_path):
     (tmp_path / "own.csv").write_text("text\n5\n6\n")
-    assert "has int 5 in its column text" in refusal(tmp_path / "own.csv")
+    (tmp_path / "own.jsonl").write_text('{"text": "words"}\n{"text": 5}\n')
+    pandas.DataFrame({"text": [5, 6]}).to_parquet(tmp_path / "own.parquet")
+    for name, kind in [("own.csv", "numbers"), ("own.jsonl", "int"), ("own.parquet", "int64")]:
+        assert refusal(tmp_path / name) == f"{name} has {kind} in its column text; wanted strings"
 
 
 def test_one_document_cannot_serve_both(tmp_path):

@@ -73,8 +73,16 @@ def test_solve_is_the_inverse():
 
 @pytest.mark.parametrize("system", [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]]])
 def test_singular_systems_are_named(system):
-    with pytest.raises(NumericalError, match="2 x 2 moment is singular"):
+    with pytest.raises(NumericalError, match="2 x 2 moment is singular even with damping"):
         solve(torch.tensor(system), torch.ones(2, 1))
+
+
+def test_one_token_over_and_over_is_called_too_uniform():
+    row = random(1, 1536).float()
+    moment = 1e4 * row.T @ row
+    with pytest.raises(NumericalError, match="calibration text is too uniform, or too short") as caught:
+        solve(damp(moment, typical_damping(moment) / 1e4), moment)
+    assert "float32" not in str(caught.value)  # which moments are anyway
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from intraslice import loading
+from intraslice.calibration import driver
+from intraslice.calibration.stats import empty_stats
+from intraslice.errors import UserError
+from intraslice.evaluation import perplexity
 from intraslice.loading import DEFAULT, estimate_memory, require_memory
+from intraslice.modeling.families import blocks
+from intraslice.modeling.logits import LOGIT_TOKENS
 from intraslice.pretrained import memory, sources
+from intraslice.pretrained.memory import calibration_bytes, evaluation_bytes, require_calibration_memory
+from intraslice.progress import finish
 
 
 @pytest.mark.parametrize("family", ["tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi"])
@@ -33,3 +49,73 @@ def test_a_model_that_does_not_fit_is_refused_with_both_numbers(folder, monkeypa
     monkeypatch.setattr(loading, "read_weights", lambda *given: pytest.fail("loaded"))
     message = refusal(folder)
     assert "needs 0.3 GiB, and 0.2 GiB are free on cpu; take bfloat16 or a smaller model" in message
+
+
+# Calibration
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes that a process forked for it holds at its peak more than before."""
+
+    def held(field: str) -> int:
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
+
+    def measure(answer: Connection) -> None:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = held("VmRSS")
+        work()
+        answer.send(held("VmHWM") - before)
+
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(sender,), daemon=True)
+    process.start()
+    sender.close()
+    peak = receiver.recv()
+    process.join()
+    return peak
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_a_calibration_takes_what_is_said(as_loaded):
+    sizes = {"vocab_size": 256, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096)
+    model = as_loaded(LlamaForCausalLM(config).eval().requires_grad_(False)).model
+    tokens = torch.randint(3, 256, (1, 2048))
+
+    def calibrating() -> None:
+        stats = [empty_stats(block, 1, model.device) for block in blocks(model)]
+        finish(driver._calibrate_share(model, stats, tokens, "sampled"))
+
+    assert 0.5 < peak_of(calibrating) / calibration_bytes(config, 1, 2048, torch.float32) < 1.1
+
+
+def test_a_long_window_costs_by_its_length(default_model):
+    config = default_model.model.config
+    of = [calibration_bytes(config, 1, length, torch.float32) for length in (64, 512, 2048, 8192)]
+    assert of[0] == of[1]  # a batch has 512 tokens, be they one sequence or eight
+    assert 12 < of[3] / 2**30 < 13
+    assert of[3] - of[2] == pytest.approx(4 * (of[2] - of[1]), rel=0.01)
+    assert calibration_bytes(config, 1, 8192, torch.bfloat16) < 0.6 * of[3]
+    assert calibration_bytes(config, 4096, 8192, torch.float32) > 2 * of[3]  # slicing keeps states of all tokens
+    assert evaluation_bytes(config, 8192, torch.float32) < of[3] / 10
+    assert (memory.TOKENS_AT_ONCE, memory.LOGITS_AT_ONCE["calibrate"]) == (driver.TOKENS_A_BATCH, driver.LOSS_TOKENS)
+    assert (memory.TOKENS_AT_ONCE, memory.LOGITS_AT_ONCE["evaluate"]) == (perplexity.TOKENS_A_BATCH, LOGIT_TOKENS)
+
+
+def test_a_calibration_that_does_not_fit_is_refused_with_what_would(default_model, monkeypatch):
+    config = default_model.model.config
+    monkeypatch.setattr(memory, "available_bytes", lambda device="cpu": 4 * 2**30)
+    assert require_calibration_memory(config, 32, 512, torch.float32) < 2 * 2**30
+    with pytest.raises(
+        UserError, match=r"1 x 8,192 tokens needs 1\d\.\d GiB .*, and 4\.0 GiB are free on cpu; take a l"
+    ):
+        require_calibration_memory(config, 1, 8192, torch.float32)
+    with pytest.raises(UserError, match="take a length of 2,048 or less"):
+        require_calibration_memory(config, 1, 8192, torch.float32)
+    with pytest.raises(UserError, match="length is 10,000,000; wanted at most 8,192"):
+        require_calibration_memory(config, 1, 10_000_000, torch.float32)
+    with pytest.raises(UserError, match="take fewer sequences"):
+        require_calibration_memory(config, 10**9, 512, torch.float32)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from intraslice.loading import load_model
+from intraslice.pretrained.reader import first_line, weight_files
 from intraslice.pretrained.wheels import SMOLLM2, fetch
 
 
@@ -141,6 +142,27 @@ def test_an_empty_folder(tmp_path, refusal):
 
 def test_a_device_that_is_not_there(folder, refusal):
     assert "try 'cpu'" in refusal(folder, device="cuda:99")
+
+
+def test_the_index_does_not_speak_for_a_whole_file(folder):
+    """transformers takes the whole file where there are both, so that is the one that is looked at."""
+    save_file({"model.norm.weight": torch.zeros(54)}, folder / "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
+    assert weight_files(folder) == [folder / "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("no file model.safetensors in /root/.cache/x/y", "no file model.safetensors in y"),
+        ("'/home/me/a/config.json' is not JSON", "'config.json' is not JSON"),
+        (r"C:\Users\me\config.json is not JSON", "config.json is not JSON"),
+        ("see https://huggingface.co/docs/hub and a/b/c", "see https://huggingface.co/docs/hub and a/b/c"),
+        ("", "OSError"),
+    ],
+)
+def test_reasons_name_files_but_not_where_they_lie(message, said):
+    assert first_line(OSError(message)) == said
 
 
 # GGUF files

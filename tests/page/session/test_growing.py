@@ -6,13 +6,14 @@ import pytest
 from tiny_page import stepwise
 
 from components.session import calibrations
-from components.session.keys import slice_config
+from components.session.keys import calibration_key, slice_config
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.session.views import Perplexities
 from intraslice.calibration import driver
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.planning.ratios import make_plan
+from intraslice.pretrained import memory
 from intraslice.progress import finish
 
 
@@ -131,3 +132,12 @@ def test_the_snapshot_brings_its_own_points() -> None:
     assert all(reading.sliced is None for reading in known)
     assert known[0].expected < known[1].expected < known[2].expected
     assert session.perplexities(Settings(cap=70)).expected is None
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, monkeypatch) -> None:
+    finish(fresh.calibrations.loading(calibration_key(tiny)))
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 100_000)
+    monkeypatch.setattr(calibrations, "calibrate", None)
+    *_, last = fresh.prepare(tiny, "somebody")
+    assert last.kind == "error"
+    assert "GiB beside the model" in last.text

@@ -1,0 +1,161 @@
+"""What weight files hold, from their headers alone: names and shapes of tensors, and a GGUF file's own fields.
+
+Whatever reads such a file takes memory by what its header says. So headers are read within bounds, and nothing is
+believed that the file is too short for. All raise ValueError, with the end of a sentence about the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+Shapes = dict[str, tuple[int, ...]]
+
+MOST_JSON = 2**22  # bytes of a safetensors header, an index of shards or a configuration: 30,000 tensors
+MOST_TENSORS = 2**15
+MOST_VALUES = 2**20  # in all of a GGUF file's arrays: vocabulary and merges. Each takes gguf-py a kilobyte
+MOST_TEXT = 2**20  # bytes of one string in a GGUF file
+MOST_DIMENSIONS = 8
+
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes, by GGUF's types of values
+_FORMS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_TEXT, _ARRAY = 8, 9
+
+
+def read_json(file: Path) -> dict:
+    """A JSON object of bounded size."""
+    if file.stat().st_size > MOST_JSON:
+        raise ValueError(f"{file.name} has more than {MOST_JSON:,} bytes")
+    return _json_object(file.read_bytes(), file.name)
+
+
+def safetensors_shapes(file: Path) -> Shapes:
+    """Shapes by name."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 2 <= length <= min(size - 8, MOST_JSON):
+            raise ValueError(f"{file.name} is cut, or has a header of more than {MOST_JSON:,} bytes")
+        header = _json_object(opened.read(length), file.name)
+    header.pop("__metadata__", None)
+    shapes, left = {}, size - 8 - length
+    for name, entry in header.items():
+        try:
+            shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+            whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+        except (TypeError, KeyError, ValueError):
+            whole = False
+        # No value takes less than half a byte.
+        if not whole or len(shape) > MOST_DIMENSIONS or math.prod(shape) > 2 * (end - start):
+            raise ValueError(f"{file.name} has a header that is wrong")
+        shapes[name], left = shape, left - (end - start)
+    if left < 0:
+        raise ValueError(f"{file.name} is shorter than its header says")
+    return shapes
+
+
+class GgufHeader(NamedTuple):
+    """`fields` has single numbers and texts, and of arrays the length."""
+
+    shapes: Shapes
+    fields: dict[str, str | int | float]
+
+
+def gguf_header(file: Path) -> GgufHeader:
+    """Shapes by GGUF's own names, in the order of torch's axes, and the fields. Wants the package gguf."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return _read_gguf(_Cursor(data))
+        except struct.error:
+            raise ValueError(f"{file.name} ends within its header") from None
+
+
+class _Cursor:
+    """A place in a file, and how many values of arrays may still come."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.place, self.values = data, 0, MOST_VALUES
+
+    def number(self, form: str) -> int | float:
+        (value,) = struct.unpack_from(form, self.data, self.place)
+        self.place += struct.calcsize(form)
+        return value
+
+    def skip(self, count: int) -> None:
+        self.place += count
+        if self.place > len(self.data):
+            raise ValueError("its header says more than there is")
+
+    def text(self) -> str:
+        length = self.number("<Q")
+        if length > MOST_TEXT:
+            raise ValueError(f"a text in its header has more than {MOST_TEXT:,} bytes")
+        start = self.place
+        self.skip(length)
+        return self.data[start : self.place].decode("utf-8", "replace")
+
+    def array(self) -> int:
+        kind, length = self.number("<I"), self.number("<Q")
+        self.values -= length
+        if self.values < 0:
+            raise ValueError(f"the arrays in its header have more than {MOST_VALUES:,} values")
+        if kind == _TEXT:
+            for _ in range(length):
+                self.skip(self.number("<Q"))
+        elif kind in _SIZES:
+            self.skip(length * _SIZES[kind])
+        else:
+            raise ValueError(f"its header has arrays of the unknown type {kind}")
+        return length
+
+    def value(self) -> str | int | float:
+        kind = self.number("<I")
+        if kind == _TEXT:
+            return self.text()
+        if kind == _ARRAY:
+            return self.array()
+        if kind not in _FORMS:
+            raise ValueError(f"its header has values of the unknown type {kind}")
+        return self.number(_FORMS[kind])
+
+
+def _read_gguf(cursor: _Cursor) -> GgufHeader:
+    from gguf.constants import GGML_QUANT_SIZES
+
+    block_sizes = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
+    magic, version = cursor.number("<I").to_bytes(4, "little"), cursor.number("<I")
+    if magic != b"GGUF" or version not in (2, 3):
+        raise ValueError("it is no GGUF file of version 2 or 3")
+    tensors, count = cursor.number("<Q"), cursor.number("<Q")
+    if max(tensors, count) > MOST_TENSORS:
+        raise ValueError(f"its header counts {max(tensors, count):,} entries; wanted at most {MOST_TENSORS:,}")
+    fields = {cursor.text(): cursor.value() for _ in range(count)}
+    shapes, end = {}, 0
+    for _ in range(tensors):
+        name, dimensions = cursor.text(), cursor.number("<I")
+        if dimensions > MOST_DIMENSIONS:
+            raise ValueError(f"its header has a tensor of {dimensions:,} dimensions")
+        sizes = [cursor.number("<Q") for _ in range(dimensions)]
+        kind, offset = cursor.number("<I"), cursor.number("<Q")
+        if kind not in block_sizes:
+            raise ValueError(f"its header has tensors of the unknown type {kind}")
+        values, stored = block_sizes[kind]
+        shapes[name] = tuple(reversed(sizes))
+        end = max(end, offset + math.prod(sizes) // values * stored)
+    if cursor.place + end > len(cursor.data):
+        raise ValueError("it is shorter than its header says")
+    return GgufHeader(shapes, fields)
+
+
+def _json_object(text: bytes, name: str) -> dict:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no JSON object")
+    return value

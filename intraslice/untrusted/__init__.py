@@ -1,0 +1,1 @@
+"""What strangers bring, read within bounds: text files, and what is worked on in a process of its own."""

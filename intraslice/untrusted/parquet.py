@@ -1,0 +1,63 @@
+"""The column called text of a parquet file, row by row until there is enough. Runs in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow
+from pyarrow.parquet import ParquetFile
+
+BATCH = 2**24  # bytes of text read at once, by what the file says of itself: a row may be a word or a book
+BUFFER = 2**20  # bytes; without one, a whole column chunk is read at once
+
+
+def answer(path: str, characters: int, rows: int) -> dict[str, Any]:
+    """`documents`, or where there are none to be had the file's `columns` (a number) or the column's `type`.
+
+    The last document is cut where the characters are used up.
+
+    Raises:
+        ValueError: it is no parquet file, or a broken one.
+    """
+    try:
+        schema = ParquetFile(path).schema_arrow
+        if "text" not in schema.names:
+            return {"columns": len(schema.names)}
+        kind = schema.field("text").type
+        if not _is_text(kind):
+            return {"type": str(kind)[:40]}
+        # Entries of a dictionary stay what they are: written out row by row, a few bytes become gigabytes.
+        dictionaries = ["text"] if pyarrow.types.is_string(kind) else None
+        file = ParquetFile(path, buffer_size=BUFFER, read_dictionary=dictionaries)
+        return {"documents": list(_texts(file, characters, rows))}
+    except MemoryError:
+        raise
+    except UnicodeDecodeError:
+        raise ValueError("its text is not UTF-8") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"it is no parquet file, or a broken one: {type(error).__name__}") from error
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    types = pyarrow.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(
+        is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    )
+
+
+def _texts(file: ParquetFile, characters: int, rows: int) -> Iterator[str]:
+    metadata = file.metadata
+    column = metadata.schema.names.index("text")
+    groups = [metadata.row_group(index).column(column) for index in range(metadata.num_row_groups)]
+    size = max(1, sum(group.total_uncompressed_size for group in groups))
+    rows_a_batch = min(max(1, BATCH * metadata.num_rows // size), 2**14)
+    for batch in file.iter_batches(rows_a_batch, columns=["text"], use_threads=False):
+        for value in batch.column(0):
+            if rows <= 0 or characters <= 0:
+                return
+            text = (value.as_py() or "")[:characters]
+            rows, characters = rows - 1, characters - len(text)
+            yield text

@@ -1,0 +1,91 @@
+"""A chat template's text, in the environment that transformers gives it. Runs in a process of its own.
+
+Templates are programs: a few lines double a string until memory ends, or count until somebody stops them.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+SAFE = (3, 1, 6)  # earlier versions of jinja2 let templates out of the sandbox
+
+
+def answer(template: str, messages: list[dict], special_tokens: dict[str, Any], most: int) -> str:
+    """The template's text, with the beginning of an answer. Raises ValueError for more than `most` characters."""
+    if tuple(map(int, jinja2.__version__.split(".")[:3])) < SAFE:
+        raise ImportError(f"jinja2 {jinja2.__version__} is not safe; run `pip install -U jinja2`")
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _as_json
+    environment.globals |= {
+        "raise_exception": _refuse,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+        "dict": Dictionaries(),
+        "namespace": PlainNamespace,
+    }
+    given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True} | special_tokens
+    pieces, length = [], 0
+    for piece in environment.from_string(template).generate(given):
+        pieces.append(piece)
+        length += len(piece)
+        if length > most:
+            raise ValueError(f"it writes more than {most:,} characters")
+    return "".join(pieces)
+
+
+class Generation(Extension):
+    """`{% generation %}` marks what the model wrote, for training; here its contents are text like all else."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+
+class Dictionaries:
+    """`dict`, without the class."""
+
+    def __call__(self, *entries: Any, **named: Any) -> dict:
+        return dict(*entries, **named)
+
+    def fromkeys(self, *given: Any) -> dict:
+        return dict.fromkeys(*given)
+
+
+class PlainNamespace(Namespace):
+    """`namespace`, without names that mean something to Python."""
+
+    def __init__(*given: Any, **named: Any) -> None:
+        self, *entries = given
+        values = dict(*entries, **named)
+        for name in values:
+            _require_plain(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _require_plain(name)
+        Namespace.__setitem__(self, name, value)
+
+
+def _require_plain(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace has no place for {name[:40]!r}")
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _as_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

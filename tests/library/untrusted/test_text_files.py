@@ -1,0 +1,128 @@
+"""Files that ask for more than they are: a beginning is read, in bounded memory and time, and nothing of it is told."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy
+import pyarrow
+import pytest
+from pyarrow.parquet import write_table
+
+from intraslice.errors import UserError
+from intraslice.untrusted import text_files
+from intraslice.untrusted.process import Bounds
+from intraslice.untrusted.text_files import MOST_CHARACTERS, MOST_LINE, read_text_file
+
+SECRET = "root:x:0:0:correct-horse"
+KINDS = [".txt", ".jsonl", ".csv", ".parquet"]
+
+
+def written(folder: Path, suffix: str, documents: list[str]) -> Path:
+    path = folder / f"own{suffix}"
+    if suffix == ".parquet":
+        write_table(pyarrow.table({"text": documents}), path)
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    else:
+        path.write_text("\n\n".join(documents) if suffix == ".txt" else "\n".join(["text", *documents]))
+    return path
+
+
+def repeated(value: str, times: int) -> pyarrow.Table:
+    """A column that is one entry of a dictionary, over and over: a few bytes on disk."""
+    return pyarrow.table({"text": pyarrow.DictionaryArray.from_arrays(numpy.zeros(times, numpy.int32), [value])})
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_text_file(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 300
+    assert str(path.parent) not in message
+    assert SECRET not in message
+    return message
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_beginning_counts_the_same_for_every_caller(suffix, tmp_path, monkeypatch):
+    documents = [f"{index:03} " + "words " * 16 for index in range(100)]  # of 100 characters
+    path = written(tmp_path, suffix, documents)
+    assert read_text_file(path) == documents
+    monkeypatch.setattr(text_files, "MOST_CHARACTERS", 5_000)
+    beginning = read_text_file(path)
+    assert beginning == read_text_file(path)
+    assert 40 <= len(beginning) <= 51
+    assert beginning[:-1] == documents[: len(beginning) - 1]
+    monkeypatch.setattr(text_files, "MOST_ROWS", 7)
+    assert read_text_file(path) == documents[:7]
+
+
+def test_a_repeated_entry_is_not_written_out(tmp_path):
+    write_table(repeated("x" * 4_000_000, 100), tmp_path / "bomb.parquet", compression="zstd")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 10_000
+    documents = read_text_file(tmp_path / "bomb.parquet")
+    assert sum(map(len, documents)) == MOST_CHARACTERS  # of 400 million
+    assert len(documents) == 9
+
+
+def test_rows_without_end_are_not_read_to_their_end(tmp_path):
+    write_table(repeated(" ", 5_000_000), tmp_path / "blank.parquet")
+    assert "has no text in it" in refusal(tmp_path / "blank.parquet")
+
+
+def test_a_page_that_unpacks_to_more_than_its_process_may_take(tmp_path, monkeypatch):
+    write_table(pyarrow.table({"text": ["x" * 100_000_000]}), tmp_path / "page.parquet", compression="zstd")
+    monkeypatch.setattr(text_files, "PARQUET_BOUNDS", Bounds(memory=450 * 2**20, seconds=20))
+    assert "it takes more than 450 MiB" in refusal(tmp_path / "page.parquet")
+
+
+def test_a_hundred_thousand_columns_cost_nothing(tmp_path):
+    columns = ",".join([f"{SECRET}{index}" for index in range(100_000)])
+    (tmp_path / "wide.csv").write_text(f"{columns}\n{columns}\n")
+    (tmp_path / "text.csv").write_text(f"{columns},text\n{columns},words\n")
+    write_table(pyarrow.table({f"{SECRET}{index}": [1] for index in range(2000)}), tmp_path / "wide.parquet")
+    start = time.process_time()
+    assert refusal(tmp_path / "wide.csv") == "wide.csv has no column called text among its 100,000; name one so"
+    assert read_text_file(tmp_path / "text.csv") == ["words"]
+    assert "no column called text among its 2,000" in refusal(tmp_path / "wide.parquet")
+    assert time.process_time() - start < 2
+
+
+def test_only_the_column_of_text_is_looked_at(tmp_path):
+    table = repeated("x" * 40_000_000, 1000).rename_columns(["other"])
+    write_table(table.append_column("text", pyarrow.array(["words"] * 1000)), tmp_path / "own.parquet")
+    assert read_text_file(tmp_path / "own.parquet") == ["words"] * 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("long.jsonl", '{"text": "' + "x" * MOST_LINE, "a line has more than 4,194,304 characters"),
+        ("long.csv", "text\n" + "x" * (MOST_LINE + 1), "a line has more than 4,194,304 characters"),
+        ("deep.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("number.jsonl", "1" * 5000, "line 1 is not JSON"),
+        ("list.jsonl", f'["{SECRET}"]', "line 1 is no object"),
+        ("unclosed.csv", 'text\n"' + "x\n" * MOST_LINE, "field larger than field limit"),
+        ("ragged.csv", f"text\na\nb,{SECRET}\n", "line 3 has 2 fields and the first line 1"),
+        ("passwd.csv", f"{SECRET}\n{SECRET}\n", "no column called text among its 1"),
+        ("passwd.jsonl", f"{SECRET}\n", "line 1 is not JSON"),
+        ("keys.jsonl", json.dumps({SECRET: 1}), "no column called text among its 1"),
+        ("values.jsonl", json.dumps({"text": {SECRET: SECRET}}), "has dict in its column text"),
+        ("half.jsonl", '{"text": "\\ud800"}', "is not UTF-8"),
+        ("passwd.parquet", SECRET * 10, "no parquet file, or a broken one"),
+        ("cut.parquet", f"PAR1{SECRET}\x10\x00\x00\x00PAR1", "no parquet file, or a broken one"),
+    ],
+)
+def test_what_is_refused_is_not_quoted(name, content, words, tmp_path):
+    (tmp_path / name).write_text(content)
+    assert words in refusal(tmp_path / name)
+
+
+def test_lines_are_those_of_splitlines(tmp_path):
+    text = "one\vtwo\fthree\x1cfour\x85five\u2028six\n seven \neight"
+    (tmp_path / "own.txt").write_text(text)
+    assert read_text_file(tmp_path / "own.txt") == text.splitlines()
