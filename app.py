@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
+
+from components.serving import ending
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Threads that wait for each other should sleep: a slider's own must not compete with those that only spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if __name__ == "__main__":
+    ending.when_told()  # which may be while all of this is imported
 
 import gradio as gr
 
 from components import api, tabs
 from components.page import controls, events, link, slider, theme
+from components.serving.served import Served
+from components.session import limits
 from components.session.keys import precision
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.ui import explainers, formatting
 from components.ui.handlers import hearing
+from intraslice.cache import bound_cache
 
 
-def build_app(session: Session) -> gr.Blocks:
+def build_app(session: Session) -> Served:
     """The whole page over one session. `launch(**launch_options())` it."""
     first = Settings(dtype=precision(Settings()))
     session.jobs.hearing = hearing
     opening = slider.opening(session, first)
-    with gr.Blocks(title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
+    with Served(session.jobs.scheduler, title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         explainers.header()
         headline = gr.HTML(opening.headline, elem_id="headline", apply_default_css=False)
@@ -64,8 +69,8 @@ def launch_options() -> dict:
 
 def main() -> None:
     """Open the page on this machine; gradio's own environment variables choose address and port."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that temporary files go when the app is told to end
-    build_app(Session()).queue(default_concurrency_limit=8).launch(**launch_options())
+    bound_cache(limits.CACHE_BYTES.value)
+    build_app(Session()).queue(default_concurrency_limit=8).serve(**launch_options())
 
 
 if __name__ == "__main__":

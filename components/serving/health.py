@@ -1,0 +1,56 @@
+"""Whether the page works: what `/healthz` tells whoever watches over it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from components.serving.queue import SteadyQueue
+from components.session import limits
+from components.session.work.scheduler import Job, Scheduler
+
+SOON = 0.5  # seconds in which a worker that is free takes a step
+BEGAN = time.time()
+
+
+class Health:
+    """Answers by what happens: an empty job goes to the worker, and waits until that has ended a step."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._asked: tuple[Job, float] | None = None
+
+    async def waits(self) -> float:
+        """Seconds that the worker has been busy with one step, as far as that is known; 0.0 where it is free."""
+        if self._asked is None or self._asked[0].ended:
+            self._asked = self._scheduler.start("health", _nothing()), time.monotonic()
+        job, since = self._asked
+        until = time.monotonic() + SOON
+        while not job.ended and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        return 0.0 if job.ended else time.monotonic() - since
+
+    async def report(self, queue: SteadyQueue) -> dict:
+        """What there is to tell; `ok` is all in one."""
+        waits = await self.waits()
+        running = not queue.stopped
+        return {
+            "ok": running and waits < limits.STUCK_SECONDS.value,
+            "queue": "running" if running else "stopped",
+            "calls": len(queue.event_ids_to_events),
+            "worker": "free" if not waits else f"in one step for {waits:.1f} s",
+            "began": BEGAN,
+        }
+
+    async def answer(self, queue: SteadyQueue, _: Request) -> Response:
+        """The report as JSON: 200, or 503 where something is wrong."""
+        report = await self.report(queue)
+        return JSONResponse(report, 200 if report["ok"] else 503, {"Cache-Control": "no-store"})
+
+
+def _nothing() -> Iterator[None]:
+    yield from ()

@@ -1,0 +1,74 @@
+"""The page as it is served: gradio's own, with a queue that lasts and a word on its health."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from gradio.route_utils import delete_files_created_by_app
+from starlette.routing import Route
+
+from components.assets import ASSETS
+from components.serving import ending
+from components.serving.health import Health
+from components.serving.queue import SteadyQueue
+from components.session import limits
+from components.session.work.scheduler import Scheduler
+
+
+class Served(gr.Blocks):
+    """`gr.Blocks` that strangers may call; what they upload goes after a while.
+
+    Args:
+        scheduler: whose worker `/healthz` looks after.
+        options: as `gr.Blocks` has them.
+    """
+
+    def __init__(self, scheduler: Scheduler, **options: Any) -> None:
+        self._scheduler, self._health = scheduler, Health(scheduler)
+        seconds = limits.UPLOAD_SECONDS.value
+        super().__init__(**{"delete_cache": (max(1, seconds // 6), seconds), **options})
+
+    def queue(self, *args: Any, **options: Any) -> Served:
+        """As gradio's."""
+        super().queue(*args, **options)
+        made = self._queue
+        self._queue = SteadyQueue(
+            live_updates=made.live_updates,
+            concurrency_count=made.max_thread_count,
+            update_intervals=made.update_intervals,
+            max_size=made.max_size,
+            blocks=self,
+            default_concurrency_limit=made.default_concurrency_limit,
+        )
+        return self
+
+    def launch(self, *args: Any, **options: Any) -> Any:
+        """As gradio's, with `/healthz`, no more pages' state than there is room for, and MCP where it is hosted."""
+        options.setdefault("state_session_capacity", limits.PAGES.value)
+        options.setdefault("mcp_server", True if limits.hosted() else None)
+        options["head"] = options.get("head", "") + _awake()
+        health = Route("/healthz", partial(self._health.answer, self._queue))
+        kwargs = options.pop("app_kwargs", None) or {}
+        return super().launch(*args, **options, app_kwargs={**kwargs, "routes": [health, *kwargs.get("routes", ())]})
+
+    def serve(self, **options: Any) -> None:
+        """`launch`, with a line a job in the log, until the process is told to end."""
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("components").setLevel(logging.INFO)
+        ending.when_told(self._stop_jobs, partial(delete_files_created_by_app, self, age=None))
+        self.launch(**options)
+
+    def _stop_jobs(self) -> None:
+        """End every job at its next step, if that comes soon."""
+        for job in list(self._scheduler._jobs):
+            job.stop()
+        ending.until(lambda: not self._scheduler._jobs)
+
+
+def _awake() -> str:
+    """What tells an open page that its server has slept or was restarted, for the page's head."""
+    script, style = ((ASSETS / name).read_text(encoding="utf-8") for name in ("awake.js", "awake.css"))
+    return f"<style>{style}</style><script>{script}</script>"

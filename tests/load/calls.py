@@ -1,0 +1,104 @@
+"""How a client speaks to the page, in plain HTTP, and what is noted of every call."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+POLITE = ("wait", "try again", "too many")  # words of a refusal
+
+
+@dataclass
+class Notes:
+    """Of all clients: calls by kind, what became of them, and how long the slider took (s)."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+    refusals: Counter[str] = field(default_factory=Counter)
+    foreign: list[str] = field(default_factory=list)
+    checked: Counter[str] = field(default_factory=Counter)
+    slider: list[float] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def call(self, kind: str) -> None:
+        """One more of a kind."""
+        with self._lock:
+            self.calls[kind] += 1
+
+    def failed(self, kind: str, words: str) -> None:
+        """A refusal where it says so in words, else an error."""
+        with self._lock:
+            if any(word in words for word in POLITE):
+                self.refusals[kind] += 1
+            else:
+                self.errors.append(f"{kind}: {words[:300]}")
+
+    def check(self, kind: str, right: bool, words: str) -> None:
+        """A number that came, beside the library's."""
+        with self._lock:
+            self.checked[kind] += 1
+            if not right:
+                self.foreign.append(f"{kind}: {words[:300]}")
+
+
+class Failed(Exception):
+    """The page answered with an error, in these words."""
+
+
+class Page:
+    """The page as one visitor has it."""
+
+    def __init__(self, address: str, patience: float = 600.0) -> None:
+        self.api, self.session = f"{address}/gradio_api", uuid4().hex
+        self.http = httpx.Client(timeout=patience)
+
+    def now(self, name: str, data: list[Any]) -> list[Any]:
+        """What a cheap endpoint answers, past the queue as the slider's calls go."""
+        answer = self.http.post(f"{self.api}/run/{name}", json={"data": data, "session_hash": self.session})
+        if answer.status_code != 200:
+            raise Failed(_words(answer))
+        return answer.json()["data"]
+
+    def join(self, name: str, data: list[Any]) -> str:
+        """Ask for something that takes time; returns the call's id."""
+        answer = self.http.post(f"{self.api}/call/{name}", json={"data": data})
+        if answer.status_code != 200:
+            raise Failed(_words(answer))
+        return answer.json()["event_id"]
+
+    def ask(self, name: str, data: list[Any], seconds: float = float("inf")) -> Any:
+        """The last thing that a call says, or None where the client leaves before that."""
+        last, until = None, time.monotonic() + seconds
+        with self.http.stream("GET", f"{self.api}/call/{name}/{self.join(name, data)}") as stream:
+            event = ""
+            for line in stream.iter_lines():
+                if time.monotonic() > until:
+                    return None
+                if line.startswith("event: "):
+                    event = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    if event == "error":
+                        raise Failed(line.removeprefix("data: "))
+                    last = json.loads(line.removeprefix("data: ")) if event != "heartbeat" else last
+                    if event == "complete":
+                        return last
+        raise Failed("the stream ended before the answer came")
+
+    def opened(self) -> Any:
+        """The connection that a browser keeps while the page is open; a context manager."""
+        return self.http.stream("GET", f"{self.api}/heartbeat/{self.session}")
+
+
+def _words(answer: httpx.Response) -> str:
+    try:
+        content = answer.json()
+    except ValueError:
+        content = answer.text
+    return f"{answer.status_code} {content.get('detail', content) if isinstance(content, dict) else content}"

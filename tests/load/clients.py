@@ -1,0 +1,159 @@
+"""What clients do until the time is up. Each kind is a function of the page's address, a stop, notes and its truth."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from itertools import chain
+from typing import NamedTuple
+
+from tests.load.calls import Failed, Notes, Page
+from tests.load.oracle import MEASURED, NEW, PROMPT, SPARSITIES, Truth, asked
+
+
+class Life(NamedTuple):
+    """Of one client: where the page is, when to stop, where to note, and the library's word on its seed."""
+
+    address: str
+    stop: threading.Event
+    notes: Notes
+    seed: int
+    truth: Truth
+    dice: random.Random
+
+
+def slider(life: Life) -> None:
+    """Drags, in bursts, and lets go: ratios are the library's once its seed is calibrated, else said to be others."""
+    page = Page(life.address)
+    with page.opened():
+        while not life.stop.is_set():
+            for _ in range(10):
+                sparsity = life.dice.choice(SPARSITIES)
+                start = time.monotonic()
+                answer = page.now("ratios", [*asked(life.seed, sparsity), 0])
+                life.notes.slider.append(time.monotonic() - start)
+                life.notes.call("slider")
+                _check_ratios(life, answer, sparsity)
+                life.stop.wait(0.15)
+            sparsity = life.dice.choice(MEASURED)
+            answer = page.ask("measure_live", [*asked(life.seed, sparsity), 0])
+            life.notes.call("let go")
+            shown = re.findall(r"→\s*(?:<[^>]*>)*\s*([\d.]+)", json.dumps(answer, ensure_ascii=False))
+            near = [math.isclose(float(value), life.truth.perplexity[sparsity], rel_tol=2e-3) for value in shown]
+            life.notes.check("let go", any(near), f"{shown} at {sparsity}, wanted {life.truth.perplexity[sparsity]}")
+            life.stop.wait(2.0)
+
+
+def evaluator(life: Life) -> None:
+    """Calibrates its seed, slices and measures."""
+    page = Page(life.address)
+    while not life.stop.is_set():
+        sparsity = life.dice.choice(MEASURED)
+        result = page.ask("evaluate", list(asked(life.seed, sparsity)))[0]
+        life.notes.call("evaluate")
+        wanted = {"dense": life.truth.dense, "sliced": life.truth.perplexity[sparsity]}
+        right = all(math.isclose(result["perplexity"][name], value, rel_tol=2e-3) for name, value in wanted.items())
+        life.notes.check("evaluate", right and _same(result["ratios"], life.truth.ratios[sparsity]), str(result))
+        life.stop.wait(1.0)
+
+
+def reader(life: Life) -> None:
+    """Lets the sliced model answer."""
+    page = Page(life.address)
+    while not life.stop.is_set():
+        sparsity = life.dice.choice(MEASURED)
+        texts = page.ask("generate", [*asked(life.seed, sparsity), PROMPT, NEW, 0.0, 0])[0]
+        life.notes.call("generate")
+        life.notes.check("generate", texts["sliced"] == life.truth.answers[sparsity], str(texts))
+        life.stop.wait(1.0)
+
+
+def sweeper(life: Life) -> None:
+    """Asks for a small table."""
+    page = Page(life.address)
+    while not life.stop.is_set():
+        rows = page.ask("sweep_table", [*asked(life.seed, 30), ["intraslice"], ["pca"], list(MEASURED), False])[0]
+        life.notes.call("sweep")
+        found = {round(100 * row["sparsity"]): row["perplexity"] for row in rows}
+        right = all(math.isclose(found[at], life.truth.perplexity[at], rel_tol=2e-3) for at in MEASURED)
+        life.notes.check("sweep", right, str(found))
+        life.stop.wait(5.0)
+
+
+def vanisher(life: Life) -> None:
+    """Asks, and leaves: in the midst of an answer, without having read a word, or with its page."""
+    while not life.stop.is_set():
+        page, others = Page(life.address), list(asked(life.dice.randrange(10**6), 25))
+        how = life.dice.choice(("reading", "unread", "page"))
+        life.notes.call(f"vanished, {how}")
+        if how == "unread":
+            page.join("evaluate", others)
+        elif how == "reading":
+            page.ask("evaluate", others, seconds=life.dice.uniform(0.2, 2.0))
+        else:
+            with page.opened():
+                page.ask("prepare", others, seconds=0.5)
+        page.http.close()
+        life.stop.wait(2.0)
+
+
+def hooligan(life: Life) -> None:
+    """Uploads and sends rubbish, which is to be refused in words."""
+    page = Page(life.address)
+    settings = list(asked(life.seed, 30))
+    while not life.stop.is_set():
+        rubbish = life.dice.randbytes(life.dice.randrange(1, 100_000))
+        name = f"rubbish.{life.dice.choice(['csv', 'jsonl', 'parquet', 'gguf', 'txt'])}"
+        answer = page.http.post(f"{page.api}/upload", files={"files": (name, rubbish)})
+        life.notes.call("rubbish")
+        wrong = [[None] * 14, ["?"] * 14, [10**9] * 14, [*settings[:3], 10**9, *settings[4:]], []]
+        data = life.dice.choice(wrong)
+        if answer.status_code == 200 and life.dice.random() < 0.5:
+            file = {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
+            data = [*settings[:2], file, *settings[3:]]
+        try:
+            page.ask("evaluate", data)
+            life.notes.failed("rubbish", f"taken as {str(data)[:100]}")
+        except Failed as refusal:
+            words = str(refusal)
+            if words in ("null", '{"error": null}') or "Traceback" in words or "/site-packages/" in words:
+                life.notes.failed("rubbish", words)
+        life.stop.wait(0.5)
+
+
+KINDS: dict[Callable[[Life], None], int] = {slider: 12, evaluator: 4, reader: 4, sweeper: 2, vanisher: 4, hooligan: 4}
+
+
+def live(kind: Callable[[Life], None], life: Life) -> None:
+    """Go on until the time is up, whatever fails."""
+    while not life.stop.is_set():
+        try:
+            kind(life)
+        except Exception as problem:
+            life.notes.failed(kind.__name__, f"{type(problem).__name__}: {problem}")
+            life.stop.wait(1.0)
+
+
+def _check_ratios(life: Life, answer: list, sparsity: int) -> None:
+    chart = answer[0]
+    if not isinstance(chart, str):
+        return  # nothing is known of this seed yet
+    figure = json.loads(chart)
+    if "so far" in chart or "Snapshot" in chart:
+        return  # and says so
+    bars = [trace["y"] for trace in figure["data"] if trace["type"] == "bar"]
+    wanted = life.truth.ratios[sparsity]
+    right = len(bars) == 2 and any(_same(list(zip(*pair, strict=True)), wanted) for pair in (bars, bars[::-1]))
+    life.notes.check("slider", right, f"{bars} at {sparsity}")
+
+
+def _same(found: list, wanted: list[tuple[float, float]]) -> bool:
+    if len(found) != len(wanted):
+        return False
+    pairs = zip(chain.from_iterable(found), chain.from_iterable(wanted), strict=True)
+    return all(math.isclose(one, other, abs_tol=2e-3) for one, other in pairs)

@@ -1,0 +1,69 @@
+"""Told to end, the page ends: at once, with exit status 0, and with nothing left behind."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+BUSY = """
+import app, torch
+
+def multiplying():
+    product = torch.eye(300)
+    print("busy", flush=True)
+    while True:
+        product = torch.mm(product, product)
+        if {yields}:
+            yield
+
+class Busy(app.Session):
+    def __init__(self):
+        super().__init__()
+        self.jobs.scheduler.start("somebody", multiplying())
+
+app.Session = Busy
+app.main()
+"""
+IDLE = "import app; print('idle', flush=True); app.main()"
+STARTING = "import runpy; print('starting', flush=True); runpy.run_path('app.py', run_name='__main__')"
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds"),
+    [
+        pytest.param(STARTING, 0.3, id="starting"),
+        pytest.param(BUSY.format(yields=False), None, id="one endless step"),
+        pytest.param(BUSY.format(yields=True), None, id="steps", marks=pytest.mark.slow),
+        pytest.param(IDLE, None, id="idle", marks=pytest.mark.slow),
+    ],
+)
+def test_told_to_end_it_ends(script, seconds, tmp_path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path)}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, **output)
+    try:
+        process.stdout.readline()
+        while seconds is None:  # until it is open
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                seconds = 1.0
+            time.sleep(0.1)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=3)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert "terminate" not in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("downloads-*"))

@@ -1,0 +1,196 @@
+"""The server under the page: its queue among strangers, and its health."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import gradio as gr
+import httpx
+import psutil
+import pytest
+from gradio_client import Client
+
+from app import build_app, launch_options
+from components.serving import queue as serving_queue
+from components.serving.served import Served
+from components.session.settings import Settings
+from components.session.work.scheduler import Scheduler
+
+
+class Caller:
+    """Plain HTTP, which joins and may or may not read."""
+
+    def __init__(self, url: str) -> None:
+        self.api, self.http = f"{url}gradio_api", httpx.Client(timeout=60)
+
+    def join(self, seconds: float, session: str | None = None) -> httpx.Response:
+        asked = {"data": [seconds]} | ({"session_hash": session} if session else {})
+        return self.http.post(f"{self.api}/call/work", json=asked)
+
+    def read(self, joined: httpx.Response) -> str:
+        return self.http.get(f"{self.api}/call/work/{joined.json()['event_id']}").text
+
+    def ask(self, seconds: float = 0.0) -> str:
+        return self.read(self.join(seconds))
+
+
+@pytest.fixture
+def serve(monkeypatch) -> Iterator[Callable[..., tuple[gr.Blocks, Caller]]]:
+    """A page of one endpoint, which takes the seconds that it is given, two calls at a time."""
+    monkeypatch.setenv("INTRASLICE_MAX_CALLS", "10")
+    monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "3")
+    monkeypatch.setattr(serving_queue, "EVERY", 0.05)
+    pages = []
+
+    def open_page(scheduler: Scheduler | None = None) -> tuple[Served, Caller]:
+        def work(seconds: float) -> float:
+            time.sleep(seconds)
+            return seconds
+
+        with Served(scheduler or Scheduler()) as page:
+            gr.api(work, api_name="work", concurrency_limit=2)
+        _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True)
+        pages.append(page)
+        return page, Caller(url)
+
+    yield open_page
+    for page in pages:
+        page.close(verbose=False)
+
+
+def test_calls_that_nobody_reads_keep_nobody_waiting(serve) -> None:
+    page, caller = serve()
+    unread = [caller.join(5.0) for _ in range(60)]
+    assert {answer.status_code for answer in unread} == {200}
+    start = time.monotonic()
+    assert "complete" in caller.ask()
+    assert time.monotonic() < start + 2
+    queue = page._queue
+    assert len(queue.event_ids_to_events) <= 10
+    assert len(queue.pending_messages_per_session) <= 20
+    assert len(queue.pending_event_ids_session) <= 20
+    assert not any(queue.active_jobs)
+
+
+def test_messages_of_those_who_wait_are_kept(serve) -> None:
+    """Whatever others leave behind meanwhile."""
+    _, caller = serve()
+    answers = []
+    waiting = [threading.Thread(target=lambda: answers.append(caller.ask(1.0))) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    time.sleep(0.3)
+    for _ in range(60):
+        caller.join(0.0)
+    for thread in waiting:
+        thread.join()
+    assert len(answers) == 4
+    assert all("event: complete" in answer for answer in answers)
+
+
+def test_too_many_calls_are_refused_in_words(serve) -> None:
+    _, caller = serve()
+    for _ in range(3):
+        caller.join(0.0, "greedy")
+    refused = caller.join(0.0, "greedy")
+    assert refused.status_code == 503
+    assert "3 calls of this page wait already" in refused.json()["detail"]
+    with contextlib.ExitStack() as readers:
+        for _ in range(7):
+            event = caller.join(30.0).json()["event_id"]
+            readers.enter_context(caller.http.stream("GET", f"{caller.api}/call/work/{event}"))
+        for _ in range(3):
+            event = caller.join(30.0).json()["event_id"]  # instead of the greedy one's, which nobody reads
+            readers.enter_context(caller.http.stream("GET", f"{caller.api}/call/work/{event}"))
+        refused = caller.join(0.0)
+    assert refused.status_code == 503
+    assert "10 calls wait already, and yours would come after them" in refused.json()["detail"]
+
+
+def test_a_reader_who_stops_reading_is_given_up(serve, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_UNREAD_SECONDS", "1")
+    page, caller = serve()
+    event = page._queue.event_ids_to_events[caller.join(0.0).json()["event_id"]]
+    deadline = time.monotonic() + 10
+    while page._queue.event_ids_to_events and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not page._queue.event_ids_to_events
+    assert event.session_hash not in page._queue.pending_messages_per_session
+    running = caller.join(30.0)
+    event = page._queue.event_ids_to_events[running.json()["event_id"]]
+    page._queue.pending_messages_per_session[event.session_hash]._opened()  # begins as if somebody read
+    while event.alive and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not event.alive
+
+
+def test_a_queue_whose_loop_ends_goes_on(serve, caplog) -> None:
+    page, caller = serve()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page._queue, "get_events", lambda: 1 / 0)
+        caller.http.timeout = 0.5
+        with pytest.raises(httpx.ReadTimeout):
+            caller.ask()
+    assert "is started again" in caplog.text
+    caller.http.timeout = 60
+    assert "complete" in caller.ask()
+    page._queue.stopped = True  # whatever ended it
+    time.sleep(0.2)
+    assert "complete" in caller.ask()
+
+
+def test_gradios_own_client_is_served(serve) -> None:
+    _, caller = serve()
+    client = Client(caller.api.removesuffix("gradio_api"), verbose=False)
+    assert [client.predict(0.0, api_name="/work") for _ in range(5)] == [0.0] * 5
+
+
+def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
+    scheduler, ended = Scheduler(), threading.Event()
+    page, caller = serve(scheduler)
+    address = caller.api.replace("gradio_api", "healthz")
+    answer = caller.http.get(address)
+    assert answer.status_code == 200
+    assert answer.json() | {"ok": True, "queue": "running", "calls": 0, "worker": "free"} == answer.json()
+
+    def long() -> Iterator[None]:
+        ended.wait()
+        yield
+
+    scheduler.start("somebody", long())
+    assert caller.http.get(address).status_code == 200
+    monkeypatch.setenv("INTRASLICE_MAX_STUCK_SECONDS", "1")
+    time.sleep(1)
+    answer = caller.http.get(address)
+    assert answer.status_code == 503
+    assert answer.json()["worker"].startswith("in one step for")
+    ended.set()
+    assert caller.http.get(address).status_code == 200
+    page._queue.close()
+    assert (caller.http.get(address).status_code, caller.http.get(address).json()["queue"]) == (503, "stopped")
+
+
+@pytest.mark.slow
+def test_after_thousands_of_strangers_a_visitor_is_served(snapshot_session, monkeypatch) -> None:
+    """3,000 pages opened and dropped, each with a call that nobody reads."""
+    monkeypatch.setenv("INTRASLICE_MAX_PAGES", "200")
+    page = build_app(snapshot_session)
+    _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    api, values = f"{url}gradio_api", [*Settings(dtype="float32"), 0]
+    memory = []
+    with httpx.Client(timeout=60) as http:
+        for number in range(3_000):
+            session = f"stranger-{number}"
+            with http.stream("GET", f"{api}/heartbeat/{session}"):
+                http.post(f"{api}/run/halt", json={"data": [], "session_hash": session})
+            http.post(f"{api}/call/memory", json={"data": ["default"], "session_hash": session})
+            http.post(f"{api}/call/measure_live", json={"data": values})
+            if number % 1_000 == 500:
+                memory.append(psutil.Process().memory_info().rss)
+    start = time.monotonic()
+    assert "135 M" in Client(url, verbose=False).predict("default", api_name="/memory")
+    assert time.monotonic() < start + 5
+    assert memory[-1] < memory[0] + 200 * 2**20
+    assert len(page.server_app.state_holder.session_data) <= 200
+    page.close(verbose=False)

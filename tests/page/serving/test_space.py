@@ -1,0 +1,187 @@
+"""The page as a Hugging Face Space: its card, and a Space played on this machine."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import pytest
+from huggingface_hub import SpaceCard
+
+from components.serving.served import Served
+from components.session.work.scheduler import Scheduler
+from intraslice.cache import cache_folder
+from intraslice.data import WIKITEXT
+from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID, SUGGESTED_MODELS
+
+ROOT = Path(__file__).parents[3]
+CARD = SpaceCard.load(ROOT / "README.md").data.to_dict()
+# https://huggingface.co/docs/hub/spaces-config-reference, and what all cards have
+KEYS = {
+    *("title", "emoji", "colorFrom", "colorTo", "sdk", "python_version", "sdk_version", "suggested_hardware"),
+    *("suggested_storage", "app_file", "app_build_command", "app_port", "base_path", "fullWidth", "header"),
+    *("short_description", "models", "datasets", "tags", "thumbnail", "pinned", "hf_oauth", "hf_oauth_scopes"),
+    *("hf_oauth_expiration_minutes", "disable_embedding", "startup_duration_timeout", "custom_headers"),
+    *("preload_from_hub", "license"),
+}
+COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+HARDWARE = {"cpu-basic", "cpu-upgrade", "t4-small", "t4-medium", "l4x1", "a10g-small", "a10g-large", "a100-large"}
+NEEDED = ("app.py", "assets", "components", "intraslice", "README.md", "requirements.txt")
+GIBI = 2**30
+
+
+def test_the_card_is_one_that_the_hub_takes() -> None:
+    assert set(CARD) <= KEYS
+    assert {CARD["colorFrom"], CARD["colorTo"]} <= COLOURS
+    assert CARD["sdk"] == "gradio"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", CARD["sdk_version"])
+    assert re.fullmatch(r"3\.1[1-3]", CARD["python_version"])
+    assert len(CARD["short_description"]) <= 60
+    assert CARD["suggested_hardware"] in HARDWARE
+    assert re.fullmatch(r"\d+(\.\d+)?[smhd]", CARD["startup_duration_timeout"])
+    assert "mcp-server" in CARD["tags"]
+    assert (ROOT / CARD["app_file"]).is_file()
+    assert (ROOT / CARD["thumbnail"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_card_names_what_the_page_loads() -> None:
+    assert CARD["models"] == [DEFAULT_HUB_ID, *(name for name in SUGGESTED_MODELS if name != DEFAULT)]
+    assert CARD["datasets"] == [WIKITEXT]
+    for line in CARD["preload_from_hub"]:
+        model, files = line.split(" ")
+        assert model in CARD["models"]
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files.split(","))
+
+
+@pytest.fixture
+def behind_a_prefix(monkeypatch) -> Iterator[Served]:
+    """A hosted page whose proxy calls it by a prefix."""
+    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
+    with Served(Scheduler()) as page:
+        gr.HTML("")
+    page.queue().launch(prevent_thread_lock=True, quiet=True, root_path="/lab/app")
+    yield page
+    page.close(verbose=False)
+
+
+def test_behind_a_proxy_the_page_knows_its_prefix(behind_a_prefix) -> None:
+    url = behind_a_prefix.local_url
+    assert httpx.get(f"{url}config").json()["root"].endswith("/lab/app")
+    assert httpx.get(f"{url}healthz").json()["ok"]
+
+
+def test_where_it_is_hosted_its_tools_are_offered(behind_a_prefix) -> None:
+    """Or, without gradio's extra, what to install is said."""
+    assert behind_a_prefix.mcp_server or "gradio[mcp]" in behind_a_prefix.mcp_error
+
+
+def as_anybody() -> list[str]:
+    """The words before a command that take root's rights away, where there are any to take."""
+    if os.geteuid() or not shutil.which("setpriv"):
+        return []
+    # An interpreter in root's own folder cannot be run by others: then root goes on, but without its privileges.
+    for words in (["--reuid=65534", "--regid=65534", "--clear-groups"], ["--bounding-set=-all", "--inh-caps=-all"]):
+        tried = [shutil.which("setpriv"), *words]
+        if not subprocess.run([*tried, sys.executable, "-c", ""], capture_output=True).returncode:
+            return tried
+    return []
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder that others can look into, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def space(home) -> Iterator[tuple[str, subprocess.Popen, float]]:
+    """`python app.py` as a Space has it: no rights, nothing to write but the cache folder, 16 GiB, no network."""
+    wheels = cache_folder() / "wheels"
+    if not wheels.is_dir():
+        pytest.skip("the wheels are not in the cache")
+    source, cache, blocked = (home / name for name in ("source", "cache", "blocked"))
+    for name in NEEDED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, source / name)
+    shutil.copytree(wheels, cache / "wheels")
+    (cache / "tmp").mkdir()
+    blocked.mkdir()  # what only the tests require is not there
+    only_tests = set(_packages("tests/requirements.txt")) - set(_packages("requirements.txt"))
+    lines = [f"sys.modules[{name!r}] = None" for name in sorted(only_tests)]
+    (blocked / "sitecustomize.py").write_text("\n".join(["import sys", *lines]))
+    for path in (home, *cache.rglob("*"), cache):
+        path.chmod(0o777 if path == cache or cache in path.parents else 0o755)
+    for path in (source, *source.rglob("*"), blocked, *blocked.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: os.environ[name] for name in ("PATH", "LANG", "OMP_NUM_THREADS") if name in os.environ}
+    environment |= {
+        "SPACE_ID": "somebody/intraslice",
+        "HOME": str(source),
+        "TMPDIR": str(cache / "tmp"),
+        "PYTHONPATH": str(blocked),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "INTRASLICE_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "GRADIO_SERVER_PORT": str(port),
+    }
+    prlimit = [shutil.which("prlimit"), f"--as={16 * GIBI}"] if shutil.which("prlimit") else []
+    words = [*prlimit, *as_anybody(), sys.executable, "app.py"]
+    start = time.monotonic()
+    app = subprocess.Popen(words, cwd=source, env=environment)
+    yield f"http://127.0.0.1:{port}", app, start
+    app.kill()
+    app.wait()
+    for path in (source, *source.rglob("*"), blocked):
+        path.chmod(0o755)
+
+
+@pytest.mark.slow
+def test_a_space_paints_measures_and_ends(space, home) -> None:
+    address, app, start = space
+    while True:
+        assert app.poll() is None, "it ended by itself"
+        assert time.monotonic() < start + 120
+        try:
+            page = httpx.get(address)
+            break
+        except httpx.TransportError:
+            time.sleep(0.2)
+    assert "gradio" in page.text
+    print(f"\nfirst paint after {time.monotonic() - start:.1f} s")
+    healthy = httpx.get(f"{address}/healthz").json()
+    assert healthy["ok"]
+    api = f"{address}/gradio_api"
+    asked = ["default", "default", None, 32, 512, 0, 30, "pca", None, 80, "one-shot", False, "", "float32", 0]
+    event = httpx.post(f"{api}/call/measure_live", json={"data": asked}).json()["event_id"]
+    with httpx.stream("GET", f"{api}/call/measure_live/{event}", timeout=300) as stream:
+        for line in stream.iter_lines():
+            assert not line.startswith("event: error"), line
+            said = str(json.loads(line[6:])) if line.startswith("data: ") else ""
+            if measured := re.search(r"perplexity <b>[\d.]+</b> → <b>[\d.]+", said):
+                break
+    assert measured
+    print(f"first sliced perplexity after {time.monotonic() - start:.1f} s")
+    app.send_signal(signal.SIGTERM)
+    assert app.wait(timeout=3) == 0
+    left = [path for path in (home / "cache" / "tmp").rglob("*") if path.is_file()]
+    assert left == []
+
+
+def _packages(file: str) -> list[str]:
+    lines = (ROOT / file).read_text(encoding="utf-8").split()
+    return [re.split(r"[<>=\[]", line)[0].replace("-", "_") for line in lines]
