@@ -25,6 +25,7 @@ from intraslice.checkpoints.auto_class import (
     IntraSliceForCausalLM,
     config_of_record,
 )
+from intraslice.checkpoints.model_card import CARD, model_card
 from intraslice.errors import UserError
 from intraslice.modeling.offload import fetched
 from intraslice.pretrained.headers import read_json
@@ -67,6 +68,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
             model.generation_config.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
             config.save_pretrained(draft)
+            (draft / CARD).write_text(model_card(config, folder.name), encoding="utf-8")
             record = {"format": FORMAT, "made": made}
             record["sha256"] = _digest(draft, record)
             (draft / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from intraslice import checkpoints
+from intraslice.checkpoints.auto_class import IntraSliceConfig
+from intraslice.checkpoints.model_card import model_card
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, require_deci, require_new_file, write_gguf
+from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.run import Run, peak_memory, show
 from intraslice.distributed.sharing import speaks
 from intraslice.errors import UserError
@@ -121,13 +124,27 @@ def _require_places(run: Run) -> None:
 
 
 def export(run: Run) -> Answer:
-    """Write a model that a folder holds, sliced or dense, as a GGUF file."""
-    require_new_file(run.arguments.gguf)
+    """Write a model that a folder holds, sliced or dense, as a GGUF file, a folder for vLLM, or both."""
+    file, folder = run.arguments.gguf, run.arguments.vllm
+    if file is None and folder is None:
+        raise UserError("nothing to write; wanted --gguf FILE, --vllm FOLDER, or both")
+    if file is not None:
+        require_new_file(file)
+    if folder is not None:
+        checkpoints.require_free(folder)
     loaded = run.load()
     if not speaks():
         return {}, ""
-    written, line = _write_gguf(run, loaded)
-    return {"model": loaded.name, "gguf": written, "seconds": run.seconds}, line
+    result, lines = {"model": loaded.name}, []
+    if folder is not None:
+        with run.timed("vllm"):
+            to_vllm(loaded.model, loaded.tokenizer, folder, loaded.made)
+        result["vllm"] = str(folder)
+        lines.append(f"wrote {folder}, which vLLM opens with --trust-remote-code")
+    if file is not None:
+        result["gguf"], line = _write_gguf(run, loaded)
+        lines.append(line)
+    return result | {"seconds": run.seconds}, "\n".join(lines)
 
 
 def _write_gguf(run: Run, loaded: LoadedModel) -> Answer:
@@ -136,6 +153,11 @@ def _write_gguf(run: Run, loaded: LoadedModel) -> Answer:
     with run.timed("gguf"):
         job = write_gguf(loaded.model, loaded.tokenizer, a.gguf, a.type, loaded.name, loaded.made)
         report = finish(job, show)
+        made = loaded.made or {"source": loaded.source, "asked": {"model": loaded.name}}
+        card = a.gguf.with_suffix(".md")
+        if not card.exists():
+            text = model_card(IntraSliceConfig.of(loaded.model, made), a.gguf.name, "gguf")
+            card.write_text(text, encoding="utf-8")
     zeros = f", {report.padding_bytes / 1e6:.1f} MB of them zeros that llama.cpp wants" if report.padding_bytes else ""
     line = f"wrote {report.file} ({report.type}, {report.bytes / 1e6:.0f} MB{zeros})"
     if report.as_f16:

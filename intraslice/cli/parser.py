@@ -97,8 +97,9 @@ def parser() -> argparse.ArgumentParser:
     slice_command = command("slice", commands.slice_, "write the sliced model to a folder, a GGUF file, or both")
     slice_command.add_argument("--out", type=Path, metavar="FOLDER", help="a folder, which transformers opens")
     slice_command.add_argument("--gguf", type=Path, metavar="FILE", help="one file, for llama.cpp")
-    export = command("export", commands.export, "write a saved model as one GGUF file, for llama.cpp")
-    export.add_argument("--gguf", required=True, type=Path, metavar="FILE")
+    export = command("export", commands.export, "write a saved model for llama.cpp or vLLM")
+    export.add_argument("--gguf", type=Path, metavar="FILE", help="one file, for llama.cpp")
+    export.add_argument("--vllm", type=Path, metavar="FOLDER", help="for vLLM; of slices of MLPs alone")
     export.set_defaults(dtype="float32")  # which holds what any folder does
     for writes in (slice_command, export):
         writes.add_argument("--type", default="f16", choices=GGUF_TYPES, help="of the weights in the GGUF file")

