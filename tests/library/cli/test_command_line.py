@@ -266,7 +266,7 @@ def test_a_slice_of_mlps_alone_goes_to_vllm_and_another_does_not(run, words, tmp
     assert json.loads((tmp_path / "vllm" / "config.json").read_text())["block_configs"]
     assert made["vllm"] == str(tmp_path / "vllm")
     assert "intraslice" in (tmp_path / "mlps" / "README.md").read_text()
-    run("slice", "--out", str(tmp_path / "heads"))
+    run("slice", "--lock", "0", "attention", "50", "--out", str(tmp_path / "heads"))
     assert main(["export", *words, "--model", str(tmp_path / "heads"), "--vllm", str(tmp_path / "there")]) == 2
     assert "the same heads in every layer" in capsys.readouterr().err
     assert not (tmp_path / "there").exists()
