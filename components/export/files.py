@@ -79,8 +79,10 @@ def plan_record(session: Session, settings: Settings) -> dict[str, Any]:
 
 def evaluation(session: Session, settings: Settings) -> Generator[Status, None, dict[str, Any]]:
     """What `python -m intraslice evaluate --json` says of the page's model, times and memory left out."""
-    yield from session.measuring(settings)
-    dense, sliced = (session.readings.known(settings, name).value for name in ("dense", "intraslice"))
+    calibrated = yield from session.calibrations.making(settings)
+    dense = sliced = yield from session.readings.losses(settings, "dense", calibrated)
+    if settings.sparsity:
+        sliced = yield from session.readings.losses(settings, "intraslice", calibrated)
     return plan_record(session, settings) | measured(dense, sliced)
 
 

@@ -49,8 +49,8 @@ class Readings:
         key, dense = _key(settings, method), method == "dense"
         sequences = 0 if dense else calibrated.sequences
         known = self._caches.losses.get(key)
-        if known is not None and known.sequences == sequences and _is_whole(known.value):
-            return known.value
+        if known is not None and known.sequences >= sequences and _is_whole(known.value):
+            return known.value  # maybe by more of the calibration than is in memory now
         loaded = calibrated.loaded
         model = loaded.model if dense else (yield from self._sliced(settings, method, calibrated))
         name = "sliced" if method == "intraslice" else method
@@ -64,7 +64,7 @@ class Readings:
                 losses = yield from statuses(work, f"Perplexity of the {name} model, window")
                 if dense:
                     keep_record(path, asdict(losses), "the dense losses")
-            self._caches.losses.put(key, Made(losses, sequences), 1)
+            self._note(key, Made(losses, sequences))
             points = self._caches.curves.get(_curve_key(key)) or {}
             self._caches.curves.put(_curve_key(key), points | {key[1].sparsity: losses.perplexity().value}, 1)
             return losses
@@ -104,9 +104,15 @@ class Readings:
         """Let everybody see what is known by now."""
         for losses in work:
             if losses.done:
-                self._caches.losses.put(key, Made(losses, sequences), 1)
+                self._note(key, Made(losses, sequences))
             yield losses
         return losses
+
+    def _note(self, key: SliceKey, losses: Made[Losses]) -> None:
+        """Keep losses, but for what is known by more of a calibration."""
+        known = self._caches.losses.get(key)
+        if known is None or known.sequences <= losses.sequences:
+            self._caches.losses.put(key, losses, 1)
 
     def _expected(self, settings: Settings) -> float | None:
         """Between perplexities that are measured, by straight lines through their logarithms."""

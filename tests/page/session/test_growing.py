@@ -141,3 +141,17 @@ def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, m
     *_, last = fresh.prepare(tiny, "somebody")
     assert last.kind == "error"
     assert "GiB beside the model" in last.text
+
+
+def test_what_is_known_by_the_whole_calibration_is_not_replaced_by_less(fresh, tiny, monkeypatch, tmp_path) -> None:
+    """Where memory was short and another visitor calibrates anew."""
+    finish(fresh.measuring(tiny))
+    whole = fresh.readings.known(tiny, "intraslice")
+    key = calibration_key(tiny)
+    fresh._caches.calibrations.drop(*fresh._caches.calibrations.entries())
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
+    early = finish(fresh.calibrations.making(tiny, whole=False))
+    assert early.sequences < 8
+    assert finish(fresh.readings.losses(tiny, "intraslice", early)) == whole.value
+    assert fresh.readings.known(tiny, "intraslice") == whole
+    assert fresh.calibrations.known(key) == early
