@@ -5,6 +5,7 @@ What is larger is answered in words, and read no further.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from components.session import limits
 
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
+LOOKS = 50  # at all uploads, until they are as many bytes as they may be
 OURS = "downloads-"  # what `ui/downloads.py` makes lies beside the uploads
 
 
@@ -27,7 +29,7 @@ class BoundedRequests:
     """ASGI middleware: calls and uploads no larger than the page's bounds, and room for the uploads that come."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self._app, self._arrived = app, math.inf  # bytes of uploads since the last look at all of them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand the request on, bounded."""
@@ -41,7 +43,10 @@ class BoundedRequests:
         if not length.isdecimal() or len(length) > 18 or int(length) > most:
             return await PlainTextResponse(words, 413)(scope, receive, send)
         if uploads:
-            await run_in_threadpool(make_room, Path(get_upload_folder()), limits.UPLOADS.value - int(length))
+            self._arrived += int(length) or most
+            if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
+                self._arrived = 0
+                await run_in_threadpool(make_room, Path(get_upload_folder()), limits.UPLOADS.value - int(length))
         seen = 0
 
         async def bounded() -> Message:

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from components.assets import ASSETS
 from components.serving import ending
+from components.serving.config import SharedConfig
 from components.serving.health import Health
 from components.serving.queue import SteadyQueue
 from components.session import limits
@@ -30,6 +31,7 @@ class Served(gr.Blocks):
         self._scheduler, self._health = scheduler, Health(scheduler)
         seconds = limits.UPLOAD_SECONDS.value
         super().__init__(**{"delete_cache": (max(1, seconds // 6), seconds), **options})
+        self.default_config.__class__ = SharedConfig
 
     def queue(self, *args: Any, **options: Any) -> Served:
         """As gradio's."""
