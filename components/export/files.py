@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from components.session.keys import recipe
+from components.session.keys import recipe, slice_config
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.session.work.aside import aside
@@ -79,6 +79,7 @@ def plan_record(session: Session, settings: Settings) -> dict[str, Any]:
 
 def evaluation(session: Session, settings: Settings) -> Generator[Status, None, dict[str, Any]]:
     """What `python -m intraslice evaluate --json` says of the page's model, times and memory left out."""
+    slice_config(settings)  # what cannot be is refused before any work
     calibrated = yield from session.calibrations.making(settings)
     dense = sliced = yield from session.readings.losses(settings, "dense", calibrated)
     if settings.sparsity:
