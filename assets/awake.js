@@ -18,6 +18,7 @@
   };
 
   const say = (words, reloads) => {
+    if (line?.isConnected && line.firstChild.data === words) return; // or a press on its button would find another one
     line?.remove();
     line = document.createElement("div");
     line.className = "isx-awake";

@@ -26,7 +26,7 @@ from intraslice.loading import LoadedModel, fingerprint, load_model
 from intraslice.modeling.families import canonicalise
 from intraslice.progress import finish
 
-pytest_plugins = ["browsing", "forked", "opened", "tiny_page"]
+pytest_plugins = ["browsing", "forked", "harness", "opened", "tiny_page"]
 
 WORDS = [f"word{index}" for index in range(100)]
 
@@ -160,7 +160,7 @@ def refusal() -> Callable[..., str]:
 
 
 @torch.no_grad()
-def losses_at_once(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+def losses_at_once(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Negative log-probability of every token but the first of each window (windows, window - 1), by one forward."""
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
     return -logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]

@@ -12,7 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import intraslice
 from intraslice.config import SliceConfig
 from intraslice.methods.registry import plan_by, slice_by
+from intraslice.modeling.families import canonicalise
+from intraslice.modeling.mlp import SlicedMLP
 from intraslice.progress import finish
+from intraslice.slicing.mlp import slice_mlp
 
 MADE = {"source": "random weights", "protocol": {}}
 KINDS = [("llama-gqa", "intraslice"), ("phi", "intraslice"), ("smollm3", "intraslice"), ("llama-biased", "crossmodule")]
@@ -35,6 +38,15 @@ class Opened(NamedTuple):
         """Whether a model's logits are those of the slice that was saved."""
         tokens = self.case.tokens[:2]
         return torch.allclose(model(tokens).logits, self.sliced(tokens).logits, rtol=0, atol=tolerance)
+
+
+def narrowed(model: PreTrainedModel, widths: list[int]) -> PreTrainedModel:
+    """With MLPs of these widths, a layer each, and the heads as they are."""
+    canonicalise(model)
+    for layer, width in zip(model.model.layers, widths, strict=True):
+        neurons = layer.mlp.neurons
+        layer.mlp = SlicedMLP(slice_mlp(layer.mlp.weights(), torch.eye(neurons), torch.zeros(neurons), 64, width))
+    return model
 
 
 def save_slice(case, method: str, folder: Path) -> tuple[PreTrainedModel, object]:

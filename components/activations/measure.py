@@ -34,7 +34,7 @@ class ShiftViews:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._shifts: BoundedCache[SliceKey, tuple[MethodShift, int]] = BoundedCache(60)  # of size 1 each, some 200 kB
+        self._shifts: BoundedCache[SliceKey, tuple[MethodShift, int]] = BoundedCache(60)  # some 200 kB each
         self._missing: BoundedCache[SliceKey, str] = BoundedCache(1000)
         self._shown: BoundedCache[str, Settings] = BoundedCache(1000)
         self._kept = snapshot.shift()
@@ -45,7 +45,7 @@ class ShiftViews:
         Raises UserError for settings out of range.
         """
         if self.is_measured(settings):
-            self._shown.put(visitor, settings, 1)
+            self._shown.put(visitor, settings)
             return self._view(settings)
         last = self._shown.get(visitor)
         if last and calibration_key(last) == calibration_key(settings) and self.is_measured(last):
@@ -89,7 +89,7 @@ class ShiftViews:
         dense = self._session.calibrated(settings).loaded.model
         plan, near = nearest_plan(dense, slice_config(settings).sparsity)
         if not near:
-            self._missing.put(key, plan.note, 1)
+            self._missing.put(key, plan.note)
         return not near
 
     def _compare(self, settings: Settings, sliced: dict[str, PreTrainedModel]) -> Generator[Status, None, None]:
@@ -101,7 +101,7 @@ class ShiftViews:
         report = yield from statuses(measure_shift(dense, sliced, tokens), f"Comparing activations ({names}), window")
         for method, model in sliced.items():
             measured = _summary(report, method, dense, model), report.massive
-            self._shifts.put(slice_key(settings, method), measured, 1)
+            self._shifts.put(slice_key(settings, method), measured)
 
     def _view(self, settings: Settings) -> ShiftView:
         calibrated = self._session.calibrated(settings)

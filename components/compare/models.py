@@ -75,7 +75,7 @@ class Columns:
 
     def _nearest_plan(self, settings: Settings, dense: PreTrainedModel) -> tuple[CrossModulePlan, bool]:
         key = (calibration_key(settings), settings.sparsity)
-        return self._cross.get(key) or self._cross.put(key, nearest_plan(dense, settings.sparsity / 100), 1)
+        return self._cross.get(key) or self._cross.put(key, nearest_plan(dense, settings.sparsity / 100))
 
     # Costs
 
@@ -135,12 +135,12 @@ class Columns:
                 yield from self.session.readings.losses(settings, "crossmodule", self.session.calibrated(settings))
         if settings.sparsity and self._speeds.get((key, slice_config(settings))) is None:
             speeds = yield from statuses(measure_speed(models, SPEED), "Speeds, the models in turn; turn")
-            self._speeds.put((key, slice_config(settings)), speeds, 1)
+            self._speeds.put((key, slice_config(settings)), speeds)
         if settings.sparsity and self._drafts.get((key, slice_config(settings))) is None:
             tokenizer = self.session.calibrated(settings).loaded.tokenizer
             work = acceptance(models["dense"], models["intraslice"], tokenizer, DRAFT_PROMPTS, DRAFT)
             draft = yield from statuses(work, "As the dense model's draft, prompt")
-            self._drafts.put((key, slice_config(settings)), draft, 1)
+            self._drafts.put((key, slice_config(settings)), draft)
         yield self.session.ready(settings)
 
     def _speed_protocol(self) -> str:

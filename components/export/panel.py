@@ -115,9 +115,8 @@ def _written(session: Session, kind: str, write: Generator[Any, None, Path], req
 
 def plan(session: Session, downloads: Downloads, settings: Settings) -> str:
     """What every layer keeps and why, with sizes and protocol, as a JSON file."""
-    with downloads.errors():
-        name = f"{files.checkpoint_name(settings)}-plan.json"
-        return str(downloads.put(name, lambda path: files.write_plan(session, settings, path)))
+    name = f"{files.checkpoint_name(settings)}-plan.json"
+    return str(downloads.put(name, lambda path: files.write_plan(session, settings, path)))
 
 
 def report(
@@ -136,10 +135,9 @@ def report(
     `methods`, `estimators`, `sparsities` and `speed` choose the sweep that it shows, where one is measured.
     """
     choice = SweepChoice(methods, estimators, sparsities, speed)
-    with downloads.errors():
-        content = _report(session, settings, int(layer), prompt, choice)
-        text = html(content, PLOTLY.read_text(encoding="utf-8"))
-        return str(downloads.put(f"{content.title}.html", lambda path: path.write_text(text, encoding="utf-8")))
+    content = _report(session, settings, layer, prompt, choice)
+    text = html(content, PLOTLY.read_text(encoding="utf-8"))
+    return str(downloads.put(f"{content.title}.html", lambda path: path.write_text(text, encoding="utf-8")))
 
 
 def _report(session: Session, settings: Settings, layer: int, prompt: str, choice: SweepChoice) -> Report:

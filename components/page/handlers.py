@@ -18,7 +18,7 @@ def memory(session: Session, model: str) -> str:
     """What the model will need, before it is loaded (HTML)."""
     try:
         return f'<p class="isx-quiet">{formatting.escape(session.memory(model))}</p>'
-    except ValueError as problem:
+    except (ValueError, OSError) as problem:
         return formatting.problem(problem)
 
 

@@ -19,10 +19,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.session import limits
+from components.ui.downloads import PREFIX
 
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
 LOOKS = 50  # at all uploads, until they are as many bytes as they may be
-OURS = "downloads-"  # what `ui/downloads.py` makes lies beside the uploads
 
 
 class BoundedRequests:
@@ -74,7 +74,7 @@ def make_room(folder: Path, most: int) -> None:
 def _uploads(folder: Path) -> Iterator[tuple[float, int, Path]]:
     """When each was written, its bytes, and where it lies."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.startswith(OURS):
+        if path.name.startswith(PREFIX):
             continue
         try:
             files = [file.stat() for file in path.iterdir()] if path.is_dir() else [path.stat()]

@@ -83,7 +83,8 @@ def launch_options(tabs: Mapping[str, str]) -> dict:
     Raises UserError where the environment sets a bound to what is none.
     """
     limits.require()
-    page, tour = (_read(name) for name in ("page.js", "tour.js"))
+    scripts = "".join(map(_read, ("page.js", "tour.js", "awake.js")))
+    styles = "".join(map(_read, ("outside.css", "awake.css")))
     given = {
         "isxUsual": json.dumps(usual()._asdict()),
         "isxTabs": json.dumps(tabs),
@@ -93,7 +94,7 @@ def launch_options(tabs: Mapping[str, str]) -> dict:
     return {
         "theme": theme(),
         "css": css_variables() + _read("page.css"),
-        "head": f"{plotly_head()}<style>{_read('outside.css')}</style><script>{values}{page}{tour}</script>",
+        "head": f"{plotly_head()}<style>{styles}</style><script>{values}{scripts}</script>",
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "app_kwargs": {"middleware": [Middleware(BoundedRequests)]},

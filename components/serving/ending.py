@@ -38,8 +38,8 @@ def when_told(*tidy: Callable[[], object]) -> None:
         signal.signal(number, end)
 
 
-def until(done: Callable[[], bool], seconds: float = SOON) -> None:
-    """Wait until something is done, or so long."""
-    last = time.monotonic() + seconds
+def until(done: Callable[[], bool]) -> None:
+    """Wait until something is done, or `SOON`."""
+    last = time.monotonic() + SOON
     while not done() and time.monotonic() < last:
         time.sleep(0.01)

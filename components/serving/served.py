@@ -10,7 +10,6 @@ import gradio as gr
 from gradio.route_utils import delete_files_created_by_app
 from starlette.routing import Route
 
-from components.assets import ASSETS
 from components.serving import ending
 from components.serving.config import SharedConfig
 from components.serving.health import Health
@@ -51,7 +50,6 @@ class Served(gr.Blocks):
         """As gradio's, with `/healthz`, no more pages' state than there is room for, and MCP where it is hosted."""
         options.setdefault("state_session_capacity", limits.PAGES.value)
         options.setdefault("mcp_server", True if limits.hosted() else None)
-        options["head"] = options.get("head", "") + _awake()
         health = Route("/healthz", partial(self._health.answer, self._queue))
         kwargs = options.pop("app_kwargs", None) or {}
         return super().launch(*args, **options, app_kwargs={**kwargs, "routes": [health, *kwargs.get("routes", ())]})
@@ -65,12 +63,6 @@ class Served(gr.Blocks):
 
     def _stop_jobs(self) -> None:
         """End every job at its next step, if that comes soon."""
-        for job in list(self._scheduler._jobs):
+        for job in list(self._scheduler.jobs):
             job.stop()
-        ending.until(lambda: not self._scheduler._jobs)
-
-
-def _awake() -> str:
-    """What tells an open page that its server has slept or was restarted, for the page's head."""
-    script, style = ((ASSETS / name).read_text(encoding="utf-8") for name in ("awake.js", "awake.css"))
-    return f"<style>{style}</style><script>{script}</script>"
+        ending.until(lambda: not self._scheduler.jobs)

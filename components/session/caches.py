@@ -37,16 +37,15 @@ OURS = ("components.", "intraslice.")
 
 @dataclass(eq=False)
 class _Entry(Generic[Value]):
-    """A value, the size it was given, its bytes when it came, and where the budget's clock stood when it was used."""
+    """A value, its bytes when it came, and where the budget's clock stood when it was used."""
 
     value: Value
-    size: int
     weight: int
     clock: float
 
 
 class BoundedCache(Generic[Key, Value]):
-    """The most recently used values whose sizes sum to at most `limit`; the newest stays even if it is larger.
+    """The `limit` most recently used values, as far as the BUDGET of bytes has room for them.
 
     Safe to use from several threads. A value that falls out lives on for whoever still holds it.
 
@@ -58,7 +57,6 @@ class BoundedCache(Generic[Key, Value]):
         self.limit, self.seconds = limit, seconds
         self._lock = threading.Lock()
         self._held: OrderedDict[Key, _Entry[Value]] = OrderedDict()
-        self.size = 0  # the sizes held now, together
         BUDGET.caches.add(self)
 
     def get(self, key: Key) -> Value | None:
@@ -71,16 +69,14 @@ class BoundedCache(Generic[Key, Value]):
             entry.clock = BUDGET.clock
             return entry.value
 
-    def put(self, key: Key, value: Value, size: int) -> Value:
-        """Keep `value` of a size and return it; the least recently used ones make room, and what BUDGET chooses."""
+    def put(self, key: Key, value: Value) -> Value:
+        """Keep `value` and return it; the least recently used makes room, and what BUDGET chooses."""
         weight = sum(bytes_in(value).values())
         with self._lock:
-            if former := self._held.pop(key, None):
-                self.size -= former.size
-            self._held[key] = _Entry(value, size, weight, BUDGET.clock)
-            self.size += size
-            while len(self._held) > 1 and self.size > self.limit:
-                self.size -= self._held.popitem(last=False)[1].size
+            self._held.pop(key, None)
+            self._held[key] = _Entry(value, weight, BUDGET.clock)
+            if len(self._held) > self.limit:
+                self._held.popitem(last=False)
         if weight >= LARGE:
             BUDGET.keep(value)
         return value
@@ -89,7 +85,7 @@ class BoundedCache(Generic[Key, Value]):
         """Forget an entry, if it is still there."""
         with self._lock:
             for key in [key for key, held in self._held.items() if held is entry]:
-                self.size -= self._held.pop(key).size
+                del self._held[key]
 
     def entries(self) -> list[_Entry]:
         """What is held now."""
@@ -174,11 +170,6 @@ class Caches:
         self.losses: BoundedCache[SliceKey, Made[Losses]] = BoundedCache(10_000)
 
 
-def bytes_of(model: PreTrainedModel) -> int:
-    """Of a model's weights."""
-    return sum(parameter.nbytes for parameter in model.parameters())
-
-
 def bytes_in(value: object) -> dict[int, int]:
     """Bytes that a value holds, by address: tensors and arrays wherever in it, and about what else there is."""
     found: dict[int, int] = {}
@@ -186,7 +177,7 @@ def bytes_in(value: object) -> dict[int, int]:
     rest = [value]
     while rest:
         one = rest.pop()
-        if id(one) in seen or isinstance(one, int | float | bool | None):
+        if id(one) in seen or isinstance(one, int | float | None):
             continue
         seen.add(id(one))
         if isinstance(one, Tensor):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from components.session.caches import Caches, bytes_of
+from components.session.caches import Caches
 from components.session.keys import CalibrationKey, calibration_key, evaluation_config
 from components.session.plan_views import Source
 from components.session.settings import Settings, Status
@@ -111,7 +111,7 @@ class Calibrations:
             loaded = yield from aside(lambda: load_model(key.model, getattr(torch, key.dtype), self._device))
             if loaded.made is not None:
                 raise UserError(f"{key.model} is sliced already; wanted a dense model")
-            self._caches.models.put(key[:2], loaded, bytes_of(loaded.model))
+            self._caches.models.put(key[:2], loaded)
         return loaded
 
     def _calibrate(self, settings: Settings, key: CalibrationKey) -> Generator[Status, None, None]:
@@ -131,7 +131,7 @@ class Calibrations:
         )
         head_weights = loaded.model.lm_head.weight.numel()
         self._caches.settling.put(
-            key, [(count, Source(profile, head_weights, count)) for count, profile in kept_profiles(loaded, tokens)], 1
+            key, [(count, Source(profile, head_weights, count)) for count, profile in kept_profiles(loaded, tokens)]
         )
 
         def note(stats: CalibrationStats, sequences: int) -> Iterator[Progress]:
@@ -141,10 +141,8 @@ class Calibrations:
             if words:
                 keep_profile(loaded, tokens, sequences, profile)
                 others = [entry for entry in self.settling(key) if entry[0] != sequences]
-                self._caches.settling.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)), 1)
-            held = sum(tensor.nbytes for layer in stats.layers for tensor in vars(layer).values())
-            held += sum(layer.residual_moment.nbytes + layer.middle_moment.nbytes for layer in stats.layers)  # axes
-            self._caches.calibrations.put(key, Calibrated(loaded, stats, tokens, windows, source, sequences), held)
+                self._caches.settling.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)))
+            self._caches.calibrations.put(key, Calibrated(loaded, stats, tokens, windows, source, sequences))
 
         job = _noting(calibrate(loaded, tokens), note)
         yield from statuses(job, f"Calibrating {Path(key.model).name}, sequence")

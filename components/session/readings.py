@@ -66,7 +66,7 @@ class Readings:
                     keep_record(path, asdict(losses), "the dense losses")
             self._note(key, Made(losses, sequences))
             points = self._caches.curves.get(_curve_key(key)) or {}
-            self._caches.curves.put(_curve_key(key), points | {key[1].sparsity: losses.perplexity().value}, 1)
+            self._caches.curves.put(_curve_key(key), points | {key[1].sparsity: losses.perplexity().value})
             return losses
 
         return (yield from self._scheduler.share(("losses", key, sequences), reading))
@@ -109,10 +109,10 @@ class Readings:
         return losses
 
     def _note(self, key: SliceKey, losses: Made[Losses]) -> None:
-        """Keep losses, but for what is known by more of a calibration."""
+        """Keep losses, unless all are known by more of a calibration."""
         known = self._caches.losses.get(key)
-        if known is None or known.sequences <= losses.sequences:
-            self._caches.losses.put(key, losses, 1)
+        if known is None or known.sequences <= losses.sequences or not _is_whole(known.value):
+            self._caches.losses.put(key, losses)
 
     def _expected(self, settings: Settings) -> float | None:
         """Between perplexities that are measured, by straight lines through their logarithms."""

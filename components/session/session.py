@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from components.session.caches import Caches, Made, bytes_of
+from components.session.caches import Caches, Made
 from components.session.calibrations import Calibrated, Calibrations
 from components.session.choices import ESTIMATORS
 from components.session.keys import (
@@ -23,7 +23,6 @@ from components.session.keys import (
     slice_config,
     slice_key,
 )
-from components.session.limits import told
 from components.session.plan_views import Source, importance_curves, plan_view, settling_view
 from components.session.readings import Readings
 from components.session.settings import Settings, Status
@@ -132,10 +131,7 @@ class Session:
 
     def memory(self, model: str) -> str:
         """What a model needs, in words. Raises UserError when there is no such model, or it will not fit."""
-        try:
-            estimate = require_memory(model_name(model), getattr(torch, precision(Settings())), self.device)
-        except (ValueError, OSError) as problem:
-            raise UserError(told(problem)) from problem
+        estimate = require_memory(model_name(model), getattr(torch, precision(Settings())), self.device)
         return (
             f"{estimate.parameters / 1e6:,.0f} M parameters; slicing takes {estimate.needed / 2**30:.1f} GiB, "
             f"{estimate.available / 2**30:.1f} GiB are free."
@@ -156,7 +152,10 @@ class Session:
                 calibrated = yield from self.calibrations.making(settings)
             yield self.ready(settings)
             # So that no visitor waits for them later.
-            axes = (PAUSE for _ in find_axes(calibrated.loaded.model, calibrated.stats))
+            axes = self.jobs.scheduler.share(
+                ("axes", calibration_key(settings)),
+                lambda: (PAUSE for _ in find_axes(calibrated.loaded.model, calibrated.stats)),
+            )
             self.jobs.scheduler.start("nobody", axes, Urgency.BACKGROUND)
 
         yield from self.jobs.run(visitor, "prepare", work())
@@ -231,7 +230,7 @@ class Session:
             work = slice_by(method, loaded.model, plan, stats, calibrated.tokens)
             name = "" if method == "intraslice" else f" ({method})"
             sliced = yield from statuses(work, f"Slicing{name}, layer")
-            self._caches.slices.put(key, Made(sliced, calibrated.sequences), bytes_of(sliced))
+            self._caches.slices.put(key, Made(sliced, calibrated.sequences))
             return sliced
 
         made = self._caches.slices.get(key)
@@ -241,4 +240,4 @@ class Session:
 
     def _plan(self, settings: Settings, source: Source, config: SliceConfig) -> SlicePlan:
         key = (calibration_key(settings), source.sequences, config)
-        return self._caches.plans.get(key) or self._caches.plans.put(key, make_plan(source.profile, config), 1)
+        return self._caches.plans.get(key) or self._caches.plans.put(key, make_plan(source.profile, config))

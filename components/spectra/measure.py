@@ -104,9 +104,7 @@ class SpectraViews:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._known: BoundedCache[CalibrationKey, tuple[Calibrated, CalibratedSpectra]] = BoundedCache(
-            4
-        )  # of size 1 each
+        self._known: BoundedCache[CalibrationKey, tuple[Calibrated, CalibratedSpectra]] = BoundedCache(4)
         self._kept = snapshot.spectra()
 
     def view(self, settings: Settings, layer: int) -> SpectraView | None:
@@ -145,5 +143,5 @@ class SpectraViews:
         calibrated = self._session.calibrated(settings)
         known = self._known.get(key)
         if known is None or known[0] is not calibrated:
-            known = self._known.put(key, (calibrated, CalibratedSpectra(calibrated)), 1)
+            known = self._known.put(key, (calibrated, CalibratedSpectra(calibrated)))
         return known[1]

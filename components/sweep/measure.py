@@ -96,11 +96,10 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
     """Measure the missing points one by one; yields progress, and all there is whenever a point is done."""
     asked_points(settings, choice)  # before any work
     yield from session.calibrations.making(settings)
-    plan, missing = plan_of(session, settings, choice), []
-    for point in plan.wanted:
-        if not plan._replace(wanted=(point,)).kept():
-            missing.append(point)
-        yield PAUSE
+    plan = plan_of(session, settings, choice)
+    kept = plan.kept()
+    yield PAUSE
+    missing = [point for point in plan.wanted if point not in kept]
     costs, rate = [_cost(plan, point) for point in missing], _rate()
     yield _view(session, settings, plan)
     start = time.monotonic()

@@ -157,8 +157,7 @@ def save(
 ) -> str:
     """The points of a sweep that are measured already, as a CSV file."""
     choice = SweepChoice(methods, estimators, sparsities, speed)
-    with downloads.errors():
-        return str(downloads.put("sweep.csv", lambda path: measure.write_csv(session, settings, choice, path)))
+    return str(downloads.put("sweep.csv", lambda path: measure.write_csv(session, settings, choice, path)))
 
 
 def stop(session: Session, request: gr.Request) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
 
+PREFIX = "downloads-"  # of the folder's name, which lies beside the uploads
 # Gives the browser a file that a hidden download button has just received.
 SAVE = """(file) => {
     if (file) Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name }).click();
@@ -28,7 +28,7 @@ class Downloads:
         self.limit = limit
         home = Path(gr.utils.get_upload_folder())
         home.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(dir=home, prefix="downloads-")
+        self._folder = tempfile.TemporaryDirectory(dir=home, prefix=PREFIX)
         self._sent: list[tuple[Path, int]] = []
         self._lock = threading.Lock()
 
@@ -46,12 +46,3 @@ class Downloads:
             while len(self._sent) > 1 and sum(size for _, size in self._sent) > self.limit:
                 shutil.rmtree(self._sent.pop(0)[0], ignore_errors=True)
         return path
-
-    @staticmethod
-    @contextmanager
-    def errors() -> Iterator[None]:
-        """What cannot be made becomes gradio's message to the person, in the same words."""
-        try:
-            yield
-        except (ValueError, OSError) as problem:
-            raise gr.Error(str(problem)) from problem

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from components.session import limits
 from components.session.settings import Settings, Status
 from components.session.views import Perplexities, PlanView, Reading
 from components.ui.labels import MODULES_IN_WORDS
@@ -114,7 +115,7 @@ def status(event: Status) -> str:
 
 def problem(error: Exception) -> str:
     """An error, in the page and in words."""
-    return f'<p class="isx-status isx-error" role="alert"><span>{escape(str(error))}</span></p>'
+    return f'<p class="isx-status isx-error" role="alert"><span>{escape(limits.told(error))}</span></p>'
 
 
 def protocol(settings: Settings, measured: Perplexities) -> str:

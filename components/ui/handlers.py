@@ -131,7 +131,7 @@ def uploaded(upload: Any) -> str | None:
     is_own = isinstance(upload, str) and not limits.hosted()
     if not (isinstance(path, str) and (is_own or is_in_or_equal(path, get_upload_folder()))):
         raise ValueError(NOT_UPLOADED)
-    return str(path)
+    return path
 
 
 def speak_in_words(page: gr.Blocks) -> None:

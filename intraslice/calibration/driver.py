@@ -36,7 +36,7 @@ from intraslice.distributed.sharing import (
 from intraslice.errors import NumericalError
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.families import blocks
+from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.offload import is_offloaded, resident
 from intraslice.progress import Progress

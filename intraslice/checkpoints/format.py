@@ -10,13 +10,16 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.auto_class import (
     RECORD,
@@ -59,19 +62,26 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     config = IntraSliceConfig.of(model, made)
+    with new_folder(folder, tensors) as draft:
+        write_parts(draft, model, tokenizer, config, model_card(config, folder.name))
+        record = {"format": FORMAT, "made": made}
+        record["sha256"] = _digest(draft, record)
+        (draft / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+@contextmanager
+def new_folder(folder: Path, tensors: dict[str, Tensor]) -> Iterator[Path]:
+    """Where to write what goes into `folder` beside the tensors; it appears there whole, on leaving, or not at all.
+
+    Raises UserError when the disk is full.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
             draft = Path(scratch) / folder.name
             draft.mkdir()
             save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
-            model.generation_config.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
-            config.save_pretrained(draft)
-            (draft / CARD).write_text(model_card(config, folder.name), encoding="utf-8")
-            record = {"format": FORMAT, "made": made}
-            record["sha256"] = _digest(draft, record)
-            (draft / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+            yield draft
             if folder.exists():
                 folder.rmdir()
             os.replace(draft, folder)
@@ -80,6 +90,15 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
         raise UserError(
             f"cannot write {size / 1e6:.0f} MB to {folder}: {error}; nothing was kept, free some space"
         ) from error
+
+
+def write_parts(
+    draft: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, card: str
+) -> None:
+    """What any folder has beside its tensors."""
+    for part in (model.generation_config, tokenizer, config):
+        part.save_pretrained(draft)
+    (draft / CARD).write_text(card, encoding="utf-8")
 
 
 def load(

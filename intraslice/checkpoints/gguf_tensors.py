@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from intraslice.errors import UserError
 from intraslice.layer_weights import UNROTATED, AttentionWeights, MLPWeights
-from intraslice.modeling.families import blocks
+from intraslice.modeling.families import blocks, head_width
 from intraslice.modeling.offload import resident
 
 BLOCK = 32  # quantised rows are whole blocks, and an MLP of another width is rounded up to them
@@ -59,7 +59,7 @@ def shared_heads(model: PreTrainedModel) -> Heads:
             f"the rotary frequencies of this model ({kind}) change with the length of the text, which llama.cpp's deci "
             f"does not do; {INSTEAD}"
         )
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_width(config)
     own = model.model.rotary_emb.inv_freq.double().cpu()
     still = [count for block in blocks(model) for count in (block.attention.frequency == UNROTATED).sum(1).tolist()]
     if max(still, default=0) > width // 2 - len(own):

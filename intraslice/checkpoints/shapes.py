@@ -59,15 +59,13 @@ def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
         raise ValueError(f"{len(shapes)} layers are described and {len(model.model.layers)} are wanted")
     for index, (layer, shape) in enumerate(zip(model.model.layers, shapes, strict=True)):
         shortcuts = shape["shortcuts"]
-        first, last = (shortcuts[0], shortcuts[-1]) if shortcuts else ((hidden, hidden), (hidden, hidden))
-        # Where attention and MLP are parallel there is one shortcut around both.
-        attention = SlicedAttention(_attention(shape, first[0], first[1]), index)
-        mlp = SlicedMLP(_mlp(shape, last[0], last[1]))
+        widths = shortcuts or [(hidden, hidden)]  # where attention and MLP are parallel there is one around both
+        attention = SlicedAttention(_attention(shape, *widths[0]), index)
+        mlp = SlicedMLP(_mlp(shape, *widths[-1]))
         if shortcuts:
             norms = [BasisNorm.of(getattr(layer, name)) for name in (family.attention_norm, family.mlp_norm)]
-            matrices = [
-                torch.eye(*sizes) for sizes in shortcuts
-            ]  # what transformers fills with random numbers are linear maps
+            # Transformers fills linear maps with random numbers, and leaves these alone.
+            matrices = [torch.eye(*sizes) for sizes in shortcuts]
             model.model.layers[index] = CrossModuleLayer(family, attention, mlp, norms, matrices)
         else:
             layer.self_attn, layer.mlp = attention, mlp

@@ -69,9 +69,10 @@ def require_new_file(file: str | Path) -> Path:
     return file
 
 
-def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError, in one line, for a model or a tokenizer that llama.cpp's `deci` does not compute.
+def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GGUFTokenizer:
+    """The tokenizer as it goes into the file.
 
+    Raises UserError, in one line, for a model or a tokenizer that llama.cpp's `deci` does not compute.
     What holds of a dense model holds of its slices, but for the cross-module ones.
     """
     if isinstance(model.model.layers[0], CrossModuleLayer):
@@ -85,7 +86,7 @@ def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     if not block.mlp.gated or block.mlp.activation != "silu":
         raise UserError(f"llama.cpp's deci wants gated MLPs with silu, this one has {block.mlp.activation}; {INSTEAD}")
     shared_heads(model)
-    _tokenizer_of(model, tokenizer)
+    return _tokenizer_of(model, tokenizer)
 
 
 def write_gguf(
@@ -103,7 +104,7 @@ def write_gguf(
     and where there is no room.
     """
     file = require_new_file(file)
-    require_deci(model, tokenizer)
+    vocabulary = require_deci(model, tokenizer)
     sizes = _sizes(model, gguf_type)
     needed, free = sum(map(sizes.bytes, sizes.shapes)), shutil.disk_usage(file.parent).free
     if needed > free:
@@ -115,7 +116,7 @@ def write_gguf(
             try:
                 _add_origin(writer, name, made or {})
                 _add_metadata(writer, model, sizes, gguf_type)
-                _tokenizer_of(model, tokenizer).add_to(writer)
+                vocabulary.add_to(writer)
                 yield from _write_tensors(writer, model, sizes)
             finally:
                 writer.close()

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice.errors import UserError
 from intraslice.modeling.crossmodule_layers import CrossModuleLayer
-from intraslice.modeling.families import blocks, write_layer_
+from intraslice.modeling.families import blocks, head_width, write_layer_
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -25,7 +25,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     layers = blocks(model)
     config = copy.deepcopy(model.config)
     first = layers[0]
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dim = head_width(config)
     for index, block in enumerate(layers):
         attention = block.attention
         sizes = (attention.heads, attention.kv_heads, block.mlp.neurons)

@@ -5,31 +5,26 @@ Query heads are alike in all of its layers, so that a slice with fewer or narrow
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints import configuration_nas
-from intraslice.checkpoints.auto_class import WEIGHTS, IntraSliceConfig
+from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.configuration_nas import NemotronNASConfig
-from intraslice.checkpoints.format import require_free
+from intraslice.checkpoints.format import new_folder, require_free, write_parts
 from intraslice.checkpoints.gguf_tensors import INSTEAD
-from intraslice.checkpoints.model_card import CARD, DenseHeads, model_card, only_mlps
+from intraslice.checkpoints.model_card import DenseHeads, model_card, only_mlps
 from intraslice.errors import UserError
-from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.families import Pair, blocks
-from intraslice.modeling.mlp import SlicedMLP
+from intraslice.modeling.families import Pair, blocks, linear_maps
 from intraslice.modeling.offload import resident
 
 ARCHITECTURE = "DeciLMForCausalLM"  # by which vLLM finds its nemotron_nas
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 _ROTARY = ("default", "linear", "llama3")  # whose frequencies do not depend on how long the text is
 _LLAMA = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version", "_name_or_path"}
 
@@ -72,25 +67,9 @@ def to_vllm(
     require_nas(sliced)
     config = nas_config(sliced)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model, config)}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            draft = Path(scratch) / folder.name
-            draft.mkdir()
-            save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
-            model.generation_config.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
-            config.save_pretrained(draft)
-            shutil.copy(configuration_nas.__file__, draft)
-            (draft / CARD).write_text(model_card(sliced, folder.name, "vllm"), encoding="utf-8")
-            if folder.exists():
-                folder.rmdir()
-            os.replace(draft, folder)
-    except (OSError, SafetensorError) as error:
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        raise UserError(
-            f"cannot write {size / 1e6:.0f} MB to {folder}: {error}; nothing was kept, free some space"
-        ) from error
+    with new_folder(folder, tensors) as draft:
+        write_parts(draft, model, tokenizer, config, model_card(sliced, folder.name, "vllm"))
+        shutil.copy(configuration_nas.__file__, draft)
 
 
 def nas_config(config: IntraSliceConfig) -> NemotronNASConfig:
@@ -124,45 +103,22 @@ def _tensors(model: PreTrainedModel, config: NemotronNASConfig) -> Iterator[tupl
     yield "model.embed_tokens.weight", model.model.embed_tokens.weight
     for index, block in enumerate(blocks(model)):
         layer = f"model.layers.{index}"
+        with resident(block.attention), resident(block.mlp):
+            maps = linear_maps(block)
         yield f"{layer}.input_layernorm.weight", block.attention_norm.weight
-        yield from _linears(f"{layer}.self_attn", _attention_pairs(block.attention), config.attention_bias)
+        yield from _linears(f"{layer}.self_attn", maps, ATTENTION, config.attention_bias)
         if block.mlp.neurons:
             yield f"{layer}.post_attention_layernorm.weight", block.mlp_norm.weight
-            yield from _linears(f"{layer}.mlp", _mlp_pairs(block.mlp), config.mlp_bias)
+            yield from _linears(f"{layer}.mlp", maps, MLP, config.mlp_bias)
     yield "model.norm.weight", model.model.norm.weight
     if not config.tie_word_embeddings:
         yield "lm_head.weight", model.lm_head.weight
 
 
-def _linears(module: str, pairs: dict[str, Pair], biased: bool) -> Iterator[tuple[str, Tensor]]:
+def _linears(module: str, maps: dict[str, Pair], names: tuple[str, ...], biased: bool) -> Iterator[tuple[str, Tensor]]:
     """Weights of a module's linear maps, and biases of all, of zeros for those that have none, or of none."""
-    for name, (weight, bias) in pairs.items():
+    for name in names:
+        weight, bias = maps[name]
         yield f"{module}.{name}.weight", weight
         if biased:
             yield f"{module}.{name}.bias", weight.new_zeros(len(weight)) if bias is None else bias
-
-
-def _attention_pairs(attention: SlicedAttention) -> dict[str, Pair]:
-    with resident(attention):
-        weights = attention.weights()
-        return {
-            "q_proj": _rows(weights.query, weights.query_bias),
-            "k_proj": _rows(weights.key, weights.key_bias),
-            "v_proj": _rows(weights.value, weights.value_bias),
-            "o_proj": (weights.output.flatten(1), weights.output_bias),
-        }
-
-
-def _rows(weight: Tensor, bias: Tensor | None) -> Pair:
-    """Of all heads, one after the other."""
-    return weight.flatten(0, 1), None if bias is None else bias.flatten()
-
-
-def _mlp_pairs(mlp: SlicedMLP) -> dict[str, Pair]:
-    with resident(mlp):
-        weights = mlp.weights()
-        return {
-            "gate_proj": (weights.gate, weights.gate_bias),
-            "up_proj": (weights.up, weights.up_bias),
-            "down_proj": (weights.down, weights.down_bias),
-        }

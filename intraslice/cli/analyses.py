@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas
 import torch
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.cli.run import Run, show
+from intraslice.cli.run import Answer, Run, show
 from intraslice.diagnostics.ablation import measure_ablations
 from intraslice.diagnostics.rank_agreement import RankAgreement, compare_ranks
 from intraslice.diagnostics.sensitivity import measure_sensitivity
@@ -23,7 +21,6 @@ from intraslice.planning.ratios import SlicePlan
 from intraslice.progress import finish
 from intraslice.reporting import records
 
-Answer = tuple[dict[str, Any], str]
 PARTS = ("spectra", "shift", "faults")
 
 

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 
 from intraslice import data
-from intraslice.cli.run import Run, peak_memory, show
+from intraslice.cli.run import Answer, Run, peak_memory, show
 from intraslice.distributed.sharing import size
 from intraslice.errors import UserError
 from intraslice.evaluation.benchmark import USUAL_TOKENS, Costs, measure_costs
 from intraslice.evaluation.growth import JOBS, measure_growth
 from intraslice.pretrained.precision import choose_dtype
 from intraslice.progress import finish
-
-Answer = tuple[dict[str, Any], str]
 
 
 def benchmark(run: Run) -> Answer:

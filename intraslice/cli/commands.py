@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.model_card import model_card
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, require_deci, require_new_file, write_gguf
 from intraslice.checkpoints.to_vllm import to_vllm
-from intraslice.cli.run import Run, peak_memory, show
+from intraslice.cli.run import Answer, Run, peak_memory, show
 from intraslice.distributed.sharing import speaks
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
@@ -22,8 +21,6 @@ from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.progress import finish
 from intraslice.reporting import CROSS_MODULE, described, measured, plan_record, record, summary
-
-Answer = tuple[dict[str, Any], str]
 
 
 def ratios(run: Run) -> Answer:

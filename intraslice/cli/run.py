@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -33,6 +34,7 @@ from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.progress import Progress, finish
 from intraslice.reporting import Recipe
 
+Answer = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
 SLICED_ALONE = ("sweep", "sensitivity")  # commands that slice each model in one process, however many there are
 
 

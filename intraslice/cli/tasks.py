@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pandas
 
-from intraslice.cli.run import Run, show
+from intraslice.cli.run import Answer, Run, show
 from intraslice.distributed.sharing import size
 from intraslice.errors import UserError
 from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
 from intraslice.methods.registry import METHODS
 from intraslice.progress import finish
 from intraslice.reporting import records
-
-Answer = tuple[dict[str, Any], str]
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -64,11 +64,6 @@ class Acceptance:
         """How many times as fast the answers are there."""
         return self.dense_seconds / self.drafted_seconds
 
-    @property
-    def tokens_a_pass(self) -> float:
-        """Tokens that one pass of the dense model is good for."""
-        return 1 + self.accepted / self.dense_passes if self.dense_passes else math.nan
-
 
 @dataclass
 class _Reader:

@@ -1,6 +1,6 @@
 """The only file that knows transformers' attribute names: how each family's layers are read into the canonical blocks.
 
-A new family costs one entry in `FAMILIES` (and one tiny model in tests/conftest.py). Fused projections split here.
+A new family costs one entry in `FAMILIES` (and one tiny model in tests/tiny_models.py). Fused projections split here.
 """
 
 from __future__ import annotations
@@ -96,26 +96,38 @@ class Block:
     parallel: bool
 
 
-def write_layer_(layer: nn.Module, block: Block) -> None:
-    """Fill a dense transformers layer of the same sizes with a block's weights, in place: the inverse of reading."""
+def head_width(config: PreTrainedConfig) -> int:
+    """Channels of each of a dense model's heads."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def linear_maps(block: Block) -> dict[str, Pair]:
+    """Weights and biases of a block's linear maps as transformers' layers have them, by the names that Llama's do."""
     attention, mlp = block.attention.weights(), block.mlp.weights()
     order, _ = _head_layout(block.attention.dim, 2 * int((attention.frequency[0] != UNROTATED).sum()))
     inverse = order.argsort()
 
-    def rows(weight: Tensor, bias: Tensor | None, channels: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+    def rows(weight: Tensor, bias: Tensor | None, channels: Tensor | slice) -> Pair:
         return weight[:, channels].flatten(0, 1), None if bias is None else bias[:, channels].flatten()
 
-    query = rows(attention.query, attention.query_bias, inverse)
-    key = rows(attention.key, attention.key_bias, inverse)
-    value = rows(attention.value, attention.value_bias, slice(None))
-    targets = {"o_proj": (attention.output.flatten(1), attention.output_bias)}
-    targets |= {"q_proj": query, "k_proj": key, "v_proj": value, "qkv_proj": _fused(query, key, value)}
-    targets["dense"] = targets["o_proj"]
-    up, down = (mlp.up, mlp.up_bias), (mlp.down, mlp.down_bias)
-    targets |= {"up_proj": up, "down_proj": down, "fc1": up, "fc2": down}
-    if mlp.gate is not None:
-        gate = (mlp.gate, mlp.gate_bias)
-        targets |= {"gate_proj": gate, "gate_up_proj": _fused(gate, up)}
+    return {
+        "q_proj": rows(attention.query, attention.query_bias, inverse),
+        "k_proj": rows(attention.key, attention.key_bias, inverse),
+        "v_proj": rows(attention.value, attention.value_bias, slice(None)),
+        "o_proj": (attention.output.flatten(1), attention.output_bias),
+        **({} if mlp.gate is None else {"gate_proj": (mlp.gate, mlp.gate_bias)}),
+        "up_proj": (mlp.up, mlp.up_bias),
+        "down_proj": (mlp.down, mlp.down_bias),
+    }
+
+
+def write_layer_(layer: nn.Module, block: Block) -> None:
+    """Fill a dense transformers layer of the same sizes with a block's weights, in place: the inverse of reading."""
+    targets = linear_maps(block)
+    targets["qkv_proj"] = _fused(*(targets[name] for name in ("q_proj", "k_proj", "v_proj")))
+    targets |= {"dense": targets["o_proj"], "fc1": targets["up_proj"], "fc2": targets["down_proj"]}
+    if "gate_proj" in targets:
+        targets["gate_up_proj"] = _fused(targets["gate_proj"], targets["up_proj"])
     for module in (layer.self_attn, layer.mlp):
         for name, linear in module.named_children():
             if isinstance(linear, nn.Linear):

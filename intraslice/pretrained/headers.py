@@ -21,8 +21,8 @@ MOST_VALUES = 2**20  # in all of a GGUF file's arrays: vocabulary and merges. Ea
 MOST_TEXT = 2**20  # bytes of one string in a GGUF file
 MOST_DIMENSIONS = 8
 
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes, by GGUF's types of values
-_FORMS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+# By the numbers of GGUF's types of values.
+_FORMS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"))) | {10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _ARRAY = 8, 9
 
 
@@ -106,8 +106,8 @@ class _Cursor:
         if kind == _TEXT:
             for _ in range(length):
                 self.skip(self.number("<Q"))
-        elif kind in _SIZES:
-            self.skip(length * _SIZES[kind])
+        elif kind in _FORMS:
+            self.skip(length * struct.calcsize(_FORMS[kind]))
         else:
             raise ValueError(f"its header has arrays of the unknown type {kind}")
         return length

@@ -17,6 +17,7 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from transformers import PreTrainedConfig
 
 from intraslice.errors import UserError
+from intraslice.modeling.families import head_width
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.reader import Weights, first_line, tensor_shapes
 from intraslice.pretrained.sources import DEFAULT, find_weights, out_of_reach
@@ -24,8 +25,7 @@ from intraslice.pretrained.sources import DEFAULT, find_weights, out_of_reach
 DEFAULT_PARAMETERS = 134_515_008
 # Moments, one layer's activations and the interpreter, beside the weights.
 OVERHEAD = 256 * 2**20
-TOKENS_AT_ONCE = 512  # at least one sequence: in calibration/driver.py and evaluation/perplexity.py
-LOGITS_AT_ONCE = {"calibrate": 128, "evaluate": 512}  # tokens
+TOKENS_AT_ONCE, LOGITS_AT_ONCE = 512, 128  # in calibration/driver.py; of the former at least one sequence
 MARGIN = 1.1  # for what allocators keep
 
 
@@ -84,17 +84,10 @@ def calibration_bytes(
     # What the backward pass needs of all layers, and gradients of one. A low precision's norms work in float32.
     values = 3 * hidden + 6 * channels + 2 * kv_channels + 4 * neurons
     a_token = (layers + 1) * (values * dtype.itemsize + 2 * hidden * (4 - min(dtype.itemsize, 4)))
-    calibrating = _at_once(length) * a_token + 6 * _logits(config, "calibrate")
+    calibrating = _at_once(length) * a_token + 6 * 4 * LOGITS_AT_ONCE * config.vocab_size
     states = sequences * length * (neurons + 4 * hidden) * dtype.itemsize
     sliced = layers * hidden * (2 * channels + 2 * kv_channels + 3 * neurons) * dtype.itemsize
     return int(MARGIN * (copies * moments + max(calibrating, states + sliced)))
-
-
-def evaluation_bytes(config: PreTrainedConfig, window: int, dtype: torch.dtype) -> int:
-    """Bytes that reading windows of so many tokens takes beside the model: of one layer, and logits."""
-    _, hidden, channels, _, neurons = _sizes(config)
-    layer = _at_once(window) * (2 * hidden + 3 * max(channels, neurons)) * dtype.itemsize
-    return int(MARGIN * (layer + 3 * _logits(config, "evaluate")))
 
 
 def require_calibration_memory(
@@ -122,7 +115,7 @@ def require_calibration_memory(
 
 def _sizes(config: PreTrainedConfig) -> tuple[int, int, int, int, int]:
     """Layers, hidden size, channels of all heads, channels of all key/value heads, neurons."""
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dim = head_width(config)
     heads = config.num_attention_heads
     channels, kv_channels = heads * dim, (getattr(config, "num_key_value_heads", None) or heads) * dim
     return config.num_hidden_layers, config.hidden_size, channels, kv_channels, config.intermediate_size
@@ -131,11 +124,6 @@ def _sizes(config: PreTrainedConfig) -> tuple[int, int, int, int, int]:
 def _at_once(length: int) -> int:
     """Tokens of a batch of whole sequences."""
     return max(1, TOKENS_AT_ONCE // length) * length
-
-
-def _logits(config: PreTrainedConfig, work: str) -> int:
-    """Bytes of the logits that exist at a time, in float32."""
-    return 4 * LOGITS_AT_ONCE[work] * config.vocab_size
 
 
 def available_bytes(device: str = "cpu") -> int:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 
 import intraslice as sl
-from components.session.settings import Settings
+from components.session.settings import PROMPT, Settings
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.pretrained.precision import choose_dtype
 
 SEQUENCES, LENGTH, EVALUATED = 8, 128, 2560
 SPARSITIES = tuple(range(10, 60, 5))
 MEASURED = (20, 40)  # the sparsities that are sliced
-PROMPT, NEW = "Why does it rain?", 8
+NEW = 8
 
 
 @dataclass(frozen=True)

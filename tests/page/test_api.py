@@ -136,7 +136,7 @@ def test_a_caller_who_goes_away_ends_its_job(opened, monkeypatch) -> None:
         while len(steps) < 10:
             time.sleep(0.01)
     assert ended.wait(30)
-    assert not session.jobs.scheduler._jobs
+    assert not session.jobs.scheduler.jobs
 
 
 def test_the_report_and_the_plan_are_files(client) -> None:

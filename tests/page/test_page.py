@@ -198,15 +198,15 @@ def test_a_snapshot_gives_the_plans_of_its_profile(session, tiny, tmp_path) -> N
 
 
 def test_a_cache_forgets_what_was_used_least() -> None:
-    cache: BoundedCache[str, int] = BoundedCache(10)
-    cache.put("a", 1, 4)
-    cache.put("b", 2, 4)
+    cache: BoundedCache[str, int] = BoundedCache(2)
+    cache.put("a", 1)
+    cache.put("b", 2)
     cache.get("a")
-    cache.put("c", 3, 4)
+    cache.put("c", 3)
     assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, None, 3)
-    cache.put("large", 4, 40)
-    assert cache.get("large") == 4
-    assert cache.size == 40
+    cache.put("c", 4)
+    assert (cache.get("a"), cache.get("c")) == (1, 4)
+    assert len(cache.entries()) == 2
 
 
 def test_words_escape_what_they_quote() -> None:

@@ -35,7 +35,7 @@ class Verdicts:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._known: BoundedCache[CalibrationKey, VerdictView] = BoundedCache(100)  # of size 1 each
+        self._known: BoundedCache[CalibrationKey, VerdictView] = BoundedCache(100)
 
     def known(self, settings: Settings) -> VerdictView | None:
         """The verdict, where all its measurements are there, or that of the default model, kept in the repository.
@@ -67,7 +67,7 @@ class Verdicts:
 
     def _judged(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> VerdictView:
         measured_on = f"{sensitivity.tokens:,} held-out tokens"
-        return self._known.put(key, verdict_view(sensitivity, calibrated.source.profile, measured_on), 1)
+        return self._known.put(key, verdict_view(sensitivity, calibrated.source.profile, measured_on))
 
 
 def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -> VerdictView:

@@ -85,7 +85,7 @@ class Jobs:
             if job.stopped and not looking_at:
                 yield Status("Stopped", "ready")
         except EXPECTED as problem:
-            yield Status(limits.told(problem), "error")
+            yield Status(str(problem) or type(problem).__name__, "error")
         finally:
             job.stop()
             with self._lock:

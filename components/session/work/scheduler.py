@@ -133,7 +133,7 @@ class Scheduler:
 
     def __init__(self, worker: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._jobs: list[Job] = []
+        self.jobs: list[Job] = []  # that have not ended
         self._shared: dict[Hashable, _Shared] = {}
         self._held: Counter[Hashable] = Counter()
         self._used: OrderedDict[str, float] = OrderedDict()  # seconds of each visitor
@@ -154,12 +154,12 @@ class Scheduler:
         pump = self.step if self._worker is None else None
         job = Job(visitor, work, urgency, listening, most, _wake=self._notify, _pump=pump)
         with self._changed:
-            job._used = min((other._used for other in self._jobs if other.visitor == visitor), default=0.0)
+            job._used = min((other._used for other in self.jobs if other.visitor == visitor), default=0.0)
             self._used[visitor] = max(self._used.get(visitor, 0.0), self._level)
             self._used.move_to_end(visitor)
             if len(self._used) > REMEMBERED:
                 self._used.popitem(last=False)
-            self._jobs.append(job)
+            self.jobs.append(job)
             if self._worker is not None and not self._worker.is_alive():
                 self._worker = threading.Thread(target=self._run, name="jobs", daemon=True)
                 self._worker.start()
@@ -242,9 +242,9 @@ class Scheduler:
 
     def _next(self, now: float) -> Job | None:
         """Whose turn it is: what is to be ended, else by urgency, and who has used least, visitors before jobs."""
-        if ending := next((job for job in self._jobs if job.stopped), None):
+        if ending := next((job for job in self.jobs if job.stopped), None):
             return ending
-        due = [job for job in self._jobs if job._due <= now]
+        due = [job for job in self.jobs if job._due <= now]
         waited_for = [job for job in due if job.urgency is not Urgency.BACKGROUND]
         background = [job for job in due if job.urgency is Urgency.BACKGROUND]
         turn = min(background, key=self._has_used, default=None)
@@ -272,7 +272,7 @@ class Scheduler:
 
     def _close(self, job: Job, error: BaseException | None = None) -> None:
         with self._changed:
-            self._jobs.remove(job)
+            self.jobs.remove(job)
         job._end(error)
 
     def _notify(self) -> None:
@@ -286,9 +286,9 @@ class Scheduler:
             if self.step():
                 continue
             with self._changed:
-                if not self._jobs and not self._changed.wait_for(lambda: self._jobs, IDLE):
+                if not self.jobs and not self._changed.wait_for(lambda: self.jobs, IDLE):
                     self._worker = threading.Thread()
                     return
-                due = min((job._due for job in self._jobs), default=0.0)
-                if not any(job.stopped for job in self._jobs):
+                due = min((job._due for job in self.jobs), default=0.0)
+                if not any(job.stopped for job in self.jobs):
                     self._changed.wait(max(0.0, due - time.monotonic()))

@@ -18,7 +18,6 @@ import intraslice
 from intraslice.checkpoints import format as checkpoint_format
 from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.errors import UserError
-from intraslice.planning.crossmodule_plan import CrossModulePlan
 
 # Written before the library's files and classes moved to where they are now, with the logits of that day.
 SAVED_BEFORE = Path(__file__).parent / "saved_before"
@@ -153,8 +152,7 @@ def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(saved_folder, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sliced"]
 
 
-def test_a_cross_module_model_is_no_plain_one(saved):
-    model, *_, plan = saved
-    if isinstance(plan, CrossModulePlan):
-        with pytest.raises(UserError, match="shortcut"):
-            plain_model(model)
+def test_a_cross_module_model_is_no_plain_one(family_case, tmp_path):
+    model, _ = save_slice(family_case, "crossmodule", tmp_path / "sliced")
+    with pytest.raises(UserError, match="shortcut"):
+        plain_model(model)

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from opened import narrowed
 from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.errors import UserError
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
-from intraslice.slicing.mlp import slice_mlp
-
-
-def _narrow(model, widths):
-    canonicalise(model)
-    for layer, width in zip(model.model.layers, widths, strict=True):
-        neurons = layer.mlp.neurons
-        layer.mlp = SlicedMLP(slice_mlp(layer.mlp.weights(), torch.eye(neurons), torch.zeros(neurons), 64, width))
-    return model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_uniform_model_reloads_through_transformers_alone(family, tmp_path):
-    sliced = _narrow(FAMILIES[family](), [40, 40, 40])
+    sliced = narrowed(FAMILIES[family](), [40, 40, 40])
     tokens = torch.randint(3, 250, (2, 11))
     plain_model(sliced).save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
@@ -37,7 +28,7 @@ def test_a_uniform_model_reloads_through_transformers_alone(family, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama-gqa", "mistral", "qwen2", "smollm3"])
 def test_fewer_groups_in_every_layer_are_held_by_transformers_too(family, tmp_path):
-    sliced = _narrow(FAMILIES[family](), [40, 40, 40])
+    sliced = narrowed(FAMILIES[family](), [40, 40, 40])
     for index, layer in enumerate(sliced.model.layers):
         weights = layer.self_attn.weights()
         heads = (weights.kv_head != index % 2).nonzero().flatten()  # another group goes in the second layer
@@ -53,4 +44,4 @@ def test_fewer_groups_in_every_layer_are_held_by_transformers_too(family, tmp_pa
 
 def test_layers_that_differ_are_refused_by_name(tiny_llama_gqa):
     with pytest.raises(UserError, match="layer 2 differs"):
-        plain_model(_narrow(tiny_llama_gqa(), [40, 40, 48]))
+        plain_model(narrowed(tiny_llama_gqa(), [40, 40, 48]))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from opened import narrowed
 from safetensors.torch import load_file
 from tiny_models import FAMILIES, SHARED, randomised
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -21,23 +22,11 @@ from intraslice.checkpoints.to_vllm import nas_config, to_vllm
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.methods.registry import plan_by, slice_by
-from intraslice.modeling.families import canonicalise
-from intraslice.modeling.mlp import SlicedMLP
 from intraslice.progress import finish
-from intraslice.slicing.mlp import slice_mlp
 
 WIDTHS = [40, 56, 37]
 FITTING = ["llama-mha", "llama-gqa", "llama-biased", "phi3", "qwen2"]
 TOKENS = torch.randint(3, 250, (2, 23), generator=torch.Generator().manual_seed(1))
-
-
-def sliced(model: PreTrainedModel, widths: list[int] = WIDTHS) -> PreTrainedModel:
-    """With MLPs of these widths, and the heads as they are."""
-    canonicalise(model)
-    for layer, width in zip(model.model.layers, widths, strict=True):
-        neurons = layer.mlp.neurons
-        layer.mlp = SlicedMLP(slice_mlp(layer.mlp.weights(), torch.eye(neurons), torch.zeros(neurons), 64, width))
-    return model
 
 
 def in_transformers(folder: Path) -> PreTrainedModel:
@@ -58,7 +47,7 @@ def in_transformers(folder: Path) -> PreTrainedModel:
 @pytest.mark.parametrize("family", FITTING)
 @torch.no_grad()
 def test_the_tensors_are_a_llama_s_of_these_widths_and_the_same_function(family, tmp_path, word_tokenizer):
-    model = sliced(FAMILIES[family]())
+    model = narrowed(FAMILIES[family](), WIDTHS)
     to_vllm(model, word_tokenizer(), tmp_path / "out", {})
     reopened = in_transformers(tmp_path / "out")
     assert [layer.mlp.up_proj.out_features for layer in reopened.model.layers] == WIDTHS
@@ -68,7 +57,7 @@ def test_the_tensors_are_a_llama_s_of_these_widths_and_the_same_function(family,
 @pytest.mark.parametrize("family", FITTING)
 def test_the_configuration_has_what_nemotron_nas_reads_by_the_names_it_reads(family):
     dense = FAMILIES[family]().config
-    config = nas_config(IntraSliceConfig.of(sliced(FAMILIES[family]()), None))
+    config = nas_config(IntraSliceConfig.of(narrowed(FAMILIES[family](), WIDTHS), None))
     assert config.model_type == "nemotron-nas"
     assert config.architectures == ["DeciLMForCausalLM"]
     assert len(config.block_configs) == config.num_hidden_layers == 3
@@ -103,7 +92,7 @@ assert not [name for name in sys.modules if name.split(".")[0] == "intraslice"]
 
 
 def test_the_configuration_opens_where_the_library_is_not_installed(tmp_path, word_tokenizer):
-    to_vllm(sliced(FAMILIES["llama-gqa"]()), word_tokenizer(), tmp_path / "out", {})
+    to_vllm(narrowed(FAMILIES["llama-gqa"](), WIDTHS), word_tokenizer(), tmp_path / "out", {})
     run = subprocess.run(
         [sys.executable, "-c", IN_A_NEW_PROCESS, tmp_path / "out"],
         capture_output=True,
@@ -117,7 +106,7 @@ def test_the_configuration_opens_where_the_library_is_not_installed(tmp_path, wo
 
 @torch.no_grad()
 def test_an_mlp_that_is_gone_is_left_out(tmp_path, word_tokenizer):
-    model = sliced(FAMILIES["llama-gqa"](), [40, 0, 37])
+    model = narrowed(FAMILIES["llama-gqa"](), [40, 0, 37])
     to_vllm(model, word_tokenizer(), tmp_path / "out", {})
     blocks = json.loads((tmp_path / "out" / "config.json").read_text())["block_configs"]
     assert [block["ffn"]["no_op"] for block in blocks] == [False, True, False]
@@ -162,11 +151,11 @@ def test_what_does_not_fit_is_refused_in_one_line(family, method, named, tiny_ca
 
 def test_a_bias_that_is_all_of_an_mlp_is_refused(tmp_path, word_tokenizer):
     with pytest.raises(UserError, match="keeps no bias"):
-        to_vllm(sliced(FAMILIES["llama-biased"](), [40, 0, 37]), word_tokenizer(), tmp_path / "out", {})
+        to_vllm(narrowed(FAMILIES["llama-biased"](), [40, 0, 37]), word_tokenizer(), tmp_path / "out", {})
 
 
 def test_nothing_is_overwritten_and_nothing_is_half_written(tmp_path, word_tokenizer, monkeypatch):
-    model = sliced(FAMILIES["llama-mha"]())
+    model = narrowed(FAMILIES["llama-mha"](), WIDTHS)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
@@ -175,7 +164,7 @@ def test_nothing_is_overwritten_and_nothing_is_half_written(tmp_path, word_token
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("intraslice.checkpoints.to_vllm.save_file", full)
+    monkeypatch.setattr("intraslice.checkpoints.format.save_file", full)
     with pytest.raises(UserError, match="No space left"):
         to_vllm(model, word_tokenizer(), tmp_path / "out", {})
     assert [file.name for file in tmp_path.rglob("*")] == ["there", "mine.txt"]
@@ -208,7 +197,7 @@ def test_vllm_itself_finds_the_same_probabilities(widths, tmp_path, word_tokeniz
         tie_word_embeddings=True,
         **SHARED,
     )
-    model = sliced(randomised(LlamaForCausalLM(config), 3), widths)
+    model = narrowed(randomised(LlamaForCausalLM(config), 3), widths)
     to_vllm(model, word_tokenizer([f"w{index}" for index in range(4, 256)]), tmp_path / "out", {})
     torch.save((TOKENS[0], model(TOKENS[:1]).logits[0].log_softmax(-1)), tmp_path / "expected")
     run = subprocess.run(

@@ -7,24 +7,14 @@ import os
 import random
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
+from harness import CHOICE
 
 from intraslice.__main__ import main
 
-TASK = """\
-task: which
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: choices
-doc_to_target: answer
-metric_list: [{{metric: acc}}]
-"""
+TASK = CHOICE + "metric_list: [{{metric: acc}}]\n"
 ROOT = Path(__file__).parents[3]
 
 
@@ -47,23 +37,15 @@ def home(tmp_path, tiny_llama_gqa, word_tokenizer, monkeypatch) -> Path:
     ]
     (tmp_path / "questions.json").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "which.yaml").write_text(TASK.format(file=tmp_path / "questions.json"))
+    (tmp_path / "tasks" / "which.yaml").write_text(TASK.format(name="which", file=tmp_path / "questions.json"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     return tmp_path
 
 
 WORDS = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt", "--sequences", "16", "--length", "24"]
 WORDS += ["--eval-tokens", "96", "--device", "cpu", "--dtype", "float32"]
 ASKED = ["--tasks", "which", "--include-path", "tasks"]
-
-
-@pytest.fixture
-def harness(monkeypatch) -> None:
-    """lm-eval, without the thousands of tasks of its own, which take seconds to list."""
-    tasks = pytest.importorskip("lm_eval.tasks")
-    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
 
 
 def test_dense_and_slices_stand_side_by_side(home, harness, capsys):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas
 import pytest
 import torch
+from harness import CHOICE, TASK
 from opened import save_slice
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,37 +18,20 @@ from intraslice.errors import UserError
 from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
 from intraslice.progress import Progress, finish
 
-CHOICE = """\
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: choices
-doc_to_target: answer
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-"""
-ANSWER = """\
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
+SCORED = CHOICE + "metric_list: [{{metric: acc}}, {{metric: acc_norm}}]\n"
+ANSWER = (
+    TASK
+    + """\
 output_type: generate_until
-doc_to_text: "{{{{question}}}}"
 doc_to_target: said
 generation_kwargs: {{until: ["w9"], max_gen_toks: 4, do_sample: false}}
 metric_list: [{{metric: exact_match}}]
 """
+)
 DOCUMENTS = 24
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """datasets keeps what it read of a file; lm-eval's own tasks, thousands of files, take seconds to list."""
-    tasks = pytest.importorskip("lm_eval.tasks")
-    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+pytestmark = pytest.mark.usefixtures("harness")
 
 
 def measured(models, tokenizer, config: TasksConfig) -> pandas.DataFrame:
@@ -71,7 +54,7 @@ def questions(tmp_path: Path) -> list[dict]:
     file = tmp_path / "questions.json"
     file.write_text("\n".join(map(json.dumps, made)))
     (tmp_path / "tasks").mkdir()
-    for name, form in {"choice": CHOICE, "answer": ANSWER}.items():
+    for name, form in {"choice": SCORED, "answer": ANSWER}.items():
         (tmp_path / "tasks" / f"{name}.yaml").write_text(form.format(name=name, file=file))
     return made
 
@@ -173,7 +156,7 @@ def test_a_group_has_rows_of_its_own(tiny_case, questions, tmp_path):
     ],
 )
 def test_wrong_input_is_one_line(wrong, named, questions, tmp_path):
-    (tmp_path / "tasks" / "broken.yaml").write_text(CHOICE.format(name="broken", file=tmp_path / "absent.json"))
+    (tmp_path / "tasks" / "broken.yaml").write_text(SCORED.format(name="broken", file=tmp_path / "absent.json"))
     with pytest.raises(UserError, match=named) as caught:
         require_tasks(TasksConfig(**{"tasks": ("choice",), "include_path": tmp_path / "tasks"} | wrong))
     assert "\n" not in str(caught.value)

@@ -17,12 +17,10 @@ from intraslice import loading
 from intraslice.calibration import driver
 from intraslice.calibration.stats import empty_stats
 from intraslice.errors import UserError
-from intraslice.evaluation import perplexity
 from intraslice.loading import DEFAULT, estimate_memory, require_memory
 from intraslice.modeling.families import blocks
-from intraslice.modeling.logits import LOGIT_TOKENS
 from intraslice.pretrained import memory, sources
-from intraslice.pretrained.memory import calibration_bytes, evaluation_bytes, require_calibration_memory
+from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
 from intraslice.progress import finish
 
 
@@ -100,9 +98,7 @@ def test_a_long_window_costs_by_its_length(default_model):
     assert of[3] - of[2] == pytest.approx(4 * (of[2] - of[1]), rel=0.01)
     assert calibration_bytes(config, 1, 8192, torch.bfloat16) < 0.6 * of[3]
     assert calibration_bytes(config, 4096, 8192, torch.float32) > 2 * of[3]  # slicing keeps states of all tokens
-    assert evaluation_bytes(config, 8192, torch.float32) < of[3] / 10
-    assert (memory.TOKENS_AT_ONCE, memory.LOGITS_AT_ONCE["calibrate"]) == (driver.TOKENS_A_BATCH, driver.LOSS_TOKENS)
-    assert (memory.TOKENS_AT_ONCE, memory.LOGITS_AT_ONCE["evaluate"]) == (perplexity.TOKENS_A_BATCH, LOGIT_TOKENS)
+    assert (memory.TOKENS_AT_ONCE, memory.LOGITS_AT_ONCE) == (driver.TOKENS_A_BATCH, driver.LOSS_TOKENS)
 
 
 def test_a_calibration_that_does_not_fit_is_refused_with_what_would(default_model, monkeypatch):

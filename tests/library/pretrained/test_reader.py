@@ -154,7 +154,7 @@ def test_the_index_does_not_speak_for_a_whole_file(folder):
 @pytest.mark.parametrize(
     ("message", "said"),
     [
-        ("no file model.safetensors in /root/.cache/x/y", "no file model.safetensors in y"),
+        ("no file model.safetensors in /somewhere/cache/x/y", "no file model.safetensors in y"),
         ("'/home/me/a/config.json' is not JSON", "'config.json' is not JSON"),
         (r"C:\Users\me\config.json is not JSON", "config.json is not JSON"),
         ("see https://huggingface.co/docs/hub and a/b/c", "see https://huggingface.co/docs/hub and a/b/c"),

@@ -20,17 +20,17 @@ def megabytes(count: int) -> torch.Tensor:
 
 def test_the_least_valuable_goes_from_whatever_cache(budget) -> None:
     cheap, dear = BoundedCache(seconds=1), BoundedCache(seconds=10)
-    dear.put("a", megabytes(1), 1)
-    cheap.put("b", megabytes(1), 1)
-    cheap.put("c", megabytes(1), 1)
+    dear.put("a", megabytes(1))
+    cheap.put("b", megabytes(1))
+    cheap.put("c", megabytes(1))
     cheap.get("b")
     assert BUDGET.held() <= BUDGET.bytes
-    cheap.put("d", megabytes(1), 1)
+    cheap.put("d", megabytes(1))
     kept = [key for cache in (cheap, dear) for key in "abcd" if cache.get(key) is not None]
     assert len(kept) == 3
     assert {"a", "d"} < set(kept)
     for number in range(60):  # what costs much to make goes too, if nobody asks for it
-        cheap.put(number, megabytes(1), 1)
+        cheap.put(number, megabytes(1))
     assert dear.get("a") is None
     assert BUDGET.held() <= BUDGET.bytes
 
@@ -38,15 +38,14 @@ def test_the_least_valuable_goes_from_whatever_cache(budget) -> None:
 def test_what_is_shared_counts_once(budget) -> None:
     one, other = BoundedCache(), BoundedCache()
     shared = megabytes(2)
-    one.put("shared", {"weights": shared}, 1)
-    other.put("shared", [shared, shared[:1]], 1)
+    one.put("shared", {"weights": shared})
+    other.put("shared", [shared, shared[:1]])
     assert BUDGET.held() < 2.1 * 2**20
-    other.put("own", megabytes(1), 1)
+    other.put("own", megabytes(1))
     assert all(cache.get("shared") is not None for cache in (one, other))
-    one.put("large", megabytes(9), 1)
+    one.put("large", megabytes(9))
     assert one.get("large") is not None  # the newest stays
-    assert len(one.entries()) + len(other.entries()) == 1
-    assert (one.size, other.size) == (1, 0)
+    assert (len(one.entries()), len(other.entries())) == (1, 0)
 
 
 def test_bytes_are_those_of_tensors_wherever_they_are(as_loaded, tiny_llama_gqa) -> None:
