@@ -76,8 +76,7 @@ def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
 def fill_buffers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
     """Write what is read off the shapes, not off the weights, into modules that were made without memory, in place."""
     for layer, shape in zip(model.model.layers, shapes, strict=True):
-        layer.self_attn.kv_head.copy_(torch.tensor(shape["kv_head"]))
-        layer.self_attn.frequency.copy_(torch.tensor(shape["frequency"]))
+        layer.self_attn.fill_layout_(torch.tensor(shape["kv_head"]), torch.tensor(shape["frequency"]))
 
 
 def _attention(shape: Shape, reads: int, writes: int) -> AttentionWeights:
