@@ -56,6 +56,10 @@ class ShiftViews:
         """Whether anything is known of exactly this setting."""
         return self._shifts.get(slice_key(settings, "intraslice")) is not None
 
+    def is_read(self, settings: Settings) -> bool:
+        """Whether the sliced model's perplexity is known."""
+        return self._session.perplexities(settings).sliced is not None
+
     def may_measure(self, settings: Settings) -> bool:
         """Whether measuring may start by itself: the sequential order is only sliced on request."""
         if settings.sparsity == 0 or not self._session.is_calibrated(settings):

@@ -65,7 +65,9 @@ def measure(views: ShiftViews, settings: Settings, layer: int, request: gr.Reque
     before = None
     for event in views.measure(settings, visitor_of(request)):
         now = show(views, settings, layer, request)
-        yield Measured(formatting.status(event), *(skipped(Shown) if now == before else now))
+        # The line is the perplexity's own as long as that is being measured beside.
+        status = formatting.status(event) if event.kind == "error" or views.is_read(settings) else gr.skip()
+        yield Measured(status, *(skipped(Shown) if now == before else now))
         before = now
 
 
@@ -82,10 +84,10 @@ def build(session: Session, first: Settings) -> ActivationsPanel:
 
 
 def connect(panel: ActivationsPanel, context: Context) -> None:
-    """What is known follows at once, the measurement after the slice, while the tab is in view."""
+    """What is known follows at once, the measurement beside that of the slice, while the tab is in view."""
     follower = Follower("activations", bind(show, panel.views), panel.shown)
     context.follow(follower, [*context.at_rest, context.controls.layer.change])
-    context.afterwards("activations", Measured(context.status, *panel.shown), measure, panel.views)
+    context.beside("activations", Measured(context.status, *panel.shown), measure, panel.views)
     context.choose_layer_by(panel.shown.shift)
 
 
@@ -100,7 +102,7 @@ def _words(views: ShiftViews, settings: Settings, view: ShiftView | None) -> str
     elif settings.order == "sequential":
         ahead = f'For {sparsity} in the sequential order, press "Slice as in the paper". '
     else:
-        ahead = f"For {sparsity} this is measured once you let go of the slider and the slice is ready. "
+        ahead = f"For {sparsity} this is measured once you let go of the slider. "
     if view is None:
         return f'<p class="isx-words">{escape(ahead)}</p>'
     found = f"At {view.asked:.0%} slicing moves a token's residual stream, on average over the layers: {finding(view)}."

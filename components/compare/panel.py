@@ -101,6 +101,6 @@ def connect(panel: ComparePanel, context: Context) -> None:
 
     known_costs = bind(handlers.known_costs, columns)
     context.follow(Follower("compare", known_costs, panel.costs), context.at_rest)
-    for end in context.measured:
+    for end in (*context.measured, *context.released):
         end.then(flat(known_costs), [*settings, context.controls.layer], [*panel.costs], **PRIVATE, **CHEAP)
     passage_panel.connect(panel.below, columns, panel.raw, answered, context)

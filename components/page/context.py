@@ -36,7 +36,8 @@ class Context(NamedTuple):
     downloads: Downloads
     opened: dict[str, gr.events.Dependency]  # a tab's id -> what follows when it is opened
     prepared: list[gr.events.Dependency]  # ends of what loads and calibrates; filled by `events.connect`
-    measured: list[gr.events.Dependency]  # ends of what slices and measures
+    measured: list[gr.events.Dependency]  # ends of what slices and measures without the settings having moved
+    released: list[gr.events.Dependency]  # the same, after they have come to rest
     panels: Mapping[str, Any]  # every tab's by its id, for a tab that shows what another is set to
 
     @property
@@ -67,9 +68,10 @@ class Context(NamedTuple):
         for end in (*self.prepared, self.opened[follower.tab]):
             end.then(**call)
 
-    def afterwards(self, tab: str, outputs: tuple, handler: Callable[..., Any], *bound: Any) -> None:
-        """Call a slow handler when a slice is there and `tab` is in view."""
+    def beside(self, tab: str, outputs: tuple, handler: Callable[..., Any], *bound: Any) -> None:
+        """Call a slow handler as soon as the settings have come to rest, or a slice is there, and `tab` is in view."""
         call = self._call(tab, outputs, handler, *bound) | HEAVY
+        gr.on(self.at_rest, **call, trigger_mode="always_last")
         for end in (*self.measured, self.opened[tab]):
             end.then(**call)
 

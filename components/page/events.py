@@ -56,7 +56,7 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     begun = [*handlers.Prepared(frame.status, refresh)]
     prepare = {"fn": flat(handlers.prepare, session), "inputs": controls.settings, "outputs": begun, **HEAVY}
     fit = {"fn": flat(handlers.fit_layers, session), "inputs": controls.settings, "outputs": controls.layer, **CHEAP}
-    prepared, measured = [], []
+    prepared, measured, released = [], [], []
 
     def after_preparing(ready: gr.events.Dependency) -> None:
         prepared.append(ready.then(**fit, **PRIVATE).then(**move))
@@ -89,6 +89,7 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
         opened=opened,
         prepared=prepared,
         measured=measured,
+        released=released,
         panels=frame.panels,
     )
 
@@ -96,7 +97,7 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
     dragged += [controls.bias.change, controls.layer.change, controls.locked.change, refresh.change]
     gr.on(dragged, **move, trigger_mode="always_last")
-    measured.append(gr.on(context.at_rest, **measure, trigger_mode="always_last", api_name="measure_live"))
+    released.append(gr.on(context.at_rest, **measure, trigger_mode="always_last", api_name="measure_live"))
 
     controls.model.change(**memory, api_name="memory")
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))

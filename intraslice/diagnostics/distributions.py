@@ -53,10 +53,10 @@ class Moments:
         self.bins = counts if self.bins is None else self.bins + counts
         if self.count == 0:
             self.origin = values.mean(dtype=torch.float64).item()
-        centred = values - self.origin
+        centred = values.flatten().double() - self.origin
         square = centred.square()
-        powers = (centred, square, square * centred, square.square())
-        self.sums += torch.stack([power.sum(dtype=torch.float64) for power in powers]).cpu()
+        powers = (centred.sum(), centred @ centred, square @ centred, square @ square)
+        self.sums += torch.stack(powers).cpu()
         self.count += values.numel()
 
     def distribution(self, edges: Float[Tensor, " edges"]) -> Distribution:
