@@ -95,7 +95,7 @@ class SliceConfig:
         _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
         if self.bias is not None:
             _require_range("bias", self.bias, 0.2, 2.0)
-        _require_range("cap", self.cap, 0.0, 0.95)
+        _require_range("cap", self.cap, 0.0, 1.0, "1 lets a module go whole")
         ESTIMATORS.require(self.estimator)
         _require_choice("order", self.order, get_args(Order))
         _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
@@ -108,7 +108,7 @@ class SliceConfig:
         for layer, module, ratio in self.locked:
             _require_count("a locked layer", layer, 0)
             _require_choice("a locked module", module, MODULE_KINDS)
-            _require_range(f"the locked ratio of layer {layer}'s {module}", ratio, 0.0, 0.95)
+            _require_range(f"the locked ratio of layer {layer}'s {module}", ratio, 0.0, 1.0)
         if len({lock[:2] for lock in self.locked}) < len(self.locked):
             raise UserError("a module is locked twice; wanted at most one ratio for each")
         if self.sparsity > self.cap:

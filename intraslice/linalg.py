@@ -41,8 +41,10 @@ def mirror_(total: Float[Tensor, "n n"]) -> None:
 def damp(moment: Float[Tensor, "n n"], damping: float = DAMPING) -> Float[Tensor, "n n"]:
     """`M + damping * mean(diag M) * Id`. An all-zero moment gets the identity, so that its ridge solution is zero.
 
-    Raises NumericalError where the diagonal is not finite.
+    One of no rows stays. Raises NumericalError where the diagonal is not finite.
     """
+    if not len(moment):
+        return moment
     diagonal = moment.diagonal().mean()
     if not torch.isfinite(diagonal):
         raise NumericalError("activation moments are not finite; calibrate in float32, or on other text")

@@ -47,7 +47,7 @@ class KeptSpectra:
         head_energy, attribution = self._arrays["pairs"][layer], self._arrays["felt"][layer]
         energy = np.stack([head_energy[self._kv_head == group].sum(0) for group in range(self._kv_head.max() + 1)])
         kept = np.zeros(energy.shape, dtype=bool)
-        heads = np.array(plan.heads)
+        heads = np.array(plan.heads, dtype=int)
         for group in np.unique(self._kv_head[heads]):
             importance = attribution[heads[self._kv_head[heads] == group]].sum(0)
             kept[group, np.argsort(-importance, kind="stable")[: plan.dim // 2]] = True

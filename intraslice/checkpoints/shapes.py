@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.layer_weights import AttentionWeights, MLPWeights
@@ -76,7 +76,11 @@ def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
 def fill_buffers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
     """Write what is read off the shapes, not off the weights, into modules that were made without memory, in place."""
     for layer, shape in zip(model.model.layers, shapes, strict=True):
-        layer.self_attn.fill_layout_(torch.tensor(shape["kv_head"]), torch.tensor(shape["frequency"]))
+        layer.self_attn.fill_layout_(torch.tensor(shape["kv_head"], dtype=torch.long), _frequency(shape))
+
+
+def _frequency(shape: Shape) -> Tensor:
+    return torch.tensor(shape["frequency"], dtype=torch.long, device="cpu").view(shape["kv_heads"], shape["dim"] // 2)
 
 
 def _attention(shape: Shape, reads: int, writes: int) -> AttentionWeights:
@@ -91,8 +95,8 @@ def _attention(shape: Shape, reads: int, writes: int) -> AttentionWeights:
         key_bias=torch.empty(kv_heads, dim) if biased else None,
         value_bias=torch.empty(kv_heads, value_dim) if biased else None,
         output_bias=torch.empty(writes) if "self_attn.o_proj" in shape["biases"] else None,
-        kv_head=torch.tensor(shape["kv_head"], device="cpu"),
-        frequency=torch.tensor(shape["frequency"], device="cpu"),
+        kv_head=torch.tensor(shape["kv_head"], dtype=torch.long, device="cpu"),
+        frequency=_frequency(shape),
         scale=shape["scale"],
     )
 

@@ -61,7 +61,7 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
         "--head-fraction", type=float, metavar="F", help="share of a head that is ranked as one unit; 1 is a whole head"
     )
     add("--gradient-group", type=int, default=slicing.gradient_group, help="sequences whose gradients are summed first")
-    add("--cap", type=float, default=slicing.cap, help="upper bound of every ratio")
+    add("--cap", type=float, default=slicing.cap, help="upper bound of every ratio; at 1 a module may go whole")
     explanation = "sequential: on what the layers sliced before make; one-shot: from the dense model's moments alone"
     add("--order", default=slicing.order, choices=get_args(Order), help=explanation)
     add("--iterative", action="store_true", help="refine MLPs that lose over 35 %% (sequential order; slow)")

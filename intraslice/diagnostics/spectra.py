@@ -114,7 +114,7 @@ def pair_energies(
     energies = energies.index_add_(0, attention.kv_head, products).cpu().unflatten(-1, (2, -1))
     kept = torch.ones(attention.kv_heads, attention.dim, dtype=torch.bool)
     if plan is not None:
-        heads = torch.tensor(plan.heads, device=products.device)
+        heads = torch.tensor(plan.heads, dtype=torch.long, device=products.device)
         channels, _ = choose_channels(layer_stats.query_fisher, attention.weights(), heads, plan.dim)
         kept = torch.zeros_like(kept)
         for kv_head, kept_channels in zip(attention.kv_head[heads].unique().tolist(), channels.cpu(), strict=True):

@@ -133,7 +133,7 @@ def slice_baseline(
 
 def _cut_attention(dense: SlicedAttention, plan: LayerPlan) -> SlicedAttention:
     weights = dense.weights()
-    heads = torch.tensor(plan.heads, device=weights.query.device)
+    heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
     channels, frequency = choose_channels(weights.query.new_zeros(dense.heads, dense.dim), weights, heads, dense.dim)
     return SlicedAttention(cut_queries_and_keys(weights, heads, channels, frequency), dense.layer_idx)
 

@@ -71,7 +71,11 @@ def _output_maps(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[nn.Par
         [linear for block in blocks(model) for linear in (block.attention.o_proj, block.mlp.down_proj)]
         for model in (dense, sliced)
     )
-    return [linear.weight for linear, shared in zip(sliced_maps, dense_maps, strict=True) if linear is not shared]
+    return [
+        linear.weight
+        for linear, shared in zip(sliced_maps, dense_maps, strict=True)
+        if linear is not shared and linear.in_features
+    ]
 
 
 @torch.no_grad()

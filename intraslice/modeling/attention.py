@@ -29,6 +29,7 @@ class SlicedAttention(nn.Module):
     """Grouped-query attention whose head counts, head widths and rotary pairs are its own.
 
     Replaces `self_attn` of a transformers decoder layer and takes the same call. Value and query/key widths may differ.
+    Without any head its output bias is all that is left.
     """
 
     def __init__(self, weights: AttentionWeights, layer_idx: int) -> None:
@@ -47,7 +48,7 @@ class SlicedAttention(nn.Module):
         layout = _layout(weights.kv_head.cpu(), weights.frequency.cpu())
         for name, index in layout.items():
             self.register_buffer(name, index.to(weights.query.device), persistent=False)
-        even = torch.arange(self.kv_heads, device="cpu").repeat_interleave(self.heads // self.kv_heads)
+        even = torch.arange(self.kv_heads, device="cpu").repeat_interleave(self.heads // max(1, self.kv_heads))
         self.even_groups = torch.equal(layout["kv_head"], even)
         self.has_unrotated = bool((weights.frequency == UNROTATED).any())
 
@@ -107,6 +108,8 @@ class SlicedAttention(nn.Module):
 
         Without a mask, several queries are causal and a single one sees everything, as in transformers.
         """
+        if not self.heads:
+            return query.transpose(1, 2).flatten(2)
         if query.shape[2] == 1:  # a group reads its key/value head together, so that the cache is never copied
             heads = functional.pad(query[:, :, 0], (0, 0, 0, 1)).index_select(1, self.slots.flatten())
             groups = heads.unflatten(1, self.slots.shape)
@@ -128,8 +131,11 @@ class SlicedAttention(nn.Module):
         """The attention output (batch, tokens, hidden), and None where transformers returns attention weights."""
         query, key, value = self.project(hidden_states, position_embeddings)
         cache = past_key_values if cache is None else cache  # transformers renames the keyword until 5.40
-        if cache is not None:
+        if cache is not None and self.heads:
             key, value = cache.update(key, value, self.layer_idx)
+        elif cache is not None:  # transformers counts tokens by what the first layer has kept
+            token = key.new_ones(len(key), 1, key.shape[2], 1)
+            cache.update(token, token, self.layer_idx)
         return self.o_proj(self.attend(query, key, value, attention_mask)), None
 
 
@@ -171,7 +177,7 @@ def _layout(kv_head: Int[Tensor, " heads"], frequency: Int[Tensor, "kv_heads pai
         from 1 where some are unrotated, which is 0 then.
     """
     groups = [(kv_head == group).nonzero().flatten() for group in range(len(frequency))]
-    slots = nn.utils.rnn.pad_sequence(groups, batch_first=True, padding_value=len(kv_head))
+    slots = nn.utils.rnn.pad_sequence(groups or [kv_head], batch_first=True, padding_value=len(kv_head))
     places = slots.flatten().argsort(stable=True)[: len(kv_head)]
     shared = bool((frequency == frequency[:1]).all())
     turned = frequency[:1] if shared else torch.cat((frequency[kv_head], frequency))

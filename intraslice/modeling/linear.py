@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 def frozen_linear(weight: Float[Tensor, "rows columns"], bias: Float[Tensor, " rows"] | None = None) -> nn.Linear:
     """A linear map around tensors that are there already; they get no gradient."""
-    out_features, in_features = weight.shape
     with torch.device("meta"):  # no throw-away initialisation
-        linear = nn.Linear(in_features, out_features, bias=bias is not None)
+        linear = nn.Linear(1, 1, bias=bias is not None)  # torch warns of maps without rows or columns
+    linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.contiguous(), requires_grad=False)

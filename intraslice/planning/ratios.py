@@ -106,7 +106,7 @@ def _draft(profile: Profile, config: SliceConfig, nominal: float) -> _Draft:
     attention_capped = _with_locks(cap_ratios(attention, channels, config.cap), "attention", config)
 
     shapes = [
-        layer.shapes[round(layer.sizes.channels * (1 - ratio))]
+        layer.shapes[round(layer.sizes.channels * (1 - ratio))] if ratio < 1 else (0, 0, layer.sizes.dim)
         for layer, ratio in zip(profile.layers, attention_capped, strict=True)
     ]
     widths = [neurons_kept(s.neurons, ratio) for s, ratio in zip(sizes, mlp_capped, strict=True)]
@@ -191,12 +191,12 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
             f"themselves, more than the sparsity of {config.sparsity:g}; unlock some or ask for more"
         )
     layers = []
-    for layer, attention, mlp, (_, kv_heads, dim), neurons in zip(
+    for layer, attention, mlp, (count, kv_heads, dim), neurons in zip(
         profile.layers, best.attention, best.mlp, best.shapes, best.neurons, strict=True
     ):
         keep = round(layer.sizes.channels * (1 - attention))
-        heads = tuple(layer.table.alive[keep].nonzero().flatten().tolist())
-        layers.append(LayerPlan(attention, mlp, heads, kv_heads, dim, neurons))
+        heads = layer.table.alive[keep].nonzero().flatten().tolist() if count else ()
+        layers.append(LayerPlan(attention, mlp, tuple(heads), kv_heads, dim, neurons))
     dense_cache = sum(2 * layer.sizes.kv_heads * layer.sizes.dim for layer in profile.layers)
     sliced_cache = sum(2 * layer.kv_heads * layer.dim for layer in layers)
     width = profile.bytes_per_value

@@ -6,6 +6,11 @@ MULTIPLE = 8  # neurons are removed in eights, which is what fast kernels like
 
 
 def neurons_kept(neurons: int, ratio: float) -> int:
-    """Width left when `ratio` of the neurons goes; the number removed is rounded down to a multiple of 8."""
+    """Width left when `ratio` of the neurons goes; the number removed is rounded down to a multiple of 8.
+
+    Some stay, unless the ratio is 1.
+    """
+    if ratio >= 1:
+        return 0
     removed = int(neurons * ratio + 1e-6) // MULTIPLE * MULTIPLE
     return max(neurons - removed, min(MULTIPLE, neurons))

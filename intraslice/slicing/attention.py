@@ -77,8 +77,10 @@ def value_axes(
 ) -> Float[Tensor, "kv_heads d dim"]:
     """Principal axes of the head outputs, one basis a key/value head, since its queries share the value head.
 
-    At full width the basis is the identity: nothing is lost, so nothing is rotated.
+    At full width the basis is the identity: nothing is lost, so nothing is rotated. Of no head there is no basis.
     """
+    if not len(kv_head):
+        return moment.new_zeros(0, dim, dim)
     head_moments = diagonal_blocks(moment, len(kv_head))
     groups = int(kv_head.max()) + 1
     if dim == head_moments.shape[-1]:
@@ -104,8 +106,8 @@ def fit_output(
     """Ridge least squares of the dense layer's output on `Z = X' V`; `axes` holds V for every kept query head.
 
     Solves for the fused output map at once (D right-hand sides): `W = W_o X^T Z damp(Z^T Z)^-1`. Where the layer has an
-    output bias the fit is centred and the bias takes the difference of the means; otherwise the bias is None. Raises
-    NumericalError where the damped moment is not finite or singular.
+    output bias the fit is centred and the bias takes the difference of the means; otherwise the bias is None. Where no
+    head is kept the bias alone is left. Raises NumericalError where the damped moment is not finite or singular.
     """
     heads, width, dim = axes.shape
     dense_output = weights.output.flatten(1).to(moments.kept.dtype)  # (D, H * d)
@@ -116,7 +118,7 @@ def fit_output(
         right = right - moments.tokens * torch.outer(moments.kept_mean, dense_output @ moments.dense_mean)
     moment = moment.view(heads, width, heads, width)
     moment = torch.einsum("hap,hakb,kbq->hpkq", axes, moment, axes).reshape(heads * dim, heads * dim)
-    right = torch.einsum("hap,had->hpd", axes, right.view(heads, width, -1)).reshape(heads * dim, -1)
+    right = torch.einsum("hap,had->hpd", axes, right.unflatten(0, (heads, width))).flatten(0, 1)
     output = solve(damp(moment, damping), right).T
     bias = None
     if centred:

@@ -94,7 +94,7 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
     if _untouched(dense, plan):
         return dense
     weights = dense.weights()
-    heads = torch.tensor(plan.heads, device=weights.query.device)
+    heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
     channels, frequency = choose_channels(stats.query_fisher, weights, heads, plan.dim)
     cut = cut_queries_and_keys(weights, heads, channels, frequency)
     kept = (heads[:, None] * dense.value_dim + torch.arange(dense.value_dim, device=heads.device)).flatten()
@@ -187,7 +187,7 @@ def _slice_attention(
     if _untouched(dense, plan):
         return dense, (yield from _written(dense, block.attention_norm, hidden_states))
     weights = dense.weights()
-    heads = torch.tensor(plan.heads, device=weights.query.device)
+    heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
     channels, frequency = choose_channels(fisher, weights, heads, plan.dim)
     cut = cut_queries_and_keys(weights, heads, channels, frequency)
     owners = weights.kv_head[heads]
@@ -242,7 +242,7 @@ def _slice_mlp(
     all_reduce_(moment, total)
     mlp, kept = _fit_mlp(weights, plan.neurons, moment, total / tokens, tokens, fisher)
     yield
-    if config.iterative and plan.mlp_ratio > config.iterative_above:
+    if config.iterative and plan.neurons and plan.mlp_ratio > config.iterative_above:
         inputs = (hidden for hidden, _ in hidden_states.normed(block.mlp_norm))
         mlp = SlicedMLP((yield from refine_mlp(weights, mlp.weights(), inputs)))
         return mlp, (yield from _written(mlp, block.mlp_norm, hidden_states))

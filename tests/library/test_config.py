@@ -23,7 +23,7 @@ from intraslice.progress import Progress, finish
         (SliceConfig, "sparsity", float("nan")),
         (SliceConfig, "bias", 0.0),
         (SliceConfig, "bias", float("inf")),
-        (SliceConfig, "cap", 1.0),
+        (SliceConfig, "cap", 1.1),
         (SliceConfig, "estimator", "magnitude"),
         (SliceConfig, "order", "parallel"),
         (CalibrationConfig, "sequences", 0),

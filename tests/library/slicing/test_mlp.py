@@ -43,7 +43,10 @@ def kept_neurons(sliced: MLPWeights, weights: MLPWeights) -> list[int]:
 
 @pytest.mark.parametrize(
     ("neurons", "ratio", "kept"),
-    [(100, 0.0, 100), (100, 0.07, 100), (100, 0.08, 92), (100, 0.3, 76), (1536, 0.3, 1080), (16, 1.0, 8), (4, 1.0, 4)],
+    [
+        *((100, 0.0, 100), (100, 0.07, 100), (100, 0.08, 92), (100, 0.3, 76), (1536, 0.3, 1080)),
+        *((16, 0.99, 8), (4, 0.99, 4), (16, 1.0, 0)),
+    ],
 )
 def test_neurons_go_in_eights_rounded_down(neurons, ratio, kept):
     assert neurons_kept(neurons, ratio) == kept
