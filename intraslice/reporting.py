@@ -44,6 +44,7 @@ class Recipe:
             "order": config.order,
             "iterative": config.iterative,
             "epochs": config.epochs,
+            "shapes": config.shapes,
             "locked": [list(lock) for lock in config.locked],
             "sparsity_asked": config.sparsity,
         }

@@ -22,8 +22,8 @@ from intraslice.errors import UserError
 from intraslice.layer_weights import UNROTATED, AttentionWeights, MLPWeights
 from intraslice.modeling.families import blocks, head_width
 from intraslice.modeling.offload import resident
+from intraslice.planning.widths import BLOCK  # of quantised rows: an MLP of another width is rounded up to whole ones
 
-BLOCK = 32  # quantised rows are whole blocks, and an MLP of another width is rounded up to them
 INSTEAD = "save it as a folder, which transformers opens"
 _ROTARY = ("default", "linear", "llama3", "yarn")  # whose frequencies do not depend on how long the text is
 _STILL = 1e30  # divides the frequency of a pair that is not rotated

@@ -54,6 +54,11 @@ class _Sizes:
         return int(numpy.prod(self.shapes[name])) // block * size
 
 
+def padding_in_words(count: int) -> str:
+    """So many bytes of a file are zeros that make up for what llama.cpp's shapes have no place for."""
+    return f"{count / 1e6:.3g} MB are padding" if count else "nothing is padded"
+
+
 def require_new_file(file: str | Path) -> Path:
     """The path, to be written later. Raises UserError, before any work, where that cannot be or something is there."""
     file = Path(file).expanduser()
@@ -114,7 +119,7 @@ def write_gguf(
             draft = Path(scratch) / file.name
             writer = GGUFWriter(draft, "deci")
             try:
-                _add_origin(writer, name, made or {})
+                _add_origin(writer, name, made or {}, sizes.padding)
                 _add_metadata(writer, model, sizes, gguf_type)
                 vocabulary.add_to(writer)
                 yield from _write_tensors(writer, model, sizes)
@@ -144,12 +149,13 @@ def _stored_type(values: Tensor, gguf_type: GGUFType) -> GGMLQuantizationType:
     return GGMLQuantizationType[gguf_type.upper()]
 
 
-def _add_origin(writer: GGUFWriter, name: str, made: dict[str, Any]) -> None:
+def _add_origin(writer: GGUFWriter, name: str, made: dict[str, Any], padding: int) -> None:
     """What it is a slice of; llama.cpp knows some tokenizers' habits by the name of the model."""
     if name := Path(made.get("asked", {}).get("model", name)).name:
         writer.add_name(name)
     if "removed_fraction" in made:
-        writer.add_description(f"{made['removed_fraction']:.1%} of the decoder layers' parameters removed")
+        removed = f"{made['removed_fraction']:.1%} of the decoder layers' parameters removed"
+        writer.add_description(f"{removed}; {padding_in_words(padding)}")
 
 
 def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, gguf_type: GGUFType) -> None:

@@ -9,7 +9,13 @@ import torch
 from intraslice import checkpoints
 from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.model_card import model_card
-from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, require_deci, require_new_file, write_gguf
+from intraslice.checkpoints.to_gguf import (
+    NO_CROSS_MODULE,
+    padding_in_words,
+    require_deci,
+    require_new_file,
+    write_gguf,
+)
 from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.run import Answer, Run, peak_memory, show
 from intraslice.distributed.sharing import speaks
@@ -155,8 +161,8 @@ def _write_gguf(run: Run, loaded: LoadedModel) -> Answer:
         if not card.exists():
             text = model_card(IntraSliceConfig.of(loaded.model, made), a.gguf.name, "gguf")
             card.write_text(text, encoding="utf-8")
-    zeros = f", {report.padding_bytes / 1e6:.1f} MB of them zeros that llama.cpp wants" if report.padding_bytes else ""
-    line = f"wrote {report.file} ({report.type}, {report.bytes / 1e6:.0f} MB{zeros})"
+    size = f"{report.bytes / 1e6:.0f} MB, {padding_in_words(report.padding_bytes)}"
+    line = f"wrote {report.file} ({report.type}, {size})"
     if report.as_f16:
         line += f"; {len(report.as_f16)} tensors are f16, as their rows are no multiple of 32"
     return asdict(report), line

@@ -10,7 +10,7 @@ import intraslice
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
 from intraslice.cli import analyses, commands, tasks
 from intraslice.cli.benchmark import benchmark
-from intraslice.config import CalibrationConfig, EvaluationConfig, Order, SliceConfig, Targets
+from intraslice.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
 from intraslice.methods.registry import METHODS
@@ -64,6 +64,8 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     add("--cap", type=float, default=slicing.cap, help="upper bound of every ratio; at 1 a module may go whole")
     explanation = "sequential: on what the layers sliced before make; one-shot: from the dense model's moments alone"
     add("--order", default=slicing.order, choices=get_args(Order), help=explanation)
+    explanation = "runtime: full-width heads in even groups and MLP widths in 32s, which llama.cpp takes unpadded"
+    add("--shapes", default=slicing.shapes, choices=get_args(Shapes), help=explanation)
     add("--iterative", action="store_true", help="refine MLPs that lose over 35 %% (sequential order; slow)")
     lock = "give one module's ratio by hand, such as --lock 7 mlp 25; may be repeated, and the others make up for it"
     add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)

@@ -137,6 +137,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
             head_fraction=a.head_fraction,
             gradient_group=a.gradient_group,
             epochs=a.epochs,
+            shapes=a.shapes,
         ),
         calibration=CalibrationConfig(a.calibration, a.sequences, a.length, a.seed, a.targets),
         evaluation=EvaluationConfig(a.eval, a.eval_tokens, a.length),

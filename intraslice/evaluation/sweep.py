@@ -117,6 +117,8 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
         config = replace(config, order="one-shot", iterative=False)
     if not method.uses_epochs:
         config = replace(config, epochs=0)
+    if not method.uses_shapes:
+        config = replace(config, shapes="free")
     return _path(loaded, texts, f"{point.method} {config} {speed}")
 
 

@@ -46,6 +46,11 @@ class Method:
     # From a share of the residual stream's axes, where the method cuts those.
     plan_of_width: Callable[[PreTrainedModel, float, SliceConfig], Plan] | None = None
 
+    @property
+    def uses_shapes(self) -> bool:
+        """Whether the config's shapes bind it: where the residual stream is cut, heads and neurons all stay."""
+        return self.plan_of_width is None
+
 
 METHODS: Registry[Method] = Registry("method")
 

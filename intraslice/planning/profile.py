@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,13 +15,22 @@ from torch.nn import functional
 from intraslice.config import GRADIENT_GROUP, ModuleKind
 from intraslice.errors import UserError
 from intraslice.planning.estimators import Importances
+from intraslice.planning.even_heads import EvenHeads, even_heads
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.ranking import Ranking, rank
 from intraslice.planning.sizes import LayerSizes
+from intraslice.planning.widths import block_widths
 
 # Of a head's parameters, those that masks on what enters o_proj stand for: values and output weights, which are half of
 # them, and some of what queries and keys are worth. Of 0.5, 0.6, 0.7, 0.8 and 1 the best on three texts.
 MASKED_SHARE = 0.7
+
+
+class Choices(NamedTuple):
+    """What a layer may keep where its shapes are a runtime's: heads, the most first, and neurons by the block."""
+
+    heads: list[EvenHeads]
+    block_costs: Float[Tensor, " blocks"]  # a parameter, of the least important neurons first
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,26 @@ class LayerProfile:
         counts = zip(alive.sum(1).tolist(), (groups > 0).sum(1).tolist(), self.table.dim.tolist(), strict=True)
         return list(counts)
 
+    def choices(self, estimator: str | None) -> Choices:
+        """By an estimator's importances, or by None."""
+        return Choices(self._even_heads(estimator), self._block_costs(estimator))
+
+    def _even_heads(self, estimator: str | None) -> list[EvenHeads]:
+        groups = torch.tensor(self.kv_head).argsort(stable=True).view(self.sizes.kv_heads, -1)
+        if estimator is None:  # what goes is what goes first in the table, and costs the more the more is gone
+            lasting = self.table.alive.sum(0).double().cpu()  # budgets that a head lives through
+            choices = even_heads(self.sizes, groups, lasting, torch.ones_like(lasting))
+            return [replace(choice, loss=choice.removed**2 / choices[-1].removed) for choice in choices]
+        heads = self.importances[estimator].attention.double().cpu().view(self.sizes.heads, -1).sum(1)
+        return even_heads(self.sizes, groups, heads, heads)
+
+    def _block_costs(self, estimator: str | None) -> Float[Tensor, " blocks"]:
+        widths = torch.tensor(block_widths(self.sizes.neurons))
+        if estimator is None:
+            return 1 - widths[1:] / self.sizes.neurons
+        lost = functional.pad(self.importances[estimator].mlp.double().cpu().sort().values.cumsum(0), (1, 0))
+        return lost[self.sizes.neurons - widths].diff() / (-widths.diff() * self.sizes.neuron_cost)
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -55,6 +85,7 @@ class Profile:
         default_factory=dict, init=False, repr=False, compare=False
     )
     _falls: dict[str, Float[Tensor, "2 falls"]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _choices: dict[str | None, list[Choices]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def estimators(self) -> tuple[str, ...]:
@@ -63,18 +94,28 @@ class Profile:
 
     def importances(self, estimator: str, module: ModuleKind) -> list[Tensor]:
         """Those of every layer's units. Raises UserError where the estimator's are not there."""
-        if estimator not in self.estimators:
+        self._require(estimator)
+        return [getattr(layer.importances[estimator], module) for layer in self.layers]
+
+    def _require(self, estimator: str | None) -> None:
+        if estimator not in (None, *self.estimators):
             raise UserError(
                 f"there are no importances of estimator {estimator!r} here, but of {', '.join(self.estimators)}; "
                 "load and calibrate the model anew"
             )
-        return [getattr(layer.importances[estimator], module) for layer in self.layers]
 
     def ranking(self, estimator: str, module: ModuleKind) -> Ranking:
         """All units of one kind of module in one order, made when first asked for."""
         if (estimator, module) not in self._rankings:
             self._rankings[estimator, module] = rank(self.importances(estimator, module))
         return self._rankings[estimator, module]
+
+    def choices(self, estimator: str | None) -> list[Choices]:
+        """Every layer's, made when first asked for. Without an estimator's importances, None, all layers give alike."""
+        self._require(estimator)
+        if estimator not in self._choices:
+            self._choices[estimator] = [layer.choices(estimator) for layer in self.layers]
+        return self._choices[estimator]
 
     def neurons_among(self, estimator: str, removed: float) -> float:
         """The share of all neurons that falls when the least important `removed` parameters go.

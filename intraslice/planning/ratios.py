@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from intraslice.config import ModuleKind, SliceConfig
 from intraslice.errors import UserError
 from intraslice.planning.profile import Profile
+from intraslice.planning.runtime_sizes import runtime_sizes
 from intraslice.planning.sizes import Parameters
 from intraslice.planning.widths import MULTIPLE, neurons_kept
 from intraslice.registry import ESTIMATORS
@@ -170,26 +171,34 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     absent = [layer for layer, _, _ in config.locked if layer >= len(profile.layers)]
     if absent:
         raise UserError(f"layer {absent[0]} is locked; wanted one from 0 to {len(profile.layers) - 1}")
-    wanted = (1 - config.sparsity) * profile.dense_decoder
-    best = _nearest(profile, config, wanted)
-    parameters = Parameters(
-        profile.dense_decoder + profile.other_parameters,
-        best.parameters + profile.other_parameters,
-        profile.dense_decoder,
-        best.parameters,
+    layers, reasons = (_runtime_layers if config.shapes == "runtime" else _free_layers)(profile, config)
+    decoder = sum(
+        layer.sizes.parameters(len(own.heads), own.kv_heads, own.dim, own.neurons)
+        for layer, own in zip(profile.layers, layers, strict=True)
     )
-    if best.reasons.nominal_sparsity == 1 and config.sparsity - parameters.removed_fraction > 0.01:
+    dense, other = profile.dense_decoder, profile.other_parameters
+    parameters = Parameters(dense + other, decoder + other, dense, decoder)
+    if reasons.nominal_sparsity == 1 and config.sparsity - parameters.removed_fraction > 0.01:
         raise UserError(
             f"sparsity {config.sparsity:g} cannot be reached with cap {config.cap:g}"
             f"{'' if config.bias is None else f' and bias {config.bias:g}'}"
             f"{' beside the locked ratios' if config.locked else ''}: at most "
             f"{parameters.removed_fraction:.3f} of the decoder layers' parameters goes; raise the cap or ask for less"
         )
-    if config.locked and parameters.removed_fraction - config.sparsity > 0.01:  # the locks alone are too much
+    locks_alone = config.locked and reasons.nominal_sparsity in (0, 1)
+    if locks_alone and parameters.removed_fraction - config.sparsity > 0.01:
         raise UserError(
             f"the locked ratios remove {parameters.removed_fraction:.3f} of the decoder layers' parameters by "
             f"themselves, more than the sparsity of {config.sparsity:g}; unlock some or ask for more"
         )
+    dense_cache = sum(2 * layer.sizes.kv_heads * layer.sizes.dim for layer in profile.layers)
+    sliced_cache = sum(2 * layer.kv_heads * layer.dim for layer in layers)
+    width = profile.bytes_per_value
+    return SlicePlan(config, tuple(layers), parameters, (dense_cache * width, sliced_cache * width), reasons)
+
+
+def _free_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan], Reasons]:
+    best = _nearest(profile, config, (1 - config.sparsity) * profile.dense_decoder)
     layers = []
     for layer, attention, mlp, (count, kv_heads, dim), neurons in zip(
         profile.layers, best.attention, best.mlp, best.shapes, best.neurons, strict=True
@@ -197,10 +206,36 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
         keep = round(layer.sizes.channels * (1 - attention))
         heads = layer.table.alive[keep].nonzero().flatten().tolist() if count else ()
         layers.append(LayerPlan(attention, mlp, tuple(heads), kv_heads, dim, neurons))
-    dense_cache = sum(2 * layer.sizes.kv_heads * layer.sizes.dim for layer in profile.layers)
-    sliced_cache = sum(2 * layer.kv_heads * layer.dim for layer in layers)
-    width = profile.bytes_per_value
-    return SlicePlan(config, tuple(layers), parameters, (dense_cache * width, sliced_cache * width), best.reasons)
+    return layers, best.reasons
+
+
+def _runtime_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan], Reasons]:
+    """Ratios, but for locked ones, and the bias are those of the sizes."""
+    found = runtime_sizes(profile, config)
+    sizes = [layer.sizes for layer in profile.layers]
+    heads_gone = [1 - len(own.heads) / size.heads for own, size in zip(found.heads, sizes, strict=True)]
+    neurons_gone = [1 - own / size.neurons for own, size in zip(found.neurons, sizes, strict=True)]
+    layers = [
+        LayerPlan(attention, mlp, own.heads, own.kv_heads, size.dim, neurons)
+        for size, own, neurons, attention, mlp in zip(
+            sizes,
+            found.heads,
+            found.neurons,
+            _with_locks(heads_gone, "attention", config),
+            _with_locks(neurons_gone, "mlp", config),
+            strict=True,
+        )
+    ]
+    share_gone = 1 - sum(found.neurons) / sum(size.neurons for size in sizes)
+    bias = share_gone / config.sparsity if config.sparsity else config.bias or 1.0
+    thresholds = (None, None)
+    if _looks_at_importances(config):
+        unit = sizes[0].channels / len(profile.importances(config.estimator, "attention")[0])
+        thresholds = (
+            found.attention_importance * unit * sizes[0].channel_cost,
+            found.mlp_importance * sizes[0].neuron_cost,
+        )
+    return layers, Reasons(found.nominal_sparsity, bias, *thresholds, found.capped_attention, found.capped_mlp)
 
 
 def _nearest(profile: Profile, config: SliceConfig, wanted: float) -> _Draft:

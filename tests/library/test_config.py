@@ -26,6 +26,7 @@ from intraslice.progress import Progress, finish
         (SliceConfig, "cap", 1.1),
         (SliceConfig, "estimator", "magnitude"),
         (SliceConfig, "order", "parallel"),
+        (SliceConfig, "shapes", "square"),
         (CalibrationConfig, "sequences", 0),
         (CalibrationConfig, "length", 1),
         (CalibrationConfig, "seed", -1),

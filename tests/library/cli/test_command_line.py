@@ -23,6 +23,7 @@ EVALUATED = {
     "bias",
     "cap",
     "order",
+    "shapes",
     "iterative",
     "epochs",
     "locked",

@@ -127,10 +127,11 @@ def test_a_saved_model_is_the_same_model(family_case, hollow, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["intraslice", "intraslice+", "magnitude", "wanda", "flap"])
-def test_locked_modules_go_whole_by_every_method(tiny_case, method):
+@pytest.mark.parametrize("shapes", ["free", "runtime"])
+def test_locked_modules_go_whole_by_every_method(tiny_case, method, shapes):
     case = tiny_case("llama-biased")
     locked = ((0, "attention", 1.0), (1, "mlp", 1.0))
-    config = SliceConfig(0.4, order="one-shot", cap=1.0, locked=locked, epochs=1)
+    config = SliceConfig(0.4, order="one-shot", cap=1.0, locked=locked, shapes=shapes, epochs=1)
     plan = METHODS[method].plan(case.loaded.model, case.stats, config)
     assert (plan.layers[0].heads, plan.layers[0].kv_heads, plan.layers[1].neurons) == ((), 0, 0)
     model = finish(slice_by(method, case.loaded.model, plan, case.stats, case.tokens))

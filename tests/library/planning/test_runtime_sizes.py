@@ -1,0 +1,272 @@
+"""Shapes for a runtime: full-width heads in even groups, widths in whole blocks, and the budget all the same."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from itertools import product
+from statistics import median
+
+import jaxtyping
+import pytest
+import torch
+from test_plans import MODELS, counted, profile_of
+
+from intraslice.config import SliceConfig
+from intraslice.errors import UserError
+from intraslice.methods.registry import METHODS
+from intraslice.planning.even_heads import EvenHeads, even_heads, frontier
+from intraslice.planning.profile import Profile
+from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
+from intraslice.planning.sizes import LayerSizes
+from intraslice.planning.widths import BLOCK, block_widths, neurons_kept
+from intraslice.progress import finish
+from intraslice.slicing.driver import slice_model
+
+ESTIMATORS = ("pca", "fisher", "uniform")
+TINY = LayerSizes(4, heads=4, kv_heads=2, dim=2, neurons=64, gated=True, attention_bias=False, mlp_bias=False, fixed=8)
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS)
+def profile(request) -> Profile:
+    return profile_of(*request.param)
+
+
+def runtime(profile: Profile, sparsity: float = 0.3, **config) -> SlicePlan:
+    return make_plan(profile, SliceConfig(sparsity, shapes="runtime", **config))
+
+
+def sizes_of(layer: LayerPlan) -> tuple[int, int, int, int]:
+    return len(layer.heads), layer.kv_heads, layer.dim, layer.neurons
+
+
+def queries_of(plan: SlicePlan, profile: Profile) -> list[set[int]]:
+    """The different numbers of queries that the key/value heads of each layer keep."""
+    return [
+        set(Counter(layer.kv_head[head] for head in own.heads).values())
+        for layer, own in zip(profile.layers, plan.layers, strict=True)
+    ]
+
+
+# Choices
+
+
+def test_even_heads_by_hand():
+    """Groups (0, 2) and (1, 3): one query each, or one group whole, or one query of one group."""
+    importance = torch.tensor([1.0, 10.0, 3.0, 4.0], dtype=torch.double)
+    found = even_heads(TINY, torch.tensor([[0, 2], [1, 3]]), importance, importance)
+    query, group = 2 * 4 * 2, 2 * 4 * 2 * 3  # rows and columns of 2 channels, hidden size 4
+    assert found == [
+        EvenHeads((0, 1, 2, 3), 2, 0, 0.0),
+        EvenHeads((1, 2), 2, 2 * query, 1 / 2 + 4 / 2),  # half of either group goes
+        EvenHeads((1, 3), 1, group, 4.0),
+        EvenHeads((1,), 1, group + query, 4.0 + 4 / 2),
+        EvenHeads((), 0, 2 * group, 18.0),
+    ]
+
+
+def test_the_frontier_is_what_no_mixture_beats():
+    def choice(removed: int, loss: float) -> EvenHeads:
+        return EvenHeads((), 0, removed, loss)
+
+    choices = [choice(*pair) for pair in ((0, 0.0), (1, 3.0), (2, 2.0), (3, 4.0), (3, 5.0), (4, 6.5), (5, 20.0))]
+    assert frontier(choices) == [choice(*pair) for pair in ((0, 0.0), (2, 2.0), (3, 4.0), (4, 6.5), (5, 20.0))]
+
+
+@pytest.mark.parametrize(("neurons", "widths"), [(64, [64, 32, 0]), (100, [100, 96, 64, 32, 0]), (20, [20, 0])])
+def test_widths_are_whole_blocks_or_dense(neurons, widths):
+    assert block_widths(neurons) == widths
+
+
+def test_only_a_ratio_of_one_takes_all_neurons():
+    assert (neurons_kept(64, 0.999), neurons_kept(64, 1.0)) == (8, 0)
+
+
+# Plans
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("sparsity", [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+@pytest.mark.parametrize("bias", [None, 0.8, 1.2])
+def test_nothing_is_padded_and_what_is_asked_is_removed(profile, sparsity, estimator, bias):
+    """To half a block of one layer."""
+    plan = runtime(profile, sparsity, estimator=estimator, bias=bias)
+    assert plan.parameters.sliced_decoder == counted(profile, plan)
+    half = BLOCK / 2 * max(layer.sizes.neuron_cost for layer in profile.layers)
+    assert abs(plan.removed_fraction - sparsity) * profile.dense_decoder <= half + 1
+    assert all(len(queries) == 1 for queries in queries_of(plan, profile))
+    for layer, own in zip(profile.layers, plan.layers, strict=True):
+        assert own.dim == layer.sizes.dim
+        assert own.neurons % BLOCK == 0
+        assert len(own.heads) % own.kv_heads == 0
+        assert own.kv_heads == len({layer.kv_head[head] for head in own.heads})
+        assert (own.attention_ratio, own.mlp_ratio) == pytest.approx(
+            (1 - len(own.heads) / layer.sizes.heads, 1 - own.neurons / layer.sizes.neurons)
+        )
+        assert max(own.attention_ratio, own.mlp_ratio) <= plan.config.cap + 1e-9
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_nothing_asked_nothing_removed(profile, estimator):
+    plan = runtime(profile, 0.0, estimator=estimator)
+    assert plan.removed_fraction == 0
+    assert plan.parameters.sliced_decoder == profile.dense_decoder
+
+
+def test_free_shapes_are_the_default_and_other_than_these(profile):
+    free = make_plan(profile, SliceConfig(0.3))
+    assert free == make_plan(profile, SliceConfig(0.3, shapes="free"))
+    assert free.layers != runtime(profile).layers
+
+
+def test_free_plans_stay_as_they_were():
+    """Decoder parameters, key/value bytes and some sizes of plans that were made before there were other shapes."""
+    plan = make_plan(profile_of(*MODELS["smollm2"]), SliceConfig(0.3))
+    assert (plan.parameters.sliced_decoder, plan.kv_bytes_per_token[1]) == (74336256, 37664)
+    assert plan.reasons.nominal_sparsity == pytest.approx(0.3067895844759092, rel=1e-12)
+    assert [sizes_of(plan.layers[index]) for index in (0, 10, 29)] == [
+        (3, 3, 48, 312),
+        (8, 3, 56, 1080),
+        (9, 3, 54, 1232),
+    ]
+
+
+@pytest.mark.parametrize("layers", [(TINY,) * 2, (TINY, TINY, LayerSizes(4, 4, 4, 2, 64, True, False, False, 8))])
+def test_no_other_heads_lose_less(layers):
+    """Against all combinations of even heads: whatever removes more loses more."""
+    profile = profile_of(*layers)
+    plan = runtime(profile, 0.4, bias=0.2, cap=1.0, estimator="fisher")
+    choices = [own.heads for own in profile.choices("fisher")]
+    chosen = [
+        next(choice for choice in own if choice.heads == layer.heads)
+        for own, layer in zip(choices, plan.layers, strict=True)
+    ]
+    removed, lost = sum(own.removed for own in chosen), sum(own.loss for own in chosen)
+    for others in product(*choices):
+        assert sum(own.removed for own in others) <= removed or sum(own.loss for own in others) >= lost
+
+
+def test_uniform_layers_stay_alike():
+    plan = runtime(profile_of(*MODELS["smollm2"]), 0.5, estimator="uniform")
+    assert len({sizes_of(layer)[:3] for layer in plan.layers}) == 1
+    widths = {layer.neurons for layer in plan.layers}
+    assert max(widths) - min(widths) <= BLOCK
+
+
+def test_important_layers_keep_more():
+    plan = runtime(profile_of(*MODELS["phi"]), 0.4)
+    early, late = plan.layers[:4], plan.layers[8:]
+    assert sum(own.mlp_ratio for own in early) > 1.5 * sum(own.mlp_ratio for own in late)
+    assert sum(own.attention_ratio for own in early) > sum(own.attention_ratio for own in late)
+
+
+@pytest.mark.parametrize("bias", [0.7, 1.0, 1.2])
+def test_a_bias_is_the_share_of_neurons_over_the_sparsity(bias):
+    """To what the steps of heads leave open."""
+    assert runtime(profile_of(*MODELS["smollm2"]), bias=bias).reasons.bias == pytest.approx(bias, abs=0.02)
+
+
+def test_more_asked_is_more_removed(profile):
+    removed = [runtime(profile, step / 20).removed_fraction for step in range(15)]
+    assert removed == sorted(removed)
+
+
+# Whole modules, caps and locks
+
+
+def test_modules_go_whole_where_the_cap_lets_them():
+    profile = profile_of(*MODELS["phi"])
+    capped, whole = runtime(profile, 0.7), runtime(profile, 0.7, cap=1.0)
+    assert all(layer.heads and layer.neurons for layer in capped.layers)
+    gone = [layer for layer in whole.layers if not layer.heads or not layer.neurons]
+    assert gone
+    for layer in gone:
+        assert (layer.attention_ratio == 1) == (not layer.heads) == (layer.kv_heads == 0)
+        assert (layer.mlp_ratio == 1) == (layer.neurons == 0)
+    assert whole.parameters.sliced_decoder == counted(profile, whole)
+    assert whole.removed_fraction == pytest.approx(0.7, abs=1e-3)
+
+
+@pytest.mark.parametrize("shapes", ["free", "runtime"])
+def test_locked_at_one_a_module_is_gone(profile, shapes):
+    plan = make_plan(profile, SliceConfig(0.4, shapes=shapes, locked=((0, "attention", 1.0), (1, "mlp", 1.0))))
+    assert (plan.layers[0].heads, plan.layers[0].kv_heads, plan.layers[1].neurons) == ((), 0, 0)
+    assert plan.layers[0].dim == profile.layers[0].sizes.dim
+    assert plan.parameters.sliced_decoder == counted(profile, plan)
+    assert plan.removed_fraction == pytest.approx(0.4, abs=0.01)
+
+
+def test_locked_ratios_stay_and_take_the_next_size(profile):
+    plan = runtime(profile, locked=((0, "attention", 0.0), (1, "mlp", 0.13), (2, "attention", 0.5)))
+    assert plan.layers[0].attention_ratio == 0
+    assert plan.layers[0].heads == tuple(range(profile.layers[0].sizes.heads))
+    assert plan.layers[1].mlp_ratio == 0.13
+    assert abs(plan.layers[1].neurons - 0.87 * profile.layers[1].sizes.neurons) <= BLOCK / 2
+    heads = profile.layers[2].sizes.heads
+    assert abs(len(plan.layers[2].heads) - heads / 2) <= 1
+    assert plan.removed_fraction == pytest.approx(0.3, abs=1e-3)
+
+
+def test_no_size_passes_the_cap(profile):
+    plan = runtime(profile, cap=0.5)
+    assert all(max(own.mlp_ratio, own.attention_ratio) <= 0.5 for own in plan.layers)
+    assert plan.reasons.capped_mlp
+    for index in plan.reasons.capped_mlp:
+        assert plan.layers[index].mlp_ratio > 0.5 - BLOCK / profile.layers[index].sizes.neurons
+
+
+def test_what_cannot_be_removed_is_refused_in_one_line():
+    profile = profile_of(*MODELS["smollm2"])
+    with pytest.raises(UserError, match=r"sparsity 0\.5 cannot be reached with cap 0\.5: .* raise the cap"):
+        runtime(profile, 0.5, cap=0.5)
+    everything = tuple((layer, module, 0.9) for layer in range(len(profile.layers)) for module in ("attention", "mlp"))
+    with pytest.raises(UserError, match="unlock some or ask for more"):
+        runtime(profile, 0.1, locked=everything)
+    nothing = tuple((layer, module, 0.0) for layer, module, _ in everything)
+    with pytest.raises(UserError, match="beside the locked ratios: at most"):
+        runtime(profile, locked=nothing)
+
+
+def test_they_take_no_longer_than_free_ones(monkeypatch):
+    """Three times as long at most, in CPU time, the median of 20 sparsities."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    profile, taken = profile_of(*MODELS["smollm2"]), {"free": [], "runtime": []}
+    for step in range(21):
+        for shapes, seconds in taken.items():
+            begun = time.process_time()
+            make_plan(profile, SliceConfig(0.1 + step / 50, shapes=shapes))
+            seconds.append(time.process_time() - begun)
+    assert median(taken["runtime"][1:]) < 3 * median(taken["free"][1:])
+
+
+# Models
+
+
+@pytest.mark.parametrize("order", ["sequential", "one-shot"])
+def test_a_model_is_as_small_as_planned(family_case, order):
+    plan = runtime(family_case.stats.profile, order=order)
+    model = finish(slice_model(family_case.loaded.model, plan, family_case.stats, family_case.tokens))
+    decoder = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    assert decoder == plan.parameters.sliced_decoder < plan.parameters.dense_decoder
+    for own, layer in zip(plan.layers, model.model.layers, strict=True):
+        attention = layer.self_attn
+        assert (attention.heads, attention.kv_heads, attention.dim, layer.mlp.neurons) == sizes_of(own)
+        assert attention.even_groups
+        assert attention.shared_frequencies
+    assert torch.isfinite(model(family_case.tokens).logits).all()
+
+
+@pytest.mark.parametrize("method", ["intraslice", "intraslice+", "magnitude", "wanda", "flap"])
+def test_every_method_that_cuts_modules_obeys(tiny_case, method):
+    case = tiny_case("llama-gqa")
+    plan = METHODS[method].plan(case.loaded.model, case.stats, SliceConfig(0.3, shapes="runtime"))
+    assert all(len(queries) == 1 for queries in queries_of(plan, case.stats.profile))
+    assert {layer.dim for layer in plan.layers} == {8}
+    assert all(layer.neurons % BLOCK == 0 for layer in plan.layers if layer.neurons < 132)
+    assert plan.removed_fraction == pytest.approx(0.3, abs=0.03)  # a block of a layer is 0.06 of this model
+
+
+def test_the_cross_module_method_does_not_look(tiny_case):
+    model = tiny_case("llama-gqa").loaded.model
+    free, runtime = (METHODS["crossmodule"].plan(model, None, SliceConfig(0.3, shapes=s)) for s in ("free", "runtime"))
+    assert free == runtime
