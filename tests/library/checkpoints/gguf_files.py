@@ -63,6 +63,6 @@ def ask_llama_cpp(file: Path, **questions: list) -> dict:
     """What llama.cpp says of a GGUF file, see run_gguf.py; it must be installed."""
     command = [sys.executable, str(Path(__file__).with_name("run_gguf.py")), str(file)]
     words = json.dumps(questions)
-    done = subprocess.run(command, input=words, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, input=words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -1,7 +1,8 @@
 """Runs a GGUF file in llama.cpp, in a process of its own: an assertion of ggml's ends the process that it happens in.
 
 Called with a file; questions as JSON on stdin, answers as JSON on stdout. `logprobs`: token ids -> for each of
-`predict` greedy tokens, the log-probabilities of the `top` most probable ones. `tokens`: texts -> token ids.
+`predict` greedy tokens, the log-probabilities of the `top` most probable ones. `scores`: token ids -> of each but the
+first, its log-probability after those before it. `tokens`: texts -> token ids.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ def main(file: str, questions: dict) -> dict:
         steps = answer["choices"][0]["logprobs"]["content"]
         return [{token["id"]: token["logprob"] for token in step["top_logprobs"]} for step in steps]
 
+    def score(before: list[int], token: int) -> float:
+        for top in (1000, 10**6):  # so few are nearly always enough, and all take their time
+            (found,) = logprobs(before, 1, top)
+            if token in found:
+                return found[token]
+        raise ValueError(f"{token} is no token")
+
     def tokens(text: str) -> list[int]:
         body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
         request = urllib.request.Request(
@@ -40,6 +48,9 @@ def main(file: str, questions: dict) -> dict:
 
     return {
         "logprobs": [logprobs(**question) for question in questions.get("logprobs", ())],
+        "scores": [
+            [score(ids[:place], ids[place]) for place in range(1, len(ids))] for ids in questions.get("scores", ())
+        ],
         "tokens": [tokens(text) for text in questions.get("tokens", ())],
     }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 import torch
+from conftest import losses_at_once
 from gguf_files import TEXTS, ask_llama_cpp, byte_tokenizer, piece_tokenizer
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -15,8 +17,8 @@ from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints import gguf_tokenizer, load
 from intraslice.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from intraslice.checkpoints.to_gguf import write_gguf
-from intraslice.config import CalibrationConfig, SliceConfig
-from intraslice.data import calibration_tokens
+from intraslice.config import CalibrationConfig, EvaluationConfig, Shapes, SliceConfig
+from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
@@ -28,6 +30,13 @@ from intraslice.slicing.mlp import select_neurons
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
 
 PROMPTS = [[5, 9, 77, 31, 5], [100], [200, 12, 12, 40, 3, 17]]
+QUESTIONS = [
+    "The capital of France is",
+    "def fibonacci(n):",
+    "In 2024, 17 researchers 🙂 from 北京",
+    "Once upon a time there was a little",
+    "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n",
+]
 STEPS, TOP = 2, 20  # windows of attention are of 8 tokens
 
 
@@ -51,10 +60,14 @@ def _require_alike(model, file, tolerance=2e-3, prompts=PROMPTS, steps=STEPS):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama-mha", "llama-gqa", "llama-biased", "phi3", "phi3-windowed", "mistral", "qwen2"]
+    ("name", "shapes"),
+    [
+        *((name, "free") for name in ("llama-mha", "llama-gqa", "llama-biased", "phi3", "phi3-windowed")),
+        *(("mistral", "free"), ("qwen2", "free"), ("llama-biased", "runtime")),
+    ],
 )
-def test_a_slice_of_every_family_answers_as_ours(name, tiny_case, tmp_path):
-    case, config = tiny_case(name), SliceConfig(0.4, bias=0.7, order="one-shot")
+def test_a_slice_of_every_family_answers_as_ours(name, shapes, tiny_case, tmp_path):
+    case, config = tiny_case(name), SliceConfig(0.4, bias=0.7, order="one-shot", shapes=shapes)
     plan = plan_by("intraslice", case.loaded.model, case.stats, config)
     model = finish(slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens))
     _require_alike(model, _written(model, byte_tokenizer(), tmp_path / "t.gguf"))
@@ -167,16 +180,28 @@ def test_the_command_line_exports_what_it_sliced(tiny_llama_gqa, tmp_path, capsy
     _require_alike(load(tmp_path / "sliced")[0], tmp_path / "one.gguf")
 
 
+@pytest.fixture(scope="module")
+def calibrated(default_model):
+    """Calibration tokens of the default model, and what they left behind."""
+    tokens = calibration_tokens(default_model.tokenizer, CalibrationConfig(sequences=8, length=256))
+    return tokens, finish(calibrate(default_model, tokens))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 0.02), ("q8_0", 1.0)])
-def test_the_default_model_sliced_answers_as_ours(kind, tolerance, default_model, tmp_path):
-    dense, tokenizer = default_model.model, default_model.tokenizer
-    tokens = calibration_tokens(tokenizer, CalibrationConfig(sequences=8, length=256))
-    stats = finish(calibrate(default_model, tokens))
-    plan = plan_by("intraslice", dense, stats, SliceConfig(0.3, order="one-shot"))
+@pytest.mark.parametrize("shapes", get_args(Shapes))
+def test_the_default_model_sliced_answers_as_ours(shapes, default_model, calibrated, tmp_path):
+    """Greedy tokens, log-probabilities and perplexity; for a runtime, the file is smaller by what was removed."""
+    dense, tokenizer, (tokens, stats) = default_model.model, default_model.tokenizer, calibrated
+    plan = plan_by("intraslice", dense, stats, SliceConfig(0.3, order="one-shot", shapes=shapes))
     model = finish(slice_by("intraslice", dense, plan, stats, tokens))
-    prompts = tokenizer(
-        ["The capital of France is", "def fibonacci(n):", "In 2024, 17 researchers 🙂 from 北京"]
-    ).input_ids
-    file = _written(model, tokenizer, tmp_path / "t.gguf", kind)
-    _require_alike(model, file, tolerance, prompts, steps=32 if kind == "f32" else 1)
+    exact, small = (_written(model, tokenizer, tmp_path / f"{kind}.gguf", kind) for kind in ("f32", "q8_0"))
+    _require_alike(model, exact, 0.02, tokenizer(QUESTIONS).input_ids, steps=32)
+    windows = evaluation_tokens(tokenizer, EvaluationConfig(tokens=512, window=256))
+    own = losses_at_once(model, windows).mean()
+    for file, tolerance in ((exact, 0.005), (small, 0.02)):
+        scores = ask_llama_cpp(file, scores=windows.tolist())["scores"]
+        assert (-torch.tensor(scores).mean() - own).exp() == pytest.approx(1, abs=tolerance)
+    if shapes == "runtime":
+        whole = _written(dense, tokenizer, tmp_path / "dense.gguf")
+        removed = plan.parameters.dense_total - plan.parameters.sliced_total
+        assert whole.stat().st_size - exact.stat().st_size == pytest.approx(4 * removed, rel=0.01)

@@ -157,6 +157,19 @@ def test_the_file_says_the_shapes_and_holds_every_parameter(name, tiny_case, tmp
     assert ("rope_freqs.weight" in tensors) == (name == "llama-biased")
 
 
+def test_nothing_is_padded_of_a_slice_for_a_runtime(tiny_case, tmp_path):
+    case = tiny_case("llama-biased")
+    plan = plan_by("intraslice", case.loaded.model, case.stats, SliceConfig(0.5, shapes="runtime"))
+    model = finish(slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens))
+    made = {"removed_fraction": plan.removed_fraction}
+    report = finish(write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", made=made))
+    fields, tensors = _read(tmp_path / "tiny.gguf")
+    assert report.padding_bytes == fields["intraslice.padding_bytes"] == 0
+    assert fields["general.description"].endswith("parameters removed; nothing is padded")
+    held = sum(int(tensor.n_elements) for key, tensor in tensors.items() if key != "rope_freqs.weight")
+    assert held == plan.parameters.sliced_total
+
+
 def test_a_window_of_attention_bounds_the_context(tiny_phi3, tmp_path):
     model = tiny_phi3()
     canonicalise(model)

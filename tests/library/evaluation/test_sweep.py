@@ -104,6 +104,14 @@ def test_another_setting_is_another_point(tiny_case, count_measurements, change)
     assert len(count_measurements) == 2
 
 
+def test_shapes_make_other_points_of_the_methods_that_they_bind(tiny_case, count_measurements):
+    case = tiny_case("llama-gqa")
+    wanted = points(["intraslice", "crossmodule"], ["pca"], [0.3])
+    for shapes in ("free", "runtime"):
+        finish(sweep(case.loaded, texts(case), wanted, SliceConfig(order="one-shot", shapes=shapes)))
+    assert [method for method, _ in count_measurements] == ["intraslice", "crossmodule", "intraslice"]
+
+
 def test_a_sparsity_out_of_reach_is_a_note(tiny_case):
     case = tiny_case("llama-gqa")
     frame = finish(
