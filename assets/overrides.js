@@ -26,7 +26,7 @@ function build(layers) {
     row.insertAdjacentHTML("beforeend", `<th scope="row">${layer}</th>`);
     for (const module of modules) {
       const name = `Layer ${layer}, ${names[module]}`;
-      const ratio = Object.assign(document.createElement("input"), { type: "number", min: 0, max: 95, step: 0.5, ariaLabel: `${name}: per cent removed` });
+      const ratio = Object.assign(document.createElement("input"), { type: "number", min: 0, max: 100, step: 0.5, ariaLabel: `${name}: per cent removed` });
       const lock = Object.assign(document.createElement("input"), { type: "checkbox", ariaLabel: `${name}: locked` });
       const cell = { key: `${layer} ${module}`, layer, module, ratio, lock };
       ratio.addEventListener("change", () => (ratio.value === "" ? locks.delete(cell.key) : locks.set(cell.key, Number(ratio.value)), send()));

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,11 +19,18 @@ from components.session.settings import Settings, Status
 from components.session.work.aside import aside
 from components.ui.downloads import Downloads
 from intraslice import checkpoints
-from intraslice.checkpoints.to_gguf import require_deci, write_gguf
+from intraslice.checkpoints.to_gguf import padding_in_words, require_deci, write_gguf
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.progress import finish
 from intraslice.reporting import measured, record
+
+
+class Export(NamedTuple):
+    """A file to take home, and what is to be said of it."""
+
+    path: Path
+    words: str = ""
 
 
 def command_words(session: Session, settings: Settings, command: str = "evaluate", *more: str) -> list[str]:
@@ -38,6 +45,7 @@ def command_words(session: Session, settings: Settings, command: str = "evaluate
     words += [] if slicing.bias is None else ["--bias", _number(slicing.bias)]
     words += ["--cap", _number(slicing.cap), "--order", slicing.order]
     words += ["--iterative"] if slicing.iterative else []
+    words += [] if slicing.shapes == "free" else ["--shapes", slicing.shapes]
     for layer, module, ratio in slicing.locked:
         words += ["--lock", str(layer), module, _number(100 * ratio)]
     words += ["--calibration", calibration.text, "--eval", evaluation.text]
@@ -108,7 +116,7 @@ def write_plan(session: Session, settings: Settings, path: Path) -> None:
     path.write_text(json.dumps(plan_record(session, settings), indent=1), encoding="utf-8")
 
 
-def write_checkpoint(session: Session, settings: Settings, downloads: Downloads) -> Generator[Any, None, Path]:
+def write_checkpoint(session: Session, settings: Settings, downloads: Downloads) -> Generator[Any, None, Export]:
     """Slice, or find the slice in memory, and zip its folder. Raises UserError where nothing is sliced, or no room."""
     model, tokenizer, made = yield from _sliced(session, settings)
     name, size = checkpoint_name(settings), sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -125,19 +133,26 @@ def write_checkpoint(session: Session, settings: Settings, downloads: Downloads)
                 for file in sorted(folder.iterdir()):
                     archive.write(file, f"{name}/{file.name}")
 
-    return (yield from aside(lambda: downloads.put(f"{name}.zip", write)))
+    return Export((yield from aside(lambda: downloads.put(f"{name}.zip", write))))
 
 
-def write_gguf_file(session: Session, settings: Settings, downloads: Downloads) -> Generator[Any, None, Path]:
-    """Slice, or find the slice in memory, and write it for llama.cpp. Raises UserError where that cannot be."""
+def write_gguf_file(session: Session, settings: Settings, downloads: Downloads) -> Generator[Any, None, Export]:
+    """Slice, or find the slice in memory, and write it for llama.cpp; its words say how much of the file is padding.
+
+    Raises UserError where that cannot be.
+    """
     model, tokenizer, made = yield from _sliced(session, settings)
     require_deci(model, tokenizer)
     yield Status("Writing for llama.cpp, float16")
 
-    def write(path: Path) -> None:
-        finish(write_gguf(model, tokenizer, path, made=made))
+    padding = 0
 
-    return (yield from aside(lambda: downloads.put(f"{checkpoint_name(settings)}.gguf", write)))
+    def write(path: Path) -> None:
+        nonlocal padding
+        padding = finish(write_gguf(model, tokenizer, path, made=made)).padding_bytes
+
+    path = yield from aside(lambda: downloads.put(f"{checkpoint_name(settings)}.gguf", write))
+    return Export(path, padding_in_words(padding))
 
 
 def _sliced(

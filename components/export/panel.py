@@ -100,12 +100,15 @@ def gguf(session: Session, downloads: Downloads, settings: Settings, request: gr
     yield from _written(session, "gguf", work, request)
 
 
-def _written(session: Session, kind: str, write: Generator[Any, None, Path], request: gr.Request) -> Iterator[Written]:
+def _written(
+    session: Session, kind: str, write: Generator[Any, None, files.Export], request: gr.Request
+) -> Iterator[Written]:
     written: list[Path] = []
 
     def work() -> Iterator[Status]:
-        written.append((yield from write))
-        yield Status(f"{written[0].name}, {written[0].stat().st_size / 1e6:.0f} MB", "ready")
+        path, words = yield from write
+        written.append(path)
+        yield Status(f"{path.name}, {path.stat().st_size / 1e6:.0f} MB{words and ', '}{words}", "ready")
 
     yield skipped(Written)._replace(file=None)  # the last one's file must not be given again
     for event in session.jobs.run(visitor_of(request), kind, work()):
@@ -169,7 +172,7 @@ def build(session: Session, first: Settings) -> ExportPanel:
             _note("Weights as safetensors, JSON and tokenizer; opens without the dense model.")
         with gr.Column(min_width=220):
             gguf = gr.Button("For llama.cpp (.gguf)", elem_id="export-gguf")
-            _note("One file with its tokenizer, in float16. Heads that became narrower are filled up with zeros.")
+            _note("One file with its tokenizer, in float16. Free shapes are filled up with zeros, Runtime's are not.")
         with gr.Column(min_width=220):
             plan = gr.Button("Plan (.json)", elem_id="export-plan")
             _note("What every layer keeps, why, and how it was measured.")

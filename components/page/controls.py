@@ -15,7 +15,7 @@ from components.session.settings import Settings
 from components.ui.labels import ESTIMATORS
 
 UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
-SLIDERS = {"sparsity": (0, 60), "cap": (60, 95)}
+SLIDERS = {"sparsity": (0, 60), "cap": (60, 100)}
 
 
 class Controls(NamedTuple):
@@ -37,6 +37,7 @@ class Controls(NamedTuple):
     bias_slider: gr.Slider
     bias_auto: gr.Checkbox
     cap: gr.Slider
+    shapes: gr.Radio
     order: gr.Radio
     iterative: gr.Checkbox
     locked: gr.Textbox
@@ -103,6 +104,14 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
     )
     bias_auto = gr.Checkbox(True, label="automatic", elem_id="bias-auto", container=False)
     cap = gr.Slider(*SLIDERS["cap"], value=first.cap, step=1, label="Cap (% of a module)", elem_id="cap", buttons=[])
+    shapes = gr.Radio(
+        [("Free", "free"), ("Runtime", "runtime")],
+        value=first.shapes,
+        label="Shapes",
+        info="Runtime: whole heads in even groups and MLP widths in 32s, which llama.cpp takes without padding. Costs "
+        "some 2 % in perplexity (default model, 30 % removed).",
+        elem_id="shapes",
+    )
     order = gr.Radio(
         [("One-shot, live", "one-shot"), ("Sequential", "sequential")],
         value=first.order,
@@ -136,6 +145,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         bias_slider=bias_slider,
         bias_auto=bias_auto,
         cap=cap,
+        shapes=shapes,
         order=order,
         iterative=iterative,
         locked=locked,

@@ -95,7 +95,8 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
 
     _show_bias(controls, refresh)
     dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
-    dragged += [controls.bias.change, controls.layer.change, controls.locked.change, refresh.change]
+    dragged += [controls.shapes.input, controls.bias.change, controls.layer.change, controls.locked.change]
+    dragged += [refresh.change]
     gr.on(dragged, **move, trigger_mode="always_last")
     released.append(gr.on(context.at_rest, **measure, trigger_mode="always_last", api_name="measure_live"))
 

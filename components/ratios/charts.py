@@ -130,7 +130,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     layout["shapes"], layout["annotations"] = shapes, headings
     return Chart(
         title=f"Why does layer {layer} give that much?",
-        note="One threshold for all layers. What lies below it goes. Grey: all layers together; blue: this layer.",
+        note=f"One threshold for all layers. {_cut(curves)} Grey: all layers together; blue: this layer.",
         data=data,
         layout=layout,
         beside=True,
@@ -140,9 +140,17 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
 
 
 def _kept(layer: LayerView, module: str) -> str:
+    if not (layer.neurons if module == "mlp" else layer.heads):
+        return "nothing: the whole module goes"
     if module == "mlp":
         return f"{layer.neurons:,} of {layer.neurons_dense:,} neurons"
     return f"{layer.heads} of {layer.heads_dense} heads, {layer.dim} of {layer.dim_dense} channels each"
+
+
+def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
+    if all(curve.one_by_one for curve in curves.values()):
+        return "What lies below it goes."
+    return "Shapes for a runtime let whole heads and blocks of 32 neurons go, those that are below it on average."
 
 
 def _floor(curve: ImportanceCurve) -> float:

@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from components.session import limits
 from components.session.settings import Settings
 from intraslice import data
-from intraslice.config import CalibrationConfig, EvaluationConfig, Order, SliceConfig, parse_lock
+from intraslice.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, parse_lock
 from intraslice.errors import UserError
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
@@ -104,10 +104,11 @@ def slice_config(settings: Settings) -> SliceConfig:
         limits.number("sparsity", settings.sparsity, 0, 80) / 100,
         limits.choice("estimator", settings.estimator, ESTIMATORS),
         None if settings.bias is None else float(limits.number("bias", settings.bias, 0.2, 2)),
-        limits.number("cap", settings.cap, 0, 95) / 100,
+        limits.number("cap", settings.cap, 0, 100) / 100,
         limits.choice("order", settings.order, get_args(Order)),
         limits.flag("iterative", settings.iterative) and settings.order == "sequential",
         locked=tuple(parse_lock(part) for part in locked.split(",") if part.strip()),
+        shapes=limits.choice("shapes", settings.shapes, get_args(Shapes)),
     )
 
 
@@ -136,6 +137,7 @@ def recipe(settings: Settings, evaluation_tokens: int) -> Recipe:
 def slice_key(settings: Settings, method: str) -> SliceKey:
     """What a sliced model depends on."""
     config, entry = slice_config(settings), METHODS.require(method)
-    if not entry.uses_estimator:  # of all other settings these know the order, at the most
-        config = SliceConfig(config.sparsity, order=config.order if entry.uses_order else "sequential")
+    if not entry.uses_estimator:  # of all other settings these know the order and the shapes, at the most
+        order = config.order if entry.uses_order else "sequential"
+        config = SliceConfig(config.sparsity, order=order, shapes=config.shapes if entry.uses_shapes else "free")
     return calibration_key(settings), config, method

@@ -29,13 +29,13 @@ class Sorted:
     layers: Sequence[Tensor]
     everyone: Tensor
 
-    def curve(self, layer: int, threshold: float | None) -> ImportanceCurve:
+    def curve(self, layer: int, threshold: float | None, one_by_one: bool = True) -> ImportanceCurve:
         """The curve of one layer beside everyone's, with the shares that lie below the threshold."""
         chosen = self.layers[layer]
         below = [0.0, 0.0]
         if threshold is not None:
             below = [int(torch.searchsorted(units, threshold)) / len(units) for units in (self.everyone, chosen)]
-        return ImportanceCurve(self.unit, _drawn(self.everyone), _drawn(chosen), threshold, *below)
+        return ImportanceCurve(self.unit, _drawn(self.everyone), _drawn(chosen), threshold, *below, one_by_one)
 
 
 def sort_importances(profile: Profile) -> dict[str, dict[ModuleKind, Sorted]]:
@@ -74,7 +74,8 @@ def importance_curves(source: Source, plan: SlicePlan, layer: int) -> dict[str, 
     """
     seen = plan.config.estimator if plan.config.estimator in source.importances else source.profile.estimators[0]
     thresholds = {"attention": plan.reasons.attention_threshold, "mlp": plan.reasons.mlp_threshold}
-    return {module: units.curve(layer, thresholds[module]) for module, units in source.importances[seen].items()}
+    free = plan.config.shapes == "free"
+    return {module: units.curve(layer, thresholds[module], free) for module, units in source.importances[seen].items()}
 
 
 def plan_view(plan: SlicePlan, source: Source, others: dict[str, SlicePlan]) -> PlanView:

@@ -27,6 +27,7 @@ class Settings(NamedTuple):
     iterative: bool = False
     locked: str = ""  # ratios given by hand: "7 attention 25, 3 mlp 0", per cent
     dtype: str = "auto"
+    shapes: str = "free"
 
 
 @dataclass(frozen=True)

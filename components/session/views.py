@@ -49,7 +49,7 @@ class ImportanceCurve:
     """Importances of all layers' units and of one layer's, descending, sampled evenly over the units.
 
     What lies below `threshold` goes; `everyone_below` and `chosen_below` are these shares, counted on all units.
-    Without a threshold the estimator did not look at importances.
+    Without a threshold the estimator did not look at importances. Units go one by one, or many together.
     """
 
     unit: str
@@ -58,6 +58,7 @@ class ImportanceCurve:
     threshold: float | None
     everyone_below: float
     chosen_below: float
+    one_by_one: bool = True
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,8 @@ def variance_chart(view: SpectraView) -> Chart:
                 "line": line,
             }
         )
-        rows.append([f"Value head {index}", str(curve.size), str(curve.enough), str(dim)])
-    rings = [_ring(curve, dim, curve.size, "attention", "") for curve in shared]
+        rows.append([f"Value head {index}", str(curve.size), str(curve.enough), str(dim) if kept_heads else "goes"])
+    rings = [_ring(curve, dim, curve.size, "attention", "") for curve in shared if kept_heads]
     wide = figure.axes_of(2)
     for place, (name, colour, dash, width) in WIDE.items():
         curve: Curve | None = getattr(curves, place)
@@ -65,22 +65,27 @@ def variance_chart(view: SpectraView) -> Chart:
             continue
         line = {"color": f"@{colour}", "width": width, "dash": dash}
         data.append({**_curve(curve, name, 1), "name": name, "line": line, **wide})
-        stays = view.neurons if place == "mlp" else view.width
+        stays, unknown = (view.neurons, "goes") if place == "mlp" else (view.width, "–")
         if stays:
             rings.append(_ring(curve, stays, 1, colour, "2"))
-        rows.append([name, str(curve.size), str(curve.enough), str(stays or "–")])
+        rows.append([name, str(curve.size), str(curve.enough), str(stays or unknown)])
     layout["hovermode"] = "closest"
     layout["xaxis"].update(title=figure.title("axes of the head"), range=[0, view.dim], dtick=_round_step(view.dim))
     layout["xaxis2"].update(title=figure.title("share of all axes"), tickformat=".0%", range=[0, 1])
     for mark in ("", "2"):
         layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.02], dtick=0.25)
     layout["yaxis"]["title"] = figure.title("variance explained")
-    layout["shapes"] = [{**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim), "x1": view.dim}, *rings]
+    layout["shapes"] = [
+        {**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim if kept_heads else 0), "x1": view.dim},
+        *rings,
+    ]
     heads = f"{len(kept_heads)} of {len(curves.heads)} heads stay,<br>{dim} of {view.dim} channels in each"
+    heads = heads if kept_heads else "the whole module goes"
     cross = (
         f"<br>cross-module: {view.width:,} of {curves.residual.size:,} axes" if view.width and curves.residual else ""
     )
-    neurons = f"{view.neurons:,} of {curves.mlp.size:,} neurons stay{cross}" if curves.mlp else "follows in a moment"
+    neurons = f"{view.neurons:,} of {curves.mlp.size:,} neurons stay" if curves.mlp else "follows in a moment"
+    neurons = (neurons if view.neurons else "the whole module goes") + cross
     layout["annotations"] = [_inside("", "Attention", heads), _inside("2", "MLP and residual stream", neurons)]
     return Chart(
         title=QUESTIONS["variance"].format(layer),

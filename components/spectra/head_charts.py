@@ -46,7 +46,7 @@ def rank_chart(view: SpectraView) -> Chart:
                 str(layer),
                 *map(str, row),
                 ", ".join(str(head) for head in range(heads) if head not in view.heads[layer]) or "none",
-                str(view.dims[layer]),
+                str(view.dims[layer] if view.heads[layer] else 0),
             ]
             for layer, row in enumerate(view.ranks)
         ],
@@ -93,11 +93,11 @@ def pair_chart(view: SpectraView) -> Chart:
     )
     still, loose = pairs.unrotated
     unrotated = f" Besides, {still} of {loose} channels that do not rotate stay." if loose else ""
-    kept = sum(pairs.kept[max(range(heads), key=lambda head: sum(pairs.kept[head]))])
+    kept = max(map(sum, pairs.kept))
+    stay = f"each key head that stays keeps {kept} of {count}" if kept else "no key head stays"
     return Chart(
         title=QUESTIONS["pairs"].format(view.layer),
-        note="Mean |query × key| of each pair. × marks cut pairs, those that the loss feels least; "
-        f"each key head that stays keeps {kept} of {count}.{unrotated}",
+        note=f"Mean |query × key| of each pair. × marks cut pairs, those that the loss feels least; {stay}.{unrotated}",
         data=data,
         layout=layout,
         columns=["Pair", "Tokens a turn", *(f"Key head {head}" for head in range(heads))],

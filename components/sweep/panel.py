@@ -70,7 +70,7 @@ def build(session: Session, first: Settings) -> SweepPanel:
     with_estimator = [method.label for method in choices.METHODS.values() if method.uses_estimator]
     gr.HTML(
         '<p class="isx-lead">Slice many times, and see what each method pays for every per cent. '
-        "Bias, cap and order are those of the controls; ratios given by hand are left out.</p>",
+        "Bias, cap, shapes and order are those of the controls; ratios given by hand are left out.</p>",
         apply_default_css=False,
     )
     with gr.Row(elem_id="sweep-choice"):

@@ -94,6 +94,18 @@ def test_the_bias_is_found_until_it_is_given(visit, snapshot_session) -> None:
     assert page.locator("#bias input[type=range]").input_value() == "1.4"
 
 
+def test_shapes_for_a_runtime_are_drawn_and_stay_in_the_link(visit, snapshot_session) -> None:
+    opened = visit()
+    page = opened.page
+    opened.moved_by(lambda: page.get_by_label("Runtime", exact=True).check())
+    assert close(opened.bars(), ratios(snapshot_session, shapes="runtime"))
+    page.wait_for_function("location.search.includes('shapes=runtime')", timeout=PATIENCE)
+    assert "blocks of 32 neurons" in page.inner_text("#importance-chart")
+    again = visit("/?shapes=runtime")
+    assert again.page.get_by_label("Runtime", exact=True).is_checked()
+    assert close(again.bars(), opened.bars())
+
+
 def test_a_lock_that_cannot_be_met_is_explained_and_the_view_stays(visit) -> None:
     opened = visit("/?sparsity=1")
     page = opened.page

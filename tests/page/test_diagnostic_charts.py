@@ -86,6 +86,19 @@ def test_heads_that_go_are_dotted_and_crossed() -> None:
     assert rank_chart(spectra_view()).rows[1][-2:] == ["1, 3", "2"]
 
 
+def test_a_module_that_goes_whole_has_no_rings() -> None:
+    gone = spectra_view(
+        heads=[(0, 1), (), (0,)], dims=[4] * 3, neurons=0, pairs=PairsView([[3.0], [0.5]], [[False]] * 2, [1.0])
+    )
+    chart = variance_chart(gone)
+    shade, *rings = chart.layout["shapes"]
+    assert (shade["x0"], shade["x1"], len(rings)) == (0, 4, 2)  # those of the residual stream
+    assert [note["text"].count("the whole module goes") for note in chart.layout["annotations"]] == [1, 1]
+    assert [row[-1] for row in chart.rows] == ["goes"] * 7 + ["150"] * 2
+    assert rank_chart(gone).rows[1][-2:] == ["0, 1, 2, 3", "0"]
+    assert "no key head stays" in pair_chart(gone).note
+
+
 def test_pairs_say_how_long_they_turn_and_which_are_cut() -> None:
     chart = pair_chart(spectra_view())
     assert chart.rows == [["0", "6", "75.0%", "50.0%, cut"], ["1", "6,283", "25.0%, cut", "50.0%"]]

@@ -105,6 +105,14 @@ def test_cut_pairs_are_struck_out(session, tiny, spectra) -> None:
     assert len(crosses["x"]) == int((~found.kept).sum()) > 0
 
 
+@pytest.mark.parametrize("known", ["measured", "kept"])
+def test_an_attention_that_goes_whole_keeps_no_pair(tiny, spectra, known) -> None:
+    settings = (tiny if known == "measured" else Settings())._replace(cap=100, locked="1 attention 100")
+    view = spectra.view(settings, 1)
+    assert view.heads[1] == ()
+    assert not any(map(any, view.pairs.kept))
+
+
 def test_a_layer_that_is_not_there_is_the_last_one(spectra, tiny) -> None:
     assert spectra.view(tiny, 29).layer == 2
 

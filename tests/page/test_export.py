@@ -8,11 +8,14 @@ import sys
 import zipfile
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tiny_page import SOMEBODY
 
 from components.export import files as exports
+from components.export import panel
 from components.export.report import Report, html
 from components.ratios.charts import ratio_chart
 from components.session.keys import recipe
@@ -37,6 +40,7 @@ SETTINGS = {
         "dtype": "bfloat16",
     },
     "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3, "dtype": "float32"},
+    "for a runtime": {"shapes": "runtime", "cap": 100, "locked": "1 mlp 100"},
 }
 
 
@@ -61,7 +65,7 @@ def finished(job: Generator) -> Any:
 
 def made(session: Session, settings: Settings, downloads: Downloads) -> Path:
     """The zip."""
-    return finished(exports.write_checkpoint(session, settings, downloads))
+    return finished(exports.write_checkpoint(session, settings, downloads)).path
 
 
 def page_text(session: Session, settings: Settings) -> str:
@@ -122,12 +126,16 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
         written.append((model, made))
         path.write_bytes(b"GGUF")
         yield
+        return SimpleNamespace(padding_bytes=len(written[1:]) * 1_500_000)
 
     monkeypatch.setattr(exports, "require_deci", lambda *_: None)
     monkeypatch.setattr(exports, "write_gguf", write)
-    path = finished(exports.write_gguf_file(session, tiny, downloads))
+    path, words = finished(exports.write_gguf_file(session, tiny, downloads))
+    assert words == "nothing is padded"
     assert path.name == f"{exports.checkpoint_name(tiny)}.gguf"
     assert written == [(finished(session.slice(tiny)), exports.plan_record(session, tiny))]
+    *_, last = panel.gguf(session, downloads, tiny, SOMEBODY)
+    assert f"{path.name}, 0 MB, 1.5 MB are padding" in last.progress
 
 
 def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:

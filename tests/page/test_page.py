@@ -40,9 +40,11 @@ def bars(chart_json: str) -> list[list[float]]:
     return [trace["y"] for trace in json.loads(chart_json)["data"] if trace["type"] == "bar"]
 
 
-@pytest.mark.parametrize("estimator", ["uniform", "fisher", "pca"])
-def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator) -> None:
-    settings = tiny._replace(sparsity=40, estimator=estimator)
+@pytest.mark.parametrize(
+    ("estimator", "shapes"), [("uniform", "free"), ("fisher", "free"), ("pca", "free"), ("pca", "runtime")]
+)
+def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator, shapes) -> None:
+    settings = tiny._replace(sparsity=40, estimator=estimator, shapes=shapes)
     chart, *_ = preview(settings, 0, SOMEBODY)
     plan = make_plan(session.calibrated(tiny).source.profile, slice_config(settings))
     attention, mlp = bars(chart)
@@ -73,7 +75,7 @@ def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_load
 
 
 def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny) -> None:
-    settings = tiny._replace(sparsity=50)
+    settings = tiny._replace(sparsity=50, shapes="runtime")
     assert session.perplexities(settings).sliced is None
     *_, last = slider.measure(session, settings, 0, SOMEBODY)
     measured = session.perplexities(settings)
@@ -82,6 +84,7 @@ def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny)
     assert measured.sliced
     assert f"{measured.sliced:.2f}" in last.readout
     assert "windows of 32" in last.perplexity
+    assert "one-shot slicing, runtime shapes" in last.perplexity
     assert "→" in last.headline
 
 
@@ -96,14 +99,13 @@ def test_the_dense_perplexity_is_measured_once_for_all_starts_of_the_page(sessio
 
 
 def test_a_slice_is_kept_by_what_its_method_looks_at(tiny) -> None:
-    sequential, fisher = tiny._replace(order="sequential"), tiny._replace(estimator="fisher")
-    for method, by_order, by_estimator in (
-        ("intraslice", True, True),
-        ("crossmodule", True, False),
-        ("magnitude", False, False),
+    others = [tiny._replace(order="sequential"), tiny._replace(estimator="fisher"), tiny._replace(shapes="runtime")]
+    for method, looked_at in (
+        ("intraslice", [True, True, True]),
+        ("crossmodule", [True, False, False]),
+        ("magnitude", [False, False, True]),
     ):
-        assert (slice_key(tiny, method) != slice_key(sequential, method)) == by_order
-        assert (slice_key(tiny, method) != slice_key(fisher, method)) == by_estimator
+        assert [slice_key(tiny, method) != slice_key(other, method) for other in others] == looked_at
 
 
 def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
@@ -135,11 +137,13 @@ def test_a_link_restores_the_page() -> None:
         "layer": "7",
         "prompt": "Hello",
         "bias": "nonsense",
+        "shapes": "runtime",
         "tab": "compare",
     }
     *values, layer, prompt, tabs, tab = link.restore(SimpleNamespace(query_params=query))
     settings = Settings(*values)
     assert (settings.sparsity, settings.estimator, settings.bias) == (45, "fisher", Settings().bias)
+    assert settings.shapes == "runtime"
     assert (layer, prompt, tabs.selected, tab) == (7, "Hello", "compare", "compare")
 
 

@@ -109,6 +109,19 @@ def test_table_says_what_the_bars_say() -> None:
     assert row == ["3", "30.0%", "5 of 9 heads, 48 of 64 channels each", "20.0%", "1,000 of 1,536 neurons"]
 
 
+def test_a_module_that_goes_whole_is_named() -> None:
+    plan = plan_view()
+    gone = replace(plan, layers=(replace(plan.layers[0], heads=0), replace(plan.layers[1], neurons=0)))
+    (_, _, attention, _, _), (_, _, _, _, mlp) = charts.ratio_chart(gone).rows
+    assert attention == mlp == "nothing: the whole module goes"
+
+
+def test_what_goes_many_together_is_not_said_to_go_one_by_one() -> None:
+    together = {module: replace(curve, one_by_one=False) for module, curve in curves().items()}
+    assert "What lies below it goes." in charts.importance_chart(curves(), 0).note
+    assert "blocks of 32 neurons" in charts.importance_chart(together, 0).note
+
+
 def test_zoom_is_kept_while_the_model_is_the_same() -> None:
     first, second = (charts.ratio_chart(plan_view(estimator=name)).layout["uirevision"] for name in ("pca", "fisher"))
     assert first == second

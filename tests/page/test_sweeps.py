@@ -37,7 +37,8 @@ def views(events: list) -> list[SweepView]:
 
 
 def test_a_sweeps_numbers_are_the_sliders(session, tiny) -> None:
-    settings = tiny._replace(bias=1.1, locked="1 mlp 5")  # what is locked belongs to one sparsity, not to a sweep
+    # What is locked belongs to one sparsity, not to a sweep.
+    settings = tiny._replace(bias=1.1, locked="1 mlp 5", shapes="runtime")
     view = views(run(session, settings, CHOICE))[-1]
     assert [(p.method, p.estimator, p.asked) for p in view.points] == [
         (method, estimator, asked)
