@@ -166,6 +166,7 @@ new IntersectionObserver(
   },
   { rootMargin: "120px" }
 ).observe(plot);
+window.addEventListener("beforeprint", drawNow); // on paper everything is in sight
 new ResizeObserver(draw).observe(plot);
 new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 

@@ -116,6 +116,16 @@ def finding(view: ShiftView) -> str:
     return ", ".join(f"{METHODS[name]} by {mean:.0%}" for name, mean in means.items())
 
 
+def protocol(view: ShiftView) -> str:
+    """What the shifts were measured on, in words."""
+    massive = f"{view.massive} massive tokens, kept apart" if view.massive else "no massive tokens"
+    measured_on = f"Snapshot: {view.snapshot}" if view.snapshot else f"Text: {view.text}."
+    return (
+        f"Both methods sliced in the {view.order} order. Medians over the ordinary ones of {view.tokens:,} held-out "
+        f"tokens in windows of {view.window} ({massive}). {measured_on}"
+    )
+
+
 def removed(view: ShiftView) -> str:
     """What each method really removed, in words."""
     shares = " and ".join(f"{METHODS[name]} removes {method.removed:.1%}" for name, method in view.methods.items())

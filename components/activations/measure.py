@@ -69,10 +69,11 @@ class ShiftViews:
     def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
         """Slice by both methods and measure each; `view` tells how far it got. Gives way to slider and tabs."""
         eyes = {"settings": settings, "tab": "activations"}
-        work = self._measure(settings)
+        work = self.measuring(settings)
         yield from self._session.jobs.run(visitor, "shift", work, urgency=Urgency.FIRST, **eyes)
 
-    def _measure(self, settings: Settings) -> Iterator[Status]:
+    def measuring(self, settings: Settings) -> Iterator[Status]:
+        """`measure` as a step of a longer job."""
         keys = {method: slice_key(settings, method) for method in NAMES}
         sliced: dict[str, PreTrainedModel] = {}
         for method, key in keys.items():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.activations.charts import QUESTIONS, finding, histogram_chart, shift_chart
+from components.activations.charts import QUESTIONS, finding, histogram_chart, protocol, shift_chart
 from components.activations.measure import ShiftViews
 from components.activations.views import ShiftView
 from components.page.context import Context
@@ -106,11 +106,5 @@ def _words(views: ShiftViews, settings: Settings, view: ShiftView | None) -> str
     if view is None:
         return f'<p class="isx-words">{escape(ahead)}</p>'
     found = f"At {view.asked:.0%} slicing moves a token's residual stream, on average over the layers: {finding(view)}."
-    massive = f"{view.massive} massive tokens, kept apart" if view.massive else "no massive tokens"
-    measured_on = f"Snapshot: {view.snapshot}" if view.snapshot else f"Text: {view.text}."
-    protocol = (
-        f"Both methods sliced in the {view.order} order. Medians over the ordinary ones of {view.tokens:,} held-out "
-        f"tokens in windows of {view.window} "
-        f"({massive}). {measured_on} {view.missing}"
-    )
-    return f'<p class="isx-words">{escape(ahead + found)}</p><p class="isx-quiet">{escape(protocol)}</p>'
+    measured_on = f"{protocol(view)} {view.missing}"
+    return f'<p class="isx-words">{escape(ahead + found)}</p><p class="isx-quiet">{escape(measured_on)}</p>'

@@ -24,11 +24,12 @@ def answer(columns: Columns, settings: Settings, question: Question, visitor: st
 
     No column waits for a model that another needs: the dense one not even for the calibration.
     """
-    work = _answering(columns, settings, question)
+    work = answering(columns, settings, question)
     yield from columns.session.jobs.run(visitor, "answer", work, urgency=Urgency.FIRST)
 
 
-def _answering(columns: Columns, settings: Settings, question: Question) -> Iterator[Status | Answers | Waiting]:
+def answering(columns: Columns, settings: Settings, question: Question) -> Iterator[Status | Answers | Waiting]:
+    """`answer` as a step of a longer job. Raises UserError for an empty prompt."""
     if not question.prompt.strip():
         raise UserError("the prompt is empty; wanted some text to answer")
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)

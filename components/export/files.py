@@ -66,8 +66,12 @@ def command_lines(session: Session, settings: Settings, prompt: str) -> str:
 
 def checkpoint_name(settings: Settings) -> str:
     """The folder in the zip: SmolLM2-135M-Instruct-sliced-30"""
-    model = "SmolLM2-135M-Instruct" if settings.model == "default" else Path(settings.model).name
-    return f"{model}-sliced-{settings.sparsity:g}"
+    return f"{model_label(settings)}-sliced-{settings.sparsity:g}"
+
+
+def model_label(settings: Settings) -> str:
+    """The model's own name, without whose it is or where it lies."""
+    return "SmolLM2-135M-Instruct" if settings.model == "default" else Path(settings.model).name
 
 
 def snippet(settings: Settings, prompt: str) -> str:

@@ -10,11 +10,15 @@ import gradio as gr
 
 from components.assets import ASSETS
 from components.export import files
+from components.export.published.html import embed, page
+from components.export.published.measure import Publisher
+from components.export.published.views import Choice
 from components.export.report import Report, html
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context
 from components.ratios.charts import importance_chart, ratio_chart
 from components.session.session import NOT_CALIBRATED, Session
 from components.session.settings import Settings, Status
+from components.session.work.aside import aside
 from components.sweep import measure as sweeps
 from components.sweep.charts import removed_chart, speed_chart
 from components.sweep.views import SweepChoice
@@ -35,6 +39,7 @@ class Shown(NamedTuple):
     about: Any
     snippet: Any
     command: Any
+    embed: Any
 
 
 class Buttons(NamedTuple):
@@ -44,6 +49,7 @@ class Buttons(NamedTuple):
     gguf: gr.Button
     plan: gr.Button
     report: gr.Button
+    page: gr.Button
 
 
 class Files(NamedTuple):
@@ -53,10 +59,11 @@ class Files(NamedTuple):
     gguf: gr.DownloadButton
     plan: gr.DownloadButton
     report: gr.DownloadButton
+    page: gr.DownloadButton
 
 
 class Written(NamedTuple):
-    """Two status lines (HTML), and the sliced model's file."""
+    """Two status lines (HTML), and the file."""
 
     status: Any
     progress: Any
@@ -79,7 +86,8 @@ def preview(session: Session, settings: Settings, prompt: str) -> Shown:
         command = files.command_lines(session, settings, prompt)
     except ValueError as problem:
         return skipped(Shown)._replace(about=formatting.problem(problem))
-    return Shown(formatting.export(plan, settings), files.snippet(settings, prompt), command)
+    line = embed(files.model_label(settings))
+    return Shown(formatting.export(plan, settings), files.snippet(settings, prompt), command, line)
 
 
 def checkpoint(session: Session, downloads: Downloads, settings: Settings, request: gr.Request) -> Iterator[Written]:
@@ -100,6 +108,23 @@ def gguf(session: Session, downloads: Downloads, settings: Settings, request: gr
     yield from _written(session, "gguf", work, request)
 
 
+def published(
+    session: Session, downloads: Downloads, publisher: Publisher, settings: Settings, request: gr.Request
+) -> Iterator[Written]:
+    """All of 0 to 60 % as one HTML file that needs no server: measures what is not measured yet, which takes minutes.
+
+    Yields two status lines (HTML), then the file.
+    """
+
+    def work() -> Generator[Any, None, files.Export]:
+        found = yield from publisher.publishing(settings, Choice())
+        yield Status("Writing the page")
+        text = yield from aside(lambda: page(found))
+        return files.Export(downloads.put(f"{found.name}.html", lambda path: path.write_text(text, encoding="utf-8")))
+
+    yield from _written(session, "page", work(), request)
+
+
 def _written(
     session: Session, kind: str, write: Generator[Any, None, files.Export], request: gr.Request
 ) -> Iterator[Written]:
@@ -108,7 +133,7 @@ def _written(
     def work() -> Iterator[Status]:
         path, words = yield from write
         written.append(path)
-        yield Status(f"{path.name}, {path.stat().st_size / 1e6:.0f} MB{words and ', '}{words}", "ready")
+        yield Status(f"{path.name}, {path.stat().st_size / 1e6:.3g} MB{words and ', '}{words}", "ready")
 
     yield skipped(Written)._replace(file=None)  # the last one's file must not be given again
     for event in session.jobs.run(visitor_of(request), kind, work()):
@@ -179,6 +204,9 @@ def build(session: Session, first: Settings) -> ExportPanel:
         with gr.Column(min_width=220):
             report = gr.Button("Report (.html)", elem_id="export-report")
             _note("This view's charts, tables and numbers as one page that opens offline.")
+        with gr.Column(min_width=220):
+            whole = gr.Button("Page without a server (.html)", elem_id="export-page")
+            _note("One file for slides and blogs, its slider live from 0 to 60 %. Measuring that takes minutes, once.")
     hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
     gr.HTML("<h3>Link to this view</h3>", apply_default_css=False)
@@ -189,9 +217,12 @@ def build(session: Session, first: Settings) -> ExportPanel:
     gr.HTML("<h3>The same from a command line</h3>", apply_default_css=False)
     _note("This page's perplexity; the folder that the zip holds; this page's greedy answer.")
     command = _copied(WORDS.format(label="The same from a command line"), "export-command")
+    gr.HTML("<h3>The page without a server inside another one</h3>", apply_default_css=False)
+    _note("Lay the file beside that page, and put this line where it should appear:")
+    line = _copied(WORDS.format(label="The line that embeds the page"), "export-embed")
     return ExportPanel(
-        shown=Shown(about, snippet, command),
-        buttons=Buttons(checkpoint, gguf, plan, report),
+        shown=Shown(about, snippet, command, line),
+        buttons=Buttons(checkpoint, gguf, plan, report, whole),
         files=hidden,
         progress=progress,
     )
@@ -214,6 +245,8 @@ def connect(panel: ExportPanel, context: Context) -> None:
 
     checkpoint_written = [*Written(context.status, panel.progress, hidden.checkpoint)]
     gguf_written = [*Written(context.status, panel.progress, hidden.gguf)]
+    page_written = [*Written(context.status, panel.progress, hidden.page)]
+    publishing = flat(published, session, downloads, Publisher(session))
     with_view = [*settings, controls.layer, context.prompt, *context.panels["sweep"].choice]
     ends = {
         hidden.checkpoint: buttons.checkpoint.click(
@@ -222,6 +255,7 @@ def connect(panel: ExportPanel, context: Context) -> None:
         hidden.gguf: buttons.gguf.click(
             flat(gguf, session, downloads), settings, gguf_written, api_name="gguf", **HEAVY
         ),
+        hidden.page: buttons.page.click(publishing, settings, page_written, api_name="publish", **HEAVY),
         hidden.plan: buttons.plan.click(
             flat(plan, session, downloads), settings, hidden.plan, api_name="plan", **CHEAP
         ),

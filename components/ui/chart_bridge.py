@@ -16,7 +16,7 @@ from components.assets import ASSETS
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
-_TEMPLATE = """
+TEMPLATE = """
 <figure class="isx-chart">
   <figcaption><h3 class="isx-title"></h3><p class="isx-note"></p></figcaption>
   <div class="isx-plot" role="application" tabindex="-1" style="height:{height}px"></div>
@@ -40,7 +40,7 @@ def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = Fal
     """A chart component, its table open if `table`. Its value is `Chart.to_json()`, its event `select` has `layer`."""
     return gr.HTML(
         value=first,
-        html_template=_TEMPLATE.format(height=height, table=" open" if table else ""),
+        html_template=TEMPLATE.format(height=height, table=" open" if table else ""),
         js_on_load=(ASSETS / "chart.js").read_text(encoding="utf-8"),
         elem_id=elem_id,
         elem_classes="isx-card",

@@ -44,22 +44,23 @@ class Chart:
         """The words under the title, without the hint where a click does nothing."""
         return " ".join(filter(None, (self.note, self.hint if clickable else "", self.protocol)))
 
-    def to_json(self) -> str:
+    def plain(self) -> Json:
         """The chart as the browser's side of the bridge reads it (`assets/chart.js`)."""
-        return json.dumps(
-            {
-                "title": self.title,
-                "note": self.caption(),
-                "data": self.data,
-                "layout": self.layout,
-                "table": {"columns": list(self.columns), "rows": [list(row) for row in self.rows]},
-                "layers": self.layers,
-                "selected": self.selected,
-                "beside": self.beside,
-                "picks": list(self.picks),
-            },
-            separators=(",", ":"),
-        )
+        return {
+            "title": self.title,
+            "note": self.caption(),
+            "data": self.data,
+            "layout": self.layout,
+            "table": {"columns": list(self.columns), "rows": [list(row) for row in self.rows]},
+            "layers": self.layers,
+            "selected": self.selected,
+            "beside": self.beside,
+            "picks": list(self.picks),
+        }
+
+    def to_json(self) -> str:
+        """`plain` as one string."""
+        return json.dumps(self.plain(), separators=(",", ":"))
 
 
 def rounded(value: float) -> float:

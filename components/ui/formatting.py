@@ -104,13 +104,17 @@ def status(event: Status) -> str:
     bar = (
         "" if share is None or event.kind != "busy" else f'<progress value="{share:.3f}" max="1">{share:.0%}</progress>'
     )
-    count = f" {event.done} of {event.total}" if event.total and event.kind == "busy" else ""
-    left = (
-        f", about {seconds(event.seconds_left)} left" if event.seconds_left is not None and event.kind == "busy" else ""
-    )
     role = "alert" if event.kind == "error" else "status"
-    words = f"{escape(event.text)}{count}{left}"
-    return f'<p class="isx-status isx-{event.kind}" role="{role}"><span>{words}</span>{bar}</p>'
+    return f'<p class="isx-status isx-{event.kind}" role="{role}"><span>{escape(status_words(event))}</span>{bar}</p>'
+
+
+def status_words(event: Status) -> str:
+    """What the page is doing, how far it is and how long it will take (no HTML)."""
+    if event.kind != "busy":
+        return event.text
+    count = f" {event.done} of {event.total}" if event.total else ""
+    left = "" if event.seconds_left is None else f", about {seconds(event.seconds_left)} left"
+    return f"{event.text}{count}{left}"
 
 
 def problem(error: Exception) -> str:

@@ -51,6 +51,21 @@ def require_free(folder: Path) -> None:
         raise UserError(f"{folder} exists and is not empty; name a new folder, or remove that one first")
 
 
+def require_new_file(file: str | Path, suffix: str) -> Path:
+    """The path, to be written later. Raises UserError, before any work, where that cannot be or something is there."""
+    file = Path(file).expanduser()
+    if file.suffix != suffix:
+        raise UserError(f"{file} is no name for such a file; wanted one that ends in {suffix}")
+    if file.exists():
+        raise UserError(f"{file} exists; name a new file, or remove that one first")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {file.parent} ({error.strerror or error}); name another folder") from error
+    return file
+
+
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, made: dict[str, Any]) -> None:
     """Write a sliced model. `made` (source, plan, protocol ...) is kept as it is, so it must be JSON.
 

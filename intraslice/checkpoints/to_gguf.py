@@ -16,6 +16,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.gguf_tensors import BLOCK, INSTEAD, deci_tensors, shared_heads
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
 from intraslice.errors import UserError
@@ -59,21 +60,6 @@ def padding_in_words(count: int) -> str:
     return f"{count / 1e6:.3g} MB are padding" if count else "nothing is padded"
 
 
-def require_new_file(file: str | Path) -> Path:
-    """The path, to be written later. Raises UserError, before any work, where that cannot be or something is there."""
-    file = Path(file).expanduser()
-    if file.suffix != ".gguf":
-        raise UserError(f"{file} is no name for a GGUF file; wanted one that ends in .gguf")
-    if file.exists():
-        raise UserError(f"{file} exists; name a new file, or remove that one first")
-    try:
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {file.parent} ({error.strerror or error}); name another folder") from error
-    return file
-
-
 def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GGUFTokenizer:
     """The tokenizer as it goes into the file.
 
@@ -108,7 +94,7 @@ def write_gguf(
     it. Raises UserError for what `require_new_file` and `require_deci` refuse, for values that float16 does not hold,
     and where there is no room.
     """
-    file = require_new_file(file)
+    file = require_new_file(file, ".gguf")
     vocabulary = require_deci(model, tokenizer)
     sizes = _sizes(model, gguf_type)
     needed, free = sum(map(sizes.bytes, sizes.shapes)), shutil.disk_usage(file.parent).free

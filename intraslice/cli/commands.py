@@ -8,14 +8,9 @@ import torch
 
 from intraslice import checkpoints
 from intraslice.checkpoints.auto_class import IntraSliceConfig
+from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.model_card import model_card
-from intraslice.checkpoints.to_gguf import (
-    NO_CROSS_MODULE,
-    padding_in_words,
-    require_deci,
-    require_new_file,
-    write_gguf,
-)
+from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_in_words, require_deci, write_gguf
 from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.run import Answer, Run, peak_memory, show
 from intraslice.distributed.sharing import speaks
@@ -121,7 +116,7 @@ def _require_places(run: Run) -> None:
     if out is not None:
         checkpoints.require_free(out)
     if file is not None:
-        require_new_file(file)
+        require_new_file(file, ".gguf")
         if run.recipe.method == "crossmodule":
             raise UserError(NO_CROSS_MODULE)
 
@@ -132,7 +127,7 @@ def export(run: Run) -> Answer:
     if file is None and folder is None:
         raise UserError("nothing to write; wanted --gguf FILE, --vllm FOLDER, or both")
     if file is not None:
-        require_new_file(file)
+        require_new_file(file, ".gguf")
     if folder is not None:
         checkpoints.require_free(folder)
     loaded = run.load()

@@ -10,6 +10,7 @@ import intraslice
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
 from intraslice.cli import analyses, commands, tasks
 from intraslice.cli.benchmark import benchmark
+from intraslice.cli.extensions import extensions
 from intraslice.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
@@ -128,4 +129,6 @@ def parser() -> argparse.ArgumentParser:
     measured.set_defaults(sequences=4, threads=1)  # scaled to the usual number; threads that wait take CPU time
     precisions = get_args(Precision)
     measured.add_argument("--dtypes", nargs="+", default=precisions, choices=precisions, help="beside that of --dtype")
+    for name, module in extensions().items():
+        module.add_options(command(name, module.run, module.__doc__.partition("\n")[0].rstrip(".")))
     return whole

@@ -1,0 +1,134 @@
+"""The published file itself: one page of HTML with its numbers, its script and plotly.js inside. Pure."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from string import Template
+from typing import Any
+
+from components.activations.charts import protocol as shift_protocol
+from components.assets import ASSETS
+from components.compare.html import answer
+from components.compare.views import COLUMNS
+from components.export.published import charts
+from components.export.published.pack import packed
+from components.export.published.views import Published, Step
+from components.session.views import Reading
+from components.ui import formatting
+from components.ui.chart_bridge import PLOTLY, TEMPLATE
+from components.ui.labels import ESTIMATORS
+from components.ui.palette import css_variables
+
+MOST = 8_000_000  # bytes: more is no page for a blog
+HEIGHTS = {"ratios": 400, "spectra": 400, "shift": 540, "sweep": 440}
+
+
+def embed(name: str) -> str:
+    """The line that puts the file into another page."""
+    name = escape(name)
+    return f'<iframe src="{name}.html" title="What slicing {name} costs" width="100%" height="900"></iframe>'
+
+
+def page(published: Published) -> str:
+    """The whole file. Raises ValueError for more than `MOST` bytes."""
+    first, dense = published.steps[published.first], published.steps[0].perplexities
+    content = {
+        "first": published.first,
+        "steps": [_numbers(step) for step in published.steps],
+        "charts": _charts(published),
+    }
+    text = Template(_asset("page.html")).substitute(
+        name=escape(published.name),
+        style=css_variables() + (ASSETS / "page.css").read_text(encoding="utf-8") + _asset("page.css"),
+        plotly=PLOTLY.read_text(encoding="utf-8"),
+        chart=(ASSETS / "chart.js").read_text(encoding="utf-8"),
+        script=_asset("page.js"),
+        content=packed(content),
+        last=len(published.steps) - 1,
+        first=published.first,
+        headline=formatting.headline(first.plan, first.perplexities),
+        parameters=formatting.millions(first.plan.parameters_dense),
+        dense="unknown" if dense.dense is None else f"{dense.dense:.1f}",
+        ends=f"{published.choice.percents[0]:g} to {published.choice.percents[-1]:g} %",
+        layers=_options(f"Layer {layer}" for layer in range(len(first.plan.layers))),
+        prompts=_options(published.choice.prompts),
+        protocol=_protocol(published),
+        command=escape(published.command),
+        **{f"{place}_chart": TEMPLATE.format(height=height, table="") for place, height in HEIGHTS.items()},
+    )
+    if (size := len(text.encode())) > MOST:
+        raise ValueError(f"the page has {size / 1e6:.1f} MB; wanted at most {MOST / 1e6:.0f}; ask for fewer steps")
+    return text
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / "published" / name).read_text(encoding="utf-8")
+
+
+def _charts(published: Published) -> dict[str, list[Any]]:
+    """By place and step; the spectra by step and layer."""
+    tops = charts.shift_tops(published.steps)
+    by_step = [charts.charts(published, step, tops) for step in published.steps]
+    found: dict[str, list[Any]] = {place: [step[place].plain() for step in by_step] for place in by_step[0]}
+    found["spectra"] = [[chart.plain() for chart in charts.spectra(step)] for step in published.steps]
+    return found
+
+
+def _numbers(step: Step) -> dict[str, Any]:
+    """What a step shows beside its charts (HTML); the answers by prompt."""
+    return {
+        "percent": step.percent,
+        "headline": formatting.headline(step.plan, step.perplexities),
+        "removed": formatting.removed(step.plan),
+        "said": f"{step.percent:g} %, perplexity {_reading(step.perplexities.sliced_reading)}",
+        "table": _table(step),
+        "answers": ["".join(answer(name, given[name], step.percent) for name in COLUMNS) for given in step.answers],
+    }
+
+
+def _table(step: Step) -> str:
+    """What each model has and how good it is."""
+    measured = step.perplexities
+    readings = {
+        "dense": (measured.dense_reading, None),
+        "intraslice": (measured.sliced_reading, measured.ratio),
+        "crossmodule": (step.cross, step.cross_ratio),
+    }
+    costs = [step.costs.columns.get(name) for name in COLUMNS]
+    rows = [
+        ("Parameters", *(formatting.millions(cost.parameters) if cost else "–" for cost in costs)),
+        ("of the layers removed", *(f"{cost.removed:.1%}" if cost else "–" for cost in costs)),
+        ("KV cache a token", *(formatting.size(cost.kv) if cost else "–" for cost in costs)),
+        ("Perplexity", *(_reading(readings[name][0]) for name in COLUMNS)),
+        ("times the dense one", "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
+    ]
+    problems = "".join(f'<p class="isx-quiet">{escape(problem)}</p>' for problem in step.costs.problems.values())
+    return formatting.table(list(COLUMNS.values()), rows) + problems
+
+
+def _reading(reading: Reading | None) -> str:
+    """A number with its standard error."""
+    if reading is None:
+        return "–"
+    known = reading.error is not None and math.isfinite(reading.error)
+    return f"{reading.value:.2f}" + (f" ± {reading.error:.2f}" if known else "")
+
+
+def _protocol(published: Published) -> str:
+    """How everything was measured, a line each."""
+    shift = next((step.shift for step in published.steps if step.shift), None)
+    first = published.steps[0]
+    lines = {
+        "Model": f"{published.source}.",
+        "Perplexity": f"{published.protocol} ± is one standard error.",
+        "Ratios": f"Estimator: {ESTIMATORS[first.plan.estimator]}; no module gives more than "
+        f"{first.plan.cap:.0%}. Ratios and spectra come from the same calibration.",
+        "Activations": shift_protocol(shift) if shift else "Not measured.",
+        "Answers": f"At every place the likeliest token, at most {published.choice.tokens}; one prompt says little.",
+    }
+    return "".join(f"<dt>{name}</dt><dd>{escape(words)}</dd>" for name, words in lines.items())
+
+
+def _options(names: Any) -> str:
+    return "".join(f'<option value="{index}">{escape(name)}</option>' for index, name in enumerate(names))

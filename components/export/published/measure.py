@@ -1,0 +1,222 @@
+"""Measures what a published page shows, step by step of its slider, as a job of the page or for the command line."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from components.activations.measure import ShiftViews
+from components.compare.answers import answering
+from components.compare.models import Columns
+from components.compare.views import Answer, Question
+from components.export import files
+from components.export.published.views import PROMPTS, Choice, Published, Step
+from components.session import limits
+from components.session.caches import BoundedCache
+from components.session.keys import SliceKey, recipe, slice_config, slice_key
+from components.session.session import Calibrated, Session
+from components.session.settings import Settings, Status
+from components.session.views import Reading
+from components.session.work.scheduler import PAUSE, Urgency, Waiting
+from components.spectra.measure import SpectraViews
+from components.sweep.views import SweepPoint, SweepView
+from components.ui import formatting
+from intraslice.errors import NumericalError, UserError
+from intraslice.evaluation.perplexity import Losses
+from intraslice.reporting import Recipe
+
+__all__ = ["PROMPTS", "Choice", "Publisher", "recipe", "settings_of", "to_the_end"]
+
+MOST_STEPS, MOST_PROMPTS = 61, 8
+
+
+class Publisher:
+    """Measures the steps of published pages, and keeps them: one that was stopped goes on where it was."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._spectra, self._shifts, self._columns = SpectraViews(session), ShiftViews(session), Columns(session)
+        self._steps: BoundedCache[tuple[SliceKey, Choice], Step] = BoundedCache(100, seconds=30)
+
+    def publishing(self, settings: Settings, choice: Choice) -> Generator[Any, None, Published]:
+        """Everything on a published page that opens at these settings; ratios given by hand are left out.
+
+        A job's steps. Raises UserError, before any work, for a choice or for settings out of range.
+        """
+        settings, choice = settings._replace(locked=""), _checked(choice)
+        at = [settings._replace(sparsity=percent) for percent in choice.percents]
+        for setting in at:
+            slice_config(setting)
+        yield Urgency.BACKGROUND
+        calibrated = yield from self._session.calibrations.making(settings)
+        for setting in at:  # what cannot be reached is told now, not after minutes
+            self._session.slice_plan(setting)
+            yield PAUSE
+        for layer in range(len(calibrated.stats.layers)):
+            self._spectra.complete(settings, layer)
+            yield PAUSE
+        steps, start = [], time.monotonic()
+        for done, setting in enumerate(at):
+            left = (time.monotonic() - start) / done * (len(at) - done) if done else None
+            status = Status(f"Page: {setting.sparsity:g} % removed; steps", "busy", done, len(at), left)
+            yield status
+            steps.append((yield from _telling(status, self._step(setting, choice))))
+        told = _without_folders(settings)
+        source = calibrated.loaded.source.replace(settings.model, told.model)
+        distances = [abs(percent - settings.sparsity) for percent in choice.percents]
+        return Published(
+            name=files.model_label(settings),
+            source=f"{source}, {calibrated.loaded.model.dtype}".replace("torch.", ""),
+            choice=choice,
+            first=distances.index(min(distances)),
+            steps=tuple(steps),
+            sweep=_sweep(settings, steps),
+            command=command(self._session, told, choice),
+        )
+
+    def _step(self, settings: Settings, choice: Choice) -> Generator[Any, None, Step]:
+        key = slice_key(settings, "intraslice"), choice._replace(percents=())
+        if (kept := self._steps.get(key)) is not None:
+            return kept
+        session = self._session
+        calibrated = session.calibrated(settings)
+        dense = yield from session.readings.losses(settings, "dense", calibrated)
+        if settings.sparsity:
+            yield from session.readings.losses(settings, "intraslice", calibrated)
+        cross = yield from self._cross(settings, calibrated)
+        shift = None
+        if settings.sparsity:
+            yield from self._shifts.measuring(settings)
+            shift = self._shifts.view(settings, "publisher")
+        answers = []
+        for prompt in choice.prompts:
+            answers.append((yield from self._answers(settings, Question(prompt, choice.tokens))))
+        spectra = []
+        for layer in range(len(calibrated.stats.layers)):
+            spectra.append(self._spectra.view(settings, layer))
+            yield PAUSE
+        step = Step(
+            percent=settings.sparsity,
+            plan=session.plan(settings),
+            perplexities=session.perplexities(settings),
+            costs=self._columns.known(settings),
+            cross=cross and Reading(*cross.perplexity(), cross.done, cross.total),
+            cross_ratio=cross and Reading(*cross.ratio(dense), cross.done, cross.total),
+            spectra=tuple(spectra),
+            shift=shift,
+            answers=tuple(answers),
+        )
+        return self._steps.put(key, step)
+
+    def _cross(self, settings: Settings, calibrated: Calibrated) -> Generator[Any, None, Losses | None]:
+        """The cross-module model's losses, None where it cannot remove as much: the costs say so in words."""
+        try:
+            yield from self._columns.model(settings, "crossmodule")
+        except (UserError, NumericalError):
+            return None
+        method = "crossmodule" if settings.sparsity else "dense"
+        return (yield from self._session.readings.losses(settings, method, calibrated))
+
+    def _answers(self, settings: Settings, question: Question) -> Generator[Any, None, Mapping[str, Answer]]:
+        last: Mapping[str, Answer] = {}
+        for event in answering(self._columns, settings, question):
+            if isinstance(event, Mapping):
+                last = event
+                yield PAUSE
+            else:
+                yield event
+        return last
+
+
+def _checked(choice: Choice) -> Choice:
+    """The choice with its steps in order, each once. Raises UserError for what is none."""
+    percents = sorted({float(limits.number("sparsity", percent, 0, 80)) for percent in choice.percents})
+    if not 2 <= len(percents) <= MOST_STEPS:
+        raise UserError(f"the slider has {len(percents)} steps; wanted 2 to {MOST_STEPS}")
+    if not 1 <= len(choice.prompts) <= MOST_PROMPTS:
+        raise UserError(f"{len(choice.prompts)} prompts are asked for; wanted 1 to {MOST_PROMPTS}")
+    for prompt in choice.prompts:
+        if not limits.words("the prompt", prompt, limits.PROMPT.value).strip():
+            raise UserError("a prompt is empty; wanted some text to answer")
+    tokens = limits.whole("tokens", choice.tokens, 1, limits.NEW_TOKENS.value)
+    return Choice(tuple(percents), tuple(choice.prompts), tokens)
+
+
+def _without_folders(settings: Settings) -> Settings:
+    """With what lies on this machine by its name alone: the file goes out into the world."""
+    model, text = (Path(name).name if Path(name).exists() else name for name in (settings.model, settings.text))
+    return settings._replace(model=model, text=text)
+
+
+def _telling(status: Status, work: Generator[Any, None, Step]) -> Generator[Any, None, Step]:
+    """A step, which tells that it goes on instead of what it does in detail."""
+    while True:
+        try:
+            event = next(work)
+        except StopIteration as end:
+            return end.value
+        yield event if isinstance(event, Waiting) else status
+
+
+def _sweep(settings: Settings, steps: list[Step]) -> SweepView:
+    points = []
+    for step in steps:
+        if step.percent == 0:
+            continue
+        for method, estimator in (("intraslice", settings.estimator), ("crossmodule", "")):
+            asked, cost = step.percent / 100, step.costs.columns.get(method)
+            numbers = (cost.removed, cost.parameters, cost.perplexity) if cost else (None, None, None)
+            note = step.costs.problems.get(method, "")
+            points.append(SweepPoint(method, estimator, asked, *numbers, note=note))
+    points.sort(key=lambda point: point.method != "intraslice")
+    measured = steps[0].perplexities
+    return SweepView(measured.dense, tuple(points), len(points), measured.protocol)
+
+
+def command(session: Session, settings: Settings, choice: Choice) -> str:
+    """The line for a shell that measures the same and writes the file."""
+    words = ["--out", f"{files.model_label(settings)}.html"]
+    if tuple(choice.percents) != Choice().percents:
+        words += ["--sparsities", *(f"{percent / 100:g}" for percent in choice.percents)]
+    if tuple(choice.prompts) != PROMPTS:
+        words += ["--prompts", *choice.prompts]
+    return shlex.join(["python", "-m", "intraslice", *files.command_words(session, settings, "publish", *words)])
+
+
+def settings_of(wanted: Recipe) -> Settings:
+    """The page's controls as a recipe has them; `recipe` says what they mean."""
+    slicing, calibration = wanted.slicing, wanted.calibration
+    return Settings(
+        model=wanted.model,
+        text=calibration.text,
+        sequences=calibration.sequences,
+        length=calibration.length,
+        seed=calibration.seed,
+        sparsity=round(100 * slicing.sparsity, 9),
+        estimator=slicing.estimator,
+        bias=slicing.bias,
+        cap=round(100 * slicing.cap, 9),
+        order=slicing.order,
+        iterative=slicing.iterative,
+        dtype=wanted.dtype,
+    )
+
+
+def to_the_end(session: Session, settings: Settings, choice: Choice, tell: Callable[[str], object]) -> Published:
+    """Measure everything now, and tell how far it got. Raises UserError for whatever goes wrong."""
+    results, told = [], ""
+
+    def work() -> Iterator[Status]:
+        results.append((yield from Publisher(session).publishing(settings, choice)))
+
+    for event in session.jobs.run("command line", "publish", work()):
+        line = formatting.status_words(event)
+        if event.kind == "error":
+            raise UserError(line)
+        if line != told:
+            tell(line)
+        told = line
+    return results[0]

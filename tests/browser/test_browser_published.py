@@ -1,0 +1,130 @@
+"""A published page in a real browser, from the disk, without a network: nothing is asked for, the slider moves all."""
+
+from pathlib import Path
+
+import pytest
+from browsing import CHROMIUM, PATIENCE
+
+from components.export.published import html, measure
+from components.export.published.views import Choice
+from intraslice.__main__ import main
+from intraslice.progress import finish
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
+]
+CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 w8"), 6)
+BARS = "document.querySelector('#ratios .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
+MARK = "document.querySelector('#sweep .isx-plot').layout.shapes.at(-1).x0"
+
+
+@pytest.fixture(scope="module")
+def published(session, tiny):
+    return finish(measure.Publisher(session).publishing(tiny, CHOICE))
+
+
+@pytest.fixture(scope="module")
+def file(published, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("published") / "tiny.html"
+    path.write_text(html.page(published), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def opened(chromium, file):
+    """Opens a file offline; at the end nothing else was asked for, and nothing went wrong."""
+    contexts, asked, faults = [], [], []
+
+    def open_page(address: str = "", width: int = 1440, **options):
+        context = chromium.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url.partition("#")[0]))
+        page.on("console", lambda message: message.type == "error" and faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(address or file.as_uri(), timeout=PATIENCE)
+        page.wait_for_selector("#ratios .main-svg", timeout=PATIENCE)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert faults == []
+    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {file.as_uri()}
+
+
+def close(first: list[list[float]], second: list[list[float]]) -> bool:
+    return all(a == pytest.approx(b, rel=1e-4, abs=1e-6) for a, b in zip(first, second, strict=True))
+
+
+def ratios(step) -> list[list[float]]:
+    return [[getattr(layer, module) for layer in step.plan.layers] for module in ("attention", "mlp")]
+
+
+def test_the_slider_moves_everything_by_keyboard(opened, published) -> None:
+    page = opened()
+    assert close(page.evaluate(BARS), ratios(published.steps[1]))
+    before = {part: page.inner_text(part) for part in ("#headline", "#numbers", "#answers", "#removed")}
+    page.focus("#share")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"{MARK} > 0.5", timeout=PATIENCE)
+    assert close(page.evaluate(BARS), ratios(published.steps[2]))
+    assert all(page.inner_text(part) != words for part, words in before.items())
+    assert page.get_attribute("#share", "aria-valuetext").startswith("60 %, perplexity")
+    assert f"{published.steps[2].perplexities.sliced:.1f}" in page.inner_text("#headline")
+    page.keyboard.press("Home")
+    assert "Nothing is removed" in page.inner_text("#headline")
+
+
+def test_layers_prompts_and_points_are_chosen(opened, published) -> None:
+    page = opened()
+    page.select_option("#layer", "2")
+    assert "layer 2" in page.inner_text("#spectra .isx-title")
+    page.focus("#ratios .isx-plot")
+    page.keyboard.press("ArrowLeft")
+    assert "layer 1" in page.inner_text("#spectra .isx-title")
+    assert page.input_value("#layer") == "1"
+    page.select_option("#prompt", "1")
+    assert published.steps[1].answers[1]["dense"].text in page.inner_text("#answers")
+    page.click("#sweep .isx-twin summary")
+    page.click("#sweep .isx-pick >> nth=1")
+    assert page.input_value("#share") == "2"
+
+
+def test_the_address_chooses_where_it_opens(opened, file) -> None:
+    page = opened(f"{file.as_uri()}#58")
+    assert page.inner_text("#percent") == "60 %"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_small_screen_and_the_readers_lights(opened, scheme) -> None:
+    page = opened(width=390, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    colour = page.evaluate("document.querySelector('#ratios .isx-plot').data[0].marker.color")
+    assert colour == {"light": "#1a7ab8", "dark": "#9bd0f2"}[scheme]
+
+
+def test_on_paper_everything_is_drawn_in_ink(opened) -> None:
+    page = opened(color_scheme="dark")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    widths = page.evaluate("[...document.querySelectorAll('.isx-plot .main-svg:first-child')].map(s => s.clientWidth)")
+    assert len(widths) == 4
+    assert max(widths) <= 700
+    assert page.evaluate("document.querySelector('#sweep .isx-plot').layout.font.color") == "#1b1f24"
+
+
+@pytest.mark.slow
+def test_the_default_models_file(chromium, tmp_path, capsys) -> None:
+    file = tmp_path / "real.html"
+    assert main(["publish", "--out", str(file), "--sparsities", "0", "0.3", "--eval-tokens", "2560"]) == 0
+    assert 4_000_000 < file.stat().st_size < html.MOST
+    page = chromium.new_page()
+    page.goto(file.as_uri())
+    page.wait_for_selector("#ratios .main-svg", timeout=PATIENCE)
+    assert "SmolLM2" in page.inner_text("h1")
+    assert len(page.evaluate(BARS)[0]) == 30
+    page.focus("#share")
+    page.keyboard.press("Home")
+    page.wait_for_function(f"{BARS}.flat().every(y => y === 0)", timeout=PATIENCE)
+    page.close()

@@ -1,0 +1,220 @@
+"""A published page holds what was measured, in one file that asks for nothing, or it is not written at all."""
+
+import base64
+import gzip
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tiny_page import SOMEBODY
+
+from components.export import panel
+from components.export.published import charts, html, measure
+from components.export.published.pack import packed
+from components.export.published.views import Choice, Published
+from components.session.keys import recipe
+from components.session.settings import Settings
+from components.ui.downloads import Downloads
+from intraslice.__main__ import main
+from intraslice.cli.parser import parser
+from intraslice.cli.run import recipe_of
+from intraslice.errors import UserError
+from intraslice.evaluation.generation import generate_text
+from intraslice.progress import finish
+
+CHOICE = Choice((0, 20, 60), ("w10 w20 w30", "w7 <b>"), 6)
+
+
+def unpacked(text: str) -> object:
+    """As `page.js` does it."""
+    content = json.loads(gzip.decompress(base64.b64decode(text)))
+    known: list[object] = []
+
+    def full(node: object) -> object:
+        if isinstance(node, list):
+            return [full(item) for item in node]
+        if isinstance(node, dict):
+            return known[node["$"]] if "$" in node else {key: full(item) for key, item in node.items()}
+        return node
+
+    for part in content["parts"]:
+        known.append(full(part))
+    return full(content["whole"])
+
+
+@pytest.fixture(scope="module")
+def published(session, tiny) -> Published:
+    return finish(measure.Publisher(session).publishing(tiny, CHOICE))
+
+
+@pytest.fixture(scope="module")
+def text(published) -> str:
+    return html.page(published)
+
+
+@pytest.fixture(scope="module")
+def content(text) -> dict:
+    return unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', text, re.S)[1])
+
+
+def test_equal_parts_are_packed_once_and_come_back() -> None:
+    curve = [round(math.sin(step), 6) for step in range(400)]
+    content = {"charts": [{"curve": curve, "at": step} for step in range(50)], "words": "short", "none": None}
+    assert unpacked(packed(content)) == content
+    assert len(packed(content)) < 1.5 * len(packed({"charts": [{"curve": curve, "at": 0}]}))
+    with pytest.raises(ValueError, match="JSON"):
+        packed([math.nan])
+
+
+def test_every_step_says_what_the_session_measured(session, tiny, published, content) -> None:
+    assert [step["percent"] for step in content["steps"]] == [0, 20, 60]
+    assert content["first"] == 1  # the nearest to the 30 % that the page is set to
+    for index, percent in enumerate(CHOICE.percents):
+        setting = tiny._replace(sparsity=percent)
+        plan, measured = session.plan(setting), session.perplexities(setting)
+        bars = [trace["y"] for trace in content["charts"]["ratios"][index]["data"] if trace["type"] == "bar"]
+        for shown, module in zip(bars, ("attention", "mlp"), strict=True):
+            assert shown == pytest.approx([getattr(layer, module) for layer in plan.layers], rel=1e-4, abs=1e-6)
+        table = content["steps"][index]["table"]
+        sliced, cross = measured.sliced_reading, published.steps[index].cross
+        for value, error in ((sliced.value, sliced.error), (cross.value, cross.error)):
+            assert f"{value:.2f} ± {error:.2f}" in table
+        shapes = content["charts"]["sweep"][index]["layout"]["shapes"]
+        assert shapes[-1]["x0"] == pytest.approx(plan.removed, rel=1e-4)
+
+
+def test_answers_are_the_models_own_and_escaped(session, tiny, published, content) -> None:
+    setting = tiny._replace(sparsity=60)
+    models = {"intraslice": finish(session.slice(setting)), "dense": session.calibrated(tiny).loaded.model}
+    for name, model in models.items():
+        words = "".join(generate_text(model, session.calibrated(tiny).loaded.tokenizer, CHOICE.prompts[0], 6))
+        assert published.steps[-1].answers[0][name].text == words
+    assert len(content["steps"][-1]["answers"]) == 2
+
+
+def test_spectra_have_a_chart_a_layer_and_the_marks_move(content) -> None:
+    spectra = content["charts"]["spectra"]
+    assert [len(step) for step in spectra] == [3, 3, 3]
+    curves = [[trace["y"] for trace in step[1]["data"]] for step in spectra]
+    rings = [step[1]["layout"]["shapes"] for step in spectra]
+    assert curves[0] == curves[1] == curves[2]
+    assert rings[1] != rings[2]
+
+
+def test_axes_of_the_shift_have_room_for_every_step(published, content) -> None:
+    drawn = content["charts"]["shift"]
+    assert "Nothing is removed" in json.dumps(drawn[0])
+    ends = [[chart["layout"][axis]["range"] for axis in ("yaxis", "yaxis2", "yaxis3")] for chart in drawn[1:]]
+    assert ends[0] == ends[1]
+    for axis, (low, high) in zip(("y", "y2", "y3"), ends[0], strict=True):
+        traces = [trace for chart in drawn[1:] for trace in chart["data"] if trace["yaxis"] == axis]
+        values = [value for trace in traces if "massive" not in trace["name"] for value in trace["y"]]
+        assert low <= min(values) <= max(values) <= high
+    assert charts.shift_tops(published.steps[:1]) == [1.05, -0.05, 1.05]
+
+
+def test_the_file_asks_for_nothing_and_tells_no_folder(text, tiny) -> None:
+    own = re.sub(r"<script>/\*.*?</script>", "", text, flags=re.S)  # without plotly.js
+    assert len(own) < len(text) / 2
+    assert "default-src 'none'" in own
+    assert not re.search(r"\bsrc=|@import|url\(|fetch\(|XMLHttpRequest", own)
+    assert not re.search(r"""href="(?!data:,|https://arxiv\.org/abs/)""", own)
+    assert len(text.encode()) < html.MOST
+    assert "w7 &lt;b&gt;" in own
+    assert str(Path(tiny.model).parent) not in own
+    assert re.search(r"Perplexity on 256 tokens.*Calibrated on 8 x 32", own)
+
+
+def test_a_file_past_its_bound_is_refused(published, monkeypatch) -> None:
+    monkeypatch.setattr(html, "MOST", 1000)
+    with pytest.raises(ValueError, match="fewer steps"):
+        html.page(published)
+
+
+def test_the_command_in_the_file_makes_the_same(session, tiny, published) -> None:
+    line = measure.command(session, tiny, published.choice)
+    python, minus_m, module, *words = shlex.split(line)
+    assert (python, minus_m, module) == ("python", "-m", "intraslice")
+    a = parser().parse_args(words)
+    assert recipe_of(a) == recipe(tiny, session.evaluation_tokens)
+    assert measure.settings_of(recipe_of(a))._replace(dtype="auto") == tiny
+    assert (a.sparsities, tuple(a.prompts)) == ([0, 0.2, 0.6], CHOICE.prompts)
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (CHOICE._replace(percents=(30,)), "1 steps"),
+        (CHOICE._replace(percents=(0, 90)), "sparsity is 90"),
+        (CHOICE._replace(percents=(0, 70)), "above the cap of 0.5"),
+        (CHOICE._replace(percents=range(80)), "80 steps"),
+        (CHOICE._replace(prompts=()), "0 prompts"),
+        (CHOICE._replace(prompts=(" ",)), "empty"),
+        (CHOICE._replace(tokens=0), "tokens is 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(session, tiny, choice, words) -> None:
+    with pytest.raises(UserError, match=words):
+        next(measure.Publisher(session).publishing(tiny._replace(cap=50, seed=99), choice))
+
+
+def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(panel, "Choice", lambda: CHOICE._replace(prompts=("w9",)))
+    publisher, downloads = measure.Publisher(session), Downloads()
+    *told, last = panel.published(session, downloads, publisher, tiny, SOMEBODY)
+    assert any("steps 1 of 3" in event.progress for event in told if isinstance(event.progress, str))
+    assert Path(last.file).name == "tiny.html"
+    assert f"{Path(last.file).stat().st_size / 1e6:.1f} MB" in last.status
+    monkeypatch.setattr(measure, "answering", None)
+    *_, again = panel.published(session, downloads, publisher, tiny, SOMEBODY)
+    assert Path(again.file).read_bytes() == Path(last.file).read_bytes()
+    assert 'src="tiny.html" title="What slicing tiny costs"' in panel.preview(session, tiny, "w9").embed
+
+
+@pytest.fixture
+def publish(tiny, session, capsys):
+    """Runs the command on the tiny model; its exit code and what it says."""
+
+    def run(out: Path, *more: str, settings: Settings = tiny) -> tuple[int, str, str]:
+        options = ["--model", settings.model, "--calibration", settings.text, "--eval", settings.text]
+        options += ["--sequences", "8", "--length", "32", "--eval-tokens", "256", "--sparsities", "0", "0.3"]
+        code = main(["publish", *options, "--prompts", "w10", "--out", str(out), *more])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_writes_one_file(publish, tmp_path) -> None:
+    code, said, told = publish(tmp_path / "page.html", "--sparsity", "0")
+    assert code == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    assert "Perplexity on 256 tokens" in said
+    assert "steps 1 of 2" in told
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Nothing is removed:" in text  # where its slider stands first
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [
+        ("there.html", (), "exists"),
+        ("nowhere/page.html", (), "cannot write to"),
+        ("page.txt", (), "ends in .html"),
+        ("page.html", ("--model", "nobody-has/such-a-model"), "nobody-has/such-a-model"),
+        ("page.html", ("--targets", "text"), "targets is 'text'"),
+        ("page.html", ("--lock", "0", "mlp", "5"), "locked is"),
+        ("page.html", ("--sparsities", "0", "0.9"), "sparsity is 90"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_leaves_nothing(publish, tmp_path, name, more, words) -> None:
+    (tmp_path / "there.html").write_text("mine")
+    code, said, told = publish(tmp_path / name, *more)
+    assert (code, said) == (2, "")
+    line = told.strip().splitlines()[-1]
+    assert line.startswith("python -m intraslice: ")
+    assert words in line
+    assert [file.name for file in tmp_path.iterdir()] == ["there.html"]
+    assert (tmp_path / "there.html").read_text() == "mine"
