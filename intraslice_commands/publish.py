@@ -18,7 +18,7 @@ from intraslice.distributed.sharing import size
 from intraslice.errors import UserError
 from intraslice.reporting import Recipe
 
-EVAL_TOKENS = 8192  # of each of two dozen models
+EVAL_TOKENS = 4096  # of each of two dozen models
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

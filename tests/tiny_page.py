@@ -6,10 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from components.activations.measure import ShiftViews
+from components.compare.models import Columns
+from components.export.published.measure import Publisher
 from components.session.session import Session
 from components.session.settings import Settings
 from components.session.work import jobs
 from components.session.work.scheduler import Scheduler
+from components.spectra.measure import SpectraViews
 
 SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
 
@@ -49,3 +53,8 @@ def session(tiny) -> Session:
     *_, last = session.prepare(tiny, SOMEBODY.session_hash)
     assert last.kind == "ready", last.text
     return session
+
+
+def publisher(session: Session) -> Publisher:
+    """As the Export tab has it."""
+    return Publisher(SpectraViews(session), ShiftViews(session), Columns(session))

@@ -206,7 +206,9 @@ def build(session: Session, first: Settings) -> ExportPanel:
             _note("This view's charts, tables and numbers as one page that opens offline.")
         with gr.Column(min_width=220):
             whole = gr.Button("Page without a server (.html)", elem_id="export-page")
-            _note("One file for slides and blogs, its slider live from 0 to 60 %. Measuring that takes minutes, once.")
+            _note(
+                "One file for slides and blogs, its slider live from 0 to 60 %. Measuring it takes some ten minutes, once."
+            )
     hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
     gr.HTML("<h3>Link to this view</h3>", apply_default_css=False)
@@ -246,7 +248,8 @@ def connect(panel: ExportPanel, context: Context) -> None:
     checkpoint_written = [*Written(context.status, panel.progress, hidden.checkpoint)]
     gguf_written = [*Written(context.status, panel.progress, hidden.gguf)]
     page_written = [*Written(context.status, panel.progress, hidden.page)]
-    publishing = flat(published, session, downloads, Publisher(session))
+    spectra, shifts, columns = (context.panels[tab] for tab in ("spectra", "activations", "compare"))
+    publisher = Publisher(spectra.views, shifts.views, columns.columns)
     with_view = [*settings, controls.layer, context.prompt, *context.panels["sweep"].choice]
     ends = {
         hidden.checkpoint: buttons.checkpoint.click(
@@ -255,7 +258,9 @@ def connect(panel: ExportPanel, context: Context) -> None:
         hidden.gguf: buttons.gguf.click(
             flat(gguf, session, downloads), settings, gguf_written, api_name="gguf", **HEAVY
         ),
-        hidden.page: buttons.page.click(publishing, settings, page_written, api_name="publish", **HEAVY),
+        hidden.page: buttons.page.click(
+            flat(published, session, downloads, publisher), settings, page_written, api_name="publish", **HEAVY
+        ),
         hidden.plan: buttons.plan.click(
             flat(plan, session, downloads), settings, hidden.plan, api_name="plan", **CHEAP
         ),

@@ -9,13 +9,14 @@ import argparse
 from importlib import import_module
 from importlib.util import find_spec
 from pkgutil import iter_modules
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from intraslice.cli.run import Answer, Run
 
 FOLDER = "intraslice_commands"
 
 
+@runtime_checkable
 class Extension(Protocol):
     """Such a file. The first line of its docstring is the command's help; all commands import it, so it is light."""
 

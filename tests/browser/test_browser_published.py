@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from browsing import CHROMIUM, PATIENCE
+from tiny_page import publisher
 
-from components.export.published import html, measure
+from components.export.published import html
 from components.export.published.views import Choice
 from intraslice.__main__ import main
 from intraslice.progress import finish
@@ -16,12 +17,12 @@ pytestmark = [
 ]
 CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 w8"), 6)
 BARS = "document.querySelector('#ratios .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
-MARK = "document.querySelector('#sweep .isx-plot').layout.shapes.at(-1).x0"
+MARK = "document.querySelector('#sweep .isx-plot').layout?.shapes.at(-1).x0"
 
 
 @pytest.fixture(scope="module")
 def published(session, tiny):
-    return finish(measure.Publisher(session).publishing(tiny, CHOICE))
+    return finish(publisher(session).publishing(tiny, CHOICE))
 
 
 @pytest.fixture(scope="module")

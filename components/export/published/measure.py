@@ -34,11 +34,13 @@ MOST_STEPS, MOST_PROMPTS = 61, 8
 
 
 class Publisher:
-    """Measures the steps of published pages, and keeps them: one that was stopped goes on where it was."""
+    """Measures the steps of published pages, and keeps them: one that was stopped goes on where it was.
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._spectra, self._shifts, self._columns = SpectraViews(session), ShiftViews(session), Columns(session)
+    What the tabs Spectra, Activations and Compare have measured already is not measured again.
+    """
+
+    def __init__(self, spectra: SpectraViews, shifts: ShiftViews, columns: Columns) -> None:
+        self._session, self._spectra, self._shifts, self._columns = columns.session, spectra, shifts, columns
         self._steps: BoundedCache[tuple[SliceKey, Choice], Step] = BoundedCache(100, seconds=30)
 
     def publishing(self, settings: Settings, choice: Choice) -> Generator[Any, None, Published]:
@@ -208,9 +210,10 @@ def settings_of(wanted: Recipe) -> Settings:
 def to_the_end(session: Session, settings: Settings, choice: Choice, tell: Callable[[str], object]) -> Published:
     """Measure everything now, and tell how far it got. Raises UserError for whatever goes wrong."""
     results, told = [], ""
+    publisher = Publisher(SpectraViews(session), ShiftViews(session), Columns(session))
 
     def work() -> Iterator[Status]:
-        results.append((yield from Publisher(session).publishing(settings, choice)))
+        results.append((yield from publisher.publishing(settings, choice)))
 
     for event in session.jobs.run("command line", "publish", work()):
         line = formatting.status_words(event)

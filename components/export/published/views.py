@@ -21,7 +21,7 @@ class Choice(NamedTuple):
 
     percents: Sequence[float] = tuple(range(0, 61, 5))
     prompts: Sequence[str] = PROMPTS
-    tokens: int = 48
+    tokens: int = 40
 
 
 @dataclass(frozen=True)
