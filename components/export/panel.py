@@ -206,9 +206,7 @@ def build(session: Session, first: Settings) -> ExportPanel:
             _note("This view's charts, tables and numbers as one page that opens offline.")
         with gr.Column(min_width=220):
             whole = gr.Button("Page without a server (.html)", elem_id="export-page")
-            _note(
-                "One file for slides and blogs, its slider live from 0 to 60 %. Measuring it takes some ten minutes, once."
-            )
+            _note("For slides and blogs: one file, its slider live from 0 to 60 %. Measured once, in some ten minutes.")
     hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
     gr.HTML("<h3>Link to this view</h3>", apply_default_css=False)

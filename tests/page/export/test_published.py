@@ -25,7 +25,7 @@ from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.progress import finish
 
-CHOICE = Choice((0, 20, 60), ("w10 w20 w30", "w7 <b>"), 6)
+CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 <b>"), 6)
 
 
 def unpacked(text: str) -> object:
@@ -70,8 +70,8 @@ def test_equal_parts_are_packed_once_and_come_back() -> None:
 
 
 def test_every_step_says_what_the_session_measured(session, tiny, published, content) -> None:
-    assert [step["percent"] for step in content["steps"]] == [0, 20, 60]
-    assert content["first"] == 1  # the nearest to the 30 % that the page is set to
+    assert [step["percent"] for step in content["steps"]] == [0, 30, 60]
+    assert content["first"] == 1  # the 30 % that the page is set to
     for index, percent in enumerate(CHOICE.percents):
         setting = tiny._replace(sparsity=percent)
         plan, measured = session.plan(setting), session.perplexities(setting)
@@ -85,7 +85,7 @@ def test_every_step_says_what_the_session_measured(session, tiny, published, con
             assert "would be no equal comparison" in table
         else:
             assert f"{step.cross.value:.2f} ± {step.cross.error:.2f}" in table
-        assert step.cross or percent == 20  # which three layers cannot come near
+        assert (step.cross is None) == (percent == 60)  # which so few axes cannot come near
         shapes = content["charts"]["sweep"][index]["layout"]["shapes"]
         assert shapes[-1]["x0"] == pytest.approx(plan.removed, rel=1e-4)
 
@@ -145,7 +145,7 @@ def test_the_command_in_the_file_makes_the_same(session, tiny, published) -> Non
     a = parser().parse_args(words)
     assert recipe_of(a) == recipe(tiny, session.evaluation_tokens)
     assert measure.settings_of(recipe_of(a))._replace(dtype="auto") == tiny
-    assert (a.sparsities, tuple(a.prompts)) == ([0, 0.2, 0.6], CHOICE.prompts)
+    assert (a.sparsities, tuple(a.prompts)) == ([0, 0.3, 0.6], CHOICE.prompts)
 
 
 @pytest.mark.parametrize(
