@@ -133,7 +133,8 @@ def _written(
     def work() -> Iterator[Status]:
         path, words = yield from write
         written.append(path)
-        yield Status(f"{path.name}, {path.stat().st_size / 1e6:.3g} MB{words and ', '}{words}", "ready")
+        size = path.stat().st_size / 1e6
+        yield Status(f"{path.name}, {size:.{0 if size > 10 else 1}f} MB{words and ', '}{words}", "ready")
 
     yield skipped(Written)._replace(file=None)  # the last one's file must not be given again
     for event in session.jobs.run(visitor_of(request), kind, work()):

@@ -135,7 +135,7 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
     assert path.name == f"{exports.checkpoint_name(tiny)}.gguf"
     assert written == [(finished(session.slice(tiny)), exports.plan_record(session, tiny))]
     *_, last = panel.gguf(session, downloads, tiny, SOMEBODY)
-    assert f"{path.name}, 0 MB, 1.5 MB are padding" in last.progress
+    assert f"{path.name}, 0.0 MB, 1.5 MB are padding" in last.progress
 
 
 def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:
