@@ -141,7 +141,7 @@ def main() -> None:
             print(event.text, event.done, event.total)
         calibrated = session.calibrated(settings)
         arrays, about = gather(CalibratedSpectra(calibrated), calibrated)
-        measuring = estimator_check.measurement(calibrated)
+        measuring = estimator_check.long_measurement(calibrated)
         sensitivity = finish(measuring, lambda event: print(event.stage, event.done, event.total))
         snapshot.save(calibrated.source.profile, snapshot.label(), curve=perplexities(session, settings))
         save(snapshot.label(), arrays, about, shifts.view(settings, "snapshot"))

@@ -96,12 +96,13 @@ def described(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
 
 
 def measured(dense: Losses, sliced: Losses) -> dict[str, Any]:
-    """Perplexities, their standard errors, and the ratio of the two with its paired error, as JSON."""
+    """Perplexities, their errors, the ratio of the two with its paired error, and KL to the dense model, as JSON."""
     estimates = {"dense": dense.perplexity(), "sliced": sliced.perplexity()}
     return {
         "perplexity": {name: estimate.value for name, estimate in estimates.items()},
         "perplexity_error": {name: estimate.standard_error for name, estimate in estimates.items()},
         "perplexity_ratio": sliced.ratio(dense)._asdict(),
+        "divergence": None if (found := sliced.divergence()) is None else found._asdict(),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas
 import torch
 
@@ -9,7 +11,13 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import Answer, Run, show
 from intraslice.diagnostics.ablation import measure_ablations
 from intraslice.diagnostics.rank_agreement import RankAgreement, compare_ranks
-from intraslice.diagnostics.sensitivity import measure_sensitivity
+from intraslice.diagnostics.sensitivity import (
+    Measure,
+    Sensitivity,
+    measure_in_context,
+    measure_sensitivity,
+    require_ratio,
+)
 from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
 from intraslice.distributed.sharing import speaks
@@ -74,42 +82,72 @@ def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: t
 
 
 def sensitivity(run: Run) -> Answer:
-    """The loss increase when each module alone is sliced, and a verdict on the estimators."""
+    """What slicing each module alone costs, or all but it in context, and a verdict on the estimators."""
+    a = run.arguments
     loaded = run.load_dense()
-    stats, _ = run.calibrate(loaded)
+    stats, tokens = run.calibrate(loaded)
     windows = run.windows(loaded)
     with run.timed("sensitivity"):
-        found = finish(measure_sensitivity(loaded, stats, windows, run.arguments.ratio), show)
-    agreement = compare_ranks(found, stats.profile_for(run.recipe.slicing))
-    result = {
-        "model": run.arguments.model,
+        if a.context:
+            measured = [_in_context(run, loaded, stats, tokens, windows)]
+        else:
+            measured = [finish(measure_sensitivity(loaded, stats, windows, ratio), show) for ratio in _ratios(a.ratio)]
+    profile = stats.profile_for(run.recipe.slicing)
+    agreements = [compare_ranks(found, profile, a.measure) for found in measured]
+    verdicts = [_record(found, agreement) for found, agreement in zip(measured, agreements, strict=True)]
+    result = {"model": a.model, "measure": a.measure, **verdicts[0]}
+    if len(verdicts) > 1:
+        result["ratios"] = verdicts
+    result |= {"protocol": run.recipe.protocol(), "seconds": run.seconds}
+    texts = [_verdict(found, agreement, a.measure) for found, agreement in zip(measured, agreements, strict=True)]
+    return result, "\n\n".join(texts)
+
+
+def _ratios(given: list[float]) -> list[float]:
+    for ratio in given:  # all of them, before the first is measured
+        require_ratio(ratio)
+    return list(dict.fromkeys(given))
+
+
+def _in_context(
+    run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor, windows: torch.Tensor
+) -> Sensitivity:
+    method = run.recipe.method
+    sliced, plan = run.slice(loaded, stats, tokens)
+    if not isinstance(plan, SlicePlan):
+        raise UserError(
+            f"{method} slices no modules that could be dense again; wanted another --method, or no --context"
+        )
+    return finish(measure_in_context(loaded, stats, sliced, plan, windows, method), show)
+
+
+def _record(found: Sensitivity, agreement: RankAgreement) -> dict[str, Any]:
+    """One measurement of all modules and what it says of the estimators, as JSON."""
+    return {
         "ratio": found.ratio,
-        "dense_loss": found.dense_loss,
+        "base_loss": found.base_loss,
+        "context": found.context and found.context._asdict(),
+        "tokens": found.tokens,
         "modules": records(agreement.modules),
         "rho": agreement.rho,
-        "reliability": agreement.reliability,
+        "ceiling": agreement.ceiling,
         "misjudged": [vars(module) for module in agreement.misjudged],
-        "protocol": run.recipe.protocol(),
-        "seconds": run.seconds,
     }
-    return result, _verdict(agreement)
 
 
-def _verdict(agreement: RankAgreement) -> str:
-    columns = ["layer", "module", "removed", "increase", "standard_error", "place"]
+def _verdict(found: Sensitivity, agreement: RankAgreement, measure: Measure) -> str:
+    columns = ["layer", "module", "ratio", "removed", "damage", "standard_error", "place"]
     columns += [f"place_{estimator}" for estimator in agreement.rho]
-    lines = [
-        agreement.modules[columns].round(5).to_string(index=False),
-        "",
-        "Spearman's rho, measured against foretold:",
-    ]
-    for estimator, by_module in agreement.rho.items():
-        numbers = ", ".join(f"{name} {'-' if rho is None else f'{rho:.2f}'}" for name, rho in by_module.items())
-        lines.append(f"  {estimator}: {numbers}")
-    numbers = ", ".join(
-        f"{name} {'-' if share is None else f'{share:.2f}'}" for name, share in agreement.reliability.items()
-    )
-    lines.append(f"  share of the measured variance that is no noise: {numbers}")
+    what = {"kl": "KL divergence from the dense model", "loss": "increase of the loss"}[measure]
+    how = "each module alone" if found.context is None else "each module dense again, and what that heals"
+    head = f"{how}: {what}, nats a token, on {found.tokens:,} tokens"
+    if found.ratio is not None:
+        head = f"ratio {found.ratio:g}; {head}"
+    lines = [head, agreement.modules[columns].round(5).to_string(index=False, na_rep=""), ""]
+    lines.append("Spearman's rho, measured against foretold:")
+    for name, by_module in [*agreement.rho.items(), ("at best, for the noise of the tokens", agreement.ceiling)]:
+        numbers = ", ".join(f"{kind} {'-' if rho is None else f'{rho:.2f}'}" for kind, rho in by_module.items())
+        lines.append(f"  {name}: {numbers}")
     return "\n".join([*lines, "", *map(str, agreement.misjudged)])
 
 

@@ -15,6 +15,7 @@ from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.run import Answer, Run, peak_memory, show
 from intraslice.distributed.sharing import speaks
 from intraslice.errors import UserError
+from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
@@ -41,7 +42,7 @@ def ratios(run: Run) -> Answer:
 
 
 def evaluate(run: Run) -> Answer:
-    """Perplexity, dense and sliced."""
+    """Perplexity, dense and sliced, and the KL divergence between the two."""
     loaded = run.load()
     windows = run.windows(loaded)
     if loaded.made is not None:
@@ -49,8 +50,9 @@ def evaluate(run: Run) -> Answer:
     stats, tokens = run.calibrate_for_method(loaded)
     model, plan = run.slice(loaded, stats, tokens)
     with run.timed("evaluate"):
+        states = DenseStates(loaded.model)
         dense, sliced = (
-            finish(measure_losses(which, windows, f"perplexity {name}"), show)
+            finish(measure_losses(which, windows, f"perplexity {name}", states), show)
             for name, which in (("dense", loaded.model), ("sliced", model))
         )
     result = run.recipe.asked() | described(plan, loaded.model) | measured(dense, sliced)
@@ -59,9 +61,14 @@ def evaluate(run: Run) -> Answer:
     result["removed_fraction"] = 1 - result["parameters"]["sliced_decoder"] / result["parameters"]["dense_decoder"]
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
     values, ratio = result["perplexity"], result["perplexity_ratio"]
-    line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {ratio['value']:.3f} times"
-    error = "" if ratio["standard_error"] is None else f" +- {ratio['standard_error']:.3f}"
-    return result, f"{summary(plan)}\n{line}{error} {run.recipe.protocol()}"
+    line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {_with_error(ratio, 3)} times"
+    line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats a token"
+    return result, f"{summary(plan)}\n{line} {run.recipe.protocol()}"
+
+
+def _with_error(estimate: dict[str, float | None], digits: int) -> str:
+    error = estimate["standard_error"]
+    return f"{estimate['value']:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
 
 
 def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -> Answer:
@@ -77,7 +84,7 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
     result["kv_bytes_per_token"] = made["kv_bytes_per_token"] | {"sliced": kv_bytes_per_token(loaded.model)}
     result |= {key: made[key] for key in CROSS_MODULE if key in made}
     result |= {"model": loaded.name, "perplexity": {"dense": None, "sliced": value}, "protocol": protocol}
-    result |= {"perplexity_error": {"dense": None, "sliced": error}, "perplexity_ratio": None}
+    result |= {"perplexity_error": {"dense": None, "sliced": error}, "perplexity_ratio": None, "divergence": None}
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
     return result, f"perplexity {value:.3f} {protocol}"
 

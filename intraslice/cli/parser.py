@@ -12,6 +12,7 @@ from intraslice.cli import analyses, commands, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
+from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
 from intraslice.methods.registry import METHODS
@@ -19,7 +20,8 @@ from intraslice.modeling.offload import PLACEMENTS
 from intraslice.pretrained.precision import AUTO, Precision
 from intraslice.registry import ESTIMATORS, Registry
 
-FEW_TOKENS = 2048  # enough for activations, and for paired differences of losses
+FEW_TOKENS = 2048  # enough for activations
+JUDGED_TOKENS = 8192  # enough to rank modules by their KL divergence
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,8 +116,13 @@ def parser() -> argparse.ArgumentParser:
     inspect = command("inspect", analyses.inspect, "spectra and activation shift", FEW_TOKENS)
     inspect.add_argument("--parts", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS)
     inspect.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
-    sensitivity = command("sensitivity", analyses.sensitivity, "what each module alone costs", FEW_TOKENS)
-    sensitivity.add_argument("--ratio", type=float, default=0.3, help="share of each module to slice")
+    sensitivity = command("sensitivity", analyses.sensitivity, "what each module alone costs", JUDGED_TOKENS)
+    explanation = "share of each module to slice; one or more"
+    sensitivity.add_argument("--ratio", type=float, nargs="+", default=[0.3], metavar="F", help=explanation)
+    explanation = "of damage: KL divergence from the dense model, or increase of the loss, which is far noisier"
+    sensitivity.add_argument("--measure", default="kl", choices=get_args(Measure), help=explanation)
+    explanation = "slice the model as --sparsity and --estimator say, and make each module dense again"
+    sensitivity.add_argument("--context", action="store_true", help=explanation)
     sweep = command("sweep", analyses.sweep_, "perplexity and speed of many models")
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
     sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], choices=ESTIMATORS)

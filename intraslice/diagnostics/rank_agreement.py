@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.config import MODULE_KINDS, ModuleKind
-from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity
+from intraslice.diagnostics.sensitivity import Measure, ModuleDamage, Sensitivity
 from intraslice.planning.profile import Profile
 
 SURE = 2.0  # standard errors
+SPLITS = 1000  # of the windows in two halves; their mean rho is then known to 0.01 or better
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,14 @@ class Misjudged:
 class RankAgreement:
     """`modules` has a row a module; `rho[estimator]` Spearman's rho among "attention", "mlp" and "all" modules.
 
-    The estimators are those that look at importances. `reliability` is the share of the measured increases' variance
-    that is no noise of the evaluation tokens: about the square of the rho that a perfect estimator would reach. A
-    number is None where it does not exist, as the rho of a single layer. `misjudged` comes worst first.
+    The estimators are those that look at importances. `ceiling` is the rho that a perfect estimator would be expected
+    to read, the noise of the evaluation tokens being what it is. A number is None where it does not exist, as the rho
+    of a single layer. `misjudged` comes worst first.
     """
 
     modules: pandas.DataFrame
     rho: dict[str, dict[str, float | None]]
-    reliability: dict[str, float | None]
+    ceiling: dict[str, float | None]
     misjudged: tuple[Misjudged, ...]
 
 
@@ -59,30 +61,64 @@ def fallen_importance(importance: Float[Tensor, " units"], ratio: float) -> floa
     return ordered[:whole].sum().item() + rest
 
 
-def foretell(profile: Profile, loss: ModuleLoss, ratio: float, estimator: str) -> float:
+def foretell(profile: Profile, damage: ModuleDamage, estimator: str) -> float:
     """What an estimator's importances say of slicing one module; in its own unit, so only the order has a meaning."""
-    return fallen_importance(getattr(profile.layers[loss.layer].importances[estimator], loss.module), ratio)
+    importances = profile.layers[damage.layer].importances[estimator]
+    return fallen_importance(getattr(importances, damage.module), damage.ratio)
 
 
-def compare_ranks(sensitivity: Sensitivity, profile: Profile) -> RankAgreement:
-    """Compare measured increases of the loss with what each estimator foretells, by rank.
+def noise_ceiling(damages: Float[Tensor, "modules windows"]) -> float | None:
+    """Spearman's rho between measured damages and what they would be on endless text: a perfect estimator's.
+
+    Windows are resampled: half of them, drawn by lot, against the other half, many times. The mean rho r of the halves
+    makes `2r / (1 + r)` the reliability of all windows (Spearman and Brown), whose root is the correlation with the
+    truth. A bootstrap would not do: its resamples agree with a sample that is all noise. None for fewer than two
+    windows or modules, or where all modules are alike.
+    """
+    modules, windows = damages.shape
+    if min(modules, windows) < 2 or not (damages.mean(1).var() > 0):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    lots = torch.rand(SPLITS, windows, generator=generator).argsort(1) < windows // 2
+    chosen = lots.double() / (windows // 2)
+    others = (~lots).double() / (windows - windows // 2)
+    first, second = (_centred_ranks(shares @ damages.double().T) for shares in (chosen, others))
+    rho = (first * second).sum(1).mean().item() / first[0].square().sum().item()
+    return max(0.0, 2 * rho / (1 + rho)) ** 0.5 if rho > 0 else 0.0
+
+
+def _centred_ranks(values: Float[Tensor, "splits modules"]) -> Float[Tensor, "splits modules"]:
+    ranks = values.argsort(1).argsort(1).double()
+    return ranks - ranks.mean(1, keepdim=True)
+
+
+def compare_ranks(sensitivity: Sensitivity, profile: Profile, measure: Measure = "kl") -> RankAgreement:
+    """Compare measured damages, as KL or as loss, with what each estimator foretells, by rank.
 
     Attention and MLPs are ranked apart, as the estimator does. A module counts as misjudged when its rank would be off
-    by more than a third of the layers even with its increase two standard errors nearer to what was foretold.
+    by more than a third of the layers even with its damage two standard errors nearer to what was foretold.
     """
-    modules = pandas.DataFrame([vars(loss) for loss in sensitivity.modules])
+    modules = pandas.DataFrame([_row(damage, measure) for damage in sensitivity.modules])
+    damages = torch.tensor([damage.by_window(measure) for damage in sensitivity.modules], dtype=torch.float64)
     kinds = {kind: modules["module"] == kind for kind in MODULE_KINDS} | {"all": modules["module"] != ""}
-    modules["place"] = _places(modules, "increase")
+    modules["place"] = _places(modules, "damage")
     for estimator in profile.estimators:
-        modules[estimator] = [foretell(profile, loss, sensitivity.ratio, estimator) for loss in sensitivity.modules]
+        modules[estimator] = [foretell(profile, damage, estimator) for damage in sensitivity.modules]
         modules[f"place_{estimator}"] = _places(modules, estimator)
     misjudged = [module for kind in MODULE_KINDS for module in _misjudged(modules[kinds[kind]], profile.estimators)]
     return RankAgreement(
         modules,
         {name: {kind: _spearman(modules[rows], name) for kind, rows in kinds.items()} for name in profile.estimators},
-        {kind: _reliability(modules[rows]) for kind, rows in kinds.items()},
+        {kind: noise_ceiling(damages[torch.tensor(rows.tolist())]) for kind, rows in kinds.items()},
         tuple(sorted(misjudged, key=lambda module: -abs(module.measured - module.foretold))),
     )
+
+
+def _row(damage: ModuleDamage, measure: Measure) -> dict[str, object]:
+    """A module's line: its damage by the measure, in nats a token, None for an error that is not known."""
+    value, error = damage.damage(measure)
+    named = {name: getattr(damage, name) for name in ("layer", "module", "ratio", "removed")}
+    return named | {"damage": value, "standard_error": error}
 
 
 def _places(modules: pandas.DataFrame, column: str) -> pandas.Series:
@@ -93,9 +129,10 @@ def _misjudged(modules: pandas.DataFrame, estimators: tuple[str, ...]) -> Iterat
     """Those of one kind of module."""
     count = len(modules)
     for index, row in modules.iterrows():
-        others = modules["increase"].drop(index)
-        best = 1 + int((others > row["increase"] + SURE * row["standard_error"]).sum())
-        worst = 1 + int((others > row["increase"] - SURE * row["standard_error"]).sum())
+        others = modules["damage"].drop(index)
+        noise = SURE * (row["standard_error"] or 0.0)
+        best = 1 + int((others > row["damage"] + noise).sum())
+        worst = 1 + int((others > row["damage"] - noise).sum())
         for estimator in estimators:
             foretold = row[f"place_{estimator}"]
             if max(best - foretold, foretold - worst) > count / 3:
@@ -103,12 +140,5 @@ def _misjudged(modules: pandas.DataFrame, estimators: tuple[str, ...]) -> Iterat
 
 
 def _spearman(modules: pandas.DataFrame, estimator: str) -> float | None:
-    rho = modules[["increase", estimator]].corr(method="spearman").iloc[0, 1]
+    rho = modules[["damage", estimator]].corr(method="spearman").iloc[0, 1]
     return None if pandas.isna(rho) else float(rho)
-
-
-def _reliability(modules: pandas.DataFrame) -> float | None:
-    variance = modules["increase"].var()
-    if not variance > 0:
-        return None
-    return max(0.0, 1 - float((modules["standard_error"] ** 2).mean() / variance))

@@ -1,56 +1,68 @@
-"""Measured sensitivity: what the loss really gains when one module of one layer alone is sliced.
+"""Measured sensitivity: what one module's slice alone costs, as KL divergence from the dense model or as loss.
 
-Each forward starts at the module's own layer, and each finished module is kept on disk, so that a run that was stopped
-goes on where it was. What the estimators foretell of it is judged in rank_agreement.py.
+*Alone*: each module is sliced while the rest stays dense. *In context*: each module of a sliced model is dense again,
+and what that heals is its damage. What the estimators foretell of it is judged in rank_agreement.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.cache import cache_path, keep_record, kept_record
+from intraslice.cache import cache_path
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import MODULE_KINDS, ModuleKind, SliceConfig
-from intraslice.distributed.sharing import from_first, gathered, rank, size
+from intraslice.diagnostics.changes import Change, Readings, kept_changes, measure_changes, parameters_in
 from intraslice.errors import UserError
-from intraslice.evaluation.perplexity import losses_through
+from intraslice.evaluation.perplexity import Estimate, mean_over_windows
 from intraslice.loading import LoadedModel
-from intraslice.modeling.hidden_states import embed
+from intraslice.modeling.surgery import with_parts
 from intraslice.planning.profile import LayerProfile
-from intraslice.planning.ratios import LayerPlan, make_plan
+from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
 from intraslice.planning.widths import neurons_kept
 from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
-FORMAT = "3"
+FORMAT = "4"
+PARTS: dict[ModuleKind, str] = {"attention": "self_attn", "mlp": "mlp"}  # of a canonical layer
+Measure = Literal["kl", "loss"]
 
 
 @dataclass(frozen=True)
-class ModuleLoss:
-    """What slicing one module alone did. Losses are in nats a token."""
+class ModuleDamage:
+    """What slicing one module costs, by window of the text, in nats a token."""
 
     layer: int
     module: ModuleKind
+    ratio: float  # of the module that is sliced
     removed: int  # parameters
-    increase: float  # of the mean loss; below zero where the sliced model does better
-    standard_error: float  # of the increase, from the differences token by token
+    divergences: tuple[float, ...]  # KL from the dense model; in context it may be below zero
+    increases: tuple[float, ...]  # of the loss; below zero where the sliced model does better
+
+    def by_window(self, measure: Measure) -> tuple[float, ...]:
+        """The damage in each window."""
+        return self.divergences if measure == "kl" else self.increases
+
+    def damage(self, measure: Measure) -> Estimate:
+        """The mean over windows, with its standard error."""
+        return mean_over_windows(self.by_window(measure))
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """Every module, layer by layer, attention first."""
 
-    ratio: float  # of the one module that is sliced
-    dense_loss: float  # mean, in nats a token
+    ratio: float | None  # of the one module that is sliced; None in context, where each has its own
+    base_loss: float  # of the model that modules are changed in, dense unless in context; mean, in nats a token
     tokens: int  # scored
-    modules: tuple[ModuleLoss, ...]
+    modules: tuple[ModuleDamage, ...]
+    context: Estimate | None = None  # in context: the whole sliced model's KL from the dense one
 
 
 def cut_alone(dense: LayerPlan, profile: LayerProfile, module: ModuleKind, ratio: float) -> LayerPlan:
@@ -63,87 +75,117 @@ def cut_alone(dense: LayerPlan, profile: LayerProfile, module: ModuleKind, ratio
     return replace(dense, attention_ratio=ratio, heads=heads, kv_heads=kv_heads, dim=dim)
 
 
+def slice_alone(
+    model: PreTrainedModel, stats: CalibrationStats, layer: int, module: ModuleKind, ratio: float
+) -> nn.Module:
+    """The layer with one module sliced, in one shot; every other layer is the dense one and costs nothing."""
+    plan = make_plan(stats.profile, SliceConfig(0.0, order="one-shot"))
+    layers = list(plan.layers)
+    layers[layer] = cut_alone(layers[layer], stats.profile.layers[layer], module, ratio)
+    return finish(slice_model(model, replace(plan, layers=tuple(layers)), stats)).model.layers[layer]
+
+
+def with_module(layer: nn.Module, module: ModuleKind, other: nn.Module) -> nn.Module:
+    """A copy of a layer that has one module of another layer in its place."""
+    return with_parts(layer, {getattr(layer, PARTS[module]): getattr(other, PARTS[module])})
+
+
 def measure_sensitivity(
     loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float = 0.3
 ) -> Generator[Progress, None, Sensitivity]:
-    """Slice each module alone at `ratio`, in one shot, and take the loss on `tokens`; yields progress by module.
+    """Slice each module alone at `ratio`, in one shot, and see what it costs on `tokens`; yields progress by module.
 
-    What is done is kept under the model, the calibration, the tokens and the ratio. Costs about a forward a layer, and
-    memory for one hidden state a token. Several processes take turns at the modules, and all get what they find. Raises
+    What is done is kept under the model, the calibration, the tokens and the ratio (see `measure_changes`). Raises
     UserError for a ratio that is not above 0 and up to 0.95.
     """
-    path = _path(loaded, stats, tokens, ratio)
-    record = from_first(kept_record(path))
-    measured = [ModuleLoss(**module) for module in record.get("modules", [])]
-    total = 2 * len(stats.layers)
-    yield Progress("sensitivity", len(measured), total)
-    if len(measured) < total:
-        for found in _measuring(loaded.model, stats, tokens, ratio, len(measured)):
-            if found is not None:
-                dense_loss, losses = found
-                measured += losses
-                record = {"dense_loss": dense_loss, "modules": [asdict(loss) for loss in measured]}
-                if rank() == 0:
-                    keep_record(path, record, "the sensitivity so far")
-            yield Progress("sensitivity", len(measured), total)
-    return Sensitivity(ratio, record["dense_loss"], tokens[:, 1:].numel(), tuple(measured))
-
-
-@torch.no_grad()
-def _measuring(
-    model: PreTrainedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float, done: int
-) -> Iterator[tuple[float, list[ModuleLoss]] | None]:
-    """The dense loss and those of the modules from number `done` on, one a process at a time.
-
-    None wherever there is time for a pause.
-    """
-    layers, targets = model.model.layers, tokens[:, 1:]
-    hidden_states = embed(model, tokens)
-    dense_losses = yield from losses_through(model, layers, hidden_states, targets)
-    turn, found = 0, []
-    for index, layer in enumerate(layers):
-        for module in MODULE_KINDS[max(0, done - 2 * index) :]:
-            if turn == rank():
-                removed, sliced = _slice_alone(model, stats, index, module, ratio)
-                yield
-                losses = yield from losses_through(model, [sliced, *layers[index + 1 :]], hidden_states, targets)
-                increase = losses - dense_losses
-                standard_error = increase.std().item() / len(increase) ** 0.5
-                found.append(ModuleLoss(index, module, removed, increase.mean().item(), standard_error))
-            turn += 1
-            if turn == size() or (index, module) == (len(layers) - 1, MODULE_KINDS[-1]):
-                yield dense_losses.mean().item(), gathered(found)
-                turn, found = 0, []
-        yield from hidden_states.mapping_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+    path = _alone_path(loaded, stats, tokens, ratio)
+    model = loaded.model
+    changes = [
+        Change(layer, lambda layer=layer, module=module: slice_alone(model, stats, layer, module, ratio))
+        for layer, module in modules_of(model)
+    ]
+    readings = yield from measure_changes(model, model, changes, tokens, path, "sensitivity")
+    return _sensitivity(model, readings, tokens, [ratio] * len(changes), 1)
 
 
 def kept_sensitivity(
     loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float = 0.3
 ) -> Sensitivity | None:
     """What `measure_sensitivity` would only read from the disk; None while any module is still to be measured."""
-    record = kept_record(_path(loaded, stats, tokens, ratio))
-    measured = tuple(ModuleLoss(**module) for module in record.get("modules", []))
-    if len(measured) < 2 * len(stats.layers):
-        return None
-    return Sensitivity(ratio, record["dense_loss"], tokens[:, 1:].numel(), measured)
+    readings = kept_changes(_alone_path(loaded, stats, tokens, ratio), 2 * len(stats.layers))
+    return readings and _sensitivity(loaded.model, readings, tokens, [ratio] * len(readings.changed), 1)
 
 
-def _path(loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float) -> Path:
-    if not 0 < ratio <= 0.95:
-        raise UserError(f"ratio is {ratio!r}; wanted the share of a module to remove, above 0 and up to 0.95")
+def measure_in_context(
+    loaded: LoadedModel,
+    stats: CalibrationStats,
+    sliced: PreTrainedModel,
+    plan: SlicePlan,
+    tokens: Int[Tensor, "windows window"],
+    method: str = "intraslice",
+) -> Generator[Progress, None, Sensitivity]:
+    """Make each module of a sliced model dense again, and see what that heals on `tokens`; yields progress by module.
+
+    `sliced` is what `method` makes of `plan`; what is done is kept under both (see `measure_changes`).
+    """
+    dense = loaded.model
+    changes = [
+        Change(
+            layer,
+            lambda layer=layer, module=module: with_module(
+                sliced.model.layers[layer], module, dense.model.layers[layer]
+            ),
+        )
+        for layer, module in modules_of(dense)
+    ]
+    path = sensitivity_path(loaded, stats, tokens, "in context", method, plan.config, plan.layers)
+    readings = yield from measure_changes(dense, sliced, changes, tokens, path, "sensitivity in context")
+    ratios = [ratio for layer in plan.layers for ratio in (layer.attention_ratio, layer.mlp_ratio)]
+    found = _sensitivity(sliced, readings, tokens, ratios, -1)
+    return replace(found, ratio=None, context=mean_over_windows(readings.base.divergences))
+
+
+def modules_of(model: PreTrainedModel) -> list[tuple[int, ModuleKind]]:
+    """Every module, layer by layer, attention first."""
+    return [(layer, module) for layer in range(len(model.model.layers)) for module in MODULE_KINDS]
+
+
+def sensitivity_path(
+    loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], *what: object
+) -> Path:
+    """Where measurements of one model, calibration and text are kept."""
     attention_sum = stats.layers[-1].attention_sum  # tells one calibration from another
     calibration = stats.tokens, stats.targets, attention_sum
-    parts = (FORMAT, loaded.fingerprint, loaded.model.dtype, *calibration, tokens, float(ratio))
+    parts = (FORMAT, loaded.fingerprint, loaded.model.dtype, *calibration, tokens, *what)
     return cache_path("sensitivity", ".json", *parts)
 
 
-def _slice_alone(
-    model: PreTrainedModel, stats: CalibrationStats, layer: int, module: ModuleKind, ratio: float
-) -> tuple[int, nn.Module]:
-    """Parameters that go, and the layer without them; every other layer is the dense one and costs nothing."""
-    plan = make_plan(stats.profile, SliceConfig(0.0, order="one-shot"))
-    layers = list(plan.layers)
-    layers[layer] = cut_alone(layers[layer], stats.profile.layers[layer], module, ratio)
-    sliced = finish(slice_model(model, replace(plan, layers=tuple(layers)), stats)).model.layers[layer]
-    before, after = (sum(p.numel() for p in block.parameters()) for block in (model.model.layers[layer], sliced))
-    return before - after, sliced
+def _alone_path(
+    loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float
+) -> Path:
+    require_ratio(ratio)
+    return sensitivity_path(loaded, stats, tokens, float(ratio))
+
+
+def require_ratio(ratio: float) -> None:
+    """Raise UserError unless that share of a module can go."""
+    if not 0 < ratio <= 0.95:
+        raise UserError(f"ratio is {ratio!r}; wanted the share of a module to remove, above 0 and up to 0.95")
+
+
+def _sensitivity(
+    base: PreTrainedModel, readings: Readings, tokens: Tensor, ratios: Sequence[float], sign: int
+) -> Sensitivity:
+    """What each change adds to the base's divergence and loss; with the sign -1 what it takes away."""
+
+    def difference(ours: tuple[float, ...], theirs: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sign * (one - other) for one, other in zip(ours, theirs, strict=True))
+
+    damages = []
+    for (layer, module), changed, ratio in zip(modules_of(base), readings.changed, ratios, strict=True):
+        removed = sign * (parameters_in(base.model.layers[layer]) - changed.parameters)
+        divergences = difference(changed.divergences, readings.base.divergences)
+        increases = difference(changed.losses, readings.base.losses)
+        damages.append(ModuleDamage(layer, module, ratio, removed, divergences, increases))
+    loss = mean_over_windows(readings.base.losses).value
+    return Sensitivity(ratios[0], loss, tokens[:, 1:].numel(), tuple(damages))

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.errors import UserError
+from intraslice.evaluation.divergence import divergences
 from intraslice.evaluation.generation import prompt_tokens
 from intraslice.modeling.logits import logits_in_chunks
 
@@ -91,8 +92,7 @@ def score_passage(
     for (dense_logits, following), (sliced_logits,) in zip(dense_chunks, sliced_chunks, strict=True):
         tables = dense_table, sliced_table = dense_logits.log_softmax(-1), sliced_logits.log_softmax(-1)
         chosen = [table.gather(1, following[:, None].to(table.device))[:, 0].tolist() for table in tables]
-        divergence = dense_table.exp() * (dense_table - sliced_table.to(dense_table.device))
-        divergence = divergence.sum(-1).clamp_min(0).tolist()
+        divergence = divergences(dense_logits, sliced_logits.to(dense_logits.device)).tolist()
         agree = (dense_table.argmax(-1).cpu() == sliced_table.argmax(-1).cpu()).tolist()
         likeliest = [_best(tokenizer, *rows, candidates) if candidates else () for rows in zip(*tables, strict=True)]
         for values in zip(following.tolist(), *chosen, divergence, agree, likeliest, strict=True):

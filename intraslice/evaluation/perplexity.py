@@ -1,22 +1,20 @@
-"""What a model is worth: the loss of every token, perplexity, and how sure either is."""
+"""What a model is worth: the loss of every token, perplexity, distance from the dense model, and how sure each is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.distributed.sharing import gathered, share_of
-from intraslice.modeling.families import family_of
-from intraslice.modeling.hidden_states import HiddenStates, embed
-from intraslice.modeling.logits import logits_in_chunks
+from intraslice.evaluation.divergence import DenseStates, read_head
+from intraslice.modeling.hidden_states import embed, last_states
 from intraslice.progress import Progress, repeating
 
 TOKENS_A_BATCH = 512
@@ -39,6 +37,7 @@ class Losses(Progress):
 
     sums: tuple[tuple[float, ...], ...] = ()  # (windows, blocks)
     sizes: tuple[int, ...] = ()  # tokens of each block
+    divergences: tuple[float, ...] = ()  # from the dense model, a sum a window; empty where not measured
 
     def perplexity(self) -> Estimate:
         """`exp` of the mean loss, with the standard error of the mean over blocks. Of one block there is no error."""
@@ -50,6 +49,19 @@ class Losses(Progress):
         differences = [[ours - theirs for ours, theirs in zip(*pair, strict=True)] for pair in pairs]
         return _exponential(differences, self.sizes)
 
+    def divergence(self) -> Estimate | None:
+        """Mean KL divergence from the dense model, nats a token, and its standard error over windows; or not known."""
+        return mean_over_windows([total / sum(self.sizes) for total in self.divergences])
+
+
+def mean_over_windows(means: Sequence[float]) -> Estimate | None:
+    """The mean of equal windows' means, with its standard error, which one window has not. None for no window."""
+    if not means:
+        return None
+    windows = torch.tensor(means, dtype=torch.float64)
+    error = windows.std().item() / len(windows) ** 0.5 if len(windows) > 1 else None
+    return Estimate(windows.mean().item(), error)
+
 
 def _exponential(sums: Sequence[Sequence[float]], sizes: Sequence[int]) -> Estimate:
     totals, counts = torch.tensor(sums, dtype=torch.float64), torch.tensor(sizes, dtype=torch.float64)
@@ -59,58 +71,66 @@ def _exponential(sums: Sequence[Sequence[float]], sizes: Sequence[int]) -> Estim
     return Estimate(value, error if math.isfinite(error) else None)
 
 
-def losses_through(
-    model: PreTrainedModel,
-    layers: Iterable[nn.Module],
-    hidden_states: HiddenStates,
-    targets: Int[Tensor, "windows scored"],
-) -> Generator[None, None, Float[Tensor, " tokens"]]:
-    """Every token's loss, in nats, once the hidden states have passed the given layers; they themselves stay.
-
-    Yields after each layer of each batch, and each chunk of logits.
-    """
-    norm = getattr(model.model, family_of(model.config).final_norm)
-    losses = []
-    batches = targets.to(model.device).split([len(hidden) for hidden in hidden_states.hidden])
-    for hidden, arguments, batch in zip(hidden_states.hidden, hidden_states.arguments, batches, strict=True):
-        for layer in layers:
-            hidden = layer(hidden, **arguments)
-            yield
-        scored = norm(hidden)[:, :-1].flatten(0, 1)
-        for logits, following in logits_in_chunks(model, scored, batch.flatten()):
-            losses.append(functional.cross_entropy(logits, following, reduction="none"))
-            yield
-    return torch.cat(losses).double()
-
-
 @torch.no_grad()
 def token_losses(
     model: PreTrainedModel, windows: Int[Tensor, "windows window"]
 ) -> Generator[None, None, Float[Tensor, "windows window_minus_one"]]:
     """Negative log-probability, in nats, of every token but the first of each window; yields after each layer."""
-    losses = yield from losses_through(model, model.model.layers, embed(model, windows), windows[:, 1:])
-    return losses.view(len(windows), -1)
+    losses, _ = yield from _read(model, windows)
+    return losses
+
+
+@torch.no_grad()
+def _read(
+    model: PreTrainedModel, windows: Int[Tensor, "windows window"], dense: DenseStates | None = None, first: int = 0
+) -> Generator[None, None, tuple[Float[Tensor, "windows scored"], Float[Tensor, "windows scored"] | None]]:
+    """Every token's loss and, where dense states are given, its divergence from them."""
+    states = against = None
+    if dense is not None:
+        against = dense.model, (yield from dense.of(windows, first))
+        states = against[1] if model is dense.model else None
+    if states is None:
+        states = yield from last_states(model, model.model.layers, embed(model, windows))
+    losses, distances = yield from read_head(model, states, windows[:, 1:].flatten(), against)
+    return losses.view(len(windows), -1), None if distances is None else distances.view(len(windows), -1)
 
 
 def measure_losses(
-    model: PreTrainedModel, tokens: Int[Tensor, "windows window"], stage: str = "evaluate"
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "windows window"],
+    stage: str = "evaluate",
+    dense: DenseStates | None = None,
 ) -> Generator[Losses, None, Losses]:
     """Losses of all windows; yields what is known by then after each layer. The first token of a window is not scored.
 
-    Among several processes each reads a share of the windows, and yields what it knows of those.
+    With the dense model's states, which are found on the way where they are not yet known, the divergence from it is
+    measured in the same pass; that model's own is zero. Among several processes each reads a share of the windows, and
+    yields what it knows of those.
     """
-    share, scored = tokens[share_of(len(tokens))], tokens.shape[1] - 1
+    share, scored = share_of(len(tokens)), tokens.shape[1] - 1
     count = max(1, round(scored / BLOCK))
     sizes = tuple(len(block) for block in torch.arange(scored).tensor_split(count))
-    known = Losses(stage, 0, len(share), sizes=sizes)
+    known = Losses(stage, 0, share.stop - share.start, sizes=sizes)
     yield known
-    for batch in share.split(max(1, TOKENS_A_BATCH // tokens.shape[1])) if len(share) else ():
-        losses = yield from repeating(known, token_losses(model, batch))
-        blocks = losses.split(sizes, dim=1)
-        sums = torch.stack([block.sum(1) for block in blocks], dim=1).tolist()
-        known = Losses(stage, known.done + len(batch), known.total, (*known.sums, *map(tuple, sums)), sizes)
+    for batch in tokens[share].split(max(1, TOKENS_A_BATCH // tokens.shape[1])) if known.total else ():
+        reading = _read(model, batch, dense, share.start + known.done)
+        losses, distances = yield from repeating(known, reading)
+        sums = torch.stack([block.sum(1) for block in losses.split(sizes, dim=1)], dim=1).tolist()
+        divergences = () if distances is None else distances.sum(1).tolist()
+        known = replace(
+            known,
+            done=known.done + len(batch),
+            sums=(*known.sums, *map(tuple, sums)),
+            divergences=(*known.divergences, *divergences),
+        )
         yield known
-    return replace(known, done=len(tokens), total=len(tokens), sums=tuple(gathered(known.sums)))
+    return replace(
+        known,
+        done=len(tokens),
+        total=len(tokens),
+        sums=tuple(gathered(known.sums)),
+        divergences=tuple(gathered(known.divergences)),
+    )
 
 
 def perplexity(

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from intraslice.modeling.families import family_of
 from intraslice.progress import finish
 
 TOKENS_A_BATCH = 2048
@@ -68,3 +69,20 @@ def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Hi
     finally:
         handle.remove()
     return hidden_states
+
+
+def last_states(
+    model: PreTrainedModel, layers: Iterable[torch.nn.Module], hidden_states: HiddenStates
+) -> Generator[None, None, Float[Tensor, "tokens hidden"]]:
+    """What the head reads of every token but each sequence's last, once all have passed the layers; they stay.
+
+    Yields after each layer of each batch.
+    """
+    norm = getattr(model.model, family_of(model.config).final_norm)
+    states = []
+    for hidden, arguments in zip(hidden_states.hidden, hidden_states.arguments, strict=True):
+        for layer in layers:
+            hidden = layer(hidden, **arguments)
+            yield
+        states.append(norm(hidden)[:, :-1].flatten(0, 1))
+    return torch.cat(states)

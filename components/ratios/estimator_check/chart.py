@@ -60,7 +60,7 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
             [
                 str(verdict.layer),
                 MODULES[verdict.module],
-                f"{verdict.increase:+.4f}",
+                f"{verdict.damage:+.4f}",
                 f"{verdict.error:.4f}",
                 str(verdict.place),
                 str(verdict.places[estimator]),
@@ -85,7 +85,7 @@ def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes
         "mode": "markers",
         "name": MODULES[module],
         "x": [figure.rounded(verdict.foretold[estimator]) for verdict in verdicts],
-        "y": [figure.rounded(verdict.increase) for verdict in verdicts],
+        "y": [figure.rounded(verdict.damage) for verdict in verdicts],
         "error_y": {
             "type": "data",
             "array": [figure.rounded(verdict.error) for verdict in verdicts],

@@ -10,8 +10,6 @@ import json
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
 
-from torch import Tensor
-
 from components.assets import ASSETS
 from components.ratios.estimator_check.views import Misjudged, ModuleVerdict, VerdictView
 from components.session.caches import BoundedCache
@@ -20,14 +18,16 @@ from components.session.session import Calibrated, Session
 from components.session.settings import Settings, Status
 from components.session.work.jobs import statuses
 from components.session.work.scheduler import Urgency
+from intraslice.config import CalibrationConfig, EvaluationConfig
+from intraslice.data import evaluation_tokens
 from intraslice.diagnostics.rank_agreement import compare_ranks
-from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, kept_sensitivity, measure_sensitivity
+from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, kept_sensitivity, measure_sensitivity
 from intraslice.planning.profile import Profile
 from intraslice.progress import Progress
 
 FILE = ASSETS / "sensitivity.json"
 RATIO = 0.3
-WINDOWS = 4  # of the held-out text
+KEPT = EvaluationConfig(tokens=8192)  # what the default model's are measured on, once
 
 
 class Verdicts:
@@ -50,7 +50,7 @@ class Verdicts:
             return None
         if self._session.is_calibrated(settings):
             calibrated = self._session.calibrated(settings)
-            sensitivity = kept_sensitivity(calibrated.loaded, calibrated.stats, windows_of(calibrated), RATIO)
+            sensitivity = kept_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, RATIO)
             if sensitivity is not None:
                 return self._judged(key, calibrated, sensitivity)
         return _kept(source.profile) if is_usual(settings) and FILE.is_file() else None
@@ -77,8 +77,8 @@ def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -
         ModuleVerdict(
             layer=int(row["layer"]),
             module=row["module"],
-            increase=row["increase"],
-            error=row["standard_error"],
+            damage=row["damage"],
+            error=row["standard_error"] or 0.0,
             place=int(row["place"]),
             foretold={name: row[name] for name in profile.estimators},
             places={name: int(row[f"place_{name}"]) for name in profile.estimators},
@@ -90,7 +90,7 @@ def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -
         tokens=sensitivity.tokens,
         modules=modules,
         rho=agreement.rho,
-        ceiling={kind: None if share is None else share**0.5 for kind, share in agreement.reliability.items()},
+        ceiling=agreement.ceiling,
         misjudged=tuple(
             Misjudged(
                 module.estimator,
@@ -107,24 +107,31 @@ def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -
 
 
 def measurement(calibrated: Calibrated) -> Generator[Progress, None, Sensitivity]:
-    """Measure every module of a model on a few windows of its held-out text."""
-    return measure_sensitivity(calibrated.loaded, calibrated.stats, windows_of(calibrated), RATIO)
+    """Measure every module of a model on the held-out windows of its perplexity."""
+    return measure_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, RATIO)
 
 
-def windows_of(calibrated: Calibrated) -> Tensor:
-    """The held-out windows (windows, window) that modules are measured on."""
-    return calibrated.windows[:WINDOWS]
+def long_measurement(calibrated: Calibrated) -> Generator[Progress, None, Sensitivity]:
+    """Measure every module of the default model on more text; takes half an hour of one core."""
+    windows = evaluation_tokens(calibrated.loaded.tokenizer, KEPT, CalibrationConfig().text)
+    return measure_sensitivity(calibrated.loaded, calibrated.stats, windows, RATIO)
 
 
 def _kept(profile: Profile) -> VerdictView:
     record = json.loads(FILE.read_text(encoding="utf-8"))
-    modules = tuple(ModuleLoss(**module) for module in record["modules"])
-    sensitivity = Sensitivity(record["ratio"], record["dense_loss"], record["tokens"], modules)
+    modules = tuple(ModuleDamage(**module) for module in record["modules"])
+    sensitivity = Sensitivity(record["ratio"], record["base_loss"], record["tokens"], modules)
     return verdict_view(sensitivity, profile, record["measured_on"])
 
 
 def save(sensitivity: Sensitivity) -> None:
-    """Keep the default model's measurement for the page to open with."""
+    """Keep the default model's measurement for the page to open with, a line a module."""
     date = f"{datetime.date.today():%d %B %Y}"
-    record = {**asdict(sensitivity), "measured_on": f"{sensitivity.tokens:,} held-out tokens, {date}"}
-    FILE.write_text(json.dumps(record, indent=0), encoding="utf-8")
+    record = asdict(sensitivity) | {"measured_on": f"{sensitivity.tokens:,} held-out tokens, {date}"}
+    modules = ",\n".join(json.dumps(_short(module)) for module in record.pop("modules"))
+    FILE.write_text(f'{json.dumps(record)[:-1]}, "modules": [\n{modules}\n]}}\n', encoding="utf-8")
+
+
+def _short(module: dict[str, object]) -> dict[str, object]:
+    """Five digits of every window's numbers say more than is known of them."""
+    return module | {name: [float(f"{value:.5g}") for value in module[name]] for name in ("divergences", "increases")}

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class ModuleVerdict:
-    """One module sliced alone: what the loss gained (nats a token), its standard error, and what was foretold of it.
+    """One module sliced alone: KL from the dense model (nats a token), its standard error, and what was foretold of it.
 
     `foretold` and `places` are by estimator; place 1 hurts most among the modules of its kind.
     """
 
     layer: int
     module: str
-    increase: float
+    damage: float
     error: float
     place: int
     foretold: Mapping[str, float]
@@ -38,7 +38,7 @@ class Misjudged(NamedTuple):
 class VerdictView:
     """Every module sliced alone at `ratio`. `rho` is Spearman's, by estimator and kind of module, where it exists.
 
-    `ceiling` is about the rho that a perfect estimator would reach, the noise of the tokens being what it is.
+    `ceiling` is the rho that a perfect estimator would be expected to read, the noise of the tokens being what it is.
     `misjudged` comes worst first.
     """
 

@@ -1,4 +1,4 @@
-"""Measured sensitivity against plain slicing and plain losses; stopped and gone on; killed half-way."""
+"""Measured sensitivity against plain slicing and plain logits; stopped and gone on; killed half-way."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import losses_at_once
+from torch.nn import functional
 
 from intraslice.config import SliceConfig
 from intraslice.diagnostics import sensitivity
-from intraslice.diagnostics.sensitivity import cut_alone, measure_sensitivity
+from intraslice.diagnostics.sensitivity import cut_alone, measure_in_context, measure_sensitivity
 from intraslice.errors import UserError
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import Progress, finish
@@ -28,30 +29,68 @@ def evaluation(case):
     return case.tokens[:4, :20]
 
 
-def test_each_module_s_loss_is_that_of_a_model_with_it_alone_sliced(family_case):
+@torch.no_grad()
+def divergences_at_once(dense, other, tokens: torch.Tensor) -> torch.Tensor:
+    """KL of every scored place (windows, window - 1), by torch's own."""
+    tables = [
+        model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1) for model in (dense, other)
+    ]
+    return functional.kl_div(tables[1], tables[0], log_target=True, reduction="none").sum(-1)
+
+
+def test_each_module_s_damage_is_that_of_a_model_with_it_alone_sliced(family_case):
     model, tokens = family_case.loaded.model, evaluation(family_case)
     events: list[Progress] = []
     measured = finish(measure_sensitivity(family_case.loaded, family_case.stats, tokens, 0.4), events.append)
     dense = losses_at_once(model, tokens)
-    assert measured.dense_loss == pytest.approx(dense.mean().item(), rel=1e-5)
+    assert measured.base_loss == pytest.approx(dense.mean().item(), rel=1e-5)
     assert measured.tokens == dense.numel()
-    assert [(loss.layer, loss.module) for loss in measured.modules] == [
+    assert [(damage.layer, damage.module) for damage in measured.modules] == [
         (i, m) for i in range(3) for m in ("attention", "mlp")
     ]
     assert list(dict.fromkeys(event.done for event in events)) == list(range(7))
     plan = make_plan(family_case.stats.profile, SliceConfig(0.0, order="one-shot"))
-    for loss in measured.modules:
+    for damage in measured.modules:
         layers = list(plan.layers)
-        layers[loss.layer] = cut_alone(
-            layers[loss.layer], family_case.stats.profile.layers[loss.layer], loss.module, 0.4
+        layers[damage.layer] = cut_alone(
+            layers[damage.layer], family_case.stats.profile.layers[damage.layer], damage.module, 0.4
         )
         sliced = finish(slice_model(model, replace(plan, layers=tuple(layers)), family_case.stats))
-        increase = losses_at_once(sliced, tokens) - dense
-        standard_error = (increase.std() / increase.numel() ** 0.5).item()
-        assert loss.increase == pytest.approx(increase.mean().item(), abs=1e-5)
-        assert loss.standard_error == pytest.approx(standard_error, rel=1e-2, abs=1e-6)
+        increases = (losses_at_once(sliced, tokens) - dense).mean(1)
+        assert damage.increases == pytest.approx(increases.tolist(), abs=1e-5)
+        divergences = divergences_at_once(model, sliced, tokens).mean(1)
+        assert damage.divergences == pytest.approx(divergences.tolist(), rel=1e-2, abs=1e-6)
+        value, error = damage.damage("kl")
+        assert value == pytest.approx(divergences.mean().item(), rel=1e-2, abs=1e-6)
+        assert error == pytest.approx((divergences.std() / 2).item(), rel=1e-2, abs=1e-6)
+        assert damage.damage("loss").value == pytest.approx(increases.mean().item(), abs=1e-5)
         counts = [sum(p.numel() for p in counted.parameters()) for counted in (model, sliced)]
-        assert loss.removed == counts[0] - counts[1] > 0
+        assert damage.removed == counts[0] - counts[1] > 0
+
+
+def test_in_context_a_damage_is_what_a_dense_module_heals(family_case):
+    loaded, stats, tokens = family_case.loaded, family_case.stats, evaluation(family_case)
+    plan = make_plan(stats.profile, SliceConfig(0.4, order="one-shot"))
+    sliced = finish(slice_model(loaded.model, plan, stats))
+    measured = finish(measure_in_context(loaded, stats, sliced, plan, tokens))
+    whole = divergences_at_once(loaded.model, sliced, tokens)
+    assert measured.context.value == pytest.approx(whole.mean().item(), rel=1e-3)
+    assert measured.ratio is None
+    dense = make_plan(stats.profile, SliceConfig(0.0, order="one-shot")).layers
+    for damage in measured.modules:
+        layers, given = list(plan.layers), plan.layers[damage.layer]
+        kept = (
+            {"heads": dense[0].heads, "kv_heads": dense[0].kv_heads, "dim": dense[0].dim}
+            if damage.module == "attention"
+            else {"neurons": dense[0].neurons}
+        )
+        layers[damage.layer] = replace(given, **kept)
+        healed = finish(slice_model(loaded.model, replace(plan, layers=tuple(layers)), stats))
+        heals = (whole - divergences_at_once(loaded.model, healed, tokens)).mean().item()
+        assert damage.damage("kl").value == pytest.approx(heals, rel=1e-2, abs=1e-5)
+        assert damage.ratio == (given.attention_ratio if damage.module == "attention" else given.mlp_ratio)
+        counts = [sum(p.numel() for p in counted.parameters()) for counted in (healed, sliced)]
+        assert damage.removed == counts[0] - counts[1]
 
 
 def test_no_forward_starts_before_its_own_layer(tiny_case):
@@ -66,7 +105,7 @@ def test_no_forward_starts_before_its_own_layer(tiny_case):
         hook.remove()
     # Once for the dense loss, once for the next layer's inputs, and for both modules of each layer up to its own
     # (a sliced layer is a copy that carries the hook).
-    assert [calls.count(index) for index in range(3)] == [4, 6, 8]
+    assert [calls.count(index) for index in range(3)] == [4, 6, 7]  # nothing reads what the last one would make
 
 
 def test_a_module_cut_alone_has_the_sizes_of_its_ratio(tiny_case):
@@ -82,13 +121,13 @@ def test_a_module_cut_alone_has_the_sizes_of_its_ratio(tiny_case):
 @pytest.fixture
 def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     done: list[tuple[int, str]] = []
-    slice_alone = sensitivity._slice_alone
+    slice_alone = sensitivity.slice_alone
 
     def counted(model, stats, layer, module, ratio):
         done.append((layer, module))
         return slice_alone(model, stats, layer, module, ratio)
 
-    monkeypatch.setattr(sensitivity, "_slice_alone", counted)
+    monkeypatch.setattr(sensitivity, "slice_alone", counted)
     return done
 
 
@@ -109,8 +148,10 @@ def test_a_stopped_run_goes_on_where_it_was(tiny_case, count_measurements, stop)
     assert events[0] == Progress("sensitivity", stop, 6)
     assert first == stop
     assert count_measurements == [(i, m) for i in range(3) for m in ("attention", "mlp")]
-    assert [vars(loss) for loss in resumed.modules] == [pytest.approx(vars(loss)) for loss in unbroken.modules]
-    assert resumed.dense_loss == unbroken.dense_loss
+    for ours, theirs in zip(resumed.modules, unbroken.modules, strict=True):
+        assert ours.removed == theirs.removed
+        assert ours.divergences == pytest.approx(theirs.divergences)
+    assert resumed.base_loss == unbroken.base_loss
 
 
 @pytest.mark.parametrize("change", ["ratio", "tokens", "weights", "calibration"])

@@ -1,0 +1,127 @@
+"""One layer of a model changed at a time: how far each changed model is from the dense one.
+
+Each forward starts at the changed layer, and each finished change is kept on disk, so that a run that was stopped goes
+on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from intraslice.cache import keep_record, kept_record
+from intraslice.distributed.sharing import from_first, gathered, rank, size
+from intraslice.evaluation.divergence import read_head
+from intraslice.modeling.hidden_states import embed, last_states
+from intraslice.progress import Progress
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one layer becomes. It is made when its turn comes, and let go afterwards."""
+
+    layer: int
+    make: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model on equal windows: means over each window's scored tokens, in nats."""
+
+    divergences: tuple[float, ...]  # KL, dense to this model
+    losses: tuple[float, ...]
+    parameters: int = 0  # of the changed layer
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The model that is changed, and what it is after each change alone."""
+
+    base: Reading
+    changed: tuple[Reading, ...]
+
+
+def measure_changes(
+    dense: PreTrainedModel,
+    base: PreTrainedModel,
+    changes: Sequence[Change],
+    tokens: Int[Tensor, "windows window"],
+    path: Path,
+    stage: str,
+) -> Generator[Progress, None, Readings]:
+    """Read `base` and, with each of its changes alone, `base` again; yields progress by change.
+
+    Changes come in the order of their layers. What is done is kept at `path`, which is to name all that it depends on.
+    Costs about half a forward a change, and memory for two hidden states a token. Several processes take turns at the
+    changes, and all get what they find.
+    """
+    readings = _known(from_first(kept_record(path)))
+    done = list(readings.changed) if readings else []
+    yield Progress(stage, len(done), len(changes))
+    if len(done) < len(changes):
+        for found in _measuring(dense, base, changes[len(done) :], tokens):
+            if found is not None:
+                base_reading, fresh = found
+                done += fresh
+                readings = Readings(base_reading, tuple(done))
+                if rank() == 0:
+                    keep_record(path, asdict(readings), "what changed modules cost, so far")
+            yield Progress(stage, len(done), len(changes))
+    return readings
+
+
+def kept_changes(path: Path, count: int) -> Readings | None:
+    """What `measure_changes` would only read from the disk; None while any of so many is still to be measured."""
+    readings = _known(kept_record(path))
+    return readings if readings and len(readings.changed) == count else None
+
+
+def _known(record: dict[str, Any]) -> Readings | None:
+    def reading(kept: dict[str, Any]) -> Reading:
+        return Reading(tuple(kept["divergences"]), tuple(kept["losses"]), kept["parameters"])
+
+    return Readings(reading(record["base"]), tuple(map(reading, record["changed"]))) if record else None
+
+
+@torch.no_grad()
+def _measuring(
+    dense: PreTrainedModel, base: PreTrainedModel, changes: Sequence[Change], tokens: Int[Tensor, "windows window"]
+) -> Iterator[tuple[Reading, list[Reading]] | None]:
+    """What `base` is and what its changes make of it, one a process at a time; None where there is time for a pause."""
+    layers, targets = base.model.layers, tokens[:, 1:].flatten()
+    hidden_states = embed(base, tokens)
+    dense_states = yield from last_states(dense, dense.model.layers, hidden_states)
+
+    def read(states: Tensor, parameters: int) -> Generator[None, None, Reading]:
+        losses, divergences = yield from read_head(base, states, targets, (dense, dense_states))
+        by_window = [tuple(values.view(len(tokens), -1).mean(1).tolist()) for values in (divergences, losses)]
+        return Reading(*by_window, parameters)
+
+    base_states = dense_states if base is dense else (yield from last_states(base, layers, hidden_states))
+    base_reading = yield from read(base_states, 0)
+    turn, reached, found = 0, 0, []
+    for number, change in enumerate(changes, 1):
+        for layer in layers[reached : change.layer]:
+            yield from hidden_states.mapping_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+        reached = change.layer
+        if turn == rank():
+            changed = change.make()
+            yield
+            states = yield from last_states(base, [changed, *layers[change.layer + 1 :]], hidden_states)
+            found.append((yield from read(states, parameters_in(changed))))
+        turn += 1
+        if turn == size() or number == len(changes):
+            yield base_reading, gathered(found)
+            turn, found = 0, []
+
+
+def parameters_in(layer: nn.Module) -> int:
+    """Parameters of one layer, as its tensors have them."""
+    return sum(parameter.numel() for parameter in layer.parameters())
