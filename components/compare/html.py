@@ -14,6 +14,10 @@ EMPTY = {
     "intraslice": "The sliced model's answer, at the sparsity above.",
     "crossmodule": "The answer of a cross-module (SliceGPT) model with as many parameters removed.",
 }
+KL = (
+    "KL (Kullback-Leibler divergence) from dense: how far the probabilities of the next token are from the dense "
+    "model's, on the perplexity's text, ± one standard error over its windows."
+)
 NOTICEABLE = 0.03  # speeds closer than this are the same within what a busy machine allows to say
 SIGNS = ("■", "⏎")  # of an end, and of a line break: neither could be marked otherwise
 STRONGEST = 2.0  # nats of extra loss from which a token's colour grows no stronger
@@ -75,6 +79,7 @@ def cost(name: str, costs: Costs) -> str:
         ),
         ("KV cache a token", formatting.size(column.kv), ""),
         ("Perplexity", "–" if column.perplexity is None else f"{column.perplexity:.2f}", _against(column, dense)),
+        ("KL from dense", *_distance(column)) if name != "dense" else ("KL from dense", "0", "it is the measure"),
         ("Reading a prompt", *_speed(column.prefill, dense.prefill, name)),
         ("Writing an answer", *_speed(column.decode, dense.decode, name)),
     ]
@@ -89,6 +94,14 @@ def _against(column: Cost, dense: Cost) -> str:
     if column is dense or column.perplexity is None or dense.perplexity is None:
         return ""
     return f"{column.perplexity / dense.perplexity - 1:+.0%}"
+
+
+def _distance(column: Cost) -> tuple[str, str]:
+    """How far the next-token probabilities are from the dense model's."""
+    if column.divergence is None:
+        return "–", ""
+    value, error = column.divergence
+    return f"{value:.3f} nats a token", "" if error is None else f"± {error:.3f}"
 
 
 def _speed(speed: float | None, dense: float | None, name: str) -> tuple[str, str]:
@@ -106,8 +119,8 @@ def _speed(speed: float | None, dense: float | None, name: str) -> tuple[str, st
 
 def protocol(costs: Costs) -> str:
     """How speeds were measured, or when they will be."""
-    text = costs.speed_protocol or "Speeds and the cross-module perplexity are measured after the first answer."
-    return f'<p class="isx-quiet">{escape(text)}</p>'
+    text = costs.speed_protocol or "Speeds, KL and the cross-module perplexity are measured after the first answer."
+    return f'<p class="isx-quiet">{KL} {escape(text)}</p>'
 
 
 def candidates(likeliest: Sequence[Candidate], prompt: str) -> str:

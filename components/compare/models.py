@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -105,6 +106,9 @@ class Columns:
         speeds = self._speeds.get((key, slice_config(settings))) or {}
         for name, speed in speeds.items():
             columns[name] = replace(columns[name], prefill=speed.prefill, decode=speed.decode)
+        for name in columns.keys() - {"dense"} if settings.sparsity else ():
+            if far := self.session.readings.divergence(settings, name):
+                columns[name] = replace(columns[name], divergence=(far.value, far.error))
         if (draft := self._drafts.get((key, slice_config(settings)))) and draft.proposed:
             sliced = columns["intraslice"]
             columns["intraslice"] = replace(sliced, accepted=draft.rate, draft_speedup=draft.speedup)
@@ -127,12 +131,11 @@ class Columns:
         yield from self.session.measuring(settings)
         models, key = (yield from self.pair(settings)), calibration_key(settings)
         if settings.sparsity:
-            try:
+            with suppress(UserError, NumericalError):  # `known` says so in words
                 models["crossmodule"] = yield from self.model(settings, "crossmodule")
-            except (UserError, NumericalError):  # `known` says so in words
-                pass
-            else:
-                yield from self.session.readings.losses(settings, "crossmodule", self.session.calibrated(settings))
+            calibrated = self.session.calibrated(settings)
+            for name in [name for name in models if name != "dense"]:
+                yield from self.session.readings.losses(settings, name, calibrated, compared=True)
         if settings.sparsity and self._speeds.get((key, slice_config(settings))) is None:
             speeds = yield from statuses(measure_speed(models, SPEED), "Speeds, the models in turn; turn")
             self._speeds.put((key, slice_config(settings)), speeds)

@@ -48,6 +48,7 @@ class Answer:
 class Cost:
     """What one column's model costs; None where not measured yet. Speeds are in tokens a second.
 
+    `divergence` is KL from the dense model, in nats a token, with its standard error where it is known.
     As a draft for the dense model: the share of its proposals that are accepted, and how much faster answers become.
     """
 
@@ -55,6 +56,7 @@ class Cost:
     removed: float  # of the layers' parameters, a fraction
     kv: float  # bytes a token
     perplexity: float | None = None
+    divergence: tuple[float, float | None] | None = None
     prefill: float | None = None
     decode: float | None = None
     accepted: float | None = None

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from components.session import limits
 from components.session.keys import CalibrationKey, SliceKey
 from intraslice.config import SliceConfig
+from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.planning.ratios import SlicePlan
@@ -168,6 +169,7 @@ class Caches:
         self.plans: BoundedCache[tuple[CalibrationKey, str, SliceConfig], SlicePlan] = BoundedCache(2_000)
         self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
         self.losses: BoundedCache[SliceKey, Made[Losses]] = BoundedCache(10_000)
+        self.states: BoundedCache[CalibrationKey, DenseStates] = BoundedCache(20)
 
 
 def bytes_in(value: object) -> dict[int, int]:

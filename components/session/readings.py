@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from components.session.caches import Caches, Made
 from components.session.calibrations import Calibrated
-from components.session.keys import SliceKey, calibration_key, is_usual, slice_key
+from components.session.keys import CalibrationKey, SliceKey, calibration_key, is_usual, slice_key
 from components.session.settings import Settings, Status
 from components.session.views import Perplexities, Reading
 from components.session.work.jobs import statuses
@@ -19,6 +19,7 @@ from components.session.work.scheduler import Scheduler
 from intraslice import data
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.config import SliceConfig
+from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
 
 Slicing = Callable[[Settings, str, Calibrated], Generator[Status, None, PreTrainedModel]]
@@ -44,12 +45,19 @@ class Readings:
         known = self.known(settings, method)
         return known.value.perplexity().value if known and _is_whole(known.value) else None
 
-    def losses(self, settings: Settings, method: str, calibrated: Calibrated) -> Generator[Status, None, Losses]:
-        """What a method's model, or the "dense" one, loses on the held-out text; slices first where need be."""
+    def losses(
+        self, settings: Settings, method: str, calibrated: Calibrated, compared: bool = False
+    ) -> Generator[Status, None, Losses]:
+        """What a method's model, or the "dense" one, loses on the held-out text; slices first where need be.
+
+        With `compared` also its divergence from the dense model, which the slider's readings do without: it takes the
+        head twice, and after a start the dense model once more.
+        """
         key, dense = _key(settings, method), method == "dense"
         sequences = 0 if dense else calibrated.sequences
         known = self._caches.losses.get(key)
-        if known is not None and known.sequences >= sequences and _is_whole(known.value):
+        enough = known is not None and known.sequences >= sequences and _is_whole(known.value)
+        if enough and (known.value.divergences or not compared):
             return known.value  # maybe by more of the calibration than is in memory now
         loaded = calibrated.loaded
         model = loaded.model if dense else (yield from self._sliced(settings, method, calibrated))
@@ -60,7 +68,9 @@ class Readings:
             path = cache_path("losses", ".json", loaded.fingerprint, model.dtype, calibrated.windows)
             losses = _kept(path) if dense else None
             if losses is None:
-                work = self._noting(key, sequences, measure_losses(model, calibrated.windows))
+                states = self._states_of(key[0], loaded.model) if compared else None
+                work = measure_losses(model, calibrated.windows, dense=states)
+                work = work if enough else self._noting(key, sequences, work)  # a whole one is not taken back
                 losses = yield from statuses(work, f"Perplexity of the {name} model, window")
                 if dense:
                     keep_record(path, asdict(losses), "the dense losses")
@@ -69,7 +79,17 @@ class Readings:
             self._caches.curves.put(_curve_key(key), points | {key[1].sparsity: losses.perplexity().value})
             return losses
 
-        return (yield from self._scheduler.share(("losses", key, sequences), reading))
+        return (yield from self._scheduler.share(("losses", key, sequences, compared), reading))
+
+    def _states_of(self, key: CalibrationKey, dense: PreTrainedModel) -> DenseStates:
+        """Those that all models of a calibration are held against."""
+        return self._caches.states.get(key) or self._caches.states.put(key, DenseStates(dense))
+
+    def divergence(self, settings: Settings, method: str) -> Reading | None:
+        """A method's KL divergence from the dense model, nats a token, where it is measured."""
+        known = self.known(settings, method)
+        found = known.value.divergence() if known and _is_whole(known.value) else None
+        return found and Reading(*found, known.value.done, known.value.total)
 
     def perplexities(self, settings: Settings, best: Calibrated | None) -> Perplexities:
         """Whatever has been measured for a setting, and what is to be expected where nothing has.
@@ -161,4 +181,5 @@ def _paired(sliced: Losses, dense: Losses | None) -> Reading:
 
 def _kept(path: Path) -> Losses | None:
     kept = kept_record(path)
-    return Losses(**kept | {"sums": tuple(map(tuple, kept["sums"])), "sizes": tuple(kept["sizes"])}) if kept else None
+    lists = {name: tuple(kept.get(name, ())) for name in ("sizes", "divergences")}
+    return Losses(**kept | lists | {"sums": tuple(map(tuple, kept["sums"]))}) if kept else None

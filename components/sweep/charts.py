@@ -39,7 +39,15 @@ def removed_chart(view: SweepView) -> Chart:
         protocol=view.protocol,
         data=data,
         layout=layout,
-        columns=["Method", "Asked", "Really removed", "Parameters", "Perplexity", "Times dense"],
+        columns=[
+            "Method",
+            "Asked",
+            "Really removed",
+            "Parameters",
+            "Perplexity",
+            "Times dense",
+            "KL from dense, nats a token",
+        ],
         rows=[_row(point, view) for point in view.points],
         picks=[pick_of(point) for point in view.points],
     )
@@ -169,11 +177,12 @@ def _named(point: SweepPoint) -> list[str]:
 
 def _row(point: SweepPoint, view: SweepView) -> list[str]:
     if point.perplexity is None:
-        return [*_named(point), point.note, *["–"] * 3]
+        return [*_named(point), point.note, *["–"] * 4]
     return [
         *_named(point),
         f"{point.removed:.1%}",
         f"{point.parameters:,}",
         f"{point.perplexity:.2f}",
         f"{point.perplexity / view.dense:.2f}",
+        "–" if point.divergence is None else f"{point.divergence:.3f}",
     ]

@@ -22,6 +22,7 @@ from components.sweep.charts import line_name
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
+from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.loading import LoadedModel
@@ -99,7 +100,7 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
     plan = plan_of(session, settings, choice)
     kept = plan.kept()
     yield PAUSE
-    missing = [point for point in plan.wanted if point not in kept]
+    missing, states = [point for point in plan.wanted if point not in kept], DenseStates(plan.loaded.model)
     costs, rate = [_cost(plan, point) for point in missing], _rate()
     yield _view(session, settings, plan)
     start = time.monotonic()
@@ -109,7 +110,7 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
             rate = sum(costs[:done]) / (begun - start)
         name = line_name(point.method, point.estimator or "")
         moment = 0.0
-        for _ in sweep(*plan._replace(wanted=(point,))):
+        for _ in sweep(*plan._replace(wanted=(point,)), states):
             if time.monotonic() < moment + EVERY:
                 yield PAUSE
                 continue
@@ -156,6 +157,7 @@ def _point(row: dict) -> SweepPoint:
         row["removed_fraction"],
         int(count) if count is not None else None,
         row["perplexity"],
+        row["divergence"],
         row.get("prefill_ratio"),
         row.get("decode_ratio"),
         row["note"] or "",

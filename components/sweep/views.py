@@ -20,6 +20,7 @@ class SweepChoice(NamedTuple):
 class SweepPoint:
     """One model of a sweep. `estimator` is empty where the method uses none, `perplexity` None where out of reach.
 
+    `divergence` is KL from the dense model, in nats a token.
     `asked` and `removed` are fractions of the layers' parameters; `prefill` and `decode` are speeds, in times dense.
     """
 
@@ -29,6 +30,7 @@ class SweepPoint:
     removed: float | None
     parameters: int | None
     perplexity: float | None
+    divergence: float | None = None
     prefill: float | None = None
     decode: float | None = None
     note: str = ""

@@ -152,7 +152,7 @@ def _verdict(found: Sensitivity, agreement: RankAgreement, measure: Measure) -> 
 
 
 def sweep_(run: Run) -> Answer:
-    """Perplexity, parameters and speed of methods x estimators x sparsities."""
+    """Perplexity, KL from the dense model, parameters and speed of methods x estimators x sparsities."""
     a = run.arguments
     if a.csv is not None and not a.csv.parent.is_dir():  # known now, not after the sweep
         raise UserError(f"there is no folder {a.csv.parent} to write {a.csv.name} to; make it first")
@@ -177,6 +177,7 @@ _SHOWN = (
     "removed_fraction",
     "sliced_total",
     "perplexity",
+    "divergence",
     "prefill_ratio",
     "decode_ratio",
     "note",
@@ -184,6 +185,5 @@ _SHOWN = (
 
 
 def _fixed(frame: pandas.DataFrame) -> str:
-    return frame.round({"removed_fraction": 4, "perplexity": 3, "prefill_ratio": 2, "decode_ratio": 2}).to_string(
-        index=False, na_rep=""
-    )
+    digits = {"removed_fraction": 4, "perplexity": 3, "divergence": 4, "prefill_ratio": 2, "decode_ratio": 2}
+    return frame.round(digits).to_string(index=False, na_rep="")

@@ -1,4 +1,4 @@
-"""Methods x estimators x sparsities: perplexity, parameters and measured speed of each, kept on disk point by point."""
+"""Methods x estimators x sparsities: perplexity, KL from dense, parameters and speed of each, kept point by point."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import SliceConfig
 from intraslice.distributed.sharing import alone, from_first, gathered, rank, share_of
 from intraslice.errors import UserError
-from intraslice.evaluation.perplexity import perplexity
+from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.progress import Progress
 
-FORMAT = "4"
+FORMAT = "5"
+DIVERGENCE = ("divergence", "divergence_error")  # KL from the dense model, nats a token
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,16 @@ def sweep(
     wanted: Sequence[Point],
     base: SliceConfig | None = None,
     speed: SpeedConfig | None = None,
+    states: DenseStates | None = None,
 ) -> Generator[Progress, None, pandas.DataFrame]:
     """One row a point, in order. Bias, cap and order come from `base`; speed is measured where its config is given.
 
     Each finished point is kept under everything it depends on, so that a stopped sweep goes on and a larger one reuses
     what is there. A point that a method cannot reach has a `note` and no perplexity. Yields the progress of each step,
     and of the sweep under the stage "sweep". Among several processes each takes a share of the points, and all get the
-    rows.
+    rows. Whoever sweeps point by point gives the same `states` each time, so that the dense model reads only once.
     """
-    base = base or SliceConfig()
+    base, states = base or SliceConfig(), states or DenseStates(loaded.model)
     path = _path(loaded, texts, "dense")
     dense, own = from_first(kept_record(path)), wanted[share_of(len(wanted))]
     yield Progress("sweep", 0, len(own))
@@ -84,7 +87,7 @@ def sweep(
         if not row:
             start = time.perf_counter()
             with alone():
-                row = yield from _measure(loaded, texts, point.method, config, speed)
+                row = yield from _measure(states, texts, point.method, config, speed)
             row["seconds"] = round(time.perf_counter() - start, 3)
             keep_record(path, row, "a point of the sweep")
         rows.append(asdict(point) | dense | row)
@@ -129,20 +132,22 @@ def _path(loaded: LoadedModel, texts: Texts, what: str) -> Path:
 
 
 def _measure(
-    loaded: LoadedModel, texts: Texts, method: str, config: SliceConfig, speed: SpeedConfig | None
+    states: DenseStates, texts: Texts, method: str, config: SliceConfig, speed: SpeedConfig | None
 ) -> Generator[Progress, None, dict[str, Any]]:
-    dense = loaded.model
+    dense = states.model
     try:
         plan = plan_by(method, dense, texts.stats, config)
     except UserError as problem:
-        return {"removed_fraction": None, "perplexity": None, "note": str(problem)}
+        return dict.fromkeys(("removed_fraction", "perplexity", *DIVERGENCE)) | {"note": str(problem)}
     model = yield from slice_by(method, dense, plan, texts.stats, texts.calibration)
     counts = parameters_of(dense, "dense") | parameters_of(model, "sliced")
+    losses = yield from measure_losses(model, texts.evaluation, f"perplexity {method}", states)
     row = {
         "removed_fraction": 1 - counts["sliced_decoder"] / counts["dense_decoder"],
         **counts,
         "kv_bytes_per_token": kv_bytes_per_token(model),
-        "perplexity": (yield from perplexity(model, texts.evaluation, f"perplexity {method}")),
+        "perplexity": losses.perplexity().value,
+        **dict(zip(DIVERGENCE, losses.divergence(), strict=True)),
         "note": getattr(plan, "note", ""),
     }
     if speed is not None:

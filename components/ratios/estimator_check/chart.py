@@ -13,7 +13,7 @@ from components.ui.labels import ESTIMATORS, MODULES
 
 
 def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -> Chart:
-    """Loss gained by slicing each module alone, over what the estimator foretold; empty axes before it is measured.
+    """KL from the dense model with each module sliced alone, over what was foretold; empty axes before it is measured.
 
     Uniform ratios foretell nothing, so the first estimator that does is shown for them.
     """
@@ -31,7 +31,7 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
             title=figure.title("foretold: importance of what goes"), exponentformat="power", nticks=6
         )
         layout[f"yaxis{figure.suffix(column)}"].update(
-            title=figure.title("measured: loss gained, nats a token" if column == 1 else ""),
+            title=figure.title("measured: KL from dense, nats a token" if column == 1 else ""),
             tickformat=".3~f",
             zeroline=True,
             zerolinecolor="@rule",
@@ -42,11 +42,12 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         if any(importance > 0 for importance in foretold):
             layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks(foretold))
         layout["annotations"].append(figure.heading(f"<b>{name}</b>: {_rho(view, estimator, module)}", axes))
-    note = "Slice each module alone, take the loss, and see whether the importances foretold it."
+    note = "Slice each module alone, see how far that takes the model, and whether the importances foretold it."
     if view:
         note = (
-            f"A point: {view.ratio:.0%} of one module sliced, nothing else; the loss on {view.measured_on}, ± one "
-            "standard error. ρ: Spearman's rank correlation."
+            f"A point: {view.ratio:.0%} of one module sliced, nothing else. Height: how far that takes the next-token "
+            f"probabilities from the dense model's (KL divergence), on {view.measured_on}, ± one standard error. "
+            "ρ: Spearman's rank correlation."
         )
     layers = 1 + max((verdict.layer for verdict in view.modules), default=-1) if view else 0
     return Chart(
@@ -55,13 +56,13 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         hint="Click a point." if view else "",
         data=data,
         layout=layout,
-        columns=["Layer", "Module", "Loss gained", "± error", "Place", f"Place foretold, {ESTIMATORS[estimator]}"],
+        columns=["Layer", "Module", "KL from dense", "± error", "Place", f"Place foretold, {ESTIMATORS[estimator]}"],
         rows=[
             [
                 str(verdict.layer),
                 MODULES[verdict.module],
-                f"{verdict.damage:+.4f}",
-                f"{verdict.error:.4f}",
+                f"{verdict.damage:.5f}",
+                f"{verdict.error:.5f}",
                 str(verdict.place),
                 str(verdict.places[estimator]),
             ]
@@ -118,7 +119,8 @@ def _ticks(values: Sequence[float]) -> Json:
 def _rho(view: VerdictView | None, estimator: str, module: str) -> str:
     if view is None:
         return "not measured yet"
-    return f"ρ {number(view.rho[estimator][module])} ({ESTIMATORS[estimator]})"
+    best = number(view.ceiling[module])
+    return f"ρ {number(view.rho[estimator][module])} ({ESTIMATORS[estimator]}), at best {best}"
 
 
 def number(rho: float | None) -> str:

@@ -61,7 +61,7 @@ def show(verdicts: Verdicts, settings: Settings, layer: int, request: gr.Request
 
 
 def measure(verdicts: Verdicts, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:
-    """Slice each module alone and take its loss; yields chart (JSON), words and progress (HTML). Takes minutes."""
+    """Slice each module alone, measured as KL; yields chart (JSON), words and progress (HTML). Takes minutes."""
     for event in verdicts.measure(settings, visitor_of(request)):
         if isinstance(event, VerdictView):
             yield Measured(*show(verdicts, settings, layer, request), progress="")
@@ -105,7 +105,7 @@ def words_of(view: VerdictView | None, estimator: str) -> str:
     if view is None:
         return ""
     correlations = {ESTIMATORS[name]: rhos for name, rhos in view.rho.items()}
-    correlations["at best, for the noise"] = view.ceiling
+    correlations["a perfect estimator, given the noise"] = view.ceiling
     rows = [(name, *(number(rhos[module]) for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
     table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
     shown = judged(view, estimator)

@@ -34,6 +34,7 @@ EVALUATED = {
     "perplexity",
     "perplexity_error",
     "perplexity_ratio",
+    "divergence",
     "ratios",
     "protocol",
     "seconds",
@@ -53,20 +54,8 @@ def words(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> list[str]:
     (home / "text.txt").write_text(text)
     options = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt"]
     options = [str(home / word) if not word.startswith("--") else word for word in options]
-    return [
-        *options,
-        "--sequences",
-        "16",
-        "--length",
-        "24",
-        "--eval-tokens",
-        "96",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--json",
-    ]
+    numbers = "--sequences 16 --length 24 --eval-tokens 96 --device cpu --dtype float32"
+    return [*options, *numbers.split(), "--json"]
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +118,7 @@ def test_errors_are_named_beside_perplexities(run):
     assert all(0 < errors[name] < values[name] for name in ("dense", "sliced"))
     assert ratio["value"] == pytest.approx(values["sliced"] / values["dense"])
     assert 0 < ratio["standard_error"] < ratio["value"]
+    assert 0 < result["divergence"]["standard_error"] < result["divergence"]["value"]
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float32"])
@@ -148,6 +138,7 @@ def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, method, tmp_path):
         "model",
         "seconds",
         "peak_rss_bytes",
+        "divergence",
         *(key for key in in_memory if "perplexity" in key),
     }:
         assert reopened[key] == in_memory[key]
@@ -205,8 +196,19 @@ def test_sensitivity_has_every_module_and_a_verdict(run):
     assert set(result["rho"]["pca"]) == {"attention", "mlp", "all"}
     grouped = run("sensitivity", "--ratio", "0.4", "--gradient-group", "4")
     for usual, own in zip(result["modules"], grouped["modules"], strict=True):
-        assert own["increase"] == usual["increase"]
+        assert own["damage"] == usual["damage"]
         assert own["pca"] != usual["pca"]
+    both = run("sensitivity", "--ratio", "0.2", "0.4", "--measure", "loss")
+    assert [one["ratio"] for one in both["ratios"]] == [0.2, 0.4]
+    assert any(row["damage"] < 0 for row in both["ratios"][1]["modules"])
+    assert all(row["damage"] > 0 for row in result["modules"])
+
+
+def test_sensitivity_in_context_heals_a_sliced_model(run):
+    result = run("sensitivity", "--context", "--sparsity", "0.4")
+    assert result["ratio"] is None
+    assert len(result["modules"]) == 6
+    assert result["context"]["value"] > max(row["damage"] for row in result["modules"]) > 0
 
 
 def test_sweep_writes_the_rows_it_prints(run, tmp_path):

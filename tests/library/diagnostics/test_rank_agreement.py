@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas
 import pytest
 import torch
 
-from intraslice.diagnostics.rank_agreement import compare_ranks, fallen_importance
-from intraslice.diagnostics.sensitivity import ModuleLoss, Sensitivity, measure_sensitivity
+from intraslice.diagnostics.rank_agreement import compare_ranks, fallen_importance, noise_ceiling
+from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, measure_sensitivity
 from intraslice.planning.estimators import Importances
 from intraslice.progress import finish
 
@@ -38,7 +39,8 @@ def losses(attention: list[float], mlp: list[float]) -> Sensitivity:
     modules = []
     for layer, pair in enumerate(zip(attention, mlp, strict=True)):
         modules += [
-            ModuleLoss(layer, name, 100, value, 0.0) for name, value in zip(("attention", "mlp"), pair, strict=True)
+            ModuleDamage(layer, name, 0.5, 100, (value, value), (-value, -value))
+            for name, value in zip(("attention", "mlp"), pair, strict=True)
         ]
     return Sensitivity(0.5, 2.0, 100, tuple(modules))
 
@@ -68,20 +70,47 @@ def test_ranks_and_rho_by_hand(tiny_case):
     assert "number 1 of 3 as measured, number 3 as foretold" in str(worst)
 
 
+def test_the_loss_may_be_the_measure(tiny_case):
+    profile = known_profile(tiny_case("llama-gqa"), [1.0, 2.0, 3.0])
+    measured = losses([0.1, 0.2, 0.3], [0.3, 0.1, 0.2])
+    assert compare_ranks(measured, profile, "loss").rho["pca"] == pytest.approx(
+        {kind: -rho for kind, rho in compare_ranks(measured, profile, "kl").rho["pca"].items()}
+    )
+
+
 def test_what_noise_may_explain_is_not_misjudged(tiny_case):
     profile = known_profile(tiny_case("llama-gqa"), [1.0, 2.0, 3.0])
     measured = losses([0.1, 0.2, 0.3], [0.3, 0.1, 0.2])
-    sure = compare_ranks(measured, profile)
-    assert sure.reliability == {"attention": 1.0, "mlp": 1.0, "all": 1.0}
-    noisy = tuple(
-        replace(loss, standard_error=0.04 if loss.module == "attention" else 0.06) for loss in measured.modules
-    )
-    agreement = compare_ranks(replace(measured, modules=noisy), profile)
+    assert compare_ranks(measured, profile).ceiling == pytest.approx({"attention": 1.0, "mlp": 1.0, "all": 1.0})
+
+    def with_error(damage: ModuleDamage) -> ModuleDamage:
+        """Of two windows that lie so far apart, the mean has this standard error."""
+        error, (value, _) = 0.04 if damage.module == "attention" else 0.06, damage.divergences
+        return replace(damage, divergences=(value - error, value + error))
+
+    agreement = compare_ranks(replace(measured, modules=tuple(map(with_error, measured.modules))), profile)
     # 0.3 - 2 x 0.04 is still above 0.2, so it is sure to come first; 0.3 - 2 x 0.06 might be second.
     assert {(module.module, module.layer) for module in agreement.misjudged} == {("attention", 0), ("attention", 2)}
-    assert agreement.reliability["attention"] == pytest.approx(1 - 0.04**2 / 0.01)
-    drowned = tuple(replace(loss, standard_error=1.0) for loss in measured.modules)
-    assert compare_ranks(replace(measured, modules=drowned), profile).reliability["mlp"] == 0.0
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 4.0, 100.0])
+def test_the_ceiling_is_a_perfect_estimator_s_rho(noise):
+    """Over many draws of noise, the ceiling is what the truth itself reads against the measured means."""
+    generator, windows = torch.Generator().manual_seed(3), 16
+    ceilings, reached = [], []
+    for _ in range(30):
+        truth = torch.randn(30, generator=generator, dtype=torch.float64)
+        damages = truth[:, None] + noise * torch.randn(30, windows, generator=generator, dtype=torch.float64)
+        ceilings.append(noise_ceiling(damages))
+        both = pandas.DataFrame({"truth": truth, "measured": damages.mean(1)})
+        reached.append(both.corr(method="spearman").iloc[0, 1])
+    assert sum(ceilings) / 30 == pytest.approx(sum(reached) / 30, abs=0.02 if noise < 10 else 0.2)
+
+
+def test_without_windows_or_modules_to_compare_there_is_no_ceiling():
+    assert noise_ceiling(torch.rand(30, 1)) is None
+    assert noise_ceiling(torch.rand(1, 16)) is None
+    assert noise_ceiling(torch.ones(30, 16)) is None
 
 
 def test_no_order_no_rho(tiny_case):

@@ -152,13 +152,13 @@ def test_losses_are_the_same_in_their_order(tiny_case, together, windows):
 
 
 def test_sensitivity_is_the_same_and_is_kept_by_the_first(tiny_case, together, monkeypatch, tmp_path):
-    case, calls, slice_alone = tiny_case("llama-mha"), [], sensitivity._slice_alone
+    case, calls, slice_alone = tiny_case("llama-mha"), [], sensitivity.slice_alone
 
     def counted(*arguments):
         calls.append(arguments)
         return slice_alone(*arguments)
 
-    monkeypatch.setattr(sensitivity, "_slice_alone", counted)
+    monkeypatch.setattr(sensitivity, "slice_alone", counted)
 
     def work() -> tuple[sensitivity.Sensitivity, int]:
         monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))

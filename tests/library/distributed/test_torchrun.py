@@ -135,10 +135,10 @@ def test_rows_are_written_by_the_first_alone(words, together, monkeypatch, own_c
 
 def test_sensitivity_measures_every_module_once(answers):
     one, two, _ = answers("sensitivity", "--ratio", "0.4")
-    assert two["dense_loss"] == pytest.approx(one["dense_loss"], rel=1e-6)
+    assert two["base_loss"] == pytest.approx(one["base_loss"], rel=1e-6)
     for ours, theirs in zip(two["modules"], one["modules"], strict=True):
         assert [ours[key] for key in ("layer", "module", "removed")] == [
             theirs[key] for key in ("layer", "module", "removed")
         ]
-        assert ours["increase"] == pytest.approx(theirs["increase"], abs=1e-5)
+        assert ours["damage"] == pytest.approx(theirs["damage"], abs=1e-5)
         assert ours["standard_error"] == pytest.approx(theirs["standard_error"], rel=1e-3)

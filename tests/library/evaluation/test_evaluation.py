@@ -9,12 +9,14 @@ import time
 import pytest
 import torch
 from conftest import losses_at_once
+from torch.nn import functional
 from torch.testing import assert_close
 
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.evaluation import generation
 from intraslice.evaluation import perplexity as perplexity_module
+from intraslice.evaluation.divergence import DenseStates, divergences
 from intraslice.evaluation.generation import Sampling, answer_text, generate_text, prompt_tokens, stream_tokens
 from intraslice.evaluation.perplexity import Losses, measure_losses, perplexity, token_losses
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
@@ -105,6 +107,39 @@ def test_a_hopeless_model_has_infinite_perplexity(tiny_llama_mha):
     model = tiny_llama_mha()
     model.lm_head.weight.data *= 1e5
     assert finish(perplexity(model, torch.arange(3, 23).view(2, 10))) == math.inf
+
+
+# Distance from the dense model
+
+
+def test_divergences_by_hand():
+    dense = torch.tensor([[0.5, 0.5], [0.25, 0.75], [1.0, 1e-30]]).log() + 7  # logits, up to a constant
+    other = torch.tensor([[0.25, 0.75], [0.25, 0.75], [0.5, 0.5]]).log() - 3
+    expected = [0.5 * math.log(2) + 0.5 * math.log(2 / 3), 0.0, math.log(2)]
+    assert divergences(dense, other).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_divergence_is_measured_in_the_same_pass(family_case, batch, monkeypatch):
+    monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", batch * family_case.tokens.shape[1])
+    monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
+    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
+    dense, cut = family_case.loaded.model, finish(slice_model(family_case.loaded.model, plan, family_case.stats))
+    states, passes = DenseStates(dense), []
+    hook = dense.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
+    own = finish(measure_losses(dense, family_case.tokens, dense=states))
+    count = len(passes)
+    losses = finish(measure_losses(cut, family_case.tokens, dense=states))
+    hook.remove()
+    assert len(passes) == count  # the dense layers have run once
+    tables = [model(input_ids=family_case.tokens).logits[:, :-1].double().log_softmax(-1) for model in (dense, cut)]
+    expected = functional.kl_div(tables[1], tables[0], log_target=True, reduction="none").sum(-1).mean(1)
+    value, error = losses.divergence()
+    assert value == pytest.approx(expected.mean().item(), rel=1e-3)
+    assert error == pytest.approx((expected.std() / len(expected) ** 0.5).item(), rel=1e-2)
+    assert own.divergence() == (0.0, 0.0)
+    assert losses.sums == finish(measure_losses(cut, family_case.tokens)).sums
+    assert finish(measure_losses(cut, family_case.tokens)).divergence() is None
 
 
 # Sizes

@@ -8,7 +8,8 @@ import pytest
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.evaluation import sweep as module
-from intraslice.evaluation.perplexity import perplexity
+from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
@@ -26,9 +27,9 @@ def count_measurements(monkeypatch):
     done = []
     measure = module._measure
 
-    def counted(loaded, texts, method, config, speed):
+    def counted(states, texts, method, config, speed):
         done.append((method, config.sparsity))
-        return measure(loaded, texts, method, config, speed)
+        return measure(states, texts, method, config, speed)
 
     monkeypatch.setattr(module, "_measure", counted)
     return done
@@ -56,6 +57,9 @@ def test_each_row_is_what_plain_slicing_gives(family_case):
         plan = plan_by(row.method, dense, family_case.stats, config)
         model = finish(slice_by(row.method, dense, plan, family_case.stats, family_case.tokens))
         assert row.perplexity == pytest.approx(finish(perplexity(model, windows)), rel=1e-4)
+        value, error = finish(measure_losses(model, windows, dense=DenseStates(dense))).divergence()
+        assert row.divergence == pytest.approx(value, rel=1e-4)
+        assert row.divergence_error == pytest.approx(error, rel=1e-3)
         assert row.sliced_total == sum(p.numel() for p in model.parameters())
         assert row.removed_fraction == pytest.approx(plan.removed_fraction, abs=1e-9)
 
