@@ -12,6 +12,7 @@ from intraslice.cli import analyses, commands, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
+from intraslice.cli.prices import prices
 from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
@@ -123,6 +124,9 @@ def parser() -> argparse.ArgumentParser:
     sensitivity.add_argument("--measure", default="kl", choices=get_args(Measure), help=explanation)
     explanation = "slice the model as --sparsity and --estimator say, and make each module dense again"
     sensitivity.add_argument("--context", action="store_true", help=explanation)
+    argued = command("prices", prices, "what a parameter costs in each module of a sliced model", FEW_TOKENS)
+    explanation = "also say on which modules the plan parts from this estimator's, of equal size"
+    argued.add_argument("--against", choices=ESTIMATORS, help=explanation)
     sweep = command("sweep", analyses.sweep_, "perplexity and speed of many models")
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
     sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], choices=ESTIMATORS)

@@ -46,7 +46,7 @@ class Run:
         self.device = choose_device(arguments.device)
         self.recipe = recipe_of(arguments)
         require_enough(self.recipe.calibration.sequences)
-        if arguments.command not in SLICED_ALONE:
+        if arguments.command not in SLICED_ALONE or getattr(arguments, "context", False):
             for method in (self.recipe.method, *getattr(arguments, "methods", ())):
                 require_shareable(method, self.recipe.slicing)
         self.seconds: dict[str, float] = {}
