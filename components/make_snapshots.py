@@ -1,7 +1,8 @@
-"""Makes what the page shows before the default model is loaded: `python -m components.make_snapshots`, some minutes.
+"""Makes what the page shows before the default model is loaded: `python -m components.make_snapshots`, about an hour.
 
-Three files in `assets/`: what the estimator reads (`session/snapshots/plan.py`), spectra and shifts, thinned
-(`session/snapshots/diagnostics.py`), and every module's measured sensitivity (`ratios/estimator_check/measure.py`).
+Four files in `assets/`: what the estimator reads (`session/snapshots/plan.py`), spectra and shifts, thinned
+(`session/snapshots/diagnostics.py`), every module's measured sensitivity (`ratios/estimator_check/measure.py`), and
+its marginal price (`ratios/prices/measure.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import torch
 from components.activations.measure import ShiftViews
 from components.activations.views import Histogram, PlaceShift, ShiftView
 from components.ratios.estimator_check import measure as estimator_check
+from components.ratios.prices import measure as price_views
 from components.session.session import Calibrated, Session
 from components.session.settings import Settings
 from components.session.snapshots import diagnostics as diagnostics_file
 from components.session.snapshots import plan as snapshot
 from components.session.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
 from components.spectra.measure import CalibratedSpectra
-from intraslice.progress import finish
+from intraslice.progress import Progress, finish
 
 
 def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view: ShiftView, path: Path = FILE) -> None:
@@ -132,9 +134,16 @@ def perplexities(session: Session, settings: Settings) -> dict[float, float]:
     return curve
 
 
+def show(event: Progress) -> None:
+    """How far a measurement is, in a line."""
+    print(event.stage, event.done, event.total)
+
+
 def main() -> None:
-    """Measure the default model at the page's first setting and write all three."""
-    with aside(snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE):  # older ones may hold other things
+    """Measure the default model at the page's first setting and write all four."""
+    with aside(
+        snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, price_views.FILE
+    ):  # older ones may hold other things
         session, settings = Session(), Settings(dtype="float32")
         shifts = ShiftViews(session)
         for event in chain(session.prepare(settings, "snapshot"), shifts.measure(settings, "snapshot")):
@@ -142,10 +151,12 @@ def main() -> None:
         calibrated = session.calibrated(settings)
         arrays, about = gather(CalibratedSpectra(calibrated), calibrated)
         measuring = estimator_check.long_measurement(calibrated)
-        sensitivity = finish(measuring, lambda event: print(event.stage, event.done, event.total))
+        sensitivity = finish(measuring, show)
+        prices = finish(price_views.first_measurement(calibrated), show)
         snapshot.save(calibrated.source.profile, snapshot.label(), curve=perplexities(session, settings))
         save(snapshot.label(), arrays, about, shifts.view(settings, "snapshot"))
         estimator_check.save(sensitivity)
+        price_views.save(prices)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from components.page.context import Context
 from components.ratios import overrides, settling
 from components.ratios.charts import importance_chart, ratio_chart
 from components.ratios.estimator_check import panel as estimator_check
+from components.ratios.prices import panel as prices
 from components.session.session import Session
 from components.session.settings import Settings
 from components.ui.chart_bridge import chart
@@ -31,6 +32,7 @@ class RatiosPanel(NamedTuple):
     follower: Follower  # of every move, whatever tab is in view: the table of ratios by hand reads the bars, too
     overrides: overrides.OverridesPanel
     estimator_check: estimator_check.EstimatorCheckPanel
+    prices: prices.PricesPanel
     settling: settling.SettlingPanel
 
 
@@ -58,7 +60,8 @@ def build(session: Session, first: Settings) -> RatiosPanel:
     charts = Charts(bars, why)
     follower = Follower("ratios", bind(show, session), charts)
     was_it_right = estimator_check.build(session, first)
-    return RatiosPanel(charts, follower, by_hand, was_it_right, settling.build(session, first))
+    argument = prices.build(session, first)
+    return RatiosPanel(charts, follower, by_hand, was_it_right, argument, settling.build(session, first))
 
 
 def connect(panel: RatiosPanel, context: Context) -> None:
@@ -67,4 +70,5 @@ def connect(panel: RatiosPanel, context: Context) -> None:
         context.choose_layer_by(layers)
     overrides.connect(panel.overrides, context)
     estimator_check.connect(panel.estimator_check, context)
+    prices.connect(panel.prices, context)
     settling.connect(panel.settling, context)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.config import MODULE_KINDS, ModuleKind
-from intraslice.diagnostics.changes import Change, Readings, measure_changes
+from intraslice.diagnostics.changes import Change, Readings, kept_changes, measure_changes
 from intraslice.diagnostics.rank_agreement import fallen_importance
 from intraslice.diagnostics.sensitivity import cut_alone, modules_of, sensitivity_path, slice_alone, with_module
 from intraslice.errors import UserError
@@ -105,9 +106,27 @@ def measure_prices(
         return with_module(sliced.model.layers[layer], module, slice_alone(loaded.model, stats, layer, module, ratio))
 
     changes = [Change(step[0], lambda step=step: changed(*step)) for step in steps]
-    path = sensitivity_path(loaded, stats, tokens, "prices", STEP, method, plan.config, plan.layers)
+    path = _path(loaded, stats, plan, tokens, method)
     readings = yield from measure_changes(loaded.model, sliced, changes, tokens, path, "prices")
     return prices_of(readings, profile, plan, tokens[:, 1:].numel())
+
+
+def kept_prices(
+    loaded: LoadedModel,
+    stats: CalibrationStats,
+    plan: SlicePlan,
+    tokens: Int[Tensor, "windows window"],
+    method: str = "intraslice",
+) -> Prices | None:
+    """What `measure_prices` would only read from the disk; None while any step is still to be measured."""
+    readings = kept_changes(_path(loaded, stats, plan, tokens, method), 4 * len(plan.layers))
+    return readings and prices_of(readings, stats.profile_for(plan.config), plan, tokens[:, 1:].numel())
+
+
+def _path(
+    loaded: LoadedModel, stats: CalibrationStats, plan: SlicePlan, tokens: Int[Tensor, "windows window"], method: str
+) -> Path:
+    return sensitivity_path(loaded, stats, tokens, "prices", STEP, method, plan.config, plan.layers)
 
 
 def prices_of(readings: Readings, profile: Profile, plan: SlicePlan, tokens: int) -> Prices:

@@ -51,10 +51,10 @@ def test_what_is_measured_is_known_at_once_to_another_page(view, session, tiny) 
 
 def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, tiny, tmp_path, monkeypatch) -> None:
     modules = [
-        {"layer": one.layer, "module": one.module, "removed": 1, "increase": 1.0, "standard_error": 0.1}
+        {"layer": one.layer, "module": one.module, "ratio": 0.3, "removed": 1, "divergences": [1, 2], "increases": [0]}
         for one in view.modules
     ]
-    record = {"ratio": 0.3, "dense_loss": 5.0, "tokens": 9, "modules": modules, "measured_on": "kept"}
+    record = {"ratio": 0.3, "base_loss": 5.0, "tokens": 9, "modules": modules, "measured_on": "kept"}
     (tmp_path / "kept.json").write_text(json.dumps(record))
     monkeypatch.setattr(verdict, "FILE", tmp_path / "kept.json")
     monkeypatch.setattr(verdict, "kept_sensitivity", lambda *_: None)
@@ -71,7 +71,7 @@ def test_points_are_what_was_measured(view, estimator) -> None:
     attention = sent["data"][0]
     assert attention["customdata"] == [0, 1, 2]
     measured = [one for one in view.modules if one.module == "attention"]
-    assert attention["y"] == pytest.approx([one.increase for one in measured], rel=1e-3)
+    assert attention["y"] == pytest.approx([one.damage for one in measured], rel=1e-3)
     shown = "fisher" if estimator == "fisher" else "pca"
     assert attention["x"] == pytest.approx([one.foretold[shown] for one in measured], rel=1e-3)
     assert len(chart.rows) == 6

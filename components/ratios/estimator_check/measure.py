@@ -5,8 +5,6 @@ That of the default model is kept in the repository (`make_snapshots.py`), so th
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
 
@@ -16,6 +14,7 @@ from components.session.caches import BoundedCache
 from components.session.keys import CalibrationKey, calibration_key, is_usual
 from components.session.session import Calibrated, Session
 from components.session.settings import Settings, Status
+from components.session.snapshots import modules as modules_file
 from components.session.work.jobs import statuses
 from components.session.work.scheduler import Urgency
 from intraslice.config import CalibrationConfig, EvaluationConfig
@@ -66,8 +65,13 @@ class Verdicts:
         yield from self._session.jobs.run(visitor, "sensitivity", work(), urgency=Urgency.BACKGROUND)
 
     def _judged(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> VerdictView:
-        measured_on = f"{sensitivity.tokens:,} held-out tokens"
+        measured_on = f"{sensitivity.tokens:,} held-out tokens{rounding(key)}"
         return self._known.put(key, verdict_view(sensitivity, calibrated.source.profile, measured_on))
+
+
+def rounding(key: CalibrationKey) -> str:
+    """What is to be known of numbers in a low precision."""
+    return "" if key.dtype == "float32" else f" in {key.dtype}, whose rounding alone is some 0.002 nats"
 
 
 def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -> VerdictView:
@@ -118,20 +122,12 @@ def long_measurement(calibrated: Calibrated) -> Generator[Progress, None, Sensit
 
 
 def _kept(profile: Profile) -> VerdictView:
-    record = json.loads(FILE.read_text(encoding="utf-8"))
+    record = modules_file.load(FILE)
     modules = tuple(ModuleDamage(**module) for module in record["modules"])
     sensitivity = Sensitivity(record["ratio"], record["base_loss"], record["tokens"], modules)
     return verdict_view(sensitivity, profile, record["measured_on"])
 
 
 def save(sensitivity: Sensitivity) -> None:
-    """Keep the default model's measurement for the page to open with, a line a module."""
-    date = f"{datetime.date.today():%d %B %Y}"
-    record = asdict(sensitivity) | {"measured_on": f"{sensitivity.tokens:,} held-out tokens, {date}"}
-    modules = ",\n".join(json.dumps(_short(module)) for module in record.pop("modules"))
-    FILE.write_text(f'{json.dumps(record)[:-1]}, "modules": [\n{modules}\n]}}\n', encoding="utf-8")
-
-
-def _short(module: dict[str, object]) -> dict[str, object]:
-    """Five digits of every window's numbers say more than is known of them."""
-    return module | {name: [float(f"{value:.5g}") for value in module[name]] for name in ("divergences", "increases")}
+    """Keep the default model's measurement for the page to open with."""
+    modules_file.save(FILE, asdict(sensitivity))

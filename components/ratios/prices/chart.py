@@ -1,0 +1,103 @@
+"""The chart of marginal prices: measured and foretold, layer by layer. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from components.ratios.prices.views import ModulePrice, PriceView
+from components.ui import figure
+from components.ui.figure import Chart, Json
+from components.ui.labels import ESTIMATORS, LINE_OF, MODULES
+
+WAITING = "Cut every module of the slice a little further and a little less, and see what one parameter costs there."
+
+
+def price_chart(view: PriceView | None, estimator: str, selected: int = 0) -> Chart:
+    """Price of a parameter over the median module's, measured and foretold; empty axes before it is measured."""
+    layout = figure.layout_of(2, revision=f"prices-{view is None}")
+    modules = view.modules if view else ()
+    estimators = list(modules[0].foretold) if modules else []
+    shown = [name for name in estimators if name == estimator] or estimators[:1]
+    layers = 1 + max((price.layer for price in modules), default=-1)
+    layout["hovermode"] = "closest"
+    data: list[Json] = []
+    for row, (module, name) in enumerate(MODULES.items(), start=1):
+        axes = figure.axes_of(row)
+        prices = [price for price in modules if price.module == module]
+        data += [_foretold(prices, name, axes, row == 1) for name in shown]
+        data.append(_measured(prices, module, axes))
+        layout[f"yaxis{figure.suffix(row)}"].update(title=figure.title(f"{name}, times the median"), tickformat=".3~g")
+        if not view:
+            layout[f"yaxis{figure.suffix(row)}"].update(showticklabels=False, range=[0, 2])
+    reach = [-0.6, max(layers, 1) - 0.4]
+    layout["xaxis2"].update(title=figure.title("layer"), range=reach, dtick=figure.step(layers))
+    layout["xaxis"].update(range=reach, matches="x2", showticklabels=False)
+    layout["shapes"] = [figure.band(selected)] + [figure.level(row, 1.0) for row in (1, 2)]
+    note = WAITING
+    if view:
+        note = (
+            "Points: what one more parameter cut there adds to KL from the dense model, in this slice, over what it "
+            f"adds in the median module; ± one standard error, on {view.measured_on}. Line: the same as "
+            f"{' and '.join(ESTIMATORS[name] for name in shown)} foretells. At the best plan of a size all points lie "
+            "at one height: above it a module is cut too deep, below it too little."
+        )
+    return Chart(
+        title="What does one more parameter cost?",
+        note=note,
+        hint="Click a layer." if view else "",
+        data=data,
+        layout=layout,
+        columns=["Layer", "Module", "Removed", "Measured", "± error", *(ESTIMATORS[name] for name in estimators)],
+        rows=[
+            [
+                str(price.layer),
+                MODULES[price.module],
+                f"{price.ratio:.0%}",
+                f"{price.times:.2f}",
+                f"{price.error:.2f}",
+                *(f"{price.foretold[name]:.2f}" for name in estimators),
+            ]
+            for price in modules
+        ],
+        layers=layers,
+        selected=selected,
+    )
+
+
+def _measured(prices: Sequence[ModulePrice], module: str, axes: Json) -> Json:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": f"{MODULES[module]}, measured",
+        "x": [price.layer for price in prices],
+        "y": [figure.rounded(price.times) for price in prices],
+        "error_y": {
+            "type": "data",
+            "array": [figure.rounded(price.error) for price in prices],
+            "color": f"@{module}",
+            "thickness": 0.8,
+            "width": 0,
+        },
+        "customdata": [f"{price.ratio:.0%} removed" for price in prices],
+        "hovertemplate": f"<b>layer %{{x}}, {MODULES[module]}</b><br>%{{y:.2f}} times the median<br>%{{customdata}}"
+        "<extra></extra>",
+        "marker": {"color": f"@{module}", "size": 8},
+        "showlegend": False,
+        **axes,
+    }
+
+
+def _foretold(prices: Sequence[ModulePrice], estimator: str, axes: Json, legend: bool) -> Json:
+    name = f"{ESTIMATORS[estimator]} foretells"
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "legendgroup": estimator,
+        "showlegend": legend,
+        "x": [price.layer for price in prices],
+        "y": [figure.rounded(price.foretold[estimator]) for price in prices],
+        "line": figure.line(LINE_OF.get(estimator, "other"), 1.6),
+        "hovertemplate": name + " %{y:.2f} times the median<extra></extra>",
+        **axes,
+    }

@@ -1,0 +1,159 @@
+"""What one more parameter costs in every module of the page's slice, and where other estimators' plans part from it.
+
+That of the default setting is kept in the repository (`make_snapshots.py`), so that the page has it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from components.assets import ASSETS
+from components.ratios.prices.views import Exchanged, ModulePrice, OtherPlan, Parting, PriceView
+from components.session.caches import BoundedCache
+from components.session.keys import SliceKey, is_usual, slice_config, slice_key
+from components.session.session import Calibrated, Session
+from components.session.settings import Settings, Status
+from components.session.snapshots import modules as modules_file
+from components.session.work.jobs import statuses
+from components.session.work.scheduler import Urgency
+from intraslice.diagnostics.prices import (
+    Price,
+    Prices,
+    best_exchange,
+    cost_of,
+    disagreements,
+    foretold_price,
+    kept_prices,
+    measure_prices,
+)
+from intraslice.errors import UserError
+from intraslice.evaluation.perplexity import Estimate
+from intraslice.planning.profile import Profile
+from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.progress import Progress
+from intraslice.registry import ESTIMATORS
+from intraslice.slicing.driver import slice_model
+
+FILE = ASSETS / "prices.json"
+PARTINGS = 4  # modules named, of those on which two plans part most
+NOTHING = "nothing is removed, so there is no price to measure; ask for a sparsity above 0"
+
+
+class PriceViews:
+    """What has been measured, by slice."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known: BoundedCache[SliceKey, PriceView] = BoundedCache(100)
+
+    def known(self, settings: Settings) -> PriceView | None:
+        """The prices, where all are measured, or those of the page's first setting, kept in the repository.
+
+        Raises UserError for settings out of range.
+        """
+        key = slice_key(settings, "intraslice")
+        if (view := self._known.get(key)) is not None:
+            return view
+        source = self._session.source(settings)
+        if source is None or not settings.sparsity:
+            return None
+        plan = self._session.slice_plan(settings)
+        if self._session.is_calibrated(settings):
+            calibrated = self._session.calibrated(settings)
+            found = kept_prices(calibrated.loaded, calibrated.stats, plan, calibrated.windows)
+            if found is not None:
+                return self._known.put(key, price_view(found, calibrated.source.profile, plan, _words(found)))
+        usual = is_usual(settings) and slice_config(settings) == slice_config(Settings())
+        return _kept(source.profile, plan) if usual and FILE.is_file() else None
+
+    def measure(self, settings: Settings, visitor: str) -> Iterator[Status | PriceView]:
+        """Measure what is not measured yet; ends with the view or an error status. What is done is kept."""
+
+        def work() -> Iterator[Status | PriceView]:
+            if not settings.sparsity:
+                raise UserError(NOTHING)
+            calibrated = yield from self._session.calibrations.making(settings)
+            found = yield from self._measuring(settings, calibrated)
+            plan = self._session.slice_plan(settings)
+            view = price_view(found, calibrated.source.profile, plan, _words(found))
+            yield self._known.put(slice_key(settings, "intraslice"), view)
+
+        yield from self._session.jobs.run(visitor, "prices", work(), urgency=Urgency.BACKGROUND)
+
+    def _measuring(self, settings: Settings, calibrated: Calibrated) -> Generator[Status, None, Prices]:
+        sliced, plan = (yield from self._session.slice(settings)), self._session.slice_plan(settings)
+        work = measure_prices(calibrated.loaded, calibrated.stats, sliced, plan, calibrated.windows)
+        return (yield from statuses(work, "Cutting one module further, or less:"))
+
+
+def first_measurement(calibrated: Calibrated) -> Generator[Progress, None, Prices]:
+    """Measure the prices of the page's first setting."""
+    loaded, stats = calibrated.loaded, calibrated.stats
+    plan = make_plan(calibrated.source.profile, slice_config(Settings()))
+    sliced = yield from slice_model(loaded.model, plan, stats)
+    return (yield from measure_prices(loaded, stats, sliced, plan, calibrated.windows))
+
+
+def price_view(prices: Prices, profile: Profile, plan: SlicePlan, measured_on: str) -> PriceView:
+    """Measurements, what the estimators foretell of them, and other plans of equal size, as plain numbers."""
+    middle = float(np.median([price.estimate().value for price in prices.modules]))
+    foretold = {
+        name: _over_median([foretold_price(price, profile, name) for price in prices.modules])
+        for name in profile.estimators
+    }
+
+    def module(index: int, price: Price) -> ModulePrice:
+        value, error = price.estimate()
+        times = {name: values[index] for name, values in foretold.items()}
+        return ModulePrice(price.layer, price.module, price.ratio, value / middle, (error or 0.0) / abs(middle), times)
+
+    modules = {id(price): module(index, price) for index, price in enumerate(prices.modules)}
+    best, exchanged = best_exchange(prices, plan.config.cap), None
+    if best is not None:
+        giver, taker = modules[id(best.giver)], modules[id(best.taker)]
+        change, error = best.change
+        exchanged = Exchanged(giver, taker, best.parameters / prices.decoder, change, error or 0.0)
+    others = tuple(
+        filter(None, (_other(name, prices, profile, plan) for name in ESTIMATORS if name != plan.config.estimator))
+    )
+    return PriceView(prices.divergence.value, tuple(modules.values()), exchanged, others, measured_on)
+
+
+def _over_median(values: list[float]) -> list[float]:
+    middle = float(np.median(values))
+    return [value / middle if middle > 0 else 0.0 for value in values]
+
+
+def _other(name: str, prices: Prices, profile: Profile, plan: SlicePlan) -> OtherPlan | None:
+    """None where the estimator has no such plan: its importances are not there, or the cap is in its way."""
+    try:
+        other = make_plan(profile, replace(plan.config, estimator=name, locked=()))
+        differences = disagreements(plan, other, profile)
+    except UserError:
+        return None
+    change, error = cost_of(prices, differences)
+    partings = tuple(Parting(one.layer, one.module, one.ratio, one.other) for one in differences[:PARTINGS])
+    return OtherPlan(name, change, error or 0.0, partings)
+
+
+def _words(prices: Prices) -> str:
+    return f"{prices.tokens:,} held-out tokens"
+
+
+def _kept(profile: Profile, plan: SlicePlan) -> PriceView:
+    record = modules_file.load(FILE)
+    prices = Prices(
+        Estimate(*record["divergence"]),
+        record["tokens"],
+        record["decoder"],
+        tuple(Price(**price) for price in record["modules"]),
+    )
+    return price_view(prices, profile, plan, record["measured_on"])
+
+
+def save(prices: Prices) -> None:
+    """Keep those of the page's first setting for it to open with."""
+    modules_file.save(FILE, asdict(prices))

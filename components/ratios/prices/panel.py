@@ -1,0 +1,130 @@
+"""*What does one more parameter cost?* in *Was it right?*: chart, the best exchange, and where other plans part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from components.page.context import CHEAP, HEAVY, PRIVATE, Context
+from components.ratios.prices.chart import price_chart
+from components.ratios.prices.measure import PriceViews
+from components.ratios.prices.views import ModulePrice, OtherPlan, PriceView
+from components.session.session import Session
+from components.session.settings import Settings
+from components.ui import formatting
+from components.ui.chart_bridge import chart
+from components.ui.explainers import fold
+from components.ui.handlers import Follower, bind, flat, skipped, visitor_of
+from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
+
+PATIENCE = "Other measurements wait for it; what is done when you cancel is kept."
+
+
+class Shown(NamedTuple):
+    """Outputs of `show`."""
+
+    chart: Any
+    words: Any
+    job: Any  # the row of buttons, while there is something to measure
+
+
+class Measured(NamedTuple):
+    """Outputs of `measure`."""
+
+    chart: Any
+    words: Any
+    job: Any
+    progress: Any
+
+
+class PricesPanel(NamedTuple):
+    """The section's components, and where their numbers come from."""
+
+    prices: PriceViews
+    shown: Shown
+    measure: gr.Button
+    cancel: gr.Button
+    progress: gr.HTML
+
+
+def show(prices: PriceViews, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+    """Measured and foretold prices of this slice, where they are known: chart (JSON), words (HTML)."""
+    try:
+        view = prices.known(settings)
+    except ValueError:  # the first line says what is wrong with the setting
+        return skipped(Shown)
+    points = price_chart(view, settings.estimator, int(layer)).to_json()
+    return Shown(points, words_of(view), gr.update(visible=view is None))
+
+
+def measure(prices: PriceViews, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:
+    """Cut each module of the slice further and less; yields chart (JSON), words and progress (HTML). Takes minutes."""
+    for event in prices.measure(settings, visitor_of(request)):
+        if isinstance(event, PriceView):
+            yield Measured(*show(prices, settings, layer, request), progress="")
+        else:
+            patience = f'<p class="isx-quiet">{PATIENCE}</p>' if event.kind == "busy" else ""
+            yield skipped(Measured)._replace(progress=formatting.status(event) + patience)
+
+
+def stop(session: Session, request: gr.Request) -> None:
+    """Stop the measurement at its next step."""
+    session.jobs.halt(visitor_of(request), "prices")
+
+
+def build(session: Session, first: Settings) -> PricesPanel:
+    """Chart, words, and the job's buttons, with what is known of `first`. Called inside the Ratios tab."""
+    prices = PriceViews(session)
+    view = prices.known(first)
+    points = chart(price_chart(view, first.estimator).to_json(), height=440, elem_id="price-chart")
+    words = gr.HTML(words_of(view), elem_id="price-words", apply_default_css=False)
+    with gr.Row(elem_classes="isx-job", visible=view is None) as job:
+        button = gr.Button("Measure this slice's prices", size="md", elem_id="price-measure", min_width=210)
+        cancel = gr.Button("Cancel", size="md", elem_id="price-cancel", min_width=70)
+    progress = gr.HTML(elem_id="price-progress", apply_default_css=False)
+    fold("prices")
+    return PricesPanel(prices, Shown(points, words, job), button, cancel, progress)
+
+
+def connect(panel: PricesPanel, context: Context) -> None:
+    """Show what is known whenever it may have changed; measure on request."""
+    context.choose_layer_by(panel.shown.chart)
+    context.follow(Follower("ratios", bind(show, panel.prices), panel.shown), context.at_rest)
+    inputs = [*context.controls.settings, context.controls.layer]
+    outputs = [*Measured(*panel.shown, panel.progress)]
+    panel.measure.click(flat(measure, panel.prices), inputs, outputs, api_name="prices", **HEAVY)
+    panel.cancel.click(bind(stop, context.session), None, None, **PRIVATE, **CHEAP)
+
+
+def words_of(view: PriceView | None) -> str:
+    """The best exchange there is, and where other estimators' plans of equal size part from this one (HTML)."""
+    if view is None:
+        return ""
+    lines = []
+    if (best := view.exchanged) is not None:
+        lines.append(
+            f"<p>Moving {best.share:.2%} of the layers' parameters from {_place(best.giver)} to {_place(best.taker)} "
+            f"would change KL by <b>{best.change:+.4f} ± {best.error:.4f}</b> nats a token; the whole slice is at "
+            f"{view.divergence:.3f}.</p>"
+        )
+    lines += [_other(other) for other in view.others]
+    return f'<div class="isx-words">{"".join(lines)}</div>'
+
+
+def _other(other: OtherPlan) -> str:
+    partings = "; ".join(
+        f"layer {one.layer}'s {MODULES_IN_WORDS[one.module]}, {one.ratio:.0%} here and {one.other:.0%} there"
+        for one in other.partings
+    )
+    return (
+        f"<p>{escape(ESTIMATORS[other.estimator])} ratios of equal size part most from these on {partings}. By these "
+        f"prices, a straight line through small steps, going over to them would change KL by "
+        f"<b>{other.change:+.3f} ± {other.error:.3f}</b>.</p>"
+    )
+
+
+def _place(price: ModulePrice) -> str:
+    return f"layer {price.layer}'s {MODULES_IN_WORDS[price.module]}"
