@@ -157,10 +157,10 @@ def _point(row: dict) -> SweepPoint:
         row["removed_fraction"],
         int(count) if count is not None else None,
         row["perplexity"],
-        row["divergence"],
         row.get("prefill_ratio"),
         row.get("decode_ratio"),
         row["note"] or "",
+        row["divergence"],
     )
 
 

@@ -30,10 +30,10 @@ class SweepPoint:
     removed: float | None
     parameters: int | None
     perplexity: float | None
-    divergence: float | None = None
     prefill: float | None = None
     decode: float | None = None
     note: str = ""
+    divergence: float | None = None
 
 
 @dataclass(frozen=True)
