@@ -56,11 +56,11 @@ class Cost:
     removed: float  # of the layers' parameters, a fraction
     kv: float  # bytes a token
     perplexity: float | None = None
-    divergence: tuple[float, float | None] | None = None
     prefill: float | None = None
     decode: float | None = None
     accepted: float | None = None
     draft_speedup: float | None = None
+    divergence: tuple[float, float | None] | None = None
 
 
 @dataclass(frozen=True)

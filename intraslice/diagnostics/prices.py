@@ -30,6 +30,7 @@ from intraslice.progress import Progress
 
 STEP = 0.1  # of a module, to either side: sizes go in steps, and less would measure these
 DEEPEST = 0.95  # no module is cut further
+UNEQUAL = 0.03  # share of the decoder layers' parameters; sizes of small models go in coarse steps
 MOVED = 0.01  # of the decoder layers' parameters, in one exchange
 
 
@@ -191,9 +192,9 @@ def best_exchange(prices: Prices, cap: float = 0.8) -> Exchange | None:
 def disagreements(plan: SlicePlan, other: SlicePlan, profile: Profile) -> tuple[Disagreement, ...]:
     """What two plans of equal size make of every module, the largest difference first. Pure.
 
-    Raises UserError where one removes over half a per cent of the layers' parameters more.
+    Raises UserError where one removes over `UNEQUAL` of the layers' parameters more.
     """
-    if abs(plan.removed_fraction - other.removed_fraction) > 0.005:
+    if abs(plan.removed_fraction - other.removed_fraction) > UNEQUAL:
         raise UserError(
             f"the plans remove {plan.removed_fraction:.3f} and {other.removed_fraction:.3f} of the layers' parameters; "
             "wanted two of one size"

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from dataclasses import replace
 from html import unescape
 
 import pytest
@@ -21,7 +22,8 @@ from components.session.settings import Settings, Status
 from components.ui.handlers import flat
 from intraslice.__main__ import main
 from intraslice.diagnostics.first_divergence import first_divergence
-from intraslice.evaluation.perplexity import perplexity
+from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.progress import finish
 
@@ -196,6 +198,8 @@ def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
         assert cost.removed == pytest.approx(1 - counted["own_decoder"] / counted["dense_decoder"], abs=1e-6)
         assert cost.kv == kv_bytes_per_token(one)
         assert cost.perplexity == pytest.approx(finish(perplexity(one, windows)), rel=1e-5)
+        far = finish(measure_losses(one, windows, dense=DenseStates(dense))).divergence()
+        assert name == "dense" or cost.divergence == pytest.approx(tuple(far), rel=1e-3)
         assert cost.prefill > 0
         assert cost.decode > 0
     assert abs(costs.columns["crossmodule"].removed - costs.columns["intraslice"].removed) < TOLERANCE
@@ -212,6 +216,11 @@ def test_a_slower_model_is_called_slower() -> None:
     assert "1.30 × dense<" in html
     assert "0.80 × dense: slower" in html
     assert "+25%" in html
+    assert "KL from dense</dt><dd>–" in html
+    far = replace(sliced, divergence=(0.4, 0.05))
+    assert "0.400 nats a token<small>± 0.050" in compare_words.cost(
+        "intraslice", Costs({"dense": dense, "intraslice": far}, {})
+    )
     equal = compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": dense}, {}))
     assert equal.count("as fast as dense") == 2
 

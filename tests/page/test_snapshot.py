@@ -8,7 +8,6 @@ import pytest
 from torch.testing import assert_close
 
 from components.ratios.estimator_check import measure as verdict
-from components.ratios.prices import measure as prices
 from components.session.keys import calibration_key
 from components.session.settings import Settings
 from components.session.snapshots import plan as snapshot
@@ -46,9 +45,8 @@ def test_a_layer_of_the_snapshot_can_be_made_again(default_model, patient):
     assert (kept.table.dim == own.table.dim).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("file", [verdict.FILE, prices.FILE], ids=["sensitivity", "prices"])
-def test_what_is_kept_of_modules_has_each_once(file):
-    record = json.loads(file.read_text(encoding="utf-8"))
+def test_the_kept_sensitivity_has_every_module_once():
+    record = json.loads(verdict.FILE.read_text(encoding="utf-8"))
     layers = len(snapshot.load()[0].layers)
     modules = [(one["layer"], one["module"]) for one in record["modules"]]
     assert modules == [(layer, module) for layer in range(layers) for module in ("attention", "mlp")]

@@ -19,10 +19,10 @@ def save(path: Path, record: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The record, its lists as tuples."""
+    """The record, its lists as tuples of numbers."""
     record = json.loads(path.read_text(encoding="utf-8"))
     modules = [
-        {name: tuple(value) if isinstance(value, list) else value for name, value in one.items()}
+        {name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in one.items()}
         for one in record["modules"]
     ]
     return record | {"modules": modules}
