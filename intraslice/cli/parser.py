@@ -11,8 +11,8 @@ from intraslice.checkpoints.to_gguf import GGUF_TYPES
 from intraslice.cli import analyses, commands, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
-from intraslice.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
 from intraslice.cli.prices import prices
+from intraslice.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
 from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
