@@ -72,7 +72,7 @@ def without(result: dict, *keys: str) -> dict:
 @pytest.mark.parametrize("order", ["one-shot", "sequential"])
 def test_evaluate_answers_as_one_process_does(answers, order):
     one, two, stderr = answers("evaluate", "--order", order, *BOTH_MODULES)
-    perplexities = ("perplexity", "perplexity_error", "perplexity_ratio")
+    perplexities = ("perplexity", "perplexity_error", "perplexity_ratio", "divergence")
     assert without(two, "seconds", "peak_rss_bytes", *perplexities) == without(
         one, "seconds", "peak_rss_bytes", *perplexities
     )
@@ -80,6 +80,7 @@ def test_evaluate_answers_as_one_process_does(answers, order):
     for name in ("dense", "sliced"):
         assert two["perplexity"][name] == pytest.approx(one["perplexity"][name], rel=1e-4)
         assert two["perplexity_error"][name] == pytest.approx(one["perplexity_error"][name], rel=1e-3)
+    assert two["divergence"] == pytest.approx(one["divergence"], rel=1e-4)
     assert two["perplexity_ratio"]["standard_error"] == pytest.approx(one["perplexity_ratio"]["standard_error"], 1e-3)
     assert told(stderr, "calibrate") <= {"8"}  # of 17 sequences; none where another test's calibration was found
     assert told(stderr, "perplexity sliced") == {"2"}  # of 5 windows
