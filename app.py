@@ -16,7 +16,7 @@ if __name__ == "__main__":
 import gradio as gr
 
 from components import api, tabs
-from components.page import controls, events, link, slider, theme
+from components.page import controls, events, link, pinning, slider, theme
 from components.serving.served import Served
 from components.session import limits
 from components.session.keys import precision
@@ -37,6 +37,7 @@ def build_app(session: Session) -> Served:
         explainers.header()
         headline = gr.HTML(opening.headline, elem_id="headline", apply_default_css=False)
         status = gr.HTML(formatting.status(Status("Starting")), elem_id="status", apply_default_css=False)
+        toolbar = pinning.build()
         with gr.Row(elem_id="slider-bar"):
             sparsity = controls.sparsity_slider(first.sparsity)
             removed = gr.HTML(opening.removed, elem_id="removed", apply_default_css=False)
@@ -58,6 +59,7 @@ def build_app(session: Session) -> Served:
         )
         context = events.connect(session, frame, tabs.always(panels), tabs.while_open(panels))
         tabs.connect(panels, context)
+        pinning.connect(toolbar, context, frame)
         api.build(session)
     return page
 

@@ -7,6 +7,7 @@ const config = { displayModeBar: false, responsive: false, scrollZoom: false, do
 const height = plot.clientHeight || parseInt(plot.style.height);
 let chart = null;
 let drawn = null; // its traces
+let ghost = null; // of the pinned setting's chart, see components/ui/ghost.py
 let inSight = false;
 let later = null;
 
@@ -28,8 +29,20 @@ function kept(before, now) {
   return same ? before : now;
 }
 
+// The chart with the pinned setting's ghost. Some of its curves are left out while they are no other ones.
+function whole() {
+  if (!ghost) return chart;
+  const points = (trace) => JSON.stringify([trace.x, trace.y]);
+  const same = new Set(chart.data.map(points));
+  const others = ghost.data.filter((trace) => trace.meta.ghost === "always" || !same.has(points(trace)));
+  const shapes = [...(chart.layout.shapes || []), ...ghost.shapes];
+  return { data: [...chart.data, ...others], layout: { ...chart.layout, shapes } };
+}
+
 function figure() {
-  const { data, layout } = coloured({ data: chart.data, layout: chart.layout }, getComputedStyle(plot));
+  const presented = document.body.classList.contains("isx-present");
+  const colours = coloured(whole(), getComputedStyle(plot));
+  const { data, layout } = presented ? enlarged(colours, Math.min(Math.max(innerWidth / 900, 1.2), 2.2)) : colours;
   const sized = { ...layout, width: plot.clientWidth, height: plot.clientHeight };
   if (plot.clientWidth < 560) stack(sized);
   for (const shape of sized.shapes || [])
@@ -39,6 +52,16 @@ function figure() {
     if (typeof trace.customdata?.[0] === "number") trace.selectedpoints = [trace.customdata.indexOf(chart.selected)];
   drawn = kept(drawn, data);
   return { data: drawn, layout: sized };
+}
+
+// Fonts, lines and marks of a chart that a room looks at.
+function enlarged(node, by, key = "") {
+  if (Array.isArray(node)) return node.map((item) => enlarged(item, by));
+  if (!node || typeof node !== "object") return node;
+  const larger = { size: /font$|^marker$/.test(key), width: key === "line" };
+  const entry = ([name, item]) => [name, larger[name] && typeof item === "number" ? item * by : enlarged(item, by, name)];
+  const scaled = Object.fromEntries(Object.entries(node).map(entry));
+  return key === "margin" ? Object.fromEntries(Object.entries(node).map(([side, item]) => [side, item * by])) : scaled;
 }
 
 // Panels that stand side by side on a wide screen stand one above the other on a narrow one.
@@ -80,7 +103,7 @@ function drawNow() {
 
 function tell() {
   find("title").textContent = chart.title;
-  find("note").textContent = chart.note;
+  find("note").textContent = ghost ? `${chart.note} ${ghost.note}` : chart.note;
   plot.setAttribute("aria-label", chart.layers ? `${chart.title} Arrow keys choose a layer; layer ${chart.selected} is chosen.` : chart.title);
   plot.tabIndex = chart.layers ? 0 : -1;
   plot.classList.toggle("isx-clickable", chart.layers > 0 || chart.picks.length > 0);
@@ -101,7 +124,7 @@ function fillTable() {
     return line;
   };
   find("head").replaceChildren(row(chart.table.columns, "th"));
-  find("rows").replaceChildren(...chart.table.rows.map((cells) => row(cells, "td")));
+  find("rows").replaceChildren(...chart.table.rows.map((cells, index) => row(beside(cells, index), "td")));
   // Where points can be picked, the row's name picks its point: the way for a keyboard and for fingers.
   chart.picks.forEach((name, index) => {
     const cell = find("rows").rows[index].cells[0];
@@ -109,6 +132,12 @@ function fillTable() {
     button.addEventListener("click", () => pick(name));
     cell.replaceChildren(button);
   });
+}
+
+// A row's cells with the pinned setting's where they differ.
+function beside(cells, index) {
+  const before = ghost?.rows.length === chart.table.rows.length ? ghost.rows[index] : cells;
+  return cells.map((cell, column) => (before[column] === cell || before.length !== cells.length ? cell : `${cell} (A: ${before[column]})`));
 }
 
 function pick(name) {
@@ -170,5 +199,13 @@ window.addEventListener("beforeprint", drawNow); // on paper everything is in si
 new ResizeObserver(draw).observe(plot);
 new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 
+function haunt() {
+  ghost = props.ghost?.startsWith?.("{") ? JSON.parse(props.ghost) : null;
+  if (!chart) return;
+  tell();
+  draw();
+}
+
+watch("ghost", haunt);
 watch("value", receive);
 receive();

@@ -22,6 +22,7 @@
         else wanted.set(name, value);
       })
     );
+    window.isxNote(values);
     return [];
   };
 

@@ -32,7 +32,7 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
             name, colour = METHODS[method], METHOD_COLOURS[method]
             values = [getattr(shift, measure) for shift in method_shift.places["residual"]]
             line = {**_line(name, values, figure.line(colour, 2.4)), **axes}
-            data.append({**line, "legendgroup": method, "showlegend": row == 1})
+            data.append({**line, "legendgroup": method, "showlegend": row == 1, "meta": figure.ALWAYS})
             if measure == "distance":
                 continue
             values = [getattr(shift, f"massive_{measure}") for shift in method_shift.places["residual"]]
@@ -90,7 +90,7 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
             shift = method_shift.places[place][layer]
             curves.append((METHODS[method], METHOD_COLOURS[method], shift.histogram, shift))
         for name, colour, histogram, shift in curves:
-            fill = {"fill": "tozeroy", "fillcolor": "@grid"} if colour == "dense" else {}
+            fill = {"fill": "tozeroy", "fillcolor": "@grid"} if colour == "dense" else {"meta": figure.ALWAYS}
             data.append({**_steps(name, histogram, colour), **fill, **axes, "showlegend": column == 1})
             rows.append([words, name, *_moments(histogram), *(_shift(shift) if shift else ["–", "–", "–"])])
         mark = figure.suffix(column)

@@ -52,6 +52,12 @@ class ShiftViews:
             return self._view(last)
         return self._kept if is_usual(settings) else None
 
+    def exactly(self, settings: Settings) -> ShiftView | None:
+        """The measurement of this very setting, or the snapshot where it is of that."""
+        if self.is_measured(settings):
+            return self._view(settings)
+        return self._kept if settings._replace(dtype="auto") == Settings() else None
+
     def is_measured(self, settings: Settings) -> bool:
         """Whether anything is known of exactly this setting."""
         return self._shifts.get(slice_key(settings, "intraslice")) is not None

@@ -55,7 +55,13 @@ def show(views: ShiftViews, settings: Settings, layer: int, request: gr.Request 
     words = _words(views, settings, view)
     if view is None:
         return Shown(words, *(figure.waiting(title.format(layer), NOTHING).to_json() for title in QUESTIONS.values()))
-    return Shown(words, shift_chart(view, int(layer)).to_json(), histogram_chart(view, int(layer)).to_json())
+    return Shown(words, **_drawn(view, layer))
+
+
+def show_pinned(views: ShiftViews, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+    """Both charts (JSON) where this very setting is measured; what was seen last says nothing of it."""
+    view = views.exactly(settings)
+    return skipped(Shown) if view is None else skipped(Shown)._replace(**_drawn(view, layer))
 
 
 def measure(views: ShiftViews, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:
@@ -85,10 +91,15 @@ def build(session: Session, first: Settings) -> ActivationsPanel:
 
 def connect(panel: ActivationsPanel, context: Context) -> None:
     """What is known follows at once, the measurement beside that of the slice, while the tab is in view."""
-    follower = Follower("activations", bind(show, panel.views), panel.shown)
+    follower = Follower("activations", bind(show, panel.views), panel.shown, bind(show_pinned, panel.views))
     context.follow(follower, [*context.at_rest, context.controls.layer.change])
     context.beside("activations", Measured(context.status, *panel.shown), measure, panel.views)
     context.choose_layer_by(panel.shown.shift)
+
+
+def _drawn(view: ShiftView, layer: int) -> dict[str, str]:
+    charts = {"shift": shift_chart(view, int(layer)), "histograms": histogram_chart(view, int(layer))}
+    return {name: chart.to_json() for name, chart in charts.items()}
 
 
 def _words(views: ShiftViews, settings: Settings, view: ShiftView | None) -> str:

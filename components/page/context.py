@@ -38,6 +38,7 @@ class Context(NamedTuple):
     prepared: list[gr.events.Dependency]  # ends of what loads and calibrates; filled by `events.connect`
     measured: list[gr.events.Dependency]  # ends of what slices and measures without the settings having moved
     released: list[gr.events.Dependency]  # the same, after they have come to rest
+    followers: list[Follower]  # whose charts have the pinned setting as a ghost
     panels: Mapping[str, Any]  # every tab's by its id, for a tab that shows what another is set to
 
     @property
@@ -64,6 +65,7 @@ class Context(NamedTuple):
 
     def follow(self, follower: Follower, events: Sequence[Any]) -> None:
         """Let a tab in view follow these events, besides being up to date when it is opened."""
+        self.followers.append(follower)
         call = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
         gr.on(events, **call, trigger_mode="always_last")
         for end in (*self.prepared, self.opened[follower.tab]):

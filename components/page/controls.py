@@ -45,6 +45,7 @@ class Controls(NamedTuple):
     cancel: gr.Button
     layer: gr.Slider
     readout: gr.HTML
+    pinned: gr.Textbox
 
     @property
     def settings(self) -> list[gr.components.Component]:
@@ -128,6 +129,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
     gr.HTML("<h2>Readout</h2>", apply_default_css=False)
     readout = gr.HTML(opening.readout, elem_id="readout", apply_default_css=False)
     layer = gr.Slider(0, 29, value=0, step=1, label="Layer shown in detail", elem_id="layer", buttons=[])
+    pinned = gr.Textbox("", label="Pinned setting", visible=False)
     return Controls(
         model=model,
         memory=memory,
@@ -153,4 +155,5 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         cancel=cancel,
         layer=layer,
         readout=readout,
+        pinned=pinned,
     )

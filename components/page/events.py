@@ -39,19 +39,20 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     page = gr.context.Context.root_block
     controls = frame.controls
     with_layer = [*controls.settings, controls.layer]
+    with_pinned = [*with_layer, controls.pinned]
     texts = slider.Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)
     shown = [output for follower in always for output in follower.outputs]
     shown += slider.Moved(*texts, controls.bias_found)
     move = {
         "fn": flat(slider.move, session, always, while_open),
-        "inputs": [*with_layer, frame.tab],
+        "inputs": [*with_layer, frame.tab, controls.pinned],
         "outputs": [*shown, *(output for follower in while_open for output in follower.outputs)],
         **PRIVATE,
         **CHEAP,
     }
-    preview = {"fn": flat(slider.preview, session, always), "inputs": with_layer, "outputs": shown, **CHEAP}
+    preview = {"fn": flat(slider.preview, session, always), "inputs": with_pinned, "outputs": shown, **CHEAP}
     measured_outputs = [*slider.Measured(frame.status, *texts)]
-    measure = {"fn": flat(slider.let_go, session), "inputs": with_layer, "outputs": measured_outputs, **HEAVY}
+    measure = {"fn": flat(slider.let_go, session), "inputs": with_pinned, "outputs": measured_outputs, **HEAVY}
     refresh = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
     begun = [*handlers.Prepared(frame.status, refresh)]
     prepare = {"fn": flat(handlers.prepare, session), "inputs": controls.settings, "outputs": begun, **HEAVY}
@@ -62,7 +63,7 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
         prepared.append(ready.then(**fit, **PRIVATE).then(**move))
         measured.append(prepared[-1].then(**measure, **PRIVATE))
 
-    linked = link.Linked(*with_layer, frame.prompt)
+    linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
     restored = link.Restored(*linked, frame.tabs, frame.tab)
     opened_page = page.load(link.restore, None, [*restored], api_name="restore", **CHEAP)
     after_preparing(opened_page.then(**preview, api_name="ratios").then(**prepare, **PRIVATE))
@@ -70,6 +71,7 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     page.load(**memory, **PRIVATE)
     page.unload(bind(handlers.leave, session))
     remember = "(...values) => window.isxRemember(values)"
+    opened_page.then(None, [*linked], None, js="(...values) => window.isxBegin(values)", **PRIVATE, **CHEAP)
     gr.on([component.change for component in linked], None, [*linked], None, js=remember, **CHEAP)
 
     opened = {
@@ -90,13 +92,14 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
         prepared=prepared,
         measured=measured,
         released=released,
+        followers=[*always, *while_open],
         panels=frame.panels,
     )
 
     _show_bias(controls, refresh)
     dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
     dragged += [controls.shapes.input, controls.bias.change, controls.layer.change, controls.locked.change]
-    dragged += [refresh.change]
+    dragged += [refresh.change, controls.pinned.change]
     gr.on(dragged, **move, trigger_mode="always_last")
     released.append(gr.on(context.at_rest, **measure, trigger_mode="always_last", api_name="measure_live"))
 

@@ -9,25 +9,26 @@ from typing import Any
 import gradio as gr
 
 from components.page.controls import SLIDERS
-from components.session import limits
+from components.session import limits, pinned
 from components.session.choices import PRECISIONS
 from components.session.keys import precision, require_allowed
+from components.session.pinned import typed
 from components.session.settings import PROMPT, Settings
 from components.ui.handlers import CHECKS
 
 # What a link carries. `assets/page.js` takes the names, in this order, from what the page opens with.
-Linked = namedtuple("Linked", [*Settings._fields, "layer", "prompt"])
+Linked = namedtuple("Linked", [*Settings._fields, "layer", "prompt", "pinned"])
 Restored = namedtuple("Restored", [*Linked._fields, "tabs", "tab"])
 FIRST_TAB = "ratios"
 
 
 def usual() -> Linked:
     """What the page opens with anyway, and what therefore stays out of a link."""
-    return Linked(**Settings()._asdict(), layer=0, prompt=PROMPT)
+    return Linked(**Settings()._asdict(), layer=0, prompt=PROMPT, pinned="")
 
 
 def restore(request: gr.Request) -> Restored:
-    """Read the address bar: the settings, the layer, the prompt and the tab that a link carries.
+    """Read the address bar: the settings, those pinned, the layer, the prompt and the tab of a link.
 
     What the page would refuse is left as it opens anyway, and so is all of a link that is too long. A link always names
     the precision, so that another machine gives the same numbers; without one it is this machine's.
@@ -35,7 +36,7 @@ def restore(request: gr.Request) -> Restored:
     query: Mapping[str, str] = dict(request.query_params) if request else {}
     if sum(len(name) + len(value) for name, value in query.items()) > limits.LINK.value:
         query = {}
-    linked = {name: _allowed(name, _typed(query.get(name), value), value) for name, value in usual()._asdict().items()}
+    linked = {name: _allowed(name, typed(query.get(name), value), value) for name, value in usual()._asdict().items()}
     linked["upload"] = None  # no link names a file
     linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else precision(Settings())
     linked["prompt"] = linked["prompt"] or PROMPT
@@ -48,6 +49,8 @@ def _allowed(name: str, value: Any, default: Any) -> Any:
     try:
         if name in CHECKS:
             return CHECKS[name](value)
+        if name == "pinned":
+            return _pinned(value)
         if name in SLIDERS:
             limits.number(name, value, *SLIDERS[name])
         require_allowed(Settings()._replace(**{name: value}))
@@ -56,12 +59,11 @@ def _allowed(name: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _typed(text: str | None, default: Any) -> Any:
-    if text is None or isinstance(default, str):
-        return default if text is None else text
-    if isinstance(default, bool):
-        return text.lower() == "true"
-    try:
-        return float(text) if default is None else type(default)(float(text))
-    except (ValueError, OverflowError):  # a mistyped link opens the page all the same
-        return default
+def _pinned(text: str) -> str:
+    """The text of the pinned setting as the page itself writes it, without an upload: no link names a file."""
+    settings = pinned.read(text)
+    if settings is None or settings.upload:
+        return ""
+    for name, ends in SLIDERS.items():
+        limits.number(name, getattr(settings, name), *ends)
+    return pinned.write(settings)

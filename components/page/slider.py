@@ -9,8 +9,10 @@ import gradio as gr
 
 from components.session.session import Session
 from components.session.settings import Settings, Status
-from components.session.views import Perplexities, PlanView
+from components.session.views import Beside, PlanView
+from components.session.work.scheduler import Urgency
 from components.ui import formatting
+from components.ui.differences import name_of
 from components.ui.handlers import Follower, at_opening, skipped, visitor_of
 
 
@@ -43,15 +45,22 @@ class Measured(NamedTuple):
     perplexity: Any
 
 
-def preview(session: Session, always: Sequence[Follower], settings: Settings, layer: int, request: gr.Request) -> tuple:
+def preview(
+    session: Session,
+    always: Sequence[Follower],
+    settings: Settings,
+    layer: int,
+    pinned: Settings | None,
+    request: gr.Request,
+) -> tuple:
     """Ratios, importances and sizes for a setting, from the calibration that is at hand; answers in milliseconds.
 
     Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML), and
-    the bias that the importances found.
+    the bias that the importances found. Readout and first line give the differences to the pinned setting, if any.
     """
     session.jobs.look(visitor_of(request), settings=settings)
     shown = [value for follower in always for value in follower.show(settings, layer, request)]
-    return *shown, *texts_of(session, settings)
+    return *shown, *texts_of(session, settings, pinned)
 
 
 def move(
@@ -61,17 +70,18 @@ def move(
     settings: Settings,
     layer: int,
     opened: str,
+    pinned: Settings | None,
     request: gr.Request,
 ) -> tuple:
     """`preview` and what the open tab shows in one answer: a request for each would be slower than a drag."""
-    shown = preview(session, always, settings, layer, request)
+    shown = preview(session, always, settings, layer, pinned, request)
     for follower in while_open:
         seen = follower.tab == opened
         shown += follower.show(settings, layer, request) if seen else (gr.skip(),) * len(follower.outputs)
     return shown
 
 
-def texts_of(session: Session, settings: Settings) -> Moved:
+def texts_of(session: Session, settings: Settings, pinned: Settings | None = None) -> Moved:
     """The texts of a setting, and the bias that its importances found."""
     try:
         plan = session.plan(settings)
@@ -79,7 +89,7 @@ def texts_of(session: Session, settings: Settings) -> Moved:
         return skipped(Moved)._replace(headline=formatting.problem(problem))
     found = plan is not None and settings.bias is None
     bias = round(plan.bias, 2) if found else gr.skip()
-    return Moved(*_texts(settings, plan, session.perplexities(settings)), bias)
+    return Moved(*_texts(session, settings, plan, pinned), bias)
 
 
 def opening(session: Session, settings: Settings) -> Moved:
@@ -87,7 +97,9 @@ def opening(session: Session, settings: Settings) -> Moved:
     return at_opening(texts_of(session, settings))
 
 
-def measure(session: Session, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:
+def measure(
+    session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
+) -> Iterator[Measured]:
     """Slice and take the perplexity; yields status, readout, first line, asked/removed, perplexity (HTML).
 
     With order "one-shot" this follows every release of the slider; with "sequential" only the button starts it.
@@ -97,17 +109,34 @@ def measure(session: Session, settings: Settings, layer: int, request: gr.Reques
         answer = skipped(Measured)._replace(status=formatting.status(event))
         perplexities = session.perplexities(settings)
         if perplexities != shown or event.kind == "ready":
-            texts = _texts(settings, session.plan(settings), perplexities, "… (being measured)")
+            texts = _texts(session, settings, session.plan(settings), pinned, "… (being measured)")
             answer = answer._replace(**texts._asdict())
         yield answer
         shown = perplexities
 
 
-def let_go(session: Session, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:
+def let_go(
+    session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
+) -> Iterator[Measured]:
     """`measure`, unless the order is sequential, which only its button may start."""
     yield skipped(Measured)  # gradio empties the outputs of a generator that yields nothing
     if settings.order == "one-shot":
-        yield from measure(session, settings, layer, request)
+        yield from measure(session, settings, layer, pinned, request)
+
+
+def measure_pinned(
+    session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
+) -> Iterator[Measured]:
+    """The perplexity of the pinned setting where it is not known, such as of one that came with a link."""
+    yield skipped(Measured)
+    if pinned is None or not session.is_calibrated(settings) or session.perplexities(pinned).sliced is not None:
+        return
+    if pinned.order == "one-shot" or session.is_sliced(pinned):  # the sequential order is only sliced on request
+        work = session.measuring(pinned)
+        for event in session.jobs.run(visitor_of(request), "pinned", work, urgency=Urgency.BACKGROUND):
+            yield skipped(Measured)._replace(status=formatting.status(event))
+        texts = _texts(session, settings, session.plan(settings), pinned)
+        yield skipped(Measured)._replace(readout=texts.readout, headline=texts.headline)
 
 
 def stop(session: Session, request: gr.Request) -> str:
@@ -116,14 +145,26 @@ def stop(session: Session, request: gr.Request) -> str:
     return formatting.status(Status("Stopped.", "ready"))
 
 
-def _texts(settings: Settings, plan: PlanView | None, measured: Perplexities, hint: str = "") -> Texts:
+def _texts(
+    session: Session, settings: Settings, plan: PlanView | None, pinned: Settings | None, hint: str = ""
+) -> Texts:
+    measured, beside = session.perplexities(settings), _beside(session, settings, pinned)
     if plan is not None and plan.provisional and measured.sliced_reading is None:
         hint = "follows in a moment" if measured.protocol else "follows when the model is loaded"
     elif not hint:
         hint = "… when you let go" if settings.order == "one-shot" else '… press "Slice as in the paper"'
     return Texts(
-        readout=formatting.readout(plan, measured),
-        headline=formatting.headline(plan, measured, hint),
+        readout=formatting.readout(plan, measured, beside),
+        headline=formatting.headline(plan, measured, hint, beside),
         removed=formatting.removed(plan),
         perplexity=formatting.protocol(settings, measured),
     )
+
+
+def _beside(session: Session, settings: Settings, pinned: Settings | None) -> Beside | None:
+    """The pinned setting, where anything is known of it that could be set beside the current one."""
+    try:
+        plan = session.plan(pinned) if pinned else None
+    except ValueError:  # it was within reach of another calibration
+        return None
+    return Beside(name_of(pinned, settings), plan, session.perplexities(pinned)) if plan else None

@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 
 from components.assets import ASSETS
 from components.page.link import usual
+from components.page.pinning import UNDONE
 from components.page.requests import BoundedRequests
 from components.session import limits
 from components.ui.chart_bridge import plotly_head
@@ -20,6 +21,7 @@ BLUE = gr.themes.Color(
     *["#0072b2", "#00639b", "#005482", "#00436b", "#003352", "#00243b"],
 )
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
+SCRIPTS = ("page.js", "history.js", "tour.js", "awake.js", "presenter.js", "keys.js")
 MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
 
 
@@ -83,12 +85,14 @@ def launch_options(tabs: Mapping[str, str]) -> dict:
     Raises UserError where the environment sets a bound to what is none.
     """
     limits.require()
-    scripts = "".join(map(_read, ("page.js", "tour.js", "awake.js")))
-    styles = "".join(map(_read, ("outside.css", "awake.css")))
+    scripts = "".join(map(_read, SCRIPTS))
+    styles = "".join(map(_read, ("outside.css", "awake.css", "presenter.css")))
     given = {
         "isxUsual": json.dumps(usual()._asdict()),
         "isxTabs": json.dumps(tabs),
+        "isxUndone": json.dumps(UNDONE),
         "isxTour": _read("texts/tour.json"),
+        "isxKeys": _read("texts/keys.json"),
     }
     values = "".join(f"window.{name} = {value};" for name, value in given.items())
     return {

@@ -19,7 +19,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
             {
                 "type": "bar",
                 "name": name,
-                "meta": {"module": module},  # for `assets/overrides.js`
+                "meta": {"module": module, **figure.ALWAYS},  # `assets/overrides.js` asks for the module
                 "x": list(range(len(plan.layers))),
                 "y": [figure.rounded(getattr(layer, module)) for layer in plan.layers],
                 "marker": {"color": f"@{module}", "line": {"width": 0}},
@@ -54,7 +54,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
         title=figure.title("layer"), range=[-0.6, len(plan.layers) - 0.4], dtick=figure.step(len(plan.layers))
     )
     layout["xaxis"].update(range=[-0.6, len(plan.layers) - 0.4], matches="x2", showticklabels=False)
-    layout["bargap"] = 0.28
+    layout["bargap"], layout["barmode"] = 0.28, "overlay"  # a pinned setting's outlines stand where the bars do
     layout["shapes"] = [figure.band(selected)] + [figure.level(row, plan.cap) for row in (1, 2)]
     layout["annotations"] = [figure.label(1, 1, plan.cap, f"cap {plan.cap:.0%}")]
     return Chart(
@@ -89,9 +89,9 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     for column, (module, curve) in enumerate(curves.items(), start=1):
         axes = figure.axes_of(column)
         floor = _floor(curve)
-        for label, values, line in (
-            ("All layers", curve.everyone, figure.line("dense", 1.6)),
-            (f"Layer {layer}", curve.chosen, figure.line(module, 2.4)),
+        for label, values, line, meta in (
+            ("All layers", curve.everyone, figure.line("dense", 1.6), {}),
+            (f"Layer {layer}", curve.chosen, figure.line(module, 2.4), figure.DIFFERENT),
         ):
             shares, heights = figure.thinned([max(value, floor) for value in values])
             data.append(
@@ -104,6 +104,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
                     "x": shares,
                     "y": heights,
                     "line": line,
+                    "meta": meta,
                     "hovertemplate": label + ": %{x:.0%} of its " + curve.unit + " reach %{y:.2e}<extra></extra>",
                     **axes,
                 }

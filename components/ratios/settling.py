@@ -57,6 +57,7 @@ def settling_chart(view: SettlingView | None) -> Chart:
             "type": "scatter",
             "mode": "lines+markers",
             "name": name,
+            "meta": figure.ALWAYS,
             "x": sequences,
             "y": [figure.rounded(distance) for distance in getattr(view, measure)[:-1]],
             "line": line,

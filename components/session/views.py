@@ -92,6 +92,15 @@ class Perplexities:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """The pinned setting A, for differences to it: what it is called, its plan, and what is measured of it."""
+
+    words: str
+    plan: PlanView
+    measured: Perplexities
+
+
+@dataclass(frozen=True)
 class SettlingView:
     """How far the ratios were from the latest ones, after how many of `all_sequences`. Fractions of a module."""
 

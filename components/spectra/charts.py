@@ -115,6 +115,7 @@ def _ring(curve: Curve, rank: int, scale: int, colour: str, mark: str) -> Json:
     """What stays, on a curve. A shape rather than a trace, as it moves with the slider and the curves do not."""
     return {
         "type": "circle",
+        "name": figure.FOLLOWS,
         "xref": f"x{mark}",
         "yref": f"y{mark}",
         "xsizemode": "pixel",

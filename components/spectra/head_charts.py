@@ -146,6 +146,7 @@ def _crosses(points: Sequence[tuple[int, int]], name: str) -> Json:
         "type": "scatter",
         "mode": "markers",
         "name": name,
+        "meta": figure.ALWAYS,
         "x": [x for x, _ in points],
         "y": [y for _, y in points],
         "marker": {"symbol": "x-thin", "size": 8, "color": "@ink", "line": {"color": "@ink", "width": 1.5}},

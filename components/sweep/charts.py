@@ -100,6 +100,7 @@ def _lines(
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": name,
+                "meta": figure.ALWAYS,
                 "legendgroup": name,
                 "showlegend": legend,
                 "x": [figure.rounded(place(point)) for point in points],

@@ -2,7 +2,8 @@
 
 `gr.Plot` throws its chart away at every new value; here the div stays, its value is the JSON of a `figure.Chart`, and
 `assets/chart.js` hands it to `Plotly.react`. A click on a layer comes back as the event `select`, whose `gr.EventData`
-has the attribute `layer`. plotly.js is the file inside the installed plotly package: no CDN.
+has the attribute `layer`. Its property `ghost` is that of the pinned setting's chart (`ghost.py`), which stays while
+values come and go. plotly.js is the file inside the installed plotly package: no CDN.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import gradio as gr
 import plotly
 
 from components.assets import ASSETS
+from components.ui.ghost import ghost
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
+CARD = "isx-card"
 TEMPLATE = """
 <figure class="isx-chart">
   <figcaption><h3 class="isx-title"></h3><p class="isx-note"></p></figcaption>
@@ -43,6 +46,17 @@ def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = Fal
         html_template=TEMPLATE.format(height=height, table=" open" if table else ""),
         js_on_load=(ASSETS / "chart.js").read_text(encoding="utf-8"),
         elem_id=elem_id,
-        elem_classes="isx-card",
+        elem_classes=CARD,
         apply_default_css=False,
+        ghost="",
     )
+
+
+def is_chart(component: gr.components.Component) -> bool:
+    """Whether a component is one that `chart` has made."""
+    return CARD in (component.elem_classes or ())
+
+
+def ghost_update(value: object) -> dict:
+    """The update that gives a chart the ghost of what is shown of the pinned setting, or takes it away."""
+    return gr.update(ghost=ghost(value) if isinstance(value, str) and value else "")

@@ -8,8 +8,10 @@ from components.assets import ASSETS
 
 
 def header() -> None:
-    """The page's title, and the button that starts the tour (`assets/tour.js`)."""
-    title = '<div class="isx-top"><h1>IntraSlice Explorer</h1><button type="button" id="tour">Tour</button></div>'
+    """The page's title, and the buttons of the tour, the presenter mode and the list of keys."""
+    names = {"tour": "Tour", "present": "Present", "keys": "Keys"}
+    buttons = "".join(f'<button type="button" id="{name}">{label}</button>' for name, label in names.items())
+    title = f'<div class="isx-top"><h1>IntraSlice Explorer</h1>{buttons}</div>'
     gr.HTML(title, elem_id="page-title", apply_default_css=False)
 
 

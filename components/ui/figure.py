@@ -16,6 +16,10 @@ from components.ui.palette import DASHES
 Json = dict[str, Any]
 
 POINTS = 160  # of a drawn curve; more cannot be told apart on a screen
+# What follows the settings, and therefore has a ghost (`ghost.py`).
+FOLLOWS = "follows-the-setting"  # the name of a shape
+ALWAYS = {"ghost": "always"}  # the meta of a trace
+DIFFERENT = {"ghost": "different"}  # of one whose ghost is drawn only where it is another curve
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def level(row: int, height: float) -> Json:
 
 def threshold_line(axes: Json, height: float) -> Json:
     """A strong dashed line across a panel."""
-    return _across(axes["xaxis"], axes["yaxis"], height, "@ink", 1.4, "5px,3px")
+    return _across(axes["xaxis"], axes["yaxis"], height, "@ink", 1.4, "5px,3px") | {"name": FOLLOWS}
 
 
 def _across(xaxis: str, yaxis: str, height: float, color: str, width: float, dash: str) -> Json:
@@ -137,6 +141,7 @@ def removed_region(axes: Json, start: float) -> Json:
     """The shade of what goes: from `start` to 1 along the x axis, over a panel's whole height."""
     return {
         "type": "rect",
+        "name": FOLLOWS,
         "xref": axes["xaxis"],
         "yref": f"{axes['yaxis']} domain",
         "layer": "below",

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from components.session import limits
 from components.session.settings import Settings, Status
-from components.session.views import Perplexities, PlanView, Reading
+from components.session.views import Beside, Perplexities, PlanView, Reading
+from components.ui.differences import sentence, signed
 from components.ui.labels import MODULES_IN_WORDS
 
 ESTIMATED = "Between the perplexities that are measured already. The measured number takes its place."
 
 
-def headline(plan: PlanView | None, measured: Perplexities, hint: str = "") -> str:
-    """What the current setting means, in one plain sentence. `hint` stands where the sliced perplexity is not known."""
+def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinned: Beside | None = None) -> str:
+    """What the current setting means, in one plain sentence, and what it changes of the pinned one.
+
+    `hint` stands where the sliced perplexity is not known.
+    """
     if plan is None:
         return '<p class="isx-headline">Loading the model; its ratios appear here as soon as it is calibrated.</p>'
+    change = sentence(plan.parameters_sliced, measured.sliced_reading, pinned, millions)
     if plan.asked == 0:
         return (
             f'<p class="isx-headline">Nothing is removed: <b>{millions(plan.parameters_dense)}</b> parameters'
-            f"{_perplexity(measured, hint)}. Drag the slider.</p>"
+            f"{_perplexity(measured, hint)}. Drag the slider.{change}</p>"
         )
     ranked = sorted(
         (getattr(layer, module), name, index)
@@ -38,7 +43,7 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "") -> s
     return (
         f'<p class="isx-headline"><b>{plan.removed:.0%}</b> of the layers\' weights removed: '
         f"<b>{millions(plan.parameters_dense)}</b> → <b>{millions(plan.parameters_sliced)}</b> parameters"
-        f"{_perplexity(measured, hint)}; {extremes}.</p>"
+        f"{_perplexity(measured, hint)}; {extremes}.{change}</p>"
     )
 
 
@@ -80,22 +85,44 @@ def removed(plan: PlanView | None) -> str:
     )
 
 
-def readout(plan: PlanView | None, measured: Perplexities) -> str:
-    """Dense beside sliced: parameters, cache, memory, perplexity."""
+def readout(plan: PlanView | None, measured: Perplexities, pinned: Beside | None = None) -> str:
+    """Dense beside sliced: parameters, cache, memory, perplexity; and what changes against the pinned setting."""
     if plan is None:
         return '<p class="isx-quiet">No numbers yet.</p>'
-    width = plan.bytes_per_value
-    rows = [
-        ("Parameters", millions(plan.parameters_dense), millions(plan.parameters_sliced)),
-        ("in the layers", millions(plan.decoder_dense), millions(plan.decoder_sliced)),
-        ("FLOPs a token", millions(plan.flops_dense), millions(plan.flops_sliced)),
-        ("KV cache a token", size(plan.kv_dense), size(plan.kv_sliced)),
-        ("Weights", size(width * plan.parameters_dense), size(width * plan.parameters_sliced)),
-        ("Perplexity", _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
-        ("ratio", "", _with_error(measured.ratio, 2) if measured.ratio else "–"),
+    rows = _sizes(plan)
+    columns = ["dense", "sliced"] if pinned is None else ["dense", "sliced", "against A"]
+    before = _sizes(pinned.plan) if pinned else rows
+    lines = [
+        (name, words(dense), words(sliced), signed(sliced - other, words))[: len(columns) + 1]
+        for (name, words, dense, sliced), (*_, other) in zip(rows, before, strict=True)
     ]
+    ratio = "" if measured.ratio is None else _with_error(measured.ratio, 2)
+    readings = [
+        ("Perplexity", _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
+        ("ratio", "", ratio or "–"),
+    ]
+    if pinned:
+        known = [(measured.sliced_reading, pinned.measured.sliced_reading), (measured.ratio, pinned.measured.ratio)]
+        readings = [(*line, _change(*pair)) for line, pair in zip(readings, known, strict=True)]
     flops = f"FLOPs: two a weight of every matrix multiplication, and attention to {plan.context} tokens."
-    return f'{table(["dense", "sliced"], rows)}<p class="isx-quiet">{flops}</p>'
+    style = "isx-with-pinned" if pinned else ""
+    return f'{table(columns, [*lines, *readings], style)}<p class="isx-quiet">{flops}</p>'
+
+
+def _sizes(plan: PlanView) -> list[tuple[str, Callable[[float], str], float, float]]:
+    """The readout's rows that are known without measuring: name, how it is written, dense and sliced."""
+    width = plan.bytes_per_value
+    return [
+        ("Parameters", millions, plan.parameters_dense, plan.parameters_sliced),
+        ("in the layers", millions, plan.decoder_dense, plan.decoder_sliced),
+        ("FLOPs a token", millions, plan.flops_dense, plan.flops_sliced),
+        ("KV cache a token", size, plan.kv_dense, plan.kv_sliced),
+        ("Weights", size, width * plan.parameters_dense, width * plan.parameters_sliced),
+    ]
+
+
+def _change(now: Reading | None, before: Reading | None) -> str:
+    return "–" if now is None or before is None else signed(now.value - before.value, lambda value: f"{value:.2f}")
 
 
 def status(event: Status) -> str:

@@ -22,7 +22,7 @@ from gradio.context import LocalContext
 from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
-from components.session import limits
+from components.session import limits, pinned
 from components.session.settings import Settings
 from components.session.work.jobs import EXPECTED
 
@@ -53,11 +53,15 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 class Follower(NamedTuple):
-    """What a tab shows of every move: `show(settings, layer, request)` answers in milliseconds."""
+    """What a tab shows of every move: `show(settings, layer, request)` answers in milliseconds.
+
+    `show_pinned` does for the pinned setting, where that is not the same.
+    """
 
     tab: str
     show: Callable[..., tuple]
     outputs: tuple[gr.components.Component, ...]
+    show_pinned: Callable[..., tuple] | None = None
 
 
 def skipped(outputs: type[Outputs]) -> Outputs:
@@ -79,15 +83,17 @@ def flat(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
     """`handler(*bound, settings, ...)` as a function of the fields of `Settings`, one parameter each, then the rest.
 
     Gradio can then call it with one value a control, and its API shows every parameter by name. An answer of one field
-    becomes its value, since gradio wraps a single output itself.
+    becomes its value, since gradio wraps a single output itself. A parameter `pinned` comes as the setting of its text,
+    or as None where there is none to set beside `settings`.
     """
     rest = [_optional(parameter) for parameter in _parameters(handler)[len(bound) + 1 :]]
 
     def arguments(values: Sequence[Any]) -> tuple:
         settings = Settings(*values[: len(FIELDS)])
         own = zip(rest, values[len(FIELDS) :], strict=False)
-        checked = (CHECKS.get(parameter.name, _as_it_is)(value) for parameter, value in own)
-        return *bound, settings._replace(upload=uploaded(settings.upload)), *checked
+        settings = settings._replace(upload=uploaded(settings.upload))
+        checks = CHECKS | {"pinned": lambda text: pinned.beside(text, settings)}
+        return *bound, settings, *(checks.get(parameter.name, _as_it_is)(value) for parameter, value in own)
 
     def unwrapped(answer: Any) -> Any:
         return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer

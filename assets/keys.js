@@ -1,0 +1,51 @@
+// The page's shortcuts, and the list of them behind "?". Single keys can be turned off there, for those who speak to
+// their machine. The list is assets/texts/keys.json.
+(() => {
+  const OFF = "isx-single-keys-off";
+  const press = (id) => document.querySelector(`#${id}:not(:disabled)`)?.click();
+  const single = { p: () => window.isxPresent(), a: () => press("pin"), "?": () => list() };
+  let dialog = null;
+
+  // Whether an element takes keys for itself: text fields take all of them, sliders and choices the arrows.
+  window.isxTypes = (target, arrows = false) => {
+    const type = target.matches?.("input") ? target.type : null;
+    if (["range", "radio", "checkbox", "button"].includes(type)) return arrows && type !== "button" && type !== "checkbox";
+    return type !== null || Boolean(target.closest?.("textarea, select, [contenteditable=true], [role=listbox]"));
+  };
+
+  function build() {
+    dialog = document.createElement("dialog");
+    dialog.className = "isx-keys";
+    dialog.setAttribute("aria-labelledby", "isx-keys-title");
+    const rows = window.isxKeys.map(({ keys, does }) => `<div><dt>${keys.map((key) => `<kbd>${key}</kbd>`).join(" ")}</dt><dd>${does}</dd></div>`);
+    dialog.innerHTML =
+      `<h3 id="isx-keys-title">Keys</h3><dl>${rows.join("")}</dl>` +
+      '<label><input type="checkbox"> Single keys do something</label><button type="button">Close</button>';
+    const box = dialog.querySelector("input");
+    box.checked = !localStorage.getItem(OFF);
+    box.addEventListener("change", () => (box.checked ? localStorage.removeItem(OFF) : localStorage.setItem(OFF, "yes")));
+    dialog.querySelector("button").addEventListener("click", () => dialog.close());
+    document.querySelector(".gradio-container").append(dialog);
+  }
+
+  function list() {
+    if (!dialog?.isConnected) build();
+    if (dialog.open) dialog.close();
+    else dialog.showModal();
+  }
+
+  addEventListener("keydown", (event) => {
+    if (event.altKey || event.defaultPrevented || window.isxTypes(event.target)) return;
+    const key = event.key.toLowerCase();
+    if (event.ctrlKey || event.metaKey) {
+      if (key !== "z") return;
+      press(event.shiftKey ? "redo" : "undo");
+    } else if (single[key] && !event.repeat && (key === "?" || !event.shiftKey) && !localStorage.getItem(OFF)) single[key]();
+    else return;
+    event.preventDefault();
+  });
+  document.addEventListener("click", ({ target }) => {
+    if (target.closest?.("#keys")) list();
+    if (target.closest?.("#present")) window.isxPresent();
+  });
+})();
