@@ -8,6 +8,7 @@ const height = plot.clientHeight || parseInt(plot.style.height);
 let chart = null;
 let drawn = null; // its traces
 let ghost = null; // of the pinned setting's chart, see components/ui/ghost.py
+let haunting = []; // those of its traces that are drawn
 let inSight = false;
 let later = null;
 
@@ -32,11 +33,21 @@ function kept(before, now) {
 // The chart with the pinned setting's ghost. Some of its curves are left out while they are no other ones.
 function whole() {
   if (!ghost) return chart;
-  const points = (trace) => JSON.stringify([trace.x, trace.y]);
-  const same = new Set(chart.data.map(points));
-  const others = ghost.data.filter((trace) => trace.meta.ghost === "always" || !same.has(points(trace)));
   const shapes = [...(chart.layout.shapes || []), ...ghost.shapes];
-  return { data: [...chart.data, ...others], layout: { ...chart.layout, shapes } };
+  // Outlines over a bar are seen where it is pale.
+  const data = chart.data.map((trace) => (trace.type === "bar" ? { ...trace, marker: { ...trace.marker, opacity: 0.6 } } : trace));
+  return { data: [...data, ...haunting], layout: { ...chart.layout, shapes } };
+}
+
+function compare() {
+  const points = (trace) => JSON.stringify([trace.x, trace.y]);
+  const same = ghost && new Set(chart.data.map(points));
+  haunting = ghost ? ghost.data.filter((trace) => trace.meta.ghost === "always" || !same.has(points(trace))) : [];
+}
+
+function caption() {
+  const said = ghost ? [...new Set([...haunting.map((trace) => trace.meta.said), ...ghost.said])].join(" and ") : "";
+  return said ? `${chart.note} ${said[0].toUpperCase()}${said.slice(1)}: the pinned setting A.` : chart.note;
 }
 
 function figure() {
@@ -103,7 +114,8 @@ function drawNow() {
 
 function tell() {
   find("title").textContent = chart.title;
-  find("note").textContent = ghost ? `${chart.note} ${ghost.note}` : chart.note;
+  compare();
+  find("note").textContent = caption();
   plot.setAttribute("aria-label", chart.layers ? `${chart.title} Arrow keys choose a layer; layer ${chart.selected} is chosen.` : chart.title);
   plot.tabIndex = chart.layers ? 0 : -1;
   plot.classList.toggle("isx-clickable", chart.layers > 0 || chart.picks.length > 0);

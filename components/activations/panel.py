@@ -77,6 +77,16 @@ def measure(views: ShiftViews, settings: Settings, layer: int, request: gr.Reque
         before = now
 
 
+def measure_pinned(
+    views: ShiftViews, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
+) -> Iterator[Measured]:
+    """The same for the pinned setting, where it is not known; its charts are ghosts over the others."""
+    if pinned is None or views.exactly(pinned) is not None or not views.may_measure(pinned):
+        return
+    for event in views.measure(pinned, visitor_of(request)):
+        yield skipped(Measured)._replace(status=formatting.status(event))
+
+
 def build(session: Session, first: Settings) -> ActivationsPanel:
     """Two charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
     views = ShiftViews(session)
@@ -93,7 +103,9 @@ def connect(panel: ActivationsPanel, context: Context) -> None:
     """What is known follows at once, the measurement beside that of the slice, while the tab is in view."""
     follower = Follower("activations", bind(show, panel.views), panel.shown, bind(show_pinned, panel.views))
     context.follow(follower, [*context.at_rest, context.controls.layer.change])
-    context.beside("activations", Measured(context.status, *panel.shown), measure, panel.views)
+    measured = Measured(context.status, *panel.shown)
+    ends = context.beside("activations", measured, [measure, measure_pinned], panel.views)
+    context.pinned_known.extend(ends)
     context.choose_layer_by(panel.shown.shift)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.compare.models import Columns
-from components.compare.views import COLUMNS, Answer, Question
+from components.compare.views import COLUMNS, PINNED, Answer, Question
 from components.session.settings import Settings, Status
 from components.session.work.scheduler import PAUSE, Urgency, Waiting
 from intraslice.diagnostics.first_divergence import first_divergence
@@ -19,16 +20,20 @@ Answers = Mapping[str, Answer]
 MAKING = 0.2  # seconds that models are made for, between two tokens of the columns that answer
 
 
-def answer(columns: Columns, settings: Settings, question: Question, visitor: str) -> Iterator[Status | Answers]:
+def answer(
+    columns: Columns, settings: Settings, question: Question, visitor: str, pinned: Settings | None = None
+) -> Iterator[Status | Answers]:
     """All columns' answers whenever one has grown, and what is being done; ends with a ready or an error status.
 
     No column waits for a model that another needs: the dense one not even for the calibration.
     """
-    work = answering(columns, settings, question)
+    work = answering(columns, settings, question, pinned)
     yield from columns.session.jobs.run(visitor, "answer", work, urgency=Urgency.FIRST)
 
 
-def answering(columns: Columns, settings: Settings, question: Question) -> Iterator[Status | Answers | Waiting]:
+def answering(
+    columns: Columns, settings: Settings, question: Question, pinned: Settings | None = None
+) -> Iterator[Status | Answers | Waiting]:
     """`answer` as a step of a longer job. Raises UserError for an empty prompt."""
     if not question.prompt.strip():
         raise UserError("the prompt is empty; wanted some text to answer")
@@ -37,6 +42,8 @@ def answering(columns: Columns, settings: Settings, question: Question) -> Itera
     board = Board(loaded.tokenizer, question.prompt, sampling)
     board.begin("dense", loaded.model)
     making = {name: columns.model(settings, name, whole=False) for name in COLUMNS if name != "dense"}
+    if pinned is not None:
+        making[PINNED] = columns.model(pinned, "intraslice", whole=False)
     for name in making:
         yield board.later(name)
     yield Status("Answering")
@@ -66,7 +73,7 @@ class Board:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> None:
         self._tokenizer, self._prompt, self._sampling = tokenizer, prompt, sampling
         self.running: dict[str, tuple[PreTrainedModel, Iterator[int | None]]] = {}
-        self._tokens: dict[str, list[int]] = {name: [] for name in COLUMNS}
+        self._tokens: defaultdict[str, list[int]] = defaultdict(list)
         self._answers = {name: Answer() for name in COLUMNS}
 
     def later(self, name: str) -> Answers:

@@ -11,7 +11,7 @@ import gradio as gr
 
 from components.compare import answers, html, passages
 from components.compare.models import Columns
-from components.compare.views import COLUMNS, Answer, Costs, Question
+from components.compare.views import COLUMNS, PINNED, Answer, Costs, Question
 from components.session.settings import Settings, Status
 from components.ui import formatting
 from components.ui.handlers import skipped, visitor_of
@@ -27,6 +27,7 @@ class Answered(NamedTuple):
     dense: Any
     intraslice: Any
     crossmodule: Any
+    pinned: Any
 
 
 class CostTexts(NamedTuple):
@@ -36,6 +37,7 @@ class CostTexts(NamedTuple):
     intraslice: Any
     crossmodule: Any
     protocol: Any
+    pinned: Any
 
 
 class CostsMeasured(NamedTuple):
@@ -46,6 +48,7 @@ class CostsMeasured(NamedTuple):
     intraslice: Any
     crossmodule: Any
     protocol: Any
+    pinned: Any
 
 
 class Result(NamedTuple):
@@ -71,40 +74,44 @@ def answer(
     temperature: float,
     sample_seed: int,
     raw: bool,
+    pinned: Settings | None,
     request: gr.Request,
 ) -> Iterator[Answered]:
-    """Answer one prompt with the dense, the IntraSlice and the cross-module model, side by side.
+    """Answer one prompt with the dense, the IntraSlice and the cross-module model, side by side; and with A's.
 
-    Yields the status and three answers (HTML). Temperature 0 is greedy; raw leaves out the chat template.
+    Yields the status and the answers (HTML). Temperature 0 is greedy; raw leaves out the chat template.
     """
     visitor = visitor_of(request)
     question = Question(prompt, int(tokens), float(temperature), int(sample_seed or 0), bool(raw))
     shown, latest, moment = {}, {}, 0.0
     yield skipped(Answered)
     columns.note_end(visitor, stopped=False)
-    for event in answers.answer(columns, settings, question, visitor):
+    for event in answers.answer(columns, settings, question, visitor, pinned):
         status = gr.skip()
         if isinstance(event, Status):
             status, event = formatting.status(event), _making(latest, event)
         latest = event
         if isinstance(status, str) or _states(latest) != _states(shown) or time.monotonic() > moment + PAUSE:
-            yield _changed(shown, latest, settings)._replace(status=status)
+            yield _changed(shown, latest, settings, pinned)._replace(status=status)
             shown, moment = latest, time.monotonic()
     if not latest or any(column.state in UNFINISHED for column in latest.values()):
         columns.note_end(visitor, stopped=True)
-        yield _changed(shown, {name: _halted(column) for name, column in latest.items()}, settings)
+        yield _changed(shown, {name: _halted(column) for name, column in latest.items()}, settings, pinned)
 
 
-def known_costs(columns: Columns, settings: Settings, layer: int, request: gr.Request) -> CostTexts:
+def known_costs(
+    columns: Columns, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
+) -> CostTexts:
     """Parameters, cache, perplexity and speed of each column as far as they are known, and how measured (HTML)."""
-    try:
-        known = columns.known(settings)
-    except ValueError:  # the first line of the page says it
-        known = Costs({}, {})
-    return CostTexts(**{name: html.cost(name, known) for name in COLUMNS}, protocol=html.protocol(known))
+    known = _known(columns, settings)
+    texts = {name: html.cost(name, known) for name in COLUMNS}
+    texts[PINNED] = html.cost("intraslice", _known(columns, pinned), html.LABELS[PINNED]) if pinned else ""
+    return CostTexts(**texts, protocol=html.protocol(known))
 
 
-def costs(columns: Columns, settings: Settings, request: gr.Request) -> Iterator[CostsMeasured]:
+def costs(
+    columns: Columns, settings: Settings, pinned: Settings | None, request: gr.Request
+) -> Iterator[CostsMeasured]:
     """Measure perplexities and speeds that are not known; yields the status and all of `known_costs`.
 
     Unless the visitor's last answer was stopped: no more work follows that.
@@ -112,8 +119,8 @@ def costs(columns: Columns, settings: Settings, request: gr.Request) -> Iterator
     yield skipped(CostsMeasured)
     if columns.was_stopped(visitor_of(request)):
         return
-    for event in columns.measure(settings, visitor_of(request)):
-        yield CostsMeasured(formatting.status(event), *known_costs(columns, settings, 0, request))
+    for event in columns.measure(settings, visitor_of(request), pinned):
+        yield CostsMeasured(formatting.status(event), *known_costs(columns, settings, 0, pinned, request))
 
 
 def next_tokens(columns: Columns, settings: Settings, prompt: str, raw: bool, request: gr.Request) -> Iterator[Result]:
@@ -147,8 +154,16 @@ def stop(columns: Columns, request: gr.Request) -> str:
     return formatting.status(Status("Stopped.", "ready"))
 
 
-def _changed(before: answers.Answers, now: answers.Answers, settings: Settings) -> Answered:
-    changed = {name: html.answer(name, now[name], settings.sparsity) for name in now if before.get(name) != now[name]}
+def _known(columns: Columns, settings: Settings) -> Costs:
+    try:
+        return columns.known(settings)
+    except ValueError:  # the first line of the page says it
+        return Costs({}, {})
+
+
+def _changed(before: answers.Answers, now: answers.Answers, settings: Settings, pinned: Settings | None) -> Answered:
+    sparsities = {name: (pinned if pinned and name == PINNED else settings).sparsity for name in now}
+    changed = {name: html.answer(name, now[name], sparsities[name]) for name in now if before.get(name) != now[name]}
     return skipped(Answered)._replace(**changed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView
+from components.compare.views import COLUMNS, PINNED, Answer, Candidate, Cost, Costs, PassageToken, PassageView
 from components.ui import formatting
 from components.ui.labels import METHOD_COLOURS
 
@@ -13,7 +13,10 @@ EMPTY = {
     "dense": "The dense model's answer; press Generate.",
     "intraslice": "The sliced model's answer, at the sparsity above.",
     "crossmodule": "The answer of a cross-module (SliceGPT) model with as many parameters removed.",
+    PINNED: "The answer of the model that is sliced by the pinned setting.",
 }
+LABELS = COLUMNS | {PINNED: "A, pinned"}
+COLOURS = METHOD_COLOURS | {PINNED: "pinned"}
 KL = (
     "KL (Kullback-Leibler divergence) from dense: how far the probabilities of the next token are from the dense "
     "model's, on the perplexity's text, ± one standard error over its windows."
@@ -34,8 +37,8 @@ def answer(name: str, given: Answer | None = None, sparsity: float | None = None
     else:
         body = f'<p class="isx-text">{_marked(given)}</p><p class="isx-quiet">{_state(name, given)}</p>'
     growing = ' aria-busy="true"' if given and given.state == "growing" else ""
-    style = f"isx-answer isx-of-{METHOD_COLOURS[name]}"
-    return f'<section class="{style}"{growing}><h3>{COLUMNS[name]}{at}</h3>{body}</section>'
+    style = f"isx-answer isx-of-{COLOURS[name]}"
+    return f'<section class="{style}"{growing}><h3>{LABELS[name]}{at}</h3>{body}</section>'
 
 
 def _marked(given: Answer) -> str:
@@ -66,8 +69,8 @@ def _named(token: str) -> str:
     return ("the end", "a line break" if "\n" in token else "a space")[bool(token)]
 
 
-def cost(name: str, costs: Costs) -> str:
-    """What stands under a column."""
+def cost(name: str, costs: Costs, label: str = "") -> str:
+    """What stands under a column, under another label where it is that of the pinned setting."""
     if name in costs.problems or name not in costs.columns:
         return ""
     column, dense = costs.columns[name], costs.columns["dense"]
@@ -87,7 +90,7 @@ def cost(name: str, costs: Costs) -> str:
         gain = f"answers {column.draft_speedup:.2f} × as fast as dense alone"
         rows.append(("As the dense model's draft", f"{column.accepted:.0%} accepted", gain))
     lines = "".join(f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>" for title, value, note in rows)
-    return f'<dl class="isx-cost" aria-label="What {COLUMNS[name]} costs">{lines}</dl>'
+    return f'<dl class="isx-cost" aria-label="What {label or COLUMNS[name]} costs">{lines}</dl>'
 
 
 def _against(column: Cost, dense: Cost) -> str:

@@ -114,9 +114,9 @@ class Columns:
             columns["intraslice"] = replace(sliced, accepted=draft.rate, draft_speedup=draft.speedup)
         return Costs(columns, problems, measured.protocol, self._speed_protocol() if speeds else "")
 
-    def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
+    def measure(self, settings: Settings, visitor: str, pinned: Settings | None = None) -> Iterator[Status]:
         """Perplexities and speeds that are not known yet, in the background of what people ask for."""
-        work = self._measuring(settings)
+        work = self._measuring(settings, pinned)
         yield from self.session.jobs.run(visitor, "costs", work, urgency=Urgency.BACKGROUND, settings=settings)
 
     def note_end(self, visitor: str, stopped: bool) -> None:
@@ -127,8 +127,11 @@ class Columns:
         """Whether a visitor's last answer came to no end."""
         return visitor in self._stopped
 
-    def _measuring(self, settings: Settings) -> Iterator[Status]:
+    def _measuring(self, settings: Settings, pinned: Settings | None) -> Iterator[Status]:
         yield from self.session.measuring(settings)
+        if pinned is not None:
+            yield from self.session.measuring(pinned)
+            yield from self._timing(pinned, (yield from self.pair(pinned)))
         models, key = (yield from self.pair(settings)), calibration_key(settings)
         if settings.sparsity:
             with suppress(UserError, NumericalError):  # `known` says so in words
@@ -136,15 +139,21 @@ class Columns:
             calibrated = self.session.calibrated(settings)
             for name in [name for name in models if name != "dense"]:
                 yield from self.session.readings.losses(settings, name, calibrated, compared=True)
-        if settings.sparsity and self._speeds.get((key, slice_config(settings))) is None:
-            speeds = yield from statuses(measure_speed(models, SPEED), "Speeds, the models in turn; turn")
-            self._speeds.put((key, slice_config(settings)), speeds)
+        yield from self._timing(settings, models)
         if settings.sparsity and self._drafts.get((key, slice_config(settings))) is None:
             tokenizer = self.session.calibrated(settings).loaded.tokenizer
             work = acceptance(models["dense"], models["intraslice"], tokenizer, DRAFT_PROMPTS, DRAFT)
             draft = yield from statuses(work, "As the dense model's draft, prompt")
             self._drafts.put((key, slice_config(settings)), draft)
         yield self.session.ready(settings)
+
+    def _timing(self, settings: Settings, models: dict[str, PreTrainedModel]) -> Generator[Status, None, None]:
+        """Take the speeds of a setting's models, unless they are known."""
+        key = calibration_key(settings), slice_config(settings)
+        known = self._speeds.get(key) or {}
+        if settings.sparsity and not models.keys() <= known.keys():
+            speeds = yield from statuses(measure_speed(models, SPEED), "Speeds, the models in turn; turn")
+            self._speeds.put(key, speeds)
 
     def _speed_protocol(self) -> str:
         threads = f" on {torch.get_num_threads()} CPU threads" if self.session.device == "cpu" else ""

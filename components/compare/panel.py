@@ -10,7 +10,7 @@ from components.compare import handlers, html, passage_panel
 from components.compare.handlers import Answered, CostsMeasured, CostTexts
 from components.compare.models import Columns
 from components.compare.passage_panel import PassagePanel
-from components.compare.views import COLUMNS
+from components.compare.views import COLUMNS, PINNED
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context
 from components.session import limits
 from components.session.session import Session
@@ -48,26 +48,31 @@ class ComparePanel(NamedTuple):
 
 def build(session: Session, first: Settings) -> ComparePanel:
     """Prompt, three answers and their costs. Called inside a `gr.Tab`."""
-    with gr.Row(equal_height=True, elem_id="asking"):
-        most = limits.PROMPT.value
-        prompt = gr.Textbox(PROMPT, label="Prompt", lines=2, max_lines=6, max_length=most, scale=6, elem_id="prompt")
-        with gr.Column(scale=1, min_width=120):
-            generate = gr.Button("Generate", variant="primary", elem_id="generate")
-            stop = gr.Button("Stop", elem_id="stop")
-    gr.Examples([[example] for example in EXAMPLES], [prompt], label="Try")
-    with gr.Row(elem_id="sampling"):
-        tokens = gr.Slider(8, 256, value=64, step=8, label="New tokens, at most", min_width=160, buttons=[])
-        temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature (0: greedy)", min_width=160, buttons=[])
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90, scale=0)
-        raw = gr.Checkbox(
-            False, label="Raw completion, no chat template", elem_id="raw", container=False, min_width=200
-        )
     answers, costs = {}, {}
-    with gr.Row(elem_id="answers"):
-        for name in COLUMNS:
-            empty = html.answer(name)
-            answers[name] = gr.HTML(empty, js_on_load=ALOUD, elem_id=f"{name}-answer", apply_default_css=False)
-            costs[name] = gr.HTML(elem_id=f"{name}-cost", apply_default_css=False)
+    with gr.Column(elem_classes="isx-stop"):
+        with gr.Row(equal_height=True, elem_id="asking"):
+            most = limits.PROMPT.value
+            prompt = gr.Textbox(
+                PROMPT, label="Prompt", lines=2, max_lines=6, max_length=most, scale=6, elem_id="prompt"
+            )
+            with gr.Column(scale=1, min_width=120):
+                generate = gr.Button("Generate", variant="primary", elem_id="generate")
+                stop = gr.Button("Stop", elem_id="stop")
+        gr.Examples([[example] for example in EXAMPLES], [prompt], label="Try")
+        with gr.Row(elem_id="sampling"):
+            tokens = gr.Slider(8, 256, value=64, step=8, label="New tokens, at most", min_width=160, buttons=[])
+            temperature = gr.Slider(
+                0, 1.5, value=0, step=0.1, label="Temperature (0: greedy)", min_width=160, buttons=[]
+            )
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90, scale=0)
+            raw = gr.Checkbox(
+                False, label="Raw completion, no chat template", elem_id="raw", container=False, min_width=200
+            )
+        with gr.Row(elem_id="answers"):
+            for name in (*COLUMNS, PINNED):
+                empty = html.answer(name)
+                answers[name] = gr.HTML(empty, js_on_load=ALOUD, elem_id=f"{name}-answer", apply_default_css=False)
+                costs[name] = gr.HTML(elem_id=f"{name}-cost", apply_default_css=False)
     perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)
     costs["protocol"] = gr.HTML(elem_id="cost-protocol", apply_default_css=False)
     return ComparePanel(
@@ -89,18 +94,20 @@ def build(session: Session, first: Settings) -> ComparePanel:
 def connect(panel: ComparePanel, context: Context) -> None:
     """Attach the tab's handlers."""
     columns, settings = panel.columns, context.controls.settings
-    asking = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw]
+    pinned = context.controls.pinned
+    asking = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw, pinned]
     # A question that is sent while another is answered is served after it.
     outputs = [*Answered(context.status, **panel.answers)]
     answering = {"fn": flat(handlers.answer, columns), "inputs": asking, "outputs": outputs, **HEAVY}
     asked = [panel.generate.click, panel.prompt.submit]
     answered = gr.on(asked, **answering, api_name="answer", trigger_mode="always_last")
     measured = [*CostsMeasured(context.status, *panel.costs)]
-    answered.then(flat(handlers.costs, columns), settings, measured, api_name="costs", **HEAVY)
+    answered.then(flat(handlers.costs, columns), [*settings, pinned], measured, api_name="costs", **HEAVY)
     panel.stop.click(bind(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)
 
     known_costs = bind(handlers.known_costs, columns)
-    context.follow(Follower("compare", known_costs, panel.costs), context.at_rest)
+    context.follow(Follower("compare", known_costs, panel.costs), [*context.at_rest, pinned.change])
     for end in (*context.measured, *context.released):
-        end.then(flat(known_costs), [*settings, context.controls.layer], [*panel.costs], **PRIVATE, **CHEAP)
+        end.then(flat(known_costs), [*settings, context.controls.layer, pinned], [*panel.costs], **PRIVATE, **CHEAP)
+    pinned.change(lambda: html.answer(PINNED), None, panel.answers[PINNED], **PRIVATE, **CHEAP)
     passage_panel.connect(panel.below, columns, panel.raw, answered, context)

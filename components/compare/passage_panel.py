@@ -34,17 +34,19 @@ class PassagePanel(NamedTuple):
 
 def build() -> PassagePanel:
     """Next tokens, and a passage to colour. Called inside a `gr.Tab`."""
-    gr.HTML("<h3>What would each model say next?</h3>", apply_default_css=False, elem_classes="isx-heading")
     waiting = '<p class="isx-quiet">Follows as soon as the slice is ready.</p>'
-    candidates = gr.HTML(waiting, elem_id="next-tokens", apply_default_css=False)
+    with gr.Column(elem_classes="isx-stop"):
+        gr.HTML("<h3>What would each model say next?</h3>", apply_default_css=False, elem_classes="isx-heading")
+        candidates = gr.HTML(waiting, elem_id="next-tokens", apply_default_css=False)
     fold("next")
-    gr.HTML("<h3>Which words does slicing cost most?</h3>", apply_default_css=False, elem_classes="isx-heading")
-    scored = gr.HTML(
-        waiting,
-        js_on_load=(ASSETS / "passage.js").read_text(encoding="utf-8"),
-        elem_id="passage",
-        apply_default_css=False,
-    )
+    with gr.Column(elem_classes="isx-stop"):
+        gr.HTML("<h3>Which words does slicing cost most?</h3>", apply_default_css=False, elem_classes="isx-heading")
+        scored = gr.HTML(
+            waiting,
+            js_on_load=(ASSETS / "passage.js").read_text(encoding="utf-8"),
+            elem_id="passage",
+            apply_default_css=False,
+        )
     with gr.Row(elem_id="passage-text"):
         most = limits.PASSAGE.value
         text = gr.Textbox(SAMPLE, label="A passage of yours", lines=3, max_lines=10, max_length=most, scale=6)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from components.ui.labels import METHODS
 
+PINNED = "pinned"  # the column of the pinned setting A, where there is one
 COLUMNS = {"dense": "Dense", **{name: METHODS[name] for name in ("intraslice", "crossmodule")}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ class Context(NamedTuple):
     """The frame's parts and the moments that tabs hang on to.
 
     Outputs of the methods are NamedTuples of components, whose class answers too; handlers take
-    `(*bound, settings, layer, request)`.
+    `(*bound, settings, layer, request)`, and before the request `pinned` where they want it.
     """
 
     session: Session
@@ -39,6 +40,7 @@ class Context(NamedTuple):
     measured: list[gr.events.Dependency]  # ends of what slices and measures without the settings having moved
     released: list[gr.events.Dependency]  # the same, after they have come to rest
     followers: list[Follower]  # whose charts have the pinned setting as a ghost
+    pinned_known: list[gr.events.Dependency]  # ends of what measures that; filled by the tabs
     panels: Mapping[str, Any]  # every tab's by its id, for a tab that shows what another is set to
 
     @property
@@ -71,12 +73,19 @@ class Context(NamedTuple):
         for end in (*self.prepared, self.opened[follower.tab]):
             end.then(**call)
 
-    def beside(self, tab: str, outputs: tuple, handler: Callable[..., Any], *bound: Any) -> None:
-        """Call a slow handler as soon as the settings have come to rest, or a slice is there, and `tab` is in view."""
-        call = self._call(tab, outputs, handler, *bound) | HEAVY
-        gr.on(self.at_rest, **call, trigger_mode="always_last")
-        for end in (*self.measured, self.opened[tab]):
-            end.then(**call)
+    def beside(
+        self, tab: str, outputs: tuple, handlers: Sequence[Callable[..., Any]], *bound: Any
+    ) -> list[gr.events.Dependency]:
+        """Call slow handlers, one after the other, while `tab` is in view; returns their ends.
+
+        As soon as the settings have come to rest, or a slice is there.
+        """
+        first, *others = (self._call(tab, outputs, handler, *bound) | HEAVY for handler in handlers)
+        ends = [end.then(**first) for end in (*self.measured, self.opened[tab])]
+        ends.append(gr.on(self.at_rest, **first, trigger_mode="always_last"))
+        for other in others:
+            ends = [end.then(**other) for end in ends]
+        return ends
 
     def catch_up(self, follower: Follower, handler: Callable[..., Any], *bound: Any) -> None:
         """When another layer comes into view call `handler`, which takes seconds, in a lane of its own; then show."""
@@ -89,9 +98,10 @@ class Context(NamedTuple):
 
     def _call(self, tab: str, outputs: tuple | None, handler: Callable[..., Any], *bound: Any) -> dict[str, Any]:
         """Keyword arguments of an event that calls `handler(*bound, settings, layer, request)` while `tab` is open."""
+        pinned = [self.controls.pinned] if "pinned" in inspect.signature(handler).parameters else []
         return {
             "fn": while_open(tab, outputs and skipped(type(outputs)), handler, *bound),
-            "inputs": [*self.controls.settings, self.controls.layer, self.tab],
+            "inputs": [*self.controls.settings, self.controls.layer, *pinned, self.tab],
             "outputs": outputs and [*outputs],
             **PRIVATE,
         }

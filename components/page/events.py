@@ -93,6 +93,7 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
         measured=measured,
         released=released,
         followers=[*always, *while_open],
+        pinned_known=[],
         panels=frame.panels,
     )
 

@@ -80,7 +80,7 @@ def ghosts(
     updates: list[Any] = []
     for follower in followers:
         charts = [is_chart(component) for component in follower.outputs]
-        if follower.tab != opened:
+        if follower.tab != opened or not any(charts):
             updates += [gr.skip()] * sum(charts)
             continue
         show = follower.show_pinned or follower.show
@@ -107,7 +107,7 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
         **CHEAP,
     }
     gr.on([kept.change, controls.layer.change, context.refresh.change], **drawing, trigger_mode="always_last")
-    for end in (*context.opened.values(), *context.prepared):
+    for end in (*context.opened.values(), *context.prepared, *context.pinned_known):
         end.then(**drawing)
     texts = slider.Measured(frame.status, controls.readout, frame.headline, frame.removed, frame.perplexity)
     measuring = {

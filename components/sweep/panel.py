@@ -21,7 +21,7 @@ from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.downloads import SAVE, Downloads
 from components.ui.explainers import fold
-from components.ui.handlers import bind, flat, skipped, visitor_of, while_open
+from components.ui.handlers import Follower, bind, flat, skipped, visitor_of, while_open
 from components.ui.labels import ESTIMATORS, METHODS
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
@@ -119,6 +119,16 @@ def preview(
         return Shown(f'<p class="isx-quiet">{formatting.escape(told(problem))}</p>', "", "")
 
 
+def show_pinned(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+    """The pinned setting's own point of a sweep, where one has measured it; ratios given by hand have none."""
+    choice = SweepChoice(("intraslice",), (settings.estimator,), (settings.sparsity,), speed=True)
+    try:
+        view = measure.known(session, settings, choice)
+    except ValueError:  # not calibrated yet
+        return skipped(Shown)
+    return skipped(Shown) if settings.locked or not view.points else _shown(view)
+
+
 def sweep(
     session: Session,
     settings: Settings,
@@ -186,8 +196,9 @@ def connect(panel: SweepPanel, context: Context) -> None:
     gr.on([*changed, *context.options_at_rest, controls.iterative.input], **seen, trigger_mode="always_last")
     for end in (context.opened["sweep"], *context.prepared):
         end.then(**seen)
+    context.followers.append(Follower("sweep", bind(show_pinned, session), panel.shown))
     swept = [*Swept(context.status, *panel.shown)]
-    panel.run.click(flat(sweep, session), asking, swept, api_name="sweep", **HEAVY)
+    context.pinned_known.append(panel.run.click(flat(sweep, session), asking, swept, api_name="sweep", **HEAVY))
     panel.cancel.click(bind(stop, session), None, None, **CHEAP, **PRIVATE)
     saved = panel.csv.click(flat(save, session, context.downloads), asking, panel.file, api_name="sweep_csv", **CHEAP)
     saved.success(None, panel.file, None, js=SAVE, **CHEAP)

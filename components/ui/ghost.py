@@ -12,11 +12,11 @@ from components.ui.figure import FOLLOWS, Json
 
 NOTHING = "rgba(0,0,0,0)"
 WIDTH = 1.2  # pixels
-WORDS = {
+KINDS = {  # what a reader sees of each
     "bar": "outlines",
     "markers": "circles",
     "lines": "thin lines",
-    "circle": "dotted rings",
+    "circle": "hollow rings",
     "line": "dotted lines",
 }
 
@@ -24,25 +24,22 @@ WORDS = {
 def ghost(chart: str) -> str:
     """The ghost of a chart as it is sent (JSON); nothing where nothing of it follows the settings."""
     sent = json.loads(chart)
-    traces = [
-        trace for trace in sent["data"] if "ghost" in trace.get("meta", ()) and trace.get("visible", True) is True
-    ]
+    seen = [trace for trace in sent["data"] if trace.get("visible", True) is True]  # others wait in the legend
+    traces = [trace for trace in seen if "ghost" in trace.get("meta", ())]
     shapes = [shape for shape in sent["layout"].get("shapes", ()) if shape.get("name") == FOLLOWS]
     if not traces and not shapes:
         return ""
-    kinds = [trace["type"] if trace["type"] == "bar" else trace["mode"].split("+")[0] for trace in traces]
-    kinds += ["circle" if shape["type"] == "circle" else "line" for shape in shapes]
-    words = " and ".join(dict.fromkeys(WORDS[kind] for kind in kinds))
     drawn = {"data": [_faint(trace) for trace in traces], "shapes": [_outline(shape) for shape in shapes]}
-    note = f"{words.capitalize()}: the pinned setting A."
-    return json.dumps({**drawn, "note": note, "rows": sent["table"]["rows"]}, separators=(",", ":"))
+    said = [KINDS["circle" if shape["type"] == "circle" else "line"] for shape in shapes]
+    return json.dumps({**drawn, "said": said, "rows": sent["table"]["rows"]}, separators=(",", ":"))
 
 
 def _faint(trace: Json) -> Json:
-    """Bars as outlines, curves thin, markers hollow."""
-    name = f"A: {trace['name']}"
+    """Bars as outlines, curves thin, markers hollow; its `meta` says which."""
+    said = KINDS[trace["type"] if trace["type"] == "bar" else trace["mode"].split("+")[0]]
     told = {"hovertemplate": f"A: {trace['hovertemplate']}"} if "hovertemplate" in trace else {}
-    trace = {**trace, "name": name, "showlegend": False, **told}
+    told |= {"name": f"A: {trace['name']}", "meta": {**trace["meta"], "said": said}}
+    trace = {**trace, "showlegend": False, **told}
     if trace["type"] == "bar":
         return trace | {"marker": {"color": NOTHING, "line": {"color": "@ink", "width": WIDTH}}}
     if "markers" in trace["mode"]:
@@ -58,11 +55,9 @@ def _faint(trace: Json) -> Json:
 
 def _outline(shape: Json) -> Json:
     """A ring hollow and wider, a line and a region's edge dotted."""
-    color = shape["line"].get("color", "@ink")
-    shape = {**shape, "fillcolor": NOTHING, "line": {"color": color, "width": WIDTH, "dash": "2px,3px"}}
+    line = {"color": shape["line"].get("color", "@ink"), "width": WIDTH}
     if shape["type"] == "circle":
-        ends = {end: shape[end] * 1.7 for end in ("x0", "x1", "y0", "y1")}
-        return shape | ends
-    if shape["type"] == "rect":
-        return shape | {"type": "line", "x1": shape["x0"], "layer": "above"}
-    return shape
+        wider = {end: shape[end] * 1.7 for end in ("x0", "x1", "y0", "y1")}
+        return {**shape, **wider, "fillcolor": NOTHING, "line": line}
+    edge = {"type": "line", "x1": shape["x0"], "layer": "above"} if shape["type"] == "rect" else {}
+    return {**shape, **edge, "line": {**line, "dash": "2px,3px"}}

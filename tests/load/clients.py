@@ -35,13 +35,13 @@ def slider(life: Life) -> None:
             for _ in range(10):
                 sparsity = life.dice.choice(SPARSITIES)
                 start = time.monotonic()
-                answer = page.now("ratios", [*asked(life.seed, sparsity), 0])
+                answer = page.now("ratios", [*asked(life.seed, sparsity), 0, ""])
                 life.notes.slider.append(time.monotonic() - start)
                 life.notes.call("slider")
                 _check_ratios(life, answer, sparsity)
                 life.stop.wait(0.15)
             sparsity = life.dice.choice(MEASURED)
-            answer = page.ask("measure_live", [*asked(life.seed, sparsity), 0])
+            answer = page.ask("measure_live", [*asked(life.seed, sparsity), 0, ""])
             life.notes.call("let go")
             shown = re.findall(r"→\s*(?:<[^>]*>)*\s*([\d.]+)", json.dumps(answer, ensure_ascii=False))
             near = [math.isclose(float(value), life.truth.perplexity[sparsity], rel_tol=2e-3) for value in shown]

@@ -45,7 +45,7 @@ def bars(chart_json: str) -> list[list[float]]:
 )
 def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator, shapes) -> None:
     settings = tiny._replace(sparsity=40, estimator=estimator, shapes=shapes)
-    chart, *_ = preview(settings, 0, SOMEBODY)
+    chart, *_ = preview(settings, 0, None, SOMEBODY)
     plan = make_plan(session.calibrated(tiny).source.profile, slice_config(settings))
     attention, mlp = bars(chart)
     assert attention == pytest.approx([layer.attention_ratio for layer in plan.layers], rel=1e-4)
@@ -53,7 +53,7 @@ def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator, shapes)
 
 
 def test_impossible_settings_become_words_and_leave_the_charts_alone(preview, tiny) -> None:
-    chart, _, *texts = preview(tiny._replace(sparsity=75, cap=60), 0, SOMEBODY)
+    chart, _, *texts = preview(tiny._replace(sparsity=75, cap=60), 0, None, SOMEBODY)
     assert isinstance(chart, dict)  # gradio's skip
     assert "raise the cap" in slider.Moved(*texts).headline
 
@@ -77,7 +77,7 @@ def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_load
 def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny) -> None:
     settings = tiny._replace(sparsity=50, shapes="runtime")
     assert session.perplexities(settings).sliced is None
-    *_, last = slider.measure(session, settings, 0, SOMEBODY)
+    *_, last = slider.measure(session, settings, 0, None, SOMEBODY)
     measured = session.perplexities(settings)
     assert "isx-ready" in last.status
     assert measured.dense
@@ -116,13 +116,15 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
 
 
 def test_live_measuring_leaves_the_papers_order_to_its_button(session, tiny) -> None:
-    assert list(slider.let_go(session, tiny._replace(order="sequential"), 0, SOMEBODY)) == [skipped(slider.Measured)]
+    assert list(slider.let_go(session, tiny._replace(order="sequential"), 0, None, SOMEBODY)) == [
+        skipped(slider.Measured)
+    ]
 
 
 def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None:
     settings = tiny._replace(order="sequential", sparsity=35)
     seen = []
-    for status, *_ in slider.measure(session, settings, 0, SOMEBODY):
+    for status, *_ in slider.measure(session, settings, 0, None, SOMEBODY):
         seen.append(status)
         if "Slicing, layer 1 of" in status:
             slider.stop(session, SOMEBODY)
@@ -140,7 +142,7 @@ def test_a_link_restores_the_page() -> None:
         "shapes": "runtime",
         "tab": "compare",
     }
-    *values, layer, prompt, tabs, tab = link.restore(SimpleNamespace(query_params=query))
+    *values, layer, prompt, _, tabs, tab = link.restore(SimpleNamespace(query_params=query))
     settings = Settings(*values)
     assert (settings.sparsity, settings.estimator, settings.bias) == (45, "fisher", Settings().bias)
     assert settings.shapes == "runtime"
@@ -154,7 +156,7 @@ def test_a_link_carries_a_bias_where_one_was_given(query, bias) -> None:
 
 def test_the_api_names_every_parameter(session) -> None:
     parameters = inspect.signature(flat(slider.preview, session, [])).parameters
-    assert list(parameters) == [*Settings._fields, "layer", "request"]
+    assert list(parameters) == [*Settings._fields, "layer", "pinned", "request"]
     for handler in (link.restore, slider.preview, slider.measure, slider.let_go, slider.stop):
         assert handler.__doc__
     for handler in (handlers.prepare, handlers.memory):

@@ -1,0 +1,96 @@
+"""Presenter mode in a real browser: one chart a screen, the slider below it, the arrows go on; and the list of keys."""
+
+import pytest
+from browsing import CHROMIUM, PATIENCE
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
+]
+
+STOPS = [
+    *("#ratio-chart", "#importance-chart", "#verdict-chart", "#settling-chart"),
+    *("#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart", "#histogram-chart", "#answers"),
+    *("#next-tokens", "#passage"),
+]
+INSIDE = """(selector) => {
+    const visible = (one) => one && getComputedStyle(one).visibility === 'visible' && one.offsetParent !== undefined;
+    const inside = (one) => {
+        const box = one.getBoundingClientRect();
+        return box.width > 0 && box.height > 0 && box.left >= 0 && box.top >= 0 && box.right <= innerWidth + 1
+            && box.bottom <= innerHeight + 1;
+    };
+    const stage = document.querySelector(selector)?.closest('.isx-stage');
+    if (!stage || !visible(stage)) return false;
+    const shown = stage.querySelector('.isx-chart') ?? stage;
+    const plot = stage.querySelector('.isx-plot');
+    const bar = document.querySelector('#slider-bar');
+    const headline = document.querySelector('#headline');
+    return inside(shown) && inside(bar) && inside(headline) && (!plot || (inside(plot) && plot.clientHeight > 200))
+        && (!plot || document.querySelector(selector).querySelector('.main-svg')?.clientWidth === plot.clientWidth)
+        && headline.scrollHeight <= headline.clientHeight + 1
+        && shown.getBoundingClientRect().bottom <= bar.getBoundingClientRect().top + 1
+        && headline.getBoundingClientRect().bottom <= shown.getBoundingClientRect().top + 1
+        && document.documentElement.scrollWidth <= innerWidth
+        && document.documentElement.scrollHeight <= innerHeight + 1;
+}"""
+
+
+@pytest.mark.parametrize(("width", "height", "theme"), [(1280, 720, "light"), (1920, 1080, "dark")])
+def test_the_arrows_lead_through_all_charts_one_a_screen(visit, width, height, theme) -> None:
+    page = visit(f"/?sparsity=45&pinned=sparsity%3D20&__theme={theme}", width=width, height=height).page
+    page.wait_for_selector("#ratio-chart .main-svg", timeout=PATIENCE)
+    page.keyboard.press("p")
+    for stop in STOPS:
+        page.wait_for_function(INSIDE, arg=stop, timeout=PATIENCE)
+        assert page.locator(".isx-stage").count() == 1
+        page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(2500)  # neither Sweep nor Export has anything to show: it comes back
+    page.wait_for_function(INSIDE, arg=STOPS[-1], timeout=PATIENCE)
+    for stop in STOPS[-2:-5:-1]:
+        page.keyboard.press("PageUp")
+        page.wait_for_function(INSIDE, arg=stop, timeout=PATIENCE)
+    assert not page.is_visible("#controls")
+    page.keyboard.press("Escape")
+    assert page.locator(".isx-stage").count() == 0
+    page.wait_for_selector("#controls", timeout=PATIENCE)
+
+
+def test_the_slider_moves_the_chart_on_the_screen_and_gives_the_arrows_back(visit) -> None:
+    opened = visit(width=1280, height=720)
+    page = opened.page
+    page.click("#present")
+    page.wait_for_function(INSIDE, arg="#ratio-chart", timeout=PATIENCE)
+    opened.drag(50)
+    box = page.locator("#sparsity input[type=range]").bounding_box()
+    opened.moved_by(lambda: page.mouse.click(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2))
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(INSIDE, arg="#importance-chart", timeout=PATIENCE)
+    page.focus("#sparsity input[type=range]")
+    opened.moved_by(lambda: page.keyboard.press("ArrowRight"))  # the focused slider's own
+    page.wait_for_function(INSIDE, arg="#importance-chart", timeout=PATIENCE)
+
+
+def test_keys_do_nothing_while_somebody_types_and_are_listed(visit) -> None:
+    page = visit("/?tab=compare").page
+    page.wait_for_selector("#prompt textarea", timeout=PATIENCE)
+    page.fill("#prompt textarea", "")
+    page.type("#prompt textarea", "pa?")
+    assert page.input_value("#prompt textarea") == "pa?"
+    assert page.locator(".isx-stage, dialog[open]").count() == 0
+    page.locator("#prompt textarea").blur()
+    page.keyboard.press("?")
+    page.wait_for_selector("dialog.isx-keys[open]", timeout=PATIENCE)
+    assert "Presenter mode" in page.inner_text(".isx-keys")
+    page.uncheck(".isx-keys input")
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    page.locator("body").evaluate("body => document.activeElement.blur()")
+    page.keyboard.press("p")
+    assert page.locator("body.isx-present").count() == 0  # single keys are turned off
+    page.click("#keys")
+    page.check(".isx-keys input")
+    page.click(".isx-keys button")
+    page.locator("body").evaluate("body => document.activeElement.blur()")
+    page.keyboard.press("p")
+    page.wait_for_function(INSIDE, arg="#answers", timeout=PATIENCE)

@@ -1,0 +1,202 @@
+"""The pinned setting A: its text, what a link carries of it, its ghosts, and the differences to it."""
+
+import json
+from types import SimpleNamespace
+
+import plotly.graph_objects as go
+import pytest
+from test_ratio_charts import curves, in_light, plan_view
+from tiny_page import SOMEBODY
+
+from components.compare import handlers as compare
+from components.compare.models import Columns
+from components.page import link, pinning, slider
+from components.ratios import panel as ratios
+from components.ratios.charts import importance_chart, ratio_chart
+from components.session import pinned
+from components.session.session import Session
+from components.session.settings import Settings
+from components.session.views import Beside, Perplexities, Reading
+from components.sweep import panel as sweep
+from components.ui import formatting
+from components.ui.differences import name_of, signed
+from components.ui.figure import ALWAYS, Chart, layout_of
+from components.ui.ghost import ghost
+from components.ui.handlers import Follower, bind, flat
+from intraslice.errors import UserError
+
+OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="sequential", iterative=True, seed=3)
+
+
+@pytest.mark.parametrize("settings", [Settings(), OTHER, Settings(locked="7 attention 25, 3 mlp 0", dtype="float32")])
+def test_a_setting_is_read_as_it_was_written(settings) -> None:
+    assert pinned.read(pinned.write(settings)) == settings
+    query = {"pinned": pinned.write(settings), "sparsity": "20"}
+    restored = link.restore(SimpleNamespace(query_params=query))
+    assert (restored.pinned, restored.sparsity) == (pinned.write(settings), 20)
+
+
+NO_SETTINGS = [
+    *("sparsity=99", "sparsity=61", "sparsity=30&cap=50", "sparsity=30&estimator=none", "sparsity=30&nonsense=1"),
+    *("sparsity=30&locked=much", "sparsity=30&sequences=100000", "sparsity=30&dtype=int3", "x", "\0=1"),
+    "sparsity=30&upload=%2Fetc%2Fpasswd",
+]
+
+
+@pytest.mark.parametrize("text", NO_SETTINGS)
+def test_a_link_pins_nothing_that_the_page_would_refuse(text) -> None:
+    assert link.restore(SimpleNamespace(query_params={"pinned": text})).pinned == ""
+
+
+def test_what_is_no_setting_is_refused_in_words() -> None:
+    for text, words in (("sparsity=99", "sparsity is"), ("much=1", "wanted model, text"), (7, "wanted text")):
+        with pytest.raises(UserError, match=words):
+            pinned.read(text)
+    assert pinned.read("") is None
+    assert pinned.read(None) is None
+
+
+def test_a_pinned_upload_is_known_again_and_never_named() -> None:
+    mine = Settings(upload="/tmp/somewhere/mine.txt")
+    text = pinned.write(mine)
+    assert "mine" not in text
+    assert pinned.beside(text, mine._replace(sparsity=50)) == mine
+    assert pinned.beside(text, Settings()) is None
+    assert pinned.beside(text, mine._replace(upload="/tmp/somewhere/other.txt")) is None
+    assert "no longer has" in pinning.tell(Settings(), text).words
+    assert pinned.beside(pinned.write(Settings()), mine) == Settings()  # A was calibrated without it
+
+
+def test_a_setting_of_another_model_waits_for_that() -> None:
+    text = pinned.write(Settings())
+    assert pinned.beside(text, Settings(model="other/model")) is None
+    assert "shown when that is chosen again" in pinning.tell(Settings(model="other/model"), text).words
+    assert "30 %, PCA-aware" in pinning.tell(OTHER, text).words
+    assert pinning.tell(OTHER, "").words == ""
+
+
+def test_handlers_get_the_setting_of_the_text() -> None:
+    def told(settings: Settings, pinned: Settings | None) -> tuple:
+        return settings.sparsity, pinned and pinned.sparsity
+
+    assert flat(told)(*Settings(), pinned.write(OTHER)) == (30, 45)
+    assert flat(told)(*Settings(), "") == (30, None)
+    with pytest.raises(UserError):
+        flat(told)(*Settings(), "sparsity=99")
+
+
+def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
+    assert name_of(Settings(), Settings(sparsity=50)) == "30 %, PCA-aware"
+    assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45 %, Fisher, sequential, MLPs refined, seed 3"
+    assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "30 %, by hand"
+
+
+@pytest.mark.parametrize(("change", "words"), [(-3.04, "−3.0"), (2.5, "+2.5"), (0.0, "0"), (0.01, "0"), (-0.01, "0")])
+def test_a_difference_has_its_sign(change, words) -> None:
+    assert signed(change, lambda value: f"{value:.1f}") == words
+
+
+def reading(value: float, windows: int = 4) -> Reading:
+    return Reading(value, 0.1, windows, 4)
+
+
+def test_headline_and_readout_give_the_differences() -> None:
+    now = Perplexities(dense_reading=reading(20), sliced_reading=reading(30), ratio=reading(1.5))
+    before = Perplexities(dense_reading=reading(20), sliced_reading=reading(26), ratio=reading(1.3))
+    plan = plan_view()
+    smaller = Beside("30 %, <Fisher>", plan_view_with(900), before)
+    words = formatting.headline(plan, now, "", smaller)
+    assert "Against <b>A</b> (30 %, &lt;Fisher&gt;): 200 parameters fewer, perplexity <b>+4.0</b>." in words
+    table = formatting.readout(plan, now, smaller)
+    assert "<td>−200</td>" in table
+    assert "<td>+4.00</td>" in table
+    assert "<td>+0.20</td>" in table
+    growing = Perplexities(dense_reading=reading(20), sliced_reading=reading(30, windows=2))
+    assert "about <b>+4.0</b>" in formatting.headline(plan, growing, "", smaller)
+    unknown = Beside("A", plan, Perplexities())
+    assert "as many parameters; perplexities are compared when" in formatting.headline(plan, now, "", unknown)
+    assert "A" not in formatting.headline(plan, now)
+    assert "against" not in formatting.readout(plan, now)
+
+
+def plan_view_with(parameters: int):
+    return plan_view().__class__(**{**plan_view().__dict__, "parameters_sliced": parameters})
+
+
+@pytest.mark.parametrize("chart", [ratio_chart(plan_view()), importance_chart(curves(), 1)], ids=["bars", "curves"])
+def test_a_ghost_is_valid_plotly_and_has_the_charts_numbers(chart) -> None:
+    sent = json.loads(ghost(chart.to_json()))
+    figure = go.Figure(data=in_light(sent["data"]), layout={"shapes": in_light(sent["shapes"])})
+    assert len(figure.data) == 2
+    assert sent["rows"] == chart.rows
+    of = {trace["name"]: trace for trace in chart.data}
+    for trace in sent["data"]:
+        assert trace["name"].startswith("A: ")
+        assert trace["y"] in [one["y"] for one in chart.data if f"A: {one['name']}" == trace["name"]]
+        assert not trace["showlegend"]
+    assert of  # the others' lines are no part of a setting
+    assert {trace["name"] for trace in sent["data"]} <= {"A: Attention", "A: MLP", "A: Layer 1"}
+
+
+def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
+    bars = json.loads(ghost(ratio_chart(plan_view()).to_json()))["data"]
+    assert all(bar["marker"]["color"] == "rgba(0,0,0,0)" and bar["marker"]["line"]["width"] > 0 for bar in bars)
+    marks = {"type": "scatter", "mode": "lines+markers", "name": "line", "x": [1], "y": [2], "meta": ALWAYS}
+    marks |= {"line": {"width": 3, "color": "@mlp"}, "marker": {"size": 9}, "fill": "tozeroy"}
+    hidden = {**marks, "visible": "legendonly"}
+    ring = {"type": "circle", "name": "follows-the-setting", "x0": -5, "x1": 5, "y0": -5, "y1": 5}
+    layout = layout_of(1, "test") | {"shapes": [{**ring, "fillcolor": "@page", "line": {"color": "@mlp", "width": 2}}]}
+    sent = json.loads(ghost(Chart("A?", "", [marks, hidden], layout, ["a"], [["b"]]).to_json()))
+    (trace,), (shape,) = sent["data"], sent["shapes"]
+    assert trace["marker"]["symbol"] == "circle-open"
+    assert trace["line"]["width"] < 3
+    assert "fill" not in trace
+    assert (shape["fillcolor"], shape["x1"]) == ("rgba(0,0,0,0)", 8.5)
+    assert sent["said"] == ["hollow rings"]
+    assert ghost(Chart("A?", "", [], layout_of(1, "test"), ["a"], [["b"]]).to_json()) == ""
+
+
+def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session, tiny) -> None:
+    panel = ratios.build(session, tiny)
+    followers = [panel.follower, Follower("sweep", bind(sweep.show_pinned, session), sweep.build(session, tiny).shown)]
+    drawn = pinning.ghosts(followers, tiny, 1, "ratios", tiny._replace(sparsity=50), SOMEBODY)
+    bars = json.loads(drawn[0]["props"]["ghost"])["data"][0]
+    plan = session.plan(tiny._replace(sparsity=50))
+    assert bars["y"] == pytest.approx([layer.attention for layer in plan.layers], rel=1e-4)
+    assert "props" not in drawn[2]  # gradio's skip
+    none = pinning.ghosts(followers, tiny, 1, "ratios", None, SOMEBODY)
+    assert [update["props"]["ghost"] for update in none[:2]] == ["", ""]
+    beyond = tiny._replace(sparsity=75, cap=60)
+    assert pinning.ghosts(followers, tiny, 1, "ratios", beyond, SOMEBODY)[0]["props"]["ghost"] == ""
+    unmeasured = pinning.ghosts(followers, tiny, 1, "sweep", tiny, SOMEBODY)
+    assert [update["props"]["ghost"] for update in unmeasured[2:]] == ["", ""]
+
+
+def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None:
+    other, mine = tiny._replace(sparsity=55), tiny._replace(sparsity=25)
+    list(session.measure(mine, "somebody"))
+    *_, last = slider.measure_pinned(session, mine, 0, other, SOMEBODY)
+    change = session.perplexities(mine).sliced - session.perplexities(other).sliced
+    assert f"<b>{signed(change, lambda value: f'{value:.1f}')}</b>" in last.headline
+    assert len(list(slider.measure_pinned(session, mine, 0, other, SOMEBODY))) == 1  # known by now
+    assert len(list(slider.measure_pinned(session, mine, 0, None, SOMEBODY))) == 1
+    sequential = tiny._replace(order="sequential", sparsity=33)
+    assert len(list(slider.measure_pinned(session, mine, 0, sequential, SOMEBODY))) == 1  # only its button slices that
+
+
+def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
+    columns, other = Columns(session), tiny._replace(sparsity=55)
+    mine = tiny._replace(sparsity=25)
+    shown = {}
+    for answer in compare.answer(columns, mine, "w10 w20 w30", 12, 0.0, 0, False, other, SOMEBODY):
+        shown |= {name: html for name, html in answer._asdict().items() if isinstance(html, str)}
+    alone = {}
+    for answer in compare.answer(columns, other, "w10 w20 w30", 12, 0.0, 0, False, None, SOMEBODY):
+        alone |= {name: html for name, html in answer._asdict().items() if isinstance(html, str)}
+    assert "55 % removed" in shown["pinned"]
+    assert shown["pinned"].split("</h3>")[1] == alone["intraslice"].split("</h3>")[1]
+    assert "pinned" not in alone
+    *_, costs = compare.costs(columns, mine, other, SOMEBODY)
+    assert f"{columns.known(other).columns['intraslice'].perplexity:.2f}" in costs.pinned
+    assert costs.pinned.count("tokens/s") == 2
+    assert compare.known_costs(columns, mine, 0, None, SOMEBODY).pinned == ""
