@@ -7,7 +7,7 @@ const config = { displayModeBar: false, responsive: false, scrollZoom: false, do
 const height = plot.clientHeight || parseInt(plot.style.height);
 let chart = null;
 let drawn = null; // its traces
-let ghost = null; // of the pinned setting's chart, see components/ui/ghost.py
+let ghost = null; // of the pinned setting's chart, see components/ui/pinned/ghost.py
 let haunting = []; // those of its traces that are drawn
 let inSight = false;
 let later = null;
@@ -32,7 +32,7 @@ function kept(before, now) {
 
 // The chart with the pinned setting's ghost. Some of its curves are left out while they are no other ones.
 function whole() {
-  if (!ghost) return chart;
+  if (!ghost) return { data: chart.data, layout: chart.layout };
   const shapes = [...(chart.layout.shapes || []), ...ghost.shapes];
   // Outlines over a bar are seen where it is pale.
   const data = chart.data.map((trace) => (trace.type === "bar" ? { ...trace, marker: { ...trace.marker, opacity: 0.6 } } : trace));

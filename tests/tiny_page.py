@@ -11,9 +11,11 @@ from components.compare.models import Columns
 from components.export.published.measure import Publisher
 from components.session.session import Session
 from components.session.settings import Settings
+from components.session.views import ImportanceCurve, LayerView, PlanView
 from components.session.work import jobs
 from components.session.work.scheduler import Scheduler
 from components.spectra.measure import SpectraViews
+from components.ui import palette
 
 SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
 
@@ -58,3 +60,38 @@ def session(tiny) -> Session:
 def publisher(session: Session) -> Publisher:
     """As the Export tab has it."""
     return Publisher(SpectraViews(session), ShiftViews(session), Columns(session))
+
+
+def plan_view(layers: int = 4, estimator: str = "pca") -> PlanView:
+    ratios = [(0.1 * index, 0.5 - 0.1 * index) for index in range(layers)]
+    return PlanView(
+        estimator=estimator,
+        asked=0.3,
+        removed=0.298,
+        bias=1.1,
+        cap=0.8,
+        layers=tuple(LayerView(a, m, 5, 9, 48, 64, 1000, 1536) for a, m in ratios),
+        others={"uniform": ((0.3, 0.3),) * layers, "fisher": tuple(ratios)},
+        parameters_dense=1000,
+        parameters_sliced=700,
+        decoder_dense=900,
+        decoder_sliced=600,
+        kv_dense=400.0,
+        kv_sliced=300.0,
+    )
+
+
+def curves(threshold: float | None = 0.5) -> dict[str, ImportanceCurve]:
+    below = 0.0 if threshold is None else 0.25
+    curve = ImportanceCurve("neurons", [8.0, 2.0, 0.5, 0.0], [4.0, 1.0, 0.6, 0.1], threshold, below, below)
+    return {"attention": curve, "mlp": curve}
+
+
+def in_light(node):
+    """The figure as the browser colours it."""
+    colours = {**palette.COLOURS, **palette.FAINT}
+    if isinstance(node, str) and node.startswith("@"):
+        return colours[node[1:]].light
+    if isinstance(node, dict):
+        return {key: in_light(value) for key, value in node.items()}
+    return [in_light(value) for value in node] if isinstance(node, list) else node

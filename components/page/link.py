@@ -9,12 +9,13 @@ from typing import Any
 import gradio as gr
 
 from components.page.controls import SLIDERS
-from components.session import limits, pinned
+from components.session import limits
 from components.session.choices import PRECISIONS
 from components.session.keys import precision, require_allowed
-from components.session.pinned import typed
 from components.session.settings import PROMPT, Settings
 from components.ui.handlers import CHECKS
+from components.ui.pinned import text as pinned_text
+from components.ui.pinned.text import typed
 
 # What a link carries. `assets/page.js` takes the names, in this order, from what the page opens with.
 Linked = namedtuple("Linked", [*Settings._fields, "layer", "prompt", "pinned"])
@@ -61,9 +62,9 @@ def _allowed(name: str, value: Any, default: Any) -> Any:
 
 def _pinned(text: str) -> str:
     """The text of the pinned setting as the page itself writes it, without an upload: no link names a file."""
-    settings = pinned.read(text)
+    settings = pinned_text.read(text)
     if settings is None or settings.upload:
         return ""
     for name, ends in SLIDERS.items():
         limits.number(name, getattr(settings, name), *ends)
-    return pinned.write(settings)
+    return pinned_text.write(settings)

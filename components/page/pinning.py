@@ -11,11 +11,11 @@ import gradio as gr
 from components.page import slider
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context
 from components.page.events import Frame
-from components.session import pinned as pinned_text
 from components.session.settings import Settings
 from components.ui.chart_bridge import ghost_update, is_chart
-from components.ui.differences import name_of
 from components.ui.handlers import Follower, flat
+from components.ui.pinned import text as pinned_text
+from components.ui.pinned.differences import name_of
 
 # What undo and redo set again. `assets/history.js` takes the values from what a link remembers.
 UNDONE = [name for name in (*Settings._fields, "pinned") if name != "upload"]

@@ -12,8 +12,8 @@ from components.session.settings import Settings, Status
 from components.session.views import Beside, PlanView
 from components.session.work.scheduler import Urgency
 from components.ui import formatting
-from components.ui.differences import name_of
 from components.ui.handlers import Follower, at_opening, skipped, visitor_of
+from components.ui.pinned.differences import name_of
 
 
 class Texts(NamedTuple):

@@ -2,8 +2,8 @@
 
 `gr.Plot` throws its chart away at every new value; here the div stays, its value is the JSON of a `figure.Chart`, and
 `assets/chart.js` hands it to `Plotly.react`. A click on a layer comes back as the event `select`, whose `gr.EventData`
-has the attribute `layer`. Its property `ghost` is that of the pinned setting's chart (`ghost.py`), which stays while
-values come and go. plotly.js is the file inside the installed plotly package: no CDN.
+has the attribute `layer`. Its property `ghost`, of the pinned setting's chart (`pinned/ghost.py`), stays while values
+come and go. plotly.js is the file inside the installed plotly package: no CDN.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import gradio as gr
 import plotly
 
 from components.assets import ASSETS
-from components.ui.ghost import ghost
+from components.ui.pinned.ghost import ghost
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 

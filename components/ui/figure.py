@@ -16,7 +16,7 @@ from components.ui.palette import DASHES
 Json = dict[str, Any]
 
 POINTS = 160  # of a drawn curve; more cannot be told apart on a screen
-# What follows the settings, and therefore has a ghost (`ghost.py`).
+# What follows the settings, and therefore has a ghost (`pinned/ghost.py`).
 FOLLOWS = "follows-the-setting"  # the name of a shape
 ALWAYS = {"ghost": "always"}  # the meta of a trace
 DIFFERENT = {"ghost": "different"}  # of one whose ghost is drawn only where it is another curve

@@ -8,8 +8,8 @@ from html import escape
 from components.session import limits
 from components.session.settings import Settings, Status
 from components.session.views import Beside, Perplexities, PlanView, Reading
-from components.ui.differences import sentence, signed
 from components.ui.labels import MODULES_IN_WORDS
+from components.ui.pinned.differences import sentence, signed
 
 ESTIMATED = "Between the perplexities that are measured already. The measured number takes its place."
 

@@ -22,9 +22,10 @@ from gradio.context import LocalContext
 from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
-from components.session import limits, pinned
+from components.session import limits
 from components.session.settings import Settings
 from components.session.work.jobs import EXPECTED
+from components.ui.pinned import text as pinned_text
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def flat(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
         settings = Settings(*values[: len(FIELDS)])
         own = zip(rest, values[len(FIELDS) :], strict=False)
         settings = settings._replace(upload=uploaded(settings.upload))
-        checks = CHECKS | {"pinned": lambda text: pinned.beside(text, settings)}
+        checks = CHECKS | {"pinned": lambda text: pinned_text.beside(text, settings)}
         return *bound, settings, *(checks.get(parameter.name, _as_it_is)(value) for parameter, value in own)
 
     def unwrapped(answer: Any) -> Any:

@@ -68,7 +68,7 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
     main(["generate", "--model", tiny.model, *texts, *asked])
     texts = json.loads(capsys.readouterr().out)["text"]
     shown: dict[str, str] = {}
-    for _, *answers in handlers.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, SOMEBODY):
+    for _, *answers, _ in handlers.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, SOMEBODY):
         shown |= {name: html for name, html in zip(COLUMNS, answers, strict=True) if isinstance(html, str)}
     assert plain(shown["dense"]) == texts["dense"]
     assert plain(shown["intraslice"]) == texts["sliced"]
@@ -164,7 +164,7 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     begun, seen = threading.Event(), []
 
     def work() -> None:
-        for event in handlers.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, SOMEBODY):
+        for event in handlers.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, None, SOMEBODY):
             seen.append((time.monotonic(), event))
             if len(seen) == 12:
                 begun.set()
@@ -179,8 +179,8 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     last = [html for html in seen[-1][1][1:] if isinstance(html, str)]
     assert last
     assert all("stopped there" in html and "aria-busy" not in html for html in last)
-    assert list(handlers.costs(columns, tiny, SOMEBODY))[1:] == []  # no more work follows
-    *_, end = handlers.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, SOMEBODY)
+    assert list(handlers.costs(columns, tiny, None, SOMEBODY))[1:] == []  # no more work follows
+    *_, end = handlers.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, SOMEBODY)
     assert "Calibrated on" in end[0]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
-from test_ratio_charts import in_light
+from tiny_page import in_light
 
 from components.activations.charts import PLACES, finding, histogram_chart, shift_chart
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView

@@ -4,8 +4,7 @@ import json
 
 import plotly.graph_objects as go
 import pytest
-from test_ratio_charts import in_light
-from tiny_page import SOMEBODY
+from tiny_page import SOMEBODY, in_light
 
 from components.ratios.estimator_check import measure as verdict
 from components.ratios.estimator_check.chart import verdict_chart

@@ -5,38 +5,13 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
+from tiny_page import curves, in_light, plan_view
 
 from components.ratios import charts as charts
 from components.ratios.settling import settling_chart
-from components.session.views import ImportanceCurve, LayerView, PlanView, SettlingView
+from components.session.views import SettlingView
 from components.ui import palette
 from components.ui.figure import Chart, thinned
-
-
-def plan_view(layers: int = 4, estimator: str = "pca") -> PlanView:
-    ratios = [(0.1 * index, 0.5 - 0.1 * index) for index in range(layers)]
-    return PlanView(
-        estimator=estimator,
-        asked=0.3,
-        removed=0.298,
-        bias=1.1,
-        cap=0.8,
-        layers=tuple(LayerView(a, m, 5, 9, 48, 64, 1000, 1536) for a, m in ratios),
-        others={"uniform": ((0.3, 0.3),) * layers, "fisher": tuple(ratios)},
-        parameters_dense=1000,
-        parameters_sliced=700,
-        decoder_dense=900,
-        decoder_sliced=600,
-        kv_dense=400.0,
-        kv_sliced=300.0,
-    )
-
-
-def curves(threshold: float | None = 0.5) -> dict[str, ImportanceCurve]:
-    below = 0.0 if threshold is None else 0.25
-    curve = ImportanceCurve("neurons", [8.0, 2.0, 0.5, 0.0], [4.0, 1.0, 0.6, 0.1], threshold, below, below)
-    return {"attention": curve, "mlp": curve}
-
 
 SETTLING = SettlingView((1, 2, 4, 8), (0.2, 0.05, 0.01, 0.0), (0.1, 0.03, 0.02, 0.0), (0.4, 0.1, 0.015, 0.0), 32)
 
@@ -49,16 +24,6 @@ def every_chart() -> dict[str, Chart]:
         "settling": settling_chart(SETTLING),
         "nothing settles": settling_chart(None),
     }
-
-
-def in_light(node):
-    """The figure as the browser colours it."""
-    colours = {**palette.COLOURS, **palette.FAINT}
-    if isinstance(node, str) and node.startswith("@"):
-        return colours[node[1:]].light
-    if isinstance(node, dict):
-        return {key: in_light(value) for key, value in node.items()}
-    return [in_light(value) for value in node] if isinstance(node, list) else node
 
 
 @pytest.mark.parametrize("name", list(every_chart()))

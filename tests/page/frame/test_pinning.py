@@ -1,28 +1,29 @@
 """The pinned setting A: its text, what a link carries of it, its ghosts, and the differences to it."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
+import gradio as gr
 import plotly.graph_objects as go
 import pytest
-from test_ratio_charts import curves, in_light, plan_view
-from tiny_page import SOMEBODY
+from tiny_page import SOMEBODY, curves, in_light, plan_view
 
 from components.compare import handlers as compare
 from components.compare.models import Columns
 from components.page import link, pinning, slider
 from components.ratios import panel as ratios
 from components.ratios.charts import importance_chart, ratio_chart
-from components.session import pinned
 from components.session.session import Session
 from components.session.settings import Settings
 from components.session.views import Beside, Perplexities, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
-from components.ui.differences import name_of, signed
 from components.ui.figure import ALWAYS, Chart, layout_of
-from components.ui.ghost import ghost
 from components.ui.handlers import Follower, bind, flat
+from components.ui.pinned import text as pinned
+from components.ui.pinned.differences import name_of, signed
+from components.ui.pinned.ghost import ghost
 from intraslice.errors import UserError
 
 OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="sequential", iterative=True, seed=3)
@@ -49,7 +50,7 @@ def test_a_link_pins_nothing_that_the_page_would_refuse(text) -> None:
 
 
 def test_what_is_no_setting_is_refused_in_words() -> None:
-    for text, words in (("sparsity=99", "sparsity is"), ("much=1", "wanted model, text"), (7, "wanted text")):
+    for text, words in (("sparsity=99", "sparsity is"), ("much=1", "wanted one of model, text"), (7, "wanted text")):
         with pytest.raises(UserError, match=words):
             pinned.read(text)
     assert pinned.read("") is None
@@ -104,7 +105,7 @@ def test_headline_and_readout_give_the_differences() -> None:
     now = Perplexities(dense_reading=reading(20), sliced_reading=reading(30), ratio=reading(1.5))
     before = Perplexities(dense_reading=reading(20), sliced_reading=reading(26), ratio=reading(1.3))
     plan = plan_view()
-    smaller = Beside("30 %, <Fisher>", plan_view_with(900), before)
+    smaller = Beside("30 %, <Fisher>", replace(plan_view(), parameters_sliced=900), before)
     words = formatting.headline(plan, now, "", smaller)
     assert "Against <b>A</b> (30 %, &lt;Fisher&gt;): 200 parameters fewer, perplexity <b>+4.0</b>." in words
     table = formatting.readout(plan, now, smaller)
@@ -117,10 +118,6 @@ def test_headline_and_readout_give_the_differences() -> None:
     assert "as many parameters; perplexities are compared when" in formatting.headline(plan, now, "", unknown)
     assert "A" not in formatting.headline(plan, now)
     assert "against" not in formatting.readout(plan, now)
-
-
-def plan_view_with(parameters: int):
-    return plan_view().__class__(**{**plan_view().__dict__, "parameters_sliced": parameters})
 
 
 @pytest.mark.parametrize("chart", [ratio_chart(plan_view()), importance_chart(curves(), 1)], ids=["bars", "curves"])
@@ -157,8 +154,9 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
 
 
 def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session, tiny) -> None:
-    panel = ratios.build(session, tiny)
-    followers = [panel.follower, Follower("sweep", bind(sweep.show_pinned, session), sweep.build(session, tiny).shown)]
+    with gr.Blocks():
+        panel, swept = ratios.build(session, tiny), sweep.build(session, tiny)
+    followers = [panel.follower, Follower("sweep", bind(sweep.show_pinned, session), swept.shown)]
     drawn = pinning.ghosts(followers, tiny, 1, "ratios", tiny._replace(sparsity=50), SOMEBODY)
     bars = json.loads(drawn[0]["props"]["ghost"])["data"][0]
     plan = session.plan(tiny._replace(sparsity=50))

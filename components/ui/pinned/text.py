@@ -13,7 +13,6 @@ from urllib.parse import parse_qsl, urlencode
 from components.session import limits
 from components.session.keys import require_allowed
 from components.session.settings import Settings
-from intraslice.errors import UserError
 
 
 def write(settings: Settings) -> str:
@@ -29,8 +28,8 @@ def read(text: Any) -> Settings | None:
     told = dict(parse_qsl(limits.words("the pinned setting", text or "", limits.LINK.value)))
     if not told:
         return None
-    if unknown := told.keys() - Settings._fields:
-        raise UserError(f"the pinned setting has {limits.shown(min(unknown))}; wanted {', '.join(Settings._fields)}")
+    for name in told:
+        limits.choice("what the pinned setting has", name, Settings._fields)
     settings = Settings(**{name: typed(told.get(name), usual) for name, usual in Settings()._asdict().items()})
     require_allowed(settings._replace(upload=None))
     return settings._replace(upload=told.get("upload"))
