@@ -53,7 +53,7 @@ function caption() {
 function figure() {
   const presented = document.body.classList.contains("isx-present");
   const colours = coloured(whole(), getComputedStyle(plot));
-  const { data, layout } = presented ? enlarged(colours, Math.min(Math.max(innerWidth / 900, 1.2), 2.2)) : colours;
+  const { data, layout } = presented ? enlarged(colours, Math.min(Math.max(innerWidth / 1000, 1.2), 2)) : colours;
   const sized = { ...layout, width: plot.clientWidth, height: plot.clientHeight };
   if (plot.clientWidth < 560) stack(sized);
   for (const shape of sized.shapes || [])
@@ -71,8 +71,16 @@ function enlarged(node, by, key = "") {
   if (!node || typeof node !== "object") return node;
   const larger = { size: /font$|^marker$/.test(key), width: key === "line" };
   const entry = ([name, item]) => [name, larger[name] && typeof item === "number" ? item * by : enlarged(item, by, name)];
-  const scaled = Object.fromEntries(Object.entries(node).map(entry));
-  return key === "margin" ? Object.fromEntries(Object.entries(node).map(([side, item]) => [side, item * by])) : scaled;
+  const scaled = Object.fromEntries(Object.entries(node).map(key === "margin" ? ([side, item]) => [side, item * by] : entry));
+  if (key.startsWith("yaxis") && scaled.title?.text) scaled.title.text = halved(scaled.title.text);
+  return scaled;
+}
+
+// An axis' words in two lines, where one would be longer than the axis.
+function halved(words) {
+  const breaks = [...words.matchAll(/ /g)].map((match) => match.index);
+  const middle = breaks.sort((one, other) => Math.abs(one - words.length / 2) - Math.abs(other - words.length / 2))[0];
+  return words.length < 10 || middle === undefined ? words : `${words.slice(0, middle)}<br>${words.slice(middle + 1)}`;
 }
 
 // Panels that stand side by side on a wide screen stand one above the other on a narrow one.

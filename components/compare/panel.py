@@ -58,7 +58,7 @@ def build(session: Session, first: Settings) -> ComparePanel:
             with gr.Column(scale=1, min_width=120):
                 generate = gr.Button("Generate", variant="primary", elem_id="generate")
                 stop = gr.Button("Stop", elem_id="stop")
-        gr.Examples([[example] for example in EXAMPLES], [prompt], label="Try")
+        gr.Examples([[example] for example in EXAMPLES], [prompt], label="Try", elem_id="examples")
         with gr.Row(elem_id="sampling"):
             tokens = gr.Slider(8, 256, value=64, step=8, label="New tokens, at most", min_width=160, buttons=[])
             temperature = gr.Slider(

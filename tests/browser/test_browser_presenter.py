@@ -27,12 +27,11 @@ INSIDE = """(selector) => {
     const bar = document.querySelector('#slider-bar');
     const headline = document.querySelector('#headline');
     return inside(shown) && inside(bar) && inside(headline) && (!plot || (inside(plot) && plot.clientHeight > 200))
-        && (!plot || document.querySelector(selector).querySelector('.main-svg')?.clientWidth === plot.clientWidth)
+        && (!plot || (plot._fullLayout?.width === plot.clientWidth && plot._fullLayout.height === plot.clientHeight))
         && headline.scrollHeight <= headline.clientHeight + 1
         && shown.getBoundingClientRect().bottom <= bar.getBoundingClientRect().top + 1
         && headline.getBoundingClientRect().bottom <= shown.getBoundingClientRect().top + 1
-        && document.documentElement.scrollWidth <= innerWidth
-        && document.documentElement.scrollHeight <= innerHeight + 1;
+        && document.documentElement.scrollWidth <= innerWidth;
 }"""
 
 
