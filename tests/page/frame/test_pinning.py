@@ -158,16 +158,16 @@ def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session,
         panel, swept = ratios.build(session, tiny), sweep.build(session, tiny)
     followers = [panel.follower, Follower("sweep", bind(sweep.show_pinned, session), swept.shown)]
     drawn = pinning.ghosts(followers, tiny, 1, "ratios", tiny._replace(sparsity=50), SOMEBODY)
-    bars = json.loads(drawn[0]["props"]["ghost"])["data"][0]
+    bars = json.loads(drawn[0]["ghost"])["data"][0]
     plan = session.plan(tiny._replace(sparsity=50))
     assert bars["y"] == pytest.approx([layer.attention for layer in plan.layers], rel=1e-4)
-    assert "props" not in drawn[2]  # gradio's skip
+    assert "ghost" not in drawn[2]  # gradio's skip
     none = pinning.ghosts(followers, tiny, 1, "ratios", None, SOMEBODY)
-    assert [update["props"]["ghost"] for update in none[:2]] == ["", ""]
+    assert [update["ghost"] for update in none[:2]] == ["", ""]
     beyond = tiny._replace(sparsity=75, cap=60)
-    assert pinning.ghosts(followers, tiny, 1, "ratios", beyond, SOMEBODY)[0]["props"]["ghost"] == ""
+    assert pinning.ghosts(followers, tiny, 1, "ratios", beyond, SOMEBODY)[0]["ghost"] == ""
     unmeasured = pinning.ghosts(followers, tiny, 1, "sweep", tiny, SOMEBODY)
-    assert [update["props"]["ghost"] for update in unmeasured[2:]] == ["", ""]
+    assert [update["ghost"] for update in unmeasured[2:]] == ["", ""]
 
 
 def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None:
