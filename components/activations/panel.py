@@ -72,7 +72,7 @@ def measure(views: ShiftViews, settings: Settings, layer: int, request: gr.Reque
     for event in views.measure(settings, visitor_of(request)):
         now = show(views, settings, layer, request)
         # The line is the perplexity's own as long as that is being measured beside.
-        status = formatting.status(event) if event.kind == "error" or views.is_read(settings) else gr.skip()
+        status = formatting.status(event) if event.kind != "busy" or views.is_read(settings) else gr.skip()
         yield Measured(status, *(skipped(Shown) if now == before else now))
         before = now
 

@@ -113,7 +113,7 @@ def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
     usual = restored()
     files = ["/srv/model", "/srv/secret.csv", "/srv/x.csv"]
     others = ["1e9", "8192", "-1", "nan", "<b>", "inf", "101", "any", "perhaps", "much", "int4"]
-    others += ["square", "-1", "x" * 17_000]
+    others += ["square", "-1", "x" * 17_000, "sparsity=1e9"]
     hostile = dict(zip(link.Linked._fields, [*files, *others], strict=True))
     assert restored(**hostile)._replace(tabs=None) == usual._replace(tabs=None)
     assert restored(model="owner/name", sparsity="45").sparsity == 45
