@@ -100,6 +100,13 @@ def evaluation_tokens(
     return tokens.view(windows, config.window)
 
 
+def count_evaluation_tokens(tokenizer: PreTrainedTokenizerBase, text: str, calibration_text: str | None = None) -> int:
+    """How many tokens `evaluation_tokens` can take of a text at most. Raises UserError where it cannot be read."""
+    documents = read_documents(text, "evaluation", calibration_text)
+    characters = sum(len(document.encode()) + 2 for document in documents)  # no token is shorter than a byte
+    return len(_first_tokens(tokenizer, documents, characters))
+
+
 def describe(text: str) -> str:
     """A sentence for people: what the text is, where it comes from, its licence."""
     return NAMED_CORPORA.get(text) or f"{_called(text)}, your own file"

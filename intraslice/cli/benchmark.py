@@ -77,9 +77,10 @@ Calibrating and slicing count in dense forwards over the usual {USUAL_TOKENS:,} 
 what passes tokens is scaled by their number), perplexity in dense forwards over the same text; prefill and decode are
 seconds a token over the dense model's: below 1 is faster."""
     grown = ["time grows with the power", *(f"of {axis}" for axis in result["growth"])]
-    return "\n\n".join([_markdown(["job", *costs], [*ratios, plans, dense]), caption, _markdown(grown, powers)])
+    return "\n\n".join([markdown(["job", *costs], [*ratios, plans, dense]), caption, markdown(grown, powers)])
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, all columns but the first to the right."""
     rule = ["---", *("---:" for _ in head[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))

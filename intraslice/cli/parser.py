@@ -8,7 +8,7 @@ from typing import get_args
 
 import intraslice
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
-from intraslice.cli import analyses, commands, tasks
+from intraslice.cli import analyses, commands, paper, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.cli.prices import prices
@@ -138,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--prompt-tokens", **read, help="tokens of the prompt whose reading is timed")
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows there")
     tasks.add_options(command("tasks", tasks.tasks, "scores in lm-eval's tasks, of the dense model and its slices"))
+    paper.add_options(command("paper", paper.paper, "the paper's table, measured here, beside its own numbers"))
     measured = command("benchmark", benchmark, "what every job costs, in dense forwards", FEW_TOKENS // 2)
     measured.set_defaults(sequences=4, threads=1)  # scaled to the usual number; threads that wait take CPU time
     precisions = get_args(Precision)

@@ -35,7 +35,8 @@ from intraslice.progress import Progress, finish
 from intraslice.reporting import Recipe
 
 Answer = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
-SLICED_ALONE = ("sweep", "sensitivity")  # commands that slice each model in one process, however many there are
+# Commands that slice each model in one process, however many there are.
+SLICED_ALONE = ("sweep", "sensitivity", "paper")
 
 
 class Run:

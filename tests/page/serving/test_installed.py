@@ -1,0 +1,135 @@
+"""The wheel: it has library and page with all their files, and its commands start from an empty folder."""
+
+from __future__ import annotations
+
+import email
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import httpx
+import pytest
+
+import app
+import intraslice.__main__
+
+ROOT = Path(__file__).parents[3]
+INSTALLED = ("intraslice", "intraslice_commands", "components", "assets", "app.py")
+SOURCES = (*INSTALLED, "pyproject.toml", "README.md", "requirements.txt", "LICENSE")
+VERSION = intraslice.__version__
+BUILD = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy, so that nothing is left in the clone and nothing left there gets in."""
+    source = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        options = {"ignore": shutil.ignore_patterns("__pycache__")} if (ROOT / name).is_dir() else {}
+        copy(ROOT / name, source / name, **options)
+    built = subprocess.run([sys.executable, "-c", BUILD], cwd=source, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (source / "dist").glob("*.whl")
+    return wheel
+
+
+def test_it_has_every_file_of_library_and_page(wheel) -> None:
+    wanted = set()
+    for name in INSTALLED:
+        paths = (ROOT / name).rglob("*") if (ROOT / name).is_dir() else [ROOT / name]
+        wanted |= {path.relative_to(ROOT).as_posix() for path in paths if path.is_file()}
+    wanted = {path for path in wanted if "__pycache__" not in path}
+    with zipfile.ZipFile(wheel) as opened:
+        found = {name for name in opened.namelist() if ".dist-info/" not in name}
+    assert found == wanted
+
+
+def test_it_says_what_it_is_and_what_it_wants(wheel) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        place = f"intraslice_explorer-{VERSION}.dist-info"
+        about = email.message_from_bytes(opened.read(f"{place}/METADATA"))
+        commands = opened.read(f"{place}/entry_points.txt").decode()
+    assert about["Version"] == VERSION
+    wanted = [line for line in about.get_all("Requires-Dist") if "extra ==" not in line]
+    assert sorted(wanted) == sorted((ROOT / "requirements.txt").read_text().split())
+    named = re.findall(r"(\S+) = (\S+)", commands)
+    points = {name: EntryPoint(name, value, "console_scripts") for name, value in named}
+    assert points["intraslice"].load() is intraslice.__main__.main
+    assert points["intraslice-explorer"].load() is app.main
+
+
+def test_the_changelog_has_this_version_and_its_day() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert headings[0] == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(VERSION)}\] - \d{{4}}-\d\d-\d\d", headings[1])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" in project["dynamic"]  # it stands in `intraslice/__init__.py` alone
+
+
+@pytest.fixture
+def commands(wheel, tmp_path) -> Path:
+    """The folder of the commands in an environment of its own, whose requirements are this one's."""
+    home = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    python = home / "bin" / "python"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel],
+        check=True,
+    )
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+    (Path(site) / "requirements.pth").write_text(sysconfig.get_path("purelib"))
+    return home / "bin"
+
+
+@pytest.fixture
+def served(commands, tmp_path) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The page as its command starts it, in an empty folder: its address and its process."""
+    (tmp_path / "empty").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"GRADIO_SERVER_PORT": str(port), "INTRASLICE_CACHE": str(tmp_path / "cache")}
+    page = subprocess.Popen([commands / "intraslice-explorer"], cwd=tmp_path / "empty", env=environment)
+    yield f"http://127.0.0.1:{port}", page
+    page.kill()
+    page.wait()
+
+
+@pytest.mark.slow
+def test_its_commands_run_anywhere(commands, served, tmp_path) -> None:
+    address, page = served
+    told = subprocess.run([commands / "intraslice", "--version"], cwd=tmp_path, capture_output=True, text=True)
+    assert told.stdout.strip() == VERSION, told.stderr
+    start = time.monotonic()
+    while True:
+        assert page.poll() is None, "it ended by itself"
+        assert time.monotonic() < start + 120
+        try:
+            text = httpx.get(address).text
+            break
+        except httpx.TransportError:
+            time.sleep(0.2)
+    assert httpx.get(f"{address}/healthz").json()["ok"]
+    config = httpx.get(f"{address}/config").text
+    for place, asset in ((text, "tour.js"), (config, "page.css"), (config, "chart.js")):
+        first = (ROOT / "assets" / asset).read_text(encoding="utf-8").splitlines()[0]
+        assert first[:40] in place, asset
+    script = re.search(r"gradio_api/file=[^\s\"\\>]*plotly\.min\.js", text)[0]
+    assert "plotly.js" in httpx.get(f"{address}/{script}").text[:200]
+    page.send_signal(signal.SIGTERM)
+    assert page.wait(timeout=10) == 0
+    assert list((tmp_path / "empty").iterdir()) == []
