@@ -41,6 +41,8 @@ def run(run: Run) -> Answer:
     a = run.arguments
     if size() > 1:
         raise UserError(f"one process publishes and there are {size()}; start it without torchrun")
+    if a.device_map is not None:
+        raise UserError("the page keeps its models in memory; leave --device-map out")
     file = require_new_file(a.out, ".html")
     session = Session(run.device, run.recipe.evaluation.tokens)
     settings = measure.settings_of(run.recipe)

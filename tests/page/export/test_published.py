@@ -209,6 +209,7 @@ def test_the_command_writes_one_file(publish, tmp_path) -> None:
         ("page.txt", (), "ends in .html"),
         ("page.html", ("--model", "nobody-has/such-a-model"), "nobody-has/such-a-model"),
         ("page.html", ("--targets", "text"), "targets is 'text'"),
+        ("page.html", ("--device-map", "disk"), "--device-map"),
         ("page.html", ("--lock", "0", "mlp", "5"), "locked is"),
         ("page.html", ("--sparsities", "0", "0.9"), "sparsity is 90"),
     ],
