@@ -203,6 +203,7 @@ def settings_of(wanted: Recipe) -> Settings:
         cap=round(100 * slicing.cap, 9),
         order=slicing.order,
         iterative=slicing.iterative,
+        shapes=slicing.shapes,
         dtype=wanted.dtype,
     )
 

@@ -138,7 +138,12 @@ def test_a_file_past_its_bound_is_refused(published, monkeypatch) -> None:
         html.page(published)
 
 
-def test_the_command_in_the_file_makes_the_same(session, tiny, published) -> None:
+OTHERWISE = {"estimator": "fisher", "bias": 1.1, "cap": 77, "order": "sequential", "iterative": True}
+
+
+@pytest.mark.parametrize("changed", [{}, OTHERWISE, {"shapes": "runtime", "seed": 3}])
+def test_the_command_in_the_file_makes_the_same(session, tiny, published, changed) -> None:
+    tiny = tiny._replace(**changed)
     line = measure.command(session, tiny, published.choice)
     python, minus_m, module, *words = shlex.split(line)
     assert (python, minus_m, module) == ("python", "-m", "intraslice")
