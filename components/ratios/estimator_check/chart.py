@@ -47,7 +47,7 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         note = (
             f"A point: {view.ratio:.0%} of one module sliced, nothing else. Height: how far that takes the next-token "
             f"probabilities from the dense model's (KL divergence), on {view.measured_on}, ± one standard error. "
-            "ρ: Spearman's rank correlation."
+            f"Foretold by {ESTIMATORS[estimator]}; ρ: Spearman's rank correlation."
         )
     layers = 1 + max((verdict.layer for verdict in view.modules), default=-1) if view else 0
     return Chart(
@@ -121,7 +121,7 @@ def _rho(view: VerdictView | None, estimator: str, module: str) -> str:
     if view is None:
         return "not measured yet"
     best = number(view.ceiling[module])
-    return f"ρ {number(view.rho[estimator][module])} ({ESTIMATORS[estimator]}), at best {best}"
+    return f"ρ {number(view.rho[estimator][module])}, at best {best}"
 
 
 def number(rho: float | None) -> str:

@@ -105,7 +105,7 @@ def words_of(view: VerdictView | None, estimator: str) -> str:
     if view is None:
         return ""
     correlations = {ESTIMATORS[name]: rhos for name, rhos in view.rho.items()}
-    correlations["a perfect estimator, given the noise"] = view.ceiling
+    correlations["at best"] = view.ceiling
     rows = [(name, *(number(rhos[module]) for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
     table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
     shown = judged(view, estimator)

@@ -32,7 +32,8 @@ def price_chart(view: PriceView | None, estimator: str, selected: int = 0) -> Ch
     reach = [-0.6, max(layers, 1) - 0.4]
     layout["xaxis2"].update(title=figure.title("layer"), range=reach, dtick=figure.step(layers))
     layout["xaxis"].update(range=reach, matches="x2", showticklabels=False)
-    layout["shapes"] = [figure.band(selected)] + [figure.level(row, 1.0) for row in (1, 2)]
+    layout["shapes"] = [figure.band(selected), *(figure.level(row, 1.0) for row in (1, 2))] if view else []
+    layout["xaxis2"]["showticklabels"] = view is not None
     note = WAITING
     if view:
         note = (
