@@ -183,7 +183,7 @@ def test_the_command_line_exports_what_it_sliced(tiny_llama_gqa, tmp_path, capsy
 @pytest.fixture(scope="module")
 def calibrated(default_model):
     """Calibration tokens of the default model, and what they left behind."""
-    tokens = calibration_tokens(default_model.tokenizer, CalibrationConfig(sequences=8, length=256))
+    tokens = calibration_tokens(default_model.tokenizer, CalibrationConfig())
     return tokens, finish(calibrate(default_model, tokens))
 
 
@@ -196,7 +196,7 @@ def test_the_default_model_sliced_answers_as_ours(shapes, default_model, calibra
     model = finish(slice_by("intraslice", dense, plan, stats, tokens))
     exact, small = (_written(model, tokenizer, tmp_path / f"{kind}.gguf", kind) for kind in ("f32", "q8_0"))
     _require_alike(model, exact, 0.02, tokenizer(QUESTIONS).input_ids, steps=32)
-    windows = evaluation_tokens(tokenizer, EvaluationConfig(tokens=512, window=256))
+    windows = evaluation_tokens(tokenizer, EvaluationConfig(tokens=2048, window=256))[::2]
     own = losses_at_once(model, windows).mean()
     for file, tolerance in ((exact, 0.005), (small, 0.02)):
         scores = ask_llama_cpp(file, scores=windows.tolist())["scores"]
