@@ -18,7 +18,7 @@ import gradio as gr
 from components import api, tabs
 from components.page import controls, events, link, pinning, slider, theme
 from components.serving.served import Served
-from components.session import limits
+from components.session import choices, limits
 from components.session.keys import precision
 from components.session.session import Session
 from components.session.settings import Settings, Status
@@ -71,6 +71,7 @@ def launch_options() -> dict:
 
 def main() -> None:
     """Open the page on this machine; gradio's own environment variables choose address and port."""
+    choices.offer_own_estimators()
     bound_cache(limits.CACHE_BYTES.value)
     build_app(Session()).queue(default_concurrency_limit=8).serve(**launch_options())
 

@@ -14,6 +14,7 @@ import gradio as gr
 
 from components.export import files
 from components.page.context import HEAVY
+from components.ratios import measure as ratios
 from components.session.session import Session
 from components.session.settings import PROMPT, Settings, Status
 from components.sweep import measure
@@ -23,6 +24,7 @@ from components.ui.labels import METHODS
 
 USUAL = SweepChoice()
 CALLS = itertools.count(1)
+Upload = gr.FileData | None
 LANE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}
 
 
@@ -68,6 +70,17 @@ def sweep_table(
     return _result(session, "sweep table", measure.table(session, settings, choice), request)
 
 
+def locked_ratios(session: Session, settings: Settings, ratios_file: Upload = None) -> str:
+    """A file of ratios as the `locked` of all other calls, checked row by row, and against the model where it is known.
+
+    A .csv or .json with layer, attention_ratio and mlp_ratio, shares of a module, as `save_ratios` writes it; what it
+    leaves empty shares what is left. A ratio that `locked` gives already counts more than the file's.
+    """
+    settings = ratios.with_ratios(settings, ratios_file)
+    session.plan(settings)
+    return settings.locked
+
+
 def command_lines(session: Session, settings: Settings, prompt: str = PROMPT) -> str:
     """The shell lines that evaluate, save and ask the same model without the page."""
     return files.command_lines(session, settings, prompt)
@@ -78,13 +91,14 @@ def build(session: Session) -> None:
     speak_in_words(gr.context.Context.root_block)
     for endpoint in (evaluate, generate, sweep_table):
         gr.api(typed(endpoint, session), api_name=endpoint.__name__, **LANE)
-    gr.api(typed(command_lines, session), api_name="command_lines", queue=False)
+    for endpoint in (command_lines, locked_ratios):
+        gr.api(typed(endpoint, session), api_name=endpoint.__name__, queue=False)
 
 
 def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
     """`flat(endpoint, session)` with every parameter's type and default, which is what callers from outside see."""
     called, hints = flat(endpoint, session), get_type_hints(Settings) | get_type_hints(endpoint)
-    hints["upload"] = gr.FileData | None
+    hints["upload"] = Upload
     defaults = Settings()._asdict()
     defaults |= {
         name: parameter.default

@@ -14,6 +14,7 @@ from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import Plan
 from intraslice.modeling.counts import kv_bytes_per_token
+from intraslice.planning.budget import LowRankPlan
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 
 CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # what only a cross-module plan has
@@ -79,7 +80,8 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     """What a plan keeps of every layer, and why, as JSON."""
     if isinstance(plan, CrossModulePlan):
         return asdict(plan)
-    return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)}
+    ranks = {"ranks": plan.ranks} if isinstance(plan, LowRankPlan) else {}
+    return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)} | ranks
 
 
 def described(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:

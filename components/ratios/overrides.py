@@ -8,9 +8,11 @@ import gradio as gr
 
 from components.assets import ASSETS
 from components.page.context import CHEAP, PRIVATE, Context
+from components.ratios import measure
 from components.session.session import Session
 from components.session.settings import Settings
 from components.ui import formatting
+from components.ui.downloads import SAVE, Downloads
 from components.ui.handlers import flat, skipped
 
 _TEMPLATE = """
@@ -27,10 +29,13 @@ _TEMPLATE = """
 
 
 class OverridesPanel(NamedTuple):
-    """The table, whose value is the locks as text, and what is wrong with them in words."""
+    """The table, whose value is the locks as text, what is wrong with them in words, and ratios as files."""
 
     table: gr.HTML
     problem: gr.HTML
+    upload: gr.UploadButton
+    save: gr.Button
+    file: gr.DownloadButton
 
 
 class Edited(NamedTuple):
@@ -49,6 +54,24 @@ def edit(session: Session, settings: Settings, event: gr.EventData) -> Edited:
     return Edited(event.locked, "")
 
 
+def load(session: Session, settings: Settings, ratios_file: str) -> Edited:
+    """Lock the ratios of a file (.csv or .json) where they can be met; explain where they cannot, and change nothing.
+
+    Columns: layer, attention_ratio, mlp_ratio, shares from 0 to 1; what is left empty shares what is left.
+    """
+    try:
+        locked = measure.with_ratios(settings._replace(locked=""), ratios_file).locked
+        session.plan(settings._replace(locked=locked))
+    except ValueError as problem:
+        return skipped(Edited)._replace(problem=formatting.problem(problem))
+    return Edited(locked, "")
+
+
+def save(session: Session, downloads: Downloads, settings: Settings) -> str:
+    """The present plan's ratios as a CSV file, which `load` and the command line's `--ratios` read again."""
+    return str(downloads.put("ratios.csv", lambda path: measure.write_ratios(session, settings, path)))
+
+
 def build() -> OverridesPanel:
     """Called inside the Ratios tab, below the bars whose ratios the table repeats."""
     table = gr.HTML(
@@ -58,7 +81,13 @@ def build() -> OverridesPanel:
         elem_id="overrides",
         apply_default_css=False,
     )
-    return OverridesPanel(table, gr.HTML(elem_id="overrides-problem", apply_default_css=False))
+    problem = gr.HTML(elem_id="overrides-problem", apply_default_css=False)
+    with gr.Row(elem_id="ratio-files"):
+        upload = gr.UploadButton(
+            "Load ratios (.csv, .json)", file_types=[".csv", ".json"], size="sm", scale=0, min_width=190
+        )
+        button = gr.Button("Save these ratios (.csv)", size="sm", scale=0, min_width=190, elem_id="ratios-save")
+    return OverridesPanel(table, problem, upload, button, gr.DownloadButton(visible="hidden"))
 
 
 def connect(panel: OverridesPanel, context: Context) -> None:
@@ -66,4 +95,10 @@ def connect(panel: OverridesPanel, context: Context) -> None:
     controls = context.controls
     edited = Edited(controls.locked, panel.problem)
     panel.table.select(flat(edit, context.session), controls.settings, [*edited], **PRIVATE, **CHEAP)
-    controls.locked.change(lambda locked: (locked, ""), controls.locked, [*panel], **PRIVATE, **CHEAP)
+    told = [panel.table, panel.problem]
+    controls.locked.change(lambda locked: (locked, ""), controls.locked, told, **PRIVATE, **CHEAP)
+    asked = [*controls.settings, panel.upload]
+    panel.upload.upload(flat(load, context.session), asked, [*edited], **PRIVATE, **CHEAP)
+    saving = flat(save, context.session, context.downloads)
+    saved = panel.save.click(saving, controls.settings, panel.file, api_name="save_ratios", **CHEAP)
+    saved.success(None, panel.file, None, js=SAVE, **CHEAP)

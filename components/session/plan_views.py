@@ -46,6 +46,7 @@ def sort_importances(profile: Profile) -> dict[str, dict[ModuleKind, Sorted]]:
             "mlp": _sorted("neurons", profile.importances(estimator, "mlp")),
         }
         for estimator in profile.estimators
+        if estimator in ESTIMATORS  # a kept profile may know one of somebody's own that is not offered now
     }
 
 

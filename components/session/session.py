@@ -105,6 +105,8 @@ class Session:
         if best is None:
             return None
         earlier = [(count, source) for count, source in self.calibrations.settling(key) if count < best.sequences]
+        if ESTIMATORS[config.estimator].importance:  # one of somebody's own may be newer than what is kept
+            earlier = [kept for kept in earlier if config.estimator in kept[1].profile.estimators]
         plans = {count: self._plan(settings, source, config) for count, source in earlier}
         if not plans:
             return None

@@ -49,6 +49,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "temperature": lambda value: limits.number("temperature", value, 0, limits.TEMPERATURE.value),
     "sample_seed": lambda value: limits.whole("sample seed", value or 0, 0, limits.MOST_SEED),
     "raw": lambda value: limits.flag("raw", value),
+    "ratios_file": lambda value: uploaded(value),
     "speed": lambda value: limits.flag("speed", value),
 }
 

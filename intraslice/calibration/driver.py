@@ -41,7 +41,7 @@ from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.offload import is_offloaded, resident
 from intraslice.progress import Progress
 
-FORMAT = "6"
+FORMAT = "7"
 TOKENS_A_BATCH = 512  # what the backward pass needs of all layers at once is most of the memory
 LOSS_TOKENS = 128  # whose logits exist at a time
 SEED = 0  # of the targets that the model draws

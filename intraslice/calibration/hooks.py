@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from intraslice.calibration.rotary_pair_scores import channel_products, query_fisher
@@ -21,6 +22,7 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
     Below their diagonals: at the end they want `stats.mirror_`.
     """
     attention, angles = block.attention, []
+    stream: dict[str, Tensor] = {}  # what entered the layer, and that with what is written to it
 
     def at_output_map(moment: Tensor, total: Tensor):
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -34,6 +36,7 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
         states = inputs[0].detach().float()
         add_lower_moment_(stats.residual_moment, states)
         add_lower_moment_(stats.direction_moment, nn.functional.normalize(states, dim=-1))
+        stream["before"] = stream["after"] = states
 
     def at_middle(_: nn.Module, inputs: tuple[Tensor]) -> None:
         add_lower_moment_(stats.middle_moment, inputs[0].detach())
@@ -42,8 +45,17 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
         angles.append(keywords["position_embeddings"])
 
     def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        query, key, _ = attention.split_and_rotate(output.detach(), angles.pop())
+        query, key, value = attention.split_and_rotate(output.detach(), angles.pop())
         stats.channel_products.add_(channel_products(query, key, attention.kv_head))
+        for energy, states in ((stats.query_energy, query), (stats.key_energy, key)):
+            energy.add_(states.float().square().sum((0, 2)))
+        stats.value_moment.add_(torch.einsum("bktp,bktq->kpq", value.float(), value.float()))
+
+    def at_written(module: nn.Module, _: tuple, output: Tensor | tuple[Tensor, None]) -> None:
+        stream["after"] = stream["after"] + (output[0] if isinstance(output, tuple) else output).detach()
+        if module is block.mlp:  # which writes last
+            cosines = nn.functional.cosine_similarity(stream.pop("before"), stream.pop("after"), dim=-1)
+            stats.influence.add_((1 - cosines).sum())
 
     handles = [
         block.attention_norm.register_forward_pre_hook(at_residual_stream),
@@ -51,6 +63,8 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
         attention.qkv_proj.register_forward_hook(at_queries),
         attention.o_proj.register_forward_pre_hook(at_output_map(stats.attention_moment, stats.attention_sum)),
         block.mlp.down_proj.register_forward_pre_hook(at_output_map(stats.mlp_moment, stats.mlp_sum)),
+        attention.register_forward_hook(at_written),
+        block.mlp.register_forward_hook(at_written),
     ]
     if not block.parallel:
         handles.append(block.mlp_norm.register_forward_pre_hook(at_middle))

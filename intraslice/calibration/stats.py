@@ -40,12 +40,16 @@ class LayerStats:
     attention_moment: Float[Tensor, "C C"]  # X^T X of what enters o_proj
     attention_sum: Float[Tensor, " C"]
     channel_products: Float[Tensor, "heads dim"]  # sum of |q_j k_j| after the rotary embedding
+    query_energy: Float[Tensor, "heads dim"]  # sum of q_j^2 after the rotary embedding
+    key_energy: Float[Tensor, "kv_heads dim"]
+    value_moment: Float[Tensor, "kv_heads value_dim value_dim"]  # of each head's values, uncentred
     query_fisher: Float[Tensor, "heads dim"]  # token by token, as `calibration.query_fisher` has it
     mlp_moment: Float[Tensor, "I I"]  # A^T A of what enters down_proj
     mlp_sum: Float[Tensor, " I"]
     attention_gradients: Float[Tensor, "B C"]
     mlp_gradients: Float[Tensor, "B I"]
     mlp_fisher: Float[Tensor, " I"]  # token by token: sum over them of (a_tj dL/da_tj)^2
+    influence: Float[Tensor, ""]  # sum of 1 - cos(what enters the layer, what leaves it)
 
     def mirror_(self) -> None:
         """Complete the moments, of which only what lies below the diagonal adds up while tokens pass.
@@ -101,7 +105,7 @@ def empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStat
     middle = 0 if block.parallel else hidden
 
     def zeros(*shape: int) -> Tensor:
-        return torch.zeros(*shape, dtype=torch.float32, device=device)
+        return torch.zeros(shape, dtype=torch.float32, device=device)
 
     return LayerStats(
         residual_moment=zeros(hidden, hidden),
@@ -110,12 +114,16 @@ def empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStat
         attention_moment=zeros(channels, channels),
         attention_sum=zeros(channels),
         channel_products=zeros(attention.heads, attention.dim),
+        query_energy=zeros(attention.heads, attention.dim),
+        key_energy=zeros(attention.kv_heads, attention.dim),
+        value_moment=zeros(attention.kv_heads, attention.value_dim, attention.value_dim),
         query_fisher=zeros(attention.heads, attention.dim),
         mlp_moment=zeros(mlp.neurons, mlp.neurons),
         mlp_sum=zeros(mlp.neurons),
         attention_gradients=zeros(sequences, channels),
         mlp_gradients=zeros(sequences, mlp.neurons),
         mlp_fisher=zeros(mlp.neurons),
+        influence=zeros(),
     )
 
 
@@ -133,6 +141,8 @@ class CalibrationStats:
     bytes_per_value: int
     # Of what each read of the residual stream sees, once found: whatever the width, their first columns are the basis.
     residual_axes: dict[int, Float[Tensor, "hidden hidden"]] = field(default_factory=dict, repr=False)
+    # Of what attention and MLP read, layer by layer, once found: `calibration.inputs`.
+    input_moments: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
 
     @cached_property
     def profile(self) -> Profile:

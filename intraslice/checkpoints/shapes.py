@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice.errors import UserError
 from intraslice.layer_weights import AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import family_of
+from intraslice.modeling.linear import NO_FORMAT, LowRankMap
 from intraslice.modeling.mlp import SlicedMLP
 
 Shape = dict[str, Any]  # of one layer, as JSON
@@ -20,8 +22,10 @@ LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.up
 
 
 def shape_of(layer: nn.Module) -> Shape:
-    """The shape of a canonical layer, dense or sliced."""
+    """The shape of a canonical layer, dense or sliced. Raises UserError for maps of two factors."""
     attention, mlp = layer.self_attn, layer.mlp
+    if isinstance(attention.qkv_proj, LowRankMap):
+        raise UserError(f"{NO_FORMAT}; take another method")
     shortcuts = [list(matrix.shape) for matrix in layer.shortcuts] if isinstance(layer, CrossModuleLayer) else []
     return {
         "heads": attention.heads,

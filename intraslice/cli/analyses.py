@@ -8,7 +8,7 @@ import pandas
 import torch
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.cli.run import Answer, Run, show
+from intraslice.cli.run import Answer, Run, require_folder, show
 from intraslice.diagnostics.ablation import measure_ablations
 from intraslice.diagnostics.rank_agreement import RankAgreement, compare_ranks
 from intraslice.diagnostics.sensitivity import (
@@ -21,7 +21,6 @@ from intraslice.diagnostics.sensitivity import (
 from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
 from intraslice.distributed.sharing import speaks
-from intraslice.errors import UserError
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import LoadedModel
@@ -154,8 +153,8 @@ def _verdict(found: Sensitivity, agreement: RankAgreement, measure: Measure) -> 
 def sweep_(run: Run) -> Answer:
     """Perplexity, KL from the dense model, parameters and speed of methods x estimators x sparsities."""
     a = run.arguments
-    if a.csv is not None and not a.csv.parent.is_dir():  # known now, not after the sweep
-        raise UserError(f"there is no folder {a.csv.parent} to write {a.csv.name} to; make it first")
+    if a.csv is not None:
+        require_folder(a.csv)
     speed = None if a.no_speed else SpeedConfig(prompt=a.prompt_tokens)
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)

@@ -12,21 +12,29 @@ from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.model_card import model_card
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_in_words, require_deci, write_gguf
 from intraslice.checkpoints.to_vllm import to_vllm
-from intraslice.cli.run import Answer, Run, peak_memory, show
+from intraslice.cli.run import Answer, Run, peak_memory, require_folder, show
 from intraslice.distributed.sharing import speaks
 from intraslice.errors import UserError
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
+from intraslice.methods.registry import METHODS
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
+from intraslice.modeling.linear import NO_FORMAT
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.progress import finish
 from intraslice.reporting import CROSS_MODULE, described, measured, plan_record, record, summary
+from intraslice.untrusted.ratio_files import ratios_csv
 
 
 def ratios(run: Run) -> Answer:
-    """What each layer gives."""
+    """What each layer gives, also as a file of ratios."""
+    file = run.arguments.csv
+    if file is not None:
+        require_folder(file)
+        if run.recipe.method == "crossmodule":
+            raise UserError("crossmodule has a width for all layers and no ratios to write; leave --csv out")
     loaded = run.load_dense()
     stats, _ = run.calibrate_for_method(loaded)
     plan = run.plan(loaded, stats)
@@ -34,6 +42,10 @@ def ratios(run: Run) -> Answer:
     rows = []
     if not isinstance(plan, CrossModulePlan):
         result |= plan_record(plan)
+        if file is not None and speaks():
+            file.write_text(
+                ratios_csv([(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers]), encoding="utf-8"
+            )
         rows.append("layer  attention    MLP   heads  dim  neurons")
         for index, layer in enumerate(plan.layers):
             sizes = f"{len(layer.heads):>7}{layer.dim:>5}{layer.neurons:>9}"
@@ -120,6 +132,8 @@ def _require_places(run: Run) -> None:
     out, file = run.arguments.out, run.arguments.gguf
     if out is None and file is None:
         raise UserError("nowhere to write to; wanted --out FOLDER, --gguf FILE, or both")
+    if not METHODS[run.recipe.method].has_format:
+        raise UserError(f"{NO_FORMAT}; take another --method, or evaluate")
     if out is not None:
         checkpoints.require_free(out)
     if file is not None:

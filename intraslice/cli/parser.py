@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import intraslice
+from intraslice.calibration.own_estimator import load_estimator
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
 from intraslice.cli import analyses, commands, paper, tasks
 from intraslice.cli.benchmark import benchmark
@@ -14,6 +15,7 @@ from intraslice.cli.extensions import extensions
 from intraslice.cli.prices import prices
 from intraslice.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
 from intraslice.diagnostics.sensitivity import Measure
+from intraslice.errors import UserError
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
 from intraslice.methods.registry import METHODS
@@ -35,6 +37,22 @@ def _listed(what: str, registry: Registry) -> str:
     return f"{what}. {registry.help()}".replace("%", "%%")
 
 
+def _estimator(text: str) -> str:
+    """The name of an estimator, that of one's own file once it is run."""
+    if ":" not in text:
+        return text
+    try:
+        return load_estimator(text).name
+    except UserError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from problem
+
+
+OWN_ESTIMATOR = (
+    "how ratios are estimated, or path.py:function of your own (see intraslice/calibration/own_estimator.py)"
+)
+_ESTIMATOR = {"type": _estimator, "choices": ESTIMATORS, "metavar": "NAME|FILE.py:FUNCTION"}
+
+
 def _common(eval_tokens: int) -> argparse.ArgumentParser:
     calibration, slicing, evaluation = CalibrationConfig(), SliceConfig(), EvaluationConfig()
     common = argparse.ArgumentParser(add_help=False)
@@ -51,12 +69,7 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     add("--threads", type=int, metavar="N", help="CPU threads")
     add("--json", action="store_true", help="one JSON object on stdout and nothing else")
     add("--sparsity", type=float, default=slicing.sparsity, help="fraction of decoder-layer parameters to remove")
-    add(
-        "--estimator",
-        default=slicing.estimator,
-        choices=ESTIMATORS,
-        help=_listed("how ratios are estimated", ESTIMATORS),
-    )
+    add("--estimator", default=slicing.estimator, **_ESTIMATOR, help=_listed(OWN_ESTIMATOR, ESTIMATORS))
     explanation = (
         "above 1 cuts MLPs harder, below 1 attention; by default the importances decide, and it is 1 without any"
     )
@@ -73,6 +86,8 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     add("--iterative", action="store_true", help="refine MLPs that lose over 35 %% (sequential order; slow)")
     lock = "give one module's ratio by hand, such as --lock 7 mlp 25; may be repeated, and the others make up for it"
     add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
+    ratios = "take ratios from a file, as ratios --csv writes one; what it leaves out, and --lock, go their own ways"
+    add("--ratios", type=Path, metavar="FILE", help=ratios)
     add("--method", default="intraslice", choices=METHODS, help=_listed("how the model is sliced", METHODS))
     add("--epochs", type=int, default=slicing.epochs, help="intraslice+: of its distillation; 0 leaves it at the fits")
     add("--slicing", type=float, metavar="F", help="crossmodule: share of axes to cut, instead of --sparsity")
@@ -98,7 +113,8 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    command("ratios", commands.ratios, "what each layer gives")
+    ratios = command("ratios", commands.ratios, "what each layer gives")
+    ratios.add_argument("--csv", type=Path, metavar="FILE", help="also write the ratios there, for --ratios")
     command("evaluate", commands.evaluate, "perplexity, dense and sliced")
     slice_command = command("slice", commands.slice_, "write the sliced model to a folder, a GGUF file, or both")
     slice_command.add_argument("--out", type=Path, metavar="FOLDER", help="a folder, which transformers opens")
@@ -128,10 +144,10 @@ def parser() -> argparse.ArgumentParser:
     argued = command("prices", prices, "what a parameter costs in each module of a sliced model", FEW_TOKENS)
     explanation = "also say on which modules the plan parts from this estimator's, of equal size"
     argued.set_defaults(dtype="float32")
-    argued.add_argument("--against", choices=ESTIMATORS, help=explanation)
+    argued.add_argument("--against", **_ESTIMATOR, help=explanation)
     sweep = command("sweep", analyses.sweep_, "perplexity and speed of many models")
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
-    sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], choices=ESTIMATORS)
+    sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], **_ESTIMATOR)
     sweep.add_argument("--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F")
     sweep.add_argument("--no-speed", action="store_true", help="measure no speed")
     read = {"type": int, "default": SpeedConfig().prompt, "metavar": "N"}

@@ -33,6 +33,7 @@ from intraslice.methods.registry import Plan, Tokens, plan_by, require_shareable
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.progress import Progress, finish
 from intraslice.reporting import Recipe
+from intraslice.untrusted.ratio_files import read_ratios
 
 Answer = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
 # Commands that slice each model in one process, however many there are.
@@ -123,8 +124,10 @@ class Run:
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """What the words of a command line ask for. Raises UserError for numbers out of range."""
+    """What the words of a command line ask for. Raises UserError for numbers out of range, or no file of ratios."""
     a = arguments
+    by_hand = tuple(parse_lock(" ".join(words)) for words in a.lock)
+    from_file = read_ratios(a.ratios) if a.ratios else ()
     return Recipe(
         model=a.model,
         slicing=SliceConfig(
@@ -134,7 +137,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
             cap=a.cap,
             order=a.order,
             iterative=a.iterative,
-            locked=tuple(parse_lock(" ".join(words)) for words in a.lock),
+            locked=(*(lock for lock in from_file if lock[:2] not in {other[:2] for other in by_hand}), *by_hand),
             head_fraction=a.head_fraction,
             gradient_group=a.gradient_group,
             epochs=a.epochs,
@@ -145,6 +148,12 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         method=a.method,
         dtype=choose_dtype(a.dtype, choose_device(a.device)),
     )
+
+
+def require_folder(file: Path) -> None:
+    """Raise UserError, before any work, where there is no folder for a file that is to be written."""
+    if not file.parent.is_dir():
+        raise UserError(f"there is no folder {file.parent} to write {file.name} to; make it first")
 
 
 def show(event: Progress) -> None:

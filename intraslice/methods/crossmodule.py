@@ -274,6 +274,7 @@ METHODS.register(
         slice=slice_crossmodule,
         uses_order=True,
         uses_statistics=False,
+        uses_shapes=False,  # heads and neurons all stay
         plan_of_width=lambda model, slicing, config: plan_crossmodule(model, slicing=slicing, order=config.order),
     )
 )

@@ -42,14 +42,11 @@ class Method:
     uses_epochs: bool = False  # distils for the config's epochs
     uses_statistics: bool = True  # else `stats` may be None in the sequential order, whose moments are its own
     layer_by_layer: bool = False  # slices models whose layers are kept away until they are used
+    uses_shapes: bool = True  # the config's shapes bind it
+    has_format: bool = True  # else its models can be measured, but not written
     reads_tokens: bool = False  # runs the model on the calibration tokens, whatever the order
     # From a share of the residual stream's axes, where the method cuts those.
     plan_of_width: Callable[[PreTrainedModel, float, SliceConfig], Plan] | None = None
-
-    @property
-    def uses_shapes(self) -> bool:
-        """Whether the config's shapes bind it: where the residual stream is cut, heads and neurons all stay."""
-        return self.plan_of_width is None
 
 
 METHODS: Registry[Method] = Registry("method")

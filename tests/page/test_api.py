@@ -12,7 +12,7 @@ from pathlib import Path
 import gradio as gr
 import httpx
 import pytest
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from tiny_page import tiny_settings
 
@@ -104,6 +104,20 @@ def test_the_pages_fields_end_where_its_bounds_do(client) -> None:
             client.predict(**{label.lower(): limit.desktop + 1}, api_name="/prepare")
         with pytest.raises(AppError, match=f"{label.lower()} is {limit.desktop + 1}; wanted a whole number from"):
             client.predict(**{label.lower(): limit.desktop + 1}, api_name="/evaluate")
+
+
+def test_a_file_of_ratios_goes_round(client, tmp_path) -> None:
+    """What the page saves is locked again, and gives the plan that it was."""
+    saved = client.predict(sparsity=40, api_name="/save_ratios")
+    ratios = client.predict(sparsity=40, api_name="/evaluate")["ratios"]
+    # Sizes of a tiny model are coarse: what is asked for is what they come to.
+    asked = 100 * client.predict(sparsity=40, api_name="/evaluate")["removed_fraction"]
+    locked = client.predict(sparsity=asked, ratios_file=handle_file(saved), api_name="/locked_ratios")
+    again = client.predict(sparsity=asked, locked=locked, estimator="uniform", api_name="/evaluate")
+    assert again["ratios"] == [pytest.approx(both, abs=1e-9) for both in ratios]
+    (tmp_path / "bad.csv").write_text("layer,mlp_ratio\n0,0.1\n1,lots\n")
+    with pytest.raises(AppError, match=r"bad.csv, row 2 \(layer 1\): mlp_ratio is 'lots'"):
+        client.predict(ratios_file=handle_file(tmp_path / "bad.csv"), api_name="/locked_ratios")
 
 
 def test_the_pages_answer_is_the_commands(client) -> None:

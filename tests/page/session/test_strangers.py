@@ -89,6 +89,14 @@ def test_no_call_reads_a_file_of_the_server(idle, endpoint) -> None:
             assert str(idle.home) not in words
 
 
+def test_no_file_of_ratios_is_read_off_the_server(idle) -> None:
+    for path in (str(idle.home / "secret.csv"), str(idle.home / "uploads/../secret.csv")):
+        for value in ({"path": path}, {"path": path} | META):
+            words = idle.refusal("locked_ratios", ratios_file=value)
+            assert "upload" in words
+            assert SECRET not in words
+
+
 @pytest.mark.parametrize("endpoint", ["evaluate", "memory", "prepare", "plan"])
 def test_no_call_tells_whether_the_server_has_a_folder(idle, endpoint) -> None:
     said = set()

@@ -1,0 +1,116 @@
+"""An estimator from a file of one's own: named by its version, and planned by as a built-in one of its formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from intraslice.calibration.own_estimator import load_estimator
+from intraslice.config import SliceConfig
+from intraslice.diagnostics.rank_agreement import compare_ranks
+from intraslice.diagnostics.sensitivity import measure_sensitivity
+from intraslice.errors import UserError
+from intraslice.planning.ratios import make_plan
+from intraslice.progress import finish
+from intraslice.registry import ESTIMATORS
+
+FISHER = """
+def heads(layer):
+    by_head = layer.attention_gradients.unflatten(-1, (layer.sizes.heads, -1)).sum(-1)
+    return by_head.square().sum(0), layer.mlp_gradients.square().sum(0)
+"""
+
+
+@pytest.fixture
+def place(tmp_path) -> Iterator[Callable[[str], str]]:
+    """Writes a file of one's own and gives its path; what it registers is gone after the test."""
+    before = set(ESTIMATORS)
+
+    def write(text: str) -> Path:
+        (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+        return tmp_path / "mine.py"
+
+    yield write
+    for name in set(ESTIMATORS) - before:
+        del ESTIMATORS[name]
+
+
+def test_it_plans_and_is_judged_as_the_built_in_one_of_its_formula(place, tiny_case, own_cache):
+    case = tiny_case("llama-gqa")
+    own = load_estimator(f"{place(FISHER)}:heads")
+    stats = replace(case.stats)  # whose profile is made anew
+    for sparsity in (0.2, 0.5):
+        plans = [make_plan(stats.profile, SliceConfig(sparsity, name)) for name in (own.name, "fisher")]
+        assert plans[0].layers == plans[1].layers
+    found = finish(measure_sensitivity(case.loaded, stats, case.tokens[:4, :20], 0.3))
+    rho = compare_ranks(found, stats.profile).rho
+    assert rho[own.name] == rho["fisher"]
+
+
+def test_another_version_of_the_file_is_another_estimator(place):
+    first = load_estimator(f"{place(FISHER)}:heads")
+    assert load_estimator(f"{place(FISHER)}:heads") is first
+    assert first.label == "heads (mine.py)"
+    path = place(FISHER + "\n")
+    second = load_estimator(f"{path}:heads")
+    assert second.name != first.name
+    assert second.name.startswith("mine.py:heads@")
+    digest = first.name.partition("@")[2]
+    with pytest.raises(UserError, match=f"wanted {digest}; leave out @{digest}"):
+        load_estimator(f"{path}:heads@{digest}")
+    assert load_estimator(f"{path}:heads@{second.name.partition('@')[2]}") is second
+
+
+@pytest.mark.parametrize(
+    ("text", "function", "words"),
+    [
+        (FISHER, "tails", "no function 'tails'"),
+        ("heads = 3", "heads", "no function 'heads'"),
+        ("def heads(layer", "heads", "cannot be run (SyntaxError"),
+        ("import nothing_of_that_name", "heads", "cannot be run (ModuleNotFoundError"),
+        (FISHER, "no name", "no path.py:function"),
+    ],
+)
+def test_what_is_no_estimator_is_refused_in_one_line(place, text, function, words):
+    path = place(text)
+    with pytest.raises(UserError) as caught:
+        load_estimator(f"{path}:{function}")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_cannot_be_named_is_refused(tmp_path, place):
+    for where, words in ((tmp_path / "none.py", "cannot be read"), (tmp_path / "mine.txt", "no path.py:function")):
+        with pytest.raises(UserError, match=words):
+            load_estimator(f"{where}:heads")
+    (tmp_path / "my own.py").write_text(FISHER)
+    with pytest.raises(UserError, match="blanks in its name"):
+        load_estimator(f"{tmp_path / 'my own.py'}:heads")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return layer.nothing", "failed (AttributeError"),
+        ("return layer.mlp_gradients.sum(0)", "wanted importances of attention, mlp"),
+        ("return 2 * [layer.mlp_gradients[0].square()]", "gives attention the shape (132,)"),
+        ("return abs(layer.attention_gradients[0]), abs(layer.mlp_gradients)", "gives mlp the shape (16, 132)"),
+        (
+            "return -abs(layer.attention_gradients[0]) - 1, layer.mlp_gradients[0].square()",
+            "attention importances below 0",
+        ),
+        (
+            "return layer.attention_gradients[0].square(), layer.mlp_gradients[0] / 0",
+            "mlp importances below 0 or not finite",
+        ),
+    ],
+)
+def test_what_it_answers_is_looked_at(place, tiny_case, body, words):
+    own = load_estimator(f"{place(f'def heads(layer):{chr(10)}    {body}')}:heads")
+    with pytest.raises(UserError) as caught:
+        _ = replace(tiny_case("llama-gqa").stats).profile
+    assert words in str(caught.value)
+    assert own.name in str(caught.value)

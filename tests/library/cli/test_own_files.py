@@ -1,0 +1,115 @@
+"""Ratios and an estimator of one's own on the command line: they go round, and give what was asked."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from intraslice.__main__ import main
+from intraslice.registry import ESTIMATORS
+
+WORDS = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt", "--sequences", "16", "--length", "24"]
+WORDS += ["--eval-tokens", "96", "--device", "cpu", "--dtype", "float32", "--json"]
+ENERGY = "def energy(layer):\n    return layer.attention_moment.diagonal(), layer.mlp_moment.diagonal()\n"
+
+
+@pytest.fixture
+def home(tmp_path, tiny_llama_gqa, word_tokenizer, monkeypatch) -> Path:
+    """A folder with a tiny model and its text; the working directory."""
+    vocabulary = [f"w{index}" for index in range(4, 256)]
+    tiny_llama_gqa().save_pretrained(tmp_path / "tiny")
+    word_tokenizer(vocabulary).save_pretrained(tmp_path / "tiny")
+    draw = random.Random(0)
+    (tmp_path / "text.txt").write_text("\n\n".join(" ".join(draw.choices(vocabulary, k=30)) for _ in range(60)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def run(home, capsys):
+    def answer(command: str, *more: str) -> dict:
+        assert main([command, *WORDS, *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return answer
+
+
+@pytest.fixture
+def refused(home, capsys):
+    def line(command: str, *more: str) -> str:
+        assert main([command, *WORDS, *more]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return line
+
+
+def test_a_plans_ratios_go_round_by_csv_and_by_json(run, home):
+    planned = run("ratios", "--sparsity", "0.4", "--csv", "ratios.csv")
+    (home / "ratios.json").write_text(json.dumps(planned))
+    for file in ("ratios.csv", "ratios.json"):
+        again = run("ratios", "--sparsity", "0.4", "--estimator", "uniform", "--ratios", file, "--csv", "again.csv")
+        assert again["ratios"] == planned["ratios"]
+        assert again["layers"] == planned["layers"]
+        assert again["parameters"] == planned["parameters"]
+        assert (home / "again.csv").read_text() == (home / "ratios.csv").read_text()
+
+
+def test_a_few_ratios_stay_and_the_rest_makes_up_for_them(run, home):
+    (home / "few.csv").write_text("layer,attention_ratio,mlp_ratio\n1,,0.05\n0,0.5,\n")
+    given = run("ratios", "--ratios", "few.csv", "--lock", "0", "attention", "25")
+    assert given["ratios"][1][1] == 0.05
+    assert given["ratios"][0][0] == 0.25  # by the word beside the file
+    assert given["removed_fraction"] == pytest.approx(run("ratios")["removed_fraction"], abs=0.02)
+
+
+def test_bad_files_of_ratios_are_refused_by_their_row(refused, home):
+    (home / "bad.csv").write_text("layer,attention_ratio,mlp_ratio\n0,0.3,0.3\n1,0.3,lots\n")
+    assert "bad.csv, row 2 (layer 1): mlp_ratio is 'lots'" in refused("evaluate", "--ratios", "bad.csv")
+    assert "none.csv gives no ratios" in refused("evaluate", "--ratios", "none.csv")
+    (home / "deep.csv").write_text("layer,mlp_ratio\n30,0.3\n")
+    assert "layer 30 is locked; wanted one from 0 to 2" in refused("ratios", "--ratios", "deep.csv")
+    (home / "much.csv").write_text("layer,attention_ratio,mlp_ratio\n" + "".join(f"{i},0.9,0.9\n" for i in range(3)))
+    assert "the locked ratios remove 0.8" in refused("ratios", "--ratios", "much.csv")
+    assert "no ratios to write" in refused("ratios", "--method", "crossmodule", "--csv", "there.csv")
+    assert "no folder" in refused("ratios", "--csv", "nowhere/there.csv")
+
+
+def test_an_estimator_of_ones_own_plans_sweeps_and_is_judged(run, home):
+    (home / "mine.py").write_text(ENERGY)
+    try:
+        planned = run("ratios", "--estimator", "mine.py:energy")
+        assert planned["estimator"].startswith("mine.py:energy@")
+        assert planned["ratios"] != run("ratios")["ratios"]
+        swept = run(
+            "sweep",
+            "--methods",
+            "intraslice",
+            "--estimators",
+            "pca",
+            "mine.py:energy",
+            "--sparsities",
+            "0.3",
+            "--no-speed",
+        )
+        assert [row["estimator"] for row in swept["rows"]] == ["pca", planned["estimator"]]
+        assert set(run("sensitivity")["rho"]) >= {"pca", planned["estimator"]}
+    finally:
+        for name in [name for name in ESTIMATORS if name.startswith("mine.py")]:
+            del ESTIMATORS[name]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("none.py:energy", "cannot be read"), ("mine.py:nothing", "no function"), ("mine.py", "invalid choice")],
+)
+def test_an_estimator_that_is_none_is_one_line(home, word, said, capsys):
+    (home / "mine.py").write_text(ENERGY)
+    with pytest.raises(SystemExit) as caught:
+        main(["ratios", *WORDS, "--estimator", word])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line

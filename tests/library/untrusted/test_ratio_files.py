@@ -1,0 +1,95 @@
+"""Files of ratios: what is written is read to the last digit, and what is no ratio is named by its row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from intraslice.errors import UserError
+from intraslice.untrusted.ratio_files import MOST_CHARACTERS, ratios_csv, read_ratios
+
+HEAD = "layer,attention_ratio,mlp_ratio\n"
+
+
+def written(home: Path, text: str, name: str = "mine.csv") -> Path:
+    (home / name).write_text(text, encoding="utf-8")
+    return home / name
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    ratios = [(1 / 3, 0.1 + 0.2), (0.0, 1.0)]
+    text = ratios_csv(ratios)
+    assert text.splitlines()[:2] == ["layer,attention_ratio,mlp_ratio", f"0,{1 / 3!r},{0.1 + 0.2!r}"]
+    locks = read_ratios(written(tmp_path, text))
+    assert locks == ((0, "attention", 1 / 3), (0, "mlp", 0.1 + 0.2), (1, "attention", 0.0), (1, "mlp", 1.0))
+
+
+def test_what_is_left_empty_or_out_is_not_given(tmp_path):
+    assert read_ratios(written(tmp_path, HEAD + "7,,0.25\n3, 0.5 ,\n")) == ((7, "mlp", 0.25), (3, "attention", 0.5))
+    assert read_ratios(written(tmp_path, "\ufeffmlp_ratio,layer,why\n0.5,2,so\n")) == ((2, "mlp", 0.5),)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda rows: rows, lambda rows: {"layers": rows}, lambda rows: {"plan": {"layers": rows}}]
+)
+def test_json_is_a_list_of_layers_or_a_plan_that_has_one(tmp_path, wrap):
+    """As `ratios --json` and the page's plan have it: layers in their order, and more beside the ratios."""
+    rows = [{"attention_ratio": 0.1, "mlp_ratio": 0.2, "heads": [0, 1]}, {"mlp_ratio": 0.3, "attention_ratio": None}]
+    locks = read_ratios(written(tmp_path, json.dumps(wrap(rows)), "mine.JSON"))
+    assert locks == ((0, "attention", 0.1), (0, "mlp", 0.2), (1, "mlp", 0.3))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no column layer"),
+        ("layer,ratio\n0,0.3\n", "no column attention_ratio or mlp_ratio"),
+        (HEAD, "wanted a row for at least one layer"),
+        (HEAD + "0,,\n", "wanted a row for at least one layer"),
+        (HEAD + "0,0.1,0.2\n1,much,0.2\n", "mine.csv, row 2 (layer 1): attention_ratio is 'much'; wanted a number"),
+        (HEAD + "0,0.1,1.5\n", "mine.csv, row 1 (layer 0): mlp_ratio is 1.5; wanted a share from 0 to 1"),
+        (HEAD + "0,30,\n", "row 1 (layer 0): attention_ratio is 30; wanted a share"),
+        (HEAD + "0,-0.1,\n", "attention_ratio is -0.1"),
+        (HEAD + "0,nan,\n", "attention_ratio is 'nan'"),
+        (HEAD + "0,inf,\n", "attention_ratio is 'inf'"),
+        (HEAD + "0,0.1,0.2\n,0.1,\n", "row 2: layer is empty; wanted a whole number"),
+        (HEAD + "1.5,0.1,\n", "row 1: layer is '1.5'; wanted a whole number"),
+        (HEAD + "-1,0.1,\n", "row 1: layer is '-1'"),
+        (HEAD + "2,0.1,\n3,0.1,\n2,,0.1\n", "row 3: layer 2 stands in row 1 already"),
+        (HEAD + "0,0.1,\n" * MOST_CHARACTERS, "over 1,048,576 characters"),
+    ],
+)
+def test_what_is_no_ratio_is_named_by_its_row(tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        read_ratios(written(tmp_path, text))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "gives no ratios"),
+        ("[" * 100_000, "gives no ratios"),
+        ("3", "no list of layers"),
+        ('{"plan": 3}', "no list of layers"),
+        ("[3]", "no list of layers"),
+        ('[{"mlp_ratio": true}]', "row 1 (layer 0): mlp_ratio is True"),
+        ('[{"mlp_ratio": [0.1]}]', "row 1 (layer 0): mlp_ratio is [0.1]"),
+        ('[{"layer": "a", "mlp_ratio": 0.1}]', "row 1: layer is 'a'"),
+    ],
+)
+def test_what_is_no_json_of_ratios_is_refused(tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        read_ratios(written(tmp_path, text, "mine.json"))
+    assert words in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
+    for name in ("none.csv", "bytes.csv", "."):
+        with pytest.raises(UserError, match="gives no ratios"):
+            read_ratios(tmp_path / name)

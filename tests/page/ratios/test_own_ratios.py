@@ -1,0 +1,97 @@
+"""Ratios and estimators of one's own on the page: uploads become locks, a plan goes round, strangers run nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components.ratios import measure, overrides
+from components.session import choices
+from components.ui.downloads import Downloads
+from intraslice.errors import UserError
+from intraslice.registry import ESTIMATORS
+
+HEAD = "layer,attention_ratio,mlp_ratio\n"
+
+
+def test_a_saved_plan_is_the_plan_again(session, tiny, tmp_path, monkeypatch):
+    """Whatever the estimator is by then: all ratios are given."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    every = (tiny._replace(sparsity=percent) for percent in range(30, 60))  # sizes of a tiny model are coarse
+    settings = next(one for one in every if abs(session.plan(one).removed - one.sparsity / 100) < 0.005)
+    file = overrides.save(session, Downloads(), settings)
+    locked = overrides.load(session, settings._replace(estimator="uniform"), file).locked
+    again = settings._replace(estimator="uniform", locked=locked)
+    assert session.slice_plan(again).layers == session.slice_plan(settings).layers
+    assert session.slice_plan(again).parameters == session.slice_plan(settings).parameters
+    assert Path(overrides.save(session, Downloads(), again)).read_text() == Path(file).read_text()
+    assert session.plan(again).estimator == "manual"
+
+
+def test_a_file_takes_the_place_of_all_locks_and_the_total_holds(session, tiny, tmp_path):
+    (tmp_path / "few.json").write_text(json.dumps([{"layer": 2, "mlp_ratio": 0.125}]))
+    settings = tiny._replace(sparsity=40, locked="0 mlp 10")
+    edited = overrides.load(session, settings, str(tmp_path / "few.json"))
+    assert edited == ("2 mlp 12.5", "")
+    plan = session.slice_plan(settings._replace(locked=edited.locked))
+    assert plan.layers[2].mlp_ratio == 0.125
+    assert plan.removed_fraction == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (HEAD + "0,0.1,0.1\n1,0.1,lots\n", "row 2 (layer 1): mlp_ratio is"),
+        (HEAD + "9,0.1,0.1\n", "layer 9 is locked; wanted one from 0 to 2"),
+        (HEAD + "".join(f"{layer},0.9,0.9\n" for layer in range(3)), "more than the sparsity"),
+        ("nothing", "no column layer"),
+    ],
+)
+def test_what_cannot_be_is_said_and_changes_nothing(session, tiny, tmp_path, text, words):
+    (tmp_path / "mine.csv").write_text(text)
+    edited = overrides.load(session, tiny, str(tmp_path / "mine.csv"))
+    assert words in edited.problem.replace("&#x27;", "'")
+    assert isinstance(edited.locked, dict)  # gradio's skip
+
+
+def test_a_call_from_outside_may_give_both(tiny, tmp_path):
+    (tmp_path / "mine.csv").write_text(HEAD + "0,0.1,0.2\n")
+    both = measure.with_ratios(tiny._replace(locked="0 mlp 5, 1 mlp 6"), str(tmp_path / "mine.csv"))
+    assert both.locked == "0 attention 10, 0 mlp 5, 1 mlp 6"
+    assert measure.with_ratios(tiny, None) == tiny
+    with pytest.raises(UserError, match="wanted text"):
+        measure.with_ratios(tiny._replace(locked=7), str(tmp_path / "mine.csv"))
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file that leaves a mark when it is run, named to the page."""
+    text = f"from pathlib import Path\n\nPath({str(tmp_path / 'run')!r}).touch()\n\n\n"
+    text += "def energy(layer):\n    return layer.attention_moment.diagonal(), layer.mlp_moment.diagonal()\n"
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setenv(choices.OWN_ESTIMATORS, f"{tmp_path / 'mine.py'}:energy")
+    yield tmp_path
+    for name in [name for name in ESTIMATORS if name.startswith("mine.py")]:
+        del ESTIMATORS[name]
+
+
+def test_a_local_page_offers_an_estimator_of_ones_own(own, monkeypatch):
+    for name in ("SPACE_ID", "INTRASLICE_HOSTED"):
+        monkeypatch.delenv(name, raising=False)
+    choices.offer_own_estimators()
+    assert (own / "run").exists()
+    assert [label for label in (entry.label for entry in ESTIMATORS.values()) if "mine" in label] == [
+        "energy (mine.py)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["SPACE_ID", "INTRASLICE_HOSTED"])
+def test_a_hosted_page_runs_nobodys_file(own, monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    before = set(ESTIMATORS)
+    with pytest.raises(UserError, match="a hosted page never does"):
+        choices.offer_own_estimators()
+    assert not (own / "run").exists()
+    assert set(ESTIMATORS) == before
