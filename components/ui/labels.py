@@ -40,4 +40,7 @@ LINE_OF = {"uniform": "baseline", "fisher": "other", "pca": "intraslice"}
 # Columns and lines that stand for a whole model, whatever estimator it is sliced by.
 METHOD_COLOURS = {"dense": "dense", "intraslice": "intraslice", "crossmodule": "cross"}
 # Colour and dash tell estimators and kinds of method apart, symbols tell the methods that share these.
-SYMBOLS = {"intraslice+": "diamond", "crossmodule": "square", "wanda": "triangle-up", "flap": "x"}
+SYMBOLS = {
+    **{"intraslice+": "diamond", "crossmodule": "square", "modegpt": "star", "svd": "cross"},
+    **{"wanda": "triangle-up", "flap": "x"},
+}

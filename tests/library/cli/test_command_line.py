@@ -254,7 +254,6 @@ def test_text_for_people_is_printed_without_json(words, capsys):
         ("sweep", ["--csv", "/no/such/folder/rows.csv"], "no folder"),
         ("slice", [], "--out FOLDER, --gguf FILE, or both"),
         ("slice", ["--gguf", "there.gguf", "--method", "crossmodule"], "shortcut"),
-        ("slice", ["--out", "there", "--method", "svd"], "no format here holds it"),
         ("slice", ["--gguf", "there.gguf"], "WordLevel"),
         ("export", ["--gguf", "there.gguf"], "WordLevel"),
         ("export", ["--gguf", "there"], ".gguf"),
