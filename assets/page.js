@@ -12,6 +12,8 @@
     window.dispatchEvent(new Event("isx-address"));
   };
 
+  window.isxAddress = write;
+
   // Values that are what the page opens with anyway stay out of the link.
   window.isxRemember = (values) => {
     write((wanted) =>

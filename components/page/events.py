@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.page import handlers, link, slider
+from components.page import handlers, lesson, link, slider
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context
 from components.page.controls import Controls
 from components.session.session import Session
@@ -98,6 +98,7 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     )
 
     _show_bias(controls, refresh)
+    lesson.connect(controls, refresh)
     dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
     dragged += [controls.shapes.input, controls.bias.change, controls.layer.change, controls.locked.change]
     dragged += [refresh.change, controls.pinned.change]

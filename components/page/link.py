@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from components.lesson.steps import state_of
 from components.page.controls import SLIDERS
 from components.session import limits
 from components.session.choices import PRECISIONS
@@ -32,17 +33,24 @@ def restore(request: gr.Request) -> Restored:
     """Read the address bar: the settings, those pinned, the layer, the prompt and the tab of a link.
 
     What the page would refuse is left as it opens anyway, and so is all of a link that is too long. A link always names
-    the precision, so that another machine gives the same numbers; without one it is this machine's.
+    the precision, so that another machine gives the same numbers; without one it is this machine's. A step of the
+    lesson (`?lesson=3`) stands for the state that it begins with.
     """
     query: Mapping[str, str] = dict(request.query_params) if request else {}
     if sum(len(name) + len(value) for name, value in query.items()) > limits.LINK.value:
         query = {}
+    query = {**state_of(query.get("lesson")), **query}
+    tab = query.get("tab", FIRST_TAB)
+    return Restored(**read(query)._asdict(), tabs=gr.Tabs(selected=tab), tab=tab)
+
+
+def read(query: Mapping[str, str]) -> Linked:
+    """The settings, those pinned, the layer and the prompt that a link's query carries; what is refused is as the page opens."""
     linked = {name: _allowed(name, typed(query.get(name), value), value) for name, value in usual()._asdict().items()}
     linked["upload"] = None  # no link names a file
     linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else precision(Settings())
     linked["prompt"] = linked["prompt"] or PROMPT
-    tab = query.get("tab", FIRST_TAB)
-    return Restored(**linked, tabs=gr.Tabs(selected=tab), tab=tab)
+    return Linked(**linked)
 
 
 def _allowed(name: str, value: Any, default: Any) -> Any:

@@ -22,6 +22,7 @@ BLUE = gr.themes.Color(
 )
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 SCRIPTS = ("page.js", "history.js", "tour.js", "awake.js", "presenter.js", "keys.js")
+LESSON = ("lesson/controls.js", "lesson/answers.js", "lesson/lesson.js")
 MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
 
 
@@ -85,14 +86,15 @@ def launch_options(tabs: Mapping[str, str]) -> dict:
     Raises UserError where the environment sets a bound to what is none.
     """
     limits.require()
-    scripts = "".join(map(_read, SCRIPTS))
-    styles = "".join(map(_read, ("outside.css", "awake.css", "presenter.css")))
+    scripts = "".join(map(_read, (*SCRIPTS, *LESSON)))
+    styles = "".join(map(_read, ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css")))
     given = {
         "isxUsual": json.dumps(usual()._asdict()),
         "isxTabs": json.dumps(tabs),
         "isxUndone": json.dumps(UNDONE),
         "isxTour": _read("texts/tour.json"),
         "isxKeys": _read("texts/keys.json"),
+        "isxLesson": _read("lesson/steps.json"),
     }
     values = "".join(f"window.{name} = {value};" for name, value in given.items())
     return {

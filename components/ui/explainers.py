@@ -1,4 +1,4 @@
-"""What explains the page: the title with the tour's button, the folds under the charts, and the glossary."""
+"""What explains the page: the title with its buttons, the folds under the charts, and the glossary."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from components.assets import ASSETS
 
 
 def header() -> None:
-    """The page's title, and the buttons of the tour, the presenter mode and the list of keys."""
-    names = {"tour": "Tour", "present": "Present", "keys": "Keys"}
+    """The page's title, and the buttons of the tour, the lesson, the presenter mode and the list of keys."""
+    names = {"tour": "Tour", "lesson": "Lesson", "present": "Present", "keys": "Keys"}
     buttons = "".join(f'<button type="button" id="{name}">{label}</button>' for name, label in names.items())
     title = f'<div class="isx-top"><h1>IntraSlice Explorer</h1>{buttons}</div>'
     gr.HTML(title, elem_id="page-title", apply_default_css=False)

@@ -1,0 +1,172 @@
+// The lesson's answers, read from what the page shows: each gives null until the page has it, else the values for its
+// sentence, the truth that the control shows, and whether a prediction comes close. Nothing is known here beforehand.
+(() => {
+  const lesson = window.isxLesson;
+  const { words } = lesson;
+  const find = (selector) => document.querySelector(selector);
+  const chart = (id) => find(`#${id} .isx-chart`)?.isxChart;
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+  const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+  const slider = () => Number(find("#sparsity input[type=range]")?.value);
+
+  // Whether the page's numbers belong to its controls: they follow a moment later.
+  const follows = () => Math.abs(parseFloat(find("#removed dd")?.textContent) - slider()) < 0.06;
+
+  function settled(state) {
+    const estimator = find("#estimator input:checked");
+    const note = chart("ratio-chart")?.note;
+    const named = !state.estimator || !note || note.includes(estimator?.closest("label")?.textContent.trim());
+    return follows() && named;
+  }
+
+  // Dense and sliced, row by row as the readout has them; null until the perplexity is whole.
+  function readout() {
+    const rows = [...document.querySelectorAll("#readout tbody tr")].map((row) => [...row.querySelectorAll("td")].map((cell) => cell.textContent.trim()));
+    const [dense, sliced] = rows[5] ?? [];
+    if (!follows() || !/^[\d.]+$/.test(dense) || !/^([\d.]+|inf)$/.test(sliced)) return null;
+    return { rows, dense: Number(dense), sliced: sliced === "inf" ? Infinity : Number(sliced) };
+  }
+
+  const bars = (module) => chart("ratio-chart")?.data.find((trace) => trace.type === "bar" && trace.meta?.module === module)?.y;
+
+  // Layers in groups of about one size: first and last of each.
+  function groups(count) {
+    const layers = bars("mlp")?.length ?? count;
+    const many = Math.min(count, layers);
+    const start = (index) => Math.round((index * layers) / many);
+    return Array.from({ length: many }, (_, index) => ({ first: start(index), last: start(index + 1) - 1 }));
+  }
+
+  const named = ({ first, last }) => fill(first === last ? words.layer : words.layers, { first, last });
+
+  // Places in order, ties sharing the mean of theirs; and Spearman's rho of two lists, NaN where one is all alike.
+  const ranks = (values) => values.map((value) => values.filter((other) => other < value).length + (values.filter((other) => other === value).length - 1) / 2);
+  function rankCorrelation(first, second) {
+    const [a, b] = [ranks(first), ranks(second)];
+    const [meanA, meanB] = [mean(a), mean(b)];
+    const along = (x, y) => x.reduce((sum, value, index) => sum + (value - meanA) * (y[index] - meanB), 0);
+    const spread = (x, middle) => Math.sqrt(x.reduce((sum, value) => sum + (value - middle) ** 2, 0));
+    return along(a, b) / (spread(a, meanA) * spread(b, meanB));
+  }
+
+  function cost(said) {
+    const read = readout();
+    if (!read) return null;
+    const [all, layers] = read.rows;
+    const times = read.sliced / read.dense;
+    const values = { dense: read.dense, sliced: read.sliced, times: times.toFixed(2), layersDense: layers[0], layersSliced: layers[1], allDense: all[0], allSliced: all[1] };
+    return { values, truth: times, close: Math.abs(said / times - 1) < 0.15 };
+  }
+
+  function budget(said) {
+    const ratios = follows() && bars("mlp");
+    if (!ratios) return null;
+    const parts = groups(6);
+    const truth = parts.map(({ first, last }) => mean(ratios.slice(first, last + 1)));
+    const most = truth.indexOf(Math.max(...truth));
+    const least = truth.indexOf(Math.min(...truth));
+    const rho = said ? rankCorrelation(said, truth) : NaN;
+    const values = { most: named(parts[most]), mostShare: percent(truth[most]), least: named(parts[least]), leastShare: percent(truth[least]), rho: Number.isNaN(rho) ? "–" : rho.toFixed(2).replace("-", "−") };
+    return { values, truth, close: rho > 0.6 };
+  }
+
+  function hurts(said) {
+    const points = (chart("verdict-chart")?.data ?? []).flatMap((trace) => trace.customdata.map((layer, index) => ({ layer, module: trace.name, damage: trace.y[index] })));
+    if (points.length < 2) return null;
+    const [worst, next] = points.sort((a, b) => b.damage - a.damage);
+    const last = Math.max(...points.map((point) => point.layer));
+    const truth = Math.floor((4 * worst.layer) / (last + 1));
+    return { values: { layer: worst.layer, module: worst.module, nextLayer: next.layer, nextModule: next.module, last }, truth, close: said === truth };
+  }
+
+  function directions(said) {
+    const heat = chart("rank-chart")?.data.find((trace) => trace.type === "heatmap");
+    if (!heat) return null;
+    const sorted = heat.z.flat().sort((a, b) => a - b);
+    const at = (share) => sorted[Math.min(Math.floor(share * sorted.length), sorted.length - 1)];
+    const share = (100 * at(0.5)) / heat.zmax;
+    return { values: { heads: sorted.length, median: at(0.5), dim: heat.zmax, share: share.toFixed(0), few: at(0.1), many: at(0.9) }, truth: share, close: Math.abs(said - share) <= 10 };
+  }
+
+  function choosing(said, [uniform, chosen]) {
+    if (!chosen) return null;
+    const change = 100 * (chosen.sliced / uniform.sliced - 1);
+    const truth = change >= 0 ? 0 : change > -5 ? 1 : change >= -20 ? 2 : 3;
+    return { values: { uniform: uniform.sliced, chosen: chosen.sliced, change: signed(change, 1) }, truth, close: said === truth };
+  }
+
+  function doubling(said, readings) {
+    if (!readings.length) return null;
+    const tried = readings.map(({ percent, sliced, dense }) => ({ percent, times: sliced / dense }));
+    const values = { tried: tried.map(({ percent, times }) => fill(words.tried, { percent, times: times.toFixed(2) })).join("; ") };
+    const over = tried.findIndex(({ times }) => times >= 2);
+    if (over < 0 && readings.length < 4) return { values: { ...values, crossing: "…" }, close: null };
+    if (over <= 0) {
+      const edge = over ? tried.at(-1).percent : tried[0].percent;
+      return { values: { ...values, crossing: fill(over ? words.beyond : words.before, { percent: edge }) }, close: over ? said > edge : said < edge };
+    }
+    const [low, high] = [tried[over - 1], tried[over]];
+    const way = Math.log(2 / low.times) / Math.log(high.times / low.times);
+    const crossing = low.percent + way * (high.percent - low.percent);
+    return { values: { ...values, crossing: fill(words.at, { percent: crossing.toFixed(0) }) }, close: Math.abs(said - crossing) <= 4 };
+  }
+
+  function across(said) {
+    const shown = find("#shift-words")?.textContent.includes(`At ${slider()}%`);
+    const of = (method) => (chart("shift-chart")?.data ?? []).filter((trace) => trace.legendgroup === method).map((trace) => trace.y);
+    const [intra, cross] = [of("intraslice"), of("crossmodule")];
+    if (!shown || intra.length < 3 || cross.length < 3) return null;
+    const [own, other] = [mean(intra[0]), mean(cross[0])];
+    const truth = Math.abs(own / other - 1) < 0.1 ? 2 : own < other ? 0 : 1;
+    const values = {
+      intra: percent(own),
+      cross: percent(other),
+      wins: intra[0].filter((error, layer) => error < cross[0][layer]).length,
+      layers: intra[0].length,
+      lastIntra: percent(intra[0].at(-1)),
+      lastCross: percent(cross[0].at(-1)),
+      spreadIntra: intra[2].at(-1).toFixed(3),
+      spreadCross: cross[2].at(-1).toFixed(3),
+    };
+    return { values, truth, close: said === truth };
+  }
+
+  // Which model's answer stands where: drawn once for each time that the page is open.
+  const models = ["dense", "intraslice", "crossmodule"].map((name) => [Math.random(), name]).sort(([a], [b]) => a - b).map(([, name]) => name);
+  function written() {
+    const whole = models.map((name) => find(`#${name}-answer section:not([aria-busy])`));
+    const texts = whole.map((section) => section?.querySelector(".isx-text:not(.isx-quiet)")?.textContent.trim());
+    const now = whole.every((section) => !section || !section.querySelector("h3 .isx-quiet") || parseFloat(section.querySelector("h3 .isx-quiet").textContent) === slider());
+    return now && texts.every(Boolean) ? texts : null;
+  }
+  function who(said) {
+    if (!written()) return null;
+    const truth = models.indexOf("dense");
+    const title = (name) => find(`#${name}-answer h3`).firstChild.textContent.trim();
+    return { values: { who: models.map((name, index) => `${"ABC"[index]}: ${title(name)}.`).join(" ") }, truth, close: said === truth };
+  }
+
+  function speed(said) {
+    const [dense, sliced] = ["dense", "intraslice"].map((name) => [...document.querySelectorAll(`#${name}-cost dd`)].map((cell) => cell.firstChild.textContent.trim()));
+    const number = (cells, row) => parseFloat(cells[row]?.replace(",", ""));
+    const writes = number(sliced, 4) / number(dense, 4);
+    if (!(writes > 0)) return null;
+    const values = { writes: writes.toFixed(2), writesSliced: number(sliced, 4), writesDense: number(dense, 4), reads: (number(sliced, 3) / number(dense, 3)).toFixed(2), cacheDense: dense[1], cacheSliced: sliced[1] };
+    return { values, truth: writes, close: Math.abs(said / writes - 1) < 0.1 };
+  }
+
+  function tokens(said) {
+    const all = [...document.querySelectorAll("#passage .isx-token")].map((token) => ({ text: token.textContent.trim(), extra: parseFloat(token.dataset.said.split(", ").at(-1)) }));
+    if (!follows() || !all.length) return null;
+    const better = all.filter(({ extra }) => extra < 0).length;
+    const worst = all.reduce((most, token) => (token.extra > most.extra ? token : most));
+    const share = (100 * better) / all.length;
+    const values = { better, tokens: all.length, share: share.toFixed(0), mean: signed(mean(all.map(({ extra }) => extra)), 2), worst: worst.text, worstLoss: signed(worst.extra, 2) };
+    return { values, truth: share, close: Math.abs(said - share) <= 7 };
+  }
+
+  Object.assign(lesson, { fill, groups, readout, settled, slider, written });
+  lesson.answers = { cost, budget, hurts, directions, choosing, doubling, across, who, speed, words: tokens };
+})();

@@ -1,0 +1,282 @@
+// The lesson: a panel beside the live page. Each step sets the page to a state (components/page/lesson.py does it, as a
+// link would), asks first, and then shows the answer as the page measures it. Texts are steps.json; the controls of the
+// predictions are controls.js, the answers answers.js. Progress stays in this browser.
+(() => {
+  const lesson = window.isxLesson;
+  const { words, steps, make, fill } = lesson;
+  const KEPT = "isx-lesson";
+  const LOOK = 300; // ms between two looks at the page
+  const PATIENCE = 8000; // ms for the page to take a step's state; after that the lesson goes on with what is there
+  const calm = matchMedia("(prefers-reduced-motion: reduce)");
+  let at = -1; // the step in view, from 0
+  let phase, readings, arrived, asked, pressed, placed; // how far the page is with it
+  let panel, parts, control, looking;
+  let kept = load();
+
+  // A browser may keep nothing for a page, or something that is no progress of this lesson.
+  function load() {
+    let found = {};
+    try {
+      found = JSON.parse(localStorage.getItem(KEPT)) ?? {};
+    } catch {}
+    const record = (value) => (value && typeof value === "object" && !Array.isArray(value) ? value : {});
+    const at = Number.isInteger(found.at) && steps[found.at] ? found.at : 0;
+    return { at, said: record(found.said), shown: record(found.shown), notes: found.notes === true };
+  }
+
+  function keep() {
+    try {
+      localStorage.setItem(KEPT, JSON.stringify(kept));
+    } catch {}
+  }
+
+  const step = () => steps[at];
+  const shown = () => Boolean(kept.shown[step().id]);
+  const button = (go, textContent, className = "") => {
+    const element = make("button", { type: "button", textContent, className });
+    element.dataset.go = go;
+    return element;
+  };
+
+  function build() {
+    const name = (part, tag = "div") => make(tag, { className: `isx-lesson-${part}` });
+    parts = { links: make("ol"), title: make("h3", { id: "isx-lesson-title", tabIndex: -1 }), question: name("question"), control: name("control"), answer: name("answer"), notes: name("notes") };
+    Object.assign(parts, { back: button("back", words.back), on: button("on", "", "isx-on"), more: button("notes", words.notes) });
+    parts.answer.setAttribute("aria-live", "polite");
+    parts.notes.id = "isx-lesson-notes";
+    parts.more.setAttribute("aria-controls", "isx-lesson-notes");
+    const nav = make("nav", {}, parts.links);
+    nav.setAttribute("aria-label", words.steps);
+    const top = name("top");
+    top.append(nav, button("close", words.close));
+    const body = name("body");
+    body.append(parts.title, parts.question, parts.control, parts.answer, parts.notes);
+    const bottom = name("bottom");
+    bottom.append(parts.more, parts.back, parts.on);
+    panel = make("section", { className: "isx-lesson", title: "" }, top, body, bottom);
+    panel.setAttribute("aria-labelledby", "isx-lesson-title");
+    panel.addEventListener("click", clicked);
+    panel.addEventListener("keydown", (event) => event.key === "Enter" && event.target.matches("input[type=number]") && forward());
+    document.querySelector(".gradio-container").append(panel);
+    document.body.classList.add("isx-lesson-open");
+    addEventListener("keydown", pressedKey);
+    looking = setInterval(look, LOOK);
+  }
+
+  function clicked(event) {
+    const go = event.target.closest("[data-go], a");
+    if (!go || event.ctrlKey || event.metaKey || event.shiftKey) return; // a step's link opens in a tab of its own, too
+    if (go.matches("a")) {
+      event.preventDefault();
+      show(Number(go.dataset.step));
+    } else ({ close, back, on: forward, notes: toggleNotes })[go.dataset.go]();
+  }
+
+  function close() {
+    clearInterval(looking);
+    removeEventListener("keydown", pressedKey);
+    panel.remove();
+    at = -1;
+    document.body.classList.remove("isx-lesson-open");
+    veil([]);
+    window.isxAddress((wanted) => wanted.delete("lesson"));
+    document.querySelector("#lesson")?.focus();
+  }
+
+  const back = () => at > 0 && show(at - 1);
+
+  function forward() {
+    if (!shown()) reveal();
+    else if (at === steps.length - 1) close();
+    else show(at + 1);
+  }
+
+  function toggleNotes() {
+    kept.notes = !kept.notes;
+    keep();
+    tellNotes();
+  }
+
+  // Keys of the panel; page down and up everywhere, since that is what a lecturer's remote control sends.
+  const along = { PageDown: 1, ArrowRight: 1, PageUp: -1, ArrowLeft: -1 };
+  function pressedKey(event) {
+    const { target, key } = event;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || document.querySelector(".isx-tour, dialog[open]")) return;
+    const field = target.closest?.("input, textarea, select, [contenteditable=true]");
+    const slides = field?.matches("[type=range], [type=radio]");
+    const types = field && !slides && !field.matches("[type=checkbox], [type=button]");
+    const inside = panel.contains(target);
+    const ours = key.startsWith("Page") ? !types && (inside || !slides) : inside && !types && !(slides && key in along);
+    if (!ours && !(inside && key === "Escape")) return;
+    if (along[key]) along[key] > 0 ? forward() : back();
+    else if (key.toLowerCase() === "n") toggleNotes();
+    else if (key === "Escape") close();
+    else return;
+    event.preventDefault();
+  }
+
+  // `set`: whether the page is still to be set to the step's state; a link has set it already.
+  function show(index, set = true) {
+    if (!panel?.isConnected) build();
+    at = kept.at = index;
+    keep();
+    [readings, pressed, placed] = [[], false, false];
+    window.isxAddress((wanted) => wanted.set("lesson", index + 1));
+    const { title, question } = step();
+    parts.title.textContent = `${index + 1}. ${title}`;
+    parts.question.replaceChildren(...question.map((textContent) => make("p", { textContent })));
+    parts.links.replaceChildren(...steps.map(link));
+    parts.back.disabled = index === 0;
+    control = null;
+    parts.control.replaceChildren();
+    parts.answer.replaceChildren();
+    tell();
+    begin(0, set);
+    look();
+    parts.title.parentElement.scrollTop = 0;
+    parts.title.focus({ preventScroll: true });
+  }
+
+  function link({ id, title }, index) {
+    const wanted = new URLSearchParams(location.search);
+    ["sparsity", "estimator", "bias", "cap", "order", "iterative", "locked", "tab"].forEach((name) => wanted.delete(name));
+    wanted.set("lesson", index + 1);
+    const one = make("a", { href: `?${wanted}`, textContent: index + 1, title, className: kept.shown[id] ? "isx-done" : "" });
+    one.setAttribute("aria-label", fill(words.step, { step: index + 1, steps: steps.length, title }));
+    one.dataset.step = index;
+    if (index === at) one.setAttribute("aria-current", "step");
+    return make("li", {}, one);
+  }
+
+  function tell() {
+    parts.on.textContent = !shown() ? words.show : at === steps.length - 1 ? words.finish : words.next;
+    parts.links.querySelectorAll("a")[at].classList.toggle("isx-done", shown());
+    tellNotes();
+  }
+
+  function tellNotes() {
+    parts.more.setAttribute("aria-expanded", kept.notes);
+    parts.notes.hidden = !kept.notes;
+    const texts = [...step().notes, words.keys];
+    parts.notes.replaceChildren(make("h4", { textContent: words.notes }), ...texts.map((textContent) => make("p", { textContent })));
+  }
+
+  // A step that compares several settings has a phase for each.
+  function begin(number, set = true) {
+    [phase, arrived, asked] = [number, false, Date.now()];
+    if (set) dispatchEvent(new CustomEvent("isx-lesson", { detail: { step: at + 1, phase } }));
+  }
+
+  function reveal() {
+    kept.shown[step().id] = true;
+    keep();
+    tell();
+    look();
+  }
+
+  // Covers what would give the answer away, also from those who hear the page.
+  function veil(selectors) {
+    const wanted = new Set(selectors.flatMap((selector) => [...document.querySelectorAll(selector)]));
+    for (const one of document.querySelectorAll("[data-isx-veil]"))
+      if (!wanted.has(one)) {
+        one.removeAttribute("data-isx-veil");
+        one.inert = false;
+      }
+    for (const one of wanted) {
+      one.dataset.isxVeil = words.veil;
+      one.inert = true;
+    }
+  }
+
+  const tabs = () => [...document.querySelectorAll('#tabs button[role="tab"], #tabs .overflow-menu button')];
+  const tab = () => tabs().find((one) => one.textContent.trim() === window.isxTabs[step().tab]);
+
+  function holds({ sparsity, estimator = window.isxUsual.estimator }) {
+    return lesson.slider() === Number(sparsity) && document.querySelector("#estimator input:checked")?.value === estimator;
+  }
+
+  // Looks at the page again and again: has it taken the state, has it measured, has the visitor moved something?
+  function look() {
+    const state = step().states[phase];
+    veil(shown() ? [] : step().veil);
+    if (!control && document.querySelector("#ratio-chart, #tabs")) ask();
+    if (!arrived) {
+      if (!holds(state) && Date.now() < asked + PATIENCE) return;
+      arrived = true;
+      if (tab()?.getAttribute("aria-selected") !== "true") tab()?.click();
+      const first = Object.keys(window.isxTabs)[0];
+      window.isxAddress((wanted) => (step().tab === first ? wanted.delete("tab") : wanted.set("tab", step().tab)));
+    }
+    if (!placed) place();
+    if (step().press && !pressed) press();
+    if (step().states.length > 1) measure(state);
+    control?.update?.(lesson.written() ?? []);
+    if (shown()) answer();
+  }
+
+  function ask() {
+    const { id, control: described } = step();
+    control = lesson.controls[described.kind](described, kept.said[id], (said) => {
+      kept.said[id] = said;
+      keep();
+    });
+    parts.control.replaceChildren(control.element);
+  }
+
+  function place() {
+    const target = document.querySelector(step().target);
+    if (!target || target.offsetHeight < 20) return;
+    placed = true;
+    const bar = document.querySelector("#slider-bar");
+    const top = target === bar ? 0 : target.getBoundingClientRect().top + scrollY - bar.offsetHeight - 20;
+    scrollTo({ top, behavior: calm.matches ? "auto" : "smooth" });
+  }
+
+  function press() {
+    const one = document.querySelector(step().press);
+    if (!one?.offsetHeight || one.disabled) return;
+    pressed = true;
+    one.click();
+  }
+
+  function measure(state) {
+    const found = holds(state) && lesson.settled(state) && lesson.readout();
+    if (found) readings[phase] ??= { percent: Number(state.sparsity), ...found };
+    if (readings[phase] && shown() && phase + 1 < step().states.length) begin(phase + 1);
+  }
+
+  function answer() {
+    const { id, answer: sentence, meaning, large, waiting = words.waiting } = step();
+    const said = kept.said[id];
+    const found = arrived || readings.length ? lesson.answers[id](said, readings) : null;
+    const paragraphs = [["p", found ? fill(sentence, found.values) : waiting, found ? "isx-found" : "isx-quiet"]];
+    if (found) {
+      const guessed = (said ?? null) !== null;
+      if (guessed && found.close !== null) paragraphs.unshift(["p", judged(said, found.close), found.close ? "isx-close" : "isx-far"]);
+      if (!guessed) paragraphs.unshift(["p", words.no_guess, "isx-quiet"]);
+      if (found.truth !== undefined) control?.reveal(found.truth);
+    }
+    paragraphs.push(["p", meaning, ""], ["h4", words.large, ""], ["p", large, ""]);
+    const now = JSON.stringify(paragraphs);
+    if (parts.answer.dataset.said === now && parts.answer.firstChild) return;
+    parts.answer.dataset.said = now;
+    parts.answer.replaceChildren(...paragraphs.map(([tag, textContent, className]) => make(tag, { textContent, className })));
+  }
+
+  function judged(said, close) {
+    const { kind, choices, unit = "" } = step().control;
+    const told = { choice: () => `“${choices[said]}”`, answers: () => "ABC"[said], bars: () => null }[kind] ?? (() => `${said}${unit}`);
+    const verdict = close ? words.close_guess : words.far_guess;
+    return told() === null ? verdict : `${fill(words.said, { said: told() })} ${verdict}`;
+  }
+
+  document.addEventListener("click", ({ target }) => target.closest?.("#lesson") && show(kept.at));
+
+  // A step's link: the server has read it as well, and the page opens in the step's state.
+  const linked = Number(new URLSearchParams(location.search).get("lesson")) - 1;
+  const open = (tries) => {
+    if (document.querySelector("#tabs") && document.querySelector("#sparsity input[type=range]")) show(linked, false);
+    else if (tries) setTimeout(open, 100, tries - 1);
+  };
+  if (steps[linked]) open(600);
+})();
