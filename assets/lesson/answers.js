@@ -73,7 +73,9 @@
   }
 
   function hurts(said) {
-    const points = (chart("verdict-chart")?.data ?? []).flatMap((trace) => trace.customdata.map((layer, index) => ({ layer, module: trace.name, damage: trace.y[index] })));
+    const word = (name) => (name === name.toUpperCase() ? name : name.toLowerCase()); // MLP stays, Attention does not
+    const traces = (chart("verdict-chart")?.data ?? []).filter((trace) => typeof trace.customdata?.[0] === "number");
+    const points = traces.flatMap((trace) => trace.customdata.map((layer, index) => ({ layer, module: word(trace.name), damage: trace.y[index] })));
     if (points.length < 2) return null;
     const [worst, next] = points.sort((a, b) => b.damage - a.damage);
     const last = Math.max(...points.map((point) => point.layer));
