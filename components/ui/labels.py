@@ -41,6 +41,10 @@ LINE_OF = {"uniform": "baseline", "fisher": "other", "pca": "intraslice"}
 METHOD_COLOURS = {"dense": "dense", "intraslice": "intraslice", "crossmodule": "cross"}
 # Colour and dash tell estimators and kinds of method apart, symbols tell the methods that share these.
 SYMBOLS = {
-    **{"intraslice+": "diamond", "crossmodule": "square", "modegpt": "star", "svd": "cross"},
-    **{"wanda": "triangle-up", "flap": "x"},
+    "intraslice+": "diamond",
+    "crossmodule": "square",
+    "modegpt": "star",
+    "svd": "cross",
+    "wanda": "triangle-up",
+    "flap": "x",
 }

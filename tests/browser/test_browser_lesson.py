@@ -171,7 +171,8 @@ def test_axe_finds_nothing_in_the_panel(opened, axe, theme) -> None:  # noqa: F8
                 page.click(".isx-lesson [data-go=on]")
                 page.wait_for_timeout(400)
             results = page.evaluate("axe.run('.isx-lesson', { resultTypes: ['violations'] })")
-            found += [f"{number}: {one['id']} {one['nodes'][0]['failureSummary'][:300]}" for one in results["violations"]]
+            faults = [(one["id"], one["nodes"][0]["failureSummary"][:300]) for one in results["violations"]]
+            found += [f"{number}: {name} {summary}" for name, summary in faults]
     assert found == []
     whole = page.evaluate(
         "exclude => axe.run({ include: ['body'], exclude }, { resultTypes: ['violations'] })", NOT_OURS
