@@ -19,14 +19,17 @@ LIBRARY = (
 PAGE = (
     *("assets", "session", "ui", "serving", "lesson", "page"),
     *("ratios", "spectra", "activations", "compare", "sweep", "export"),
-    *("tabs", "api", "make_snapshots"),
+    *("tabs", "api", "make_snapshots", "intraslice_commands"),
 )
 GROUND = {f"intraslice.{name}" for name in LIBRARY[:8]}
 STANDARD = {"__future__", "collections", "dataclasses", "functools", "typing"}
 PURE = ("linalg.py", "planning", "slicing/attention.py", "slicing/mlp.py")
 COMPANY = {"intraslice.distributed"}  # of other processes: whoever asks for it is not pure
 # The library's only doors on the page, beside `session/` and the files called `measure.py`.
-DOORS = {"compare/models.py", "compare/answers.py", "compare/passages.py", "export/files.py", "make_snapshots.py"}
+DOORS = {
+    *("compare/models.py", "compare/answers.py", "compare/passages.py", "export/files.py"),
+    *("make_snapshots.py", "intraslice_commands/publish.py"),
+}
 MOST_LINES, MOST_FILES, MOST_PARAMETERS = 300, 12, 7
 # Signatures that are transformers' own, and the handlers that gradio calls with a value an input.
 FOREIGN = {"forward", "from_pretrained"}

@@ -1,18 +1,18 @@
-"""Commands from outside: every file in a folder `intraslice_commands` beside the library, by its name.
+"""Commands from outside: every file in a folder `intraslice_commands` of a package beside the library, by its name.
 
-The folder has no `__init__.py`, so that several packages may each bring a part of it. The library names none of them.
+The library names no such package: it looks where it lies itself, in a clone as where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
 from importlib import import_module
-from importlib.util import find_spec
-from pkgutil import iter_modules
+from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 from intraslice.cli.run import Answer, Run
 
+BESIDE = Path(__file__).parents[2]
 FOLDER = "intraslice_commands"
 
 
@@ -28,7 +28,7 @@ class Extension(Protocol):
 
 
 def extensions() -> dict[str, Extension]:
-    """By the command's name; none where there is no such folder."""
-    spec = find_spec(FOLDER)
-    names = [found.name for found in iter_modules(spec.submodule_search_locations)] if spec else []
-    return {name: cast(Extension, import_module(f"{FOLDER}.{name}")) for name in sorted(names)}
+    """By the command's name; none where no package has such a folder."""
+    files = sorted(BESIDE.glob(f"*/{FOLDER}/[!_]*.py"), key=lambda file: file.stem)
+    modules = (f"{file.parts[-3]}.{FOLDER}.{file.stem}" for file in files)
+    return {name.rpartition(".")[2]: cast(Extension, import_module(name)) for name in modules}

@@ -102,8 +102,7 @@ def test_evaluate_answers_alike_for_every_method(run, method):
 def test_a_locked_ratio_stays_and_is_told(run):
     result = run("ratios", "--lock", "1", "mlp", "5", "--lock", "0", "attention", "50")
     assert result["locked"] == [[1, "mlp", 0.05], [0, "attention", 0.5]]
-    assert result["ratios"][1][1] == 0.05
-    assert result["ratios"][0][0] == 0.5
+    assert (result["ratios"][1][1], result["ratios"][0][0]) == (0.05, 0.5)
     assert result["removed_fraction"] == pytest.approx(run("ratios")["removed_fraction"], abs=0.02)
 
 

@@ -1,4 +1,4 @@
-"""A command from outside is a file in a folder beside the library; the library names none."""
+"""A command from outside is a file in a folder of a package beside the library; the library names none."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def run(run):
 
 
 def test_a_file_in_the_folder_is_a_command(tmp_path: Path, monkeypatch, capsys) -> None:
-    (tmp_path / extensions.FOLDER).mkdir()
-    (tmp_path / extensions.FOLDER / "greet.py").write_text(GREET.lstrip())
+    folder = tmp_path / "greetings" / extensions.FOLDER
+    folder.mkdir(parents=True)
+    (folder / "greet.py").write_text(GREET.lstrip())
+    monkeypatch.setattr(extensions, "BESIDE", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["greet", "--whom", "you", "--sparsity", "0.2"]) == 0
     assert capsys.readouterr().out == "hello you, at 0.2\n"

@@ -25,7 +25,7 @@ import app
 import intraslice.__main__
 
 ROOT = Path(__file__).parents[3]
-INSTALLED = ("intraslice", "intraslice_commands", "components", "assets", "app.py")
+INSTALLED = ("intraslice", "components", "assets", "app.py")
 SOURCES = (*INSTALLED, "pyproject.toml", "README.md", "requirements.txt", "LICENSE")
 VERSION = intraslice.__version__
 BUILD = "from setuptools.build_meta import build_wheel; build_wheel('dist')"

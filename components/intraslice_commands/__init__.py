@@ -1,0 +1,1 @@
+"""Commands that `python -m intraslice` has where the page is there."""
