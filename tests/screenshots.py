@@ -1,5 +1,8 @@
 """Screenshots of every tab, light and dark, wide and narrow: `python -m tests.screenshots FOLDER`.
 
+With `--readme` the pictures of the README: one that moves, in which the slider is dragged and let go, and a small one of
+each tab (`python -m tests.screenshots assets/pictures --readme`).
+
 Not a test: it is for looking. Opens the real app with the default model, which a warm cache makes a matter of seconds.
 """
 
@@ -7,16 +10,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
+import math
 from pathlib import Path
 
+from PIL import Image
 from playwright import sync_api as playwright
 
 from tests.browsing import ARGUMENTS, CHROMIUM, running_app
+from tests.live import FINAL, RELEASE, SET
 
 SIZES = {1440: 900, 390: 844}
 SETTLED = "/perplexity [0-9.]+ → [0-9]/.test(document.querySelector('#headline')?.innerText)"
 TABS = "#tabs button[role=tab], #tabs .overflow-dropdown button"
 MINUTE = 60_000  # ms
+WINDOW = {"width": 1200, "height": 760}  # of the README's
+MOVING, SMALL = 960, 640  # pixels wide
+BACK_AND_FORTH = [round(30 + 22 * math.sin(2 * math.pi * step / 24)) for step in range(25)]  # per cent
+FRAME, LONG = 120, 1800  # ms
 
 
 def shoot(browser: playwright.Browser, address: str, folder: Path, tabs: list[str]) -> None:
@@ -42,6 +53,32 @@ def shoot(browser: playwright.Browser, address: str, folder: Path, tabs: list[st
             page.close()
 
 
+def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
+    """`explorer.webp`, which moves, and a small picture a tab."""
+    page = browser.new_page(viewport=WINDOW)
+    page.goto(f"{address}/?__theme=light")
+    page.wait_for_function(FINAL, timeout=10 * MINUTE)
+    frames, lengths = [_seen(page, MOVING)], [LONG]
+    for percent in BACK_AND_FORTH[1:]:
+        page.evaluate(SET, percent)
+        page.wait_for_timeout(350)
+        frames.append(_seen(page, MOVING))
+        lengths.append(FRAME)
+    page.evaluate(RELEASE)
+    page.wait_for_function(FINAL, timeout=10 * MINUTE)
+    options = {"append_images": [*frames[1:], _seen(page, MOVING)], "save_all": True, "duration": [*lengths, LONG]}
+    frames[0].save(folder / "explorer.webp", **options, loop=0, quality=60, method=4)
+    for name in dict.fromkeys(name.strip() for name in page.locator(TABS).all_text_contents()):
+        page.locator(TABS, has_text=name).first.evaluate("tab => tab.click()")
+        through(page)
+        _seen(page, SMALL).save(folder / f"{name.lower()}.webp", quality=70, method=6)
+
+
+def _seen(page: playwright.Page, width: int) -> Image.Image:
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    return picture.resize((width, width * picture.height // picture.width), Image.Resampling.LANCZOS)
+
+
 def through(page: playwright.Page) -> None:
     """Scroll to the end and back, since what has not been in sight is not drawn yet."""
     page.wait_for_timeout(2000)
@@ -58,12 +95,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tabs", nargs="*", default=[], help="such as ratios compare; default: all")
     parser.add_argument("--address", help="of a page that is open already; default: a new one")
+    parser.add_argument("--readme", action="store_true", help="the README's pictures")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with playwright.sync_playwright() as driver, contextlib.ExitStack() as stack:
         address = arguments.address or stack.enter_context(running_app())
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        shoot(browser, address.rstrip("/"), arguments.folder, arguments.tabs)
+        if arguments.readme:
+            for_readme(browser, address.rstrip("/"), arguments.folder)
+        else:
+            shoot(browser, address.rstrip("/"), arguments.folder, arguments.tabs)
         browser.close()
 
 
