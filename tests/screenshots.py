@@ -1,7 +1,7 @@
 """Screenshots of every tab, light and dark, wide and narrow: `python -m tests.screenshots FOLDER`.
 
-With `--readme` the pictures of the README: one that moves, in which the slider is dragged and let go, and a small one of
-each tab (`python -m tests.screenshots assets/pictures --readme`).
+With `--readme` the pictures of the README: one that moves, in which the slider is dragged and let go, and a small one
+of each tab (`python -m tests.screenshots assets/pictures --readme`).
 
 Not a test: it is for looking. Opens the real app with the default model, which a warm cache makes a matter of seconds.
 """
