@@ -19,7 +19,7 @@ _TEMPLATE = """
 <details class="isx-fold isx-overrides">
   <summary>Set ratios by hand<span class="isx-count"></span></summary>
   <p class="isx-quiet">Per cent removed. A ratio that you type or lock stays; the others share what is left, so that the
-    total holds.</p>
+    total holds. Or save them as a file, edit that, and load it again: it takes the place of what is locked here.</p>
   <div class="isx-scroll" tabindex="0" role="region" aria-label="Ratios by hand">
     <table><thead><tr><th scope="col">Layer</th><th scope="col">Attention</th><th scope="col">Lock</th>
       <th scope="col">MLP</th><th scope="col">Lock</th></tr></thead><tbody></tbody></table></div>

@@ -22,7 +22,8 @@ def test_a_saved_plan_is_the_plan_again(session, tiny, tmp_path, monkeypatch):
     every = (tiny._replace(sparsity=percent) for percent in range(30, 60))  # sizes of a tiny model are coarse
     settings = next(one for one in every if abs(session.plan(one).removed - one.sparsity / 100) < 0.005)
     file = overrides.save(session, Downloads(), settings)
-    locked = overrides.load(session, settings._replace(estimator="uniform"), file).locked
+    locked, problem = overrides.load(session, settings._replace(estimator="uniform"), file)
+    assert not problem
     again = settings._replace(estimator="uniform", locked=locked)
     assert session.slice_plan(again).layers == session.slice_plan(settings).layers
     assert session.slice_plan(again).parameters == session.slice_plan(settings).parameters
