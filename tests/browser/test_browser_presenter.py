@@ -9,7 +9,7 @@ pytestmark = [
 ]
 
 STOPS = [
-    *("#ratio-chart", "#importance-chart", "#verdict-chart", "#settling-chart"),
+    *("#ratio-chart", "#importance-chart", "#verdict-chart", "#price-chart", "#settling-chart"),
     *("#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart", "#histogram-chart", "#answers"),
     *("#next-tokens", "#passage"),
 ]
@@ -44,7 +44,8 @@ def test_the_arrows_lead_through_all_charts_one_a_screen(visit, width, height, t
         page.wait_for_function(INSIDE, arg=stop, timeout=PATIENCE)
         assert page.locator(".isx-stage").count() == 1
         page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(2500)  # neither Sweep nor Export has anything to show: it comes back
+    # Neither Sweep nor Export has anything to show: it comes back.
+    page.wait_for_selector("#export-about", state="attached", timeout=PATIENCE)
     page.wait_for_function(INSIDE, arg=STOPS[-1], timeout=PATIENCE)
     for stop in STOPS[-2:-5:-1]:
         page.keyboard.press("PageUp")

@@ -70,6 +70,7 @@ def _measured(prices: Sequence[ModulePrice], module: str, axes: Json) -> Json:
         "type": "scatter",
         "mode": "markers",
         "name": f"{MODULES[module]}, measured",
+        "meta": figure.ALWAYS,
         "x": [price.layer for price in prices],
         "y": [figure.rounded(price.times) for price in prices],
         "error_y": {
@@ -96,6 +97,7 @@ def _foretold(prices: Sequence[ModulePrice], estimator: str, axes: Json, legend:
         "name": name,
         "legendgroup": estimator,
         "showlegend": legend,
+        "meta": figure.ALWAYS,
         "x": [price.layer for price in prices],
         "y": [figure.rounded(price.foretold[estimator]) for price in prices],
         "line": figure.line(LINE_OF.get(estimator, "other"), 1.6),

@@ -25,7 +25,7 @@ def ghost(chart: str) -> str:
     """The ghost of a chart as it is sent (JSON); nothing where nothing of it follows the settings."""
     sent = json.loads(chart)
     seen = [trace for trace in sent["data"] if trace.get("visible", True) is True]  # others wait in the legend
-    traces = [trace for trace in seen if "ghost" in trace.get("meta", ())]
+    traces = [trace for trace in seen if "ghost" in trace.get("meta", ()) and trace["x"]]
     shapes = [shape for shape in sent["layout"].get("shapes", ()) if shape.get("name") == FOLLOWS]
     if not traces and not shapes:
         return ""
