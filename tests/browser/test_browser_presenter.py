@@ -38,7 +38,7 @@ INSIDE = """(selector) => {
 @pytest.mark.parametrize(("width", "height", "theme"), [(1280, 720, "light"), (1920, 1080, "dark")])
 def test_the_arrows_lead_through_all_charts_one_a_screen(visit, width, height, theme) -> None:
     page = visit(f"/?sparsity=45&pinned=sparsity%3D20&__theme={theme}", width=width, height=height).page
-    page.wait_for_selector("#ratio-chart .main-svg", timeout=PATIENCE)
+    page.wait_for_selector("body.isx-pinned", timeout=PATIENCE)  # the link is read, which chooses a tab
     page.keyboard.press("p")
     for stop in STOPS:
         page.wait_for_function(INSIDE, arg=stop, timeout=PATIENCE)
