@@ -32,7 +32,7 @@ function component(place, choose) {
 }
 
 function live({ first, steps, charts }) {
-  let layer = 0;
+  let layer = Math.floor(charts.spectra[0].length / 2);
   const draw = Object.fromEntries(PLACES.map((place) => [place, component(place, choose)]));
   const nearest = (percent) => {
     const distances = steps.map((step) => Math.abs(step.percent - percent));
@@ -71,6 +71,7 @@ function live({ first, steps, charts }) {
   });
   const asked = () => parseFloat(location.hash.slice(1));
   window.addEventListener("hashchange", () => asked() >= 0 && move(nearest(asked())));
+  at("layer").value = layer;
   move(asked() >= 0 ? nearest(asked()) : first);
 }
 
