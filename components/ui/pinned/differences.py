@@ -14,6 +14,7 @@ from components.ui.labels import ESTIMATORS
 FIELDS: dict[str, Callable[[Settings], str]] = {
     "bias": lambda pinned: "automatic bias" if pinned.bias is None else f"bias {pinned.bias:g}",
     "cap": lambda pinned: f"cap {pinned.cap:g} %",
+    "shapes": lambda pinned: f"{pinned.shapes} shapes",
     "order": lambda pinned: pinned.order,
     "iterative": lambda pinned: "MLPs refined" if pinned.iterative else "MLPs not refined",
     "text": lambda pinned: f"text {Path(pinned.text).name}",

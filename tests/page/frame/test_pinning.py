@@ -90,6 +90,7 @@ def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
     assert name_of(Settings(), Settings(sparsity=50)) == "30 %, PCA-aware"
     assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45 %, Fisher, sequential, MLPs refined, seed 3"
     assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "30 %, by hand"
+    assert name_of(Settings(shapes="runtime"), Settings()) == "30 %, PCA-aware, runtime shapes"
 
 
 @pytest.mark.parametrize(("change", "words"), [(-3.04, "−3.0"), (2.5, "+2.5"), (0.0, "0"), (0.01, "0"), (-0.01, "0")])
