@@ -172,6 +172,8 @@
     keep();
     tell();
     look();
+    const body = parts.answer.parentElement; // a small screen shows the prediction and the answer, not the question
+    body.scrollTop = parts.control.offsetTop - body.offsetTop;
   }
 
   // Covers what would give the answer away, also from those who hear the page.
@@ -256,7 +258,7 @@
       if (!guessed) paragraphs.unshift(["p", words.no_guess, "isx-quiet"]);
       if (found.truth !== undefined) control?.reveal(found.truth);
     }
-    paragraphs.push(["p", meaning, ""], ["h4", words.large, ""], ["p", large, ""]);
+    if (found) paragraphs.push(["p", meaning, ""], ["h4", words.large, ""], ["p", large, ""]);
     const now = JSON.stringify(paragraphs);
     if (parts.answer.dataset.said === now && parts.answer.firstChild) return;
     parts.answer.dataset.said = now;
@@ -266,7 +268,7 @@
   function judged(said, close) {
     const { kind, choices, unit = "" } = step().control;
     const told = { choice: () => `“${choices[said]}”`, answers: () => "ABC"[said], bars: () => null }[kind] ?? (() => `${said}${unit}`);
-    const verdict = close ? words.close_guess : words.far_guess;
+    const verdict = !close ? words.far_guess : choices || kind === "answers" ? words.right_guess : words.close_guess;
     return told() === null ? verdict : `${fill(words.said, { said: told() })} ${verdict}`;
   }
 
