@@ -10,6 +10,7 @@ from components.lesson.steps import state_of
 from components.page import link
 from components.page.context import CHEAP, PRIVATE
 from components.page.controls import Controls
+from components.session.settings import Settings
 
 # The layer in view, and what a model and its calibration depend on: as the visitor has it, unless a step names it.
 STAYS = ("model", "text", "upload", "sequences", "length", "seed", "dtype", "layer")
@@ -25,9 +26,9 @@ def connect(controls: Controls, refresh: gr.Textbox) -> None:
 def begin(event: gr.EventData) -> tuple:
     """The settings and the layer that a step begins with, and what tells the page that they have come to rest."""
     state = state_of(event.step, event.phase)
+    names = (*Settings._fields, "layer")
     if not state:
-        return (gr.skip(),) * len(link.Linked._fields)
+        return (gr.skip(),) * (len(names) + 1)
     wanted = link.read(state)._asdict()
-    wanted.pop("prompt")  # stays the visitor's own
     kept = {name: gr.skip() for name in STAYS if name not in state}
-    return *(wanted | kept).values(), str(time.time())
+    return *((wanted | kept)[name] for name in names), str(time.time())

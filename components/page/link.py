@@ -45,7 +45,7 @@ def restore(request: gr.Request) -> Restored:
 
 
 def read(query: Mapping[str, str]) -> Linked:
-    """The settings, those pinned, layer and prompt that a link's query carries; what is refused is left out."""
+    """What a link's query carries, without the tab; what the page would refuse is as it opens anyway."""
     linked = {name: _allowed(name, typed(query.get(name), value), value) for name, value in usual()._asdict().items()}
     linked["upload"] = None  # no link names a file
     linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else precision(Settings())
