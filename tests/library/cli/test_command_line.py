@@ -73,8 +73,7 @@ def run(words, capsys):
 
 
 @pytest.mark.parametrize(
-    "command",
-    ["ratios", "evaluate", "slice", "export", "generate", "inspect", "sensitivity", "prices", "sweep", "paper"],
+    "command", ["ratios", "evaluate", "slice", "export", "generate", "inspect", "sensitivity", "prices", "sweep"]
 )
 def test_every_command_explains_itself(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "2000")  # no word is broken at its hyphen

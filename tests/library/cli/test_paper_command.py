@@ -125,3 +125,10 @@ def test_what_is_out_of_reach_is_said_in_its_cell():
     beside = paper._beside(row | {"dense_perplexity": 10.0})
     assert beside["times_dense"] is None
     assert paper._cell(beside) == "out of reach"
+
+
+def test_it_explains_itself(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["paper", "--help"])
+    assert left.value.code == 0
+    assert "the table's rows" in capsys.readouterr().out
