@@ -57,7 +57,8 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
     """`explorer.webp`, which moves, and a small picture a tab."""
     page = browser.new_page(viewport=WINDOW)
     page.goto(f"{address}/?__theme=light")
-    page.wait_for_function(FINAL, timeout=10 * MINUTE)
+    for reached in (SETTLED, FINAL):
+        page.wait_for_function(reached, timeout=10 * MINUTE)
     frames, lengths = [_seen(page, MOVING)], [LONG]
     for percent in BACK_AND_FORTH[1:]:
         page.evaluate(SET, percent)
