@@ -72,11 +72,15 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
     for name in dict.fromkeys(name.strip() for name in page.locator(TABS).all_text_contents()):
         page.locator(TABS, has_text=name).first.evaluate("tab => tab.click()")
         through(page)
-        _seen(page, SMALL).save(folder / f"{name.lower()}.webp", quality=70, method=6)
+        page.locator("#tabs").evaluate("tabs => scrollTo(0, tabs.getBoundingClientRect().top + scrollY - 150)")
+        page.wait_for_timeout(500)
+        left = page.locator("#tabs").bounding_box()["x"]
+        seen = {"x": left, "y": 150, "width": WINDOW["width"] - left, "height": WINDOW["height"] - 150}
+        _seen(page, SMALL, clip=seen).save(folder / f"{name.lower()}.webp", quality=70, method=6)
 
 
-def _seen(page: playwright.Page, width: int) -> Image.Image:
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+def _seen(page: playwright.Page, width: int, **part: dict) -> Image.Image:
+    picture = Image.open(io.BytesIO(page.screenshot(**part))).convert("RGB")
     return picture.resize((width, width * picture.height // picture.width), Image.Resampling.LANCZOS)
 
 
