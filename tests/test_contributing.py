@@ -39,7 +39,8 @@ from intraslice.registry import ESTIMATORS
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"^```python\n# ([\w/.]+)[^\n]*\n(.*?)^```$", TEXT, re.S | re.M))
-COMMANDS = re.findall(r"^    python -m intraslice (.*)$", TEXT, re.M)
+COMMANDS = re.findall(r"^    python -m intraslice (.*energy.*)$", TEXT, re.M)  # of the examples
+MEASURED = re.findall(r"^    (?:python|torchrun .*) -m intraslice (.*)$", TEXT, re.M)
 ENERGY = "intraslice/planning/estimators/energy.py"
 RANDOM_HEADS = "intraslice/methods/random_heads.py"
 FAMILY = "intraslice/modeling/families.py"
@@ -141,6 +142,7 @@ def test_help_offers_both(energy, random_heads, command, capsys):
 
 def test_the_commands_can_be_given(energy, random_heads):
     evaluate, swept = [parser().parse_args(words.split()) for words in COMMANDS]
+    assert len([parser().parse_args(words.split()) for words in MEASURED]) > len(COMMANDS)
     assert evaluate.estimator == energy
     assert (swept.methods, swept.estimators) == (["intraslice", random_heads], ["pca", energy])
 
