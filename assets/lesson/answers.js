@@ -150,12 +150,15 @@
     return { values: { who: models.map((name, index) => `${"ABC"[index]}: ${title(name)}.`).join(" ") }, truth, close: said === truth };
   }
 
+  // Rows are told by their units: two are speeds, of reading and of writing, and one is a size, the cache's.
   function speed(said) {
-    const [dense, sliced] = ["dense", "intraslice"].map((name) => [...document.querySelectorAll(`#${name}-cost dd`)].map((cell) => cell.firstChild.textContent.trim()));
-    const number = (cells, row) => parseFloat(cells[row]?.replace(",", ""));
-    const writes = number(sliced, 4) / number(dense, 4);
-    if (!(writes > 0)) return null;
-    const values = { writes: writes.toFixed(2), writesSliced: number(sliced, 4), writesDense: number(dense, 4), reads: (number(sliced, 3) / number(dense, 3)).toFixed(2), cacheDense: dense[1], cacheSliced: sliced[1] };
+    const cells = (name) => [...document.querySelectorAll(`#${name}-cost dd`)].map((cell) => cell.firstChild.textContent.trim());
+    const speeds = (name) => cells(name).filter((text) => text.endsWith("tokens/s")).map((text) => parseFloat(text.replace(",", "")));
+    const cache = (name) => cells(name).find((text) => /^[\d.]+ [kMG]?B$/.test(text));
+    const [[readsDense, writesDense], [readsSliced, writesSliced]] = [speeds("dense"), speeds("intraslice")];
+    const writes = writesSliced / writesDense;
+    if (!(writes > 0) || writes === Infinity) return null;
+    const values = { writes: writes.toFixed(2), writesSliced, writesDense, reads: (readsSliced / readsDense).toFixed(2), cacheDense: cache("dense"), cacheSliced: cache("intraslice") };
     return { values, truth: writes, close: Math.abs(said / writes - 1) < 0.1 };
   }
 

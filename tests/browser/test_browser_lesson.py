@@ -76,6 +76,12 @@ def predict(page, kind: str) -> None:
         page.keyboard.press("ArrowRight")  # moves the slider, and not the lesson
 
 
+def writing(page, name: str) -> float:
+    """Tokens a second of a model's answers, as the page has it."""
+    row = page.locator(f"#{name}-cost div", has_text="Writing an answer")
+    return float(row.locator("dd").inner_text().split()[0])
+
+
 def test_the_lesson_runs_by_keyboard_from_the_first_step_to_the_last(opened) -> None:
     page = opened()
     page.focus("#lesson")
@@ -100,6 +106,13 @@ def test_the_lesson_runs_by_keyboard_from_the_first_step_to_the_last(opened) -> 
                 timeout=PATIENCE,
             )
             assert page.locator(".isx-lesson-answer :is(.isx-close, .isx-far)").count() == 1
+            found = page.inner_text(".isx-lesson-answer .isx-found")
+            assert not any(word in found for word in ("NaN", "Infinity", "undefined")), found
+        if step["id"] == "speed":
+            sliced, dense = (writing(page, name) for name in ("intraslice", "dense"))
+            assert (
+                f"writes {sliced / dense:.2f} times as fast as the whole model ({sliced:g} against {dense:g} " in found
+            )
         page.keyboard.press("ArrowRight")
     assert page.locator(".isx-lesson").count() == 0
     assert page.evaluate("document.activeElement.id") == "lesson"
