@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
+import pandas
 import pytest
+from pandas.testing import assert_frame_equal
 
 from components.ratios import measure, overrides
 from components.session import choices
@@ -21,13 +23,18 @@ def test_a_saved_plan_is_the_plan_again(session, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     every = (tiny._replace(sparsity=percent) for percent in range(30, 60))  # sizes of a tiny model are coarse
     settings = next(one for one in every if abs(session.plan(one).removed - one.sparsity / 100) < 0.005)
-    file = overrides.save(session, Downloads(), settings)
+    downloads = Downloads()  # whose files go with it
+    file = overrides.save(session, downloads, settings)
     locked, problem = overrides.load(session, settings._replace(estimator="uniform"), file)
     assert not problem
     again = settings._replace(estimator="uniform", locked=locked)
-    assert session.slice_plan(again).layers == session.slice_plan(settings).layers
+    for layer, before in zip(session.slice_plan(again).layers, session.slice_plan(settings).layers, strict=True):
+        ratios = {"attention_ratio": before.attention_ratio, "mlp_ratio": before.mlp_ratio}
+        assert (layer.attention_ratio, layer.mlp_ratio) == pytest.approx(tuple(ratios.values()), abs=1e-10)
+        assert replace(layer, **ratios) == before
     assert session.slice_plan(again).parameters == session.slice_plan(settings).parameters
-    assert Path(overrides.save(session, Downloads(), again)).read_text() == Path(file).read_text()
+    # In per cent, as the page has them, they keep twelve digits.
+    assert_frame_equal(pandas.read_csv(overrides.save(session, downloads, again)), pandas.read_csv(file))
     assert session.plan(again).estimator == "manual"
 
 
