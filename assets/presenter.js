@@ -2,7 +2,7 @@
 // laid over the page (presenter.css), and the arrows go on through the charts of a tab, then to the next tab.
 (() => {
   const STOPS = ".isx-card:not(.isx-card .isx-card), .isx-stop"; // what stands alone on a screen
-  const LOOKS = 10; // 50 ms apart, at a tab that is built and whose charts may still be drawn
+  const LOOKS = 60; // 50 ms apart, at a tab that is built and whose charts may still be drawn
   const on = { ArrowRight: 1, PageDown: 1, ArrowLeft: -1, PageUp: -1 };
   let stage = null;
   let line = null;
