@@ -8,6 +8,7 @@ from test_browser_page import close, ratios
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,  # several pages, each measured
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
 ]
 
