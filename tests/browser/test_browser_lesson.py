@@ -83,7 +83,6 @@ def writing(page, name: str) -> float:
     return float(row.locator("dd").inner_text().split()[0])
 
 
-@pytest.mark.slow  # ten steps, each measured
 def test_the_lesson_runs_by_keyboard_from_the_first_step_to_the_last(opened) -> None:
     page = opened()
     page.focus("#lesson")
