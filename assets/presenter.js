@@ -6,6 +6,7 @@
   const on = { ArrowRight: 1, PageDown: 1, ArrowLeft: -1, PageUp: -1 };
   let stage = null;
   let line = null;
+  let coming = null; // another look at a tab that is being built
 
   const presents = () => document.body.classList.contains("isx-present");
   const buttons = () => [...document.querySelectorAll('#tabs button[role="tab"], #tabs .overflow-menu button')];
@@ -17,6 +18,7 @@
   const stops = () => [...(panel()?.querySelectorAll(STOPS) ?? [])].filter((one) => one.matches(".isx-stop") || one.querySelector(".isx-title")?.textContent);
 
   function show(stop) {
+    clearTimeout(coming);
     stage?.classList.remove("isx-stage");
     stage = stop ?? null;
     if (!stage) return;
@@ -35,11 +37,12 @@
     const built = opened() === index && panel()?.querySelector(".block, button");
     const found = built ? stops() : [];
     if (found.length) show(step > 0 ? found[0] : found.at(-1));
-    else if (tries) setTimeout(open, 50, index, step, from, tries - Boolean(built));
+    else if (tries) coming = setTimeout(open, 50, index, step, from, tries - Boolean(built));
     else open(index + step, step, from);
   }
 
   function go(step) {
+    clearTimeout(coming);
     const all = stops();
     const next = all[all.indexOf(stage) + step];
     if (next) show(next);

@@ -68,7 +68,11 @@ def test_the_slider_moves_the_chart_on_the_screen_and_gives_the_arrows_back(visi
     page.keyboard.press("ArrowRight")
     page.wait_for_function(INSIDE, arg="#importance-chart", timeout=PATIENCE)
     page.focus("#sparsity input[type=range]")
-    opened.moved_by(lambda: page.keyboard.press("ArrowRight"))  # the focused slider's own
+    before = page.inner_text("#removed")
+    page.keyboard.press("ArrowRight")  # the focused slider's own
+    page.wait_for_function(
+        "before => document.querySelector('#removed').innerText !== before", arg=before, timeout=PATIENCE
+    )
     page.wait_for_function(INSIDE, arg="#importance-chart", timeout=PATIENCE)
 
 
