@@ -129,9 +129,6 @@ class Columns:
 
     def _measuring(self, settings: Settings, pinned: Settings | None) -> Iterator[Status]:
         yield from self.session.measuring(settings)
-        if pinned is not None:
-            yield from self.session.measuring(pinned)
-            yield from self._timing(pinned, (yield from self.pair(pinned)))
         models, key = (yield from self.pair(settings)), calibration_key(settings)
         if settings.sparsity:
             with suppress(UserError, NumericalError):  # `known` says so in words
@@ -145,6 +142,11 @@ class Columns:
             work = acceptance(models["dense"], models["intraslice"], tokenizer, DRAFT_PROMPTS, DRAFT)
             draft = yield from statuses(work, "As the dense model's draft, prompt")
             self._drafts.put((key, slice_config(settings)), draft)
+        if pinned is not None and pinned.sparsity:
+            yield from self.session.measuring(pinned)
+            models, calibrated = (yield from self.pair(pinned)), self.session.calibrated(pinned)
+            yield from self.session.readings.losses(pinned, "intraslice", calibrated, compared=True)
+            yield from self._timing(pinned, models)
         yield self.session.ready(settings)
 
     def _timing(self, settings: Settings, models: dict[str, PreTrainedModel]) -> Generator[Status, None, None]:

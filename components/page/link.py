@@ -75,4 +75,4 @@ def _pinned(text: str) -> str:
         return ""
     for name, ends in SLIDERS.items():
         limits.number(name, getattr(settings, name), *ends)
-    return pinned_text.write(settings)
+    return pinned_text.write(settings._replace(dtype=precision(settings)))

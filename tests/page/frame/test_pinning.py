@@ -14,6 +14,7 @@ from components.compare.models import Columns
 from components.page import link, pinning, slider
 from components.ratios import panel as ratios
 from components.ratios.charts import importance_chart, ratio_chart
+from components.session.keys import precision
 from components.session.session import Session
 from components.session.settings import Settings
 from components.session.views import Beside, Perplexities, Reading
@@ -22,7 +23,7 @@ from components.ui import formatting
 from components.ui.figure import ALWAYS, Chart, layout_of
 from components.ui.handlers import Follower, bind, flat
 from components.ui.pinned import text as pinned
-from components.ui.pinned.differences import name_of, signed
+from components.ui.pinned.differences import FIELDS, name_of, signed
 from components.ui.pinned.ghost import ghost
 from intraslice.errors import UserError
 
@@ -34,7 +35,8 @@ def test_a_setting_is_read_as_it_was_written(settings) -> None:
     assert pinned.read(pinned.write(settings)) == settings
     query = {"pinned": pinned.write(settings), "sparsity": "20"}
     restored = link.restore(SimpleNamespace(query_params=query))
-    assert (restored.pinned, restored.sparsity) == (pinned.write(settings), 20)
+    assert pinned.read(restored.pinned) == settings._replace(dtype=precision(settings))
+    assert restored.sparsity == 20
 
 
 NO_SETTINGS = [
@@ -90,6 +92,7 @@ def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
     assert name_of(Settings(), Settings(sparsity=50)) == "30 %, PCA-aware"
     assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45 %, Fisher, sequential, MLPs refined, seed 3"
     assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "30 %, by hand"
+    assert FIELDS.keys() == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
     assert name_of(Settings(shapes="runtime"), Settings()) == "30 %, PCA-aware, runtime shapes"
 
 
@@ -198,4 +201,5 @@ def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
     *_, costs = compare.costs(columns, mine, other, SOMEBODY)
     assert f"{columns.known(other).columns['intraslice'].perplexity:.2f}" in costs.pinned
     assert costs.pinned.count("tokens/s") == 2
+    assert columns.known(other).columns["intraslice"].divergence is not None
     assert compare.known_costs(columns, mine, 0, None, SOMEBODY).pinned == ""
