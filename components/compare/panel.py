@@ -11,7 +11,7 @@ from components.compare.handlers import Answered, CostsMeasured, CostTexts
 from components.compare.models import Columns
 from components.compare.passage_panel import PassagePanel
 from components.compare.views import COLUMNS, PINNED
-from components.page.context import CHEAP, HEAVY, PRIVATE, Context
+from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
 from components.session import limits
 from components.session.session import Session
 from components.session.settings import PROMPT, Settings
@@ -100,7 +100,7 @@ def connect(panel: ComparePanel, context: Context) -> None:
     outputs = [*Answered(context.status, **panel.answers)]
     answering = {"fn": flat(handlers.answer, columns), "inputs": asking, "outputs": outputs, **HEAVY}
     asked = [panel.generate.click, panel.prompt.submit]
-    answered = gr.on(asked, **answering, api_name="answer", trigger_mode="always_last")
+    answered = whenever(asked, **answering, api_name="answer")
     measured = [*CostsMeasured(context.status, *panel.costs)]
     answered.then(flat(handlers.costs, columns), [*settings, pinned], measured, api_name="costs", **HEAVY)
     panel.stop.click(bind(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)
@@ -109,5 +109,7 @@ def connect(panel: ComparePanel, context: Context) -> None:
     context.follow(Follower("compare", known_costs, panel.costs), [*context.at_rest, pinned.change])
     for end in (*context.measured, *context.released):
         end.then(flat(known_costs), [*settings, context.controls.layer, pinned], [*panel.costs], **PRIVATE, **CHEAP)
-    pinned.change(lambda: html.answer(PINNED), None, panel.answers[PINNED], **PRIVATE, **CHEAP)
+    whenever(
+        [pinned.change], fn=lambda: html.answer(PINNED), inputs=None, outputs=panel.answers[PINNED], **PRIVATE, **CHEAP
+    )
     passage_panel.connect(panel.below, columns, panel.raw, answered, context)

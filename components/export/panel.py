@@ -14,7 +14,7 @@ from components.export.published.html import embed, page
 from components.export.published.measure import Publisher
 from components.export.published.views import Choice
 from components.export.report import Report, html
-from components.page.context import CHEAP, HEAVY, PRIVATE, Context
+from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
 from components.ratios.charts import importance_chart, ratio_chart
 from components.session.session import NOT_CALIBRATED, Session
 from components.session.settings import Settings, Status
@@ -240,7 +240,7 @@ def connect(panel: ExportPanel, context: Context) -> None:
         **CHEAP,
         **PRIVATE,
     }
-    gr.on([*context.at_rest, controls.iterative.input, controls.model.change], **seen, trigger_mode="always_last")
+    whenever([*context.at_rest, controls.iterative.input, controls.model.change], **seen)
     for end in (context.opened["export"], *context.prepared):
         end.then(**seen)
 

@@ -21,6 +21,16 @@ CHEAP = {"queue": False, "show_progress": "hidden"}
 PRIVATE = {"api_visibility": "private", "api_name": "step"}
 
 
+def whenever(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
+    """Call after any of these events, and once more at the end if others came meanwhile.
+
+    Gradio (6.31) sends an event that came meanwhile to all its listeners again: two that keep events so would keep each
+    other going for good. Hence none listens to an event itself, but to a relay in the browser of its own.
+    """
+    relay = gr.on(events, None, None, None, js="() => []", **PRIVATE, **CHEAP)
+    return relay.then(**call, trigger_mode="always_last")
+
+
 class Context(NamedTuple):
     """The frame's parts and the moments that tabs hang on to.
 
@@ -69,7 +79,7 @@ class Context(NamedTuple):
         """Let a tab in view follow these events, besides being up to date when it is opened."""
         self.followers.append(follower)
         call = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
-        gr.on(events, **call, trigger_mode="always_last")
+        whenever(events, **call)
         for end in (*self.prepared, self.opened[follower.tab]):
             end.then(**call)
 
@@ -82,7 +92,7 @@ class Context(NamedTuple):
         """
         first, *others = (self._call(tab, outputs, handler, *bound) | HEAVY for handler in handlers)
         ends = [end.then(**first) for end in (*self.measured, self.opened[tab])]
-        ends.append(gr.on(self.at_rest, **first, trigger_mode="always_last"))
+        ends.append(whenever(self.at_rest, **first))
         for other in others:
             ends = [end.then(**other) for end in ends]
         return ends
@@ -92,7 +102,7 @@ class Context(NamedTuple):
         lane = {"concurrency_id": follower.tab, "concurrency_limit": 2, "show_progress": "hidden"}
         first = self._call(follower.tab, None, handler, *bound) | lane
         then = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
-        gr.on(self.controls.layer.change, **first, trigger_mode="always_last").then(**then)
+        whenever([self.controls.layer.change], **first).then(**then)
         for end in (*self.prepared, self.opened[follower.tab]):
             end.then(**first).then(**then)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.page import handlers, lesson, link, slider
-from components.page.context import CHEAP, HEAVY, PRIVATE, Context
+from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
 from components.page.controls import Controls
 from components.session.session import Session
 from components.ui.downloads import Downloads
@@ -102,10 +102,10 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
     dragged += [controls.shapes.input, controls.bias.change, controls.layer.change, controls.locked.change]
     dragged += [refresh.change, controls.pinned.change]
-    gr.on(dragged, **move, trigger_mode="always_last")
-    released.append(gr.on(context.at_rest, **measure, trigger_mode="always_last", api_name="measure_live"))
+    whenever(dragged, **move)
+    released.append(whenever(context.at_rest, **measure, api_name="measure_live"))
 
-    controls.model.change(**memory, api_name="memory")
+    whenever([controls.model.change], **memory, api_name="memory")
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
     ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
     asked = {**measure, "fn": flat(slider.measure, session)}

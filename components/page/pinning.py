@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.page import slider
-from components.page.context import CHEAP, HEAVY, PRIVATE, Context
+from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
 from components.page.events import Frame
 from components.session.settings import Settings
 from components.ui.chart_bridge import ghost_update, is_chart
@@ -97,7 +97,7 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
     toolbar.unpin.click(lambda: "", None, kept, **PRIVATE, **CHEAP)
 
     telling = {"fn": flat(tell), "inputs": [*settings, kept], "outputs": [*Told(toolbar.words, toolbar.unpin)]}
-    gr.on([kept.change, controls.model.change, context.refresh.change], **telling, **PRIVATE, **CHEAP)
+    whenever([kept.change, controls.model.change, context.refresh.change], **telling, **PRIVATE, **CHEAP)
 
     drawing = {
         "fn": flat(ghosts, context.followers),
@@ -106,7 +106,7 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
         **PRIVATE,
         **CHEAP,
     }
-    gr.on([kept.change, controls.layer.change, context.refresh.change], **drawing, trigger_mode="always_last")
+    whenever([kept.change, controls.layer.change, context.refresh.change], **drawing)
     for end in (*context.opened.values(), *context.prepared, *context.pinned_known):
         end.then(**drawing)
     texts = slider.Measured(frame.status, controls.readout, frame.headline, frame.removed, frame.perplexity)
@@ -117,7 +117,7 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
         **PRIVATE,
         **HEAVY,
     }
-    for end in (kept.change(**measuring), *(end.then(**measuring) for end in context.measured)):
+    for end in (whenever([kept.change], **measuring), *(end.then(**measuring) for end in context.measured)):
         end.then(**drawing)
 
     undone = [*(getattr(controls, name) for name in UNDONE), context.refresh]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.assets import ASSETS
-from components.page.context import CHEAP, PRIVATE, Context
+from components.page.context import CHEAP, PRIVATE, Context, whenever
 from components.ratios import measure
 from components.session.session import Session
 from components.session.settings import Settings
@@ -96,7 +96,14 @@ def connect(panel: OverridesPanel, context: Context) -> None:
     edited = Edited(controls.locked, panel.problem)
     panel.table.select(flat(edit, context.session), controls.settings, [*edited], **PRIVATE, **CHEAP)
     told = [panel.table, panel.problem]
-    controls.locked.change(lambda locked: (locked, ""), controls.locked, told, **PRIVATE, **CHEAP)
+    whenever(
+        [controls.locked.change],
+        fn=lambda locked: (locked, ""),
+        inputs=controls.locked,
+        outputs=told,
+        **PRIVATE,
+        **CHEAP,
+    )
     asked = [*controls.settings, panel.upload]
     panel.upload.upload(flat(load, context.session), asked, [*edited], **PRIVATE, **CHEAP)
     saving = flat(save, context.session, context.downloads)

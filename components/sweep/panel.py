@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.page.context import CHEAP, HEAVY, PRIVATE, Context
+from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
 from components.session import choices
 from components.session.limits import told
 from components.session.session import Session
@@ -193,7 +193,7 @@ def connect(panel: SweepPanel, context: Context) -> None:
         **PRIVATE,
     }
     changed = [component.change for component in panel.choice]
-    gr.on([*changed, *context.options_at_rest, controls.iterative.input], **seen, trigger_mode="always_last")
+    whenever([*changed, *context.options_at_rest, controls.iterative.input], **seen)
     for end in (context.opened["sweep"], *context.prepared):
         end.then(**seen)
     context.followers.append(Follower("sweep", bind(show_pinned, session), panel.shown))

@@ -8,7 +8,6 @@ from test_browser_page import close, ratios
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.slow,  # several pages, each measured
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
 ]
 
@@ -104,6 +103,10 @@ def test_every_tab_shows_what_is_pinned_and_a_move_does_not_bring_it_again(visit
         }"""
     )
     page.wait_for_function(REMOVED, arg=50, timeout=PATIENCE)
+    page.wait_for_timeout(3000)
+    seen = len(answers)
+    page.wait_for_timeout(1000)
+    assert len(answers) == seen  # what has answered rests
     moved = [text for text in (answer.text() for answer in answers) if "50.0%" in text]
     assert moved
     assert not any('"ghost":"{' in text for text in moved)
@@ -112,7 +115,7 @@ def test_every_tab_shows_what_is_pinned_and_a_move_does_not_bring_it_again(visit
     assert len(page.evaluate("getComputedStyle(document.querySelector('#answers')).gridTemplateColumns").split()) == 4
 
 
-@pytest.mark.parametrize("pinned", ["sparsity=99", "sparsity%3D99", "sparsity%3D30%26upload%3Dmine.txt", "%00"])
+@pytest.mark.parametrize("pinned", ["sparsity%3D99", "%00"])
 def test_a_link_that_pins_nonsense_opens_the_page_all_the_same(visit, pinned) -> None:
     opened = visit(f"/?sparsity=33&pinned={pinned}")
     wait_for(opened, 33)

@@ -5,7 +5,6 @@ from browsing import CHROMIUM, PATIENCE
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.slow,  # thirteen charts, each drawn anew
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
 ]
 

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,6 +184,14 @@ def test_gradio_gives_every_handler_what_it_takes(session) -> None:
         injected = [name for name in taken if is_special_typed_parameter(name, hints)]
         assert len(taken) == len(function.inputs) + len(injected), function.api_name
         assert {"request", "event"} & taken.keys() == set(injected), function.api_name
+
+
+def test_no_two_listeners_keep_each_other_going(session) -> None:
+    # An event that came while a listener in this mode ran is sent to all its listeners again (gradio 6.31).
+    keeping = [function for function in build_app(session).fns.values() if function.trigger_mode == "always_last"]
+    events = Counter(target for function in keeping if function.fn is not None for target in function.targets)
+    assert len(keeping) > 20
+    assert [event for event, listeners in events.items() if event[0] is not None and listeners > 1] == []
 
 
 def test_the_snapshot_shows_the_default_model_before_it_is_loaded(session) -> None:
