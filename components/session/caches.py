@@ -1,7 +1,8 @@
 """Dictionaries that are bounded, one by one by the piece and all together by bytes: memory is not.
 
 A process has one memory, so all its caches share one `BUDGET`. When it is full the least valuable goes: what takes the
-fewest seconds a byte to make again and was not used for longest (GreedyDual-Size, Cao and Irani 1997).
+fewest seconds a byte to make again and was not used for longest (GreedyDual-Size, Cao and Irani 1997). What nobody uses
+for a while goes too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,11 +40,12 @@ OURS = ("components.", "intraslice.")
 
 @dataclass(eq=False)
 class _Entry(Generic[Value]):
-    """A value, its bytes when it came, and where the budget's clock stood when it was used."""
+    """A value, its bytes when it came, and where the budget's clock and the world's stood when it was used."""
 
     value: Value
     weight: int
     clock: float
+    moment: float
 
 
 class BoundedCache(Generic[Key, Value]):
@@ -67,7 +70,7 @@ class BoundedCache(Generic[Key, Value]):
             if entry is None:
                 return None
             self._held.move_to_end(key)
-            entry.clock = BUDGET.clock
+            entry.clock, entry.moment = BUDGET.clock, time.monotonic()
             return entry.value
 
     def put(self, key: Key, value: Value) -> Value:
@@ -75,7 +78,7 @@ class BoundedCache(Generic[Key, Value]):
         weight = sum(bytes_in(value).values())
         with self._lock:
             self._held.pop(key, None)
-            self._held[key] = _Entry(value, weight, BUDGET.clock)
+            self._held[key] = _Entry(value, weight, BUDGET.clock, time.monotonic())
             if len(self._held) > self.limit:
                 self._held.popitem(last=False)
         if weight >= LARGE:
@@ -102,6 +105,7 @@ class Budget:
         self.clock = 0.0  # the value of what went last: later uses count from there
         self.bytes: float = math.inf
         self._lock = threading.Lock()
+        self._timer = threading.Timer(0, self.rest)
 
     def set(self, free: int) -> None:
         """Give the caches their share of so many free bytes."""
@@ -133,13 +137,37 @@ class Budget:
                 sharers.subtract(parts.keys())
                 total -= sum(size for address, size in parts.items() if not sharers[address])
                 self.clock = max(self.clock, least)
+            if not self._timer.is_alive():
+                self._look_after(limits.UNUSED_SECONDS.value)
         if gone:
             cache = entry = large = None  # or what went would be held until here
             _give_back()
 
+    def rest(self) -> None:
+        """Let go what is large and was not used for a while, and look again when the next has its time."""
+        with self._lock:
+            oldest = time.monotonic() - limits.UNUSED_SECONDS.value
+            large = [(entry.moment, cache, entry) for cache, entry in self._held() if entry.weight >= LARGE]
+            unused = [(cache, entry) for moment, cache, entry in large if moment <= oldest]
+            for cache, entry in unused:
+                cache.drop(entry)
+            if left := [moment for moment, _, _ in large if moment > oldest]:
+                self._look_after(min(left) - oldest)
+        if unused:
+            cache = entry = large = unused = None  # or what went would be held until here
+            _give_back()
+
+    def _look_after(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self.rest)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _held(self) -> list[tuple[BoundedCache, _Entry]]:
+        return [(cache, entry) for cache in list(self.caches) for entry in cache.entries()]
+
     def _large(self) -> tuple[list[tuple[BoundedCache, _Entry, dict[int, int]]], int]:
         """The large entries with the bytes they hold now, some grow, and the bytes of all others."""
-        held = [(cache, entry) for cache in list(self.caches) for entry in cache.entries()]
+        held = self._held()
         large = [(cache, entry, bytes_in(entry.value)) for cache, entry in held if entry.weight >= LARGE]
         return large, sum(entry.weight for _, entry in held if entry.weight < LARGE)
 

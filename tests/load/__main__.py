@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from components.session.limits import UNUSED_SECONDS
 from intraslice.cache import cache_folder
 from tests.browsing import running_app
 from tests.load.calls import Notes, Page
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--seeds", type=int, default=3, help="calibrations that the clients share")
-    parser.add_argument("--rest", type=float, default=15.0, help="seconds from the end to the last look at memory")
+    parser.add_argument("--rest", type=float, default=60.0, help="seconds from the end to the last look at memory")
     arguments = parser.parse_args()
     home = cache_folder()
     with tempfile.TemporaryDirectory() as folder:
@@ -82,6 +83,7 @@ def main() -> None:
         os.environ["INTRASLICE_CACHE"] = f"{folder}/library"
         truth = truths(arguments.seeds)
         os.environ["INTRASLICE_CACHE"] = f"{folder}/page"
+        os.environ[UNUSED_SECONDS.variable] = str(round(arguments.rest / 2))
         with running_app() as address:
             memory = Memory()
             Page(address).ask("evaluate", list(asked(0, 30)))  # so that the model is there

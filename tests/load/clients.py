@@ -27,19 +27,32 @@ class Life(NamedTuple):
     dice: random.Random
 
 
-def slider(life: Life) -> None:
-    """Drags, in bursts, and lets go: ratios are the library's once its seed is calibrated, else said to be others."""
+def dragger(life: Life) -> None:
+    """Drags, and looks: ratios are the library's once its seed is calibrated, else said to be others."""
     page = Page(life.address)
     with page.opened():
         while not life.stop.is_set():
-            for _ in range(10):
-                sparsity = life.dice.choice(SPARSITIES)
-                start = time.monotonic()
-                answer = page.now("ratios", [*asked(life.seed, sparsity), 0, ""])
-                life.notes.slider.append(time.monotonic() - start)
-                life.notes.call("slider")
-                _check_ratios(life, answer, sparsity)
-                life.stop.wait(0.15)
+            _drag(life, page)
+            life.stop.wait(2.0)
+
+
+def _drag(life: Life, page: Page) -> None:
+    for _ in range(10):
+        sparsity = life.dice.choice(SPARSITIES)
+        start = time.monotonic()
+        answer = page.now("ratios", [*asked(life.seed, sparsity), 0, ""])
+        life.notes.slider.append(time.monotonic() - start)
+        life.notes.call("slider")
+        _check_ratios(life, answer, sparsity)
+        life.stop.wait(0.15)
+
+
+def slider(life: Life) -> None:
+    """Drags, and lets go, which under this load is measured after minutes."""
+    page = Page(life.address)
+    with page.opened():
+        while not life.stop.is_set():
+            _drag(life, page)
             sparsity = life.dice.choice(MEASURED)
             answer = page.ask("measure_live", [*asked(life.seed, sparsity), 0, ""])
             life.notes.call("let go")
@@ -126,7 +139,15 @@ def hooligan(life: Life) -> None:
         life.stop.wait(0.5)
 
 
-KINDS: dict[Callable[[Life], None], int] = {slider: 12, evaluator: 4, reader: 4, sweeper: 2, vanisher: 4, hooligan: 4}
+KINDS: dict[Callable[[Life], None], int] = {
+    dragger: 6,
+    slider: 6,
+    evaluator: 4,
+    reader: 4,
+    sweeper: 2,
+    vanisher: 4,
+    hooligan: 4,
+}
 
 
 def live(kind: Callable[[Life], None], life: Life) -> None:

@@ -1,8 +1,12 @@
 """What all caches of the page hold together: one budget, of which the least valuable goes first."""
 
+import threading
+import time
+
 import pytest
 import torch
 
+from components.session import limits
 from components.session.caches import BUDGET, BoundedCache, bytes_in
 
 
@@ -52,3 +56,22 @@ def test_bytes_are_those_of_tensors_wherever_they_are(as_loaded, tiny_llama_gqa)
     loaded = as_loaded(tiny_llama_gqa())
     weights = sum(parameter.nbytes for parameter in loaded.model.parameters())
     assert weights <= sum(bytes_in((loaded, loaded.model)).values()) < weights + 2**18
+
+
+def test_what_nobody_uses_goes_after_a_while(budget, monkeypatch) -> None:
+    monkeypatch.setenv(limits.UNUSED_SECONDS.variable, "1")
+    monkeypatch.setattr(BUDGET, "_timer", threading.Timer(0, BUDGET.rest))
+    cache = BoundedCache()
+    cache.put("used", megabytes(1))
+    cache.put("unused", megabytes(1))
+    cache.put("small", 1)
+    until = time.monotonic() + 30
+    while len(cache.entries()) == 3:
+        assert cache.get("used") is not None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert cache.get("unused") is None
+    while cache.get("used") is not None:
+        assert time.monotonic() < until
+        time.sleep(1.5)
+    assert cache.get("small") == 1
