@@ -70,7 +70,9 @@ def solve(system: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Float[Te
             f"a {len(system)} x {len(system)} moment is singular even with damping: calibration text is too uniform, "
             "or too short; calibrate on more text, of more different words"
         )
-    return torch.cholesky_solve(right, factor)
+    # From the right, two triangular solves take two thirds of the time of `cholesky_solve` on a CPU.
+    half = torch.linalg.solve_triangular(factor.mT, right.mT, upper=True, left=False)
+    return torch.linalg.solve_triangular(factor, half, upper=False, left=False).mT
 
 
 def principal_axes(

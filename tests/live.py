@@ -13,11 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from playwright import sync_api as playwright
 
 from intraslice import EvaluationConfig, evaluation_tokens, finish, load_model
 from intraslice.cache import cache_folder
 from intraslice.evaluation.perplexity import measure_losses
+from intraslice.pretrained.precision import choose_dtype
 from tests.browsing import ARGUMENTS, CHROMIUM, running_app
 
 MINUTES = 600_000  # ms, of patience
@@ -103,7 +105,7 @@ class Machine:
     """This one, by how many times slower it is than that on which the bounds were set."""
 
     def __init__(self) -> None:
-        loaded = load_model("default", dtype="auto")
+        loaded = load_model("default", getattr(torch, choose_dtype()))
         windows = evaluation_tokens(loaded.tokenizer, EvaluationConfig(tokens=2_560))
         for _ in range(2):  # the first run warms up
             began = time.perf_counter()

@@ -99,9 +99,10 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
     cut = cut_queries_and_keys(weights, heads, channels, frequency)
     kept = (heads[:, None] * dense.value_dim + torch.arange(dense.value_dim, device=heads.device)).flatten()
     mean = stats.attention_sum / tokens
+    rows = stats.attention_moment.index_select(0, kept)
     moments = OutputMoments(
-        kept=stats.attention_moment[kept][:, kept],
-        cross=stats.attention_moment[kept],
+        kept=rows.index_select(1, kept),
+        cross=rows,
         kept_mean=mean[kept],
         dense_mean=mean,
         tokens=tokens,

@@ -78,11 +78,12 @@ def keep_neurons(
     cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
     down = weights.down.to(moment.dtype)
     bias = weights.down_bias
-    rows = damp(fitted_moment(weights, moment, mean, tokens), damping)[kept]
-    repair = solve(rows[:, kept], rows[:, cut] @ down[:, cut].T).T  # (D, kept)
+    rows = damp(fitted_moment(weights, moment, mean, tokens), damping).index_select(0, kept)  # faster than `[kept]`
+    of_cut = down.index_select(1, cut) @ rows.index_select(1, cut).T  # (D, kept)
+    repair = solve(rows.index_select(1, kept), of_cut.T).T
     if bias is not None:
         bias = (bias + down[:, cut] @ mean[cut] - repair @ mean[kept]).to(weights.down.dtype)
-    return select_neurons(weights, kept, (down[:, kept] + repair).to(weights.down.dtype), bias)
+    return select_neurons(weights, kept, (down.index_select(1, kept) + repair).to(weights.down.dtype), bias)
 
 
 def select_neurons(
@@ -91,7 +92,7 @@ def select_neurons(
     """The kept rows of `gate` and `up` with their biases, over a new output map."""
 
     def rows(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[kept]
+        return None if tensor is None else tensor.index_select(0, kept)
 
     return replace(
         weights,

@@ -27,7 +27,7 @@ SHARE = 8  # seconds of what people wait for, to one of the background beside it
 WEIGHT = 4  # times as much of a visitor's turns goes to a job that comes first
 LONG = 0.5  # seconds of a step that others feel
 IDLE = 60.0  # seconds without a job after which the worker ends
-NICE = 15  # to whoever only wants to see a slider move
+NICE = 5  # to whoever only wants to see a slider move
 REMEMBERED = 10_000  # people whose use is known
 LEAST = 1e-4  # seconds that a step counts, however short
 
