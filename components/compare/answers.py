@@ -17,7 +17,7 @@ from intraslice.errors import NumericalError, UserError
 from intraslice.evaluation.generation import HALF, Sampling, answer_text, end_tokens, stream_tokens
 
 Answers = Mapping[str, Answer]
-MAKING = 0.2  # seconds that models are made for, between two tokens of the columns that answer
+MAKING = 0.4  # seconds that models are made for, between two tokens of the columns that answer
 
 
 def answer(
