@@ -1,7 +1,8 @@
-"""An estimator from a file of one's own, by `path.py:function`. Running somebody's file is the caller's to allow.
+"""An estimator from a file of one's own, by `path.py:function` or `path.json`.
 
-The function is given the statistics of one layer's modules, `LayerCalibration`, and answers with the importance of
-their units, as `Importances` or as a pair of tensors:
+A JSON file has the importances themselves, layer by layer (`untrusted/importance_files.py`), such as `curves` writes.
+To run somebody's Python file is the caller's to allow. Its function is given the statistics of one layer's modules,
+`LayerCalibration`, and answers with the importance of their units, as `Importances` or as a pair of tensors:
 
     def importances(layer):
         # attention: equal parts of the channels that enter o_proj, in their order, from all channels to whole heads
@@ -28,20 +29,23 @@ from torch import Tensor
 from intraslice.errors import UserError
 from intraslice.planning.estimators import Estimator, Importances, LayerCalibration
 from intraslice.registry import ESTIMATORS
+from intraslice.untrusted.importance_files import read_importances
 
 
 def load_estimator(place: str) -> Estimator:
-    """Run the file that `path.py:function` names, and register the function as an estimator.
+    """Read the file that `path.json` or `path.py:function` names, and register what it gives as an estimator.
 
     Its name is that of file and function with a digest of the file, since results are kept by it: another version of
     the file is another estimator. Where `place` has a digest, too, the file must be that version. Raises UserError for
     anything else.
     """
-    where, _, named = place.rpartition(":")
-    function, _, wanted = named.partition("@")
+    where, wanted = place, ""
+    if "@" in place.rpartition("/")[2]:
+        where, _, wanted = place.rpartition("@")
+    where, function = (where, "") if where.endswith(".json") else where.rpartition(":")[::2]
     path = Path(where).expanduser()
-    if path.suffix != ".py" or not function.isidentifier():
-        raise UserError(f"estimator {place!r} is none of {', '.join(ESTIMATORS)}, and no path.py:function")
+    if path.suffix != ".json" and (path.suffix != ".py" or not function.isidentifier()):
+        raise UserError(f"estimator {place!r} is none of {', '.join(ESTIMATORS)}, and no path.py:function or path.json")
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     except OSError as error:
@@ -50,12 +54,25 @@ def load_estimator(place: str) -> Estimator:
         raise UserError(f"{path.name} is of version {digest}, wanted {wanted}; leave out @{wanted} to take it as it is")
     if path.name.split() != [path.name]:
         raise UserError(f"{path.name!r} has blanks in its name; call it by one word, such as mine.py")
-    name = f"{path.name}:{function}@{digest}"
+    name = f"{path.name}:{function}@{digest}" if function else f"{path.name}@{digest}"
     if name in ESTIMATORS:
         return ESTIMATORS[name]
-    explanation = f"{function} of {path.name}"
-    importance = _checked(name, _function(path, function, f"own_estimator_{digest}"))
-    return ESTIMATORS.register(Estimator(name, f"{function} ({path.name})", explanation, importance, "units"))
+    own = _function(path, function, f"own_estimator_{digest}") if function else _from_file(path)
+    label, explanation = (
+        (f"{function} ({path.name})", f"{function} of {path.name}") if function else (path.stem, path.name)
+    )
+    return ESTIMATORS.register(Estimator(name, label, explanation, _checked(name, own), "units"))
+
+
+def _from_file(path: Path) -> Callable[[LayerCalibration], Any]:
+    layers = read_importances(path)
+
+    def importances(layer: LayerCalibration) -> tuple[list[float], list[float]]:
+        if layer.index >= len(layers):
+            raise UserError(f"{path.name} has {len(layers)} layers, and the model more; wanted its own file")
+        return layers[layer.index]["attention"], layers[layer.index]["mlp"]
+
+    return importances
 
 
 def _function(path: Path, function: str, module_name: str) -> Callable[[LayerCalibration], Any]:
@@ -79,6 +96,8 @@ def _checked(name: str, function: Callable[[LayerCalibration], Any]) -> Callable
             answer = function(layer)
             attention, mlp = (answer.attention, answer.mlp) if isinstance(answer, Importances) else answer
             attention, mlp = (torch.as_tensor(values, dtype=torch.float32) for values in (attention, mlp))
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"estimator {name} failed ({_said(error)}); wanted importances of attention, mlp"

@@ -162,9 +162,8 @@ class CalibrationStats:
 
     def _profiling(self, head_fraction: float | None, gradient_group: int) -> Generator[Progress, None, Profile]:
         layers: list[LayerProfile] = []
-        for stats, sizes, energies, kv_head in zip(
-            self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True
-        ):
+        parts = zip(self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True)
+        for index, (stats, sizes, energies, kv_head) in enumerate(parts):
             layer = LayerCalibration(
                 sizes,
                 group_gradients(stats.attention_gradients, gradient_group),
@@ -173,6 +172,7 @@ class CalibrationStats:
                 stats.mlp_moment,
                 energies,
                 head_fraction,
+                index,
             )
             scores = _channel_scores(layer)
             table = head_table(head_energies(stats.attention_moment, scores), scores)

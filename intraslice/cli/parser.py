@@ -10,6 +10,7 @@ import intraslice
 from intraslice.calibration.own_estimator import load_estimator
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
 from intraslice.cli import analyses, commands, paper, tasks
+from intraslice.cli import curves as measured_curves
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.cli.prices import prices
@@ -39,7 +40,7 @@ def _listed(what: str, registry: Registry) -> str:
 
 def _estimator(text: str) -> str:
     """The name of an estimator, that of one's own file once it is run."""
-    if ":" not in text:
+    if ":" not in text and ".json" not in text:
         return text
     try:
         return load_estimator(text).name
@@ -48,9 +49,9 @@ def _estimator(text: str) -> str:
 
 
 OWN_ESTIMATOR = (
-    "how ratios are estimated, or path.py:function of your own (see intraslice/calibration/own_estimator.py)"
+    "how ratios are estimated, or path.py:function or importances.json of your own (calibration/own_estimator.py)"
 )
-_ESTIMATOR = {"type": _estimator, "choices": ESTIMATORS, "metavar": "NAME|FILE.py:FUNCTION"}
+_ESTIMATOR = {"type": _estimator, "choices": ESTIMATORS, "metavar": "NAME|FILE.py:FUNCTION|FILE.json"}
 
 
 def _common(eval_tokens: int) -> argparse.ArgumentParser:
@@ -145,6 +146,9 @@ def parser() -> argparse.ArgumentParser:
     explanation = "also say on which modules the plan parts from this estimator's, of equal size"
     argued.set_defaults(dtype="float32")
     argued.add_argument("--against", **_ESTIMATOR, help=explanation)
+    measured_curves.add_options(
+        command("curves", measured_curves.curves, "measure attention, and write the importances that follow")
+    )
     sweep = command("sweep", analyses.sweep_, "perplexity and speed of many models")
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
     sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], **_ESTIMATOR)

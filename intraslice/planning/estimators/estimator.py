@@ -29,6 +29,7 @@ class LayerCalibration:
     mlp_moment: Float[Tensor, "neurons neurons"]  # of what enters down_proj
     output_energies: Float[Tensor, "heads dim"]  # squared norms of the columns of o_proj
     head_fraction: float | None = None  # as in SliceConfig
+    index: int = 0  # of the layer
 
     @property
     def unit_channels(self) -> int | None:

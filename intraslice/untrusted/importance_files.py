@@ -1,0 +1,60 @@
+"""Importances of one's own as a file: JSON with a list `layers` of objects that have `attention` and `mlp`.
+
+Each is a list of numbers, one a unit: what the loss, or what stands for it, is expected to suffer without that unit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from intraslice.config import MODULE_KINDS
+from intraslice.errors import UserError
+
+MOST_BYTES = 2**26
+MOST = 1e30
+DIGITS = 6  # significant ones: no ranking hangs on more
+
+Units = dict[str, list[float]]  # by module
+
+
+def read_importances(path: Path) -> list[Units]:
+    """Every layer's importances. Raises UserError, naming the layer, for what is no number, below 0 or missing."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"over {MOST_BYTES:,} bytes")
+        found = json.loads(path.read_bytes())
+        layers = found.get("layers") if isinstance(found, dict) else None
+        if not isinstance(layers, list) or not layers:
+            raise ValueError("no list of layers")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        wanted = 'wanted JSON such as {"layers": [{"attention": [0.1, 0.2], "mlp": [0.3, 0.1]}]}'
+        raise UserError(f"{path.name} gives no importances ({reason}); {wanted}") from error
+    return [
+        {module: _numbers(f"{path.name}, layer {index}", row, module) for module in MODULE_KINDS}
+        for index, row in enumerate(layers)
+    ]
+
+
+def importances_json(layers: Sequence[Units]) -> str:
+    """Importances, layer by layer, as `read_importances` reads them again."""
+    rows = [{module: [_rounded(value) for value in values] for module, values in row.items()} for row in layers]
+    return json.dumps({"layers": rows})
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _numbers(where: str, row: Any, module: str) -> list[float]:
+    values = row.get(module) if isinstance(row, dict) else None
+    if not isinstance(values, list) or not all(_is_importance(value) for value in values):
+        raise UserError(f"{where}: {module} is no list of importances; wanted numbers from 0, one a unit")
+    return values
+
+
+def _is_importance(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST

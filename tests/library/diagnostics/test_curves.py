@@ -1,0 +1,92 @@
+"""Curves of attention, and the importances that follow from them as an estimator of their own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from intraslice.calibration.own_estimator import load_estimator
+from intraslice.config import SliceConfig
+from intraslice.diagnostics.curves import RATIOS, corrected_importances, measure_attention_curves
+from intraslice.diagnostics.sensitivity import measure_sensitivity
+from intraslice.errors import UserError
+from intraslice.planning.ratios import make_plan
+from intraslice.progress import finish
+from intraslice.registry import ESTIMATORS
+from intraslice.untrusted.importance_files import importances_json, read_importances
+
+
+@pytest.fixture
+def registered():
+    """What a test registers is gone after it."""
+    before = set(ESTIMATORS)
+    yield
+    for name in set(ESTIMATORS) - before:
+        del ESTIMATORS[name]
+
+
+def test_a_curve_is_what_cutting_the_module_alone_costs(tiny_case, own_cache) -> None:
+    case = tiny_case("llama-gqa")
+    tokens = case.tokens[:2, :20]
+    curves = finish(measure_attention_curves(case.loaded, case.stats, tokens))
+    alone = finish(measure_sensitivity(case.loaded, case.stats, tokens, 0.3))
+    damages = [one.damage("kl").value for one in alone.modules if one.module == "attention"]
+    assert [curve[RATIOS.index(0.3)] for curve in curves] == pytest.approx(damages)
+
+
+def test_a_file_of_importances_plans_as_what_it_was_made_of(tiny_case, tmp_path, registered) -> None:
+    case = tiny_case("llama-gqa")
+    own = [
+        {module: getattr(layer.importances["fisher"], module).tolist() for module in ("attention", "mlp")}
+        for layer in case.stats.profile.layers
+    ]
+    (tmp_path / "mine.json").write_text(importances_json(own))
+    estimator = load_estimator(str(tmp_path / "mine.json"))
+    assert load_estimator(f"{tmp_path / 'mine.json'}@{estimator.name.partition('@')[2]}") is estimator
+    profile = replace(case.stats).profile  # made anew
+    for sparsity in (0.2, 0.5):
+        plans = [make_plan(profile, SliceConfig(sparsity, name)) for name in (estimator.name, "fisher")]
+        assert plans[0].layers == plans[1].layers
+
+
+def test_corrected_importances_come_back_from_their_file(tiny_case, tmp_path) -> None:
+    profile = tiny_case("llama-gqa").stats.profile
+    curves = [[0.01 * (layer + 1) * ratio for ratio in RATIOS] for layer in range(len(profile.layers))]
+    found = corrected_importances(tiny_case("llama-gqa").stats, curves, "pca")
+    (tmp_path / "mine.json").write_text(importances_json(found))
+    for read, wrote in zip(read_importances(tmp_path / "mine.json"), found, strict=True):
+        assert read["attention"] == pytest.approx(wrote["attention"], rel=1e-5)
+        assert read["mlp"] == pytest.approx(wrote["mlp"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "gives no importances"),
+        ("[1, 2]", "no list of layers"),
+        ('{"layers": []}', "no list of layers"),
+        ("[" * 100_000, "gives no importances"),
+        (json.dumps({"layers": [{"attention": [1.0]}]}), "layer 0: mlp is no list"),
+        (json.dumps({"layers": [{"attention": [-1.0], "mlp": [1]}]}), "layer 0: attention is no list"),
+        ('{"layers": [{"attention": [NaN], "mlp": [1]}]}', "layer 0: attention is no list"),
+        ('{"layers": [{"attention": [1e999], "mlp": [1]}]}', "layer 0: attention is no list"),
+    ],
+)
+def test_what_is_no_file_of_importances_is_refused_in_one_line(tmp_path, text, words) -> None:
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        read_importances(tmp_path / "mine.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_importances_of_another_model_are_refused(tiny_case, tmp_path, registered) -> None:
+    case = tiny_case("llama-gqa")
+    for name, layers in (("few.json", [{"attention": [1.0] * 4, "mlp": [1.0]}]), ("wide.json", [])):
+        own = layers or [{"attention": [1.0] * 5, "mlp": [1.0] * 7}] * 100
+        (tmp_path / name).write_text(importances_json(own))
+        estimator = load_estimator(str(tmp_path / name))
+        with pytest.raises(UserError, match=name):
+            _ = replace(case.stats).profile
+        del ESTIMATORS[estimator.name]
