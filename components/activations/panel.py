@@ -129,8 +129,8 @@ def _words(views: ShiftViews, settings: Settings, view: ShiftView | None) -> str
     if view is None:
         return f'<p class="isx-words">{escape(ahead)}</p>'
     found = (
-        f"At {view.asked:.0%} slicing moves a token's residual stream, as a share of its length and on average over the "
-        f"layers: {finding(view)}."
+        f"At {view.asked:.0%} slicing moves a token's residual stream, as a share of its length and on average over "
+        f"the layers: {finding(view)}."
     )
     measured_on = f"{protocol(view)} {view.missing}"
     return f'<p class="isx-words">{escape(ahead + found)}</p><p class="isx-quiet">{escape(measured_on)}</p>'
