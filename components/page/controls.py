@@ -109,8 +109,8 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         [("Free", "free"), ("Runtime", "runtime")],
         value=first.shapes,
         label="Shapes",
-        info="Runtime: whole heads, as many in every group, and MLP widths in 32s, which llama.cpp takes without padding. "
-        "Costs some 2 % in perplexity (default model, 30 % removed).",
+        info="Runtime: whole heads, as many in every group, and MLP widths in 32s, which llama.cpp takes without "
+        "padding. Costs some 2 % in perplexity (default model, 30 % removed).",
         elem_id="shapes",
     )
     order = gr.Radio(

@@ -151,7 +151,7 @@ def _kept(layer: LayerView, module: str) -> str:
 def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
     if all(curve.one_by_one for curve in curves.values()):
         return "What lies below it goes."
-    return "Runtime shapes: heads go whole and neurons in blocks of 32, where they lie below it on average."
+    return "Runtime shapes: whole heads and blocks of 32 neurons go where they lie below it on average."
 
 
 def _floor(curve: ImportanceCurve) -> float:

@@ -128,5 +128,5 @@ def test_what_settles_is_drawn_up_to_the_latest_and_judged() -> None:
     assert "8 of 32 sequences so far" in chart.caption()
     assert chart.rows[1] == ["2", "5.00%", "3.00%", "10.00%"]
     restless = replace(SETTLING, largest=(0.4, 0.1, 0.05, 0.0), all_sequences=8)
-    assert "still moved by more than 2%" in settling_chart(restless).caption()
+    assert "still moved by more than 2 percentage points" in settling_chart(restless).caption()
     assert "so far" not in settling_chart(restless).caption()
