@@ -18,7 +18,7 @@ QUESTIONS = {
     "histograms": "How are layer {}'s activations spread?",
 }
 PLACES = {"residual": "Residual stream", "attention": "Attention output", "mlp": "MLP output"}
-MEASURES = {"error": "relative error", "cosine": "cosine", "distance": "distance, in spreads"}
+MEASURES = {"error": "relative error", "cosine": "cosine", "distance": "distance, in σ"}
 
 
 def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
@@ -104,7 +104,7 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
         note=f"All channels of ordinary tokens, {removed(view)}. Shown: the middle 98 % of the dense values.",
         data=data,
         layout=layout,
-        columns=["Where", "Model", "Mean", "Spread", "Excess kurtosis", "Error", "Cosine", "Distance"],
+        columns=["Where", "Model", "Mean", "Standard deviation", "Excess kurtosis", "Error", "Cosine", "Distance"],
         rows=rows,
         beside=True,
     )

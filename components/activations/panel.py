@@ -128,6 +128,9 @@ def _words(views: ShiftViews, settings: Settings, view: ShiftView | None) -> str
         ahead = f"For {sparsity} this is measured once you let go of the slider. "
     if view is None:
         return f'<p class="isx-words">{escape(ahead)}</p>'
-    found = f"At {view.asked:.0%} slicing moves a token's residual stream, on average over the layers: {finding(view)}."
+    found = (
+        f"At {view.asked:.0%} slicing moves a token's residual stream, as a share of its length and on average over "
+        f"the layers: {finding(view)}."
+    )
     measured_on = f"{protocol(view)} {view.missing}"
     return f'<p class="isx-words">{escape(ahead + found)}</p><p class="isx-quiet">{escape(measured_on)}</p>'

@@ -82,7 +82,7 @@ def cost(name: str, costs: Costs, label: str = "") -> str:
         ),
         ("KV cache a token", formatting.size(column.kv), ""),
         ("Perplexity", "–" if column.perplexity is None else f"{column.perplexity:.2f}", _against(column, dense)),
-        ("KL from dense", *_distance(column)) if name != "dense" else ("KL from dense", "0", "it is the measure"),
+        ("KL from dense", *_distance(column)) if name != "dense" else ("KL from dense", "0", "by definition"),
         ("Reading a prompt", *_speed(column.prefill, dense.prefill, name)),
         ("Writing an answer", *_speed(column.decode, dense.decode, name)),
     ]

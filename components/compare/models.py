@@ -161,7 +161,7 @@ class Columns:
         threads = f" on {torch.get_num_threads()} CPU threads" if self.session.device == "cpu" else ""
         return (
             f"Speeds of one sequence{threads}, the models in turn, medians of {SPEED.repeats}: {SPEED.prompt} tokens "
-            f"read at once, then {SPEED.new} written one by one. As a draft it proposes {DRAFT.proposals} tokens at a "
-            "time, which the dense model reads at once and keeps as far as they are its own choice. Another machine "
-            "gives other numbers."
+            f"read at once, then {SPEED.new} written one by one. As a draft (speculative decoding) it proposes "
+            f"{DRAFT.proposals} tokens at a time, which the dense model reads at once and keeps as far as they are its "
+            "own choice. Another machine gives other numbers."
         )

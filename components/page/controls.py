@@ -59,7 +59,7 @@ def sparsity_slider(value: float) -> gr.Slider:
         *SLIDERS["sparsity"],
         value=value,
         step=1,
-        label="Global sparsity, % of the layers' weights",
+        label="Sparsity: % of the layers' weights to remove",
         elem_id="sparsity",
         buttons=[],
     )
@@ -109,8 +109,8 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         [("Free", "free"), ("Runtime", "runtime")],
         value=first.shapes,
         label="Shapes",
-        info="Runtime: whole heads in even groups and MLP widths in 32s, which llama.cpp takes without padding. Costs "
-        "some 2 % in perplexity (default model, 30 % removed).",
+        info="Runtime: whole heads, as many in every group, and MLP widths in 32s, which llama.cpp takes without "
+        "padding. Costs some 2 % in perplexity (default model, 30 % removed).",
         elem_id="shapes",
     )
     order = gr.Radio(
@@ -120,7 +120,10 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         elem_id="order",
     )
     iterative = gr.Checkbox(
-        first.iterative, label="Refine MLPs above 35 % (sequential only, slow)", elem_id="iterative", container=False
+        first.iterative,
+        label="Refine MLPs that lose over 35 % (sequential only, slow)",
+        elem_id="iterative",
+        container=False,
     )
     locked = gr.Textbox(first.locked, label="Ratios given by hand", visible=False)
     with gr.Row():

@@ -124,7 +124,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         if curve.chosen_below > 0:
             shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
         below = f"{curve.chosen_below:.0%} of layer {layer} lies below"
-        verdict = below if curve.threshold is not None else "uniform ratios ask no importance"
+        verdict = below if curve.threshold is not None else "uniform ratios use no importance"
         headings.append(figure.heading(f"<b>{MODULES[module]}</b>: {verdict}", axes))
         threshold = "none" if curve.threshold is None else f"{curve.threshold:.3e}"
         rows.append([MODULES[module], threshold, f"{curve.chosen_below:.1%}", f"{curve.everyone_below:.1%}"])
@@ -151,7 +151,7 @@ def _kept(layer: LayerView, module: str) -> str:
 def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
     if all(curve.one_by_one for curve in curves.values()):
         return "What lies below it goes."
-    return "Shapes for a runtime let whole heads and blocks of 32 neurons go, those that are below it on average."
+    return "Runtime shapes: whole heads and blocks of 32 neurons go where they lie below it on average."
 
 
 def _floor(curve: ImportanceCurve) -> float:

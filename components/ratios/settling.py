@@ -51,7 +51,9 @@ def settling_chart(view: SettlingView | None) -> Chart:
         tickvals=sequences,
         ticktext=[str(count) for count in sequences],
     )
-    layout["yaxis"].update(title=figure.title("ratio away from now"), tickformat=".1%", rangemode="tozero", nticks=5)
+    layout["yaxis"].update(
+        title=figure.title("difference from the latest"), tickformat=".1%", rangemode="tozero", nticks=5
+    )
     data = [
         {
             "type": "scatter",
@@ -85,8 +87,8 @@ def _verdict(view: SettlingView) -> str:
     moving = [count for count, distance in zip(view.sequences, view.largest, strict=True) if distance > SETTLED]
     later = [count for count in view.sequences[:-1] if count > max(moving, default=0)]
     if not later:
-        return f"Some module's ratio still moved by more than {SETTLED:.0%} at the last."
-    return f"From {later[0]} on no module's ratio moved by more than {SETTLED:.0%}."
+        return f"Some module's ratio still moved by more than {100 * SETTLED:g} percentage points at the last."
+    return f"From {later[0]} on no module's ratio moved by more than {100 * SETTLED:g} percentage points."
 
 
 def show(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Shown:

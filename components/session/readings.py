@@ -115,9 +115,9 @@ class Readings:
             all_sequences=len(best.tokens),
             protocol=f"Perplexity on {windows * window:,} tokens in windows of {window} without overlap, the first "
             f"token of each not scored; text: {text}. Calibrated on {key.config.sequences} x {key.config.length} "
-            f"tokens of other documents of it, seed {key.config.seed}; {settings.order} slicing"
+            f"tokens of other documents of the same text, seed {key.config.seed}; {settings.order} slicing"
             f"{'' if settings.shapes == 'free' else f', {settings.shapes} shapes'}; {key.dtype}. "
-            f"Errors are found over blocks of {BLOCK} tokens.",
+            f"Standard errors are found over blocks of {BLOCK} tokens.",
             text="held-out Wikipedia" if "Wikipedia" in text else "held-out text",
         )
 

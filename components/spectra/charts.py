@@ -14,7 +14,7 @@ QUESTIONS = {
 }
 WIDE = {  # name, colour, dash, width
     "mlp": ("MLP input", "mlp", "solid", 2.4),
-    "directions": ("Residual stream, every token alike", "cross", DASHES["cross"], 2.4),
+    "directions": ("Residual stream, tokens at unit length", "cross", DASHES["cross"], 2.4),
     "residual": ("Residual stream, raw", "cross", "dot", 1.4),
 }
 
@@ -74,7 +74,7 @@ def variance_chart(view: SpectraView) -> Chart:
     layout["xaxis2"].update(title=figure.title("share of all axes"), tickformat=".0%", range=[0, 1])
     for mark in ("", "2"):
         layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.02], dtick=0.25)
-    layout["yaxis"]["title"] = figure.title("variance explained")
+    layout["yaxis"]["title"] = figure.title("explained variance")
     layout["shapes"] = [
         {**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim if kept_heads else 0), "x1": view.dim},
         *rings,
@@ -89,7 +89,7 @@ def variance_chart(view: SpectraView) -> Chart:
     layout["annotations"] = [_inside("", "Attention", heads), _inside("2", "MLP and residual stream", neurons)]
     return Chart(
         title=QUESTIONS["variance"].format(layer),
-        note="Share of the variance on the first so many principal axes. "
+        note="Share of the variance that the first so many principal axes hold. "
         "Rings and shade mark what stays and what goes.",
         protocol=f"Snapshot: {view.snapshot}" if view.snapshot else "",
         data=data,

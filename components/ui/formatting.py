@@ -11,7 +11,7 @@ from components.session.views import Beside, Perplexities, PlanView, Reading
 from components.ui.labels import MODULES_IN_WORDS
 from components.ui.pinned.differences import sentence, signed
 
-ESTIMATED = "Between the perplexities that are measured already. The measured number takes its place."
+ESTIMATED = "Interpolated between perplexities measured at other sparsities; the measured number takes its place."
 
 
 def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinned: Beside | None = None) -> str:
@@ -104,7 +104,7 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: Beside | None
     if pinned:
         known = [(measured.sliced_reading, pinned.measured.sliced_reading), (measured.ratio, pinned.measured.ratio)]
         readings = [(*line, _change(*pair)) for line, pair in zip(readings, known, strict=True)]
-    flops = f"FLOPs: two a weight of every matrix multiplication, and attention to {plan.context} tokens."
+    flops = f"FLOPs: two for each weight of a matrix multiplication, and attention to {plan.context} tokens."
     style = "isx-with-pinned" if pinned else ""
     return f'{table(columns, [*lines, *readings], style)}<p class="isx-quiet">{flops}</p>'
 

@@ -151,7 +151,8 @@ def _perplexity(made: dict[str, Any], name: str, form: Form) -> str:
     table = f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |"
     return (
         f"{head}{table}\n\nOn {protocol['eval_tokens']:,} held-out tokens of {_text(protocol['eval'])} in windows of "
-        f"{protocol['window']:,}, in {protocol['dtype']} with torch."
+        f"{protocol['window']:,}, in {protocol['dtype']} with torch{'; ± is one standard error' if errors else ''}. "
+        "Lower is better."
     )
 
 
@@ -183,7 +184,7 @@ def _ways(config: IntraSliceConfig, name: str, form: Form) -> list[str]:
     ways.append(f"With llama.cpp, where the family allows it:\n\n    {export} --gguf {here}.gguf --type q8_0")
     if only_mlps(config):
         return [*ways, f"With vLLM, where the family allows it:\n\n    {export} --vllm {here}-vllm"]
-    return [*ways, "Not with vLLM, where all layers have the same heads; slices of the MLPs alone fit."]
+    return [*ways, "Not with vLLM, which wants the same heads in all layers; slices of the MLPs alone fit."]
 
 
 def _limits(made: dict[str, Any], origin: Origin) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from statistics import fmean
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,9 @@ from tiny_page import SOMEBODY
 from components import make_snapshots
 from components.activations import panel as activations_panel
 from components.activations import snapshot as activations_snapshot
+from components.activations.charts import MEASURES
 from components.activations.measure import ShiftViews
+from components.assets import ASSETS
 from components.session.crossmodule import TOLERANCE
 from components.session.keys import slice_config
 from components.session.session import Session
@@ -242,3 +245,18 @@ def test_the_snapshot_is_the_default_models() -> None:
         assert own.enough == other.enough
     plan = session.slice_plan(Settings()).layers[7]
     assert kept.pairs(7, plan).kept == measured.pairs(7, plan).kept
+
+
+def test_the_words_under_the_shift_have_the_snapshots_numbers() -> None:
+    text = (ASSETS / "texts" / "shift.html").read_text(encoding="utf-8")
+    view = activations_snapshot.shift()
+    intra, cross = (method.places["residual"] for method in view.methods.values())
+    mean = {name: [fmean(getattr(one, name) for one in shifts) for shifts in (intra, cross)] for name in MEASURES}
+    assert "{:.0%} against {:.0%}".format(*mean["error"]).replace("%", " %") in text
+    assert "{:.2f} against {:.2f} standard deviations".format(*mean["distance"]) in text
+    assert f"to a third ({intra[-1].error:.0%})".replace("%", " %") in text
+    assert f"in the {view.order} order" in text
+    for own, other in zip(intra, cross, strict=True):  # in every layer, by every measure
+        assert own.error < other.error
+        assert own.cosine > other.cosine
+        assert own.distance < other.distance

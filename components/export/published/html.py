@@ -125,7 +125,8 @@ def _protocol(published: Published) -> str:
         "Ratios": f"Estimator: {ESTIMATORS[first.plan.estimator]}; no module gives more than "
         f"{first.plan.cap:.0%}. Ratios and spectra come from the same calibration.",
         "Activations": shift_protocol(shift) if shift else "Not measured.",
-        "Answers": f"At every place the likeliest token, at most {published.choice.tokens}; one prompt says little.",
+        "Answers": f"Greedy (the likeliest token every time), at most {published.choice.tokens} tokens; one prompt "
+        "says little.",
     }
     return "".join(f"<dt>{name}</dt><dd>{escape(words)}</dd>" for name, words in lines.items())
 

@@ -118,7 +118,7 @@ def words_of(view: VerdictView | None, estimator: str) -> str:
         for module in misjudged
     )
     verdict = (
-        f"<p>Misjudged by more than a third of the layers, noise allowed for:</p><ul>{lines}</ul>"
+        f"<p>Misjudged by more than a third of the layers, noise allowed for (number 1 hurts most):</p><ul>{lines}</ul>"
         if misjudged
         else f"<p>{escape(name)} misjudges no module by more than a third of the layers, noise allowed for.</p>"
     )

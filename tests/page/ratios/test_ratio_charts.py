@@ -124,9 +124,9 @@ def test_what_settles_is_drawn_up_to_the_latest_and_judged() -> None:
     chart = settling_chart(SETTLING)
     assert [trace["x"] for trace in chart.data] == [[1, 2, 4]] * 3
     assert chart.data[2]["y"] == [0.4, 0.1, 0.015]
-    assert "From 4 on no module's ratio moved by more than 2%" in chart.caption()
+    assert "From 4 on no module's ratio moved by more than 2 percentage points" in chart.caption()
     assert "8 of 32 sequences so far" in chart.caption()
     assert chart.rows[1] == ["2", "5.00%", "3.00%", "10.00%"]
     restless = replace(SETTLING, largest=(0.4, 0.1, 0.05, 0.0), all_sequences=8)
-    assert "still moved by more than 2%" in settling_chart(restless).caption()
+    assert "still moved by more than 2 percentage points" in settling_chart(restless).caption()
     assert "so far" not in settling_chart(restless).caption()
