@@ -172,7 +172,7 @@ def test_bars_are_drawn_in_one_stroke_and_a_small_screen_keeps_the_chart(opened)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", [pytest.param("light", marks=pytest.mark.slow), "dark"])  # dark has less contrast
 def test_axe_finds_nothing_in_the_panel(opened, axe, theme) -> None:  # noqa: F811
     page = opened(f"&lesson=2&__theme={theme}")
     page.evaluate(axe)
