@@ -33,12 +33,15 @@ def corrected(
     """Importances (units) of all layers' modules of one kind, halfway to what their curves say.
 
     The geometric mean of both, as either is an estimate of the same: the foretold ones know the units, the measured
-    ones the layers. Their total stays what it was, and so does the share between attention and MLPs.
+    ones the layers. Their median stays what it was, and with it about the share between attention and MLPs: most of
+    their total is in units that never go.
     """
     means = []
     for foretold, curve in zip(importances, curves, strict=True):
         costs = torch.empty(len(foretold), dtype=torch.float64)
         costs[foretold.cpu().argsort(stable=True)] = unit_costs(ratios, curve, len(foretold))
         means.append((foretold.cpu().double() * costs).sqrt())
-    before, after = (sum(values.double().sum().item() for values in each) for each in (importances, means))
+    before, after = (
+        torch.cat([values.cpu().double() for values in each]).median().item() for each in (importances, means)
+    )
     return [(mean * (before / after)).float() for mean in means] if after else list(importances)

@@ -1,4 +1,4 @@
-"""Importances corrected by measured curves: hand-computed slopes, the units' order, the total."""
+"""Importances corrected by measured curves: hand-computed slopes, the units' order, the median."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_no_unit_costs_less_than_one_that_goes_before_it() -> None:
         assert (costs >= 0).all()
 
 
-def test_units_keep_their_order_and_all_layers_their_total() -> None:
+def test_units_keep_their_order_and_all_layers_their_median() -> None:
     foretold = [torch.tensor([3.0, 1.0, 2.0, 4.0]), torch.tensor([5.0, 1.0])]
     found = corrected(foretold, [0.5, 1.0], [[1.0, 3.0], [0.01, 0.03]])
     for before, after in zip(foretold, found, strict=True):
         assert before.argsort().tolist() == after.argsort().tolist()
-    assert sum(each.sum() for each in found).item() == pytest.approx(sum(each.sum() for each in foretold).item())
+    assert torch.cat(found).median().item() == pytest.approx(torch.cat(foretold).median().item())
     assert found[1].sum() / found[0].sum() < foretold[1].sum() / foretold[0].sum()  # it was seen to cost less
     assert corrected(foretold, [0.5, 1.0], [[0.0, 0.0]] * 2) == foretold  # nothing was measured
 
