@@ -105,7 +105,7 @@ class Budget:
         self.clock = 0.0  # the value of what went last: later uses count from there
         self.bytes: float = math.inf
         self._lock = threading.Lock()
-        self._timer = threading.Timer(0, self.rest)
+        self._timer: threading.Timer | None = None  # until the next look at what is unused
 
     def set(self, free: int) -> None:
         """Give the caches their share of so many free bytes."""
@@ -137,7 +137,7 @@ class Budget:
                 sharers.subtract(parts.keys())
                 total -= sum(size for address, size in parts.items() if not sharers[address])
                 self.clock = max(self.clock, least)
-            if not self._timer.is_alive():
+            if self._timer is None:
                 self._look_after(limits.UNUSED_SECONDS.value)
         if gone:
             cache = entry = large = None  # or what went would be held until here
@@ -146,6 +146,7 @@ class Budget:
     def rest(self) -> None:
         """Let go what is large and was not used for a while, and look again when the next has its time."""
         with self._lock:
+            self._timer = None
             oldest = time.monotonic() - limits.UNUSED_SECONDS.value
             large = [(entry.moment, cache, entry) for cache, entry in self._held() if entry.weight >= LARGE]
             unused = [(cache, entry) for moment, cache, entry in large if moment <= oldest]

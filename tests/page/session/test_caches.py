@@ -1,6 +1,5 @@
 """What all caches of the page hold together: one budget, of which the least valuable goes first."""
 
-import threading
 import time
 
 import pytest
@@ -60,7 +59,7 @@ def test_bytes_are_those_of_tensors_wherever_they_are(as_loaded, tiny_llama_gqa)
 
 def test_what_nobody_uses_goes_after_a_while(budget, monkeypatch) -> None:
     monkeypatch.setenv(limits.UNUSED_SECONDS.variable, "1")
-    monkeypatch.setattr(BUDGET, "_timer", threading.Timer(0, BUDGET.rest))
+    monkeypatch.setattr(BUDGET, "_timer", None)
     cache = BoundedCache()
     cache.put("used", megabytes(1))
     cache.put("unused", megabytes(1))
