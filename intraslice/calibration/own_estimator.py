@@ -58,9 +58,8 @@ def load_estimator(place: str) -> Estimator:
     if name in ESTIMATORS:
         return ESTIMATORS[name]
     own = _function(path, function, f"own_estimator_{digest}") if function else _from_file(path)
-    label, explanation = (
-        (f"{function} ({path.name})", f"{function} of {path.name}") if function else (path.stem, path.name)
-    )
+    label = f"{function} ({path.name})" if function else path.stem
+    explanation = f"{function} of {path.name}" if function else path.name
     return ESTIMATORS.register(Estimator(name, label, explanation, _checked(name, own), "units"))
 
 
