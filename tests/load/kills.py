@@ -10,16 +10,18 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from intraslice.__main__ import main as command
 from intraslice.cache import cache_folder
@@ -79,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.load.kills", description=__doc__)
     parser.add_argument("--moments", type=int, default=5, help="of each work, evenly over its time")
     moments, home, held = parser.parse_args().moments, cache_folder(), True
-    print("| | seconds | killed at work | left half done then | numbers afterwards | left after the next start |")
+    print("| | seconds, CPU | killed at work | left half done then | numbers afterwards | left after the next start |")
     print("|---|---|---|---|---|---|")
     for work, kept in WORKS.items():
         with _place(home, kept) as place:
@@ -107,23 +109,25 @@ def main() -> None:
     sys.exit(not held)
 
 
-def run(work: Callable[[Path], Any], place: Path, kill_after: float | None = None) -> Outcome:
-    """One run in a process of its own, ended by SIGKILL after so many seconds if it is still at work."""
-    start, context = time.monotonic(), multiprocessing.get_context("fork")  # imports are not what is to be killed
+def run(work: Callable[[Path], Any], place: Path, kill_after: float = math.inf) -> Outcome:
+    """One run in a process of its own, ended by SIGKILL after so many seconds of computing if it is still at work."""
+    context = multiprocessing.get_context("fork")  # imports are not what is to be killed
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(work, place, sender))
     process.start()
     sender.close()
-    answer = None
-    with contextlib.suppress(EOFError):
-        if receiver.poll(kill_after):
-            answer = receiver.recv()
-        else:
+    answer, computed, child = None, 0.0, psutil.Process(process.pid)
+    while not receiver.poll(0.01):
+        if (computed := sum(child.cpu_times()[:2])) >= kill_after:
             process.kill()
+            break
+    else:
+        with contextlib.suppress(EOFError):
+            answer = receiver.recv()
     process.join()
-    if kill_after is None and process.exitcode:
+    if answer is None and kill_after == math.inf:
         raise RuntimeError(f"{work.__name__} ended with {process.exitcode}; what it printed says why")
-    return Outcome(answer, _files(place), time.monotonic() - start)
+    return Outcome(answer, _files(place), computed)
 
 
 def _answer(work: Callable[[Path], Any], place: Path, sender: Connection) -> None:
