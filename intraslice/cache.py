@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -148,11 +148,30 @@ def draft_folder(size: int = 0, needed: bool = False) -> Iterator[Path]:
     # Not by thread: whoever ends the work may be another one.
     alive = FileLock(folder / ".lock", thread_local=False)
     with _locked():
-        _sweep()
+        _sweep(folder for folder, _ in _draft_folders())
         if size:
             _make_room(size, folder, needed)
         folder.mkdir(parents=True)
         alive.acquire(timeout=PATIENCE)
+    try:
+        yield folder
+    finally:
+        alive.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def scratch_beside(place: Path) -> Iterator[Path]:
+    """A folder to write in beside `place`, where what is whole is moved to; gone afterwards.
+
+    If this process is killed, the next that writes to the same place removes it. Raises OSError where none can be made.
+    """
+    name = re.compile(rf"\.{re.escape(place.name)}-[0-9a-f]{{32}}")
+    _sweep([other for other in place.parent.iterdir() if name.fullmatch(other.name)])
+    folder = place.with_name(f".{place.name}-{uuid4().hex}")
+    alive = FileLock(folder / ".lock", thread_local=False)
+    folder.mkdir()
+    alive.acquire(timeout=PATIENCE)
     try:
         yield folder
     finally:
@@ -170,7 +189,7 @@ def sweep_drafts() -> None:
     with suppress(OSError):  # where nothing can be removed, nothing can be
         if _drafts().is_dir():
             with _locked():
-                _sweep()
+                _sweep(folder for folder, _ in _draft_folders())
         for draft in chain.from_iterable(folder.glob(pattern) for pattern in _EARLIER_DRAFTS):
             if time.time() - draft.stat().st_mtime > FORGOTTEN:
                 shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
@@ -203,9 +222,9 @@ def _locked() -> Iterator[None]:
         yield
 
 
-def _sweep() -> None:
-    """Remove the drafts that nobody holds."""
-    for folder, _ in _draft_folders():
+def _sweep(folders: Iterable[Path]) -> None:
+    """Remove those that nobody holds."""
+    for folder in folders:
         try:
             with FileLock(folder / ".lock", timeout=0):
                 pass

@@ -75,12 +75,21 @@ def load_model(
         model, tokenizer, made = load_checkpoint(name, device, dtype)
         return LoadedModel(model, tokenizer, name, f"{made['source']}, sliced", fingerprint(model), made)
     weights = require_memory(name, dtype, device).weights or fetch_weights(name, on_progress)
-    model, tokenizer = read_weights(weights, dtype)
+    # transformers makes the precision that it reads in the default of all threads meanwhile, and others may work.
+    model, tokenizer = read_weights(weights, torch.float32 if device == "cpu" else dtype)
     _settle_tokenizer(tokenizer, model, name)
-    model = model.eval().requires_grad_(False)
+    model = _in_precision_(model, dtype).eval().requires_grad_(False)
     digest = fingerprint(model)
     canonicalise(model)
     return LoadedModel(model.to(device), tokenizer, name, weights.source, digest)
+
+
+def _in_precision_(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Round parameters, one by one, and nothing else: buffers, such as rotary frequencies, are float32 in any."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def _load_offloaded(

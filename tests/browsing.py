@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import pytest
 from playwright import sync_api as playwright
@@ -19,6 +20,7 @@ from app import build_app, launch_options
 from components.session.session import Session
 from components.session.settings import Settings
 
+ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = [
     "--headless",
@@ -135,13 +137,13 @@ def real_app() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def running_app() -> Iterator[str]:
-    """The address of `python app.py` while it runs."""
+def running_app(folder: Path = ROOT, output: IO | None = None) -> Iterator[str]:
+    """The address of `python app.py` of a folder while it runs; what it says goes to `output`, else to the screen."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "GRADIO_SERVER_PORT": str(port)}
-    app = subprocess.Popen([sys.executable, "app.py"], cwd=Path(__file__).parent.parent, env=environment)
+    app = subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=environment, stdout=output, stderr=output)
     try:
         for _ in range(120):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

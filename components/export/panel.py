@@ -144,6 +144,7 @@ def _written(
 
 def plan(session: Session, downloads: Downloads, settings: Settings) -> str:
     """What every layer keeps and why, with sizes and protocol, as a JSON file."""
+    session.slice_plan(settings)  # or an error says what is wrong with settings that are to name a file
     name = f"{files.checkpoint_name(settings)}-plan.json"
     return str(downloads.put(name, lambda path: files.write_plan(session, settings, path)))
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from intraslice.cache import scratch_beside
 from intraslice.checkpoints.format import require_new_file
 from intraslice.cli.run import Answer, Run
 from intraslice.distributed.sharing import size
@@ -55,8 +55,8 @@ def run(run: Run) -> Answer:
     except ValueError as problem:  # too large
         raise UserError(str(problem)) from problem
     try:
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}-") as scratch:
-            draft = Path(scratch) / file.name
+        with scratch_beside(file) as scratch:
+            draft = scratch / file.name
             draft.write_text(text, encoding="utf-8")
             os.replace(draft, file)
     except OSError as error:

@@ -57,7 +57,12 @@ class BoundedRequests:
                 raise MultiPartException(words) if uploads else HTTPException(413, words)
             return message
 
-        return await self._app(scope, bounded, send)
+        try:
+            await self._app(scope, bounded, send)
+        except TypeError:  # which is what gradio raises for a part that is no file
+            if not uploads:
+                raise
+            await PlainTextResponse("a part of the upload is no file, or has no name", 400)(scope, receive, send)
 
 
 def make_room(folder: Path, most: int) -> None:

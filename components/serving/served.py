@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.route_utils import delete_files_created_by_app
+from starlette.responses import FileResponse
 from starlette.routing import Route
 
 from components.serving import ending
@@ -16,6 +17,7 @@ from components.serving.health import Health
 from components.serving.queue import SteadyQueue
 from components.session import limits
 from components.session.work.scheduler import Scheduler
+from components.ui.chart_bridge import PLOTLY
 
 
 class Served(gr.Blocks):
@@ -47,12 +49,18 @@ class Served(gr.Blocks):
         return self
 
     def launch(self, *args: Any, **options: Any) -> Any:
-        """As gradio's, with `/healthz`, no more pages' state than there is room for, and MCP where it is hosted."""
+        """As gradio's, with `/healthz`, no more pages' state than there is room for, and MCP where it is hosted.
+
+        plotly.js has an address of its own: gradio's would tell everybody where this machine keeps its packages.
+        """
         options.setdefault("state_session_capacity", limits.PAGES.value)
         options.setdefault("mcp_server", True if limits.hosted() else None)
-        health = Route("/healthz", partial(self._health.answer, self._queue))
+        own = [
+            Route("/healthz", partial(self._health.answer, self._queue)),
+            Route(f"/{PLOTLY.name}", lambda _: FileResponse(PLOTLY, media_type="text/javascript")),
+        ]
         kwargs = options.pop("app_kwargs", None) or {}
-        return super().launch(*args, **options, app_kwargs={**kwargs, "routes": [health, *kwargs.get("routes", ())]})
+        return super().launch(*args, **options, app_kwargs={**kwargs, "routes": [*own, *kwargs.get("routes", ())]})
 
     def serve(self, **options: Any) -> None:
         """`launch`, with a line a job in the log, until the process is told to end."""

@@ -191,6 +191,7 @@ class Caches:
 
     def __init__(self, free: int) -> None:
         BUDGET.set(free)
+        self.rest = free - BUDGET.bytes  # is for the work
         self.models: BoundedCache[tuple[str, str], LoadedModel] = BoundedCache(seconds=10)
         self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache(seconds=60)
         self.settling: BoundedCache[CalibrationKey, list] = BoundedCache(100, seconds=0.2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from itertools import takewhile
 from operator import itemgetter
 from pathlib import Path
 
@@ -21,13 +22,13 @@ from components.session.settings import Settings, Status
 from components.session.snapshots.settling import keep_profile, kept_profiles
 from components.session.work.aside import aside
 from components.session.work.jobs import statuses
-from components.session.work.scheduler import Scheduler
+from components.session.work.scheduler import Scheduler, Waiting
 from intraslice import data
 from intraslice.calibration.driver import Calibrating, calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.errors import UserError
 from intraslice.loading import LoadedModel, load_model
-from intraslice.pretrained.memory import require_calibration_memory
+from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
 from intraslice.progress import Progress, repeating
 
 ENOUGH = 4  # sequences, before anything is sliced: of fewer a slice says little
@@ -62,6 +63,7 @@ class Calibrations:
     def __init__(self, caches: Caches, scheduler: Scheduler, device: str, evaluation_tokens: int) -> None:
         self._caches, self._scheduler = caches, scheduler
         self._device, self._evaluation_tokens = device, evaluation_tokens
+        self._line: dict[CalibrationKey, int] = {}  # bytes of those that go on or wait for room, in their order
 
     def known(self, key: CalibrationKey) -> Calibrated | None:
         """The best there is of a calibration."""
@@ -121,7 +123,26 @@ class Calibrations:
         loaded = yield from self.loading(key)
         model, config = loaded.model, key.config
         # Twice the sums: what has been seen so far is copied for use.
-        require_calibration_memory(model.config, config.sequences, config.length, model.dtype, self._device, copies=2)
+        sizes = model.config, config.sequences, config.length, model.dtype
+        try:
+            yield from self._in_line(key, calibration_bytes(*sizes, copies=2))
+            require_calibration_memory(*sizes, self._device, copies=2)
+            yield from self._calibrate_now(settings, key, loaded)
+        finally:
+            self._line.pop(key, None)
+
+    def _in_line(self, key: CalibrationKey, needed: int) -> Generator[Status | Waiting, None, None]:
+        """Wait until those who came before leave room for `needed` bytes. Who is the first waits for nobody."""
+        self._line[key] = needed
+        while before := list(takewhile(lambda other: other != key, self._line)):
+            if sum(map(self._line.get, before)) + needed <= self._caches.rest:
+                return
+            yield Status(f"Waiting for memory: calibrations before this one: {len(before)}")
+            yield Waiting(0.5)
+
+    def _calibrate_now(
+        self, settings: Settings, key: CalibrationKey, loaded: LoadedModel
+    ) -> Generator[Status, None, None]:
         yield Status(f"Reading text: {data.describe(key.config.text)}")
         evaluation = evaluation_config(settings, self._evaluation_tokens)
         training, windows = yield from aside(

@@ -72,6 +72,7 @@ UNREAD_SECONDS = Limit("UNREAD_SECONDS", "seconds that a call waits for a reader
 STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of one step of a job", 600, 120, "`/healthz` then calls the page stuck")
 PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes 353 kB")
 CACHE_BYTES = Limit("CACHE_BYTES", "bytes of the cache folder", BOUND, 5 * 10**9, "what was used last stays")
+MEMORY = Limit("MEMORY", "bytes of memory of this process", 2**40, 2**40, "less, where others need what is free")
 CACHE_SHARE = Limit("CACHE_SHARE", "per cent of the free memory for all caches", 60, 50, "the rest is for the work")
 UNUSED_SECONDS = Limit("UNUSED_SECONDS", "seconds that memory keeps what nobody uses", 3_600, 600, "others need it")
 LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Limit))

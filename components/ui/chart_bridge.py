@@ -34,9 +34,8 @@ TEMPLATE = """
 
 
 def plotly_head() -> str:
-    """The script tag that loads plotly.js from this machine. Goes to `launch(head=...)`."""
-    gr.set_static_paths([PLOTLY])
-    return f'<script src="gradio_api/file={PLOTLY.as_posix()}"></script>'
+    """The script tag that loads plotly.js, which `Served` serves. Goes to `launch(head=...)`."""
+    return f'<script src="{PLOTLY.name}"></script>'
 
 
 def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = False) -> gr.HTML:

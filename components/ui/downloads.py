@@ -1,4 +1,7 @@
-"""Files that people download: in one temporary folder, bounded by bytes, gone when the app ends."""
+"""Files that people download: in one temporary folder, bounded by bytes, gone when the app ends.
+
+What a killed app left goes when the next one starts: a live one holds its folder by a lock.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import gradio as gr
+from filelock import FileLock, Timeout
 
+LOCK = ".lock"
 PREFIX = "downloads-"  # of the folder's name, which lies beside the uploads
 # Gives the browser a file that a hidden download button has just received.
 SAVE = """(file) => {
@@ -28,7 +34,12 @@ class Downloads:
         self.limit = limit
         home = Path(gr.utils.get_upload_folder())
         home.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(dir=home, prefix=PREFIX)
+        for left in home.glob(f"{PREFIX}*"):
+            with suppress(Timeout, OSError), FileLock(left / LOCK, timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+        self._folder = tempfile.TemporaryDirectory(dir=home, prefix=PREFIX, ignore_cleanup_errors=True)
+        self._alive = FileLock(Path(self._folder.name) / LOCK, thread_local=False)
+        self._alive.acquire()
         self._sent: list[tuple[Path, int]] = []
         self._lock = threading.Lock()
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice.cache import scratch_beside
 from intraslice.checkpoints.auto_class import (
     RECORD,
     WEIGHTS,
@@ -92,8 +93,8 @@ def new_folder(folder: Path, tensors: dict[str, Tensor]) -> Iterator[Path]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            draft = Path(scratch) / folder.name
+        with scratch_beside(folder) as scratch:
+            draft = scratch / folder.name
             draft.mkdir()
             save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
             yield draft

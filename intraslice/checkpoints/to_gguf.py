@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice.cache import scratch_beside
 from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.gguf_tensors import BLOCK, INSTEAD, deci_tensors, shared_heads
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
@@ -101,8 +101,8 @@ def write_gguf(
     if needed > free:
         raise UserError(f"{file} takes {needed / 1e6:.0f} MB and {free / 1e6:.0f} are free; free some space")
     try:
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}-") as scratch:
-            draft = Path(scratch) / file.name
+        with scratch_beside(file) as scratch:
+            draft = scratch / file.name
             writer = GGUFWriter(draft, "deci")
             try:
                 _add_origin(writer, name, made or {}, sizes.padding)

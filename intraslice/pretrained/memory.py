@@ -7,6 +7,7 @@ What a calibration takes is derived from the shapes of what it holds at once. On
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.reader import Weights, first_line, tensor_shapes
 from intraslice.pretrained.sources import DEFAULT, find_weights, out_of_reach
 
+MEMORY_VARIABLE = "INTRASLICE_MAX_MEMORY"
 DEFAULT_PARAMETERS = 134_515_008
 # Moments, one layer's activations and the interpreter, beside the weights.
 OVERHEAD = 256 * 2**20
@@ -127,7 +129,11 @@ def _at_once(length: int) -> int:
 
 
 def available_bytes(device: str = "cpu") -> int:
-    """Bytes that can be allocated now: of the GPU, else of the machine or of the container that limits it."""
+    """Bytes that can be allocated now: of the GPU, else of the machine or of the container that limits it.
+
+    Of those no more than the process may have by `MEMORY_VARIABLE` in the environment. Raises UserError where that is
+    no whole number.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = psutil.virtual_memory().available
@@ -138,6 +144,10 @@ def available_bytes(device: str = "cpu") -> int:
         pages = dict(line.split() for line in reclaimable.read_text().splitlines())
         in_use = int(used.read_text()) - int(pages["inactive_file"])
         available = min(available, max(0, int(bound) - in_use))
+    if given := os.environ.get(MEMORY_VARIABLE, "").strip():
+        if not given.isdecimal():
+            raise UserError(f"{MEMORY_VARIABLE} is {given[:80]!r}; wanted a whole number of bytes, such as {2**33}")
+        available = min(available, max(0, int(given) - psutil.Process().memory_info().rss))
     return available
 
 

@@ -10,6 +10,7 @@ import copy
 import importlib.util
 import logging
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from intraslice.pretrained.headers import Shapes, gguf_header, read_json, safete
 
 MOST_LAYERS = 512
 MOST_LABELS = 1024  # of a classifier, which none of these models is; transformers lists them all
+_ALONE = threading.RLock()
 _LAYER = re.compile(r"\b(?:layers|blk)\.(\d+)\.")
 # Absolute paths, up to the last of their names; not what follows a scheme, as in https://
 _FOLDERS = re.compile(r"(?<![\w:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
@@ -124,7 +126,8 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
     if config.num_hidden_layers != layers:
         raise UserError(f"{name} has not as many layers as its configuration says but {layers}; fetch it again")
     with _refusing(f"{name} has an absurd configuration", "fetch it again"), torch.device("meta"), quiet_transformers():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+        # In the default's precision, whatever the weights have: another would be all threads' default meanwhile.
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key not in tied}
     if weights.gguf:
@@ -204,7 +207,17 @@ def _refusing(problem: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers on stderr; our own errors say what matters."""
+    """No progress bars and no advice from transformers on stderr; our own errors say what matters.
+
+    One thread at a time: while transformers builds a model, it changes its classes for the whole process, and two that
+    do so at once leave them changed.
+    """
+    with _ALONE, _quiet():
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     library, accelerate = transformers.utils.logging, logging.getLogger("accelerate.big_modeling")
     verbosity, bars, level = library.get_verbosity(), library.is_progress_bar_enabled(), accelerate.level
     library.set_verbosity_error()

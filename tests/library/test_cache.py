@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from intraslice.cache import cache_path, keep, keep_record, kept_record
+from intraslice.cache import cache_path, keep, keep_record, kept_record, scratch_beside
 
 
 def test_every_part_tells_paths_apart(own_cache):
@@ -81,3 +83,25 @@ def test_a_home_that_cannot_be_written_does_not_matter_where_the_cache_can(path,
     monkeypatch.delenv("INTRASLICE_CACHE")
     keep_record(cache_path("sweep", ".json", "it"), {"a": 1}, "it")
     assert len(caplog.records) == 1
+
+
+def test_what_a_killed_writer_left_beside_its_place_goes_with_the_next(tmp_path):
+    place, other = tmp_path / "sliced", tmp_path / ".sliced-mine"
+    other.mkdir()
+
+    def work() -> None:
+        with scratch_beside(place) as scratch:
+            (scratch / "half").write_bytes(b"x")
+            time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    while not list(tmp_path.glob("*/half")):
+        time.sleep(0.005)
+    with scratch_beside(place), scratch_beside(tmp_path / "slice"):  # those at work stay, and what others named so
+        assert len(list(tmp_path.glob(".sliced-*"))) == 3
+    process.kill()
+    process.join()
+    with scratch_beside(place) as scratch:
+        assert set(tmp_path.iterdir()) == {scratch, other}
+    assert list(tmp_path.iterdir()) == [other]

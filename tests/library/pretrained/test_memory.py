@@ -9,6 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -74,6 +75,16 @@ def peak_of(work: Callable[[], object]) -> int:
     peak = receiver.recv()
     process.join()
     return peak
+
+
+def test_a_process_may_have_less_than_is_free(folder, monkeypatch, refusal):
+    free = memory.available_bytes()
+    monkeypatch.setenv(memory.MEMORY_VARIABLE, str(psutil.Process().memory_info().rss + 2**27))
+    assert 2**26 < memory.available_bytes() < min(free, 2**28)
+    assert "are free on cpu" in refusal(folder)
+    monkeypatch.setenv(memory.MEMORY_VARIABLE, "8 GB")
+    with pytest.raises(UserError, match="INTRASLICE_MAX_MEMORY is '8 GB'; wanted a whole number of bytes"):
+        memory.available_bytes()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")

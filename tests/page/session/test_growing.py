@@ -97,6 +97,34 @@ def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> No
     assert not fresh.jobs.scheduler.step()  # nothing is left to do
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fresh, tiny, leaves) -> None:
+    fresh._caches.rest = 0
+    first, second = (fresh.prepare(tiny._replace(seed=seed), str(seed)) for seed in (1, 2))
+    while not fresh.calibrations._line:
+        next(first)
+    while "Waiting" not in (text := next(second).text):
+        pass
+    assert text == "Waiting for memory: calibrations before this one: 1"
+    known = calibration_key(tiny._replace(seed=2))
+    assert fresh.calibrations.known(known) is None
+    first.close() if leaves else list(first)
+    *_, last = second
+    assert last.kind == "ready"
+    assert fresh.calibrations.whole(known) is not None
+    assert fresh.calibrations._line == {}
+
+
+def test_where_there_is_memory_calibrations_go_side_by_side(fresh, tiny) -> None:
+    first, second = (fresh.prepare(tiny._replace(seed=seed), str(seed)) for seed in (1, 2))
+    texts: list[str] = []
+    while len(fresh.calibrations._line) < 2:
+        texts += [next(first).text, next(second).text]
+    assert not any("Waiting" in text for text in texts)
+    first.close()
+    second.close()
+
+
 def test_how_the_ratios_settle_is_known_and_kept(fresh, tiny) -> None:
     assert fresh.settling(tiny) is None
     list(fresh.prepare(tiny, "somebody"))

@@ -1,6 +1,8 @@
 """Every bound of the page, and single values from outside that are held against them."""
 
+import multiprocessing
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +95,28 @@ def test_the_oldest_uploads_make_room_and_what_the_page_hands_out_stays(tmp_path
     make_room(tmp_path, 0)
     assert not any(path.exists() for path in kept)
     assert sent.exists()
+
+
+def test_what_a_killed_page_handed_out_goes_when_the_next_one_starts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+    def work() -> None:
+        downloads = Downloads()
+        downloads.put("plan.json", lambda path: path.write_bytes(b"x"))
+        time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    while not (left := list(tmp_path.glob("*/*/plan.json"))):
+        time.sleep(0.01)
+    other = Downloads()
+    own = other.put("plan.json", lambda path: path.write_bytes(b"x"))
+    assert left[0].exists()
+    process.kill()
+    process.join()
+    Downloads()
+    assert not left[0].parents[1].exists()
+    assert own.exists()
 
 
 def test_no_model_lies_on_a_hosted_pages_server(monkeypatch) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 from gradio import processing_utils
@@ -13,6 +14,7 @@ from gradio_client import Client, handle_file
 from test_limits import NAN, REFUSED
 from tiny_page import tiny_settings
 
+import app
 from app import build_app, launch_options
 from components.session import calibrations, limits
 from components.session.session import Session
@@ -108,6 +110,14 @@ def test_no_call_tells_whether_the_server_has_a_folder(idle, endpoint) -> None:
     assert len(said) == 1
 
 
+def test_the_page_itself_tells_no_folder_of_the_server(idle) -> None:
+    for page in ("", "config", "gradio_api/info"):
+        text = httpx.get(f"{idle.address}{page}").text
+        folders = (Path(gr.__file__).parents[1], Path(app.__file__).parent, idle.home)
+        assert not [folder for folder in folders if str(folder) in text]
+    assert "plotly.js" in httpx.get(f"{idle.address}plotly.min.js").text[:200]
+
+
 def test_no_address_is_fetched(idle, monkeypatch) -> None:
     fetched = []
     monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", lambda *address: fetched.append(address))
@@ -187,6 +197,13 @@ def test_an_upload_is_bounded_and_leaves_nothing_behind(server) -> None:
     assert httpx.get(f"{server.address}config").json()["max_file_size"] == largest
 
 
+def test_an_upload_that_is_no_file_is_refused_in_words(server, capfd) -> None:
+    for files in ({"files": ("", b"text")}, {"files": (None, b"text")}):
+        answer = httpx.post(f"{server.address}gradio_api/upload", files=files)
+        assert (answer.status_code, answer.text) == (400, "a part of the upload is no file, or has no name")
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 # Words
 
 
@@ -201,6 +218,11 @@ def test_bad_values_come_back_in_words_and_leave_no_traceback(idle, field, capfd
     assert "; wanted" in answer or "is not in the list of choices" in answer
     printed = capfd.readouterr()
     assert "Traceback" not in printed.err + printed.out
+
+
+def test_no_file_is_named_by_a_model_that_is_none(idle) -> None:
+    for model in ([1], ["a", {"b": 1}]):
+        assert "model is [" in idle.refusal("plan", model=model)
 
 
 def test_too_few_values_come_back_in_words(idle) -> None:

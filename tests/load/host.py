@@ -1,0 +1,82 @@
+"""A hosted page on this machine, as on a Space, with secrets and hostile models beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from components.session.limits import MEMORY
+from intraslice.cache import cache_folder
+from tests.browsing import ROOT, running_app
+from tests.load.memory import MEBI
+from tests.load.models import write_models
+
+NEEDED = ("app.py", "assets", "components", "intraslice", "README.md", "requirements.txt")
+HOME = Path.home()  # before the page has another
+SECRET = "correct-horse-battery"
+
+
+class Host(NamedTuple):
+    """A hosted page on this machine: all that it has lies in `home`."""
+
+    home: Path
+    address: str
+    log: Path
+
+    @property
+    def server(self) -> str:
+        """The folder of the page."""
+        return str(self.home / "server")
+
+    def leaks(self, text: str) -> list[str]:
+        """What of the server stands in an answer. Gradio's protocol says where an upload or a download lies."""
+        uploads = re.escape(str(self.home / "uploads"))
+        text = re.sub(rf'("path": ?"|file=){uploads}[^"]*', "", text.replace("\\/", "/"))
+        lines = [SECRET, "root:x:0:0", "bound_cache(limits.CACHE_BYTES.value)"]
+        folders = [self.home, ROOT, cache_folder(), HOME, Path(sys.prefix), *map(Path, sys.path[1:])]
+        told = [str(folder) + "/" for folder in folders if len(folder.parts) > 1]
+        return [secret for secret in (*lines, *told, "Traceback (most recent", "site-packages/") if secret in text]
+
+
+@contextmanager
+def hosted(budget: int, count: int) -> Iterator[tuple[Host, dict[str, bool]]]:
+    """A page as on a Space, in a folder of its own, that may take so many MiB; and the models that lie there."""
+    home, before = cache_folder(), dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for name in NEEDED:
+            (place / "server").mkdir(exist_ok=True)
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, place / "server" / name)
+        (place / "cache").mkdir()
+        for kept in ("models", "wheels"):
+            (place / "cache" / kept).symlink_to(home / kept)
+        for secret in ("server/secret", "cache/secret", "cache/models-secret"):
+            (place / f"{secret}.csv").write_text(f"text,{SECRET}\n{SECRET},1\n")
+            (place / f"{secret}.json").write_text(json.dumps([{"layer": SECRET, "text": SECRET}]))
+        models = write_models(place / "hub", count)
+        os.environ |= {
+            "SPACE_ID": "somebody/intraslice",
+            "HOME": str(place / "server"),
+            "INTRASLICE_CACHE": str(place / "cache"),
+            "GRADIO_TEMP_DIR": str(place / "uploads"),
+            "HF_HUB_CACHE": str(place / "hub"),
+            "HF_HUB_OFFLINE": "1",
+            "HF_TOKEN": f"hf_{SECRET}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            MEMORY.variable: str(budget * MEBI),
+        }
+        try:
+            with (place / "log").open("w") as output, running_app(place / "server", output) as address:
+                yield Host(place, address, place / "log"), models
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
