@@ -1,5 +1,5 @@
 // The page's shortcuts, and the list of them behind "?". Single keys can be turned off there, for those who speak to
-// their machine. The list is assets/texts/keys.json.
+// their machine. The list is assets/texts/en/keys.json.
 (() => {
   const OFF = "isx-single-keys-off";
   const press = (id) => document.querySelector(`#${id}:not(:disabled)`)?.click();

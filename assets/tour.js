@@ -1,5 +1,5 @@
 // The guided tour on the live page: it lights up the real elements and moves the real slider and tabs. Its texts are
-// assets/texts/tour.json; the button that starts it is #tour.
+// assets/texts/en/tour.json; the button that starts it is #tour.
 (() => {
   const steps = window.isxTour;
   const calm = matchMedia("(prefers-reduced-motion: reduce)");

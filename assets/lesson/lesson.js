@@ -1,5 +1,5 @@
 // The lesson: a panel beside the live page. Each step sets the page to a state (components/page/lesson.py does it, as a
-// link would), asks first, and then shows the answer as the page measures it. Texts are steps.json; the controls of the
+// link would), asks first, and then shows the answer as the page measures it. Texts are texts/en/lesson.json; the controls of the
 // predictions are controls.js, the answers answers.js. Progress stays in this browser.
 (() => {
   const lesson = window.isxLesson;

@@ -92,9 +92,9 @@ def launch_options(tabs: Mapping[str, str]) -> dict:
         "isxUsual": json.dumps(usual()._asdict()),
         "isxTabs": json.dumps(tabs),
         "isxUndone": json.dumps(UNDONE),
-        "isxTour": _read("texts/tour.json"),
-        "isxKeys": _read("texts/keys.json"),
-        "isxLesson": _read("lesson/steps.json"),
+        "isxTour": _read("texts/en/tour.json"),
+        "isxKeys": _read("texts/en/keys.json"),
+        "isxLesson": _read("texts/en/lesson.json"),
     }
     values = "".join(f"window.{name} = {value};" for name, value in given.items())
     return {

@@ -21,10 +21,10 @@ def glossary() -> None:
 
 
 def fold(name: str) -> None:
-    """The "What am I looking at?" under a chart, from `assets/texts/NAME.html`."""
+    """The "What am I looking at?" under a chart, from `assets/texts/en/NAME.html`."""
     gr.HTML(_folded("What am I looking at?", name, "isx-fold"), apply_default_css=False)
 
 
 def _folded(summary: str, name: str, style: str) -> str:
-    body = (ASSETS / "texts" / f"{name}.html").read_text(encoding="utf-8")
+    body = (ASSETS / "texts" / "en" / f"{name}.html").read_text(encoding="utf-8")
     return f'<details class="{style}"><summary>{summary}</summary>{body}</details>'
