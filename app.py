@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from components.language import Words, later
 from components.serving import ending
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -36,7 +37,9 @@ def build_app(session: Session) -> Served:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         explainers.header()
         headline = gr.HTML(opening.headline, elem_id="headline", apply_default_css=False)
-        status = gr.HTML(formatting.status(Status("Starting")), elem_id="status", apply_default_css=False)
+        status = gr.HTML(
+            Words(lambda: formatting.status(Status(later("Starting")))), elem_id="status", apply_default_css=False
+        )
         toolbar = pinning.build()
         with gr.Row(elem_id="slider-bar"):
             sparsity = controls.sparsity_slider(first.sparsity)

@@ -111,12 +111,27 @@ def later(text: str, **values: Any) -> Words:
     return Words(lambda: say(text, **values))
 
 
+def term(text: str) -> str:
+    """A name that the library gives, such as a method's, in the language of the moment where it is known there."""
+    return words_of(language()).get(text, text)
+
+
 def number(value: float, places: str) -> str:
     """A number formatted as Python does by `places`, such as ".1f" or ".0%", and written as the language has it."""
     written, here = format(value, places), LANGUAGES[language()]
     if language() == ENGLISH:
         return written
     return written.translate(str.maketrans({",": here.thousands, ".": here.decimal, "%": here.percent}))
+
+
+def on_day(written: str) -> Words:
+    """A day that is kept in English, "26 November 2026", for whoever reads it."""
+    return Words(lambda: day(datetime.datetime.strptime(written, LANGUAGES[ENGLISH].day).date()))
+
+
+def separators() -> str:
+    """Of decimals and of thousands, as plotly wants them."""
+    return LANGUAGES[language()].decimal + LANGUAGES[language()].thousands
 
 
 def day(date: datetime.date) -> str:

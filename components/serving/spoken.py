@@ -12,7 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.language import ENGLISH, Words, asked_for, language, speaking, spoken
+from components.language import ENGLISH, asked_for, language, speaking, spoken
 
 HTML_ONLY = "text/html"
 
@@ -77,7 +77,9 @@ def _marking(send: Send, code: str, is_asked: bool) -> Send:
             return
         script = f'document.documentElement.lang = "{code}";'
         if is_asked or code != ENGLISH:
-            script += f'for (const [name, value] of Object.entries({json.dumps({"language": code, "languages": [code]})}))'
+            script += (
+                f"for (const [name, value] of Object.entries({json.dumps({'language': code, 'languages': [code]})}))"
+            )
             script += "Object.defineProperty(navigator, name, { get: () => value, configurable: true });"
         body = body.replace(b"<head>", f"<head><script>{script}</script>".encode(), 1)
         headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
+from components.language import later
 from components.session.caches import Caches
-from components.session.keys import CalibrationKey, calibration_key, evaluation_config
+from components.session.keys import CalibrationKey, calibration_key, described, evaluation_config
 from components.session.plan_views import Source
 from components.session.settings import Settings, Status
 from components.session.snapshots.settling import keep_profile, kept_profiles
@@ -107,10 +108,10 @@ class Calibrations:
     def _load(self, key: CalibrationKey) -> Generator[Status, None, LoadedModel]:
         loaded = self._caches.models.get(key[:2])
         if loaded is None:
-            yield Status(f"Loading {key.model}")
+            yield Status(later("Loading {model}", model=key.model))
             loaded = yield from aside(lambda: load_model(key.model, getattr(torch, key.dtype), self._device))
             if loaded.made is not None:
-                raise UserError(f"{key.model} is sliced already; wanted a dense model")
+                raise UserError(later("{model} is sliced already; wanted a dense model", model=key.model))
             self._caches.models.put(key[:2], loaded)
         return loaded
 
@@ -121,7 +122,7 @@ class Calibrations:
         model, config = loaded.model, key.config
         # Twice the sums: what has been seen so far is copied for use.
         require_calibration_memory(model.config, config.sequences, config.length, model.dtype, self._device, copies=2)
-        yield Status(f"Reading text: {data.describe(key.config.text)}")
+        yield Status(later("Reading text: {text}", text=described(key.config.text)))
         evaluation = evaluation_config(settings, self._evaluation_tokens)
         tokens, windows = yield from aside(
             lambda: (
@@ -136,7 +137,7 @@ class Calibrations:
 
         def note(stats: CalibrationStats, sequences: int) -> Iterator[Progress]:
             profile = yield from stats.profiling()
-            words = "" if sequences == len(tokens) else f"Calibrated on {sequences} of {len(tokens)} sequences so far."
+            words = so_far(sequences, len(tokens))
             source = Source(profile, head_weights, sequences, words)
             if words:
                 keep_profile(loaded, tokens, sequences, profile)
@@ -145,7 +146,16 @@ class Calibrations:
             self._caches.calibrations.put(key, Calibrated(loaded, stats, tokens, windows, source, sequences))
 
         job = _noting(calibrate(loaded, tokens), note)
-        yield from statuses(job, f"Calibrating {Path(key.model).name}, sequence")
+        yield from statuses(job, later("Calibrating {model}, sequence", model=Path(key.model).name))
+
+
+def so_far(sequences: int, of: int) -> str:
+    """On how many sequences a calibration has come by now; nothing of a whole one."""
+    return (
+        ""
+        if sequences == of
+        else later("Calibrated on {sequences} of {of} sequences so far.", sequences=sequences, of=of)
+    )
 
 
 def _noting(

@@ -104,7 +104,10 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
         raise UserError(
             later(
                 "{name} is {value}; wanted a whole number from {low:,} to {high:,}",
-                **{"name": name, "value": shown(value), "low": low, "high": high},
+                name=name,
+                value=shown(value),
+                low=low,
+                high=high,
             )
         )
     return int(value)
@@ -116,7 +119,10 @@ def number(name: str, value: Any, low: float, high: float) -> float:
         raise UserError(
             later(
                 "{name} is {value}; wanted a number from {low:,} to {high:,}",
-                **{"name": name, "value": shown(value), "low": low, "high": high},
+                name=name,
+                value=shown(value),
+                low=low,
+                high=high,
             )
         )
     return value
@@ -139,7 +145,9 @@ def choice(name: str, value: Any, choices: Collection[str]) -> str:
     """One of the choices. Raises UserError for anything else."""
     if not isinstance(value, str) or value not in choices:
         raise UserError(
-            later("{name} is {value}; wanted one of {choices}", name=name, value=shown(value), choices=", ".join(choices))
+            later(
+                "{name} is {value}; wanted one of {choices}", name=name, value=shown(value), choices=", ".join(choices)
+            )
         )
     return value
 

@@ -22,7 +22,7 @@ from gradio.context import LocalContext
 from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
-from components.language import asked_for, later, say, speaking, spoken
+from components.language import Words, asked_for, language, later, say, speaking, spoken
 from components.session import limits
 from components.session.settings import Settings
 from components.session.work.jobs import EXPECTED
@@ -72,9 +72,19 @@ def skipped(outputs: type[Outputs]) -> Outputs:
     return outputs(*(gr.skip() for _ in outputs._fields))
 
 
-def at_opening(answer: Outputs) -> Outputs:
-    """An answer as the components' first values: nothing where it leaves them as they are."""
-    return type(answer)(*("" if isinstance(value, dict) else value for value in answer))
+def at_opening(answer: Callable[[], Outputs]) -> Outputs:
+    """An answer as the components' first values, in every language: nothing where it leaves them as they are."""
+
+    @functools.cache
+    def first(_: str) -> Outputs:
+        made = answer()
+        return type(made)(*("" if isinstance(value, dict) else value for value in made))
+
+    def told(index: int) -> Words:
+        return Words(lambda: first(language())[index])
+
+    now = first(language())
+    return type(now)(*(told(index) if isinstance(value, str) else value for index, value in enumerate(now)))
 
 
 def bind(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
@@ -163,7 +173,9 @@ def require_readable(components: Sequence[Any], values: Sequence[Any], state: An
     """Raises ValueError where a component gets what it cannot take; that a field is left empty its handler looks at."""
     if (missing := len(components) - len(values)) > 0:
         all_of_them = len(components)
-        raise ValueError(later("{missing} of {all} values are missing; the page's API names them", missing=missing, all=all_of_them))
+        raise ValueError(
+            later("{missing} of {all} values are missing; the page's API names them", missing=missing, all=all_of_them)
+        )
     traverse(values, uploaded, is_file_obj)
     for component, value in zip(components, values, strict=False):
         own = state[component._id] if state and component._id in state else component  # as this page has it now
