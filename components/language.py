@@ -96,7 +96,7 @@ def spoken(words: str) -> str:
     return words.made() if isinstance(words, Words) else words
 
 
-def say(text: str, **values: Any) -> str:
+def say(text: str, /, **values: Any) -> str:
     """An English text in the language of the moment, values in their places: `say("{n:,} tokens", n=2048)`.
 
     Places format numbers as Python does, written as the language has it; a `%` is a share's.
@@ -106,7 +106,7 @@ def say(text: str, **values: Any) -> str:
     return _FORMATTER.vformat(words_of(language()).get(text, text), (), values)
 
 
-def later(text: str, **values: Any) -> Words:
+def later(text: str, /, **values: Any) -> Words:
     """As `say`, for whoever reads it."""
     return Words(lambda: say(text, **values))
 

@@ -79,7 +79,10 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
     )
 
 
-_COLUMNS = tuple(map(later, ("error", "massive error", "cosine", "massive cosine", "distance")))
+_COLUMNS = (
+    *(later("error"), later("massive error"), later("cosine"), later("massive cosine")),
+    later("distance"),
+)
 
 
 def histogram_chart(view: ShiftView, layer: int) -> Chart:

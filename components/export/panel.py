@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.assets import ASSETS
 from components.export import files
+from components.export.parts import copied, heading, link, note, words
 from components.export.published.html import embed, page
 from components.export.published.measure import Publisher
 from components.export.published.views import Choice, Published
@@ -201,23 +201,23 @@ def build(session: Session, first: Settings) -> ExportPanel:
     with gr.Row(elem_id="export-buttons"):
         with gr.Column(min_width=220):
             checkpoint = gr.Button(later("Sliced model (.zip)"), variant="primary", elem_id="export-checkpoint")
-            _note(later("Weights as safetensors, JSON and tokenizer; opens without the dense model."))
+            note(later("Weights as safetensors, JSON and tokenizer; opens without the dense model."))
         with gr.Column(min_width=220):
             gguf = gr.Button(later("For llama.cpp (.gguf)"), elem_id="export-gguf")
-            _note(
+            note(
                 later(
                     "One file with its tokenizer, in float16. Free shapes are filled up with zeros, Runtime's are not."
                 )
             )
         with gr.Column(min_width=220):
             plan = gr.Button(later("Plan (.json)"), elem_id="export-plan")
-            _note(later("What every layer keeps, why, and how it was measured."))
+            note(later("What every layer keeps, why, and how it was measured."))
         with gr.Column(min_width=220):
             report = gr.Button(later("Report (.html)"), elem_id="export-report")
-            _note(later("This view's charts, tables and numbers as one page that opens offline."))
+            note(later("This view's charts, tables and numbers as one page that opens offline."))
         with gr.Column(min_width=220):
             whole = gr.Button(later("Page without a server (.html)"), elem_id="export-page")
-            _note(
+            note(
                 later(
                     "For slides and blogs: one file, its slider live from 0 to 60 %. "
                     "Measured once, in some ten minutes."
@@ -225,18 +225,18 @@ def build(session: Session, first: Settings) -> ExportPanel:
             )
     hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
-    _heading(later("Link to this view"))
-    _copied(_link, "export-link")
+    heading(later("Link to this view"))
+    copied(link, "export-link")
     again, command_line = later("Open it again"), later("The same from a command line")
-    _heading(again)
-    _note(later("Unpack the zip, and in a Python that has this library installed:"))
-    snippet = _copied(partial(_words, again), "export-snippet")
-    _heading(command_line)
-    _note(later("This page's perplexity; the folder that the zip holds; this page's greedy answer."))
-    command = _copied(partial(_words, command_line), "export-command")
-    _heading(later("The page without a server inside another one"))
-    _note(later("Lay the file beside that page, and put this line where it should appear:"))
-    line = _copied(partial(_words, later("The line that embeds the page")), "export-embed")
+    heading(again)
+    note(later("Unpack the zip, and in a Python that has this library installed:"))
+    snippet = copied(partial(words, again), "export-snippet")
+    heading(command_line)
+    note(later("This page's perplexity; the folder that the zip holds; this page's greedy answer."))
+    command = copied(partial(words, command_line), "export-command")
+    heading(later("The page without a server inside another one"))
+    note(later("Lay the file beside that page, and put this line where it should appear:"))
+    line = copied(partial(words, later("The line that embeds the page")), "export-embed")
     return ExportPanel(
         shown=Shown(about, snippet, command, line),
         buttons=Buttons(checkpoint, gguf, plan, report, whole),
@@ -285,32 +285,3 @@ def connect(panel: ExportPanel, context: Context) -> None:
     }
     for file, end in ends.items():
         end.success(None, file, None, js=SAVE, **CHEAP)
-
-
-def _link() -> str:
-    return (
-        f'<div class="isx-copy"><input type="text" readonly aria-label="{say("Link to this view")}">'
-        f'<button type="button" aria-label="{say("Copy the link")}">{say("Copy")}</button></div>'
-    )
-
-
-def _words(what: Words) -> str:
-    label = spoken(what)
-    return (
-        f'<div class="isx-copy"><pre tabindex="0" role="region" aria-label="{label}"></pre>'
-        f'<button type="button" aria-label="{say("Copy: {what}", what=label)}">{say("Copy")}</button></div>'
-    )
-
-
-def _copied(template: Callable[[], str], elem_id: str) -> gr.HTML:
-    """Words and a button that copies them (`assets/copy.js`)."""
-    script = (ASSETS / "copy.js").read_text(encoding="utf-8")
-    return gr.HTML(html_template=Words(template), js_on_load=script, elem_id=elem_id, apply_default_css=False)
-
-
-def _heading(text: Words) -> None:
-    gr.HTML(Words(lambda: f"<h3>{spoken(text)}</h3>"), apply_default_css=False)
-
-
-def _note(text: Words) -> None:
-    gr.HTML(Words(lambda: f'<p class="isx-quiet">{spoken(text)}</p>'), apply_default_css=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from components.language import later, number, say, spoken
+from components.language import Words, later, number, say, spoken
 from components.session import limits
 from components.session.settings import Settings, Status
 from components.session.views import Beside, Perplexities, PlanView, Reading
@@ -173,6 +173,11 @@ def status(event: Status) -> str:
     )
     role = "alert" if event.kind == "error" else "status"
     return f'<p class="isx-status isx-{event.kind}" role="{role}"><span>{escape(status_words(event))}</span>{bar}</p>'
+
+
+def starting() -> Words:
+    """The status that the page opens with (HTML)."""
+    return Words(lambda: status(Status(later("Starting"))))
 
 
 def status_words(event: Status) -> str:

@@ -96,7 +96,7 @@ def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes
         "type": "scatter",
         "mode": "markers",
         "name": MODULES[module],
-        "meta": figure.DIFFERENT,
+        "meta": {"module": module, **figure.DIFFERENT},  # `assets/lesson/answers.js` asks for the module
         "x": [figure.rounded(verdict.foretold[estimator]) for verdict in verdicts],
         "y": [figure.rounded(verdict.damage) for verdict in verdicts],
         "error_y": {
