@@ -15,7 +15,7 @@ from components.compare.views import COLUMNS
 from components.export.published import charts
 from components.export.published.pack import packed
 from components.export.published.views import Published, Step
-from components.language import for_scripts, later, long_text, number, say, spoken
+from components.language import ENGLISH, for_scripts, language, later, long_text, number, say, spoken
 from components.session.views import Reading
 from components.ui import formatting
 from components.ui.chart_bridge import PLOTLY, template
@@ -58,7 +58,7 @@ def page(published: Published) -> str:
         layers=_options(say("Layer {layer}", layer=layer) for layer in range(len(first.plan.layers))),
         prompts=_options(published.choice.prompts),
         protocol=_protocol(published),
-        command=escape(published.command),
+        command=escape(published.command if language() == ENGLISH else f"{published.command} --language {language()}"),
         **{f"{place}_chart": template(height) for place, height in HEIGHTS.items()},
     )
     if (size := len(text.encode())) > MOST:
