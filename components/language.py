@@ -1,7 +1,7 @@
 """In which language the page speaks: words and numbers in that of whoever is answered at the moment.
 
 English texts are in the code, and are the keys of `assets/texts/LANGUAGE/words.json`. A handler runs in its visitor's
-language (`serving/spoken.py`), so what it says with `say` is right at once. What is said once and read by several, such
+language (`ui/handlers.py`), so what it says with `say` is right at once. What is said once and read by several, such
 as the progress of a job that two visitors share or a button's label, is said with `later`: it is told anew to each.
 """
 
@@ -60,7 +60,7 @@ def asked_for(query: Mapping[str, str], accepted: str | None) -> str:
     """
     wanted = []
     for part in (accepted or "").split(","):
-        code, _, weight = part.strip().partition(";q=")
+        code, _, weight = part.replace(" ", "").partition(";q=")
         try:
             wanted.append((-float(weight or 1), code.lower()[:2]))
         except ValueError:  # a browser's slip is none of its visitor's
@@ -97,9 +97,9 @@ def spoken(words: str) -> str:
 
 
 def say(text: str, /, **values: Any) -> str:
-    """An English text in the language of the moment, values in their places: `say("{n:,} tokens", n=2048)`.
+    """An English text in the language of the moment, values in their places.
 
-    Places format numbers as Python does, written as the language has it; a `%` is a share's.
+    Places format numbers as Python does, written as the language has it: `say("{share:.1%} removed", share=0.3)`.
     """
     if language() == ENGLISH and not any(isinstance(value, Words) for value in values.values()):
         return text.format(**values)

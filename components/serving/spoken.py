@@ -14,8 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.language import ENGLISH, asked_for, language, speaking, spoken
 
-HTML_ONLY = "text/html"
-
 
 def told(value: Any) -> Any:
     """A copy of plain lists and dictionaries with all `Words` in them in the language of the moment."""
@@ -54,7 +52,8 @@ class InTheirLanguage:
         query = QueryParams(scope.get("query_string", b""))
         code = asked_for(query, Headers(scope=scope).get("accept-language"))
         with speaking(code):
-            await self._app(scope, receive, _marking(send, code, query.get("lang") == code))
+            is_page = scope["method"] == "GET"
+            await self._app(scope, receive, _marking(send, code, query.get("lang") == code) if is_page else send)
 
 
 def _marking(send: Send, code: str, is_asked: bool) -> Send:
@@ -65,7 +64,7 @@ def _marking(send: Send, code: str, is_asked: bool) -> Send:
     async def marked(message: Message) -> None:
         nonlocal start, body
         if message["type"] == "http.response.start":
-            is_page = Headers(raw=message["headers"]).get("content-type", "").startswith(HTML_ONLY)
+            is_page = Headers(raw=message["headers"]).get("content-type", "").startswith("text/html")
             start = message if is_page else None
             if not is_page:
                 await send(message)
@@ -77,10 +76,8 @@ def _marking(send: Send, code: str, is_asked: bool) -> Send:
             return
         script = f'document.documentElement.lang = "{code}";'
         if is_asked or code != ENGLISH:
-            script += (
-                f"for (const [name, value] of Object.entries({json.dumps({'language': code, 'languages': [code]})}))"
-            )
-            script += "Object.defineProperty(navigator, name, { get: () => value, configurable: true });"
+            for name, value in (("language", code), ("languages", [code])):
+                script += f'Object.defineProperty(navigator, "{name}", {{ get: () => {json.dumps(value)} }});'
         body = body.replace(b"<head>", f"<head><script>{script}</script>".encode(), 1)
         headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
         headers += [(b"content-length", str(len(body)).encode()), (b"vary", b"accept-language")]

@@ -124,7 +124,7 @@ def is_usual(settings: Settings) -> bool:
 
 def slice_config(settings: Settings) -> SliceConfig:
     """The library's settings of a slice."""
-    locked = limits.words("ratios given by hand", settings.locked, limits.LOCKED.value)
+    locked = limits.words(later("ratios given by hand"), settings.locked, limits.LOCKED.value)
     return SliceConfig(
         limits.number("sparsity", settings.sparsity, 0, 80) / 100,
         limits.choice("estimator", settings.estimator, ESTIMATORS),

@@ -43,9 +43,9 @@ MOST_LAYERS = 10_000
 # Handlers' own inputs, by name.
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "layer": lambda value: limits.whole("layer", value, 0, MOST_LAYERS),
-    "prompt": lambda value: limits.words("the prompt", value, limits.PROMPT.value),
-    "passage": lambda value: limits.words("the passage", value, limits.PASSAGE.value),
-    "sample": lambda value: limits.words("the passage", value, limits.PASSAGE.value),
+    "prompt": lambda value: limits.words(later("the prompt"), value, limits.PROMPT.value),
+    "passage": lambda value: limits.words(later("the passage"), value, limits.PASSAGE.value),
+    "sample": lambda value: limits.words(later("the passage"), value, limits.PASSAGE.value),
     "tokens": lambda value: limits.whole("tokens", value, 1, limits.NEW_TOKENS.value),
     "temperature": lambda value: limits.number("temperature", value, 0, limits.TEMPERATURE.value),
     "sample_seed": lambda value: limits.whole("sample seed", value or 0, 0, limits.MOST_SEED),

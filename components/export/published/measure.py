@@ -145,7 +145,7 @@ def _checked(choice: Choice) -> Choice:
             later("{count} prompts are asked for; wanted 1 to {most}", count=len(choice.prompts), most=MOST_PROMPTS)
         )
     for prompt in choice.prompts:
-        if not limits.words("the prompt", prompt, limits.PROMPT.value).strip():
+        if not limits.words(later("the prompt"), prompt, limits.PROMPT.value).strip():
             raise UserError(later("a prompt is empty; wanted some text to answer"))
     tokens = limits.whole("tokens", choice.tokens, 1, limits.NEW_TOKENS.value)
     return Choice(tuple(percents), tuple(choice.prompts), tokens)
