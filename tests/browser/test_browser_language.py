@@ -57,10 +57,10 @@ def test_no_english_is_left_on_the_german_page(visit) -> None:
     page.wait_for_function("document.querySelector('#headline').textContent.includes('Perplexität')", timeout=PATIENCE)
     assert page.evaluate("[document.documentElement.lang, navigator.language]") == ["de", "de"]
     for tab in TABS:
-        page.evaluate("tab => [...document.querySelectorAll('#tabs button')].find(one => "
-                      "one.textContent.trim() === window.isxTabs[tab]).click()", tab)  # fmt: skip
-        page.wait_for_function("tab => tab === 'ratios' || location.search.includes(`tab=${tab}`)", arg=tab)
-        page.wait_for_timeout(300)
+        label = page.evaluate("tab => window.isxTabs[tab]", tab)
+        page.locator("#tabs button[role=tab]:visible", has_text=label).first.click(timeout=PATIENCE)
+        page.wait_for_selector(f"#tabs [aria-selected=true]:text-is('{label}')", timeout=PATIENCE)
+        page.wait_for_timeout(500)
         assert left_over(page.evaluate(SEEN)) == [], tab
     assert re.search(r"30,0\s%", page.inner_text("#removed"))
     assert re.search(r"134,5 Mio\. → [\d,]+ Mio\. Parameter", page.inner_text("#headline"))
