@@ -47,6 +47,7 @@ NAMED_CORPORA: dict[str, str] = {
 _CHOICES = f"one of {', '.join(NAMED_CORPORA)}, or a {', '.join(READERS)} file"
 # Hardly a text has as many characters a token; those of one that has are not worth the memory of tokenising them.
 CHARACTERS_A_TOKEN = 64
+TRAINING_TIMES = 3  # the calibration's text
 
 
 def calibration_tokens(
@@ -61,10 +62,23 @@ def calibration_tokens(
     Raises:
         UserError: the text cannot be read or is too short.
     """
+    return training_tokens(tokenizer, config, evaluation_text, times=1)
+
+
+def training_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    config: CalibrationConfig,
+    evaluation_text: str | None = None,
+    times: int = TRAINING_TIMES,
+) -> Int64[Tensor, "sequences length"]:
+    """The calibration windows and those that follow them in the text, for what is trained.
+
+    Altogether `times` as many, or as many as the text has. Raises UserError as `calibration_tokens` does.
+    """
     documents = read_documents(config.text, "calibration", evaluation_text)
     random.Random(config.seed).shuffle(documents)
     count = config.sequences * config.length
-    tokens = _first_tokens(tokenizer, documents, count)
+    tokens = _first_tokens(tokenizer, documents, times * count)
     if len(tokens) < count:
         sequences = len(tokens) // config.length
         advice = f"lower sequences to {sequences} or length, or" if sequences else "lower sequences and length, or"
@@ -72,7 +86,7 @@ def calibration_tokens(
             f"{_called(config.text)!r} has {len(tokens)} tokens for calibration, wanted {config.sequences} x "
             f"{config.length} = {count}; {advice} name a longer text"
         )
-    return tokens.view(config.sequences, config.length)
+    return tokens[: len(tokens) // config.length * config.length].view(-1, config.length)
 
 
 def evaluation_tokens(

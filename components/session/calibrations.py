@@ -40,7 +40,8 @@ class Calibrated:
 
     loaded: LoadedModel
     stats: CalibrationStats
-    tokens: torch.Tensor  # (sequences, length), all of them
+    training: torch.Tensor  # (more, length): the calibration's tokens, and what follows them, for methods that train
+    tokens: torch.Tensor  # (sequences, length), all of the calibration's
     windows: torch.Tensor  # held-out text (windows, window)
     source: Source
     sequences: int
@@ -124,13 +125,13 @@ class Calibrations:
         require_calibration_memory(model.config, config.sequences, config.length, model.dtype, self._device, copies=2)
         yield Status(later("Reading text: {text}", text=described(key.config.text)))
         evaluation = evaluation_config(settings, self._evaluation_tokens)
-        tokens, windows = yield from aside(
+        training, windows = yield from aside(
             lambda: (
-                data.calibration_tokens(loaded.tokenizer, key.config, evaluation.text),
+                data.training_tokens(loaded.tokenizer, key.config, evaluation.text),
                 data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text),
             )
         )
-        head_weights = loaded.model.lm_head.weight.numel()
+        tokens, head_weights = training[: config.sequences], loaded.model.lm_head.weight.numel()
         self._caches.settling.put(
             key, [(count, Source(profile, head_weights, count)) for count, profile in kept_profiles(loaded, tokens)]
         )
@@ -143,7 +144,7 @@ class Calibrations:
                 keep_profile(loaded, tokens, sequences, profile)
                 others = [entry for entry in self.settling(key) if entry[0] != sequences]
                 self._caches.settling.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)))
-            self._caches.calibrations.put(key, Calibrated(loaded, stats, tokens, windows, source, sequences))
+            self._caches.calibrations.put(key, Calibrated(loaded, stats, training, tokens, windows, source, sequences))
 
         job = _noting(calibrate(loaded, tokens), note)
         yield from statuses(job, later("Calibrating {model}, sequence", model=Path(key.model).name))

@@ -36,7 +36,7 @@ from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.loading import SUGGESTED_MODELS, require_memory
 from intraslice.methods.crossmodule import find_axes
-from intraslice.methods.registry import plan_by, slice_by
+from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained.memory import available_bytes
 from intraslice.pretrained.precision import AUTO, choose_device
@@ -236,7 +236,8 @@ class Session:
 
         def slicing() -> Generator[Status, None, PreTrainedModel]:
             plan = plan_by(method, loaded.model, stats, key[1])
-            work = slice_by(method, loaded.model, plan, stats, calibrated.tokens)
+            tokens = calibrated.training if METHODS[method].trains else calibrated.tokens
+            work = slice_by(method, loaded.model, plan, stats, tokens)
             own = method == "intraslice"
             words = later("Slicing, layer") if own else later("Slicing ({method}), layer", method=method)
             sliced = yield from statuses(work, words)

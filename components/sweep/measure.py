@@ -92,7 +92,7 @@ def plan_of(session: Session, settings: Settings, choice: SweepChoice) -> Plan:
     """Raises UserError as `asked_points` does, or before the calibration is there."""
     base, wanted = asked_points(settings, choice)
     calibrated = session.calibrated(settings)
-    texts = Texts(calibrated.stats, calibrated.tokens, calibrated.windows)
+    texts = Texts(calibrated.stats, calibrated.tokens, calibrated.windows, calibrated.training)
     return Plan(calibrated.loaded, texts, wanted, base, SpeedConfig() if choice.speed else None)
 
 
@@ -202,6 +202,8 @@ def _cost(plan: Plan, point: Point) -> float:
     method = METHODS[point.method]
     if method.reads_tokens or (method.uses_order and plan.base.order == "sequential"):
         tokens += 2 * read
+    if method.trains:
+        tokens += (1 + 3 * plan.base.epochs) * plan.texts.read_by(point.method).numel()
     if method.uses_order and plan.base.iterative:
         tokens += 20 * read
     if plan.speed:  # a token written alone costs like many that are read together

@@ -158,7 +158,7 @@ def sweep_(run: Run) -> Answer:
     speed = None if a.no_speed else SpeedConfig(prompt=a.prompt_tokens)
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)
-    texts = Texts(stats, tokens, run.windows(loaded))
+    texts = Texts(stats, tokens, run.windows(loaded), run.training_tokens(loaded))
     wanted = points(a.methods, a.estimators, a.sparsities)
     with run.timed("sweep"):
         frame = finish(sweep(loaded, texts, wanted, run.recipe.slicing, speed), show)

@@ -56,8 +56,9 @@ def paper(run: Run) -> Answer:
     windows = data.evaluation_tokens(loaded.tokenizer, evaluation, a.calibration)
     stats, tokens = run.calibrate(loaded)
     wanted = points(a.methods, [recipe.slicing.estimator], a.sparsities)
+    texts = Texts(stats, tokens, windows, run.training_tokens(loaded))
     with run.timed("sweep"):
-        frame = finish(sweep(loaded, Texts(stats, tokens, windows), wanted, recipe.slicing), show)
+        frame = finish(sweep(loaded, texts, wanted, recipe.slicing), show)
     protocol = replace(recipe, evaluation=evaluation).protocol()
     result = {
         "model": a.model,

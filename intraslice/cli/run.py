@@ -29,7 +29,7 @@ from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, 
 from intraslice.distributed.sharing import from_first, require_enough, speaks
 from intraslice.errors import UserError
 from intraslice.loading import LoadedModel, load_model
-from intraslice.methods.registry import Plan, Tokens, plan_by, require_shareable, slice_by, uses_statistics
+from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, require_shareable, slice_by, uses_statistics
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.progress import Progress, finish
 from intraslice.reporting import Recipe
@@ -114,10 +114,15 @@ class Run:
         self, loaded: LoadedModel, stats: CalibrationStats | None, tokens: Tokens, method: str | None = None
     ) -> tuple[PreTrainedModel, Plan]:
         """The sliced model and its plan, by the chosen method, or by another one that is named."""
-        plan = self.plan(loaded, stats, method)
+        plan, name = self.plan(loaded, stats, method), method or self.recipe.method
         with self.timed("slice"):
-            model = finish(slice_by(method or self.recipe.method, loaded.model, plan, stats, tokens), show)
+            read = self.training_tokens(loaded) if METHODS[name].trains else tokens
+            model = finish(slice_by(name, loaded.model, plan, stats, read), show)
         return model, plan
+
+    def training_tokens(self, loaded: LoadedModel) -> Tokens:
+        """The calibration's tokens and more of its text, for methods that train."""
+        return data.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
 
     def _calibration_tokens(self, loaded: LoadedModel) -> Tokens:
         return data.calibration_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)

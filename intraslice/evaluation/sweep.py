@@ -21,11 +21,11 @@ from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
+from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by, uses_estimator
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.progress import Progress
 
-FORMAT = "5"
+FORMAT = "6"
 DIVERGENCE = ("divergence", "divergence_error")  # KL from the dense model, nats a token
 
 
@@ -50,11 +50,19 @@ def points(methods: Iterable[str], estimators: Iterable[str], sparsities: Sequen
 
 @dataclass(frozen=True)
 class Texts:
-    """What a sweep is run on: the calibration tokens with what they left behind, and held-out windows."""
+    """What a sweep is run on: the calibration tokens with what they left behind, and held-out windows.
+
+    `training` are the calibration's tokens and more, for methods that train; without them those have the calibration's.
+    """
 
     stats: CalibrationStats
     calibration: Int[Tensor, "sequences length"]
     evaluation: Int[Tensor, "windows window"]
+    training: Int[Tensor, "more length"] | None = None
+
+    def read_by(self, method: str) -> Tokens:
+        """The tokens that a method is given to slice by."""
+        return self.calibration if self.training is None or not METHODS.require(method).trains else self.training
 
 
 def sweep(
@@ -118,17 +126,16 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
         config = replace(config, estimator="uniform")
     if not method.uses_order:
         config = replace(config, order="one-shot", iterative=False)
-    if not method.uses_epochs:
+    if not method.trains:
         config = replace(config, epochs=0)
     if not method.uses_shapes:
         config = replace(config, shapes="free")
-    return _path(loaded, texts, f"{point.method} {config} {speed}")
+    tokens = texts.calibration, texts.read_by(point.method), texts.stats.targets
+    return _path(loaded, texts, f"{point.method} {config} {speed}", *tokens)
 
 
-def _path(loaded: LoadedModel, texts: Texts, what: str) -> Path:
-    calibration = () if what == "dense" else (texts.calibration, texts.stats.targets)
-    parts = (FORMAT, loaded.fingerprint, loaded.model.dtype, *calibration, texts.evaluation, what)
-    return cache_path("sweep", ".json", *parts)
+def _path(loaded: LoadedModel, texts: Texts, what: str, *read: Any) -> Path:
+    return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *read, texts.evaluation, what)
 
 
 def _measure(
@@ -139,7 +146,7 @@ def _measure(
         plan = plan_by(method, dense, texts.stats, config)
     except UserError as problem:
         return dict.fromkeys(("removed_fraction", "perplexity", *DIVERGENCE)) | {"note": str(problem)}
-    model = yield from slice_by(method, dense, plan, texts.stats, texts.calibration)
+    model = yield from slice_by(method, dense, plan, texts.stats, texts.read_by(method))
     counts = parameters_of(dense, "dense") | parameters_of(model, "sliced")
     losses = yield from measure_losses(model, texts.evaluation, f"perplexity {method}", states)
     row = {

@@ -18,8 +18,11 @@ from intraslice.progress import Progress
 def slice_plus(
     model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Tokens
 ) -> Generator[Progress, None, PreTrainedModel]:
-    """Fit, then distil for as many epochs as the plan's config says. Raises NumericalError where either goes astray."""
-    sliced = yield from slice_aligned(model, plan, stats, tokens)
+    """Fit to the calibration's tokens, then distil on all that are given, for as many epochs as the plan's config says.
+
+    Raises NumericalError where either goes astray, and UserError where training does not fit into memory.
+    """
+    sliced = yield from slice_aligned(model, plan, stats, tokens[: stats.tokens // tokens.shape[1]])
     return (yield from distil(model, sliced, tokens, plan.config.epochs))
 
 
@@ -27,11 +30,11 @@ METHODS.register(
     Method(
         "intraslice+",
         "IntraSlice+",
-        "the same sizes, output maps fitted to the dense residual stream and distilled for a few epochs",
+        "the same sizes, output maps fitted to the dense residual stream, then all weights distilled for a moment",
         plan_intraslice,
         slice_plus,
         uses_estimator=True,
-        uses_epochs=True,
+        trains=True,
         reads_tokens=True,
     )
 )

@@ -1,8 +1,8 @@
-"""The last step of IntraSlice+: the output maps of a sliced model are trained for a moment to speak like the dense one.
+"""The last step of IntraSlice+: the weights of a sliced model are trained for a moment to speak like the dense one.
 
-Fits layer by layer each answer for their own output; what counts is the distribution of the next token. A few steps of
-Adam on the divergence between both models' distributions, on the calibration tokens alone, see all layers together.
-Sizes and all other weights stay.
+Fits layer by layer each answer for their own output; what counts is the distribution of the next token. Some steps of
+Adam on the divergence between both models' distributions see all layers together, and text that no fit has seen. Sizes
+stay, and so does what the two models share.
 """
 
 from __future__ import annotations
@@ -15,29 +15,34 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from intraslice.errors import NumericalError
-from intraslice.modeling.families import blocks
+from intraslice.errors import NumericalError, UserError
 from intraslice.modeling.logits import logits_in_chunks
+from intraslice.pretrained.memory import available_bytes
 from intraslice.progress import Progress
 
-STEP = 0.003  # of a map's root mean square, at the first step; falls to nought in a straight line
-WARM_UP = 4  # steps
-TOKENS_A_STEP = 2048
+STEP = 0.001  # of a matrix's root mean square, after the warm-up; falls to nought in a straight line
+WARM_UP = 6  # steps
+TOKENS_A_STEP = 1024
+BYTES_A_WEIGHT = 16  # of its float32 master, Adam's two means and the gradient
 
 
 def distil(
     dense: PreTrainedModel, sliced: PreTrainedModel, tokens: Int[Tensor, "sequences length"], epochs: int
 ) -> Generator[Progress, None, PreTrainedModel]:
-    """Train the output maps of `sliced`, in place, towards the dense model's next-token distributions; yields progress.
+    """Train the matrices of `sliced`, in place, towards the dense model's next-token distributions; yields progress.
 
-    Modules that the two models share are left alone. Takes about three times `epochs` dense passes. There is no early
-    stop: the fits before have seen every sequence, so none is left that could judge fairly. Raises NumericalError where
-    a step leads to weights that are not finite; `sliced` is spoilt then.
+    Parameters that the two models share are left alone. Takes one dense pass over `tokens`, and three of the sliced
+    model an epoch. There is no early stop: in one epoch every step is taken on text that is new to it.
+
+    Raises:
+        UserError: training does not fit into memory.
+        NumericalError: a step leads to weights that are not finite; `sliced` is spoilt then.
     """
     tokens = tokens.to(sliced.device)
-    maps = _output_maps(dense, sliced)
-    if not maps or epochs == 0:
+    matrices = _own_matrices(dense, sliced)
+    if not matrices or epochs == 0:
         return sliced
+    _require_memory(matrices, sliced.device)
     dense_hidden = []
     for sequence in tokens:
         with torch.no_grad():
@@ -45,19 +50,22 @@ def distil(
         yield Progress("dense states", len(dense_hidden), len(tokens))
     batch = max(1, TOKENS_A_STEP // tokens.shape[1])
     steps = epochs * -(-len(tokens) // batch)
-    masters = [weight.detach().float().clone() for weight in maps]  # bfloat16 would round small steps away
+    masters = [weight.detach().float().clone() for weight in matrices]  # bfloat16 would round small steps away
     optimiser = torch.optim.Adam([{"params": [m], "rms": m.square().mean().sqrt().item()} for m in masters])
     order, done = torch.Generator().manual_seed(0), 0
     for _ in range(epochs):
         shuffled = torch.randperm(len(tokens), generator=order).tolist()
         for start in range(0, len(shuffled), batch):
-            _gradients(sliced, maps, tokens, dense_hidden, shuffled[start : start + batch])
+            indices = shuffled[start : start + batch]
+            for index in indices:
+                _add_gradients_(sliced, matrices, tokens[index], dense_hidden[index], 1 / len(indices))
+                yield Progress("distil", done, steps)
             for group in optimiser.param_groups:
                 group["lr"] = STEP * group["rms"] * min(1.0, (done + 1) / WARM_UP) * (1 - done / steps)
-            for master, weight in zip(masters, maps, strict=True):
+            for master, weight in zip(masters, matrices, strict=True):
                 master.grad, weight.grad = weight.grad.float(), None
             optimiser.step()
-            _write_(maps, masters)
+            _write_(matrices, masters)
             done += 1
             yield Progress("distil", done, steps)
     if not all(torch.isfinite(master).all() for master in masters):
@@ -65,22 +73,25 @@ def distil(
     return sliced
 
 
-def _output_maps(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[nn.Parameter]:
-    """Weights of the sliced model's output maps, without those that it shares with the dense model."""
-    dense_maps, sliced_maps = (
-        [linear for block in blocks(model) for linear in (block.attention.o_proj, block.mlp.down_proj)]
-        for model in (dense, sliced)
-    )
-    return [
-        linear.weight
-        for linear, shared in zip(sliced_maps, dense_maps, strict=True)
-        if linear is not shared and linear.in_features
-    ]
+def _own_matrices(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[nn.Parameter]:
+    """Weights of the sliced model's layers, without those that it shares with the dense model, and without biases."""
+    shared = {id(parameter) for parameter in dense.parameters()}
+    parameters = sliced.model.layers.parameters()
+    return [weight for weight in parameters if weight.ndim == 2 and weight.numel() and id(weight) not in shared]
+
+
+def _require_memory(matrices: list[nn.Parameter], device: torch.device) -> None:
+    needed, free = BYTES_A_WEIGHT * sum(weight.numel() for weight in matrices), available_bytes(str(device))
+    if needed > free:
+        raise UserError(
+            f"distilling this slice needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device}; "
+            "take --epochs 0, which stays at the fits, or method intraslice"
+        )
 
 
 @torch.no_grad()
-def _write_(maps: list[nn.Parameter], values: list[Tensor]) -> None:
-    for weight, value in zip(maps, values, strict=True):
+def _write_(matrices: list[nn.Parameter], values: list[Tensor]) -> None:
+    for weight, value in zip(matrices, values, strict=True):
         weight.copy_(value)
 
 
@@ -89,28 +100,26 @@ def _last_hidden(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> Fl
     return model.model(input_ids=sequence[None], use_cache=False).last_hidden_state[0]
 
 
-def _gradients(
+def _add_gradients_(
     model: PreTrainedModel,
-    maps: list[nn.Parameter],
-    tokens: Int[Tensor, "sequences length"],
-    dense_hidden: list[Float[Tensor, "length hidden"]],
-    indices: list[int],
+    matrices: list[nn.Parameter],
+    sequence: Int[Tensor, " length"],
+    dense_hidden: Float[Tensor, "length hidden"],
+    share: float,
 ) -> None:
-    """Leave in the maps the gradient of the mean divergence, in nats a token, over the sequences of these indices."""
-    for weight in maps:
+    """Add to the matrices' gradients a share of that of the sequence's mean divergence, in nats a token."""
+    for weight in matrices:
         weight.requires_grad_(True)
     try:
         with torch.enable_grad():
-            for index in indices:
-                hidden = _last_hidden(model, tokens[index])
-                leaf = hidden.detach().requires_grad_()
-                scale = 1 / (len(indices) * len(leaf))
-                for logits, target_hidden in logits_in_chunks(model, leaf, dense_hidden[index].to(leaf.device)):
-                    with torch.no_grad():
-                        target = model.lm_head(target_hidden).float().log_softmax(-1)
-                    divergence = functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="sum")
-                    (scale * divergence).backward()
-                hidden.backward(leaf.grad)
+            hidden = _last_hidden(model, sequence)
+            leaf = hidden.detach().requires_grad_()
+            for logits, target_hidden in logits_in_chunks(model, leaf, dense_hidden.to(leaf.device)):
+                with torch.no_grad():
+                    target = model.lm_head(target_hidden).float().log_softmax(-1)
+                divergence = functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="sum")
+                (share / len(leaf) * divergence).backward()
+            hidden.backward(leaf.grad)
     finally:
-        for weight in maps:
+        for weight in matrices:
             weight.requires_grad_(False)

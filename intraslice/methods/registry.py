@@ -29,7 +29,8 @@ class Method:
     """One way to slice a dense model, which it leaves untouched.
 
     `plan(model, stats, config)` says what goes so that `config.sparsity` of the decoder's parameters do, and
-    `slice(model, plan, stats, tokens)` builds that model, yielding progress by layer.
+    `slice(model, plan, stats, tokens)` builds that model, yielding progress by layer. `tokens` are the calibration's,
+    which for a method that trains more may follow.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Method:
     slice: Callable[[PreTrainedModel, Plan, CalibrationStats, Tokens], Job]
     uses_estimator: bool = False  # ratios come from the config's ratio estimator
     uses_order: bool = False  # slices in the config's order, refining where it says so
-    uses_epochs: bool = False  # distils for the config's epochs
+    trains: bool = False  # for the config's epochs, on the calibration's tokens and any that are given beyond them
     uses_statistics: bool = True  # else `stats` may be None in the sequential order, whose moments are its own
     layer_by_layer: bool = False  # slices models whose layers are kept away until they are used
     uses_shapes: bool = True  # the config's shapes bind it

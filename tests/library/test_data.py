@@ -78,6 +78,14 @@ def test_calibration_follows_the_seed_alone(tmp_path, tokenizer):
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize(("sequences", "read"), [(2, 6), (3, 8), (8, 8)])
+def test_training_reads_on_where_calibration_ends_as_far_as_the_text_goes(tmp_path, tokenizer, sequences, read):
+    config = CalibrationConfig(str(write(tmp_path, "own.txt")), sequences, length=25, seed=3)
+    tokens = data.training_tokens(tokenizer, config)
+    assert tokens.shape == (read, 25)
+    assert torch.equal(tokens[:sequences], calibration_tokens(tokenizer, config))
+
+
 @pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
 def test_one_file_for_both_is_split_into_disjoint_documents(name, tmp_path, tokenizer, monkeypatch):
     path = write(tmp_path, name)

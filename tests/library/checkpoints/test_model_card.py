@@ -107,7 +107,7 @@ def test_it_says_what_was_done(sliced, method):
     assert f"`{method}`" in card
     assert ("2602.01975" in card) == method.startswith("intraslice")
     assert ("2401.15024" in card) == (method == "crossmodule")
-    assert ("epochs `3`" in card) == (method == "intraslice+")
+    assert ("epochs `1`" in card) == (method == "intraslice+")
     assert ("not trained afterwards" in card) == (method != "intraslice+")
     assert "16,384 tokens of mine.txt" in card
     assert "/home/me" not in card

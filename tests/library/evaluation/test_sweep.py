@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas
 import pytest
+import torch
 
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
@@ -80,6 +81,18 @@ def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_mea
     again = finish(sweep(case.loaded, texts(case), larger))
     assert count_measurements[3:] == [("magnitude", 0.2), ("magnitude", 0.4)]
     assert again["perplexity"].tolist()[::2] == frame["perplexity"].tolist()[::2]
+
+
+def test_a_method_that_trains_reads_more_and_no_other(tiny_case, count_measurements):
+    """And so it is another point with more of the text, where the others' stay."""
+    case, wanted = tiny_case("llama-gqa"), points(["intraslice", "intraslice+"], ["pca"], [0.3])
+    own = texts(case)
+    more = module.replace(own, training=torch.cat([own.calibration, own.calibration.flip(1)]))
+    assert [more.read_by(point.method) is more.training for point in wanted] == [False, True]
+    first, second = (finish(sweep(case.loaded, those, wanted)) for those in (own, more))
+    assert count_measurements == [("intraslice", 0.3), ("intraslice+", 0.3), ("intraslice+", 0.3)]
+    assert first["perplexity"][0] == second["perplexity"][0]
+    assert first["perplexity"][1] != second["perplexity"][1]
 
 
 def test_nothing_wanted_is_nothing_to_compute(tiny_case, monkeypatch):

@@ -1,4 +1,4 @@
-"""IntraSlice+, last step: output maps trained towards the dense model's distributions."""
+"""IntraSlice+, last step: the slice's own matrices trained towards the dense model's distributions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from intraslice.config import SliceConfig
-from intraslice.errors import NumericalError
+from intraslice.errors import NumericalError, UserError
 from intraslice.methods import plus_distil as distilling
 from intraslice.methods.plus_align import slice_aligned
 from intraslice.methods.plus_distil import distil
@@ -31,7 +31,8 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
     dense, tokens = family_case.loaded.model, family_case.tokens
     shared = {id(parameter) for parameter in dense.parameters()}
     unshared = {name for name, parameter in sliced.named_parameters() if id(parameter) not in shared}
-    trained = {name for name in unshared if name.endswith(("o_proj.weight", "down_proj.weight"))}
+    trained = {name for name in unshared if name.startswith("model.layers.") and sliced.get_parameter(name).ndim == 2}
+    assert any(not name.endswith(("o_proj.weight", "down_proj.weight")) for name in trained)  # what reads, as well
     for name in trained:  # least squares leaves nothing to gain on random tokens, so spoil it
         sliced.get_parameter(name).mul_(0.5)
     dense_before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
@@ -50,6 +51,14 @@ def test_weights_that_are_not_finite_are_an_error(family_case, sliced, monkeypat
     monkeypatch.setattr(distilling, "STEP", float("nan"))
     with pytest.raises(NumericalError, match="went astray"):
         finish(distil(family_case.loaded.model, sliced, family_case.tokens, 3))
+
+
+def test_what_does_not_fit_into_memory_is_not_begun(family_case, sliced, monkeypatch) -> None:
+    monkeypatch.setattr(distilling, "available_bytes", lambda device: 1000)
+    before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
+    with pytest.raises(UserError, match="free on cpu; take --epochs 0"):
+        finish(distil(family_case.loaded.model, sliced, family_case.tokens, 1))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
 
 
 def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None:
