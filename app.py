@@ -21,7 +21,7 @@ from components.serving.served import Served
 from components.session import choices, limits
 from components.session.keys import precision
 from components.session.session import Session
-from components.session.settings import Settings, Status
+from components.session.settings import Settings
 from components.ui import explainers, formatting
 from components.ui.handlers import hearing
 from intraslice.cache import bound_cache
@@ -36,7 +36,7 @@ def build_app(session: Session) -> Served:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         explainers.header()
         headline = gr.HTML(opening.headline, elem_id="headline", apply_default_css=False)
-        status = gr.HTML(formatting.status(Status("Starting")), elem_id="status", apply_default_css=False)
+        status = gr.HTML(formatting.starting(), elem_id="status", apply_default_css=False)
         toolbar = pinning.build()
         with gr.Row(elem_id="slider-bar"):
             sparsity = controls.sparsity_slider(first.sparsity)

@@ -1,6 +1,7 @@
 // A server that slept or was restarted knows nothing of a page that stayed open: the page says so. Its settings are in
 // the address bar, so to reload is to go on with them.
 (() => {
+  const say = window.isxSay;
   const PAUSE = 30_000; // ms between two looks at a server that answers
   const AGAIN = 3_000; // ms between two at one that does not
   let began = null;
@@ -17,7 +18,7 @@
     }
   };
 
-  const say = (words, reloads) => {
+  const tell = (words, reloads) => {
     if (line?.isConnected && line.firstChild.data === words) return; // or a press on its button would find another one
     line?.remove();
     line = document.createElement("div");
@@ -26,7 +27,7 @@
     line.append(words);
     if (reloads) {
       const button = document.createElement("button");
-      button.textContent = "Reload";
+      button.textContent = say("Reload");
       button.addEventListener("click", () => location.reload());
       line.append(button);
     }
@@ -37,10 +38,10 @@
     const now = await ask();
     waiting = now === null && began !== null;
     if (waiting) {
-      say("The server does not answer: it sleeps, or is starting. This page waits for it.");
+      tell(say("The server does not answer: it sleeps, or is starting. This page waits for it."));
       setTimeout(look, AGAIN);
     } else if (began === null) began = now;
-    else if (now !== began) say("The server has restarted. Reload to go on with these settings.", true);
+    else if (now !== began) tell(say("The server has restarted. Reload to go on with these settings."), true);
     else line?.remove();
   };
 

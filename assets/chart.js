@@ -3,6 +3,7 @@
 // and legend survive; every new value goes through Plotly.react.
 const find = (name) => element.querySelector(`.isx-${name}`);
 const plot = find("plot");
+const say = window.isxSay;
 const config = { displayModeBar: false, responsive: false, scrollZoom: false, doubleClick: "reset" };
 const height = plot.clientHeight || parseInt(plot.style.height);
 let chart = null;
@@ -46,8 +47,8 @@ function compare() {
 }
 
 function caption() {
-  const said = ghost ? [...new Set([...haunting.map((trace) => trace.meta.said), ...ghost.said])].join(" and ") : "";
-  return said ? `${chart.note} ${said[0].toUpperCase()}${said.slice(1)}: the pinned setting A.` : chart.note;
+  const said = ghost ? [...new Set([...haunting.map((trace) => trace.meta.said), ...ghost.said])].join(say(" and ")) : "";
+  return said ? say("{note} {drawn}: the pinned setting A.", { note: chart.note, drawn: `${said[0].toUpperCase()}${said.slice(1)}` }) : chart.note;
 }
 
 function figure() {
@@ -124,7 +125,7 @@ function tell() {
   find("title").textContent = chart.title;
   compare();
   find("note").textContent = caption();
-  plot.setAttribute("aria-label", chart.layers ? `${chart.title} Arrow keys choose a layer; layer ${chart.selected} is chosen.` : chart.title);
+  plot.setAttribute("aria-label", chart.layers ? say("{title} Arrow keys choose a layer; layer {layer} is chosen.", { title: chart.title, layer: chart.selected }) : chart.title);
   plot.tabIndex = chart.layers ? 0 : -1;
   plot.classList.toggle("isx-clickable", chart.layers > 0 || chart.picks.length > 0);
   if (find("twin").open) fillTable();
@@ -190,7 +191,7 @@ async function save() {
     margin: { ...layout.margin, t: layout.margin.t + 44 },
   };
   const address = await Plotly.toImage({ data, layout: titled }, { format: "png", scale: 2, width: 1000, height: 560 });
-  const link = Object.assign(document.createElement("a"), { href: address, download: `${chart.title.replace(/\W+/g, "-").toLowerCase()}.png` });
+  const link = Object.assign(document.createElement("a"), { href: address, download: `${chart.title.replace(/[^\p{L}\p{N}]+/gu, "-").toLowerCase()}.png` });
   link.click();
 }
 

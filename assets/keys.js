@@ -1,6 +1,7 @@
 // The page's shortcuts, and the list of them behind "?". Single keys can be turned off there, for those who speak to
-// their machine. The list is assets/texts/keys.json.
+// their machine. The list is assets/texts/LANGUAGE/keys.json.
 (() => {
+  const say = window.isxSay;
   const OFF = "isx-single-keys-off";
   const press = (id) => document.querySelector(`#${id}:not(:disabled)`)?.click();
   const single = { p: () => window.isxPresent(), a: () => press("pin"), "?": () => list() };
@@ -19,8 +20,8 @@
     dialog.setAttribute("aria-labelledby", "isx-keys-title");
     const rows = window.isxKeys.map(({ keys, does }) => `<div><dt>${keys.map((key) => `<kbd>${key}</kbd>`).join(" ")}</dt><dd>${does}</dd></div>`);
     dialog.innerHTML =
-      `<h3 id="isx-keys-title">Keys</h3><dl>${rows.join("")}</dl>` +
-      '<label><input type="checkbox"> Single keys do something</label><button type="button">Close</button>';
+      `<h3 id="isx-keys-title">${say("Keys")}</h3><dl>${rows.join("")}</dl>` +
+      `<label><input type="checkbox"> ${say("Single keys do something")}</label><button type="button">${say("Close")}</button>`;
     const box = dialog.querySelector("input");
     box.checked = !localStorage.getItem(OFF);
     box.addEventListener("change", () => (box.checked ? localStorage.removeItem(OFF) : localStorage.setItem(OFF, "yes")));

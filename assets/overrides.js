@@ -5,7 +5,8 @@ const body = element.querySelector("tbody");
 const fold = element.querySelector("details");
 const count = element.querySelector(".isx-count");
 const modules = ["attention", "mlp"];
-const names = { attention: "attention", mlp: "MLP" };
+const say = window.isxSay;
+const names = { attention: say("attention"), mlp: say("MLP") };
 const locks = new Map(); // "7 attention" -> per cent
 let cells = [];
 
@@ -25,9 +26,9 @@ function build(layers) {
     const row = body.insertRow();
     row.insertAdjacentHTML("beforeend", `<th scope="row">${layer}</th>`);
     for (const module of modules) {
-      const name = `Layer ${layer}, ${names[module]}`;
-      const ratio = Object.assign(document.createElement("input"), { type: "number", min: 0, max: 100, step: 0.5, ariaLabel: `${name}: per cent removed` });
-      const lock = Object.assign(document.createElement("input"), { type: "checkbox", ariaLabel: `${name}: locked` });
+      const name = say("Layer {layer}, {module}", { layer, module: names[module] });
+      const ratio = Object.assign(document.createElement("input"), { type: "number", min: 0, max: 100, step: 0.5, ariaLabel: say("{name}: per cent removed", { name }) });
+      const lock = Object.assign(document.createElement("input"), { type: "checkbox", ariaLabel: say("{name}: locked", { name }) });
       const cell = { key: `${layer} ${module}`, layer, module, ratio, lock };
       ratio.addEventListener("change", () => (ratio.value === "" ? locks.delete(cell.key) : locks.set(cell.key, Number(ratio.value)), send()));
       lock.addEventListener("change", () => (lock.checked ? locks.set(cell.key, Number(ratio.value)) : locks.delete(cell.key), send()));
@@ -39,7 +40,7 @@ function build(layers) {
 }
 
 function paint() {
-  count.textContent = locks.size ? ` (${locks.size} locked)` : "";
+  count.textContent = locks.size ? say(" ({count} locked)", { count: locks.size }) : "";
   if (!fold.open) return; // dragging the slider does not pay for it
   const bars = document.querySelector("#ratio-chart .isx-chart")?.isxChart?.data.filter((trace) => trace.type === "bar");
   if (!bars?.length) return;

@@ -26,7 +26,7 @@
     stage.scrollTop = 0;
     const all = stops();
     const where = labels[Math.max(opened(), 0)];
-    line.textContent = all.length > 1 ? `${where}, ${all.indexOf(stage) + 1} of ${all.length}` : where;
+    line.textContent = all.length > 1 ? `${where}, ${window.isxSay("{step} of {steps}", { step: all.indexOf(stage) + 1, steps: all.length })}` : where;
   }
 
   // Tabs without anything to show, such as Export's downloads, are passed over; at either end it stays where it is.

@@ -1,7 +1,8 @@
 // The guided tour on the live page: it lights up the real elements and moves the real slider and tabs. Its texts are
-// assets/texts/tour.json; the button that starts it is #tour.
+// assets/texts/LANGUAGE/tour.json; the button that starts it is #tour.
 (() => {
   const steps = window.isxTour;
+  const say = window.isxSay;
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   let at = -1;
   let spot, card, frame, moving;
@@ -14,8 +15,8 @@
     card.setAttribute("aria-describedby", "isx-tour-text");
     card.innerHTML =
       '<h3 id="isx-tour-title" tabindex="-1"></h3><p id="isx-tour-text"></p><div class="isx-tour-buttons"><span></span>' +
-      '<button type="button" data-go="close">Close</button><button type="button" data-go="back">Previous</button>' +
-      '<button type="button" data-go="on">Next</button></div>';
+      `<button type="button" data-go="close">${say("Close")}</button><button type="button" data-go="back">${say("Previous")}</button>` +
+      '<button type="button" data-go="on"></button></div>';
     card.addEventListener("click", ({ target }) => {
       const go = target.dataset.go;
       if (go === "close" || (go === "on" && at === steps.length - 1)) close();
@@ -46,10 +47,10 @@
     const { title, text, tab, sparsity } = steps[at];
     card.querySelector("h3").textContent = title;
     card.querySelector("p").textContent = text;
-    card.querySelector("span").textContent = `${at + 1} of ${steps.length}`;
+    card.querySelector("span").textContent = say("{step} of {steps}", { step: at + 1, steps: steps.length });
     card.querySelector('[data-go="back"]').hidden = at === 0;
     card.querySelector('[data-go="close"]').hidden = at === steps.length - 1;
-    card.querySelector('[data-go="on"]').textContent = at === steps.length - 1 ? "Done" : "Next";
+    card.querySelector('[data-go="on"]').textContent = at === steps.length - 1 ? say("Done") : say("Next");
     open(tab);
     if (sparsity !== undefined) slide(sparsity);
     shown = null;
@@ -59,7 +60,7 @@
   // A tab that finds no room on a small screen is in the menu of those; its button can be clicked all the same.
   function open(name) {
     const tabs = [...document.querySelectorAll('#tabs button[role="tab"], #tabs .overflow-menu button')];
-    const tab = tabs.find((button) => button.textContent.trim() === name);
+    const tab = tabs.find((button) => button.textContent.trim() === window.isxTabs[name]);
     if (tab && tab.getAttribute("aria-selected") !== "true") tab.click();
   }
 

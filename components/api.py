@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 import gradio as gr
 
 from components.export import files
+from components.language import spoken
 from components.page.context import HEAVY
 from components.ratios import measure as ratios
 from components.session.session import Session
@@ -125,5 +126,5 @@ def _result(session: Session, kind: str, work: Generator[Any, None, Any], reques
 
     *_, last = [Status("Stopped"), *session.jobs.run(visitor, call, keeping())]
     if not results:
-        raise gr.Error(last.text)
+        raise gr.Error(spoken(last.text))
     return results[0]

@@ -11,6 +11,7 @@ import gradio as gr
 from components.activations import panel as activations
 from components.compare import panel as compare
 from components.export import panel as export
+from components.language import later
 from components.page.context import Context
 from components.ratios import panel as ratios
 from components.session.session import Session
@@ -21,12 +22,12 @@ from components.ui.handlers import Follower
 
 # By id: label, and the module whose `build(session, first)` makes the tab and whose `connect(panel, context)` wires it.
 TABS: dict[str, tuple[str, ModuleType]] = {
-    "ratios": ("Ratios", ratios),
-    "spectra": ("Spectra", spectra),
-    "activations": ("Activations", activations),
-    "compare": ("Compare", compare),
-    "sweep": ("Sweep", sweep),
-    "export": ("Export", export),
+    "ratios": (later("Ratios"), ratios),
+    "spectra": (later("Spectra"), spectra),
+    "activations": (later("Activations"), activations),
+    "compare": (later("Compare"), compare),
+    "sweep": (later("Sweep"), sweep),
+    "export": (later("Export"), export),
 }
 
 

@@ -33,7 +33,7 @@ FINAL = "/perplexity [0-9.]+ → [0-9.]+ on/.test(document.querySelector('#headl
 ANSWERING = """['intraslice', 'crossmodule'].every((name) =>
     /{percent} % removed[^]*[1-9][0-9]* tokens?{ending}/.test(document.querySelector(`#${name}-answer`).innerText))
     && /[1-9][0-9]* token/.test(document.querySelector('#dense-answer').innerText)"""
-SHIFTED = """document.querySelector('#shift-words').innerText.startsWith('At {percent}% slicing moves')
+SHIFTED = """document.querySelector('#shift-words [data-percent]')?.dataset.percent === '{percent}'
     && /IntraSlice by .*Cross-module by/.test(document.querySelector('#shift-words').innerText)"""
 MOVE = """([chart, values]) => {
     const plot = document.querySelector(`${chart} .isx-plot`);
@@ -86,7 +86,7 @@ class Visitor:
     def let_go(self, percent: int) -> None:
         """Move the slider and let go of it, and begin to count."""
         self.page.evaluate(SET, percent)
-        self.page.wait_for_function(f"document.querySelector('#removed').innerText.includes('{percent}.0%')")
+        self.page.wait_for_function(f"document.querySelector('#removed dd')?.dataset.percent === '{percent}.0'")
         self.began = time.perf_counter()
         self.page.evaluate(RELEASE)
 

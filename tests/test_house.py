@@ -17,7 +17,7 @@ LIBRARY = (
     *("calibration", "slicing", "methods", "evaluation", "diagnostics", "reporting", "cli", "__init__", "__main__"),
 )
 PAGE = (
-    *("assets", "session", "ui", "serving", "lesson", "page"),
+    *("assets", "language", "session", "ui", "serving", "lesson", "page"),
     *("ratios", "spectra", "activations", "compare", "sweep", "export"),
     *("tabs", "api", "make_snapshots", "intraslice_commands"),
 )

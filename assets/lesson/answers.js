@@ -6,13 +6,14 @@
   const find = (selector) => document.querySelector(selector);
   const chart = (id) => find(`#${id} .isx-chart`)?.isxChart;
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
-  const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
-  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+  const fixed = (value, digits) => window.isxWritten(value.toFixed(digits));
+  const percent = (share, digits = 0) => `${fixed(100 * share, digits)} %`;
+  const signed = (value, digits) => `${value < 0 ? "−" : "+"}${fixed(Math.abs(value), digits)}`;
+  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => (typeof values[name] === "number" ? window.isxWritten(values[name]) : (values[name] ?? whole)));
   const slider = () => Number(find("#sparsity input[type=range]")?.value);
 
   // Whether the page's numbers belong to its controls: they follow a moment later.
-  const follows = () => Math.abs(parseFloat(find("#removed dd")?.textContent) - slider()) < 0.06;
+  const follows = () => Math.abs(parseFloat(find("#removed dd")?.dataset.percent) - slider()) < 0.06;
 
   function settled(state) {
     const estimator = find("#estimator input:checked");
@@ -23,9 +24,9 @@
 
   // Dense and sliced, row by row as the readout has them; null until the perplexity is whole.
   function readout() {
+    const { dense, sliced } = find("#readout [data-dense][data-sliced]")?.dataset ?? {};
+    if (!follows() || !dense) return null;
     const rows = [...document.querySelectorAll("#readout tbody tr")].map((row) => [...row.querySelectorAll("td")].map((cell) => cell.textContent.trim()));
-    const [dense, sliced] = rows[5] ?? [];
-    if (!follows() || !/^[\d.]+$/.test(dense) || !/^([\d.]+|inf)$/.test(sliced)) return null;
     return { rows, dense: Number(dense), sliced: sliced === "inf" ? Infinity : Number(sliced) };
   }
 
@@ -56,7 +57,7 @@
     if (!read) return null;
     const [all, layers] = read.rows;
     const times = read.sliced / read.dense;
-    const values = { dense: read.dense, sliced: read.sliced, times: times.toFixed(2), layersDense: layers[0], layersSliced: layers[1], allDense: all[0], allSliced: all[1] };
+    const values = { dense: read.dense, sliced: read.sliced, times: fixed(times, 2), layersDense: layers[0], layersSliced: layers[1], allDense: all[0], allSliced: all[1] };
     return { values, truth: times, close: Math.abs(said / times - 1) < 0.15 };
   }
 
@@ -68,14 +69,14 @@
     const most = truth.indexOf(Math.max(...truth));
     const least = truth.indexOf(Math.min(...truth));
     const rho = said ? rankCorrelation(said, truth) : NaN;
-    const values = { most: named(parts[most]), mostShare: percent(truth[most]), least: named(parts[least]), leastShare: percent(truth[least]), rho: Number.isNaN(rho) ? "–" : rho.toFixed(2).replace("-", "−") };
+    const values = { most: named(parts[most]), mostShare: percent(truth[most]), least: named(parts[least]), leastShare: percent(truth[least]), rho: Number.isNaN(rho) ? "–" : fixed(rho, 2).replace("-", "−") };
     return { values, truth, close: rho > 0.6 };
   }
 
   function hurts(said) {
-    const word = (name) => (name === name.toUpperCase() ? name : name.toLowerCase()); // MLP stays, Attention does not
+    const names = { attention: window.isxSay("attention"), mlp: window.isxSay("MLP") };
     const traces = (chart("verdict-chart")?.data ?? []).filter((trace) => typeof trace.customdata?.[0] === "number");
-    const points = traces.flatMap((trace) => trace.customdata.map((layer, index) => ({ layer, module: word(trace.name), damage: trace.y[index] })));
+    const points = traces.flatMap((trace) => trace.customdata.map((layer, index) => ({ layer, module: names[trace.meta.module], damage: trace.y[index] })));
     if (points.length < 2) return null;
     const [worst, next] = points.sort((a, b) => b.damage - a.damage);
     const last = Math.max(...points.map((point) => point.layer));
@@ -89,7 +90,7 @@
     const sorted = heat.z.flat().sort((a, b) => a - b);
     const at = (share) => sorted[Math.min(Math.floor(share * sorted.length), sorted.length - 1)];
     const share = (100 * at(0.5)) / heat.zmax;
-    return { values: { heads: sorted.length, median: at(0.5), dim: heat.zmax, share: share.toFixed(0), few: at(0.1), many: at(0.9) }, truth: share, close: Math.abs(said - share) <= 10 };
+    return { values: { heads: sorted.length, median: at(0.5), dim: heat.zmax, share: fixed(share, 0), few: at(0.1), many: at(0.9) }, truth: share, close: Math.abs(said - share) <= 10 };
   }
 
   function choosing(said, [uniform, chosen]) {
@@ -102,7 +103,7 @@
   function doubling(said, readings) {
     if (!readings.length) return null;
     const tried = readings.map(({ percent, sliced, dense }) => ({ percent, times: sliced / dense }));
-    const values = { tried: tried.map(({ percent, times }) => fill(words.tried, { percent, times: times.toFixed(2) })).join("; ") };
+    const values = { tried: tried.map(({ percent, times }) => fill(words.tried, { percent, times: fixed(times, 2) })).join("; ") };
     const over = tried.findIndex(({ times }) => times >= 2);
     if (over < 0 && readings.length < 4) return { values: { ...values, crossing: "…" }, close: null };
     if (over <= 0) {
@@ -112,11 +113,11 @@
     const [low, high] = [tried[over - 1], tried[over]];
     const way = Math.log(2 / low.times) / Math.log(high.times / low.times);
     const crossing = low.percent + way * (high.percent - low.percent);
-    return { values: { ...values, crossing: fill(words.at, { percent: crossing.toFixed(0) }) }, close: Math.abs(said - crossing) <= 4 };
+    return { values: { ...values, crossing: fill(words.at, { percent: fixed(crossing, 0) }) }, close: Math.abs(said - crossing) <= 4 };
   }
 
   function across(said) {
-    const shown = find("#shift-words")?.textContent.includes(`At ${slider()}%`);
+    const shown = Number(find("#shift-words [data-percent]")?.dataset.percent) === slider();
     const of = (method) => (chart("shift-chart")?.data ?? []).filter((trace) => trace.legendgroup === method).map((trace) => trace.y);
     const [intra, cross] = [of("intraslice"), of("crossmodule")];
     if (!shown || intra.length < 3 || cross.length < 3) return null;
@@ -129,8 +130,8 @@
       layers: intra[0].length,
       lastIntra: percent(intra[0].at(-1)),
       lastCross: percent(cross[0].at(-1)),
-      spreadIntra: intra[2].at(-1).toFixed(3),
-      spreadCross: cross[2].at(-1).toFixed(3),
+      spreadIntra: fixed(intra[2].at(-1), 3),
+      spreadCross: fixed(cross[2].at(-1), 3),
     };
     return { values, truth, close: said === truth };
   }
@@ -140,7 +141,7 @@
   function written() {
     const whole = models.map((name) => find(`#${name}-answer section:not([aria-busy])`));
     const texts = whole.map((section) => section?.querySelector(".isx-text:not(.isx-quiet)")?.textContent.trim());
-    const now = whole.every((section) => !section || !section.querySelector("h3 .isx-quiet") || parseFloat(section.querySelector("h3 .isx-quiet").textContent) === slider());
+    const now = whole.every((section) => !section || !section.querySelector("h3 [data-percent]") || Number(section.querySelector("h3 [data-percent]").dataset.percent) === slider());
     return now && texts.every(Boolean) ? texts : null;
   }
   function who(said) {
@@ -150,25 +151,24 @@
     return { values: { who: models.map((name, index) => `${"ABC"[index]}: ${title(name)}.`).join(" ") }, truth, close: said === truth };
   }
 
-  // Rows are told by their units: two are speeds, of reading and of writing, and one is a size, the cache's.
   function speed(said) {
-    const cells = (name) => [...document.querySelectorAll(`#${name}-cost dd`)].map((cell) => cell.firstChild.textContent.trim());
-    const speeds = (name) => cells(name).filter((text) => text.endsWith("tokens/s")).map((text) => parseFloat(text.replace(",", "")));
-    const cache = (name) => cells(name).find((text) => /^[\d.]+ [kMG]?B$/.test(text));
+    const of = (name) => find(`#${name}-cost dl`)?.dataset ?? {};
+    const speeds = (name) => [Number(of(name).reads), Number(of(name).writes)];
+    const cache = (name) => of(name).cache;
     const [[readsDense, writesDense], [readsSliced, writesSliced]] = [speeds("dense"), speeds("intraslice")];
     const writes = writesSliced / writesDense;
     if (!(writes > 0) || writes === Infinity) return null;
-    const values = { writes: writes.toFixed(2), writesSliced, writesDense, reads: (readsSliced / readsDense).toFixed(2), cacheDense: cache("dense"), cacheSliced: cache("intraslice") };
+    const values = { writes: fixed(writes, 2), writesSliced, writesDense, reads: fixed(readsSliced / readsDense, 2), cacheDense: cache("dense"), cacheSliced: cache("intraslice") };
     return { values, truth: writes, close: Math.abs(said / writes - 1) < 0.1 };
   }
 
   function tokens(said) {
-    const all = [...document.querySelectorAll("#passage .isx-token")].map((token) => ({ text: token.textContent.trim(), extra: parseFloat(token.dataset.said.split(", ").at(-1)) }));
+    const all = [...document.querySelectorAll("#passage .isx-token")].map((token) => ({ text: token.textContent.trim(), extra: Number(token.dataset.extra) }));
     if (!follows() || !all.length) return null;
     const better = all.filter(({ extra }) => extra < 0).length;
     const worst = all.reduce((most, token) => (token.extra > most.extra ? token : most));
     const share = (100 * better) / all.length;
-    const values = { better, tokens: all.length, share: share.toFixed(0), mean: signed(mean(all.map(({ extra }) => extra)), 2), worst: worst.text, worstLoss: signed(worst.extra, 2) };
+    const values = { better, tokens: all.length, share: fixed(share, 0), mean: signed(mean(all.map(({ extra }) => extra)), 2), worst: worst.text, worstLoss: signed(worst.extra, 2) };
     return { values, truth: share, close: Math.abs(said - share) <= 7 };
   }
 

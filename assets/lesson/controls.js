@@ -21,7 +21,7 @@
     const output = make("output");
     const truth = make("i", { className: "isx-truth", hidden: true });
     const tell = () => {
-      output.textContent = Number(input.value).toFixed(digits) + unit;
+      output.textContent = window.isxWritten(Number(input.value).toFixed(digits)) + unit;
       input.setAttribute("aria-valuetext", output.textContent);
     };
     input.addEventListener("input", () => (tell(), say(Number(input.value))));
@@ -85,7 +85,7 @@
     const values = names.map((_, index) => said?.[index] ?? value);
     const columns = names.map((name, index) => {
       const input = make("input", { type: "range", min: 0, max, step: 1, value: values[index] });
-      input.setAttribute("aria-label", `${label}, ${words.layers.replace("{first} to {last}", name)}`);
+      input.setAttribute("aria-label", `${label}, ${words.layers.replace(/\{first\}.*\{last\}/, name)}`);
       input.setAttribute("aria-orientation", "vertical");
       input.addEventListener("input", () => set(index, Number(input.value)));
       const truth = make("i", { className: "isx-true", hidden: true });
@@ -127,7 +127,7 @@
         bar.style.setProperty("--isx-share", Math.min((100 * truth[index]) / max, 1));
       });
     };
-    return { element: make("div", {}, make("p", { className: "isx-quiet", textContent: `${label}, 0 to ${max}${unit}` }), plot, key), reveal };
+    return { element: make("div", {}, make("p", { className: "isx-quiet", textContent: window.isxSay("{label}, 0 to {max}{unit}", { label, max, unit }) }), plot, key), reveal };
   }
 
   window.isxLesson.make = make;

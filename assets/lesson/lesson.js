@@ -1,5 +1,5 @@
 // The lesson: a panel beside the live page. Each step sets the page to a state (components/page/lesson.py does it, as a
-// link would), asks first, and then shows the answer as the page measures it. Texts are steps.json; the controls of the
+// link would), asks first, and then shows the answer as the page measures it. Texts are texts/LANGUAGE/lesson.json; the controls of the
 // predictions are controls.js, the answers answers.js. Progress stays in this browser.
 (() => {
   const lesson = window.isxLesson;
@@ -267,7 +267,7 @@
 
   function judged(said, close) {
     const { kind, choices, unit = "" } = step().control;
-    const told = { choice: () => `“${choices[said]}”`, answers: () => "ABC"[said], bars: () => null }[kind] ?? (() => `${said}${unit}`);
+    const told = { choice: () => window.isxSay("“{choice}”", { choice: choices[said] }), answers: () => "ABC"[said], bars: () => null }[kind] ?? (() => `${window.isxWritten(said)}${unit}`);
     const verdict = !close ? words.far_guess : choices || kind === "answers" ? words.right_guess : words.close_guess;
     return told() === null ? verdict : `${fill(words.said, { said: told() })} ${verdict}`;
   }

@@ -55,7 +55,7 @@ function live({ first, steps, charts }) {
     slider.value = index;
     slider.style.setProperty("--range_progress", `${(100 * index) / (steps.length - 1)}%`);
     slider.setAttribute("aria-valuetext", step.said);
-    at("percent").textContent = `${step.percent} %`;
+    at("percent").textContent = `${window.isxWritten(step.percent)} %`;
     at("removed").innerHTML = step.removed;
     at("headline").innerHTML = step.headline;
     at("numbers").innerHTML = step.table;
@@ -90,5 +90,5 @@ window.addEventListener("afterprint", () => {
 
 unpacked(at("content").textContent).then(live, (problem) => {
   at("problem").hidden = false;
-  at("problem").textContent = `This browser cannot open the file's numbers (${problem.message}); a newer one can.`;
+  at("problem").textContent = window.isxSay("This browser cannot open the file's numbers ({problem}); a newer one can.", { problem: problem.message });
 });

@@ -9,16 +9,19 @@ from itertools import accumulate
 from statistics import fmean
 
 from components.activations.views import Histogram, PlaceShift, ShiftView
+from components.language import later, number, say, spoken
 from components.ui import figure
 from components.ui.figure import Chart, Json
-from components.ui.labels import METHOD_COLOURS, METHODS
+from components.ui.labels import METHOD_COLOURS, METHODS, Terms
 
 QUESTIONS = {
-    "shift": "Which method stays closer to the dense model?",
-    "histograms": "How are layer {}'s activations spread?",
+    "shift": lambda _: say("Which method stays closer to the dense model?"),
+    "histograms": lambda layer: say("How are layer {layer}'s activations spread?", layer=layer),
 }
-PLACES = {"residual": "Residual stream", "attention": "Attention output", "mlp": "MLP output"}
-MEASURES = {"error": "relative error", "cosine": "cosine", "distance": "distance, in σ"}
+PLACES = Terms(
+    {"residual": later("Residual stream"), "attention": later("Attention output"), "mlp": later("MLP output")}
+)
+MEASURES = Terms({"error": later("relative error"), "cosine": later("cosine"), "distance": later("distance, in σ")})
 
 
 def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
@@ -37,7 +40,7 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
                 continue
             values = [getattr(shift, f"massive_{measure}") for shift in method_shift.places["residual"]]
             # They tell another story on another scale, so they wait in the legend.
-            massive = {**_line(f"{name}, massive tokens", values, figure.line(colour, 1.2)), **axes}
+            massive = {**_line(say("{method}, massive tokens", method=name), values, figure.line(colour, 1.2)), **axes}
             data.append(
                 {**massive, "legendgroup": f"{method}-massive", "showlegend": row == 1, "visible": "legendonly"}
             )
@@ -48,16 +51,22 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
         layout[f"xaxis{mark}"].update(range=[-0.6, layers - 0.4], dtick=figure.step(layers))
         if mark != "3":
             layout[f"xaxis{mark}"].update(matches="x3", showticklabels=False)
-    layout["xaxis3"].update(title=figure.title("layer"))
+    layout["xaxis3"].update(title=figure.title(say("layer")))
     layout["shapes"] = [figure.band(selected)]
     return Chart(
-        title=QUESTIONS["shift"],
-        note=f"The residual stream after each layer against the dense model's; {removed(view)}. "
-        "Closer: lower error and distance, higher cosine.",
-        hint="Click a layer.",
+        title=QUESTIONS["shift"](selected),
+        note=say(
+            "The residual stream after each layer against the dense model's; {removed}. "
+            "Closer: lower error and distance, higher cosine.",
+            removed=removed(view),
+        ),
+        hint=say("Click a layer."),
         data=data,
         layout=layout,
-        columns=["Layer", *(f"{METHODS[method]}: {words}" for method in view.methods for words in _COLUMNS)],
+        columns=[
+            say("Layer"),
+            *(f"{METHODS[method]}: {spoken(words)}" for method in view.methods for words in _COLUMNS),
+        ],
         rows=[
             [
                 str(layer),
@@ -70,7 +79,10 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
     )
 
 
-_COLUMNS = ("error", "massive error", "cosine", "massive cosine", "distance")
+_COLUMNS = (
+    *(later("error"), later("massive error"), later("cosine"), later("massive cosine")),
+    later("distance"),
+)
 
 
 def histogram_chart(view: ShiftView, layer: int) -> Chart:
@@ -85,7 +97,7 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
     for column, (place, words) in enumerate(PLACES.items(), start=1):
         axes = figure.axes_of(column)
         dense = first.dense[place][layer]
-        curves: list[tuple[str, str, Histogram, PlaceShift | None]] = [("Dense", "dense", dense, None)]
+        curves: list[tuple[str, str, Histogram, PlaceShift | None]] = [(say("Dense"), "dense", dense, None)]
         for method, method_shift in view.methods.items():
             shift = method_shift.places[place][layer]
             curves.append((METHODS[method], METHOD_COLOURS[method], shift.histogram, shift))
@@ -94,17 +106,23 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
             data.append({**_steps(name, histogram, colour), **fill, **axes, "showlegend": column == 1})
             rows.append([words, name, *_moments(histogram), *(_shift(shift) if shift else ["–", "–", "–"])])
         mark = figure.suffix(column)
-        layout[f"xaxis{mark}"].update(title=figure.title("value of a channel"), nticks=5, range=_middle(dense))
+        layout[f"xaxis{mark}"].update(title=figure.title(say("value of a channel")), nticks=5, range=_middle(dense))
         layout[f"yaxis{mark}"].update(
-            title=figure.title("density" if column == 1 else ""), nticks=4, rangemode="tozero"
+            title=figure.title(say("density") if column == 1 else ""), nticks=4, rangemode="tozero"
         )
         layout["annotations"].append(figure.heading(f"<b>{words}</b>", axes))
     return Chart(
-        title=QUESTIONS["histograms"].format(layer),
-        note=f"All channels of ordinary tokens, {removed(view)}. Shown: the middle 98 % of the dense values.",
+        title=QUESTIONS["histograms"](layer),
+        note=say(
+            "All channels of ordinary tokens, {removed}. Shown: the middle 98 % of the dense values.",
+            removed=removed(view),
+        ),
         data=data,
         layout=layout,
-        columns=["Where", "Model", "Mean", "Standard deviation", "Excess kurtosis", "Error", "Cosine", "Distance"],
+        columns=[
+            *(say("Where"), say("Model"), say("Mean"), say("Standard deviation"), say("Excess kurtosis")),
+            *(say("Error"), say("Cosine"), say("Distance")),
+        ],
         rows=rows,
         beside=True,
     )
@@ -113,23 +131,38 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
 def finding(view: ShiftView) -> str:
     """The mean over layers of each method's error, in words."""
     means = {name: fmean(shift.error for shift in method.places["residual"]) for name, method in view.methods.items()}
-    return ", ".join(f"{METHODS[name]} by {mean:.0%}" for name, mean in means.items())
+    return ", ".join(say("{method} by {mean:.0%}", method=METHODS[name], mean=mean) for name, mean in means.items())
 
 
 def protocol(view: ShiftView) -> str:
     """What the shifts were measured on, in words."""
-    massive = f"{view.massive} massive tokens, kept apart" if view.massive else "no massive tokens"
-    measured_on = f"Snapshot: {view.snapshot}" if view.snapshot else f"Text: {view.text}."
-    return (
-        f"Both methods sliced in the {view.order} order. Medians over the ordinary ones of {view.tokens:,} held-out "
-        f"tokens in windows of {view.window} ({massive}). {measured_on}"
+    massive = say("no massive tokens")
+    if view.massive:
+        massive = say("{count} massive tokens, kept apart", count=view.massive)
+    measured_on = say("Text: {text}.", text=view.text)
+    if view.snapshot:
+        measured_on = say("Snapshot: {label}", label=view.snapshot)
+    known = {"tokens": view.tokens, "window": view.window, "massive": massive, "measured_on": measured_on}
+    if view.order == "one-shot":
+        return say(
+            "Both methods sliced in the one-shot order. Medians over the ordinary ones of {tokens:,} held-out "
+            "tokens in windows of {window} ({massive}). {measured_on}",
+            **known,
+        )
+    return say(
+        "Both methods sliced in the sequential order. Medians over the ordinary ones of {tokens:,} held-out "
+        "tokens in windows of {window} ({massive}). {measured_on}",
+        **known,
     )
 
 
 def removed(view: ShiftView) -> str:
     """What each method really removed, in words."""
-    shares = " and ".join(f"{METHODS[name]} removes {method.removed:.1%}" for name, method in view.methods.items())
-    return f"{shares} of the layers' weights"
+    shares = say(" and ").join(
+        say("{method} removes {share:.1%}", method=METHODS[name], share=method.removed)
+        for name, method in view.methods.items()
+    )
+    return say("{shares} of the layers' weights", shares=shares)
 
 
 def _line(name: str, values: list[float], line: Json) -> Json:
@@ -171,11 +204,11 @@ def _steps(name: str, histogram: Histogram, colour: str) -> Json:
 
 def _cells(shift: PlaceShift) -> list[str]:
     return [
-        f"{shift.error:.1%}",
-        _or_dash(shift.massive_error, lambda value: f"{value:.1%}"),
-        f"{shift.cosine:.3f}",
-        _or_dash(shift.massive_cosine, lambda value: f"{value:.4f}"),
-        f"{shift.distance:.3f}",
+        number(shift.error, ".1%"),
+        _or_dash(shift.massive_error, lambda value: number(value, ".1%")),
+        number(shift.cosine, ".3f"),
+        _or_dash(shift.massive_cosine, lambda value: number(value, ".4f")),
+        number(shift.distance, ".3f"),
     ]
 
 
@@ -184,8 +217,8 @@ def _or_dash(value: float, words: Callable[[float], str]) -> str:
 
 
 def _moments(histogram: Histogram) -> list[str]:
-    return [f"{histogram.mean:.3f}", f"{histogram.spread:.3f}", f"{histogram.kurtosis:,.1f}"]
+    return [number(histogram.mean, ".3f"), number(histogram.spread, ".3f"), number(histogram.kurtosis, ",.1f")]
 
 
 def _shift(shift: PlaceShift) -> list[str]:
-    return [f"{shift.error:.1%}", f"{shift.cosine:.3f}", f"{shift.distance:.3f}"]
+    return [number(shift.error, ".1%"), number(shift.cosine, ".3f"), number(shift.distance, ".3f")]

@@ -12,21 +12,21 @@ from transformers import PreTrainedModel
 
 from components.activations import snapshot
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
+from components.language import Words, later, say, spoken
 from components.session.caches import BoundedCache
-from components.session.crossmodule import nearest_plan
-from components.session.keys import SliceKey, calibration_key, is_usual, slice_config, slice_key
+from components.session.crossmodule import nearest_plan, note_of
+from components.session.keys import SliceKey, calibration_key, described, is_usual, slice_config, slice_key
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.session.work.jobs import statuses
 from components.session.work.scheduler import Urgency
-from intraslice import data
 from intraslice.diagnostics.distributions import Distribution
 from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
 from intraslice.methods.registry import Method
 from intraslice.modeling.counts import parameters_of
 
 TOKENS = 1024  # medians over so many move by less than a line is thick
-NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": "cross-module"}
+NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": later("cross-module")}
 
 
 class ShiftViews:
@@ -100,7 +100,7 @@ class ShiftViews:
         dense = self._session.calibrated(settings).loaded.model
         plan, near = nearest_plan(dense, slice_config(settings).sparsity)
         if not near:
-            self._missing.put(key, plan.note)
+            self._missing.put(key, note_of(plan))
         return not near
 
     def _compare(self, settings: Settings, sliced: dict[str, PreTrainedModel]) -> Generator[Status, None, None]:
@@ -108,8 +108,9 @@ class ShiftViews:
         calibrated = self._session.calibrated(settings)
         dense, windows = calibrated.loaded.model, calibrated.windows
         tokens = windows[: max(1, TOKENS // windows.shape[1])]
-        names = " and ".join(NAMES[method] for method in sliced)
-        report = yield from statuses(measure_shift(dense, sliced, tokens), f"Comparing activations ({names}), window")
+        names = Words(lambda: say(" and ").join(spoken(NAMES[method]) for method in sliced))
+        words = later("Comparing activations ({names}), window", names=names)
+        report = yield from statuses(measure_shift(dense, sliced, tokens), words)
         for method, model in sliced.items():
             measured = _summary(report, method, dense, model), report.massive
             self._shifts.put(slice_key(settings, method), measured)
@@ -120,15 +121,16 @@ class ShiftViews:
         found = {method: self._shifts.get(slice_key(settings, method)) for method in NAMES}
         missing = self._missing.get(slice_key(settings, "crossmodule"))
         if missing is None and found["crossmodule"] is None:
-            patience = "in a moment" if settings.order == "one-shot" else "it takes a minute or two"
-            missing = f"Cross-module slicing at the same sparsity follows; {patience}."
+            soon = later("Cross-module slicing at the same sparsity follows; in a moment.")
+            slow = later("Cross-module slicing at the same sparsity follows; it takes a minute or two.")
+            missing = soon if settings.order == "one-shot" else slow
         return ShiftView(
             asked=settings.sparsity / 100,
             methods={method: measured[0] for method, measured in found.items() if measured},
             tokens=min(windows, max(1, TOKENS // window)) * window,
             window=window,
             massive=found["intraslice"][1],
-            text=data.describe(calibration_key(settings).config.text),
+            text=described(calibration_key(settings).config.text),
             missing=missing or "",
             order=settings.order,
         )

@@ -11,15 +11,16 @@ import gradio as gr
 from components.activations.charts import QUESTIONS, finding, histogram_chart, protocol, shift_chart
 from components.activations.measure import ShiftViews
 from components.activations.views import ShiftView
+from components.language import later, say, spoken
 from components.page.context import Context
 from components.session.session import Session
 from components.session.settings import Settings
 from components.ui import figure, formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, bind, skipped, visitor_of
+from components.ui.handlers import Follower, at_opening, bind, skipped, visitor_of
 
-NOTHING = "Measured when the model is calibrated and sliced."
+NOTHING = later("Measured when the model is calibrated and sliced.")
 
 
 class Shown(NamedTuple):
@@ -54,7 +55,7 @@ def show(views: ShiftViews, settings: Settings, layer: int, request: gr.Request 
         return skipped(Shown)
     words = _words(views, settings, view)
     if view is None:
-        return Shown(words, *(figure.waiting(title.format(layer), NOTHING).to_json() for title in QUESTIONS.values()))
+        return Shown(words, *(figure.waiting(asked(layer), spoken(NOTHING)).to_json() for asked in QUESTIONS.values()))
     return Shown(words, **_drawn(view, layer))
 
 
@@ -90,7 +91,7 @@ def measure_pinned(
 def build(session: Session, first: Settings) -> ActivationsPanel:
     """Two charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
     views = ShiftViews(session)
-    opening = show(views, first, 0, None)
+    opening = at_opening(lambda: show(views, first, 0, None))
     words = gr.HTML(opening.words, elem_id="shift-words", apply_default_css=False)
     shift = chart(opening.shift, height=540, elem_id="shift-chart")
     fold("shift")
@@ -117,20 +118,24 @@ def _drawn(view: ShiftView, layer: int) -> dict[str, str]:
 def _words(views: ShiftViews, settings: Settings, view: ShiftView | None) -> str:
     measured = views.is_measured(settings)
     opening = view is not None and bool(view.snapshot) and settings._replace(dtype="auto") == Settings()
-    sparsity = f"{settings.sparsity:g} %"
     if settings.sparsity == 0:
-        ahead = "At 0 % nothing is removed and nothing shifts; drag the slider. "
+        ahead = say("At 0 % nothing is removed and nothing shifts; drag the slider. ")
     elif measured or opening:
         ahead = ""
     elif settings.order == "sequential":
-        ahead = f'For {sparsity} in the sequential order, press "Slice as in the paper". '
+        ahead = say(
+            'For {sparsity:g} % in the sequential order, press "Slice as in the paper". ', sparsity=settings.sparsity
+        )
     else:
-        ahead = f"For {sparsity} this is measured once you let go of the slider. "
+        ahead = say("For {sparsity:g} % this is measured once you let go of the slider. ", sparsity=settings.sparsity)
     if view is None:
         return f'<p class="isx-words">{escape(ahead)}</p>'
-    found = (
-        f"At {view.asked:.0%} slicing moves a token's residual stream, as a share of its length and on average over "
-        f"the layers: {finding(view)}."
+    found = say(
+        "At {asked:.0%} slicing moves a token's residual stream, as a share of its length and on average over "
+        "the layers: {finding}.",
+        asked=view.asked,
+        finding=finding(view),
     )
-    measured_on = f"{protocol(view)} {view.missing}"
-    return f'<p class="isx-words">{escape(ahead + found)}</p><p class="isx-quiet">{escape(measured_on)}</p>'
+    measured_on = f"{protocol(view)} {spoken(view.missing)}"
+    told = f'<p class="isx-words" data-percent="{100 * view.asked:g}">{escape(ahead + found)}</p>'
+    return f'{told}<p class="isx-quiet">{escape(measured_on)}</p>'

@@ -8,6 +8,7 @@ import numpy as np
 
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.session.snapshots.diagnostics import BYTE, FILE, load
+from components.session.snapshots.plan import told
 
 
 def shift(path: Path = FILE) -> ShiftView | None:
@@ -41,5 +42,11 @@ def shift(path: Path = FILE) -> ShiftView | None:
         for number, name in enumerate(view["methods"])
     }
     return ShiftView(
-        view["asked"], methods, view["tokens"], view["window"], view["massive"], view["text"], snapshot=about["label"]
+        view["asked"],
+        methods,
+        view["tokens"],
+        view["window"],
+        view["massive"],
+        view["text"],
+        snapshot=told(about["label"]),
     )

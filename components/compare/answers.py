@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, PINNED, Answer, Question
+from components.language import later
 from components.session.settings import Settings, Status
 from components.session.work.scheduler import PAUSE, Urgency, Waiting
 from intraslice.diagnostics.first_divergence import first_divergence
@@ -36,7 +37,7 @@ def answering(
 ) -> Iterator[Status | Answers | Waiting]:
     """`answer` as a step of a longer job. Raises UserError for an empty prompt."""
     if not question.prompt.strip():
-        raise UserError("the prompt is empty; wanted some text to answer")
+        raise UserError(later("the prompt is empty; wanted some text to answer"))
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
     loaded = yield from columns.dense(settings)
     board = Board(loaded.tokenizer, question.prompt, sampling)
@@ -46,7 +47,7 @@ def answering(
         making[PINNED] = columns.model(pinned, "intraslice", whole=False)
     for name in making:
         yield board.later(name)
-    yield Status("Answering")
+    yield Status(later("Answering"))
     while making or board.running:
         # Whoever answers goes on while the others' models are made, a token for every so many steps of that.
         until = time.monotonic() + MAKING
@@ -57,7 +58,7 @@ def answering(
             except StopIteration as made:
                 del making[name]
                 board.begin(name, made.value)
-                yield Status("Answering")
+                yield Status(later("Answering"))
             except (UserError, NumericalError) as problem:
                 del making[name]
                 yield board.refuse(name, str(problem))

@@ -12,6 +12,7 @@ import gradio as gr
 from components.compare import answers, html, passages
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, PINNED, Answer, Costs, Question
+from components.language import later
 from components.session.settings import Settings, Status
 from components.ui import formatting
 from components.ui.handlers import skipped, visitor_of
@@ -105,7 +106,7 @@ def known_costs(
     """Parameters, cache, perplexity and speed of each column as far as they are known, and how measured (HTML)."""
     known = _known(columns, settings)
     texts = {name: html.cost(name, known) for name in COLUMNS}
-    texts[PINNED] = html.cost("intraslice", _known(columns, pinned), html.LABELS[PINNED]) if pinned else ""
+    texts[PINNED] = html.cost("intraslice", _known(columns, pinned), html.label(PINNED)) if pinned else ""
     return CostTexts(**texts, protocol=html.protocol(known))
 
 
@@ -151,7 +152,7 @@ def after_slice(
 def stop(columns: Columns, request: gr.Request) -> str:
     """Stop the answer at its next token; returns the status (HTML)."""
     columns.session.jobs.halt(visitor_of(request), "answer")
-    return formatting.status(Status("Stopped.", "ready"))
+    return formatting.status(Status(later("Stopped."), "ready"))
 
 
 def _known(columns: Columns, settings: Settings) -> Costs:
@@ -169,7 +170,12 @@ def _changed(before: answers.Answers, now: answers.Answers, settings: Settings, 
 
 def _making(shown: answers.Answers, event: Status) -> answers.Answers:
     """The columns, of which one whose model is being made says how far that is."""
-    words = f"This model is being made first. {event.text} {event.done} of {event.total}."
+    words = later(
+        "This model is being made first. {what} {done} of {total}.",
+        what=event.text,
+        done=event.done,
+        total=event.total,
+    )
     return {
         name: replace(column, problem=words) if column.state == "later" and event.total else column
         for name, column in shown.items()

@@ -6,21 +6,29 @@ from collections.abc import Sequence
 from html import escape
 
 from components.compare.views import COLUMNS, PINNED, Answer, Candidate, Cost, Costs, PassageToken, PassageView
+from components.language import later, number, say, spoken
 from components.ui import formatting
-from components.ui.labels import METHOD_COLOURS
+from components.ui.labels import METHOD_COLOURS, Terms
 
-EMPTY = {
-    "dense": "The dense model's answer; press Generate.",
-    "intraslice": "The sliced model's answer, at the sparsity above.",
-    "crossmodule": "The answer of a cross-module (SliceGPT) model with as many parameters removed.",
-    PINNED: "The answer of the model that is sliced by the pinned setting.",
-}
-LABELS = COLUMNS | {PINNED: "A, pinned"}
+EMPTY = Terms(
+    {
+        "dense": later("The dense model's answer; press Generate."),
+        "intraslice": later("The sliced model's answer, at the sparsity above."),
+        "crossmodule": later("The answer of a cross-module (SliceGPT) model with as many parameters removed."),
+        PINNED: later("The answer of the model that is sliced by the pinned setting."),
+    }
+)
 COLOURS = METHOD_COLOURS | {PINNED: "pinned"}
-KL = (
+KL = later(
     "KL (Kullback-Leibler divergence) from dense: how far the probabilities of the next token are from the dense "
     "model's, on the perplexity's text, ± one standard error over its windows."
 )
+ENDINGS = {
+    "growing": later(" so far"),
+    "ended": "",
+    "cut": later(", cut off there"),
+    "stopped": later(", stopped there"),
+}
 NOTICEABLE = 0.03  # speeds closer than this are the same within what a busy machine allows to say
 SIGNS = ("■", "⏎")  # of an end, and of a line break: neither could be marked otherwise
 STRONGEST = 2.0  # nats of extra loss from which a token's colour grows no stronger
@@ -29,16 +37,24 @@ DEEPEST = 45  # per cent of that colour: text stays readable on it
 
 def answer(name: str, given: Answer | None = None, sparsity: float | None = None) -> str:
     """One column: the answer so far, from where it parts from the dense one, and how long it is."""
-    at = f' <span class="isx-quiet">{sparsity:g} % removed</span>' if sparsity is not None and name != "dense" else ""
+    at = ""
+    if sparsity is not None and name != "dense":
+        told = say("{sparsity:g} % removed", sparsity=sparsity)
+        at = f' <span class="isx-quiet" data-percent="{sparsity:g}">{told}</span>'
     if given is None:
         body = f'<p class="isx-text isx-quiet">{EMPTY[name]}</p>'
     elif given.state == "refused":
-        body = f'<p class="isx-text isx-quiet">{escape(given.problem)}</p>'
+        body = f'<p class="isx-text isx-quiet">{escape(spoken(given.problem))}</p>'
     else:
         body = f'<p class="isx-text">{_marked(given)}</p><p class="isx-quiet">{_state(name, given)}</p>'
     growing = ' aria-busy="true"' if given and given.state == "growing" else ""
     style = f"isx-answer isx-of-{COLOURS[name]}"
-    return f'<section class="{style}"{growing}><h3>{LABELS[name]}{at}</h3>{body}</section>'
+    return f'<section class="{style}"{growing}><h3>{label(name)}{at}</h3>{body}</section>'
+
+
+def label(name: str) -> str:
+    """What a column is called."""
+    return say("A, pinned") if name == PINNED else COLUMNS[name]
 
 
 def _marked(given: Answer) -> str:
@@ -50,53 +66,71 @@ def _marked(given: Answer) -> str:
 
 def _state(name: str, given: Answer) -> str:
     if given.state == "later":
-        return escape(given.problem) or "This model is still to be made for this sparsity; its answer follows."
+        later_on = say("This model is still to be made for this sparsity; its answer follows.")
+        return escape(spoken(given.problem)) or later_on
     if given.state == "waiting":
         return "…"
-    counted = f"{given.count} token{'' if given.count == 1 else 's'}"
-    ending = {"growing": " so far", "ended": "", "cut": ", cut off there", "stopped": ", stopped there"}[given.state]
+    counted = say("1 token") if given.count == 1 else say("{count} tokens", count=given.count)
+    ending = spoken(ENDINGS[given.state])
     if name == "dense":
         return f"{counted}{ending}."
     if given.parts_at is None:
-        return f"{counted}{ending}, the same as the dense answer."
+        return say("{counted}{ending}, the same as the dense answer.", counted=counted, ending=ending)
     token, dense = _named(given.token), _named(given.instead_of)
-    return f"{counted}{ending}. Parts from the dense answer at token {given.parts_at + 1}: {token} instead of {dense}."
+    return say(
+        "{counted}{ending}. Parts from the dense answer at token {at}: {token} instead of {dense}.",
+        counted=counted,
+        ending=ending,
+        at=given.parts_at + 1,
+        token=token,
+        dense=dense,
+    )
 
 
 def _named(token: str) -> str:
     if token.strip():
-        return f"“{escape(token.strip())}”"
-    return ("the end", "a line break" if "\n" in token else "a space")[bool(token)]
+        return say("“{token}”", token=escape(token.strip()))
+    if not token:
+        return say("the end")
+    return say("a line break") if "\n" in token else say("a space")
 
 
-def cost(name: str, costs: Costs, label: str = "") -> str:
+def cost(name: str, costs: Costs, called: str = "") -> str:
     """What stands under a column, under another label where it is that of the pinned setting."""
     if name in costs.problems or name not in costs.columns:
         return ""
     column, dense = costs.columns[name], costs.columns["dense"]
     rows = [
         (
-            "Parameters",
+            say("Parameters"),
             formatting.millions(column.parameters),
-            f"{column.removed:.1%} of the layers removed" if column.removed else "",
+            say("{share:.1%} of the layers removed", share=column.removed) if column.removed else "",
         ),
-        ("KV cache a token", formatting.size(column.kv), ""),
-        ("Perplexity", "–" if column.perplexity is None else f"{column.perplexity:.2f}", _against(column, dense)),
-        ("KL from dense", *_distance(column)) if name != "dense" else ("KL from dense", "0", "by definition"),
-        ("Reading a prompt", *_speed(column.prefill, dense.prefill, name)),
-        ("Writing an answer", *_speed(column.decode, dense.decode, name)),
+        (say("KV cache a token"), formatting.size(column.kv), ""),
+        (
+            say("Perplexity"),
+            "–" if column.perplexity is None else number(column.perplexity, ".2f"),
+            _against(column, dense),
+        ),
+        (say("KL from dense"), *(_distance(column) if name != "dense" else ("0", say("by definition")))),
+        (say("Reading a prompt"), *_speed(column.prefill, dense.prefill, name)),
+        (say("Writing an answer"), *_speed(column.decode, dense.decode, name)),
     ]
     if column.accepted is not None:
-        gain = f"answers {column.draft_speedup:.2f} × as fast as dense alone"
-        rows.append(("As the dense model's draft", f"{column.accepted:.0%} accepted", gain))
+        gain = say("answers {times:.2f} × as fast as dense alone", times=column.draft_speedup)
+        rows.append((say("As the dense model's draft"), say("{share:.0%} accepted", share=column.accepted), gain))
     lines = "".join(f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>" for title, value, note in rows)
-    return f'<dl class="isx-cost" aria-label="What {label or COLUMNS[name]} costs">{lines}</dl>'
+    what = say("What {name} costs", name=called or COLUMNS[name])
+    known = {"reads": column.prefill, "writes": column.decode}
+    speeds = "".join(f' data-{which}="{speed:{_digits(speed)}}"' for which, speed in known.items() if speed is not None)
+    cache = f' data-cache="{formatting.size(column.kv)}"'
+    return f'<dl class="isx-cost"{speeds}{cache} aria-label="{what}">{lines}</dl>'
 
 
 def _against(column: Cost, dense: Cost) -> str:
     if column is dense or column.perplexity is None or dense.perplexity is None:
         return ""
-    return f"{column.perplexity / dense.perplexity - 1:+.0%}"
+    return number(column.perplexity / dense.perplexity - 1, "+.0%")
 
 
 def _distance(column: Cost) -> tuple[str, str]:
@@ -104,26 +138,33 @@ def _distance(column: Cost) -> tuple[str, str]:
     if column.divergence is None:
         return "–", ""
     value, error = column.divergence
-    return f"{value:.3f} nats a token", "" if error is None else f"± {error:.3f}"
+    return say("{value:.3f} nats a token", value=value), "" if error is None else f"± {number(error, '.3f')}"
 
 
 def _speed(speed: float | None, dense: float | None, name: str) -> tuple[str, str]:
     """A speed in tokens a second, and how it stands to the dense model's."""
     if speed is None or dense is None:
         return "–", ""
-    value = f"{speed:.0f} tokens/s" if speed >= 20 else f"{speed:.1f} tokens/s"
+    value = say("{speed} tokens/s", speed=number(speed, _digits(speed)))
     if name == "dense":
         return value, ""
     ratio = speed / dense
     if abs(ratio - 1) <= NOTICEABLE:
-        return value, "as fast as dense"
-    return value, f"{ratio:.2f} × dense" + (": slower" if ratio < 1 else "")
+        return value, say("as fast as dense")
+    return value, say("{ratio:.2f} × dense: slower", ratio=ratio) if ratio < 1 else say(
+        "{ratio:.2f} × dense", ratio=ratio
+    )
+
+
+def _digits(speed: float) -> str:
+    return ".0f" if speed >= 20 else ".1f"
 
 
 def protocol(costs: Costs) -> str:
     """How speeds were measured, or when they will be."""
-    text = costs.speed_protocol or "Speeds, KL and the cross-module perplexity are measured after the first answer."
-    return f'<p class="isx-quiet">{KL} {escape(text)}</p>'
+    follows = say("Speeds, KL and the cross-module perplexity are measured after the first answer.")
+    text = spoken(costs.speed_protocol) or follows
+    return f'<p class="isx-quiet">{spoken(KL)} {escape(text)}</p>'
 
 
 def candidates(likeliest: Sequence[Candidate], prompt: str) -> str:
@@ -134,12 +175,11 @@ def candidates(likeliest: Sequence[Candidate], prompt: str) -> str:
         f"{_bar('dense', token.dense, top)}{_bar('intraslice', token.sliced, top)}</tr>"
         for token in likeliest
     )
-    head = '<tr><th scope="col">Token</th><th scope="col">Dense</th><th scope="col">IntraSlice</th></tr>'
+    names = (say("Token"), COLUMNS["dense"], COLUMNS["intraslice"])
+    head = f"<tr>{''.join(map(_heading, names))}</tr>"
     shown = prompt if len(prompt) <= 80 else prompt[:79] + "…"
-    return (
-        f'<p class="isx-note">Probability of the answer\'s first token to “{escape(shown)}”.</p>'
-        f'<table class="isx-next"><thead>{head}</thead><tbody>{lines}</tbody></table>'
-    )
+    told = say("Probability of the answer's first token to “{prompt}”.", prompt=escape(shown))
+    return f'<p class="isx-note">{told}</p><table class="isx-next"><thead>{head}</thead><tbody>{lines}</tbody></table>'
 
 
 def _bar(name: str, probability: float, top: float) -> str:
@@ -150,7 +190,7 @@ def _bar(name: str, probability: float, top: float) -> str:
 
 def share(probability: float) -> str:
     """A probability in per cent, no finer than it can be told apart."""
-    return f"{probability:.1%}" if probability >= 0.0005 else "0.0%"
+    return number(probability if probability >= 0.0005 else 0.0, ".1%")
 
 
 def visible(token: str) -> str:
@@ -165,23 +205,34 @@ def passage(view: PassageView) -> str:
     text = "".join(_token(index, token) for index, token in enumerate(view.tokens))
     rows = "".join(
         f"<tr><td>{visible(token.text)}</td><td>{share(token.dense)}</td><td>{share(token.sliced)}</td>"
-        f"<td>{token.extra:+.2f}</td></tr>"
+        f"<td>{number(token.extra, '+.2f')}</td></tr>"
         for token in view.tokens
     )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Token", "Dense", "IntraSlice", "Extra loss, nats"))
+    head = "".join(map(_heading, (say("Token"), COLUMNS["dense"], COLUMNS["intraslice"], say("Extra loss, nats"))))
+    told = say(
+        "{mean:+.2f} nats a token on average; {worse:.0%} of the tokens are foreseen worse, and "
+        "at {agreement:.0%} of the places both models hold the same token for the likeliest.",
+        mean=mean,
+        worse=worse,
+        agreement=view.agreement,
+    )
+    numbers = say("The passage's numbers")
+    how = say("Point at a token, or choose one and move with the arrow keys.")
     return (
-        f'<p class="isx-note">{mean:+.2f} nats a token on average; {worse:.0%} of the tokens are foreseen worse, and '
-        f"at {view.agreement:.0%} of the places both models hold the same token for the likeliest.</p>"
-        '<p class="isx-scale"><span>extra loss 0</span><i></i><span>2 nats and more</span>'
-        "<u>foreseen better than before</u></p>"
-        f'<p class="isx-passage" role="group" aria-label="The passage; arrow keys move from token to token">'
+        f'<p class="isx-note">{told}</p>'
+        f'<p class="isx-scale"><span>{say("extra loss 0")}</span><i></i><span>{say("2 nats and more")}</span>'
+        f"<u>{say('foreseen better than before')}</u></p>"
+        f'<p class="isx-passage" role="group" aria-label="{say("The passage; arrow keys move from token to token")}">'
         f"<span>{escape(view.first)}</span>{text}</p>"
-        '<div class="isx-detail" aria-live="polite"><span class="isx-quiet">Point at a token, or choose one and move '
-        "with the arrow keys.</span></div>"
-        '<details class="isx-fold"><summary>Table</summary><div class="isx-scroll" tabindex="0" role="region" '
-        f'aria-label="The passage\'s numbers"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="isx-detail" aria-live="polite"><span class="isx-quiet">{how}</span></div>'
+        f'<details class="isx-fold"><summary>{say("Table")}</summary><div class="isx-scroll" tabindex="0" '
+        f'role="region" aria-label="{numbers}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         "</details>"
     )
+
+
+def _heading(name: str) -> str:
+    return f'<th scope="col">{name}</th>'
 
 
 def _token(index: int, token: PassageToken) -> str:
@@ -189,9 +240,10 @@ def _token(index: int, token: PassageToken) -> str:
     style = f' style="--isx-strength:{strength}%"' if strength else ""
     better = " isx-better" if token.extra < -0.1 else ""
     likeliest = " · ".join(map(_shares, token.likeliest))
-    score = f"{_shares(token)}, {token.extra:+.2f} nats"
+    score = say("{shares}, {extra:+.2f} nats", shares=_shares(token), extra=token.extra)
     return (
         f'<span class="isx-token{better}" tabindex="{-1 if index else 0}"{style} data-said="{score}" '
+        f'data-extra="{token.extra:.2f}" '
         f'data-others="{likeliest}">{escape(token.text)}</span>'
     )
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from components.compare.views import Cost, Costs
+from components.language import later
 from components.session.caches import BoundedCache
 from components.session.crossmodule import nearest_plan
 from components.session.keys import CalibrationKey, calibration_key, slice_config
@@ -69,9 +70,13 @@ class Columns:
         (plan, near), asked = self._nearest_plan(settings, dense), settings.sparsity / 100
         if near:
             return ""
-        return (
-            f"Cross-module slicing cannot remove {asked:.0%} of this model's layers: its nearest width, {plan.width} "
-            f"of {plan.hidden}, removes {plan.removed_fraction:.1%}, which would be no equal comparison."
+        return later(
+            "Cross-module slicing cannot remove {asked:.0%} of this model's layers: its nearest width, {width} "
+            "of {hidden}, removes {removed:.1%}, which would be no equal comparison.",
+            asked=asked,
+            width=plan.width,
+            hidden=plan.hidden,
+            removed=plan.removed_fraction,
         )
 
     def _nearest_plan(self, settings: Settings, dense: PreTrainedModel) -> tuple[CrossModulePlan, bool]:
@@ -140,7 +145,7 @@ class Columns:
         if settings.sparsity and self._drafts.get((key, slice_config(settings))) is None:
             tokenizer = self.session.calibrated(settings).loaded.tokenizer
             work = acceptance(models["dense"], models["intraslice"], tokenizer, DRAFT_PROMPTS, DRAFT)
-            draft = yield from statuses(work, "As the dense model's draft, prompt")
+            draft = yield from statuses(work, later("As the dense model's draft, prompt"))
             self._drafts.put((key, slice_config(settings)), draft)
         if pinned is not None and pinned.sparsity:
             yield from self.session.measuring(pinned)
@@ -154,14 +159,21 @@ class Columns:
         key = calibration_key(settings), slice_config(settings)
         known = self._speeds.get(key) or {}
         if settings.sparsity and not models.keys() <= known.keys():
-            speeds = yield from statuses(measure_speed(models, SPEED), "Speeds, the models in turn; turn")
+            speeds = yield from statuses(measure_speed(models, SPEED), later("Speeds, the models in turn; turn"))
             self._speeds.put(key, speeds)
 
     def _speed_protocol(self) -> str:
-        threads = f" on {torch.get_num_threads()} CPU threads" if self.session.device == "cpu" else ""
-        return (
-            f"Speeds of one sequence{threads}, the models in turn, medians of {SPEED.repeats}: {SPEED.prompt} tokens "
-            f"read at once, then {SPEED.new} written one by one. As a draft (speculative decoding) it proposes "
-            f"{DRAFT.proposals} tokens at a time, which the dense model reads at once and keeps as far as they are its "
-            "own choice. Another machine gives other numbers."
+        threads = (
+            later(" on {count} CPU threads", count=torch.get_num_threads()) if self.session.device == "cpu" else ""
+        )
+        return later(
+            "Speeds of one sequence{threads}, the models in turn, medians of {repeats}: {prompt} tokens "
+            "read at once, then {new} written one by one. As a draft (speculative decoding) it proposes "
+            "{proposals} tokens at a time, which the dense model reads at once and keeps as far as they are its "
+            "own choice. Another machine gives other numbers.",
+            threads=threads,
+            repeats=SPEED.repeats,
+            prompt=SPEED.prompt,
+            new=SPEED.new,
+            proposals=DRAFT.proposals,
         )

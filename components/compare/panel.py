@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import gradio as gr
@@ -11,6 +12,7 @@ from components.compare.handlers import Answered, CostsMeasured, CostTexts
 from components.compare.models import Columns
 from components.compare.passage_panel import PassagePanel
 from components.compare.views import COLUMNS, PINNED
+from components.language import Words, later
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
 from components.session import limits
 from components.session.session import Session
@@ -53,24 +55,24 @@ def build(session: Session, first: Settings) -> ComparePanel:
         with gr.Row(equal_height=True, elem_id="asking"):
             most = limits.PROMPT.value
             prompt = gr.Textbox(
-                PROMPT, label="Prompt", lines=2, max_lines=6, max_length=most, scale=6, elem_id="prompt"
+                PROMPT, label=later("Prompt"), lines=2, max_lines=6, max_length=most, scale=6, elem_id="prompt"
             )
             with gr.Column(scale=1, min_width=120):
-                generate = gr.Button("Generate", variant="primary", elem_id="generate")
-                stop = gr.Button("Stop", elem_id="stop")
-        gr.Examples([[example] for example in EXAMPLES], [prompt], label="Try", elem_id="examples")
+                generate = gr.Button(later("Generate"), variant="primary", elem_id="generate")
+                stop = gr.Button(later("Stop"), elem_id="stop")
+        gr.Examples([[example] for example in EXAMPLES], [prompt], label=later("Try"), elem_id="examples")
         with gr.Row(elem_id="sampling"):
-            tokens = gr.Slider(8, 256, value=64, step=8, label="New tokens, at most", min_width=160, buttons=[])
+            tokens = gr.Slider(8, 256, value=64, step=8, label=later("New tokens, at most"), min_width=160, buttons=[])
             temperature = gr.Slider(
-                0, 1.5, value=0, step=0.1, label="Temperature (0: greedy)", min_width=160, buttons=[]
+                0, 1.5, value=0, step=0.1, label=later("Temperature (0: greedy)"), min_width=160, buttons=[]
             )
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90, scale=0)
+            seed = gr.Number(0, label=later("Seed"), precision=0, minimum=0, min_width=90, scale=0)
             raw = gr.Checkbox(
-                False, label="Raw completion, no chat template", elem_id="raw", container=False, min_width=200
+                False, label=later("Raw completion, no chat template"), elem_id="raw", container=False, min_width=200
             )
         with gr.Row(elem_id="answers"):
             for name in (*COLUMNS, PINNED):
-                empty = html.answer(name)
+                empty = Words(partial(html.answer, name))
                 answers[name] = gr.HTML(empty, js_on_load=ALOUD, elem_id=f"{name}-answer", apply_default_css=False)
                 costs[name] = gr.HTML(elem_id=f"{name}-cost", apply_default_css=False)
     perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)

@@ -10,6 +10,7 @@ from components.assets import ASSETS
 from components.compare import handlers
 from components.compare.handlers import AfterSlice, Result
 from components.compare.models import Columns
+from components.language import Words, later, say
 from components.page.context import HEAVY, PRIVATE, Context
 from components.session import limits
 from components.ui.explainers import fold
@@ -34,13 +35,15 @@ class PassagePanel(NamedTuple):
 
 def build() -> PassagePanel:
     """Next tokens, and a passage to colour. Called inside a `gr.Tab`."""
-    waiting = '<p class="isx-quiet">Follows as soon as the slice is ready.</p>'
+    waiting = Words(lambda: f'<p class="isx-quiet">{say("Follows as soon as the slice is ready.")}</p>')
+    likeliest = Words(lambda: f"<h3>{say('What would each model say next?')}</h3>")
+    dearest = Words(lambda: f"<h3>{say('Which words does slicing cost most?')}</h3>")
     with gr.Column(elem_classes="isx-stop"):
-        gr.HTML("<h3>What would each model say next?</h3>", apply_default_css=False, elem_classes="isx-heading")
+        gr.HTML(likeliest, apply_default_css=False, elem_classes="isx-heading")
         candidates = gr.HTML(waiting, elem_id="next-tokens", apply_default_css=False)
     fold("next")
     with gr.Column(elem_classes="isx-stop"):
-        gr.HTML("<h3>Which words does slicing cost most?</h3>", apply_default_css=False, elem_classes="isx-heading")
+        gr.HTML(dearest, apply_default_css=False, elem_classes="isx-heading")
         scored = gr.HTML(
             waiting,
             js_on_load=(ASSETS / "passage.js").read_text(encoding="utf-8"),
@@ -49,8 +52,8 @@ def build() -> PassagePanel:
         )
     with gr.Row(elem_id="passage-text"):
         most = limits.PASSAGE.value
-        text = gr.Textbox(SAMPLE, label="A passage of yours", lines=3, max_lines=10, max_length=most, scale=6)
-        score = gr.Button("Colour it", size="md", elem_id="score", scale=1, min_width=120)
+        text = gr.Textbox(SAMPLE, label=later("A passage of yours"), lines=3, max_lines=10, max_length=most, scale=6)
+        score = gr.Button(later("Colour it"), size="md", elem_id="score", scale=1, min_width=120)
     fold("passage")
     return PassagePanel(candidates, text, score, scored)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from components.compare.models import Columns
 from components.compare.views import Candidate, PassageToken, PassageView
+from components.language import later
 from components.session.settings import Settings, Status
 from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
 from intraslice.errors import UserError
@@ -24,10 +25,10 @@ def next_tokens(
 
     def work() -> Iterator[Status | tuple[Candidate, ...]]:
         if not prompt.strip():
-            raise UserError("the prompt is empty; wanted some text to go on from")
+            raise UserError(later("the prompt is empty; wanted some text to go on from"))
         models = yield from columns.pair(settings)
         tokenizer = columns.session.calibrated(settings).loaded.tokenizer
-        yield Status("Reading the prompt")
+        yield Status(later("Reading the prompt"))
         tokens = compare_next_tokens(models["dense"], models["intraslice"], tokenizer, prompt, NEXT, chat=not raw)
         yield tuple(map(_candidate, tokens))
         yield columns.session.ready(settings)
@@ -43,8 +44,8 @@ def score(columns: Columns, settings: Settings, text: str, visitor: str) -> Iter
         tokenizer = columns.session.calibrated(settings).loaded.tokenizer
         count = len(tokenizer(text.strip(), add_special_tokens=False).input_ids)
         if count > MOST:
-            raise UserError(f"the passage has {count:,} tokens; wanted 2 to {MOST}")
-        yield Status("Scoring the passage")
+            raise UserError(later("the passage has {count:,} tokens; wanted 2 to {most}", count=count, most=MOST))
+        yield Status(later("Scoring the passage"))
         passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), ALTERNATIVES)
         yield PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement)
         yield columns.session.ready(settings)

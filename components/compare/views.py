@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from components.ui.labels import METHODS
+from components.language import Words, later
+from components.ui.labels import METHODS, Terms
 
 PINNED = "pinned"  # the column of the pinned setting A, where there is one
-COLUMNS = {"dense": "Dense", **{name: METHODS[name] for name in ("intraslice", "crossmodule")}}
+COLUMNS = Terms(
+    {
+        "dense": later("Dense"),
+        **{name: Words(partial(METHODS.__getitem__, name)) for name in ("intraslice", "crossmodule")},
+    }
+)
 
 
 class Question(NamedTuple):

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from components.language import later
 from components.session.keys import recipe, slice_config
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.session.work.aside import aside
 from components.ui.downloads import Downloads
 from intraslice import checkpoints
-from intraslice.checkpoints.to_gguf import padding_in_words, require_deci, write_gguf
+from intraslice.checkpoints.to_gguf import require_deci, write_gguf
 from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.progress import finish
@@ -104,14 +105,14 @@ def answers(
 ) -> Generator[Status, None, dict[str, str]]:
     """The dense and the sliced model's whole answers. Raises UserError for numbers out of range or an empty prompt."""
     if not prompt.strip():
-        raise UserError("the prompt is empty; wanted some text to answer")
+        raise UserError(later("the prompt is empty; wanted some text to answer"))
     sliced = yield from session.slice(settings)
     loaded = session.calibrated(settings).loaded
     texts = {"dense": "", "sliced": ""}
     for name, model in (("dense", loaded.model), ("sliced", sliced)):
         for piece in generate_text(model, loaded.tokenizer, prompt, tokens, temperature, seed):
             texts[name] += piece
-            yield Status(f"Answering, {name}")
+            yield Status(later("Answering, dense") if name == "dense" else later("Answering, sliced"))
     return texts
 
 
@@ -124,12 +125,18 @@ def write_checkpoint(session: Session, settings: Settings, downloads: Downloads)
     """Slice, or find the slice in memory, and zip its folder. Raises UserError where nothing is sliced, or no room."""
     model, tokenizer, made = yield from _sliced(session, settings)
     name, size = checkpoint_name(settings), sum(tensor.nbytes for tensor in model.state_dict().values())
-    yield Status(f"Writing {size / 1e6:.0f} MB")
+    yield Status(later("Writing {size:.0f} MB", size=size / 1e6))
 
     def write(path: Path) -> None:
         free = shutil.disk_usage(path.parent).free
         if free < 2.2 * size:  # the folder, and the zip of it
-            raise UserError(f"{free / 1e6:.0f} MB are free for files, {2.2 * size / 1e6:.0f} are wanted; ask for less")
+            raise UserError(
+                later(
+                    "{free:.0f} MB are free for files, {wanted:.0f} are wanted; ask for less",
+                    free=free / 1e6,
+                    wanted=2.2 * size / 1e6,
+                )
+            )
         with tempfile.TemporaryDirectory(dir=path.parent) as home:
             folder = Path(home) / name
             checkpoints.save(model, tokenizer, folder, made)
@@ -147,7 +154,7 @@ def write_gguf_file(session: Session, settings: Settings, downloads: Downloads) 
     """
     model, tokenizer, made = yield from _sliced(session, settings)
     require_deci(model, tokenizer)
-    yield Status("Writing for llama.cpp, float16")
+    yield Status(later("Writing for llama.cpp, float16"))
 
     padding = 0
 
@@ -156,7 +163,7 @@ def write_gguf_file(session: Session, settings: Settings, downloads: Downloads) 
         padding = finish(write_gguf(model, tokenizer, path, made=made)).padding_bytes
 
     path = yield from aside(lambda: downloads.put(f"{checkpoint_name(settings)}.gguf", write))
-    return Export(path, padding_in_words(padding))
+    return Export(path, _padded(padding))
 
 
 def _sliced(
@@ -164,9 +171,14 @@ def _sliced(
 ) -> Generator[Status, None, tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]]:
     """The sliced model, its tokenizer, and how it was made."""
     if settings.sparsity == 0:
-        raise UserError("nothing is removed at 0 %, so there is no sliced model to save; move the slider first")
+        raise UserError(later("nothing is removed at 0 %, so there is no sliced model to save; move the slider first"))
     model = yield from session.slice(settings)
     return model, session.calibrated(settings).loaded.tokenizer, plan_record(session, settings)
+
+
+def _padded(count: int) -> str:
+    """How many bytes are zeros that make up for what llama.cpp's shapes have no place for."""
+    return later("{size:.3g} MB are padding", size=count / 1e6) if count else later("nothing is padded")
 
 
 def _number(value: float) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.assets import ASSETS
 from components.export import files
+from components.export.parts import copied, heading, link, note, words
 from components.export.published.html import embed, page
 from components.export.published.measure import Publisher
-from components.export.published.views import Choice
+from components.export.published.views import Choice, Published
 from components.export.report import Report, html
+from components.language import Words, language, later, number, say, speaking, spoken
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
 from components.ratios.charts import importance_chart, ratio_chart
 from components.session.session import NOT_CALIBRATED, Session
@@ -26,11 +28,6 @@ from components.ui import formatting
 from components.ui.chart_bridge import PLOTLY
 from components.ui.downloads import SAVE, Downloads
 from components.ui.handlers import flat, skipped, visitor_of, while_open
-
-LINK = """<div class="isx-copy"><input type="text" readonly aria-label="Link to this view">
-  <button type="button" aria-label="Copy the link">Copy</button></div>"""
-WORDS = """<div class="isx-copy"><pre tabindex="0" role="region" aria-label="{label}"></pre>
-  <button type="button" aria-label="Copy: {label}">Copy</button></div>"""
 
 
 class Shown(NamedTuple):
@@ -116,10 +113,16 @@ def published(
     Yields two status lines (HTML), then the file.
     """
 
+    code = language()  # the visitor's: the work itself is done elsewhere
+
+    def write(found: Published) -> str:
+        with speaking(code):
+            return page(found)
+
     def work() -> Generator[Any, None, files.Export]:
         found = yield from publisher.publishing(settings, Choice())
-        yield Status("Writing the page")
-        text = yield from aside(lambda: page(found))
+        yield Status(later("Writing the page"))
+        text = yield from aside(lambda: write(found))
         return files.Export(downloads.put(f"{found.name}.html", lambda path: path.write_text(text, encoding="utf-8")))
 
     yield from _written(session, "page", work(), request)
@@ -134,7 +137,10 @@ def _written(
         path, words = yield from write
         written.append(path)
         size = path.stat().st_size / 1e6
-        yield Status(f"{path.name}, {size:.{0 if size > 10 else 1}f} MB{words and ', '}{words}", "ready")
+        done = later(
+            "{name}, {size} MB", name=path.name, size=Words(lambda: number(size, ".0f" if size > 10 else ".1f"))
+        )
+        yield Status(Words(lambda: f"{spoken(done)}{words and ', '}{spoken(words)}"), "ready")
 
     yield skipped(Written)._replace(file=None)  # the last one's file must not be given again
     for event in session.jobs.run(visitor_of(request), kind, work()):
@@ -181,8 +187,8 @@ def _report(session: Session, settings: Settings, layer: int, prompt: str, choic
         charts += [removed_chart(sweep)] if sweep.points else []
         charts += [speed_chart(sweep)] if any(point.prefill for point in sweep.points) else []
     words = {
-        "The same from a command line": files.command_lines(session, settings, prompt),
-        "Open the sliced model again": files.snippet(settings, prompt),
+        say("The same from a command line"): files.command_lines(session, settings, prompt),
+        say("Open the sliced model again"): files.snippet(settings, prompt),
     }
     title = files.checkpoint_name(settings)
     # Where an upload lies is nobody's business.
@@ -195,33 +201,43 @@ def build(session: Session, first: Settings) -> ExportPanel:
     about = gr.HTML(elem_id="export-about", apply_default_css=False)
     with gr.Row(elem_id="export-buttons"):
         with gr.Column(min_width=220):
-            checkpoint = gr.Button("Sliced model (.zip)", variant="primary", elem_id="export-checkpoint")
-            _note("Weights as safetensors, JSON and tokenizer; opens without the dense model.")
+            checkpoint = gr.Button(later("Sliced model (.zip)"), variant="primary", elem_id="export-checkpoint")
+            note(later("Weights as safetensors, JSON and tokenizer; opens without the dense model."))
         with gr.Column(min_width=220):
-            gguf = gr.Button("For llama.cpp (.gguf)", elem_id="export-gguf")
-            _note("One file with its tokenizer, in float16. Free shapes are filled up with zeros, Runtime's are not.")
+            gguf = gr.Button(later("For llama.cpp (.gguf)"), elem_id="export-gguf")
+            note(
+                later(
+                    "One file with its tokenizer, in float16. Free shapes are filled up with zeros, Runtime's are not."
+                )
+            )
         with gr.Column(min_width=220):
-            plan = gr.Button("Plan (.json)", elem_id="export-plan")
-            _note("What every layer keeps, why, and how it was measured.")
+            plan = gr.Button(later("Plan (.json)"), elem_id="export-plan")
+            note(later("What every layer keeps, why, and how it was measured."))
         with gr.Column(min_width=220):
-            report = gr.Button("Report (.html)", elem_id="export-report")
-            _note("This view's charts, tables and numbers as one page that opens offline.")
+            report = gr.Button(later("Report (.html)"), elem_id="export-report")
+            note(later("This view's charts, tables and numbers as one page that opens offline."))
         with gr.Column(min_width=220):
-            whole = gr.Button("Page without a server (.html)", elem_id="export-page")
-            _note("For slides and blogs: one file, its slider live from 0 to 60 %. Measured once, in some ten minutes.")
+            whole = gr.Button(later("Page without a server (.html)"), elem_id="export-page")
+            note(
+                later(
+                    "For slides and blogs: one file, its slider live from 0 to 60 %. "
+                    "Measured once, in some ten minutes."
+                )
+            )
     hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
-    gr.HTML("<h3>Link to this view</h3>", apply_default_css=False)
-    _copied(LINK, "export-link")
-    gr.HTML("<h3>Open it again</h3>", apply_default_css=False)
-    _note("Unpack the zip, and in a Python that has this library installed:")
-    snippet = _copied(WORDS.format(label="Open it again"), "export-snippet")
-    gr.HTML("<h3>The same from a command line</h3>", apply_default_css=False)
-    _note("This page's perplexity; the folder that the zip holds; this page's greedy answer.")
-    command = _copied(WORDS.format(label="The same from a command line"), "export-command")
-    gr.HTML("<h3>The page without a server inside another one</h3>", apply_default_css=False)
-    _note("Lay the file beside that page, and put this line where it should appear:")
-    line = _copied(WORDS.format(label="The line that embeds the page"), "export-embed")
+    heading(later("Link to this view"))
+    copied(link, "export-link")
+    again, command_line = later("Open it again"), later("The same from a command line")
+    heading(again)
+    note(later("Unpack the zip, and in a Python that has this library installed:"))
+    snippet = copied(partial(words, again), "export-snippet")
+    heading(command_line)
+    note(later("This page's perplexity; the folder that the zip holds; this page's greedy answer."))
+    command = copied(partial(words, command_line), "export-command")
+    heading(later("The page without a server inside another one"))
+    note(later("Lay the file beside that page, and put this line where it should appear:"))
+    line = copied(partial(words, later("The line that embeds the page")), "export-embed")
     return ExportPanel(
         shown=Shown(about, snippet, command, line),
         buttons=Buttons(checkpoint, gguf, plan, report, whole),
@@ -270,13 +286,3 @@ def connect(panel: ExportPanel, context: Context) -> None:
     }
     for file, end in ends.items():
         end.success(None, file, None, js=SAVE, **CHEAP)
-
-
-def _copied(template: str, elem_id: str) -> gr.HTML:
-    """Words and a button that copies them (`assets/copy.js`)."""
-    script = (ASSETS / "copy.js").read_text(encoding="utf-8")
-    return gr.HTML(html_template=template, js_on_load=script, elem_id=elem_id, apply_default_css=False)
-
-
-def _note(text: str) -> None:
-    gr.HTML(f'<p class="isx-quiet">{text}</p>', apply_default_css=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from components.language import language, say, spoken
 from components.session.views import Perplexities, PlanView
 from components.ui import formatting
 from components.ui.figure import Chart
@@ -53,14 +54,14 @@ def html(report: Report, plotly: str) -> str:
     settings = "".join(_row([name, str(value)]) for name, value in report.settings.items() if value not in (None, ""))
     code = "".join(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in report.words.items())
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<!doctype html><html lang="{language()}"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(report.title)}</title><style>{look}</style><script>{plotly}</script>"
-        f"<h1>{escape(report.title)}</h1>{formatting.headline(report.plan, report.measured, 'not measured')}"
+        f"<h1>{escape(report.title)}</h1>{formatting.headline(report.plan, report.measured, say('not measured'))}"
         f"{formatting.readout(report.plan, report.measured)}"
-        f'<p class="note">{escape(report.measured.protocol or "Perplexity was not measured.")}</p>'
+        f'<p class="note">{escape(spoken(report.measured.protocol) or say("Perplexity was not measured."))}</p>'
         f"{''.join(_chart(chart) for chart in report.charts)}"
-        f"<h2>Settings</h2><table><tbody>{settings}</tbody></table>{code}"
+        f"<h2>{say('Settings')}</h2><table><tbody>{settings}</tbody></table>{code}"
         f"<script>{DRAW}</script></html>"
     )
 
@@ -72,7 +73,7 @@ def _chart(chart: Chart) -> str:
     return (
         f'<h2>{escape(chart.title)}</h2><p class="note">{escape(chart.caption(clickable=False))}</p>'
         f'<script type="application/json">{figure}</script><div class="plot" style="height:420px"></div>'
-        f"<details open><summary>Table</summary>{table}</details>"
+        f"<details open><summary>{say('Table')}</summary>{table}</details>"
     )
 
 

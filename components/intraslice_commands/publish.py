@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from components.language import ENGLISH, LANGUAGES, speaking
 from intraslice.cache import scratch_beside
 from intraslice.checkpoints.format import require_new_file
 from intraslice.cli.run import Answer, Run
@@ -29,6 +30,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     steps = [percent / 100 for percent in range(0, 61, 5)]
     add("--sparsities", nargs="+", type=float, default=steps, metavar="F", help="the slider's steps")
     add("--prompts", nargs="+", metavar="TEXT", help="that all three models answer; by default the page's own")
+    add("--language", choices=LANGUAGES, default=ENGLISH, help="of the page's words")
 
 
 def run(run: Run) -> Answer:
@@ -51,7 +53,8 @@ def run(run: Run) -> Answer:
     with run.timed("measure"):
         published = measure.to_the_end(session, settings, choice, lambda line: print(line, file=sys.stderr))
     try:
-        text = page(published)
+        with speaking(a.language):
+            text = page(published)
     except ValueError as problem:  # too large
         raise UserError(str(problem)) from problem
     try:

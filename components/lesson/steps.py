@@ -12,7 +12,7 @@ from components.assets import ASSETS
 @cache
 def texts() -> dict[str, Any]:
     """All of the lesson: its words, and its steps in their order."""
-    return json.loads((ASSETS / "lesson" / "steps.json").read_text(encoding="utf-8"))
+    return json.loads((ASSETS / "texts" / "en" / "lesson.json").read_text(encoding="utf-8"))
 
 
 def state_of(step: Any, phase: Any = 0) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from components.language import Words, later, spoken
 from components.page.slider import Moved
 from components.session import limits
 from components.session.choices import PRECISIONS
@@ -53,13 +54,17 @@ class Controls(NamedTuple):
         return [getattr(self, name) for name in Settings._fields]
 
 
+def _heading(words: Words) -> None:
+    gr.HTML(Words(lambda: f"<h2>{spoken(words)}</h2>"), apply_default_css=False)
+
+
 def sparsity_slider(value: float) -> gr.Slider:
     """The largest control of the page; it stays at the top of the window on every screen."""
     return gr.Slider(
         *SLIDERS["sparsity"],
         value=value,
         step=1,
-        label="Sparsity: % of the layers' weights to remove",
+        label=later("Sparsity: % of the layers' weights to remove"),
         elem_id="sparsity",
         buttons=[],
     )
@@ -68,71 +73,77 @@ def sparsity_slider(value: float) -> gr.Slider:
 def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved) -> Controls:
     """Fill the sidebar, with the readout and the bias of `opening`. Called inside `gr.Sidebar()`."""
     found_bias = opening.bias_found or 1
-    gr.HTML("<h2>Model</h2>", apply_default_css=False)
+    _heading(later("Model"))
     model = gr.Dropdown(
         list(session.models),
         value=first.model,
         allow_custom_value=True,
-        label="Model",
-        info="One of these, or any Hub id" if limits.hosted() else "One of these, any Hub id, or a folder",
+        label=later("Model"),
+        info=later("One of these, or any Hub id")
+        if limits.hosted()
+        else later("One of these, any Hub id, or a folder"),
         elem_id="model",
         show_label=False,
     )
     memory = gr.HTML(elem_id="memory", apply_default_css=False)
-    dtype = gr.Radio(list(PRECISIONS), value=first.dtype, label="Precision", elem_id="dtype")
-    with gr.Accordion("Calibration", open=False, elem_id="calibration"):
-        text = gr.Dropdown(list(session.texts), value=first.text, label="Text", elem_id="text")
-        upload = gr.File(label="or your own (.txt .jsonl .csv .parquet)", file_types=UPLOADS, height=92)
+    dtype = gr.Radio(list(PRECISIONS), value=first.dtype, label=later("Precision"), elem_id="dtype")
+    with gr.Accordion(later("Calibration"), open=False, elem_id="calibration"):
+        text = gr.Dropdown(list(session.texts), value=first.text, label=later("Text"), elem_id="text")
+        upload = gr.File(label=later("or your own (.txt .jsonl .csv .parquet)"), file_types=UPLOADS, height=92)
         with gr.Row():
             number = partial(gr.Number, precision=0, min_width=70)
-            sequences = number(first.sequences, label="Sequences", minimum=1, maximum=limits.SEQUENCES.value)
-            length = number(first.length, label="Length", minimum=2, maximum=limits.LENGTH.value)
-            seed = number(first.seed, label="Seed", minimum=0, maximum=limits.MOST_SEED)
-    calibrate = gr.Button("Load and calibrate", size="md", elem_id="calibrate")
-    gr.HTML("<h2>Slicing</h2>", apply_default_css=False)
+            sequences = number(first.sequences, label=later("Sequences"), minimum=1, maximum=limits.SEQUENCES.value)
+            length = number(first.length, label=later("Length"), minimum=2, maximum=limits.LENGTH.value)
+            seed = number(first.seed, label=later("Seed"), minimum=0, maximum=limits.MOST_SEED)
+    calibrate = gr.Button(later("Load and calibrate"), size="md", elem_id="calibrate")
+    _heading(later("Slicing"))
     estimator = gr.Radio(
         ESTIMATORS.options(),
         value=first.estimator,
-        label="Ratio estimator",
+        label=later("Ratio estimator"),
         elem_id="estimator",
     )
     bias = gr.Number(
-        first.bias, label="Bias: above 1 cuts MLPs harder; none leaves it to the importances", visible=False
+        first.bias, label=later("Bias: above 1 cuts MLPs harder; none leaves it to the importances"), visible=False
     )
-    bias_found = gr.Number(found_bias, label="Bias that the importances found", visible=False)
+    bias_found = gr.Number(found_bias, label=later("Bias that the importances found"), visible=False)
     bias_slider = gr.Slider(
-        0.4, 1.6, value=found_bias, step=0.05, label="Bias: attention ← → MLP", elem_id="bias", buttons=[]
+        0.4, 1.6, value=found_bias, step=0.05, label=later("Bias: attention ← → MLP"), elem_id="bias", buttons=[]
     )
-    bias_auto = gr.Checkbox(True, label="automatic", elem_id="bias-auto", container=False)
-    cap = gr.Slider(*SLIDERS["cap"], value=first.cap, step=1, label="Cap (% of a module)", elem_id="cap", buttons=[])
+    bias_auto = gr.Checkbox(True, label=later("automatic"), elem_id="bias-auto", container=False)
+    cap = gr.Slider(
+        *SLIDERS["cap"], value=first.cap, step=1, label=later("Cap (% of a module)"), elem_id="cap", buttons=[]
+    )
     shapes = gr.Radio(
-        [("Free", "free"), ("Runtime", "runtime")],
+        [(later("Free"), "free"), (later("Runtime"), "runtime")],
         value=first.shapes,
-        label="Shapes",
-        info="Runtime: whole heads, as many in every group, and MLP widths in 32s, which llama.cpp takes without "
-        "padding. Costs some 2 % in perplexity (default model, 30 % removed).",
+        label=later("Shapes"),
+        info=later(
+            "Runtime: whole heads, as many in every group, and MLP widths in 32s, which llama.cpp takes without "
+            "padding. Costs some 2 % in perplexity (default model, 30 % removed)."
+        ),
         elem_id="shapes",
     )
     order = gr.Radio(
-        [("One-shot, live", "one-shot"), ("Sequential", "sequential")],
+        [(later("One-shot, live"), "one-shot"), (later("Sequential"), "sequential")],
         value=first.order,
-        label="Order",
+        label=later("Order"),
         elem_id="order",
     )
     iterative = gr.Checkbox(
         first.iterative,
-        label="Refine MLPs that lose over 35 % (sequential only, slow)",
+        label=later("Refine MLPs that lose over 35 % (sequential only, slow)"),
         elem_id="iterative",
         container=False,
     )
-    locked = gr.Textbox(first.locked, label="Ratios given by hand", visible=False)
+    locked = gr.Textbox(first.locked, label=later("Ratios given by hand"), visible=False)
     with gr.Row():
-        paper = gr.Button("Slice as in the paper", size="md", elem_id="paper", min_width=190)
-        cancel = gr.Button("Cancel", size="md", elem_id="cancel", min_width=70)
-    gr.HTML("<h2>Readout</h2>", apply_default_css=False)
+        paper = gr.Button(later("Slice as in the paper"), size="md", elem_id="paper", min_width=190)
+        cancel = gr.Button(later("Cancel"), size="md", elem_id="cancel", min_width=70)
+    _heading(later("Readout"))
     readout = gr.HTML(opening.readout, elem_id="readout", apply_default_css=False)
-    layer = gr.Slider(0, 29, value=0, step=1, label="Layer shown in detail", elem_id="layer", buttons=[])
-    pinned = gr.Textbox("", label="Pinned setting", visible=False)
+    layer = gr.Slider(0, 29, value=0, step=1, label=later("Layer shown in detail"), elem_id="layer", buttons=[])
+    pinned = gr.Textbox("", label=later("Pinned setting"), visible=False)
     return Controls(
         model=model,
         memory=memory,

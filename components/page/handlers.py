@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from components.language import spoken
 from components.session.session import Session
 from components.session.settings import Settings
 from components.ui import formatting
@@ -17,7 +18,7 @@ from components.ui.handlers import visitor_of
 def memory(session: Session, model: str) -> str:
     """What the model will need, before it is loaded (HTML)."""
     try:
-        return f'<p class="isx-quiet">{formatting.escape(session.memory(model))}</p>'
+        return f'<p class="isx-quiet">{formatting.escape(spoken(session.memory(model)))}</p>'
     except (ValueError, OSError) as problem:
         return formatting.problem(problem)
 

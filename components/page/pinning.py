@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from components.language import later, say
 from components.page import slider
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
 from components.page.events import Frame
@@ -41,11 +42,11 @@ class Told(NamedTuple):
 def build() -> Toolbar:
     """The row over the slider."""
     with gr.Row(elem_id="actions"):
-        pin = gr.Button("Pin this setting", size="md", elem_id="pin", min_width=60, scale=0)
-        unpin = gr.Button("Unpin A", size="md", elem_id="unpin", min_width=60, scale=0, visible=False)
+        pin = gr.Button(later("Pin this setting"), size="md", elem_id="pin", min_width=60, scale=0)
+        unpin = gr.Button(later("Unpin A"), size="md", elem_id="unpin", min_width=60, scale=0, visible=False)
         words = gr.HTML(elem_id="pinned", apply_default_css=False)
-        undo = gr.Button("Undo", size="md", elem_id="undo", min_width=60, scale=0)
-        redo = gr.Button("Redo", size="md", elem_id="redo", min_width=60, scale=0)
+        undo = gr.Button(later("Undo"), size="md", elem_id="undo", min_width=60, scale=0)
+        redo = gr.Button(later("Redo"), size="md", elem_id="redo", min_width=60, scale=0)
     return Toolbar(pin, unpin, words, undo, redo)
 
 
@@ -62,10 +63,11 @@ def tell(settings: Settings, kept: str) -> Told:
     if pinned_text.beside(kept, settings) is not None:
         words = name_of(setting, settings._replace(upload=setting.upload))
     elif setting.model != settings.model:
-        words = f"a setting of {setting.model}, and shown when that is chosen again"
+        words = say("a setting of {model}, and shown when that is chosen again", model=setting.model)
     else:
-        words = "calibrated on a file that this page no longer has"
-    return Told(f'<p class="isx-quiet"><b>A</b> is {escape(words)}.</p>', gr.update(visible=True))
+        words = say("calibrated on a file that this page no longer has")
+    told = say("<b>A</b> is {words}.", words=escape(words))
+    return Told(f'<p class="isx-quiet">{told}</p>', gr.update(visible=True))
 
 
 def ghosts(

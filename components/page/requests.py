@@ -18,6 +18,7 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from components.language import say
 from components.session import limits
 from components.ui.downloads import PREFIX
 
@@ -38,7 +39,7 @@ class BoundedRequests:
         headers = Headers(scope=scope)
         uploads = headers.get("content-type", "").startswith("multipart/")
         most = limits.UPLOAD.value + ENVELOPE if uploads else limits.REQUEST.value
-        words = f"the request is larger than the maximum allowed size of {most:,} bytes; send less"
+        words = say("the request is larger than the maximum allowed size of {most:,} bytes; send less", most=most)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > most:
             return await PlainTextResponse(words, 413)(scope, receive, send)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from components.language import later, say
 from components.session.session import Session
 from components.session.settings import Settings, Status
 from components.session.views import Beside, PlanView
@@ -94,7 +95,7 @@ def texts_of(session: Session, settings: Settings, pinned: Settings | None = Non
 
 def opening(session: Session, settings: Settings) -> Moved:
     """What the page opens with, before any visitor is there; empty where nothing is known."""
-    return at_opening(texts_of(session, settings))
+    return at_opening(lambda: texts_of(session, settings))
 
 
 def measure(
@@ -109,7 +110,7 @@ def measure(
         answer = skipped(Measured)._replace(status=formatting.status(event))
         perplexities = session.perplexities(settings)
         if perplexities != shown or event.kind == "ready":
-            texts = _texts(session, settings, session.plan(settings), pinned, "… (being measured)")
+            texts = _texts(session, settings, session.plan(settings), pinned, say("… (being measured)"))
             answer = answer._replace(**texts._asdict())
         yield answer
         shown = perplexities
@@ -142,7 +143,7 @@ def measure_pinned(
 def stop(session: Session, request: gr.Request) -> str:
     """Stop this page's running job: a slice, a measurement or an answer. Returns the status line (HTML)."""
     session.jobs.halt(visitor_of(request))
-    return formatting.status(Status("Stopped.", "ready"))
+    return formatting.status(Status(later("Stopped."), "ready"))
 
 
 def _texts(
@@ -150,9 +151,10 @@ def _texts(
 ) -> Texts:
     measured, beside = session.perplexities(settings), _beside(session, settings, pinned)
     if plan is not None and plan.provisional and measured.sliced_reading is None:
-        hint = "follows in a moment" if measured.protocol else "follows when the model is loaded"
+        hint = say("follows in a moment") if measured.protocol else say("follows when the model is loaded")
     elif not hint:
-        hint = "… when you let go" if settings.order == "one-shot" else '… press "Slice as in the paper"'
+        live = settings.order == "one-shot"
+        hint = say("… when you let go") if live else say('… press "Slice as in the paper"')
     return Texts(
         readout=formatting.readout(plan, measured, beside),
         headline=formatting.headline(plan, measured, hint, beside),

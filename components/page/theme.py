@@ -9,6 +9,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from components.assets import ASSETS
+from components.language import Words, for_scripts, long_text, spoken
 from components.page.link import usual
 from components.page.pinning import UNDONE
 from components.page.requests import BoundedRequests
@@ -21,7 +22,7 @@ BLUE = gr.themes.Color(
     *["#0072b2", "#00639b", "#005482", "#00436b", "#003352", "#00243b"],
 )
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
-SCRIPTS = ("page.js", "history.js", "tour.js", "awake.js", "presenter.js", "keys.js")
+SCRIPTS = ("words.js", "page.js", "history.js", "tour.js", "awake.js", "presenter.js", "keys.js")
 LESSON = ("lesson/controls.js", "lesson/answers.js", "lesson/lesson.js")
 MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
 
@@ -86,21 +87,10 @@ def launch_options(tabs: Mapping[str, str]) -> dict:
     Raises UserError where the environment sets a bound to what is none.
     """
     limits.require()
-    scripts = "".join(map(_read, (*SCRIPTS, *LESSON)))
-    styles = "".join(map(_read, ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css")))
-    given = {
-        "isxUsual": json.dumps(usual()._asdict()),
-        "isxTabs": json.dumps(tabs),
-        "isxUndone": json.dumps(UNDONE),
-        "isxTour": _read("texts/tour.json"),
-        "isxKeys": _read("texts/keys.json"),
-        "isxLesson": _read("lesson/steps.json"),
-    }
-    values = "".join(f"window.{name} = {value};" for name, value in given.items())
     return {
         "theme": theme(),
         "css": css_variables() + _read("page.css"),
-        "head": f"{plotly_head()}<style>{styles}</style><script>{values}{scripts}</script>",
+        "head": Words(lambda: _head(tabs)),
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "app_kwargs": {"middleware": [Middleware(BoundedRequests)]},
@@ -109,6 +99,23 @@ def launch_options(tabs: Mapping[str, str]) -> dict:
         "max_threads": 160,  # all who wait for a job hold one (`context.HEAVY`), and the slider wants the rest
         "run_history": False,  # it writes every move of the slider to the browser's storage
     }
+
+
+def _head(tabs: Mapping[str, str]) -> str:
+    """Styles, scripts, and what these know of the page and of its language."""
+    scripts = "".join(map(_read, (*SCRIPTS, *LESSON)))
+    styles = "".join(map(_read, ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css")))
+    given = {
+        "isxLanguage": json.dumps(for_scripts()),
+        "isxUsual": json.dumps(usual()._asdict()),
+        "isxTabs": json.dumps({tab: spoken(label) for tab, label in tabs.items()}),
+        "isxUndone": json.dumps(UNDONE),
+        "isxTour": long_text("tour.json"),
+        "isxKeys": long_text("keys.json"),
+        "isxLesson": long_text("lesson.json"),
+    }
+    values = "".join(f"window.{name} = {value};" for name, value in given.items())
+    return f"{plotly_head()}<style>{styles}</style><script>{values}{scripts}</script>"
 
 
 def _read(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from components.language import number, say, term
 from components.session.views import ImportanceCurve, LayerView, PlanView
 from components.ui import figure
 from components.ui.figure import Chart, Json
@@ -24,7 +25,8 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
                 "y": [figure.rounded(getattr(layer, module)) for layer in plan.layers],
                 "marker": {"color": f"@{module}", "line": {"width": 0}},
                 "customdata": [_kept(layer, module) for layer in plan.layers],
-                "hovertemplate": "<b>layer %{x}, " + name + "</b><br>%{y:.1%} removed<br>%{customdata}<extra></extra>",
+                "hovertemplate": say("<b>layer %{{x}}, {module}</b><br>%{{y:.1%}} removed", module=name)
+                + "<br>%{customdata}<extra></extra>",
                 "showlegend": False,
                 **axes,
             }
@@ -48,29 +50,42 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     top = min(1.0, plan.cap + 0.07)
     for row, name in enumerate(MODULES.values(), start=1):
         layout[f"yaxis{figure.suffix(row)}"].update(
-            title=figure.title(f"{name} removed"), tickformat=".0%", range=[0, top], dtick=0.2, hoverformat=".1%"
+            title=figure.title(say("{module} removed", module=name)),
+            tickformat=".0%",
+            range=[0, top],
+            dtick=0.2,
+            hoverformat=".1%",
         )
     layout["xaxis2"].update(
-        title=figure.title("layer"), range=[-0.6, len(plan.layers) - 0.4], dtick=figure.step(len(plan.layers))
+        title=figure.title(say("layer")), range=[-0.6, len(plan.layers) - 0.4], dtick=figure.step(len(plan.layers))
     )
     layout["xaxis"].update(range=[-0.6, len(plan.layers) - 0.4], matches="x2", showticklabels=False)
     layout["bargap"], layout["barmode"] = 0.28, "overlay"  # a pinned setting's outlines stand where the bars do
     layout["shapes"] = [figure.band(selected)] + [figure.level(row, plan.cap) for row in (1, 2)]
-    layout["annotations"] = [figure.label(1, 1, plan.cap, f"cap {plan.cap:.0%}")]
+    layout["annotations"] = [figure.label(1, 1, plan.cap, say("cap {cap:.0%}", cap=plan.cap))]
     return Chart(
-        title="Which layers give, and how much?",
-        note=f"Bars: {ESTIMATORS.get(plan.estimator, plan.estimator)}. Share of each module removed.",
-        hint="Click a layer.",
+        title=say("Which layers give, and how much?"),
+        note=say(
+            "Bars: {estimator}. Share of each module removed.",
+            estimator=ESTIMATORS.get(plan.estimator, plan.estimator),
+        ),
+        hint=say("Click a layer."),
         protocol=plan.provisional,
         data=data,
         layout=layout,
-        columns=["Layer", "Attention removed", "Attention keeps", "MLP removed", "MLP keeps"],
+        columns=[
+            say("Layer"),
+            say("Attention removed"),
+            say("Attention keeps"),
+            say("MLP removed"),
+            say("MLP keeps"),
+        ],
         rows=[
             [
                 str(index),
-                f"{layer.attention:.1%}",
+                number(layer.attention, ".1%"),
                 _kept(layer, "attention"),
-                f"{layer.mlp:.1%}",
+                number(layer.mlp, ".1%"),
                 _kept(layer, "mlp"),
             ]
             for index, layer in enumerate(plan.layers)
@@ -90,8 +105,8 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         axes = figure.axes_of(column)
         floor = _floor(curve)
         for label, values, line, meta in (
-            ("All layers", curve.everyone, figure.line("dense", 1.6), {}),
-            (f"Layer {layer}", curve.chosen, figure.line(module, 2.4), figure.DIFFERENT),
+            (say("All layers"), curve.everyone, figure.line("dense", 1.6), {}),
+            (say("Layer {layer}", layer=layer), curve.chosen, figure.line(module, 2.4), figure.DIFFERENT),
         ):
             shares, heights = figure.thinned([max(value, floor) for value in values])
             data.append(
@@ -105,15 +120,18 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
                     "y": heights,
                     "line": line,
                     "meta": meta,
-                    "hovertemplate": label + ": %{x:.0%} of its " + curve.unit + " reach %{y:.2e}<extra></extra>",
+                    "hovertemplate": say(
+                        "{label}: %{{x:.0%}} of its {unit} reach %{{y:.2e}}", label=label, unit=term(curve.unit)
+                    )
+                    + "<extra></extra>",
                     **axes,
                 }
             )
         layout[f"xaxis{figure.suffix(column)}"].update(
-            title=figure.title(f"{curve.unit}, strongest first"), tickformat=".0%", range=[0, 1]
+            title=figure.title(say("{unit}, strongest first", unit=term(curve.unit))), tickformat=".0%", range=[0, 1]
         )
         layout[f"yaxis{figure.suffix(column)}"].update(
-            title=figure.title("importance" if column == 1 else ""),
+            title=figure.title(say("importance") if column == 1 else ""),
             type="log",
             exponentformat="power",
             dtick=1,
@@ -123,35 +141,48 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
             shapes.append(figure.threshold_line(axes, max(curve.threshold, floor)))
         if curve.chosen_below > 0:
             shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
-        below = f"{curve.chosen_below:.0%} of layer {layer} lies below"
-        verdict = below if curve.threshold is not None else "uniform ratios use no importance"
+        below = say("{chosen_below:.0%} of layer {layer} lies below", chosen_below=curve.chosen_below, layer=layer)
+        verdict = below if curve.threshold is not None else say("uniform ratios use no importance")
         headings.append(figure.heading(f"<b>{MODULES[module]}</b>: {verdict}", axes))
-        threshold = "none" if curve.threshold is None else f"{curve.threshold:.3e}"
-        rows.append([MODULES[module], threshold, f"{curve.chosen_below:.1%}", f"{curve.everyone_below:.1%}"])
+        threshold = say("none") if curve.threshold is None else number(curve.threshold, ".3e")
+        rows.append(
+            [MODULES[module], threshold, number(curve.chosen_below, ".1%"), number(curve.everyone_below, ".1%")]
+        )
     layout["shapes"], layout["annotations"] = shapes, headings
     return Chart(
-        title=f"Why does layer {layer} give that much?",
-        note=f"One threshold for all layers. {_cut(curves)} Grey: all layers together; blue: this layer.",
+        title=say("Why does layer {layer} give that much?", layer=layer),
+        note=say("One threshold for all layers. {cut} Grey: all layers together; blue: this layer.", cut=_cut(curves)),
         data=data,
         layout=layout,
         beside=True,
-        columns=["Module", "Threshold", f"Layer {layer} below it", "All layers below it"],
+        columns=[
+            say("Module"),
+            say("Threshold"),
+            say("Layer {layer} below it", layer=layer),
+            say("All layers below it"),
+        ],
         rows=rows,
     )
 
 
 def _kept(layer: LayerView, module: str) -> str:
     if not (layer.neurons if module == "mlp" else layer.heads):
-        return "nothing: the whole module goes"
+        return say("nothing: the whole module goes")
     if module == "mlp":
-        return f"{layer.neurons:,} of {layer.neurons_dense:,} neurons"
-    return f"{layer.heads} of {layer.heads_dense} heads, {layer.dim} of {layer.dim_dense} channels each"
+        return say("{neurons:,} of {neurons_dense:,} neurons", neurons=layer.neurons, neurons_dense=layer.neurons_dense)
+    return say(
+        "{heads} of {heads_dense} heads, {dim} of {dim_dense} channels each",
+        heads=layer.heads,
+        heads_dense=layer.heads_dense,
+        dim=layer.dim,
+        dim_dense=layer.dim_dense,
+    )
 
 
 def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
     if all(curve.one_by_one for curve in curves.values()):
-        return "What lies below it goes."
-    return "Runtime shapes: whole heads and blocks of 32 neurons go where they lie below it on average."
+        return say("What lies below it goes.")
+    return say("Runtime shapes: whole heads and blocks of 32 neurons go where they lie below it on average.")
 
 
 def _floor(curve: ImportanceCurve) -> float:

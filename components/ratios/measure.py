@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from components.language import later
 from components.session import limits
 from components.session.session import Session
 from components.session.settings import Settings
@@ -15,7 +16,7 @@ def with_ratios(settings: Settings, file: str | None) -> Settings:
     """The settings with a file's ratios locked; where `locked` gives one, too, that counts. Raises UserError."""
     if file is None:
         return settings
-    locked = limits.words("ratios given by hand", settings.locked, limits.LOCKED.value)
+    locked = limits.words(later("ratios given by hand"), settings.locked, limits.LOCKED.value)
     by_hand = [part for part in locked.split(",") if part.strip()]
     given = {parse_lock(part)[:2] for part in by_hand}
     locks = [lock for lock in read_ratios(file) if lock[:2] not in given]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.assets import ASSETS
+from components.language import Words, later, say
 from components.page.context import CHEAP, PRIVATE, Context, whenever
 from components.ratios import measure
 from components.session.session import Session
@@ -14,16 +15,24 @@ from components.session.settings import Settings
 from components.ui import formatting
 from components.ui.downloads import SAVE, Downloads
 from components.ui.handlers import flat, skipped
+from components.ui.labels import MODULES
 
-_TEMPLATE = """
+
+def _template() -> str:
+    how = say(
+        "Per cent removed. A ratio that you type or lock stays; the others share what is left, so that the "
+        "total holds. Or save them as a file, edit that, and load it again: it takes the place of what is locked here."
+    )
+    lock, modules = say("Lock"), MODULES
+    names = (say("Layer"), modules["attention"], lock, modules["mlp"], lock)
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return f"""
 <details class="isx-fold isx-overrides">
-  <summary>Set ratios by hand<span class="isx-count"></span></summary>
-  <p class="isx-quiet">Per cent removed. A ratio that you type or lock stays; the others share what is left, so that the
-    total holds. Or save them as a file, edit that, and load it again: it takes the place of what is locked here.</p>
-  <div class="isx-scroll" tabindex="0" role="region" aria-label="Ratios by hand">
-    <table><thead><tr><th scope="col">Layer</th><th scope="col">Attention</th><th scope="col">Lock</th>
-      <th scope="col">MLP</th><th scope="col">Lock</th></tr></thead><tbody></tbody></table></div>
-  <button type="button" class="isx-unlock">Unlock all</button>
+  <summary>{say("Set ratios by hand")}<span class="isx-count"></span></summary>
+  <p class="isx-quiet">{how}</p>
+  <div class="isx-scroll" tabindex="0" role="region" aria-label="{say("Ratios by hand")}">
+    <table><thead><tr>{head}</tr></thead><tbody></tbody></table></div>
+  <button type="button" class="isx-unlock">{say("Unlock all")}</button>
 </details>
 """
 
@@ -76,7 +85,7 @@ def build() -> OverridesPanel:
     """Called inside the Ratios tab, below the bars whose ratios the table repeats."""
     table = gr.HTML(
         "",
-        html_template=_TEMPLATE,
+        html_template=Words(_template),
         js_on_load=(ASSETS / "overrides.js").read_text(encoding="utf-8"),
         elem_id="overrides",
         apply_default_css=False,
@@ -84,9 +93,9 @@ def build() -> OverridesPanel:
     problem = gr.HTML(elem_id="overrides-problem", apply_default_css=False)
     with gr.Row(elem_id="ratio-files"):
         upload = gr.UploadButton(
-            "Load ratios (.csv, .json)", file_types=[".csv", ".json"], size="sm", scale=0, min_width=190
+            later("Load ratios (.csv, .json)"), file_types=[".csv", ".json"], size="sm", scale=0, min_width=190
         )
-        button = gr.Button("Save these ratios (.csv)", size="sm", scale=0, min_width=190, elem_id="ratios-save")
+        button = gr.Button(later("Save these ratios (.csv)"), size="sm", scale=0, min_width=190, elem_id="ratios-save")
     return OverridesPanel(table, problem, upload, button, gr.DownloadButton(visible="hidden"))
 
 

@@ -51,7 +51,7 @@ def show(session: Session, settings: Settings, layer: int, request: gr.Request |
 
 def build(session: Session, first: Settings) -> RatiosPanel:
     """Two charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
-    opening = at_opening(show(session, first, 0, None))
+    opening = at_opening(lambda: show(session, first, 0, None))
     bars = chart(opening.ratios, height=440, elem_id="ratio-chart")
     fold("ratios")
     by_hand = overrides.build()

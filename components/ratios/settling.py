@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from components.language import later, number, say, spoken
 from components.page.context import Context
 from components.session.session import Session
 from components.session.settings import Settings
@@ -14,15 +15,15 @@ from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
 from components.ui.figure import Chart
-from components.ui.handlers import Follower, bind, skipped
+from components.ui.handlers import Follower, at_opening, bind, skipped
 
-QUESTION = "How much calibration is enough?"
-NOTHING = "Shown for models that are calibrated on more than one sequence."
+QUESTION = later("How much calibration is enough?")
+NOTHING = later("Shown for models that are calibrated on more than one sequence.")
 SETTLED = 0.02  # of a module: a ratio that moves by less is at rest
 LINES = {
-    "attention": ("Attention, mean of the layers", figure.line("attention", 2.4)),
-    "mlp": ("MLP, mean of the layers", figure.line("mlp", 2.4)),
-    "largest": ("Module that moved most", figure.line("dense", 1.4)),
+    "attention": (later("Attention, mean of the layers"), figure.line("attention", 2.4)),
+    "mlp": (later("MLP, mean of the layers"), figure.line("mlp", 2.4)),
+    "largest": (later("Module that moved most"), figure.line("dense", 1.4)),
 }
 
 
@@ -42,41 +43,47 @@ class Shown(NamedTuple):
 def settling_chart(view: SettlingView | None) -> Chart:
     """How far the ratios were from the latest, over the sequences that they were estimated from."""
     if view is None:
-        return figure.waiting(QUESTION, NOTHING)
+        return figure.waiting(spoken(QUESTION), spoken(NOTHING))
     sequences = list(view.sequences[:-1])  # the last are the latest themselves
     layout = figure.layout_of(1, revision=f"settling-{view.all_sequences}")
     layout["xaxis"].update(
-        title=figure.title("calibration sequences"),
+        title=figure.title(say("calibration sequences")),
         type="log",
         tickvals=sequences,
         ticktext=[str(count) for count in sequences],
     )
     layout["yaxis"].update(
-        title=figure.title("difference from the latest"), tickformat=".1%", rangemode="tozero", nticks=5
+        title=figure.title(say("difference from the latest")), tickformat=".1%", rangemode="tozero", nticks=5
     )
     data = [
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": name,
+            "name": spoken(name),
             "meta": figure.ALWAYS,
             "x": sequences,
             "y": [figure.rounded(distance) for distance in getattr(view, measure)[:-1]],
             "line": line,
-            "hovertemplate": name + " %{y:.2%}<extra></extra>",
+            "hovertemplate": spoken(name) + " %{y:.2%}<extra></extra>",
         }
         for measure, (name, line) in LINES.items()
     ]
     latest, whole = view.sequences[-1], view.all_sequences
     return Chart(
-        title=QUESTION,
-        note=f"How far ratios were from those of {latest} sequences, estimated from fewer. {_verdict(view)}",
-        protocol="" if latest == whole else f"Calibrated on {latest} of {whole} sequences so far.",
+        title=spoken(QUESTION),
+        note=say(
+            "How far ratios were from those of {latest} sequences, estimated from fewer. {verdict}",
+            latest=latest,
+            verdict=_verdict(view),
+        ),
+        protocol=""
+        if latest == whole
+        else say("Calibrated on {sequences} of {of} sequences so far.", sequences=latest, of=whole),
         data=data,
         layout=layout,
-        columns=["Sequences", *(name for name, _ in LINES.values())],
+        columns=[say("Sequences"), *(spoken(name) for name, _ in LINES.values())],
         rows=[
-            [str(count), *(f"{getattr(view, measure)[index]:.2%}" for measure in LINES)]
+            [str(count), *(number(getattr(view, measure)[index], ".2%") for measure in LINES)]
             for index, count in enumerate(sequences)
         ],
     )
@@ -85,10 +92,17 @@ def settling_chart(view: SettlingView | None) -> Chart:
 def _verdict(view: SettlingView) -> str:
     """From when on no ratio moved any more."""
     moving = [count for count, distance in zip(view.sequences, view.largest, strict=True) if distance > SETTLED]
-    later = [count for count in view.sequences[:-1] if count > max(moving, default=0)]
-    if not later:
-        return f"Some module's ratio still moved by more than {100 * SETTLED:g} percentage points at the last."
-    return f"From {later[0]} on no module's ratio moved by more than {100 * SETTLED:g} percentage points."
+    settled = [count for count in view.sequences[:-1] if count > max(moving, default=0)]
+    points = 100 * SETTLED
+    if not settled:
+        return say(
+            "Some module's ratio still moved by more than {points:g} percentage points at the last.", points=points
+        )
+    return say(
+        "From {settled} on no module's ratio moved by more than {points:g} percentage points.",
+        settled=settled[0],
+        points=points,
+    )
 
 
 def show(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
@@ -102,7 +116,7 @@ def show(session: Session, settings: Settings, layer: int, request: gr.Request |
 
 def build(session: Session, first: Settings) -> SettlingPanel:
     """The chart with its fold. Called inside the Ratios tab."""
-    points = chart(show(session, first, 0, None).chart, height=250, elem_id="settling-chart")
+    points = chart(at_opening(lambda: show(session, first, 0, None)).chart, height=250, elem_id="settling-chart")
     fold("settling")
     return SettlingPanel(session, points)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from gradio.queueing import Event, Queue
 
+from components.language import say
 from components.session import limits
 
 log = logging.getLogger(__name__)
@@ -86,12 +87,14 @@ class SteadyQueue(Queue):
         """Why a session's call cannot be taken on, or nothing; makes room where there is some to be made."""
         own = sum(event.session_hash == session for event in self.event_ids_to_events.values())
         if own >= limits.VISITOR_CALLS.value:
-            return f"{own} calls of this page wait already; go on when some of them are answered."
+            return say("{count} calls of this page wait already; go on when some of them are answered.", count=own)
         most = limits.CALLS.value
         if len(self.event_ids_to_events) >= most and self._aside:
             self._forget(next(iter(self._aside)))
         if (waiting := len(self.event_ids_to_events)) >= most:
-            return f"{waiting} calls wait already, and yours would come after them; try again in a minute."
+            return say(
+                "{count} calls wait already, and yours would come after them; try again in a minute.", count=waiting
+            )
         if len(self.pending_messages_per_session) >= 2 * most:
             called = self._called()
             idle = (one for one, box in self.pending_messages_per_session.items() if not (box.readers or one in called))

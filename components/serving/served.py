@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.route_utils import delete_files_created_by_app
+from starlette.middleware import Middleware
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
@@ -15,6 +16,7 @@ from components.serving import ending
 from components.serving.config import SharedConfig
 from components.serving.health import Health
 from components.serving.queue import SteadyQueue
+from components.serving.spoken import InTheirLanguage, Translated
 from components.session import limits
 from components.session.work.scheduler import Scheduler
 from components.ui.chart_bridge import PLOTLY
@@ -33,6 +35,15 @@ class Served(gr.Blocks):
         seconds = limits.UPLOAD_SECONDS.value
         super().__init__(**{"delete_cache": (max(1, seconds // 6), seconds), **options})
         self.default_config.__class__ = SharedConfig
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As gradio's, in the language of whoever asks."""
+        return self._translated.now()
+
+    @config.setter
+    def config(self, config: dict[str, Any]) -> None:
+        self._translated = Translated(config)
 
     def queue(self, *args: Any, **options: Any) -> Served:
         """As gradio's."""
@@ -60,7 +71,12 @@ class Served(gr.Blocks):
             Route(f"/{PLOTLY.name}", lambda _: FileResponse(PLOTLY, media_type="text/javascript")),
         ]
         kwargs = options.pop("app_kwargs", None) or {}
-        return super().launch(*args, **options, app_kwargs={**kwargs, "routes": [*own, *kwargs.get("routes", ())]})
+        kwargs = {
+            **kwargs,
+            "routes": [*own, *kwargs.get("routes", ())],
+            "middleware": [Middleware(InTheirLanguage), *kwargs.get("middleware", ())],
+        }
+        return super().launch(*args, **options, app_kwargs=kwargs)
 
     def serve(self, **options: Any) -> None:
         """`launch`, with a line a job in the log, until the process is told to end."""

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from components.language import later
 from components.session.caches import Caches
-from components.session.keys import CalibrationKey, calibration_key, evaluation_config
+from components.session.keys import CalibrationKey, calibration_key, described, evaluation_config
 from components.session.plan_views import Source
 from components.session.settings import Settings, Status
 from components.session.snapshots.settling import keep_profile, kept_profiles
@@ -110,10 +111,10 @@ class Calibrations:
     def _load(self, key: CalibrationKey) -> Generator[Status, None, LoadedModel]:
         loaded = self._caches.models.get(key[:2])
         if loaded is None:
-            yield Status(f"Loading {key.model}")
+            yield Status(later("Loading {model}", model=key.model))
             loaded = yield from aside(lambda: load_model(key.model, getattr(torch, key.dtype), self._device))
             if loaded.made is not None:
-                raise UserError(f"{key.model} is sliced already; wanted a dense model")
+                raise UserError(later("{model} is sliced already; wanted a dense model", model=key.model))
             self._caches.models.put(key[:2], loaded)
         return loaded
 
@@ -137,13 +138,13 @@ class Calibrations:
         while before := list(takewhile(lambda other: other != key, self._line)):
             if sum(map(self._line.get, before)) + needed <= self._caches.rest:
                 return
-            yield Status(f"Waiting for memory: calibrations before this one: {len(before)}")
+            yield Status(later("Waiting for memory: calibrations before this one: {count}", count=len(before)))
             yield Waiting(0.5)
 
     def _calibrate_now(
         self, settings: Settings, key: CalibrationKey, loaded: LoadedModel
     ) -> Generator[Status, None, None]:
-        yield Status(f"Reading text: {data.describe(key.config.text)}")
+        yield Status(later("Reading text: {text}", text=described(key.config.text)))
         evaluation = evaluation_config(settings, self._evaluation_tokens)
         training, windows = yield from aside(
             lambda: (
@@ -151,14 +152,14 @@ class Calibrations:
                 data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text),
             )
         )
-        tokens, head_weights = training[: config.sequences], loaded.model.lm_head.weight.numel()
+        tokens, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()
         self._caches.settling.put(
             key, [(count, Source(profile, head_weights, count)) for count, profile in kept_profiles(loaded, tokens)]
         )
 
         def note(stats: CalibrationStats, sequences: int) -> Iterator[Progress]:
             profile = yield from stats.profiling()
-            words = "" if sequences == len(tokens) else f"Calibrated on {sequences} of {len(tokens)} sequences so far."
+            words = so_far(sequences, len(tokens))
             source = Source(profile, head_weights, sequences, words)
             if words:
                 keep_profile(loaded, tokens, sequences, profile)
@@ -167,7 +168,16 @@ class Calibrations:
             self._caches.calibrations.put(key, Calibrated(loaded, stats, training, tokens, windows, source, sequences))
 
         job = _noting(calibrate(loaded, tokens), note)
-        yield from statuses(job, f"Calibrating {Path(key.model).name}, sequence")
+        yield from statuses(job, later("Calibrating {model}, sequence", model=Path(key.model).name))
+
+
+def so_far(sequences: int, of: int) -> str:
+    """On how many sequences a calibration has come by now; nothing of a whole one."""
+    return (
+        ""
+        if sequences == of
+        else later("Calibrated on {sequences} of {of} sequences so far.", sequences=sequences, of=of)
+    )
 
 
 def _noting(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from components.language import Words, later, term
 from components.session import limits
 from components.session.settings import Settings
 from intraslice import data
@@ -43,8 +44,14 @@ def calibration_key(settings: Settings) -> CalibrationKey:
     seed = limits.whole("seed", settings.seed, 0, limits.MOST_SEED)
     if sequences * length > (most := limits.CALIBRATION_TOKENS.value):
         raise UserError(
-            f"{sequences:,} sequences of {length:,} tokens are {sequences * length:,}; wanted at most {most:,} tokens; "
-            "lower one of them"
+            later(
+                "{sequences:,} sequences of {length:,} tokens are {product:,}; wanted at most {most:,} tokens; "
+                "lower one of them",
+                sequences=sequences,
+                length=length,
+                product=sequences * length,
+                most=most,
+            )
         )
     config = CalibrationConfig(text_of(settings), sequences, length, seed)
     return CalibrationKey(model_name(settings.model), precision(settings), config)
@@ -68,8 +75,12 @@ def model_name(model: Any) -> str:
             is_id = not Path(name).exists()  # the library would take it for the folder
         if not is_id:
             raise UserError(
-                f"model {limits.shown(name)} is no Hub id; wanted one, such as HuggingFaceTB/SmolLM2-360M-Instruct, "
-                f"or {DEFAULT!r}"
+                later(
+                    "model {name} is no Hub id; wanted one, such as HuggingFaceTB/SmolLM2-360M-Instruct, "
+                    "or {default!r}",
+                    name=limits.shown(name),
+                    default=DEFAULT,
+                )
             )
     return name
 
@@ -81,9 +92,23 @@ def text_of(settings: Settings) -> str:
     text = limits.words("text", settings.text, limits.NAME.value)
     if limits.hosted() and text not in data.NAMED_CORPORA:
         raise UserError(
-            f"text {limits.shown(text)} is none of {', '.join(data.NAMED_CORPORA)}; upload a file of yours instead"
+            later(
+                "text {text} is none of {texts}; upload a file of yours instead",
+                text=limits.shown(text),
+                texts=", ".join(data.NAMED_CORPORA),
+            )
         )
     return text
+
+
+def described(text: str) -> Words:
+    """What a text is, where it comes from and its licence, for people."""
+    told = data.describe(text)
+    name, own, _ = told.partition(", your own file")
+    if own:
+        return later("{name}, your own file", name=name)
+    what, bracket, source = told.partition(" (")
+    return Words(lambda: term(what) + bracket + source)
 
 
 def precision(settings: Settings) -> Precision:
@@ -99,7 +124,7 @@ def is_usual(settings: Settings) -> bool:
 
 def slice_config(settings: Settings) -> SliceConfig:
     """The library's settings of a slice."""
-    locked = limits.words("ratios given by hand", settings.locked, limits.LOCKED.value)
+    locked = limits.words(later("ratios given by hand"), settings.locked, limits.LOCKED.value)
     return SliceConfig(
         limits.number("sparsity", settings.sparsity, 0, 80) / 100,
         limits.choice("estimator", settings.estimator, ESTIMATORS),

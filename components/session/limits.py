@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from reprlib import Repr
 from typing import Any
 
+from components.language import Words, later, spoken
 from intraslice.cache import BOUND
 from intraslice.errors import UserError
 
@@ -101,45 +102,74 @@ def table() -> str:
 def whole(name: str, value: Any, low: int, high: int) -> int:
     """A whole number between the two. Raises UserError for anything else."""
     if not (_is_number(value) and low <= value <= high and float(value).is_integer()):
-        raise UserError(f"{name} is {shown(value)}; wanted a whole number from {low:,} to {high:,}")
+        raise UserError(
+            later(
+                "{name} is {value}; wanted a whole number from {low:,} to {high:,}",
+                name=name,
+                value=shown(value),
+                low=low,
+                high=high,
+            )
+        )
     return int(value)
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
     """A number between the two. Raises UserError for anything else."""
     if not (_is_number(value) and low <= value <= high):
-        raise UserError(f"{name} is {shown(value)}; wanted a number from {low:,} to {high:,}")
+        raise UserError(
+            later(
+                "{name} is {value}; wanted a number from {low:,} to {high:,}",
+                name=name,
+                value=shown(value),
+                low=low,
+                high=high,
+            )
+        )
     return value
 
 
 def words(name: str, value: Any, most: int) -> str:
     """A text of so many characters at the most. Raises UserError for anything else."""
     if not isinstance(value, str):
-        raise UserError(f"{name} is {shown(value)}; wanted text")
+        raise UserError(later("{name} is {value}; wanted text", name=name, value=shown(value)))
     if len(value) > most:
-        raise UserError(f"{name} has {len(value):,} characters; wanted at most {most:,}")
+        raise UserError(
+            later("{name} has {count:,} characters; wanted at most {most:,}", name=name, count=len(value), most=most)
+        )
     if "\0" in value or value.encode(errors="ignore").decode() != value:  # no file and no answer can hold that
-        raise UserError(f"{name} holds half a character, or none; wanted text")
+        raise UserError(later("{name} holds half a character, or none; wanted text", name=name))
     return value
 
 
 def choice(name: str, value: Any, choices: Collection[str]) -> str:
     """One of the choices. Raises UserError for anything else."""
     if not isinstance(value, str) or value not in choices:
-        raise UserError(f"{name} is {shown(value)}; wanted one of {', '.join(choices)}")
+        raise UserError(
+            later(
+                "{name} is {value}; wanted one of {choices}", name=name, value=shown(value), choices=", ".join(choices)
+            )
+        )
     return value
 
 
 def flag(name: str, value: Any) -> bool:
     """Yes or no. Raises UserError for anything else."""
     if not isinstance(value, bool):
-        raise UserError(f"{name} is {shown(value)}; wanted true or false")
+        raise UserError(later("{name} is {value}; wanted true or false", name=name, value=shown(value)))
     return value
 
 
 def told(problem: object) -> str:
-    """What a visitor reads of an error: no more than fits, and where the page is hosted no folder of the server."""
+    """What a visitor reads of an error: no more than fits, and where the page is hosted no folder of the server.
+
+    Words of the page's own are `Words` again.
+    """
     text = str(problem) or type(problem).__name__
+    return Words(lambda: _bounded(spoken(text))) if isinstance(text, Words) else _bounded(text)
+
+
+def _bounded(text: str) -> str:
     if hosted():
         text = _FOLDERS.sub("", text)
     return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]} …"

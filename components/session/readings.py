@@ -9,20 +9,27 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from components.language import Words, later
 from components.session.caches import Caches, Made
 from components.session.calibrations import Calibrated
-from components.session.keys import CalibrationKey, SliceKey, calibration_key, is_usual, slice_key
+from components.session.keys import CalibrationKey, SliceKey, calibration_key, described, is_usual, slice_key
 from components.session.settings import Settings, Status
 from components.session.views import Perplexities, Reading
 from components.session.work.jobs import statuses
 from components.session.work.scheduler import Scheduler
-from intraslice import data
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.config import SliceConfig
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
 
 Slicing = Callable[[Settings, str, Calibrated], Generator[Status, None, PreTrainedModel]]
+
+SLICING = {  # by order and shapes
+    ("one-shot", "free"): later("one-shot slicing"),
+    ("one-shot", "runtime"): later("one-shot slicing, runtime shapes"),
+    ("sequential", "free"): later("sequential slicing"),
+    ("sequential", "runtime"): later("sequential slicing, runtime shapes"),
+}
 
 
 class Readings:
@@ -61,7 +68,6 @@ class Readings:
             return known.value  # maybe by more of the calibration than is in memory now
         loaded = calibrated.loaded
         model = loaded.model if dense else (yield from self._sliced(settings, method, calibrated))
-        name = "sliced" if method == "intraslice" else method
 
         def reading() -> Generator[Status, None, Losses]:
             # The dense ones are of the model and the text alone.
@@ -71,7 +77,7 @@ class Readings:
                 states = self._states_of(key[0], loaded.model) if compared else None
                 work = measure_losses(model, calibrated.windows, dense=states)
                 work = work if enough else self._noting(key, sequences, work)  # a whole one is not taken back
-                losses = yield from statuses(work, f"Perplexity of the {name} model, window")
+                losses = yield from statuses(work, _telling(method))
                 if dense:
                     keep_record(path, asdict(losses), "the dense losses")
             self._note(key, Made(losses, sequences))
@@ -100,7 +106,7 @@ class Readings:
         key, expected = calibration_key(settings), self._expected(settings)
         if best is None:
             return Perplexities(expected=expected)
-        text, (windows, window) = data.describe(key.config.text), best.windows.shape
+        text, (windows, window) = described(key.config.text), best.windows.shape
         dense = self.known(settings, "dense")
         sliced = self.known(settings, "intraslice") if settings.sparsity else dense
         ratio = sliced.value.ratio(dense.value) if dense and sliced else None
@@ -113,12 +119,22 @@ class Readings:
             expected=expected,
             sequences=sliced.sequences if sliced and settings.sparsity else best.sequences,
             all_sequences=len(best.tokens),
-            protocol=f"Perplexity on {windows * window:,} tokens in windows of {window} without overlap, the first "
-            f"token of each not scored; text: {text}. Calibrated on {key.config.sequences} x {key.config.length} "
-            f"tokens of other documents of the same text, seed {key.config.seed}; {settings.order} slicing"
-            f"{'' if settings.shapes == 'free' else f', {settings.shapes} shapes'}; {key.dtype}. "
-            f"Standard errors are found over blocks of {BLOCK} tokens.",
-            text="held-out Wikipedia" if "Wikipedia" in text else "held-out text",
+            protocol=later(
+                "Perplexity on {tokens:,} tokens in windows of {window} without overlap, the first "
+                "token of each not scored; text: {text}. Calibrated on {sequences} x {length} "
+                "tokens of other documents of the same text, seed {seed}; {slicing}; {dtype}. "
+                "Standard errors are found over blocks of {block} tokens.",
+                tokens=windows * window,
+                window=window,
+                text=text,
+                block=BLOCK,
+                dtype=key.dtype,
+                sequences=key.config.sequences,
+                length=key.config.length,
+                seed=key.config.seed,
+                slicing=SLICING[settings.order, settings.shapes],
+            ),
+            text=later("held-out Wikipedia") if "Wikipedia" in text else later("held-out text"),
         )
 
     def _noting(self, key: SliceKey, sequences: int, work: Iterator[Losses]) -> Generator[Losses, None, Losses]:
@@ -146,6 +162,15 @@ class Readings:
             return None
         removed, measured = zip(*sorted(points.items()), strict=True)
         return float(np.exp(np.interp(key[1].sparsity, removed, np.log(measured))))
+
+
+def _telling(method: str) -> Words:
+    """What is being read, for the status."""
+    known = {
+        "dense": later("Perplexity of the dense model, window"),
+        "intraslice": later("Perplexity of the sliced model, window"),
+    }
+    return known.get(method) or later("Perplexity of the {method} model, window", method=method)
 
 
 def _key(settings: Settings, method: str) -> SliceKey:

@@ -12,11 +12,13 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
+from components.language import later
 from components.session.caches import Caches, Made
 from components.session.calibrations import Calibrated, Calibrations
 from components.session.choices import ESTIMATORS
 from components.session.keys import (
     calibration_key,
+    described,
     is_usual,
     model_name,
     precision,
@@ -30,7 +32,6 @@ from components.session.snapshots import plan as snapshot
 from components.session.views import ImportanceCurve, Perplexities, PlanView, SettlingView
 from components.session.work.jobs import Jobs, statuses
 from components.session.work.scheduler import PAUSE, Urgency
-from intraslice import data
 from intraslice.config import SliceConfig
 from intraslice.errors import UserError
 from intraslice.loading import SUGGESTED_MODELS, require_memory
@@ -41,7 +42,7 @@ from intraslice.pretrained.memory import available_bytes
 from intraslice.pretrained.precision import AUTO, choose_device
 
 TEXTS = ("default", "wikitext2")
-NOT_CALIBRATED = "this model is not calibrated on this text yet; press Load and calibrate"
+NOT_CALIBRATED = later("this model is not calibrated on this text yet; press Load and calibrate")
 
 
 class Session:
@@ -134,9 +135,11 @@ class Session:
     def memory(self, model: str) -> str:
         """What a model needs, in words. Raises UserError when there is no such model, or it will not fit."""
         estimate = require_memory(model_name(model), getattr(torch, precision(Settings())), self.device)
-        return (
-            f"{estimate.parameters / 1e6:,.0f} M parameters; slicing takes {estimate.needed / 2**30:.1f} GiB, "
-            f"{estimate.available / 2**30:.1f} GiB are free."
+        return later(
+            "{millions:,.0f} M parameters; slicing takes {needed:.1f} GiB, {available:.1f} GiB are free.",
+            millions=estimate.parameters / 1e6,
+            needed=estimate.needed / 2**30,
+            available=estimate.available / 2**30,
         )
 
     # Jobs
@@ -176,10 +179,14 @@ class Session:
         key = calibration_key(settings)
         best = self.calibrations.known(key)
         if best is None:  # the dense model needs none
-            return Status("Ready", "ready")
-        count = f"{best.sequences}" if best.is_whole else f"{best.sequences} of {len(best.tokens)} sequences so far,"
-        words = f"{best.loaded.source}, {key.dtype}. Calibrated on {count} x {key.config.length} tokens"
-        return Status(f"{words}: {data.describe(key.config.text)}", "ready")
+            return Status(later("Ready"), "ready")
+        known = {"source": best.loaded.source, "dtype": key.dtype, "length": key.config.length}
+        known |= {"sequences": best.sequences, "all": len(best.tokens), "text": described(key.config.text)}
+        whole = later("{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}", **known)
+        part = later(
+            "{source}, {dtype}. Calibrated on {sequences} of {all} sequences so far, x {length} tokens: {text}", **known
+        )
+        return Status(whole if best.is_whole else part, "ready")
 
     def calibrated(self, settings: Settings) -> Calibrated:
         """The model and its whole calibration, once they are there. Raises UserError before that."""
@@ -231,8 +238,9 @@ class Session:
             plan = plan_by(method, loaded.model, stats, key[1])
             tokens = calibrated.training if METHODS[method].trains else calibrated.tokens
             work = slice_by(method, loaded.model, plan, stats, tokens)
-            name = "" if method == "intraslice" else f" ({method})"
-            sliced = yield from statuses(work, f"Slicing{name}, layer")
+            own = method == "intraslice"
+            words = later("Slicing, layer") if own else later("Slicing ({method}), layer", method=method)
+            sliced = yield from statuses(work, words)
             self._caches.slices.put(key, Made(sliced, calibrated.sequences))
             return sliced
 

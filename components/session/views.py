@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from components.language import later
+
 
 @dataclass(frozen=True)
 class LayerView:
@@ -82,7 +84,7 @@ class Perplexities:
     dense: float | None = None
     sliced: float | None = None
     protocol: str = ""
-    text: str = "held-out text"
+    text: str = later("held-out text")
     dense_reading: Reading | None = None
     sliced_reading: Reading | None = None
     ratio: Reading | None = None

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from components.language import later, say, spoken
 from components.spectra.views import Curve, SpectraView
 from components.ui import figure
 from components.ui.figure import Chart, Json
 from components.ui.palette import DASHES
 
 QUESTIONS = {
-    "variance": "How few directions does layer {} use?",
-    "ranks": "How many axes does each head need?",
-    "pairs": "Which rotary pairs carry layer {}'s attention?",
+    "variance": lambda layer: say("How few directions does layer {layer} use?", layer=layer),
+    "ranks": lambda _: say("How many axes does each head need?"),
+    "pairs": lambda layer: say("Which rotary pairs carry layer {layer}'s attention?", layer=layer),
 }
 WIDE = {  # name, colour, dash, width
-    "mlp": ("MLP input", "mlp", "solid", 2.4),
-    "directions": ("Residual stream, tokens at unit length", "cross", DASHES["cross"], 2.4),
-    "residual": ("Residual stream, raw", "cross", "dot", 1.4),
+    "mlp": (later("MLP input"), "mlp", "solid", 2.4),
+    "directions": (later("Residual stream, tokens at unit length"), "cross", DASHES["cross"], 2.4),
+    "residual": (later("Residual stream, raw"), "cross", "dot", 1.4),
 }
 
 
@@ -31,8 +32,8 @@ def variance_chart(view: SpectraView) -> Chart:
         first = next(i for i in range(len(curves.heads)) if (i in kept_heads) == stays)
         data.append(
             {
-                **_curve(curve, f"head {index}", curve.size),
-                "name": "Query heads" if stays else "Query heads that go",
+                **_curve(curve, say("head {index}", index=index), curve.size),
+                "name": say("Query heads") if stays else say("Query heads that go"),
                 "legendgroup": str(stays),
                 "showlegend": index == first,
                 "line": {
@@ -42,73 +43,98 @@ def variance_chart(view: SpectraView) -> Chart:
                 },
             }
         )
-        rows.append([f"Query head {index}", str(curve.size), str(curve.enough), str(dim) if stays else "goes"])
+        rows.append([say("Query head {index}", index=index), *_sizes(curve), str(dim) if stays else say("goes")])
     shared = curves.groups if len(curves.groups) < len(curves.heads) else ()
     for index, curve in enumerate(shared):
-        name = f"value head {index}, all its queries together"
+        name = say("value head {index}, all its queries together", index=index)
         line = {"color": "@attention", "width": 2.6}
         data.append(
             {
                 **_curve(curve, name, curve.size),
-                "name": "Value heads",
+                "name": say("Value heads"),
                 "showlegend": index == 0,
                 "legendgroup": "value",
                 "line": line,
             }
         )
-        rows.append([f"Value head {index}", str(curve.size), str(curve.enough), str(dim) if kept_heads else "goes"])
+        rows.append([say("Value head {index}", index=index), *_sizes(curve), str(dim) if kept_heads else say("goes")])
     rings = [_ring(curve, dim, curve.size, "attention", "") for curve in shared if kept_heads]
     wide = figure.axes_of(2)
-    for place, (name, colour, dash, width) in WIDE.items():
+    for place, (words, colour, dash, width) in WIDE.items():
+        name = spoken(words)
         curve: Curve | None = getattr(curves, place)
         if curve is None:
             continue
         line = {"color": f"@{colour}", "width": width, "dash": dash}
         data.append({**_curve(curve, name, 1), "name": name, "line": line, **wide})
-        stays, unknown = (view.neurons, "goes") if place == "mlp" else (view.width, "–")
+        stays, unknown = (view.neurons, say("goes")) if place == "mlp" else (view.width, "–")
         if stays:
             rings.append(_ring(curve, stays, 1, colour, "2"))
-        rows.append([name, str(curve.size), str(curve.enough), str(stays or unknown)])
+        rows.append([name, *_sizes(curve), str(stays or unknown)])
     layout["hovermode"] = "closest"
-    layout["xaxis"].update(title=figure.title("axes of the head"), range=[0, view.dim], dtick=_round_step(view.dim))
-    layout["xaxis2"].update(title=figure.title("share of all axes"), tickformat=".0%", range=[0, 1])
+    layout["xaxis"].update(
+        title=figure.title(say("axes of the head")), range=[0, view.dim], dtick=_round_step(view.dim)
+    )
+    layout["xaxis2"].update(title=figure.title(say("share of all axes")), tickformat=".0%", range=[0, 1])
     for mark in ("", "2"):
         layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.02], dtick=0.25)
-    layout["yaxis"]["title"] = figure.title("explained variance")
+    layout["yaxis"]["title"] = figure.title(say("explained variance"))
     layout["shapes"] = [
         {**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim if kept_heads else 0), "x1": view.dim},
         *rings,
     ]
-    heads = f"{len(kept_heads)} of {len(curves.heads)} heads stay,<br>{dim} of {view.dim} channels in each"
-    heads = heads if kept_heads else "the whole module goes"
-    cross = (
-        f"<br>cross-module: {view.width:,} of {curves.residual.size:,} axes" if view.width and curves.residual else ""
-    )
-    neurons = f"{view.neurons:,} of {curves.mlp.size:,} neurons stay" if curves.mlp else "follows in a moment"
-    neurons = (neurons if view.neurons else "the whole module goes") + cross
-    layout["annotations"] = [_inside("", "Attention", heads), _inside("2", "MLP and residual stream", neurons)]
+    heads = neurons = say("the whole module goes")
+    if kept_heads:
+        heads = say(
+            "{heads} of {heads_dense} heads stay,<br>{dim} of {dim_dense} channels in each",
+            heads=len(kept_heads),
+            heads_dense=len(curves.heads),
+            dim=dim,
+            dim_dense=view.dim,
+        )
+    if view.neurons and curves.mlp:
+        neurons = say("{neurons:,} of {dense:,} neurons stay", neurons=view.neurons, dense=curves.mlp.size)
+    elif view.neurons:
+        neurons = say("follows in a moment")
+    if view.width and curves.residual:
+        axes = curves.residual.size
+        neurons += say("<br>cross-module: {width:,} of {axes:,} axes", width=view.width, axes=axes)
+    layout["annotations"] = [
+        _inside("", say("Attention"), heads),
+        _inside("2", say("MLP and residual stream"), neurons),
+    ]
     return Chart(
-        title=QUESTIONS["variance"].format(layer),
-        note="Share of the variance that the first so many principal axes hold. "
-        "Rings and shade mark what stays and what goes.",
-        protocol=f"Snapshot: {view.snapshot}" if view.snapshot else "",
+        title=QUESTIONS["variance"](layer),
+        note=say(
+            "Share of the variance that the first so many principal axes hold. "
+            "Rings and shade mark what stays and what goes."
+        ),
+        protocol=say("Snapshot: {label}", label=view.snapshot) if view.snapshot else "",
         data=data,
         layout=layout,
-        columns=["Where", "Axes", "Axes for 95 %", "Kept"],
+        columns=[say("Where"), say("Axes"), say("Axes for 95 %"), say("Kept")],
         rows=rows,
         beside=True,
     )
 
 
 def _curve(curve: Curve, name: str, scale: int) -> Json:
-    unit = "%{x:.0f} axes hold" if scale > 1 else "%{x:.0%} of its axes hold"
+    hold = (
+        say("{name}: %{{x:.0f}} axes hold %{{y:.1%}}", name=name)
+        if scale > 1
+        else say("{name}: %{{x:.0%}} of its axes hold %{{y:.1%}}", name=name)
+    )
     return {
         "type": "scatter",
         "mode": "lines",
         "x": [0, *(figure.rounded(rank * scale / curve.size) for rank in curve.ranks)],
         "y": [0, *map(figure.rounded, curve.shares)],
-        "hovertemplate": f"{name}: {unit} %{{y:.1%}}<extra></extra>",
+        "hovertemplate": hold + "<extra></extra>",
     }
+
+
+def _sizes(curve: Curve) -> tuple[str, str]:
+    return str(curve.size), str(curve.enough)
 
 
 def _ring(curve: Curve, rank: int, scale: int, colour: str, mark: str) -> Json:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from components.language import number, say
 from components.spectra.charts import QUESTIONS
 from components.spectra.views import SpectraView
 from components.ui import figure
 from components.ui.figure import Chart, Json
 
-SHARES = {-3: "0.1 %", -2: "1 %", -1: "10 %", -0.5: ""}  # of a head's energy, by its logarithm
+SHARES = {-3: 0.1, -2: 1, -1: 10, -0.5: None}  # per cent of a head's energy, by its logarithm
 
 
 def rank_chart(view: SpectraView) -> Chart:
@@ -20,32 +21,41 @@ def rank_chart(view: SpectraView) -> Chart:
     removed = [(layer, head) for layer in range(layers) for head in range(heads) if head not in view.heads[layer]]
     data = [
         {
-            **_heatmap([list(row) for row in zip(*view.ranks, strict=True)], {0: "0", view.dim: f"{view.dim} axes"}),
+            **_heatmap(
+                [list(row) for row in zip(*view.ranks, strict=True)],
+                {0: "0", view.dim: say("{count} axes", count=view.dim)},
+            ),
             "x": list(range(layers)),
             "y": list(range(heads)),
-            "hovertemplate": "<b>layer %{x}, head %{y}</b><br>%{z} of "
-            + f"{view.dim} axes hold 95 % of its output<extra></extra>",
+            "hovertemplate": say(
+                "<b>layer %{{x}}, head %{{y}}</b><br>%{{z}} of {count} axes hold 95 % of its output", count=view.dim
+            )
+            + "<extra></extra>",
         },
-        _crosses(removed, "head goes"),
+        _crosses(removed, say("head goes")),
     ]
     layout["hovermode"] = "closest"
-    layout["xaxis"].update(title=figure.title("layer"), range=[-0.5, layers - 0.5], dtick=figure.step(layers))
+    layout["xaxis"].update(title=figure.title(say("layer")), range=[-0.5, layers - 0.5], dtick=figure.step(layers))
     layout["yaxis"].update(
-        title=figure.title("query head"), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
+        title=figure.title(say("query head")), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
     )
     layout["shapes"] = [_frame(view.layer)]
     return Chart(
-        title=QUESTIONS["ranks"],
-        note=f"Of {view.dim} principal axes of each head's output. × marks heads that go.",
-        hint="Click a layer.",
+        title=QUESTIONS["ranks"](view.layer),
+        note=say("Of {count} principal axes of each head's output. × marks heads that go.", count=view.dim),
+        hint=say("Click a layer."),
         data=data,
         layout=layout,
-        columns=["Layer", *(f"Head {head}" for head in range(heads)), "Heads that go", "Channels kept"],
+        columns=[
+            say("Layer"),
+            *(say("Head {head}", head=head) for head in range(heads)),
+            *(say("Heads that go"), say("Channels kept")),
+        ],
         rows=[
             [
                 str(layer),
                 *map(str, row),
-                ", ".join(str(head) for head in range(heads) if head not in view.heads[layer]) or "none",
+                ", ".join(str(head) for head in range(heads) if head not in view.heads[layer]) or say("none"),
                 str(view.dims[layer] if view.heads[layer] else 0),
             ]
             for layer, row in enumerate(view.ranks)
@@ -63,18 +73,23 @@ def pair_chart(view: SpectraView) -> Chart:
     turns = [2 * math.pi / angle for angle in pairs.angles]
     shares = [[value / max(sum(row), 1e-30) for value in row] for row in pairs.energy]
     cut = [(pair, head) for head in range(heads) for pair in range(count) if not pairs.kept[head][pair]]
+    marks_of_shares = {power: "" if share is None else f"{number(share, 'g')} %" for power, share in SHARES.items()}
     data = [
         {
-            **_heatmap([[math.log10(max(share, 1e-6)) for share in row] for row in shares], SHARES),
+            **_heatmap([[math.log10(max(share, 1e-6)) for share in row] for row in shares], marks_of_shares),
             "x": list(range(count)),
             "y": list(range(heads)),
             "customdata": [
-                [[f"{share:.1%}", _tokens(turn)] for share, turn in zip(row, turns, strict=True)] for row in shares
+                [[number(share, ".1%"), _tokens(turn)] for share, turn in zip(row, turns, strict=True)]
+                for row in shares
             ],
-            "hovertemplate": "<b>key head %{y}, pair %{x}</b><br>carries %{customdata[0]} of the head's energy"
-            "<br>a full turn takes %{customdata[1]} tokens<extra></extra>",
+            "hovertemplate": say(
+                "<b>key head %{{y}}, pair %{{x}}</b><br>carries %{{customdata[0]}} of the head's energy"
+                "<br>a full turn takes %{{customdata[1]}} tokens"
+            )
+            + "<extra></extra>",
         },
-        _crosses(cut, "pair is cut"),
+        _crosses(cut, say("pair is cut")),
     ]
     layout["hovermode"] = "closest"
     marks = {
@@ -83,29 +98,39 @@ def pair_chart(view: SpectraView) -> Chart:
         if turns[-1] >= 10**power
     }
     layout["xaxis"].update(
-        title=figure.title("tokens for a full turn"),
+        title=figure.title(say("tokens for a full turn")),
         range=[-0.5, count - 0.5],
         tickvals=list(marks),
         ticktext=[_tokens(turn) for turn in marks.values()],
     )
     layout["yaxis"].update(
-        title=figure.title("key head"), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
+        title=figure.title(say("key head")), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
     )
     still, loose = pairs.unrotated
-    unrotated = f" Besides, {still} of {loose} channels that do not rotate stay." if loose else ""
+    unrotated = (
+        say(" Besides, {still} of {loose} channels that do not rotate stay.", still=still, loose=loose) if loose else ""
+    )
     kept = max(map(sum, pairs.kept))
-    stay = f"each key head that stays keeps {kept} of {count}" if kept else "no key head stays"
+    stay = (
+        say("each key head that stays keeps {kept} of {count}", kept=kept, count=count)
+        if kept
+        else say("no key head stays")
+    )
     return Chart(
-        title=QUESTIONS["pairs"].format(view.layer),
-        note=f"Mean |query × key| of each pair. × marks cut pairs, those that the loss feels least; {stay}.{unrotated}",
+        title=QUESTIONS["pairs"](view.layer),
+        note=say(
+            "Mean |query × key| of each pair. × marks cut pairs, those that the loss feels least; {stay}.{unrotated}",
+            stay=stay,
+            unrotated=unrotated,
+        ),
         data=data,
         layout=layout,
-        columns=["Pair", "Tokens a turn", *(f"Key head {head}" for head in range(heads))],
+        columns=[say("Pair"), say("Tokens a turn"), *(say("Key head {head}", head=head) for head in range(heads))],
         rows=[
             [
                 str(pair),
                 _tokens(turns[pair]),
-                *(f"{shares[head][pair]:.1%}{'' if pairs.kept[head][pair] else ', cut'}" for head in range(heads)),
+                *(_carried(shares[head][pair], pairs.kept[head][pair]) for head in range(heads)),
             ]
             for pair in range(count)
         ],
@@ -161,5 +186,11 @@ def _frame(layer: int) -> Json:
     return {**band, "line": {"width": 2, "color": "@ink"}}
 
 
+def _carried(share: float, stays: bool) -> str:
+    return number(share, ".1%") if stays else say("{share:.1%}, cut", share=share)
+
+
 def _tokens(count: float) -> str:
-    return f"{count:,.0f}" if count < 1e4 else f"{count / 1e3:,.0f}k" if count < 1e6 else f"{count / 1e6:,.0f}M"
+    if count < 1e4:
+        return number(count, ",.0f")
+    return number(count / 1e3, ",.0f") + "k" if count < 1e6 else number(count / 1e6, ",.0f") + "M"

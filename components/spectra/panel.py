@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from components.language import later, spoken
 from components.page.context import Context
 from components.session.session import Session
 from components.session.settings import Settings
@@ -15,9 +16,9 @@ from components.spectra.measure import SpectraViews
 from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, bind, skipped
+from components.ui.handlers import Follower, at_opening, bind, skipped
 
-WAITING = "Spectra follow when the model is calibrated."
+WAITING = later("Spectra follow when the model is calibrated.")
 
 
 class Charts(NamedTuple):
@@ -43,7 +44,7 @@ def show(views: SpectraViews, settings: Settings, layer: int, request: gr.Reques
     except ValueError:  # the first line says what is wrong with the setting
         return skipped(Charts)
     if view is None:
-        return Charts(*(figure.waiting(words.format(layer), WAITING).to_json() for words in QUESTIONS.values()))
+        return Charts(*(figure.waiting(asked(layer), spoken(WAITING)).to_json() for asked in QUESTIONS.values()))
     return Charts(variance_chart(view).to_json(), rank_chart(view).to_json(), pair_chart(view).to_json())
 
 
@@ -55,7 +56,7 @@ def complete(views: SpectraViews, settings: Settings, layer: int, request: gr.Re
 def build(session: Session, first: Settings) -> SpectraPanel:
     """Three charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
     views = SpectraViews(session)
-    opening = show(views, first, 0, None)
+    opening = at_opening(lambda: show(views, first, 0, None))
     variance = chart(opening.variance, height=380, elem_id="variance-chart")
     fold("variance")
     ranks = chart(opening.ranks, height=330, elem_id="rank-chart")

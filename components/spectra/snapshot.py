@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from components.session.snapshots.diagnostics import FILE, FULL, load
+from components.session.snapshots.plan import told
 from components.spectra.views import Curve, KeptChannels, LayerCurves, PairsView, drawn_ranks
 
 
@@ -16,7 +17,7 @@ class KeptSpectra:
     """The default model's spectra as `make_snapshots.save` wrote them; answers as `spectra.CalibratedSpectra` does."""
 
     def __init__(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-        self.label: str = about["label"]
+        self.label = told(about["label"])
         self._arrays, self._sizes, self._kv_head = arrays, about["sizes"], np.array(about["kv_head"])
 
     def curves(self, layer: int) -> LayerCurves:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from components.language import number, say, spoken
 from components.sweep.views import SweepPoint, SweepView
 from components.ui import figure
 from components.ui.figure import Chart, Json
@@ -25,28 +26,28 @@ def pick_of(point: SweepPoint) -> str:
 def removed_chart(view: SweepView) -> Chart:
     """Perplexity against the share of the layers' parameters that is really gone; the dense model as a level."""
     layout = figure.layout_of(1, revision="sweep")
-    data = _lines(view, lambda point: point.removed, "%{x:.1%} removed", figure.axes_of(1), legend=True)
+    data = _lines(view, lambda point: point.removed, say("%{{x:.1%}} removed"), figure.axes_of(1), legend=True)
     layout["xaxis"].update(
-        title=figure.title("layers' parameters really removed"), tickformat=".0%", rangemode="tozero"
+        title=figure.title(say("layers' parameters really removed")), tickformat=".0%", rangemode="tozero"
     )
     layout["xaxis"]["range"] = [0, 1.08 * max([point.removed or 0 for point in view.points], default=0.5)]
     _perplexity_axis(layout, view, ["yaxis"])
     layout["shapes"], layout["annotations"] = _dense(view, 1)
     return Chart(
-        title="What does each removed per cent cost?",
-        note=f"{len(view.points)} of {view.wanted} points.",
-        hint="Click one to load its setting into the controls.",
+        title=say("What does each removed per cent cost?"),
+        note=say("{count} of {wanted} points.", count=len(view.points), wanted=view.wanted),
+        hint=say("Click one to load its setting into the controls."),
         protocol=view.protocol,
         data=data,
         layout=layout,
         columns=[
-            "Method",
-            "Asked",
-            "Really removed",
-            "Parameters",
-            "Perplexity",
-            "Times dense",
-            "KL from dense, nats a token",
+            say("Method"),
+            say("Asked"),
+            say("Really removed"),
+            say("Parameters"),
+            say("Perplexity"),
+            say("Times dense"),
+            say("KL from dense, nats a token"),
         ],
         rows=[_row(point, view) for point in view.points],
         picks=[pick_of(point) for point in view.points],
@@ -56,10 +57,17 @@ def removed_chart(view: SweepView) -> Chart:
 def speed_chart(view: SweepView) -> Chart:
     """Perplexity against measured speed, in times the dense model's: reading a prompt, and writing an answer."""
     layout = figure.layout_of(2, revision="sweep-speed", vertical=False)
-    data = _lines(view, lambda point: point.prefill, "reads %{x:.2f} times as fast", {"xaxis": "x", "yaxis": "y"}, True)
-    data += _lines(view, lambda point: point.decode, "writes %{x:.2f} times as fast", {"xaxis": "x2", "yaxis": "y2"})
-    for axis, what in (("xaxis", "reading a prompt"), ("xaxis2", "writing an answer")):
-        layout[axis].update(title=figure.title(f"speed of {what}, times dense"), tickformat=".2f")
+    data = _lines(
+        view, lambda point: point.prefill, say("reads %{{x:.2f}} times as fast"), {"xaxis": "x", "yaxis": "y"}, True
+    )
+    data += _lines(
+        view, lambda point: point.decode, say("writes %{{x:.2f}} times as fast"), {"xaxis": "x2", "yaxis": "y2"}
+    )
+    for axis, what in (
+        ("xaxis", say("speed of reading a prompt, times dense")),
+        ("xaxis2", say("speed of writing an answer, times dense")),
+    ):
+        layout[axis].update(title=figure.title(what), tickformat=".2f")
     _perplexity_axis(layout, view, ["yaxis", "yaxis2"])
     layout["yaxis2"]["title"] = figure.title("")
     (first, _), (second, name) = (_dense(view, panel) for panel in (1, 2))
@@ -67,15 +75,17 @@ def speed_chart(view: SweepView) -> Chart:
     layout["annotations"] = name
     timed = [point for point in view.points if point.prefill is not None and point.decode is not None]
     return Chart(
-        title="What does speed cost?",
-        note="Right of the upright line a model is faster than the dense one.",
+        title=say("What does speed cost?"),
+        note=say("Right of the upright line a model is faster than the dense one."),
         protocol=view.speed_protocol,
         data=data,
         layout=layout,
         beside=True,
-        columns=["Method", "Asked", "Reading, times dense", "Writing, times dense", "Perplexity"],
+        columns=[
+            *(say("Method"), say("Asked"), say("Reading, times dense"), say("Writing, times dense"), say("Perplexity")),
+        ],
         rows=[
-            [*_named(point), f"{point.prefill:.2f}", f"{point.decode:.2f}", f"{point.perplexity:.2f}"]
+            [*_named(point), *(number(value, ".2f") for value in (point.prefill, point.decode, point.perplexity))]
             for point in timed
         ],
         picks=[pick_of(point) for point in timed],
@@ -106,11 +116,13 @@ def _lines(
                 "x": [figure.rounded(place(point)) for point in points],
                 "y": [figure.rounded(point.perplexity) for point in points],
                 "ids": [pick_of(point) for point in points],
-                "customdata": [f"{point.asked:.0%}" for point in points],
+                "customdata": [number(point.asked, ".0%") for point in points],
                 "line": look,
                 "marker": {"size": 9, "color": look["color"], "symbol": SYMBOLS.get(method, "circle")},
-                "hovertemplate": f"<b>{name}</b>, asked %{{customdata}}<br>{words}<br>perplexity %{{y:.2f}}"
-                "<extra></extra>",
+                "hovertemplate": say(
+                    "<b>{name}</b>, asked %{{customdata}}<br>{words}<br>perplexity %{{y:.2f}}", name=name, words=words
+                )
+                + "<extra></extra>",
                 **axes,
             }
         )
@@ -126,8 +138,8 @@ def _perplexity_axis(layout: Json, view: SweepView, axes: Sequence[str]) -> None
     room = 0.06 * math.log10(high / low) + 0.03
     ends = [math.log10(low) - 1.5 * room, math.log10(high) + room]
     for axis in axes:
-        layout[axis].update(title=figure.title("perplexity, log scale"), type="log", range=ends, tickvals=ticks)
-        layout[axis].update(ticktext=[f"{tick:,g}" for tick in ticks])
+        layout[axis].update(title=figure.title(say("perplexity, log scale")), type="log", range=ends, tickvals=ticks)
+        layout[axis].update(ticktext=[number(tick, ",g") for tick in ticks])
 
 
 def _drawable(perplexity: float | None) -> bool:
@@ -143,7 +155,7 @@ def _dense(view: SweepView, panel: int) -> tuple[list[Json], list[Json]]:
     line = {"color": "@dense", "width": 1.4}
     level = {"type": "line", "xref": f"x{mark} domain", "yref": f"y{mark}", "x0": 0, "x1": 1, "line": line}
     name = {
-        "text": f"dense {view.dense:.1f}",
+        "text": say("dense {perplexity:.1f}", perplexity=view.dense),
         "xref": f"x{mark} domain",
         "yref": f"y{mark}",
         "x": 1,
@@ -173,17 +185,17 @@ def _as_fast(panel: int) -> Json:
 
 
 def _named(point: SweepPoint) -> list[str]:
-    return [line_name(point.method, point.estimator), f"{point.asked:.0%}"]
+    return [line_name(point.method, point.estimator), number(point.asked, ".0%")]
 
 
 def _row(point: SweepPoint, view: SweepView) -> list[str]:
     if point.perplexity is None:
-        return [*_named(point), point.note, *["–"] * 4]
+        return [*_named(point), spoken(point.note), *["–"] * 4]
     return [
         *_named(point),
-        f"{point.removed:.1%}",
-        f"{point.parameters:,}",
-        f"{point.perplexity:.2f}",
-        f"{point.perplexity / view.dense:.2f}",
-        "–" if point.divergence is None else f"{point.divergence:.3f}",
+        number(point.removed, ".1%"),
+        number(point.parameters, ","),
+        number(point.perplexity, ".2f"),
+        number(point.perplexity / view.dense, ".2f"),
+        "–" if point.divergence is None else number(point.divergence, ".3f"),
     ]

@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas
 import torch
 
+from components.language import Words, later
 from components.session import limits
 from components.session.keys import slice_config
 from components.session.session import Session
@@ -30,6 +32,12 @@ from intraslice.methods.registry import METHODS
 from intraslice.progress import finish
 from intraslice.registry import ESTIMATORS
 from intraslice.reporting import records
+
+NONE_CHOSEN = {
+    "methods": later("no methods chosen; wanted at least one"),
+    "estimators": later("no estimators chosen; wanted at least one"),
+    "sparsities": later("no sparsities chosen; wanted at least one"),
+}
 
 
 class Plan(NamedTuple):
@@ -58,11 +66,18 @@ def asked_points(settings: Settings, choice: SweepChoice) -> tuple[SliceConfig, 
     lists = {name: values for name, values in choice._asdict().items() if name != "speed"}
     for name, values in lists.items():
         if not isinstance(values, (list, tuple)):
-            raise UserError(f"{name} are {limits.shown(values)}; wanted a list of them")
+            raise UserError(later("{name} are {value}; wanted a list of them", name=name, value=limits.shown(values)))
         if not values:
-            raise UserError(f"no {name} chosen; wanted at least one")
+            raise UserError(NONE_CHOSEN[name])
     if (count := math.prod(map(len, lists.values()))) > (most := limits.SWEEP.value):
-        raise UserError(f"{count:,} points are asked for; wanted at most {most:,}; choose fewer {', '.join(lists)}")
+        raise UserError(
+            later(
+                "{count:,} points are asked for; wanted at most {most:,}; choose fewer {lists}",
+                count=count,
+                most=most,
+                lists=", ".join(lists),
+            )
+        )
     for kind, names, registered in (("method", choice.methods, METHODS), ("estimator", choice.estimators, ESTIMATORS)):
         for name in names:
             limits.choice(kind, name, registered)
@@ -108,7 +123,8 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
         begun = time.monotonic()
         if done:  # from the second point on, the sweep's own pace foretells best
             rate = sum(costs[:done]) / (begun - start)
-        name = line_name(point.method, point.estimator or "")
+        name = Words(partial(line_name, point.method, point.estimator or ""))
+        words = later("Sweep: {name} at {sparsity:.0%}; points", name=name, sparsity=point.sparsity)
         moment = 0.0
         for _ in sweep(*plan._replace(wanted=(point,)), states):
             if time.monotonic() < moment + EVERY:
@@ -116,7 +132,7 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
                 continue
             moment = time.monotonic()
             left = sum(costs[done:]) / rate - (moment - begun)
-            yield Status(f"Sweep: {name} at {point.sparsity:.0%}; points", "busy", done, len(missing), max(0.0, left))
+            yield Status(words, "busy", done, len(missing), max(0.0, left))
         yield _view(session, settings, plan)
     yield session.ready(settings)
 
@@ -133,7 +149,7 @@ def write_csv(session: Session, settings: Settings, choice: SweepChoice, path: P
     """The points that are there, as `python -m intraslice sweep --csv` writes them. Raises UserError for none."""
     frame = plan_of(session, settings, choice).frame()
     if frame.empty:
-        raise UserError("no point of this sweep is measured yet; press Run the sweep")
+        raise UserError(later("no point of this sweep is measured yet; press Run the sweep"))
     frame.to_csv(path, index=False)
 
 
@@ -166,10 +182,16 @@ def _point(row: dict) -> SweepPoint:
 
 def _speed_protocol(speed: SpeedConfig, device: str) -> str:
     count = torch.get_num_threads()
-    threads = "" if device != "cpu" else f" on {count} CPU thread{'s' if count > 1 else ''}"
-    return (
-        f"Speed of one sequence{threads}, dense and sliced in turn, medians of {speed.repeats}: "
-        f"reading {speed.prompt} tokens, then writing {speed.new} one by one."
+    threads = ""
+    if device == "cpu":
+        threads = later(" on {count} CPU threads", count=count) if count > 1 else later(" on 1 CPU thread")
+    return later(
+        "Speed of one sequence{threads}, dense and sliced in turn, medians of {repeats}: "
+        "reading {prompt} tokens, then writing {new} one by one.",
+        threads=threads,
+        repeats=speed.repeats,
+        prompt=speed.prompt,
+        new=speed.new,
     )
 
 

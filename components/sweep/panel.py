@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from components.language import Words, later, say, spoken
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
 from components.session import choices
 from components.session.limits import told
@@ -67,27 +68,25 @@ class SweepPanel(NamedTuple):
 def build(session: Session, first: Settings) -> SweepPanel:
     """What to sweep over, its progress, two charts. Called inside a `gr.Tab`."""
     usual = SweepChoice()
-    with_estimator = [method.label for method in choices.METHODS.values() if method.uses_estimator]
-    gr.HTML(
-        '<p class="isx-lead">Slice many times, and see what each method pays for every per cent. '
-        "Bias, cap, shapes and order are those of the controls; ratios given by hand are left out.</p>",
-        apply_default_css=False,
-    )
+    with_estimator = [name for name, method in choices.METHODS.items() if method.uses_estimator]
+    gr.HTML(Words(_lead), apply_default_css=False)
     with gr.Row(elem_id="sweep-choice"):
-        methods = gr.CheckboxGroup(METHODS.options(), value=list(usual.methods), label="Methods", min_width=260)
+        methods = gr.CheckboxGroup(METHODS.options(), value=list(usual.methods), label=later("Methods"), min_width=260)
         estimators = gr.CheckboxGroup(
             ESTIMATORS.options(),
             value=list(usual.estimators),
-            label=f"Ratio estimators ({' and '.join(with_estimator)})",
+            label=Words(lambda: _estimators(with_estimator)),
             min_width=260,
         )
         percents = [(f"{percent} %", percent) for percent in SPARSITIES]
-        sparsities = gr.CheckboxGroup(percents, value=list(usual.sparsities), label="Removed", min_width=260)
-    speed = gr.Checkbox(usual.speed, label="Measure speed too (takes longer)", container=False, elem_id="sweep-speed")
+        sparsities = gr.CheckboxGroup(percents, value=list(usual.sparsities), label=later("Removed"), min_width=260)
+    speed = gr.Checkbox(
+        usual.speed, label=later("Measure speed too (takes longer)"), container=False, elem_id="sweep-speed"
+    )
     with gr.Row(elem_id="sweep-buttons"):
-        run = gr.Button("Run the sweep", variant="primary", elem_id="sweep-run", min_width=160, scale=0)
-        cancel = gr.Button("Cancel", elem_id="sweep-cancel", min_width=100, scale=0)
-        csv = gr.Button("Save CSV", elem_id="sweep-csv", min_width=120, scale=0)
+        run = gr.Button(later("Run the sweep"), variant="primary", elem_id="sweep-run", min_width=160, scale=0)
+        cancel = gr.Button(later("Cancel"), elem_id="sweep-cancel", min_width=100, scale=0)
+        csv = gr.Button(later("Save CSV"), elem_id="sweep-csv", min_width=120, scale=0)
     file = gr.DownloadButton(visible="hidden")
     progress = gr.HTML(elem_id="sweep-progress", apply_default_css=False)
     removed = chart(height=440, elem_id="sweep-chart")
@@ -116,7 +115,7 @@ def preview(
     try:
         return _shown(measure.known(session, settings, choice), measure.seconds(session, settings, choice))
     except ValueError as problem:  # not calibrated yet, or a choice of nothing
-        return Shown(f'<p class="isx-quiet">{formatting.escape(told(problem))}</p>', "", "")
+        return Shown(f'<p class="isx-quiet">{formatting.escape(spoken(told(problem)))}</p>', "", "")
 
 
 def show_pinned(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
@@ -209,11 +208,14 @@ def connect(panel: SweepPanel, context: Context) -> None:
 
 def _shown(view: SweepView, seconds: float = 0.0) -> Shown:
     missing = view.wanted - len(view.points)
-    words = (
-        f"{missing} of {view.wanted} points are not measured yet: about {formatting.seconds(seconds)} on this machine."
-        if missing
-        else f"All {view.wanted} points are measured."
-    )
+    words = say("All {wanted} points are measured.", wanted=view.wanted)
+    if missing:
+        words = say(
+            "{missing} of {wanted} points are not measured yet: about {time} on this machine.",
+            missing=missing,
+            wanted=view.wanted,
+            time=formatting.seconds(seconds),
+        )
     timed = any(point.prefill is not None for point in view.points)
     return Shown(
         progress=f'<p class="isx-quiet">{words}</p>',
@@ -223,10 +225,21 @@ def _shown(view: SweepView, seconds: float = 0.0) -> Shown:
 
 
 def _done(view: SweepView) -> str:
-    return (
-        _shown(view).progress
-        if len(view.points) == view.wanted
-        else (
-            f'<p class="isx-quiet">Stopped with {len(view.points)} of {view.wanted} points; Run goes on from there.</p>'
-        )
+    if len(view.points) == view.wanted:
+        return _shown(view).progress
+    done = len(view.points)
+    told = say("Stopped with {done} of {wanted} points; Run goes on from there.", done=done, wanted=view.wanted)
+    return f'<p class="isx-quiet">{told}</p>'
+
+
+def _lead() -> str:
+    told = say(
+        "Slice many times, and see what each method pays for every per cent. "
+        "Bias, cap, shapes and order are those of the controls; ratios given by hand are left out."
     )
+    return f'<p class="isx-lead">{told}</p>'
+
+
+def _estimators(methods: list[str]) -> str:
+    named = say(" and ").join(METHODS[method] for method in methods)
+    return say("Ratio estimators ({methods})", methods=named)

@@ -14,23 +14,12 @@ import gradio as gr
 import plotly
 
 from components.assets import ASSETS
+from components.language import Words, say
 from components.ui.pinned.ghost import ghost
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 CARD = "isx-card"
-TEMPLATE = """
-<figure class="isx-chart">
-  <figcaption><h3 class="isx-title"></h3><p class="isx-note"></p></figcaption>
-  <div class="isx-plot" role="application" tabindex="-1" style="height:{height}px"></div>
-  <div class="isx-under">
-    <details class="isx-twin"{table}><summary>Table</summary>
-      <div class="isx-scroll" tabindex="0" role="region" aria-label="The chart's numbers">
-        <table><thead class="isx-head"></thead><tbody class="isx-rows"></tbody></table></div></details>
-    <button type="button" class="isx-png">Save PNG</button>
-  </div>
-</figure>
-"""
 
 
 def plotly_head() -> str:
@@ -42,13 +31,29 @@ def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = Fal
     """A chart component, its table open if `table`. Its value is `Chart.to_json()`, its event `select` has `layer`."""
     return gr.HTML(
         value=first,
-        html_template=TEMPLATE.format(height=height, table=" open" if table else ""),
+        html_template=Words(lambda: template(height, table)),
         js_on_load=(ASSETS / "chart.js").read_text(encoding="utf-8"),
         elem_id=elem_id,
         elem_classes=CARD,
         apply_default_css=False,
         ghost="",
     )
+
+
+def template(height: int, table: bool = False) -> str:
+    """A chart's place on a page (HTML), its table open if `table`."""
+    return f"""
+<figure class="isx-chart">
+  <figcaption><h3 class="isx-title"></h3><p class="isx-note"></p></figcaption>
+  <div class="isx-plot" role="application" tabindex="-1" style="height:{height}px"></div>
+  <div class="isx-under">
+    <details class="isx-twin"{" open" if table else ""}><summary>{say("Table")}</summary>
+      <div class="isx-scroll" tabindex="0" role="region" aria-label="{say("The chart's numbers")}">
+        <table><thead class="isx-head"></thead><tbody class="isx-rows"></tbody></table></div></details>
+    <button type="button" class="isx-png">{say("Save PNG")}</button>
+  </div>
+</figure>
+"""
 
 
 def is_chart(component: gr.components.Component) -> bool:

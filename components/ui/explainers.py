@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import gradio as gr
 
-from components.assets import ASSETS
+from components.language import LANGUAGES, Words, language, long_text, say
 
 
 def header() -> None:
-    """The page's title, and the buttons of the tour, the lesson, the presenter mode and the list of keys."""
-    names = {"tour": "Tour", "lesson": "Lesson", "present": "Present", "keys": "Keys"}
-    buttons = "".join(f'<button type="button" id="{name}">{label}</button>' for name, label in names.items())
-    title = f'<div class="isx-top"><h1>IntraSlice Explorer</h1>{buttons}</div>'
-    gr.HTML(title, elem_id="page-title", apply_default_css=False)
+    """The page's title, the buttons of the tour, the lesson, the presenter mode and the list of keys, the languages."""
+    gr.HTML(Words(_header), elem_id="page-title", apply_default_css=False)
 
 
 def glossary() -> None:
     """The field's words, folded away at the end of the page."""
-    gr.HTML(_folded("Glossary", "glossary", "isx-fold isx-glossary"), apply_default_css=False)
+    gr.HTML(
+        Words(lambda: _folded(say("Glossary"), "glossary", "isx-fold isx-glossary")),
+        apply_default_css=False,
+    )
 
 
 def fold(name: str) -> None:
-    """The "What am I looking at?" under a chart, from `assets/texts/NAME.html`."""
-    gr.HTML(_folded("What am I looking at?", name, "isx-fold"), apply_default_css=False)
+    """The "What am I looking at?" under a chart, from `assets/texts/LANGUAGE/NAME.html`."""
+    gr.HTML(Words(lambda: _folded(say("What am I looking at?"), name, "isx-fold")), apply_default_css=False)
+
+
+def _header() -> str:
+    names = {"tour": say("Tour"), "lesson": say("Lesson"), "present": say("Present"), "keys": say("Keys")}
+    buttons = "".join(f'<button type="button" id="{name}">{label}</button>' for name, label in names.items())
+    # A link keeps the settings: `assets/page.js` gives it the address as it is now.
+    languages = "".join(
+        f'<a href="?lang={code}" lang="{code}" hreflang="{code}"{" aria-current=true" if code == language() else ""}>'
+        f"{one.name}</a>"
+        for code, one in LANGUAGES.items()
+    )
+    switch = f'<nav class="isx-languages" aria-label="{say("Language")}">{languages}</nav>'
+    return f'<div class="isx-top"><h1>IntraSlice Explorer</h1>{buttons}{switch}</div>'
 
 
 def _folded(summary: str, name: str, style: str) -> str:
-    body = (ASSETS / "texts" / f"{name}.html").read_text(encoding="utf-8")
-    return f'<details class="{style}"><summary>{summary}</summary>{body}</details>'
+    return f'<details class="{style}"><summary>{summary}</summary>{long_text(f"{name}.html")}</details>'

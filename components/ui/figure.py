@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.language import ENGLISH, language, say, separators, spoken
 from components.ui.palette import DASHES
 
 Json = dict[str, Any]
@@ -46,7 +47,8 @@ class Chart:
 
     def caption(self, clickable: bool = True) -> str:
         """The words under the title, without the hint where a click does nothing."""
-        return " ".join(filter(None, (self.note, self.hint if clickable else "", self.protocol)))
+        told = (self.note, self.hint if clickable else "", self.protocol)
+        return " ".join(spoken(part) for part in told if part)
 
     def plain(self) -> Json:
         """The chart as the browser's side of the bridge reads it (`assets/chart.js`)."""
@@ -181,7 +183,7 @@ def waiting(question: str, words: str) -> Chart:
     layout["annotations"] = [{**middle, "font": {"color": "@quiet", "size": 14}}]
     for name in ("xaxis", "yaxis"):
         layout[name].update(showticklabels=False, showgrid=False, range=[0, 1])
-    return Chart(question, "", [], layout, ["Numbers"], [["none yet"]])
+    return Chart(question, "", [], layout, [say("Numbers")], [[say("none yet")]])
 
 
 def title(text: str) -> Json:
@@ -224,6 +226,8 @@ def layout_of(panels: int, revision: str, vertical: bool = True) -> Json:
         "hoverlabel": {"bgcolor": "@panel", "bordercolor": "@rule", "font": {"color": "@ink", "size": 12}},
         "uirevision": revision,
     }
+    if language() != ENGLISH:
+        layout["separators"] = separators()
     gap = 0.09 if vertical else 0.14
     share = (1 - gap * (panels - 1)) / panels
     for index in range(1, panels + 1):

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
+from components.language import Words, later, number, say, spoken
 from components.session import limits
 from components.session.settings import Settings, Status
 from components.session.views import Beside, Perplexities, PlanView, Reading
 from components.ui.labels import MODULES_IN_WORDS
 from components.ui.pinned.differences import sentence, signed
 
-ESTIMATED = "Interpolated between perplexities measured at other sparsities; the measured number takes its place."
+ESTIMATED = later(
+    "Interpolated between perplexities measured at other sparsities; the measured number takes its place."
+)
 
 
 def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinned: Beside | None = None) -> str:
@@ -20,13 +23,18 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinn
     `hint` stands where the sliced perplexity is not known.
     """
     if plan is None:
-        return '<p class="isx-headline">Loading the model; its ratios appear here as soon as it is calibrated.</p>'
+        waiting = say("Loading the model; its ratios appear here as soon as it is calibrated.")
+        return f'<p class="isx-headline">{waiting}</p>'
     change = sentence(plan.parameters_sliced, measured.sliced_reading, pinned, millions)
+    dense, sliced = millions(plan.parameters_dense), millions(plan.parameters_sliced)
+    perplexity = _perplexity(measured, hint)
     if plan.asked == 0:
-        return (
-            f'<p class="isx-headline">Nothing is removed: <b>{millions(plan.parameters_dense)}</b> parameters'
-            f"{_perplexity(measured, hint)}. Drag the slider.{change}</p>"
+        nothing = say(
+            "Nothing is removed: <b>{dense}</b> parameters{perplexity}. Drag the slider.",
+            dense=dense,
+            perplexity=perplexity,
         )
+        return f'<p class="isx-headline">{nothing}{change}</p>'
     ranked = sorted(
         (getattr(layer, module), name, index)
         for index, layer in enumerate(plan.layers)
@@ -34,63 +42,84 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinn
     )
     (least, least_name, least_layer), (most, most_name, most_layer) = ranked[0], ranked[-1]
     if most - least < 0.005:
-        extremes = f"every layer gives the same ({most:.0%})"
+        extremes = say("every layer gives the same ({most:.0%})", most=most)
     else:
-        extremes = (
-            f"layer {most_layer}'s {most_name} gives most ({most:.0%}), "
-            f"layer {least_layer}'s {least_name} least ({least:.0%})"
+        extremes = say(
+            "layer {most_layer}'s {most_name} gives most ({most:.0%}), layer {least_layer}'s "
+            "{least_name} least ({least:.0%})",
+            most_layer=most_layer,
+            most_name=most_name,
+            most=most,
+            least_layer=least_layer,
+            least_name=least_name,
+            least=least,
         )
-    return (
-        f'<p class="isx-headline"><b>{plan.removed:.0%}</b> of the layers\' weights removed: '
-        f"<b>{millions(plan.parameters_dense)}</b> → <b>{millions(plan.parameters_sliced)}</b> parameters"
-        f"{_perplexity(measured, hint)}; {extremes}.{change}</p>"
+    told = say(
+        "<b>{removed:.0%}</b> of the layers' weights removed: <b>{dense}</b> → <b>{sliced}</b> "
+        "parameters{perplexity}; {extremes}.",
+        removed=plan.removed,
+        dense=dense,
+        sliced=sliced,
+        perplexity=perplexity,
+        extremes=extremes,
     )
+    return f'<p class="isx-headline">{told}{change}</p>'
 
 
 def _perplexity(measured: Perplexities, hint: str) -> str:
     sliced = measured.sliced_reading
     if sliced is None and measured.expected is not None:
-        told = f'about {measured.expected:.1f}, <span title="{ESTIMATED}">an estimate</span>'
+        told = say(
+            'about {expected:.1f}, <span title="{why}">an estimate</span>', expected=measured.expected, why=ESTIMATED
+        )
     else:
         told = f"<b>{_reading(sliced)}</b>" if sliced else escape(hint)
     if measured.dense_reading is None:
-        return f"; perplexity {told}" if told else ""
+        return say("; perplexity {told}", told=told) if told else ""
     if sliced and sliced.windows < sliced.of:
-        told += f" after {sliced.windows} of {sliced.of} windows"
+        told += say(" after {windows} of {of} windows", windows=sliced.windows, of=sliced.of)
     if sliced and measured.sequences < measured.all_sequences:
-        told += f", calibrated on {measured.sequences} of {measured.all_sequences} sequences,"
-    where = f'<span title="{escape(measured.protocol)}">on {escape(measured.text)}</span>'
-    return f"; perplexity <b>{_reading(measured.dense_reading)}</b> → {told or '…'} {where}"
+        told += say(
+            ", calibrated on {sequences} of {all_sequences} sequences,",
+            sequences=measured.sequences,
+            all_sequences=measured.all_sequences,
+        )
+    on = say("on {text}", text=escape(spoken(measured.text)))
+    where = f'<span title="{escape(spoken(measured.protocol))}">{on}</span>'
+    dense = _reading(measured.dense_reading)
+    return say("; perplexity <b>{dense}</b> → {told} {where}", dense=dense, told=told or "…", where=where)
 
 
 def _reading(reading: Reading | None, digits: int = 1) -> str:
     """A perplexity, with its standard error while it grows."""
     if reading is None:
         return "–"
-    return f"{reading.value:.{digits}f}" if reading.windows == reading.of else _with_error(reading, 1)
+    return number(reading.value, f".{digits}f") if reading.windows == reading.of else _with_error(reading, 1)
 
 
 def _with_error(reading: Reading, digits: int) -> str:
-    error = "" if reading.error is None else f" ± {reading.error:.{digits}f}"
-    return f"{reading.value:.{digits}f}{error}"
+    error = "" if reading.error is None else f" ± {number(reading.error, f'.{digits}f')}"
+    return f"{number(reading.value, f'.{digits}f')}{error}"
 
 
 def removed(plan: PlanView | None) -> str:
     """Asked beside really removed, for the slider's bar."""
     if plan is None:
         return ""
-    return (
-        '<dl class="isx-removed"><div><dt>asked</dt><dd>' + f"{plan.asked:.1%}" + "</dd></div>"
-        "<div><dt>really removed</dt><dd>" + f"{plan.removed:.1%}" + "</dd></div></dl>"
+    shares = {say("asked"): plan.asked, say("really removed"): plan.removed}
+    told = (
+        f'<div><dt>{name}</dt><dd data-percent="{100 * share:.1f}">{number(share, ".1%")}</dd></div>'
+        for name, share in shares.items()
     )
+    return f'<dl class="isx-removed">{"".join(told)}</dl>'
 
 
 def readout(plan: PlanView | None, measured: Perplexities, pinned: Beside | None = None) -> str:
     """Dense beside sliced: parameters, cache, memory, perplexity; and what changes against the pinned setting."""
     if plan is None:
-        return '<p class="isx-quiet">No numbers yet.</p>'
+        return f'<p class="isx-quiet">{say("No numbers yet.")}</p>'
     rows = _sizes(plan)
-    columns = ["dense", "sliced"] if pinned is None else ["dense", "sliced", "against A"]
+    columns = [say("dense"), say("sliced"), *([say("against A")] if pinned else [])]
     before = _sizes(pinned.plan) if pinned else rows
     lines = [
         (name, words(dense), words(sliced), signed(sliced - other, words))[: len(columns) + 1]
@@ -98,31 +127,42 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: Beside | None
     ]
     ratio = "" if measured.ratio is None else _with_error(measured.ratio, 2)
     readings = [
-        ("Perplexity", _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
-        ("ratio", "", ratio or "–"),
+        (say("Perplexity"), _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
+        (say("ratio"), "", ratio or "–"),
     ]
     if pinned:
         known = [(measured.sliced_reading, pinned.measured.sliced_reading), (measured.ratio, pinned.measured.ratio)]
         readings = [(*line, _change(*pair)) for line, pair in zip(readings, known, strict=True)]
-    flops = f"FLOPs: two for each weight of a matrix multiplication, and attention to {plan.context} tokens."
+    flops = say(
+        "FLOPs: two for each weight of a matrix multiplication, and attention to {context} tokens.",
+        context=plan.context,
+    )
     style = "isx-with-pinned" if pinned else ""
-    return f'{table(columns, [*lines, *readings], style)}<p class="isx-quiet">{flops}</p>'
+    read = "".join(
+        f' data-{name}="{reading.value:.2f}"'
+        for name, reading in (("dense", measured.dense_reading), ("sliced", measured.sliced_reading))
+        if reading and reading.windows == reading.of
+    )
+    told = table(columns, [*lines, *readings], style)
+    return f'<div class="isx-read"{read}>{told}</div><p class="isx-quiet">{flops}</p>'
 
 
 def _sizes(plan: PlanView) -> list[tuple[str, Callable[[float], str], float, float]]:
     """The readout's rows that are known without measuring: name, how it is written, dense and sliced."""
     width = plan.bytes_per_value
     return [
-        ("Parameters", millions, plan.parameters_dense, plan.parameters_sliced),
-        ("in the layers", millions, plan.decoder_dense, plan.decoder_sliced),
-        ("FLOPs a token", millions, plan.flops_dense, plan.flops_sliced),
-        ("KV cache a token", size, plan.kv_dense, plan.kv_sliced),
-        ("Weights", size, width * plan.parameters_dense, width * plan.parameters_sliced),
+        (say("Parameters"), millions, plan.parameters_dense, plan.parameters_sliced),
+        (say("in the layers"), millions, plan.decoder_dense, plan.decoder_sliced),
+        (say("FLOPs a token"), millions, plan.flops_dense, plan.flops_sliced),
+        (say("KV cache a token"), size, plan.kv_dense, plan.kv_sliced),
+        (say("Weights"), size, width * plan.parameters_dense, width * plan.parameters_sliced),
     ]
 
 
 def _change(now: Reading | None, before: Reading | None) -> str:
-    return "–" if now is None or before is None else signed(now.value - before.value, lambda value: f"{value:.2f}")
+    return (
+        "–" if now is None or before is None else signed(now.value - before.value, lambda value: number(value, ".2f"))
+    )
 
 
 def status(event: Status) -> str:
@@ -135,25 +175,30 @@ def status(event: Status) -> str:
     return f'<p class="isx-status isx-{event.kind}" role="{role}"><span>{escape(status_words(event))}</span>{bar}</p>'
 
 
+def starting() -> Words:
+    """The status that the page opens with (HTML)."""
+    return Words(lambda: status(Status(later("Starting"))))
+
+
 def status_words(event: Status) -> str:
     """What the page is doing, how far it is and how long it will take (no HTML)."""
     if event.kind != "busy":
-        return event.text
-    count = f" {event.done} of {event.total}" if event.total else ""
-    left = "" if event.seconds_left is None else f", about {seconds(event.seconds_left)} left"
-    return f"{event.text}{count}{left}"
+        return spoken(event.text)
+    count = say(" {done} of {total}", done=event.done, total=event.total) if event.total else ""
+    left = "" if event.seconds_left is None else say(", about {time} left", time=seconds(event.seconds_left))
+    return f"{spoken(event.text)}{count}{left}"
 
 
 def problem(error: Exception) -> str:
     """An error, in the page and in words."""
-    return f'<p class="isx-status isx-error" role="alert"><span>{escape(limits.told(error))}</span></p>'
+    return f'<p class="isx-status isx-error" role="alert"><span>{escape(spoken(limits.told(error)))}</span></p>'
 
 
 def protocol(settings: Settings, measured: Perplexities) -> str:
     """The perplexity with everything that it depends on; without that it means nothing."""
     if not measured.protocol:
-        return '<p class="isx-quiet">Perplexity is measured as soon as the slice is ready.</p>'
-    return f'<p class="isx-quiet">{escape(measured.protocol)}{_errors(measured)}</p>'
+        return f'<p class="isx-quiet">{say("Perplexity is measured as soon as the slice is ready.")}</p>'
+    return f'<p class="isx-quiet">{escape(spoken(measured.protocol))}{_errors(measured)}</p>'
 
 
 def _errors(measured: Perplexities) -> str:
@@ -161,35 +206,46 @@ def _errors(measured: Perplexities) -> str:
     dense, sliced, ratio = measured.dense_reading, measured.sliced_reading, measured.ratio
     if None in (measured.dense, measured.sliced, ratio) or None in (dense.error, sliced.error, ratio.error):
         return ""
-    return (
-        f" Standard errors: dense ± {dense.error:.1f}, sliced ± {sliced.error:.1f}; of their ratio, {ratio.value:.3f}, "
-        f"in which the text's own ups and downs cancel, ± {ratio.error:.3f}."
+    return say(
+        " Standard errors: dense ± {dense:.1f}, sliced ± {sliced:.1f}; of their ratio, {ratio:.3f}, "
+        "in which the text's own ups and downs cancel, ± {error:.3f}.",
+        dense=dense.error,
+        sliced=sliced.error,
+        ratio=ratio.value,
+        error=ratio.error,
     )
 
 
 def export(plan: PlanView | None, settings: Settings) -> str:
     """What the Export tab's buttons would give now."""
     if plan is None:
-        return '<p class="isx-lead">There is something to take home as soon as the model is calibrated.</p>'
+        waiting = say("There is something to take home as soon as the model is calibrated.")
+        return f'<p class="isx-lead">{waiting}</p>'
     if settings.sparsity == 0:
-        return '<p class="isx-lead">Nothing is removed at 0 %: move the slider, and there is something to save.</p>'
-    return (
-        f'<p class="isx-lead">The model as it is set now: <b>{plan.removed:.0%}</b> of the layers\' weights removed, '
-        f"{millions(plan.parameters_sliced)} parameters, about {size(plan.bytes_per_value * plan.parameters_sliced)}. "
-        "It is sliced when you ask for it, unless it already is.</p>"
+        nothing = say("Nothing is removed at 0 %: move the slider, and there is something to save.")
+        return f'<p class="isx-lead">{nothing}</p>'
+    told = say(
+        "The model as it is set now: <b>{removed:.0%}</b> of the layers' weights removed, "
+        "{parameters} parameters, about {bytes}. It is sliced when you ask for it, unless it already is.",
+        removed=plan.removed,
+        parameters=millions(plan.parameters_sliced),
+        bytes=size(plan.bytes_per_value * plan.parameters_sliced),
     )
+    return f'<p class="isx-lead">{told}</p>'
 
 
 def millions(count: float) -> str:
     """134515008 -> 134.5 M"""
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,.0f}"
+    if count >= 1e9:
+        return say("{count:.2f} B", count=count / 1e9)
+    return say("{count:.1f} M", count=count / 1e6) if count >= 1e6 else number(count, ",.0f")
 
 
 def size(count: float) -> str:
     """Bytes with a unit a person reads."""
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= limit:
-            return f"{count / limit:.1f} {unit}"
+            return f"{number(count / limit, '.1f')} {unit}"
     return f"{count:.0f} B"
 
 

@@ -22,6 +22,7 @@ from gradio.context import LocalContext
 from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
+from components.language import Words, asked_for, language, later, say, speaking, spoken
 from components.session import limits
 from components.session.settings import Settings
 from components.session.work.jobs import EXPECTED
@@ -37,14 +38,14 @@ FIELDS = [
     for name, annotation in get_type_hints(Settings).items()
 ]
 GIVEN_BY_GRADIO = {gr.Request, gr.EventData}
-NOT_UPLOADED = "the upload is no file that was uploaded here; wanted one, by `handle_file` in gradio_client"
+NOT_UPLOADED = later("the upload is no file that was uploaded here; wanted one, by `handle_file` in gradio_client")
 MOST_LAYERS = 10_000
 # Handlers' own inputs, by name.
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "layer": lambda value: limits.whole("layer", value, 0, MOST_LAYERS),
-    "prompt": lambda value: limits.words("the prompt", value, limits.PROMPT.value),
-    "passage": lambda value: limits.words("the passage", value, limits.PASSAGE.value),
-    "sample": lambda value: limits.words("the passage", value, limits.PASSAGE.value),
+    "prompt": lambda value: limits.words(later("the prompt"), value, limits.PROMPT.value),
+    "passage": lambda value: limits.words(later("the passage"), value, limits.PASSAGE.value),
+    "sample": lambda value: limits.words(later("the passage"), value, limits.PASSAGE.value),
     "tokens": lambda value: limits.whole("tokens", value, 1, limits.NEW_TOKENS.value),
     "temperature": lambda value: limits.number("temperature", value, 0, limits.TEMPERATURE.value),
     "sample_seed": lambda value: limits.whole("sample seed", value or 0, 0, limits.MOST_SEED),
@@ -71,9 +72,19 @@ def skipped(outputs: type[Outputs]) -> Outputs:
     return outputs(*(gr.skip() for _ in outputs._fields))
 
 
-def at_opening(answer: Outputs) -> Outputs:
-    """An answer as the components' first values: nothing where it leaves them as they are."""
-    return type(answer)(*("" if isinstance(value, dict) else value for value in answer))
+def at_opening(answer: Callable[[], Outputs]) -> Outputs:
+    """An answer as the components' first values, in every language: nothing where it leaves them as they are."""
+
+    @functools.cache
+    def first(_: str) -> Outputs:
+        made = answer()
+        return type(made)(*("" if isinstance(value, dict) else value for value in made))
+
+    def told(index: int) -> Words:
+        return Words(lambda: first(language())[index])
+
+    now = first(language())
+    return type(now)(*(told(index) if isinstance(value, str) else value for index, value in enumerate(now)))
 
 
 def bind(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
@@ -143,14 +154,14 @@ def uploaded(upload: Any) -> str | None:
 
 
 def speak_in_words(page: gr.Blocks) -> None:
-    """Let a page say in words whatever it cannot read or do, and read no file that was not uploaded.
+    """Let a page say in its visitor's words whatever it cannot read or do, and read no file that was not uploaded.
 
     Gradio itself would fetch any address that stands for a file, whole and into memory.
     """
     process = page.process_api
 
     async def process_api(block_fn: Any, inputs: list[Any], state: Any = None, **options: Any) -> dict[str, Any]:
-        with errors_in_words():
+        with speaking(language_of(options.get("request"))), errors_in_words():
             if options.get("iterator") is None:
                 require_readable(block_fn.inputs, inputs, state)
             return await process(block_fn, inputs, state, **options)
@@ -161,7 +172,10 @@ def speak_in_words(page: gr.Blocks) -> None:
 def require_readable(components: Sequence[Any], values: Sequence[Any], state: Any = None) -> None:
     """Raises ValueError where a component gets what it cannot take; that a field is left empty its handler looks at."""
     if (missing := len(components) - len(values)) > 0:
-        raise ValueError(f"{missing} of {len(components)} values are missing; the page's API names them")
+        all_of_them = len(components)
+        raise ValueError(
+            later("{missing} of {all} values are missing; the page's API names them", missing=missing, all=all_of_them)
+        )
     traverse(values, uploaded, is_file_obj)
     for component, value in zip(components, values, strict=False):
         own = state[component._id] if state and component._id in state else component  # as this page has it now
@@ -178,14 +192,24 @@ def errors_in_words() -> Iterator[None]:
     try:
         yield
     except gr.Error as problem:
-        problem.message, problem.print_exception = limits.told(problem.message), False
+        problem.message, problem.print_exception = spoken(limits.told(problem.message)), False
         raise
     except (ValueError, *EXPECTED) as problem:
-        raise gr.Error(limits.told(problem), print_exception=False) from problem
+        raise gr.Error(spoken(limits.told(problem)), print_exception=False) from problem
     except Exception as problem:
         log.exception("a handler failed")
-        words = f"the page failed at this ({type(problem).__name__}), which is no fault of yours; its log says more"
+        words = say(
+            "the page failed at this ({kind}), which is no fault of yours; its log says more",
+            kind=type(problem).__name__,
+        )
         raise gr.Error(words, print_exception=False) from problem
+
+
+def language_of(request: Any) -> str:
+    """That of a call's visitor, step by step: of a generator each comes here. English for a program that names none."""
+    request = request[0] if isinstance(request, list) else request
+    query, headers = getattr(request, "query_params", None), getattr(request, "headers", None)
+    return asked_for(dict(query or {}), (headers or {}).get("accept-language"))
 
 
 def visitor_of(request: gr.Request | None) -> str:

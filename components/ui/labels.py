@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
+from components.language import Words, later, spoken, term
 from components.session import choices
 
 
 class Labels(Mapping[str, str]):
     """Labels by name, read off one of the library's registries: what registers itself later is there, too.
 
-    `extra` are names of the page's own; they have a label, but are nothing to choose.
+    Like `Terms` in the language of the moment. `extra` are names of the page's own; they have a label, but are nothing
+    to choose.
     """
 
     def __init__(self, registry: Mapping, extra: Mapping[str, str] | None = None) -> None:
         self._registry, self._extra = registry, extra or {}
 
     def __getitem__(self, name: str) -> str:
-        return self._extra[name] if name in self._extra else self._registry[name].label
+        return spoken(self._extra[name]) if name in self._extra else term(self._registry[name].label)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._registry)
@@ -27,13 +30,29 @@ class Labels(Mapping[str, str]):
 
     def options(self) -> list[tuple[str, str]]:
         """What a radio or checkbox group offers: (label, name)."""
-        return [(label, name) for name, label in self.items()]
+        return [(Words(partial(self.__getitem__, name)), name) for name in self]
 
 
-ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": "By hand"})
+class Terms(Mapping[str, str]):
+    """Words by name, in the language of the moment."""
+
+    def __init__(self, words: Mapping[str, Words]) -> None:
+        self._words = words
+
+    def __getitem__(self, name: str) -> str:
+        return spoken(self._words[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._words)
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+
+ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": later("By hand")})
 METHODS = Labels(choices.METHODS)
-MODULES = {"attention": "Attention", "mlp": "MLP"}
-MODULES_IN_WORDS = {"attention": "attention", "mlp": "MLP"}  # inside a sentence
+MODULES = Terms({"attention": later("Attention"), "mlp": later("MLP")})
+MODULES_IN_WORDS = Terms({"attention": later("attention"), "mlp": later("MLP")})  # inside a sentence
 
 # Of `palette.py`. An estimator without a line of its own has the line of "other".
 LINE_OF = {"uniform": "baseline", "fisher": "other", "pca": "intraslice"}

@@ -49,7 +49,7 @@ def opened(chromium, lesson_address):
         page.on("console", lambda message: message.type == "error" and faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(lesson_address + rest, timeout=PATIENCE)
-        page.wait_for_function("/→ [0-9.]+ /.test(document.querySelector('#headline')?.innerText)", timeout=PATIENCE)
+        page.wait_for_function("/→ [0-9.,]+ /.test(document.querySelector('#headline')?.innerText)", timeout=PATIENCE)
         return page
 
     yield open_page
@@ -130,6 +130,27 @@ def test_the_answer_is_what_the_page_says_and_follows_it(opened) -> None:
     assert "No prediction" in page.inner_text(".isx-lesson-answer")
 
 
+def test_in_german_the_first_answers_are_found_and_predictions_judged(opened) -> None:
+    page = opened("&lang=de&lesson=1")
+    page.wait_for_selector(".isx-lesson-control input", timeout=PATIENCE)
+    page.wait_for_selector("#readout [data-sliced]", timeout=PATIENCE, state="attached")
+    dense, sliced = (page.get_attribute("#readout [data-dense]", f"data-{name}") for name in ("dense", "sliced"))
+    assert page.locator("#readout tbody tr").nth(5).locator("td").first.inner_text() == dense.replace(".", ",")
+    times = float(sliced) / float(dense)
+    page.fill(".isx-lesson-control input", f"{times:.1f}")
+    assert page.inner_text(".isx-lesson-control output").startswith(f"{times:.1f}".replace(".", ","))
+    page.locator(".isx-lesson [data-go=on]").click()
+    page.wait_for_selector(".isx-lesson .isx-found", timeout=PATIENCE)
+    found = page.inner_text(".isx-found")
+    assert f"auf das {times:.2f}-Fache".replace(".", ",") in found
+    assert page.inner_text(".isx-close").startswith("Ihre Vorhersage: ")
+    for number in (2, 4):
+        page.click(f".isx-lesson nav a >> nth={number - 1}")
+        page.locator(".isx-lesson [data-go=on]").click()
+        page.wait_for_selector(".isx-lesson .isx-found", timeout=PATIENCE)
+        assert not set("{}") & set(page.inner_text(".isx-found"))
+
+
 def test_a_steps_link_opens_its_state_and_a_prediction_is_kept(opened) -> None:
     page = opened("&lesson=5")
     page.wait_for_function(TITLE, arg=[5, STEPS[4]["title"]], timeout=PATIENCE)
@@ -144,7 +165,7 @@ def test_a_steps_link_opens_its_state_and_a_prediction_is_kept(opened) -> None:
     assert page.locator(".isx-lesson, [data-isx-veil]").count() == 0
     page.reload()
     page.wait_for_selector("#lesson", timeout=PATIENCE)
-    page.wait_for_function("/→ [0-9.]+ /.test(document.querySelector('#headline')?.innerText)", timeout=PATIENCE)
+    page.wait_for_function("/→ [0-9.,]+ /.test(document.querySelector('#headline')?.innerText)", timeout=PATIENCE)
     page.click("#lesson")
     page.wait_for_function(TITLE, arg=[4, STEPS[3]["title"]], timeout=PATIENCE)  # where it was left
     page.click(".isx-lesson nav a >> nth=4")

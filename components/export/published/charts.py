@@ -9,19 +9,22 @@ from dataclasses import replace
 from components.activations.charts import MEASURES, QUESTIONS, shift_chart
 from components.activations.views import ShiftView
 from components.export.published.views import Published, Step
+from components.language import later, number, say, spoken
 from components.ratios.charts import ratio_chart
 from components.spectra.charts import variance_chart
 from components.sweep.charts import removed_chart
 from components.ui import figure
 from components.ui.figure import Chart
 
-UNMOVED = "Nothing is removed, so nothing moves."
+UNMOVED = later("Nothing is removed, so nothing moves.")
 
 
 def charts(published: Published, step: Step, tops: Sequence[float]) -> dict[str, Chart]:
     """A step's charts by the name of their place on the page; `tops` of the shift's axes. The spectra are apart."""
     found = {"ratios": ratio_chart(step.plan), "sweep": sweep(published, step)}
-    return found | {"shift": shift(step.shift, tops) if step.shift else figure.waiting(QUESTIONS["shift"], UNMOVED)}
+    return found | {
+        "shift": shift(step.shift, tops) if step.shift else figure.waiting(QUESTIONS["shift"](0), spoken(UNMOVED))
+    }
 
 
 def spectra(step: Step) -> list[Chart]:
@@ -61,12 +64,12 @@ def sweep(published: Published, step: Step) -> Chart:
     at = figure.rounded(step.plan.removed)
     line = {"color": "@ink", "width": 1.4, "dash": "5px,3px"}
     marker = {"type": "line", "xref": "x", "yref": "y domain", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": line}
-    words = figure.label(1, at, 1, f"{step.percent:g} %")
+    words = figure.label(1, at, 1, f"{number(step.percent, 'g')} %")
     words |= {"xref": "x", "yref": "y domain", "xanchor": "left", "yanchor": "top"}
     layout = chart.layout | {
         "shapes": [*chart.layout["shapes"], marker],
         "annotations": [*chart.layout["annotations"], words],
     }
     points = len(published.sweep.points)
-    note = f"{points} sliced models; the upright line is where the slider stands."
-    return replace(chart, layout=layout, note=note, hint="Click a point to move the slider there.", protocol="")
+    note = say("{points} sliced models; the upright line is where the slider stands.", points=points)
+    return replace(chart, layout=layout, note=note, hint=say("Click a point to move the slider there."), protocol="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from html import escape
 from string import Template
@@ -14,9 +15,10 @@ from components.compare.views import COLUMNS
 from components.export.published import charts
 from components.export.published.pack import packed
 from components.export.published.views import Published, Step
+from components.language import ENGLISH, for_scripts, language, later, long_text, number, say, spoken
 from components.session.views import Reading
 from components.ui import formatting
-from components.ui.chart_bridge import PLOTLY, TEMPLATE
+from components.ui.chart_bridge import PLOTLY, template
 from components.ui.labels import ESTIMATORS
 from components.ui.palette import css_variables
 
@@ -27,7 +29,8 @@ HEIGHTS = {"ratios": 400, "spectra": 400, "shift": 540, "sweep": 440}
 def embed(name: str) -> str:
     """The line that puts the file into another page."""
     name = escape(name)
-    return f'<iframe src="{name}.html" title="What slicing {name} costs" width="100%" height="900"></iframe>'
+    title = say("What slicing {name} costs", name=name)
+    return f'<iframe src="{name}.html" title="{title}" width="100%" height="900"></iframe>'
 
 
 def page(published: Published) -> str:
@@ -38,10 +41,11 @@ def page(published: Published) -> str:
         "steps": [_numbers(step) for step in published.steps],
         "charts": _charts(published),
     }
-    text = Template(_asset("page.html")).substitute(
+    text = Template(long_text("published.html")).substitute(
         name=escape(published.name),
         style=css_variables() + (ASSETS / "page.css").read_text(encoding="utf-8") + _asset("page.css"),
         plotly=PLOTLY.read_text(encoding="utf-8"),
+        words=f"window.isxLanguage = {json.dumps(for_scripts())};{(ASSETS / 'words.js').read_text(encoding='utf-8')}",
         chart=(ASSETS / "chart.js").read_text(encoding="utf-8"),
         script=_asset("page.js"),
         content=packed(content),
@@ -49,16 +53,22 @@ def page(published: Published) -> str:
         first=published.first,
         headline=formatting.headline(first.plan, first.perplexities),
         parameters=formatting.millions(first.plan.parameters_dense),
-        dense="unknown" if dense.dense is None else f"{dense.dense:.1f}",
-        ends=f"{published.choice.percents[0]:g} to {published.choice.percents[-1]:g} %",
-        layers=_options(f"Layer {layer}" for layer in range(len(first.plan.layers))),
+        dense=say("unknown") if dense.dense is None else number(dense.dense, ".1f"),
+        ends=say("{first:g} to {last:g} %", first=published.choice.percents[0], last=published.choice.percents[-1]),
+        layers=_options(say("Layer {layer}", layer=layer) for layer in range(len(first.plan.layers))),
         prompts=_options(published.choice.prompts),
         protocol=_protocol(published),
-        command=escape(published.command),
-        **{f"{place}_chart": TEMPLATE.format(height=height, table="") for place, height in HEIGHTS.items()},
+        command=escape(published.command if language() == ENGLISH else f"{published.command} --language {language()}"),
+        **{f"{place}_chart": template(height) for place, height in HEIGHTS.items()},
     )
     if (size := len(text.encode())) > MOST:
-        raise ValueError(f"the page has {size / 1e6:.1f} MB; wanted at most {MOST / 1e6:.0f}; ask for fewer steps")
+        raise ValueError(
+            later(
+                "the page has {size:.1f} MB; wanted at most {most:.0f}; ask for fewer steps",
+                size=size / 1e6,
+                most=MOST / 1e6,
+            )
+        )
     return text
 
 
@@ -81,7 +91,11 @@ def _numbers(step: Step) -> dict[str, Any]:
         "percent": step.percent,
         "headline": formatting.headline(step.plan, step.perplexities),
         "removed": formatting.removed(step.plan),
-        "said": f"{step.percent:g} %, perplexity {_reading(step.perplexities.sliced_reading)}",
+        "said": say(
+            "{percent:g} %, perplexity {perplexity}",
+            percent=step.percent,
+            perplexity=_reading(step.perplexities.sliced_reading),
+        ),
         "table": _table(step),
         "answers": ["".join(answer(name, given[name], step.percent) for name in COLUMNS) for given in step.answers],
     }
@@ -97,13 +111,15 @@ def _table(step: Step) -> str:
     }
     costs = [step.costs.columns.get(name) for name in COLUMNS]
     rows = [
-        ("Parameters", *(formatting.millions(cost.parameters) if cost else "–" for cost in costs)),
-        ("of the layers removed", *(f"{cost.removed:.1%}" if cost else "–" for cost in costs)),
-        ("KV cache a token", *(formatting.size(cost.kv) if cost else "–" for cost in costs)),
-        ("Perplexity", *(_reading(readings[name][0]) for name in COLUMNS)),
-        ("times the dense one", "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
+        (say("Parameters"), *(formatting.millions(cost.parameters) if cost else "–" for cost in costs)),
+        (say("of the layers removed"), *(number(cost.removed, ".1%") if cost else "–" for cost in costs)),
+        (say("KV cache a token"), *(formatting.size(cost.kv) if cost else "–" for cost in costs)),
+        (say("Perplexity"), *(_reading(readings[name][0]) for name in COLUMNS)),
+        (say("times the dense one"), "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
     ]
-    problems = "".join(f'<p class="isx-quiet">{escape(problem)}</p>' for problem in step.costs.problems.values())
+    problems = "".join(
+        f'<p class="isx-quiet">{escape(spoken(problem))}</p>' for problem in step.costs.problems.values()
+    )
     return formatting.table(list(COLUMNS.values()), rows) + problems
 
 
@@ -112,7 +128,7 @@ def _reading(reading: Reading | None) -> str:
     if reading is None:
         return "–"
     known = reading.error is not None and math.isfinite(reading.error)
-    return f"{reading.value:.2f}" + (f" ± {reading.error:.2f}" if known else "")
+    return number(reading.value, ".2f") + (f" ± {number(reading.error, '.2f')}" if known else "")
 
 
 def _protocol(published: Published) -> str:
@@ -120,13 +136,19 @@ def _protocol(published: Published) -> str:
     shift = next((step.shift for step in published.steps if step.shift), None)
     first = published.steps[0]
     lines = {
-        "Model": f"{published.source}.",
-        "Perplexity": f"{published.protocol} ± is one standard error.",
-        "Ratios": f"Estimator: {ESTIMATORS[first.plan.estimator]}; no module gives more than "
-        f"{first.plan.cap:.0%}. Ratios and spectra come from the same calibration.",
-        "Activations": shift_protocol(shift) if shift else "Not measured.",
-        "Answers": f"Greedy (the likeliest token every time), at most {published.choice.tokens} tokens; one prompt "
-        "says little.",
+        say("Model"): f"{published.source}.",
+        say("Perplexity"): say("{protocol} ± is one standard error.", protocol=published.protocol),
+        say("Ratios"): say(
+            "Estimator: {estimator}; no module gives more than {cap:.0%}. "
+            "Ratios and spectra come from the same calibration.",
+            estimator=ESTIMATORS[first.plan.estimator],
+            cap=first.plan.cap,
+        ),
+        say("Activations"): shift_protocol(shift) if shift else say("Not measured."),
+        say("Answers"): say(
+            "Greedy (the likeliest token every time), at most {tokens} tokens; one prompt says little.",
+            tokens=published.choice.tokens,
+        ),
     }
     return "".join(f"<dt>{name}</dt><dd>{escape(words)}</dd>" for name, words in lines.items())
 

@@ -14,6 +14,7 @@ from components.compare.models import Columns
 from components.compare.views import Answer, Question
 from components.export import files
 from components.export.published.views import PROMPTS, Choice, Published, Step
+from components.language import later
 from components.session import limits
 from components.session.caches import BoundedCache
 from components.session.keys import SliceKey, recipe, slice_config, slice_key
@@ -62,8 +63,9 @@ class Publisher:
             yield PAUSE
         steps, start = [], time.monotonic()
         for done, setting in enumerate(at):
+            words = later("Page: {sparsity:g} % removed; steps", sparsity=setting.sparsity)
             left = (time.monotonic() - start) / done * (len(at) - done) if done else None
-            status = Status(f"Page: {setting.sparsity:g} % removed; steps", "busy", done, len(at), left)
+            status = Status(words, "busy", done, len(at), left)
             yield status
             steps.append((yield from _telling(status, self._step(setting, choice))))
         told = _without_folders(settings)
@@ -137,12 +139,14 @@ def _checked(choice: Choice) -> Choice:
     """The choice with its steps in order, each once. Raises UserError for what is none."""
     percents = sorted({float(limits.number("sparsity", percent, 0, 80)) for percent in choice.percents})
     if not 2 <= len(percents) <= MOST_STEPS:
-        raise UserError(f"the slider has {len(percents)} steps; wanted 2 to {MOST_STEPS}")
+        raise UserError(later("the slider has {count} steps; wanted 2 to {most}", count=len(percents), most=MOST_STEPS))
     if not 1 <= len(choice.prompts) <= MOST_PROMPTS:
-        raise UserError(f"{len(choice.prompts)} prompts are asked for; wanted 1 to {MOST_PROMPTS}")
+        raise UserError(
+            later("{count} prompts are asked for; wanted 1 to {most}", count=len(choice.prompts), most=MOST_PROMPTS)
+        )
     for prompt in choice.prompts:
-        if not limits.words("the prompt", prompt, limits.PROMPT.value).strip():
-            raise UserError("a prompt is empty; wanted some text to answer")
+        if not limits.words(later("the prompt"), prompt, limits.PROMPT.value).strip():
+            raise UserError(later("a prompt is empty; wanted some text to answer"))
     tokens = limits.whole("tokens", choice.tokens, 1, limits.NEW_TOKENS.value)
     return Choice(tuple(percents), tuple(choice.prompts), tokens)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from components.language import number, say
 from components.ratios.estimator_check.views import ModuleVerdict, VerdictView
 from components.session import choices
 from components.ui import figure
@@ -28,10 +29,10 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         foretold = [verdict.foretold[estimator] for verdict in verdicts]
         data.append(_points(verdicts, module, estimator, axes))
         layout[f"xaxis{figure.suffix(column)}"].update(
-            title=figure.title("foretold: importance of what goes"), exponentformat="power", nticks=6
+            title=figure.title(say("foretold: importance of what goes")), exponentformat="power", nticks=6
         )
         layout[f"yaxis{figure.suffix(column)}"].update(
-            title=figure.title("measured: KL from dense, nats a token" if column == 1 else ""),
+            title=figure.title(say("measured: KL from dense, nats a token") if column == 1 else ""),
             tickformat=".3~f",
             zeroline=True,
             zerolinecolor="@rule",
@@ -42,27 +43,37 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         if any(importance > 0 for importance in foretold):
             layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks(foretold))
         layout["annotations"].append(figure.heading(f"<b>{name}</b>: {_rho(view, estimator, module)}", axes))
-    note = "Slice each module alone, see how far that takes the model, and whether the importances foretold it."
+    note = say("Slice each module alone, see how far that takes the model, and whether the importances foretold it.")
     if view:
-        note = (
-            f"A point: {view.ratio:.0%} of one module sliced, nothing else. Height: how far that takes the next-token "
-            f"probabilities from the dense model's (KL divergence), on {view.measured_on}, ± one standard error. "
-            f"Foretold by {ESTIMATORS[estimator]}; ρ: Spearman's rank correlation."
+        note = say(
+            "A point: {ratio:.0%} of one module sliced, nothing else. Height: how far that takes the "
+            "next-token probabilities from the dense model's (KL divergence), on {measured_on}, ± "
+            "one standard error. Foretold by {estimator}; ρ: Spearman's rank correlation.",
+            ratio=view.ratio,
+            measured_on=view.measured_on,
+            estimator=ESTIMATORS[estimator],
         )
     layers = 1 + max((verdict.layer for verdict in view.modules), default=-1) if view else 0
     return Chart(
-        title="Was it right?",
+        title=say("Was it right?"),
         note=note,
-        hint="Click a point." if view else "",
+        hint=say("Click a point.") if view else "",
         data=data,
         layout=layout,
-        columns=["Layer", "Module", "KL from dense", "± error", "Place", f"Place foretold, {ESTIMATORS[estimator]}"],
+        columns=[
+            say("Layer"),
+            say("Module"),
+            say("KL from dense"),
+            say("± error"),
+            say("Place"),
+            say("Place foretold, {estimator}", estimator=ESTIMATORS[estimator]),
+        ],
         rows=[
             [
                 str(verdict.layer),
                 MODULES[verdict.module],
-                f"{verdict.damage:.5f}",
-                f"{verdict.error:.5f}",
+                number(verdict.damage, ".5f"),
+                number(verdict.error, ".5f"),
                 str(verdict.place),
                 str(verdict.places[estimator]),
             ]
@@ -85,7 +96,7 @@ def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes
         "type": "scatter",
         "mode": "markers",
         "name": MODULES[module],
-        "meta": figure.DIFFERENT,
+        "meta": {"module": module, **figure.DIFFERENT},  # `assets/lesson/answers.js` asks for the module
         "x": [figure.rounded(verdict.foretold[estimator]) for verdict in verdicts],
         "y": [figure.rounded(verdict.damage) for verdict in verdicts],
         "error_y": {
@@ -97,11 +108,18 @@ def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes
         },
         "customdata": [verdict.layer for verdict in verdicts],
         "text": [
-            f"number {verdict.place} of {len(verdicts)} as measured, number {verdict.places[estimator]} as foretold"
+            say(
+                "number {measured} of {of} as measured, number {foretold} as foretold",
+                measured=verdict.place,
+                of=len(verdicts),
+                foretold=verdict.places[estimator],
+            )
             for verdict in verdicts
         ],
-        "hovertemplate": f"<b>layer %{{customdata}}, {MODULES[module]}</b><br>%{{y:+.4f}} nats a token<br>%{{text}}"
-        "<extra></extra>",
+        "hovertemplate": say(
+            "<b>layer %{{customdata}}, {module}</b><br>%{{y:+.4f}} nats a token", module=MODULES[module]
+        )
+        + "<br>%{text}<extra></extra>",
         "marker": {"color": f"@{module}", "size": 8},
         "selected": {"marker": {"size": 15, "opacity": 1}},
         "unselected": {"marker": {"opacity": 0.6}},
@@ -114,16 +132,15 @@ def _ticks(values: Sequence[float]) -> Json:
     top = max(values)
     exponents = range(math.floor(math.log10(max(min(values), 1e-6 * top))), math.ceil(math.log10(top)) + 1)
     marks = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
-    return {"tickvals": marks, "ticktext": [f"{mark:.10f}".rstrip("0").rstrip(".") for mark in marks]}
+    return {"tickvals": marks, "ticktext": [number(mark, ".10f").rstrip("0").rstrip(".,") for mark in marks]}
 
 
 def _rho(view: VerdictView | None, estimator: str, module: str) -> str:
     if view is None:
-        return "not measured yet"
-    best = number(view.ceiling[module])
-    return f"ρ {number(view.rho[estimator][module])}, at best {best}"
+        return say("not measured yet")
+    return say("ρ {rho}, at best {best}", rho=digits(view.rho[estimator][module]), best=digits(view.ceiling[module]))
 
 
-def number(rho: float | None) -> str:
-    """Two digits, or a dash where there is none."""
-    return "–" if rho is None else f"{rho:.2f}"
+def digits(rho: float | None) -> str:
+    """Two of them, or a dash where there is none."""
+    return "–" if rho is None else number(rho, ".2f")

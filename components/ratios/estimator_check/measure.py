@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict
 
 from components.assets import ASSETS
+from components.language import later
 from components.ratios.estimator_check.views import Misjudged, ModuleVerdict, VerdictView
 from components.session.caches import BoundedCache
 from components.session.keys import CalibrationKey, calibration_key, is_usual
@@ -59,19 +60,21 @@ class Verdicts:
 
         def work() -> Iterator[Status | VerdictView]:
             calibrated = yield from self._session.calibrations.making(settings)
-            sensitivity = yield from statuses(measurement(calibrated), "Slicing one module alone:")
+            sensitivity = yield from statuses(measurement(calibrated), later("Slicing one module alone:"))
             yield self._judged(calibration_key(settings), calibrated, sensitivity)
 
         yield from self._session.jobs.run(visitor, "sensitivity", work(), urgency=Urgency.BACKGROUND)
 
     def _judged(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> VerdictView:
-        measured_on = f"{sensitivity.tokens:,} held-out tokens{rounding(key)}"
+        measured_on = later("{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding(key))
         return self._known.put(key, verdict_view(sensitivity, calibrated.source.profile, measured_on))
 
 
 def rounding(key: CalibrationKey) -> str:
     """What is to be known of numbers in a low precision."""
-    return "" if key.dtype == "float32" else f" in {key.dtype}, whose rounding alone is some 0.002 nats"
+    if key.dtype == "float32":
+        return ""
+    return later(" in {dtype}, whose rounding alone is some {nats:.3f} nats", dtype=key.dtype, nats=0.002)
 
 
 def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -> VerdictView:

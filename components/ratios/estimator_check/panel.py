@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from components.language import Words, later, say, spoken
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context
-from components.ratios.estimator_check.chart import judged, number, verdict_chart
+from components.ratios.estimator_check.chart import digits, judged, verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
-from components.ratios.estimator_check.views import VerdictView
+from components.ratios.estimator_check.views import Misjudged, VerdictView
 from components.session.session import Session
 from components.session.settings import Settings
 from components.ui import formatting
@@ -20,7 +21,7 @@ from components.ui.explainers import fold
 from components.ui.handlers import Follower, bind, flat, skipped, visitor_of
 from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
 
-PATIENCE = "Other measurements wait for it; what is done when you cancel is kept."
+PATIENCE = later("Other measurements wait for it; what is done when you cancel is kept.")
 
 
 class Shown(NamedTuple):
@@ -66,7 +67,7 @@ def measure(verdicts: Verdicts, settings: Settings, layer: int, request: gr.Requ
         if isinstance(event, VerdictView):
             yield Measured(*show(verdicts, settings, layer, request), progress="")
         else:
-            patience = f'<p class="isx-quiet">{PATIENCE}</p>' if event.kind == "busy" else ""
+            patience = f'<p class="isx-quiet">{spoken(PATIENCE)}</p>' if event.kind == "busy" else ""
             yield skipped(Measured)._replace(progress=formatting.status(event) + patience)
 
 
@@ -79,11 +80,11 @@ def build(session: Session, first: Settings) -> EstimatorCheckPanel:
     """Chart, words, and the job's buttons, with what is known of `first`. Called inside the Ratios tab."""
     verdicts = Verdicts(session)
     view = verdicts.known(first)
-    points = chart(verdict_chart(view, first.estimator).to_json(), height=360, elem_id="verdict-chart")
-    words = gr.HTML(words_of(view, first.estimator), elem_id="verdict-words", apply_default_css=False)
+    points = chart(Words(lambda: verdict_chart(view, first.estimator).to_json()), height=360, elem_id="verdict-chart")
+    words = gr.HTML(Words(lambda: words_of(view, first.estimator)), elem_id="verdict-words", apply_default_css=False)
     with gr.Row(elem_classes="isx-job", visible=view is None) as job:
-        measure = gr.Button("Measure each module alone", size="md", elem_id="verdict-measure", min_width=210)
-        cancel = gr.Button("Cancel", size="md", elem_id="verdict-cancel", min_width=70)
+        measure = gr.Button(later("Measure each module alone"), size="md", elem_id="verdict-measure", min_width=210)
+        cancel = gr.Button(later("Cancel"), size="md", elem_id="verdict-cancel", min_width=70)
     progress = gr.HTML(elem_id="verdict-progress", apply_default_css=False)
     fold("verdict")
     return EstimatorCheckPanel(verdicts, Shown(points, words, job), measure, cancel, progress)
@@ -105,21 +106,32 @@ def words_of(view: VerdictView | None, estimator: str) -> str:
     if view is None:
         return ""
     correlations = {ESTIMATORS[name]: rhos for name, rhos in view.rho.items()}
-    correlations["at best"] = view.ceiling
-    rows = [(name, *(number(rhos[module]) for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
+    correlations[say("at best")] = view.ceiling
+    rows = [(name, *(digits(rhos[module]) for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
     table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
     shown = judged(view, estimator)
     misjudged = [module for module in view.misjudged if module.estimator == shown]
     name = ESTIMATORS[shown]
-    lines = "".join(
-        f"<li>Layer {module.layer}'s {MODULES_IN_WORDS[module.module]} hurts "
-        f"{'more' if module.measured < module.foretold else 'less'} than {escape(name)} foretells: "
-        f"number {module.measured} of {module.of} as measured, number {module.foretold} as foretold.</li>"
-        for module in misjudged
+    lines = "".join(f"<li>{_misjudged(module, escape(name))}</li>" for module in misjudged)
+    if misjudged:
+        told = say("Misjudged by more than a third of the layers, noise allowed for (number 1 hurts most):")
+    else:
+        told = say(
+            "{name} misjudges no module by more than a third of the layers, noise allowed for.", name=escape(name)
+        )
+    return f'{table}<div class="isx-words"><p>{told}</p>{f"<ul>{lines}</ul>" if misjudged else ""}</div>'
+
+
+def _misjudged(module: Misjudged, name: str) -> str:
+    known = module._asdict() | {"module": MODULES_IN_WORDS[module.module], "name": name}
+    if module.measured < module.foretold:
+        return say(
+            "Layer {layer}'s {module} hurts more than {name} foretells: "
+            "number {measured} of {of} as measured, number {foretold} as foretold.",
+            **known,
+        )
+    return say(
+        "Layer {layer}'s {module} hurts less than {name} foretells: "
+        "number {measured} of {of} as measured, number {foretold} as foretold.",
+        **known,
     )
-    verdict = (
-        f"<p>Misjudged by more than a third of the layers, noise allowed for (number 1 hurts most):</p><ul>{lines}</ul>"
-        if misjudged
-        else f"<p>{escape(name)} misjudges no module by more than a third of the layers, noise allowed for.</p>"
-    )
-    return f'{table}<div class="isx-words">{verdict}</div>'

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from components.language import later, number, say, spoken
 from components.ratios.prices.views import ModulePrice, PriceView
 from components.ui import figure
 from components.ui.figure import Chart, Json
 from components.ui.labels import ESTIMATORS, LINE_OF, MODULES
 
-WAITING = "Cut every module of the slice a little further and a little less, and see what one parameter costs there."
+WAITING = later(
+    "Cut every module of the slice a little further and a little less, and see what one parameter costs there."
+)
 
 
 def price_chart(view: PriceView | None, estimator: str, selected: int = 0) -> Chart:
@@ -26,37 +29,44 @@ def price_chart(view: PriceView | None, estimator: str, selected: int = 0) -> Ch
         prices = [price for price in modules if price.module == module]
         data += [_foretold(prices, name, axes, row == 1) for name in shown]
         data.append(_measured(prices, module, axes))
-        layout[f"yaxis{figure.suffix(row)}"].update(title=figure.title(f"{name}, times the median"), tickformat=".3~g")
+        layout[f"yaxis{figure.suffix(row)}"].update(
+            title=figure.title(say("{module}, times the median", module=name)), tickformat=".3~g"
+        )
         if not view:
             layout[f"yaxis{figure.suffix(row)}"].update(showticklabels=False, range=[0, 2])
     reach = [-0.6, max(layers, 1) - 0.4]
-    layout["xaxis2"].update(title=figure.title("layer"), range=reach, dtick=figure.step(layers))
+    layout["xaxis2"].update(title=figure.title(say("layer")), range=reach, dtick=figure.step(layers))
     layout["xaxis"].update(range=reach, matches="x2", showticklabels=False)
     layout["shapes"] = [figure.band(selected), *(figure.level(row, 1.0) for row in (1, 2))] if view else []
     layout["xaxis2"]["showticklabels"] = view is not None
-    note = WAITING
+    note = spoken(WAITING)
     if view:
-        note = (
+        note = say(
             "Points: what one more parameter cut there adds to KL from the dense model, in this slice, over what it "
-            f"adds in the median module; ± one standard error, on {view.measured_on}. Line: the same as "
-            f"{' and '.join(ESTIMATORS[name] for name in shown)} foretells. At the best plan of a size all points lie "
-            "at one height: above it a module is cut too deep, below it too little."
+            "adds in the median module; ± one standard error, on {measured_on}. Line: the same as "
+            "{estimators} foretells. At the best plan of a size all points lie "
+            "at one height: above it a module is cut too deep, below it too little.",
+            measured_on=view.measured_on,
+            estimators=say(" and ").join(ESTIMATORS[name] for name in shown),
         )
     return Chart(
-        title="What does one more parameter cost?",
+        title=say("What does one more parameter cost?"),
         note=note,
-        hint="Click a layer." if view else "",
+        hint=say("Click a layer.") if view else "",
         data=data,
         layout=layout,
-        columns=["Layer", "Module", "Removed", "Measured", "± error", *(ESTIMATORS[name] for name in estimators)],
+        columns=[
+            *(say("Layer"), say("Module"), say("Removed"), say("Measured"), say("± error")),
+            *(ESTIMATORS[name] for name in estimators),
+        ],
         rows=[
             [
                 str(price.layer),
                 MODULES[price.module],
-                f"{price.ratio:.0%}",
-                f"{price.times:.2f}",
-                f"{price.error:.2f}",
-                *(f"{price.foretold[name]:.2f}" for name in estimators),
+                number(price.ratio, ".0%"),
+                number(price.times, ".2f"),
+                number(price.error, ".2f"),
+                *(number(price.foretold[name], ".2f") for name in estimators),
             ]
             for price in modules
         ],
@@ -69,7 +79,7 @@ def _measured(prices: Sequence[ModulePrice], module: str, axes: Json) -> Json:
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": f"{MODULES[module]}, measured",
+        "name": say("{module}, measured", module=MODULES[module]),
         "meta": figure.ALWAYS,
         "x": [price.layer for price in prices],
         "y": [figure.rounded(price.times) for price in prices],
@@ -80,9 +90,9 @@ def _measured(prices: Sequence[ModulePrice], module: str, axes: Json) -> Json:
             "thickness": 0.8,
             "width": 0,
         },
-        "customdata": [f"{price.ratio:.0%} removed" for price in prices],
-        "hovertemplate": f"<b>layer %{{x}}, {MODULES[module]}</b><br>%{{y:.2f}} times the median<br>%{{customdata}}"
-        "<extra></extra>",
+        "customdata": [say("{share:.0%} removed", share=price.ratio) for price in prices],
+        "hovertemplate": say("<b>layer %{{x}}, {module}</b><br>%{{y:.2f}} times the median", module=MODULES[module])
+        + "<br>%{customdata}<extra></extra>",
         "marker": {"color": f"@{module}", "size": 8},
         "showlegend": False,
         **axes,
@@ -90,7 +100,7 @@ def _measured(prices: Sequence[ModulePrice], module: str, axes: Json) -> Json:
 
 
 def _foretold(prices: Sequence[ModulePrice], estimator: str, axes: Json, legend: bool) -> Json:
-    name = f"{ESTIMATORS[estimator]} foretells"
+    name = say("{estimator} foretells", estimator=ESTIMATORS[estimator])
     return {
         "type": "scatter",
         "mode": "lines",
@@ -101,6 +111,6 @@ def _foretold(prices: Sequence[ModulePrice], estimator: str, axes: Json, legend:
         "x": [price.layer for price in prices],
         "y": [figure.rounded(price.foretold[estimator]) for price in prices],
         "line": figure.line(LINE_OF.get(estimator, "other"), 1.6),
-        "hovertemplate": name + " %{y:.2f} times the median<extra></extra>",
+        "hovertemplate": say("{name} %{{y:.2f}} times the median", name=name) + "<extra></extra>",
         **axes,
     }

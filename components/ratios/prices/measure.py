@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from components.assets import ASSETS
+from components.language import later
 from components.ratios.prices.views import Exchanged, ModulePrice, OtherPlan, Parting, PriceView
 from components.session.caches import BoundedCache
 from components.session.keys import SliceKey, is_usual, slice_config, slice_key
@@ -39,7 +40,7 @@ from intraslice.slicing.driver import slice_model
 
 FILE = ASSETS / "prices.json"
 PARTINGS = 4  # modules named, of those on which two plans part most
-NOTHING = "nothing is removed, so there is no price to measure; ask for a sparsity above 0"
+NOTHING = later("nothing is removed, so there is no price to measure; ask for a sparsity above 0")
 
 
 class PriceViews:
@@ -86,7 +87,7 @@ class PriceViews:
     def _measuring(self, settings: Settings, calibrated: Calibrated) -> Generator[Status, None, Prices]:
         sliced, plan = (yield from self._session.slice(settings)), self._session.slice_plan(settings)
         work = measure_prices(calibrated.loaded, calibrated.stats, sliced, plan, calibrated.windows)
-        return (yield from statuses(work, "Cutting one module further, or less:"))
+        return (yield from statuses(work, later("Cutting one module further, or less:")))
 
 
 def first_measurement(calibrated: Calibrated) -> Generator[Progress, None, Prices]:
@@ -140,7 +141,7 @@ def _other(name: str, prices: Prices, profile: Profile, plan: SlicePlan) -> Othe
 
 
 def _words(prices: Prices) -> str:
-    return f"{prices.tokens:,} held-out tokens"
+    return later("{tokens:,} held-out tokens", tokens=prices.tokens)
 
 
 def _kept(profile: Profile, plan: SlicePlan) -> PriceView:

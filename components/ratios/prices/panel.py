@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from components.language import Words, later, say, spoken
 from components.page.context import CHEAP, HEAVY, PRIVATE, Context
 from components.ratios.prices.chart import price_chart
 from components.ratios.prices.measure import PriceViews
@@ -20,7 +21,7 @@ from components.ui.explainers import fold
 from components.ui.handlers import Follower, bind, flat, skipped, visitor_of
 from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
 
-PATIENCE = "Other measurements wait for it; what is done when you cancel is kept."
+PATIENCE = later("Other measurements wait for it; what is done when you cancel is kept.")
 
 
 class Shown(NamedTuple):
@@ -66,7 +67,7 @@ def measure(prices: PriceViews, settings: Settings, layer: int, request: gr.Requ
         if isinstance(event, PriceView):
             yield Measured(*show(prices, settings, layer, request), progress="")
         else:
-            patience = f'<p class="isx-quiet">{PATIENCE}</p>' if event.kind == "busy" else ""
+            patience = f'<p class="isx-quiet">{spoken(PATIENCE)}</p>' if event.kind == "busy" else ""
             yield skipped(Measured)._replace(progress=formatting.status(event) + patience)
 
 
@@ -79,11 +80,11 @@ def build(session: Session, first: Settings) -> PricesPanel:
     """Chart, words, and the job's buttons, with what is known of `first`. Called inside the Ratios tab."""
     prices = PriceViews(session)
     view = prices.known(first)
-    points = chart(price_chart(view, first.estimator).to_json(), height=440, elem_id="price-chart")
-    words = gr.HTML(words_of(view), elem_id="price-words", apply_default_css=False)
+    points = chart(Words(lambda: price_chart(view, first.estimator).to_json()), height=440, elem_id="price-chart")
+    words = gr.HTML(Words(lambda: words_of(view)), elem_id="price-words", apply_default_css=False)
     with gr.Row(elem_classes="isx-job", visible=view is None) as job:
-        button = gr.Button("Measure this slice's prices", size="md", elem_id="price-measure", min_width=210)
-        cancel = gr.Button("Cancel", size="md", elem_id="price-cancel", min_width=70)
+        button = gr.Button(later("Measure this slice's prices"), size="md", elem_id="price-measure", min_width=210)
+        cancel = gr.Button(later("Cancel"), size="md", elem_id="price-cancel", min_width=70)
     progress = gr.HTML(elem_id="price-progress", apply_default_css=False)
     fold("prices")
     return PricesPanel(prices, Shown(points, words, job), button, cancel, progress)
@@ -105,26 +106,43 @@ def words_of(view: PriceView | None) -> str:
         return ""
     lines = []
     if (best := view.exchanged) is not None:
-        lines.append(
-            f"<p>Moving {best.share:.2%} of the layers' parameters from {_place(best.giver)} to {_place(best.taker)} "
-            f"would change KL by <b>{best.change:+.4f} ± {best.error:.4f}</b> nats a token; the whole slice is at "
-            f"{view.divergence:.3f}.</p>"
+        told = say(
+            "Moving {share:.2%} of the layers' parameters from {giver} to {taker} would change KL by "
+            "<b>{change:+.4f} ± {error:.4f}</b> nats a token; the whole slice is at {divergence:.3f}.",
+            share=best.share,
+            giver=_place(best.giver),
+            taker=_place(best.taker),
+            change=best.change,
+            error=best.error,
+            divergence=view.divergence,
         )
+        lines.append(f"<p>{told}</p>")
     lines += [_other(other) for other in view.others]
     return f'<div class="isx-words">{"".join(lines)}</div>'
 
 
 def _other(other: OtherPlan) -> str:
     partings = "; ".join(
-        f"layer {one.layer}'s {MODULES_IN_WORDS[one.module]}, {one.ratio:.0%} here and {one.other:.0%} there"
+        say(
+            "layer {layer}'s {module}, {here:.0%} here and {there:.0%} there",
+            layer=one.layer,
+            module=MODULES_IN_WORDS[one.module],
+            here=one.ratio,
+            there=one.other,
+        )
         for one in other.partings
     )
-    return (
-        f"<p>{escape(ESTIMATORS[other.estimator])} ratios of equal size part most from these on {partings}. By these "
-        f"prices, a straight line through small steps, going over to them would change KL by "
-        f"<b>{other.change:+.3f} ± {other.error:.3f}</b>.</p>"
+    told = say(
+        "{estimator} ratios of equal size part most from these on {partings}. By these "
+        "prices, a straight line through small steps, going over to them would change KL by "
+        "<b>{change:+.3f} ± {error:.3f}</b>.",
+        estimator=escape(ESTIMATORS[other.estimator]),
+        partings=partings,
+        change=other.change,
+        error=other.error,
     )
+    return f"<p>{told}</p>"
 
 
 def _place(price: ModulePrice) -> str:
-    return f"layer {price.layer}'s {MODULES_IN_WORDS[price.module]}"
+    return say("layer {layer}'s {module}", layer=price.layer, module=MODULES_IN_WORDS[price.module])

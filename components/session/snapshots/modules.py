@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from components.language import later, on_day
+
 DIGITS = 5
 
 
@@ -25,6 +27,11 @@ def load(path: Path) -> dict[str, Any]:
         {name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in one.items()}
         for one in record["modules"]
     ]
+    _, _, written = record["measured_on"].partition(", ")
+    if written:
+        tokens = record["tokens"]
+        measured_on = later("{tokens:,} held-out tokens, {day}", tokens=tokens, day=on_day(written))
+        record |= {"measured_on": measured_on}
     return record | {"modules": modules}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from components.assets import ASSETS
+from components.language import later, on_day
 from components.session.plan_views import Source
 from intraslice.config import MODULE_KINDS
 from intraslice.planning.estimators import Importances
@@ -85,7 +87,22 @@ def source(path: Path = FILE) -> tuple[Source, dict[float, float]]:
         curve = dict(json.loads(str(arrays["about"])).get("curve", ()))
     # The default model's head is its embeddings; beside these only the last norm lies outside the layers.
     head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
-    return Source(profile, head_weights, provisional=f"Snapshot: {words}"), curve
+    return Source(profile, head_weights, provisional=later("Snapshot: {label}", label=told(words))), curve
+
+
+def told(label: str) -> str:
+    """A snapshot's sentence for whoever reads it, as `label` writes it."""
+    parts = re.fullmatch(r"(\S+) on (\d+) x (\d+) tokens of Wikipedia's lead sections, (\d+ \w+ \d{4})\.", label)
+    if parts is None:
+        return label
+    model, sequences, length, written = parts.groups()
+    return later(
+        "{model} on {sequences} x {length} tokens of Wikipedia's lead sections, {day}.",
+        model=model,
+        sequences=sequences,
+        length=length,
+        day=on_day(written),
+    )
 
 
 def label() -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
+from components.language import later
 from components.session import limits
 from components.session.settings import Status
 from components.session.work.scheduler import PAUSE, Job, Scheduler, Urgency, Waiting
@@ -83,7 +84,7 @@ class Jobs:
                     if type(event) is not type(following):
                         yield event
             if job.stopped and not looking_at:
-                yield Status("Stopped", "ready")
+                yield Status(later("Stopped"), "ready")
         except EXPECTED as problem:
             yield Status(str(problem) or type(problem).__name__, "error")
         finally:
@@ -101,9 +102,11 @@ class Jobs:
             visitors = [name for name, running in self._running if not running.job.stopped]
         own, waiting = visitors.count(visitor), len(visitors)
         if own >= limits.VISITOR_JOBS.value:
-            return f"{own} things of yours are being done already; wait for one, or stop it"
+            return later("{count} things of yours are being done already; wait for one, or stop it", count=own)
         if waiting >= limits.JOBS.value:
-            return f"{waiting} jobs of others are before yours, which is too many; try again in a minute"
+            return later(
+                "{count} jobs of others are before yours, which is too many; try again in a minute", count=waiting
+            )
         return ""
 
     def _of(self, visitor: str) -> list[_Running]:

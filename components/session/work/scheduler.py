@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
 
+from components.language import later
+
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -237,7 +239,8 @@ class Scheduler:
                 job._tell(event)
         self._count(job, self._clock() - start)
         if job.seconds > job.most and not job.ended:
-            self._close(job, TimeoutError(f"this took {job.seconds:,.0f} seconds, which is all there is; ask for less"))
+            words = later("this took {seconds:,.0f} seconds, which is all there is; ask for less", seconds=job.seconds)
+            self._close(job, TimeoutError(words))
         return True
 
     def _next(self, now: float) -> Job | None:

@@ -6,31 +6,35 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from components.language import later, number, say
 from components.session.settings import Settings
 from components.session.views import Beside, Reading
-from components.ui.labels import ESTIMATORS
+from components.ui.labels import ESTIMATORS, Terms
+
+ORDERS = Terms({"one-shot": later("one-shot"), "sequential": later("sequential")})
+SHAPES = Terms({"free": later("free shapes"), "runtime": later("runtime shapes")})
 
 # What is told of A beside its sparsity and estimator, where the current setting has it otherwise.
 FIELDS: dict[str, Callable[[Settings], str]] = {
-    "bias": lambda pinned: "automatic bias" if pinned.bias is None else f"bias {pinned.bias:g}",
-    "cap": lambda pinned: f"cap {pinned.cap:g} %",
-    "shapes": lambda pinned: f"{pinned.shapes} shapes",
-    "order": lambda pinned: pinned.order,
-    "iterative": lambda pinned: "MLPs refined" if pinned.iterative else "MLPs not refined",
-    "text": lambda pinned: f"text {Path(pinned.text).name}",
-    "upload": lambda pinned: "a text of yours" if pinned.upload else "no text of yours",
-    "sequences": lambda pinned: f"{pinned.sequences} sequences",
-    "length": lambda pinned: f"of {pinned.length} tokens",
-    "seed": lambda pinned: f"seed {pinned.seed}",
+    "bias": lambda pinned: say("automatic bias") if pinned.bias is None else say("bias {bias:g}", bias=pinned.bias),
+    "cap": lambda pinned: say("cap {cap:g} %", cap=pinned.cap),
+    "shapes": lambda pinned: SHAPES[pinned.shapes],
+    "order": lambda pinned: ORDERS[pinned.order],
+    "iterative": lambda pinned: say("MLPs refined") if pinned.iterative else say("MLPs not refined"),
+    "text": lambda pinned: say("text {name}", name=Path(pinned.text).name),
+    "upload": lambda pinned: say("a text of yours") if pinned.upload else say("no text of yours"),
+    "sequences": lambda pinned: say("{sequences} sequences", sequences=pinned.sequences),
+    "length": lambda pinned: say("of {length} tokens", length=pinned.length),
+    "seed": lambda pinned: say("seed {seed}", seed=pinned.seed),
     "dtype": lambda pinned: pinned.dtype,
 }
 
 
 def name_of(pinned: Settings, settings: Settings) -> str:
     """`20 %, Fisher, sequential`: A, with whatever else tells it from the current setting."""
-    estimator = "by hand" if pinned.locked else ESTIMATORS.get(pinned.estimator, pinned.estimator)
+    estimator = say("by hand") if pinned.locked else ESTIMATORS.get(pinned.estimator, pinned.estimator)
     others = [tell(pinned) for name, tell in FIELDS.items() if getattr(pinned, name) != getattr(settings, name)]
-    return ", ".join([f"{pinned.sparsity:g} %", estimator, *others])
+    return ", ".join([f"{number(pinned.sparsity, 'g')} %", estimator, *others])
 
 
 def sentence(parameters: int, sliced: Reading | None, pinned: Beside | None, words: Callable[[float], str]) -> str:
@@ -38,16 +42,28 @@ def sentence(parameters: int, sliced: Reading | None, pinned: Beside | None, wor
     if pinned is None:
         return ""
     change = parameters - pinned.plan.parameters_sliced
-    weights = (
-        "as many parameters" if change == 0 else f"{words(abs(change))} parameters {'more' if change > 0 else 'fewer'}"
-    )
+    count = words(abs(change))
+    if change == 0:
+        weights = say("as many parameters")
+    else:
+        weights = (
+            say("{count} parameters more", count=count) if change > 0 else say("{count} parameters fewer", count=count)
+        )
     before = pinned.measured.sliced_reading
     if sliced is None or before is None:
-        worse = "; perplexities are compared when both are measured"
+        worse = say("; perplexities are compared when both are measured")
     else:
-        about = "" if _is_whole(sliced) and _is_whole(before) else "about "
-        worse = f", perplexity {about}<b>{signed(sliced.value - before.value, lambda value: f'{value:.1f}')}</b>"
-    return f' <span class="isx-beside">Against <b>A</b> ({escape(pinned.words)}): {weights}{worse}.</span>'
+        change = signed(sliced.value - before.value, lambda value: number(value, ".1f"))
+        whole = _is_whole(sliced) and _is_whole(before)
+        worse = (
+            say(", perplexity <b>{change}</b>", change=change)
+            if whole
+            else say(", perplexity about <b>{change}</b>", change=change)
+        )
+    told = say(
+        "Against <b>A</b> ({words}): {weights}{worse}.", words=escape(pinned.words), weights=weights, worse=worse
+    )
+    return f' <span class="isx-beside">{told}</span>'
 
 
 def signed(change: float, words: Callable[[float], str]) -> str:

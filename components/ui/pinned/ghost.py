@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 
+from components.language import later, spoken
 from components.ui.figure import FOLLOWS, Json
 
 NOTHING = "rgba(0,0,0,0)"
 WIDTH = 1.2  # pixels
 KINDS = {  # what a reader sees of each
-    "bar": "outlines",
-    "markers": "circles",
-    "lines": "thin lines",
-    "circle": "hollow rings",
-    "line": "dotted lines",
+    "bar": later("outlines"),
+    "markers": later("circles"),
+    "lines": later("thin lines"),
+    "circle": later("hollow rings"),
+    "line": later("dotted lines"),
 }
 
 
@@ -30,13 +31,13 @@ def ghost(chart: str) -> str:
     if not traces and not shapes:
         return ""
     drawn = {"data": [_faint(trace) for trace in traces], "shapes": [_outline(shape) for shape in shapes]}
-    said = [KINDS["circle" if shape["type"] == "circle" else "line"] for shape in shapes]
+    said = [spoken(KINDS["circle" if shape["type"] == "circle" else "line"]) for shape in shapes]
     return json.dumps({**drawn, "said": said, "rows": sent["table"]["rows"]}, separators=(",", ":"))
 
 
 def _faint(trace: Json) -> Json:
     """Bars as outlines, curves thin, markers hollow; its `meta` says which."""
-    said = KINDS[trace["type"] if trace["type"] == "bar" else trace["mode"].split("+")[0]]
+    said = spoken(KINDS[trace["type"] if trace["type"] == "bar" else trace["mode"].split("+")[0]])
     told = {"hovertemplate": f"A: {trace['hovertemplate']}"} if "hovertemplate" in trace else {}
     told |= {"name": f"A: {trace['name']}", "meta": {**trace["meta"], "said": said}}
     trace = {**trace, "showlegend": False, **told}

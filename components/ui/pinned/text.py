@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from components.language import later
 from components.session import limits
 from components.session.keys import require_allowed
 from components.session.settings import Settings
@@ -25,7 +26,7 @@ def write(settings: Settings) -> str:
 
 def read(text: Any) -> Settings | None:
     """The setting of a text, None of an empty one; its upload is a mark. Raises UserError for what is no setting."""
-    told = dict(parse_qsl(limits.words("the pinned setting", text or "", limits.LINK.value)))
+    told = dict(parse_qsl(limits.words(later("the pinned setting"), text or "", limits.LINK.value)))
     if not told:
         return None
     for name in told:

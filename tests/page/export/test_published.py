@@ -15,6 +15,7 @@ from components.export import panel
 from components.export.published import charts, html, measure
 from components.export.published.pack import packed
 from components.export.published.views import Choice, Published
+from components.language import speaking
 from components.session.keys import recipe
 from components.session.settings import Settings
 from components.ui.downloads import Downloads
@@ -228,3 +229,20 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(publish, tmp_path, name, 
     assert words in line
     assert [file.name for file in tmp_path.iterdir()] == ["there.html"]
     assert (tmp_path / "there.html").read_text() == "mine"
+
+
+def test_in_german_it_is_all_german(published) -> None:
+    with speaking("de"):
+        german = html.page(published)
+    found = unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', german, re.S)[1])
+    assert '<html lang="de">' in german
+    assert "Was das Zuschneiden von tiny kostet" in german
+    assert "--language de</pre>" in german
+    assert re.search(r"<dd>Perplexität auf [\d.]+ Tokens in Fenstern von", german)
+    step = found["steps"][1]
+    assert step["said"].startswith("30 %, Perplexität ".replace(" %", "\u00a0%"))
+    assert re.search(r"30\u00a0%</b> der Gewichte|\d\u00a0%</b> der Gewichte", step["headline"])
+    assert '<th scope="col">Modulübergreifend</th>' in step["table"]
+    charts_told = json.dumps([chart[1] for place, chart in found["charts"].items() if place != "spectra"])
+    assert "Welche Schichten geben ab" in charts_told
+    assert not re.search(r"(?<![\w-])(the|removed|heads|perplexity)(?![\w-])", charts_told)

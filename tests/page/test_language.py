@@ -1,0 +1,275 @@
+"""The page in two languages: nothing is left unsaid in the second, numbers are written as it has them, and each visitor
+is answered in their own, two at once included."""
+
+import ast
+import copy
+import html.parser
+import json
+import re
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from string import Formatter
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from browsing import SnapshotSession
+from gradio_client import Client
+
+from app import build_app, launch_options
+from components import tabs
+from components.assets import ASSETS
+from components.language import ENGLISH, LANGUAGES, Words, asked_for, later, number, say, speaking, spoken, words_of
+from components.page.link import usual
+from components.session import choices
+from components.session.session import Session
+from components.session.settings import Settings, Status
+from components.session.work.jobs import Jobs
+from components.ui import formatting
+from components.ui.handlers import language_of
+from intraslice.data import NAMED_CORPORA
+
+ROOT = ASSETS.parent
+OTHERS = [code for code in LANGUAGES if code != ENGLISH]
+SAID = re.compile(r'\b(?:isxSay|say)\(\s*"((?:[^"\\]|\\.)*)"')
+GERMAN = {"lang": "de"}
+
+
+def python_texts() -> set[str]:
+    """Every text that the page's code says."""
+    found = set()
+    for path in (ROOT / "app.py", *(ROOT / "components").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(getattr(node, "func", None), "id", "")
+            if name in ("say", "later") and isinstance(node.args[0], ast.Constant):
+                found.add(node.args[0].value)
+            elif name in ("say", "later"):
+                assert path.name == "language.py", f"{path.name}:{node.lineno} says what no list of words can hold"
+    return found
+
+
+def library_terms() -> set[str]:
+    """What the page shows of the library's own names."""
+    labels = {entry.label for registry in (choices.ESTIMATORS, choices.METHODS) for entry in registry.values()}
+    units = {entry.units for entry in choices.ESTIMATORS.values() if entry.units}
+    return labels | units | {"neurons", "units"} | {text.partition(" (")[0] for text in NAMED_CORPORA.values()}
+
+
+def script_texts() -> set[str]:
+    """Every text that the browser's scripts say, but for the example in a comment."""
+    scripts = (path for path in (ASSETS).rglob("*.js") if path.name != "words.js")
+    return {json.loads(f'"{text}"') for path in scripts for text in SAID.findall(path.read_text(encoding="utf-8"))}
+
+
+def places(text: str) -> Counter:
+    """The placeholders of a text, with how each is formatted."""
+    return Counter(f"{name}!{how}:{form}" for _, name, form, how in Formatter().parse(text) if name is not None)
+
+
+@pytest.mark.parametrize("code", OTHERS)
+@pytest.mark.parametrize(
+    ("file", "said", "terms"), [("words", python_texts, library_terms), ("scripts", script_texts, set)]
+)
+def test_every_word_is_there_with_its_places_and_none_is_left_over(code, file, said, terms) -> None:
+    known, wanted = words_of(code, file), said() | terms()
+    assert sorted(wanted - known.keys()) == []
+    assert sorted(known.keys() - wanted) == []
+    assert [text for text, words in known.items() if not words.strip() and text.strip()] == []
+    assert [text for text, words in known.items() if places(text) != places(words)] == []
+
+
+class Elements(html.parser.HTMLParser):
+    """How often each element stands in a text, with what scripts and styles know it by."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: Counter = Counter()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        known = sorted((name, value) for name, value in attrs if name in ("id", "class", "href", "for", "name", "type"))
+        self.found[tag, str(known)] += 1
+
+
+@pytest.mark.parametrize("code", OTHERS)
+def test_long_texts_have_the_same_elements(code) -> None:
+    english, other = ASSETS / "texts" / ENGLISH, ASSETS / "texts" / code
+    names = {path.name for path in english.iterdir()}
+    assert {path.name for path in other.iterdir()} - {"words.json", "scripts.json"} == names
+    for name in sorted(name for name in names if name.endswith(".html")):
+        texts = [(folder / name).read_text(encoding="utf-8") for folder in (english, other)]
+        first, second = (Elements(text).found for text in texts)
+        assert first - second == second - first == Counter(), name
+        assert Counter(re.findall(r"\$\w+", texts[0])) == Counter(re.findall(r"\$\w+", texts[1])), name
+
+
+KEPT = ("id", "states", "tab", "target", "veil", "press", "sparsity", "kind", "min", "max", "step", "value", "groups")
+
+
+def alike(english: object, other: object, name: str = "") -> None:
+    """Two JSON values differ in nothing but words, and these have the same gaps."""
+    assert type(english) is type(other)
+    if isinstance(english, dict):
+        assert english.keys() == other.keys()
+        for key in english:
+            alike(english[key], other[key], key)
+    elif isinstance(english, list) and name not in KEPT:
+        assert len(english) == len(other)
+        for pair in zip(english, other, strict=True):
+            alike(*pair, name)
+    elif isinstance(english, str) and (name not in KEPT or " " in english):
+        assert other.strip()
+        assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", other))
+    else:
+        assert english == other, name
+
+
+@pytest.mark.parametrize("code", OTHERS)
+@pytest.mark.parametrize("name", ["lesson.json", "tour.json", "keys.json"])
+def test_lesson_tour_and_keys_are_the_same_but_for_words(code, name) -> None:
+    english, other = (json.loads((ASSETS / "texts" / one / name).read_text("utf-8")) for one in (ENGLISH, code))
+    alike(english, other)
+
+
+def test_the_tour_opens_tabs_that_there_are() -> None:
+    steps = json.loads((ASSETS / "texts" / ENGLISH / "tour.json").read_text("utf-8"))
+    assert {step["tab"] for step in steps} <= tabs.TABS.keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "german"),
+    [
+        (0.298, ".1%", "29,8\u00a0%"),
+        (1234567, ",", "1.234.567"),
+        (-1234.5, "+,.2f", "-1.234,50"),
+        (30, "g", "30"),
+        (3.2e-5, ".1e", "3,2e-05"),
+    ],
+)
+def test_numbers_are_written_as_the_language_has_them(value, form, german) -> None:
+    assert number(value, form) == format(value, form)
+    with speaking("de"):
+        assert number(value, form) == german
+        assert say("{count} of {wanted} points.", count=3, wanted=8) == "3 von 8 Punkten."
+
+
+@pytest.mark.parametrize(
+    ("query", "accepted", "code"),
+    [
+        ({}, None, "en"),
+        ({}, "de-DE,de;q=0.9,en;q=0.8", "de"),
+        ({}, "fr;q=0.9, en;q=0.5, de;q=0.7", "de"),
+        ({}, "en-GB,de;q=0.9", "en"),
+        ({}, "fr", "en"),
+        ({}, "de;q=0, *", "en"),
+        ({}, "de;q=much", "en"),
+        ({"lang": "en"}, "de", "en"),
+        ({"lang": "de"}, "en-US", "de"),
+        ({"lang": "../de"}, "en", "en"),
+    ],
+)
+def test_the_address_says_the_language_else_the_browser(query, accepted, code) -> None:
+    assert asked_for(query, accepted) == code
+    request = SimpleNamespace(query_params=query, headers={"accept-language": accepted})
+    assert language_of(request) == language_of([request]) == code
+    assert language_of(None) == language_of(SimpleNamespace(session_hash="x", query_params={})) == ENGLISH
+
+
+def test_what_is_said_later_is_said_to_each_reader() -> None:
+    inner = later("Slicing, layer")
+    words = later("This model is being made first. {what} {done} of {total}.", what=inner, done=1, total=2)
+    assert words == "This model is being made first. Slicing, layer 1 of 2."
+    with speaking("de"):
+        told = "Dieses Modell wird zuerst hergestellt. Wird zugeschnitten, Schicht 1 von 2."
+        assert spoken(words) == spoken(copy.deepcopy(words)) == spoken(str(words)) == told
+        assert spoken(str(ValueError(words))) == told
+        assert formatting.problem(ValueError(words)).count(told) == 1
+        assert words == "This model is being made first. Slicing, layer 1 of 2."
+        assert spoken("an error of {the} library") == "an error of {the} library"
+
+
+def test_two_visitors_hear_of_one_job_each_in_their_language() -> None:
+    """As handlers do: each listens in a thread of its own, to steps that run in the worker's."""
+    jobs, both = Jobs(), threading.Barrier(2)
+
+    def work():
+        for done in range(40):
+            yield Status(later("Slicing, layer"), "busy", done, 40, 0.5)
+
+    def hears(code: str) -> list[str]:
+        with speaking(code):
+            both.wait()
+            share = jobs.scheduler.share("slice", work)
+            return [formatting.status_words(event) for event in jobs.run(code, "measure", share)]
+
+    with ThreadPoolExecutor(2) as pool:
+        english, german = pool.map(hears, ("en", "de"))
+    assert english
+    assert german
+    assert all(re.fullmatch(r"Slicing, layer \d+ of 40, about 0 s left", words) for words in english), english
+    assert all(re.fullmatch(r"Wird zugeschnitten, Schicht \d+ von 40, noch etwa 0 s", words) for words in german)
+
+
+@pytest.fixture(scope="module")
+def address():
+    page = build_app(SnapshotSession())
+    page.queue()
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield url.rstrip("/")
+    page.close()
+
+
+def config_of(text: str) -> dict:
+    return json.loads(re.search(r"window\.gradio_config = (\{.*?\});</script>", text, re.DOTALL)[1])
+
+
+def labels_of(config: dict) -> set[str]:
+    return {one["props"].get("label") for one in config["components"]}
+
+
+def test_the_page_comes_in_its_visitors_language(address) -> None:
+    german, english = (httpx.get(address, params=params).text for params in (GERMAN, {}))
+    assert '<html\n\tlang="en"' in english
+    assert 'document.documentElement.lang = "de"' in german
+    assert german.index("navigator") < german.index("window.gradio_config")
+    assert "defineProperty(navigator" not in english  # a French browser's buttons stay French
+    assert {"Genauigkeit", "Quoten", "Kalibrierung", "Schätzer der Quoten"} <= labels_of(config_of(german))
+    assert {"Precision", "Ratios", "Calibration", "Ratio estimator"} <= labels_of(config_of(english))
+    assert "Perplexität" in json.dumps(config_of(german), ensure_ascii=False)
+    assert not any(isinstance(value, Words) for value in config_of(english).values())
+    by_header = httpx.get(address, headers={"Accept-Language": "de-AT,en;q=0.5"}).text
+    assert "Genauigkeit" in labels_of(config_of(by_header))
+    assert httpx.get(f"{address}/config", params=GERMAN).json()["components"]
+
+
+def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) -> None:
+    clients = {code: Client(address, headers={"Accept-Language": code}, verbose=False) for code in ("de", "en")}
+    fields = [value for name, value in usual()._asdict().items() if name in Settings._fields]
+
+    def asks(turn: int) -> tuple[str, str]:
+        code = ("de", "en")[turn % 2]
+        settings = Settings(*fields)._replace(sparsity=10.0 + turn, dtype="float32")
+        return code, str(clients[code].predict(*settings, 0, "", api_name="/ratios"))
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(asks, range(16)))
+    for code, answer in answers:
+        assert ("Welche Schichten geben ab, und wie viel?" in answer) == (code == "de")
+        assert ("Which layers give, and how much?" in answer) == (code == "en")
+        assert ("der Gewichte der Schichten entfernt" in answer) == (code == "de")
+
+
+def test_errors_of_the_page_speak_the_visitors_language(address) -> None:
+    client = Client(address, headers={"Accept-Language": "de"}, verbose=False)
+    with pytest.raises(Exception, match="erlaubt ist eine Zahl von 0 bis 60"):
+        client.predict(*Settings()._replace(sparsity=99.0, dtype="float32"), 0, "", api_name="/ratios")
+
+
+def test_a_session_has_no_language_of_its_own() -> None:
+    """What is shared is said in English, whoever asked first: a page's words are told on the reader's side."""
+    with speaking("de"):
+        measured = Session().perplexities(Settings())
+    assert measured.text == "held-out text"
+    assert Path(ASSETS / "texts" / "de" / "words.json").is_file()
