@@ -21,7 +21,7 @@ from components.ratios.charts import ratio_chart
 from components.session.keys import recipe
 from components.session.session import Session
 from components.session.settings import Settings
-from components.ui.downloads import Downloads
+from components.ui.downloads import LOCK, Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
@@ -165,7 +165,7 @@ def test_downloads_keep_the_newest_and_end_with_the_app(tmp_path) -> None:
     with pytest.raises(ZeroDivisionError):
         downloads.put("broken", lambda path: 1 / 0)
     home = large.parent.parent
-    assert [entry.name for entry in home.iterdir()] == [large.parent.name]
+    assert {entry.name for entry in home.iterdir()} == {large.parent.name, LOCK}
     del downloads
     assert not home.exists()
 
