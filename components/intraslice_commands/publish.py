@@ -11,7 +11,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from components.language import ENGLISH, LANGUAGES, speaking
 from intraslice.cache import scratch_beside
 from intraslice.checkpoints.format import require_new_file
 from intraslice.cli.run import Answer, Run
@@ -30,7 +29,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     steps = [percent / 100 for percent in range(0, 61, 5)]
     add("--sparsities", nargs="+", type=float, default=steps, metavar="F", help="the slider's steps")
     add("--prompts", nargs="+", metavar="TEXT", help="that all three models answer; by default the page's own")
-    add("--language", choices=LANGUAGES, default=ENGLISH, help="of the page's words")
+    add("--language", default="en", metavar="CODE", help="of the page's words: en or de")
 
 
 def run(run: Run) -> Answer:
@@ -38,6 +37,7 @@ def run(run: Run) -> Answer:
     # The page takes a second to import, which no other command has to wait for.
     from components.export.published import measure
     from components.export.published.html import page
+    from components.language import LANGUAGES, speaking
     from components.session.session import Session
 
     a = run.arguments
@@ -45,6 +45,8 @@ def run(run: Run) -> Answer:
         raise UserError(f"one process publishes and there are {size()}; start it without torchrun")
     if a.device_map is not None:
         raise UserError("the page keeps its models in memory; leave --device-map out")
+    if a.language not in LANGUAGES:
+        raise UserError(f"language is {a.language!r}; wanted one of {', '.join(LANGUAGES)}")
     file = require_new_file(a.out, ".html")
     session = Session(run.device, run.recipe.evaluation.tokens)
     settings = measure.settings_of(run.recipe)
