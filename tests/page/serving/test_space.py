@@ -19,6 +19,7 @@ import pytest
 from huggingface_hub import SpaceCard
 
 from components.serving.served import Served
+from components.session.settings import Settings
 from components.session.work.scheduler import Scheduler
 from intraslice.cache import cache_folder
 from intraslice.data import WIKITEXT
@@ -166,7 +167,7 @@ def test_a_space_paints_measures_and_ends(space, home) -> None:
     healthy = httpx.get(f"{address}/healthz").json()
     assert healthy["ok"]
     api = f"{address}/gradio_api"
-    asked = ["default", "default", None, 32, 512, 0, 30, "pca", None, 80, "one-shot", False, "", "float32", 0]
+    asked = [*Settings(dtype="float32"), 0, ""]  # and the layer, and that nothing is pinned
     event = httpx.post(f"{api}/call/measure_live", json={"data": asked}).json()["event_id"]
     with httpx.stream("GET", f"{api}/call/measure_live/{event}", timeout=300) as stream:
         for line in stream.iter_lines():
