@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -145,19 +145,13 @@ def draft_folder(size: int = 0, needed: bool = False) -> Iterator[Path]:
     much does not fit into the cache's bound, unless it is `needed`.
     """
     folder = _drafts() / f"{size}-{uuid4().hex}"
-    # Not by thread: whoever ends the work may be another one.
-    alive = FileLock(folder / ".lock", thread_local=False)
-    with _locked():
-        _sweep(folder for folder, _ in _draft_folders())
-        if size:
-            _make_room(size, folder, needed)
-        folder.mkdir(parents=True)
-        alive.acquire(timeout=PATIENCE)
-    try:
+    with ExitStack() as held:
+        with _locked():
+            _sweep(folder for folder, _ in _draft_folders())
+            if size:
+                _make_room(size, folder, needed)
+            held.enter_context(_held(folder))
         yield folder
-    finally:
-        alive.release()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -168,9 +162,16 @@ def scratch_beside(place: Path) -> Iterator[Path]:
     """
     name = re.compile(rf"\.{re.escape(place.name)}-[0-9a-f]{{32}}")
     _sweep([other for other in place.parent.iterdir() if name.fullmatch(other.name)])
-    folder = place.with_name(f".{place.name}-{uuid4().hex}")
+    with _held(place.with_name(f".{place.name}-{uuid4().hex}")) as folder:
+        yield folder
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[Path]:
+    """A new folder that `_sweep` lets be while this process lives; gone afterwards."""
+    # Not by thread: whoever ends the work may be another one.
     alive = FileLock(folder / ".lock", thread_local=False)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     alive.acquire(timeout=PATIENCE)
     try:
         yield folder
