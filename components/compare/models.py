@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-import torch
 from transformers import PreTrainedModel
 
 from components.compare.views import Cost, Costs
@@ -163,15 +162,12 @@ class Columns:
             self._speeds.put(key, speeds)
 
     def _speed_protocol(self) -> str:
-        threads = (
-            later(" on {count} CPU threads", count=torch.get_num_threads()) if self.session.device == "cpu" else ""
-        )
         return later(
             "Speeds of one sequence{threads}, the models in turn, medians of {repeats}: {prompt} tokens "
             "read at once, then {new} written one by one. As a draft (speculative decoding) it proposes "
             "{proposals} tokens at a time, which the dense model reads at once and keeps as far as they are its "
             "own choice. Another machine gives other numbers.",
-            threads=threads,
+            threads=self.session.threads(),
             repeats=SPEED.repeats,
             prompt=SPEED.prompt,
             new=SPEED.new,

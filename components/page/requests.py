@@ -63,7 +63,8 @@ class BoundedRequests:
         except TypeError:  # which is what gradio raises for a part that is no file
             if not uploads:
                 raise
-            await PlainTextResponse("a part of the upload is no file, or has no name", 400)(scope, receive, send)
+            words = say("a part of the upload is no file, or has no name")
+            await PlainTextResponse(words, 400)(scope, receive, send)
 
 
 def make_room(folder: Path, most: int) -> None:

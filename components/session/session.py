@@ -188,6 +188,13 @@ class Session:
         )
         return Status(whole if best.is_whole else part, "ready")
 
+    def threads(self) -> str:
+        """What speeds on a CPU are measured on, such as " on 2 CPU threads"; nothing on another device."""
+        if self.device != "cpu":
+            return ""
+        count = torch.get_num_threads()
+        return later(" on {count} CPU threads", count=count) if count > 1 else later(" on 1 CPU thread")
+
     def calibrated(self, settings: Settings) -> Calibrated:
         """The model and its whole calibration, once they are there. Raises UserError before that."""
         calibrated = self.calibrations.whole(calibration_key(settings))

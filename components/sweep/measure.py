@@ -160,7 +160,7 @@ def _view(session: Session, settings: Settings, plan: Plan) -> SweepView:
         points=tuple(_point(row) for row in rows),
         wanted=len(plan.wanted),
         protocol=session.perplexities(settings).protocol,
-        speed_protocol=_speed_protocol(plan.speed, session.device) if plan.speed else "",
+        speed_protocol=_speed_protocol(plan.speed, session.threads()) if plan.speed else "",
     )
 
 
@@ -180,11 +180,7 @@ def _point(row: dict) -> SweepPoint:
     )
 
 
-def _speed_protocol(speed: SpeedConfig, device: str) -> str:
-    count = torch.get_num_threads()
-    threads = ""
-    if device == "cpu":
-        threads = later(" on {count} CPU threads", count=count) if count > 1 else later(" on 1 CPU thread")
+def _speed_protocol(speed: SpeedConfig, threads: str) -> str:
     return later(
         "Speed of one sequence{threads}, dense and sliced in turn, medians of {repeats}: "
         "reading {prompt} tokens, then writing {new} one by one.",
