@@ -154,7 +154,7 @@ def test_in_german_the_first_answers_are_found_and_predictions_judged(opened) ->
 def test_a_steps_link_opens_its_state_and_a_prediction_is_kept(opened) -> None:
     page = opened("&lesson=5")
     page.wait_for_function(TITLE, arg=[5, STEPS[4]["title"]], timeout=PATIENCE)
-    assert page.is_checked("#estimator input[value=uniform]")
+    page.wait_for_selector("#estimator input[value=uniform]:checked", timeout=PATIENCE)  # the words come before it
     page.locator(".isx-choices button").nth(2).click()
     page.focus("#isx-lesson-title")
     page.keyboard.press("n")

@@ -102,6 +102,7 @@ def test_shapes_for_a_runtime_are_drawn_and_stay_in_the_link(visit, snapshot_ses
     page.wait_for_function("location.search.includes('shapes=runtime')", timeout=PATIENCE)
     assert "blocks of 32 neurons" in page.inner_text("#importance-chart")
     again = visit("/?shapes=runtime")
+    again.page.wait_for_selector("#importance-chart :text('blocks of 32 neurons')", timeout=PATIENCE)  # restored
     assert again.page.get_by_label("Runtime", exact=True).is_checked()
     assert close(again.bars(), opened.bars())
 
