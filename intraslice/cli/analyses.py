@@ -157,16 +157,17 @@ def sweep_(run: Run) -> Answer:
         require_folder(a.csv)
     speed = None if a.no_speed else SpeedConfig(prompt=a.prompt_tokens)
     loaded = run.load_dense()
+    windows, others = run.windows(loaded), run.other_windows(loaded)
     stats, tokens = run.calibrate(loaded)
-    texts = Texts(stats, tokens, run.windows(loaded), run.training_tokens(loaded))
+    texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others)
     wanted = points(a.methods, a.estimators, a.sparsities)
     with run.timed("sweep"):
         frame = finish(sweep(loaded, texts, wanted, run.recipe.slicing, speed), show)
     if a.csv is not None and speaks():
         frame.to_csv(a.csv, index=False)
     result = {"model": a.model, "rows": records(frame), "protocol": run.recipe.protocol(), "seconds": run.seconds}
-    shown = [name for name in _SHOWN if name in frame]
-    return result, _fixed(frame[shown])
+    columns = [*_SHOWN, *(f"{column} {name}" for name in others for column in ("perplexity", "divergence"))]
+    return result, _fixed(frame[[column for column in columns if column in frame]])
 
 
 _SHOWN = (
@@ -185,4 +186,5 @@ _SHOWN = (
 
 def _fixed(frame: pandas.DataFrame) -> str:
     digits = {"removed_fraction": 4, "perplexity": 3, "divergence": 4, "prefill_ratio": 2, "decode_ratio": 2}
-    return frame.round(digits).to_string(index=False, na_rep="")
+    rounded = {column: digits[kind] for column in frame if (kind := column.partition(" ")[0]) in digits}
+    return frame.round(rounded).to_string(index=False, na_rep="")

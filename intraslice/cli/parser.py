@@ -156,6 +156,8 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--no-speed", action="store_true", help="measure no speed")
     read = {"type": int, "default": SpeedConfig().prompt, "metavar": "N"}
     sweep.add_argument("--prompt-tokens", **read, help="tokens of the prompt whose reading is timed")
+    explanation = "further held-out texts to judge every model on, each with columns of its own"
+    sweep.add_argument("--also-eval", nargs="+", default=[], metavar="NAME|FILE", help=explanation)
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows there")
     tasks.add_options(command("tasks", tasks.tasks, "scores in lm-eval's tasks, of the dense model and its slices"))
     paper.add_options(command("paper", paper.paper, "the paper's table, measured here, beside its own numbers"))

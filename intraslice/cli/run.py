@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,17 @@ class Run:
         """Held-out text, disjoint from the calibration's where there is one."""
         text = self.recipe.calibration.text if loaded.made is None else loaded.made["protocol"]["calibration"]
         return data.evaluation_tokens(loaded.tokenizer, self.recipe.evaluation, text)
+
+    def other_windows(self, loaded: LoadedModel) -> dict[str, Int[Tensor, "windows window"]]:
+        """Held-out windows of every text that `--also-eval` names, by its name without its folder.
+
+        Raises UserError where two have one name, or a text cannot be had.
+        """
+        texts = {Path(text).stem: replace(self.recipe.evaluation, text=text) for text in self.arguments.also_eval}
+        if len(texts) < len(self.arguments.also_eval):
+            raise UserError("two texts of --also-eval have one name; wanted each once, by a name of its own")
+        apart = self.recipe.calibration.text
+        return {name: data.evaluation_tokens(loaded.tokenizer, text, apart) for name, text in texts.items()}
 
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:
         """The calibration's statistics, and the tokens that they were taken on."""

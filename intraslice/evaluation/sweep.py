@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
@@ -53,12 +54,14 @@ class Texts:
     """What a sweep is run on: the calibration tokens with what they left behind, and held-out windows.
 
     `training` are the calibration's tokens and more, for methods that train; without them those have the calibration's.
+    `others` are held-out windows of further texts, by name: each adds its columns, such as `perplexity NAME`.
     """
 
     stats: CalibrationStats
     calibration: Int[Tensor, "sequences length"]
     evaluation: Int[Tensor, "windows window"]
     training: Int[Tensor, "more length"] | None = None
+    others: Mapping[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
 
     def read_by(self, method: str) -> Tokens:
         """The tokens that a method is given to slice by."""
@@ -81,11 +84,15 @@ def sweep(
     rows. Whoever sweeps point by point gives the same `states` each time, so that the dense model reads only once.
     """
     base, states = base or SliceConfig(), states or DenseStates(loaded.model)
+    read = {"": (texts.evaluation, states)}
+    read |= {f" {name}": (windows, DenseStates(loaded.model)) for name, windows in texts.others.items()}
     path = _path(loaded, texts, "dense")
     dense, own = from_first(kept_record(path)), wanted[share_of(len(wanted))]
     yield Progress("sweep", 0, len(own))
     if own and not dense:
-        dense = {"dense_perplexity": (yield from perplexity(loaded.model, texts.evaluation, "perplexity dense"))}
+        dense = {}
+        for name, (windows, _) in read.items():
+            dense[f"dense_perplexity{name}"] = yield from perplexity(loaded.model, windows, f"perplexity dense{name}")
         if rank() == 0:
             keep_record(path, dense, "a point of the sweep")
     rows = []
@@ -95,7 +102,7 @@ def sweep(
         if not row:
             start = time.perf_counter()
             with alone():
-                row = yield from _measure(states, texts, point.method, config, speed)
+                row = yield from _measure(loaded.model, texts, point.method, config, read, speed)
             row["seconds"] = round(time.perf_counter() - start, 3)
             keep_record(path, row, "a point of the sweep")
         rows.append(asdict(point) | dense | row)
@@ -135,28 +142,36 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
 
 
 def _path(loaded: LoadedModel, texts: Texts, what: str, *read: Any) -> Path:
-    return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *read, texts.evaluation, what)
+    judged = texts.evaluation, *(part for named in texts.others.items() for part in named)
+    return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *read, *judged, what)
 
 
 def _measure(
-    states: DenseStates, texts: Texts, method: str, config: SliceConfig, speed: SpeedConfig | None
+    dense: PreTrainedModel,
+    texts: Texts,
+    method: str,
+    config: SliceConfig,
+    read: Mapping[str, tuple[Tensor, DenseStates]],
+    speed: SpeedConfig | None,
 ) -> Generator[Progress, None, dict[str, Any]]:
-    dense = states.model
+    """One row; `read` are the windows of each text and the dense model's states on them, by what its columns add."""
     try:
         plan = plan_by(method, dense, texts.stats, config)
     except UserError as problem:
-        return dict.fromkeys(("removed_fraction", "perplexity", *DIVERGENCE)) | {"note": str(problem)}
+        columns = [f"{column}{name}" for name in read for column in ("perplexity", *DIVERGENCE)]
+        return dict.fromkeys(("removed_fraction", *columns)) | {"note": str(problem)}
     model = yield from slice_by(method, dense, plan, texts.stats, texts.read_by(method))
     counts = parameters_of(dense, "dense") | parameters_of(model, "sliced")
-    losses = yield from measure_losses(model, texts.evaluation, f"perplexity {method}", states)
     row = {
         "removed_fraction": 1 - counts["sliced_decoder"] / counts["dense_decoder"],
         **counts,
         "kv_bytes_per_token": kv_bytes_per_token(model),
-        "perplexity": losses.perplexity().value,
-        **dict(zip(DIVERGENCE, losses.divergence(), strict=True)),
-        "note": getattr(plan, "note", ""),
     }
+    for name, (windows, states) in read.items():
+        losses = yield from measure_losses(model, windows, f"perplexity {method}{name}", states)
+        values = losses.perplexity().value, *losses.divergence()
+        row |= {f"{column}{name}": value for column, value in zip(("perplexity", *DIVERGENCE), values, strict=True)}
+    row["note"] = getattr(plan, "note", "")
     if speed is not None:
         speeds = yield from measure_speed({"dense": dense, "sliced": model}, speed)
         for phase in ("prefill", "decode"):

@@ -217,13 +217,13 @@ def test_prices_of_every_module_and_where_two_plans_part(run):
     assert sorted(row["times"] for row in result["modules"])[3] >= 1
 
 
-def test_sweep_writes_the_rows_it_prints(run, tmp_path):
-    file = tmp_path / "rows.csv"
+def test_sweep_writes_the_rows_it_prints(run, words, tmp_path):
+    file, text = tmp_path / "rows.csv", words[words.index("--eval") + 1]
     chosen = ["--methods", "intraslice", "crossmodule", "--estimators", "pca", "uniform", "--sparsities", "0.2", "0.3"]
-    result = run("sweep", *chosen, "--no-speed", "--csv", str(file))
+    result = run("sweep", *chosen, "--no-speed", "--csv", str(file), "--also-eval", text)
     assert len(result["rows"]) == 6
-    frame = pandas.read_csv(file)
-    assert frame["perplexity"].tolist() == pytest.approx([row["perplexity"] for row in result["rows"]])
+    frame, found = pandas.read_csv(file), [row["perplexity"] for row in result["rows"]]
+    assert frame["perplexity"].tolist() == frame["perplexity text"].tolist() == pytest.approx(found)
 
 
 def test_text_for_people_is_printed_without_json(words, capsys):
@@ -250,6 +250,7 @@ def test_text_for_people_is_printed_without_json(words, capsys):
         ("evaluate", ["--lock", "1", "head", "5"], "locked module"),
         ("sweep", ["--prompt-tokens", "0"], "prompt"),
         ("sweep", ["--csv", "/no/such/folder/rows.csv"], "no folder"),
+        ("sweep", ["--also-eval", "a/one.txt", "b/one.txt"], "one name"),
         ("slice", [], "--out FOLDER, --gguf FILE, or both"),
         ("slice", ["--gguf", "there.gguf", "--method", "crossmodule"], "shortcut"),
         ("slice", ["--gguf", "there.gguf"], "WordLevel"),

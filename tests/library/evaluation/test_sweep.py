@@ -28,9 +28,9 @@ def count_measurements(monkeypatch):
     done = []
     measure = module._measure
 
-    def counted(states, texts, method, config, speed):
+    def counted(dense, texts, method, config, *others):
         done.append((method, config.sparsity))
-        return measure(states, texts, method, config, speed)
+        return measure(dense, texts, method, config, *others)
 
     monkeypatch.setattr(module, "_measure", counted)
     return done
@@ -63,6 +63,19 @@ def test_each_row_is_what_plain_slicing_gives(family_case):
         assert row.divergence_error == pytest.approx(error, rel=1e-3)
         assert row.sliced_total == sum(p.numel() for p in model.parameters())
         assert row.removed_fraction == pytest.approx(plan.removed_fraction, abs=1e-9)
+
+
+def test_further_texts_add_columns_that_are_what_a_sweep_on_them_gives(tiny_case, count_measurements):
+    case, wanted = tiny_case("llama-gqa"), points(["intraslice", "crossmodule"], ["pca"], [0.3])
+    own, news = texts(case), case.tokens[4:6, :12]
+    both = finish(sweep(case.loaded, module.replace(own, others={"news": news}), wanted))
+    assert count_measurements == [("intraslice", 0.3), ("crossmodule", 0.3)]  # one model a point, for all texts
+    plain, alone = (
+        finish(sweep(case.loaded, module.replace(own, evaluation=part), wanted)) for part in (own.evaluation, news)
+    )
+    for column in ("dense_perplexity", "perplexity", "divergence", "divergence_error"):
+        assert both[column].tolist() == plain[column].tolist()
+        assert both[f"{column} news"].tolist() == alone[column].tolist()
 
 
 def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_measurements):
