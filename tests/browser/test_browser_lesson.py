@@ -130,6 +130,7 @@ def test_the_answer_is_what_the_page_says_and_follows_it(opened) -> None:
     assert "No prediction" in page.inner_text(".isx-lesson-answer")
 
 
+@pytest.mark.slow
 def test_in_german_the_first_answers_are_found_and_predictions_judged(opened) -> None:
     page = opened("&lang=de&lesson=1")
     page.wait_for_selector(".isx-lesson-control input", timeout=PATIENCE)

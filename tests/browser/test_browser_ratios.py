@@ -203,7 +203,7 @@ def axe() -> str:
     return kept.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", [pytest.param("light", marks=pytest.mark.slow), "dark"])  # dark has less contrast
 def test_axe_finds_nothing_serious_on_any_tab(visit, axe, theme) -> None:
     page = visit(f"/?__theme={theme}").page
     page.evaluate(axe)

@@ -12,7 +12,7 @@ import pytest
 from intraslice.__main__ import main
 from intraslice.cache import cache_folder
 
-SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "2048", "--json"]
+SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "1024", "--json"]
 KEYS = {"model", "method", "estimator", "order", "sparsity_asked", "removed_fraction", "parameters"}
 KEYS |= {"kv_bytes_per_token", "perplexity", "ratios", "protocol", "seconds", "peak_rss_bytes"}
 
@@ -46,6 +46,7 @@ def test_calibrate_slice_save_reload_and_evaluate(capsys, default_model, tmp_pat
     assert reloaded["parameters"] == counts
 
 
+@pytest.mark.slow
 def test_a_whole_run_keeps_within_its_memory(default_model, tmp_path):
     for name in ("models", "wheels"):
         (tmp_path / name).symlink_to(cache_folder() / name)  # only calibrations are new

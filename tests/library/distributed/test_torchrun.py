@@ -69,7 +69,7 @@ def without(result: dict, *keys: str) -> dict:
     return {key: value for key, value in result.items() if key not in keys}
 
 
-@pytest.mark.parametrize("order", ["one-shot", "sequential"])
+@pytest.mark.parametrize("order", [pytest.param("one-shot", marks=pytest.mark.slow), "sequential"])
 def test_evaluate_answers_as_one_process_does(answers, order):
     one, two, stderr = answers("evaluate", "--order", order, *BOTH_MODULES)
     perplexities = ("perplexity", "perplexity_error", "perplexity_ratio", "divergence")
@@ -134,6 +134,7 @@ def test_rows_are_written_by_the_first_alone(words, together, monkeypatch, own_c
     assert [path.parent.name for path in tmp_path.glob("*/rows.csv")] == ["0"]
 
 
+@pytest.mark.slow
 def test_sensitivity_measures_every_module_once(answers):
     one, two, _ = answers("sensitivity", "--ratio", "0.4")
     assert two["base_loss"] == pytest.approx(one["base_loss"], rel=1e-6)
