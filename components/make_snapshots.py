@@ -7,10 +7,10 @@ its marginal price (`ratios/prices/measure.py`).
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from components.session.snapshots import plan as snapshot
 from components.session.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
 from components.spectra.measure import CalibratedSpectra
 from intraslice.progress import Progress, finish
+
+FILES = {file.stem: file for file in (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, price_views.FILE)}
 
 
 def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view: ShiftView, path: Path = FILE) -> None:
@@ -140,23 +142,27 @@ def show(event: Progress) -> None:
 
 
 def main() -> None:
-    """Measure the default model at the page's first setting and write all four."""
-    with aside(
-        snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, price_views.FILE
-    ):  # older ones may hold other things
+    """Measure the default model at the page's first setting and write all four, or those that are named."""
+    parser = argparse.ArgumentParser(prog="python -m components.make_snapshots", description=__doc__)
+    parser.add_argument("--only", nargs="+", default=list(FILES), choices=FILES, help="of the files; default: all")
+    wanted = parser.parse_args().only
+    with aside(*(FILES[name] for name in wanted)):  # older ones may hold other things
         session, settings = Session(), Settings(dtype="float32")
-        shifts = ShiftViews(session)
-        for event in chain(session.prepare(settings, "snapshot"), shifts.measure(settings, "snapshot")):
+        for event in session.prepare(settings, "snapshot"):
             print(event.text, event.done, event.total)
         calibrated = session.calibrated(settings)
-        arrays, about = gather(CalibratedSpectra(calibrated), calibrated)
-        measuring = estimator_check.long_measurement(calibrated)
-        sensitivity = finish(measuring, show)
-        prices = finish(price_views.first_measurement(calibrated), show)
-        snapshot.save(calibrated.source.profile, snapshot.label(), curve=perplexities(session, settings))
-        save(snapshot.label(), arrays, about, shifts.view(settings, "snapshot"))
-        estimator_check.save(sensitivity)
-        price_views.save(prices)
+        if "sensitivity" in wanted:
+            estimator_check.save(finish(estimator_check.long_measurement(calibrated), show))
+        if "prices" in wanted:
+            price_views.save(finish(price_views.first_measurement(calibrated), show))
+        if "snapshot" in wanted:
+            snapshot.save(calibrated.source.profile, snapshot.label(), curve=perplexities(session, settings))
+        if "diagnostics" in wanted:
+            shifts = ShiftViews(session)
+            for event in shifts.measure(settings, "snapshot"):
+                print(event.text, event.done, event.total)
+            arrays, about = gather(CalibratedSpectra(calibrated), calibrated)
+            save(snapshot.label(), arrays, about, shifts.view(settings, "snapshot"))
 
 
 if __name__ == "__main__":
