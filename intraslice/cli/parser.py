@@ -9,8 +9,7 @@ from typing import get_args
 import intraslice
 from intraslice.calibration.own_estimator import load_estimator
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
-from intraslice.cli import analyses, commands, paper, tasks
-from intraslice.cli import curves as measured_curves
+from intraslice.cli import analyses, commands, exchange, paper, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.cli.prices import prices
@@ -146,9 +145,7 @@ def parser() -> argparse.ArgumentParser:
     explanation = "also say on which modules the plan parts from this estimator's, of equal size"
     argued.set_defaults(dtype="float32")
     argued.add_argument("--against", **_ESTIMATOR, help=explanation)
-    measured_curves.add_options(
-        command("curves", measured_curves.curves, "measure attention, and write the importances that follow")
-    )
+    exchange.add_options(command("exchange", exchange.exchange, "better ratios by measurement, as importances"))
     sweep = command("sweep", analyses.sweep_, "perplexity and speed of many models")
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
     sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], **_ESTIMATOR)

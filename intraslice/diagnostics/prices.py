@@ -154,7 +154,7 @@ def step_around(layer: LayerProfile, module: ModuleKind, ratio: float) -> tuple[
     width = STEP
     while True:
         less, more = max(0.0, ratio - width), min(DEEPEST, ratio + width)
-        if _parameters_at(layer, module, less) > _parameters_at(layer, module, more) or width >= 1:
+        if parameters_at(layer, module, less) > parameters_at(layer, module, more) or width >= 1:
             return less, more
         width += STEP
 
@@ -231,7 +231,8 @@ def _dense_parameters(layer: LayerProfile, module: ModuleKind) -> int:
     return parameters_kept(layer, _cut(layer, module, 0.0), module)
 
 
-def _parameters_at(layer: LayerProfile, module: ModuleKind, ratio: float) -> int:
+def parameters_at(layer: LayerProfile, module: ModuleKind, ratio: float) -> int:
+    """Parameters of one module once it has given `ratio`."""
     return parameters_kept(layer, _cut(layer, module, ratio), module)
 
 

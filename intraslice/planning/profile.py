@@ -26,6 +26,16 @@ from intraslice.planning.widths import block_widths
 MASKED_SHARE = 0.7
 
 
+def unit_cost(sizes: LayerSizes, module: ModuleKind, units: int) -> float:
+    """Parameters that go with one of a module's units."""
+    return float(sizes.neuron_cost) if module == "mlp" else sizes.channels / units * sizes.channel_cost
+
+
+def unit_parameters(sizes: LayerSizes, module: ModuleKind, units: int) -> float:
+    """Those of them that the unit's mask stands for: what importances are divided by where all units are ranked."""
+    return unit_cost(sizes, module, units) * (1.0 if module == "mlp" else MASKED_SHARE)
+
+
 class Choices(NamedTuple):
     """What a layer may keep where its shapes are a runtime's: heads, the most first, and neurons by the block."""
 
@@ -131,18 +141,20 @@ class Profile:
     def _fall(self, estimator: str) -> Float[Tensor, "2 falls"]:
         """Parameters gone and share of neurons gone, as the units of one ranking fall one by one."""
         sizes = [layer.sizes for layer in self.layers]
-        units = [
-            (values, size.neuron_cost, 1.0, 1)
-            for values, size in zip(self.importances(estimator, "mlp"), sizes, strict=True)
+        modules = [
+            (values, size, module)
+            for module in ("mlp", "attention")
+            for values, size in zip(self.importances(estimator, module), sizes, strict=True)
         ]
-        units += [
-            (values, size.channels / len(values) * size.channel_cost, MASKED_SHARE, 0)
-            for values, size in zip(self.importances(estimator, "attention"), sizes, strict=True)
-        ]
-        importance = torch.cat([values.cpu() / (cost * share) for values, cost, share, _ in units])
+        importance = torch.cat(
+            [values.cpu() / unit_parameters(size, module, len(values)) for values, size, module in modules]
+        )
         order = importance.argsort(stable=True)
-        counts = torch.tensor([len(values) for values, *_ in units])
-        costs, is_neuron = torch.tensor([(cost, flag) for _, cost, _, flag in units], dtype=torch.float64).T
+        counts = torch.tensor([len(values) for values, *_ in modules])
+        costs = torch.tensor(
+            [unit_cost(size, module, len(values)) for values, size, module in modules], dtype=torch.float64
+        )
+        is_neuron = torch.tensor([module == "mlp" for *_, module in modules], dtype=torch.float64)
         steps = torch.stack([costs, is_neuron / is_neuron.dot(counts.double())]).repeat_interleave(counts, dim=1)
         return functional.pad(steps[:, order].cumsum(1), (1, 0))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from intraslice.__main__ import main
+from intraslice.diagnostics import exchanges
 from intraslice.registry import ESTIMATORS
 
 WORDS = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt", "--sequences", "16", "--length", "24"]
@@ -105,6 +106,26 @@ def test_an_estimator_of_ones_own_plans_sweeps_and_is_judged(run, home):
     finally:
         for name in [name for name in ESTIMATORS if name.startswith("mine.py")]:
             del ESTIMATORS[name]
+
+
+def test_exchanges_write_importances_that_plan_as_they_found(run, refused, home, monkeypatch):
+    monkeypatch.setattr(exchanges, "AMOUNTS", (0.02, 0.05))  # a tiny model's sizes go in steps of some per cent of it
+    monkeypatch.setattr(exchanges, "NEAR", 0.03)
+    few = ["--exchanges", "12", "--windows", "4"]
+    found = run("exchange", "--sparsities", "0.4", "0.2", "--out", "measured.json", *few)
+    assert [plan["sparsity"] for plan in found["plans"]] == [0.2, 0.4]
+    assert all(plan["after"] <= plan["before"] for plan in found["plans"])
+    assert sum(plan["stayed"] for plan in found["plans"]) > 0
+    try:
+        planned = run("ratios", "--estimator", "measured.json", "--sparsity", "0.2")
+        for own, measured in zip(planned["ratios"], found["plans"][0]["ratios"], strict=True):
+            assert own == pytest.approx(measured, abs=0.08)
+    finally:
+        for name in [name for name in ESTIMATORS if name.startswith("measured.json")]:
+            del ESTIMATORS[name]
+    assert "no place for the importances" in refused("exchange", "--out", "nowhere/there.json")
+    assert "wanted --windows from 2" in refused("exchange", "--out", "there.json", "--windows", "1")
+    assert "no importances to begin with" in refused("exchange", "--out", "there.json", "--estimator", "uniform")
 
 
 @pytest.mark.parametrize(

@@ -1,39 +1,47 @@
-"""Importances corrected by measured curves: hand-computed slopes, the units' order, the median."""
+"""Importances that lead along measured ratios: hand-computed falls, and plans that have the ratios again."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from intraslice.planning.estimators.measured import corrected, unit_costs
+from intraslice.config import MODULE_KINDS, SliceConfig
+from intraslice.planning.estimators import Importances
+from intraslice.planning.measured import fallen_at, importances_along
+from intraslice.planning.ratios import make_plan
 
 
-def test_a_unit_costs_the_slope_of_its_curve() -> None:
-    # From 0 to 0.5 the slope is 2, from 0.5 to 1 it is 4: at 0, 0.25 and 0.75 it is 0, 2 and 4, straight between.
-    costs = unit_costs([0.5, 1.0], [1.0, 3.0], 4)
-    torch.testing.assert_close(costs, torch.tensor([1.0, 2.5, 3.5, 4.0], dtype=torch.float64))
+def test_a_unit_falls_at_the_sparsity_where_its_modules_ratio_passes_it() -> None:
+    # Units in the middles of quarters: 1/8, 3/8, 5/8, 7/8. Half is gone at 0.2, three quarters at 0.4, all at 1.
+    falls = fallen_at([0.0, 0.5, 0.75, 1.0], [0.0, 0.2, 0.4, 1.0], 4)
+    torch.testing.assert_close(falls, torch.tensor([0.05, 0.15, 0.3, 0.7], dtype=torch.float64))
 
 
-def test_no_unit_costs_less_than_one_that_goes_before_it() -> None:
-    for curve in ([1.0, 1.5], [1.0, 0.5], [-0.1, 0.2], [0.0, 0.0]):
-        costs = unit_costs([0.5, 1.0], curve, 50)
-        assert (costs.diff() >= 0).all()
-        assert (costs >= 0).all()
+def test_a_module_that_gives_nothing_yet_keeps_its_first_unit_for_later() -> None:
+    falls = fallen_at([0.0, 0.0, 0.5, 1.0], [0.0, 0.2, 0.4, 1.0], 2)
+    torch.testing.assert_close(falls, torch.tensor([0.3, 0.7], dtype=torch.float64))
 
 
-def test_units_keep_their_order_and_all_layers_their_median() -> None:
-    foretold = [torch.tensor([3.0, 1.0, 2.0, 4.0]), torch.tensor([5.0, 1.0])]
-    found = corrected(foretold, [0.5, 1.0], [[1.0, 3.0], [0.01, 0.03]])
-    for before, after in zip(foretold, found, strict=True):
-        assert before.argsort().tolist() == after.argsort().tolist()
-    assert torch.cat(found).median().item() == pytest.approx(torch.cat(foretold).median().item())
-    assert found[1].sum() / found[0].sum() < foretold[1].sum() / foretold[0].sum()  # it was seen to cost less
-    assert corrected(foretold, [0.5, 1.0], [[0.0, 0.0]] * 2) == foretold  # nothing was measured
-
-
-def test_curves_that_say_what_is_foretold_change_nothing() -> None:
-    foretold = torch.arange(1.0, 1001.0)
-    places = [0.1 * step for step in range(1, 11)]
-    curve = [foretold[: int(place * 1000)].sum().item() for place in places]
-    (found,) = corrected([foretold], places, [curve])
-    torch.testing.assert_close(found[100:900], foretold[100:900], rtol=0.02, atol=0)
+@pytest.mark.parametrize("family", ["llama-mha", "llama-gqa", "phi"])
+def test_plans_have_the_measured_ratios_and_the_estimators_order(tiny_case, family) -> None:
+    profile = tiny_case(family).stats.profile
+    path = []
+    for sparsity in (0.2, 0.4):  # the ratios of another estimator are as good as any
+        layers = make_plan(profile, SliceConfig(sparsity, "fisher")).layers
+        ratios = {(i, "attention"): layer.attention_ratio for i, layer in enumerate(layers)}
+        path.append((sparsity, ratios | {(i, "mlp"): layer.mlp_ratio for i, layer in enumerate(layers)}))
+    path[1] = (0.4, {place: max(ratio, path[0][1][place]) for place, ratio in path[1][1].items()})
+    layers = []
+    for layer, own in zip(profile.layers, importances_along(profile, path, "pca"), strict=True):
+        found = Importances(*(torch.tensor(own[module]) for module in MODULE_KINDS))
+        for module in MODULE_KINDS:
+            order = getattr(layer.importances["pca"], module).argsort(stable=True)
+            assert getattr(found, module)[order].diff().min() >= 0
+        layers.append(replace(layer, importances={"pca": found}))
+    measured = replace(profile, layers=tuple(layers))
+    for sparsity, ratios in path:
+        for index, layer in enumerate(make_plan(measured, SliceConfig(sparsity)).layers):
+            assert layer.attention_ratio == pytest.approx(ratios[index, "attention"], abs=0.06)
+            assert layer.mlp_ratio == pytest.approx(ratios[index, "mlp"], abs=0.06)

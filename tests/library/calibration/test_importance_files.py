@@ -1,4 +1,4 @@
-"""Curves of attention, and the importances that follow from them as an estimator of their own."""
+"""A file of importances as an estimator: what it plans, what is none, what fits another model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import pytest
 
 from intraslice.calibration.own_estimator import load_estimator
 from intraslice.config import SliceConfig
-from intraslice.diagnostics.curves import RATIOS, corrected_importances, measure_attention_curves
-from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.errors import UserError
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import finish
 from intraslice.registry import ESTIMATORS
 from intraslice.untrusted.importance_files import importances_json, read_importances
 
@@ -25,15 +22,6 @@ def registered():
     yield
     for name in set(ESTIMATORS) - before:
         del ESTIMATORS[name]
-
-
-def test_a_curve_is_what_cutting_the_module_alone_costs(tiny_case, own_cache) -> None:
-    case = tiny_case("llama-gqa")
-    tokens = case.tokens[:2, :20]
-    curves = finish(measure_attention_curves(case.loaded, case.stats, tokens))
-    alone = finish(measure_sensitivity(case.loaded, case.stats, tokens, 0.3))
-    damages = [one.damage("kl").value for one in alone.modules if one.module == "attention"]
-    assert [curve[RATIOS.index(0.3)] for curve in curves] == pytest.approx(damages)
 
 
 def test_a_file_of_importances_plans_as_what_it_was_made_of(tiny_case, tmp_path, registered) -> None:
@@ -49,16 +37,6 @@ def test_a_file_of_importances_plans_as_what_it_was_made_of(tiny_case, tmp_path,
     for sparsity in (0.2, 0.5):
         plans = [make_plan(profile, SliceConfig(sparsity, name)) for name in (estimator.name, "fisher")]
         assert plans[0].layers == plans[1].layers
-
-
-def test_corrected_importances_come_back_from_their_file(tiny_case, tmp_path) -> None:
-    profile = tiny_case("llama-gqa").stats.profile
-    curves = [[0.01 * (layer + 1) * ratio for ratio in RATIOS] for layer in range(len(profile.layers))]
-    found = corrected_importances(tiny_case("llama-gqa").stats, curves, "pca")
-    (tmp_path / "mine.json").write_text(importances_json(found))
-    for read, wrote in zip(read_importances(tmp_path / "mine.json"), found, strict=True):
-        assert read["attention"] == pytest.approx(wrote["attention"], rel=1e-5)
-        assert read["mlp"] == pytest.approx(wrote["mlp"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
