@@ -19,6 +19,8 @@ WIDE = {  # name, colour, dash, width
     "residual": (later("Residual stream, raw"), "cross", "dot", 1.4),
 }
 
+ROOM = 1.03  # of an axis: a ring at its end is a whole one
+
 
 def variance_chart(view: SpectraView) -> Chart:
     """How few axes carry the variance: one panel for the heads, one for the wide places; what stays is marked."""
@@ -71,13 +73,15 @@ def variance_chart(view: SpectraView) -> Chart:
         if stays:
             rings.append(_ring(curve, stays, 1, colour, "2"))
         rows.append([name, *_sizes(curve), str(stays or unknown)])
+    if not any(getattr(curves, place) for place in WIDE):  # axes without a trace are not drawn, and their words astray
+        data.append({"type": "scatter", "x": [None], "y": [None], "showlegend": False, **wide})
     layout["hovermode"] = "closest"
     layout["xaxis"].update(
-        title=figure.title(say("axes of the head")), range=[0, view.dim], dtick=_round_step(view.dim)
+        title=figure.title(say("axes of the head")), range=[0, ROOM * view.dim], dtick=_round_step(view.dim)
     )
-    layout["xaxis2"].update(title=figure.title(say("share of all axes")), tickformat=".0%", range=[0, 1])
+    layout["xaxis2"].update(title=figure.title(say("share of all axes")), tickformat=".0%", range=[0, ROOM])
     for mark in ("", "2"):
-        layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.02], dtick=0.25)
+        layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.05], dtick=0.25)
     layout["yaxis"]["title"] = figure.title(say("explained variance"))
     layout["shapes"] = [
         {**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim if kept_heads else 0), "x1": view.dim},
