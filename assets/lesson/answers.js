@@ -9,7 +9,7 @@
   const fixed = (value, digits) => window.isxWritten(value.toFixed(digits));
   const percent = (share, digits = 0) => `${fixed(100 * share, digits)} %`;
   const signed = (value, digits) => `${value < 0 ? "−" : "+"}${fixed(Math.abs(value), digits)}`;
-  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => (typeof values[name] === "number" ? window.isxWritten(values[name]) : (values[name] ?? whole)));
+  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => (typeof values[name] === "number" ? window.isxWritten(values[name]) : (values[name] ?? whole))).replace(/(\d) %/g, "$1\u00a0%");
   const slider = () => Number(find("#sparsity input[type=range]")?.value);
 
   // Whether the page's numbers belong to its controls: they follow a moment later.
@@ -57,7 +57,7 @@
     if (!read) return null;
     const [all, layers] = read.rows;
     const times = read.sliced / read.dense;
-    const values = { dense: read.dense, sliced: read.sliced, times: fixed(times, 2), layersDense: layers[0], layersSliced: layers[1], allDense: all[0], allSliced: all[1] };
+    const values = { dense: fixed(read.dense, 2), sliced: fixed(read.sliced, 2), times: fixed(times, 2), layersDense: layers[0], layersSliced: layers[1], allDense: all[0], allSliced: all[1] };
     return { values, truth: times, close: Math.abs(said / times - 1) < 0.15 };
   }
 
@@ -97,7 +97,7 @@
     if (!chosen) return null;
     const change = 100 * (chosen.sliced / uniform.sliced - 1);
     const truth = change >= 0 ? 0 : change > -5 ? 1 : change >= -20 ? 2 : 3;
-    return { values: { uniform: uniform.sliced, chosen: chosen.sliced, change: signed(change, 1) }, truth, close: said === truth };
+    return { values: { uniform: fixed(uniform.sliced, 2), chosen: fixed(chosen.sliced, 2), change: signed(change, 1) }, truth, close: said === truth };
   }
 
   function doubling(said, readings) {
@@ -154,11 +154,12 @@
   function speed(said) {
     const of = (name) => find(`#${name}-cost dl`)?.dataset ?? {};
     const speeds = (name) => [Number(of(name).reads), Number(of(name).writes)];
+    const wrote = (name) => window.isxWritten(of(name).writes);
     const cache = (name) => of(name).cache;
     const [[readsDense, writesDense], [readsSliced, writesSliced]] = [speeds("dense"), speeds("intraslice")];
     const writes = writesSliced / writesDense;
     if (!(writes > 0) || writes === Infinity) return null;
-    const values = { writes: fixed(writes, 2), writesSliced, writesDense, reads: fixed(readsSliced / readsDense, 2), cacheDense: cache("dense"), cacheSliced: cache("intraslice") };
+    const values = { writes: fixed(writes, 2), writesSliced: wrote("intraslice"), writesDense: wrote("dense"), reads: fixed(readsSliced / readsDense, 2), cacheDense: cache("dense"), cacheSliced: cache("intraslice") };
     return { values, truth: writes, close: Math.abs(said / writes - 1) < 0.1 };
   }
 
