@@ -137,7 +137,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         container=False,
     )
     locked = gr.Textbox(first.locked, label=later("Ratios given by hand"), visible=False)
-    with gr.Row():
+    with gr.Row(equal_height=True):
         paper = gr.Button(later("Slice as in the paper"), size="md", elem_id="paper", min_width=190)
         cancel = gr.Button(later("Cancel"), size="md", elem_id="cancel", min_width=70)
     _heading(later("Readout"))

@@ -91,7 +91,7 @@ def build() -> OverridesPanel:
         apply_default_css=False,
     )
     problem = gr.HTML(elem_id="overrides-problem", apply_default_css=False)
-    with gr.Row(elem_id="ratio-files"):
+    with gr.Row(equal_height=True, elem_id="ratio-files"):
         upload = gr.UploadButton(
             later("Load ratios (.csv, .json)"), file_types=[".csv", ".json"], size="sm", scale=0, min_width=190
         )

@@ -83,7 +83,7 @@ def build(session: Session, first: Settings) -> SweepPanel:
     speed = gr.Checkbox(
         usual.speed, label=later("Measure speed too (takes longer)"), container=False, elem_id="sweep-speed"
     )
-    with gr.Row(elem_id="sweep-buttons"):
+    with gr.Row(equal_height=True, elem_id="sweep-buttons"):
         run = gr.Button(later("Run the sweep"), variant="primary", elem_id="sweep-run", min_width=160, scale=0)
         cancel = gr.Button(later("Cancel"), elem_id="sweep-cancel", min_width=100, scale=0)
         csv = gr.Button(later("Save CSV"), elem_id="sweep-csv", min_width=120, scale=0)
