@@ -90,6 +90,24 @@ def test_three_columns_answer_and_say_where_they_part_and_what_they_cost(opened)
     assert page.get_attribute("#dense-answer [aria-live=polite]", "aria-busy") == "false"
 
 
+def test_the_columns_rows_are_level_and_labels_pass_under_the_sliders_bar(opened) -> None:
+    page = opened(width=1100)
+    tops = (
+        "name => [...document.querySelectorAll(`#${name}-cost dt`)].slice(0, 6).map(e => e.getBoundingClientRect().top)"
+    )
+    dense, *others = (page.evaluate(tops, name) for name in COLUMNS)
+    assert len(dense) == 6
+    assert others == [dense, dense]
+    assert page.evaluate("getComputedStyle(document.querySelector('#answers')).gridTemplateColumns").count("px") == 3
+    page.evaluate("scrollTo(0, document.querySelector('#sampling label').getBoundingClientRect().top + scrollY - 20)")
+    label = page.locator("#sampling label span").first.bounding_box()
+    page.wait_for_function(
+        "([x, y]) => document.elementFromPoint(x, y).closest('#slider-bar')",
+        arg=[label["x"] + 5, label["y"] + label["height"] / 2],
+        timeout=PATIENCE,
+    )
+
+
 def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(opened) -> None:
     page = opened()
     ask_for(page, 256)
