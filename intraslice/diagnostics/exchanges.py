@@ -230,7 +230,7 @@ def _judge(
         yield
     for half in halves:
         yield from _follow(half, judge.layers, 0)
-        half.divergence = yield from judge._divergence(half, judge.layers, 0)
+        half.divergence = yield from judge._divergence(half, judge.layers, len(layers) - 1)
     return judge
 
 
