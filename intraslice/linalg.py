@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from intraslice.errors import NumericalError
@@ -62,17 +64,36 @@ def typical_damping(moment: Float[Tensor, "n n"]) -> float:
     return max(0.1 * float(diagonal.median() / diagonal.mean().clamp_min(torch.finfo(moment.dtype).tiny)), 1e-5)
 
 
-def solve(system: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-    """`system^-1 right` for a symmetric positive definite system (Cholesky). Raises NumericalError when it is not."""
+def cholesky(system: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """The lower factor of a symmetric positive definite system. Raises NumericalError when it is not."""
     factor, info = torch.linalg.cholesky_ex(system)
     if info.item() != 0 or not torch.isfinite(factor.diagonal()).all():
         raise NumericalError(
             f"a {len(system)} x {len(system)} moment is singular even with damping: calibration text is too uniform, "
             "or too short; calibrate on more text, of more different words"
         )
+    return factor
+
+
+def solve(system: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """`system^-1 right` for a symmetric positive definite system. Raises NumericalError when it is not."""
+    factor = cholesky(system)
     # From the right, two triangular solves take two thirds of the time of `cholesky_solve` on a CPU.
     half = torch.linalg.solve_triangular(factor.mT, right.mT, upper=True, left=False)
     return torch.linalg.solve_triangular(factor, half, upper=False, left=False).mT
+
+
+class OrderedFactor(NamedTuple):
+    """A damped moment in some order of its rows, whose first rows, however many, have the factor's first rows."""
+
+    order: Int[Tensor, " n"]
+    factor: Float[Tensor, "n n"]  # lower (Cholesky)
+
+
+def factor_in_order(damped: Float[Tensor, "n n"], order: Int[Tensor, " n"]) -> OrderedFactor:
+    """The factor of a damped moment in an order. Raises NumericalError where it is singular."""
+    # index_select takes a part of the time of indexing
+    return OrderedFactor(order, cholesky(damped.index_select(0, order).index_select(1, order)))
 
 
 def principal_axes(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.config import GRADIENT_GROUP, SliceConfig, Targets
-from intraslice.linalg import BLOCK, mirror_
+from intraslice.linalg import BLOCK, OrderedFactor, mirror_
 from intraslice.modeling.families import Block
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients
@@ -139,10 +139,13 @@ class CalibrationStats:
     kv_heads: list[tuple[int, ...]]
     other_parameters: int
     bytes_per_value: int
-    # Of what each read of the residual stream sees, once found: whatever the width, their first columns are the basis.
-    residual_axes: dict[int, Float[Tensor, "hidden hidden"]] = field(default_factory=dict, repr=False)
-    # Of what attention and MLP read, layer by layer, once found: `calibration.inputs`.
-    input_moments: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+    # What follows is found when it is first needed, and of other layers' sums is another.
+    # Of what each read of the residual stream sees: whatever the width, their first columns are the basis.
+    residual_axes: dict[int, Float[Tensor, "hidden hidden"]] = field(default_factory=dict, init=False, repr=False)
+    # Of every layer's neurons, best first: whatever the width, the first ones stay.
+    ranked_neurons: dict[int, OrderedFactor] = field(default_factory=dict, init=False, repr=False)
+    # Of what attention and MLP read, layer by layer: `calibration.inputs`.
+    input_moments: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     @cached_property
     def profile(self) -> Profile:

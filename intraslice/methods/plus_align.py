@@ -40,10 +40,10 @@ def slice_aligned(
     Takes about one dense and one sliced pass over `tokens`. Raises NumericalError where a moment is singular.
     """
     parts: dict[nn.Module, nn.Module] = {}
-    for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
-        parts[block.attention] = attention_from_moments(block.attention, layer, moments, stats.tokens)
-        parts[block.mlp] = mlp_from_stats(block.mlp, layer.neurons, moments, stats.tokens)
-        yield Progress("slice", done, len(plan.layers))
+    for index, (block, layer) in enumerate(zip(blocks(model), plan.layers, strict=True)):
+        parts[block.attention] = attention_from_moments(block.attention, layer, stats.layers[index], stats.tokens)
+        parts[block.mlp] = mlp_from_stats(block.mlp, layer.neurons, stats, index)
+        yield Progress("slice", index + 1, len(plan.layers))
     sliced = with_parts(model, parts)
     with torch.no_grad():
         dense_states, sliced_states = embed(model, tokens), embed(model, tokens)

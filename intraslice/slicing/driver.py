@@ -17,7 +17,7 @@ from intraslice.calibration.driver import CalibrationStats, LayerStats
 from intraslice.config import SliceConfig
 from intraslice.distributed.sharing import all_reduce_, require_enough, share_of
 from intraslice.layer_weights import AttentionWeights, MLPWeights
-from intraslice.linalg import add_moment_, typical_damping
+from intraslice.linalg import OrderedFactor, add_moment_, typical_damping
 from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
@@ -35,7 +35,7 @@ from intraslice.slicing.attention import (
     fuse,
     value_axes,
 )
-from intraslice.slicing.mlp import best_neurons, fitted_moment, keep_neurons
+from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 from intraslice.slicing.refine import refine_mlp
 
 
@@ -80,11 +80,11 @@ def _untouched(attention: SlicedAttention, plan: LayerPlan) -> bool:
 def _one_shot(
     model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats
 ) -> Iterator[tuple[SlicedAttention, SlicedMLP]]:
-    for block, layer, moments in zip(blocks(model), plan.layers, stats.layers, strict=True):
+    for index, (block, layer) in enumerate(zip(blocks(model), plan.layers, strict=True)):
         with resident(block.attention), resident(block.mlp):
             sliced = (
-                attention_from_moments(block.attention, layer, moments, stats.tokens),
-                mlp_from_stats(block.mlp, layer.neurons, moments, stats.tokens),
+                attention_from_moments(block.attention, layer, stats.layers[index], stats.tokens),
+                mlp_from_stats(block.mlp, layer.neurons, stats, index),
             )
         yield sliced
 
@@ -119,21 +119,21 @@ def _fit_attention(
     return SlicedAttention(fuse(cut, axes, output, bias), layer), axes[cut.kv_head]
 
 
-def mlp_from_stats(dense: SlicedMLP, width: int, stats: LayerStats, tokens: int) -> SlicedMLP:
+def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer: int) -> SlicedMLP:
     """The MLP of `width` neurons, fitted on the dense calibration alone; the dense one where nothing goes."""
     if width == dense.neurons:
         return dense
-    return _fit_mlp(dense.weights(), width, stats.mlp_moment, stats.mlp_sum / tokens, tokens, stats.mlp_fisher)[0]
+    moments, mean = stats.layers[layer], stats.layers[layer].mlp_sum / stats.tokens
+    weights, ranked = dense.weights(), stats.ranked_neurons.get(layer)
+    if ranked is None:
+        ranked = _ranked(weights, moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
+        stats.ranked_neurons[layer] = ranked
+    return SlicedMLP(keep_best(weights, ranked, mean, width))
 
 
-def _fit_mlp(
-    dense: MLPWeights, width: int, moment: Tensor, mean: Tensor, tokens: int, fisher: Tensor
-) -> tuple[SlicedMLP, Int[Tensor, " kept"]]:
-    """The sliced MLP, and the neurons that it keeps."""
-    fitted = fitted_moment(dense, moment, mean, tokens)
-    damping = typical_damping(fitted)
-    kept = best_neurons(dense, fitted, width, damping, fisher)
-    return SlicedMLP(keep_neurons(dense, moment, mean, tokens, kept, damping)), kept
+def _ranked(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int, fisher: Tensor) -> OrderedFactor:
+    fitted = fitted_moment(weights, moment, mean, tokens)
+    return rank_neurons(weights, fitted, typical_damping(fitted), fisher)
 
 
 # Sequential
@@ -241,7 +241,9 @@ def _slice_mlp(
         total += neurons[-1].flatten(0, 1).float().sum(0)
         yield
     all_reduce_(moment, total)
-    mlp, kept = _fit_mlp(weights, plan.neurons, moment, total / tokens, tokens, fisher)
+    mean = total / tokens
+    ranked = _ranked(weights, moment, mean, tokens, fisher)
+    mlp, kept = SlicedMLP(keep_best(weights, ranked, mean, plan.neurons)), ranked.order[: plan.neurons].sort().values
     yield
     if config.iterative and plan.neurons and plan.mlp_ratio > config.iterative_above:
         inputs = (hidden for hidden, _ in hidden_states.normed(block.mlp_norm))

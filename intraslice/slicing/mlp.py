@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from intraslice.layer_weights import MLPWeights
-from intraslice.linalg import DAMPING, damp, solve
+from intraslice.linalg import DAMPING, OrderedFactor, damp, factor_in_order
 
 
 def neuron_scores(
@@ -42,25 +42,43 @@ def slice_mlp(
     the bias takes the constant part of the neurons that go.
     """
     fitted = fitted_moment(weights, moment, mean, tokens)
-    return keep_neurons(weights, moment, mean, tokens, best_neurons(weights, fitted, width, damping, fisher), damping)
+    return keep_best(weights, rank_neurons(weights, fitted, damping, fisher), mean, width)
 
 
-def best_neurons(
+def rank_neurons(
     weights: MLPWeights,
     fitted: Float[Tensor, "neurons neurons"],
-    width: int,
     damping: float = DAMPING,
     fisher: Float[Tensor, " neurons"] | None = None,
-) -> Int[Tensor, " width"]:
-    """The `width` neurons, in order, of the greatest score by the `fitted_moment` (the paper's).
+) -> OrderedFactor:
+    """Neurons by their score, by the `fitted_moment` (the paper's).
 
-    Given `fisher`, `sum_t (a_tj dL/da_tj)^2`, of the greatest product of both: what a neuron carries, and what the loss
-    would feel of it.
+    Given `fisher`, `sum_t (a_tj dL/da_tj)^2`, by the product of both: what a neuron carries, and what the loss would
+    feel of it. Raises NumericalError where the damped moment is not finite or singular.
     """
-    scores = neuron_scores(damp(fitted, damping), weights.down)
+    damped = damp(fitted, damping)
+    scores = neuron_scores(damped, weights.down)
     if fisher is not None:
         scores = scores * (fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)).to(scores.dtype)
-    return scores.topk(width).indices.sort().values
+    return factor_in_order(damped, scores.argsort(descending=True, stable=True))
+
+
+def keep_best(weights: MLPWeights, ranked: OrderedFactor, mean: Float[Tensor, " neurons"], width: int) -> MLPWeights:
+    """Keep the `width` best neurons and express the others in them, as `slice_mlp` does.
+
+    The factor's first rows are that of the kept neurons' own moment, whatever the width: `S_ck S_kk^-1` is
+    `L_ck L_kk^-1`.
+    """
+    kept, cut = ranked.order[:width], ranked.order[width:]
+    down = weights.down.to(ranked.factor.dtype)
+    of_cut = down.index_select(1, cut) @ ranked.factor[width:, :width]
+    repair = torch.linalg.solve_triangular(ranked.factor[:width, :width], of_cut, upper=False, left=False)
+    bias = weights.down_bias
+    if bias is not None:
+        bias = (bias + down[:, cut] @ mean[cut] - repair @ mean[kept]).to(weights.down.dtype)
+    kept, place = kept.sort()
+    repaired = down.index_select(1, kept) + repair.index_select(1, place)
+    return select_neurons(weights, kept, repaired.to(weights.down.dtype), bias)
 
 
 def keep_neurons(
@@ -76,14 +94,8 @@ def keep_neurons(
     Raises NumericalError where the damped moment is not finite or singular.
     """
     cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
-    down = weights.down.to(moment.dtype)
-    bias = weights.down_bias
-    rows = damp(fitted_moment(weights, moment, mean, tokens), damping).index_select(0, kept)  # faster than `[kept]`
-    of_cut = down.index_select(1, cut) @ rows.index_select(1, cut).T  # (D, kept)
-    repair = solve(rows.index_select(1, kept), of_cut.T).T
-    if bias is not None:
-        bias = (bias + down[:, cut] @ mean[cut] - repair @ mean[kept]).to(weights.down.dtype)
-    return select_neurons(weights, kept, (down.index_select(1, kept) + repair).to(weights.down.dtype), bias)
+    damped = damp(fitted_moment(weights, moment, mean, tokens), damping)
+    return keep_best(weights, factor_in_order(damped, torch.cat([kept, cut])), mean, len(kept))
 
 
 def select_neurons(
