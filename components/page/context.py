@@ -13,10 +13,12 @@ from components.session.session import Session
 from components.ui.downloads import Downloads
 from components.ui.handlers import Follower, skipped, while_open
 
+# Where gradio shows progress, if only hidden, the browser copies the values of all those outputs at every call.
+SILENT = {"show_progress": "hidden", "show_progress_on": []}
 # Cheap answers skip the queue. In its one lane people only wait for their jobs, which the session puts in order; each
 # holds a thread meanwhile (`max_threads` in theme.py).
-HEAVY = {"concurrency_id": "jobs", "concurrency_limit": 100, "show_progress": "hidden"}
-CHEAP = {"queue": False, "show_progress": "hidden"}
+HEAVY = {"concurrency_id": "jobs", "concurrency_limit": 100, **SILENT}
+CHEAP = {"queue": False, **SILENT}
 # A step of a longer answer, which has a name of its own elsewhere.
 PRIVATE = {"api_visibility": "private", "api_name": "step"}
 
@@ -99,7 +101,7 @@ class Context(NamedTuple):
 
     def catch_up(self, follower: Follower, handler: Callable[..., Any], *bound: Any) -> None:
         """When another layer comes into view call `handler`, which takes seconds, in a lane of its own; then show."""
-        lane = {"concurrency_id": follower.tab, "concurrency_limit": 2, "show_progress": "hidden"}
+        lane = {"concurrency_id": follower.tab, "concurrency_limit": 2, **SILENT}
         first = self._call(follower.tab, None, handler, *bound) | lane
         then = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
         whenever([self.controls.layer.change], **first).then(**then)

@@ -76,6 +76,7 @@ def move(
 ) -> tuple:
     """`preview` and what the open tab shows in one answer: a request for each would be slower than a drag."""
     shown = preview(session, always, settings, layer, pinned, request)
+    session.ahead(settings, visitor_of(request))
     for follower in while_open:
         seen = follower.tab == opened
         shown += follower.show(settings, layer, request) if seen else (gr.skip(),) * len(follower.outputs)

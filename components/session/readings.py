@@ -77,7 +77,7 @@ class Readings:
                 states = self._states_of(key[0], loaded.model) if compared else None
                 work = measure_losses(model, calibrated.windows, dense=states)
                 work = work if enough else self._noting(key, sequences, work)  # a whole one is not taken back
-                losses = yield from statuses(work, _telling(method))
+                losses = yield from statuses(work, _telling(method), when_done=True)
                 if dense:
                     keep_record(path, asdict(losses), "the dense losses")
             self._note(key, Made(losses, sequences))

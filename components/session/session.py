@@ -174,6 +174,12 @@ class Session:
         eyes = {"settings": settings} if live else {}
         yield from self.jobs.run(visitor, "measure", self.measuring(settings, whole=not live), **eyes)
 
+    def ahead(self, settings: Settings, visitor: str) -> None:
+        """Begin what letting go of the slider would, once it has rested for a moment; the next move ends it."""
+        live = settings.order == "one-shot" and self.is_calibrated(settings)
+        if live and self.readings.perplexity(settings, "intraslice") is None:
+            self.jobs.ahead(visitor, self.measuring(settings), settings=settings)
+
     def ready(self, settings: Settings) -> Status:
         """What is loaded and calibrated, as a job's last status."""
         key = calibration_key(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -20,7 +21,9 @@ from intraslice.progress import Progress
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-EVERY = 0.25  # seconds between two statuses: each costs the page some milliseconds of what it reports on
+EVERY = 0.5  # seconds between two statuses: each costs the page some milliseconds of what it reports on
+AHEAD = "ahead"  # the kind of what nobody has asked for yet
+REST = 0.15  # seconds without a move, after which a hand may be about to let go
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 
@@ -54,6 +57,23 @@ class Jobs:
         for running in self._of(visitor):
             if any(running.looking_at.get(what, seen) != seen for what, seen in at.items()):
                 running.job.stop()
+
+    def ahead(self, visitor: str, work: Generator[Any, None, Any], **looking_at: object) -> None:
+        """What a visitor will soon ask for, once they have rested for a moment and nobody has anything running.
+
+        Nobody hears of it; it follows the visitor's eyes, and whoever asks shares the work.
+        """
+
+        def rested() -> Iterator[Any]:
+            yield Waiting(REST)
+            if len(self.scheduler.jobs) == 1:
+                yield from work
+
+        self.halt(visitor, AHEAD)
+        job = self.scheduler.start(visitor, rested(), Urgency.BACKGROUND, most=limits.JOB_SECONDS.value)
+        with self._lock:
+            going_on = [entry for entry in self._running if not entry[1].job.ended]
+            self._running = [*going_on, (visitor, _Running(AHEAD, job, looking_at))]
 
     def run(
         self,
@@ -99,7 +119,8 @@ class Jobs:
     def _refusal(self, visitor: str) -> str:
         """Why no further job can be taken on, or nothing."""
         with self._lock:
-            visitors = [name for name, running in self._running if not running.job.stopped]
+            asked_for = [entry for entry in self._running if entry[1].kind != AHEAD]
+        visitors = [name for name, running in asked_for if not running.job.stopped]
         own, waiting = visitors.count(visitor), len(visitors)
         if own >= limits.VISITOR_JOBS.value:
             return later("{count} things of yours are being done already; wait for one, or stop it", count=own)
@@ -114,21 +135,23 @@ class Jobs:
             return [running for name, running in self._running if name == visitor]
 
 
-def statuses(job: Generator[Progress, None, T], text: str) -> Generator[Status | Waiting, None, T]:
+def statuses(
+    job: Generator[Progress, None, T], text: str, when_done: bool = False
+) -> Generator[Status | Waiting, None, T]:
     """A library job's progress as statuses, with the time that is left once a step has been timed.
 
-    As often as somebody can read them; between them it only pauses.
+    As often as somebody can read them, or else `when_done` has grown; between them it only pauses.
     """
-    start, moment = time.monotonic(), 0.0
+    start, moment, done = time.monotonic(), -math.inf, -1
     while True:
         try:
             event = next(job)
         except StopIteration as stop:
             return stop.value
-        if time.monotonic() < moment + EVERY:
+        if event.done == done if when_done else time.monotonic() < moment + EVERY:
             yield PAUSE
             continue
-        moment = time.monotonic()
+        moment, done = time.monotonic(), event.done
         spent = moment - start
         left = spent / event.done * (event.total - event.done) if event.done else None
         yield Status(text, "busy", event.done, event.total, left)

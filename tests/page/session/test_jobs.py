@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from components.session.settings import Settings, Status
-from components.session.work.jobs import Jobs
+from components.session.work.jobs import REST, Jobs
 from components.session.work.scheduler import Scheduler
 from intraslice.errors import UserError
 
@@ -129,3 +129,44 @@ def test_the_log_has_a_line_a_job_and_nothing_that_a_visitor_wrote(jobs, caplog)
     assert second.startswith("sweep: stopped after")
     assert "MB" in first
     assert "secret" not in caplog.text
+
+
+def test_work_ahead_begins_after_a_rest_while_nothing_runs_and_ends_with_the_next_move() -> None:
+    now, jobs, taken = [0.0], Jobs(), []
+    jobs.scheduler = scheduler = Scheduler(worker=False, clock=lambda: now[0])
+
+    def work(name: str) -> Iterator[Status]:
+        while True:
+            taken.append(name)
+            yield Status("working")
+
+    def rest() -> None:
+        scheduler.step()
+        now[0] += REST
+        scheduler.step()
+
+    jobs.ahead("ada", work("first"), settings=30)
+    scheduler.step()
+    jobs.look("ada", settings=31)  # moved on before the rest was over
+    jobs.ahead("ada", work("second"), settings=31)
+    scheduler.step()  # ends the first
+    rest()
+    jobs.look("ada", settings=31)  # let go where it is
+    scheduler.step()
+    assert taken == ["second"] * 2
+    assert jobs._refusal("ada") == ""
+    jobs.look("ada", settings=32)
+    scheduler.step()
+    assert not scheduler.jobs
+
+    def slow() -> Iterator[Status]:
+        while True:
+            now[0] += 1.0
+            yield Status("working")
+
+    scheduler.start("bob", slow())
+    jobs.ahead("ada", work("third"), settings=32)
+    for _ in range(20):
+        rest()
+    assert [job.visitor for job in scheduler.jobs] == ["bob"]
+    assert "third" not in taken
