@@ -91,7 +91,7 @@ class SliceConfig:
     locked: tuple[Lock, ...] = ()
     head_fraction: float | None = None  # of a head in one unit of attention; None: a channel for pca, a head for fisher
     gradient_group: int = GRADIENT_GROUP
-    epochs: int = 1  # of IntraSlice+'s distillation; 0 leaves it at the fits
+    epochs: int = 1  # of IntraSlice+'s distillation; 0 leaves it out
     shapes: Shapes = "free"
 
     def __post_init__(self) -> None:

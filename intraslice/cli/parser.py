@@ -89,7 +89,7 @@ def _common(eval_tokens: int) -> argparse.ArgumentParser:
     ratios = "take ratios from a file, as ratios --csv writes one; what it leaves out, and --lock, go their own ways"
     add("--ratios", type=Path, metavar="FILE", help=ratios)
     add("--method", default="intraslice", choices=METHODS, help=_listed("how the model is sliced", METHODS))
-    add("--epochs", type=int, default=slicing.epochs, help="intraslice+: of its distillation; 0 leaves it at the fits")
+    add("--epochs", type=int, default=slicing.epochs, help="intraslice+: of its distillation; 0 leaves it out")
     add("--slicing", type=float, metavar="F", help="crossmodule: share of axes to cut, instead of --sparsity")
     add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")
     add("--sequences", type=int, default=calibration.sequences)

@@ -26,7 +26,7 @@ from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by, uses
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.progress import Progress
 
-FORMAT = "6"
+FORMAT = "7"
 DIVERGENCE = ("divergence", "divergence_error")  # KL from the dense model, nats a token
 
 

@@ -1,28 +1,29 @@
-"""IntraSlice+: the sizes of IntraSlice, output maps that follow the dense residual stream, and a short distillation."""
+"""IntraSlice+: the one-shot slice of IntraSlice, all of whose matrices are then distilled for a moment."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.methods.intraslice import plan_intraslice
-from intraslice.methods.plus_align import slice_aligned
 from intraslice.methods.plus_distil import distil
 from intraslice.methods.registry import METHODS, Method, Tokens
 from intraslice.planning.ratios import SlicePlan
 from intraslice.progress import Progress
+from intraslice.slicing.driver import slice_model
 
 
 def slice_plus(
     model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Tokens
 ) -> Generator[Progress, None, PreTrainedModel]:
-    """Fit to the calibration's tokens, then distil on all that are given, for as many epochs as the plan's config says.
+    """Slice in one shot, then distil on the tokens, for as many epochs as the plan's config says.
 
     Raises NumericalError where either goes astray, and UserError where training does not fit into memory.
     """
-    sliced = yield from slice_aligned(model, plan, stats, tokens[: stats.tokens // tokens.shape[1]])
+    sliced = yield from slice_model(model, replace(plan, config=replace(plan.config, order="one-shot")), stats)
     return (yield from distil(model, sliced, tokens, plan.config.epochs))
 
 
@@ -30,7 +31,7 @@ METHODS.register(
     Method(
         "intraslice+",
         "IntraSlice+",
-        "the same sizes, output maps fitted to the dense residual stream, then all weights distilled for a moment",
+        "the same sizes, all weights then distilled from the dense model and the text for a moment",
         plan_intraslice,
         slice_plus,
         uses_estimator=True,

@@ -1,8 +1,9 @@
 """The last step of IntraSlice+: the weights of a sliced model are trained for a moment to speak like the dense one.
 
 Fits layer by layer each answer for their own output; what counts is the distribution of the next token. Some steps of
-Adam on the divergence between both models' distributions see all layers together, and text that no fit has seen. Sizes
-stay, and so does what the two models share.
+Adam see all layers together, and text that no fit has seen: towards the dense model's distributions and, with less
+weight, towards the tokens that the text really has (Hinton et al., arXiv 1503.02531). Sizes stay, and so does what the
+two models share.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from intraslice.progress import Progress
 
 STEP = 0.001  # of a matrix's root mean square, after the warm-up; falls to nought in a straight line
 WARM_UP = 6  # steps
+HARD = 0.5  # weight of the text's own next tokens beside the dense model's distributions of them
+NONE = -100  # no token follows the last
 TOKENS_A_STEP = 1024
 BYTES_A_WEIGHT = 16  # of its float32 master, Adam's two means and the gradient
 
@@ -29,7 +32,7 @@ BYTES_A_WEIGHT = 16  # of its float32 master, Adam's two means and the gradient
 def distil(
     dense: PreTrainedModel, sliced: PreTrainedModel, tokens: Int[Tensor, "sequences length"], epochs: int
 ) -> Generator[Progress, None, PreTrainedModel]:
-    """Train the matrices of `sliced`, in place, towards the dense model's next-token distributions; yields progress.
+    """Train the matrices of `sliced`, in place, as this file says; yields progress.
 
     Parameters that the two models share are left alone. Takes one dense pass over `tokens`, and three of the sliced
     model an epoch. There is no early stop: in one epoch every step is taken on text that is new to it.
@@ -85,7 +88,7 @@ def _require_memory(matrices: list[nn.Parameter], device: torch.device) -> None:
     if needed > free:
         raise UserError(
             f"distilling this slice needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device}; "
-            "take --epochs 0, which stays at the fits, or method intraslice"
+            "take method intraslice"
         )
 
 
@@ -107,18 +110,21 @@ def _add_gradients_(
     dense_hidden: Float[Tensor, "length hidden"],
     share: float,
 ) -> None:
-    """Add to the matrices' gradients a share of that of the sequence's mean divergence, in nats a token."""
+    """Add to the matrices' gradients a share of that of the sequence's mean loss, in nats a token."""
     for weight in matrices:
         weight.requires_grad_(True)
     try:
         with torch.enable_grad():
             hidden = _last_hidden(model, sequence)
             leaf = hidden.detach().requires_grad_()
-            for logits, target_hidden in logits_in_chunks(model, leaf, dense_hidden.to(leaf.device)):
+            following = functional.pad(sequence[1:], (0, 1), value=NONE)
+            for logits, target_hidden, tokens in logits_in_chunks(model, leaf, dense_hidden.to(leaf.device), following):
                 with torch.no_grad():
                     target = model.lm_head(target_hidden).float().log_softmax(-1)
-                divergence = functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="sum")
-                (share / len(leaf) * divergence).backward()
+                told = logits.log_softmax(-1)
+                loss = functional.kl_div(told, target, log_target=True, reduction="sum")
+                loss = loss + HARD * functional.nll_loss(told, tokens, ignore_index=NONE, reduction="sum")
+                (share / len(leaf) * loss).backward()
             hidden.backward(leaf.grad)
     finally:
         for weight in matrices:

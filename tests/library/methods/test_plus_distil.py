@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from intraslice.config import SliceConfig
 from intraslice.errors import NumericalError, UserError
 from intraslice.methods import plus_distil as distilling
-from intraslice.methods.plus_align import slice_aligned
 from intraslice.methods.plus_distil import distil
 from intraslice.planning.ratios import make_plan
 from intraslice.progress import finish
+from intraslice.slicing.driver import slice_model
 
 
 @torch.no_grad()
@@ -23,7 +24,7 @@ def _divergence(dense, sliced, tokens) -> float:
 @pytest.fixture
 def sliced(family_case):
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    return finish(slice_aligned(family_case.loaded.model, plan, family_case.stats, family_case.tokens))
+    return finish(slice_model(family_case.loaded.model, plan, family_case.stats))
 
 
 def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sliced, monkeypatch) -> None:
@@ -47,6 +48,27 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
+def test_a_gradient_is_that_of_the_divergence_and_half_the_loss_of_the_texts_own_tokens(tiny_case) -> None:
+    """Against autograd over all logits at once."""
+    case = tiny_case("llama-gqa")
+    dense, sequence = case.loaded.model, case.tokens[0]
+    plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
+    sliced = finish(slice_model(dense, plan, case.stats))
+    weight = sliced.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        hidden = dense.model(sequence[None], use_cache=False).last_hidden_state[0]
+    distilling._add_gradients_(sliced, [weight], sequence, hidden, share=0.25)
+    streamed, weight.grad = weight.grad, None
+
+    weight.requires_grad_(True)
+    told = sliced(sequence[None]).logits[0].log_softmax(-1)
+    target = dense(sequence[None]).logits[0].log_softmax(-1)
+    divergence = (target.exp() * (target - told)).sum(-1).mean()
+    hard = -told[:-1].gather(1, sequence[1:, None]).sum() / len(sequence)
+    (0.25 * (divergence + 0.5 * hard)).backward()
+    assert_close(streamed, weight.grad, atol=1e-7, rtol=1e-4)
+
+
 def test_weights_that_are_not_finite_are_an_error(family_case, sliced, monkeypatch) -> None:
     monkeypatch.setattr(distilling, "STEP", float("nan"))
     with pytest.raises(NumericalError, match="went astray"):
@@ -56,15 +78,15 @@ def test_weights_that_are_not_finite_are_an_error(family_case, sliced, monkeypat
 def test_what_does_not_fit_into_memory_is_not_begun(family_case, sliced, monkeypatch) -> None:
     monkeypatch.setattr(distilling, "available_bytes", lambda device: 1000)
     before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
-    with pytest.raises(UserError, match="free on cpu; take --epochs 0"):
+    with pytest.raises(UserError, match="free on cpu; take method intraslice"):
         finish(distil(family_case.loaded.model, sliced, family_case.tokens, 1))
     assert all(torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
 
 
 def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None:
     dense = family_case.loaded.model
-    plan = make_plan(family_case.stats.profile, SliceConfig(0.0))
-    uncut = finish(slice_aligned(dense, plan, family_case.stats, family_case.tokens))
+    plan = make_plan(family_case.stats.profile, SliceConfig(0.0, order="one-shot"))
+    uncut = finish(slice_model(dense, plan, family_case.stats))
     assert list(distil(dense, uncut, family_case.tokens, 3)) == []
 
 
