@@ -186,6 +186,12 @@ def test_gradio_gives_every_handler_what_it_takes(session) -> None:
         assert {"request", "event"} & taken.keys() == set(injected), function.api_name
 
 
+def test_no_call_shows_gradios_progress_for_which_the_browser_copies_all_outputs(session) -> None:
+    calls = [call for call in build_app(session).fns.values() if call.targets and call.outputs]
+    assert len(calls) > 100
+    assert {call.name for call in calls if call.show_progress_on != []} == {"load_example"}  # gradio's own
+
+
 def test_no_two_listeners_keep_each_other_going(session) -> None:
     # An event that came while a listener in this mode ran is sent to all its listeners again (gradio 6.31).
     keeping = [function for function in build_app(session).fns.values() if function.trigger_mode == "always_last"]
