@@ -47,7 +47,7 @@ NAMED_CORPORA: dict[str, str] = {
 _CHOICES = f"one of {', '.join(NAMED_CORPORA)}, or a {', '.join(READERS)} file"
 # Hardly a text has as many characters a token; those of one that has are not worth the memory of tokenising them.
 CHARACTERS_A_TOKEN = 64
-TRAINING_TIMES = 2  # the calibration's text
+TRAINING_TIMES = 3  # the calibration's text
 
 
 def calibration_tokens(
