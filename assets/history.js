@@ -32,6 +32,7 @@
   window.isxBegin = (values) => {
     seen = named(values);
     [steps, at] = [[seen], 0];
+    document.body.classList.add("isx-begun"); // from here on the link no longer sets the controls
     window.isxNote(values);
     return [];
   };

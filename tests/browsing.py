@@ -115,7 +115,7 @@ def visit(chromium, address):
         page.goto(address + query, timeout=PATIENCE)
         # A tab that a link does not open has no chart until it is opened.
         drawn = "#tabs [aria-selected=true]" if "tab=" in query else ".js-plotly-plot .main-svg"
-        page.wait_for_selector(drawn, timeout=PATIENCE, state="attached")
+        page.wait_for_selector(f"body.isx-begun {drawn}", timeout=PATIENCE, state="attached")
         opened.append((context, visitor))
         return visitor
 

@@ -92,10 +92,8 @@ def test_three_columns_answer_and_say_where_they_part_and_what_they_cost(opened)
 
 def test_the_columns_rows_are_level_and_labels_pass_under_the_sliders_bar(opened) -> None:
     page = opened(width=1100)
-    tops = (
-        "name => [...document.querySelectorAll(`#${name}-cost dt`)].slice(0, 6).map(e => e.getBoundingClientRect().top)"
-    )
-    dense, *others = (page.evaluate(tops, name) for name in COLUMNS)
+    tops = "[...document.querySelectorAll(`#${name}-cost dt`)].slice(0, 6).map(e => e.getBoundingClientRect().top)"
+    dense, *others = page.evaluate(f"names => names.map(name => {tops})", list(COLUMNS))  # of one moment
     assert len(dense) == 6
     assert others == [dense, dense]
     assert page.evaluate("getComputedStyle(document.querySelector('#answers')).gridTemplateColumns").count("px") == 3
