@@ -159,6 +159,7 @@ class Calibrations:
 
         def note(stats: CalibrationStats, sequences: int) -> Iterator[Progress]:
             profile = yield from stats.profiling()
+            stats.ranked_neurons = {}  # the slider slices often
             words = so_far(sequences, len(tokens))
             source = Source(profile, head_weights, sequences, words)
             if words:

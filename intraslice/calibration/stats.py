@@ -142,8 +142,9 @@ class CalibrationStats:
     # What follows is found when it is first needed, and of other layers' sums is another.
     # Of what each read of the residual stream sees: whatever the width, their first columns are the basis.
     residual_axes: dict[int, Float[Tensor, "hidden hidden"]] = field(default_factory=dict, init=False, repr=False)
-    # Of every layer's neurons, best first: whatever the width, the first ones stay.
-    ranked_neurons: dict[int, OrderedFactor] = field(default_factory=dict, init=False, repr=False)
+    # Of every layer's neurons, best first: whatever the width, the first ones stay. As large as the MLPs' moments, so
+    # kept only by whoever slices often and puts a dictionary here.
+    ranked_neurons: dict[int, OrderedFactor] | None = field(default=None, init=False, repr=False)
     # Of what attention and MLP read, layer by layer: `calibration.inputs`.
     input_moments: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 

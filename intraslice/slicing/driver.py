@@ -124,10 +124,9 @@ def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer:
     if width == dense.neurons:
         return dense
     moments, mean = stats.layers[layer], stats.layers[layer].mlp_sum / stats.tokens
-    weights, ranked = dense.weights(), stats.ranked_neurons.get(layer)
-    if ranked is None:
-        ranked = _ranked(weights, moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
-        stats.ranked_neurons[layer] = ranked
+    weights, known = dense.weights(), {} if stats.ranked_neurons is None else stats.ranked_neurons
+    ranked = known.get(layer) or _ranked(weights, moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
+    known[layer] = ranked
     return SlicedMLP(keep_best(weights, ranked, mean, width))
 
 
