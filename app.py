@@ -11,20 +11,21 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Threads that wait for each other should sleep: a slider's own must not compete with those that only spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if __name__ == "__main__":
-    ending.when_told()  # which may be while all of this is imported
+    ending.when_told()  # maybe while this is imported
 
 import gradio as gr
 
 from components import api, tabs
-from components.page import controls, events, link, pinning, slider, theme
+from components.frame import controls, events, link, pinning, slider, theme
+from components.jobs import limits
 from components.serving.served import Served
-from components.session import choices, limits
-from components.session.keys import precision
-from components.session.session import Session
-from components.session.settings import Settings
+from components.state import choices
+from components.state.keys import precision
+from components.state.session import Session
+from components.state.settings import Settings
 from components.ui import explainers, formatting
 from components.ui.handlers import hearing
-from intraslice.cache import bound_cache
+from intraslice.core.cache import bound_cache
 
 
 def build_app(session: Session) -> Served:

@@ -13,11 +13,12 @@ from typing import Any, get_type_hints
 import gradio as gr
 
 from components.export import files
-from components.language import spoken
-from components.page.context import HEAVY
+from components.frame.context import HEAVY
+from components.i18n.language import spoken
+from components.jobs.status import Status
 from components.ratios import measure as ratios
-from components.session.session import Session
-from components.session.settings import PROMPT, Settings, Status
+from components.state.session import Session
+from components.state.settings import PROMPT, Settings
 from components.sweep import measure
 from components.sweep.views import SweepChoice
 from components.ui.handlers import flat, speak_in_words, visitor_of

@@ -21,13 +21,13 @@ from components.activations.measure import ShiftViews
 from components.activations.views import Histogram, PlaceShift, ShiftView
 from components.ratios.estimator_check import measure as estimator_check
 from components.ratios.prices import measure as price_views
-from components.session.session import Calibrated, Session
-from components.session.settings import Settings
-from components.session.snapshots import diagnostics as diagnostics_file
-from components.session.snapshots import plan as snapshot
-from components.session.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
 from components.spectra.measure import CalibratedSpectra
-from intraslice.progress import Progress, finish
+from components.state.session import Calibrated, Session
+from components.state.settings import Settings
+from components.state.snapshots import diagnostics as diagnostics_file
+from components.state.snapshots import plan as snapshot
+from components.state.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
+from intraslice.core.progress import Progress, finish
 
 FILES = {file.stem: file for file in (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, price_views.FILE)}
 

@@ -11,12 +11,12 @@ import gradio as gr
 from components.activations import panel as activations
 from components.compare import panel as compare
 from components.export import panel as export
-from components.language import later
-from components.page.context import Context
+from components.frame.context import Context
+from components.i18n.language import later
 from components.ratios import panel as ratios
-from components.session.session import Session
-from components.session.settings import Settings
 from components.spectra import panel as spectra
+from components.state.session import Session
+from components.state.settings import Settings
 from components.sweep import panel as sweep
 from components.ui.handlers import Follower
 

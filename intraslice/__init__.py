@@ -7,15 +7,15 @@ __version__ = "0.2.0"
 from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints.format import load, save
 from intraslice.checkpoints.to_transformers import plain_model
-from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
 from intraslice.data import calibration_tokens, evaluation_tokens
-from intraslice.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 __all__ = [

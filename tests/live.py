@@ -17,7 +17,7 @@ import torch
 from playwright import sync_api as playwright
 
 from intraslice import EvaluationConfig, evaluation_tokens, finish, load_model
-from intraslice.cache import cache_folder
+from intraslice.core.cache import cache_folder
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.pretrained.precision import choose_dtype
 from tests.browsing import ARGUMENTS, CHROMIUM, running_app

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import intraslice
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.progress import finish
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.progress import finish
 from intraslice.slicing.mlp import slice_mlp
 
 MADE = {"source": "random weights", "protocol": {}}

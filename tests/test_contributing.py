@@ -26,15 +26,15 @@ import app
 import intraslice as sl
 from components import tabs
 from components.ratios import panel as ratios_panel
-from components.session.session import Session
+from components.state.session import Session
 from components.sweep import panel as sweep_panel
 from intraslice.calibration.driver import calibrate
 from intraslice.cli.parser import parser
+from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.families import FAMILIES, canonicalise
 from intraslice.planning.ratios import make_plan
-from intraslice.registry import ESTIMATORS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

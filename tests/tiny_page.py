@@ -9,12 +9,12 @@ import pytest
 from components.activations.measure import ShiftViews
 from components.compare.models import Columns
 from components.export.published.measure import Publisher
-from components.session.session import Session
-from components.session.settings import Settings
-from components.session.views import ImportanceCurve, LayerView, PlanView
-from components.session.work import jobs
-from components.session.work.scheduler import Scheduler
+from components.jobs import jobs
+from components.jobs.scheduler import Scheduler
 from components.spectra.measure import SpectraViews
+from components.state.session import Session
+from components.state.settings import Settings
+from components.state.views import ImportanceCurve, LayerView, PlanView
 from components.ui import palette
 
 SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})

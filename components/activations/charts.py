@@ -9,7 +9,7 @@ from itertools import accumulate
 from statistics import fmean
 
 from components.activations.views import Histogram, PlaceShift, ShiftView
-from components.language import later, number, say, spoken
+from components.i18n.language import later, number, say, spoken
 from components.ui import figure
 from components.ui.figure import Chart, Json
 from components.ui.labels import METHOD_COLOURS, METHODS, Terms

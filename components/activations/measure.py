@@ -12,14 +12,15 @@ from transformers import PreTrainedModel
 
 from components.activations import snapshot
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
-from components.language import Words, later, say, spoken
-from components.session.caches import BoundedCache
-from components.session.crossmodule import nearest_plan, note_of
-from components.session.keys import SliceKey, calibration_key, described, is_usual, slice_config, slice_key
-from components.session.session import Session
-from components.session.settings import Settings, Status
-from components.session.work.jobs import statuses
-from components.session.work.scheduler import Urgency
+from components.i18n.language import Words, later, say, spoken
+from components.jobs.jobs import statuses
+from components.jobs.scheduler import Urgency
+from components.jobs.status import Status
+from components.state.caches import BoundedCache
+from components.state.crossmodule import nearest_plan, note_of
+from components.state.keys import SliceKey, calibration_key, described, is_usual, slice_config, slice_key
+from components.state.session import Session
+from components.state.settings import Settings
 from intraslice.diagnostics.distributions import Distribution
 from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
 from intraslice.methods.registry import Method

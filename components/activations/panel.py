@@ -11,10 +11,10 @@ import gradio as gr
 from components.activations.charts import QUESTIONS, finding, histogram_chart, protocol, shift_chart
 from components.activations.measure import ShiftViews
 from components.activations.views import ShiftView
-from components.language import later, say, spoken
-from components.page.context import Context
-from components.session.session import Session
-from components.session.settings import Settings
+from components.frame.context import Context
+from components.i18n.language import later, say, spoken
+from components.state.session import Session
+from components.state.settings import Settings
 from components.ui import figure, formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
-from components.session.snapshots.diagnostics import BYTE, FILE, load
-from components.session.snapshots.plan import told
+from components.state.snapshots.diagnostics import BYTE, FILE, load
+from components.state.snapshots.plan import told
 
 
 def shift(path: Path = FILE) -> ShiftView | None:

@@ -10,11 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, PINNED, Answer, Question
-from components.language import later
-from components.session.settings import Settings, Status
-from components.session.work.scheduler import PAUSE, Urgency, Waiting
+from components.i18n.language import later
+from components.jobs.scheduler import PAUSE, Urgency, Waiting
+from components.jobs.status import Status
+from components.state.settings import Settings
+from intraslice.core.errors import NumericalError, UserError
 from intraslice.diagnostics.first_divergence import first_divergence
-from intraslice.errors import NumericalError, UserError
 from intraslice.evaluation.generation import HALF, Sampling, answer_text, end_tokens, stream_tokens
 
 Answers = Mapping[str, Answer]

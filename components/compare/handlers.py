@@ -12,8 +12,9 @@ import gradio as gr
 from components.compare import answers, html, passages
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, PINNED, Answer, Costs, Question
-from components.language import later
-from components.session.settings import Settings, Status
+from components.i18n.language import later
+from components.jobs.status import Status
+from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.handlers import skipped, visitor_of
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from components.compare.views import COLUMNS, PINNED, Answer, Candidate, Cost, Costs, PassageToken, PassageView
-from components.language import later, number, say, spoken
+from components.i18n.language import later, number, say, spoken
 from components.ui import formatting
 from components.ui.labels import METHOD_COLOURS, Terms
 

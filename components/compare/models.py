@@ -9,16 +9,17 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from components.compare.views import Cost, Costs
-from components.language import later
-from components.session.caches import BoundedCache
-from components.session.crossmodule import nearest_plan
-from components.session.keys import CalibrationKey, calibration_key, slice_config
-from components.session.session import Session
-from components.session.settings import PROMPT, Settings, Status
-from components.session.work.jobs import statuses
-from components.session.work.scheduler import Urgency
-from intraslice.config import SliceConfig
-from intraslice.errors import NumericalError, UserError
+from components.i18n.language import later
+from components.jobs.jobs import statuses
+from components.jobs.scheduler import Urgency
+from components.jobs.status import Status
+from components.state.caches import BoundedCache
+from components.state.crossmodule import nearest_plan
+from components.state.keys import CalibrationKey, calibration_key, slice_config
+from components.state.session import Session
+from components.state.settings import PROMPT, Settings
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.speculative import Acceptance, DraftConfig, acceptance
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel

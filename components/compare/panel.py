@@ -12,11 +12,11 @@ from components.compare.handlers import Answered, CostsMeasured, CostTexts
 from components.compare.models import Columns
 from components.compare.passage_panel import PassagePanel
 from components.compare.views import COLUMNS, PINNED
-from components.language import Words, later
-from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
-from components.session import limits
-from components.session.session import Session
-from components.session.settings import PROMPT, Settings
+from components.frame.context import CHEAP, HEAVY, PRIVATE, Context, whenever
+from components.i18n.language import Words, later
+from components.jobs import limits
+from components.state.session import Session
+from components.state.settings import PROMPT, Settings
 from components.ui.handlers import Follower, bind, flat
 
 EXAMPLES = [

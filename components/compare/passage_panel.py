@@ -10,9 +10,9 @@ from components.assets import ASSETS
 from components.compare import handlers
 from components.compare.handlers import AfterSlice, Result
 from components.compare.models import Columns
-from components.language import Words, later, say
-from components.page.context import HEAVY, PRIVATE, Context
-from components.session import limits
+from components.frame.context import HEAVY, PRIVATE, Context
+from components.i18n.language import Words, later, say
+from components.jobs import limits
 from components.ui.explainers import fold
 from components.ui.handlers import flat, skipped, while_open
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 from components.compare.models import Columns
 from components.compare.views import Candidate, PassageToken, PassageView
-from components.language import later
-from components.session.settings import Settings, Status
+from components.i18n.language import later
+from components.jobs.status import Status
+from components.state.settings import Settings
+from intraslice.core.errors import UserError
 from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
-from intraslice.errors import UserError
 
 NEXT = 8  # candidates of either model
 ALTERNATIVES = 3

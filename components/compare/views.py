@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from components.language import Words, later
+from components.i18n.language import Words, later
 from components.ui.labels import METHODS, Terms
 
 PINNED = "pinned"  # the column of the pinned setting A, where there is one

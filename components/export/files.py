@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from components.language import later
-from components.session.keys import recipe, slice_config
-from components.session.session import Session
-from components.session.settings import Settings, Status
-from components.session.work.aside import aside
+from components.i18n.language import later
+from components.jobs.aside import aside
+from components.jobs.status import Status
+from components.state.keys import recipe, slice_config
+from components.state.session import Session
+from components.state.settings import Settings
 from components.ui.downloads import Downloads
 from intraslice import checkpoints
 from intraslice.checkpoints.to_gguf import require_deci, write_gguf
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.evaluation.generation import generate_text
-from intraslice.progress import finish
 from intraslice.reporting import measured, record
 
 

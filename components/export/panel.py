@@ -15,12 +15,13 @@ from components.export.published.html import embed, page
 from components.export.published.measure import Publisher
 from components.export.published.views import Choice, Published
 from components.export.report import Report, html
-from components.language import Words, language, later, number, say, speaking, spoken
-from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
+from components.frame.context import CHEAP, HEAVY, PRIVATE, Context, whenever
+from components.i18n.language import Words, language, later, number, say, speaking, spoken
+from components.jobs.aside import aside
+from components.jobs.status import Status
 from components.ratios.charts import importance_chart, ratio_chart
-from components.session.session import NOT_CALIBRATED, Session
-from components.session.settings import Settings, Status
-from components.session.work.aside import aside
+from components.state.session import NOT_CALIBRATED, Session
+from components.state.settings import Settings
 from components.sweep import measure as sweeps
 from components.sweep.charts import removed_chart, speed_chart
 from components.sweep.views import SweepChoice

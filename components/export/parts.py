@@ -7,7 +7,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from components.assets import ASSETS
-from components.language import Words, say, spoken
+from components.i18n.language import Words, say, spoken
 
 
 def link() -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from components.language import language, say, spoken
-from components.session.views import Perplexities, PlanView
+from components.i18n.language import language, say, spoken
+from components.state.views import Perplexities, PlanView
 from components.ui import formatting
 from components.ui.figure import Chart
 from components.ui.palette import COLOURS, FAINT

@@ -11,11 +11,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from intraslice.cache import scratch_beside
 from intraslice.checkpoints.format import require_new_file
 from intraslice.cli.run import Answer, Run
+from intraslice.core.cache import scratch_beside
+from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import size
-from intraslice.errors import UserError
 from intraslice.reporting import Recipe
 
 EVAL_TOKENS = 4096  # of each of two dozen models
@@ -37,8 +37,8 @@ def run(run: Run) -> Answer:
     # The page takes a second to import, which no other command has to wait for.
     from components.export.published import measure
     from components.export.published.html import page
-    from components.language import LANGUAGES, speaking
-    from components.session.session import Session
+    from components.i18n.language import LANGUAGES, speaking
+    from components.state.session import Session
 
     a = run.arguments
     if size() > 1:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from components.language import number, say, term
-from components.session.views import ImportanceCurve, LayerView, PlanView
+from components.i18n.language import number, say, term
+from components.state.views import ImportanceCurve, LayerView, PlanView
 from components.ui import figure
 from components.ui.figure import Chart, Json
 from components.ui.labels import ESTIMATORS, LINE_OF, MODULES

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.language import later
-from components.session import limits
-from components.session.session import Session
-from components.session.settings import Settings
-from intraslice.config import parse_lock
+from components.i18n.language import later
+from components.jobs import limits
+from components.state.session import Session
+from components.state.settings import Settings
+from intraslice.core.config import parse_lock
 from intraslice.untrusted.ratio_files import ratios_csv, read_ratios
 
 

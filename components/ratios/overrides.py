@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.assets import ASSETS
-from components.language import Words, later, say
-from components.page.context import CHEAP, PRIVATE, Context, whenever
+from components.frame.context import CHEAP, PRIVATE, Context, whenever
+from components.i18n.language import Words, later, say
 from components.ratios import measure
-from components.session.session import Session
-from components.session.settings import Settings
+from components.state.session import Session
+from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.downloads import SAVE, Downloads
 from components.ui.handlers import flat, skipped

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.page.context import Context
+from components.frame.context import Context
 from components.ratios import overrides, settling
 from components.ratios.charts import importance_chart, ratio_chart
 from components.ratios.estimator_check import panel as estimator_check
 from components.ratios.prices import panel as prices
-from components.session.session import Session
-from components.session.settings import Settings
+from components.state.session import Session
+from components.state.settings import Settings
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
 from components.ui.handlers import Follower, at_opening, bind, skipped

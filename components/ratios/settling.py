@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.language import later, number, say, spoken
-from components.page.context import Context
-from components.session.session import Session
-from components.session.settings import Settings
-from components.session.views import SettlingView
+from components.frame.context import Context
+from components.i18n.language import later, number, say, spoken
+from components.state.session import Session
+from components.state.settings import Settings
+from components.state.views import SettlingView
 from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold

@@ -15,8 +15,8 @@ from typing import Any
 
 from gradio.queueing import Event, Queue
 
-from components.language import say
-from components.session import limits
+from components.i18n.language import say
+from components.jobs import limits
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from starlette.middleware import Middleware
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
+from components.jobs import limits
+from components.jobs.scheduler import Scheduler
 from components.serving import ending
 from components.serving.config import SharedConfig
 from components.serving.health import Health
 from components.serving.queue import SteadyQueue
 from components.serving.spoken import InTheirLanguage, Translated
-from components.session import limits
-from components.session.work.scheduler import Scheduler
 from components.ui.chart_bridge import PLOTLY
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.language import ENGLISH, asked_for, language, speaking, spoken
+from components.i18n.language import ENGLISH, asked_for, language, speaking, spoken
 
 
 def told(value: Any) -> Any:

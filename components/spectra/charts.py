@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from components.language import later, say, spoken
+from components.i18n.language import later, say, spoken
 from components.spectra.views import Curve, SpectraView
 from components.ui import figure
 from components.ui.figure import Chart, Json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from components.language import number, say
+from components.i18n.language import number, say
 from components.spectra.charts import QUESTIONS
 from components.spectra.views import SpectraView
 from components.ui import figure

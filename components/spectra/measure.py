@@ -9,13 +9,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from components.session.caches import BoundedCache
-from components.session.crossmodule import nearest_plan
-from components.session.keys import CalibrationKey, calibration_key, is_usual
-from components.session.session import Calibrated, Session
-from components.session.settings import Settings
 from components.spectra import snapshot
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, drawn_ranks
+from components.state.caches import BoundedCache
+from components.state.crossmodule import nearest_plan
+from components.state.keys import CalibrationKey, calibration_key, is_usual
+from components.state.session import Calibrated, Session
+from components.state.settings import Settings
 from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
 

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.language import later, spoken
-from components.page.context import Context
-from components.session.session import Session
-from components.session.settings import Settings
+from components.frame.context import Context
+from components.i18n.language import later, spoken
 from components.spectra.charts import QUESTIONS, variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
 from components.spectra.measure import SpectraViews
+from components.state.session import Session
+from components.state.settings import Settings
 from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from components.session.snapshots.diagnostics import FILE, FULL, load
-from components.session.snapshots.plan import told
 from components.spectra.views import Curve, KeptChannels, LayerCurves, PairsView, drawn_ranks
+from components.state.snapshots.diagnostics import FILE, FULL, load
+from components.state.snapshots.plan import told
 
 
 class KeptSpectra:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from components.language import number, say, spoken
+from components.i18n.language import number, say, spoken
 from components.sweep.views import SweepPoint, SweepView
 from components.ui import figure
 from components.ui.figure import Chart, Json

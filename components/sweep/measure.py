@@ -13,24 +13,25 @@ from typing import Any, NamedTuple
 import pandas
 import torch
 
-from components.language import Words, later
-from components.session import limits
-from components.session.keys import slice_config
-from components.session.session import Session
-from components.session.settings import Settings, Status
-from components.session.work.jobs import EVERY
-from components.session.work.scheduler import PAUSE
+from components.i18n.language import Words, later
+from components.jobs import limits
+from components.jobs.jobs import EVERY
+from components.jobs.scheduler import PAUSE
+from components.jobs.status import Status
+from components.state.keys import slice_config
+from components.state.session import Session
+from components.state.settings import Settings
 from components.sweep.charts import line_name
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
+from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
-from intraslice.progress import finish
-from intraslice.registry import ESTIMATORS
 from intraslice.reporting import records
 
 NONE_CHOSEN = {

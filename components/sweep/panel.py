@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.language import Words, later, say, spoken
-from components.page.context import CHEAP, HEAVY, PRIVATE, Context, whenever
-from components.session import choices
-from components.session.limits import told
-from components.session.session import Session
-from components.session.settings import Settings, Status
-from components.session.work.scheduler import Urgency
+from components.frame.context import CHEAP, HEAVY, PRIVATE, Context, whenever
+from components.i18n.language import Words, later, say, spoken
+from components.jobs.limits import told
+from components.jobs.scheduler import Urgency
+from components.jobs.status import Status
+from components.state import choices
+from components.state.session import Session
+from components.state.settings import Settings
 from components.sweep import measure
 from components.sweep.charts import removed_chart, speed_chart
 from components.sweep.views import SweepChoice, SweepView

@@ -14,7 +14,7 @@ import gradio as gr
 import plotly
 
 from components.assets import ASSETS
-from components.language import Words, say
+from components.i18n.language import Words, say
 from components.ui.pinned.ghost import ghost
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"

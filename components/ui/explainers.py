@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from components.language import LANGUAGES, Words, language, long_text, say
+from components.i18n.language import LANGUAGES, Words, language, long_text, say
 
 
 def header() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.language import ENGLISH, language, say, separators, spoken
+from components.i18n.language import ENGLISH, language, say, separators, spoken
 from components.ui.palette import DASHES
 
 Json = dict[str, Any]

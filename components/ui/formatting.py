@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from components.language import Words, later, number, say, spoken
-from components.session import limits
-from components.session.settings import Settings, Status
-from components.session.views import Beside, Perplexities, PlanView, Reading
+from components.i18n.language import Words, later, number, say, spoken
+from components.jobs import limits
+from components.jobs.status import Status
+from components.state.settings import Settings
+from components.state.views import Beside, Perplexities, PlanView, Reading
 from components.ui.labels import MODULES_IN_WORDS
 from components.ui.pinned.differences import sentence, signed
 

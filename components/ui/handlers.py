@@ -22,10 +22,10 @@ from gradio.context import LocalContext
 from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
-from components.language import Words, asked_for, language, later, say, speaking, spoken
-from components.session import limits
-from components.session.settings import Settings
-from components.session.work.jobs import EXPECTED
+from components.i18n.language import Words, asked_for, language, later, say, speaking, spoken
+from components.jobs import limits
+from components.jobs.jobs import EXPECTED
+from components.state.settings import Settings
 from components.ui.pinned import text as pinned_text
 
 log = logging.getLogger(__name__)

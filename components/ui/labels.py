@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from components.language import Words, later, spoken, term
-from components.session import choices
+from components.i18n.language import Words, later, spoken, term
+from components.state import choices
 
 
 class Labels(Mapping[str, str]):

@@ -19,11 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.cache import cache_path, keep, mark_used
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.layerwise import LossGradient, calibrate_layerwise, final_gradient
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
-from intraslice.config import Targets
+from intraslice.core.cache import cache_path, keep, mark_used
+from intraslice.core.config import Targets
+from intraslice.core.errors import NumericalError
+from intraslice.core.progress import Progress
 from intraslice.distributed.sharing import (
     all_reduce_,
     from_first,
@@ -33,13 +35,11 @@ from intraslice.distributed.sharing import (
     share_of,
     size,
 )
-from intraslice.errors import NumericalError
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.offload import is_offloaded, resident
-from intraslice.progress import Progress
 
 FORMAT = "7"
 TOKENS_A_BATCH = 512  # what the backward pass needs of all layers at once is most of the memory

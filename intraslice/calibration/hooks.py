@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from intraslice.calibration.rotary_pair_scores import channel_products, query_fisher
 from intraslice.calibration.stats import LayerStats
-from intraslice.layer_weights import UNROTATED
-from intraslice.linalg import add_lower_moment_
+from intraslice.core.linalg import add_lower_moment_
+from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import Block
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
+from intraslice.core.linalg import add_moment_
+from intraslice.core.progress import Progress
 from intraslice.distributed.sharing import all_reduce_, share_of
-from intraslice.linalg import add_moment_
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.residual import norm_of
-from intraslice.progress import Progress
 
 
 @torch.no_grad()

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.stats import LayerStats
+from intraslice.core.progress import Progress, finish
 from intraslice.modeling.families import Block, blocks, family_of
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.offload import resident
-from intraslice.progress import Progress, finish
 
 # model, last hidden states, tokens -> their gradient, in steps
 LossGradient = Callable[[PreTrainedModel, Tensor, Tensor], Generator[None, None, Tensor]]

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators import Estimator, Importances, LayerCalibration
-from intraslice.registry import ESTIMATORS
 from intraslice.untrusted.importance_files import read_importances
 
 

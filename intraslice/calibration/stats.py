@@ -12,16 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.config import GRADIENT_GROUP, SliceConfig, Targets
-from intraslice.linalg import BLOCK, OrderedFactor, mirror_
+from intraslice.core.config import GRADIENT_GROUP, SliceConfig, Targets
+from intraslice.core.linalg import BLOCK, OrderedFactor, mirror_
+from intraslice.core.progress import Progress, finish
+from intraslice.core.registry import ESTIMATORS
 from intraslice.modeling.families import Block
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients
 from intraslice.planning.head_table import channel_scores, head_energies, head_table
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
-from intraslice.progress import Progress, finish
-from intraslice.registry import ESTIMATORS
 
 MOMENTS = ("residual_moment", "direction_moment", "middle_moment", "attention_moment", "mlp_moment")
 

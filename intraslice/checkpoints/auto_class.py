@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from intraslice.checkpoints.shapes import Shape, fill_buffers_, shape_layers_, shape_of, with_biases
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.modeling.families import family_of
 
 RECORD = "intraslice.json"

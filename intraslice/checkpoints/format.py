@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.cache import scratch_beside
 from intraslice.checkpoints.auto_class import (
     RECORD,
     WEIGHTS,
@@ -30,7 +29,8 @@ from intraslice.checkpoints.auto_class import (
     config_of_record,
 )
 from intraslice.checkpoints.model_card import CARD, model_card
-from intraslice.errors import UserError
+from intraslice.core.cache import scratch_beside
+from intraslice.core.errors import UserError
 from intraslice.modeling.offload import fetched
 from intraslice.pretrained.headers import read_json
 from intraslice.pretrained.reader import quiet_transformers

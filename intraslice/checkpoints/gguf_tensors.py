@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from intraslice.errors import UserError
-from intraslice.layer_weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.core.errors import UserError
+from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
 from intraslice.modeling.families import blocks, head_width
 from intraslice.modeling.offload import resident
 from intraslice.planning.widths import BLOCK  # of quantised rows: an MLP of another width is rounded up to whole ones

@@ -15,7 +15,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 
 # How Llama 3 and Qwen 2 split text: they differ in how many digits go together.
 _SPLIT = (

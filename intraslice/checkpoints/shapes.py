@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.errors import UserError
-from intraslice.layer_weights import AttentionWeights, MLPWeights
+from intraslice.core.errors import UserError
+from intraslice.core.weights import AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import family_of

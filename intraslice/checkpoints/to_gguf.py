@@ -15,14 +15,14 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.cache import scratch_beside
 from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.gguf_tensors import BLOCK, INSTEAD, deci_tensors, shared_heads
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
-from intraslice.errors import UserError
+from intraslice.core.cache import scratch_beside
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks
-from intraslice.progress import Progress
 
 GGUFType = Literal["f32", "f16", "q8_0"]
 GGUF_TYPES: tuple[GGUFType, ...] = get_args(GGUFType)

@@ -10,7 +10,7 @@ import copy
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks, head_width, write_layer_
 

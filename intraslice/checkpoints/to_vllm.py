@@ -19,7 +19,7 @@ from intraslice.checkpoints.configuration_nas import NemotronNASConfig
 from intraslice.checkpoints.format import new_folder, require_free, write_parts
 from intraslice.checkpoints.gguf_tensors import INSTEAD
 from intraslice.checkpoints.model_card import DenseHeads, model_card, only_mlps
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.modeling.families import Pair, blocks, linear_maps
 from intraslice.modeling.offload import resident
 

@@ -9,6 +9,7 @@ import torch
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import Answer, Run, require_folder, show
+from intraslice.core.progress import finish
 from intraslice.diagnostics.ablation import measure_ablations
 from intraslice.diagnostics.rank_agreement import RankAgreement, compare_ranks
 from intraslice.diagnostics.sensitivity import (
@@ -25,7 +26,6 @@ from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.planning.ratios import SlicePlan
-from intraslice.progress import finish
 from intraslice.reporting import records
 
 PARTS = ("spectra", "shift", "faults")

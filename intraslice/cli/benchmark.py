@@ -11,12 +11,12 @@ import torch
 
 from intraslice import data
 from intraslice.cli.run import Answer, Run, peak_memory, show
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.distributed.sharing import size
-from intraslice.errors import UserError
 from intraslice.evaluation.benchmark import USUAL_TOKENS, Costs, measure_costs
 from intraslice.evaluation.growth import JOBS, measure_growth
 from intraslice.pretrained.precision import choose_dtype
-from intraslice.progress import finish
 
 
 def benchmark(run: Run) -> Answer:

@@ -13,8 +13,9 @@ from intraslice.checkpoints.model_card import model_card
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_in_words, require_deci, write_gguf
 from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.run import Answer, Run, peak_memory, require_folder, show
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.distributed.sharing import speaks
-from intraslice.errors import UserError
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import measure_losses
@@ -23,7 +24,6 @@ from intraslice.methods.registry import METHODS
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.modeling.linear import NO_FORMAT
 from intraslice.planning.crossmodule_plan import CrossModulePlan
-from intraslice.progress import finish
 from intraslice.reporting import CROSS_MODULE, described, measured, plan_record, record, summary
 from intraslice.untrusted.ratio_files import ratios_csv
 

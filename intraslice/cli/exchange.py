@@ -7,13 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from intraslice.cli.run import Answer, Run, show
-from intraslice.config import GRADIENT_GROUP
+from intraslice.core.config import GRADIENT_GROUP
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
+from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.exchanges import EXCHANGES, Exchanged, exchange_parameters
 from intraslice.distributed.sharing import speaks
-from intraslice.errors import UserError
 from intraslice.planning.measured import importances_along
-from intraslice.progress import finish
-from intraslice.registry import ESTIMATORS
 from intraslice.untrusted.importance_files import importances_json
 
 

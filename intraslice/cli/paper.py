@@ -10,12 +10,12 @@ from typing import Any
 from intraslice import data
 from intraslice.cli.benchmark import markdown
 from intraslice.cli.run import Answer, Run, show
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import DEFAULT, LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.memory import require_calibration_memory
-from intraslice.progress import finish
 from intraslice.reporting import records
 
 WHOLE = 2**31 - 1  # tokens: however many the text has

@@ -13,15 +13,15 @@ from intraslice.cli import analyses, commands, exchange, paper, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.cli.prices import prices
-from intraslice.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
+from intraslice.core.errors import UserError
+from intraslice.core.registry import ESTIMATORS, Registry
 from intraslice.diagnostics.sensitivity import Measure
-from intraslice.errors import UserError
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.offload import PLACEMENTS
 from intraslice.pretrained.precision import AUTO, Precision
-from intraslice.registry import ESTIMATORS, Registry
 
 FEW_TOKENS = 2048  # enough for activations
 JUDGED_TOKENS = 8192  # enough to rank modules by their KL divergence

@@ -8,7 +8,9 @@ from typing import Any
 import pandas
 
 from intraslice.cli.run import Answer, Run, show
-from intraslice.config import ModuleKind
+from intraslice.core.config import ModuleKind
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.diagnostics.prices import (
     Disagreement,
     Prices,
@@ -18,10 +20,8 @@ from intraslice.diagnostics.prices import (
     foretold_price,
     measure_prices,
 )
-from intraslice.errors import UserError
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.progress import finish
 from intraslice.reporting import records
 
 SHOWN = 8  # modules on which two plans part most

@@ -26,13 +26,13 @@ except ImportError:  # Windows has its own
 from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
 from intraslice.distributed.sharing import from_first, require_enough, speaks
-from intraslice.errors import UserError
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, require_shareable, slice_by, uses_statistics
 from intraslice.pretrained.precision import choose_device, choose_dtype
-from intraslice.progress import Progress, finish
 from intraslice.reporting import Recipe
 from intraslice.untrusted.ratio_files import read_ratios
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas
 
 from intraslice.cli.run import Answer, Run, show
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.distributed.sharing import size
-from intraslice.errors import UserError
 from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
 from intraslice.methods.registry import METHODS
-from intraslice.progress import finish
 from intraslice.reporting import records
 
 

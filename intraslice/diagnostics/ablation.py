@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.distributed.sharing import require_enough, share_of
-from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
@@ -32,7 +33,6 @@ from intraslice.modeling.residual import (
     writer_name,
 )
 from intraslice.modeling.surgery import with_parts
-from intraslice.progress import Progress
 
 Ablation = Literal["outputs", "reads", "reads and writes", "writes"]
 ABLATIONS: dict[Ablation, str] = {

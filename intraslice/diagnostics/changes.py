@@ -16,11 +16,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.cache import keep_record, kept_record
+from intraslice.core.cache import keep_record, kept_record
+from intraslice.core.progress import Progress
 from intraslice.distributed.sharing import from_first, gathered, rank, size
 from intraslice.evaluation.divergence import read_head
 from intraslice.modeling.hidden_states import embed, last_states
-from intraslice.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.cache import keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import MODULE_KINDS, SliceConfig
+from intraslice.core.cache import keep_record, kept_record
+from intraslice.core.config import MODULE_KINDS, SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, repeating
 from intraslice.diagnostics.prices import parameters_at
 from intraslice.diagnostics.sensitivity import sensitivity_path, slice_alone, with_module
-from intraslice.errors import UserError
 from intraslice.evaluation.divergence import read_head
 from intraslice.loading import LoadedModel
 from intraslice.modeling.hidden_states import HiddenStates, embed, last_states
@@ -30,7 +31,6 @@ from intraslice.planning.budget import nearest
 from intraslice.planning.measured import Place, Ratios
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import Progress, repeating
 
 EXCHANGES = 200
 AMOUNTS = (0.0005, 0.001, 0.002)  # of the decoder layers' parameters, in one exchange

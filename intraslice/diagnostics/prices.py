@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import MODULE_KINDS, ModuleKind
+from intraslice.core.config import MODULE_KINDS, ModuleKind
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.diagnostics.changes import Change, Readings, kept_changes, measure_changes
 from intraslice.diagnostics.rank_agreement import fallen_importance
 from intraslice.diagnostics.sensitivity import cut_alone, modules_of, sensitivity_path, slice_alone, with_module
-from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import Estimate, mean_over_windows
 from intraslice.loading import LoadedModel
 from intraslice.planning.profile import MASKED_SHARE, LayerProfile, Profile
 from intraslice.planning.ratios import LayerPlan, SlicePlan
-from intraslice.progress import Progress
 
 STEP = 0.1  # of a module, to either side: sizes go in steps, and less would measure these
 DEEPEST = 0.95  # no module is cut further

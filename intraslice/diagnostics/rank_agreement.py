@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.config import MODULE_KINDS, ModuleKind
+from intraslice.core.config import MODULE_KINDS, ModuleKind
 from intraslice.diagnostics.sensitivity import Measure, ModuleDamage, Sensitivity
 from intraslice.planning.profile import Profile
 

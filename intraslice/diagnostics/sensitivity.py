@@ -15,18 +15,18 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.cache import cache_path
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import MODULE_KINDS, ModuleKind, SliceConfig
+from intraslice.core.cache import cache_path
+from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
 from intraslice.diagnostics.changes import Change, Readings, kept_changes, measure_changes, parameters_in
-from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import Estimate, mean_over_windows
 from intraslice.loading import LoadedModel
 from intraslice.modeling.surgery import with_parts
 from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
 from intraslice.planning.widths import neurons_kept
-from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 FORMAT = "4"

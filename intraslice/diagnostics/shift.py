@@ -18,12 +18,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.diagnostics.distributions import Distribution, Moments, distance, histogram_edges
-from intraslice.errors import UserError
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.residual import centre
-from intraslice.progress import Progress
 
 Place = Literal["residual", "attention", "mlp"]  # the stream after a block, and what its two modules add to it
 PLACES: tuple[Place, ...] = get_args(Place)

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.errors import NumericalError
-from intraslice.layer_weights import UNROTATED
-from intraslice.linalg import diagonal_blocks, explained_variance
+from intraslice.core.errors import NumericalError
+from intraslice.core.linalg import diagonal_blocks, explained_variance
+from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import blocks
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.slicing.attention import choose_channels

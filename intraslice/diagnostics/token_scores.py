@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.evaluation.divergence import divergences
 from intraslice.evaluation.generation import prompt_tokens
 from intraslice.modeling.logits import logits_in_chunks

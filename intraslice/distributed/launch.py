@@ -10,8 +10,8 @@ from datetime import timedelta
 import torch
 from torch import distributed as torch_distributed
 
+from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import gathered
-from intraslice.errors import UserError
 
 # How long some may work while others wait for them, such as on the last point of a sweep. Who ends is missed at once;
 # this is for those that hang.

@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 from torch import distributed as torch_distributed
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 
 T = TypeVar("T")
 _alone = False

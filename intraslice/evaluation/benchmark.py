@@ -20,17 +20,17 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.cache import empty_cache
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import CalibrationConfig, Order, SliceConfig, Targets
-from intraslice.errors import UserError
+from intraslice.core.cache import empty_cache
+from intraslice.core.config import CalibrationConfig, Order, SliceConfig, Targets
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import Tokens, plan_by, slice_by
 from intraslice.modeling.offload import is_offloaded
-from intraslice.progress import Progress
 
 T = TypeVar("T")
 USUAL_TOKENS = CalibrationConfig().sequences * CalibrationConfig().length

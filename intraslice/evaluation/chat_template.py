@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from intraslice.core.errors import UserError
 from intraslice.data import CHARACTERS_A_TOKEN
-from intraslice.errors import UserError
 from intraslice.untrusted.process import Bounds, run_apart
 
 BOUNDS = Bounds(memory=256 * 2**20, seconds=2)  # an ordinary template takes 20 MiB and 0.06 s, most of it Python's own

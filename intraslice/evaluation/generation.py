@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.evaluation.chat_template import render_chat, require_short
 from intraslice.modeling.logits import read_on
 

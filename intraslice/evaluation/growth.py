@@ -13,14 +13,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from intraslice.cache import empty_cache
 from intraslice.calibration.driver import calibrate
-from intraslice.config import SliceConfig
+from intraslice.core.cache import empty_cache
+from intraslice.core.config import SliceConfig
+from intraslice.core.progress import Progress, finish
 from intraslice.evaluation.benchmark import clock
 from intraslice.loading import LoadedModel, fingerprint
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise
-from intraslice.progress import Progress, finish
 
 JOBS = ("calibrate", "slice_sequential", "slice_one_shot")
 REPEATS = 3

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from intraslice.core.progress import Progress, repeating
 from intraslice.distributed.sharing import gathered, share_of
 from intraslice.evaluation.divergence import DenseStates, read_head
 from intraslice.modeling.hidden_states import embed, last_states
-from intraslice.progress import Progress, repeating
 
 TOKENS_A_BATCH = 512
 BLOCK = 64  # tokens; losses of neighbours hang together, those of such blocks hardly

@@ -19,10 +19,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, repeating
 from intraslice.evaluation.generation import READ, end_tokens, prompt_tokens
 from intraslice.modeling.logits import read_on
-from intraslice.progress import Progress, repeating
 
 MOST_PROPOSALS = 64
 

@@ -10,9 +10,9 @@ from statistics import median
 import torch
 from transformers import PreTrainedModel
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.modeling.logits import read_on
-from intraslice.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.cache import cache_path, keep_record, kept_record
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import SliceConfig
+from intraslice.core.cache import cache_path, keep_record, kept_record
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.distributed.sharing import alone, from_first, gathered, rank, share_of
-from intraslice.errors import UserError
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by, uses_estimator
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
-from intraslice.progress import Progress
 
 FORMAT = "7"
 DIVERGENCE = ("divergence", "divergence_error")  # KL from the dense model, nats a token

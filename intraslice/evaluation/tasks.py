@@ -14,9 +14,9 @@ from typing import Any
 import pandas
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.pretrained.reader import first_line
-from intraslice.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.config import GRADIENT_GROUP, SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import GRADIENT_GROUP, SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.methods.registry import METHODS, Method, Tokens
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block, blocks
@@ -27,7 +28,6 @@ from intraslice.modeling.surgery import with_parts
 from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
-from intraslice.progress import Progress
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 from intraslice.slicing.driver import attention_from_moments
 from intraslice.slicing.mlp import keep_neurons, select_neurons

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import Order
+from intraslice.core.config import Order
+from intraslice.core.errors import UserError
+from intraslice.core.linalg import principal_axes
+from intraslice.core.progress import Progress, repeating
 from intraslice.distributed.sharing import require_enough, share_of
-from intraslice.errors import UserError
-from intraslice.linalg import principal_axes
 from intraslice.methods.registry import METHODS, Method
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
@@ -42,7 +43,6 @@ from intraslice.modeling.residual import (
 from intraslice.modeling.surgery import with_parts
 from intraslice.planning.crossmodule_plan import MULTIPLE, CrossModulePlan
 from intraslice.planning.sizes import Parameters
-from intraslice.progress import Progress, repeating
 
 
 def plan_crossmodule(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
 from intraslice.methods.registry import METHODS, Method
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model

@@ -8,11 +8,11 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
+from intraslice.core.progress import Progress
 from intraslice.methods.intraslice import plan_intraslice
 from intraslice.methods.plus_distil import distil
 from intraslice.methods.registry import METHODS, Method, Tokens
 from intraslice.planning.ratios import SlicePlan
-from intraslice.progress import Progress
 from intraslice.slicing.driver import slice_model
 
 

@@ -22,9 +22,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.config import ModuleKind, SliceConfig
-from intraslice.layer_weights import UNROTATED, AttentionWeights
-from intraslice.linalg import damp, principal_axes, solve
+from intraslice.core.config import ModuleKind, SliceConfig
+from intraslice.core.linalg import damp, principal_axes, solve
+from intraslice.core.progress import Progress
+from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.methods.registry import METHODS, Method, Tokens
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
@@ -34,7 +35,6 @@ from intraslice.planning.budget import entropic_ratios, nearest
 from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios
 from intraslice.planning.sizes import Parameters
 from intraslice.planning.widths import neurons_kept
-from intraslice.progress import Progress
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 from intraslice.slicing.mlp import keep_neurons
 

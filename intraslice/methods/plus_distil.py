@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from intraslice.errors import NumericalError, UserError
+from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.progress import Progress
 from intraslice.modeling.logits import logits_in_chunks
 from intraslice.pretrained.memory import available_bytes
-from intraslice.progress import Progress
 
 STEP = 0.001  # of a matrix's root mean square, after the warm-up; falls to nought in a straight line
 WARM_UP = 6  # steps

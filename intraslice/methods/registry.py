@@ -10,14 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
+from intraslice.core.registry import Registry
 from intraslice.distributed.sharing import size
-from intraslice.errors import UserError
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.planning.ratios import SlicePlan
-from intraslice.progress import Progress
-from intraslice.registry import Registry
 
 Plan = SlicePlan | CrossModulePlan
 Job = Generator[Progress, None, PreTrainedModel]

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.inputs import find_input_moments
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
-from intraslice.linalg import damp, principal_axes
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.linalg import damp, principal_axes
+from intraslice.core.progress import Progress
 from intraslice.methods.registry import METHODS, Method, Tokens
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.linear import Factors, LowRankMap
@@ -26,7 +27,6 @@ from intraslice.modeling.surgery import with_parts
 from intraslice.planning.budget import LowRankPlan, map_shapes, nearest, rank_for, saved
 from intraslice.planning.ratios import LayerPlan, Reasons
 from intraslice.planning.sizes import Parameters
-from intraslice.progress import Progress
 
 DAMPING = 1e-6  # of the mean of the diagonal, so that a moment of few tokens has a Cholesky factor
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from intraslice.layer_weights import UNROTATED, AttentionWeights
+from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.modeling.linear import frozen_linear, joined
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from intraslice.errors import UserError
-from intraslice.layer_weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.core.errors import UserError
+from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.mlp import SlicedMLP
 

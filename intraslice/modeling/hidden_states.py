@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from intraslice.core.progress import finish
 from intraslice.modeling.families import family_of
-from intraslice.progress import finish
 
 TOKENS_A_BATCH = 2048
 

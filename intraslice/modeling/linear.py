@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 
 Factors = tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _"]]  # (rows, rank), (rank, columns)
 NO_FORMAT = "a model of two-factor maps (svd) can be measured and asked, but no format here holds it"

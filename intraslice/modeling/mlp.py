@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from intraslice.layer_weights import MLPWeights
+from intraslice.core.weights import MLPWeights
 from intraslice.modeling.linear import frozen_linear, joined
 
 

@@ -20,7 +20,7 @@ from accelerate.utils import OffloadedWeightsLoader, offload_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from intraslice.cache import cache_folder, draft_folder
+from intraslice.core.cache import cache_folder, draft_folder
 from intraslice.modeling.families import canonicalise_layer_
 
 Placement = Literal["auto", "disk"]  # what fits stays in memory, or no layer does

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from intraslice.core.linalg import add_moment_, principal_axes
+from intraslice.core.progress import finish
 from intraslice.distributed.sharing import all_reduce_
-from intraslice.linalg import add_moment_, principal_axes
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.hidden_states import HiddenStates
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.progress import finish
 
 SlicedModule = SlicedAttention | SlicedMLP
 Folded = tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]  # a weight and its bias, float32

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.planning.ratios import SlicePlan
 from intraslice.planning.sizes import LayerSizes
 

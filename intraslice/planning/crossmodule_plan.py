@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intraslice.config import Order
+from intraslice.core.config import Order
 from intraslice.planning.sizes import Parameters
 
 MULTIPLE = 8  # D' is rounded down to a multiple of it, as published

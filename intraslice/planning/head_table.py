@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from intraslice.linalg import diagonal_blocks, principal_axes
+from intraslice.core.linalg import diagonal_blocks, principal_axes
 
 NARROWEST = 0.75  # a kept head is at least this share of the dense head: narrow heads are slow and inaccurate
 

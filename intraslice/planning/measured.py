@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.config import MODULE_KINDS, ModuleKind
+from intraslice.core.config import MODULE_KINDS, ModuleKind
 from intraslice.planning.estimators.estimator import Importances
 from intraslice.planning.profile import Profile, unit_parameters
 

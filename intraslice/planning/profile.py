@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from intraslice.config import GRADIENT_GROUP, ModuleKind
-from intraslice.errors import UserError
+from intraslice.core.config import GRADIENT_GROUP, ModuleKind
+from intraslice.core.errors import UserError
 from intraslice.planning.estimators import Importances
 from intraslice.planning.even_heads import EvenHeads, even_heads
 from intraslice.planning.head_table import HeadTable

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from intraslice.config import ModuleKind, SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import ModuleKind, SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.profile import Profile
 from intraslice.planning.runtime_sizes import runtime_sizes
 from intraslice.planning.sizes import Parameters
 from intraslice.planning.widths import MULTIPLE, neurons_kept
-from intraslice.registry import ESTIMATORS
 
 SEARCH_STEPS = 24
 CONTEXT = 512  # tokens that a token attends to, itself included, where floating-point operations are counted

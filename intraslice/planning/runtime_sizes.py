@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from intraslice.config import ModuleKind, SliceConfig
+from intraslice.core.config import ModuleKind, SliceConfig
+from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.even_heads import EvenHeads, frontier
 from intraslice.planning.profile import Profile
 from intraslice.planning.widths import block_widths
-from intraslice.registry import ESTIMATORS
 
 # As the share that masks stand for among single units (profile.py): of 0.5, 0.6, 0.7 and 0.85 the best on three texts.
 WHOLE_HEAD_SHARE = 0.6

@@ -17,7 +17,7 @@ from huggingface_hub import get_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import PreTrainedConfig
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.modeling.families import head_width
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.reader import Weights, first_line, tensor_shapes

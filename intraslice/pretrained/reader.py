@@ -22,7 +22,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.modeling.families import family_of
 from intraslice.pretrained.headers import Shapes, gguf_header, read_json, safetensors_shapes
 

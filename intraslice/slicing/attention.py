@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from intraslice.layer_weights import UNROTATED, AttentionWeights
-from intraslice.linalg import DAMPING, damp, diagonal_blocks, principal_axes, solve
+from intraslice.core.linalg import DAMPING, damp, diagonal_blocks, principal_axes, solve
+from intraslice.core.weights import UNROTATED, AttentionWeights
 
 
 def choose_channels(

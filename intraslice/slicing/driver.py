@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import CalibrationStats, LayerStats
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.linalg import OrderedFactor, add_moment_, typical_damping
+from intraslice.core.progress import Progress
+from intraslice.core.weights import AttentionWeights, MLPWeights
 from intraslice.distributed.sharing import all_reduce_, require_enough, share_of
-from intraslice.layer_weights import AttentionWeights, MLPWeights
-from intraslice.linalg import OrderedFactor, add_moment_, typical_damping
 from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
@@ -26,7 +27,6 @@ from intraslice.modeling.offload import offload_like_, resident
 from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.modeling.surgery import with_parts
 from intraslice.planning.ratios import LayerPlan, SlicePlan
-from intraslice.progress import Progress
 from intraslice.slicing.attention import (
     OutputMoments,
     choose_channels,

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from intraslice.layer_weights import MLPWeights
-from intraslice.linalg import DAMPING, OrderedFactor, damp, factor_in_order
+from intraslice.core.linalg import DAMPING, OrderedFactor, damp, factor_in_order
+from intraslice.core.weights import MLPWeights
 
 
 def neuron_scores(

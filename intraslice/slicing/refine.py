@@ -26,11 +26,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from intraslice.errors import NumericalError, UserError
-from intraslice.layer_weights import MLPWeights
-from intraslice.linalg import add_moment_, damp, solve
+from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.linalg import add_moment_, damp, solve
+from intraslice.core.progress import Progress
+from intraslice.core.weights import MLPWeights
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.progress import Progress
 
 TINY = torch.finfo(torch.float32).tiny
 WARM_UP = 10  # steps; Adam's first ones are as long as any, however little they know of the gradient

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from intraslice.config import MODULE_KINDS
-from intraslice.errors import UserError
+from intraslice.core.config import MODULE_KINDS
+from intraslice.core.errors import UserError
 
 MOST_BYTES = 2**26
 MOST = 1e30

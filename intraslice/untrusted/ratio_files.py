@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from intraslice.config import MODULE_KINDS, Lock
-from intraslice.errors import UserError
+from intraslice.core.config import MODULE_KINDS, Lock
+from intraslice.core.errors import UserError
 
 MOST_CHARACTERS = 2**20
 COLUMNS = ("layer", *(f"{module}_ratio" for module in MODULE_KINDS))

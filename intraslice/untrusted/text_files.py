@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.untrusted.process import Bounds, run_apart
 
 MOST_CHARACTERS = 2**25  # of a file that are read; of a parquet file, of its column text. Some eight million tokens

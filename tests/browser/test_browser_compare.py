@@ -7,9 +7,9 @@ from browsing import CHROMIUM, PATIENCE
 from tiny_page import tiny_settings
 
 from app import build_app, launch_options
-from components.session.session import Session
-from components.session.settings import Settings
-from intraslice.progress import finish
+from components.state.session import Session
+from components.state.settings import Settings
+from intraslice.core.progress import finish
 
 pytestmark = [
     pytest.mark.browser,

@@ -6,8 +6,8 @@ import pytest
 from browsing import CHROMIUM, PATIENCE, Opened
 
 from components.activations.snapshot import shift
-from components.session.session import Session
-from components.session.settings import Settings
+from components.state.session import Session
+from components.state.settings import Settings
 
 pytestmark = [
     pytest.mark.browser,

@@ -5,7 +5,7 @@ import re
 import pytest
 from browsing import CHROMIUM, PATIENCE
 
-from components.language import LANGUAGES
+from components.i18n.language import LANGUAGES
 from components.tabs import TABS
 
 pytestmark = [

@@ -9,8 +9,8 @@ from tiny_page import tiny_settings
 
 from app import build_app, launch_options
 from components.lesson.steps import texts
-from components.session.session import Session
-from intraslice.progress import finish
+from components.state.session import Session
+from intraslice.core.progress import finish
 
 pytestmark = [
     pytest.mark.browser,

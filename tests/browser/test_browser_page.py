@@ -6,9 +6,9 @@ import statistics
 import pytest
 from browsing import CHROMIUM, PATIENCE
 
-from components.session.keys import slice_config
-from components.session.session import Session
-from components.session.settings import Settings
+from components.state.keys import slice_config
+from components.state.session import Session
+from components.state.settings import Settings
 from intraslice.planning.ratios import make_plan
 
 pytestmark = [

@@ -9,7 +9,7 @@ from tiny_page import publisher
 from components.export.published import html
 from components.export.published.views import Choice
 from intraslice.__main__ import main
-from intraslice.progress import finish
+from intraslice.core.progress import finish
 
 pytestmark = [
     pytest.mark.browser,

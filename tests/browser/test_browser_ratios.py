@@ -11,10 +11,10 @@ from browsing import CHROMIUM, PATIENCE
 from test_browser_page import close
 
 from components.ratios.estimator_check.measure import Verdicts
-from components.session.keys import slice_config
-from components.session.session import Session
-from components.session.settings import Settings
-from intraslice.cache import cache_folder
+from components.state.keys import slice_config
+from components.state.session import Session
+from components.state.settings import Settings
+from intraslice.core.cache import cache_folder
 from intraslice.planning.ratios import make_plan
 
 pytestmark = [

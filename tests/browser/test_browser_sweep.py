@@ -10,8 +10,8 @@ from browsing import CHROMIUM, PATIENCE
 from tiny_page import tiny_settings
 
 from app import build_app, launch_options
-from components.session.session import Session
-from components.session.settings import Settings
+from components.state.session import Session
+from components.state.settings import Settings
 
 pytestmark = [
     pytest.mark.browser,

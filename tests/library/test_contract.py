@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.progress import finish
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 LENGTHS = (23, 14, 9)  # of the padded batch: longer and shorter than the sliding window of 8

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from intraslice import data
-from intraslice.config import CalibrationConfig, EvaluationConfig
+from intraslice.core.config import CalibrationConfig, EvaluationConfig
+from intraslice.core.errors import UserError
 from intraslice.data import NAMED_CORPORA, calibration_tokens, describe, evaluation_tokens, read_documents
-from intraslice.errors import UserError
 
 # 20 documents of 10 words, no word twice: a token says which document it comes from.
 DOCUMENTS = [" ".join(f"d{document}w{word}" for word in range(10)) for document in range(20)]

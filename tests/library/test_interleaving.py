@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.progress import Progress, finish
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.diagnostics.shift import ShiftReport, measure_shift
 from intraslice.evaluation.perplexity import perplexity
@@ -17,7 +18,6 @@ from intraslice.loading import load_model
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
 from intraslice.modeling.offload import is_offloaded
-from intraslice.progress import Progress, finish
 
 Job = Generator[Progress, None, Any]
 

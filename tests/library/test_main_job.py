@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from intraslice.__main__ import main
-from intraslice.cache import cache_folder
+from intraslice.core.cache import cache_folder
 
 SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "1024", "--json"]
 KEYS = {"model", "method", "estimator", "order", "sparsity_asked", "removed_fraction", "parameters"}

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from intraslice.calibration.driver import calibrate
-from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.progress import finish
 from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import perplexity
@@ -16,7 +17,6 @@ from intraslice.loading import LoadedModel, load_model
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.sources import find_weights, obtain_weights
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 PHI = "microsoft/phi-1_5"

@@ -13,10 +13,10 @@ from torch.testing import assert_close
 from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
 from intraslice.calibration.driver import calibrate
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.progress import finish
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 LAYERS = 3

@@ -12,8 +12,8 @@ import time
 from itertools import chain, repeat
 from pathlib import Path
 
-from components.session.limits import UNUSED_SECONDS
-from intraslice.cache import cache_folder
+from components.jobs.limits import UNUSED_SECONDS
+from intraslice.core.cache import cache_folder
 from tests.browsing import running_app
 from tests.load.calls import Notes, Page
 from tests.load.clients import KINDS, Life, live

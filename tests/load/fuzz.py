@@ -22,8 +22,8 @@ from urllib.parse import quote
 
 import httpx
 
-from components.session.limits import CACHE_SHARE, LINK
-from components.session.settings import Settings
+from components.jobs.limits import CACHE_SHARE, LINK
+from components.state.settings import Settings
 from tests.load.calls import Page
 from tests.load.host import Host, hosted
 from tests.load.memory import Memory

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from components.session.limits import MEMORY
-from intraslice.cache import cache_folder
+from components.jobs.limits import MEMORY
+from intraslice.core.cache import cache_folder
 from tests.browsing import ROOT, running_app
 from tests.load.memory import MEBI
 from tests.load.models import write_models

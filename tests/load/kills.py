@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from intraslice.__main__ import main as command
-from intraslice.cache import cache_folder
+from intraslice.core.cache import cache_folder
 from intraslice.pretrained.sources import DEFAULT, obtain_weights
 from tests.browsing import ROOT
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 import intraslice as sl
-from components.session.settings import PROMPT, Settings
+from components.state.settings import PROMPT, Settings
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.pretrained.precision import choose_dtype
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from components.session import limits
-from components.session.settings import Settings
+from components.jobs import limits
+from components.state.settings import Settings
 
 GOOD: dict[str, Sequence[Any]] = {
     "sequences": (1, 2, 4),
@@ -58,7 +58,7 @@ def paths(server: str) -> list[str]:
             "app.py",
             "secret.csv",
             "../server/secret.csv",
-            "components/page",
+            "components/frame",
             "assets/lesson",
             "../" * 20 + "etc/passwd",
         ),

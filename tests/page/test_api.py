@@ -18,9 +18,10 @@ from tiny_page import tiny_settings
 
 from app import build_app, launch_options
 from components.export import files
-from components.session import limits
-from components.session.session import Session
-from components.session.settings import Settings, Status
+from components.jobs import limits
+from components.jobs.status import Status
+from components.state.session import Session
+from components.state.settings import Settings
 from intraslice.checkpoints.format import RECORD
 
 ROOT = Path(__file__).parents[2]

@@ -16,16 +16,17 @@ from components.compare import handlers
 from components.compare import html as compare_words
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
-from components.session.crossmodule import TOLERANCE
-from components.session.session import Session
-from components.session.settings import Settings, Status
+from components.jobs.status import Status
+from components.state.crossmodule import TOLERANCE
+from components.state.session import Session
+from components.state.settings import Settings
 from components.ui.handlers import flat
 from intraslice.__main__ import main
+from intraslice.core.progress import finish
 from intraslice.diagnostics.first_divergence import first_divergence
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
-from intraslice.progress import finish
 
 PROMPT = "w10 w20 w30"
 

@@ -15,14 +15,14 @@ from components.activations import snapshot as activations_snapshot
 from components.activations.charts import MEASURES
 from components.activations.measure import ShiftViews
 from components.assets import ASSETS
-from components.session.crossmodule import TOLERANCE
-from components.session.keys import slice_config
-from components.session.session import Session
-from components.session.settings import Settings
 from components.spectra import panel as spectra_panel
 from components.spectra import snapshot as spectra_snapshot
 from components.spectra.measure import CalibratedSpectra, SpectraViews
 from components.spectra.views import Curve
+from components.state.crossmodule import TOLERANCE
+from components.state.keys import slice_config
+from components.state.session import Session
+from components.state.settings import Settings
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.methods.registry import plan_by
 

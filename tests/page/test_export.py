@@ -18,14 +18,14 @@ from components.export import files as exports
 from components.export import panel
 from components.export.report import Report, html
 from components.ratios.charts import ratio_chart
-from components.session.keys import recipe
-from components.session.session import Session
-from components.session.settings import Settings
+from components.state.keys import recipe
+from components.state.session import Session
+from components.state.settings import Settings
 from components.ui.downloads import LOCK, Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
 
 PROMPT = "w10 w20 w30"

@@ -21,12 +21,24 @@ from gradio_client import Client
 from app import build_app, launch_options
 from components import tabs
 from components.assets import ASSETS
-from components.language import ENGLISH, LANGUAGES, Words, asked_for, later, number, say, speaking, spoken, words_of
-from components.page.link import usual
-from components.session import choices
-from components.session.session import Session
-from components.session.settings import Settings, Status
-from components.session.work.jobs import Jobs
+from components.frame.link import usual
+from components.i18n.language import (
+    ENGLISH,
+    LANGUAGES,
+    Words,
+    asked_for,
+    later,
+    number,
+    say,
+    speaking,
+    spoken,
+    words_of,
+)
+from components.jobs.jobs import Jobs
+from components.jobs.status import Status
+from components.state import choices
+from components.state.session import Session
+from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.handlers import language_of
 from intraslice.data import NAMED_CORPORA

@@ -8,9 +8,9 @@ import pytest
 
 from components import tabs
 from components.assets import ASSETS
+from components.frame import lesson, link
 from components.lesson.steps import state_of, texts
-from components.page import lesson, link
-from components.session.settings import Settings
+from components.state.settings import Settings
 
 STEPS = texts()["steps"]
 FIELDS = [*Settings._fields, "layer", "refresh"]

@@ -14,16 +14,17 @@ from gradio.utils import get_type_hints, is_special_typed_parameter
 from tiny_page import SOMEBODY, stepwise
 
 from app import build_app
-from components.page import handlers, link, slider
+from components.frame import handlers, link, slider
+from components.jobs.status import Status
 from components.ratios import panel as ratios
-from components.session.caches import BoundedCache
-from components.session.keys import slice_config, slice_key
-from components.session.session import Session
-from components.session.settings import Settings, Status
-from components.session.snapshots import plan as snapshot
+from components.state.caches import BoundedCache
+from components.state.keys import slice_config, slice_key
+from components.state.session import Session
+from components.state.settings import Settings
+from components.state.snapshots import plan as snapshot
 from components.ui import formatting
 from components.ui.handlers import Follower, bind, flat, skipped, while_open
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
 

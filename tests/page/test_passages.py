@@ -10,8 +10,8 @@ from components.compare import handlers
 from components.compare import html as compare_words
 from components.compare.models import Columns
 from components.ui.handlers import skipped, while_open
+from intraslice.core.progress import finish
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
-from intraslice.progress import finish
 
 PROMPT = "w10 w20 w30"
 

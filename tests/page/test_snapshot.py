@@ -8,14 +8,14 @@ import pytest
 from torch.testing import assert_close
 
 from components.ratios.estimator_check import measure as verdict
-from components.session.keys import calibration_key
-from components.session.settings import Settings
-from components.session.snapshots import plan as snapshot
+from components.state.keys import calibration_key
+from components.state.settings import Settings
+from components.state.snapshots import plan as snapshot
 from intraslice.calibration.driver import calibrate
+from intraslice.core.progress import finish
 from intraslice.data import calibration_tokens
 from intraslice.loading import LoadedModel
 from intraslice.planning.profile import LayerProfile
-from intraslice.progress import finish
 
 LAYER = 17
 

@@ -8,13 +8,14 @@ import pytest
 from tiny_page import stepwise
 
 from components.export.report import in_light
-from components.session.session import Session
-from components.session.settings import Settings, Status
+from components.jobs.status import Status
+from components.state.session import Session
+from components.state.settings import Settings
 from components.sweep import measure as sweeps
 from components.sweep.charts import pick_of, removed_chart, speed_chart
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.__main__ import main
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.evaluation import sweep as library
 
 CHOICE = SweepChoice(sparsities=(20, 40))

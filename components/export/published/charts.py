@@ -9,7 +9,7 @@ from dataclasses import replace
 from components.activations.charts import MEASURES, QUESTIONS, shift_chart
 from components.activations.views import ShiftView
 from components.export.published.views import Published, Step
-from components.language import later, number, say, spoken
+from components.i18n.language import later, number, say, spoken
 from components.ratios.charts import ratio_chart
 from components.spectra.charts import variance_chart
 from components.sweep.charts import removed_chart

@@ -15,8 +15,8 @@ from components.compare.views import COLUMNS
 from components.export.published import charts
 from components.export.published.pack import packed
 from components.export.published.views import Published, Step
-from components.language import ENGLISH, for_scripts, language, later, long_text, number, say, spoken
-from components.session.views import Reading
+from components.i18n.language import ENGLISH, for_scripts, language, later, long_text, number, say, spoken
+from components.state.views import Reading
 from components.ui import formatting
 from components.ui.chart_bridge import PLOTLY, template
 from components.ui.labels import ESTIMATORS

@@ -14,18 +14,19 @@ from components.compare.models import Columns
 from components.compare.views import Answer, Question
 from components.export import files
 from components.export.published.views import PROMPTS, Choice, Published, Step
-from components.language import later
-from components.session import limits
-from components.session.caches import BoundedCache
-from components.session.keys import SliceKey, recipe, slice_config, slice_key
-from components.session.session import Calibrated, Session
-from components.session.settings import Settings, Status
-from components.session.views import Reading
-from components.session.work.scheduler import PAUSE, Urgency, Waiting
+from components.i18n.language import later
+from components.jobs import limits
+from components.jobs.scheduler import PAUSE, Urgency, Waiting
+from components.jobs.status import Status
 from components.spectra.measure import SpectraViews
+from components.state.caches import BoundedCache
+from components.state.keys import SliceKey, recipe, slice_config, slice_key
+from components.state.session import Calibrated, Session
+from components.state.settings import Settings
+from components.state.views import Reading
 from components.sweep.views import SweepPoint, SweepView
 from components.ui import formatting
-from intraslice.errors import NumericalError, UserError
+from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.perplexity import Losses
 from intraslice.reporting import Recipe
 

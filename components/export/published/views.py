@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from components.activations.views import ShiftView
 from components.compare.views import Answer, Costs
-from components.session.settings import PROMPT
-from components.session.views import Perplexities, PlanView, Reading
 from components.spectra.views import SpectraView
+from components.state.settings import PROMPT
+from components.state.views import Perplexities, PlanView, Reading
 from components.sweep.views import SweepView
 
 PROMPTS = (PROMPT, "Write a short letter to a friend.", "Explain what a language model is to a child.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from components.language import number, say
+from components.i18n.language import number, say
 from components.ratios.estimator_check.views import ModuleVerdict, VerdictView
-from components.session import choices
+from components.state import choices
 from components.ui import figure
 from components.ui.figure import Chart, Json
 from components.ui.labels import ESTIMATORS, MODULES

@@ -9,21 +9,22 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict
 
 from components.assets import ASSETS
-from components.language import later
+from components.i18n.language import later
+from components.jobs.jobs import statuses
+from components.jobs.scheduler import Urgency
+from components.jobs.status import Status
 from components.ratios.estimator_check.views import Misjudged, ModuleVerdict, VerdictView
-from components.session.caches import BoundedCache
-from components.session.keys import CalibrationKey, calibration_key, is_usual
-from components.session.session import Calibrated, Session
-from components.session.settings import Settings, Status
-from components.session.snapshots import modules as modules_file
-from components.session.work.jobs import statuses
-from components.session.work.scheduler import Urgency
-from intraslice.config import CalibrationConfig, EvaluationConfig
+from components.state.caches import BoundedCache
+from components.state.keys import CalibrationKey, calibration_key, is_usual
+from components.state.session import Calibrated, Session
+from components.state.settings import Settings
+from components.state.snapshots import modules as modules_file
+from intraslice.core.config import CalibrationConfig, EvaluationConfig
+from intraslice.core.progress import Progress
 from intraslice.data import evaluation_tokens
 from intraslice.diagnostics.rank_agreement import compare_ranks
 from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, kept_sensitivity, measure_sensitivity
 from intraslice.planning.profile import Profile
-from intraslice.progress import Progress
 
 FILE = ASSETS / "sensitivity.json"
 RATIO = 0.3

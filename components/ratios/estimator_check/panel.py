@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.language import Words, later, say, spoken
-from components.page.context import CHEAP, HEAVY, PRIVATE, Context
+from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
+from components.i18n.language import Words, later, say, spoken
 from components.ratios.estimator_check.chart import digits, judged, verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
 from components.ratios.estimator_check.views import Misjudged, VerdictView
-from components.session.session import Session
-from components.session.settings import Settings
+from components.state.session import Session
+from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from components.language import later, number, say, spoken
+from components.i18n.language import later, number, say, spoken
 from components.ratios.prices.views import ModulePrice, PriceView
 from components.ui import figure
 from components.ui.figure import Chart, Json

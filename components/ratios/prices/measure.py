@@ -11,15 +11,19 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from components.assets import ASSETS
-from components.language import later
+from components.i18n.language import later
+from components.jobs.jobs import statuses
+from components.jobs.scheduler import Urgency
+from components.jobs.status import Status
 from components.ratios.prices.views import Exchanged, ModulePrice, OtherPlan, Parting, PriceView
-from components.session.caches import BoundedCache
-from components.session.keys import SliceKey, is_usual, slice_config, slice_key
-from components.session.session import Calibrated, Session
-from components.session.settings import Settings, Status
-from components.session.snapshots import modules as modules_file
-from components.session.work.jobs import statuses
-from components.session.work.scheduler import Urgency
+from components.state.caches import BoundedCache
+from components.state.keys import SliceKey, is_usual, slice_config, slice_key
+from components.state.session import Calibrated, Session
+from components.state.settings import Settings
+from components.state.snapshots import modules as modules_file
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
+from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.prices import (
     Price,
     Prices,
@@ -30,12 +34,9 @@ from intraslice.diagnostics.prices import (
     kept_prices,
     measure_prices,
 )
-from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import Estimate
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.progress import Progress
-from intraslice.registry import ESTIMATORS
 from intraslice.slicing.driver import slice_model
 
 FILE = ASSETS / "prices.json"

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from components.language import later, number, say
-from components.session.settings import Settings
-from components.session.views import Beside, Reading
+from components.i18n.language import later, number, say
+from components.state.settings import Settings
+from components.state.views import Beside, Reading
 from components.ui.labels import ESTIMATORS, Terms
 
 ORDERS = Terms({"one-shot": later("one-shot"), "sequential": later("sequential")})

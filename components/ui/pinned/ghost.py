@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from components.language import later, spoken
+from components.i18n.language import later, spoken
 from components.ui.figure import FOLLOWS, Json
 
 NOTHING = "rgba(0,0,0,0)"

@@ -10,10 +10,10 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from components.language import later
-from components.session import limits
-from components.session.keys import require_allowed
-from components.session.settings import Settings
+from components.i18n.language import later
+from components.jobs import limits
+from components.state.keys import require_allowed
+from components.state.settings import Settings
 
 
 def write(settings: Settings) -> str:

@@ -5,6 +5,6 @@ To add one, write a file here that registers an `Estimator`, and name it below; 
 
 from intraslice.planning.estimators import pca, fisher, uniform  # noqa: F401, I001  in the order on offer
 from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration
-from intraslice.registry import ESTIMATORS
+from intraslice.core.registry import ESTIMATORS
 
 __all__ = ["ESTIMATORS", "Estimator", "Importances", "LayerCalibration"]

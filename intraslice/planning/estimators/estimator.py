@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.config import GRADIENT_GROUP
-from intraslice.errors import UserError
+from intraslice.core.config import GRADIENT_GROUP
+from intraslice.core.errors import UserError
 from intraslice.planning.sizes import LayerSizes
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration, neuron_importance
-from intraslice.registry import ESTIMATORS
 
 
 def fisher_head_importance(

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.linalg import diagonal_blocks, principal_axes
+from intraslice.core.linalg import diagonal_blocks, principal_axes
+from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration, neuron_importance
-from intraslice.registry import ESTIMATORS
 
 
 def pca_importance(

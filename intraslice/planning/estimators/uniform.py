@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Estimator
-from intraslice.registry import ESTIMATORS
 
 ESTIMATORS.register(Estimator("uniform", "Uniform", "all layers give alike", None))

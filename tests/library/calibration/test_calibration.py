@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration import driver
 from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
-from intraslice.errors import NumericalError
-from intraslice.layer_weights import UNROTATED
+from intraslice.core.errors import NumericalError
+from intraslice.core.progress import finish
+from intraslice.core.weights import UNROTATED
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
-from intraslice.progress import finish
 
 FIELDS = tuple(LayerStats.__dataclass_fields__)
 

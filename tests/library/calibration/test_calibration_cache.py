@@ -14,10 +14,10 @@ import pytest
 import torch
 from test_calibration import TOKENS, assert_same
 
-from intraslice.cache import BOUND_VARIABLE, bound_cache
 from intraslice.calibration import driver
 from intraslice.calibration.driver import LayerStats, calibrate
-from intraslice.progress import Progress, finish
+from intraslice.core.cache import BOUND_VARIABLE, bound_cache
+from intraslice.core.progress import Progress, finish
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from test_calibration import TOKENS, assert_same, hooks_of
 
 from intraslice.calibration import driver
 from intraslice.calibration.driver import Calibrating, calibrate
-from intraslice.errors import NumericalError
-from intraslice.progress import Progress, finish
+from intraslice.core.errors import NumericalError
+from intraslice.core.progress import Progress, finish
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_what_is_broken_so_far_is_named(loaded):
 def test_moments_are_whole_however_they_add_up(loaded, monkeypatch, tmp_path):
     expected = finish(calibrate(loaded, TOKENS))  # these are smaller than a block
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
-    monkeypatch.setattr("intraslice.linalg.BLOCK", 16)
+    monkeypatch.setattr("intraslice.core.linalg.BLOCK", 16)
     so_far = []
     job = calibrate(loaded, TOKENS)
     stats = finish(job, lambda event: isinstance(event, Calibrating) and so_far.append(event.statistics()))

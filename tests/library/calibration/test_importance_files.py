@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from intraslice.calibration.own_estimator import load_estimator
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.ratios import make_plan
-from intraslice.registry import ESTIMATORS
 from intraslice.untrusted.importance_files import importances_json, read_importances
 
 

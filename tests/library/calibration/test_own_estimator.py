@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from intraslice.calibration.own_estimator import load_estimator
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
+from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.rank_agreement import compare_ranks
 from intraslice.diagnostics.sensitivity import measure_sensitivity
-from intraslice.errors import UserError
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import finish
-from intraslice.registry import ESTIMATORS
 
 FISHER = """
 def heads(layer):

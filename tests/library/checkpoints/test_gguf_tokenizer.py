@@ -8,7 +8,7 @@ from gguf_files import byte_tokenizer, piece_tokenizer
 from tokenizers import pre_tokenizers
 
 from intraslice.checkpoints.gguf_tokenizer import read_tokenizer
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 
 
 def test_the_default_model_s_tokenizer_comes_whole(default_model):

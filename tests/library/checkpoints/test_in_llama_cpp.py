@@ -17,13 +17,13 @@ from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints import gguf_tokenizer, load
 from intraslice.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from intraslice.checkpoints.to_gguf import write_gguf
-from intraslice.config import CalibrationConfig, EvaluationConfig, Shapes, SliceConfig
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, Shapes, SliceConfig
+from intraslice.core.progress import finish
 from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.progress import finish
 from intraslice.slicing.attention import cut_queries_and_keys
 from intraslice.slicing.mlp import select_neurons
 

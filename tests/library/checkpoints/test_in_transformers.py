@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import intraslice
 from intraslice.checkpoints.auto_class import IntraSliceConfig, IntraSliceForCausalLM
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 
 # Opened
 

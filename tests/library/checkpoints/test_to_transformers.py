@@ -9,7 +9,7 @@ from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from intraslice.checkpoints.to_transformers import plain_model
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys

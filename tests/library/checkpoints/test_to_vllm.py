@@ -19,10 +19,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.to_vllm import nas_config, to_vllm
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.methods.registry import plan_by, slice_by
-from intraslice.progress import finish
 
 WIDTHS = [40, 56, 37]
 FITTING = ["llama-mha", "llama-gqa", "llama-biased", "phi3", "qwen2"]

@@ -10,9 +10,9 @@ import pandas
 import pytest
 
 from intraslice.__main__ import main
+from intraslice.core.registry import ESTIMATORS
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.precision import choose_device, choose_dtype
-from intraslice.registry import ESTIMATORS
 
 EVALUATED = {
     "model",

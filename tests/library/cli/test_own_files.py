@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from intraslice.__main__ import main
+from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics import exchanges
-from intraslice.registry import ESTIMATORS
 
 WORDS = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt", "--sequences", "16", "--length", "24"]
 WORDS += ["--eval-tokens", "96", "--device", "cpu", "--dtype", "float32", "--json"]

@@ -11,7 +11,7 @@ from intraslice.__main__ import main
 from intraslice.cli import paper
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 
 FEW = ["--sequences", "4", "--length", "24", "--device", "cpu", "--dtype", "float32"]
 

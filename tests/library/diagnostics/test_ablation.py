@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.diagnostics.ablation import ABLATIONS, ablated_model, measure_ablations
-from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import canonicalise
-from intraslice.progress import finish
 
 TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.diagnostics import exchanges as module
 from intraslice.diagnostics.exchanges import NEAR, Budget, Exchanged, exchange_parameters
 from intraslice.diagnostics.prices import parameters_at
-from intraslice.errors import UserError
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -9,7 +9,9 @@ import torch
 from test_rank_agreement import known_profile
 from test_sensitivity import divergences_at_once
 
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.diagnostics.prices import (
     Price,
     Prices,
@@ -23,11 +25,9 @@ from intraslice.diagnostics.prices import (
     step_around,
 )
 from intraslice.diagnostics.sensitivity import cut_alone
-from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import Estimate
 from intraslice.planning.profile import MASKED_SHARE
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -8,10 +8,10 @@ import pandas
 import pytest
 import torch
 
+from intraslice.core.progress import finish
 from intraslice.diagnostics.rank_agreement import compare_ranks, fallen_importance, noise_ceiling
 from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, measure_sensitivity
 from intraslice.planning.estimators import Importances
-from intraslice.progress import finish
 
 
 def test_fallen_importance_sums_the_least_important_units():

@@ -14,12 +14,12 @@ import torch
 from conftest import losses_at_once
 from torch.nn import functional
 
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
 from intraslice.diagnostics import sensitivity
 from intraslice.diagnostics.sensitivity import cut_alone, measure_in_context, measure_sensitivity
-from intraslice.errors import UserError
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -178,7 +178,7 @@ def test_a_killed_run_leaves_a_record_to_go_on_from(tiny_case, folder, count_mea
     script = f"""
 import os, signal, torch
 from intraslice.calibration.driver import calibrate
-from intraslice.progress import finish
+from intraslice.core.progress import finish
 from intraslice.loading import load_model
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 loaded = load_model({str(folder)!r})

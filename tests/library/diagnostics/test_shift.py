@@ -8,13 +8,13 @@ import math
 import pytest
 import torch
 
-from intraslice.config import EvaluationConfig, SliceConfig
+from intraslice.core.config import EvaluationConfig, SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
 from intraslice.data import evaluation_tokens
 from intraslice.diagnostics.shift import PLACES, massive_tokens, measure_shift
-from intraslice.errors import UserError
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 METRICS = ("error", "pooled_error", "mean_shift", "spread_shift", "distance")

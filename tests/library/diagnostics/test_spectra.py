@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import NumericalError
+from intraslice.core.progress import finish
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies, spectra_frame
-from intraslice.errors import NumericalError
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 

@@ -9,12 +9,12 @@ import torch
 from conftest import losses_at_once
 from torch.testing import assert_close
 
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.diagnostics.first_divergence import Divergence, first_divergence
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
-from intraslice.errors import UserError
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 TEXT = " ".join(f"w{index}" for index in (7, 8, 200, 31, 7, 99, 42, 4, 4, 17))

@@ -14,10 +14,11 @@ from intraslice.calibration.driver import Calibrating, calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
 from intraslice.diagnostics import ablation, sensitivity
 from intraslice.distributed.sharing import rank
-from intraslice.errors import UserError
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.methods import crossmodule
@@ -25,7 +26,6 @@ from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.modeling import hidden_states
 from intraslice.modeling.families import blocks
 from intraslice.modeling.offload import offload_
-from intraslice.progress import Progress, finish
 from intraslice.slicing import driver as slicing_driver
 
 

@@ -9,6 +9,7 @@ from itertools import chain
 import pytest
 import torch
 
+from intraslice.core.errors import UserError
 from intraslice.distributed import launch, sharing
 from intraslice.distributed.launch import joined
 from intraslice.distributed.sharing import (
@@ -23,7 +24,6 @@ from intraslice.distributed.sharing import (
     size,
     speaks,
 )
-from intraslice.errors import UserError
 
 
 def test_a_process_by_itself_has_all_the_work():

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from intraslice.__main__ import main
-from intraslice.cache import cache_folder, empty_cache
 from intraslice.calibration.driver import calibrate
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.cache import cache_folder, empty_cache
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
 from intraslice.evaluation import benchmark, growth
 from intraslice.evaluation.benchmark import Turns, measure_costs
 from intraslice.evaluation.growth import JOBS, Size, exponent, measure_growth
 from intraslice.evaluation.speed import Speed
-from intraslice.progress import Progress, finish
 
 SLICES = {f"{job}_{order}" for job in ("slice", "slice_crossmodule") for order in ("sequential", "one_shot")}
 RATIOS = {"calibrate", *SLICES, "perplexity", "prefill", "decode"}

@@ -8,8 +8,8 @@ from datetime import datetime
 
 import pytest
 
+from intraslice.core.errors import UserError
 from intraslice.data import CHARACTERS_A_TOKEN
-from intraslice.errors import UserError
 from intraslice.evaluation import chat_template
 from intraslice.evaluation.chat_template import MOST_PROMPT, render_chat, require_short
 

@@ -12,8 +12,9 @@ from conftest import losses_at_once
 from torch.nn import functional
 from torch.testing import assert_close
 
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
 from intraslice.evaluation import generation
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.divergence import DenseStates, divergences
@@ -21,7 +22,6 @@ from intraslice.evaluation.generation import Sampling, answer_text, generate_tex
 from intraslice.evaluation.perplexity import Losses, measure_losses, perplexity, token_losses
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 

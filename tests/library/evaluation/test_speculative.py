@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
 from intraslice.evaluation.generation import Sampling, stream_tokens
 from intraslice.evaluation.speculative import Acceptance, DraftConfig, acceptance
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 PROMPTS = ["w7 w8 w9 w10", "w200 w31 w77", "w64 " * 140]  # the last is read in two pieces

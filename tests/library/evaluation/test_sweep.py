@@ -6,15 +6,15 @@ import pandas
 import pytest
 import torch
 
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.evaluation import sweep as module
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
-from intraslice.progress import finish
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

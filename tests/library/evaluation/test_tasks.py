@@ -14,9 +14,9 @@ from opened import save_slice
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
 from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
-from intraslice.progress import Progress, finish
 
 SCORED = CHOICE + "metric_list: [{{metric: acc}}, {{metric: acc_norm}}]\n"
 ANSWER = (

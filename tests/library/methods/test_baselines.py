@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.progress import finish
 from intraslice.methods.baselines import (
     activation_scores,
     comparable,
@@ -19,7 +20,6 @@ from intraslice.methods.baselines import (
     whole_head_table,
 )
 from intraslice.modeling.families import blocks, canonicalise
-from intraslice.progress import finish
 
 BASELINES = ("magnitude", "wanda", "flap")
 

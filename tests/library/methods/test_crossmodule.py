@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
 
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
-from intraslice.linalg import principal_axes
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.linalg import principal_axes
+from intraslice.core.progress import finish
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks, canonicalise
 from intraslice.modeling.residual import centre
 from intraslice.planning.crossmodule_plan import CrossModulePlan
-from intraslice.progress import finish
 
 ORDERS = ("sequential", "one-shot")
 TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intraslice.calibration.driver import calibrate
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.methods.modegpt import leverage_scores, narrow_values, pair_norms
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
 from intraslice.planning.budget import entropic_ratios
-from intraslice.progress import finish
 
 
 def made(case, sparsity: float, **config):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from intraslice.config import SliceConfig
-from intraslice.errors import NumericalError, UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.progress import finish
 from intraslice.methods import plus_distil as distilling
 from intraslice.methods.plus_distil import distil
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 

@@ -8,15 +8,15 @@ from torch.testing import assert_close
 
 from intraslice.checkpoints.format import save
 from intraslice.checkpoints.to_transformers import plain_model
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.methods.svd import low_rank
 from intraslice.modeling.families import blocks
 from intraslice.modeling.linear import LowRankMap
 from intraslice.planning.budget import map_shapes, rank_for, saved
 from intraslice.planning.sizes import LayerSizes
-from intraslice.progress import finish
 
 
 def made(case, sparsity: float):

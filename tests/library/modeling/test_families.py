@@ -17,8 +17,8 @@ from transformers import (
     SmolLM3Config,
 )
 
-from intraslice.errors import UserError
-from intraslice.layer_weights import UNROTATED
+from intraslice.core.errors import UserError
+from intraslice.core.weights import UNROTATED
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import FAMILIES, blocks, canonicalise, family_of
 from intraslice.modeling.mlp import SlicedMLP

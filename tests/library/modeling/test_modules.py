@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from intraslice.layer_weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention, rotate
 from intraslice.modeling.mlp import SlicedMLP
 

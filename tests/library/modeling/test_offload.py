@@ -12,14 +12,14 @@ from transformers import AutoConfig
 import intraslice
 from intraslice.__main__ import main
 from intraslice.calibration.driver import calibrate
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.loading import fingerprint, load_model
 from intraslice.methods.registry import plan_by
 from intraslice.modeling import offload
 from intraslice.modeling.offload import is_offloaded, place_layers, resident
 from intraslice.planning.ratios import make_plan
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")

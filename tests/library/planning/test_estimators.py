@@ -11,16 +11,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
-from intraslice.linalg import diagonal_blocks, principal_axes
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.linalg import diagonal_blocks, principal_axes
+from intraslice.core.progress import finish
 from intraslice.planning.estimators.estimator import group_gradients, neuron_importance, unit_channels
 from intraslice.planning.estimators.fisher import fisher_head_importance
 from intraslice.planning.estimators.pca import pca_importance
 from intraslice.planning.head_table import channel_scores, head_energies, head_table
 from intraslice.planning.ranking import Ranking
 from intraslice.planning.ratios import cap_ratios, flops_per_token, make_plan
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 HEADS, DIM = 3, 4

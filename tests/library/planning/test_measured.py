@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from intraslice.config import MODULE_KINDS, SliceConfig
+from intraslice.core.config import MODULE_KINDS, SliceConfig
 from intraslice.planning.estimators import Importances
 from intraslice.planning.measured import fallen_at, importances_along
 from intraslice.planning.ratios import make_plan

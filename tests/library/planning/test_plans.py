@@ -11,8 +11,8 @@ import jaxtyping
 import pytest
 import torch
 
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
 from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import head_energies, head_table
 from intraslice.planning.profile import MASKED_SHARE, LayerProfile, Profile

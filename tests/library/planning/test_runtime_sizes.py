@@ -12,15 +12,15 @@ import pytest
 import torch
 from test_plans import MODELS, counted, profile_of
 
-from intraslice.config import SliceConfig
-from intraslice.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.methods.registry import METHODS
 from intraslice.planning.even_heads import EvenHeads, even_heads, frontier
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
 from intraslice.planning.sizes import LayerSizes
 from intraslice.planning.widths import BLOCK, block_widths, neurons_kept
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 ESTIMATORS = ("pca", "fisher", "uniform")

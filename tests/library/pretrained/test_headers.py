@@ -13,7 +13,7 @@ import numpy
 import pytest
 from safetensors.torch import load_file, save_file
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.loading import estimate_memory, load_model
 from intraslice.pretrained import reader
 from intraslice.pretrained.headers import MOST_JSON, MOST_VALUES, gguf_header, safetensors_shapes

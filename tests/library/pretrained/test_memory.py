@@ -17,12 +17,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from intraslice import loading
 from intraslice.calibration import driver
 from intraslice.calibration.stats import empty_stats
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.loading import DEFAULT, estimate_memory, require_memory
 from intraslice.modeling.families import blocks
 from intraslice.pretrained import memory, sources
 from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
-from intraslice.progress import finish
 
 
 @pytest.mark.parametrize("family", ["tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi"])

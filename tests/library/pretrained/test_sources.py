@@ -15,7 +15,7 @@ import httpx
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from intraslice import cache
+from intraslice.core import cache
 from intraslice.loading import DEFAULT, SUGGESTED_MODELS, load_model
 from intraslice.pretrained import memory, sources
 from intraslice.pretrained.reader import Weights

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from intraslice import cache
-from intraslice.cache import sweep_drafts
-from intraslice.errors import UserError
+from intraslice.core import cache
+from intraslice.core.cache import sweep_drafts
+from intraslice.core.errors import UserError
 from intraslice.pretrained.wheels import WIKIPEDIA, PinnedWheel, fetch, wheels_folder
 
 PAYLOAD = b"a model, or a text\n" * 1000

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.layer_weights import UNROTATED, AttentionWeights
-from intraslice.linalg import damp
+from intraslice.core.linalg import damp
+from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.slicing.attention import (
     OutputMoments,

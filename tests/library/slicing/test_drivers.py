@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import CalibrationStats, calibrate
-from intraslice.config import SliceConfig
-from intraslice.errors import NumericalError
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import NumericalError
+from intraslice.core.progress import Progress, finish
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.progress import Progress, finish
 from intraslice.slicing.driver import slice_model
 
 ORDERS = ("sequential", "one-shot")

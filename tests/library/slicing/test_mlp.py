@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.layer_weights import MLPWeights
-from intraslice.linalg import damp
+from intraslice.core.linalg import damp
+from intraslice.core.weights import MLPWeights
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.widths import neurons_kept
 from intraslice.slicing.mlp import keep_neurons, neuron_scores, slice_mlp

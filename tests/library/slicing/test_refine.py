@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.errors import UserError
-from intraslice.layer_weights import MLPWeights
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
+from intraslice.core.weights import MLPWeights
 from intraslice.modeling.families import blocks, canonicalise
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.progress import Progress, finish
 from intraslice.slicing.mlp import slice_mlp
 from intraslice.slicing.refine import RefineConfig, refine_mlp
 

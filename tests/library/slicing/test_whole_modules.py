@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import intraslice
-from intraslice.config import SliceConfig
+from intraslice.core.config import SliceConfig
+from intraslice.core.progress import finish
 from intraslice.methods.registry import METHODS, slice_by
 from intraslice.modeling.residual import writer_name
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.progress import finish
 from intraslice.slicing.driver import slice_model
 
 GONE = {"attention": (0, 2), "mlp": (1, 2)}  # layer 2 is but its residual stream

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.untrusted.ratio_files import MOST_CHARACTERS, ratios_csv, read_ratios
 
 HEAD = "layer,attention_ratio,mlp_ratio\n"

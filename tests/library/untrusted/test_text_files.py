@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow.parquet import write_table
 
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 from intraslice.untrusted import text_files
 from intraslice.untrusted.process import Bounds
 from intraslice.untrusted.text_files import MOST_CHARACTERS, MOST_LINE, read_text_file

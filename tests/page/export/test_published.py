@@ -15,16 +15,16 @@ from components.export import panel
 from components.export.published import charts, html, measure
 from components.export.published.pack import packed
 from components.export.published.views import Choice, Published
-from components.language import speaking
-from components.session.keys import recipe
-from components.session.settings import Settings
+from components.i18n.language import speaking
+from components.state.keys import recipe
+from components.state.settings import Settings
 from components.ui.downloads import Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
+from intraslice.core.progress import finish
 from intraslice.evaluation.generation import generate_text
-from intraslice.progress import finish
 
 CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 <b>"), 6)
 

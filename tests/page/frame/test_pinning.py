@@ -11,13 +11,13 @@ from tiny_page import SOMEBODY, curves, in_light, plan_view
 
 from components.compare import handlers as compare
 from components.compare.models import Columns
-from components.page import link, pinning, slider
+from components.frame import link, pinning, slider
 from components.ratios import panel as ratios
 from components.ratios.charts import importance_chart, ratio_chart
-from components.session.keys import precision
-from components.session.session import Session
-from components.session.settings import Settings
-from components.session.views import Beside, Perplexities, Reading
+from components.state.keys import precision
+from components.state.session import Session
+from components.state.settings import Settings
+from components.state.views import Beside, Perplexities, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
 from components.ui.figure import ALWAYS, Chart, layout_of
@@ -25,7 +25,7 @@ from components.ui.handlers import Follower, bind, flat
 from components.ui.pinned import text as pinned
 from components.ui.pinned.differences import FIELDS, name_of, signed
 from components.ui.pinned.ghost import ghost
-from intraslice.errors import UserError
+from intraslice.core.errors import UserError
 
 OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="sequential", iterative=True, seed=3)
 

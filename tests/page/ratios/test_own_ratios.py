@@ -10,10 +10,10 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from components.ratios import measure, overrides
-from components.session import choices
+from components.state import choices
 from components.ui.downloads import Downloads
-from intraslice.errors import UserError
-from intraslice.registry import ESTIMATORS
+from intraslice.core.errors import UserError
+from intraslice.core.registry import ESTIMATORS
 
 HEAD = "layer,attention_ratio,mlp_ratio\n"
 

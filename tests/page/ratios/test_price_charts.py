@@ -14,7 +14,7 @@ from components.ratios.prices.chart import price_chart
 from components.ratios.prices.measure import PriceViews
 from components.ratios.prices.panel import words_of
 from components.ratios.prices.views import PriceView
-from intraslice.progress import finish
+from intraslice.core.progress import finish
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from tiny_page import curves, in_light, plan_view
 
 from components.ratios import charts as charts
 from components.ratios.settling import settling_chart
-from components.session.views import SettlingView
+from components.state.views import SettlingView
 from components.ui import palette
 from components.ui.figure import Chart, thinned
 

@@ -12,10 +12,10 @@ import pytest
 from gradio_client import Client
 
 from app import build_app, launch_options
+from components.jobs.scheduler import Scheduler
 from components.serving import queue as serving_queue
 from components.serving.served import Served
-from components.session.settings import Settings
-from components.session.work.scheduler import Scheduler
+from components.state.settings import Settings
 
 
 class Caller:

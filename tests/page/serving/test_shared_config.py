@@ -4,8 +4,8 @@ import gradio as gr
 from gradio.blocks import BlocksConfig
 from gradio.state_holder import SessionState
 
+from components.jobs.scheduler import Scheduler
 from components.serving.served import Served
-from components.session.work.scheduler import Scheduler
 
 
 def page() -> Served:

@@ -18,10 +18,10 @@ import httpx
 import pytest
 from huggingface_hub import SpaceCard
 
+from components.jobs.scheduler import Scheduler
 from components.serving.served import Served
-from components.session.settings import Settings
-from components.session.work.scheduler import Scheduler
-from intraslice.cache import cache_folder
+from components.state.settings import Settings
+from intraslice.core.cache import cache_folder
 from intraslice.data import WIKITEXT
 from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID, SUGGESTED_MODELS
 

@@ -1,0 +1,127 @@
+"""What a tab needs to wire itself to the rest of the page, and the lanes that its work runs in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from components.frame.controls import Controls
+from components.state.session import Session
+from components.ui.downloads import Downloads
+from components.ui.handlers import Follower, skipped, while_open
+
+# Where gradio shows progress, if only hidden, the browser copies the values of all those outputs at every call.
+SILENT = {"show_progress": "hidden", "show_progress_on": []}
+# Cheap answers skip the queue. In its one lane people only wait for their jobs, which the session puts in order; each
+# holds a thread meanwhile (`max_threads` in theme.py).
+HEAVY = {"concurrency_id": "jobs", "concurrency_limit": 100, **SILENT}
+CHEAP = {"queue": False, **SILENT}
+# A step of a longer answer, which has a name of its own elsewhere.
+PRIVATE = {"api_visibility": "private", "api_name": "step"}
+
+
+def whenever(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
+    """Call after any of these events, and once more at the end if others came meanwhile.
+
+    Gradio (6.31) sends an event that came meanwhile to all its listeners again: two that keep events so would keep each
+    other going for good. Hence none listens to an event itself, but to a relay in the browser of its own.
+    """
+    relay = gr.on(events, None, None, None, js="() => []", **PRIVATE, **CHEAP)
+    return relay.then(**call, trigger_mode="always_last")
+
+
+class Context(NamedTuple):
+    """The frame's parts and the moments that tabs hang on to.
+
+    Outputs of the methods are NamedTuples of components, whose class answers too; handlers take
+    `(*bound, settings, layer, request)`, and before the request `pinned` where they want it.
+    """
+
+    session: Session
+    controls: Controls
+    status: gr.HTML
+    tab: gr.State  # the id of the tab in view
+    prompt: gr.Textbox
+    refresh: gr.Textbox  # another value here, after a handler has set controls, does what dragging them would
+    downloads: Downloads
+    opened: dict[str, gr.events.Dependency]  # a tab's id -> what follows when it is opened
+    prepared: list[gr.events.Dependency]  # ends of what loads and calibrates; filled by `events.connect`
+    measured: list[gr.events.Dependency]  # ends of what slices and measures without the settings having moved
+    released: list[gr.events.Dependency]  # the same, after they have come to rest
+    followers: list[Follower]  # whose charts have the pinned setting as a ghost
+    pinned_known: list[gr.events.Dependency]  # ends of what measures that; filled by the tabs
+    panels: Mapping[str, Any]  # every tab's by its id, for a tab that shows what another is set to
+
+    @property
+    def at_rest(self) -> list[Any]:
+        """Events after which the settings of a slice have come to rest.
+
+        Whether MLPs are refined is none: nothing is sliced anew for that until a button asks for it.
+        """
+        controls = self.controls
+        slice_alone = [controls.sparsity.release, controls.estimator.input, controls.locked.change]
+        return [*slice_alone, *self.options_at_rest]
+
+    @property
+    def options_at_rest(self) -> list[Any]:
+        """Those of the settings that all slices of a sweep have in common: bias, cap, shapes and order."""
+        controls = self.controls
+        return [
+            controls.bias_slider.release,
+            controls.cap.release,
+            controls.shapes.input,
+            controls.order.input,
+            self.refresh.change,
+        ]
+
+    def follow(self, follower: Follower, events: Sequence[Any]) -> None:
+        """Let a tab in view follow these events, besides being up to date when it is opened."""
+        self.followers.append(follower)
+        call = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
+        whenever(events, **call)
+        for end in (*self.prepared, self.opened[follower.tab]):
+            end.then(**call)
+
+    def beside(
+        self, tab: str, outputs: tuple, handlers: Sequence[Callable[..., Any]], *bound: Any
+    ) -> list[gr.events.Dependency]:
+        """Call slow handlers, one after the other, while `tab` is in view; returns their ends.
+
+        As soon as the settings have come to rest, or a slice is there.
+        """
+        first, *others = (self._call(tab, outputs, handler, *bound) | HEAVY for handler in handlers)
+        ends = [end.then(**first) for end in (*self.measured, self.opened[tab])]
+        ends.append(whenever(self.at_rest, **first))
+        for other in others:
+            ends = [end.then(**other) for end in ends]
+        return ends
+
+    def catch_up(self, follower: Follower, handler: Callable[..., Any], *bound: Any) -> None:
+        """When another layer comes into view call `handler`, which takes seconds, in a lane of its own; then show."""
+        lane = {"concurrency_id": follower.tab, "concurrency_limit": 2, **SILENT}
+        first = self._call(follower.tab, None, handler, *bound) | lane
+        then = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
+        whenever([self.controls.layer.change], **first).then(**then)
+        for end in (*self.prepared, self.opened[follower.tab]):
+            end.then(**first).then(**then)
+
+    def _call(self, tab: str, outputs: tuple | None, handler: Callable[..., Any], *bound: Any) -> dict[str, Any]:
+        """Keyword arguments of an event that calls `handler(*bound, settings, layer, request)` while `tab` is open."""
+        pinned = [self.controls.pinned] if "pinned" in inspect.signature(handler).parameters else []
+        return {
+            "fn": while_open(tab, outputs and skipped(type(outputs)), handler, *bound),
+            "inputs": [*self.controls.settings, self.controls.layer, *pinned, self.tab],
+            "outputs": outputs and [*outputs],
+            **PRIVATE,
+        }
+
+    def choose_layer_by(self, chart: gr.HTML) -> None:
+        """Let a click on a layer of `chart` choose that layer everywhere."""
+        chart.select(_clicked_layer, None, self.controls.layer, **PRIVATE, **CHEAP)
+
+
+def _clicked_layer(event: gr.EventData) -> int:
+    return int(event.layer)

@@ -1,0 +1,173 @@
+"""The controls: the sidebar with model, calibration, slicing and readout, and the slider that stays in sight."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import gradio as gr
+
+from components.frame.slider import Moved
+from components.i18n.language import Words, later, spoken
+from components.jobs import limits
+from components.state.choices import PRECISIONS
+from components.state.session import Session
+from components.state.settings import Settings
+from components.ui.labels import ESTIMATORS
+
+UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
+SLIDERS = {"sparsity": (0, 60), "cap": (60, 100)}
+
+
+class Controls(NamedTuple):
+    """The sidebar's components. `settings` are the inputs that make a `Settings`, in its order."""
+
+    model: gr.Dropdown
+    memory: gr.HTML
+    dtype: gr.Radio
+    text: gr.Dropdown
+    upload: gr.File
+    sequences: gr.Number
+    length: gr.Number
+    seed: gr.Number
+    calibrate: gr.Button
+    sparsity: gr.Slider
+    estimator: gr.Radio
+    bias: gr.Number
+    bias_found: gr.Number
+    bias_slider: gr.Slider
+    bias_auto: gr.Checkbox
+    cap: gr.Slider
+    shapes: gr.Radio
+    order: gr.Radio
+    iterative: gr.Checkbox
+    locked: gr.Textbox
+    paper: gr.Button
+    cancel: gr.Button
+    layer: gr.Slider
+    readout: gr.HTML
+    pinned: gr.Textbox
+
+    @property
+    def settings(self) -> list[gr.components.Component]:
+        """Inputs of every handler that needs a `Settings`."""
+        return [getattr(self, name) for name in Settings._fields]
+
+
+def _heading(words: Words) -> None:
+    gr.HTML(Words(lambda: f"<h2>{spoken(words)}</h2>"), apply_default_css=False)
+
+
+def sparsity_slider(value: float) -> gr.Slider:
+    """The largest control of the page; it stays at the top of the window on every screen."""
+    return gr.Slider(
+        *SLIDERS["sparsity"],
+        value=value,
+        step=1,
+        label=later("Sparsity: % of the layers' weights to remove"),
+        elem_id="sparsity",
+        buttons=[],
+    )
+
+
+def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved) -> Controls:
+    """Fill the sidebar, with the readout and the bias of `opening`. Called inside `gr.Sidebar()`."""
+    found_bias = opening.bias_found or 1
+    _heading(later("Model"))
+    model = gr.Dropdown(
+        list(session.models),
+        value=first.model,
+        allow_custom_value=True,
+        label=later("Model"),
+        info=later("One of these, or any Hub id")
+        if limits.hosted()
+        else later("One of these, any Hub id, or a folder"),
+        elem_id="model",
+        show_label=False,
+    )
+    memory = gr.HTML(elem_id="memory", apply_default_css=False)
+    dtype = gr.Radio(list(PRECISIONS), value=first.dtype, label=later("Precision"), elem_id="dtype")
+    with gr.Accordion(later("Calibration"), open=False, elem_id="calibration"):
+        text = gr.Dropdown(list(session.texts), value=first.text, label=later("Text"), elem_id="text")
+        upload = gr.File(label=later("or your own (.txt .jsonl .csv .parquet)"), file_types=UPLOADS, height=92)
+        with gr.Row():
+            number = partial(gr.Number, precision=0, min_width=70)
+            sequences = number(first.sequences, label=later("Sequences"), minimum=1, maximum=limits.SEQUENCES.value)
+            length = number(first.length, label=later("Length"), minimum=2, maximum=limits.LENGTH.value)
+            seed = number(first.seed, label=later("Seed"), minimum=0, maximum=limits.MOST_SEED)
+    calibrate = gr.Button(later("Load and calibrate"), size="md", elem_id="calibrate")
+    _heading(later("Slicing"))
+    estimator = gr.Radio(
+        ESTIMATORS.options(),
+        value=first.estimator,
+        label=later("Ratio estimator"),
+        elem_id="estimator",
+    )
+    bias = gr.Number(
+        first.bias, label=later("Bias: above 1 cuts MLPs harder; none leaves it to the importances"), visible=False
+    )
+    bias_found = gr.Number(found_bias, label=later("Bias that the importances found"), visible=False)
+    bias_slider = gr.Slider(
+        0.4, 1.6, value=found_bias, step=0.05, label=later("Bias: attention ← → MLP"), elem_id="bias", buttons=[]
+    )
+    bias_auto = gr.Checkbox(True, label=later("automatic"), elem_id="bias-auto", container=False)
+    cap = gr.Slider(
+        *SLIDERS["cap"], value=first.cap, step=1, label=later("Cap (% of a module)"), elem_id="cap", buttons=[]
+    )
+    shapes = gr.Radio(
+        [(later("Free"), "free"), (later("Runtime"), "runtime")],
+        value=first.shapes,
+        label=later("Shapes"),
+        info=later(
+            "Runtime: whole heads, as many in every group, and MLP widths in 32s, which llama.cpp takes without "
+            "padding. Costs some 2 % in perplexity (default model, 30 % removed)."
+        ),
+        elem_id="shapes",
+    )
+    order = gr.Radio(
+        [(later("One-shot, live"), "one-shot"), (later("Sequential"), "sequential")],
+        value=first.order,
+        label=later("Order"),
+        elem_id="order",
+    )
+    iterative = gr.Checkbox(
+        first.iterative,
+        label=later("Refine MLPs that lose over 35 % (sequential only, slow)"),
+        elem_id="iterative",
+        container=False,
+    )
+    locked = gr.Textbox(first.locked, label=later("Ratios given by hand"), visible=False)
+    with gr.Row(equal_height=True):
+        paper = gr.Button(later("Slice as in the paper"), size="md", elem_id="paper", min_width=190)
+        cancel = gr.Button(later("Cancel"), size="md", elem_id="cancel", min_width=70)
+    _heading(later("Readout"))
+    readout = gr.HTML(opening.readout, elem_id="readout", apply_default_css=False)
+    layer = gr.Slider(0, 29, value=0, step=1, label=later("Layer shown in detail"), elem_id="layer", buttons=[])
+    pinned = gr.Textbox("", label=later("Pinned setting"), visible=False)
+    return Controls(
+        model=model,
+        memory=memory,
+        dtype=dtype,
+        text=text,
+        upload=upload,
+        sequences=sequences,
+        length=length,
+        seed=seed,
+        calibrate=calibrate,
+        sparsity=sparsity,
+        estimator=estimator,
+        bias=bias,
+        bias_found=bias_found,
+        bias_slider=bias_slider,
+        bias_auto=bias_auto,
+        cap=cap,
+        shapes=shapes,
+        order=order,
+        iterative=iterative,
+        locked=locked,
+        paper=paper,
+        cancel=cancel,
+        layer=layer,
+        readout=readout,
+        pinned=pinned,
+    )

@@ -1,0 +1,125 @@
+"""Which event of the page's frame calls which handler. What belongs to one tab alone is wired in that tab's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from components.frame import handlers, lesson, link, slider
+from components.frame.context import CHEAP, HEAVY, PRIVATE, Context, whenever
+from components.frame.controls import Controls
+from components.state.session import Session
+from components.ui.downloads import Downloads
+from components.ui.handlers import Follower, bind, flat
+
+
+class Frame(NamedTuple):
+    """The page's parts that several tabs share."""
+
+    controls: Controls
+    tabs: gr.Tabs
+    tab: gr.State  # the id of the tab in view
+    status: gr.HTML
+    headline: gr.HTML
+    removed: gr.HTML
+    prompt: gr.Textbox
+    perplexity: gr.HTML
+    panels: Mapping[str, Any]  # every tab's, by its id
+
+
+def connect(session: Session, frame: Frame, always: Sequence[Follower], while_open: Sequence[Follower]) -> Context:
+    """Attach what several tabs share. Called inside the `gr.Blocks()` that holds the components.
+
+    Args:
+        always: what follows every move, whatever tab is in view.
+        while_open: what follows every move while its tab is in view.
+    """
+    page = gr.context.Context.root_block
+    controls = frame.controls
+    with_layer = [*controls.settings, controls.layer]
+    with_pinned = [*with_layer, controls.pinned]
+    texts = slider.Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)
+    shown = [output for follower in always for output in follower.outputs]
+    shown += slider.Moved(*texts, controls.bias_found)
+    move = {
+        "fn": flat(slider.move, session, always, while_open),
+        "inputs": [*with_layer, frame.tab, controls.pinned],
+        "outputs": [*shown, *(output for follower in while_open for output in follower.outputs)],
+        **PRIVATE,
+        **CHEAP,
+    }
+    preview = {"fn": flat(slider.preview, session, always), "inputs": with_pinned, "outputs": shown, **CHEAP}
+    measured_outputs = [*slider.Measured(frame.status, *texts)]
+    measure = {"fn": flat(slider.let_go, session), "inputs": with_pinned, "outputs": measured_outputs, **HEAVY}
+    refresh = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
+    begun = [*handlers.Prepared(frame.status, refresh)]
+    prepare = {"fn": flat(handlers.prepare, session), "inputs": controls.settings, "outputs": begun, **HEAVY}
+    fit = {"fn": flat(handlers.fit_layers, session), "inputs": controls.settings, "outputs": controls.layer, **CHEAP}
+    prepared, measured, released = [], [], []
+
+    def after_preparing(ready: gr.events.Dependency) -> None:
+        prepared.append(ready.then(**fit, **PRIVATE).then(**move))
+        measured.append(prepared[-1].then(**measure, **PRIVATE))
+
+    linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
+    restored = link.Restored(*linked, frame.tabs, frame.tab)
+    opened_page = page.load(link.restore, None, [*restored], api_name="restore", **CHEAP)
+    after_preparing(opened_page.then(**preview, api_name="ratios").then(**prepare, **PRIVATE))
+    memory = {"fn": bind(handlers.memory, session), "inputs": controls.model, "outputs": controls.memory, **CHEAP}
+    page.load(**memory, **PRIVATE)
+    page.unload(bind(handlers.leave, session))
+    remember = "(...values) => window.isxRemember(values)"
+    opened_page.then(None, [*linked], None, js="(...values) => window.isxBegin(values)", **PRIVATE, **CHEAP)
+    gr.on([component.change for component in linked], None, [*linked], None, js=remember, **CHEAP)
+
+    opened = {
+        tab.id: tab.select(bind(handlers.open_tab, session, tab.id), None, frame.tab, **PRIVATE, **CHEAP)
+        for tab in frame.tabs.children
+    }
+    for dependency in opened.values():
+        dependency.then(**move)
+    context = Context(
+        session=session,
+        controls=controls,
+        status=frame.status,
+        tab=frame.tab,
+        prompt=frame.prompt,
+        refresh=refresh,
+        downloads=Downloads(),
+        opened=opened,
+        prepared=prepared,
+        measured=measured,
+        released=released,
+        followers=[*always, *while_open],
+        pinned_known=[],
+        panels=frame.panels,
+    )
+
+    _show_bias(controls, refresh)
+    lesson.connect(controls, refresh)
+    dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
+    dragged += [controls.shapes.input, controls.bias.change, controls.layer.change, controls.locked.change]
+    dragged += [refresh.change, controls.pinned.change]
+    whenever(dragged, **move)
+    released.append(whenever(context.at_rest, **measure, api_name="measure_live"))
+
+    whenever([controls.model.change], **memory, api_name="memory")
+    after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
+    ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
+    asked = {**measure, "fn": flat(slider.measure, session)}
+    measured.append(ordered.then(**move).then(**asked, api_name="measure"))
+    controls.cancel.click(bind(slider.stop, session), None, frame.status, api_name="halt", **CHEAP)
+    return context
+
+
+def _show_bias(controls: Controls, refresh: gr.Textbox) -> None:
+    """Only in the browser: the slider or the checkbox says what the bias is, and both show what it is."""
+    bias, found, bias_slider, auto = controls.bias, controls.bias_found, controls.bias_slider, controls.bias_auto
+    in_browser = {"fn": None, **PRIVATE, **CHEAP}
+    bias_slider.input(inputs=bias_slider, outputs=bias, js="(bias) => bias", **in_browser)
+    ticked = "(auto, bias) => [auto ? null : bias, String(Date.now())]"
+    auto.input(inputs=[auto, bias_slider], outputs=[bias, refresh], js=ticked, **in_browser)
+    shown_as = "(bias, found) => [bias ?? found, (bias ?? null) === null]"
+    gr.on([bias.change, found.change], inputs=[bias, found], outputs=[bias_slider, auto], js=shown_as, **in_browser)

@@ -1,0 +1,59 @@
+"""What happens on the page's frame beside the slider: a model is chosen and prepared, a tab opened, the page closed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from components.i18n.language import spoken
+from components.state.session import Session
+from components.state.settings import Settings
+from components.ui import formatting
+from components.ui.handlers import visitor_of
+
+
+def memory(session: Session, model: str) -> str:
+    """What the model will need, before it is loaded (HTML)."""
+    try:
+        return f'<p class="isx-quiet">{formatting.escape(spoken(session.memory(model)))}</p>'
+    except (ValueError, OSError) as problem:
+        return formatting.problem(problem)
+
+
+class Prepared(NamedTuple):
+    """The status, and another value whenever the calibration has seen enough more for better plans."""
+
+    status: Any
+    refresh: Any
+
+
+def prepare(session: Session, settings: Settings, request: gr.Request) -> Iterator[Prepared]:
+    """Load the model and calibrate it (or find both in the cache).
+
+    Yields the status line (HTML), and how many sequences plans come from whenever these have grown.
+    """
+    seen = session.sequences(settings)
+    for event in session.prepare(settings, visitor_of(request)):
+        before, seen = seen, session.sequences(settings)
+        grown = seen != before and not session.is_calibrated(settings)  # what follows the end sees to that
+        yield Prepared(formatting.status(event), f"{seen} sequences, {time.time():.1f}" if grown else gr.skip())
+
+
+def fit_layers(session: Session, settings: Settings) -> dict:
+    """Let the layer slider end at the model's last layer."""
+    plan = session.plan(settings)
+    return gr.update(maximum=len(plan.layers) - 1) if plan else gr.skip()
+
+
+def open_tab(session: Session, tab: str, request: gr.Request) -> str:
+    """Note that `tab` comes into view; what only another one shows stops."""
+    session.jobs.look(visitor_of(request), tab=tab)
+    return tab
+
+
+def leave(session: Session, request: gr.Request) -> None:
+    """Stop all work for a page that was closed."""
+    session.jobs.halt(visitor_of(request))

@@ -1,0 +1,78 @@
+"""The address bar: what a link carries, and how the page is restored from one."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from components.frame.controls import SLIDERS
+from components.jobs import limits
+from components.lesson.steps import state_of
+from components.state.choices import PRECISIONS
+from components.state.keys import precision, require_allowed
+from components.state.settings import PROMPT, Settings
+from components.ui.handlers import CHECKS
+from components.ui.pinned import text as pinned_text
+from components.ui.pinned.text import typed
+
+# What a link carries. `assets/page.js` takes the names, in this order, from what the page opens with.
+Linked = namedtuple("Linked", [*Settings._fields, "layer", "prompt", "pinned"])
+Restored = namedtuple("Restored", [*Linked._fields, "tabs", "tab"])
+FIRST_TAB = "ratios"
+
+
+def usual() -> Linked:
+    """What the page opens with anyway, and what therefore stays out of a link."""
+    return Linked(**Settings()._asdict(), layer=0, prompt=PROMPT, pinned="")
+
+
+def restore(request: gr.Request) -> Restored:
+    """Read the address bar: the settings, those pinned, the layer, the prompt and the tab of a link.
+
+    What the page would refuse is left as it opens anyway, and so is all of a link that is too long. A link always names
+    the precision, so that another machine gives the same numbers; without one it is this machine's. A step of the
+    lesson (`?lesson=3`) stands for the state that it begins with.
+    """
+    query: Mapping[str, str] = dict(request.query_params) if request else {}
+    if sum(len(name) + len(value) for name, value in query.items()) > limits.LINK.value:
+        query = {}
+    query = {**state_of(query.get("lesson")), **query}
+    tab = query.get("tab", FIRST_TAB)
+    return Restored(**read(query)._asdict(), tabs=gr.Tabs(selected=tab), tab=tab)
+
+
+def read(query: Mapping[str, str]) -> Linked:
+    """What a link's query carries, without the tab; what the page would refuse is as it opens anyway."""
+    linked = {name: _allowed(name, typed(query.get(name), value), value) for name, value in usual()._asdict().items()}
+    linked["upload"] = None  # no link names a file
+    linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else precision(Settings())
+    linked["prompt"] = linked["prompt"] or PROMPT
+    return Linked(**linked)
+
+
+def _allowed(name: str, value: Any, default: Any) -> Any:
+    """What a link gives, unless the page would refuse it."""
+    try:
+        if name in CHECKS:
+            return CHECKS[name](value)
+        if name == "pinned":
+            return _pinned(value)
+        if name in SLIDERS:
+            limits.number(name, value, *SLIDERS[name])
+        require_allowed(Settings()._replace(**{name: value}))
+    except ValueError:
+        return default
+    return value
+
+
+def _pinned(text: str) -> str:
+    """The text of the pinned setting as the page itself writes it, without an upload: no link names a file."""
+    settings = pinned_text.read(text)
+    if settings is None or settings.upload:
+        return ""
+    for name, ends in SLIDERS.items():
+        limits.number(name, getattr(settings, name), *ends)
+    return pinned_text.write(settings._replace(dtype=precision(settings)))

@@ -1,0 +1,90 @@
+"""How much a request may bring: gradio bounds each uploaded file, but neither calls, nor all files of an upload.
+
+What is larger is answered in words, and read no further.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from gradio.utils import get_upload_folder
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from components.i18n.language import say
+from components.jobs import limits
+from components.ui.downloads import PREFIX
+
+ENVELOPE = 64 * 2**10  # bytes around the files of an upload
+LOOKS = 50  # at all uploads, until they are as many bytes as they may be
+
+
+class BoundedRequests:
+    """ASGI middleware: calls and uploads no larger than the page's bounds, and room for the uploads that come."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app, self._arrived = app, math.inf  # bytes of uploads since the last look at all of them
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on, bounded."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        uploads = headers.get("content-type", "").startswith("multipart/")
+        most = limits.UPLOAD.value + ENVELOPE if uploads else limits.REQUEST.value
+        words = say("the request is larger than the maximum allowed size of {most:,} bytes; send less", most=most)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or len(length) > 18 or int(length) > most:
+            return await PlainTextResponse(words, 413)(scope, receive, send)
+        if uploads:
+            self._arrived += int(length) or most
+            if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
+                self._arrived = 0
+                await run_in_threadpool(make_room, Path(get_upload_folder()), limits.UPLOADS.value - int(length))
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most:  # it said less, or nothing; of an upload gradio then deletes what it has written
+                raise MultiPartException(words) if uploads else HTTPException(413, words)
+            return message
+
+        try:
+            await self._app(scope, bounded, send)
+        except TypeError:  # which is what gradio raises for a part that is no file
+            if not uploads:
+                raise
+            words = say("a part of the upload is no file, or has no name")
+            await PlainTextResponse(words, 400)(scope, receive, send)
+
+
+def make_room(folder: Path, most: int) -> None:
+    """Delete the oldest uploads, whole or broken off, until the others have no more than `most` bytes."""
+    uploads = sorted(_uploads(folder))
+    total = sum(size for _, size, _ in uploads)
+    for _, size, path in uploads:
+        if total <= most:
+            return
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        total -= size
+
+
+def _uploads(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """When each was written, its bytes, and where it lies."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith(PREFIX):
+            continue
+        try:
+            files = [file.stat() for file in path.iterdir()] if path.is_dir() else [path.stat()]
+        except OSError:  # another request has just deleted it
+            continue
+        yield max((file.st_mtime for file in files), default=0.0), sum(file.st_size for file in files), path

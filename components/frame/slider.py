@@ -1,0 +1,174 @@
+"""The sparsity slider: what the page shows while it moves, and what is measured when it is let go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from components.i18n.language import later, say
+from components.jobs.scheduler import Urgency
+from components.jobs.status import Status
+from components.state.session import Session
+from components.state.settings import Settings
+from components.state.views import Beside, PlanView
+from components.ui import formatting
+from components.ui.handlers import Follower, at_opening, skipped, visitor_of
+from components.ui.pinned.differences import name_of
+
+
+class Texts(NamedTuple):
+    """The words that follow the slider, whatever tab is in view."""
+
+    readout: Any
+    headline: Any
+    removed: Any
+    perplexity: Any
+
+
+class Moved(NamedTuple):
+    """What each move changes beside the tabs."""
+
+    readout: Any
+    headline: Any
+    removed: Any
+    perplexity: Any
+    bias_found: Any
+
+
+class Measured(NamedTuple):
+    """What a measurement changes."""
+
+    status: Any
+    readout: Any
+    headline: Any
+    removed: Any
+    perplexity: Any
+
+
+def preview(
+    session: Session,
+    always: Sequence[Follower],
+    settings: Settings,
+    layer: int,
+    pinned: Settings | None,
+    request: gr.Request,
+) -> tuple:
+    """Ratios, importances and sizes for a setting, from the calibration that is at hand; answers in milliseconds.
+
+    Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML), and
+    the bias that the importances found. Readout and first line give the differences to the pinned setting, if any.
+    """
+    session.jobs.look(visitor_of(request), settings=settings)
+    shown = [value for follower in always for value in follower.show(settings, layer, request)]
+    return *shown, *texts_of(session, settings, pinned)
+
+
+def move(
+    session: Session,
+    always: Sequence[Follower],
+    while_open: Sequence[Follower],
+    settings: Settings,
+    layer: int,
+    opened: str,
+    pinned: Settings | None,
+    request: gr.Request,
+) -> tuple:
+    """`preview` and what the open tab shows in one answer: a request for each would be slower than a drag."""
+    shown = preview(session, always, settings, layer, pinned, request)
+    session.ahead(settings, visitor_of(request))
+    for follower in while_open:
+        seen = follower.tab == opened
+        shown += follower.show(settings, layer, request) if seen else (gr.skip(),) * len(follower.outputs)
+    return shown
+
+
+def texts_of(session: Session, settings: Settings, pinned: Settings | None = None) -> Moved:
+    """The texts of a setting, and the bias that its importances found."""
+    try:
+        plan = session.plan(settings)
+    except ValueError as problem:
+        return skipped(Moved)._replace(headline=formatting.problem(problem))
+    found = plan is not None and settings.bias is None
+    bias = round(plan.bias, 2) if found else gr.skip()
+    return Moved(*_texts(session, settings, plan, pinned), bias)
+
+
+def opening(session: Session, settings: Settings) -> Moved:
+    """What the page opens with, before any visitor is there; empty where nothing is known."""
+    return at_opening(lambda: texts_of(session, settings))
+
+
+def measure(
+    session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
+) -> Iterator[Measured]:
+    """Slice and take the perplexity; yields status, readout, first line, asked/removed, perplexity (HTML).
+
+    With order "one-shot" this follows every release of the slider; with "sequential" only the button starts it.
+    """
+    shown = None
+    for event in session.measure(settings, visitor_of(request)):
+        answer = skipped(Measured)._replace(status=formatting.status(event))
+        perplexities = session.perplexities(settings)
+        if perplexities != shown or event.kind == "ready":
+            texts = _texts(session, settings, session.plan(settings), pinned, say("… (being measured)"))
+            answer = answer._replace(**texts._asdict())
+        yield answer
+        shown = perplexities
+
+
+def let_go(
+    session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
+) -> Iterator[Measured]:
+    """`measure`, unless the order is sequential, which only its button may start."""
+    yield skipped(Measured)  # gradio empties the outputs of a generator that yields nothing
+    if settings.order == "one-shot":
+        yield from measure(session, settings, layer, pinned, request)
+
+
+def measure_pinned(
+    session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
+) -> Iterator[Measured]:
+    """The perplexity of the pinned setting where it is not known, such as of one that came with a link."""
+    yield skipped(Measured)
+    if pinned is None or not session.is_calibrated(settings) or session.perplexities(pinned).sliced is not None:
+        return
+    if pinned.order == "one-shot" or session.is_sliced(pinned):  # the sequential order is only sliced on request
+        work = session.measuring(pinned)
+        for event in session.jobs.run(visitor_of(request), "pinned", work, urgency=Urgency.BACKGROUND):
+            yield skipped(Measured)._replace(status=formatting.status(event))
+        texts = _texts(session, settings, session.plan(settings), pinned)
+        yield skipped(Measured)._replace(readout=texts.readout, headline=texts.headline)
+
+
+def stop(session: Session, request: gr.Request) -> str:
+    """Stop this page's running job: a slice, a measurement or an answer. Returns the status line (HTML)."""
+    session.jobs.halt(visitor_of(request))
+    return formatting.status(Status(later("Stopped."), "ready"))
+
+
+def _texts(
+    session: Session, settings: Settings, plan: PlanView | None, pinned: Settings | None, hint: str = ""
+) -> Texts:
+    measured, beside = session.perplexities(settings), _beside(session, settings, pinned)
+    if plan is not None and plan.provisional and measured.sliced_reading is None:
+        hint = say("follows in a moment") if measured.protocol else say("follows when the model is loaded")
+    elif not hint:
+        live = settings.order == "one-shot"
+        hint = say("… when you let go") if live else say('… press "Slice as in the paper"')
+    return Texts(
+        readout=formatting.readout(plan, measured, beside),
+        headline=formatting.headline(plan, measured, hint, beside),
+        removed=formatting.removed(plan),
+        perplexity=formatting.protocol(settings, measured),
+    )
+
+
+def _beside(session: Session, settings: Settings, pinned: Settings | None) -> Beside | None:
+    """The pinned setting, where anything is known of it that could be set beside the current one."""
+    try:
+        plan = session.plan(pinned) if pinned else None
+    except ValueError:  # it was within reach of another calibration
+        return None
+    return Beside(name_of(pinned, settings), plan, session.perplexities(pinned)) if plan else None

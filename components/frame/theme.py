@@ -1,0 +1,122 @@
+"""The theme and everything that goes into the page's head: css, javascript, fonts of the reader's own system."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from components.assets import ASSETS
+from components.frame.link import usual
+from components.frame.pinning import UNDONE
+from components.frame.requests import BoundedRequests
+from components.i18n.language import Words, for_scripts, long_text, spoken
+from components.jobs import limits
+from components.ui.chart_bridge import plotly_head
+from components.ui.palette import COLOURS, FAINT, css_variables
+
+BLUE = gr.themes.Color(
+    *["#f0f7fc", "#dcedf8", "#b8daf0", "#8cc3e5", "#4d9fd0"],
+    *["#0072b2", "#00639b", "#005482", "#00436b", "#003352", "#00243b"],
+)
+SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
+SCRIPTS = ("words.js", "page.js", "history.js", "tour.js", "awake.js", "presenter.js", "keys.js")
+LESSON = ("lesson/controls.js", "lesson/answers.js", "lesson/lesson.js")
+MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
+
+
+def theme() -> gr.themes.Base:
+    """A quiet theme: one accent, thin rules, no shadows, no fonts from elsewhere."""
+
+    def both(name: str, colours: dict = FAINT) -> tuple[str, str]:
+        return colours[name].light, colours[name].dark
+
+    page, panel, rule = both("page"), both("panel"), both("rule")
+    ink, quiet = both("ink", COLOURS), both("quiet", COLOURS)
+    pairs = {
+        "body_background_fill": page,
+        "background_fill_primary": page,
+        "background_fill_secondary": panel,
+        "block_background_fill": ("transparent", "transparent"),
+        "block_border_color": rule,
+        "border_color_primary": rule,
+        "input_background_fill": page,
+        "input_border_color": rule,
+        "body_text_color": ink,
+        "body_text_color_subdued": quiet,
+        "block_label_text_color": quiet,
+        "block_title_text_color": quiet,
+        "block_info_text_color": quiet,
+        "block_label_background_fill": ("transparent", "transparent"),
+        "button_secondary_background_fill": page,
+        "button_secondary_border_color": rule,
+        "button_secondary_text_color": ink,
+        "button_primary_background_fill": ("#0072b2", "#0072b2"),
+        "button_primary_background_fill_hover": ("#00639b", "#00639b"),
+        "button_primary_text_color": ("#ffffff", "#ffffff"),
+        "slider_color": both("intraslice", COLOURS),
+        "color_accent_soft": ("#f0f7fc", "#12283a"),
+        "checkbox_label_background_fill": ("transparent", "transparent"),
+        "checkbox_label_background_fill_selected": ("transparent", "transparent"),
+        "checkbox_background_color_selected": ("#0072b2", "#0072b2"),
+        "checkbox_border_color_selected": ("#0072b2", "#0072b2"),
+    }
+    values = {name: light for name, (light, _) in pairs.items()}
+    values |= {f"{name}_dark": dark for name, (_, dark) in pairs.items()}
+    return gr.themes.Base(primary_hue=BLUE, neutral_hue="gray", font=SANS, font_mono=MONO, radius_size="sm").set(
+        block_border_width="0px",
+        block_shadow="none",
+        block_padding="0px",
+        button_border_width="1px",
+        checkbox_label_border_width="0px",
+        checkbox_label_padding="2px 0",
+        checkbox_label_shadow="none",
+        block_title_text_size="13px",
+        block_title_text_weight="400",
+        block_info_text_size="12px",
+        block_label_text_size="13px",
+        **values,
+    )
+
+
+def launch_options(tabs: Mapping[str, str]) -> dict:
+    """Keyword arguments for `launch()`: theme, css, head and bounds. `tabs` are the tabs' labels by their ids.
+
+    Raises UserError where the environment sets a bound to what is none.
+    """
+    limits.require()
+    return {
+        "theme": theme(),
+        "css": css_variables() + _read("page.css"),
+        "head": Words(lambda: _head(tabs)),
+        "footer_links": ["api", "settings"],
+        "ssr_mode": False,
+        "app_kwargs": {"middleware": [Middleware(BoundedRequests)]},
+        "max_file_size": limits.UPLOAD.value,
+        "enable_monitoring": False,  # `/monitoring/summary` tells everybody what is called, and how often
+        "max_threads": 160,  # all who wait for a job hold one (`context.HEAVY`), and the slider wants the rest
+        "run_history": False,  # it writes every move of the slider to the browser's storage
+    }
+
+
+def _head(tabs: Mapping[str, str]) -> str:
+    """Styles, scripts, and what these know of the page and of its language."""
+    scripts = "".join(map(_read, (*SCRIPTS, *LESSON)))
+    styles = "".join(map(_read, ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css")))
+    given = {
+        "isxLanguage": json.dumps(for_scripts()),
+        "isxUsual": json.dumps(usual()._asdict()),
+        "isxTabs": json.dumps({tab: spoken(label) for tab, label in tabs.items()}),
+        "isxUndone": json.dumps(UNDONE),
+        "isxTour": long_text("tour.json"),
+        "isxKeys": long_text("keys.json"),
+        "isxLesson": long_text("lesson.json"),
+    }
+    values = "".join(f"window.{name} = {value};" for name, value in given.items())
+    return f"{plotly_head()}<style>{styles}</style><script>{values}{scripts}</script>"
+
+
+def _read(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")

@@ -1,0 +1,194 @@
+"""The page's bounds, each with the reason for it, and the checks of single values that come from outside.
+
+A page is hosted where strangers use it: on a Space, or where `INTRASLICE_HOSTED=1` says so. There bounds are tighter,
+and nothing of the server is read or told.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from reprlib import Repr
+from typing import Any
+
+from components.i18n.language import Words, later, spoken
+from intraslice.core.cache import BOUND
+from intraslice.core.errors import UserError
+
+MOST_SEED = 2**31 - 1  # as the library has it
+MOST_WORDS = 600  # characters of an error
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound, `INTRASLICE_MAX_<name>` in the environment; without that it is what suits a desktop or a hosted page."""
+
+    name: str
+    what: str
+    desktop: int
+    hosted: int
+    why: str
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return f"INTRASLICE_MAX_{self.name}"
+
+    @property
+    def value(self) -> int:
+        """The bound that holds here. Raises UserError where the environment has no whole number above 0."""
+        given = os.environ.get(self.variable, "").strip()
+        if not given:
+            return self.hosted if hosted() else self.desktop
+        if not given.isdecimal() or not int(given):
+            raise UserError(f"{self.variable} is {shown(given)}; wanted a whole number above 0")
+        return int(given)
+
+
+SEQUENCES = Limit("SEQUENCES", "calibration sequences", 1_024, 256, "each takes a forward and a backward pass")
+LENGTH = Limit("LENGTH", "tokens of a sequence or window", 4_096, 2_048, "memory grows with it: logits, attention")
+CALIBRATION_TOKENS = Limit(
+    "CALIBRATION_TOKENS", "calibration tokens, sequences x length", 2**20, 2**16, "2^16 take 8 minutes of two cores"
+)
+NEW_TOKENS = Limit("NEW_TOKENS", "tokens of an answer", 2_048, 512, "each is a step of three models")
+PROMPT = Limit("PROMPT", "characters of a prompt", 100_000, 16_000, "all are tokenised before any is read")
+PASSAGE = Limit("PASSAGE", "characters of a passage", 8_000, 8_000, "each of its tokens is an element of the page")
+LOCKED = Limit("LOCKED", "characters of the ratios given by hand", 20_000, 10_000, "parsed at every move of the slider")
+NAME = Limit("NAME", "characters of a name: model, text, estimator", 1_000, 200, "part of every key")
+LINK = Limit("LINK", "characters of a link", 60_000, 20_000, "a longer one opens the page as it is")
+TEMPERATURE = Limit("TEMPERATURE", "temperature of an answer", 5, 5, "above that it is noise")
+SWEEP = Limit("SWEEP", "points of a sweep", 500, 100, "each is a model to slice and measure")
+REQUEST = Limit("REQUEST", "bytes of a call", 4 * 2**20, 2**20, "it is read whole before anything looks at it")
+UPLOAD = Limit("UPLOAD", "bytes of an uploaded file", 2**29, 20 * 2**20, "it lies on the disk, and is read as text")
+UPLOADS = Limit("UPLOADS", "bytes of all uploads", 2**40, 2**31, "the oldest make room, those broken off included")
+UPLOAD_SECONDS = Limit("UPLOAD_SECONDS", "seconds that an upload is kept", 86_400, 3_600, "the disk is everybody's")
+JOBS = Limit("JOBS", "jobs that run or wait", 100, 60, "each holds a thread")
+VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one visitor", 12, 12, "an open page has up to eleven")
+JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "whoever waits has a turn some day")
+CALLS = Limit("CALLS", "calls that wait or run", 1_000, 500, "each holds its values, and a session's messages")
+VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one open page", 40, 40, "a page at work has up to twenty")
+UNREAD_SECONDS = Limit("UNREAD_SECONDS", "seconds that a call waits for a reader", 30, 30, "else nobody wants it")
+STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of one step of a job", 600, 120, "`/healthz` then calls the page stuck")
+PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes 353 kB")
+CACHE_BYTES = Limit("CACHE_BYTES", "bytes of the cache folder", BOUND, 5 * 10**9, "what was used last stays")
+MEMORY = Limit("MEMORY", "bytes of memory of this process", 2**40, 2**40, "less, where others need what is free")
+CACHE_SHARE = Limit("CACHE_SHARE", "per cent of the free memory for all caches", 60, 50, "the rest is for the work")
+UNUSED_SECONDS = Limit("UNUSED_SECONDS", "seconds that memory keeps what nobody uses", 3_600, 600, "others need it")
+LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Limit))
+
+
+def hosted() -> bool:
+    """Whether strangers use this page."""
+    return bool(os.environ.get("SPACE_ID")) or os.environ.get("INTRASLICE_HOSTED", "") not in ("", "0")
+
+
+def require() -> None:
+    """Raises UserError, before the page opens, where the environment sets a bound to what is none."""
+    for limit in LIMITS:
+        limit.value  # noqa: B018
+
+
+def table() -> str:
+    """All bounds as a table in Markdown, for the README."""
+    rows = [
+        f"| {limit.what} | {limit.desktop:,} | {limit.hosted:,} | `{limit.variable}` | {limit.why} |"
+        for limit in LIMITS
+    ]
+    return "\n".join(["| at most | desktop | Space | variable | since |", "|---|---|---|---|---|", *rows])
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """A whole number between the two. Raises UserError for anything else."""
+    if not (_is_number(value) and low <= value <= high and float(value).is_integer()):
+        raise UserError(
+            later(
+                "{name} is {value}; wanted a whole number from {low:,} to {high:,}",
+                name=name,
+                value=shown(value),
+                low=low,
+                high=high,
+            )
+        )
+    return int(value)
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """A number between the two. Raises UserError for anything else."""
+    if not (_is_number(value) and low <= value <= high):
+        raise UserError(
+            later(
+                "{name} is {value}; wanted a number from {low:,} to {high:,}",
+                name=name,
+                value=shown(value),
+                low=low,
+                high=high,
+            )
+        )
+    return value
+
+
+def words(name: str, value: Any, most: int) -> str:
+    """A text of so many characters at the most. Raises UserError for anything else."""
+    if not isinstance(value, str):
+        raise UserError(later("{name} is {value}; wanted text", name=name, value=shown(value)))
+    if len(value) > most:
+        raise UserError(
+            later("{name} has {count:,} characters; wanted at most {most:,}", name=name, count=len(value), most=most)
+        )
+    if "\0" in value or value.encode(errors="ignore").decode() != value:  # no file and no answer can hold that
+        raise UserError(later("{name} holds half a character, or none; wanted text", name=name))
+    return value
+
+
+def choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """One of the choices. Raises UserError for anything else."""
+    if not isinstance(value, str) or value not in choices:
+        raise UserError(
+            later(
+                "{name} is {value}; wanted one of {choices}", name=name, value=shown(value), choices=", ".join(choices)
+            )
+        )
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """Yes or no. Raises UserError for anything else."""
+    if not isinstance(value, bool):
+        raise UserError(later("{name} is {value}; wanted true or false", name=name, value=shown(value)))
+    return value
+
+
+def told(problem: object) -> str:
+    """What a visitor reads of an error: no more than fits, and where the page is hosted no folder of the server.
+
+    Words of the page's own are `Words` again.
+    """
+    text = str(problem) or type(problem).__name__
+    return Words(lambda: _bounded(spoken(text))) if isinstance(text, Words) else _bounded(text)
+
+
+def _bounded(text: str) -> str:
+    if hosted():
+        text = _FOLDERS.sub("", text)
+    return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]} …"
+
+
+def shown(value: Any) -> str:
+    """A value as an error quotes it, cut where it is long."""
+    return "empty" if value is None else _SHORT.repr(value)
+
+
+# The folders of an absolute path; in quotes they may have blanks. An address (https://...) is none.
+_FOLDERS = re.compile(
+    r"""(?<=['"`])~?/(?:[^'"`\n]*/)?  |  (?<![\w:/.])~?/(?=\S)(?:[^\s/'"`]+/)*  |  file:///(?:[^\s/'"`]+/)*""",
+    re.VERBOSE,
+)
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that is no yes or no; `whole` and `number` refuse NaN by comparing."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,25 @@
+"""What the page is doing, as a value: no tensors, no gradio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from components.jobs import limits
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the page is doing. `total` 0 means nothing to count; `kind` is busy, ready or error.
+
+    The text of an error is what a visitor may read of it.
+    """
+
+    text: str
+    kind: str = "busy"
+    done: int = 0
+    total: int = 0
+    seconds_left: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "error":
+            object.__setattr__(self, "text", limits.told(self.text))

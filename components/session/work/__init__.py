@@ -1,1 +1,0 @@
-"""Long work: whose step is next, and what each visitor has running."""

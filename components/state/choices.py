@@ -1,0 +1,34 @@
+"""What can be chosen on the page: the library's registries and precisions.
+
+For `ui/` and charts, which import no library.
+Whatever registers itself there is offered here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import get_args
+
+from components.jobs import limits
+from intraslice.calibration.own_estimator import load_estimator
+from intraslice.core.errors import UserError
+from intraslice.core.registry import ESTIMATORS
+from intraslice.methods.registry import METHODS
+from intraslice.pretrained.precision import Precision
+
+__all__ = ["ESTIMATORS", "METHODS", "PRECISIONS", "offer_own_estimators"]
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+OWN_ESTIMATORS = "INTRASLICE_ESTIMATOR"  # in the environment: path.py:function, several apart by blanks
+
+
+def offer_own_estimators() -> None:
+    """Run the files that the environment names and offer their estimators; called before the page is built.
+
+    Raises UserError where one cannot be run, and where the page is hosted, whatever is named: nothing is run there.
+    """
+    named = os.environ.get(OWN_ESTIMATORS, "").split()
+    if named and limits.hosted():
+        raise UserError(f"{OWN_ESTIMATORS} names files to run, which a hosted page never does; unset it")
+    for place in named:
+        load_estimator(place)

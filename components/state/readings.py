@@ -1,0 +1,211 @@
+"""Perplexities as they grow: losses window by window, kept by what they are of, and what to expect between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from components.i18n.language import Words, later
+from components.jobs.jobs import statuses
+from components.jobs.scheduler import Scheduler
+from components.jobs.status import Status
+from components.state.caches import Caches, Made
+from components.state.calibrations import Calibrated
+from components.state.keys import CalibrationKey, SliceKey, calibration_key, described, is_usual, slice_key
+from components.state.settings import Settings
+from components.state.views import Perplexities, Reading
+from intraslice.core.cache import cache_path, keep_record, kept_record
+from intraslice.core.config import SliceConfig
+from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
+
+Slicing = Callable[[Settings, str, Calibrated], Generator[Status, None, PreTrainedModel]]
+
+SLICING = {  # by order and shapes
+    ("one-shot", "free"): later("one-shot slicing"),
+    ("one-shot", "runtime"): later("one-shot slicing, runtime shapes"),
+    ("sequential", "free"): later("sequential slicing"),
+    ("sequential", "runtime"): later("sequential slicing, runtime shapes"),
+}
+
+
+class Readings:
+    """What is known of every model's losses. The generators are steps of jobs.
+
+    Args:
+        sliced: makes the model of a method, or finds it in memory.
+        curve: perplexity by sparsity (a fraction) of what the page opens with, measured before.
+    """
+
+    def __init__(self, caches: Caches, scheduler: Scheduler, sliced: Slicing, curve: Mapping[float, float]) -> None:
+        self._caches, self._scheduler, self._sliced, self._curve = caches, scheduler, sliced, curve
+
+    def known(self, settings: Settings, method: str) -> Made[Losses] | None:
+        """A method's losses as far as they are read, or those of the "dense" model."""
+        return self._caches.losses.get(_key(settings, method))
+
+    def perplexity(self, settings: Settings, method: str) -> float | None:
+        """A method's perplexity, where all windows are read."""
+        known = self.known(settings, method)
+        return known.value.perplexity().value if known and _is_whole(known.value) else None
+
+    def losses(
+        self, settings: Settings, method: str, calibrated: Calibrated, compared: bool = False
+    ) -> Generator[Status, None, Losses]:
+        """What a method's model, or the "dense" one, loses on the held-out text; slices first where need be.
+
+        With `compared` also its divergence from the dense model, which the slider's readings do without: it takes the
+        head twice, and after a start the dense model once more.
+        """
+        key, dense = _key(settings, method), method == "dense"
+        sequences = 0 if dense else calibrated.sequences
+        known = self._caches.losses.get(key)
+        enough = known is not None and known.sequences >= sequences and _is_whole(known.value)
+        if enough and (known.value.divergences or not compared):
+            return known.value  # maybe by more of the calibration than is in memory now
+        loaded = calibrated.loaded
+        model = loaded.model if dense else (yield from self._sliced(settings, method, calibrated))
+
+        def reading() -> Generator[Status, None, Losses]:
+            # The dense ones are of the model and the text alone.
+            path = cache_path("losses", ".json", loaded.fingerprint, model.dtype, calibrated.windows)
+            losses = _kept(path) if dense else None
+            if losses is None:
+                states = self._states_of(key[0], loaded.model) if compared else None
+                work = measure_losses(model, calibrated.windows, dense=states)
+                work = work if enough else self._noting(key, sequences, work)  # a whole one is not taken back
+                losses = yield from statuses(work, _telling(method), when_done=True)
+                if dense:
+                    keep_record(path, asdict(losses), "the dense losses")
+            self._note(key, Made(losses, sequences))
+            points = self._caches.curves.get(_curve_key(key)) or {}
+            self._caches.curves.put(_curve_key(key), points | {key[1].sparsity: losses.perplexity().value})
+            return losses
+
+        return (yield from self._scheduler.share(("losses", key, sequences, compared), reading))
+
+    def _states_of(self, key: CalibrationKey, dense: PreTrainedModel) -> DenseStates:
+        """Those that all models of a calibration are held against."""
+        return self._caches.states.get(key) or self._caches.states.put(key, DenseStates(dense))
+
+    def divergence(self, settings: Settings, method: str) -> Reading | None:
+        """A method's KL divergence from the dense model, nats a token, where it is measured."""
+        known = self.known(settings, method)
+        found = known.value.divergence() if known and _is_whole(known.value) else None
+        return found and Reading(*found, known.value.done, known.value.total)
+
+    def perplexities(self, settings: Settings, best: Calibrated | None) -> Perplexities:
+        """Whatever has been measured for a setting, and what is to be expected where nothing has.
+
+        Args:
+            best: the best calibration that there is of it.
+        """
+        key, expected = calibration_key(settings), self._expected(settings)
+        if best is None:
+            return Perplexities(expected=expected)
+        text, (windows, window) = described(key.config.text), best.windows.shape
+        dense = self.known(settings, "dense")
+        sliced = self.known(settings, "intraslice") if settings.sparsity else dense
+        ratio = sliced.value.ratio(dense.value) if dense and sliced else None
+        return Perplexities(
+            dense=self.perplexity(settings, "dense"),
+            sliced=self.perplexity(settings, "intraslice" if settings.sparsity else "dense"),
+            dense_reading=dense and _reading(dense.value),
+            sliced_reading=sliced and _paired(sliced.value, dense and dense.value),
+            ratio=ratio and Reading(*ratio, sliced.value.done, sliced.value.total),
+            expected=expected,
+            sequences=sliced.sequences if sliced and settings.sparsity else best.sequences,
+            all_sequences=len(best.tokens),
+            protocol=later(
+                "Perplexity on {tokens:,} tokens in windows of {window} without overlap, the first "
+                "token of each not scored; text: {text}. Calibrated on {sequences} x {length} "
+                "tokens of other documents of the same text, seed {seed}; {slicing}; {dtype}. "
+                "Standard errors are found over blocks of {block} tokens.",
+                tokens=windows * window,
+                window=window,
+                text=text,
+                block=BLOCK,
+                dtype=key.dtype,
+                sequences=key.config.sequences,
+                length=key.config.length,
+                seed=key.config.seed,
+                slicing=SLICING[settings.order, settings.shapes],
+            ),
+            text=later("held-out Wikipedia") if "Wikipedia" in text else later("held-out text"),
+        )
+
+    def _noting(self, key: SliceKey, sequences: int, work: Iterator[Losses]) -> Generator[Losses, None, Losses]:
+        """Let everybody see what is known by now."""
+        for losses in work:
+            if losses.done:
+                self._note(key, Made(losses, sequences))
+            yield losses
+        return losses
+
+    def _note(self, key: SliceKey, losses: Made[Losses]) -> None:
+        """Keep losses, unless all are known by more of a calibration."""
+        known = self._caches.losses.get(key)
+        if known is None or known.sequences <= losses.sequences or not _is_whole(known.value):
+            self._caches.losses.put(key, losses)
+
+    def _expected(self, settings: Settings) -> float | None:
+        """Between perplexities that are measured, by straight lines through their logarithms."""
+        key = _key(settings, "intraslice")
+        usual = is_usual(settings) and _curve_key(key)[1] == _curve_key(_key(Settings(), "intraslice"))[1]
+        points = dict(self._curve) if usual else {}
+        dense = self.perplexity(settings, "dense")
+        points |= ({} if dense is None else {0.0: dense}) | (self._caches.curves.get(_curve_key(key)) or {})
+        if len(points) < 2 or not min(points) <= key[1].sparsity <= max(points):
+            return None
+        removed, measured = zip(*sorted(points.items()), strict=True)
+        return float(np.exp(np.interp(key[1].sparsity, removed, np.log(measured))))
+
+
+def _telling(method: str) -> Words:
+    """What is being read, for the status."""
+    known = {
+        "dense": later("Perplexity of the dense model, window"),
+        "intraslice": later("Perplexity of the sliced model, window"),
+    }
+    return known.get(method) or later("Perplexity of the {method} model, window", method=method)
+
+
+def _key(settings: Settings, method: str) -> SliceKey:
+    if method == "dense":
+        return calibration_key(settings), SliceConfig(0.0), method
+    return slice_key(settings, method)
+
+
+def _curve_key(key: SliceKey) -> SliceKey:
+    """What all points of a curve have in common."""
+    return key[0], replace(key[1], sparsity=0.0), key[2]
+
+
+def _is_whole(losses: Losses) -> bool:
+    return losses.done == losses.total
+
+
+def _reading(losses: Losses) -> Reading:
+    return Reading(*losses.perplexity(), losses.done, losses.total)
+
+
+def _paired(sliced: Losses, dense: Losses | None) -> Reading:
+    """The sliced model's perplexity; while it grows what its ratio to the dense one's makes of that on all windows.
+
+    The first windows may be easy or hard, and both models read the same ones.
+    """
+    if _is_whole(sliced) or dense is None or not _is_whole(dense):
+        return _reading(sliced)
+    whole, ratio = dense.perplexity().value, sliced.ratio(dense)
+    error = None if ratio.standard_error is None else whole * ratio.standard_error
+    return Reading(whole * ratio.value, error, sliced.done, sliced.total)
+
+
+def _kept(path: Path) -> Losses | None:
+    kept = kept_record(path)
+    lists = {name: tuple(kept.get(name, ())) for name in ("sizes", "divergences")}
+    return Losses(**kept | lists | {"sums": tuple(map(tuple, kept["sums"]))}) if kept else None

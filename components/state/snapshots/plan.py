@@ -1,0 +1,110 @@
+"""What the page shows in its first seconds: the estimator's view of the default model, measured once and kept here.
+
+Remake it with `python -m components.make_snapshots`. It holds a `Profile` and no weights, so ratios and sizes
+follow the slider while the model still loads.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from components.assets import ASSETS
+from components.i18n.language import later, on_day
+from components.state.plan_views import Source
+from intraslice.core.config import MODULE_KINDS
+from intraslice.planning.estimators import Importances
+from intraslice.planning.head_table import HeadTable
+from intraslice.planning.profile import LayerProfile, Profile
+from intraslice.planning.sizes import LayerSizes
+
+FILE = ASSETS / "snapshot.npz"
+
+
+def save(profile: Profile, label: str, path: Path = FILE, curve: Mapping[float, float] | None = None) -> None:
+    """Write a profile of equal layers, with a sentence on what it was measured on, and perplexity by sparsity."""
+    layers = profile.layers
+    importances = {
+        f"{estimator}_{module}": torch.stack(profile.importances(estimator, module)).float().cpu().numpy()
+        for estimator in profile.estimators
+        for module in MODULE_KINDS
+    }
+    about = {
+        "label": label,
+        "estimators": profile.estimators,
+        "sizes": asdict(layers[0].sizes),
+        "kv_head": layers[0].kv_head,
+        "other_parameters": profile.other_parameters,
+        "bytes_per_value": profile.bytes_per_value,
+        "curve": sorted((curve or {}).items()),
+    }
+    np.savez_compressed(
+        path,
+        **importances,
+        alive=np.packbits(np.stack([layer.table.alive.cpu().numpy() for layer in layers]), axis=-1),
+        dim=np.stack([layer.table.dim.cpu().numpy() for layer in layers]).astype(np.int16),
+        about=json.dumps(about),
+    )
+
+
+def load(path: Path = FILE) -> tuple[Profile, str]:
+    """The profile and its sentence."""
+    with np.load(path) as arrays:
+        about = json.loads(str(arrays["about"]))
+        sizes = LayerSizes(**about["sizes"])
+        alive = torch.from_numpy(np.unpackbits(arrays["alive"], axis=-1, count=sizes.heads).astype(bool))
+        dim = torch.from_numpy(arrays["dim"].astype(np.int64))
+        importances = {
+            estimator: [torch.from_numpy(arrays[f"{estimator}_{module}"]) for module in MODULE_KINDS]
+            for estimator in about["estimators"]
+        }
+    layers = tuple(
+        LayerProfile(
+            sizes=sizes,
+            table=HeadTable(alive[index], dim[index]),
+            kv_head=tuple(about["kv_head"]),
+            importances={
+                estimator: Importances(attention[index], mlp[index])
+                for estimator, (attention, mlp) in importances.items()
+            },
+        )
+        for index in range(len(dim))
+    )
+    return Profile(layers, about["other_parameters"], about["bytes_per_value"]), about["label"]
+
+
+def source(path: Path = FILE) -> tuple[Source, dict[float, float]]:
+    """The snapshot as a source of plans, and perplexity by sparsity (a fraction), measured with it."""
+    profile, words = load(path)
+    with np.load(path) as arrays:
+        curve = dict(json.loads(str(arrays["about"])).get("curve", ()))
+    # The default model's head is its embeddings; beside these only the last norm lies outside the layers.
+    head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
+    return Source(profile, head_weights, provisional=later("Snapshot: {label}", label=told(words))), curve
+
+
+def told(label: str) -> str:
+    """A snapshot's sentence for whoever reads it, as `label` writes it."""
+    parts = re.fullmatch(r"(\S+) on (\d+) x (\d+) tokens of Wikipedia's lead sections, (\d+ \w+ \d{4})\.", label)
+    if parts is None:
+        return label
+    model, sequences, length, written = parts.groups()
+    return later(
+        "{model} on {sequences} x {length} tokens of Wikipedia's lead sections, {day}.",
+        model=model,
+        sequences=sequences,
+        length=length,
+        day=on_day(written),
+    )
+
+
+def label() -> str:
+    """What a snapshot made today is made of."""
+    return f"SmolLM2-135M-Instruct on 32 x 512 tokens of Wikipedia's lead sections, {datetime.date.today():%d %B %Y}."

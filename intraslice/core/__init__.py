@@ -1,0 +1,1 @@
+"""What everything else stands on: configs, errors, progress, cache, linear algebra. Knows no model."""

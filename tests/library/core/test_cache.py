@@ -1,0 +1,107 @@
+"""What is kept on disk, and what happens when it cannot be."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from intraslice.core.cache import cache_path, keep, keep_record, kept_record, scratch_beside
+
+
+def test_every_part_tells_paths_apart(own_cache):
+    tokens = torch.arange(6)
+    paths = [
+        cache_path("sweep", ".json", "a", tokens),
+        cache_path("sweep", ".json", "b", tokens),
+        cache_path("sweep", ".json", "a", tokens.view(2, 3)),
+        cache_path("sweep", ".json", "a", tokens.int()),
+        cache_path("sweep", ".json", "a", tokens + 1),
+        cache_path("sweep", ".json", "a", tokens, ""),
+        cache_path("losses", ".json", "a", tokens),
+    ]
+    assert len(set(paths)) == len(paths)
+    assert paths[0] == cache_path("sweep", ".json", "a", torch.arange(6))
+    assert paths[0].parent == own_cache / "sweep"
+
+
+@pytest.fixture
+def path(own_cache) -> Path:
+    return cache_path("sweep", ".json", "it")
+
+
+def test_a_record_comes_back(path):
+    assert kept_record(path) == {}
+    keep_record(path, {"a": [1, 2.5]}, "it")
+    assert kept_record(path) == {"a": [1, 2.5]}
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damaged", ["", '{"a": ', "[1]", "\xff"])
+def test_a_damaged_record_counts_as_none(path, damaged):
+    path.parent.mkdir(parents=True)
+    path.write_text(damaged, encoding="latin-1")
+    assert kept_record(path) == {}
+
+
+def test_an_interrupted_write_leaves_the_old_record_and_nothing_else(own_cache, path):
+    keep_record(path, {"a": 1}, "it")
+    before = {file for file in own_cache.rglob("*") if file.name != "drafts"}
+
+    def interrupted(draft: Path) -> None:
+        draft.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep(path, interrupted, "it")
+    assert kept_record(path) == {"a": 1}
+    assert {file for file in own_cache.rglob("*") if file.name != "drafts"} == before
+
+
+@pytest.mark.parametrize("size", [0, 8])
+def test_what_cannot_be_kept_is_one_warning(own_cache, size, caplog):
+    own_cache.write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        for number in range(3):
+            keep(cache_path("sweep", ".json", number), lambda draft: draft.write_bytes(b"12345678"), "the result", size)
+    (record,) = caplog.records
+    assert "cannot keep the result" in record.message
+    assert "INTRASLICE_CACHE" in record.message
+    assert own_cache.read_text() == "in the way"
+
+
+def test_a_home_that_cannot_be_written_does_not_matter_where_the_cache_can(path, monkeypatch, caplog):
+    for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR"):
+        monkeypatch.setenv(name, "/dev/null")
+    keep_record(path, {"a": 1}, "it")
+    assert kept_record(path) == {"a": 1}
+    assert not caplog.records
+    monkeypatch.delenv("INTRASLICE_CACHE")
+    keep_record(cache_path("sweep", ".json", "it"), {"a": 1}, "it")
+    assert len(caplog.records) == 1
+
+
+def test_what_a_killed_writer_left_beside_its_place_goes_with_the_next(tmp_path):
+    place, other = tmp_path / "sliced", tmp_path / ".sliced-mine"
+    other.mkdir()
+
+    def work() -> None:
+        with scratch_beside(place) as scratch:
+            (scratch / "half").write_bytes(b"x")
+            time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    while not list(tmp_path.glob("*/half")):
+        time.sleep(0.005)
+    with scratch_beside(place), scratch_beside(tmp_path / "slice"):  # those at work stay, and what others named so
+        assert len(list(tmp_path.glob(".sliced-*"))) == 3
+    process.kill()
+    process.join()
+    with scratch_beside(place) as scratch:
+        assert set(tmp_path.iterdir()) == {scratch, other}
+    assert list(tmp_path.iterdir()) == [other]

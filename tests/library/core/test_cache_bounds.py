@@ -1,0 +1,285 @@
+"""The cache folder's bound, and processes that share it, or are killed while they write to it."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from intraslice.core import cache
+from intraslice.core.cache import (
+    BOUND_VARIABLE,
+    bound_cache,
+    cache_bound,
+    cache_path,
+    draft_folder,
+    keep,
+    keep_record,
+    kept_record,
+    mark_used,
+    sweep_drafts,
+)
+from intraslice.core.errors import UserError
+
+SIZE = 1_000
+
+
+@pytest.fixture(autouse=True)
+def folder(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that ten results of `SIZE` bytes fill."""
+    monkeypatch.setenv(BOUND_VARIABLE, str(10 * SIZE))
+    return own_cache
+
+
+def kept(number: int, size: int = SIZE, told: bool = True) -> Path:
+    """Keep a result; told, its size is known beforehand."""
+    path = cache_path("sweep", ".json", number)
+    keep(path, lambda draft: draft.write_bytes(bytes(size)), "it", size if told else 0)
+    return path
+
+
+def age(path: Path, hours: float) -> None:
+    then = time.time() - 3600 * hours
+    os.utime(path, (then, then - 1))  # so that it is not the system that notes an access
+
+
+def filled() -> list[Path]:
+    """Ten results, the oldest first."""
+    paths = [kept(number) for number in range(10)]
+    for hours, path in enumerate(reversed(paths), 1):
+        age(path, hours)
+    return paths
+
+
+def bytes_in(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += Path(place, name).stat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def drafts(folder: Path) -> list[Path]:
+    return list((folder / "drafts").glob("*"))
+
+
+def start(work: Callable[[], object]) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    return process
+
+
+# The bound
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_longest_unused_goes_first(folder, told):
+    paths = filled()
+    assert all(path.exists() for path in paths)
+    new = kept(10, 3 * SIZE, told)
+    assert [path.exists() for path in paths] == [False] * 3 + [True] * 7
+    assert new.stat().st_size == 3 * SIZE
+    assert bytes_in(folder) == 10 * SIZE
+
+
+def test_reading_is_using(folder):
+    paths = filled()
+    for path in paths[:2]:
+        path.write_text('{"a": 1}'.ljust(SIZE))
+        age(path, 20)
+    assert kept_record(paths[0]) == {"a": 1}
+    mark_used(paths[2])
+    kept(10)
+    assert [path.exists() for path in paths] == [True, False] + [True] * 8
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_is_larger_than_the_bound_is_not_kept_and_costs_nothing(folder, told, caplog):
+    paths = filled()
+    with caplog.at_level(logging.WARNING):
+        too_large = kept(10, 11 * SIZE, told)
+    assert not too_large.exists()
+    assert all(path.exists() for path in paths)
+    assert BOUND_VARIABLE in caplog.text
+    assert drafts(folder) == []
+
+
+def test_nothing_is_written_that_is_known_not_to_fit():
+    written: list[Path] = []
+    keep(cache_path("sweep", ".json", "it"), written.append, "it", 11 * SIZE)
+    assert written == []
+
+
+def test_weights_and_texts_count_and_stay(folder):
+    paths = filled()
+    for name in ("models/a/model.safetensors", "wheels/b/text.json", "offload/tmp12345678/weight"):
+        file = folder / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(2 * SIZE))
+        age(file, 1000)
+    new = kept(10)
+    assert [path.exists() for path in paths] == [False] * 7 + [True] * 3
+    assert new.exists()
+    with draft_folder(9 * SIZE, needed=True) as draft:  # as for weights, which come first
+        assert draft.is_dir()
+        assert not any(path.exists() for path in [*paths, new])
+    assert bytes_in(folder) == 6 * SIZE
+    assert kept(11).exists()
+
+
+def test_files_of_others_neither_count_nor_go(folder):
+    others = [folder / "photo.jpg", folder / "sweep" / "mine.json", folder / "mine" / f"{'0' * 32}.json"]
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_bytes(bytes(20 * SIZE))
+        age(other, 1000)
+    paths = filled()
+    kept(10)
+    assert all(path.exists() for path in [*others, *paths[1:]])
+    assert not paths[0].exists()
+
+
+def test_results_of_several_files_go_too(folder):
+    (old, *_), parts = filled(), cache_path("settling", "", "it")
+    for number in (1, 2):
+        keep(parts / f"{number}.npz", lambda draft: draft.write_bytes(bytes(SIZE)), "it")
+        age(parts / f"{number}.npz", 100)
+    assert not old.exists()
+    kept(10, 2 * SIZE)
+    assert not parts.exists()
+
+
+def test_files_are_not_too_many_either(monkeypatch):
+    monkeypatch.setattr(cache, "MOST_RESULTS", 5)
+    for number in range(20):
+        path = kept(number, 1)
+        assert path.exists()
+    assert len(list(path.parent.iterdir())) == 5
+
+
+def test_results_of_an_earlier_format_go(folder):
+    path = cache_path("calibration", ".npz", "it")
+    earlier, foreign = path.with_suffix(".safetensors"), path.with_name("notes.safetensors")
+    path.parent.mkdir(parents=True)
+    for file in (earlier, foreign):
+        file.write_bytes(b"x")
+    other = kept(0)  # of another kind
+    assert earlier.exists()
+    keep(path, lambda draft: draft.write_bytes(b"x"), "it")
+    assert not earlier.exists()
+    assert all(file.exists() for file in (path, foreign, other))
+
+
+def test_the_bound_is_a_whole_number_of_bytes(monkeypatch):
+    bound_cache(5)
+    assert cache_bound() == 5
+    monkeypatch.setenv(BOUND_VARIABLE, "20 GB")
+    for asked in (cache_bound, sweep_drafts):
+        with pytest.raises(UserError, match=f"{BOUND_VARIABLE} is '20 GB'; wanted a whole number of bytes"):
+            asked()
+    monkeypatch.delenv(BOUND_VARIABLE)
+    assert cache_bound() == 20_000_000_000
+
+
+# Several processes
+
+
+def test_processes_that_write_at_once_stay_within_the_bound(folder):
+    bound_cache(50 * SIZE)
+
+    def work(first: int) -> None:
+        for number in range(first, first + 30):
+            path = cache_path("sweep", ".json", number)
+            keep(path, lambda draft: draft.write_bytes(bytes(7 * SIZE)), "it", 7 * SIZE)
+
+    folder.mkdir()
+    processes, most = [start(lambda first=first: work(first)) for first in (0, 100, 200)], 0
+    while any(process.is_alive() for process in processes):
+        with FileLock(folder / ".lock"):  # else what is moved meanwhile is seen twice
+            most = max(most, bytes_in(folder))
+        time.sleep(0.005)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert bytes_in(folder) == 49 * SIZE
+    assert most <= 50 * SIZE
+    assert len(list((folder / "sweep").iterdir())) == 7
+    assert drafts(folder) == []
+
+
+def test_a_draft_is_its_writers_until_that_is_dead(folder):
+    paths = filled()
+
+    def work() -> None:
+        with draft_folder(4 * SIZE) as draft:
+            (draft / "half").write_bytes(bytes(SIZE))
+            time.sleep(60)
+
+    process = start(work)
+    while not list((folder / "drafts").glob("*/half")):
+        time.sleep(0.005)
+    (draft,) = drafts(folder)
+    with draft_folder() as own:  # nor does one take the other's in the same process
+        kept(10)
+        assert set(drafts(folder)) == {draft, own}
+    # What it said that it would write is its own already.
+    assert [path.exists() for path in paths] == [False] * 5 + [True] * 5
+    process.kill()
+    process.join()
+    kept(11)
+    assert drafts(folder) == []
+
+
+def test_what_earlier_versions_left_is_swept_once_it_is_old(folder):
+    live, dead = [folder / "models" / ".convert-a", folder / "offload" / "tmp12345678"], []
+    for place in ("models/.convert-b", "wheels/.download-c", "calibration/tmp12345678"):
+        dead.append(folder / place)
+    for draft in (*live, *dead):
+        draft.mkdir(parents=True)
+        (draft / "half").write_bytes(b"x")
+    for draft in (live[1], *dead):
+        age(draft, 2)
+    sweep_drafts()
+    assert [draft.exists() for draft in (*live, *dead)] == [True, True, False, False, False]
+
+
+def test_whatever_moment_a_writer_is_killed_at_nothing_half_is_found_or_left(folder, monkeypatch):
+    moments, records = random.Random(0), [{"number": number, "values": [number] * 40} for number in range(20)]
+
+    def slowly(draft: Path) -> None:
+        with draft.open("wb") as file:
+            for _ in range(10):
+                file.write(bytes(SIZE // 10))
+                file.flush()
+                time.sleep(0.001)
+
+    def work() -> None:
+        for number, record in enumerate(records):
+            keep_record(cache_path("losses", ".json", number), record, "it")
+            keep(cache_path("sweep", ".json", number), slowly, "it", SIZE)
+
+    found = 0
+    for _ in range(20):
+        process = start(work)
+        time.sleep(moments.uniform(0.01, 0.08))
+        process.kill()
+        process.join()
+        monkeypatch.setattr(cache, "_swept", set())
+        sweep_drafts()  # as the next start does
+        assert drafts(folder) == []
+        assert bytes_in(folder) <= 10 * SIZE
+        for number, record in enumerate(records):
+            assert kept_record(cache_path("losses", ".json", number)) in ({}, record)
+        sizes = {file.stat().st_size for file in (folder / "sweep").glob("*")}
+        assert sizes <= {SIZE}
+        found += len(sizes)
+    assert found > 5

@@ -1,0 +1,94 @@
+"""Settings are validated at birth, in one line that names the field; jobs hand over events and return a value."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+from intraslice.core.cache import cache_folder
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, finish
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [
+        (SliceConfig, "sparsity", 1.5),
+        (SliceConfig, "sparsity", -0.1),
+        (SliceConfig, "sparsity", float("nan")),
+        (SliceConfig, "bias", 0.0),
+        (SliceConfig, "bias", float("inf")),
+        (SliceConfig, "cap", 1.1),
+        (SliceConfig, "estimator", "magnitude"),
+        (SliceConfig, "order", "parallel"),
+        (SliceConfig, "shapes", "square"),
+        (CalibrationConfig, "sequences", 0),
+        (CalibrationConfig, "length", 1),
+        (CalibrationConfig, "seed", -1),
+        (EvaluationConfig, "window", 1),
+        (EvaluationConfig, "tokens", 511),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(config, field, value, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user has no type checker before our own check
+    with pytest.raises(UserError) as caught:
+        config(**{field: value})
+    message = str(caught.value)
+    assert message.startswith(f"{field} is {value!r}; wanted ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.8])
+def test_sparsities_up_to_the_cap_are_accepted(sparsity):
+    assert SliceConfig(sparsity).sparsity == sparsity
+
+
+def test_a_sparsity_above_the_cap_is_refused():
+    with pytest.raises(UserError, match=r"sparsity 0\.6 is above the cap of 0\.5"):
+        SliceConfig(0.6, cap=0.5)
+
+
+def test_settings_are_values():
+    assert SliceConfig(0.3) == SliceConfig(0.3) != SliceConfig(0.31)
+    assert {CalibrationConfig(): "kept"}[CalibrationConfig()] == "kept"
+    with pytest.raises(FrozenInstanceError):
+        SliceConfig().sparsity = 0.4
+
+
+def test_finish_hands_over_every_event_and_returns_the_value():
+    def job():
+        yield Progress("work", 0, 2)
+        yield Progress("work", 2, 2)
+        return "done"
+
+    events: list[Progress] = []
+    assert finish(job(), events.append) == "done"
+    assert events == [Progress("work", 0, 2), Progress("work", 2, 2)]
+    assert finish(job()) == "done"
+
+
+def test_finish_lets_errors_through():
+    def job():
+        yield Progress("work", 0, 1)
+        raise ArithmeticError("no luck")
+
+    with pytest.raises(ArithmeticError, match="no luck"):
+        finish(job())
+
+
+def test_the_cache_folder_is_the_users_choice_else_the_platforms(monkeypatch, tmp_path):
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.setenv("INTRASLICE_CACHE", "~/somewhere")
+    assert cache_folder() == Path.home() / "somewhere"
+    monkeypatch.delenv("INTRASLICE_CACHE")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "intraslice"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache_folder() == Path.home() / "Library" / "Caches" / "intraslice"

@@ -1,0 +1,126 @@
+"""Moments, damping, solves and axes against hand-computed numbers and torch's own routines."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from intraslice.core.errors import NumericalError
+from intraslice.core.linalg import (
+    BLOCK,
+    add_moment_,
+    damp,
+    diagonal_blocks,
+    explained_variance,
+    principal_axes,
+    solve,
+    typical_damping,
+)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_moments_add_up_over_batches_and_leading_axes():
+    left, right = random(2, 5, 3), random(2, 5, 4, seed=1)
+    moment, cross = torch.zeros(3, 3, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
+    for batch in range(2):
+        add_moment_(moment, left[batch])
+        add_moment_(cross, left[batch : batch + 1], right[batch : batch + 1])
+    rows = left.reshape(10, 3)
+    assert_close(moment, rows.T @ rows)
+    assert_close(cross, 1 + rows.T @ right.reshape(10, 4))
+
+
+@pytest.mark.parametrize("columns", [BLOCK - 1, BLOCK, 2 * BLOCK + 3])
+def test_a_moment_stays_symmetric_whatever_its_size(columns):
+    rows = random(2, 7, columns)
+    moment = torch.zeros(columns, columns, dtype=torch.float64)
+    for batch in rows:
+        add_moment_(moment, batch)
+    assert_close(moment, rows.flatten(0, 1).T @ rows.flatten(0, 1))
+    for start in range(0, columns, BLOCK):  # to the last bit, but within a block
+        assert torch.equal(moment[start:, :start], moment[:start, start:].T)
+
+
+def test_moments_of_bfloat16_are_summed_in_the_totals_precision():
+    rows = torch.full((4096, 1), 1.0, dtype=torch.bfloat16)
+    total = torch.zeros(1, 1)
+    add_moment_(total, rows)
+    assert total.item() == 4096  # bfloat16 sums stand still at 256
+
+
+def test_damping_adds_a_share_of_the_mean_diagonal():
+    moment = torch.tensor([[4.0, 1.0], [1.0, 2.0]])  # mean diagonal 3
+    assert_close(damp(moment, 0.1), torch.tensor([[4.3, 1.0], [1.0, 2.3]]))
+    assert_close(damp(moment), torch.tensor([[4.03, 1.0], [1.0, 2.03]]))
+    assert_close(moment, torch.tensor([[4.0, 1.0], [1.0, 2.0]]))  # not in place
+
+
+def test_nothing_measured_gives_a_zero_solution():
+    nothing = torch.zeros(3, 3)
+    assert_close(damp(nothing), torch.eye(3))
+    assert_close(solve(damp(nothing), torch.zeros(3, 2)), torch.zeros(3, 2))
+
+
+def test_solve_is_the_inverse():
+    rows, right = random(20, 6), random(6, 3, seed=1)
+    system = rows.T @ rows
+    assert_close(solve(system, right), torch.linalg.solve(system, right))
+
+
+@pytest.mark.parametrize("system", [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]]])
+def test_singular_systems_are_named(system):
+    with pytest.raises(NumericalError, match="2 x 2 moment is singular even with damping"):
+        solve(torch.tensor(system), torch.ones(2, 1))
+
+
+def test_one_token_over_and_over_is_called_too_uniform():
+    row = random(1, 1536).float()
+    moment = 1e4 * row.T @ row
+    with pytest.raises(NumericalError, match="calibration text is too uniform, or too short") as caught:
+        solve(damp(moment, typical_damping(moment) / 1e4), moment)
+    assert "float32" not in str(caught.value)  # which moments are anyway
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(value):
+    moment = torch.eye(3)
+    moment[1, 1] = value
+    for refuses in (damp, principal_axes, lambda broken: solve(broken, torch.ones(3, 1))):
+        with pytest.raises(NumericalError):
+            refuses(moment)
+
+
+def test_principal_axes_are_descending_and_rebuild_the_moment():
+    rows = random(2, 30, 5)
+    moment = rows.transpose(1, 2) @ rows
+    values, axes = principal_axes(moment)
+    assert (values.diff(dim=-1) <= 0).all()
+    assert_close(axes @ torch.diag_embed(values) @ axes.transpose(1, 2), moment)
+
+
+def test_principal_axes_of_a_rank_one_moment():
+    values, axes = principal_axes(torch.tensor([[9.0, 12.0], [12.0, 16.0]]))  # (3, 4) twice
+    assert_close(values, torch.tensor([25.0, 0.0]), atol=1e-5, rtol=0)
+    assert (values >= 0).all()  # rounding must not make it negative
+    assert_close(axes[:, 0].abs(), torch.tensor([0.6, 0.8]))
+
+
+def test_explained_variance_is_the_cumulated_share():
+    values = torch.tensor([[6.0, 3.0, 1.0], [0.0, 0.0, 0.0]])
+    assert_close(explained_variance(values), torch.tensor([[0.6, 0.9, 1.0], [1.0, 1.0, 1.0]]))
+
+
+def test_diagonal_blocks_are_each_heads_own():
+    moment = torch.arange(16.0).view(4, 4)
+    assert_close(diagonal_blocks(moment, 2), torch.tensor([[[0.0, 1.0], [4.0, 5.0]], [[10.0, 11.0], [14.0, 15.0]]]))
+
+
+def test_a_massive_channel_does_not_set_the_typical_damping():
+    moment = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 1e4]))
+    step = damp(moment, typical_damping(moment)) - moment
+    assert_close(step, 0.3 * torch.eye(5), atol=0.1, rtol=1e-3)  # a tenth of 3
+    assert typical_damping(torch.zeros(3, 3)) > 0

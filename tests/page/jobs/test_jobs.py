@@ -1,0 +1,173 @@
+"""What visitors have running: what ends when they move on, and what goes on."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from components.jobs.jobs import REST, Jobs
+from components.jobs.scheduler import Scheduler
+from components.jobs.status import Status
+from components.state.settings import Settings
+from intraslice.core.errors import UserError
+
+
+def endless() -> Iterator[Status]:
+    while True:
+        yield Status("working")
+
+
+@pytest.fixture
+def jobs() -> Jobs:
+    jobs = Jobs()
+    jobs.scheduler = Scheduler(worker=False)
+    return jobs
+
+
+def begun(jobs: Jobs, visitor: str, kind: str, **looking_at: object) -> Iterator[Status]:
+    """The events of a job that has told its first."""
+    events = jobs.run(visitor, kind, endless(), **looking_at)
+    assert next(events).text == "working"
+    return events
+
+
+def test_dragging_ends_what_follows_the_slider_and_spares_what_was_asked_for(jobs) -> None:
+    live = begun(jobs, "a", "measure", settings=Settings(sparsity=30))
+    asked = begun(jobs, "a", "sweep")
+    jobs.look("a", settings=Settings(sparsity=30))  # another layer was clicked
+    assert next(live).text == "working"
+    jobs.look("a", settings=Settings(sparsity=31))
+    assert list(live) == []  # without a word: the next one speaks
+    assert next(asked).text == "working"
+
+
+def test_leaving_a_tab_ends_what_it_alone_shows(jobs) -> None:
+    shift = begun(jobs, "a", "shift", settings=Settings(), tab="activations")
+    slicing = begun(jobs, "a", "measure", settings=Settings())
+    jobs.look("a", tab="activations")
+    assert next(shift).text == "working"
+    jobs.look("a", tab="compare")
+    assert list(shift) == []
+    assert next(slicing).text == "working"
+
+
+def test_a_new_job_ends_the_former_one_of_its_kind(jobs) -> None:
+    first, other = begun(jobs, "a", "answer"), begun(jobs, "a", "sweep")
+    second = begun(jobs, "a", "answer")
+    assert [event.text for event in first] == ["Stopped"]
+    assert next(other).text == next(second).text == "working"
+    assert jobs.halt("a", "sweep")
+    assert [event.text for event in other] == ["Stopped"]
+    assert not jobs.halt("a", "sweep")
+
+
+def test_nobody_ends_anothers_job(jobs) -> None:
+    mine, yours = begun(jobs, "me", "answer"), begun(jobs, "you", "answer")
+    jobs.look("you", settings=Settings(), tab="ratios")
+    jobs.halt("you")
+    assert next(mine).text == "working"
+    assert [event.text for event in yours] == ["Stopped"]
+
+
+def test_a_closed_page_and_a_caller_who_left_end_their_jobs(jobs) -> None:
+    closed = begun(jobs, "closed", "measure")
+    jobs.halt("closed")
+    assert list(closed) == [Status("Stopped", "ready")]
+    heard = [True]
+    jobs.hearing = lambda: lambda: heard[0]
+    left = begun(jobs, "left", "evaluate")
+    heard[0] = False
+    assert list(left) == [Status("Stopped", "ready")]
+
+
+def test_what_is_expected_to_fail_fails_in_words(jobs) -> None:
+    def failing() -> Iterator[Status]:
+        yield Status("working")
+        raise UserError("no such model")
+
+    assert list(jobs.run("a", "prepare", failing()))[-1] == Status("no such model", "error")
+
+    def broken() -> Iterator[Status]:
+        yield Status("working")
+        raise KeyError("a defect")
+
+    with pytest.raises(KeyError, match="a defect"):
+        list(jobs.run("a", "prepare", broken()))
+
+
+def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_VISITOR_JOBS", "2")
+    monkeypatch.setenv("INTRASLICE_MAX_JOBS", "3")
+    own = [begun(jobs, "a", kind) for kind in ("measure", "answer")]
+    (refused,) = jobs.run("a", "sweep", endless())
+    assert refused == Status("2 things of yours are being done already; wait for one, or stop it", "error")
+    own.append(begun(jobs, "a", "answer"))  # in the place of the former one
+    others = begun(jobs, "b", "measure")
+    (refused,) = jobs.run("c", "measure", endless())
+    assert refused.text == "3 jobs of others are before yours, which is too many; try again in a minute"
+    others.close()
+    own.append(begun(jobs, "c", "measure"))
+
+
+def test_a_job_has_so_many_seconds(jobs, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_JOB_SECONDS", "1")
+    now = iter(range(1000))
+    jobs.scheduler = Scheduler(worker=False, clock=lambda: next(now) / 4)
+    *_, last = jobs.run("a", "sweep", endless())
+    assert last.kind == "error"
+    assert "ask for less" in last.text
+
+
+def test_the_log_has_a_line_a_job_and_nothing_that_a_visitor_wrote(jobs, caplog) -> None:
+    def failing() -> Iterator[Status]:
+        yield Status("a secret prompt")
+        raise UserError("a secret file")
+
+    with caplog.at_level("INFO", "components"):
+        list(jobs.run("a", "answer", failing()))
+        begun(jobs, "a", "sweep").close()
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("answer: UserError after")
+    assert second.startswith("sweep: stopped after")
+    assert "MB" in first
+    assert "secret" not in caplog.text
+
+
+def test_work_ahead_begins_after_a_rest_while_nothing_runs_and_ends_with_the_next_move() -> None:
+    now, jobs, taken = [0.0], Jobs(), []
+    jobs.scheduler = scheduler = Scheduler(worker=False, clock=lambda: now[0])
+
+    def work(name: str) -> Iterator[Status]:
+        while True:
+            taken.append(name)
+            yield Status("working")
+
+    def rest() -> None:
+        scheduler.step()
+        now[0] += REST
+        scheduler.step()
+
+    jobs.ahead("ada", work("first"), settings=30)
+    scheduler.step()
+    jobs.look("ada", settings=31)  # moved on before the rest was over
+    jobs.ahead("ada", work("second"), settings=31)
+    scheduler.step()  # ends the first
+    rest()
+    jobs.look("ada", settings=31)  # let go where it is
+    scheduler.step()
+    assert taken == ["second"] * 2
+    assert jobs._refusal("ada") == ""
+    jobs.look("ada", settings=32)
+    scheduler.step()
+    assert not scheduler.jobs
+
+    def slow() -> Iterator[Status]:
+        while True:
+            now[0] += 1.0
+            yield Status("working")
+
+    scheduler.start("bob", slow())
+    jobs.ahead("ada", work("third"), settings=32)
+    for _ in range(20):
+        rest()
+    assert [job.visitor for job in scheduler.jobs] == ["bob"]
+    assert "third" not in taken

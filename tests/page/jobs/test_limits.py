@@ -1,0 +1,145 @@
+"""Every bound of the page, and single values from outside that are held against them."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from app import launch_options
+from components.frame import link
+from components.frame.requests import make_room
+from components.jobs import limits
+from components.jobs.status import Status
+from components.state.keys import calibration_key, require_allowed
+from components.state.settings import Settings
+from components.ui.downloads import Downloads
+from intraslice.core.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+NAN, INFINITY = float("nan"), float("inf")
+NO_NUMBERS = [NAN, INFINITY, -INFINITY, -1, 1e300, 10**30, True, None, "7", "", [1], {"a": 1}]
+NO_WORDS = [NAN, 7, True, None, [], {"a": 1}, "\0", "\ud800", "x" * 100_000]
+REFUSED = {
+    **dict.fromkeys(("sequences", "length", "seed", "sparsity", "cap"), NO_NUMBERS),
+    "bias": [value for value in NO_NUMBERS if value is not None],
+    **dict.fromkeys(("model", "text", "estimator", "order", "locked", "dtype", "shapes"), NO_WORDS),
+    "iterative": [None, 1, 0.0, "true", [], NAN],
+}
+
+
+def test_the_readme_has_all_bounds() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.split("<!-- limits -->\n")[1].split("\n<!-- /limits -->")[0] == limits.table()
+
+
+def test_a_bound_is_the_hosts_and_the_environment_overrules_it(monkeypatch) -> None:
+    for name in ("SPACE_ID", "INTRASLICE_HOSTED", "INTRASLICE_MAX_LENGTH"):
+        monkeypatch.delenv(name, raising=False)
+    assert limits.LENGTH.value == 4096
+    monkeypatch.setenv("SPACE_ID", "somebody/explorer")
+    assert limits.LENGTH.value == 2048
+    monkeypatch.setenv("INTRASLICE_MAX_LENGTH", "1000")
+    assert limits.LENGTH.value == 1000
+    with pytest.raises(UserError, match="length is 1024; wanted a whole number from 2 to 1,000"):
+        calibration_key(Settings(length=1024))
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "many", "1e3"])
+def test_no_page_opens_with_a_bound_that_is_none(value, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_JOBS", value)
+    with pytest.raises(UserError, match=r"INTRASLICE_MAX_JOBS is .*; wanted a whole number"):
+        launch_options()
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_no_work_begins_with_what_is_no_setting(field) -> None:
+    require_allowed(Settings())
+    for value in REFUSED[field]:
+        with pytest.raises(UserError, match="; ") as caught:
+            require_allowed(Settings()._replace(**{field: value}))
+        assert len(str(caught.value)) < 500
+
+
+def test_sequences_and_length_are_bounded_together() -> None:
+    with pytest.raises(UserError, match=r"1,024 sequences of 2,048 tokens are 2,097,152; wanted at most 1,048,576"):
+        calibration_key(Settings(sequences=1024, length=2048))
+
+
+def test_a_hosted_pages_errors_name_no_folder_and_a_desktops_do(monkeypatch) -> None:
+    error = "no text '/srv/a b/x.csv' (or /etc/y.csv, ~/z) at https://hub.co/x/y, file:///srv/t; wanted owner/name, 3/4"
+    assert Status(error, "error").text == error
+    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
+    told = "no text 'x.csv' (or y.csv, z) at https://hub.co/x/y, t; wanted owner/name, 3/4"
+    assert Status(error, "error").text == limits.told(ValueError(error)) == told
+    assert Status(error).text == error
+    assert len(limits.told("x" * 10**6)) < 1000
+
+
+def test_the_oldest_uploads_make_room_and_what_the_page_hands_out_stays(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    downloads = Downloads()
+    sent = downloads.put("plan.json", lambda path: path.write_bytes(bytes(500)))
+    broken_off = tmp_path / "tmp1"  # as an upload is called that did not come to its end
+    kept = [tmp_path / name / "text.txt" for name in ("one", "two")]
+    for moment, path in enumerate((broken_off, *kept)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(400))
+        os.utime(path, (moment, moment))
+    make_room(tmp_path, 1200)
+    assert broken_off.exists()
+    make_room(tmp_path, 900)
+    assert not broken_off.exists()
+    assert all(path.exists() for path in (sent, *kept))
+    make_room(tmp_path, 0)
+    assert not any(path.exists() for path in kept)
+    assert sent.exists()
+
+
+def test_what_a_killed_page_handed_out_goes_when_the_next_one_starts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+    def work() -> None:
+        downloads = Downloads()
+        downloads.put("plan.json", lambda path: path.write_bytes(b"x"))
+        time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    while not (left := list(tmp_path.glob("*/*/plan.json"))):
+        time.sleep(0.01)
+    other = Downloads()
+    own = other.put("plan.json", lambda path: path.write_bytes(b"x"))
+    assert left[0].exists()
+    process.kill()
+    process.join()
+    Downloads()
+    assert not left[0].parents[1].exists()
+    assert own.exists()
+
+
+def test_no_model_lies_on_a_hosted_pages_server(monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
+    for name in ("~", "..", "../server0", "tests/page", "/etc", "x" * 150, "a//b", "https://hub.co/a", ""):
+        with pytest.raises(UserError, match="is no Hub id"):
+            calibration_key(Settings(model=name))
+    for name in ("default", "owner/name", "gpt2"):
+        assert calibration_key(Settings(model=name)).model == name
+
+
+def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
+    def restored(**query: str) -> link.Restored:
+        return link.restore(SimpleNamespace(query_params=query))
+
+    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
+    usual = restored()
+    files = ["/srv/model", "/srv/secret.csv", "/srv/x.csv"]
+    others = ["1e9", "8192", "-1", "nan", "<b>", "inf", "101", "any", "perhaps", "much", "int4"]
+    others += ["square", "-1", "x" * 17_000, "sparsity=1e9"]
+    hostile = dict(zip(link.Linked._fields, [*files, *others], strict=True))
+    assert restored(**hostile)._replace(tabs=None) == usual._replace(tabs=None)
+    assert restored(model="owner/name", sparsity="45").sparsity == 45
+    assert restored(sparsity="45", unknown="x" * 20_000).sparsity == usual.sparsity

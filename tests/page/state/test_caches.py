@@ -1,0 +1,76 @@
+"""What all caches of the page hold together: one budget, of which the least valuable goes first."""
+
+import time
+
+import pytest
+import torch
+
+from components.jobs import limits
+from components.state.caches import BUDGET, BoundedCache, bytes_in
+
+
+@pytest.fixture
+def budget(monkeypatch) -> None:
+    """Room for three megabytes in all caches of this process, and none is there yet."""
+    monkeypatch.setattr(BUDGET, "caches", type(BUDGET.caches)())
+    monkeypatch.setattr(BUDGET, "bytes", 3 * 2**20 + 2**16)
+    monkeypatch.setattr(BUDGET, "clock", 0.0)
+
+
+def megabytes(count: int) -> torch.Tensor:
+    return torch.zeros(count, 2**20, dtype=torch.uint8)
+
+
+def test_the_least_valuable_goes_from_whatever_cache(budget) -> None:
+    cheap, dear = BoundedCache(seconds=1), BoundedCache(seconds=10)
+    dear.put("a", megabytes(1))
+    cheap.put("b", megabytes(1))
+    cheap.put("c", megabytes(1))
+    cheap.get("b")
+    assert BUDGET.held() <= BUDGET.bytes
+    cheap.put("d", megabytes(1))
+    kept = [key for cache in (cheap, dear) for key in "abcd" if cache.get(key) is not None]
+    assert len(kept) == 3
+    assert {"a", "d"} < set(kept)
+    for number in range(60):  # what costs much to make goes too, if nobody asks for it
+        cheap.put(number, megabytes(1))
+    assert dear.get("a") is None
+    assert BUDGET.held() <= BUDGET.bytes
+
+
+def test_what_is_shared_counts_once(budget) -> None:
+    one, other = BoundedCache(), BoundedCache()
+    shared = megabytes(2)
+    one.put("shared", {"weights": shared})
+    other.put("shared", [shared, shared[:1]])
+    assert BUDGET.held() < 2.1 * 2**20
+    other.put("own", megabytes(1))
+    assert all(cache.get("shared") is not None for cache in (one, other))
+    one.put("large", megabytes(9))
+    assert one.get("large") is not None  # the newest stays
+    assert (len(one.entries()), len(other.entries())) == (1, 0)
+
+
+def test_bytes_are_those_of_tensors_wherever_they_are(as_loaded, tiny_llama_gqa) -> None:
+    loaded = as_loaded(tiny_llama_gqa())
+    weights = sum(parameter.nbytes for parameter in loaded.model.parameters())
+    assert weights <= sum(bytes_in((loaded, loaded.model)).values()) < weights + 2**18
+
+
+def test_what_nobody_uses_goes_after_a_while(budget, monkeypatch) -> None:
+    monkeypatch.setenv(limits.UNUSED_SECONDS.variable, "1")
+    monkeypatch.setattr(BUDGET, "_timer", None)
+    cache = BoundedCache()
+    cache.put("used", megabytes(1))
+    cache.put("unused", megabytes(1))
+    cache.put("small", 1)
+    until = time.monotonic() + 30
+    while len(cache.entries()) == 3:
+        assert cache.get("used") is not None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert cache.get("unused") is None
+    while cache.get("used") is not None:
+        assert time.monotonic() < until
+        time.sleep(1.5)
+    assert cache.get("small") == 1

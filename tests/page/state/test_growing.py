@@ -1,0 +1,186 @@
+"""Answers that grow: calibrations that are used while they are made, and perplexities window by window."""
+
+import math
+
+import pytest
+from tiny_page import stepwise
+
+from components.jobs.status import Status
+from components.state import calibrations
+from components.state.keys import calibration_key, slice_config
+from components.state.session import Session
+from components.state.settings import Settings
+from components.state.views import Perplexities
+from intraslice.calibration import driver
+from intraslice.core.progress import finish
+from intraslice.evaluation import perplexity as perplexity_module
+from intraslice.planning.ratios import make_plan
+from intraslice.pretrained import memory
+
+
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch, tmp_path) -> None:
+    """A sequence and a window at a time, and nothing kept from before."""
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
+    monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", 1)
+
+
+@pytest.fixture
+def fresh() -> Session:
+    return stepwise(Session(evaluation_tokens=256))
+
+
+def measured(session: Session, settings: Settings) -> list[Perplexities]:
+    """What is known after every event of a measurement, each once."""
+    seen = []
+    for event in session.measure(settings, "somebody"):
+        assert event.kind != "error", event.text
+        known = session.perplexities(settings)
+        if not seen or known != seen[-1]:
+            seen.append(known)
+    return seen
+
+
+def test_plans_come_from_what_the_calibration_has_seen_so_far(fresh, tiny) -> None:
+    said = []
+    for _ in fresh.prepare(tiny, "somebody"):
+        plan = fresh.plan(tiny)
+        if plan and (not said or plan.provisional != said[-1]):
+            said.append(plan.provisional)
+    assert said == [*(f"Calibrated on {count} of 8 sequences so far." for count in (1, 2, 4)), ""]
+
+
+def test_a_slice_is_measured_before_the_calibration_is_whole_and_again_after(fresh, tiny) -> None:
+    *growing, last = measured(fresh, tiny)
+    early = [known for known in growing if known.sliced is not None and known.sequences < 8]
+    assert {known.sequences for known in early} == {calibrations.ENOUGH}
+    assert (last.sequences, last.all_sequences) == (8, 8)
+    assert early[0].sliced != last.sliced
+    whole = stepwise(Session(evaluation_tokens=256))
+    finish(whole.measuring(tiny))
+    assert last.sliced == whole.perplexities(tiny).sliced
+
+
+def test_both_perplexities_grow_with_their_errors(fresh, tiny) -> None:
+    list(fresh.prepare(tiny, "somebody"))
+    known = measured(fresh, tiny)
+    assert sorted({k.sliced_reading.windows for k in known if k.sliced_reading}) == list(range(1, 9))
+    first, last = next(k for k in known if k.sliced_reading and k.sliced_reading.windows == 2), known[-1]
+    assert first.sliced is None
+    # While it grows it is the dense model's perplexity on all windows times the ratio on those that are read.
+    assert first.sliced_reading.value == pytest.approx(first.dense * first.ratio.value)
+    assert first.sliced_reading.error == pytest.approx(first.dense * first.ratio.error)
+    assert last.sliced == last.sliced_reading.value == pytest.approx(last.dense * last.ratio.value)
+    assert 0 < last.ratio.error < first.ratio.value
+
+
+def test_two_who_want_the_same_calibration_share_it(fresh, tiny, monkeypatch) -> None:
+    batches = []
+    calibrate = driver._calibrate_batch
+    monkeypatch.setattr(driver, "_calibrate_batch", lambda *a: batches.append(a[3]) or calibrate(*a))
+    first = fresh.measure(tiny, "a")
+    while "Calibrating" not in next(first).text:
+        pass
+    second = fresh.measure(tiny._replace(sparsity=40), "b")
+    assert list(second)[-1].kind == "ready"
+    assert list(first)[-1].kind == "ready"
+    assert sorted(batches) == list(range(8))
+
+
+def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> None:
+    events = fresh.prepare(tiny, "a")
+    while "Calibrating" not in next(events).text:
+        pass
+    fresh.jobs.halt("a")
+    assert list(events)[-1] == Status("Stopped", "ready")
+    assert not fresh.is_calibrated(tiny)
+    assert not fresh.jobs.scheduler.step()  # nothing is left to do
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fresh, tiny, leaves) -> None:
+    fresh._caches.rest = 0
+    first, second = (fresh.prepare(tiny._replace(seed=seed), str(seed)) for seed in (1, 2))
+    while not fresh.calibrations._line:
+        next(first)
+    while "Waiting" not in (text := next(second).text):
+        pass
+    assert text == "Waiting for memory: calibrations before this one: 1"
+    known = calibration_key(tiny._replace(seed=2))
+    assert fresh.calibrations.known(known) is None
+    first.close() if leaves else list(first)
+    *_, last = second
+    assert last.kind == "ready"
+    assert fresh.calibrations.whole(known) is not None
+    assert fresh.calibrations._line == {}
+
+
+def test_where_there_is_memory_calibrations_go_side_by_side(fresh, tiny) -> None:
+    first, second = (fresh.prepare(tiny._replace(seed=seed), str(seed)) for seed in (1, 2))
+    texts: list[str] = []
+    while len(fresh.calibrations._line) < 2:
+        texts += [next(first).text, next(second).text]
+    assert not any("Waiting" in text for text in texts)
+    first.close()
+    second.close()
+
+
+def test_how_the_ratios_settle_is_known_and_kept(fresh, tiny) -> None:
+    assert fresh.settling(tiny) is None
+    list(fresh.prepare(tiny, "somebody"))
+    view = fresh.settling(tiny)
+    assert view.sequences == (1, 2, 4, 8)
+    assert view.attention[-1] == view.mlp[-1] == view.largest[-1] == 0
+    stats = fresh.calibrated(tiny).stats
+    fewer = finish(driver.calibrate(fresh.calibrated(tiny).loaded, fresh.calibrated(tiny).tokens[:2]))
+    few, all_of_it = (make_plan(which.profile, slice_config(tiny)).layers for which in (fewer, stats))
+    distances = [abs(a.mlp_ratio - b.mlp_ratio) for a, b in zip(few, all_of_it, strict=True)]
+    assert view.mlp[1] == pytest.approx(sum(distances) / len(distances), abs=1e-6)
+    again = stepwise(Session(evaluation_tokens=256))
+    list(again.prepare(tiny, "somebody"))  # from the disk, where nothing grows
+    assert again.settling(tiny) == view
+
+
+def test_what_to_expect_lies_between_what_is_measured(fresh, tiny) -> None:
+    assert fresh.perplexities(tiny).expected is None
+    for sparsity in (20, 40):
+        measured(fresh, tiny._replace(sparsity=sparsity))
+    points = {s: fresh.perplexities(tiny._replace(sparsity=s)) for s in (0, 10, 20, 30, 40)}
+    assert points[30].sliced is None
+    assert points[30].expected == pytest.approx(math.sqrt(points[20].sliced * points[40].sliced))
+    assert points[10].expected == pytest.approx(math.sqrt(points[0].dense * points[20].sliced))
+    assert all(points[s].expected == pytest.approx(points[s].sliced) for s in (20, 40))
+    assert fresh.perplexities(tiny._replace(sparsity=45)).expected is None  # nothing is foretold beyond
+    assert fresh.perplexities(tiny._replace(sparsity=30, estimator="uniform")).expected is None
+
+
+def test_the_snapshot_brings_its_own_points() -> None:
+    session = Session()
+    known = [session.perplexities(Settings(sparsity=sparsity)) for sparsity in (0, 25, 60)]
+    assert all(reading.sliced is None for reading in known)
+    assert known[0].expected < known[1].expected < known[2].expected
+    assert session.perplexities(Settings(cap=70)).expected is None
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, monkeypatch) -> None:
+    finish(fresh.calibrations.loading(calibration_key(tiny)))
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 100_000)
+    monkeypatch.setattr(calibrations, "calibrate", None)
+    *_, last = fresh.prepare(tiny, "somebody")
+    assert last.kind == "error"
+    assert "GiB beside the model" in last.text
+
+
+def test_what_is_known_by_the_whole_calibration_is_not_replaced_by_less(fresh, tiny, monkeypatch, tmp_path) -> None:
+    """Where memory was short and another visitor calibrates anew."""
+    finish(fresh.measuring(tiny))
+    whole = fresh.readings.known(tiny, "intraslice")
+    key = calibration_key(tiny)
+    fresh._caches.calibrations.drop(*fresh._caches.calibrations.entries())
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
+    early = finish(fresh.calibrations.making(tiny, whole=False))
+    assert early.sequences < 8
+    assert finish(fresh.readings.losses(tiny, "intraslice", early)) == whole.value
+    assert fresh.readings.known(tiny, "intraslice") == whole
+    assert fresh.calibrations.known(key) == early

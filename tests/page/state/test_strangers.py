@@ -1,0 +1,239 @@
+"""The page attacked as strangers would, by plain HTTP: nothing of the server goes out, and no work is without end."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import pytest
+from gradio import processing_utils
+from gradio_client import Client, handle_file
+from test_limits import NAN, REFUSED
+from tiny_page import tiny_settings
+
+import app
+from app import build_app, launch_options
+from components.jobs import limits
+from components.state import calibrations
+from components.state.session import Session
+from components.state.settings import Settings
+
+SECRET = "hunter2"
+META = {"meta": {"_type": "gradio.FileData"}}
+
+
+class Server:
+    """A page for strangers, and the folder that all of the server lies in."""
+
+    def __init__(self, address: str, home: Path, session: Session) -> None:
+        self.address, self.home, self.session = address, home, session
+
+    def ask(self, endpoint: str, **values: Any) -> str:
+        """The whole answer to a call by plain HTTP, which no client has looked at before it is sent."""
+        url, headers = f"{self.address}gradio_api/call", {"content-type": "application/json"}
+        asked = httpx.post(f"{url}/v2/{endpoint}", content=json.dumps(values), headers=headers)
+        assert asked.status_code == 200, asked.text
+        return httpx.get(f"{url}/{endpoint}/{asked.json()['event_id']}", timeout=60).text
+
+    def refusal(self, endpoint: str, **values: Any) -> str:
+        """The words in which a call is refused."""
+        answer = self.ask(endpoint, **values)
+        assert answer.startswith("event: error\n"), answer
+        return json.loads(answer.split("data: ", 1)[1])["error"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[Server]:
+    """A page as on a Space. Its default model is a tiny one."""
+    home = tmp_path_factory.mktemp("server")
+    tiny = tiny_settings(home, tiny_llama_gqa, word_tokenizer)
+    (home / "secret.csv").write_text(f"{SECRET},number\n{SECRET},1\n")
+    (home / "secret.jsonl").write_text(json.dumps({"text": {SECRET: 1}}))
+    load = calibrations.load_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
+        patch.setenv("INTRASLICE_HOSTED", "1")
+        patch.setenv("GRADIO_TEMP_DIR", str(home / "uploads"))
+        patch.setattr(Settings.__new__, "__defaults__", tuple(tiny._replace(model="default", text="default")))
+        patch.setattr(calibrations, "load_model", lambda name, *rest, **more: load(tiny.model, *rest, **more))
+        session = Session(evaluation_tokens=256)
+        page = build_app(session).queue()
+        _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+        yield Server(address, home, session)
+        page.close()
+
+
+@pytest.fixture
+def idle(server, monkeypatch) -> Server:
+    """The same, where nobody may begin to load anything."""
+
+    def load_model(*_: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(calibrations, "load_model", load_model)
+    return server
+
+
+# What lies on the server
+
+
+@pytest.mark.parametrize("endpoint", ["evaluate", "generate", "sweep_table", "command_lines", "prepare", "report"])
+def test_no_call_reads_a_file_of_the_server(idle, endpoint) -> None:
+    for name in ("uploads/../secret.csv", "secret.jsonl"):
+        path = str(idle.home / name)
+        bare = {"path": path}
+        for values in ({"text": path}, {"upload": path}, {"upload": bare}, {"upload": bare | META}):
+            words = idle.refusal(endpoint, **values)
+            assert "upload" in words or "is not in the list of choices" in words
+            assert SECRET not in words
+            assert str(idle.home) not in words
+
+
+def test_no_file_of_ratios_is_read_off_the_server(idle) -> None:
+    for path in (str(idle.home / "secret.csv"), str(idle.home / "uploads/../secret.csv")):
+        for value in ({"path": path}, {"path": path} | META):
+            words = idle.refusal("locked_ratios", ratios_file=value)
+            assert "upload" in words
+            assert SECRET not in words
+
+
+@pytest.mark.parametrize("endpoint", ["evaluate", "memory", "prepare", "plan"])
+def test_no_call_tells_whether_the_server_has_a_folder(idle, endpoint) -> None:
+    said = set()
+    for name in ("tiny", "none", "tiny/config.json", "secret.csv"):
+        answer = idle.ask(endpoint, model=str(idle.home / name))
+        assert "is no Hub id" in answer
+        assert str(idle.home) not in answer
+        said.add(answer.replace(Path(name).name, "NAME"))
+    assert len(said) == 1
+
+
+def test_the_page_itself_tells_no_folder_of_the_server(idle) -> None:
+    for page in ("", "config", "gradio_api/info"):
+        text = httpx.get(f"{idle.address}{page}").text
+        folders = (Path(gr.__file__).parents[1], Path(app.__file__).parent, idle.home)
+        assert not [folder for folder in folders if str(folder) in text]
+    assert "plotly.js" in httpx.get(f"{idle.address}plotly.min.js").text[:200]
+
+
+def test_no_address_is_fetched(idle, monkeypatch) -> None:
+    fetched = []
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", lambda *address: fetched.append(address))
+    for endpoint in ("evaluate", "prepare"):
+        upload = {"path": "https://example.com/x.csv", "url": "https://example.com/x.csv"} | META
+        assert "was uploaded here" in idle.refusal(endpoint, upload=upload)
+        assert "was uploaded here" in idle.refusal(endpoint, text=upload)
+    assert not fetched
+
+
+def test_a_visitors_own_upload_is_read(server) -> None:
+    client = Client(server.address, verbose=False)
+    upload = handle_file(server.home / "text.txt")
+    found = client.predict(upload=upload, sparsity=40, api_name="/evaluate")
+    assert found["perplexity"]["sliced"] > 0
+    assert str(server.home / "uploads") not in json.dumps(found)
+    assert "--calibration text.txt" in client.predict(upload=upload, api_name="/command_lines")
+    words = server.refusal("evaluate", upload=_sent(server, "mine.csv", f"{SECRET},b\n1,2\n"))
+    report = Path(client.predict(upload=upload, sparsity=40, api_name="/report")).read_text(encoding="utf-8")
+    assert str(server.home / "uploads") not in report
+    assert "mine.csv" in words
+    assert str(server.home) not in words
+
+
+def _sent(server: Server, name: str, content: str) -> dict:
+    answer = httpx.post(f"{server.address}gradio_api/upload", files={"files": (name, content)})
+    return {"path": answer.json()[0]} | META
+
+
+# Work without end
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "values", "words"),
+    [
+        ("evaluate", {"sequences": 1, "length": 8192}, "length is 8192; wanted a whole number from 2 to 2,048"),
+        ("evaluate", {"sequences": 256, "length": 512}, "131,072; wanted at most 65,536 tokens; lower one of them"),
+        ("prepare", {"length": 8192}, "Length is 8192; wanted a number from 2 to 2,048"),
+        ("generate", {"tokens": 10**9}, "tokens is 1000000000; wanted a whole number from 1 to 512"),
+        ("generate", {"prompt": "w10 " * 5_000}, "the prompt has 20,000 characters; wanted at most 16,000"),
+        ("generate", {"prompt": " "}, "the prompt is empty"),
+        ("generate", {"temperature": 1e9}, "temperature is 1000000000.0; wanted a number from 0 to 5"),
+        ("generate", {"sample_seed": 2**40}, "wanted a whole number from 0 to 2,147,483,647"),
+        ("answer", {"prompt": "w10 " * 5_000}, "the prompt has 20,000 characters"),
+        ("passage", {"passage": "w10 " * 5_000}, "the passage has 20,000 characters; wanted at most 8,000"),
+        ("sweep_table", {"sparsities": list(range(1000))}, "4,000 points are asked for; wanted at most 100"),
+        ("sweep_table", {"sparsities": [NAN]}, "sparsity is nan; wanted a number from 0 to 80"),
+        ("sweep_table", {"methods": ["intraslice"] * 1000}, "points are asked for"),
+        ("sweep_table", {"methods": "intraslice"}, "methods are 'intraslice'; wanted a list"),
+        ("sweep_table", {"methods": [["a"]]}, "method is ['a']; wanted one of"),
+        ("sweep_table", {"estimators": ["none"]}, "estimator is 'none'; wanted one of"),
+        ("sweep_table", {"sparsities": [70], "cap": 60}, "raise the cap"),
+        ("command_lines", {"locked": "1 mlp 5," * 10_000}, "has 80,000 characters; wanted at most 10,000"),
+    ],
+)
+def test_what_is_too_much_is_refused_before_any_work(idle, endpoint, values, words) -> None:
+    assert words in idle.refusal(endpoint, **values)
+
+
+def test_a_request_is_bounded_before_it_is_read(server) -> None:
+    url = f"{server.address}gradio_api"
+    asked = {"content": b" " * (limits.REQUEST.value + 1), "headers": {"content-type": "application/json"}}
+    answer = httpx.post(f"{url}/queue/join", **asked)
+    assert (answer.status_code, "maximum allowed size" in answer.text) == (413, True)
+    endless = {**asked, "content": (b" " * 2**16 for _ in range(10_000))}  # says no length, and is read no further
+    assert httpx.post(f"{url}/queue/join", **endless, timeout=60).status_code == 413
+
+
+def test_an_upload_is_bounded_and_leaves_nothing_behind(server) -> None:
+    url, folder = f"{server.address}gradio_api/upload", server.home / "uploads"
+    before = set(folder.rglob("*"))
+    largest = limits.UPLOAD.value
+    for files in ({"files": ("a.txt", bytes(largest + 1))}, [("files", (f"{i}.txt", bytes(2**20))) for i in range(30)]):
+        answer = httpx.post(url, files=files, timeout=60)
+        assert (answer.status_code, "maximum allowed size" in answer.text) == (413, True)
+    assert set(folder.rglob("*")) == before
+    assert httpx.get(f"{server.address}config").json()["max_file_size"] == largest
+
+
+def test_an_upload_that_is_no_file_is_refused_in_words(server, capfd) -> None:
+    for files in ({"files": ("", b"text")}, {"files": (None, b"text")}):
+        answer = httpx.post(f"{server.address}gradio_api/upload", files=files)
+        assert (answer.status_code, answer.text) == (400, "a part of the upload is no file, or has no name")
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+# Words
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_bad_values_come_back_in_words_and_leave_no_traceback(idle, field, capfd) -> None:
+    some = {repr(value): value for value in (REFUSED[field][0], None, REFUSED[field][-1]) if value in REFUSED[field]}
+    for value in some.values():
+        words = idle.refusal("evaluate", **{field: value})
+        assert "; wanted" in words
+        assert len(words) < 1000
+    answer = idle.ask("ratios", **{field: REFUSED[field][0]})
+    assert "; wanted" in answer or "is not in the list of choices" in answer
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+
+
+def test_no_file_is_named_by_a_model_that_is_none(idle) -> None:
+    for model in ([1], ["a", {"b": 1}]):
+        assert "model is [" in idle.refusal("plan", model=model)
+
+
+def test_too_few_values_come_back_in_words(idle) -> None:
+    url = f"{idle.address}gradio_api/call/evaluate"
+    asked = httpx.post(url, json={"data": ["default"]}).json()
+    answer = httpx.get(f"{url}/{asked['event_id']}").text
+    missing, wanted = re.search(r"(\d+) of (\d+) values are missing", answer).groups()
+    assert int(missing) == int(wanted) - 1
+
+
+def test_nobody_sees_who_calls_what(server) -> None:
+    for page in ("monitoring/summary", "monitoring"):
+        assert httpx.get(f"{server.address}{page}").status_code == 403
