@@ -1,10 +1,20 @@
-"""What every long job yields while it works, and how to run one to its end."""
+"""Progress of long work: the event, the callback that receives it, and the display that is used by default.
+
+Every stage that takes long has a parameter `progress`. It is called after every unit of work of at most half a second.
+Whatever it raises ends the stage: that is how a caller cancels. The dense model is then as it was before.
+"""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import distributed
+from tqdm.auto import notebook_tqdm, tqdm
+from tqdm.std import tqdm as terminal_tqdm
 
 T = TypeVar("T")
 Event = TypeVar("Event", bound="Progress")
@@ -12,11 +22,78 @@ Event = TypeVar("Event", bound="Progress")
 
 @dataclass(frozen=True)
 class Progress:
-    """What every long job yields: `done` of `total` steps of `stage`."""
+    """`done` of `total` units of `stage` are finished.
+
+    Args:
+        partial: returns the stage's result on the units that are done, where that is useful before the stage ends. What
+            it returns may be used until the callback returns.
+    """
 
     stage: str
     done: int
     total: int
+    partial: Callable[[], Any] | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def progress_callback(progress: ProgressCallback | bool) -> ProgressCallback:
+    """The callback that a stage's `progress` argument stands for: itself, the default display (True), or none (False).
+
+    Raises TypeError for anything else.
+    """
+    if isinstance(progress, bool):
+        return ProgressDisplay() if progress else ignore_progress
+    if not callable(progress):
+        raise TypeError(f"progress must be True, False or a function of one Progress, got {progress!r}.")
+    return progress
+
+
+def ignore_progress(event: Progress) -> None:
+    """Display nothing."""
+
+
+class ProgressDisplay:
+    """A tqdm bar on a terminal or in a notebook; elsewhere one line for every stage that ends. Both go to stderr.
+
+    Among several processes only the first displays anything.
+    """
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._start = 0.0
+        self._ended = False
+        self._bar: tqdm | None = None
+
+    def __call__(self, event: Progress) -> None:
+        """Display `event`, unless it repeats the last one."""
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0:
+            return
+        if event.stage != self._stage or (self._ended and event.done < event.total):
+            self._begin(event)
+        if self._ended:
+            return
+        if self._bar is not None:
+            self._bar.update(event.done - self._bar.n)
+        if event.done == event.total:
+            self._end(event)
+
+    def _begin(self, event: Progress) -> None:
+        if self._bar is not None:  # the stage before it failed, or was left
+            self._bar.close()
+        self._stage, self._start, self._ended = event.stage, time.monotonic(), False
+        is_interactive = sys.stderr.isatty() or notebook_tqdm is not terminal_tqdm
+        self._bar = tqdm(desc=event.stage, total=event.total) if is_interactive else None
+
+    def _end(self, event: Progress) -> None:
+        self._ended = True
+        if self._bar is None:
+            seconds = time.monotonic() - self._start
+            print(f"{event.stage} {event.done}/{event.total}, {seconds:.1f} s", file=sys.stderr, flush=True)
+        else:
+            self._bar.close()
+            self._bar = None
 
 
 def repeating(event: Event, job: Generator[object, None, T]) -> Generator[Event, None, T]:

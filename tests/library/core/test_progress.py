@@ -1,0 +1,37 @@
+"""The progress callback and its default display."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from intraslice.core.progress import Progress, ProgressDisplay, progress_callback
+
+
+def show(*events: Progress) -> None:
+    display = ProgressDisplay()
+    for event in events:
+        display(event)
+
+
+def test_a_log_gets_one_line_for_each_stage_that_ends(capsys):
+    steps = [Progress("calibrate", done, 2) for done in (0, 0, 1, 1, 2, 2)]
+    show(*steps, Progress("slice", 0, 3), Progress("evaluate", 1, 1), *steps)
+    lines = [line.rsplit(", ", 1)[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["calibrate 2/2", "evaluate 1/1", "calibrate 2/2"]
+
+
+def test_a_terminal_gets_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    show(*[Progress("calibrate", done, 32) for done in (0, 16, 32)])
+    assert "calibrate: 100%" in capsys.readouterr().err
+
+
+def test_a_stage_takes_a_callback_or_a_switch(capsys):
+    seen: list[Progress] = []
+    assert progress_callback(seen.append) == seen.append
+    progress_callback(False)(Progress("slice", 1, 1))
+    assert capsys.readouterr().err == ""
+    with pytest.raises(TypeError):
+        progress_callback("bar")
