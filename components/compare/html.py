@@ -116,9 +116,6 @@ def cost(name: str, costs: Costs, called: str = "") -> str:
         (say("Reading a prompt"), *_speed(column.prefill, dense.prefill, name)),
         (say("Writing an answer"), *_speed(column.decode, dense.decode, name)),
     ]
-    if column.accepted is not None:
-        gain = say("answers {times:.2f} × as fast as dense alone", times=column.draft_speedup)
-        rows.append((say("As the dense model's draft"), say("{share:.0%} accepted", share=column.accepted), gain))
     lines = "".join(f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>" for title, value, note in rows)
     what = say("What {name} costs", name=called or COLUMNS[name])
     known = {"reads": column.prefill, "writes": column.decode}

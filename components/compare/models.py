@@ -17,18 +17,15 @@ from components.state.caches import BoundedCache
 from components.state.crossmodule import nearest_plan
 from components.state.keys import CalibrationKey, calibration_key, slice_config
 from components.state.session import Session
-from components.state.settings import PROMPT, Settings
+from components.state.settings import Settings
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
-from intraslice.evaluation.speculative import Acceptance, DraftConfig, acceptance
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
-DRAFT = DraftConfig(new=24, proposals=3)
-DRAFT_PROMPTS = (PROMPT, "Write a short letter to a friend.")
 
 
 class Columns:
@@ -39,7 +36,6 @@ class Columns:
         self._stopped: set[str] = set()
         self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
-        self._drafts: BoundedCache[tuple[CalibrationKey, SliceConfig], Acceptance] = BoundedCache(1000)
 
     def is_ready(self, settings: Settings) -> bool:
         """Whether dense and sliced model are in memory, so that asking either takes no preparation."""
@@ -114,9 +110,6 @@ class Columns:
         for name in columns.keys() - {"dense"} if settings.sparsity else ():
             if far := self.session.readings.divergence(settings, name):
                 columns[name] = replace(columns[name], divergence=(far.value, far.error))
-        if (draft := self._drafts.get((key, slice_config(settings)))) and draft.proposed:
-            sliced = columns["intraslice"]
-            columns["intraslice"] = replace(sliced, accepted=draft.rate, draft_speedup=draft.speedup)
         return Costs(columns, problems, measured.protocol, self._speed_protocol() if speeds else "")
 
     def measure(self, settings: Settings, visitor: str, pinned: Settings | None = None) -> Iterator[Status]:
@@ -134,7 +127,7 @@ class Columns:
 
     def _measuring(self, settings: Settings, pinned: Settings | None) -> Iterator[Status]:
         yield from self.session.measuring(settings)
-        models, key = (yield from self.pair(settings)), calibration_key(settings)
+        models = yield from self.pair(settings)
         if settings.sparsity:
             with suppress(UserError, NumericalError):  # `known` says so in words
                 models["crossmodule"] = yield from self.model(settings, "crossmodule")
@@ -142,11 +135,6 @@ class Columns:
             for name in [name for name in models if name != "dense"]:
                 yield from self.session.readings.losses(settings, name, calibrated, compared=True)
         yield from self._timing(settings, models)
-        if settings.sparsity and self._drafts.get((key, slice_config(settings))) is None:
-            tokenizer = self.session.calibrated(settings).loaded.tokenizer
-            work = acceptance(models["dense"], models["intraslice"], tokenizer, DRAFT_PROMPTS, DRAFT)
-            draft = yield from statuses(work, later("As the dense model's draft, prompt"))
-            self._drafts.put((key, slice_config(settings)), draft)
         if pinned is not None and pinned.sparsity:
             yield from self.session.measuring(pinned)
             models, calibrated = (yield from self.pair(pinned)), self.session.calibrated(pinned)
@@ -165,12 +153,9 @@ class Columns:
     def _speed_protocol(self) -> str:
         return later(
             "Speeds of one sequence{threads}, the models in turn, medians of {repeats}: {prompt} tokens "
-            "read at once, then {new} written one by one. As a draft (speculative decoding) it proposes "
-            "{proposals} tokens at a time, which the dense model reads at once and keeps as far as they are its "
-            "own choice. Another machine gives other numbers.",
+            "read at once, then {new} written one by one. Another machine gives other numbers.",
             threads=self.session.threads(),
             repeats=SPEED.repeats,
             prompt=SPEED.prompt,
             new=SPEED.new,
-            proposals=DRAFT.proposals,
         )

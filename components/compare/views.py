@@ -57,7 +57,6 @@ class Cost:
     """What one column's model costs; None where not measured yet. Speeds are in tokens a second.
 
     `divergence` is KL from the dense model, in nats a token, with its standard error where it is known.
-    As a draft for the dense model: the share of its proposals that are accepted, and how much faster answers become.
     """
 
     parameters: int
@@ -66,8 +65,6 @@ class Cost:
     perplexity: float | None = None
     prefill: float | None = None
     decode: float | None = None
-    accepted: float | None = None
-    draft_speedup: float | None = None
     divergence: tuple[float, float | None] | None = None
 
 

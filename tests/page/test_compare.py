@@ -206,9 +206,6 @@ def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
     assert abs(costs.columns["crossmodule"].removed - costs.columns["intraslice"].removed) < TOLERANCE
     assert "windows of 32" in costs.protocol
     assert "in turn" in costs.speed_protocol
-    assert 0 <= costs.columns["intraslice"].accepted <= 1
-    assert "As the dense model's draft" in compare_words.cost("intraslice", costs)
-    assert costs.columns["crossmodule"].accepted is None
 
 
 def test_a_slower_model_is_called_slower() -> None:
