@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from types import ModuleType
 import gradio as gr
 import pytest
 import torch
-from test_house import LIBRARY, MOST_FILES, MOST_LINES, MOST_PARAMETERS, PAGE, arrows_up, strangers
+from test_house import MOST_FILES, MOST_LINES, MOST_PARAMETERS, copy_packages, lint_imports
 from tiny_models import SHARED, randomised
 from tiny_page import SOMEBODY
 from torch.testing import assert_close
@@ -96,20 +95,15 @@ def test_every_example_is_found():
     assert f"{MOST_LINES} lines a file, {MOST_FILES} files a folder, {MOST_PARAMETERS} parameters a function" in TEXT
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_an_example_keeps_to_the_house(path):
-    after = PAGE.index("tabs")
-    floors = LIBRARY if path.startswith("intraslice") else (*PAGE[:after], "summary", *PAGE[after:])
-    assert arrows_up(ROOT / path, EXAMPLES[path], floors) == []
-    assert strangers(ROOT / path, EXAMPLES[path]) == set()
-
-
 def test_a_file_and_its_name_are_all_that_the_library_wants(tmp_path):
     """In a copy: the example's file, its name in the folder's `__init__`, lint, and the help of a new process."""
-    for package in ("intraslice", "components"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    copy_packages(tmp_path)
     (tmp_path / SUMMARY).parent.mkdir()
+    (tmp_path / SUMMARY).with_name("__init__.py").touch()
+    layers = tmp_path / "pyproject.toml"
+    layers.write_text(
+        layers.read_text(encoding="utf-8").replace("| compare |", "| compare | summary |"), encoding="utf-8"
+    )
     for path in FILES:
         (tmp_path / path).write_text(EXAMPLES[path], encoding="utf-8")
     for path, neighbour in NEIGHBOURS.items():
@@ -125,6 +119,8 @@ def test_a_file_and_its_name_are_all_that_the_library_wants(tmp_path):
 
     call("ruff", "format", "--check", *FILES)
     call("ruff", "check", ".")
+    linted = lint_imports(tmp_path)
+    assert linted.returncode == 0, linted.stdout
     offered = call("intraslice", "sweep", "--help")
     assert "energy: energy that each head or neuron carries" in offered
     assert "random-heads: heads drawn by lot" in offered

@@ -1,46 +1,24 @@
-"""The house as CONTRIBUTING.md draws it: two floors, arrows one way, rooms of a size. Read off the imports."""
+"""Who may import whom (`[tool.importlinter]` in pyproject.toml), and how long files, folders and signatures may be."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from graphlib import TopologicalSorter
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Whatever stands further down may import what stands above it, and nothing the other way round.
-LIBRARY = (
-    *("core", "distributed"),  # the ground
-    *("untrusted", "planning", "modeling", "pretrained", "checkpoints", "loading", "data"),
-    *("calibration", "slicing", "methods", "evaluation", "diagnostics", "reporting", "cli", "__init__", "__main__"),
-)
-PAGE = (
-    *("assets", "i18n", "jobs", "state", "ui", "serving", "lesson", "frame"),
-    *("ratios", "spectra", "activations", "compare", "sweep", "export"),
-    *("tabs", "api", "make_snapshots", "intraslice_commands"),
-)
-STANDARD = {"__future__", "collections", "dataclasses", "functools", "typing"}
-PURE = ("core/linalg.py", "planning", "slicing/attention.py", "slicing/mlp.py")
-# The library's only doors on the page, beside `jobs/`, `state/` and the files called `measure.py`.
-DOORS = {
-    *("compare/models.py", "compare/answers.py", "compare/passages.py", "export/files.py"),
-    *("make_snapshots.py", "intraslice_commands/publish.py"),
-}
+# The mathematics: modules and packages that import torch, jaxtyping and `intraslice.core` alone.
+PURE = ("core.linalg", "planning", "slicing.attention", "slicing.mlp")
+ALLOWED_IN_PURE = {"__future__", "collections", "dataclasses", "functools", "typing", "torch", "jaxtyping"}
 MOST_LINES, MOST_FILES, MOST_PARAMETERS = 300, 12, 7
 # Signatures that are transformers' own, and the handlers that gradio calls with a value an input.
 FOREIGN = {"forward", "from_pretrained"}
-
-
-def modules(text: str) -> Iterator[str]:
-    """Dotted names that a file imports, wherever in the file, `TYPE_CHECKING` included."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield "." * node.level + (node.module or "")
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def files(folder: str) -> list[Path]:
@@ -51,116 +29,77 @@ def cases(folder: str) -> list:
     return [pytest.param(path, id=path.relative_to(ROOT).as_posix()) for path in files(folder)]
 
 
-def floor_of(name: str, floors: tuple[str, ...]) -> str | None:
-    """The floor that a dotted name of the package lies on."""
-    _, *rest = name.split(".")
-    return rest[0] if rest and rest[0] in floors else None
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The result of `lint-imports` there. The width keeps it from breaking lines."""
+    command, environment = (
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        {**os.environ, "COLUMNS": "300"},
+    )
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def arrows_up(path: Path, text: str, floors: tuple[str, ...]) -> list[str]:
-    """Imports of a file that lead from a lower floor to a higher one."""
-    package, *rest = path.relative_to(ROOT).with_suffix("").parts
-    found = {name for name in modules(text) if name.split(".")[0] == package}
-    reached = {name: floor_of(name, floors) for name in found}
-    return [name for name, floor in reached.items() if floor and floors.index(floor) > floors.index(rest[0])]
+def copy_packages(folder: Path) -> None:
+    """Copy what `lint-imports` reads into an empty folder, to be changed there."""
+    for package in ("intraslice", "components"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-def strangers(path: Path, text: str) -> set[str]:
-    """What a file imports that its place does not allow."""
-    names = set(modules(text))
-    packages = {name.split(".")[0] for name in names}
-    place = path.relative_to(ROOT).as_posix()
-    floor, _, rest = place.partition("/")
-    if floor == "intraslice":
-        found = packages & {"gradio", "plotly", "components", "app"}
-        if any(rest == pure or rest.startswith(f"{pure}/") for pure in PURE):
-            found |= packages - STANDARD - {"torch", "jaxtyping", "intraslice"}
-            allowed = {"intraslice.core"} | ({"intraslice.planning"} if rest.startswith("planning/") else set())
-            library = {name for name in names if name.startswith("intraslice.")}
-            found |= {name for name in library if not any(f"{name}.".startswith(f"{room}.") for room in allowed)}
-        return found
-    if rest.startswith(("jobs/", "state/")) or path.name == "measure.py" or rest in DOORS:
-        return packages & {"app"}
-    return packages & {"torch", "transformers", "intraslice", "app"}
+def test_imports_keep_to_the_layers():
+    result = lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def imported_files(path: Path) -> set[Path]:
-    """The project's own files that a file imports."""
-    found = set()
-    for name in modules(path.read_text(encoding="utf-8")):
-        parts = name.split(".")
-        if parts[0] in ("intraslice", "components"):
-            place = ROOT.joinpath(*parts)
-            found |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
-    return found - {path}
+PLANTED = {  # a new module, its text, and the line of the report that must name it
+    "intraslice/cli/planted.py": ("import gradio", "intraslice.cli.planted -> gradio"),
+    "intraslice/core/planted.py": (
+        "from intraslice.modeling.counts import kv_bytes_per_token",
+        "intraslice.core.planted -> intraslice.modeling.counts",
+    ),
+    "intraslice/modeling/first.py": ("import intraslice.modeling.second", "No cycle between modules BROKEN"),
+    "intraslice/modeling/second.py": (
+        "import intraslice.modeling.first",
+        "No cycles are allowed in intraslice.modeling.",
+    ),
+    "components/ui/planted.py": (
+        "from components.frame import theme",
+        "components.ui.planted -> components.frame.theme",
+    ),
+    "components/frame/planted.py": (
+        "if TYPE_CHECKING:\n    from components.compare import panel",
+        "components.frame.planted -> components.compare.panel",
+    ),
+    "components/ratios/planted.py": (
+        "from components.compare import panel",
+        "components.ratios.planted -> components.compare.panel",
+    ),
+    "components/sweep/planted.py": ("def late():\n    import torch", "components.sweep.planted -> torch"),
+    "components/spectra/planted.py": (
+        "from intraslice.methods.registry import METHODS",
+        "components.spectra.planted -> intraslice.methods.registry",
+    ),
+    "components/i18n/planted.py": ("import app", "components.i18n.planted -> app"),
+    "components/unlisted/__init__.py": ("", "- components.unlisted"),
+}
 
 
-@pytest.mark.parametrize("path", cases("intraslice"))
-def test_arrows_of_the_library_run_one_way(path):
-    assert arrows_up(path, path.read_text(encoding="utf-8"), LIBRARY) == []
+def test_planted_imports_are_reported(tmp_path):
+    copy_packages(tmp_path)
+    (tmp_path / "components/unlisted").mkdir()
+    for path, (text, _) in PLANTED.items():
+        (tmp_path / path).write_text(f"{text}\n", encoding="utf-8")
+    report = lint_imports(tmp_path).stdout
+    assert {line for _, line in PLANTED.values() if line not in report} == set()
 
 
-@pytest.mark.parametrize("path", cases("components"))
-def test_arrows_of_the_page_run_one_way(path):
-    assert arrows_up(path, path.read_text(encoding="utf-8"), PAGE) == []
-
-
-@pytest.mark.parametrize("path", [*cases("intraslice"), *cases("components")])
-def test_a_file_imports_what_its_place_allows(path):
-    assert strangers(path, path.read_text(encoding="utf-8")) == set()
-
-
-@pytest.mark.parametrize("package", ["intraslice", "components"])
-def test_no_two_files_import_each_other(package):
-    whole = {path: imported_files(path) for path in files(package)}
-    faces = {path for path in whole if path.name == "__init__.py"}  # they only hand names on
-    TopologicalSorter({path: found - faces for path, found in whole.items() if path not in faces}).prepare()
-
-
-@pytest.mark.parametrize(
-    ("place", "line"),
-    [
-        ("intraslice/cli/deep/inside.py", "import gradio"),
-        ("intraslice/planning/deep/inside.py", "from transformers import AutoConfig"),
-        ("intraslice/slicing/mlp.py", "from intraslice.modeling.mlp import SlicedMLP"),
-        ("intraslice/core/linalg.py", "from intraslice.distributed.sharing import all_reduce_"),
-        ("components/sweep/charts.py", "def late():\n    import torch"),
-        ("components/new_tab/panel.py", "from intraslice.methods.registry import METHODS"),
-    ],
-)
-def test_a_planted_stranger_is_seen(place, line):
-    assert strangers(ROOT / place, line)
-
-
-@pytest.mark.parametrize(
-    ("place", "line", "floors"),
-    [
-        ("intraslice/planning/deep/inside.py", "from intraslice.methods.registry import Plan", LIBRARY),
-        ("intraslice/core/linalg.py", "import intraslice.modeling.counts", LIBRARY),
-        ("intraslice/core/cache.py", "from intraslice.distributed.sharing import rank", LIBRARY),
-        ("components/ui/inside.py", "from components.frame import theme", PAGE),
-        (
-            "components/frame/inside.py",
-            "if TYPE_CHECKING:\n    from components.compare.panel import ComparePanel",
-            PAGE,
-        ),
-    ],
-)
-def test_a_planted_arrow_up_is_seen(place, line, floors):
-    assert arrows_up(ROOT / place, line, floors)
-
-
-def test_what_is_allowed_is_no_offence():
-    assert not strangers(ROOT / "components/new_tab/measure.py", "from intraslice.methods.registry import METHODS")
-    assert not strangers(ROOT / "components/state/deep/inside.py", "import torch")
-    assert not arrows_up(ROOT / "components/frame/inside.py", "from components.ui import figure", PAGE)
-
-
-def test_every_file_has_a_floor():
-    for package, floors in (("intraslice", LIBRARY), ("components", PAGE)):
-        for path in files(package):
-            name = path.relative_to(ROOT / package).with_suffix("").parts[0]
-            assert name in floors or (package, name) == ("components", "__init__"), f"{path} is on no floor"
+def test_the_mathematics_imports_torch_and_the_core_alone():
+    graph = grimp.build_graph("intraslice", include_external_packages=True, cache_dir=None)
+    for name in PURE:
+        package = f"intraslice.{name}"
+        for module in {package, *graph.find_descendants(package)}:
+            for imported in graph.find_modules_directly_imported_by(module):
+                inside = f"{imported}.".startswith(("intraslice.core.", f"{package}."))
+                assert inside or imported in ALLOWED_IN_PURE, f"{module} imports {imported}"
 
 
 @pytest.mark.parametrize("path", [*cases("intraslice"), *cases("components"), *cases("tests")])
