@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from components.serving import ending
+from components.server import shutdown as ending
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -17,14 +17,14 @@ import gradio as gr
 
 from components import api, tabs
 from components.frame import controls, events, link, pinning, slider, theme
+from components.gradio_compat.connection import hearing
 from components.jobs import limits
-from components.serving.served import Served
+from components.server.app import Served
 from components.state import choices
 from components.state.keys import precision
 from components.state.session import Session
 from components.state.settings import Settings
 from components.ui import explainers, formatting
-from components.ui.handlers import hearing
 from intraslice.core.cache import bound_cache
 
 

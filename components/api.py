@@ -14,6 +14,7 @@ import gradio as gr
 
 from components.export import files
 from components.frame.context import HEAVY
+from components.gradio_compat.errors import speak_in_words
 from components.i18n.language import spoken
 from components.jobs.status import Status
 from components.ratios import measure as ratios
@@ -21,7 +22,7 @@ from components.state.session import Session
 from components.state.settings import PROMPT, Settings
 from components.sweep import measure
 from components.sweep.views import SweepChoice
-from components.ui.handlers import flat, speak_in_words, visitor_of
+from components.ui.handlers import flat, visitor_of
 from components.ui.labels import METHODS
 
 USUAL = SweepChoice()

@@ -12,13 +12,14 @@ from components.activations.charts import QUESTIONS, finding, histogram_chart, p
 from components.activations.measure import ShiftViews
 from components.activations.views import ShiftView
 from components.frame.context import Context
+from components.gradio_compat.signatures import bind
 from components.i18n.language import later, say, spoken
 from components.state.session import Session
 from components.state.settings import Settings
 from components.ui import figure, formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, at_opening, bind, skipped, visitor_of
+from components.ui.handlers import Follower, at_opening, skipped, visitor_of
 
 NOTHING = later("Measured when the model is calibrated and sliced.")
 

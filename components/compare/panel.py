@@ -12,12 +12,14 @@ from components.compare.handlers import Answered, CostsMeasured, CostTexts
 from components.compare.models import Columns
 from components.compare.passage_panel import PassagePanel
 from components.compare.views import COLUMNS, PINNED
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context, whenever
+from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
+from components.gradio_compat.browser.on_latest import whenever
+from components.gradio_compat.signatures import bind
 from components.i18n.language import Words, later
 from components.jobs import limits
 from components.state.session import Session
 from components.state.settings import PROMPT, Settings
-from components.ui.handlers import Follower, bind, flat
+from components.ui.handlers import Follower, flat
 
 EXAMPLES = [
     PROMPT,

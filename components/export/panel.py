@@ -15,7 +15,8 @@ from components.export.published.html import embed, page
 from components.export.published.measure import Publisher
 from components.export.published.views import Choice, Published
 from components.export.report import Report, html
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context, whenever
+from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
+from components.gradio_compat.browser.on_latest import whenever
 from components.i18n.language import Words, language, later, number, say, speaking, spoken
 from components.jobs.aside import aside
 from components.jobs.status import Status

@@ -9,28 +9,18 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.controls import Controls
+from components.gradio_compat.browser.on_latest import whenever
+from components.gradio_compat.browser.silent import SILENT
 from components.state.session import Session
 from components.ui.downloads import Downloads
 from components.ui.handlers import Follower, skipped, while_open
 
-# Where gradio shows progress, if only hidden, the browser copies the values of all those outputs at every call.
-SILENT = {"show_progress": "hidden", "show_progress_on": []}
 # Cheap answers skip the queue. In its one lane people only wait for their jobs, which the session puts in order; each
 # holds a thread meanwhile (`max_threads` in theme.py).
 HEAVY = {"concurrency_id": "jobs", "concurrency_limit": 100, **SILENT}
 CHEAP = {"queue": False, **SILENT}
 # A step of a longer answer, which has a name of its own elsewhere.
 PRIVATE = {"api_visibility": "private", "api_name": "step"}
-
-
-def whenever(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
-    """Call after any of these events, and once more at the end if others came meanwhile.
-
-    Gradio (6.31) sends an event that came meanwhile to all its listeners again: two that keep events so would keep each
-    other going for good. Hence none listens to an event itself, but to a relay in the browser of its own.
-    """
-    relay = gr.on(events, None, None, None, js="() => []", **PRIVATE, **CHEAP)
-    return relay.then(**call, trigger_mode="always_last")
 
 
 class Context(NamedTuple):

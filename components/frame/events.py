@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame import handlers, lesson, link, slider
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context, whenever
+from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.frame.controls import Controls
+from components.gradio_compat.browser.on_latest import whenever
+from components.gradio_compat.signatures import bind
 from components.state.session import Session
 from components.ui.downloads import Downloads
-from components.ui.handlers import Follower, bind, flat
+from components.ui.handlers import Follower, flat
 
 
 class Frame(NamedTuple):

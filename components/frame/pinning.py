@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame import slider
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context, whenever
+from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.frame.events import Frame
+from components.gradio_compat.browser.on_latest import whenever
 from components.i18n.language import later, say
 from components.state.settings import Settings
 from components.ui.chart_bridge import ghost_update, is_chart

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.assets import ASSETS
-from components.frame.context import CHEAP, PRIVATE, Context, whenever
+from components.frame.context import CHEAP, PRIVATE, Context
+from components.gradio_compat.browser.on_latest import whenever
 from components.i18n.language import Words, later, say
 from components.ratios import measure
 from components.state.session import Session

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.context import Context
+from components.gradio_compat.signatures import bind
 from components.ratios import overrides, settling
 from components.ratios.charts import importance_chart, ratio_chart
 from components.ratios.estimator_check import panel as estimator_check
@@ -15,7 +16,7 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, at_opening, bind, skipped
+from components.ui.handlers import Follower, at_opening, skipped
 
 
 class Charts(NamedTuple):

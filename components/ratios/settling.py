@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.context import Context
+from components.gradio_compat.signatures import bind
 from components.i18n.language import later, number, say, spoken
 from components.state.session import Session
 from components.state.settings import Settings
@@ -15,7 +16,7 @@ from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
 from components.ui.figure import Chart
-from components.ui.handlers import Follower, at_opening, bind, skipped
+from components.ui.handlers import Follower, at_opening, skipped
 
 QUESTION = later("How much calibration is enough?")
 NOTHING = later("Shown for models that are calibrated on more than one sequence.")

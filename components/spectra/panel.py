@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.context import Context
+from components.gradio_compat.signatures import bind
 from components.i18n.language import later, spoken
 from components.spectra.charts import QUESTIONS, variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
@@ -16,7 +17,7 @@ from components.state.settings import Settings
 from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, at_opening, bind, skipped
+from components.ui.handlers import Follower, at_opening, skipped
 
 WAITING = later("Spectra follow when the model is calibrated.")
 

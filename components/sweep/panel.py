@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context, whenever
+from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
+from components.gradio_compat.browser.on_latest import whenever
+from components.gradio_compat.signatures import bind
 from components.i18n.language import Words, later, say, spoken
 from components.jobs.limits import told
 from components.jobs.scheduler import Urgency
@@ -23,7 +25,7 @@ from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.downloads import SAVE, Downloads
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, bind, flat, skipped, visitor_of, while_open
+from components.ui.handlers import Follower, flat, skipped, visitor_of, while_open
 from components.ui.labels import ESTIMATORS, METHODS
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)

@@ -15,8 +15,9 @@ from pathlib import Path
 import gradio as gr
 from filelock import FileLock, Timeout
 
+from components.gradio_compat.request_size import PREFIX
+
 LOCK = ".lock"
-PREFIX = "downloads-"  # of the folder's name, which lies beside the uploads
 # Gives the browser a file that a hidden download button has just received.
 SAVE = """(file) => {
     if (file) Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name }).click();

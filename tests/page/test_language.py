@@ -22,6 +22,7 @@ from app import build_app, launch_options
 from components import tabs
 from components.assets import ASSETS
 from components.frame.link import usual
+from components.gradio_compat.errors import language_of
 from components.i18n.language import (
     ENGLISH,
     LANGUAGES,
@@ -40,7 +41,6 @@ from components.state import choices
 from components.state.session import Session
 from components.state.settings import Settings
 from components.ui import formatting
-from components.ui.handlers import language_of
 from intraslice.data import NAMED_CORPORA
 
 ROOT = ASSETS.parent

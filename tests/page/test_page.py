@@ -15,6 +15,7 @@ from tiny_page import SOMEBODY, stepwise
 
 from app import build_app
 from components.frame import handlers, link, slider
+from components.gradio_compat.signatures import bind
 from components.jobs.status import Status
 from components.ratios import panel as ratios
 from components.state.caches import BoundedCache
@@ -23,7 +24,7 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import plan as snapshot
 from components.ui import formatting
-from components.ui.handlers import Follower, bind, flat, skipped, while_open
+from components.ui.handlers import Follower, flat, skipped, while_open
 from intraslice.core.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory

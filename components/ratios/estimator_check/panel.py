@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
+from components.gradio_compat.signatures import bind
 from components.i18n.language import Words, later, say, spoken
 from components.ratios.estimator_check.chart import digits, judged, verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
@@ -18,7 +19,7 @@ from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, bind, flat, skipped, visitor_of
+from components.ui.handlers import Follower, flat, skipped, visitor_of
 from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
 
 PATIENCE = later("Other measurements wait for it; what is done when you cancel is kept.")

@@ -12,6 +12,7 @@ from tiny_page import SOMEBODY, curves, in_light, plan_view
 from components.compare import handlers as compare
 from components.compare.models import Columns
 from components.frame import link, pinning, slider
+from components.gradio_compat.signatures import bind
 from components.ratios import panel as ratios
 from components.ratios.charts import importance_chart, ratio_chart
 from components.state.keys import precision
@@ -21,7 +22,7 @@ from components.state.views import Beside, Perplexities, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
 from components.ui.figure import ALWAYS, Chart, layout_of
-from components.ui.handlers import Follower, bind, flat
+from components.ui.handlers import Follower, flat
 from components.ui.pinned import text as pinned
 from components.ui.pinned.differences import FIELDS, name_of, signed
 from components.ui.pinned.ghost import ghost

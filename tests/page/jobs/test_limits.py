@@ -10,7 +10,7 @@ import pytest
 
 from app import launch_options
 from components.frame import link
-from components.frame.requests import make_room
+from components.gradio_compat.request_size import make_room
 from components.jobs import limits
 from components.jobs.status import Status
 from components.state.keys import calibration_key, require_allowed

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from components.gradio_compat.queue import SteadyQueue
 from components.jobs import limits
 from components.jobs.scheduler import Job, Scheduler
-from components.serving.queue import SteadyQueue
 
 SOON = 0.5  # seconds in which a worker that is free takes a step
 BEGAN = time.time()

@@ -12,9 +12,9 @@ import pytest
 from gradio_client import Client
 
 from app import build_app, launch_options
+from components.gradio_compat import queue as serving_queue
 from components.jobs.scheduler import Scheduler
-from components.serving import queue as serving_queue
-from components.serving.served import Served
+from components.server.app import Served
 from components.state.settings import Settings
 
 

@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.i18n.language import say
 from components.jobs import limits
-from components.ui.downloads import PREFIX
 
+PREFIX = "downloads-"  # of folders beside the uploads that are the page's own (`ui/downloads.py`)
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
 LOOKS = 50  # at all uploads, until they are as many bytes as they may be
 

@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import SpaceCard
 
 from components.jobs.scheduler import Scheduler
-from components.serving.served import Served
+from components.server.app import Served
 from components.state.settings import Settings
 from intraslice.core.cache import cache_folder
 from intraslice.data import WIKITEXT

@@ -12,13 +12,14 @@ from starlette.middleware import Middleware
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
+from components.gradio_compat.queue import SteadyQueue
+from components.gradio_compat.shared_config import SharedConfig
+from components.gradio_compat.translated_config import Translated
 from components.jobs import limits
 from components.jobs.scheduler import Scheduler
-from components.serving import ending
-from components.serving.config import SharedConfig
-from components.serving.health import Health
-from components.serving.queue import SteadyQueue
-from components.serving.spoken import InTheirLanguage, Translated
+from components.server import shutdown as ending
+from components.server.health import Health
+from components.server.language import InTheirLanguage
 from components.ui.chart_bridge import PLOTLY
 
 

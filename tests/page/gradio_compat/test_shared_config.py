@@ -5,7 +5,7 @@ from gradio.blocks import BlocksConfig
 from gradio.state_holder import SessionState
 
 from components.jobs.scheduler import Scheduler
-from components.serving.served import Served
+from components.server.app import Served
 
 
 def page() -> Served:

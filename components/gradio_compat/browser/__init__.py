@@ -1,0 +1,1 @@
+"""What works around gradio's half in the browser."""

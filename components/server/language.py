@@ -1,0 +1,26 @@
+"""Who is answered in which language: the address bar says (`?lang=de`), else the browser does."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from components.gradio_compat.browser.language import marking
+from components.i18n.language import asked_for, speaking
+
+
+class InTheirLanguage:
+    """ASGI middleware: requests are answered in their language, and the page itself knows which that is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        query = QueryParams(scope.get("query_string", b""))
+        code = asked_for(query, Headers(scope=scope).get("accept-language"))
+        with speaking(code):
+            is_page = scope["method"] == "GET"
+            await self._app(scope, receive, marking(send, code, query.get("lang") == code) if is_page else send)
