@@ -17,9 +17,9 @@ import gradio as gr
 
 from components import api, tabs
 from components.frame import controls, events, link, pinning, slider, theme
-from components.gradio_compat.connection import hearing
+from components.gradio_compat.connection import connection_check
 from components.jobs import limits
-from components.server.app import Served
+from components.server.app import App
 from components.state import choices
 from components.state.keys import precision
 from components.state.session import Session
@@ -28,12 +28,12 @@ from components.ui import explainers, formatting
 from intraslice.core.cache import bound_cache
 
 
-def build_app(session: Session) -> Served:
+def build_app(session: Session) -> App:
     """The whole page over one session. `launch(**launch_options())` it."""
     first = Settings(dtype=precision(Settings()))
-    session.jobs.hearing = hearing
+    session.jobs.hearing = connection_check
     opening = slider.opening(session, first)
-    with Served(session.jobs.scheduler, title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
+    with App(session.jobs.scheduler, title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         explainers.header()
         headline = gr.HTML(opening.headline, elem_id="headline", apply_default_css=False)

@@ -22,7 +22,7 @@ from components.state.session import Session
 from components.state.settings import PROMPT, Settings
 from components.sweep import measure
 from components.sweep.views import SweepChoice
-from components.ui.handlers import flat, visitor_of
+from components.ui.handlers import spread_settings, visitor_of
 from components.ui.labels import METHODS
 
 USUAL = SweepChoice()
@@ -100,7 +100,7 @@ def build(session: Session) -> None:
 
 def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
     """`flat(endpoint, session)` with every parameter's type and default, which is what callers from outside see."""
-    called, hints = flat(endpoint, session), get_type_hints(Settings) | get_type_hints(endpoint)
+    called, hints = spread_settings(endpoint, session), get_type_hints(Settings) | get_type_hints(endpoint)
     hints["upload"] = Upload
     defaults = Settings()._asdict()
     defaults |= {

@@ -12,14 +12,14 @@ from components.activations.charts import QUESTIONS, finding, histogram_chart, p
 from components.activations.measure import ShiftViews
 from components.activations.views import ShiftView
 from components.frame.context import Context
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import later, say, spoken
 from components.state.session import Session
 from components.state.settings import Settings
 from components.ui import figure, formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, at_opening, skipped, visitor_of
+from components.ui.handlers import Follower, at_opening, unchanged, visitor_of
 
 NOTHING = later("Measured when the model is calibrated and sliced.")
 
@@ -53,7 +53,7 @@ def show(views: ShiftViews, settings: Settings, layer: int, request: gr.Request 
     try:
         view = views.view(settings, visitor_of(request))
     except ValueError:  # the first line says what is wrong with the setting
-        return skipped(Shown)
+        return unchanged(Shown)
     words = _words(views, settings, view)
     if view is None:
         return Shown(words, *(figure.waiting(asked(layer), spoken(NOTHING)).to_json() for asked in QUESTIONS.values()))
@@ -63,7 +63,7 @@ def show(views: ShiftViews, settings: Settings, layer: int, request: gr.Request 
 def show_pinned(views: ShiftViews, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
     """Both charts (JSON) where this very setting is measured; what was seen last says nothing of it."""
     view = views.exactly(settings)
-    return skipped(Shown) if view is None else skipped(Shown)._replace(**_drawn(view, layer))
+    return unchanged(Shown) if view is None else unchanged(Shown)._replace(**_drawn(view, layer))
 
 
 def measure(views: ShiftViews, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:
@@ -75,7 +75,7 @@ def measure(views: ShiftViews, settings: Settings, layer: int, request: gr.Reque
         now = show(views, settings, layer, request)
         # The line is the perplexity's own as long as that is being measured beside.
         status = formatting.status(event) if event.kind != "busy" or views.is_read(settings) else gr.skip()
-        yield Measured(status, *(skipped(Shown) if now == before else now))
+        yield Measured(status, *(unchanged(Shown) if now == before else now))
         before = now
 
 
@@ -86,7 +86,7 @@ def measure_pinned(
     if pinned is None or views.exactly(pinned) is not None or not views.may_measure(pinned):
         return
     for event in views.measure(pinned, visitor_of(request)):
-        yield skipped(Measured)._replace(status=formatting.status(event))
+        yield unchanged(Measured)._replace(status=formatting.status(event))
 
 
 def build(session: Session, first: Settings) -> ActivationsPanel:
@@ -103,7 +103,9 @@ def build(session: Session, first: Settings) -> ActivationsPanel:
 
 def connect(panel: ActivationsPanel, context: Context) -> None:
     """What is known follows at once, the measurement beside that of the slice, while the tab is in view."""
-    follower = Follower("activations", bind(show, panel.views), panel.shown, bind(show_pinned, panel.views))
+    follower = Follower(
+        "activations", partial_handler(show, panel.views), panel.shown, partial_handler(show_pinned, panel.views)
+    )
     context.follow(follower, [*context.at_rest, context.controls.layer.change])
     measured = Measured(context.status, *panel.shown)
     ends = context.beside("activations", measured, [measure, measure_pinned], panel.views)

@@ -16,7 +16,7 @@ from components.i18n.language import later
 from components.jobs.status import Status
 from components.state.settings import Settings
 from components.ui import formatting
-from components.ui.handlers import skipped, visitor_of
+from components.ui.handlers import unchanged, visitor_of
 
 PAUSE = 0.15  # seconds between two looks at growing answers: each costs a browser some 50 ms, on a busy machine more
 UNFINISHED = ("waiting", "later", "growing")
@@ -86,7 +86,7 @@ def answer(
     visitor = visitor_of(request)
     question = Question(prompt, int(tokens), float(temperature), int(sample_seed or 0), bool(raw))
     shown, latest, moment = {}, {}, 0.0
-    yield skipped(Answered)
+    yield unchanged(Answered)
     columns.note_end(visitor, stopped=False)
     for event in answers.answer(columns, settings, question, visitor, pinned):
         status = gr.skip()
@@ -118,7 +118,7 @@ def costs(
 
     Unless the visitor's last answer was stopped: no more work follows that.
     """
-    yield skipped(CostsMeasured)
+    yield unchanged(CostsMeasured)
     if columns.was_stopped(visitor_of(request)):
         return
     for event in columns.measure(settings, visitor_of(request), pinned):
@@ -127,14 +127,14 @@ def costs(
 
 def next_tokens(columns: Columns, settings: Settings, prompt: str, raw: bool, request: gr.Request) -> Iterator[Result]:
     """The likeliest first tokens of an answer, dense beside IntraSlice; yields status and table (HTML)."""
-    yield skipped(Result)
+    yield unchanged(Result)
     for event in passages.next_tokens(columns, settings, prompt, bool(raw), visitor_of(request)):
         yield _in_words(event, lambda candidates: html.candidates(candidates, prompt))
 
 
 def passage(columns: Columns, settings: Settings, passage: str, request: gr.Request) -> Iterator[Result]:
     """Colour a text by the extra loss that slicing costs each of its tokens; yields status and passage (HTML)."""
-    yield skipped(Result)
+    yield unchanged(Result)
     for event in passages.score(columns, settings, passage, visitor_of(request)):
         yield _in_words(event, html.passage)
 
@@ -145,9 +145,9 @@ def after_slice(
     """Next tokens and passage once a slice is there; yields status and both (HTML)."""
     if columns.is_ready(settings):
         for event in next_tokens(columns, settings, prompt, raw, request):
-            yield skipped(AfterSlice)._replace(status=event.status, candidates=event.found)
+            yield unchanged(AfterSlice)._replace(status=event.status, candidates=event.found)
         for event in passage(columns, settings, sample, request):
-            yield skipped(AfterSlice)._replace(status=event.status, scored=event.found)
+            yield unchanged(AfterSlice)._replace(status=event.status, scored=event.found)
 
 
 def stop(columns: Columns, request: gr.Request) -> str:
@@ -166,7 +166,7 @@ def _known(columns: Columns, settings: Settings) -> Costs:
 def _changed(before: answers.Answers, now: answers.Answers, settings: Settings, pinned: Settings | None) -> Answered:
     sparsities = {name: (pinned if pinned and name == PINNED else settings).sparsity for name in now}
     changed = {name: html.answer(name, now[name], sparsities[name]) for name in now if before.get(name) != now[name]}
-    return skipped(Answered)._replace(**changed)
+    return unchanged(Answered)._replace(**changed)
 
 
 def _making(shown: answers.Answers, event: Status) -> answers.Answers:
@@ -193,9 +193,8 @@ def _halted(column: Answer) -> Answer:
 
 def _in_words(event: Status | passages.Found, words: Callable[[Any], str]) -> Result:
     """Status and result: an error stands where the result would."""
-    unchanged = skipped(Result)
     if not isinstance(event, Status):
-        return unchanged._replace(found=words(event))
+        return unchanged(Result)._replace(found=words(event))
     if event.kind == "error":
-        return unchanged._replace(found=formatting.problem(ValueError(event.text)))
-    return unchanged._replace(status=formatting.status(event))
+        return unchanged(Result)._replace(found=formatting.problem(ValueError(event.text)))
+    return unchanged(Result)._replace(status=formatting.status(event))

@@ -13,13 +13,13 @@ from components.compare.models import Columns
 from components.compare.passage_panel import PassagePanel
 from components.compare.views import COLUMNS, PINNED
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.gradio_compat.browser.on_latest import whenever
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.browser.on_latest import on_latest
+from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import Words, later
 from components.jobs import limits
 from components.state.session import Session
 from components.state.settings import PROMPT, Settings
-from components.ui.handlers import Follower, flat
+from components.ui.handlers import Follower, spread_settings
 
 EXAMPLES = [
     PROMPT,
@@ -102,18 +102,24 @@ def connect(panel: ComparePanel, context: Context) -> None:
     asking = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw, pinned]
     # A question that is sent while another is answered is served after it.
     outputs = [*Answered(context.status, **panel.answers)]
-    answering = {"fn": flat(handlers.answer, columns), "inputs": asking, "outputs": outputs, **HEAVY}
+    answering = {"fn": spread_settings(handlers.answer, columns), "inputs": asking, "outputs": outputs, **HEAVY}
     asked = [panel.generate.click, panel.prompt.submit]
-    answered = whenever(asked, **answering, api_name="answer")
+    answered = on_latest(asked, **answering, api_name="answer")
     measured = [*CostsMeasured(context.status, *panel.costs)]
-    answered.then(flat(handlers.costs, columns), [*settings, pinned], measured, api_name="costs", **HEAVY)
-    panel.stop.click(bind(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)
+    answered.then(spread_settings(handlers.costs, columns), [*settings, pinned], measured, api_name="costs", **HEAVY)
+    panel.stop.click(partial_handler(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)
 
-    known_costs = bind(handlers.known_costs, columns)
+    known_costs = partial_handler(handlers.known_costs, columns)
     context.follow(Follower("compare", known_costs, panel.costs), [*context.at_rest, pinned.change])
     for end in (*context.measured, *context.released):
-        end.then(flat(known_costs), [*settings, context.controls.layer, pinned], [*panel.costs], **PRIVATE, **CHEAP)
-    whenever(
+        end.then(
+            spread_settings(known_costs),
+            [*settings, context.controls.layer, pinned],
+            [*panel.costs],
+            **PRIVATE,
+            **CHEAP,
+        )
+    on_latest(
         [pinned.change], fn=lambda: html.answer(PINNED), inputs=None, outputs=panel.answers[PINNED], **PRIVATE, **CHEAP
     )
     passage_panel.connect(panel.below, columns, panel.raw, answered, context)

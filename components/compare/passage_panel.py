@@ -14,7 +14,7 @@ from components.frame.context import HEAVY, PRIVATE, Context
 from components.i18n.language import Words, later, say
 from components.jobs import limits
 from components.ui.explainers import fold
-from components.ui.handlers import flat, skipped, while_open
+from components.ui.handlers import only_if_active, spread_settings, unchanged
 
 SAMPLE = (
     "The Moon is the only natural satellite of the Earth. It orbits at an average distance of 384,400 kilometres, "
@@ -65,9 +65,11 @@ def connect(
     settings, status = context.controls.settings, context.status
     asked = [*settings, context.prompt, raw]
     candidates, scored = [*Result(status, panel.candidates)], [*Result(status, panel.scored)]
-    answered.then(flat(handlers.next_tokens, columns), asked, candidates, api_name="next_tokens", **HEAVY)
-    panel.score.click(flat(handlers.passage, columns), [*settings, panel.text], scored, api_name="passage", **HEAVY)
+    answered.then(spread_settings(handlers.next_tokens, columns), asked, candidates, api_name="next_tokens", **HEAVY)
+    panel.score.click(
+        spread_settings(handlers.passage, columns), [*settings, panel.text], scored, api_name="passage", **HEAVY
+    )
     both = AfterSlice(status, panel.candidates, panel.scored)
-    after_slice = while_open("compare", skipped(AfterSlice), handlers.after_slice, columns)
+    after_slice = only_if_active("compare", unchanged(AfterSlice), handlers.after_slice, columns)
     for end in (*context.measured, context.opened["compare"]):
         end.then(after_slice, [*asked, panel.text, context.tab], [*both], **PRIVATE, **HEAVY)

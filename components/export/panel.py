@@ -16,7 +16,7 @@ from components.export.published.measure import Publisher
 from components.export.published.views import Choice, Published
 from components.export.report import Report, html
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.gradio_compat.browser.on_latest import whenever
+from components.gradio_compat.browser.on_latest import on_latest
 from components.i18n.language import Words, language, later, number, say, speaking, spoken
 from components.jobs.aside import aside
 from components.jobs.status import Status
@@ -29,7 +29,7 @@ from components.sweep.views import SweepChoice
 from components.ui import formatting
 from components.ui.chart_bridge import PLOTLY
 from components.ui.downloads import SAVE, Downloads
-from components.ui.handlers import flat, skipped, visitor_of, while_open
+from components.ui.handlers import only_if_active, spread_settings, unchanged, visitor_of
 
 
 class Shown(NamedTuple):
@@ -84,7 +84,7 @@ def preview(session: Session, settings: Settings, prompt: str) -> Shown:
         plan = session.plan(settings)
         command = files.command_lines(session, settings, prompt)
     except ValueError as problem:
-        return skipped(Shown)._replace(about=formatting.problem(problem))
+        return unchanged(Shown)._replace(about=formatting.problem(problem))
     line = embed(files.model_label(settings))
     return Shown(formatting.export(plan, settings), files.snippet(settings, prompt), command, line)
 
@@ -144,7 +144,7 @@ def _written(
         )
         yield Status(Words(lambda: f"{spoken(done)}{words and ', '}{spoken(words)}"), "ready")
 
-    yield skipped(Written)._replace(file=None)  # the last one's file must not be given again
+    yield unchanged(Written)._replace(file=None)  # the last one's file must not be given again
     for event in session.jobs.run(visitor_of(request), kind, work()):
         line = formatting.status(event)
         yield Written(line, line, str(written[0]) if written else gr.skip())
@@ -253,13 +253,13 @@ def connect(panel: ExportPanel, context: Context) -> None:
     session, controls, downloads = context.session, context.controls, context.downloads
     settings, buttons, hidden = controls.settings, panel.buttons, panel.files
     seen = {
-        "fn": while_open("export", skipped(Shown), preview, session),
+        "fn": only_if_active("export", unchanged(Shown), preview, session),
         "inputs": [*settings, context.prompt, context.tab],
         "outputs": [*panel.shown],
         **CHEAP,
         **PRIVATE,
     }
-    whenever([*context.at_rest, controls.iterative.input, controls.model.change], **seen)
+    on_latest([*context.at_rest, controls.iterative.input, controls.model.change], **seen)
     for end in (context.opened["export"], *context.prepared):
         end.then(**seen)
 
@@ -271,19 +271,27 @@ def connect(panel: ExportPanel, context: Context) -> None:
     with_view = [*settings, controls.layer, context.prompt, *context.panels["sweep"].choice]
     ends = {
         hidden.checkpoint: buttons.checkpoint.click(
-            flat(checkpoint, session, downloads), settings, checkpoint_written, api_name="checkpoint", **HEAVY
+            spread_settings(checkpoint, session, downloads),
+            settings,
+            checkpoint_written,
+            api_name="checkpoint",
+            **HEAVY,
         ),
         hidden.gguf: buttons.gguf.click(
-            flat(gguf, session, downloads), settings, gguf_written, api_name="gguf", **HEAVY
+            spread_settings(gguf, session, downloads), settings, gguf_written, api_name="gguf", **HEAVY
         ),
         hidden.page: buttons.page.click(
-            flat(published, session, downloads, publisher), settings, page_written, api_name="publish", **HEAVY
+            spread_settings(published, session, downloads, publisher),
+            settings,
+            page_written,
+            api_name="publish",
+            **HEAVY,
         ),
         hidden.plan: buttons.plan.click(
-            flat(plan, session, downloads), settings, hidden.plan, api_name="plan", **CHEAP
+            spread_settings(plan, session, downloads), settings, hidden.plan, api_name="plan", **CHEAP
         ),
         hidden.report: buttons.report.click(
-            flat(report, session, downloads), with_view, hidden.report, api_name="report", **CHEAP
+            spread_settings(report, session, downloads), with_view, hidden.report, api_name="report", **CHEAP
         ),
     }
     for file, end in ends.items():

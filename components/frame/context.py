@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.controls import Controls
-from components.gradio_compat.browser.on_latest import whenever
+from components.gradio_compat.browser.on_latest import on_latest
 from components.gradio_compat.browser.silent import SILENT
 from components.state.session import Session
 from components.ui.downloads import Downloads
-from components.ui.handlers import Follower, skipped, while_open
+from components.ui.handlers import Follower, only_if_active, unchanged
 
 # Cheap answers skip the queue. In its one lane people only wait for their jobs, which the session puts in order; each
 # holds a thread meanwhile (`max_threads` in theme.py).
@@ -71,7 +71,7 @@ class Context(NamedTuple):
         """Let a tab in view follow these events, besides being up to date when it is opened."""
         self.followers.append(follower)
         call = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
-        whenever(events, **call)
+        on_latest(events, **call)
         for end in (*self.prepared, self.opened[follower.tab]):
             end.then(**call)
 
@@ -84,7 +84,7 @@ class Context(NamedTuple):
         """
         first, *others = (self._call(tab, outputs, handler, *bound) | HEAVY for handler in handlers)
         ends = [end.then(**first) for end in (*self.measured, self.opened[tab])]
-        ends.append(whenever(self.at_rest, **first))
+        ends.append(on_latest(self.at_rest, **first))
         for other in others:
             ends = [end.then(**other) for end in ends]
         return ends
@@ -94,7 +94,7 @@ class Context(NamedTuple):
         lane = {"concurrency_id": follower.tab, "concurrency_limit": 2, **SILENT}
         first = self._call(follower.tab, None, handler, *bound) | lane
         then = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
-        whenever([self.controls.layer.change], **first).then(**then)
+        on_latest([self.controls.layer.change], **first).then(**then)
         for end in (*self.prepared, self.opened[follower.tab]):
             end.then(**first).then(**then)
 
@@ -102,7 +102,7 @@ class Context(NamedTuple):
         """Keyword arguments of an event that calls `handler(*bound, settings, layer, request)` while `tab` is open."""
         pinned = [self.controls.pinned] if "pinned" in inspect.signature(handler).parameters else []
         return {
-            "fn": while_open(tab, outputs and skipped(type(outputs)), handler, *bound),
+            "fn": only_if_active(tab, outputs and unchanged(type(outputs)), handler, *bound),
             "inputs": [*self.controls.settings, self.controls.layer, *pinned, self.tab],
             "outputs": outputs and [*outputs],
             **PRIVATE,

@@ -10,11 +10,11 @@ import gradio as gr
 from components.frame import handlers, lesson, link, slider
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.frame.controls import Controls
-from components.gradio_compat.browser.on_latest import whenever
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.browser.on_latest import on_latest
+from components.gradio_compat.signatures import partial_handler
 from components.state.session import Session
 from components.ui.downloads import Downloads
-from components.ui.handlers import Follower, flat
+from components.ui.handlers import Follower, spread_settings
 
 
 class Frame(NamedTuple):
@@ -46,19 +46,29 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     shown = [output for follower in always for output in follower.outputs]
     shown += slider.Moved(*texts, controls.bias_found)
     move = {
-        "fn": flat(slider.move, session, always, while_open),
+        "fn": spread_settings(slider.move, session, always, while_open),
         "inputs": [*with_layer, frame.tab, controls.pinned],
         "outputs": [*shown, *(output for follower in while_open for output in follower.outputs)],
         **PRIVATE,
         **CHEAP,
     }
-    preview = {"fn": flat(slider.preview, session, always), "inputs": with_pinned, "outputs": shown, **CHEAP}
+    preview = {"fn": spread_settings(slider.preview, session, always), "inputs": with_pinned, "outputs": shown, **CHEAP}
     measured_outputs = [*slider.Measured(frame.status, *texts)]
-    measure = {"fn": flat(slider.let_go, session), "inputs": with_pinned, "outputs": measured_outputs, **HEAVY}
+    measure = {
+        "fn": spread_settings(slider.let_go, session),
+        "inputs": with_pinned,
+        "outputs": measured_outputs,
+        **HEAVY,
+    }
     refresh = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
     begun = [*handlers.Prepared(frame.status, refresh)]
-    prepare = {"fn": flat(handlers.prepare, session), "inputs": controls.settings, "outputs": begun, **HEAVY}
-    fit = {"fn": flat(handlers.fit_layers, session), "inputs": controls.settings, "outputs": controls.layer, **CHEAP}
+    prepare = {"fn": spread_settings(handlers.prepare, session), "inputs": controls.settings, "outputs": begun, **HEAVY}
+    fit = {
+        "fn": spread_settings(handlers.fit_layers, session),
+        "inputs": controls.settings,
+        "outputs": controls.layer,
+        **CHEAP,
+    }
     prepared, measured, released = [], [], []
 
     def after_preparing(ready: gr.events.Dependency) -> None:
@@ -69,15 +79,20 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     restored = link.Restored(*linked, frame.tabs, frame.tab)
     opened_page = page.load(link.restore, None, [*restored], api_name="restore", **CHEAP)
     after_preparing(opened_page.then(**preview, api_name="ratios").then(**prepare, **PRIVATE))
-    memory = {"fn": bind(handlers.memory, session), "inputs": controls.model, "outputs": controls.memory, **CHEAP}
+    memory = {
+        "fn": partial_handler(handlers.memory, session),
+        "inputs": controls.model,
+        "outputs": controls.memory,
+        **CHEAP,
+    }
     page.load(**memory, **PRIVATE)
-    page.unload(bind(handlers.leave, session))
+    page.unload(partial_handler(handlers.leave, session))
     remember = "(...values) => window.isxRemember(values)"
     opened_page.then(None, [*linked], None, js="(...values) => window.isxBegin(values)", **PRIVATE, **CHEAP)
     gr.on([component.change for component in linked], None, [*linked], None, js=remember, **CHEAP)
 
     opened = {
-        tab.id: tab.select(bind(handlers.open_tab, session, tab.id), None, frame.tab, **PRIVATE, **CHEAP)
+        tab.id: tab.select(partial_handler(handlers.open_tab, session, tab.id), None, frame.tab, **PRIVATE, **CHEAP)
         for tab in frame.tabs.children
     }
     for dependency in opened.values():
@@ -104,15 +119,15 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
     dragged += [controls.shapes.input, controls.bias.change, controls.layer.change, controls.locked.change]
     dragged += [refresh.change, controls.pinned.change]
-    whenever(dragged, **move)
-    released.append(whenever(context.at_rest, **measure, api_name="measure_live"))
+    on_latest(dragged, **move)
+    released.append(on_latest(context.at_rest, **measure, api_name="measure_live"))
 
-    whenever([controls.model.change], **memory, api_name="memory")
+    on_latest([controls.model.change], **memory, api_name="memory")
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
     ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
-    asked = {**measure, "fn": flat(slider.measure, session)}
+    asked = {**measure, "fn": spread_settings(slider.measure, session)}
     measured.append(ordered.then(**move).then(**asked, api_name="measure"))
-    controls.cancel.click(bind(slider.stop, session), None, frame.status, api_name="halt", **CHEAP)
+    controls.cancel.click(partial_handler(slider.stop, session), None, frame.status, api_name="halt", **CHEAP)
     return context
 
 

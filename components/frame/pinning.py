@@ -11,11 +11,11 @@ import gradio as gr
 from components.frame import slider
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.frame.events import Frame
-from components.gradio_compat.browser.on_latest import whenever
+from components.gradio_compat.browser.on_latest import on_latest
 from components.i18n.language import later, say
 from components.state.settings import Settings
 from components.ui.chart_bridge import ghost_update, is_chart
-from components.ui.handlers import Follower, flat
+from components.ui.handlers import Follower, spread_settings
 from components.ui.pinned import text as pinned_text
 from components.ui.pinned.differences import name_of
 
@@ -96,31 +96,35 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
     """Attach the row, and the ghosts of all tabs, which say before what followers they have."""
     controls, session = context.controls, context.session
     kept, settings = controls.pinned, controls.settings
-    toolbar.pin.click(flat(pin), settings, kept, api_name="pin", **CHEAP)
+    toolbar.pin.click(spread_settings(pin), settings, kept, api_name="pin", **CHEAP)
     toolbar.unpin.click(lambda: "", None, kept, **PRIVATE, **CHEAP)
 
-    telling = {"fn": flat(tell), "inputs": [*settings, kept], "outputs": [*Told(toolbar.words, toolbar.unpin)]}
-    whenever([kept.change, controls.model.change, context.refresh.change], **telling, **PRIVATE, **CHEAP)
+    telling = {
+        "fn": spread_settings(tell),
+        "inputs": [*settings, kept],
+        "outputs": [*Told(toolbar.words, toolbar.unpin)],
+    }
+    on_latest([kept.change, controls.model.change, context.refresh.change], **telling, **PRIVATE, **CHEAP)
 
     drawing = {
-        "fn": flat(ghosts, context.followers),
+        "fn": spread_settings(ghosts, context.followers),
         "inputs": [*settings, controls.layer, context.tab, kept],
         "outputs": [output for one in context.followers for output in one.outputs if is_chart(output)],
         **PRIVATE,
         **CHEAP,
     }
-    whenever([kept.change, controls.layer.change, context.refresh.change], **drawing)
+    on_latest([kept.change, controls.layer.change, context.refresh.change], **drawing)
     for end in (*context.opened.values(), *context.prepared, *context.pinned_known):
         end.then(**drawing)
     texts = slider.Measured(frame.status, controls.readout, frame.headline, frame.removed, frame.perplexity)
     measuring = {
-        "fn": flat(slider.measure_pinned, session),
+        "fn": spread_settings(slider.measure_pinned, session),
         "inputs": [*settings, controls.layer, kept],
         "outputs": [*texts],
         **PRIVATE,
         **HEAVY,
     }
-    for end in (whenever([kept.change], **measuring), *(end.then(**measuring) for end in context.measured)):
+    for end in (on_latest([kept.change], **measuring), *(end.then(**measuring) for end in context.measured)):
         end.then(**drawing)
 
     undone = [*(getattr(controls, name) for name in UNDONE), context.refresh]

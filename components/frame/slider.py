@@ -14,7 +14,7 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Beside, PlanView
 from components.ui import formatting
-from components.ui.handlers import Follower, at_opening, skipped, visitor_of
+from components.ui.handlers import Follower, at_opening, unchanged, visitor_of
 from components.ui.pinned.differences import name_of
 
 
@@ -89,7 +89,7 @@ def texts_of(session: Session, settings: Settings, pinned: Settings | None = Non
     try:
         plan = session.plan(settings)
     except ValueError as problem:
-        return skipped(Moved)._replace(headline=formatting.problem(problem))
+        return unchanged(Moved)._replace(headline=formatting.problem(problem))
     found = plan is not None and settings.bias is None
     bias = round(plan.bias, 2) if found else gr.skip()
     return Moved(*_texts(session, settings, plan, pinned), bias)
@@ -109,7 +109,7 @@ def measure(
     """
     shown = None
     for event in session.measure(settings, visitor_of(request)):
-        answer = skipped(Measured)._replace(status=formatting.status(event))
+        answer = unchanged(Measured)._replace(status=formatting.status(event))
         perplexities = session.perplexities(settings)
         if perplexities != shown or event.kind == "ready":
             texts = _texts(session, settings, session.plan(settings), pinned, say("… (being measured)"))
@@ -122,7 +122,7 @@ def let_go(
     session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
 ) -> Iterator[Measured]:
     """`measure`, unless the order is sequential, which only its button may start."""
-    yield skipped(Measured)  # gradio empties the outputs of a generator that yields nothing
+    yield unchanged(Measured)  # gradio empties the outputs of a generator that yields nothing
     if settings.order == "one-shot":
         yield from measure(session, settings, layer, pinned, request)
 
@@ -131,15 +131,15 @@ def measure_pinned(
     session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
 ) -> Iterator[Measured]:
     """The perplexity of the pinned setting where it is not known, such as of one that came with a link."""
-    yield skipped(Measured)
+    yield unchanged(Measured)
     if pinned is None or not session.is_calibrated(settings) or session.perplexities(pinned).sliced is not None:
         return
     if pinned.order == "one-shot" or session.is_sliced(pinned):  # the sequential order is only sliced on request
         work = session.measuring(pinned)
         for event in session.jobs.run(visitor_of(request), "pinned", work, urgency=Urgency.BACKGROUND):
-            yield skipped(Measured)._replace(status=formatting.status(event))
+            yield unchanged(Measured)._replace(status=formatting.status(event))
         texts = _texts(session, settings, session.plan(settings), pinned)
-        yield skipped(Measured)._replace(readout=texts.readout, headline=texts.headline)
+        yield unchanged(Measured)._replace(readout=texts.readout, headline=texts.headline)
 
 
 def stop(session: Session, request: gr.Request) -> str:

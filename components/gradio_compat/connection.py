@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gradio.context import LocalContext
 
 
-def hearing() -> Callable[[], bool]:
+def connection_check() -> Callable[[], bool]:
     """Called in a handler: what tells from then on whether its caller still hears of it.
 
     Gradio marks an event when its stream is closed, and then no longer asks a generator for more; nothing else would

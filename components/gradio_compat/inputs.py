@@ -16,7 +16,7 @@ from components.jobs import limits
 NOT_UPLOADED = later("the upload is no file that was uploaded here; wanted one, by `handle_file` in gradio_client")
 
 
-def uploaded(upload: Any) -> str | None:
+def uploaded_path(upload: Any) -> str | None:
     """The path of an upload, as the page's component or a program gives it; on a desktop any path will do.
 
     Raises ValueError for a file that nobody has uploaded.
@@ -37,7 +37,7 @@ def require_readable(components: Sequence[Any], values: Sequence[Any], state: An
         raise ValueError(
             later("{missing} of {all} values are missing; the page's API names them", missing=missing, all=all_of_them)
         )
-    traverse(values, uploaded, is_file_obj)
+    traverse(values, uploaded_path, is_file_obj)
     for component, value in zip(components, values, strict=False):
         own = state[component._id] if state and component._id in state else component  # as this page has it now
         if isinstance(own, gr.Slider) or (isinstance(own, gr.Number) and value is not None):

@@ -12,12 +12,12 @@ import gradio as gr
 GIVEN_BY_GRADIO = {gr.Request, gr.EventData}
 
 
-def bind(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+def partial_handler(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
     """`handler(*bound, ...)` as a function of the rest. A `functools.partial` shows gradio no name and no types."""
-    return calling(handler, lambda values: (*bound, *values), parameters_of(handler)[len(bound) :])
+    return handler_with(handler, lambda values: (*bound, *values), parameters_of(handler)[len(bound) :])
 
 
-def calling(
+def handler_with(
     handler: Callable[..., Any],
     arguments: Callable[[Sequence[Any]], tuple],
     parameters: Sequence[inspect.Parameter],
@@ -34,7 +34,7 @@ def calling(
         def called(*values: Any) -> Any:
             return answered(handler(*arguments(values)))
 
-    return described(called, handler, parameters)
+    return with_signature(called, handler, parameters)
 
 
 def parameters_of(handler: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -46,11 +46,11 @@ def is_given_by_gradio(parameter: inspect.Parameter) -> bool:
     return bool(GIVEN_BY_GRADIO & {parameter.annotation, *get_args(parameter.annotation)})
 
 
-def optional(parameter: inspect.Parameter) -> inspect.Parameter:
+def with_default(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter.replace(default=None) if parameter.default is parameter.empty else parameter
 
 
-def described(
+def with_signature(
     function: Callable[..., Any], handler: Callable[..., Any], parameters: Sequence[inspect.Parameter]
 ) -> Callable[..., Any]:
     """The function under the handler's name and words, with these parameters for all who look."""
@@ -58,7 +58,7 @@ def described(
     del function.__wrapped__
     parameters = [parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters]
     if any(parameter.default is not parameter.empty for parameter in parameters):
-        parameters = [optional(parameter) for parameter in parameters]
+        parameters = [with_default(parameter) for parameter in parameters]
     function.__signature__ = inspect.Signature(parameters)
     function.__annotations__ = {
         parameter.name: parameter.annotation for parameter in parameters if parameter.annotation is not parameter.empty

@@ -8,18 +8,18 @@ from typing import Any
 from components.i18n.language import ENGLISH, language, spoken
 
 
-def told(value: Any) -> Any:
+def translated(value: Any) -> Any:
     """A copy of plain lists and dictionaries with all `Words` in them in the language of the moment."""
     if isinstance(value, str):
         return spoken(value)
     if isinstance(value, Mapping):
-        return {key: told(inside) for key, inside in value.items()}
+        return {key: translated(inside) for key, inside in value.items()}
     if isinstance(value, list | tuple):
-        return [told(inside) for inside in value]
+        return [translated(inside) for inside in value]
     return value
 
 
-class Translated:
+class TranslatedConfig:
     """A page's configuration in every language, made when the first visitor wants it."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -28,5 +28,5 @@ class Translated:
     def now(self) -> dict[str, Any]:
         """In the language of the moment. Gradio copies what it changes of it."""
         if language() not in self._made:
-            self._made[language()] = told(self._made[ENGLISH])
+            self._made[language()] = translated(self._made[ENGLISH])
         return self._made[language()]

@@ -8,14 +8,14 @@ import gradio as gr
 
 from components.assets import ASSETS
 from components.frame.context import CHEAP, PRIVATE, Context
-from components.gradio_compat.browser.on_latest import whenever
+from components.gradio_compat.browser.on_latest import on_latest
 from components.i18n.language import Words, later, say
 from components.ratios import measure
 from components.state.session import Session
 from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.downloads import SAVE, Downloads
-from components.ui.handlers import flat, skipped
+from components.ui.handlers import spread_settings, unchanged
 from components.ui.labels import MODULES
 
 
@@ -60,7 +60,7 @@ def edit(session: Session, settings: Settings, event: gr.EventData) -> Edited:
     try:
         session.plan(settings._replace(locked=event.locked))
     except ValueError as problem:
-        return skipped(Edited)._replace(problem=formatting.problem(problem))
+        return unchanged(Edited)._replace(problem=formatting.problem(problem))
     return Edited(event.locked, "")
 
 
@@ -73,7 +73,7 @@ def load(session: Session, settings: Settings, ratios_file: str) -> Edited:
         locked = measure.with_ratios(settings._replace(locked=""), ratios_file).locked
         session.plan(settings._replace(locked=locked))
     except ValueError as problem:
-        return skipped(Edited)._replace(problem=formatting.problem(problem))
+        return unchanged(Edited)._replace(problem=formatting.problem(problem))
     return Edited(locked, "")
 
 
@@ -104,9 +104,9 @@ def connect(panel: OverridesPanel, context: Context) -> None:
     """An edit becomes the page's setting, and another setting is shown in the table."""
     controls = context.controls
     edited = Edited(controls.locked, panel.problem)
-    panel.table.select(flat(edit, context.session), controls.settings, [*edited], **PRIVATE, **CHEAP)
+    panel.table.select(spread_settings(edit, context.session), controls.settings, [*edited], **PRIVATE, **CHEAP)
     told = [panel.table, panel.problem]
-    whenever(
+    on_latest(
         [controls.locked.change],
         fn=lambda locked: (locked, ""),
         inputs=controls.locked,
@@ -115,7 +115,7 @@ def connect(panel: OverridesPanel, context: Context) -> None:
         **CHEAP,
     )
     asked = [*controls.settings, panel.upload]
-    panel.upload.upload(flat(load, context.session), asked, [*edited], **PRIVATE, **CHEAP)
-    saving = flat(save, context.session, context.downloads)
+    panel.upload.upload(spread_settings(load, context.session), asked, [*edited], **PRIVATE, **CHEAP)
+    saving = spread_settings(save, context.session, context.downloads)
     saved = panel.save.click(saving, controls.settings, panel.file, api_name="save_ratios", **CHEAP)
     saved.success(None, panel.file, None, js=SAVE, **CHEAP)

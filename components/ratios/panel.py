@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.context import Context
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.signatures import partial_handler
 from components.ratios import overrides, settling
 from components.ratios.charts import importance_chart, ratio_chart
 from components.ratios.estimator_check import panel as estimator_check
@@ -16,7 +16,7 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, at_opening, skipped
+from components.ui.handlers import Follower, at_opening, unchanged
 
 
 class Charts(NamedTuple):
@@ -42,9 +42,9 @@ def show(session: Session, settings: Settings, layer: int, request: gr.Request |
     try:
         plan = session.plan(settings)
     except ValueError:  # the first line says what is wrong with the setting
-        return skipped(Charts)
+        return unchanged(Charts)
     if plan is None:
-        return skipped(Charts)
+        return unchanged(Charts)
     layer = min(int(layer), len(plan.layers) - 1)
     importances = importance_chart(session.importances(settings, layer), layer)
     return Charts(ratio_chart(plan, layer).to_json(), importances.to_json())
@@ -59,7 +59,7 @@ def build(session: Session, first: Settings) -> RatiosPanel:
     why = chart(opening.importances, height=330, elem_id="importance-chart")
     fold("importances")
     charts = Charts(bars, why)
-    follower = Follower("ratios", bind(show, session), charts)
+    follower = Follower("ratios", partial_handler(show, session), charts)
     was_it_right = estimator_check.build(session, first)
     argument = prices.build(session, first)
     return RatiosPanel(charts, follower, by_hand, was_it_right, argument, settling.build(session, first))

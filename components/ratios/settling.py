@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.context import Context
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import later, number, say, spoken
 from components.state.session import Session
 from components.state.settings import Settings
@@ -16,7 +16,7 @@ from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
 from components.ui.figure import Chart
-from components.ui.handlers import Follower, at_opening, skipped
+from components.ui.handlers import Follower, at_opening, unchanged
 
 QUESTION = later("How much calibration is enough?")
 NOTHING = later("Shown for models that are calibrated on more than one sequence.")
@@ -111,7 +111,7 @@ def show(session: Session, settings: Settings, layer: int, request: gr.Request |
     try:
         view = session.settling(settings)
     except ValueError:  # the first line says what is wrong with the setting
-        return skipped(Shown)
+        return unchanged(Shown)
     return Shown(settling_chart(view).to_json())
 
 
@@ -124,5 +124,5 @@ def build(session: Session, first: Settings) -> SettlingPanel:
 
 def connect(panel: SettlingPanel, context: Context) -> None:
     """Follow what comes to rest; the calibration counts as that whenever it has seen enough more."""
-    follower = Follower("ratios", bind(show, panel.session), Shown(panel.chart))
+    follower = Follower("ratios", partial_handler(show, panel.session), Shown(panel.chart))
     context.follow(follower, context.at_rest)

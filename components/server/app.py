@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from components.gradio_compat.queue import SteadyQueue
 from components.gradio_compat.shared_config import SharedConfig
-from components.gradio_compat.translated_config import Translated
+from components.gradio_compat.translated_config import TranslatedConfig
 from components.jobs import limits
 from components.jobs.scheduler import Scheduler
 from components.server import shutdown as ending
@@ -23,7 +23,7 @@ from components.server.language import InTheirLanguage
 from components.ui.chart_bridge import PLOTLY
 
 
-class Served(gr.Blocks):
+class App(gr.Blocks):
     """`gr.Blocks` that strangers may call; what they upload goes after a while.
 
     Args:
@@ -44,9 +44,9 @@ class Served(gr.Blocks):
 
     @config.setter
     def config(self, config: dict[str, Any]) -> None:
-        self._translated = Translated(config)
+        self._translated = TranslatedConfig(config)
 
-    def queue(self, *args: Any, **options: Any) -> Served:
+    def queue(self, *args: Any, **options: Any) -> App:
         """As gradio's."""
         super().queue(*args, **options)
         made = self._queue

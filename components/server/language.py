@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from components.gradio_compat.browser.language import marking
+from components.gradio_compat.browser.language import mark_language
 from components.i18n.language import asked_for, speaking
 
 
@@ -23,4 +23,4 @@ class InTheirLanguage:
         code = asked_for(query, Headers(scope=scope).get("accept-language"))
         with speaking(code):
             is_page = scope["method"] == "GET"
-            await self._app(scope, receive, marking(send, code, query.get("lang") == code) if is_page else send)
+            await self._app(scope, receive, mark_language(send, code, query.get("lang") == code) if is_page else send)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.context import Context
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import later, spoken
 from components.spectra.charts import QUESTIONS, variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
@@ -17,7 +17,7 @@ from components.state.settings import Settings
 from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, at_opening, skipped
+from components.ui.handlers import Follower, at_opening, unchanged
 
 WAITING = later("Spectra follow when the model is calibrated.")
 
@@ -43,7 +43,7 @@ def show(views: SpectraViews, settings: Settings, layer: int, request: gr.Reques
     try:
         view = views.view(settings, layer)
     except ValueError:  # the first line says what is wrong with the setting
-        return skipped(Charts)
+        return unchanged(Charts)
     if view is None:
         return Charts(*(figure.waiting(asked(layer), spoken(WAITING)).to_json() for asked in QUESTIONS.values()))
     return Charts(variance_chart(view).to_json(), rank_chart(view).to_json(), pair_chart(view).to_json())
@@ -65,7 +65,7 @@ def build(session: Session, first: Settings) -> SpectraPanel:
     pairs = chart(opening.pairs, height=260, elem_id="pair-chart")
     fold("pairs")
     charts = Charts(variance, ranks, pairs)
-    return SpectraPanel(views, charts, Follower("spectra", bind(show, views), charts))
+    return SpectraPanel(views, charts, Follower("spectra", partial_handler(show, views), charts))
 
 
 def connect(panel: SpectraPanel, context: Context) -> None:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.gradio_compat.browser.on_latest import whenever
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.browser.on_latest import on_latest
+from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import Words, later, say, spoken
 from components.jobs.limits import told
 from components.jobs.scheduler import Urgency
@@ -25,7 +25,7 @@ from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.downloads import SAVE, Downloads
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, flat, skipped, visitor_of, while_open
+from components.ui.handlers import Follower, only_if_active, spread_settings, unchanged, visitor_of
 from components.ui.labels import ESTIMATORS, METHODS
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
@@ -127,8 +127,8 @@ def show_pinned(session: Session, settings: Settings, layer: int, request: gr.Re
     try:
         view = measure.known(session, settings, choice)
     except ValueError:  # not calibrated yet
-        return skipped(Shown)
-    return skipped(Shown) if settings.locked or not view.points else _shown(view)
+        return unchanged(Shown)
+    return unchanged(Shown) if settings.locked or not view.points else _shown(view)
 
 
 def sweep(
@@ -151,11 +151,11 @@ def sweep(
         if isinstance(event, Status):
             line = formatting.status(event)
             ended = event.kind == "ready" and view is not None
-            yield skipped(Swept)._replace(status=line, progress=_done(view) if ended else line)
+            yield unchanged(Swept)._replace(status=line, progress=_done(view) if ended else line)
         else:
             view = event
             charts = _shown(view)
-            yield skipped(Swept)._replace(removed=charts.removed, fast=charts.fast)
+            yield unchanged(Swept)._replace(removed=charts.removed, fast=charts.fast)
 
 
 def save(
@@ -188,21 +188,25 @@ def connect(panel: SweepPanel, context: Context) -> None:
     session, controls = context.session, context.controls
     asking = [*controls.settings, *panel.choice]
     seen = {
-        "fn": while_open("sweep", skipped(Shown), preview, session),
+        "fn": only_if_active("sweep", unchanged(Shown), preview, session),
         "inputs": [*asking, context.tab],
         "outputs": [*panel.shown],
         **CHEAP,
         **PRIVATE,
     }
     changed = [component.change for component in panel.choice]
-    whenever([*changed, *context.options_at_rest, controls.iterative.input], **seen)
+    on_latest([*changed, *context.options_at_rest, controls.iterative.input], **seen)
     for end in (context.opened["sweep"], *context.prepared):
         end.then(**seen)
-    context.followers.append(Follower("sweep", bind(show_pinned, session), panel.shown))
+    context.followers.append(Follower("sweep", partial_handler(show_pinned, session), panel.shown))
     swept = [*Swept(context.status, *panel.shown)]
-    context.pinned_known.append(panel.run.click(flat(sweep, session), asking, swept, api_name="sweep", **HEAVY))
-    panel.cancel.click(bind(stop, session), None, None, **CHEAP, **PRIVATE)
-    saved = panel.csv.click(flat(save, session, context.downloads), asking, panel.file, api_name="sweep_csv", **CHEAP)
+    context.pinned_known.append(
+        panel.run.click(spread_settings(sweep, session), asking, swept, api_name="sweep", **HEAVY)
+    )
+    panel.cancel.click(partial_handler(stop, session), None, None, **CHEAP, **PRIVATE)
+    saved = panel.csv.click(
+        spread_settings(save, session, context.downloads), asking, panel.file, api_name="sweep_csv", **CHEAP
+    )
     saved.success(None, panel.file, None, js=SAVE, **CHEAP)
     picked = Picked(controls.sparsity, controls.estimator, controls.locked, context.refresh)
     for points in (panel.shown.removed, panel.shown.fast):

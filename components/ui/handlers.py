@@ -16,8 +16,14 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import gradio as gr
 
-from components.gradio_compat.inputs import uploaded
-from components.gradio_compat.signatures import calling, described, is_given_by_gradio, optional, parameters_of
+from components.gradio_compat.inputs import uploaded_path
+from components.gradio_compat.signatures import (
+    handler_with,
+    is_given_by_gradio,
+    parameters_of,
+    with_default,
+    with_signature,
+)
 from components.i18n.language import Words, language, later
 from components.jobs import limits
 from components.state.settings import Settings
@@ -41,7 +47,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "temperature": lambda value: limits.number("temperature", value, 0, limits.TEMPERATURE.value),
     "sample_seed": lambda value: limits.whole("sample seed", value or 0, 0, limits.MOST_SEED),
     "raw": lambda value: limits.flag("raw", value),
-    "ratios_file": lambda value: uploaded(value),
+    "ratios_file": lambda value: uploaded_path(value),
     "speed": lambda value: limits.flag("speed", value),
 }
 
@@ -58,7 +64,7 @@ class Follower(NamedTuple):
     show_pinned: Callable[..., tuple] | None = None
 
 
-def skipped(outputs: type[Outputs]) -> Outputs:
+def unchanged(outputs: type[Outputs]) -> Outputs:
     """The answer that leaves every output as it is; `_replace` what changes."""
     return outputs(*(gr.skip() for _ in outputs._fields))
 
@@ -78,29 +84,29 @@ def at_opening(answer: Callable[[], Outputs]) -> Outputs:
     return type(now)(*(told(index) if isinstance(value, str) else value for index, value in enumerate(now)))
 
 
-def flat(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+def spread_settings(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
     """`handler(*bound, settings, ...)` as a function of the fields of `Settings`, one parameter each, then the rest.
 
     Gradio can then call it with one value a control, and its API shows every parameter by name. An answer of one field
     becomes its value, since gradio wraps a single output itself. A parameter `pinned` comes as the setting of its text,
     or as None where there is none to set beside `settings`.
     """
-    rest = [optional(parameter) for parameter in parameters_of(handler)[len(bound) + 1 :]]
+    rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) + 1 :]]
 
     def arguments(values: Sequence[Any]) -> tuple:
         settings = Settings(*values[: len(FIELDS)])
         own = zip(rest, values[len(FIELDS) :], strict=False)
-        settings = settings._replace(upload=uploaded(settings.upload))
+        settings = settings._replace(upload=uploaded_path(settings.upload))
         checks = CHECKS | {"pinned": lambda text: pinned_text.beside(text, settings)}
         return *bound, settings, *(checks.get(parameter.name, _as_it_is)(value) for parameter, value in own)
 
     def unwrapped(answer: Any) -> Any:
         return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
 
-    return calling(handler, arguments, [*FIELDS, *rest], unwrapped)
+    return handler_with(handler, arguments, [*FIELDS, *rest], unwrapped)
 
 
-def while_open(tab: str, unchanged: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+def only_if_active(tab: str, unchanged: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
     """As `flat`, with the open tab as one more input, the last: while that is not `tab` the answer is `unchanged`."""
     parameters = parameters_of(handler)[len(bound) :]
     inputs = [parameter for parameter in parameters if not is_given_by_gradio(parameter)]
@@ -122,7 +128,7 @@ def while_open(tab: str, unchanged: Any, handler: Callable[..., Any], *bound: An
             return handler(*arguments(values)) if values[len(inputs)] == tab else unchanged
 
     opened = inspect.Parameter("opened", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
-    return flat(described(guarded, handler, [*inputs, opened, *given]))
+    return spread_settings(with_signature(guarded, handler, [*inputs, opened, *given]))
 
 
 def visitor_of(request: gr.Request | None) -> str:

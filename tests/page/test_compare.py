@@ -20,7 +20,7 @@ from components.jobs.status import Status
 from components.state.crossmodule import TOLERANCE
 from components.state.session import Session
 from components.state.settings import Settings
-from components.ui.handlers import flat
+from components.ui.handlers import spread_settings
 from intraslice.__main__ import main
 from intraslice.core.progress import finish
 from intraslice.diagnostics.first_divergence import first_divergence
@@ -248,7 +248,7 @@ def test_whatever_models_say_is_escaped() -> None:
 def test_the_api_names_every_parameter(columns) -> None:
     for name in ("answer", "costs", "next_tokens", "passage"):
         assert getattr(handlers, name).__doc__
-        flat(getattr(handlers, name))
+        spread_settings(getattr(handlers, name))
 
 
 def test_sampling_leaves_the_global_random_numbers_alone(columns, tiny) -> None:

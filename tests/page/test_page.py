@@ -15,7 +15,7 @@ from tiny_page import SOMEBODY, stepwise
 
 from app import build_app
 from components.frame import handlers, link, slider
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.signatures import partial_handler
 from components.jobs.status import Status
 from components.ratios import panel as ratios
 from components.state.caches import BoundedCache
@@ -24,7 +24,7 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import plan as snapshot
 from components.ui import formatting
-from components.ui.handlers import Follower, flat, skipped, while_open
+from components.ui.handlers import Follower, only_if_active, spread_settings, unchanged
 from intraslice.core.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
@@ -35,8 +35,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def preview(session) -> Callable[..., tuple]:
     """What a move of the slider shows: both charts of the Ratios tab, then the fields of `slider.Moved`."""
-    follower = Follower("ratios", bind(ratios.show, session), ())
-    return bind(slider.preview, session, [follower])
+    follower = Follower("ratios", partial_handler(ratios.show, session), ())
+    return partial_handler(slider.preview, session, [follower])
 
 
 def bars(chart_json: str) -> list[list[float]]:
@@ -120,7 +120,7 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
 
 def test_live_measuring_leaves_the_papers_order_to_its_button(session, tiny) -> None:
     assert list(slider.let_go(session, tiny._replace(order="sequential"), 0, None, SOMEBODY)) == [
-        skipped(slider.Measured)
+        unchanged(slider.Measured)
     ]
 
 
@@ -158,7 +158,7 @@ def test_a_link_carries_a_bias_where_one_was_given(query, bias) -> None:
 
 
 def test_the_api_names_every_parameter(session) -> None:
-    parameters = inspect.signature(flat(slider.preview, session, [])).parameters
+    parameters = inspect.signature(spread_settings(slider.preview, session, [])).parameters
     assert list(parameters) == [*Settings._fields, "layer", "pinned", "request"]
     for handler in (link.restore, slider.preview, slider.measure, slider.let_go, slider.stop):
         assert handler.__doc__
@@ -173,8 +173,8 @@ def test_a_single_output_is_answered_with_its_value(tiny) -> None:
     def show(settings: Settings) -> Shown:
         return Shown(settings.estimator)
 
-    assert flat(show)(*tiny) == tiny.estimator
-    assert while_open("mine", skipped(Shown), show)(*tiny, "other") == skipped(Shown).words
+    assert spread_settings(show)(*tiny) == tiny.estimator
+    assert only_if_active("mine", unchanged(Shown), show)(*tiny, "other") == unchanged(Shown).words
 
 
 def test_gradio_gives_every_handler_what_it_takes(session) -> None:

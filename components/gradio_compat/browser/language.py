@@ -10,7 +10,7 @@ from starlette.types import Message, Send
 from components.i18n.language import ENGLISH
 
 
-def marking(send: Send, code: str, is_asked: bool) -> Send:
+def mark_language(send: Send, code: str, is_asked: bool) -> Send:
     """Gradio's own words follow the browser's language: an HTML page comes with what makes it say `code`."""
     start: Message | None = None
     body = b""

@@ -13,7 +13,7 @@ from components.gradio_compat.browser.silent import SILENT
 RELAY = {"api_visibility": "private", "api_name": "step", "queue": False, **SILENT}
 
 
-def whenever(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
+def on_latest(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
     """Call after any of these events, and once more at the end if others came meanwhile.
 
     Gradio (6.31) sends an event that came meanwhile to all its listeners again: two that keep events so would keep each

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import Words, later, say, spoken
 from components.ratios.estimator_check.chart import digits, judged, verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
@@ -19,7 +19,7 @@ from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, flat, skipped, visitor_of
+from components.ui.handlers import Follower, spread_settings, unchanged, visitor_of
 from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
 
 PATIENCE = later("Other measurements wait for it; what is done when you cancel is kept.")
@@ -57,7 +57,7 @@ def show(verdicts: Verdicts, settings: Settings, layer: int, request: gr.Request
     try:
         view = verdicts.known(settings)
     except ValueError as problem:
-        return skipped(Shown)._replace(words=formatting.problem(problem))
+        return unchanged(Shown)._replace(words=formatting.problem(problem))
     points = verdict_chart(view, settings.estimator, int(layer)).to_json()
     return Shown(points, words_of(view, settings.estimator), gr.update(visible=view is None))
 
@@ -69,7 +69,7 @@ def measure(verdicts: Verdicts, settings: Settings, layer: int, request: gr.Requ
             yield Measured(*show(verdicts, settings, layer, request), progress="")
         else:
             patience = f'<p class="isx-quiet">{spoken(PATIENCE)}</p>' if event.kind == "busy" else ""
-            yield skipped(Measured)._replace(progress=formatting.status(event) + patience)
+            yield unchanged(Measured)._replace(progress=formatting.status(event) + patience)
 
 
 def stop(session: Session, request: gr.Request) -> None:
@@ -95,11 +95,11 @@ def connect(panel: EstimatorCheckPanel, context: Context) -> None:
     """Show what is known whenever it may have changed; measure on request."""
     controls, verdicts = context.controls, panel.verdicts
     context.choose_layer_by(panel.shown.chart)
-    follower = Follower("ratios", bind(show, verdicts), panel.shown)
+    follower = Follower("ratios", partial_handler(show, verdicts), panel.shown)
     context.follow(follower, [controls.layer.change, controls.estimator.input])
     inputs, outputs = [*controls.settings, controls.layer], [*Measured(*panel.shown, panel.progress)]
-    panel.measure.click(flat(measure, verdicts), inputs, outputs, api_name="sensitivity", **HEAVY)
-    panel.cancel.click(bind(stop, context.session), None, None, **PRIVATE, **CHEAP)
+    panel.measure.click(spread_settings(measure, verdicts), inputs, outputs, api_name="sensitivity", **HEAVY)
+    panel.cancel.click(partial_handler(stop, context.session), None, None, **PRIVATE, **CHEAP)
 
 
 def words_of(view: VerdictView | None, estimator: str) -> str:

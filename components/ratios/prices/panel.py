@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import Words, later, say, spoken
 from components.ratios.prices.chart import price_chart
 from components.ratios.prices.measure import PriceViews
@@ -19,7 +19,7 @@ from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, flat, skipped, visitor_of
+from components.ui.handlers import Follower, spread_settings, unchanged, visitor_of
 from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
 
 PATIENCE = later("Other measurements wait for it; what is done when you cancel is kept.")
@@ -57,7 +57,7 @@ def show(prices: PriceViews, settings: Settings, layer: int, request: gr.Request
     try:
         view = prices.known(settings)
     except ValueError:  # the first line says what is wrong with the setting
-        return skipped(Shown)
+        return unchanged(Shown)
     points = price_chart(view, settings.estimator, int(layer)).to_json()
     return Shown(points, words_of(view), gr.update(visible=view is None))
 
@@ -69,7 +69,7 @@ def measure(prices: PriceViews, settings: Settings, layer: int, request: gr.Requ
             yield Measured(*show(prices, settings, layer, request), progress="")
         else:
             patience = f'<p class="isx-quiet">{spoken(PATIENCE)}</p>' if event.kind == "busy" else ""
-            yield skipped(Measured)._replace(progress=formatting.status(event) + patience)
+            yield unchanged(Measured)._replace(progress=formatting.status(event) + patience)
 
 
 def stop(session: Session, request: gr.Request) -> None:
@@ -94,11 +94,11 @@ def build(session: Session, first: Settings) -> PricesPanel:
 def connect(panel: PricesPanel, context: Context) -> None:
     """Show what is known whenever it may have changed; measure on request."""
     context.choose_layer_by(panel.shown.chart)
-    context.follow(Follower("ratios", bind(show, panel.prices), panel.shown), context.at_rest)
+    context.follow(Follower("ratios", partial_handler(show, panel.prices), panel.shown), context.at_rest)
     inputs = [*context.controls.settings, context.controls.layer]
     outputs = [*Measured(*panel.shown, panel.progress)]
-    panel.measure.click(flat(measure, panel.prices), inputs, outputs, api_name="prices", **HEAVY)
-    panel.cancel.click(bind(stop, context.session), None, None, **PRIVATE, **CHEAP)
+    panel.measure.click(spread_settings(measure, panel.prices), inputs, outputs, api_name="prices", **HEAVY)
+    panel.cancel.click(partial_handler(stop, context.session), None, None, **PRIVATE, **CHEAP)
 
 
 def words_of(view: PriceView | None) -> str:

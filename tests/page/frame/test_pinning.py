@@ -12,7 +12,7 @@ from tiny_page import SOMEBODY, curves, in_light, plan_view
 from components.compare import handlers as compare
 from components.compare.models import Columns
 from components.frame import link, pinning, slider
-from components.gradio_compat.signatures import bind
+from components.gradio_compat.signatures import partial_handler
 from components.ratios import panel as ratios
 from components.ratios.charts import importance_chart, ratio_chart
 from components.state.keys import precision
@@ -22,7 +22,7 @@ from components.state.views import Beside, Perplexities, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
 from components.ui.figure import ALWAYS, Chart, layout_of
-from components.ui.handlers import Follower, flat
+from components.ui.handlers import Follower, spread_settings
 from components.ui.pinned import text as pinned
 from components.ui.pinned.differences import FIELDS, name_of, signed
 from components.ui.pinned.ghost import ghost
@@ -83,10 +83,10 @@ def test_handlers_get_the_setting_of_the_text() -> None:
     def told(settings: Settings, pinned: Settings | None) -> tuple:
         return settings.sparsity, pinned and pinned.sparsity
 
-    assert flat(told)(*Settings(), pinned.write(OTHER)) == (30, 45)
-    assert flat(told)(*Settings(), "") == (30, None)
+    assert spread_settings(told)(*Settings(), pinned.write(OTHER)) == (30, 45)
+    assert spread_settings(told)(*Settings(), "") == (30, None)
     with pytest.raises(UserError):
-        flat(told)(*Settings(), "sparsity=99")
+        spread_settings(told)(*Settings(), "sparsity=99")
 
 
 def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
@@ -161,7 +161,7 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
 def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session, tiny) -> None:
     with gr.Blocks():
         panel, swept = ratios.build(session, tiny), sweep.build(session, tiny)
-    followers = [panel.follower, Follower("sweep", bind(sweep.show_pinned, session), swept.shown)]
+    followers = [panel.follower, Follower("sweep", partial_handler(sweep.show_pinned, session), swept.shown)]
     drawn = pinning.ghosts(followers, tiny, 1, "ratios", tiny._replace(sparsity=50), SOMEBODY)
     bars = json.loads(drawn[0]["ghost"])["data"][0]
     plan = session.plan(tiny._replace(sparsity=50))

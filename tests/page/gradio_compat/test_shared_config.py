@@ -5,11 +5,11 @@ from gradio.blocks import BlocksConfig
 from gradio.state_holder import SessionState
 
 from components.jobs.scheduler import Scheduler
-from components.server.app import Served
+from components.server.app import App
 
 
-def page() -> Served:
-    with Served(Scheduler()) as made, gr.Row():
+def page() -> App:
+    with App(Scheduler()) as made, gr.Row():
         gr.Slider(0, 10, value=3, label="of all")
         gr.Dropdown(["a", "b"], value="a")
     return made

@@ -14,7 +14,7 @@ from gradio_client import Client
 from app import build_app, launch_options
 from components.gradio_compat import queue as serving_queue
 from components.jobs.scheduler import Scheduler
-from components.server.app import Served
+from components.server.app import App
 from components.state.settings import Settings
 
 
@@ -43,12 +43,12 @@ def serve(monkeypatch) -> Iterator[Callable[..., tuple[gr.Blocks, Caller]]]:
     monkeypatch.setattr(serving_queue, "EVERY", 0.05)
     pages = []
 
-    def open_page(scheduler: Scheduler | None = None) -> tuple[Served, Caller]:
+    def open_page(scheduler: Scheduler | None = None) -> tuple[App, Caller]:
         def work(seconds: float) -> float:
             time.sleep(seconds)
             return seconds
 
-        with Served(scheduler or Scheduler()) as page:
+        with App(scheduler or Scheduler()) as page:
             gr.api(work, api_name="work", concurrency_limit=2)
         _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True)
         pages.append(page)

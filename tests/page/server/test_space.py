@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import SpaceCard
 
 from components.jobs.scheduler import Scheduler
-from components.server.app import Served
+from components.server.app import App
 from components.state.settings import Settings
 from intraslice.core.cache import cache_folder
 from intraslice.data import WIKITEXT
@@ -65,10 +65,10 @@ def test_the_card_names_what_the_page_loads() -> None:
 
 
 @pytest.fixture
-def behind_a_prefix(monkeypatch) -> Iterator[Served]:
+def behind_a_prefix(monkeypatch) -> Iterator[App]:
     """A hosted page whose proxy calls it by a prefix."""
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
-    with Served(Scheduler()) as page:
+    with App(Scheduler()) as page:
         gr.HTML("")
     page.queue().launch(prevent_thread_lock=True, quiet=True, root_path="/lab/app")
     yield page
