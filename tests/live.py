@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from playwright import sync_api as playwright
 
-from intraslice import EvaluationConfig, evaluation_tokens, finish, load_model
+from intraslice import EvaluationConfig, evaluation_tokens, load_model
 from intraslice.core.cache import cache_folder
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.pretrained.precision import choose_dtype
@@ -109,7 +109,7 @@ class Machine:
         windows = evaluation_tokens(loaded.tokenizer, EvaluationConfig(tokens=2_560))
         for _ in range(2):  # the first run warms up
             began = time.perf_counter()
-            finish(measure_losses(loaded.model, windows))
+            measure_losses(loaded.model, windows, progress=False)
             seconds = time.perf_counter() - began
         self.slower = max(1.0, seconds / YARDSTICK)
         print(f"this machine's dense perplexity of {windows.numel():,} tokens {seconds:21.1f} s   there {YARDSTICK}")

@@ -204,7 +204,7 @@ def test_a_sweep_has_both(energy, random_heads, tiny_case, own_cache):
     case = tiny_case("llama-gqa")
     texts = Texts(replace(case.stats), case.tokens, case.tokens[:4, :20])
     wanted = points(["intraslice", random_heads], ["pca", energy], [0.3])
-    frame = sl.finish(sweep(case.loaded, texts, wanted, sl.SliceConfig(bias=1.0)))
+    frame = sweep(case.loaded, texts, wanted, sl.SliceConfig(bias=1.0), progress=False)
     assert frame["method"].tolist() == ["intraslice", "intraslice", random_heads]
     assert frame["estimator"].tolist()[:2] == ["pca", energy]
     assert frame["removed_fraction"].tolist() == pytest.approx([0.3] * 3, abs=0.01)

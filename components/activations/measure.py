@@ -21,6 +21,7 @@ from components.state.crossmodule import nearest_plan, note_of
 from components.state.keys import SliceKey, calibration_key, described, is_usual, slice_config, slice_key
 from components.state.session import Session
 from components.state.settings import Settings
+from intraslice.core.progress import stepwise
 from intraslice.diagnostics.distributions import Distribution
 from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
 from intraslice.methods.registry import Method
@@ -111,7 +112,8 @@ class ShiftViews:
         tokens = windows[: max(1, TOKENS // windows.shape[1])]
         names = Words(lambda: say(" and ").join(spoken(NAMES[method]) for method in sliced))
         words = later("Comparing activations ({names}), window", names=names)
-        report = yield from statuses(measure_shift(dense, sliced, tokens), words)
+        work = stepwise(lambda progress: measure_shift(dense, sliced, tokens, progress=progress))
+        report = yield from statuses(work, words)
         for method, model in sliced.items():
             measured = _summary(report, method, dense, model), report.massive
             self._shifts.put(slice_key(settings, method), measured)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, PINNED, Answer, Question
 from components.i18n.language import later
-from components.jobs.scheduler import PAUSE, Urgency, Waiting
+from components.jobs.scheduler import Urgency, Waiting
 from components.jobs.status import Status
 from components.state.settings import Settings
 from intraslice.core.errors import NumericalError, UserError
@@ -74,7 +74,7 @@ class Board:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> None:
         self._tokenizer, self._prompt, self._sampling = tokenizer, prompt, sampling
-        self.running: dict[str, tuple[PreTrainedModel, Iterator[int | None]]] = {}
+        self.running: dict[str, tuple[PreTrainedModel, Iterator[int]]] = {}
         self._tokens: defaultdict[str, list[int]] = defaultdict(list)
         self._answers = {name: Answer() for name in COLUMNS}
 
@@ -101,9 +101,6 @@ class Board:
                 del self.running[name]
                 state = "ended" if self._tokens[name][-1:] and self._tokens[name][-1] in end_tokens(model) else "cut"
             else:
-                if token is None:  # the prompt is long, and others have a turn
-                    yield PAUSE
-                    continue
                 self._tokens[name].append(token)
                 state = "growing"
             self._answers[name] = self._view(name, state)

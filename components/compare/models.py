@@ -20,6 +20,7 @@ from components.state.session import Session
 from components.state.settings import Settings
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.progress import stepwise
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token
@@ -147,7 +148,8 @@ class Columns:
         key = calibration_key(settings), slice_config(settings)
         known = self._speeds.get(key) or {}
         if settings.sparsity and not models.keys() <= known.keys():
-            speeds = yield from statuses(measure_speed(models, SPEED), later("Speeds, the models in turn; turn"))
+            work = stepwise(lambda progress: measure_speed(models, SPEED, progress=progress))
+            speeds = yield from statuses(work, later("Speeds, the models in turn; turn"))
             self._speeds.put(key, speeds)
 
     def _speed_protocol(self) -> str:

@@ -23,7 +23,6 @@ from components.ui.downloads import Downloads
 from intraslice import checkpoints
 from intraslice.checkpoints.to_gguf import require_deci, write_gguf
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.evaluation.generation import generate_text
 from intraslice.reporting import measured, record
 
@@ -161,7 +160,7 @@ def write_gguf_file(session: Session, settings: Settings, downloads: Downloads) 
 
     def write(path: Path) -> None:
         nonlocal padding
-        padding = finish(write_gguf(model, tokenizer, path, made=made)).padding_bytes
+        padding = write_gguf(model, tokenizer, path, made=made, progress=False).padding_bytes
 
     path = yield from aside(lambda: downloads.put(f"{checkpoint_name(settings)}.gguf", write))
     return Export(path, _padded(padding))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from components.state.settings import Settings
 from components.state.views import Perplexities, Reading
 from intraslice.core.cache import cache_path, keep_record, kept_record
 from intraslice.core.config import SliceConfig
+from intraslice.core.progress import Progress, stepwise
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
 
@@ -76,7 +77,8 @@ class Readings:
             losses = _kept(path) if dense else None
             if losses is None:
                 states = self._states_of(key[0], loaded.model) if compared else None
-                work = measure_losses(model, calibrated.windows, dense=states)
+                windows = calibrated.windows
+                work = stepwise(lambda progress: measure_losses(model, windows, dense=states, progress=progress))
                 work = work if enough else self._noting(key, sequences, work)  # a whole one is not taken back
                 losses = yield from statuses(work, _telling(method), when_done=True)
                 if dense:
@@ -138,13 +140,18 @@ class Readings:
             text=later("held-out Wikipedia") if "Wikipedia" in text else later("held-out text"),
         )
 
-    def _noting(self, key: SliceKey, sequences: int, work: Iterator[Losses]) -> Generator[Losses, None, Losses]:
+    def _noting(
+        self, key: SliceKey, sequences: int, work: Generator[Progress, None, Losses]
+    ) -> Generator[Progress, None, Losses]:
         """Let everybody see what is known by now."""
-        for losses in work:
-            if losses.done:
-                self._note(key, Made(losses, sequences))
-            yield losses
-        return losses
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                return end.value
+            if event.done:
+                self._note(key, Made(event.partial(), sequences))
+            yield event
 
     def _note(self, key: SliceKey, losses: Made[Losses]) -> None:
         """Keep losses, unless all are known by more of a calibration."""
@@ -207,5 +214,7 @@ def _paired(sliced: Losses, dense: Losses | None) -> Reading:
 
 def _kept(path: Path) -> Losses | None:
     kept = kept_record(path)
-    lists = {name: tuple(kept.get(name, ())) for name in ("sizes", "divergences")}
-    return Losses(**kept | lists | {"sums": tuple(map(tuple, kept["sums"]))}) if kept else None
+    if not kept:
+        return None
+    sums, sizes, divergences = tuple(map(tuple, kept["sums"])), tuple(kept["sizes"]), tuple(kept["divergences"])
+    return Losses(kept["done"], kept["total"], sums, sizes, divergences)

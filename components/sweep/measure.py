@@ -25,7 +25,7 @@ from components.sweep.charts import line_name
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
+from intraslice.core.progress import stepwise
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
 
     def frame(self) -> pandas.DataFrame:
         """The rows of the kept points, as the command line writes them."""
-        return finish(sweep(*self._replace(wanted=self.kept())))
+        return sweep(*self._replace(wanted=self.kept()), progress=False)
 
 
 def asked_points(settings: Settings, choice: SweepChoice) -> tuple[SliceConfig, tuple[Point, ...]]:
@@ -127,7 +127,8 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
         name = Words(partial(line_name, point.method, point.estimator or ""))
         words = later("Sweep: {name} at {sparsity:.0%}; points", name=name, sparsity=point.sparsity)
         moment = 0.0
-        for _ in sweep(*plan._replace(wanted=(point,)), states):
+        one = plan._replace(wanted=(point,))
+        for _ in stepwise(lambda progress, one=one: sweep(*one, states, progress=progress)):
             if time.monotonic() < moment + EVERY:
                 yield PAUSE
                 continue

@@ -89,7 +89,8 @@ def deci_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Filled]]:
         with resident(mlp):
             tensors |= mlp_tensors(mlp.weights())
         tensors["ffn_norm.weight"] = _whole(block.mlp_norm.weight)
-        yield from ((f"blk.{index}.{name}", tensor) for name, tensor in tensors.items())
+        for name, tensor in tensors.items():
+            yield f"blk.{index}.{name}", tensor
     yield "output_norm.weight", _whole(model.model.norm.weight)
     if not model.config.tie_word_embeddings:
         yield "output.weight", _whole(model.lm_head.weight)

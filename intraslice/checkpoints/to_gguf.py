@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +19,7 @@ from intraslice.checkpoints.gguf_tensors import BLOCK, INSTEAD, deci_tensors, sh
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
 from intraslice.core.cache import scratch_beside
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks
 
@@ -87,12 +86,14 @@ def write_gguf(
     gguf_type: GGUFType = "f16",
     name: str = "",
     made: dict[str, Any] | None = None,
-) -> Generator[Progress, None, GGUFReport]:
-    """Write a canonical model and its tokenizer to `file`; yields progress by tensor, one of which is in memory.
+    *,
+    progress: ProgressCallback | bool = True,
+) -> GGUFReport:
+    """Write a canonical model and its tokenizer to `file`, with one tensor in memory at a time.
 
     Norms and biases stay float32. `name` is what the model is called, `made` how a slice was made, as its folder says
-    it. Raises UserError for what `require_new_file` and `require_deci` refuse, for values that float16 does not hold,
-    and where there is no room.
+    it. `progress` counts tensors. Raises UserError for what `require_new_file` and `require_deci` refuse, for values
+    that float16 does not hold, and where there is no room.
     """
     file = require_new_file(file, ".gguf")
     vocabulary = require_deci(model, tokenizer)
@@ -108,7 +109,7 @@ def write_gguf(
                 _add_origin(writer, name, made or {}, sizes.padding)
                 _add_metadata(writer, model, sizes, gguf_type)
                 vocabulary.add_to(writer)
-                yield from _write_tensors(writer, model, sizes)
+                _write_tensors(writer, model, sizes, progress_callback(progress))
             finally:
                 writer.close()
             os.replace(draft, file)
@@ -173,18 +174,18 @@ def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, ggu
         writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), sizes.bytes(name), raw_dtype=kind)
 
 
-def _write_tensors(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes) -> Generator[Progress, None, None]:
+def _write_tensors(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, progress: ProgressCallback) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for done, (name, (values, _)) in enumerate(deci_tensors(model)):
-        yield Progress("gguf", done, len(sizes.shapes))
+        progress(Progress("gguf", done, len(sizes.shapes)))
         with numpy.errstate(over="ignore"):
             stored = gguf.quantize(values.contiguous().numpy(), sizes.types[name])
         if stored.dtype == numpy.float16 and not numpy.isfinite(stored).all():
             raise UserError(f"{name} has values that float16 does not hold; write f32")
         writer.write_tensor_data(stored)
-    yield Progress("gguf", len(sizes.shapes), len(sizes.shapes))
+    progress(Progress("gguf", len(sizes.shapes), len(sizes.shapes)))
 
 
 def _context_length(model: PreTrainedModel) -> int:

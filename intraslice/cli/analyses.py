@@ -8,8 +8,8 @@ import pandas
 import torch
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.cli.run import Answer, Run, require_folder, show
-from intraslice.core.progress import finish
+from intraslice.cli.run import Answer, Run, require_folder
+from intraslice.core.errors import UserError
 from intraslice.diagnostics.ablation import measure_ablations
 from intraslice.diagnostics.rank_agreement import RankAgreement, compare_ranks
 from intraslice.diagnostics.sensitivity import (
@@ -63,7 +63,7 @@ def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch
         models[method], plan = run.slice(loaded, stats, tokens, method)
         removed[method] = plan.removed_fraction
     with run.timed("shift"):
-        report = finish(measure_shift(loaded.model, models, run.windows(loaded)), show)
+        report = measure_shift(loaded.model, models, run.windows(loaded))
     frame = report.frame()
     counts = {"tokens": report.tokens, "massive_tokens": report.massive, "removed_fraction": removed}
     notes = ", ".join(f"{method} {fraction:.4f}" for method, fraction in removed.items())
@@ -74,7 +74,7 @@ def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch
 def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:
     width = run.plan(loaded, stats, "crossmodule").width
     with run.timed("faults"):
-        perplexities = finish(measure_ablations(loaded.model, width, tokens, run.windows(loaded)), show)
+        perplexities = measure_ablations(loaded.model, width, tokens, run.windows(loaded))
     lines = [f"perplexity when only this is cut to {width} axes, the residual stream kept whole:"]
     lines += [f"  {ablation:<18}{value:9.3f}" for ablation, value in perplexities.items()]
     return {"faults": {"width": width, "perplexity": perplexities}}, "\n".join(lines)
@@ -90,7 +90,7 @@ def sensitivity(run: Run) -> Answer:
         if a.context:
             measured = [_in_context(run, loaded, stats, tokens, windows)]
         else:
-            measured = [finish(measure_sensitivity(loaded, stats, windows, ratio), show) for ratio in _ratios(a.ratio)]
+            measured = [measure_sensitivity(loaded, stats, windows, ratio) for ratio in _ratios(a.ratio)]
     profile = stats.profile_for(run.recipe.slicing)
     agreements = [compare_ranks(found, profile, a.measure) for found in measured]
     verdicts = [_record(found, agreement) for found, agreement in zip(measured, agreements, strict=True)]
@@ -117,7 +117,7 @@ def _in_context(
         raise UserError(
             f"{method} slices no modules that could be dense again; wanted another --method, or no --context"
         )
-    return finish(measure_in_context(loaded, stats, sliced, plan, windows, method), show)
+    return measure_in_context(loaded, stats, sliced, plan, windows, method)
 
 
 def _record(found: Sensitivity, agreement: RankAgreement) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def sweep_(run: Run) -> Answer:
     texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others)
     wanted = points(a.methods, a.estimators, a.sparsities)
     with run.timed("sweep"):
-        frame = finish(sweep(loaded, texts, wanted, run.recipe.slicing, speed), show)
+        frame = sweep(loaded, texts, wanted, run.recipe.slicing, speed)
     if a.csv is not None and speaks():
         frame.to_csv(a.csv, index=False)
     result = {"model": a.model, "rows": records(frame), "protocol": run.recipe.protocol(), "seconds": run.seconds}

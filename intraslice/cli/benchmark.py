@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from intraslice import data
-from intraslice.cli.run import Answer, Run, peak_memory, show
+from intraslice.cli.run import Answer, Run, peak_memory
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.distributed.sharing import size
 from intraslice.evaluation.benchmark import USUAL_TOKENS, Costs, measure_costs
 from intraslice.evaluation.growth import JOBS, measure_growth
@@ -26,7 +25,7 @@ def benchmark(run: Run) -> Answer:
     own = run.recipe.dtype
     costs = {dtype: _costs(run, dtype) for dtype in dict.fromkeys([own, *run.arguments.dtypes])}
     with run.timed("growth"):
-        growth = asdict(finish(measure_growth(run.device), show))
+        growth = asdict(measure_growth(run.device))
     result = {
         "model": run.arguments.model,
         "ratios": costs[own].ratios,
@@ -56,9 +55,9 @@ def _costs(run: Run, dtype: str) -> Costs:
     other.seconds = run.seconds
     loaded, recipe = other.load_dense(), other.recipe
     tokens = data.calibration_tokens(loaded.tokenizer, recipe.calibration, recipe.evaluation.text)
-    job = measure_costs(loaded, tokens, other.windows(loaded), recipe.slicing, recipe.calibration.targets)
+    windows = other.windows(loaded)
     with run.timed(dtype):
-        return finish(job, show)
+        return measure_costs(loaded, tokens, windows, recipe.slicing, recipe.calibration.targets)
 
 
 def _text(run: Run, costs: dict[str, Costs], result: dict[str, Any]) -> str:

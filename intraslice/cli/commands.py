@@ -12,9 +12,8 @@ from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.model_card import model_card
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_in_words, require_deci, write_gguf
 from intraslice.checkpoints.to_vllm import to_vllm
-from intraslice.cli.run import Answer, Run, peak_memory, require_folder, show
+from intraslice.cli.run import Answer, Run, peak_memory, require_folder
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.distributed.sharing import speaks
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.generation import generate_text
@@ -64,7 +63,7 @@ def evaluate(run: Run) -> Answer:
     with run.timed("evaluate"):
         states = DenseStates(loaded.model)
         dense, sliced = (
-            finish(measure_losses(which, windows, f"perplexity {name}", states), show)
+            measure_losses(which, windows, f"perplexity {name}", states)
             for name, which in (("dense", loaded.model), ("sliced", model))
         )
     result = run.recipe.asked() | described(plan, loaded.model) | measured(dense, sliced)
@@ -86,7 +85,7 @@ def _with_error(estimate: dict[str, float | None], digits: int) -> str:
 def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -> Answer:
     """A sliced checkpoint alone: what is dense is read off its record, since the dense model is not there."""
     with run.timed("evaluate"):
-        value, error = finish(measure_losses(loaded.model, windows, "perplexity sliced"), show).perplexity()
+        value, error = measure_losses(loaded.model, windows, "perplexity sliced").perplexity()
     made = loaded.made
     protocol = run.recipe.protocol() | {
         key: made["protocol"][key] for key in ("calibration", "calibration_tokens", "seed")
@@ -170,8 +169,7 @@ def _write_gguf(run: Run, loaded: LoadedModel) -> Answer:
     """Write a model in memory as the GGUF file that the command line names."""
     a = run.arguments
     with run.timed("gguf"):
-        job = write_gguf(loaded.model, loaded.tokenizer, a.gguf, a.type, loaded.name, loaded.made)
-        report = finish(job, show)
+        report = write_gguf(loaded.model, loaded.tokenizer, a.gguf, a.type, loaded.name, loaded.made)
         made = loaded.made or {"source": loaded.source, "asked": {"model": loaded.name}}
         card = a.gguf.with_suffix(".md")
         if not card.exists():

@@ -6,12 +6,11 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from intraslice.cli.run import Answer, Run, show
+from intraslice.cli.run import Answer, Run
 from intraslice.core.config import GRADIENT_GROUP
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.core.registry import ESTIMATORS
-from intraslice.diagnostics.exchanges import EXCHANGES, Exchanged, exchange_parameters
+from intraslice.diagnostics.exchanges import EXCHANGES, Exchanged, Trials, exchange_parameters
 from intraslice.distributed.sharing import speaks
 from intraslice.planning.measured import importances_along
 from intraslice.untrusted.importance_files import importances_json
@@ -45,8 +44,8 @@ def exchange(run: Run) -> Answer:
     path: list[Exchanged] = []
     for config in configs:
         with run.timed("exchange"):
-            job = exchange_parameters(loaded, stats, tokens[: a.windows], config, path[-1:], a.exchanges, a.seed)
-            path.append(finish(job, show))
+            trials = Trials(a.exchanges, a.seed)
+            path.append(exchange_parameters(loaded, stats, tokens[: a.windows], config, path[-1:], trials))
     importances = importances_along(stats.profile, [(one.sparsity, one.ratios) for one in path], slicing.estimator)
     if speaks():
         a.out.write_text(importances_json(importances), encoding="utf-8")

@@ -9,9 +9,8 @@ from typing import Any
 
 from intraslice import data
 from intraslice.cli.benchmark import markdown
-from intraslice.cli.run import Answer, Run, show
+from intraslice.cli.run import Answer, Run
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import DEFAULT, LoadedModel
 from intraslice.methods.registry import METHODS
@@ -58,7 +57,7 @@ def paper(run: Run) -> Answer:
     wanted = points(a.methods, [recipe.slicing.estimator], a.sparsities)
     texts = Texts(stats, tokens, windows, run.training_tokens(loaded))
     with run.timed("sweep"):
-        frame = finish(sweep(loaded, texts, wanted, recipe.slicing), show)
+        frame = sweep(loaded, texts, wanted, recipe.slicing)
     protocol = replace(recipe, evaluation=evaluation).protocol()
     result = {
         "model": a.model,

@@ -7,10 +7,9 @@ from typing import Any
 
 import pandas
 
-from intraslice.cli.run import Answer, Run, show
+from intraslice.cli.run import Answer, Run
 from intraslice.core.config import ModuleKind
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.diagnostics.prices import (
     Disagreement,
     Prices,
@@ -41,7 +40,7 @@ def prices(run: Run) -> Answer:
         other = make_plan(profile, replace(plan.config, estimator=against, locked=()))
         differences = disagreements(plan, other, profile)
     with run.timed("prices"):
-        found = finish(measure_prices(loaded, stats, sliced, plan, run.windows(loaded), method), show)
+        found = measure_prices(loaded, stats, sliced, plan, run.windows(loaded), method)
     frame = price_frame(found, profile)
     result = run.recipe.asked() | {
         "divergence": found.divergence._asdict(),

@@ -28,7 +28,7 @@ from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import finish, progress_callback
 from intraslice.distributed.sharing import from_first, require_enough, speaks
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, require_shareable, slice_by, uses_statistics
@@ -105,7 +105,7 @@ class Run:
         """The calibration's statistics, and the tokens that they were taken on."""
         tokens = self._calibration_tokens(loaded)
         with self.timed("calibrate"):
-            stats = finish(calibrate(loaded, tokens, self.recipe.calibration.targets), show)
+            stats = finish(calibrate(loaded, tokens, self.recipe.calibration.targets), progress_callback(True))
             _ = stats.profile  # found once, and counted here
         return stats, tokens
 
@@ -129,7 +129,7 @@ class Run:
         plan, name = self.plan(loaded, stats, method), method or self.recipe.method
         with self.timed("slice"):
             read = self.training_tokens(loaded) if METHODS[name].trains else tokens
-            model = finish(slice_by(name, loaded.model, plan, stats, read), show)
+            model = finish(slice_by(name, loaded.model, plan, stats, read), progress_callback(True))
         return model, plan
 
     def training_tokens(self, loaded: LoadedModel) -> Tokens:
@@ -171,14 +171,6 @@ def require_folder(file: Path) -> None:
     """Raise UserError, before any work, where there is no folder for a file that is to be written."""
     if not file.parent.is_dir():
         raise UserError(f"there is no folder {file.parent} to write {file.name} to; make it first")
-
-
-def show(event: Progress) -> None:
-    """Progress on stderr, of the first process where there are several."""
-    if not speaks():
-        return
-    end = "\n" if event.done == event.total else "\r"
-    print(f"{event.stage} {event.done}/{event.total}", end=end, file=sys.stderr, flush=True)
 
 
 def peak_memory() -> int | None:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pandas
 
-from intraslice.cli.run import Answer, Run, show
+from intraslice.cli.run import Answer, Run
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.distributed.sharing import size
 from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
 from intraslice.methods.registry import METHODS
@@ -45,7 +44,7 @@ def tasks(run: Run) -> Answer:
             models[method], plan = run.slice(loaded, stats, tokens, method)
             removed[method] = plan.removed_fraction
     with run.timed("tasks"):
-        frame = finish(measure_tasks(models, loaded.tokenizer, config, manager), show)
+        frame = measure_tasks(models, loaded.tokenizer, config, manager)
     harness = {"lm_eval": version("lm-eval"), "limit": a.limit, "num_fewshot": a.num_fewshot}
     result = {"model": a.model, "rows": records(frame), "removed_fraction": removed}
     return result | {"protocol": run.recipe.protocol() | harness, "seconds": run.seconds}, _table(frame)

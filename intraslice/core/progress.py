@@ -41,6 +41,7 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
+Pause = Callable[[], None]  # reports the stage's last event again, which gives the caller a chance to cancel
 
 
 def progress_callback(progress: ProgressCallback | bool) -> ProgressCallback:
@@ -57,6 +58,10 @@ def progress_callback(progress: ProgressCallback | bool) -> ProgressCallback:
 
 def ignore_progress(event: Progress) -> None:
     """Display nothing."""
+
+
+def no_pause() -> None:
+    """Go on at once."""
 
 
 class ProgressDisplay:

@@ -8,7 +8,6 @@ times the dense perplexity, where these make 9 and 7.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import require_enough, share_of
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import blocks
@@ -46,21 +45,27 @@ Projection = Float[Tensor, "hidden hidden"]
 
 
 def ablated_model(
-    model: PreTrainedModel, ablation: Ablation, width: int, tokens: Int[Tensor, "sequences length"]
-) -> Generator[Progress, None, PreTrainedModel]:
+    model: PreTrainedModel,
+    ablation: Ablation,
+    width: int,
+    tokens: Int[Tensor, "sequences length"],
+    *,
+    progress: ProgressCallback | bool = True,
+) -> PreTrainedModel:
     """A dense canonicalised model with one kind of place cut to `width` axes, and its residual stream whole.
 
     The last module's write goes to the head, in no basis of the stream, and is cut on its own axes only. All that is
-    not cut is shared with the dense model. Costs a forward over `tokens`; yields progress by layer. Raises UserError
+    not cut is shared with the dense model. Costs a forward over `tokens`; `progress` counts layers. Raises UserError
     for an unknown ablation or a width that the stream does not have.
     """
+    report = progress_callback(progress)
     if ablation not in ABLATIONS:
         raise UserError(f"fault is {ablation!r}; wanted one of {', '.join(ABLATIONS)}")
     hidden, layers = model.lm_head.in_features, blocks(model)
     if not 1 <= width <= hidden:
         raise UserError(f"width is {width}; wanted 1 to {hidden}, the hidden size")
     require_enough(len(tokens))
-    yield Progress(ablation, 0, len(layers))
+    report(Progress(ablation, 0, len(layers)))
     parts: Parts = {}
     with torch.no_grad():
         hidden_states = embed(model, tokens[share_of(len(tokens))])
@@ -73,7 +78,7 @@ def ablated_model(
                 norm = norm_of(block, branch[0])
                 cut_parts, before = _cut_branch_(hidden_states, branch, norm, before, ablation, width, last)
                 parts |= cut_parts
-        yield Progress(ablation, index + 1, len(layers))
+        report(Progress(ablation, index + 1, len(layers)))
     return with_parts(model, parts)
 
 
@@ -131,10 +136,12 @@ def measure_ablations(
     width: int,
     calibration: Int[Tensor, "sequences length"],
     tokens: Int[Tensor, "windows window"],
-) -> Generator[Progress, None, dict[str, float]]:
-    """Perplexity on `tokens` under every ablation, to be held against the dense and the cross-module model's."""
-    perplexities = {}
+    *,
+    progress: ProgressCallback | bool = True,
+) -> dict[str, float]:
+    """Perplexity on `tokens` under every ablation, to compare with the dense and the cross-module model's."""
+    perplexities, report = {}, progress_callback(progress)
     for ablation in ABLATIONS:
-        ablated = yield from ablated_model(model, ablation, width, calibration)
-        perplexities[ablation] = yield from perplexity(ablated, tokens, ablation)
+        ablated = ablated_model(model, ablation, width, calibration, progress=report)
+        perplexities[ablation] = perplexity(ablated, tokens, ablation, progress=report)
     return perplexities

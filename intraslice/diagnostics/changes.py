@@ -6,7 +6,7 @@ on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.core.cache import keep_record, kept_record
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Pause, Progress, ProgressCallback, finish, progress_callback
 from intraslice.distributed.sharing import from_first, gathered, rank, size
 from intraslice.evaluation.divergence import read_head
 from intraslice.modeling.hidden_states import embed, last_states
@@ -55,25 +55,33 @@ def measure_changes(
     tokens: Int[Tensor, "windows window"],
     path: Path,
     stage: str,
-) -> Generator[Progress, None, Readings]:
-    """Read `base` and, with each of its changes alone, `base` again; yields progress by change.
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Readings:
+    """Measure `base`, and `base` with each of the changes alone.
 
-    Changes come in the order of their layers. What is done is kept at `path`, which is to name all that it depends on.
-    Costs about half a forward a change, and memory for two hidden states a token. Several processes take turns at the
-    changes, and all get what they find.
+    Changes come in the order of their layers. Finished ones are kept at `path`, whose name must depend on all that they
+    depend on. Costs about half a forward a change, and memory for two hidden states a token. Several processes take
+    turns at the changes, and all get all results. `progress` counts changes.
     """
+    report = progress_callback(progress)
     readings = _known(from_first(kept_record(path)))
     done = list(readings.changed) if readings else []
-    yield Progress(stage, len(done), len(changes))
+    report(Progress(stage, len(done), len(changes)))
     if len(done) < len(changes):
-        for found in _measuring(dense, base, changes[len(done) :], tokens):
-            if found is not None:
-                base_reading, fresh = found
-                done += fresh
-                readings = Readings(base_reading, tuple(done))
-                if rank() == 0:
-                    keep_record(path, asdict(readings), "what changed modules cost, so far")
-            yield Progress(stage, len(done), len(changes))
+
+        def pause() -> None:
+            report(Progress(stage, len(done), len(changes)))
+
+        def keep(base_reading: Reading, fresh: list[Reading]) -> None:
+            nonlocal readings
+            done.extend(fresh)
+            readings = Readings(base_reading, tuple(done))
+            if rank() == 0:
+                keep_record(path, asdict(readings), "what changed modules cost, so far")
+            pause()
+
+        _measure(dense, base, changes[len(done) :], tokens, keep, pause)
     return readings
 
 
@@ -91,34 +99,47 @@ def _known(record: dict[str, Any]) -> Readings | None:
 
 
 @torch.no_grad()
-def _measuring(
-    dense: PreTrainedModel, base: PreTrainedModel, changes: Sequence[Change], tokens: Int[Tensor, "windows window"]
-) -> Iterator[tuple[Reading, list[Reading]] | None]:
-    """What `base` is and what its changes make of it, one a process at a time; None where there is time for a pause."""
+def _measure(
+    dense: PreTrainedModel,
+    base: PreTrainedModel,
+    changes: Sequence[Change],
+    tokens: Int[Tensor, "windows window"],
+    keep: Callable[[Reading, list[Reading]], None],
+    pause: Pause,
+) -> None:
+    """Give `keep` the reading of `base` and those of its changes, in order, as many at a time as there are processes.
+
+    `pause` is called after each layer of each batch, and after each chunk of logits.
+    """
     layers, targets = base.model.layers, tokens[:, 1:].flatten()
     hidden_states = embed(base, tokens)
-    dense_states = yield from last_states(dense, dense.model.layers, hidden_states)
 
-    def read(states: Tensor, parameters: int) -> Generator[None, None, Reading]:
-        losses, divergences = yield from read_head(base, states, targets, (dense, dense_states))
+    def last(model: PreTrainedModel, layers: Iterable[nn.Module]) -> Tensor:
+        return finish(last_states(model, layers, hidden_states), lambda _: pause())
+
+    dense_states = last(dense, dense.model.layers)
+
+    def read(states: Tensor, parameters: int) -> Reading:
+        losses, divergences = read_head(base, states, targets, (dense, dense_states), pause)
         by_window = [tuple(values.view(len(tokens), -1).mean(1).tolist()) for values in (divergences, losses)]
         return Reading(*by_window, parameters)
 
-    base_states = dense_states if base is dense else (yield from last_states(base, layers, hidden_states))
-    base_reading = yield from read(base_states, 0)
+    base_states = dense_states if base is dense else last(base, layers)
+    base_reading = read(base_states, 0)
     turn, reached, found = 0, 0, []
     for number, change in enumerate(changes, 1):
         for layer in layers[reached : change.layer]:
-            yield from hidden_states.mapping_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+            mapping = hidden_states.mapping_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+            finish(mapping, lambda _: pause())
         reached = change.layer
         if turn == rank():
             changed = change.make()
-            yield
-            states = yield from last_states(base, [changed, *layers[change.layer + 1 :]], hidden_states)
-            found.append((yield from read(states, parameters_in(changed))))
+            pause()
+            states = last(base, [changed, *layers[change.layer + 1 :]])
+            found.append(read(states, parameters_in(changed)))
         turn += 1
         if turn == size() or number == len(changes):
-            yield base_reading, gathered(found)
+            keep(base_reading, gathered(found))
             turn, found = 0, []
 
 

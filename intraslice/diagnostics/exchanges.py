@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -21,7 +22,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import keep_record, kept_record
 from intraslice.core.config import MODULE_KINDS, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, repeating
+from intraslice.core.progress import Pause, Progress, ProgressCallback, finish, progress_callback
 from intraslice.diagnostics.prices import parameters_at
 from intraslice.diagnostics.sensitivity import sensitivity_path, slice_alone, with_module
 from intraslice.evaluation.divergence import read_head
@@ -52,16 +53,26 @@ class Exchanged:
     stayed: int
 
 
+@dataclass(frozen=True)
+class Trials:
+    """How many exchanges are tried, and the seed that they are drawn by."""
+
+    count: int = EXCHANGES
+    seed: int = 0
+
+
+@torch.no_grad()
 def exchange_parameters(
     loaded: LoadedModel,
     stats: CalibrationStats,
     tokens: Int[Tensor, "windows window"],
     config: SliceConfig,
     earlier: Sequence[Exchanged] = (),
-    exchanges: int = EXCHANGES,
-    seed: int = 0,
-) -> Generator[Progress, None, Exchanged]:
-    """Try so many exchanges at `config.sparsity`, from the estimator's plan on; yields progress by exchange.
+    trials: Trials | None = None,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Exchanged:
+    """Try exchanges at `config.sparsity`, from the estimator's plan on; `progress` counts them.
 
     Where there are `earlier`, smaller sparsities, from the last one's ratios by what the estimator's plan adds, and
     never below them: the larger slice is then a part of the smaller. `tokens` are best some of the calibration's, since
@@ -71,6 +82,8 @@ def exchange_parameters(
     Raises:
         UserError: fewer than two windows, ratios given by hand, or shapes that are a runtime's.
     """
+    report, trials = progress_callback(progress), trials or Trials()
+    exchanges, seed = trials.count, trials.seed
     if len(tokens) < 2 or config.locked or config.shapes != "free":
         raise UserError("exchanges want two windows or more, free shapes, and no ratios given by hand")
     budget = Budget(stats.profile_for(config), config, earlier)
@@ -79,22 +92,22 @@ def exchange_parameters(
     outcomes: list[bool] = record.get("stayed", [])[:exchanges]
     lot = random.Random(seed)
     so_far = Progress("exchange", len(outcomes), exchanges)
-    yield so_far
+    report(so_far)
     for stayed in outcomes:  # drawn anew, and judged before
         drawn = budget.draw(lot)
         budget.ratios |= drawn if stayed else {}
-    judge = yield from repeating(so_far, _judge(loaded.model, stats, tokens, budget.ratios))
+    judge = _judge(loaded.model, stats, tokens, budget.ratios, partial(report, so_far))
     before = record.get("before", judge.divergence)
     for done in range(len(outcomes) + 1, exchanges + 1):
         if not (drawn := budget.draw(lot)):
             break
-        stays = yield from repeating(so_far, judge.stays(drawn))
+        stays = judge.stays(drawn, partial(report, so_far))
         budget.ratios |= drawn if stays else {}
         outcomes.append(stays)
         if done % KEPT_EVERY == 0 or done == exchanges:
             keep_record(path, {"stayed": outcomes, "before": before}, "which exchanges stayed")
         so_far = Progress("exchange", done, exchanges)
-        yield so_far
+        report(so_far)
     return Exchanged(config.sparsity, dict(budget.ratios), before, judge.divergence, sum(outcomes))
 
 
@@ -190,54 +203,61 @@ class _Judge:
             layers[index] = with_module(layers[index], module, other)
         return layers
 
-    @torch.no_grad()
-    def stays(self, ratios: Ratios) -> Generator[None, None, bool]:
+    def stays(self, ratios: Ratios, pause: Pause) -> bool:
         """Whether these modules are better at these ratios; if so, they are left so."""
         layers, first = self.with_ratios(ratios), min(index for index, _ in ratios)
-        yield
+        pause()
         found = []
         for half in self.halves:
-            found.append((yield from self._divergence(half, layers, first)))
+            found.append(self.measure(half, layers, first, pause))
             if not found[-1] < half.divergence:
                 return False
         self.layers = layers
         for half, divergence in zip(self.halves, found, strict=True):
             half.divergence = divergence
-            yield from _follow(half, layers, first)
+            _follow(half, layers, first, pause)
         return True
 
-    def _divergence(self, half: _Half, layers: list[nn.Module], first: int) -> Generator[None, None, float]:
+    def measure(self, half: _Half, layers: list[nn.Module], first: int, pause: Pause) -> float:
+        """KL from the dense model on one half of the text, where only layers from the `first` on are others."""
         entering = HiddenStates(half.entering[first], half.arguments)
-        states = yield from last_states(self.dense, layers[first:], entering)
-        _, distances = yield from read_head(self.dense, states, half.targets, (self.dense, half.dense_states))
+        states = _last(self.dense, layers[first:], entering, pause)
+        _, distances = read_head(self.dense, states, half.targets, (self.dense, half.dense_states), pause)
         return distances.mean().item()
 
 
-@torch.no_grad()
+def _last(model: PreTrainedModel, layers: Iterable[nn.Module], entering: HiddenStates, pause: Pause) -> Tensor:
+    return finish(last_states(model, layers, entering), lambda _: pause())
+
+
 def _judge(
-    model: PreTrainedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratios: Ratios
-) -> Generator[None, None, _Judge]:
+    model: PreTrainedModel,
+    stats: CalibrationStats,
+    tokens: Int[Tensor, "windows window"],
+    ratios: Ratios,
+    pause: Pause,
+) -> _Judge:
     """The judge of a slice with these ratios, who has read both halves of the tokens."""
     layers = list(model.model.layers)
     halves = []
     for part in tokens.tensor_split(2):
         start = embed(model, part)
-        states = yield from last_states(model, layers, start)
+        states = _last(model, layers, start, pause)
         halves.append(_Half(part[:, 1:].flatten(), states, start.arguments, [start.hidden]))
     judge = _Judge(model, stats, layers, halves)
     for place, ratio in ratios.items():
         judge.layers = judge.with_ratios({place: ratio})
-        yield
+        pause()
     for half in halves:
-        yield from _follow(half, judge.layers, 0)
-        half.divergence = yield from judge._divergence(half, judge.layers, len(layers) - 1)
+        _follow(half, judge.layers, 0, pause)
+        half.divergence = judge.measure(half, judge.layers, len(layers) - 1, pause)
     return judge
 
 
-def _follow(half: _Half, layers: list[nn.Module], first: int) -> Iterator[None]:
+def _follow(half: _Half, layers: list[nn.Module], first: int, pause: Pause) -> None:
     """Find anew what enters the layers after the first that is another."""
     del half.entering[first + 1 :]
     for layer in layers[first:-1]:
         hidden = zip(half.entering[-1], half.arguments, strict=True)
         half.entering.append([layer(states, **arguments) for states, arguments in hidden])
-        yield
+        pause()

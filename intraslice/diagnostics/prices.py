@@ -8,7 +8,7 @@ in one shot, whatever order the rest was sliced in.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import MODULE_KINDS, ModuleKind
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import ProgressCallback
 from intraslice.diagnostics.changes import Change, Readings, kept_changes, measure_changes
 from intraslice.diagnostics.rank_agreement import fallen_importance
 from intraslice.diagnostics.sensitivity import cut_alone, modules_of, sensitivity_path, slice_alone, with_module
@@ -91,10 +91,13 @@ def measure_prices(
     plan: SlicePlan,
     tokens: Int[Tensor, "windows window"],
     method: str = "intraslice",
-) -> Generator[Progress, None, Prices]:
-    """Cut each module of a sliced model further and less; yields progress by step.
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Prices:
+    """Cut each module of a sliced model further and less.
 
-    `sliced` is what `method` makes of `plan`; what is done is kept under both. Costs about a forward a module.
+    `sliced` is what `method` makes of `plan`; finished steps are kept under both. Costs about a forward a module.
+    `progress` counts steps, two a module.
     """
     profile = stats.profile_for(plan.config)
     steps = [
@@ -108,7 +111,7 @@ def measure_prices(
 
     changes = [Change(step[0], lambda step=step: changed(*step)) for step in steps]
     path = _path(loaded, stats, plan, tokens, method)
-    readings = yield from measure_changes(loaded.model, sliced, changes, tokens, path, "prices")
+    readings = measure_changes(loaded.model, sliced, changes, tokens, path, "prices", progress=progress)
     return prices_of(readings, profile, plan, tokens[:, 1:].numel())
 
 

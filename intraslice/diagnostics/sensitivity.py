@@ -6,7 +6,7 @@ and what that heals is its damage. What the estimators foretell of it is judged 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path
 from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import ProgressCallback, finish
 from intraslice.diagnostics.changes import Change, Readings, kept_changes, measure_changes, parameters_in
 from intraslice.evaluation.perplexity import Estimate, mean_over_windows
 from intraslice.loading import LoadedModel
@@ -91,11 +91,16 @@ def with_module(layer: nn.Module, module: ModuleKind, other: nn.Module) -> nn.Mo
 
 
 def measure_sensitivity(
-    loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float = 0.3
-) -> Generator[Progress, None, Sensitivity]:
-    """Slice each module alone at `ratio`, in one shot, and see what it costs on `tokens`; yields progress by module.
+    loaded: LoadedModel,
+    stats: CalibrationStats,
+    tokens: Int[Tensor, "windows window"],
+    ratio: float = 0.3,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Sensitivity:
+    """Slice each module alone at `ratio`, in one shot, and measure the damage on `tokens`; `progress` counts modules.
 
-    What is done is kept under the model, the calibration, the tokens and the ratio (see `measure_changes`). Raises
+    Finished modules are kept under the model, the calibration, the tokens and the ratio (see `measure_changes`). Raises
     UserError for a ratio that is not above 0 and up to 0.95.
     """
     path = _alone_path(loaded, stats, tokens, ratio)
@@ -104,7 +109,7 @@ def measure_sensitivity(
         Change(layer, lambda layer=layer, module=module: slice_alone(model, stats, layer, module, ratio))
         for layer, module in modules_of(model)
     ]
-    readings = yield from measure_changes(model, model, changes, tokens, path, "sensitivity")
+    readings = measure_changes(model, model, changes, tokens, path, "sensitivity", progress=progress)
     return _sensitivity(model, readings, tokens, [ratio] * len(changes), 1)
 
 
@@ -123,10 +128,13 @@ def measure_in_context(
     plan: SlicePlan,
     tokens: Int[Tensor, "windows window"],
     method: str = "intraslice",
-) -> Generator[Progress, None, Sensitivity]:
-    """Make each module of a sliced model dense again, and see what that heals on `tokens`; yields progress by module.
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Sensitivity:
+    """Make each module of a sliced model dense again, and measure what that heals on `tokens`.
 
-    `sliced` is what `method` makes of `plan`; what is done is kept under both (see `measure_changes`).
+    `sliced` is what `method` makes of `plan`; finished modules are kept under both (see `measure_changes`). `progress`
+    counts modules.
     """
     dense = loaded.model
     changes = [
@@ -139,7 +147,7 @@ def measure_in_context(
         for layer, module in modules_of(dense)
     ]
     path = sensitivity_path(loaded, stats, tokens, "in context", method, plan.config, plan.layers)
-    readings = yield from measure_changes(dense, sliced, changes, tokens, path, "sensitivity in context")
+    readings = measure_changes(dense, sliced, changes, tokens, path, "sensitivity in context", progress=progress)
     ratios = [ratio for layer in plan.layers for ratio in (layer.attention_ratio, layer.mlp_ratio)]
     found = _sensitivity(sliced, readings, tokens, ratios, -1)
     return replace(found, ratio=None, context=mean_over_windows(readings.base.divergences))

@@ -7,9 +7,10 @@ median over tokens. Under LayerNorm the states are centred, since no reader sees
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import pandas
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.diagnostics.distributions import Distribution, Moments, distance, histogram_edges
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import embed
@@ -90,55 +91,63 @@ class _Tally:
 Tallies = dict[tuple[str, int, Place], _Tally]  # by method, layer and place
 
 
+@torch.no_grad()
 def measure_shift(
-    dense: PreTrainedModel, methods: Mapping[str, PreTrainedModel], tokens: Int[Tensor, "windows window"]
-) -> Generator[Progress, None, ShiftReport]:
-    """Compare each method's activations with the dense model's, window by window; yields progress by window and layer.
+    dense: PreTrainedModel,
+    methods: Mapping[str, PreTrainedModel],
+    tokens: Int[Tensor, "windows window"],
+    *,
+    progress: ProgressCallback | bool = True,
+) -> ShiftReport:
+    """Compare each method's activations with the dense model's, window by window.
 
-    One pass through every model; only one window's activations are in memory. Give held-out tokens. Raises UserError
-    for a method named "dense", or a cross-module model without its bases (one that was reopened from a folder).
+    One pass through every model; only one window's activations are in memory. Give held-out tokens. `progress` counts
+    windows and is called after each layer. Raises UserError for a method named "dense", or a cross-module model without
+    its bases (one that was reopened from a folder).
     """
     if "dense" in methods:
         raise UserError("a method is named 'dense'; that name is taken by what methods are compared with")
-    tallies: Tallies = {}
+    report, tallies = progress_callback(progress), {}
     ordinary_tokens: list[Tensor] = []
-    yield Progress("shift", 0, len(tokens))
-    for ordinary in _comparing_(tallies, dense, methods, tokens):
-        if ordinary is not None:
-            ordinary_tokens.append(ordinary)
-        yield Progress("shift", len(ordinary_tokens), len(tokens))
+    report(Progress("shift", 0, len(tokens)))
+    for done, window in enumerate(tokens):
+        pause = partial(report, Progress("shift", done, len(tokens)))
+        ordinary_tokens.append(_compare_(tallies, dense, methods, window, pause))
+        report(Progress("shift", done + 1, len(tokens)))
     ordinary = torch.cat(ordinary_tokens)
     distributions = {key: tally.values.distribution(tally.edges) for key, tally in tallies.items()}
     shifts = tuple(_shift(key, tally, distributions, ordinary) for key, tally in tallies.items() if key[0] != "dense")
     return ShiftReport(shifts, distributions, tokens.numel(), int((~ordinary).sum()))
 
 
-@torch.no_grad()
-def _comparing_(
+def _compare_(
     tallies: Tallies,
     dense: PreTrainedModel,
     methods: Mapping[str, PreTrainedModel],
-    tokens: Int[Tensor, "windows window"],
-) -> Iterator[Bool[Tensor, " window"] | None]:
-    """Tally every window, in place. Yields which of its tokens are ordinary, and None between layers."""
-    for window in tokens:
-        reference = yield from _states(dense, window, dense)
-        ordinary = ~massive_tokens(reference)
-        if not tallies:
-            edges = {}
-            for key, values in reference.items():
-                edges[key] = histogram_edges(values[ordinary])
-                yield
-            tallies |= {(name, *key): _Tally(edges[key]) for name in ("dense", *methods) for key in reference}
-        for name, model in {"dense": dense, **methods}.items():
-            states = reference if model is dense else (yield from _states(model, window, dense))
-            for key in reference:
-                tally = tallies[(name, *key)]
-                tally.values.add(states[key][ordinary], tally.edges)
-                if name != "dense":
-                    tally.compare(states[key], reference[key], ordinary)
-                yield
-        yield ordinary.cpu()
+    window: Int[Tensor, " window"],
+    pause: Pause,
+) -> Bool[Tensor, " window"]:
+    """Add one window to the tallies, in place, and return which of its tokens are ordinary.
+
+    `pause` is called after each layer of each model.
+    """
+    reference = _states(dense, window, dense, pause)
+    ordinary = ~massive_tokens(reference)
+    if not tallies:
+        edges = {}
+        for key, values in reference.items():
+            edges[key] = histogram_edges(values[ordinary])
+            pause()
+        tallies |= {(name, *key): _Tally(edges[key]) for name in ("dense", *methods) for key in reference}
+    for name, model in {"dense": dense, **methods}.items():
+        states = reference if model is dense else _states(model, window, dense, pause)
+        for key in reference:
+            tally = tallies[(name, *key)]
+            tally.values.add(states[key][ordinary], tally.edges)
+            if name != "dense":
+                tally.compare(states[key], reference[key], ordinary)
+            pause()
+    return ordinary.cpu()
 
 
 def massive_tokens(states: States) -> Bool[Tensor, " tokens"]:
@@ -173,16 +182,14 @@ def _median(values: Tensor) -> float:
     return values.median().item() if len(values) else float("nan")
 
 
-def _states(
-    model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTrainedModel
-) -> Generator[None, None, States]:
-    """The states of one window at every layer and place, in the dense basis; yields after each layer."""
+def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTrainedModel, pause: Pause) -> States:
+    """The states of one window at every layer and place, in the dense basis; `pause` is called after each layer."""
     states: States = {}
     hidden_states = embed(model, window[None])
     for index, (layer, block) in enumerate(zip(model.model.layers, blocks(dense), strict=True)):
         with _recording(states, layer, index, block.attention_norm):
             hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
-        yield
+        pause()
     return states
 
 

@@ -10,8 +10,9 @@ a small job.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean, median
 from typing import Generic, TypeVar
 
@@ -25,7 +26,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import empty_cache
 from intraslice.core.config import CalibrationConfig, Order, SliceConfig, Targets
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, finish, progress_callback
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import measure_speed
 from intraslice.loading import LoadedModel
@@ -33,6 +34,7 @@ from intraslice.methods.registry import Tokens, plan_by, slice_by
 from intraslice.modeling.offload import is_offloaded
 
 T = TypeVar("T")
+Work = Callable[[ProgressCallback], T]
 USUAL_TOKENS = CalibrationConfig().sequences * CalibrationConfig().length
 # Jobs and their methods; what the last one makes is read and written with.
 SLICED = {"slice_crossmodule": "crossmodule", "slice": "intraslice"}
@@ -64,7 +66,7 @@ def clock(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """What a job returned, and how many tokens a dense forward passes in its time, and in that of its last step."""
+    """What a job returned, and how many tokens a dense forward passes in its time, and in that after its last event."""
 
     value: T
     worth: float
@@ -86,28 +88,26 @@ class Turns:
         self._model(input_ids=self._batch, use_cache=False)
         return (clock(self._model.device) - start) / self._batch.numel()
 
-    def time(self, job: Generator[Progress, None, T]) -> Generator[Progress, None, Timed[T]]:
-        """Run a job to its end."""
-        spent, before = 0.0, len(self.dense)
-        while True:
-            start = clock(self._model.device)
-            try:
-                event = next(job)
-            except StopIteration as stop:
-                last = clock(self._model.device) - start
-                token = fmean(self.dense[before:])
-                return Timed(stop.value, (spent + last) / token, last / token)
+    def time(self, job: Work[T], progress: ProgressCallback) -> Timed[T]:
+        """Run a job, whose callback runs the dense forwards that it is compared with; these are not counted."""
+        spent, before, start = 0.0, len(self.dense), clock(self._model.device)
+
+        def between(event: Progress) -> None:
+            nonlocal spent, start
             spent += clock(self._model.device) - start
             if sum(self.dense[before:]) * self._batch.numel() <= DENSE_SHARE * spent:
                 self.dense.append(self._forward())
-            yield event
+            progress(event)
+            start = clock(self._model.device)
 
-    def repeat(self, make: Callable[[], Generator[Progress, None, T]]) -> Generator[Progress, None, float]:
-        """The median worth of a short job, which is made anew for every repeat."""
-        worths = []
-        for _ in range(REPEATS):
-            worths.append((yield from self.time(make())).worth)
-        return median(worths)
+        value = job(between)
+        last = clock(self._model.device) - start
+        token = fmean(self.dense[before:])
+        return Timed(value, (spent + last) / token, last / token)
+
+    def repeat(self, job: Work[T], progress: ProgressCallback) -> float:
+        """The median worth of a short job."""
+        return median(self.time(job, progress).worth for _ in range(REPEATS))
 
 
 def measure_costs(
@@ -116,12 +116,14 @@ def measure_costs(
     windows: Int[Tensor, "windows window"],
     config: SliceConfig,
     targets: Targets = "sampled",
-) -> Generator[Progress, None, Costs]:
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Costs:
     """Calibrate on `tokens`, slice by both methods in both orders as `config` says, and use what comes out.
 
     The calibration is made anew, whatever is on disk, and kept nowhere. Raises UserError for an offloaded model.
     """
-    model = loaded.model
+    model, report = loaded.model, progress_callback(progress)
     if is_offloaded(model):
         raise UserError("a benchmark of a model on disk times the disk; leave the device map out")
     turns, scale = Turns(model, tokens), USUAL_TOKENS / tokens.numel()
@@ -130,34 +132,35 @@ def measure_costs(
         return (passing * scale + algebra) / USUAL_TOKENS
 
     with empty_cache():
-        calibration = yield from turns.time(calibrate(loaded, tokens, targets))
+        calibration = turns.time(lambda progress: finish(calibrate(loaded, tokens, targets), progress), report)
     stats, closing = calibration.value, calibration.last  # once all tokens have passed, it is kept on disk
-    algebra = closing + (yield from turns.repeat(lambda: _profiling(stats)))
+    algebra = closing + turns.repeat(partial(_profile, stats), report)
     ratios = {"calibrate": usual(calibration.worth - closing, algebra)}
 
-    def slicing(method: str, order: Order) -> Generator[Progress, None, PreTrainedModel]:
+    def slicing(method: str, order: Order) -> Work[PreTrainedModel]:
         ordered = replace(config, order=order, iterative=config.iterative and order == "sequential")
-        return slice_by(method, model, plan_by(method, model, stats, ordered), stats, tokens)
+        plan = plan_by(method, model, stats, ordered)
+        return lambda progress: finish(slice_by(method, model, plan, stats, tokens), progress)
 
     for job, method in SLICED.items():
-        algebra = yield from turns.repeat(lambda method=method: slicing(method, "one-shot"))
-        sequential = yield from turns.time(slicing(method, "sequential"))
+        algebra = turns.repeat(slicing(method, "one-shot"), report)
+        sequential = turns.time(slicing(method, "sequential"), report)
         ratios[f"{job}_sequential"] = usual(max(sequential.worth - algebra, 0.0), algebra)
         ratios[f"{job}_one_shot"] = usual(0.0, algebra)
     sliced = sequential.value
-    passing = yield from turns.repeat(lambda: perplexity(sliced, windows))
+    passing = turns.repeat(lambda progress: perplexity(sliced, windows, progress=progress), report)
     ratios["perplexity"] = passing / windows.numel()
-    speeds = yield from measure_speed({"dense": model, "sliced": sliced})
+    speeds = measure_speed({"dense": model, "sliced": sliced}, progress=report)
     for phase in ("prefill", "decode"):
         ratios[phase] = getattr(speeds["dense"], phase) / getattr(speeds["sliced"], phase)
     return Costs(ratios, 1000 * _plan_seconds(model, stats, config), 1000 * median(turns.dense))
 
 
-def _profiling(stats: CalibrationStats) -> Generator[Progress, None, None]:
-    """The profile of a calibration, found anew."""
-    yield Progress("profile", 0, 1)
+def _profile(stats: CalibrationStats, progress: ProgressCallback) -> None:
+    """Compute the profile of a calibration anew."""
+    progress(Progress("profile", 0, 1))
     _ = replace(stats).profile
-    yield Progress("profile", 1, 1)
+    progress(Progress("profile", 1, 1))
 
 
 def _plan_seconds(model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> float:

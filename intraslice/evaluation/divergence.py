@@ -8,7 +8,6 @@ many for SmolLM2), and layers run again would cost four times what the head does
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from intraslice.core.progress import Pause, finish, no_pause
 from intraslice.modeling.hidden_states import embed, last_states
 from intraslice.modeling.logits import logits_in_chunks
 
@@ -31,19 +31,23 @@ def divergences(
 
 @dataclass(frozen=True)
 class DenseStates:
-    """What the dense model's head reads of every window, found when first asked for and kept on the model's device."""
+    """The dense model's last hidden states of every window, computed on first use and kept on the model's device."""
 
     model: PreTrainedModel
     _kept: dict[int, Float[Tensor, "scored hidden"]] = field(default_factory=dict)  # by the window's number
 
     @torch.no_grad()
     def of(
-        self, windows: Int[Tensor, "windows window"], first: int
-    ) -> Generator[None, None, Float[Tensor, "tokens hidden"]]:
-        """Those of windows that follow each other from number `first` on; yields after each layer that is needed."""
+        self, windows: Int[Tensor, "windows window"], first: int, pause: Pause = no_pause
+    ) -> Float[Tensor, "tokens hidden"]:
+        """The states of consecutive windows, the first of which has the number `first`.
+
+        `pause` is called after each layer that has to run.
+        """
         numbers = range(first, first + len(windows))
         if not all(number in self._kept for number in numbers):
-            states = yield from last_states(self.model, self.model.model.layers, embed(self.model, windows))
+            reading = last_states(self.model, self.model.model.layers, embed(self.model, windows))
+            states = finish(reading, lambda _: pause())
             self._kept.update(zip(numbers, states.unflatten(0, (len(windows), -1)), strict=True))
         return torch.cat([self._kept[number] for number in numbers])
 
@@ -53,10 +57,11 @@ def read_head(
     states: Float[Tensor, "tokens hidden"],
     targets: Int[Tensor, " tokens"],
     dense: tuple[PreTrainedModel, Float[Tensor, "tokens hidden"]] | None = None,
-) -> Generator[None, None, tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]]:
+    pause: Pause = no_pause,
+) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
     """Each token's loss from the states that the head reads, and its divergence from a dense model's, in nats.
 
-    Both models' logits are there for a few tokens at a time. Yields after each chunk of them.
+    Both models' logits exist for a few tokens at a time; `pause` is called after each chunk.
     """
     losses, distances = [], []
     dense_chunks = logits_in_chunks(*dense) if dense else None
@@ -65,5 +70,5 @@ def read_head(
         if dense_chunks is not None:
             (dense_logits,) = next(dense_chunks)
             distances.append(divergences(dense_logits.to(logits.device), logits))
-        yield
+        pause()
     return torch.cat(losses).double(), torch.cat(distances).double() if distances else None

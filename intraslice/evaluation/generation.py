@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
+from intraslice.core.progress import Pause, no_pause
 from intraslice.evaluation.chat_template import render_chat, require_short
 from intraslice.modeling.logits import read_on
 
-READ = 128  # tokens of a prompt that are read at once: whoever stops, or takes turns, waits for no more
+PREFILL_TOKENS = 128  # of a prompt in one forward, so that whoever cancels waits for no more
 HALF = "\ufffd"  # what a character decodes to whose other bytes are still to come
 
 
@@ -55,11 +56,14 @@ def stream_tokens(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     sampling: Sampling | None = None,
-) -> Iterator[int | None]:
-    """The model's answer, one token id at a time, the end token last if it comes to that.
+    *,
+    pause: Pause = no_pause,
+) -> Iterator[int]:
+    """The model's answer, one token id at a time, the end token last if the model generates it.
 
-    Works only while it is asked for the next token, and yields None between every `READ` tokens of the prompt. Ends
-    where the model's positions do. Raises UserError for a prompt that is empty or leaves no position for an answer.
+    Computes a token only when it is asked for. Ends where the model's positions do. A long prompt is read in pieces of
+    `PREFILL_TOKENS` tokens, between which `pause` is called. Raises UserError for a prompt that is empty or leaves no
+    position for an answer.
     """
     sampling, positions = sampling or Sampling(), model.config.max_position_embeddings
     require_short(prompt, positions)
@@ -73,11 +77,11 @@ def stream_tokens(
             f"as the model has {positions:,} positions"
         )
     choose, ends = _chooser(sampling), end_tokens(model)
-    unread, cache = list(ids.split(READ, dim=1)), {}
+    unread, cache = list(ids.split(PREFILL_TOKENS, dim=1)), {}
     for _ in range(min(sampling.max_new_tokens, positions - count)):
         for index, piece in enumerate(unread):
             if index:
-                yield None
+                pause()
             logits, cache = read_on(model, piece, cache)
         token = choose(logits[0])
         yield token
@@ -118,15 +122,12 @@ def generate_text(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[str]:
-    """The model's answer as text, piece by piece, with "" while a prompt is read; greedy at temperature 0.
+    """The model's answer as text, piece by piece; greedy at temperature 0.
 
-    Works only while it is asked for more. Raises UserError as `stream_tokens` does, and for numbers out of range.
+    Computes a piece only when it is asked for. Raises UserError as `stream_tokens` does, and for numbers out of range.
     """
     tokens, shown = [], ""
     for token in stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens, temperature, seed)):
-        if token is None:
-            yield ""
-            continue
         tokens.append(token)
         text = answer_text(tokenizer, tokens)
         if len(text) > len(shown) and not text.endswith(HALF):

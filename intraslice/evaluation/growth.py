@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from intraslice.calibration.driver import calibrate
 from intraslice.core.cache import empty_cache
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress, ProgressCallback, finish, progress_callback
 from intraslice.evaluation.benchmark import clock
 from intraslice.loading import LoadedModel, fingerprint
 from intraslice.methods.registry import plan_by, slice_by
@@ -57,16 +57,16 @@ def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
     return float(numpy.polyfit(numpy.log(sizes), numpy.log(seconds), 1)[0])
 
 
-def measure_growth(device: str = "cpu") -> Generator[Progress, None, Growth]:
+def measure_growth(device: str = "cpu", *, progress: ProgressCallback | bool = True) -> Growth:
     """Time `JOBS` on Llamas of random weights, along one axis at a time; medians of repeats that take turns."""
     every = list(dict.fromkeys(size for along in SIZES.values() for size in along))
     seconds: dict[Size, list[dict[str, float]]] = {size: [] for size in every}
-    steps = REPEATS * len(every)
-    yield Progress("growth", 0, steps)
+    report, steps = progress_callback(progress), REPEATS * len(every)
+    report(Progress("growth", 0, steps))
     for step in range(steps):
         size = every[step % len(every)]
         seconds[size].append(_seconds(size, device))
-        yield Progress("growth", step + 1, steps)
+        report(Progress("growth", step + 1, steps))
 
     def exponents(axis: str) -> dict[str, float]:
         along = SIZES[axis]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.core.progress import Progress, repeating
+from intraslice.core.progress import Pause, Progress, ProgressCallback, finish, progress_callback
 from intraslice.distributed.sharing import gathered, share_of
 from intraslice.evaluation.divergence import DenseStates, read_head
 from intraslice.modeling.hidden_states import embed, last_states
@@ -29,12 +30,14 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Losses(Progress):
-    """What is known of a model's losses after `done` of `total` windows: sums over blocks of tokens, in nats.
+class Losses:
+    """A model's losses on the first `done` of `total` windows: sums over blocks of tokens, in nats.
 
     Every window has blocks of the same sizes, so that two models that read the same text can be paired.
     """
 
+    done: int
+    total: int
     sums: tuple[tuple[float, ...], ...] = ()  # (windows, blocks)
     sizes: tuple[int, ...] = ()  # tokens of each block
     divergences: tuple[float, ...] = ()  # from the dense model, a sum a window; empty where not measured
@@ -71,50 +74,50 @@ def _exponential(sums: Sequence[Sequence[float]], sizes: Sequence[int]) -> Estim
     return Estimate(value, error if math.isfinite(error) else None)
 
 
-@torch.no_grad()
-def token_losses(
-    model: PreTrainedModel, windows: Int[Tensor, "windows window"]
-) -> Generator[None, None, Float[Tensor, "windows window_minus_one"]]:
-    """Negative log-probability, in nats, of every token but the first of each window; yields after each layer."""
-    losses, _ = yield from _read(model, windows)
-    return losses
-
-
-@torch.no_grad()
 def _read(
-    model: PreTrainedModel, windows: Int[Tensor, "windows window"], dense: DenseStates | None = None, first: int = 0
-) -> Generator[None, None, tuple[Float[Tensor, "windows scored"], Float[Tensor, "windows scored"] | None]]:
+    model: PreTrainedModel, windows: Int[Tensor, "windows window"], dense: DenseStates | None, first: int, pause: Pause
+) -> tuple[Float[Tensor, "windows scored"], Float[Tensor, "windows scored"] | None]:
     """Every token's loss and, where dense states are given, its divergence from them."""
     states = against = None
     if dense is not None:
-        against = dense.model, (yield from dense.of(windows, first))
+        against = dense.model, dense.of(windows, first, pause)
         states = against[1] if model is dense.model else None
     if states is None:
-        states = yield from last_states(model, model.model.layers, embed(model, windows))
-    losses, distances = yield from read_head(model, states, windows[:, 1:].flatten(), against)
+        states = finish(last_states(model, model.model.layers, embed(model, windows)), lambda _: pause())
+    losses, distances = read_head(model, states, windows[:, 1:].flatten(), against, pause)
     return losses.view(len(windows), -1), None if distances is None else distances.view(len(windows), -1)
 
 
+@torch.no_grad()
 def measure_losses(
     model: PreTrainedModel,
     tokens: Int[Tensor, "windows window"],
     stage: str = "evaluate",
     dense: DenseStates | None = None,
-) -> Generator[Losses, None, Losses]:
-    """Losses of all windows; yields what is known by then after each layer. The first token of a window is not scored.
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Losses:
+    """Losses of all windows. The first token of a window is not scored.
 
-    With the dense model's states, which are found on the way where they are not yet known, the divergence from it is
-    measured in the same pass; that model's own is zero. Among several processes each reads a share of the windows, and
-    yields what it knows of those.
+    Among several processes each reads a share of the windows.
+
+    Args:
+        dense: the dense model's states, which are computed where they are not there yet. The divergence from the dense
+            model is then measured in the same pass; that of the dense model itself is zero.
+        progress: called after each layer; `partial()` gives the losses of this process's windows so far.
     """
+    report = progress_callback(progress)
     share, scored = share_of(len(tokens)), tokens.shape[1] - 1
     count = max(1, round(scored / BLOCK))
     sizes = tuple(len(block) for block in torch.arange(scored).tensor_split(count))
-    known = Losses(stage, 0, share.stop - share.start, sizes=sizes)
-    yield known
+    known = Losses(0, share.stop - share.start, sizes=sizes)
+
+    def event() -> Progress:
+        return Progress(stage, known.done, known.total, partial=partial(replace, known))
+
+    report(event())
     for batch in tokens[share].split(max(1, TOKENS_A_BATCH // tokens.shape[1])) if known.total else ():
-        reading = _read(model, batch, dense, share.start + known.done)
-        losses, distances = yield from repeating(known, reading)
+        losses, distances = _read(model, batch, dense, share.start + known.done, partial(report, event()))
         sums = torch.stack([block.sum(1) for block in losses.split(sizes, dim=1)], dim=1).tolist()
         divergences = () if distances is None else distances.sum(1).tolist()
         known = replace(
@@ -123,7 +126,7 @@ def measure_losses(
             sums=(*known.sums, *map(tuple, sums)),
             divergences=(*known.divergences, *divergences),
         )
-        yield known
+        report(event())
     return replace(
         known,
         done=len(tokens),
@@ -134,8 +137,11 @@ def measure_losses(
 
 
 def perplexity(
-    model: PreTrainedModel, tokens: Int[Tensor, "windows window"], stage: str = "evaluate"
-) -> Generator[Progress, None, float]:
-    """`exp` of the mean loss over all windows; yields progress by window. The first token of a window is not scored."""
-    losses = yield from measure_losses(model, tokens, stage)
-    return losses.perplexity().value
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "windows window"],
+    stage: str = "evaluate",
+    *,
+    progress: ProgressCallback | bool = True,
+) -> float:
+    """`exp` of the mean loss over all windows. The first token of a window is not scored."""
+    return measure_losses(model, tokens, stage, progress=progress).perplexity().value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.modeling.logits import read_on
 
 
@@ -37,40 +37,39 @@ class Speed:
     decode: float
 
 
+@torch.no_grad()
 def measure_speed(
-    models: Mapping[str, PreTrainedModel], config: SpeedConfig | None = None
-) -> Generator[Progress, None, dict[str, Speed]]:
-    """Speeds of every model. They take turns, so that a busy machine slows them all alike; yields progress by turn and
-    token.
+    models: Mapping[str, PreTrainedModel],
+    config: SpeedConfig | None = None,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> dict[str, Speed]:
+    """Speeds of every model. They take turns, so that a busy machine slows them all alike.
 
     The first turn warms up and does not count. Compare ratios: another machine, or another load, gives other seconds.
+    `progress` counts turns and is called after each token; what happens meanwhile is not timed.
     """
-    config = config or SpeedConfig()
+    config, report = config or SpeedConfig(), progress_callback(progress)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    yield Progress("speed", 0, config.repeats + 1)
-    for _ in _taking_turns_(seconds, models, config):
-        yield Progress("speed", min(map(len, seconds.values())), config.repeats + 1)
+
+    def pause() -> None:
+        report(Progress("speed", min(map(len, seconds.values())), config.repeats + 1))
+
+    pause()
+    for _ in range(config.repeats + 1):
+        for name, model in models.items():
+            seconds[name].append(_time(model, config, pause))
+            pause()
     return {
         name: Speed(config.prompt / median(read for read, _ in times), config.new / median(write for _, write in times))
         for name, (_, *times) in seconds.items()
     }
 
 
-@torch.no_grad()
-def _taking_turns_(
-    seconds: dict[str, list[tuple[float, float]]], models: Mapping[str, PreTrainedModel], config: SpeedConfig
-) -> Iterator[None]:
-    """Time every model once a turn, in `seconds`; yields after each token."""
-    for _ in range(config.repeats + 1):
-        for name, model in models.items():
-            seconds[name].append((yield from _time(model, config)))
-            yield
+def _time(model: PreTrainedModel, config: SpeedConfig, pause: Pause) -> tuple[float, float]:
+    """Seconds of prefill, and of decoding the new tokens one after the other from the cache.
 
-
-def _time(model: PreTrainedModel, config: SpeedConfig) -> Generator[None, None, tuple[float, float]]:
-    """Seconds to read the prompt, and to write the new tokens one after the other from the cache.
-
-    Yields after the prompt and after each token; what happens meanwhile does not count.
+    `pause` is called after the prompt and after each token.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     tokens = (torch.arange(config.prompt, device=model.device) * 7919 % vocabulary)[None]  # any tokens cost the same
@@ -80,7 +79,7 @@ def _time(model: PreTrainedModel, config: SpeedConfig) -> Generator[None, None, 
         logits, cache = read_on(model, tokens, cache)
         tokens = logits.argmax(-1, keepdim=True)
         seconds.append(_now(model) - start)
-        yield
+        pause()
     return seconds[0], sum(seconds[1:])
 
 

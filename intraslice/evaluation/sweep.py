@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path, keep_record, kept_record
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, finish, progress_callback
 from intraslice.distributed.sharing import alone, from_first, gathered, rank, share_of
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
@@ -75,24 +75,29 @@ def sweep(
     base: SliceConfig | None = None,
     speed: SpeedConfig | None = None,
     states: DenseStates | None = None,
-) -> Generator[Progress, None, pandas.DataFrame]:
+    *,
+    progress: ProgressCallback | bool = True,
+) -> pandas.DataFrame:
     """One row a point, in order. Bias, cap and order come from `base`; speed is measured where its config is given.
 
     Each finished point is kept under everything it depends on, so that a stopped sweep goes on and a larger one reuses
-    what is there. A point that a method cannot reach has a `note` and no perplexity. Yields the progress of each step,
-    and of the sweep under the stage "sweep". Among several processes each takes a share of the points, and all get the
-    rows. Whoever sweeps point by point gives the same `states` each time, so that the dense model reads only once.
+    what is there. A point that a method cannot reach has a `note` and no perplexity. Among several processes each takes
+    a share of the points, and all get the rows. Whoever sweeps point by point gives the same `states` each time, so
+    that the dense model reads only once. `progress` receives the events of each step, and counts points in the stage
+    "sweep".
     """
+    report = progress_callback(progress)
     base, states = base or SliceConfig(), states or DenseStates(loaded.model)
     read = {"": (texts.evaluation, states)}
     read |= {f" {name}": (windows, DenseStates(loaded.model)) for name, windows in texts.others.items()}
     path = _path(loaded, texts, "dense")
     dense, own = from_first(kept_record(path)), wanted[share_of(len(wanted))]
-    yield Progress("sweep", 0, len(own))
+    report(Progress("sweep", 0, len(own)))
     if own and not dense:
         dense = {}
         for name, (windows, _) in read.items():
-            dense[f"dense_perplexity{name}"] = yield from perplexity(loaded.model, windows, f"perplexity dense{name}")
+            stage = f"perplexity dense{name}"
+            dense[f"dense_perplexity{name}"] = perplexity(loaded.model, windows, stage, progress=report)
         if rank() == 0:
             keep_record(path, dense, "a point of the sweep")
     rows = []
@@ -102,11 +107,11 @@ def sweep(
         if not row:
             start = time.perf_counter()
             with alone():
-                row = yield from _measure(loaded.model, texts, point.method, config, read, speed)
+                row = _measure(loaded.model, texts, point.method, config, read, speed, report)
             row["seconds"] = round(time.perf_counter() - start, 3)
             keep_record(path, row, "a point of the sweep")
         rows.append(asdict(point) | dense | row)
-        yield Progress("sweep", done, len(own))
+        report(Progress("sweep", done, len(own)))
     return pandas.DataFrame(gathered(rows))
 
 
@@ -153,14 +158,15 @@ def _measure(
     config: SliceConfig,
     read: Mapping[str, tuple[Tensor, DenseStates]],
     speed: SpeedConfig | None,
-) -> Generator[Progress, None, dict[str, Any]]:
+    progress: ProgressCallback,
+) -> dict[str, Any]:
     """One row; `read` are the windows of each text and the dense model's states on them, by what its columns add."""
     try:
         plan = plan_by(method, dense, texts.stats, config)
     except UserError as problem:
         columns = [f"{column}{name}" for name in read for column in ("perplexity", *DIVERGENCE)]
         return dict.fromkeys(("removed_fraction", *columns)) | {"note": str(problem)}
-    model = yield from slice_by(method, dense, plan, texts.stats, texts.read_by(method))
+    model = finish(slice_by(method, dense, plan, texts.stats, texts.read_by(method)), progress)
     counts = parameters_of(dense, "dense") | parameters_of(model, "sliced")
     row = {
         "removed_fraction": 1 - counts["sliced_decoder"] / counts["dense_decoder"],
@@ -168,12 +174,12 @@ def _measure(
         "kv_bytes_per_token": kv_bytes_per_token(model),
     }
     for name, (windows, states) in read.items():
-        losses = yield from measure_losses(model, windows, f"perplexity {method}{name}", states)
+        losses = measure_losses(model, windows, f"perplexity {method}{name}", states, progress=progress)
         values = losses.perplexity().value, *losses.divergence()
         row |= {f"{column}{name}": value for column, value in zip(("perplexity", *DIVERGENCE), values, strict=True)}
     row["note"] = getattr(plan, "note", "")
     if speed is not None:
-        speeds = yield from measure_speed({"dense": dense, "sliced": model}, speed)
+        speeds = measure_speed({"dense": dense, "sliced": model}, speed, progress=progress)
         for phase in ("prefill", "decode"):
             per_second = {name: getattr(speeds_of_model, phase) for name, speeds_of_model in speeds.items()}
             row |= {f"{phase}_{name}": value for name, value in per_second.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.pretrained.reader import first_line
 
 
@@ -72,19 +72,24 @@ def require_tasks(config: TasksConfig) -> Any:
 
 
 def measure_tasks(
-    models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, config: TasksConfig, manager: Any
-) -> Generator[Progress, None, pandas.DataFrame]:
+    models: Mapping[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    config: TasksConfig,
+    manager: Any,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> pandas.DataFrame:
     """A row for each metric of each task and model, with the columns task, metric, model, value, standard_error.
 
-    `manager` is what `require_tasks` returned. Groups have rows of their own beside those of their tasks. Yields
-    progress by model. Raises UserError for tasks that cannot be run.
+    `manager` is what `require_tasks` returned. Groups have rows of their own beside those of their tasks. `progress`
+    counts models. Raises UserError for tasks that cannot be run.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    rows = []
+    rows, report = [], progress_callback(progress)
     for done, (name, model) in enumerate(models.items()):
-        yield Progress("tasks", done, len(models))
+        report(Progress("tasks", done, len(models)))
         try:
             with _quiet():
                 found = simple_evaluate(
@@ -101,7 +106,7 @@ def measure_tasks(
                 f"lm-eval cannot run {names} ({first_line(error)}); take others, or fewer at once"
             ) from error
         rows += _rows(name, found["results"])
-    yield Progress("tasks", len(models), len(models))
+    report(Progress("tasks", len(models), len(models)))
     return pandas.DataFrame(rows)
 
 

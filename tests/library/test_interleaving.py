@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress, finish, stepwise
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.diagnostics.shift import ShiftReport, measure_shift
 from intraslice.evaluation.perplexity import perplexity
@@ -35,7 +35,13 @@ def slicing(method: str, **config: Any) -> Callable[..., Job]:
 
 def shift(case) -> Job:
     methods = {"itself": case.loaded.model, "sliced": finish(slicing("crossmodule", order="one-shot")(case))}
-    return measure_shift(case.loaded.model, methods, case.tokens[:3])
+    tokens = case.tokens[:3]
+    return stepwise(lambda progress: measure_shift(case.loaded.model, methods, tokens, progress=progress))
+
+
+def sensitivity(case) -> Job:
+    tokens = case.tokens[:4]
+    return stepwise(lambda progress: measure_sensitivity(case.loaded, case.stats, tokens, 0.4, progress=progress))
 
 
 JOBS: dict[str, Callable[..., Job]] = {
@@ -47,8 +53,8 @@ JOBS: dict[str, Callable[..., Job]] = {
     "plus": slicing("intraslice+", epochs=1),
     "wanda": slicing("wanda"),
     "shift": shift,
-    "sensitivity": lambda case: measure_sensitivity(case.loaded, case.stats, case.tokens[:4], 0.4),
-    "perplexity": lambda case: perplexity(case.loaded.model, case.tokens),
+    "sensitivity": sensitivity,
+    "perplexity": lambda case: stepwise(lambda progress: perplexity(case.loaded.model, case.tokens, progress=progress)),
 }
 
 

@@ -44,13 +44,13 @@ def test_a_fifth_less_still_speaks(phi):
     tokens = calibration_tokens(phi.tokenizer, CalibrationConfig(sequences=16, length=256))
     windows = evaluation_tokens(phi.tokenizer, EvaluationConfig(tokens=2048, window=256))
     stats = finish(calibrate(phi, tokens))
-    values = {"dense": finish(perplexity(phi.model, windows))}
+    values = {"dense": perplexity(phi.model, windows, progress=False)}
     for order in ("one-shot", "sequential"):
         plan = make_plan(stats.profile, SliceConfig(0.2, order=order))
         model = finish(slice_model(phi.model, plan, stats, tokens))
         decoder = sum(p.numel() for p in model.model.layers.parameters())
         assert 1 - decoder / plan.parameters.dense_decoder == pytest.approx(0.2, abs=0.01)
-        values[order] = finish(perplexity(model, windows))
+        values[order] = perplexity(model, windows, progress=False)
         assert "".join(generate_text(model, phi.tokenizer, "The capital of France is", 8)).strip()
     print(values)  # shown with -s
     assert values["dense"] < min(values["one-shot"], values["sequential"])

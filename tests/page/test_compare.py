@@ -198,8 +198,8 @@ def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
         assert cost.parameters == counted["own_total"]
         assert cost.removed == pytest.approx(1 - counted["own_decoder"] / counted["dense_decoder"], abs=1e-6)
         assert cost.kv == kv_bytes_per_token(one)
-        assert cost.perplexity == pytest.approx(finish(perplexity(one, windows)), rel=1e-5)
-        far = finish(measure_losses(one, windows, dense=DenseStates(dense))).divergence()
+        assert cost.perplexity == pytest.approx(perplexity(one, windows, progress=False), rel=1e-5)
+        far = measure_losses(one, windows, dense=DenseStates(dense), progress=False).divergence()
         assert name == "dense" or cost.divergence == pytest.approx(tuple(far), rel=1e-3)
         assert cost.prefill > 0
         assert cost.decode > 0

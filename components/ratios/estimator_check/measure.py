@@ -20,7 +20,7 @@ from components.state.session import Calibrated, Session
 from components.state.settings import Settings
 from components.state.snapshots import modules as modules_file
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, stepwise
 from intraslice.data import evaluation_tokens
 from intraslice.diagnostics.rank_agreement import compare_ranks
 from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, kept_sensitivity, measure_sensitivity
@@ -116,13 +116,15 @@ def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -
 
 def measurement(calibrated: Calibrated) -> Generator[Progress, None, Sensitivity]:
     """Measure every module of a model on the held-out windows of its perplexity."""
-    return measure_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, RATIO)
+    loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
+    return stepwise(lambda progress: measure_sensitivity(loaded, stats, windows, RATIO, progress=progress))
 
 
 def long_measurement(calibrated: Calibrated) -> Generator[Progress, None, Sensitivity]:
     """Measure every module of the default model on more text; takes half an hour of one core."""
     windows = evaluation_tokens(calibrated.loaded.tokenizer, KEPT, CalibrationConfig().text)
-    return measure_sensitivity(calibrated.loaded, calibrated.stats, windows, RATIO)
+    loaded, stats = calibrated.loaded, calibrated.stats
+    return stepwise(lambda progress: measure_sensitivity(loaded, stats, windows, RATIO, progress=progress))
 
 
 def _kept(profile: Profile) -> VerdictView:

@@ -22,7 +22,7 @@ from components.state.session import Calibrated, Session
 from components.state.settings import Settings
 from components.state.snapshots import modules as modules_file
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, stepwise
 from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.prices import (
     Price,
@@ -87,7 +87,8 @@ class PriceViews:
 
     def _measuring(self, settings: Settings, calibrated: Calibrated) -> Generator[Status, None, Prices]:
         sliced, plan = (yield from self._session.slice(settings)), self._session.slice_plan(settings)
-        work = measure_prices(calibrated.loaded, calibrated.stats, sliced, plan, calibrated.windows)
+        loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
+        work = stepwise(lambda progress: measure_prices(loaded, stats, sliced, plan, windows, progress=progress))
         return (yield from statuses(work, later("Cutting one module further, or less:")))
 
 
@@ -96,7 +97,9 @@ def first_measurement(calibrated: Calibrated) -> Generator[Progress, None, Price
     loaded, stats = calibrated.loaded, calibrated.stats
     plan = make_plan(calibrated.source.profile, slice_config(Settings()))
     sliced = yield from slice_model(loaded.model, plan, stats)
-    return (yield from measure_prices(loaded, stats, sliced, plan, calibrated.windows))
+    windows = calibrated.windows
+    work = stepwise(lambda progress: measure_prices(loaded, stats, sliced, plan, windows, progress=progress))
+    return (yield from work)
 
 
 def price_view(prices: Prices, profile: Profile, plan: SlicePlan, measured_on: str) -> PriceView:

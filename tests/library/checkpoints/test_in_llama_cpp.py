@@ -41,7 +41,7 @@ STEPS, TOP = 2, 20  # windows of attention are of 8 tokens
 
 
 def _written(model, tokenizer, file, kind="f32"):
-    finish(write_gguf(model, tokenizer, file, kind))
+    write_gguf(model, tokenizer, file, kind, progress=False)
     return file
 
 

@@ -136,7 +136,7 @@ def test_the_file_says_the_shapes_and_holds_every_parameter(name, tiny_case, tmp
     case = tiny_case(name)
     model, config = _sliced(case), case.loaded.model.config
     made = {"asked": {"model": "somebody/Tiny-1"}, "removed_fraction": 0.4}
-    report = finish(write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", "folder", made))
+    report = write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", "folder", made, progress=False)
     fields, tensors = _read(tmp_path / "tiny.gguf")
     attentions = [layer.self_attn for layer in model.model.layers]
     groups = [max(a.kv_head.tolist().count(head) for head in range(a.kv_heads)) for a in attentions]
@@ -162,7 +162,7 @@ def test_nothing_is_padded_of_a_slice_for_a_runtime(tiny_case, tmp_path):
     plan = plan_by("intraslice", case.loaded.model, case.stats, SliceConfig(0.5, shapes="runtime"))
     model = finish(slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens))
     made = {"removed_fraction": plan.removed_fraction}
-    report = finish(write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", made=made))
+    report = write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", made=made, progress=False)
     fields, tensors = _read(tmp_path / "tiny.gguf")
     assert report.padding_bytes == fields["intraslice.padding_bytes"] == 0
     assert fields["general.description"].endswith("parameters removed; nothing is padded")
@@ -174,14 +174,14 @@ def test_a_window_of_attention_bounds_the_context(tiny_phi3, tmp_path):
     model = tiny_phi3()
     canonicalise(model)
     model.config.sliding_window = 100
-    assert finish(write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf")).context_length == 100
+    assert write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", progress=False).context_length == 100
 
 
 @pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_weights_are_of_the_type_asked_for(kind, tiny_llama_mha, tmp_path):
     model = tiny_llama_mha()  # 56 hidden channels are no whole blocks
     canonicalise(model)
-    report = finish(write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", kind))
+    report = write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", kind, progress=False)
     _, tensors = _read(tmp_path / "t.gguf")
     types = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
     assert types["blk.0.ffn_down.weight"] == kind.upper()
@@ -225,11 +225,11 @@ def test_frequencies_are_those_of_the_model(tiny_case):
 def test_weights_that_are_kept_elsewhere_are_fetched(tiny_llama_gqa, tmp_path):
     model, tokenizer = tiny_llama_gqa(), byte_tokenizer()
     canonicalise(model)
-    finish(write_gguf(model, tokenizer, tmp_path / "here.gguf"))
+    write_gguf(model, tokenizer, tmp_path / "here.gguf", progress=False)
     for layer in model.model.layers:
         offload_(layer.self_attn, "cpu", on_disk=False)
         offload_(layer.mlp, "cpu", on_disk=False)
-    finish(write_gguf(model, tokenizer, tmp_path / "there.gguf"))
+    write_gguf(model, tokenizer, tmp_path / "there.gguf", progress=False)
     assert is_offloaded(model)
     assert (tmp_path / "there.gguf").read_bytes() == (tmp_path / "here.gguf").read_bytes()
 
@@ -240,7 +240,7 @@ def test_nothing_is_half_written(tiny_llama_gqa, tmp_path, monkeypatch):
 
     def refused(file, kind="f16") -> str:
         with pytest.raises(UserError) as caught:
-            finish(write_gguf(model, tokenizer, file, kind))
+            write_gguf(model, tokenizer, file, kind, progress=False)
         assert "\n" not in str(caught.value)
         assert [path.name for path in tmp_path.iterdir()] == ["there.gguf"]
         return str(caught.value)

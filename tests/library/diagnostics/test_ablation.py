@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.diagnostics.ablation import ABLATIONS, ablated_model, measure_ablations
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import canonicalise
@@ -28,7 +27,7 @@ def dense(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 def cut(dense: PreTrainedModel, ablation: str, width: int) -> PreTrainedModel:
-    return finish(ablated_model(dense, ablation, width, tokens()))
+    return ablated_model(dense, ablation, width, tokens(), progress=False)
 
 
 @torch.no_grad()
@@ -97,9 +96,9 @@ def test_the_last_writer_is_whole_when_writes_are_cut(dense):
 
 @torch.no_grad()
 def test_ablations_are_measured_by_name(dense):
-    measured = finish(measure_ablations(dense, dense.config.hidden_size, tokens(), tokens(2)))
+    measured = measure_ablations(dense, dense.config.hidden_size, tokens(), tokens(2), progress=False)
     assert list(measured) == list(ABLATIONS)
-    assert list(measured.values()) == pytest.approx([finish(perplexity(dense, tokens(2)))] * 4, rel=1e-3)
+    assert list(measured.values()) == pytest.approx([perplexity(dense, tokens(2), progress=False)] * 4, rel=1e-3)
 
 
 def test_a_width_that_the_stream_does_not_have_is_refused(dense):

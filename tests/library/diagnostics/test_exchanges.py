@@ -9,14 +9,15 @@ import pytest
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
+from intraslice.core.progress import Progress, finish
 from intraslice.diagnostics import exchanges as module
-from intraslice.diagnostics.exchanges import NEAR, Budget, Exchanged, exchange_parameters
+from intraslice.diagnostics.exchanges import NEAR, Budget, Exchanged, Trials, exchange_parameters
 from intraslice.diagnostics.prices import parameters_at
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model
+from tests.stopping import Stopped, stop_when
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 CONFIG = SliceConfig(0.3, order="one-shot")
@@ -42,7 +43,8 @@ def plan_of(profile, ratios) -> SlicePlan:
 def divergence(case, ratios) -> float:
     """What a slice with these ratios measures, made whole and read whole."""
     sliced = finish(slice_model(case.loaded.model, plan_of(case.stats.profile, ratios), case.stats))
-    return finish(measure_losses(sliced, case.tokens[:4], dense=DenseStates(case.loaded.model))).divergence().value
+    losses = measure_losses(sliced, case.tokens[:4], dense=DenseStates(case.loaded.model), progress=False)
+    return losses.divergence().value
 
 
 def test_an_exchange_keeps_the_size_and_stays_within_its_bounds(tiny_case, coarse) -> None:
@@ -73,7 +75,7 @@ def test_a_larger_sparsity_goes_on_from_a_smaller_ones_ratios(tiny_case) -> None
 def test_what_stays_lowers_the_divergence_that_a_whole_slice_measures(tiny_case, coarse) -> None:
     case = tiny_case("llama-gqa")
     first = Budget(case.stats.profile, CONFIG).ratios
-    found = finish(exchange_parameters(case.loaded, case.stats, case.tokens[:4], CONFIG, exchanges=25))
+    found = exchange_parameters(case.loaded, case.stats, case.tokens[:4], CONFIG, trials=Trials(25), progress=False)
     assert 0 < found.stayed < 25
     assert found.after < found.before
     assert found.before == pytest.approx(divergence(case, first), rel=1e-4)
@@ -83,16 +85,19 @@ def test_what_stays_lowers_the_divergence_that_a_whole_slice_measures(tiny_case,
 def test_a_stopped_run_goes_on_where_it_was_and_a_longer_one_too(tiny_case, coarse, monkeypatch) -> None:
     case = tiny_case("phi")
     monkeypatch.setattr(module, "KEPT_EVERY", 4)
-    job = exchange_parameters(case.loaded, case.stats, case.tokens[:4], CONFIG, exchanges=12)
-    for event in job:
-        if event.done == 6:
-            break
-    job.close()
-    again = exchange_parameters(case.loaded, case.stats, case.tokens[:4], CONFIG, exchanges=12)
-    assert next(again).done == 4
-    resumed = finish(again)
+
+    def run(progress) -> Exchanged:
+        return exchange_parameters(
+            case.loaded, case.stats, case.tokens[:4], CONFIG, trials=Trials(12), progress=progress
+        )
+
+    with pytest.raises(Stopped):
+        run(stop_when(lambda event: event.done == 6))
+    events: list[Progress] = []
+    resumed = run(events.append)
+    assert events[0].done == 4
     monkeypatch.setattr(module, "kept_record", lambda path: {})
-    anew = finish(exchange_parameters(case.loaded, case.stats, case.tokens[:4], CONFIG, exchanges=12))
+    anew = run(False)
     assert resumed.ratios == anew.ratios
     assert (resumed.before, resumed.after) == pytest.approx((anew.before, anew.after))
 
@@ -104,4 +109,4 @@ def test_a_stopped_run_goes_on_where_it_was_and_a_longer_one_too(tiny_case, coar
 def test_what_cannot_be_exchanged_is_refused_before_any_work(tiny_case, windows, config) -> None:
     case = tiny_case("llama-gqa")
     with pytest.raises(UserError, match="exchanges want"):
-        next(exchange_parameters(case.loaded, case.stats, case.tokens[:windows], config))
+        exchange_parameters(case.loaded, case.stats, case.tokens[:windows], config, progress=stop_when(lambda _: True))

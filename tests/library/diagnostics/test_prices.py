@@ -37,7 +37,7 @@ def test_a_price_is_the_divergence_between_two_cuts_over_their_parameters(family
     loaded, stats, tokens = family_case.loaded, family_case.stats, family_case.tokens[:4, :20]
     plan = make_plan(stats.profile, SliceConfig(0.4, order="one-shot"))
     sliced = finish(slice_model(loaded.model, plan, stats))
-    prices = finish(measure_prices(loaded, stats, sliced, plan, tokens))
+    prices = measure_prices(loaded, stats, sliced, plan, tokens, progress=False)
     whole = divergences_at_once(loaded.model, sliced, tokens).mean().item()
     assert prices.divergence.value == pytest.approx(whole, rel=1e-3)
     assert len(prices.modules) == 6
@@ -54,7 +54,7 @@ def test_a_price_is_the_divergence_between_two_cuts_over_their_parameters(family
         assert price.estimate().value * price.parameters == pytest.approx(distances[1] - distances[0], abs=1e-5)
     removed = sum(price.removed for price in prices.modules)
     assert removed == plan.parameters.dense_decoder - plan.parameters.sliced_decoder
-    again = finish(measure_prices(loaded, stats, sliced, plan, tokens))  # kept
+    again = measure_prices(loaded, stats, sliced, plan, tokens, progress=False)  # kept
     assert again == prices
 
 

@@ -8,7 +8,6 @@ import pandas
 import pytest
 import torch
 
-from intraslice.core.progress import finish
 from intraslice.diagnostics.rank_agreement import compare_ranks, fallen_importance, noise_ceiling
 from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, measure_sensitivity
 from intraslice.planning.estimators import Importances
@@ -123,7 +122,7 @@ def test_no_order_no_rho(tiny_case):
 def test_every_family_is_judged(family_case, own_cache):
     tokens = family_case.tokens[:2]
     agreement = compare_ranks(
-        finish(measure_sensitivity(family_case.loaded, family_case.stats, tokens)), family_case.stats.profile
+        measure_sensitivity(family_case.loaded, family_case.stats, tokens, progress=False), family_case.stats.profile
     )
     assert len(agreement.modules) == 6
     assert all(-1 <= value <= 1 for by_module in agreement.rho.values() for value in by_module.values())

@@ -21,6 +21,7 @@ from intraslice.diagnostics import sensitivity
 from intraslice.diagnostics.sensitivity import cut_alone, measure_in_context, measure_sensitivity
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
+from tests.stopping import Stopped, stop_when
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -41,7 +42,7 @@ def divergences_at_once(dense, other, tokens: torch.Tensor) -> torch.Tensor:
 def test_each_module_s_damage_is_that_of_a_model_with_it_alone_sliced(family_case):
     model, tokens = family_case.loaded.model, evaluation(family_case)
     events: list[Progress] = []
-    measured = finish(measure_sensitivity(family_case.loaded, family_case.stats, tokens, 0.4), events.append)
+    measured = measure_sensitivity(family_case.loaded, family_case.stats, tokens, 0.4, progress=events.append)
     dense = losses_at_once(model, tokens)
     assert measured.base_loss == pytest.approx(dense.mean().item(), rel=1e-5)
     assert measured.tokens == dense.numel()
@@ -72,7 +73,7 @@ def test_in_context_a_damage_is_what_a_dense_module_heals(family_case):
     loaded, stats, tokens = family_case.loaded, family_case.stats, evaluation(family_case)
     plan = make_plan(stats.profile, SliceConfig(0.4, order="one-shot"))
     sliced = finish(slice_model(loaded.model, plan, stats))
-    measured = finish(measure_in_context(loaded, stats, sliced, plan, tokens))
+    measured = measure_in_context(loaded, stats, sliced, plan, tokens, progress=False)
     whole = divergences_at_once(loaded.model, sliced, tokens)
     assert measured.context.value == pytest.approx(whole.mean().item(), rel=1e-3)
     assert measured.ratio is None
@@ -100,7 +101,7 @@ def test_no_forward_starts_before_its_own_layer(tiny_case):
         layer.register_forward_hook(lambda *_, index=index: calls.append(index))
         for index, layer in enumerate(case.loaded.model.model.layers)
     ]
-    finish(measure_sensitivity(case.loaded, case.stats, evaluation(case)))
+    measure_sensitivity(case.loaded, case.stats, evaluation(case), progress=False)
     for hook in hooks:
         hook.remove()
     # Once for the dense loss, once for the next layer's inputs, and for both modules of each layer up to its own
@@ -134,17 +135,16 @@ def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]
 @pytest.mark.parametrize("stop", [1, 2, 3, 6])
 def test_a_stopped_run_goes_on_where_it_was(tiny_case, count_measurements, stop):
     case = tiny_case("llama-gqa")
-    unbroken = finish(measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3))
+    unbroken = measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=False)
     for file in (Path(os.environ["INTRASLICE_CACHE"]) / "sensitivity").iterdir():
         file.unlink()
     count_measurements.clear()
-    job = measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3)
-    while next(job).done < stop:
-        pass
-    job.close()
+    stopping = stop_when(lambda event: event.done == stop)
+    with pytest.raises(Stopped):
+        measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=stopping)
     first = len(count_measurements)
     events: list[Progress] = []
-    resumed = finish(measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3), events.append)
+    resumed = measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=events.append)
     assert events[0] == Progress("sensitivity", stop, 6)
     assert first == stop
     assert count_measurements == [(i, m) for i in range(3) for m in ("attention", "mlp")]
@@ -158,8 +158,8 @@ def test_a_stopped_run_goes_on_where_it_was(tiny_case, count_measurements, stop)
 def test_another_run_starts_anew(tiny_case, count_measurements, change):
     case = tiny_case("llama-gqa")
     loaded, stats, tokens, ratio = case.loaded, case.stats, evaluation(case), 0.3
-    finish(measure_sensitivity(loaded, stats, tokens, ratio))
-    finish(measure_sensitivity(loaded, stats, tokens, ratio))
+    measure_sensitivity(loaded, stats, tokens, ratio, progress=False)
+    measure_sensitivity(loaded, stats, tokens, ratio, progress=False)
     assert len(count_measurements) == 6
     if change == "ratio":
         ratio = 0.4
@@ -169,7 +169,7 @@ def test_another_run_starts_anew(tiny_case, count_measurements, change):
         loaded = replace(loaded, fingerprint="other")
     else:
         stats = replace(stats, layers=[replace(layer, attention_sum=layer.attention_sum + 1) for layer in stats.layers])
-    finish(measure_sensitivity(loaded, stats, tokens, ratio))
+    measure_sensitivity(loaded, stats, tokens, ratio, progress=False)
     assert len(count_measurements) == 12
 
 
@@ -184,9 +184,9 @@ from intraslice.diagnostics.sensitivity import measure_sensitivity
 loaded = load_model({str(folder)!r})
 tokens = torch.arange(96).view(4, 24) + 3
 stats = finish(calibrate(loaded, tokens))
-for event in measure_sensitivity(loaded, stats, tokens[:2]):
-    if event.done == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
+measure_sensitivity(
+    loaded, stats, tokens[:2], progress=lambda event: event.done == 3 and os.kill(os.getpid(), signal.SIGKILL)
+)
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -194,7 +194,7 @@ for event in measure_sensitivity(loaded, stats, tokens[:2]):
     from intraslice.loading import load_model
 
     loaded, tokens = load_model(str(folder)), torch.arange(96).view(4, 24) + 3
-    resumed = finish(measure_sensitivity(loaded, finish(calibrate(loaded, tokens)), tokens[:2]))
+    resumed = measure_sensitivity(loaded, finish(calibrate(loaded, tokens)), tokens[:2], progress=False)
     assert len(resumed.modules) == 6
     assert count_measurements == [(1, "mlp"), (2, "attention"), (2, "mlp")]
 
@@ -203,4 +203,4 @@ for event in measure_sensitivity(loaded, stats, tokens[:2]):
 def test_a_ratio_out_of_range_is_refused(tiny_case, ratio):
     case = tiny_case("llama-gqa")
     with pytest.raises(UserError, match="ratio"):
-        finish(measure_sensitivity(case.loaded, case.stats, evaluation(case), ratio))
+        measure_sensitivity(case.loaded, case.stats, evaluation(case), ratio, progress=False)

@@ -22,7 +22,7 @@ METRICS = ("error", "pooled_error", "mean_shift", "spread_shift", "distance")
 
 def test_an_unsliced_model_has_no_shift(family_case):
     dense = family_case.loaded.model
-    report = finish(measure_shift(dense, {"same": dense, "copy": copy.deepcopy(dense)}, family_case.tokens[:3]))
+    report = measure_shift(dense, {"same": dense, "copy": copy.deepcopy(dense)}, family_case.tokens[:3], progress=False)
     frame = report.frame()
     assert len(frame) == 2 * 3 * 3
     assert (frame[list(METRICS)] == 0).all(axis=None)
@@ -34,7 +34,7 @@ def test_a_change_of_basis_that_is_undone_is_no_shift(family_case):
     """Nothing cut: every module reads and writes in a rotated stream, which the report rotates back."""
     dense = family_case.loaded.model
     rotated = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.0), None, family_case.tokens))
-    frame = finish(measure_shift(dense, {"rotated": rotated}, family_case.tokens[:3])).frame()
+    frame = measure_shift(dense, {"rotated": rotated}, family_case.tokens[:3], progress=False).frame()
     assert (frame[["error", "pooled_error"]] < 1e-3).all(axis=None)
     assert (frame[["mean_shift", "spread_shift", "distance"]].abs() < 1e-3).all(axis=None)
     assert (frame["cosine"] > 1 - 1e-4).all()
@@ -46,7 +46,7 @@ def test_sliced_models_shift_and_the_methods_are_told_apart(family_case):
     intra = finish(slice_model(dense, plan, family_case.stats, tokens))
     cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.3), None, tokens))
     events: list[Progress] = []
-    report = finish(measure_shift(dense, {"intra": intra, "cross": cross}, tokens[:2]), events.append)
+    report = measure_shift(dense, {"intra": intra, "cross": cross}, tokens[:2], progress=events.append)
     frame = report.frame()
     assert (frame.query("place == 'residual'")["error"] > 0.01).all()
     assert set(frame["method"]) == {"intra", "cross"}
@@ -68,7 +68,7 @@ def test_known_changes_are_measured_as_they_are(tiny_case):
     dense, tokens = tiny_case("llama-gqa").loaded.model, tiny_case("llama-gqa").tokens[:2]
     changed = copy.deepcopy(dense)
     changed.model.layers[0].self_attn.o_proj.weight.data *= -1
-    report = finish(measure_shift(dense, {"changed": changed}, tokens))
+    report = measure_shift(dense, {"changed": changed}, tokens, progress=False)
     shift = next(s for s in report.shifts if (s.layer, s.place) == (0, "attention"))
     assert shift.error == pytest.approx(2, rel=1e-5)
     assert shift.pooled_error == pytest.approx(2, rel=1e-5)
@@ -80,9 +80,8 @@ def test_known_changes_are_measured_as_they_are(tiny_case):
 
     changed = copy.deepcopy(dense)
     changed.model.layers[2].mlp.down_proj.weight.data *= 2
-    shift = next(
-        s for s in finish(measure_shift(dense, {"changed": changed}, tokens)).shifts if (s.layer, s.place) == (2, "mlp")
-    )
+    report = measure_shift(dense, {"changed": changed}, tokens, progress=False)
+    shift = next(s for s in report.shifts if (s.layer, s.place) == (2, "mlp"))
     assert shift.error == pytest.approx(1, rel=1e-5)
     assert shift.cosine == pytest.approx(1, rel=1e-5)
     assert shift.spread_shift == pytest.approx(1, rel=1e-4)
@@ -107,7 +106,7 @@ def test_a_massive_token_does_not_hide_what_the_others_suffer(tiny_case):
     dense.model.embed_tokens.weight.data[5] *= 1e4
     changed = copy.deepcopy(dense)
     changed.model.layers[0].mlp.down_proj.weight.data.zero_()
-    report = finish(measure_shift(dense, {"changed": changed}, tokens))
+    report = measure_shift(dense, {"changed": changed}, tokens, progress=False)
     first = next(s for s in report.shifts if (s.layer, s.place) == (0, "residual"))
     assert report.massive == 2
     assert first.massive_error < 1e-3 < 0.05 < first.error
@@ -116,14 +115,14 @@ def test_a_massive_token_does_not_hide_what_the_others_suffer(tiny_case):
 
 def test_without_massive_tokens_their_numbers_are_nan(tiny_case):
     case = tiny_case("phi")
-    report = finish(measure_shift(case.loaded.model, {"same": case.loaded.model}, case.tokens[:1]))
+    report = measure_shift(case.loaded.model, {"same": case.loaded.model}, case.tokens[:1], progress=False)
     assert report.massive == 0
     assert all(math.isnan(shift.massive_error) for shift in report.shifts)
 
 
 def test_the_first_token_of_each_window_is_massive_in_the_default_model(default_model):
     tokens = evaluation_tokens(default_model.tokenizer, EvaluationConfig(tokens=192, window=64))
-    report = finish(measure_shift(default_model.model, {"same": default_model.model}, tokens))
+    report = measure_shift(default_model.model, {"same": default_model.model}, tokens, progress=False)
     assert report.massive == 3
     assert report.frame().query("place == 'residual' and layer == 15")["massive_cosine"].tolist() == pytest.approx([1])
 
@@ -132,9 +131,9 @@ def test_what_cannot_be_compared_is_named(tiny_case):
     case = tiny_case("llama-gqa")
     dense = case.loaded.model
     with pytest.raises(UserError, match="'dense'"):
-        finish(measure_shift(dense, {"dense": dense}, case.tokens))
+        measure_shift(dense, {"dense": dense}, case.tokens, progress=False)
     cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.2), None, case.tokens))
     for layer in cross.model.layers:
         layer.basis_count = 0
     with pytest.raises(UserError, match="no bases"):
-        finish(measure_shift(dense, {"cross": cross}, case.tokens))
+        measure_shift(dense, {"cross": cross}, case.tokens, progress=False)

@@ -132,7 +132,7 @@ def test_an_ablated_model_is_the_same(tiny_case, together, embedded, fault):
     case = tiny_case("llama-gqa")
 
     def work() -> tuple[Tensor, int]:
-        model = finish(ablation.ablated_model(case.loaded.model, fault, 32, case.tokens))
+        model = ablation.ablated_model(case.loaded.model, fault, 32, case.tokens, progress=False)
         return logits(model, case.tokens[:4]), embedded.pop()
 
     answers = together(3, work)
@@ -145,8 +145,8 @@ def test_an_ablated_model_is_the_same(tiny_case, together, embedded, fault):
 @pytest.mark.parametrize("windows", [2, 16])  # for one process none, or other shares than batches
 def test_losses_are_the_same_in_their_order(tiny_case, together, windows):
     case = tiny_case("llama-mha")
-    expected = finish(measure_losses(case.loaded.model, case.tokens[:windows]))
-    for found in together(3, lambda: finish(measure_losses(case.loaded.model, case.tokens[:windows]))):
+    expected = measure_losses(case.loaded.model, case.tokens[:windows], progress=False)
+    for found in together(3, lambda: measure_losses(case.loaded.model, case.tokens[:windows], progress=False)):
         assert (found.done, found.total, found.sizes) == (windows, windows, expected.sizes)
         assert_close(torch.tensor(found.sums), torch.tensor(expected.sums), rtol=1e-6, atol=1e-5)
 
@@ -162,7 +162,8 @@ def test_sensitivity_is_the_same_and_is_kept_by_the_first(tiny_case, together, m
 
     def work() -> tuple[sensitivity.Sensitivity, int]:
         monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))
-        return finish(sensitivity.measure_sensitivity(case.loaded, case.stats, case.tokens[:3], 0.4)), len(calls)
+        found = sensitivity.measure_sensitivity(case.loaded, case.stats, case.tokens[:3], 0.4, progress=False)
+        return found, len(calls)
 
     answers = together(4, work)  # six modules: a whole round, and half of one
     assert together(4, work) == [(expected, 0) for expected, _ in answers]  # the first has found them on its disk
@@ -180,11 +181,11 @@ def test_a_sweep_has_the_same_rows_whatever_the_methods(tiny_case, together, mon
 
     def work():
         monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))
-        rows = finish(sweep(case.loaded, texts, wanted)).drop(columns="seconds")
+        rows = sweep(case.loaded, texts, wanted, progress=False).drop(columns="seconds")
         return rows, len(list((tmp_path / f"disk {rank()}" / "sweep").glob("*.json")))
 
     answers = together(4, work)
-    expected = finish(sweep(case.loaded, texts, wanted)).drop(columns="seconds")
+    expected = sweep(case.loaded, texts, wanted, progress=False).drop(columns="seconds")
     for rows, _ in answers:
         assert rows.method.tolist() == expected.method.tolist()
         assert_close(torch.tensor(rows.perplexity), torch.tensor(expected.perplexity), rtol=1e-5, atol=0)

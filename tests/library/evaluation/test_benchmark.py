@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from intraslice.calibration.driver import calibrate
 from intraslice.core.cache import cache_folder, empty_cache
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress, ProgressCallback, finish, ignore_progress, stepwise
 from intraslice.evaluation import benchmark, growth
 from intraslice.evaluation.benchmark import Turns, measure_costs
 from intraslice.evaluation.growth import JOBS, Size, exponent, measure_growth
@@ -67,9 +68,9 @@ def turns(case, clock, tiny_llama_gqa) -> Turns:
 # Turns
 
 
-def job(clock: Clock, seconds: float, steps: int = 5):
+def job(clock: Clock, seconds: float, progress: ProgressCallback, steps: int = 5) -> str:
     for step in range(steps):
-        yield Progress("job", step, steps)
+        progress(Progress("job", step, steps))
         clock.seconds += seconds / steps
     return "done"
 
@@ -77,7 +78,7 @@ def job(clock: Clock, seconds: float, steps: int = 5):
 @pytest.mark.parametrize("seconds", [1.0, 100.0])
 def test_a_job_is_worth_the_tokens_of_a_dense_forward_in_the_same_time(clock, turns, seconds):
     events: list[Progress] = []
-    timed = finish(turns.time(job(clock, seconds)), events.append)
+    timed = turns.time(partial(job, clock, seconds), events.append)
     assert (timed.value, timed.worth, timed.last) == (
         "done",
         pytest.approx(seconds / 0.01),
@@ -87,13 +88,20 @@ def test_a_job_is_worth_the_tokens_of_a_dense_forward_in_the_same_time(clock, tu
 
 
 def test_dense_forwards_get_a_share_of_the_time_of_a_long_job(clock, turns):
-    finish(turns.time(job(clock, 1000, steps=200)))
+    turns.time(partial(job, clock, 1000, steps=200), ignore_progress)
     assert sum(turns.dense) * 480 == pytest.approx(1000 * benchmark.DENSE_SHARE, rel=0.05)
 
 
 def test_a_short_job_counts_by_its_median(clock, turns):
     seconds = iter([1.0, 50.0, 3.0])
-    assert finish(turns.repeat(lambda: job(clock, next(seconds)))) == pytest.approx(300)
+    assert turns.repeat(lambda progress: job(clock, next(seconds), progress), ignore_progress) == pytest.approx(300)
+
+
+def test_what_the_callback_takes_does_not_count(clock, turns):
+    def slow(event: Progress) -> None:
+        clock.seconds += 1000
+
+    assert turns.time(partial(job, clock, 1.0), slow).worth == pytest.approx(1.0 / 0.01)
 
 
 # Costs
@@ -105,39 +113,39 @@ def by_hand(case, clock, monkeypatch):
     algebra = {"intraslice": 20.0, "crossmodule": 30.0}
 
     def calibrate(loaded, tokens, targets):
-        yield from job(clock, 3.0 * tokens.numel())
+        yield from stepwise(partial(job, clock, 3.0 * tokens.numel()))
         yield Progress("calibrate", 1, 1)
         clock.seconds += 7.0  # it is kept
         return case.stats
 
     def slice_by(method, model, plan, stats, tokens):
         passing = 2.0 * tokens.numel() if plan == "sequential" else 0.0
-        yield from job(clock, algebra[method] + passing)
+        yield from stepwise(partial(job, clock, algebra[method] + passing))
 
-    def perplexity(model, windows):
-        yield from job(clock, 0.5 * windows.numel())
+    def perplexity(model, windows, progress):
+        job(clock, 0.5 * windows.numel(), progress)
 
     def plan_by(method, model, stats, config):
         clock.seconds += 0.25
         return config.order
 
-    def profiling(stats):
-        yield from job(clock, 10.0)
+    def profile(stats, progress):
+        job(clock, 10.0, progress)
 
     def forward(turns):
         clock.seconds += turns._batch.numel()
         return 1.0
 
-    def speeds(models):
-        yield Progress("speed", 1, 1)
+    def speeds(models, progress):
+        progress(Progress("speed", 1, 1))
         return {"dense": Speed(100.0, 10.0), "sliced": Speed(200.0, 12.5)}
 
     for made in (calibrate, slice_by, perplexity, plan_by):
         monkeypatch.setattr(benchmark, made.__name__, made)
-    monkeypatch.setattr(benchmark, "_profiling", profiling)
+    monkeypatch.setattr(benchmark, "_profile", profile)
     monkeypatch.setattr(benchmark, "measure_speed", speeds)
     monkeypatch.setattr(Turns, "_forward", forward)
-    return lambda tokens: finish(measure_costs(case.loaded, tokens, case.tokens[:2], SliceConfig()))
+    return lambda tokens: measure_costs(case.loaded, tokens, case.tokens[:2], SliceConfig(), progress=False)
 
 
 @pytest.mark.parametrize("sequences", [4, 16])
@@ -162,7 +170,7 @@ def test_what_passes_tokens_is_scaled_to_the_usual_number_and_the_algebra_is_not
 @pytest.mark.parametrize("name", ["llama-gqa", "phi"])
 def test_every_cost_is_measured_and_nothing_is_kept_or_read(tiny_case, own_cache, name):
     case, events = tiny_case(name), []
-    costs = finish(measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(0.3)), events.append)
+    costs = measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(0.3), progress=events.append)
     assert set(costs.ratios) == RATIOS
     assert all(0 < value < math.inf for value in (*costs.ratios.values(), costs.plan_ms, costs.dense_ms))
     assert {"calibrate", "profile", "slice", "evaluate", "speed"} == {event.stage for event in events}
@@ -175,7 +183,7 @@ def test_a_calibration_on_disk_is_made_anew(case, own_cache):
     kept = {path: path.stat().st_mtime_ns for path in own_cache.rglob("*")}
     assert list(calibrate(case.loaded, case.tokens)) == []  # nothing is left to do
     events: list[Progress] = []
-    finish(measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(0.3)), events.append)
+    measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(0.3), progress=events.append)
     assert ("calibrate", 16) in {(event.stage, event.done) for event in events}
     assert {path: path.stat().st_mtime_ns for path in own_cache.rglob("*")} == kept
 
@@ -183,7 +191,7 @@ def test_a_calibration_on_disk_is_made_anew(case, own_cache):
 def test_a_model_on_disk_is_refused(case, monkeypatch):
     monkeypatch.setattr(benchmark, "is_offloaded", lambda model: True)
     with pytest.raises(UserError, match="leave the device map out"):
-        finish(measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig()))
+        measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(), progress=False)
 
 
 @pytest.mark.parametrize("before", [None, "elsewhere"])
@@ -226,7 +234,7 @@ def test_growth_goes_along_one_axis_at_a_time(monkeypatch):
     every = len({size for along in growth.SIZES.values() for size in along})
     turns = itertools.chain(*(itertools.repeat(noise, every) for noise in (1.0, 1e6, 1.0)))
     monkeypatch.setattr(growth, "_seconds", seconds)
-    found = asdict(finish(measure_growth()))
+    found = asdict(measure_growth(progress=False))
     powers = {"tokens": (1, 2, 0), "layers": (2, 4, 2), "width": (3, 6, 3)}
     assert {axis: list(by_job) for axis, by_job in found.items()} == {axis: list(JOBS) for axis in powers}
     for axis, expected in powers.items():
@@ -243,7 +251,7 @@ def test_every_axis_has_three_sizes_that_differ_in_nothing_else():
 def test_growth_times_real_jobs(own_cache, monkeypatch):
     monkeypatch.setattr(growth, "SIZES", SMALL)
     events: list[Progress] = []
-    found = asdict(finish(measure_growth(), events.append))
+    found = asdict(measure_growth(progress=events.append))
     assert {axis: tuple(by_job) for axis, by_job in found.items()} == dict.fromkeys(SMALL, JOBS)
     assert all(math.isfinite(value) for by_job in found.values() for value in by_job.values())
     assert events[-1] == Progress("growth", 12, 12)

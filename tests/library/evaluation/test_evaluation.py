@@ -19,10 +19,11 @@ from intraslice.evaluation import generation
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.divergence import DenseStates, divergences
 from intraslice.evaluation.generation import Sampling, answer_text, generate_text, prompt_tokens, stream_tokens
-from intraslice.evaluation.perplexity import Losses, measure_losses, perplexity, token_losses
+from intraslice.evaluation.perplexity import Losses, measure_losses, perplexity
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
+from tests.stopping import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +43,14 @@ def sliced(case):
 @torch.no_grad()
 def test_perplexity_is_transformers_own_loss(family_case):
     losses = [family_case.original(row[None], labels=row[None]).loss.item() for row in family_case.tokens]
-    assert finish(perplexity(family_case.loaded.model, family_case.tokens)) == pytest.approx(
+    assert perplexity(family_case.loaded.model, family_case.tokens, progress=False) == pytest.approx(
         math.exp(sum(losses) / len(losses)), rel=1e-4
     )
 
 
-def test_token_losses_are_by_window_and_token(case):
-    losses = finish(token_losses(case.loaded.model, case.tokens[:2])).float()
+def test_losses_are_by_window_and_token(case, monkeypatch):
+    monkeypatch.setattr(perplexity_module, "BLOCK", 1)
+    losses = torch.tensor(measure_losses(case.loaded.model, case.tokens[:2], progress=False).sums)
     log_probabilities = case.original(case.tokens[:2]).logits.log_softmax(-1)
     expected = -log_probabilities[:, :-1].gather(2, case.tokens[:2, 1:, None])[..., 0]
     assert_close(losses, expected, atol=1e-4, rtol=1e-4)
@@ -56,18 +58,18 @@ def test_token_losses_are_by_window_and_token(case):
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
-    expected = finish(perplexity(case.loaded.model, case.tokens))
+    expected = perplexity(case.loaded.model, case.tokens, progress=False)
     monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", batch * case.tokens.shape[1])
     monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
     events: list[Progress] = []
-    assert finish(perplexity(case.loaded.model, case.tokens), events.append) == pytest.approx(expected, rel=1e-5)
+    assert perplexity(case.loaded.model, case.tokens, progress=events.append) == pytest.approx(expected, rel=1e-5)
     assert (events[0].stage, events[0].done, events[0].total) == ("evaluate", 0, 16)
     assert (events[-1].done, events[-1].total) == (16, 16)
 
 
 def test_estimates_against_numbers_worked_out_by_hand():
-    dense = Losses("evaluate", 2, 2, sums=((2.0, 6.0), (4.0, 4.0)), sizes=(2, 4))
-    sliced = Losses("evaluate", 1, 2, sums=((4.0, 6.0),), sizes=(2, 4))
+    dense = Losses(2, 2, sums=((2.0, 6.0), (4.0, 4.0)), sizes=(2, 4))
+    sliced = Losses(1, 2, sums=((4.0, 6.0),), sizes=(2, 4))
     # Mean loss 16 / 12; block means 1, 1.5, 2, 1 have the standard deviation sqrt(0.6875 / 3).
     value, error = dense.perplexity()
     assert value == pytest.approx(math.exp(4 / 3))
@@ -76,27 +78,29 @@ def test_estimates_against_numbers_worked_out_by_hand():
     ratio, error = sliced.ratio(dense)
     assert ratio == pytest.approx(math.exp(1 / 3))
     assert error == pytest.approx(math.exp(1 / 3) * math.sqrt(0.5) / math.sqrt(2))
-    assert Losses("evaluate", 1, 1, sums=((3.0,),), sizes=(3,)).perplexity() == (pytest.approx(math.e), None)
+    assert Losses(1, 1, sums=((3.0,),), sizes=(3,)).perplexity() == (pytest.approx(math.e), None)
 
 
 def test_losses_grow_by_the_window_and_end_at_the_perplexity_of_all(case, monkeypatch):
     monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", 1)
     monkeypatch.setattr(perplexity_module, "BLOCK", 7)
-    events: list[Losses] = []
-    losses = finish(measure_losses(case.loaded.model, case.tokens), events.append)
-    assert sorted({len(event.sums) for event in events}) == [*range(len(case.tokens) + 1)]
-    assert [event.done for event in events] == sorted(len(event.sums) for event in events)
+    events: list[Progress] = []
+    losses = measure_losses(case.loaded.model, case.tokens, progress=events.append)
+    known = [event.partial() for event in events]
+    assert sorted({len(part.sums) for part in known}) == [*range(len(case.tokens) + 1)]
+    assert [event.done for event in events] == [part.done for part in known] == sorted(len(part.sums) for part in known)
+    assert known[-1] == losses
     assert sum(losses.sizes) == case.tokens.shape[1] - 1
     by_token = losses_at_once(case.loaded.model, case.tokens)
     assert losses.perplexity().value == pytest.approx(by_token.mean().exp().item(), rel=1e-5)
     half = losses_at_once(case.loaded.model, case.tokens[:8])
-    middle = next(event for event in events if event.done == 8)
+    middle = next(part for part in known if part.done == 8)
     assert middle.perplexity().value == pytest.approx(half.mean().exp().item(), rel=1e-5)
     assert losses.ratio(losses) == (1.0, 0.0)
 
 
 def test_the_paired_error_is_smaller_and_honest(case, sliced):
-    dense, cut = (finish(measure_losses(model, case.tokens)) for model in (case.loaded.model, sliced[1]))
+    dense, cut = (measure_losses(model, case.tokens, progress=False) for model in (case.loaded.model, sliced[1]))
     ratio = cut.ratio(dense)
     assert ratio.value == pytest.approx(cut.perplexity().value / dense.perplexity().value)
     apart = math.hypot(*(part.perplexity().standard_error / part.perplexity().value for part in (dense, cut)))
@@ -106,7 +110,7 @@ def test_the_paired_error_is_smaller_and_honest(case, sliced):
 def test_a_hopeless_model_has_infinite_perplexity(tiny_llama_mha):
     model = tiny_llama_mha()
     model.lm_head.weight.data *= 1e5
-    assert finish(perplexity(model, torch.arange(3, 23).view(2, 10))) == math.inf
+    assert perplexity(model, torch.arange(3, 23).view(2, 10), progress=False) == math.inf
 
 
 # Distance from the dense model
@@ -127,9 +131,9 @@ def test_divergence_is_measured_in_the_same_pass(family_case, batch, monkeypatch
     dense, cut = family_case.loaded.model, finish(slice_model(family_case.loaded.model, plan, family_case.stats))
     states, passes = DenseStates(dense), []
     hook = dense.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
-    own = finish(measure_losses(dense, family_case.tokens, dense=states))
+    own = measure_losses(dense, family_case.tokens, dense=states, progress=False)
     count = len(passes)
-    losses = finish(measure_losses(cut, family_case.tokens, dense=states))
+    losses = measure_losses(cut, family_case.tokens, dense=states, progress=False)
     hook.remove()
     assert len(passes) == count  # the dense layers have run once
     tables = [model(input_ids=family_case.tokens).logits[:, :-1].double().log_softmax(-1) for model in (dense, cut)]
@@ -138,8 +142,8 @@ def test_divergence_is_measured_in_the_same_pass(family_case, batch, monkeypatch
     assert value == pytest.approx(expected.mean().item(), rel=1e-3)
     assert error == pytest.approx((expected.std() / len(expected) ** 0.5).item(), rel=1e-2)
     assert own.divergence() == (0.0, 0.0)
-    assert losses.sums == finish(measure_losses(cut, family_case.tokens)).sums
-    assert finish(measure_losses(cut, family_case.tokens)).divergence() is None
+    assert losses.sums == measure_losses(cut, family_case.tokens, progress=False).sums
+    assert measure_losses(cut, family_case.tokens, progress=False).divergence() is None
 
 
 # Sizes
@@ -194,12 +198,11 @@ def test_sampling_follows_the_seed(never_ends):
 
 @pytest.mark.parametrize("read", [1, 3, 128])
 def test_tokens_are_those_of_transformers_own_generate(family_case, read, monkeypatch):
-    monkeypatch.setattr(generation, "READ", read)
+    monkeypatch.setattr(generation, "PREFILL_TOKENS", read)
     loaded = family_case.loaded
     ids = torch.tensor([[20, 30, 40, 50]])
     expected = family_case.original.generate(ids, do_sample=False, max_new_tokens=20)[0, 4:].tolist()
-    stream = stream_tokens(loaded.model, loaded.tokenizer, PROMPT, Sampling(20))
-    tokens = [token for token in stream if token is not None]
+    tokens = list(stream_tokens(loaded.model, loaded.tokenizer, PROMPT, Sampling(20)))
     assert tokens == expected
     text = "".join(generate_text(loaded.model, loaded.tokenizer, PROMPT, 20))
     assert text == answer_text(loaded.tokenizer, tokens)
@@ -246,15 +249,23 @@ def test_prompts_that_cannot_be_answered_are_refused(never_ends, prompt, words):
 
 def test_an_answer_ends_where_the_positions_do(never_ends):
     tokens = stream_tokens(never_ends.model, never_ends.tokenizer, "w7 " * 510, Sampling(20))
-    assert len([token for token in tokens if token is not None]) == 2
+    assert len(list(tokens)) == 2
 
 
-def test_others_have_turns_while_a_long_prompt_is_read(never_ends, monkeypatch):
-    monkeypatch.setattr(generation, "READ", 100)
-    tokens = list(stream_tokens(never_ends.model, never_ends.tokenizer, "w7 " * 500, Sampling(3)))
-    assert tokens[:4] == [None] * 4
-    assert None not in tokens[4:]
-    assert len(tokens) == 4 + 3
+def test_a_long_prompt_is_read_in_pieces_between_which_the_caller_may_cancel(never_ends, monkeypatch):
+    monkeypatch.setattr(generation, "PREFILL_TOKENS", 100)
+    model, tokenizer, prompt, pauses = never_ends.model, never_ends.tokenizer, "w7 " * 500, []
+    stream = stream_tokens(model, tokenizer, prompt, Sampling(3), pause=lambda: pauses.append(1))
+    next(stream)
+    assert len(pauses) == 4
+    assert len(list(stream)) == 2
+    assert len(pauses) == 4  # not between the tokens of the answer
+
+    def cancel() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        next(stream_tokens(model, tokenizer, prompt, Sampling(3), pause=cancel))
 
 
 def test_a_character_of_several_tokens_comes_whole(never_ends, monkeypatch):

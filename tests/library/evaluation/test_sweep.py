@@ -8,13 +8,14 @@ import torch
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
+from intraslice.core.progress import Progress, finish
 from intraslice.evaluation import sweep as module
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
+from tests.stopping import Stopped, stop_when
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -47,18 +48,18 @@ def test_points_are_all_combinations_once():
 
 def test_each_row_is_what_plain_slicing_gives(family_case):
     wanted = points(METHODS, ["pca", "uniform"], [0.3])
-    frame = finish(sweep(family_case.loaded, texts(family_case), wanted))
+    frame = sweep(family_case.loaded, texts(family_case), wanted, progress=False)
     count = len(METHODS) + sum(uses_estimator(method) for method in METHODS)
     assert len(frame) == count
     dense = family_case.loaded.model
     windows = texts(family_case).evaluation
-    assert frame["dense_perplexity"].tolist() == pytest.approx([finish(perplexity(dense, windows))] * count)
+    assert frame["dense_perplexity"].tolist() == pytest.approx([perplexity(dense, windows, progress=False)] * count)
     for row in frame.itertuples():
         config = SliceConfig(row.sparsity, "pca" if pandas.isna(row.estimator) else row.estimator)
         plan = plan_by(row.method, dense, family_case.stats, config)
         model = finish(slice_by(row.method, dense, plan, family_case.stats, family_case.tokens))
-        assert row.perplexity == pytest.approx(finish(perplexity(model, windows)), rel=1e-4)
-        value, error = finish(measure_losses(model, windows, dense=DenseStates(dense))).divergence()
+        assert row.perplexity == pytest.approx(perplexity(model, windows, progress=False), rel=1e-4)
+        value, error = measure_losses(model, windows, dense=DenseStates(dense), progress=False).divergence()
         assert row.divergence == pytest.approx(value, rel=1e-4)
         assert row.divergence_error == pytest.approx(error, rel=1e-3)
         assert row.sliced_total == sum(p.numel() for p in model.parameters())
@@ -68,10 +69,11 @@ def test_each_row_is_what_plain_slicing_gives(family_case):
 def test_further_texts_add_columns_that_are_what_a_sweep_on_them_gives(tiny_case, count_measurements):
     case, wanted = tiny_case("llama-gqa"), points(["intraslice", "crossmodule"], ["pca"], [0.3])
     own, news = texts(case), case.tokens[4:6, :12]
-    both = finish(sweep(case.loaded, module.replace(own, others={"news": news}), wanted))
+    both = sweep(case.loaded, module.replace(own, others={"news": news}), wanted, progress=False)
     assert count_measurements == [("intraslice", 0.3), ("crossmodule", 0.3)]  # one model a point, for all texts
     plain, alone = (
-        finish(sweep(case.loaded, module.replace(own, evaluation=part), wanted)) for part in (own.evaluation, news)
+        sweep(case.loaded, module.replace(own, evaluation=part), wanted, progress=False)
+        for part in (own.evaluation, news)
     )
     for column in ("dense_perplexity", "perplexity", "divergence", "divergence_error"):
         assert both[column].tolist() == plain[column].tolist()
@@ -81,17 +83,14 @@ def test_further_texts_add_columns_that_are_what_a_sweep_on_them_gives(tiny_case
 def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_measurements):
     case = tiny_case("llama-gqa")
     wanted = points(["intraslice"], ["pca"], [0.2, 0.3, 0.4])
-    job = sweep(case.loaded, texts(case), wanted)
-    for event in job:
-        if event.stage == "sweep" and event.done == 2:
-            break
-    job.close()
+    with pytest.raises(Stopped):
+        sweep(case.loaded, texts(case), wanted, progress=stop_when(lambda event: event == Progress("sweep", 2, 3)))
     assert count_measurements == [("intraslice", 0.2), ("intraslice", 0.3)]
     assert kept_points(case.loaded, texts(case), wanted) == wanted[:2]
-    frame = finish(sweep(case.loaded, texts(case), wanted))
+    frame = sweep(case.loaded, texts(case), wanted, progress=False)
     assert count_measurements[2:] == [("intraslice", 0.4)]
     larger = points(["intraslice", "magnitude"], ["pca"], [0.2, 0.4])
-    again = finish(sweep(case.loaded, texts(case), larger))
+    again = sweep(case.loaded, texts(case), larger, progress=False)
     assert count_measurements[3:] == [("magnitude", 0.2), ("magnitude", 0.4)]
     assert again["perplexity"].tolist()[::2] == frame["perplexity"].tolist()[::2]
 
@@ -102,7 +101,7 @@ def test_a_method_that_trains_reads_more_and_no_other(tiny_case, count_measureme
     own = texts(case)
     more = module.replace(own, training=torch.cat([own.calibration, own.calibration.flip(1)]))
     assert [more.read_by(point.method) is more.training for point in wanted] == [False, True]
-    first, second = (finish(sweep(case.loaded, those, wanted)) for those in (own, more))
+    first, second = (sweep(case.loaded, those, wanted, progress=False) for those in (own, more))
     assert count_measurements == [("intraslice", 0.3), ("intraslice+", 0.3), ("intraslice+", 0.3)]
     assert first["perplexity"][0] == second["perplexity"][0]
     assert first["perplexity"][1] != second["perplexity"][1]
@@ -112,14 +111,14 @@ def test_nothing_wanted_is_nothing_to_compute(tiny_case, monkeypatch):
     """The page asks for what is kept of a sweep before there is anything."""
     monkeypatch.setattr(module, "perplexity", None)
     case = tiny_case("llama-gqa")
-    assert finish(sweep(case.loaded, texts(case), ())).empty
+    assert sweep(case.loaded, texts(case), (), progress=False).empty
 
 
 @pytest.mark.parametrize("change", ["calibration", "evaluation", "config", "estimator", "weights"])
 def test_another_setting_is_another_point(tiny_case, count_measurements, change):
     case = tiny_case("llama-gqa")
     loaded, own, base, estimator = case.loaded, texts(case), SliceConfig(), "pca"
-    finish(sweep(loaded, own, points(["intraslice"], [estimator], [0.3]), base))
+    sweep(loaded, own, points(["intraslice"], [estimator], [0.3]), base, progress=False)
     if change == "calibration":
         own = Texts(own.stats, own.calibration - 1, own.evaluation)
     elif change == "evaluation":
@@ -130,7 +129,7 @@ def test_another_setting_is_another_point(tiny_case, count_measurements, change)
         estimator = "fisher"
     else:
         loaded = module.replace(loaded, fingerprint="other")
-    finish(sweep(loaded, own, points(["intraslice"], [estimator], [0.3]), base))
+    sweep(loaded, own, points(["intraslice"], [estimator], [0.3]), base, progress=False)
     assert len(count_measurements) == 2
 
 
@@ -138,19 +137,18 @@ def test_shapes_make_other_points_of_the_methods_that_they_bind(tiny_case, count
     case = tiny_case("llama-gqa")
     wanted = points(["intraslice", "crossmodule"], ["pca"], [0.3])
     for shapes in ("free", "runtime"):
-        finish(sweep(case.loaded, texts(case), wanted, SliceConfig(order="one-shot", shapes=shapes)))
+        sweep(case.loaded, texts(case), wanted, SliceConfig(order="one-shot", shapes=shapes), progress=False)
     assert [method for method, _ in count_measurements] == ["intraslice", "crossmodule", "intraslice"]
 
 
 def test_a_sparsity_out_of_reach_is_a_note(tiny_case):
     case = tiny_case("llama-gqa")
-    frame = finish(
-        sweep(
-            case.loaded,
-            texts(case),
-            points(["intraslice"], ["uniform"], [0.2, 0.5]),
-            SliceConfig(0.3, cap=0.5, bias=0.2),
-        )
+    frame = sweep(
+        case.loaded,
+        texts(case),
+        points(["intraslice"], ["uniform"], [0.2, 0.5]),
+        SliceConfig(0.3, cap=0.5, bias=0.2),
+        progress=False,
     )
     assert "cannot be reached" in frame["note"].iloc[-1]
     assert pandas.isna(frame["perplexity"].iloc[-1])
@@ -159,7 +157,7 @@ def test_a_sparsity_out_of_reach_is_a_note(tiny_case):
 def test_speed_is_measured_in_turn_and_reported_as_a_ratio(tiny_case):
     case = tiny_case("phi")
     speed = SpeedConfig(prompt=8, new=2, repeats=2)
-    row = finish(sweep(case.loaded, texts(case), points(["intraslice"], ["pca"], [0.3]), speed=speed)).iloc[0]
+    row = sweep(case.loaded, texts(case), points(["intraslice"], ["pca"], [0.3]), speed=speed, progress=False).iloc[0]
     for kind in ("prefill", "decode"):
         assert row[f"{kind}_ratio"] == pytest.approx(row[f"{kind}_sliced"] / row[f"{kind}_dense"])
         assert row[f"{kind}_dense"] > 0
@@ -170,13 +168,13 @@ def test_the_median_turn_counts_and_the_first_does_not(tiny_case, monkeypatch):
 
     times = iter([(9.0, 9.0), (1.0, 2.0), (4.0, 2.0), (2.0, 8.0)])
 
-    def timed(*_):
-        yield
+    def timed(model, config, pause):
+        pause()
         return next(times)
 
     monkeypatch.setattr(speed, "_time", timed)
     events, config = [], SpeedConfig(prompt=100, new=10, repeats=3)
-    found = finish(measure_speed({"one": tiny_case("phi").loaded.model}, config), events.append)
+    found = measure_speed({"one": tiny_case("phi").loaded.model}, config, progress=events.append)
     assert list(dict.fromkeys(event.done for event in events)) == list(range(5))
     assert (found["one"].prefill, found["one"].decode) == (50.0, 5.0)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
 
 SCORED = CHOICE + "metric_list: [{{metric: acc}}, {{metric: acc_norm}}]\n"
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("harness")
 
 
 def measured(models, tokenizer, config: TasksConfig) -> pandas.DataFrame:
-    return finish(measure_tasks(models, tokenizer, config, require_tasks(config)))
+    return measure_tasks(models, tokenizer, config, require_tasks(config), progress=False)
 
 
 def words(tokens: Tensor) -> str:
@@ -125,9 +125,10 @@ def test_a_part_of_the_documents_and_examples_before_them(tiny_case, questions, 
     case = tiny_case("llama-gqa")
     models = {"dense": case.loaded.model}
     config = TasksConfig(("choice",), tmp_path / "tasks", limit=7)
-    job = measure_tasks(models, case.loaded.tokenizer, config, require_tasks(config))
-    assert next(job) == Progress("tasks", 0, 1)
-    (first, *_) = finish(job)["value"]
+    events: list[Progress] = []
+    frame = measure_tasks(models, case.loaded.tokenizer, config, require_tasks(config), progress=events.append)
+    assert events == [Progress("tasks", 0, 1), Progress("tasks", 1, 1)]
+    (first, *_) = frame["value"]
     assert first == pytest.approx(accuracy(case.loaded.model, questions[:7], False))
     with_two = measured(models, case.loaded.tokenizer, replace(config, shots=2))
     assert first != with_two["value"][0]

@@ -84,10 +84,9 @@ def test_the_words_name_an_exchange_and_where_plans_part(view) -> None:
 def test_what_is_kept_is_read_as_it_was_written(view, session, tiny, tmp_path, monkeypatch) -> None:
     calibrated, plan = session.calibrated(tiny), session.slice_plan(tiny)
     monkeypatch.setattr(module, "FILE", tmp_path / "prices.json")
-    work = module.measure_prices(
-        calibrated.loaded, calibrated.stats, finish(session.slice(tiny)), plan, calibrated.windows
-    )
-    module.save(finish(work))
+    sliced, windows = finish(session.slice(tiny)), calibrated.windows
+    prices = module.measure_prices(calibrated.loaded, calibrated.stats, sliced, plan, windows, progress=False)
+    module.save(prices)
     kept = module._kept(calibrated.source.profile, plan)
     assert "tokens" in kept.measured_on
     assert [one.times for one in kept.modules] == pytest.approx([one.times for one in view.modules], rel=1e-3)

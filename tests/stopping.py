@@ -1,0 +1,21 @@
+"""Cancelling a stage, for tests: its callback raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from intraslice.core.progress import Progress, ProgressCallback
+
+
+class Stopped(Exception):
+    """Raised by a callback to cancel a stage."""
+
+
+def stop_when(condition: Callable[[Progress], bool]) -> ProgressCallback:
+    """A callback that cancels the stage at the first event of which `condition` is true."""
+
+    def progress(event: Progress) -> None:
+        if condition(event):
+            raise Stopped
+
+    return progress
