@@ -154,7 +154,7 @@ def _wikipedia(part: Part) -> list[str]:
     # The file is sorted by subject; the order of hashes mixes the subjects and is the same everywhere.
     digests = {title: int.from_bytes(hashlib.sha256(title.encode()).digest()[:8]) for title in articles}
     titles = sorted(
-        (title for title in articles if (digests[title] % 5 == 0) == (part == "evaluation")), key=digests.get
+        (title for title in articles if (digests[title] % 5 == 0) == (part == "evaluation")), key=digests.__getitem__
     )
     return [articles[title]["extract"] for title in titles]
 

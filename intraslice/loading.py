@@ -135,7 +135,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def _settle_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
-    rows = model.get_input_embeddings().num_embeddings
+    rows = model.model.embed_tokens.num_embeddings
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < rows:
         raise UserError(

@@ -18,10 +18,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-try:
+if sys.platform != "win32":
     import resource
-except ImportError:  # Windows has its own
-    resource = None
 
 from intraslice import data
 from intraslice.calibration.driver import calibrate
@@ -182,6 +180,6 @@ def peak_memory() -> int | None:
     if status.is_file():
         peaks = re.findall(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
         return 1024 * int(peaks[0]) if peaks else None
-    if resource is None:
+    if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
@@ -125,10 +125,10 @@ def parse_lock(text: str) -> Lock:
     """A ratio given by hand: layer, module and per cent, as in "7 mlp 25". Raises UserError for anything else."""
     try:
         layer, module, percent = text.split()
-        lock = int(layer), module, float(percent) / 100
+        number, share = int(layer), float(percent) / 100
     except ValueError:
         raise UserError(
             f"{text.strip()!r} is no locked ratio; wanted layer, module and per cent, as in 7 mlp 25"
         ) from None
     _require_choice("a locked module", module, MODULE_KINDS)
-    return lock
+    return number, cast(ModuleKind, module), share

@@ -6,10 +6,13 @@ of one model may differ: fewer heads, ragged query groups, narrower heads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import Cache
 
 from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.modeling.linear import frozen_linear, joined
@@ -31,6 +34,13 @@ class SlicedAttention(nn.Module):
     Replaces `self_attn` of a transformers decoder layer and takes the same call. Value and query/key widths may differ.
     Without any head its output bias is all that is left.
     """
+
+    # Buffers, as `_layout` has them.
+    kv_head: Tensor
+    frequency: Tensor
+    slots: Tensor
+    places: Tensor
+    turned: Tensor
 
     def __init__(self, weights: AttentionWeights, layer_idx: int) -> None:
         super().__init__()
@@ -122,11 +132,11 @@ class SlicedAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        cache=None,
-        past_key_values=None,
-        **_,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
+        **_: Any,
     ) -> tuple[Tensor, None]:
         """The attention output (batch, tokens, hidden), and None where transformers returns attention weights."""
         query, key, value = self.project(hidden_states, position_embeddings)

@@ -6,12 +6,14 @@ Between two modules the stream has a basis `Q (D, width)` of its own, so that ev
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.families import Family
+from intraslice.modeling.families import DenseModule, Family
 from intraslice.modeling.mlp import SlicedMLP
 
 
@@ -23,7 +25,7 @@ class BasisNorm(nn.Module):
         self.dense_width, self.epsilon = dense_width, epsilon
 
     @classmethod
-    def of(cls, norm: nn.Module) -> BasisNorm:
+    def of(cls, norm: DenseModule) -> BasisNorm:
         """What is left of a dense LayerNorm or RMSNorm."""
         return cls(len(norm.weight), norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon)
 
@@ -39,7 +41,8 @@ class BasisEmbedding(nn.Embedding):
     def __init__(
         self, weight: nn.Parameter, basis: Float[Tensor, "hidden width"], padding_idx: int | None = None
     ) -> None:
-        super().__init__(*weight.shape, padding_idx, _weight=weight, _freeze=True)
+        rows, columns = weight.shape
+        super().__init__(rows, columns, padding_idx, _weight=weight, _freeze=True)
         self.weight = weight  # the very parameter, so that it stays tied
         self.basis = nn.Parameter(basis, requires_grad=False)
 
@@ -79,7 +82,7 @@ class CrossModuleLayer(nn.Module):
         """The axes, as columns, before each shortcut and after the last one; none where none were given."""
         return [getattr(self, f"basis_{index}") for index in range(self.basis_count)]
 
-    def forward(self, hidden_states: Tensor, **arguments) -> Tensor:
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
         attention_norm, mlp_norm = (getattr(self, name) for name in self.norm_names)
         normed = attention_norm(hidden_states)
         attention_output = self.self_attn(normed, **arguments)[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from intraslice.core.errors import UserError
 from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.linear import joined
 from intraslice.modeling.mlp import SlicedMLP
 
-Pair = tuple[Tensor | None, Tensor | None]  # a weight and its bias
+Pair = tuple[Tensor, Tensor | None]  # a weight and its bias
+DenseModule = Any  # a module of transformers, whose attributes no type checker knows
 
 
 @dataclass(frozen=True)
 class Family:
     """How one `config.model_type` is read. `parallel`: attention and MLP read one norm and add to one residual."""
 
-    projections: Callable[[nn.Module, int, int], list[Pair]]  # query, key, value, output
-    mlp: Callable[[nn.Module], list[Pair]]  # gate (a pair of None where there is none), up, down
+    projections: Callable[[DenseModule, int, int], list[Pair]]  # query, key, value, output
+    mlp: Callable[[DenseModule], tuple[Pair | None, Pair, Pair]]  # gate (None where there is none), up, down
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     final_norm: str = "norm"
@@ -38,19 +41,19 @@ def _pair(linear: nn.Linear) -> Pair:
 
 def _split(linear: nn.Linear, sizes: list[int]) -> list[Pair]:
     weight, bias = _pair(linear)
-    biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+    biases = [None] * len(sizes) if bias is None else list(bias.split(sizes))
     return list(zip(weight.split(sizes), biases, strict=True))
 
 
-def _separate_attention(attention: nn.Module, query_size: int, kv_size: int) -> list[Pair]:
+def _separate_attention(attention: DenseModule, query_size: int, kv_size: int) -> list[Pair]:
     return [_pair(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
 
 
-def _fused_attention(attention: nn.Module, query_size: int, kv_size: int) -> list[Pair]:
+def _fused_attention(attention: DenseModule, query_size: int, kv_size: int) -> list[Pair]:
     return [*_split(attention.qkv_proj, [query_size, kv_size, kv_size]), _pair(attention.o_proj)]
 
 
-def _phi_attention(attention: nn.Module, query_size: int, kv_size: int) -> list[Pair]:
+def _phi_attention(attention: DenseModule, query_size: int, kv_size: int) -> list[Pair]:
     if getattr(attention, "qk_layernorm", False):
         raise UserError(
             "this Phi model normalises queries and keys (qk_layernorm); only models without it can be sliced"
@@ -58,17 +61,18 @@ def _phi_attention(attention: nn.Module, query_size: int, kv_size: int) -> list[
     return [_pair(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj", "dense")]
 
 
-def _separate_mlp(mlp: nn.Module) -> list[Pair]:
-    return [_pair(mlp.gate_proj), _pair(mlp.up_proj), _pair(mlp.down_proj)]
+def _separate_mlp(mlp: DenseModule) -> tuple[Pair | None, Pair, Pair]:
+    return _pair(mlp.gate_proj), _pair(mlp.up_proj), _pair(mlp.down_proj)
 
 
-def _fused_mlp(mlp: nn.Module) -> list[Pair]:
+def _fused_mlp(mlp: DenseModule) -> tuple[Pair | None, Pair, Pair]:
     width = mlp.down_proj.in_features
-    return [*_split(mlp.gate_up_proj, [width, width]), _pair(mlp.down_proj)]
+    gate, up = _split(mlp.gate_up_proj, [width, width])
+    return gate, up, _pair(mlp.down_proj)
 
 
-def _plain_mlp(mlp: nn.Module) -> list[Pair]:
-    return [(None, None), _pair(mlp.fc1), _pair(mlp.fc2)]
+def _plain_mlp(mlp: DenseModule) -> tuple[Pair | None, Pair, Pair]:
+    return None, _pair(mlp.fc1), _pair(mlp.fc2)
 
 
 FAMILIES: dict[str, Family] = {
@@ -121,7 +125,7 @@ def linear_maps(block: Block) -> dict[str, Pair]:
     }
 
 
-def write_layer_(layer: nn.Module, block: Block) -> None:
+def write_layer_(layer: DenseModule, block: Block) -> None:
     """Fill a dense transformers layer of the same sizes with a block's weights, in place: the inverse of reading."""
     targets = linear_maps(block)
     targets["qkv_proj"] = _fused(*(targets[name] for name in ("q_proj", "k_proj", "v_proj")))
@@ -137,26 +141,31 @@ def write_layer_(layer: nn.Module, block: Block) -> None:
                     linear.bias.data.copy_(bias)
 
 
-def _fused(*pairs: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-    weights, biases = zip(*pairs, strict=True)
-    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
+def _fused(*pairs: Pair) -> Pair:
+    return torch.cat([weight for weight, _ in pairs]), joined([bias for _, bias in pairs])
 
 
-def family_of(config: PreTrainedConfig) -> Family:
-    """The entry for a config's `model_type`; UserError when there is none, or when its layers see different tokens."""
-    name = config.model_type
+def family_named(name: str) -> Family:
+    """The entry for a `model_type`; UserError when there is none."""
     if name not in FAMILIES:
         reason = f": {REFUSED[name]}" if name in REFUSED else ""
         raise UserError(
             f"model type {name!r} cannot be sliced{reason}; wanted one of {', '.join(FAMILIES)}. "
             "A new family is one entry in FAMILIES of intraslice/modeling/families.py"
         )
+    return FAMILIES[name]
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The entry for a config's `model_type`; UserError when there is none, or when its layers see different tokens."""
+    name = config.model_type
+    family = family_named(name)
     if len(kinds := set(getattr(config, "layer_types", None) or ())) > 1:
         raise UserError(
             f"this {name} model mixes layers of {' and '.join(sorted(kinds))}, whose masks differ; "
             "only models whose layers all see the same tokens can be sliced"
         )
-    return FAMILIES[name]
+    return family
 
 
 def _head_layout(dim: int, rotated: int) -> tuple[Tensor, Tensor]:
@@ -167,9 +176,9 @@ def _head_layout(dim: int, rotated: int) -> tuple[Tensor, Tensor]:
     return order, torch.cat([torch.arange(half), torch.full((len(unrotated),), UNROTATED)])
 
 
-def _read_attention(family: Family, attention: nn.Module, config: PreTrainedConfig) -> AttentionWeights:
+def _read_attention(family: Family, attention: DenseModule, config: PreTrainedConfig) -> AttentionWeights:
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
-    query, key, value, (output, output_bias) = family.projections(attention, heads * dim, kv_heads * dim)
+    queries, keys, values, (output, output_bias) = family.projections(attention, heads * dim, kv_heads * dim)
     rotated = int(dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
     if not getattr(attention, "use_rope", True):  # some layers of SmolLM3
         rotated = 0
@@ -180,9 +189,9 @@ def _read_attention(family: Family, attention: nn.Module, config: PreTrainedConf
         weight = weight.unflatten(0, (count, dim))[:, channels]
         return weight, None if bias is None else bias.unflatten(0, (count, dim))[:, channels]
 
-    query, query_bias = by_head(query, heads, order)
-    key, key_bias = by_head(key, kv_heads, order)
-    value, value_bias = by_head(value, kv_heads, slice(None))
+    query, query_bias = by_head(queries, heads, order)
+    key, key_bias = by_head(keys, kv_heads, order)
+    value, value_bias = by_head(values, kv_heads, slice(None))
     return AttentionWeights(
         query=query,
         key=key,
@@ -198,8 +207,9 @@ def _read_attention(family: Family, attention: nn.Module, config: PreTrainedConf
     )
 
 
-def _read_mlp(family: Family, mlp: nn.Module, config: PreTrainedConfig) -> MLPWeights:
-    (gate, gate_bias), (up, up_bias), (down, down_bias) = family.mlp(mlp)
+def _read_mlp(family: Family, mlp: DenseModule, config: PreTrainedConfig) -> MLPWeights:
+    gated, (up, up_bias), (down, down_bias) = family.mlp(mlp)
+    gate, gate_bias = (None, None) if gated is None else gated
     return MLPWeights(gate, up, down, gate_bias, up_bias, down_bias, config.hidden_act)
 
 

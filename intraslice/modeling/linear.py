@@ -25,9 +25,10 @@ def frozen_linear(weight: Float[Tensor, "rows columns"], bias: Float[Tensor, " r
     return linear
 
 
-def joined(parts: list[Tensor | None]) -> Tensor | None:
-    """The rows of all parts below each other; None where there are none."""
-    return None if parts[0] is None else torch.cat(parts)
+def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All parts, one below the other; None where they are None, of which either all or none are."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 class LowRankMap(nn.Module):

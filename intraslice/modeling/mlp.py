@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,8 +21,8 @@ class SlicedMLP(nn.Module):
         self.gated = weights.gate is not None
         self.neurons = weights.up.shape[0]
         self.activation = weights.activation
-        self.activate = ACT2FN[weights.activation]
-        if self.gated:
+        self.activate: Callable[[Tensor], Tensor] = ACT2FN[weights.activation]
+        if weights.gate is not None:
             self.gate_up_proj = frozen_linear(
                 torch.cat([weights.gate, weights.up]), joined([weights.gate_bias, weights.up_bias])
             )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook, add_hook_to_module, remove_hook_from_module
@@ -51,8 +51,8 @@ def place_layers(
     return places
 
 
-def _hook(module: nn.Module) -> AlignDevicesHook | None:
-    """What fetches the module's own tensors, where they are kept away."""
+def _hook(module: nn.Module) -> Any:
+    """accelerate's `AlignDevicesHook` that fetches the module's own tensors, where they are kept away, else None."""
     hook = getattr(module, "_hf_hook", None)
     for part in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
         if isinstance(part, AlignDevicesHook) and part.offload:
@@ -74,6 +74,7 @@ def fetched(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
 
 
 def _values(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The values of the module's own parameters that are kept away."""
     hook = _hook(module)
     return {
         name: nn.Parameter(hook.weights_map[name].to(hook.execution_device), requires_grad=False)
@@ -91,7 +92,7 @@ def resident(module: nn.Module) -> Iterator[None]:
             offloaded.append((part, dict(part.named_parameters(recurse=False)), part.forward))
             for name, value in _values(part).items():
                 setattr(part, name, value)
-            part.forward = part._old_forward
+            part.forward = vars(part)["_old_forward"]
     try:
         yield
     finally:
@@ -114,7 +115,7 @@ def offload_(module: nn.Module, device: str | torch.device, on_disk: bool) -> No
     """Keep the weights of the module's linear maps on disk or in CPU memory; `device` is where they are used."""
     for linear in module.modules():
         if isinstance(linear, nn.Linear):
-            weights: dict | OffloadedWeightsLoader = {name: value.cpu() for name, value in linear.state_dict().items()}
+            weights: Any = {name: value.cpu() for name, value in linear.state_dict().items()}
             if on_disk:
                 folder = _scratch_folder()
                 offload_state_dict(folder, weights)

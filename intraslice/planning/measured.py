@@ -18,7 +18,7 @@ Ratios = Mapping[Place, float]  # of every module
 
 def importances_along(
     profile: Profile, path: Sequence[tuple[float, Ratios]], estimator: str
-) -> list[dict[str, list[float]]]:
+) -> list[dict[ModuleKind, list[float]]]:
     """Every layer's importances, such that a plan of each measured sparsity has about its ratios.
 
     `path` has sparsities, ascending, with ratios that none is below its earlier one. Between them, from nothing and to

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from intraslice.core.config import GRADIENT_GROUP, ModuleKind
+from intraslice.core.config import GRADIENT_GROUP, MODULE_KINDS, ModuleKind
 from intraslice.core.errors import UserError
 from intraslice.planning.estimators import Importances
 from intraslice.planning.even_heads import EvenHeads, even_heads
@@ -143,7 +143,7 @@ class Profile:
         sizes = [layer.sizes for layer in self.layers]
         modules = [
             (values, size, module)
-            for module in ("mlp", "attention")
+            for module in reversed(MODULE_KINDS)  # MLPs first: equal importances fall in this order
             for values, size in zip(self.importances(estimator, module), sizes, strict=True)
         ]
         importance = torch.cat(

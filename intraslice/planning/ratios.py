@@ -89,7 +89,7 @@ class _Draft:
     reasons: Reasons
 
     @property
-    def sizes(self) -> tuple:
+    def sizes(self) -> tuple[list[tuple[int, int, int]], list[int]]:
         return self.shapes, self.neurons
 
 
@@ -228,7 +228,7 @@ def _runtime_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPl
     ]
     share_gone = 1 - sum(found.neurons) / sum(size.neurons for size in sizes)
     bias = share_gone / config.sparsity if config.sparsity else config.bias or 1.0
-    thresholds = (None, None)
+    thresholds: tuple[float | None, float | None] = (None, None)
     if _looks_at_importances(config):
         unit = sizes[0].channels / len(profile.importances(config.estimator, "attention")[0])
         thresholds = (

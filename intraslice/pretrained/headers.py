@@ -11,7 +11,7 @@ import math
 import mmap
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -26,7 +26,7 @@ _FORMS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"))) | {10
 _TEXT, _ARRAY = 8, 9
 
 
-def read_json(file: Path) -> dict:
+def read_json(file: Path) -> dict[str, Any]:
     """A JSON object of bounded size."""
     if file.stat().st_size > MOST_JSON:
         raise ValueError(f"{file.name} has more than {MOST_JSON:,} bytes")
@@ -80,7 +80,8 @@ class _Cursor:
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.place, self.values = data, 0, MOST_VALUES
 
-    def number(self, form: str) -> int | float:
+    def number(self, form: str) -> Any:
+        """The next number, an int or a float by `form`, a format of the module struct."""
         (value,) = struct.unpack_from(form, self.data, self.place)
         self.place += struct.calcsize(form)
         return value
@@ -151,7 +152,7 @@ def _read_gguf(cursor: _Cursor) -> GgufHeader:
     return GgufHeader(shapes, fields)
 
 
-def _json_object(text: bytes, name: str) -> dict:
+def _json_object(text: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 Precision = Literal["float32", "bfloat16"]
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 NATIVE = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and ARM, as torch names them
 
 
@@ -23,7 +23,7 @@ def choose_dtype(name: Precision | Literal["auto"] = AUTO, device: str = "cpu") 
 
     Elsewhere bfloat16 is emulated, and slower than float32. Moments, solves and losses are float32 or better in both.
     """
-    if name != AUTO:
+    if name != "auto":
         return name
     return "bfloat16" if _multiplies_bfloat16(device.partition(":")[0]) else "float32"
 
@@ -31,5 +31,5 @@ def choose_dtype(name: Precision | Literal["auto"] = AUTO, device: str = "cpu") 
 def _multiplies_bfloat16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 tells of none
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 tells of none
     return device == "cpu" and any(capabilities.get(name, False) for name in NATIVE)

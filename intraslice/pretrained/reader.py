@@ -23,7 +23,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
-from intraslice.modeling.families import family_of
+from intraslice.modeling.families import family_named, family_of
 from intraslice.pretrained.headers import Shapes, gguf_header, read_json, safetensors_shapes
 
 MOST_LAYERS = 512
@@ -97,9 +97,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
                 raise ValueError(f"{field} is above {most}")
         if "transformers_weights" in given:
             raise ValueError("it names weights of its own")
-        bare = transformers.PreTrainedConfig()
-        bare.model_type = given["model_type"][:40]
-        family_of(bare)  # of what cannot be sliced, a configuration is not even made
+        family_named(given["model_type"][:40])  # of what cannot be sliced, a configuration is not even made
         config = AutoConfig.from_pretrained(weights.folder, gguf_file=weights.gguf, trust_remote_code=False)
     family_of(config)
     if getattr(config, "quantization_config", None) and not weights.gguf:
@@ -138,8 +136,10 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
     if absent := sorted(key for key, shape in held.items() if shape is None):
         raise UserError(f"{name} lacks {len(absent)} tensors of the model, such as {absent[0]}; fetch it again")
     if wrong := sorted(key for key, shape in held.items() if shape != wanted[key]):
-        shape, said = held[wrong[0]], wanted[wrong[0]]
-        raise UserError(f"{name} has {wrong[0]} of shape {shape}, and by its configuration {said}; fetch it again")
+        raise UserError(
+            f"{name} has {wrong[0]} of shape {held[wrong[0]]}, and by its configuration {wanted[wrong[0]]}; "
+            "fetch it again"
+        )
 
 
 def read_weights(
@@ -154,7 +154,7 @@ def read_weights(
     require_match(config, weights)
     options: dict[str, Any] = {"trust_remote_code": False} | ({"gguf_file": weights.gguf} if weights.gguf else {})
     with _refusing(f"{weights.called} cannot be read", "fetch it again"), quiet_transformers():
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, by `output_loading_info`
             weights.folder,
             config=config,
             dtype=dtype,
@@ -164,6 +164,7 @@ def read_weights(
             device_map=device_map,
             **options,
         )
+    model, loading = loaded
     # transformers fills what is missing with random numbers and only warns.
     if absent := sorted(loading["missing_keys"]):
         raise UserError(f"{weights.called} lacks {len(absent)} tensors, such as {absent[0]}; fetch it again")

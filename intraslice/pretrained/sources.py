@@ -171,10 +171,13 @@ def _converted_folder() -> Path:
     return cache_folder() / "models" / f"{SMOLLM2.package}-{SMOLLM2.version}"
 
 
-def _converted_default() -> Weights | None:
+def _converted_weights() -> Weights:
     origin = f"dequantised from a Q4_1 GGUF ({SMOLLM2.package} {SMOLLM2.version}, {SMOLLM2.licence})"
-    folder = _converted_folder()
-    return Weights(folder, f"SmolLM2-135M-Instruct, {origin}") if _is_whole(folder) else None
+    return Weights(_converted_folder(), f"SmolLM2-135M-Instruct, {origin}")
+
+
+def _converted_default() -> Weights | None:
+    return _converted_weights() if _is_whole(_converted_folder()) else None
 
 
 def _convert_default(report: Callable[[Progress], None]) -> Weights:
@@ -202,7 +205,7 @@ def _convert_default(report: Callable[[Progress], None]) -> Weights:
             f"cannot write the converted weights (540 MB) to the cache folder ({_reason(error)}); "
             "free some space there, or set INTRASLICE_CACHE to a folder that can be written"
         ) from error
-    return _converted_default()
+    return _converted_weights()
 
 
 def _is_whole(folder: Path) -> bool:
@@ -214,7 +217,7 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _signature(file: Path) -> list:
+def _signature(file: Path) -> list[int | str | None]:
     size = file.stat().st_size
     return [size, hashlib.sha256(file.read_bytes()).hexdigest() if size <= SMALL else None]
 

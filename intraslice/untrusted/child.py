@@ -6,16 +6,14 @@ import json
 import runpy
 import sys
 
-try:
+if sys.platform != "win32":
     import resource
-except ImportError:  # Windows has none
-    resource = None
 
 
 def main() -> None:
     """Read a task from stdin, and write what its script's `answer` returns, or what went wrong, to stdout."""
     task = json.load(sys.stdin)
-    if resource is not None:
+    if sys.platform != "win32":
         bounds = {"RLIMIT_CORE": 0, "RLIMIT_CPU": task["seconds"], "RLIMIT_AS": task["memory"]}
         for name, bound in bounds.items():
             try:

@@ -46,7 +46,9 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
         if layer is None or layer < 0 or layer != int(layer):
             raise UserError(f"{where}: layer is {_shown(row['layer'])}; wanted a whole number from 0")
         if layer in seen:
-            raise UserError(f"{where}: layer {layer:g} stands in row {seen[layer]} already; wanted one row a layer")
+            raise UserError(
+                f"{where}: layer {layer:g} stands in row {seen[int(layer)]} already; wanted one row a layer"
+            )
         seen[int(layer)] = number
         for module, column in zip(MODULE_KINDS, COLUMNS[1:], strict=True):
             ratio = _number(f"{where} (layer {layer:g})", column, row.get(column))
@@ -69,9 +71,10 @@ def ratios_csv(ratios: Sequence[tuple[float, float]]) -> str:
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:
     reader = csv.DictReader(io.StringIO(text))
-    if missing := set(COLUMNS[:1]) - set(reader.fieldnames or ()):
+    columns = set(reader.fieldnames or ())
+    if missing := set(COLUMNS[:1]) - columns:
         raise ValueError(f"no column {missing.pop()}")
-    if not set(COLUMNS[1:]) & set(reader.fieldnames):
+    if not set(COLUMNS[1:]) & columns:
         raise ValueError(f"no column {COLUMNS[1]} or {COLUMNS[2]}")
     return list(reader)
 

@@ -19,7 +19,7 @@ from jinja2.utils import Namespace
 SAFE = (3, 1, 6)  # earlier versions of jinja2 let templates out of the sandbox
 
 
-def answer(template: str, messages: list[dict], special_tokens: dict[str, Any], most: int) -> str:
+def answer(template: str, messages: list[dict[str, str]], special_tokens: dict[str, Any], most: int) -> str:
     """The template's text, with the beginning of an answer. Raises ValueError for more than `most` characters."""
     if tuple(map(int, jinja2.__version__.split(".")[:3])) < SAFE:
         raise ImportError(f"jinja2 {jinja2.__version__} is not safe; run `pip install -U jinja2`")
@@ -46,7 +46,7 @@ def answer(template: str, messages: list[dict], special_tokens: dict[str, Any], 
 class Generation(Extension):
     """`{% generation %}` marks what the model wrote, for training; here its contents are text like all else."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012  jinja2's own declaration
 
     def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -56,10 +56,10 @@ class Generation(Extension):
 class Dictionaries:
     """`dict`, without the class."""
 
-    def __call__(self, *entries: Any, **named: Any) -> dict:
+    def __call__(self, *entries: Any, **named: Any) -> dict[Any, Any]:
         return dict(*entries, **named)
 
-    def fromkeys(self, *given: Any) -> dict:
+    def fromkeys(self, *given: Any) -> dict[Any, Any]:
         return dict.fromkeys(*given)
 
 
@@ -87,5 +87,11 @@ def _refuse(message: str) -> None:
     raise TemplateError(message)
 
 
-def _as_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+def _as_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

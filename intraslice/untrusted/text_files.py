@@ -39,7 +39,7 @@ def read_text_file(path: Path) -> list[str]:
     except UserError:
         raise
     except UnicodeError as error:
-        raise UserError(f"{path.name} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise UserError(f"{path.name} is not UTF-8 ({getattr(error, 'reason', error)}); save it as UTF-8") from error
     except (OSError, ValueError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path.name} cannot be read ({reason}); save it again, or name another file") from error
