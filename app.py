@@ -31,7 +31,7 @@ from intraslice.core.cache import bound_cache
 def build_app(session: Session) -> App:
     """The whole page over one session. `launch(**launch_options())` it."""
     first = Settings(dtype=precision(Settings()))
-    session.jobs.hearing = connection_check
+    session.jobs.connection = connection_check
     opening = slider.opening(session, first)
     with App(session.jobs.scheduler, title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")

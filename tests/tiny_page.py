@@ -5,12 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from stepping import OnlyWhileAwaited
 
 from components.activations.measure import ShiftViews
 from components.compare.models import Columns
 from components.export.published.measure import Publisher
-from components.jobs import jobs
-from components.jobs.scheduler import Scheduler
+from components.jobs import status
 from components.spectra.measure import SpectraViews
 from components.state.session import Session
 from components.state.settings import Settings
@@ -33,8 +33,8 @@ def tiny_settings(home: Path, make_model: Callable, word_tokenizer: Callable) ->
 
 
 def stepwise(session: Session) -> Session:
-    """The session without its worker: jobs go on only while somebody listens, so that every event is seen."""
-    session.jobs.scheduler = Scheduler(worker=False)
+    """The session with jobs that go on only while somebody listens, so that every event is seen."""
+    session.jobs.scheduler = OnlyWhileAwaited()
     return session
 
 
@@ -44,7 +44,7 @@ def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
     home = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
-        patch.setattr(jobs, "EVERY", 0.0)
+        patch.setattr(status, "EVERY", 0.0)
         yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
 
 

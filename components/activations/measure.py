@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from components.activations import snapshot
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.i18n.language import Words, later, say, spoken
-from components.jobs.jobs import statuses
-from components.jobs.scheduler import Urgency
+from components.jobs.generators import statuses
 from components.jobs.status import Status
+from components.jobs.turns import Urgency
 from components.state.caches import BoundedCache
 from components.state.crossmodule import nearest_plan, note_of
 from components.state.keys import SliceKey, calibration_key, described, is_usual, slice_config, slice_key

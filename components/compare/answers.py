@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, PINNED, Answer, Question
 from components.i18n.language import later
-from components.jobs.scheduler import Urgency, Waiting
+from components.jobs.generators import Waiting
 from components.jobs.status import Status
+from components.jobs.turns import Urgency
 from components.state.settings import Settings
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.diagnostics.first_divergence import first_divergence

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from components.compare.views import Cost, Costs
 from components.i18n.language import later
-from components.jobs.jobs import statuses
-from components.jobs.scheduler import Urgency
+from components.jobs.generators import statuses
 from components.jobs.status import Status
+from components.jobs.turns import Urgency
 from components.state.caches import BoundedCache
 from components.state.crossmodule import nearest_plan
 from components.state.keys import CalibrationKey, calibration_key, slice_config

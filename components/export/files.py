@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.i18n.language import later
-from components.jobs.aside import aside
+from components.jobs.generators import aside
 from components.jobs.status import Status
 from components.state.keys import recipe, slice_config
 from components.state.session import Session

@@ -18,7 +18,7 @@ from components.export.report import Report, html
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.gradio_compat.browser.on_latest import on_latest
 from components.i18n.language import Words, language, later, number, say, speaking, spoken
-from components.jobs.aside import aside
+from components.jobs.generators import aside
 from components.jobs.status import Status
 from components.ratios.charts import importance_chart, ratio_chart
 from components.state.session import NOT_CALIBRATED, Session

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.i18n.language import later, say
-from components.jobs.scheduler import Urgency
 from components.jobs.status import Status
+from components.jobs.turns import Urgency
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Beside, PlanView

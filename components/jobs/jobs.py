@@ -1,4 +1,4 @@
-"""What visitors have running: one job of a kind each, errors as words, progress with the time that is left."""
+"""What clients have running: one job of a kind each, errors as text, progress with the time that is left."""
 
 from __future__ import annotations
 
@@ -7,121 +7,121 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple, TypeVar
+from inspect import isgenerator
+from typing import Any, NamedTuple
 
 import psutil
 
 from components.i18n.language import later
-from components.jobs import limits
-from components.jobs.scheduler import PAUSE, Job, Scheduler, Urgency, Waiting
+from components.jobs import limits, status
+from components.jobs.generators import run_generator
+from components.jobs.job import Job
+from components.jobs.scheduler import Scheduler
 from components.jobs.status import Status
+from components.jobs.turns import Urgency
 from intraslice.core.errors import NumericalError, UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-EVERY = 0.5  # seconds between two statuses: each costs the page some milliseconds of what it reports on
-AHEAD = "ahead"  # the kind of what nobody has asked for yet
-REST = 0.15  # seconds without a move, after which a hand may be about to let go
+Work = Callable[[Job], Any] | Generator[Any, None, Any]
+PREFETCH = "prefetch"  # the kind of what nobody has asked for yet
+REST = 0.15  # seconds without a move, after which the slider may be about to be released
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 
 class _Running(NamedTuple):
-    """A visitor's job, its kind, and what the visitor has to go on looking at for it to go on."""
+    """A client's job, its kind, and what the client has to go on looking at for it to go on."""
 
+    client: str
     kind: str
     job: Job
-    looking_at: dict[str, object]
+    follows: dict[str, object]
 
 
 class Jobs:
-    """The running jobs of every visitor. A new one ends the visitor's former one of its kind."""
+    """The running jobs of every client. A new one ends the client's former one of its kind."""
 
     def __init__(self) -> None:
         self.scheduler = Scheduler()
-        # Called where a job begins: what tells, from then on, whether anybody still hears of it.
-        self.hearing: Callable[[], Callable[[], bool]] = lambda: lambda: True
-        self._running: list[tuple[str, _Running]] = []
+        # Called where a job begins: what tells, from then on, whether its caller is still connected.
+        self.connection: Callable[[], Callable[[], bool]] = lambda: lambda: True
+        self._running: list[_Running] = []
         self._lock = threading.Lock()
 
-    def halt(self, visitor: str, kind: str = "") -> bool:
-        """End a visitor's jobs, or the one of a kind, at their next step; returns whether there was any."""
-        halted = [running for running in self._of(visitor) if kind in ("", running.kind)]
+    def halt(self, client: str, kind: str = "") -> bool:
+        """End a client's jobs, or the one of a kind, at their next checkpoint; returns whether there was any."""
+        halted = [running for running in self._of(client) if kind in ("", running.kind)]
         for running in halted:
             running.job.stop()
         return bool(halted)
 
-    def look(self, visitor: str, **at: object) -> None:
-        """Tell what a visitor looks at now, such as `settings` or a `tab`: jobs that follow something else end."""
-        for running in self._of(visitor):
-            if any(running.looking_at.get(what, seen) != seen for what, seen in at.items()):
+    def look(self, client: str, **at: object) -> None:
+        """Tell what a client looks at now, such as `settings` or a `tab`: jobs that follow something else end."""
+        for running in self._of(client):
+            if any(running.follows.get(what, seen) != seen for what, seen in at.items()):
                 running.job.stop()
 
-    def ahead(self, visitor: str, work: Generator[Any, None, Any], **looking_at: object) -> None:
-        """What a visitor will soon ask for, once they have rested for a moment and nobody has anything running.
+    def prefetch(self, client: str, work: Work, **follows: object) -> None:
+        """Run what a client will soon ask for, once they have rested for a moment and nobody has anything running.
 
-        Nobody hears of it; it follows the visitor's eyes, and whoever asks shares the work.
+        Nobody hears of it; it ends when the client looks at something else, and whoever asks shares the work.
         """
 
-        def rested() -> Iterator[Any]:
-            yield Waiting(REST)
+        def rested(job: Job) -> None:
+            job.sleep(REST)
             if len(self.scheduler.jobs) == 1:
-                yield from work
+                _run(job, work)
 
-        self.halt(visitor, AHEAD)
-        job = self.scheduler.start(visitor, rested(), Urgency.BACKGROUND, most=limits.JOB_SECONDS.value)
+        self.halt(client, PREFETCH)
+        job = self.scheduler.start(client, rested, Urgency.BACKGROUND, max_seconds=limits.JOB_SECONDS.value)
         with self._lock:
-            going_on = [entry for entry in self._running if not entry[1].job.ended]
-            self._running = [*going_on, (visitor, _Running(AHEAD, job, looking_at))]
+            going_on = [running for running in self._running if not running.job.ended]
+            self._running = [*going_on, _Running(client, PREFETCH, job, follows)]
 
     def run(
-        self,
-        visitor: str,
-        kind: str,
-        work: Generator[T | Status, None, Any],
-        urgency: Urgency = Urgency.USUAL,
-        **looking_at: object,
-    ) -> Iterator[T | Status]:
+        self, client: str, kind: str, work: Work, urgency: Urgency = Urgency.USUAL, **follows: object
+    ) -> Iterator[Any]:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
-        What is expected to fail ends in an error status. With `looking_at` it follows the visitor's eyes, and stops
-        without a word; else a stopped one says so.
+        What is expected to fail ends in an error status. With `follows` it ends without a word when the client looks at
+        something else (`look`); else a stopped one says so.
         """
-        self.halt(visitor, kind)
-        if refusal := self._refusal(visitor):
-            work.close()
+        self.halt(client, kind)
+        if refusal := self._refusal(client):
             yield Status(refusal, "error")
             return
-        job = self.scheduler.start(visitor, work, urgency, self.hearing(), limits.JOB_SECONDS.value)
-        entry = visitor, _Running(kind, job, looking_at)
+        job = self.scheduler.start(
+            client, lambda job: _run(job, work), urgency, self.connection(), limits.JOB_SECONDS.value
+        )
+        running = _Running(client, kind, job, follows)
         with self._lock:
-            self._running.append(entry)
+            self._running.append(running)
         began = time.monotonic()
         try:
-            for events in job.news():
+            for events in job.events():
                 for event, following in zip(events, [*events[1:], None], strict=True):
                     if type(event) is not type(following):
                         yield event
-            if job.stopped and not looking_at:
+            if job.stopped and not follows:
                 yield Status(later("Stopped"), "ready")
         except EXPECTED as problem:
             yield Status(str(problem) or type(problem).__name__, "error")
         finally:
             job.stop()
             with self._lock:
-                self._running = [other for other in self._running if other is not entry]
+                self._running = [other for other in self._running if other is not running]
             how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
             line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
             memory = psutil.Process().memory_info().rss / 1e6
             log.info(line, kind, how, time.monotonic() - began, job.seconds, memory)
 
-    def _refusal(self, visitor: str) -> str:
+    def _refusal(self, client: str) -> str:
         """Why no further job can be taken on, or nothing."""
         with self._lock:
-            asked_for = [entry for entry in self._running if entry[1].kind != AHEAD]
-        visitors = [name for name, running in asked_for if not running.job.stopped]
-        own, waiting = visitors.count(visitor), len(visitors)
+            asked_for = [running for running in self._running if running.kind != PREFETCH]
+        clients = [running.client for running in asked_for if not running.job.stopped]
+        own, waiting = clients.count(client), len(clients)
         if own >= limits.VISITOR_JOBS.value:
             return later("{count} things of yours are being done already; wait for one, or stop it", count=own)
         if waiting >= limits.JOBS.value:
@@ -130,28 +130,30 @@ class Jobs:
             )
         return ""
 
-    def _of(self, visitor: str) -> list[_Running]:
+    def _of(self, client: str) -> list[_Running]:
         with self._lock:
-            return [running for name, running in self._running if name == visitor]
+            return [running for running in self._running if running.client == client]
 
 
-def statuses(
-    job: Generator[Progress, None, T], text: str, when_done: bool = False
-) -> Generator[Status | Waiting, None, T]:
-    """A library job's progress as statuses, with the time that is left once a step has been timed.
+def _run(job: Job, work: Work) -> Any:
+    return run_generator(job, work) if isgenerator(work) else work(job)
 
-    As often as somebody can read them, or else `when_done` has grown; between them it only pauses.
+
+def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallback:
+    """A callback for the library that emits a job's progress as statuses, with the time that is left.
+
+    As often as somebody can read them, or else `when_done` has grown; at every other call it is a checkpoint alone.
     """
     start, moment, done = time.monotonic(), -math.inf, -1
-    while True:
-        try:
-            event = next(job)
-        except StopIteration as stop:
-            return stop.value
-        if event.done == done if when_done else time.monotonic() < moment + EVERY:
-            yield PAUSE
-            continue
+
+    def progress(event: Progress) -> None:
+        nonlocal moment, done
+        if event.done == done if when_done else time.monotonic() < moment + status.EVERY:
+            job.checkpoint()
+            return
         moment, done = time.monotonic(), event.done
         spent = moment - start
         left = spent / event.done * (event.total - event.done) if event.done else None
-        yield Status(text, "busy", event.done, event.total, left)
+        job.emit(Status(text, "busy", event.done, event.total, left))
+
+    return progress

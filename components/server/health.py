@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from components.gradio_compat.queue import SteadyQueue
 from components.jobs import limits
-from components.jobs.scheduler import Job, Scheduler
+from components.jobs.job import Job
+from components.jobs.scheduler import Scheduler
 
 SOON = 0.5  # seconds in which a worker that is free takes a step
 BEGAN = time.time()
@@ -27,7 +27,7 @@ class Health:
     async def waits(self) -> float:
         """Seconds that the worker has been busy with one step, as far as that is known; 0.0 where it is free."""
         if self._asked is None or self._asked[0].ended:
-            self._asked = self._scheduler.start("health", _nothing()), time.monotonic()
+            self._asked = self._scheduler.start("health", lambda job: None), time.monotonic()
         job, since = self._asked
         until = time.monotonic() + SOON
         while not job.ended and time.monotonic() < until:
@@ -50,7 +50,3 @@ class Health:
         """The report as JSON: 200, or 503 where something is wrong."""
         report = await self.report(queue)
         return JSONResponse(report, 200 if report["ok"] else 503, {"Cache-Control": "no-store"})
-
-
-def _nothing() -> Iterator[None]:
-    yield from ()

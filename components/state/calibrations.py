@@ -16,9 +16,7 @@ from pathlib import Path
 import torch
 
 from components.i18n.language import later
-from components.jobs.aside import aside
-from components.jobs.jobs import statuses
-from components.jobs.scheduler import Scheduler, Waiting
+from components.jobs.generators import SharedGenerators, Waiting, aside, statuses
 from components.jobs.status import Status
 from components.state.caches import Caches
 from components.state.keys import CalibrationKey, calibration_key, described, evaluation_config
@@ -62,8 +60,8 @@ class Calibrated:
 class Calibrations:
     """By what they were made of. The generators are steps of jobs: whoever wants the same shares the work."""
 
-    def __init__(self, caches: Caches, scheduler: Scheduler, device: str, evaluation_tokens: int) -> None:
-        self._caches, self._scheduler = caches, scheduler
+    def __init__(self, caches: Caches, shared: SharedGenerators, device: str, evaluation_tokens: int) -> None:
+        self._caches, self._scheduler = caches, shared
         self._device, self._evaluation_tokens = device, evaluation_tokens
         self._line: dict[CalibrationKey, int] = {}  # bytes of those that go on or wait for room, in their order
 

@@ -10,8 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from components.i18n.language import Words, later
-from components.jobs.jobs import statuses
-from components.jobs.scheduler import Scheduler
+from components.jobs.generators import SharedGenerators, statuses
 from components.jobs.status import Status
 from components.state.caches import Caches, Made
 from components.state.calibrations import Calibrated
@@ -42,8 +41,8 @@ class Readings:
         curve: perplexity by sparsity (a fraction) of what the page opens with, measured before.
     """
 
-    def __init__(self, caches: Caches, scheduler: Scheduler, sliced: Slicing, curve: Mapping[float, float]) -> None:
-        self._caches, self._scheduler, self._sliced, self._curve = caches, scheduler, sliced, curve
+    def __init__(self, caches: Caches, shared: SharedGenerators, sliced: Slicing, curve: Mapping[float, float]) -> None:
+        self._caches, self._scheduler, self._sliced, self._curve = caches, shared, sliced, curve
 
     def known(self, settings: Settings, method: str) -> Made[Losses] | None:
         """A method's losses as far as they are read, or those of the "dense" model."""

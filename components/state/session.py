@@ -13,9 +13,10 @@ import torch
 from transformers import PreTrainedModel
 
 from components.i18n.language import later
-from components.jobs.jobs import Jobs, statuses
-from components.jobs.scheduler import PAUSE, Urgency
+from components.jobs.generators import PAUSE, SharedGenerators, run_generator, statuses
+from components.jobs.jobs import Jobs
 from components.jobs.status import Status
+from components.jobs.turns import Urgency
 from components.state.caches import Caches, Made
 from components.state.calibrations import Calibrated, Calibrations
 from components.state.choices import ESTIMATORS
@@ -59,11 +60,11 @@ class Session:
     def __init__(self, device: str = AUTO, evaluation_tokens: int = 2560) -> None:
         self.device = choose_device(device)
         self.evaluation_tokens = evaluation_tokens
-        self.jobs = Jobs()
+        self.jobs, self._shared = Jobs(), SharedGenerators()
         self._caches = Caches(available_bytes(self.device))
-        self.calibrations = Calibrations(self._caches, self.jobs.scheduler, self.device, evaluation_tokens)
+        self.calibrations = Calibrations(self._caches, self._shared, self.device, evaluation_tokens)
         self._snapshot, curve = snapshot.source() if snapshot.FILE.is_file() else (None, {})
-        self.readings = Readings(self._caches, self.jobs.scheduler, self._sliced, curve)
+        self.readings = Readings(self._caches, self._shared, self._sliced, curve)
 
     # What is known at once
 
@@ -158,11 +159,11 @@ class Session:
                 calibrated = yield from self.calibrations.making(settings)
             yield self.ready(settings)
             # So that no visitor waits for them later.
-            axes = self.jobs.scheduler.share(
+            axes = self._shared.share(
                 ("axes", calibration_key(settings)),
                 lambda: (PAUSE for _ in find_axes(calibrated.loaded.model, calibrated.stats)),
             )
-            self.jobs.scheduler.start("nobody", axes, Urgency.BACKGROUND)
+            self.jobs.scheduler.start("nobody", lambda job: run_generator(job, axes), Urgency.BACKGROUND)
 
         yield from self.jobs.run(visitor, "prepare", work())
 
@@ -179,7 +180,7 @@ class Session:
         """Begin what letting go of the slider would, once it has rested for a moment; the next move ends it."""
         live = settings.order == "one-shot" and self.is_calibrated(settings)
         if live and self.readings.perplexity(settings, "intraslice") is None:
-            self.jobs.ahead(visitor, self.measuring(settings), settings=settings)
+            self.jobs.prefetch(visitor, self.measuring(settings), settings=settings)
 
     def ready(self, settings: Settings) -> Status:
         """What is loaded and calibrated, as a job's last status."""
@@ -261,7 +262,7 @@ class Session:
         made = self._caches.slices.get(key)
         if made is not None and made.sequences == calibrated.sequences:
             return made.value
-        return (yield from self.jobs.scheduler.share(("slice", key, calibrated.sequences), slicing))
+        return (yield from self._shared.share(("slice", key, calibrated.sequences), slicing))
 
     def _plan(self, settings: Settings, source: Source, config: SliceConfig) -> SlicePlan:
         key = (calibration_key(settings), source.sequences, config)

@@ -14,9 +14,8 @@ import pandas
 import torch
 
 from components.i18n.language import Words, later
-from components.jobs import limits
-from components.jobs.jobs import EVERY
-from components.jobs.scheduler import PAUSE
+from components.jobs import limits, status
+from components.jobs.generators import PAUSE
 from components.jobs.status import Status
 from components.state.keys import slice_config
 from components.state.session import Session
@@ -129,7 +128,7 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
         moment = 0.0
         one = plan._replace(wanted=(point,))
         for _ in stepwise(lambda progress, one=one: sweep(*one, states, progress=progress)):
-            if time.monotonic() < moment + EVERY:
+            if time.monotonic() < moment + status.EVERY:
                 yield PAUSE
                 continue
             moment = time.monotonic()

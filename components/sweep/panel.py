@@ -13,8 +13,8 @@ from components.gradio_compat.browser.on_latest import on_latest
 from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import Words, later, say, spoken
 from components.jobs.limits import told
-from components.jobs.scheduler import Urgency
 from components.jobs.status import Status
+from components.jobs.turns import Urgency
 from components.state import choices
 from components.state.session import Session
 from components.state.settings import Settings

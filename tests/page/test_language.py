@@ -206,15 +206,15 @@ def test_two_visitors_hear_of_one_job_each_in_their_language() -> None:
     """As handlers do: each listens in a thread of its own, to steps that run in the worker's."""
     jobs, both = Jobs(), threading.Barrier(2)
 
-    def work():
+    def work(job):
         for done in range(40):
-            yield Status(later("Slicing, layer"), "busy", done, 40, 0.5)
+            job.emit(Status(later("Slicing, layer"), "busy", done, 40, 0.5))
 
     def hears(code: str) -> list[str]:
         with speaking(code):
             both.wait()
-            share = jobs.scheduler.share("slice", work)
-            return [formatting.status_words(event) for event in jobs.run(code, "measure", share)]
+            events = jobs.run(code, "measure", lambda job: job.share("slice", work))
+            return [formatting.status_words(event) for event in events]
 
     with ThreadPoolExecutor(2) as pool:
         english, german = pool.map(hears, ("en", "de"))

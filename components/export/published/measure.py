@@ -16,8 +16,9 @@ from components.export import files
 from components.export.published.views import PROMPTS, Choice, Published, Step
 from components.i18n.language import later
 from components.jobs import limits
-from components.jobs.scheduler import PAUSE, Urgency, Waiting
+from components.jobs.generators import PAUSE, Waiting
 from components.jobs.status import Status
+from components.jobs.turns import Urgency
 from components.spectra.measure import SpectraViews
 from components.state.caches import BoundedCache
 from components.state.keys import SliceKey, recipe, slice_config, slice_key

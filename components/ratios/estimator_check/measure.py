@@ -10,9 +10,9 @@ from dataclasses import asdict
 
 from components.assets import ASSETS
 from components.i18n.language import later
-from components.jobs.jobs import statuses
-from components.jobs.scheduler import Urgency
+from components.jobs.generators import statuses
 from components.jobs.status import Status
+from components.jobs.turns import Urgency
 from components.ratios.estimator_check.views import Misjudged, ModuleVerdict, VerdictView
 from components.state.caches import BoundedCache
 from components.state.keys import CalibrationKey, calibration_key, is_usual

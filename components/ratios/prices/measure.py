@@ -12,9 +12,9 @@ import numpy as np
 
 from components.assets import ASSETS
 from components.i18n.language import later
-from components.jobs.jobs import statuses
-from components.jobs.scheduler import Urgency
+from components.jobs.generators import statuses
 from components.jobs.status import Status
+from components.jobs.turns import Urgency
 from components.ratios.prices.views import Exchanged, ModulePrice, OtherPlan, Parting, PriceView
 from components.state.caches import BoundedCache
 from components.state.keys import SliceKey, is_usual, slice_config, slice_key

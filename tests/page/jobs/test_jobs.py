@@ -1,31 +1,35 @@
-"""What visitors have running: what ends when they move on, and what goes on."""
+"""What clients have running: what ends when they move on, and what goes on."""
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
+from stepping import OnlyWhileAwaited, Stepped
 
-from components.jobs.jobs import REST, Jobs
-from components.jobs.scheduler import Scheduler
-from components.jobs.status import Status
+from components.jobs.job import Job
+from components.jobs.jobs import Jobs, job_progress
+from components.jobs.status import EVERY, Status
 from components.state.settings import Settings
 from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
 
 
-def endless() -> Iterator[Status]:
+def endless(job: Job) -> None:
     while True:
-        yield Status("working")
+        job.emit(Status("working"))
 
 
 @pytest.fixture
 def jobs() -> Jobs:
     jobs = Jobs()
-    jobs.scheduler = Scheduler(worker=False)
+    jobs.scheduler = OnlyWhileAwaited()
     return jobs
 
 
-def begun(jobs: Jobs, visitor: str, kind: str, **looking_at: object) -> Iterator[Status]:
-    """The events of a job that has told its first."""
-    events = jobs.run(visitor, kind, endless(), **looking_at)
+def begun(jobs: Jobs, client: str, kind: str, **follows: object) -> Iterator[Status]:
+    """The events of a job that has emitted its first."""
+    events = jobs.run(client, kind, endless, **follows)
     assert next(events).text == "working"
     return events
 
@@ -72,37 +76,37 @@ def test_a_closed_page_and_a_caller_who_left_end_their_jobs(jobs) -> None:
     closed = begun(jobs, "closed", "measure")
     jobs.halt("closed")
     assert list(closed) == [Status("Stopped", "ready")]
-    heard = [True]
-    jobs.hearing = lambda: lambda: heard[0]
+    connected = [True]
+    jobs.connection = lambda: lambda: connected[0]
     left = begun(jobs, "left", "evaluate")
-    heard[0] = False
+    connected[0] = False
     assert list(left) == [Status("Stopped", "ready")]
 
 
 def test_what_is_expected_to_fail_fails_in_words(jobs) -> None:
-    def failing() -> Iterator[Status]:
-        yield Status("working")
+    def failing(job: Job) -> None:
+        job.emit(Status("working"))
         raise UserError("no such model")
 
-    assert list(jobs.run("a", "prepare", failing()))[-1] == Status("no such model", "error")
+    assert list(jobs.run("a", "prepare", failing))[-1] == Status("no such model", "error")
 
-    def broken() -> Iterator[Status]:
-        yield Status("working")
+    def broken(job: Job) -> None:
+        job.emit(Status("working"))
         raise KeyError("a defect")
 
     with pytest.raises(KeyError, match="a defect"):
-        list(jobs.run("a", "prepare", broken()))
+        list(jobs.run("a", "prepare", broken))
 
 
 def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_VISITOR_JOBS", "2")
     monkeypatch.setenv("INTRASLICE_MAX_JOBS", "3")
     own = [begun(jobs, "a", kind) for kind in ("measure", "answer")]
-    (refused,) = jobs.run("a", "sweep", endless())
+    (refused,) = jobs.run("a", "sweep", endless)
     assert refused == Status("2 things of yours are being done already; wait for one, or stop it", "error")
     own.append(begun(jobs, "a", "answer"))  # in the place of the former one
     others = begun(jobs, "b", "measure")
-    (refused,) = jobs.run("c", "measure", endless())
+    (refused,) = jobs.run("c", "measure", endless)
     assert refused.text == "3 jobs of others are before yours, which is too many; try again in a minute"
     others.close()
     own.append(begun(jobs, "c", "measure"))
@@ -111,19 +115,19 @@ def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, mon
 def test_a_job_has_so_many_seconds(jobs, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_JOB_SECONDS", "1")
     now = iter(range(1000))
-    jobs.scheduler = Scheduler(worker=False, clock=lambda: next(now) / 4)
-    *_, last = jobs.run("a", "sweep", endless())
+    jobs.scheduler = OnlyWhileAwaited(clock=lambda: next(now) / 4)
+    *_, last = jobs.run("a", "sweep", endless)
     assert last.kind == "error"
     assert "ask for less" in last.text
 
 
-def test_the_log_has_a_line_a_job_and_nothing_that_a_visitor_wrote(jobs, caplog) -> None:
-    def failing() -> Iterator[Status]:
-        yield Status("a secret prompt")
+def test_the_log_has_a_line_a_job_and_nothing_that_a_client_wrote(jobs, caplog) -> None:
+    def failing(job: Job) -> None:
+        job.emit(Status("a secret prompt"))
         raise UserError("a secret file")
 
     with caplog.at_level("INFO", "components"):
-        list(jobs.run("a", "answer", failing()))
+        list(jobs.run("a", "answer", failing))
         begun(jobs, "a", "sweep").close()
     first, second = (record.getMessage() for record in caplog.records)
     assert first.startswith("answer: UserError after")
@@ -132,25 +136,39 @@ def test_the_log_has_a_line_a_job_and_nothing_that_a_visitor_wrote(jobs, caplog)
     assert "secret" not in caplog.text
 
 
-def test_work_ahead_begins_after_a_rest_while_nothing_runs_and_ends_with_the_next_move() -> None:
-    now, jobs, taken = [0.0], Jobs(), []
-    jobs.scheduler = scheduler = Scheduler(worker=False, clock=lambda: now[0])
+def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_the_next_move(monkeypatch) -> None:
+    rested, jobs, taken, now = threading.Event(), Jobs(), [], [0.0]
+    jobs.scheduler = scheduler = Stepped(clock=lambda: now[0])
 
-    def work(name: str) -> Iterator[Status]:
-        while True:
-            taken.append(name)
-            yield Status("working")
+    def sleep(job: Job, seconds: float) -> None:
+        with job.waiting():
+            while not job.is_cancelled:
+                if rested.wait(0.01):
+                    return
+
+    def work(name: str) -> Callable[[Job], None]:
+        def working(job: Job) -> None:
+            while True:
+                taken.append(name)
+                job.checkpoint()
+
+        return working
 
     def rest() -> None:
+        """Let the job that rests go on, and take a turn."""
+        rested.set()
+        scheduler.until(lambda: not any(job.is_away for job in scheduler.jobs))
         scheduler.step()
-        now[0] += REST
-        scheduler.step()
+        rested.clear()
 
-    jobs.ahead("ada", work("first"), settings=30)
+    monkeypatch.setattr(Job, "sleep", sleep)
+    jobs.prefetch("ada", work("first"), settings=30)
     scheduler.step()
     jobs.look("ada", settings=31)  # moved on before the rest was over
-    jobs.ahead("ada", work("second"), settings=31)
+    scheduler.until(lambda: not any(job.is_away for job in scheduler.jobs))
+    jobs.prefetch("ada", work("second"), settings=31)
     scheduler.step()  # ends the first
+    scheduler.step()
     rest()
     jobs.look("ada", settings=31)  # let go where it is
     scheduler.step()
@@ -160,14 +178,37 @@ def test_work_ahead_begins_after_a_rest_while_nothing_runs_and_ends_with_the_nex
     scheduler.step()
     assert not scheduler.jobs
 
-    def slow() -> Iterator[Status]:
+    def slow(job: Job) -> None:
         while True:
             now[0] += 1.0
-            yield Status("working")
+            job.checkpoint()
 
-    scheduler.start("bob", slow())
-    jobs.ahead("ada", work("third"), settings=32)
+    scheduler.start("bob", slow)
+    jobs.prefetch("ada", work("third"), settings=32)
     for _ in range(20):
         rest()
-    assert [job.visitor for job in scheduler.jobs] == ["bob"]
+    assert [job.client for job in scheduler.jobs] == ["bob"]
     assert "third" not in taken
+
+
+def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_checkpoint(monkeypatch) -> None:
+    now, turns = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def work(job: Job) -> None:
+        progress = job_progress(job, "Slicing, layer")
+        for done in range(8):
+            progress(Progress("slice", done, 8))
+            turns.append(done)
+            now[0] += 0.4 * EVERY
+
+    scheduler = Stepped()
+    job = scheduler.start("a", work)
+    for steps in range(1, 8):
+        scheduler.step()
+        assert len(turns) == steps - 1
+    scheduler.run()
+    statuses = [event for events in job.events() for event in events]
+    assert [status.done for status in statuses] == [0, 3, 6]
+    assert [status.seconds_left for status in statuses] == pytest.approx([None, 0.4 * EVERY * 5, 0.4 * EVERY * 2])
+    assert statuses[0] == Status("Slicing, layer", "busy", 0, 8)

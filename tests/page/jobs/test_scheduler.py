@@ -1,16 +1,17 @@
-"""The scheduler by itself, on toy generators; without a worker where the order of steps is what is asked."""
+"""The scheduler by itself, on toy jobs; stepped by hand where the order of turns is what is asked."""
 
 import threading
-import time
 
 import pytest
+from stepping import Stepped
 
-from components.jobs.aside import aside
-from components.jobs.scheduler import LONG, SHARE, WEIGHT, Scheduler, Urgency, Waiting
+from components.jobs.job import Cancelled
+from components.jobs.scheduler import Scheduler
+from components.jobs.turns import LONG, SHARE, WEIGHT, Urgency
 
 
 class Clock:
-    """Stands still but while a step says that it takes its time."""
+    """Stands still but while a turn says that it takes its time."""
 
     now = 0.0
 
@@ -25,43 +26,43 @@ def clock():
 
 @pytest.fixture
 def scheduler(clock):
-    return Scheduler(worker=False, clock=clock)
+    return Stepped(clock)
 
 
 def counting(log, name, steps, clock=None, seconds=0.0):
-    """Writes its name to the log at every step."""
-    for step in range(steps):
-        log.append(name)
-        if clock:
-            clock.now += seconds
-        yield step
-    return steps
+    """A job that writes its name to the log in every turn."""
 
+    def work(job):
+        for step in range(steps):
+            log.append(name)
+            if clock:
+                clock.now += seconds
+            job.emit(step)
+        return steps
 
-def run(scheduler):
-    while scheduler.step():
-        pass
+    return work
 
 
 def events(job):
-    return [event for news in job.news() for event in news]
+    return [event for news in job.events() for event in news]
 
 
-def test_without_a_worker_who_listens_runs_the_steps_one_by_one(scheduler):
-    log = []
-    for news, _ in zip(scheduler.start("a", counting(log, "a", 5)).news(), range(2), strict=False):
-        assert len(news) == 1
-    assert log == ["a"] * 3  # and the third was told to nobody
-    run(scheduler)
-    assert log == ["a"] * 3
+def test_a_job_returns_a_value_or_raises():
+    assert Scheduler().start("a", counting([], "a", 3)).join() == 3
+
+    def failing(job):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        Scheduler().start("a", failing).join()
 
 
-def test_visitors_take_turns_whatever_the_number_of_their_jobs(scheduler):
+def test_clients_take_turns_whatever_the_number_of_their_jobs(scheduler):
     log = []
     for _ in range(3):
         scheduler.start("greedy", counting(log, "greedy", 10))
     scheduler.start("modest", counting(log, "modest", 4))
-    run(scheduler)
+    scheduler.run()
     assert log[:8].count("modest") == 4
     assert log.count("greedy") == 30
 
@@ -76,15 +77,15 @@ def test_who_asks_again_and_again_keeps_nobody_from_a_turn(scheduler):
     assert log.count("patient") >= 4
 
 
-def test_a_visitors_own_jobs_take_turns(scheduler):
+def test_a_clients_own_jobs_take_turns(scheduler):
     log = []
     scheduler.start("a", counting(log, "first", 3))
     scheduler.start("a", counting(log, "second", 3))
-    run(scheduler)
+    scheduler.run()
     assert log == ["first", "second"] * 3
 
 
-def test_turns_are_fair_by_the_seconds_that_steps_take(scheduler, clock):
+def test_turns_are_fair_by_the_seconds_that_they_take(scheduler, clock):
     log = []
     scheduler.start("slow", counting(log, "slow", 10, clock, 0.4))
     scheduler.start("quick", counting(log, "quick", 40, clock, 0.1))
@@ -116,7 +117,7 @@ def test_short_jobs_one_after_the_other_are_counted_together(scheduler, clock):
     assert log.count("patient") >= 5 * 25
 
 
-def test_what_a_visitor_asked_for_last_has_most_of_their_turns_and_no_one_elses(scheduler, clock):
+def test_what_a_client_asked_for_last_has_most_of_their_turns_and_no_one_elses(scheduler, clock):
     log = []
     scheduler.start("a", counting(log, "other", 100, clock, 0.1))
     scheduler.start("a", counting(log, "first", 100, clock, 0.1), Urgency.FIRST)
@@ -128,17 +129,17 @@ def test_what_a_visitor_asked_for_last_has_most_of_their_turns_and_no_one_elses(
     assert log.count("other") >= 8
 
 
-@pytest.mark.parametrize("step", [0.01, 0.4, 1.2])
-def test_what_people_wait_for_comes_first_and_the_background_does_not_starve(scheduler, clock, step):
+@pytest.mark.parametrize("seconds", [0.01, 0.4, 1.2])
+def test_what_people_wait_for_comes_first_and_the_background_does_not_starve(scheduler, clock, seconds):
     log = []
-    scheduler.start("a", counting(log, "background", 1000, clock, step), Urgency.BACKGROUND)
+    scheduler.start("a", counting(log, "background", 1000, clock, seconds), Urgency.BACKGROUND)
     scheduler.step()
     clock.now = 0.0
     scheduler.start("b", counting(log, "waited for", 1000, clock, 0.1))
     while clock.now < 40:
         scheduler.step()
     waited = 0.1 * log.count("waited for")
-    assert waited >= 40 * SHARE / (SHARE + max(1.0, step / LONG)) - 2 * step
+    assert waited >= 40 * SHARE / (SHARE + max(1.0, seconds / LONG)) - 2 * seconds
     assert log.count("background") >= 2
     assert log[1] == "waited for"
 
@@ -146,25 +147,25 @@ def test_what_people_wait_for_comes_first_and_the_background_does_not_starve(sch
 def test_a_job_that_goes_to_the_background_gives_way(scheduler):
     log = []
 
-    def work():
-        yield from counting(log, "before", 2)
-        yield Urgency.BACKGROUND
-        yield from counting(log, "after", 2)
+    def work(job):
+        counting(log, "before", 2)(job)
+        job.urgency = Urgency.BACKGROUND
+        job.checkpoint()
+        counting(log, "after", 2)(job)
 
-    job = scheduler.start("a", work())
+    scheduler.start("a", work)
     for _ in range(3):
         scheduler.step()
     scheduler.start("b", counting(log, "urgent", 3))
-    run(scheduler)
+    scheduler.run()
     assert log == ["before", "before", "urgent", "urgent", "urgent", "after", "after"]
-    assert events(job) == [0, 1, 0, 1]  # the marker itself is told to nobody
 
 
 def test_a_job_that_takes_too_long_ends_and_says_so(scheduler, clock):
     log = []
-    long = scheduler.start("a", counting(log, "long", 100, clock, 1.0), most=10)
-    short = scheduler.start("b", counting(log, "short", 11, clock, 0.5), most=10)
-    run(scheduler)
+    long = scheduler.start("a", counting(log, "long", 100, clock, 1.0), max_seconds=10)
+    short = scheduler.start("b", counting(log, "short", 11, clock, 0.5), max_seconds=10)
+    scheduler.run()
     assert (log.count("long"), log.count("short")) == (11, 11)  # what others take is not counted
     with pytest.raises(TimeoutError, match="took 11 seconds"):
         events(long)
@@ -172,45 +173,47 @@ def test_a_job_that_takes_too_long_ends_and_says_so(scheduler, clock):
 
 
 def test_an_error_is_told_to_its_listener_and_nobody_else(scheduler):
-    def failing():
-        yield "step"
+    def failing(job):
+        job.emit("step")
         raise RuntimeError("broken")
 
-    bad, good = scheduler.start("a", failing()), scheduler.start("b", counting([], "b", 3))
-    run(scheduler)
+    bad, good = scheduler.start("a", failing), scheduler.start("b", counting([], "b", 3))
+    scheduler.run()
     heard = []
     with pytest.raises(RuntimeError, match="broken"):
-        heard.extend(event for news in bad.news() for event in news)
+        heard.extend(event for news in bad.events() for event in news)
     assert heard == ["step"]
     assert events(good) == [0, 1, 2]
 
 
 def test_an_error_while_a_job_tidies_up_ends_no_other(scheduler):
-    def untidy():
+    def untidy(job):
         try:
             while True:
-                yield "step"
+                job.emit("step")
         finally:
             raise RuntimeError("untidy")
 
-    job, other = scheduler.start("a", untidy()), scheduler.start("b", counting([], "b", 2))
+    job, other = scheduler.start("a", untidy), scheduler.start("b", counting([], "b", 2))
     scheduler.step()
     job.stop()
-    run(scheduler)
+    scheduler.run()
     assert job.ended
     assert events(other) == [0, 1]
 
 
-def test_a_stopped_job_ends_at_its_next_step_before_anything_else(scheduler):
+def test_a_stopped_job_ends_at_its_checkpoint_before_anything_else(scheduler):
     log, ended = [], []
 
-    def work():
+    def work(job):
         try:
-            yield from counting(log, "a", 100)
+            counting(log, "a", 100)(job)
+        except Exception:  # as code does that tries again: this is no failure of its own
+            log.append("tried again")
         finally:
             ended.append(True)
 
-    job = scheduler.start("a", work(), Urgency.BACKGROUND)
+    job = scheduler.start("a", work, Urgency.BACKGROUND)
     scheduler.step()
     scheduler.start("b", counting(log, "b", 5))
     job.stop()
@@ -219,81 +222,118 @@ def test_a_stopped_job_ends_at_its_next_step_before_anything_else(scheduler):
     assert log == ["a"]
 
 
-def test_a_job_that_nobody_hears_of_ends_at_its_next_step(scheduler):
-    log, listening = [], [True]
-    job = scheduler.start("a", counting(log, "a", 100), listening=lambda: listening[0])
+def test_a_job_that_is_stopped_before_its_first_turn_never_begins(scheduler):
+    log = []
+    job = scheduler.start("a", counting(log, "a", 3))
+    job.stop()
+    assert job.ended
+    assert not scheduler.step()
+    assert events(job) == log == []
+
+
+def test_a_job_whose_client_has_gone_ends_at_its_next_checkpoint(scheduler):
+    log, connected = [], [True]
+    job = scheduler.start("a", counting(log, "a", 100), is_connected=lambda: connected[0])
     scheduler.step()
-    listening.clear()
-    listening.append(False)
-    run(scheduler)
+    connected[0] = False
+    scheduler.run()
     assert log == ["a"]
     assert job.ended
     assert job.stopped
 
 
 def test_who_stops_listening_stops_the_job():
-    scheduler, log = Scheduler(), []
+    ended = threading.Event()
 
-    def endless():
-        while True:
-            log.append("a")
-            yield "step"
-            time.sleep(0.001)
+    def endless(job):
+        try:
+            while True:
+                job.emit("step")
+        finally:
+            ended.set()
 
-    job = scheduler.start("a", endless())
-    for _ in job.news():
+    scheduler = Scheduler()
+    for _ in scheduler.start("a", endless).events():
         break
-    deadline = time.monotonic() + 5
-    while not job.ended and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert job.ended
-    before = len(log)
-    time.sleep(0.05)
-    assert len(log) == before
+    assert ended.wait(30)
+    assert scheduler.start("a", counting([], "a", 1)).join() == 1  # and the turn was passed on
 
 
-def test_a_job_that_waits_lets_others_work(scheduler, clock):
-    log = []
+def test_a_job_that_waits_lets_others_work(scheduler):
+    log, arrived = [], threading.Event()
 
-    def slow():
-        yield Waiting(0.05)
+    def slow(job):
+        with job.waiting():
+            arrived.wait()
         log.append("slow")
-        yield "done"
+        job.emit("done")
 
-    job = scheduler.start("a", slow())
+    job = scheduler.start("a", slow)
     scheduler.start("b", counting(log, "b", 3))
-    run(scheduler)
+    scheduler.run()
     assert log == ["b"] * 3
-    clock.now += 0.06
-    run(scheduler)
+    arrived.set()
+    scheduler.until(lambda: not job.is_away)
+    scheduler.run()
     assert log[-1] == "slow"
     assert events(job) == ["done"]
 
 
-def test_all_steps_run_on_one_thread_and_what_waits_on_another():
-    scheduler, threads = Scheduler(), []
+def test_nobody_waits_for_a_stopped_job_that_is_away():
+    arrived, ended = threading.Event(), threading.Event()
 
-    def work():
-        for _ in range(5):
-            threads.append(threading.get_ident())
-            yield "step"
-        return (yield from aside(threading.get_ident))
+    def slow(job):
+        try:
+            with job.waiting():
+                arrived.wait()
+            job.emit("never")
+        except Cancelled:
+            ended.set()
+            raise
 
-    def finishing():
-        yield (yield from work())
+    def stop_when_away(job):
+        while not slow_job.is_away:
+            job.checkpoint()
+        slow_job.stop()
 
-    jobs = [scheduler.start(name, finishing()) for name in "abc"]
-    asides = {events(job)[-1] for job in jobs}
-    assert len(set(threads)) == 1
-    assert not asides & {*threads, threading.get_ident()}
+    scheduler = Scheduler()
+    slow_job = scheduler.start("a", slow)
+    scheduler.start("b", stop_when_away)
+    assert events(slow_job) == []
+    assert not slow_job.ended
+    arrived.set()
+    assert ended.wait(30)
 
 
-def test_what_fails_aside_fails_the_job():
-    def failing():
-        raise OSError("no network")
+def test_a_stopped_job_sleeps_no_longer():
+    job = Scheduler().start("a", lambda job: job.sleep(1e6))
+    job.stop()
+    assert events(job) == []
 
-    def work():
-        yield (yield from aside(failing))
 
-    with pytest.raises(OSError, match="no network"):
-        events(Scheduler().start("a", work()))
+def test_one_runs_at_a_time_each_in_a_thread_of_its_own_that_is_initialised_once():
+    """Jobs that take turns as fast as they can, and count without a lock what they do together."""
+    initialised, seen, counts = [], set(), [0]
+
+    def work(job):
+        for _ in range(300):
+            before = counts[0]
+            seen.add(threading.get_ident())
+            counts[0] = before + 1
+            job.checkpoint()
+
+    scheduler = Scheduler(initialise=lambda: initialised.append(threading.get_ident()))
+    jobs = [scheduler.start(client, work) for client in "abcdef"]
+    for job in jobs:
+        job.join()
+    assert counts[0] == 6 * 300
+    assert threading.get_ident() not in seen
+    assert seen <= set(initialised)
+    assert len(initialised) == len(set(initialised)) <= 6
+
+
+def test_only_the_job_whose_turn_it_is_may_give_it_up(scheduler):
+    job = scheduler.start("a", counting([], "a", 2))
+    scheduler.step()
+    with pytest.raises(RuntimeError, match="whose turn it is"):
+        job.checkpoint()

@@ -1,107 +1,252 @@
-"""Work that several jobs want, on toy generators: who moves it on, how urgent it is, and when it is dropped."""
+"""Work that several jobs want, on toy jobs: who pays for it, how urgent it is, and when it is cancelled."""
 
+import threading
+
+import psutil
 import pytest
-from test_scheduler import counting, events, run
+from stepping import Stepped
+from test_scheduler import Clock, counting, events
 
-from components.jobs.scheduler import Scheduler, Urgency
+from components.jobs import threads
+from components.jobs.scheduler import Scheduler
+from components.jobs.turns import Urgency
 
 
 @pytest.fixture
-def scheduler():
-    return Scheduler(worker=False)
+def clock():
+    return Clock()
 
 
-def test_two_who_want_the_same_share_it(scheduler):
-    log, results = [], []
+@pytest.fixture
+def scheduler(clock):
+    return Stepped(clock)
 
-    def taking(name):
-        results.append((name, (yield from scheduler.share("model", lambda: counting(log, "made", 6)))))
 
-    jobs = [scheduler.start(name, taking(name)) for name in ("a", "b")]
-    run(scheduler)
+def taking(key, work, **options):
+    """A job that wants the shared work."""
+    return lambda job: job.share(key, work, **options)
+
+
+def test_two_who_want_the_same_share_it_and_both_hear_of_it(scheduler):
+    log = []
+    jobs = [scheduler.start(name, taking("model", counting(log, "made", 6))) for name in ("a", "b")]
+    scheduler.run()
     assert log == ["made"] * 6
-    assert sorted(results) == [("a", 6), ("b", 6)]
-    assert sorted(events(jobs[0]) + events(jobs[1])) == [0, 1, 2, 3, 4, 5]  # whose turn it is hears of the step
+    assert [job.result for job in jobs] == [6, 6]
+    assert [events(job) for job in jobs] == [[0, 1, 2, 3, 4, 5]] * 2
 
 
 def test_shared_work_is_as_urgent_as_the_one_who_waits_for_it(scheduler):
     log = []
-
-    def taking():
-        yield from scheduler.share("model", lambda: counting(log, "made", 4))
-
-    scheduler.start("a", taking(), Urgency.BACKGROUND)
-    scheduler.start("b", taking())
+    scheduler.start("a", taking("model", counting(log, "made", 4)), Urgency.BACKGROUND)
+    scheduler.start("b", taking("model", counting(log, "made", 4)))
     scheduler.start("c", counting(log, "other", 20), Urgency.BACKGROUND)
-    run(scheduler)
+    scheduler.run()
     assert log[:4] == ["made"] * 4
 
 
-def test_shared_work_goes_on_while_anybody_wants_it_and_is_dropped_after(scheduler):
+def test_shared_work_is_paid_for_by_those_who_wait(scheduler, clock):
+    """So it has the turns of all of them, and a client who waits for it has no more turns than another."""
+    log = []
+    work = counting(log, "made", 40, clock, 0.1)
+    takers = [scheduler.start(name, taking("model", work)) for name in ("a", "b")]
+    other = scheduler.start("c", counting(log, "other", 40, clock, 0.1))
+    for _ in range(42):
+        scheduler.step()
+    assert log.count("made") == pytest.approx(2 * log.count("other"), abs=2)
+    assert takers[0].seconds == pytest.approx(takers[1].seconds, abs=0.2)
+    assert takers[0].seconds == pytest.approx(other.seconds, abs=0.2)
+
+
+def test_who_pays_for_too_much_leaves_and_the_others_go_on(scheduler, clock):
+    log = []
+    work = counting(log, "made", 30, clock, 1.0)
+    hasty = scheduler.start("a", taking("model", work), max_seconds=3)
+    patient = scheduler.start("b", taking("model", work))
+    scheduler.run()
+    with pytest.raises(TimeoutError, match="which is all there is"):
+        events(hasty)
+    assert patient.result == len(log) == 30
+
+
+def test_shared_work_goes_on_while_anybody_wants_it_and_is_cancelled_after(scheduler):
     log, ended = [], []
 
-    def making():
+    def making(job):
         try:
-            yield from counting(log, "made", 100)
+            counting(log, "made", 100)(job)
         finally:
             ended.append(True)
 
-    def taking():
-        yield from scheduler.share("model", making)
-
-    first, second = scheduler.start("a", taking()), scheduler.start("b", taking())
-    for _ in range(4):
+    first, second = (scheduler.start(name, taking("model", making)) for name in ("a", "b"))
+    while len(log) < 4:
         scheduler.step()
     first.stop()
-    for _ in range(4):
+    while len(log) < 7:
         scheduler.step()
-    assert len(log) == 7
     assert not ended
     second.stop()
-    run(scheduler)
+    scheduler.run()
     assert len(log) == 7
     assert ended == [True]
+    assert not scheduler.jobs
 
 
 def test_shared_work_that_somebody_holds_waits_where_it_is(scheduler):
     log, ended = [], []
 
-    def making():
+    def making(job):
         try:
-            yield from counting(log, "made", 6)
+            counting(log, "made", 6)(job)
         finally:
             ended.append(True)
 
-    def taking():
-        with scheduler.holding("model"):
-            for _, event in zip(range(3), scheduler.share("model", making), strict=False):
-                yield event
-            yield from counting(log, "other", 2)
+    def work(job):
+        with job.holding("model"):
+            assert job.share("model", making, until=lambda: len(log) >= 3) is None
+            counting(log, "other", 2)(job)
             assert not ended
-            yield from scheduler.share("model", making)
+            job.share("model", making)
 
-    scheduler.start("a", taking())
-    run(scheduler)
+    scheduler.start("a", work)
+    scheduler.run()
     assert log == ["made"] * 3 + ["other"] * 2 + ["made"] * 3
     assert ended == [True]
+
+
+def test_what_somebody_held_ends_when_they_leave(scheduler):
+    log = []
+
+    def work(job):
+        with job.holding("model"):
+            job.share("model", counting(log, "made", 6), until=lambda: len(log) >= 3)
+        counting(log, "other", 2)(job)
+
+    scheduler.start("a", work)
+    scheduler.run()
+    assert log == ["made"] * 3 + ["other"] * 2
 
 
 def test_shared_work_that_fails_fails_for_all_and_is_tried_anew_by_the_next(scheduler):
     tries = []
 
-    def failing():
+    def failing(job):
         tries.append(True)
-        yield "step"
+        job.emit("step")
         raise ValueError("no such model")
 
-    def taking():
-        yield from scheduler.share("model", failing)
-
-    jobs = [scheduler.start(name, taking()) for name in "ab"]
-    run(scheduler)
+    jobs = [scheduler.start(name, taking("model", failing)) for name in "ab"]
+    scheduler.run()
     for job in jobs:
         with pytest.raises(ValueError, match="no such model"):
             events(job)
-    scheduler.start("c", taking())
-    run(scheduler)
+    scheduler.start("c", taking("model", failing))
+    scheduler.run()
     assert len(tries) == 2
+
+
+def test_shared_work_shares_other_work(scheduler):
+    log = []
+
+    def slicing(job):
+        calibrated = job.share("calibration", counting(log, "calibrated", 3))
+        counting(log, "sliced", 2)(job)
+        return calibrated + 2
+
+    whole = scheduler.start("a", taking("slice", slicing))
+    part = scheduler.start("b", taking("calibration", counting(log, "calibrated", 3)))
+    scheduler.run()
+    assert log == ["calibrated"] * 3 + ["sliced"] * 2
+    assert (whole.result, part.result) == (5, 3)
+    assert events(whole) == [0, 1, 2, 0, 1]
+
+
+def test_cancelling_the_last_who_waits_cancels_all_that_they_wait_for(scheduler):
+    ended = []
+
+    def inner(job):
+        try:
+            counting([], "", 100)(job)
+        finally:
+            ended.append("inner")
+
+    def outer(job):
+        try:
+            job.share("inner", inner)
+        finally:
+            ended.append("outer")
+
+    job = scheduler.start("a", taking("outer", outer))
+    for _ in range(5):
+        scheduler.step()
+    job.stop()
+    scheduler.run()
+    assert sorted(ended) == ["inner", "outer"]
+
+
+def test_a_job_may_do_its_own_work_beside_what_it_shares(scheduler, clock):
+    """As answers are written while other columns' models are made."""
+    log = []
+
+    def work(job):
+        with job.begin("model", counting(log, "made", 6, clock, 0.1)) as shared:
+            while not shared.wait(seconds=0.2):
+                counting(log, "token", 1)(job)
+            return shared.result()
+
+    job = scheduler.start("a", work)
+    scheduler.run()
+    assert log == ["made", "made", "token"] * 2 + ["made", "made"]
+    assert job.result == 6
+
+
+def test_nobody_waits_beside_work_that_is_away(scheduler):
+    """Tokens go on while a model is downloaded; without a limit the job waits, and others have its turns."""
+    log, arrived = [], threading.Event()
+
+    def download(job):
+        with job.waiting():
+            arrived.wait()
+        return "model"
+
+    def work(job):
+        with job.begin("model", download) as shared:
+            while not shared.wait(seconds=1.0) and len(log) < 5:
+                counting(log, "token", 1)(job)
+            return shared.result()
+
+    job = scheduler.start("a", work)
+    scheduler.run()
+    assert log == ["token"] * 5
+    arrived.set()
+    scheduler.until(lambda: job.wait and not job.wait.work.is_away)
+    scheduler.run()
+    assert job.result == "model"
+
+
+def test_a_thousand_jobs_leave_no_threads_and_nothing_that_they_made(monkeypatch):
+    """Eight at a time, in pairs that share; a model of theirs is a megabyte."""
+    monkeypatch.setattr(threads, "IDLE_SECONDS", 0.1)
+    before, memory = set(threading.enumerate()), psutil.Process().memory_info().rss
+
+    def making(job):
+        for _ in range(3):
+            job.checkpoint()
+        return bytearray(2**20)
+
+    def some(client):
+        for count in range(125):
+            assert len(scheduler.start(client, taking(count, making)).join()) == 2**20
+
+    scheduler = Scheduler()
+    clients = [threading.Thread(target=some, args=(str(client),)) for client in range(8)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert not scheduler.jobs
+    assert not scheduler._shared
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+    assert set(threading.enumerate()) <= before
+    assert psutil.Process().memory_info().rss - memory < 50 * 2**20

@@ -154,11 +154,7 @@ def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
     assert answer.status_code == 200
     assert answer.json() | {"ok": True, "queue": "running", "calls": 0, "worker": "free"} == answer.json()
 
-    def long() -> Iterator[None]:
-        ended.wait()
-        yield
-
-    scheduler.start("somebody", long())
+    scheduler.start("somebody", lambda job: ended.wait())
     assert caller.http.get(address).status_code == 200
     monkeypatch.setenv("INTRASLICE_MAX_STUCK_SECONDS", "1")
     time.sleep(1)

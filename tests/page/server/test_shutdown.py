@@ -16,18 +16,18 @@ ROOT = Path(__file__).parents[3]
 BUSY = """
 import app, torch
 
-def multiplying():
+def multiplying(job):
     product = torch.eye(300)
     print("busy", flush=True)
     while True:
         product = torch.mm(product, product)
-        if {yields}:
-            yield
+        if {checkpoints}:
+            job.checkpoint()
 
 class Busy(app.Session):
     def __init__(self):
         super().__init__()
-        self.jobs.scheduler.start("somebody", multiplying())
+        self.jobs.scheduler.start("somebody", multiplying)
 
 app.Session = Busy
 app.main()
@@ -40,8 +40,8 @@ STARTING = "import runpy; print('starting', flush=True); runpy.run_path('app.py'
     ("script", "seconds"),
     [
         pytest.param(STARTING, 0.3, id="starting"),
-        pytest.param(BUSY.format(yields=False), None, id="one endless step"),
-        pytest.param(BUSY.format(yields=True), None, id="steps", marks=pytest.mark.slow),
+        pytest.param(BUSY.format(checkpoints=False), None, id="one endless step"),
+        pytest.param(BUSY.format(checkpoints=True), None, id="steps", marks=pytest.mark.slow),
         pytest.param(IDLE, None, id="idle", marks=pytest.mark.slow),
     ],
 )

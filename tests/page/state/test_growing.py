@@ -95,7 +95,7 @@ def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> No
     fresh.jobs.halt("a")
     assert list(events)[-1] == Status("Stopped", "ready")
     assert not fresh.is_calibrated(tiny)
-    assert not fresh.jobs.scheduler.step()  # nothing is left to do
+    assert not fresh.jobs.scheduler.jobs
 
 
 @pytest.mark.parametrize("leaves", [False, True])

@@ -1,0 +1,260 @@
+"""A job: a plain function that shares one right to run with all others, and the events that it emits.
+
+A job's function has the job as its argument. It calls `checkpoint` or `emit` after every half second of work at most,
+and may be cancelled there; between two of these calls no other job runs.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+from components.jobs.turns import Account, Urgency
+
+Result = TypeVar("Result")
+
+
+class Cancelled(BaseException):
+    """Raised in a job's function when its client has stopped it or has gone, or when its time is over.
+
+    No `Exception`, so that code which handles failures of its own work, the library's included, lets it pass.
+    """
+
+
+class Runner(Protocol):
+    """What a job needs of the scheduler."""
+
+    lock: threading.Lock  # of what the scheduler knows of jobs
+
+    def checkpoint(self, job: Job) -> None: ...
+
+    def leave(self, job: Job) -> None: ...
+
+    def come_back(self, job: Job) -> None: ...
+
+    def stop(self, job: Job) -> None: ...
+
+    def begin(self, job: Job, key: Hashable, work: Callable[[Job], Result]) -> Shared[Result]: ...
+
+    def wait(self, job: Job, wait: Wait) -> None: ...
+
+    def end_sharing(self, job: Job, work: SharedWork) -> None: ...
+
+    def hold(self, key: Hashable, count: int) -> None: ...
+
+
+class Job(Account):
+    """Somebody's work. The first part is for whoever started it, the second for the work itself."""
+
+    def __init__(
+        self,
+        scheduler: Runner,
+        client: str,
+        work: Callable[[Job], Any],
+        urgency: Urgency = Urgency.USUAL,
+        is_connected: Callable[[], bool] = lambda: True,
+        max_seconds: float = math.inf,
+    ) -> None:
+        super().__init__(client, urgency)
+        self.work, self.is_connected, self.max_seconds = work, is_connected, max_seconds
+        self.result: Any = None  # what `work` returned
+        self.error: BaseException | None = None
+        self.stopped = self.ended = False
+        self._scheduler = scheduler
+        self._events: list[Any] = []
+        self._changed = threading.Condition()  # of events, `stopped` and `ended`
+        self._interrupted = threading.Event()
+        # What the scheduler knows of it, under the scheduler's lock.
+        self.turn = threading.Condition(scheduler.lock)  # notified when its turn comes
+        self.has_begun = False
+        self.is_away = False  # without the turn until something outside has happened
+        self.wait: Wait | None = None  # for shared work
+
+    def stop(self) -> None:
+        """End it at its next checkpoint, unless it has ended."""
+        self._scheduler.stop(self)
+
+    def events(self) -> Iterator[list[Any]]:
+        """What it emits, as lists of all that came since the last, until it ends. Raises what it failed with.
+
+        Leaving the loop stops the job. A stopped one has no more events, and is not waited for while it is away.
+        """
+        try:
+            while True:
+                with self._changed:
+                    self._await_events()
+                    events, self._events = self._events, []
+                    is_last = self.ended or self.stopped
+                if events and not self.stopped:
+                    yield events
+                if is_last:
+                    break
+            if self.error is not None and not self.stopped:
+                raise self.error
+        finally:
+            self.stop()
+
+    def join(self) -> Any:
+        """Wait until it has ended, and return what its function returned. Raises what it failed with."""
+        for _ in self.events():
+            pass
+        return self.result
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether its function is to end at its next checkpoint."""
+        return self.stopped or self.error is not None
+
+    # For the work itself, while it has the turn
+
+    def checkpoint(self) -> None:
+        """Let whoever comes next run, and return when it is this job's turn again. Raises Cancelled."""
+        self._scheduler.checkpoint(self)
+
+    def emit(self, event: Any) -> None:
+        """Tell an event to whoever listens; then as `checkpoint`."""
+        self.deliver(event)
+        self.checkpoint()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While open, others run: for a download, a child process, or whatever needs no turn. Raises Cancelled."""
+        if self.is_cancelled:
+            raise Cancelled
+        self._scheduler.leave(self)
+        try:
+            yield
+        finally:
+            self._scheduler.come_back(self)
+        if self.is_cancelled:
+            raise Cancelled
+
+    def sleep(self, seconds: float) -> None:
+        """Let others run for some time. Raises Cancelled at once when it is stopped."""
+        with self.waiting():
+            self._interrupted.wait(seconds)
+
+    def share(
+        self, key: Hashable, work: Callable[[Job], Result], until: Callable[[], bool] | None = None
+    ) -> Result | None:
+        """What the work under `key` returns, run by the first who asks, in the turns of all who wait for it.
+
+        It is a job of its own: `work` gets that as its argument. Its events reach all who wait, and its errors too.
+        With `until` the wait may end before the work does: then None is returned.
+        """
+        with self.begin(key, work) as shared:
+            return shared.result() if shared.wait(until=until) else None
+
+    def begin(self, key: Hashable, work: Callable[[Job], Result]) -> Shared[Result]:
+        """As `share`, without waiting. The work goes on in this job's turns while this job waits for it."""
+        return self._scheduler.begin(self, key, work)
+
+    @contextmanager
+    def holding(self, key: Hashable) -> Iterator[None]:
+        """While open, shared work under `key` is not cancelled when nobody waits for it."""
+        self._scheduler.hold(key, 1)
+        try:
+            yield
+        finally:
+            self._scheduler.hold(key, -1)
+
+    # For the scheduler
+
+    def deliver(self, event: Any) -> None:
+        """Tell an event to whoever listens."""
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
+
+    def interrupt(self) -> None:
+        """Wake whoever waits for it, and its own sleep, once it is cancelled."""
+        self._interrupted.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def end(self, result: Any = None, error: BaseException | None = None) -> None:
+        """Note how it has ended. Its function is forgotten, with whatever that holds."""
+        with self._changed:
+            self.result, self.error, self.ended = result, self.error or error, True
+            del self.work
+            self._changed.notify_all()
+
+    def _await_events(self) -> None:
+        self._changed.wait_for(lambda: self._events or self.ended or (self.stopped and self.is_away))
+
+
+class SharedWork(Job):
+    """Work that several jobs wait for. It has no turns of its own: those who wait give it theirs."""
+
+    def __init__(self, scheduler: Runner, key: Hashable, work: Callable[[Job], Any]) -> None:
+        super().__init__(scheduler, "", work)
+        self.key = key
+        self.takers: list[Job] = []
+
+    def checkpoint(self) -> None:
+        """As of every job; and end the waits whose condition is met."""
+        for taker in list(self.takers):
+            if taker.wait is not None and taker.wait.work is self:
+                taker.wait.check()
+        super().checkpoint()
+
+    def deliver(self, event: Any) -> None:
+        """Tell an event to whoever listens to those who wait."""
+        for taker in list(self.takers):
+            taker.deliver(event)
+
+
+class Wait:
+    """A job's wait for shared work: until that has ended, a moment has come, or a condition holds."""
+
+    def __init__(self, work: SharedWork, until_moment: float, condition: Callable[[], bool] | None) -> None:
+        self.work, self.until_moment, self._condition = work, until_moment, condition
+        self._is_met = False
+
+    def check(self) -> None:
+        """Look whether the condition holds; called by the work, which has the turn."""
+        self._is_met = self._condition is not None and self._condition()
+
+    def is_over(self, now: float) -> bool:
+        """Whether its job has something else to do than to wait."""
+        return self.work.ended or self._is_met or self.until_moment <= now
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether its job has something to do meanwhile."""
+        return self.until_moment < math.inf
+
+
+class Shared(Generic[Result], AbstractContextManager["Shared[Result]"]):
+    """A job's part in shared work, until the block is left."""
+
+    def __init__(self, scheduler: Runner, job: Job, work: SharedWork, clock: Callable[[], float]) -> None:
+        self._scheduler, self._job, self._work, self._clock = scheduler, job, work, clock
+
+    @property
+    def done(self) -> bool:
+        """Whether the work has ended, well or not."""
+        return self._work.ended
+
+    def wait(self, seconds: float = math.inf, until: Callable[[], bool] | None = None) -> bool:
+        """Give the job's turns to the work, and return whether that has ended.
+
+        With `seconds`, for so long, and not while the work is away, such as for a download. With `until`, until that is
+        true; it is called whenever the work has made a step. Raises Cancelled.
+        """
+        if not self.done and not (until is not None and until()):
+            self._scheduler.wait(self._job, Wait(self._work, self._clock() + seconds, until))
+        return self.done
+
+    def result(self) -> Result:
+        """What the work returns, once it has ended. Raises what it failed with, and Cancelled."""
+        self.wait()
+        if self._work.error is not None:
+            raise self._work.error
+        return self._work.result
+
+    def __exit__(self, *_: object) -> None:
+        self._scheduler.end_sharing(self._job, self._work)

@@ -1,0 +1,96 @@
+"""Schedulers whose jobs go on only when a test says so. What decides who comes next is the scheduler's own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from components.jobs.job import Job
+from components.jobs.scheduler import Scheduler
+
+PATIENCE = 30.0  # seconds, after which a test fails that would wait for ever
+
+
+class Stepped(Scheduler):
+    """Gives one turn at a time, from one checkpoint to the next, at every `step`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock=clock)
+        self._may_give = False
+        self._passed = threading.Condition(self.lock)
+
+    def step(self) -> bool:
+        """Let the job whose turn it is run until its next checkpoint; returns whether there was one."""
+        with self.lock:
+            self._may_give = True
+            self._pass_on()
+            self._may_give = False
+            is_given = self._runner is not None
+            assert self._passed.wait_for(lambda: self._runner is None, PATIENCE)
+        return is_given
+
+    def run(self) -> None:
+        """Step until nobody wants a turn."""
+        while self.step():
+            pass
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what a job does without a turn."""
+        with self.lock:
+            assert self._passed.wait_for(condition, PATIENCE)
+
+    def _choose(self) -> tuple[Job | None, Job | None]:
+        return super()._choose() if self._may_give else (None, None)
+
+    def _pass_on(self) -> None:
+        super()._pass_on()
+        self._passed.notify_all()
+
+
+class AwaitedJob(Job):
+    """Knows whether somebody waits for its next event."""
+
+    is_awaited = False
+
+    def events(self) -> Iterator[list[Any]]:
+        events = super().events()
+        try:
+            while True:
+                with self._changed:
+                    self.is_awaited = not (self._events or self.ended)
+                self._scheduler.wake()
+                try:
+                    news = next(events)
+                except StopIteration:
+                    return
+                yield news
+        finally:
+            self.is_awaited = False
+            events.close()
+
+    def deliver(self, event: Any) -> None:
+        with self._changed:
+            self.is_awaited = False
+            super().deliver(event)
+
+    def end(self, *outcome: Any) -> None:
+        with self._changed:
+            self.is_awaited = False
+            super().end(*outcome)
+
+
+class OnlyWhileAwaited(Scheduler):
+    """Gives turns only while somebody waits for an event of any job, so that a test sees the state after every one."""
+
+    job_class = AwaitedJob
+
+    def wake(self) -> None:
+        with self.lock:
+            self._pass_on()
+
+    def _choose(self) -> tuple[Job | None, Job | None]:
+        jobs = [job for job in (*self.jobs, *self._cancelled) if not job.is_away]
+        wanted = any(job.is_cancelled for job in jobs) or any(job.is_awaited for job in self.jobs)
+        return super()._choose() if wanted else (None, None)
