@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from intraslice.checkpoints.format import is_checkpoint
 from intraslice.checkpoints.format import load as load_checkpoint
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import ProgressCallback
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetched, place_layers
 from intraslice.pretrained.memory import MemoryEstimate, available_bytes, estimate_memory, require_memory
@@ -54,8 +53,9 @@ def load_model(
     name: str = DEFAULT,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    on_progress: Callable[[Progress], None] | None = None,
     device_map: Placement | None = None,
+    *,
+    progress: ProgressCallback | bool = True,
 ) -> LoadedModel:
     """Load a Hub id, a folder in transformers format, a .gguf file, or the offline default, ready for slicing.
 
@@ -70,11 +70,11 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
     if device_map is not None:
-        return _load_offloaded(name, dtype, device, on_progress, device_map)
+        return _load_offloaded(name, dtype, device, device_map, progress)
     if is_checkpoint(name):
         model, tokenizer, made = load_checkpoint(name, device, dtype)
         return LoadedModel(model, tokenizer, name, f"{made['source']}, sliced", fingerprint(model), made)
-    weights = require_memory(name, dtype, device).weights or fetch_weights(name, on_progress)
+    weights = require_memory(name, dtype, device).weights or fetch_weights(name, progress=progress)
     # transformers makes the precision that it reads in the default of all threads meanwhile, and others may work.
     model, tokenizer = read_weights(weights, torch.float32 if device == "cpu" else dtype)
     _settle_tokenizer(tokenizer, model, name)
@@ -96,14 +96,14 @@ def _load_offloaded(
     name: str,
     dtype: torch.dtype,
     device: str,
-    on_progress: Callable[[Progress], None] | None,
     device_map: Placement,
+    progress: ProgressCallback | bool,
 ) -> LoadedModel:
     if device_map not in PLACEMENTS:
         raise UserError(f"device map is {device_map!r}; wanted one of {', '.join(PLACEMENTS)}")
     if is_checkpoint(name):
         raise UserError(f"{name} is sliced already and is loaded whole; leave the device map out")
-    weights = obtain_weights(name, on_progress)
+    weights = obtain_weights(name, progress=progress)
     if weights.gguf:
         raise UserError(f"{name} is a GGUF file, which is read whole; for a device map take safetensors")
     config = read_config(weights)

@@ -111,7 +111,9 @@ class Calibrations:
         loaded = self._caches.models.get(key[:2])
         if loaded is None:
             yield Status(later("Loading {model}", model=key.model))
-            loaded = yield from aside(lambda: load_model(key.model, getattr(torch, key.dtype), self._device))
+            loaded = yield from aside(
+                lambda: load_model(key.model, getattr(torch, key.dtype), self._device, progress=False)
+            )
             if loaded.made is not None:
                 raise UserError(later("{model} is sliced already; wanted a dense model", model=key.model))
             self._caches.models.put(key[:2], loaded)

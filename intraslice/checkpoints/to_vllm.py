@@ -6,7 +6,6 @@ Query heads are alike in all of its layers, so that a slice with fewer or narrow
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def to_vllm(
     sliced = IntraSliceConfig.of(model, made)
     require_nas(sliced)
     config = nas_config(sliced)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model, config)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model, config).items()}
     with new_folder(folder, tensors) as draft:
         write_parts(draft, model, tokenizer, config, model_card(sliced, folder.name, "vllm"))
         shutil.copy(configuration_nas.__file__, draft)
@@ -98,27 +97,30 @@ def nas_config(config: IntraSliceConfig) -> NemotronNASConfig:
     )
 
 
-def _tensors(model: PreTrainedModel, config: NemotronNASConfig) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: PreTrainedModel, config: NemotronNASConfig) -> dict[str, Tensor]:
     """All weights by the names that a Llama's have in transformers. A tied head is not among them."""
-    yield "model.embed_tokens.weight", model.model.embed_tokens.weight
+    tensors = {"model.embed_tokens.weight": model.model.embed_tokens.weight}
     for index, block in enumerate(blocks(model)):
         layer = f"model.layers.{index}"
         with resident(block.attention), resident(block.mlp):
             maps = linear_maps(block)
-        yield f"{layer}.input_layernorm.weight", block.attention_norm.weight
-        yield from _linears(f"{layer}.self_attn", maps, ATTENTION, config.attention_bias)
+        tensors[f"{layer}.input_layernorm.weight"] = block.attention_norm.weight
+        tensors |= _linears(f"{layer}.self_attn", maps, ATTENTION, config.attention_bias)
         if block.mlp.neurons:
-            yield f"{layer}.post_attention_layernorm.weight", block.mlp_norm.weight
-            yield from _linears(f"{layer}.mlp", maps, MLP, config.mlp_bias)
-    yield "model.norm.weight", model.model.norm.weight
+            tensors[f"{layer}.post_attention_layernorm.weight"] = block.mlp_norm.weight
+            tensors |= _linears(f"{layer}.mlp", maps, MLP, config.mlp_bias)
+    tensors["model.norm.weight"] = model.model.norm.weight
     if not config.tie_word_embeddings:
-        yield "lm_head.weight", model.lm_head.weight
+        tensors["lm_head.weight"] = model.lm_head.weight
+    return tensors
 
 
-def _linears(module: str, maps: dict[str, Pair], names: tuple[str, ...], biased: bool) -> Iterator[tuple[str, Tensor]]:
+def _linears(module: str, maps: dict[str, Pair], names: tuple[str, ...], biased: bool) -> dict[str, Tensor]:
     """Weights of a module's linear maps, and biases of all, of zeros for those that have none, or of none."""
+    tensors = {}
     for name in names:
         weight, bias = maps[name]
-        yield f"{module}.{name}.weight", weight
+        tensors[f"{module}.{name}.weight"] = weight
         if biased:
-            yield f"{module}.{name}.bias", weight.new_zeros(len(weight)) if bias is None else bias
+            tensors[f"{module}.{name}.bias"] = weight.new_zeros(len(weight)) if bias is None else bias
+    return tensors

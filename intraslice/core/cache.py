@@ -72,7 +72,7 @@ def keep(path: Path, write: Callable[[Path], object], what: str, size: int = 0) 
         with draft_folder(size) as folder:
             draft = folder / path.name
             write(draft)
-            with _locked():
+            with _lock():
                 if (written := draft.stat().st_size) > size:
                     _make_room(written, folder)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def draft_folder(size: int = 0, needed: bool = False) -> Iterator[Path]:
     """
     folder = _drafts() / f"{size}-{uuid4().hex}"
     with ExitStack() as held:
-        with _locked():
+        with _lock():
             _sweep(folder for folder, _ in _draft_folders())
             if size:
                 _make_room(size, folder, needed)
@@ -189,7 +189,7 @@ def sweep_drafts() -> None:
     _swept.add(folder)
     with suppress(OSError):  # where nothing can be removed, nothing can be
         if _drafts().is_dir():
-            with _locked():
+            with _lock():
                 _sweep(folder for folder, _ in _draft_folders())
         for draft in chain.from_iterable(folder.glob(pattern) for pattern in _EARLIER_DRAFTS):
             if time.time() - draft.stat().st_mtime > FORGOTTEN:
@@ -197,13 +197,13 @@ def sweep_drafts() -> None:
 
 
 @contextmanager
-def empty_cache() -> Iterator[None]:
+def empty_cache() -> Iterator[Path]:
     """While open, results are kept in an empty folder, and gone afterwards: what is timed is made, not read."""
     before = os.environ.get("INTRASLICE_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["INTRASLICE_CACHE"] = folder
         try:
-            yield
+            yield Path(folder)
         finally:
             os.environ.pop("INTRASLICE_CACHE")
             if before is not None:
@@ -214,13 +214,11 @@ def _drafts() -> Path:
     return cache_folder() / "drafts"
 
 
-@contextmanager
-def _locked() -> Iterator[None]:
-    """Alone among the processes, while drafts are made and swept, results put in their places and removed."""
+def _lock() -> FileLock:
+    """Held while drafts are made and swept, results put in their places and removed: by one process at a time."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock", timeout=PATIENCE):
-        yield
+    return FileLock(folder / ".lock", timeout=PATIENCE)
 
 
 def _sweep(folders: Iterable[Path]) -> None:
@@ -264,28 +262,31 @@ def _draft_folders() -> Iterator[tuple[Path, int]]:
             yield folder, int(name[1])
 
 
-def _results() -> Iterator[tuple[Path, os.stat_result]]:
+def _results() -> list[tuple[Path, os.stat_result]]:
     """Every file that a result consists of. Only names as `cache_path` makes them count: others' files are theirs."""
+    results = []
     for kind in KINDS:
         with suppress(OSError), os.scandir(cache_folder() / kind) as entries:
             for entry in entries:
                 if _DIGEST.fullmatch(entry.name):
-                    yield from _files(Path(entry)) if entry.is_dir() else _stat(Path(entry))
+                    results += _stats(_files(Path(entry)) if entry.is_dir() else [Path(entry)])
+    return results
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for place, _, names in os.walk(folder):
-        for name in names:
-            yield from _stat(Path(place, name))
+def _files(folder: Path) -> Iterator[Path]:
+    return (Path(place, name) for place, _, names in os.walk(folder) for name in names)
 
 
-def _stat(file: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    with suppress(FileNotFoundError):  # another process was faster
-        yield file, file.lstat()
+def _stats(files: Iterable[Path]) -> list[tuple[Path, os.stat_result]]:
+    found = []
+    for file in files:
+        with suppress(FileNotFoundError):  # another process was faster
+            found.append((file, file.lstat()))
+    return found
 
 
 def _bytes(folder: Path) -> int:
-    return sum(stat.st_size for _, stat in _files(folder))
+    return sum(stat.st_size for _, stat in _stats(_files(folder)))
 
 
 def _drop_earlier(path: Path) -> None:

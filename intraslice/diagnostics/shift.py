@@ -187,15 +187,17 @@ def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTr
     states: States = {}
     hidden_states = embed(model, window[None])
     for index, (layer, block) in enumerate(zip(model.model.layers, blocks(dense), strict=True)):
-        with _recording(states, layer, index, block.attention_norm):
+        with _recording(layer, index, block.attention_norm) as recorded:
             hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+        states |= recorded
         pause()
     return states
 
 
 @contextmanager
-def _recording(states: States, layer: nn.Module, index: int, norm: nn.Module) -> Iterator[None]:
-    """While open, the states of one layer are kept in `states` as the dense norm sees them."""
+def _recording(layer: nn.Module, index: int, norm: nn.Module) -> Iterator[States]:
+    """While open, what one layer computes is kept in the states that are given, as the dense norm sees it."""
+    states: States = {}
     handles = []
     for place, module in (("attention", layer.self_attn), ("mlp", layer.mlp), ("residual", layer)):
         basis = _basis(layer, place)
@@ -206,7 +208,7 @@ def _recording(states: States, layer: nn.Module, index: int, norm: nn.Module) ->
 
         handles.append(module.register_forward_hook(hook))
     try:
-        yield
+        yield states
     finally:
         for handle in handles:
             handle.remove()

@@ -15,12 +15,20 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
+)
 
 from intraslice.core.errors import UserError
 from intraslice.modeling.families import family_named, family_of
@@ -213,21 +221,19 @@ def quiet_transformers() -> Iterator[None]:
     One thread at a time: while transformers builds a model, it changes its classes for the whole process, and two that
     do so at once leave them changed.
     """
-    with _ALONE, _quiet():
-        yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
     library, accelerate = transformers.utils.logging, logging.getLogger("accelerate.big_modeling")
-    verbosity, bars, level = library.get_verbosity(), library.is_progress_bar_enabled(), accelerate.level
-    library.set_verbosity_error()
-    library.disable_progress_bar()
-    accelerate.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        library.set_verbosity(verbosity)
-        accelerate.setLevel(level)
-        if bars:
-            library.enable_progress_bar()
+    with _ALONE:
+        verbosity, bars, level = library.get_verbosity(), library.is_progress_bar_enabled(), accelerate.level
+        gguf_bar = modeling_gguf_pytorch_utils.tqdm  # which heeds none of the settings below
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+        accelerate.setLevel(logging.ERROR)
+        modeling_gguf_pytorch_utils.tqdm = partial(gguf_bar, disable=True)
+        try:
+            yield
+        finally:
+            library.set_verbosity(verbosity)
+            accelerate.setLevel(level)
+            modeling_gguf_pytorch_utils.tqdm = gguf_bar
+            if bars:
+                library.enable_progress_bar()

