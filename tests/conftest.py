@@ -22,7 +22,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from intraslice.calibration.driver import CalibrationStats, calibrate
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.loading import LoadedModel, fingerprint, load_model
 from intraslice.modeling.families import canonicalise
 
@@ -76,7 +75,7 @@ def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyC
             tokens = torch.randint(3, VOCABULARY, (16, 48), generator=torch.Generator().manual_seed(7))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("INTRASLICE_CACHE", str(tmp_path_factory.mktemp("calibrations")))
-                stats = finish(calibrate(loaded, tokens))
+                stats = calibrate(loaded, tokens, progress=False)
             made[name] = TinyCase(name, FAMILIES[name](), loaded, tokens, stats)
         return made[name]
 

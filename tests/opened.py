@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import intraslice
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import finish
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
@@ -52,7 +51,7 @@ def narrowed(model: PreTrainedModel, widths: list[int]) -> PreTrainedModel:
 def save_slice(case, method: str, folder: Path) -> tuple[PreTrainedModel, object]:
     """Slice a tiny case by so much that every size changes, and save it; the slice and its plan."""
     plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.4, bias=1.0, order="one-shot"))
-    sliced = finish(slice_by(method, case.loaded.model, plan, case.stats, case.tokens))
+    sliced = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
     intraslice.save(sliced, case.loaded.tokenizer, folder, MADE)
     return sliced, plan
 

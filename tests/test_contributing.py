@@ -188,7 +188,7 @@ def test_the_method_draws_heads_and_removes_what_is_asked(random_heads, tiny_cas
     given = {"sl": sl, "model": case.loaded.model, "stats": case.stats, "tokens": case.tokens}
     given["config"] = sl.SliceConfig(0.3)
     plan = eval(inline("sl.plan_by("), given)
-    sliced = sl.finish(eval(inline("sl.slice_by("), given | {"plan": plan}))
+    sliced = eval(inline("sl.slice_by("), given | {"plan": plan})
     assert abs(plan.removed_fraction - 0.3) < 0.01
     assert sum(p.numel() for p in sliced.parameters()) == plan.parameters.sliced_total
     assert len({layer.heads for layer in plan.layers}) > 1  # of equally many heads a layer
@@ -250,9 +250,9 @@ def test_the_family_is_exact_at_full_rank_and_sliced_as_planned(seed_oss, as_loa
         assert_close(loaded.model(tokens).logits, expected[0], atol=1e-5, rtol=0)
         padded = loaded.model(tokens, attention_mask=mask).logits[mask.bool()]
         assert_close(padded, expected[1], atol=1e-5, rtol=0)
-    stats = sl.finish(calibrate(loaded, tokens))
+    stats = calibrate(loaded, tokens, progress=False)
     plan = make_plan(stats.profile, sl.SliceConfig(0.4))
-    sliced = sl.finish(sl.slice_model(loaded.model, plan, stats, tokens))
+    sliced = sl.slice_model(loaded.model, plan, stats, tokens, progress=False)
     assert sum(p.numel() for p in sliced.parameters()) == plan.parameters.sliced_total
     sl.save(sliced, loaded.tokenizer, tmp_path / "sliced", {"source": "random weights"})
     with torch.no_grad():

@@ -24,10 +24,10 @@ from components.state.plan_views import Source
 from components.state.settings import Settings
 from components.state.snapshots.settling import keep_profile, kept_profiles
 from intraslice import data
-from intraslice.calibration.driver import Calibrating, calibrate
+from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, repeating
+from intraslice.core.progress import Progress, repeating, stepwise
 from intraslice.loading import LoadedModel, load_model
 from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
 
@@ -159,7 +159,7 @@ class Calibrations:
         )
 
         def note(stats: CalibrationStats, sequences: int) -> Iterator[Progress]:
-            profile = yield from stats.profiling()
+            profile = yield from stepwise(lambda progress: stats.make_profile(progress=progress))
             stats.ranked_neurons = {}  # the slider slices often
             words = so_far(sequences, len(tokens))
             source = Source(profile, head_weights, sequences, words)
@@ -169,7 +169,7 @@ class Calibrations:
                 self._caches.settling.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)))
             self._caches.calibrations.put(key, Calibrated(loaded, stats, training, tokens, windows, source, sequences))
 
-        job = _noting(calibrate(loaded, tokens), note)
+        job = _noting(stepwise(lambda progress: calibrate(loaded, tokens, progress=progress)), note)
         yield from statuses(job, later("Calibrating {model}, sequence", model=Path(key.model).name))
 
 
@@ -194,6 +194,6 @@ def _noting(
             yield from repeating(event, note(end.value, len(end.value.layers[0].mlp_gradients)))
             return
         yield event
-        if isinstance(event, Calibrating) and following <= event.done < event.total:
-            yield from repeating(event, note(event.statistics(), event.done))
+        if event.partial is not None and following <= event.done < event.total:
+            yield from repeating(event, note(event.partial(), event.done))
             following = 2 * event.done

@@ -36,6 +36,7 @@ from components.state.snapshots import plan as snapshot
 from components.state.views import ImportanceCurve, Perplexities, PlanView, SettlingView
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
+from intraslice.core.progress import stepwise
 from intraslice.loading import SUGGESTED_MODELS, require_memory
 from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import METHODS, plan_by, slice_by
@@ -161,7 +162,12 @@ class Session:
             # So that no visitor waits for them later.
             axes = self._shared.share(
                 ("axes", calibration_key(settings)),
-                lambda: (PAUSE for _ in find_axes(calibrated.loaded.model, calibrated.stats)),
+                lambda: (
+                    PAUSE
+                    for _ in stepwise(
+                        lambda progress: find_axes(calibrated.loaded.model, calibrated.stats, progress=progress)
+                    )
+                ),
             )
             self.jobs.scheduler.start("nobody", lambda job: run_generator(job, axes), Urgency.BACKGROUND)
 
@@ -252,7 +258,7 @@ class Session:
         def slicing() -> Generator[Status, None, PreTrainedModel]:
             plan = plan_by(method, loaded.model, stats, key[1])
             tokens = calibrated.training if METHODS[method].trains else calibrated.tokens
-            work = slice_by(method, loaded.model, plan, stats, tokens)
+            work = stepwise(lambda progress: slice_by(method, loaded.model, plan, stats, tokens, progress=progress))
             own = method == "intraslice"
             words = later("Slicing, layer") if own else later("Slicing ({method}), layer", method=method)
             sliced = yield from statuses(work, words)

@@ -1,15 +1,14 @@
 """From tokens to `CalibrationStats`: mask gradients and second moments of the dense model, in one streamed pass.
 
-No activation outlives its batch; what stays is one gradient a sequence and one moment a module. These are sums, so they
-can be used after every sequence (`Calibrating`), and several processes can take some sequences each. Kept on disk under
-the model's fingerprint, the tokens and this file's version, so other weights or other text never reuse a stale file.
+No activation outlives its batch: the statistics are one gradient for each sequence and one moment for each module. They
+are sums, so they can be used after every batch (`Progress.partial`), and several processes can take some sequences
+each. They are kept on disk under the model's fingerprint, the tokens and this file's version.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_sta
 from intraslice.core.cache import cache_path, keep, mark_used
 from intraslice.core.config import Targets
 from intraslice.core.errors import NumericalError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import (
     all_reduce_,
     from_first,
@@ -49,16 +48,6 @@ BY_SEQUENCE = ("attention_gradients", "mlp_gradients")  # one row each
 GRADIENTS = (*BY_SEQUENCE, "query_fisher", "mlp_fisher")
 
 
-@dataclass(frozen=True)
-class Calibrating(Progress):
-    """Progress of a calibration. `statistics()` copies what its first `done` sequences gave, until the next step.
-
-    That is a calibration like any other, on fewer tokens. Raises NumericalError where gradients are not finite.
-    """
-
-    statistics: Callable[[], CalibrationStats] = field(compare=False)
-
-
 def draw_tokens(
     probabilities: Float[Tensor, "tokens vocabulary"], generator: torch.Generator
 ) -> Int[Tensor, " tokens"]:
@@ -74,11 +63,12 @@ def _loss_gradient(
     model: PreTrainedModel,
     hidden: Float[Tensor, "sequences length hidden"],
     batch: Int[Tensor, "sequences length"],
+    pause: Pause,
     generator: torch.Generator | None = None,
-) -> Generator[None, None, Float[Tensor, "sequences length hidden"]]:
+) -> Float[Tensor, "sequences length hidden"]:
     """Gradient of the sum over sequences of the mean next-token loss; logits exist for a few tokens at a time.
 
-    Targets are the tokens of `batch`, or where a `generator` is given tokens that the model draws with it. Yields
+    Targets are the tokens of `batch`, or where a `generator` is given tokens that the model draws with it. Pauses
     between chunks of logits.
     """
     length = batch.shape[1] - 1
@@ -95,24 +85,34 @@ def _loss_gradient(
         probabilities[torch.arange(len(following), device=following.device), following] -= 1
         logits.backward(probabilities.to(logits.dtype))
         gradients.append(leaf.grad / length)
-        yield
+        pause()
     gradient = torch.zeros_like(hidden)
     gradient[:, :-1] = torch.cat(gradients).view_as(gradient[:, :-1])
     return gradient
 
 
 def calibrate(
-    loaded: LoadedModel, tokens: Int[Tensor, "sequences length"], targets: Targets = "sampled"
-) -> Generator[Progress, None, CalibrationStats]:
-    """Mask gradients (paper §4) and second moments of the dense model over `tokens`; yields `Calibrating` by sequence.
+    loaded: LoadedModel,
+    tokens: Int[Tensor, "sequences length"],
+    targets: Targets = "sampled",
+    *,
+    progress: ProgressCallback | bool = True,
+) -> CalibrationStats:
+    """Mask gradients (paper §4) and second moments of the dense model over `tokens`.
 
     The gradients are those of the loss on `targets`, as in CalibrationConfig. Costs about a forward, a backward without
     weight gradients, and the moments. Among several processes each takes a share of the sequences, all end with the
-    same sums, and the first keeps them. Raises NumericalError where gradients are not finite, and UserError where there
-    are fewer sequences than processes.
+    same sums, and the first keeps them.
+
+    After every batch `progress` gets an event whose `partial()` copies the statistics of the sequences so far: a
+    calibration on fewer tokens. There is none for a model with offloaded weights, nor among several processes.
+
+    Raises:
+        NumericalError: gradients are not finite.
+        UserError: there are fewer sequences than processes.
     """
     require_enough(len(tokens))
-    model, layers = loaded.model, blocks(loaded.model)
+    report, model, layers = progress_callback(progress), loaded.model, blocks(loaded.model)
     path = _cache_path(loaded, tokens, targets)
     require_agreement("model and calibration text", path.name)
     stats = _load(path, len(layers), model.device) if rank() == 0 else None
@@ -120,7 +120,7 @@ def calibrate(
     if stats is None:
         stats = [empty_stats(block, len(tokens), model.device) for block in layers]
     if not found:
-        yield from _calibrate_share(model, stats, tokens, targets)
+        _calibrate_share(model, stats, tokens, targets, report)
     # Where a process adds nothing there are zeros: others' sequences, or all that the first found on its disk.
     for layer in stats:
         all_reduce_(*vars(layer).values())
@@ -133,8 +133,12 @@ def calibrate(
 
 
 def _calibrate_share(
-    model: PreTrainedModel, stats: list[LayerStats], tokens: Int[Tensor, "sequences length"], targets: Targets
-) -> Iterator[Progress]:
+    model: PreTrainedModel,
+    stats: list[LayerStats],
+    tokens: Int[Tensor, "sequences length"],
+    targets: Targets,
+    progress: ProgressCallback,
+) -> None:
     """Fill `stats`, one for each layer, in place, with what this process's share of the sequences gives."""
     share = share_of(len(tokens), _batch(tokens))
     # Views of the share's rows; of what is summed over sequences, the tensors themselves.
@@ -144,9 +148,9 @@ def _calibrate_share(
         _skip_draws(generator, tokens[: share.start], model.lm_head.out_features)
     loss_gradient = partial(_loss_gradient, generator=generator)
     if is_offloaded(model):
-        yield from calibrate_layerwise(model, own, tokens[share], loss_gradient)
+        calibrate_layerwise(model, own, tokens[share], loss_gradient, progress)
     else:
-        yield from _calibrate(model, own, tokens[share], targets, loss_gradient)
+        _calibrate(model, own, tokens[share], targets, loss_gradient, progress)
 
 
 def _skip_draws(generator: torch.Generator, tokens: Int[Tensor, "sequences length"], vocabulary: int) -> None:
@@ -166,14 +170,18 @@ def _batch(tokens: Int[Tensor, "sequences length"]) -> int:
 
 
 def _calibrate(
-    model: PreTrainedModel, stats: list[LayerStats], tokens: Tensor, targets: Targets, loss_gradient: LossGradient
-) -> Iterator[Progress]:
-    """Fill `stats`, one for each layer, in place; yields after every layer of every batch."""
+    model: PreTrainedModel,
+    stats: list[LayerStats],
+    tokens: Tensor,
+    targets: Targets,
+    loss_gradient: LossGradient,
+    progress: ProgressCallback,
+) -> None:
+    """Fill `stats`, one for each layer, in place; reports after every layer of every batch."""
     done, sequences = 0, len(tokens)
-    event = Progress("calibrate", done, sequences)
-    yield event
+    progress(Progress("calibrate", done, sequences))
 
-    def so_far() -> CalibrationStats:
+    def partial_statistics() -> CalibrationStats:
         first = [
             LayerStats(**{name: _first(name, value, done).clone() for name, value in vars(layer).items()})
             for layer in stats
@@ -184,12 +192,12 @@ def _calibrate(
         return _statistics(model, first, done * tokens.shape[1], targets)
 
     for batch in tokens.split(_batch(tokens)):
-        for _ in _calibrate_batch(model, stats, batch.to(model.device), done, loss_gradient):
-            yield event
+        pause = partial(progress, Progress("calibrate", done, sequences))
+        _calibrate_batch(model, stats, batch.to(model.device), done, loss_gradient, pause)
         done += len(batch)
-        event = Progress("calibrate", done, sequences)
-        # A share of the sequences is no calibration: there is none before all processes add up.
-        yield Calibrating("calibrate", done, sequences, so_far) if size() == 1 else event
+        # One process's share of the sequences is no calibration.
+        result = partial_statistics if size() == 1 else None
+        progress(Progress("calibrate", done, sequences, partial=result))
 
 
 def _first(name: str, value: Tensor, sequences: int) -> Tensor:
@@ -216,11 +224,16 @@ def _statistics(model: PreTrainedModel, stats: list[LayerStats], tokens: int, ta
 
 
 def _calibrate_batch(
-    model: PreTrainedModel, stats: list[LayerStats], batch: Tensor, done: int, loss_gradient: LossGradient
-) -> Iterator[None]:
-    """Add one batch of sequences, of which `done` came before, to `stats`, in place; yields between layers.
+    model: PreTrainedModel,
+    stats: list[LayerStats],
+    batch: Tensor,
+    done: int,
+    loss_gradient: LossGradient,
+    pause: Pause,
+) -> None:
+    """Add one batch of sequences, of which `done` came before, to `stats`, in place; pauses between layers.
 
-    Hooks are open only while a layer works: others may use the model between two steps.
+    Hooks are open only while a layer works: others may use the model in a pause.
     """
     with torch.no_grad():
         (hidden,), (arguments,) = vars(embed(model, batch)).values()
@@ -234,13 +247,13 @@ def _calibrate_batch(
             leaf = hidden.detach().requires_grad_()
             hidden = layer(leaf, **arguments)
         passed.append((leaf, hidden))
-        yield
-    gradient = yield from final_gradient(model, hidden, batch, loss_gradient)
+        pause()
+    gradient = final_gradient(model, hidden, batch, loss_gradient, pause)
     while passed:
         leaf, hidden = passed.pop()
         hidden.backward(gradient)
         gradient = leaf.grad
-        yield
+        pause()
 
 
 def _output_energies(block: Block) -> Float[Tensor, "heads dim"]:

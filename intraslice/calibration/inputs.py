@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -11,7 +9,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.linalg import add_moment_
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.distributed.sharing import all_reduce_, share_of
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import embed
@@ -20,9 +18,12 @@ from intraslice.modeling.residual import norm_of
 
 @torch.no_grad()
 def find_input_moments(
-    model: PreTrainedModel, stats: CalibrationStats, tokens: Int[Tensor, "sequences length"]
-) -> Generator[Progress, None, None]:
-    """Fill `stats.input_moments` with a pair a layer, (hidden, hidden) each, unless it is there; yields by layer.
+    model: PreTrainedModel,
+    stats: CalibrationStats,
+    tokens: Int[Tensor, "sequences length"],
+    progress: ProgressCallback,
+) -> None:
+    """Fill `stats.input_moments` with a pair for each layer, (hidden, hidden) each, unless they are there.
 
     They are sums over the tokens that the calibration saw, kept out of it as only some methods want them. Parallel
     modules read the same, and share one. Among several processes each passes a share of the tokens.
@@ -30,7 +31,7 @@ def find_input_moments(
     if stats.input_moments:
         return
     layers, found = blocks(model), []
-    yield Progress("inputs", 0, len(layers))
+    progress(Progress("inputs", 0, len(layers)))
     hidden_states = embed(model, tokens[share_of(len(tokens))])
     for layer, block in zip(model.model.layers, layers, strict=True):
         entered: dict[torch.nn.Module, Tensor] = {}
@@ -49,5 +50,5 @@ def find_input_moments(
                 handle.remove()
         all_reduce_(*entered.values())
         found.append((entered[block.attention], entered[readers[-1]]))
-        yield Progress("inputs", len(found), len(layers))
+        progress(Progress("inputs", len(found), len(layers)))
     stats.input_moments[:] = found

@@ -6,7 +6,8 @@ it costs one more forward, and memory for one state a token and layer. Moments o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -15,13 +16,12 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.stats import LayerStats
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.modeling.families import Block, blocks, family_of
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.offload import resident
 
-# model, last hidden states, tokens -> their gradient, in steps
-LossGradient = Callable[[PreTrainedModel, Tensor, Tensor], Generator[None, None, Tensor]]
+LossGradient = Callable[[PreTrainedModel, Tensor, Tensor, Pause], Tensor]  # model, last hidden states, tokens
 
 
 def calibrate_layerwise(
@@ -29,11 +29,12 @@ def calibrate_layerwise(
     stats: list[LayerStats],
     tokens: Int[Tensor, "sequences length"],
     loss_gradient: LossGradient,
-) -> Generator[Progress, None, None]:
-    """Fill `stats`, one for each layer, in place; yields progress by layer and direction."""
+    progress: ProgressCallback,
+) -> None:
+    """Fill `stats`, one for each layer, in place; reports after every layer, forward and backward."""
     layers = list(zip(model.model.layers, blocks(model), stats, strict=True))
     total = 2 * len(layers)
-    yield Progress("calibrate", 0, total)
+    progress(Progress("calibrate", 0, total))
     layer_inputs = []
     with torch.no_grad():
         hidden_states = embed(model, tokens)
@@ -41,16 +42,17 @@ def calibrate_layerwise(
         layer_inputs.append(list(hidden_states.hidden))
         with torch.no_grad(), resident(layer), collecting_moments(block, layer_stats):
             hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
-        yield Progress("calibrate", done, total)
+        progress(Progress("calibrate", done, total))
     batches = tokens.to(model.device).split([len(hidden) for hidden in hidden_states.hidden])
+    pause = partial(progress, Progress("calibrate", len(layers), total))
     gradients = [
-        finish(final_gradient(model, hidden, batch, loss_gradient))
+        final_gradient(model, hidden, batch, loss_gradient, pause)
         for hidden, batch in zip(hidden_states.hidden, batches, strict=True)
     ]
     for done, (layer, block, layer_stats) in enumerate(reversed(layers), len(layers) + 1):
         with resident(layer):
             _backward_(layer, block, layer_stats, layer_inputs.pop(), hidden_states.arguments, gradients)
-        yield Progress("calibrate", done, total)
+        progress(Progress("calibrate", done, total))
 
 
 def final_gradient(
@@ -58,13 +60,14 @@ def final_gradient(
     hidden: Float[Tensor, "sequences length hidden"],
     batch: Int[Tensor, "sequences length"],
     loss_gradient: LossGradient,
-) -> Generator[None, None, Float[Tensor, "sequences length hidden"]]:
-    """Gradient of what leaves the last layer; yields between its steps."""
+    pause: Pause,
+) -> Float[Tensor, "sequences length hidden"]:
+    """Gradient of the loss at the output of the last layer."""
     norm = getattr(model.model, family_of(model.config).final_norm)
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
         normed = norm(leaf)
-    normed.backward((yield from loss_gradient(model, normed, batch)))
+    normed.backward(loss_gradient(model, normed, batch, pause))
     return leaf.grad
 
 

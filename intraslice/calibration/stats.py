@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig, Targets
 from intraslice.core.linalg import BLOCK, OrderedFactor, mirror_
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress, ProgressCallback, ignore_progress, progress_callback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.modeling.families import Block
 from intraslice.planning.estimators import LayerCalibration
@@ -151,20 +151,20 @@ class CalibrationStats:
     @cached_property
     def profile(self) -> Profile:
         """What plans are made of, with the estimators' usual units."""
-        return finish(self._profiling(None, GRADIENT_GROUP))
+        return self._profile(None, GRADIENT_GROUP, ignore_progress)
 
     def profile_for(self, config: SliceConfig) -> Profile:
         """What plans are made of, with the units and gradient groups of `config`."""
         usual = (config.head_fraction, config.gradient_group) == (None, GRADIENT_GROUP)
-        return self.profile if usual else finish(self._profiling(config.head_fraction, config.gradient_group))
+        return self.profile if usual else self._profile(config.head_fraction, config.gradient_group, ignore_progress)
 
-    def profiling(self) -> Generator[Progress, None, Profile]:
-        """`profile` in steps, one a layer."""
+    def make_profile(self, *, progress: ProgressCallback | bool = True) -> Profile:
+        """`profile`, with progress by layer where it is not known yet."""
         if "profile" not in vars(self):
-            self.profile = yield from self._profiling(None, GRADIENT_GROUP)
+            self.profile = self._profile(None, GRADIENT_GROUP, progress_callback(progress))
         return self.profile
 
-    def _profiling(self, head_fraction: float | None, gradient_group: int) -> Generator[Progress, None, Profile]:
+    def _profile(self, head_fraction: float | None, gradient_group: int, progress: ProgressCallback) -> Profile:
         layers: list[LayerProfile] = []
         parts = zip(self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True)
         for index, (stats, sizes, energies, kv_head) in enumerate(parts):
@@ -184,7 +184,7 @@ class CalibrationStats:
                 name: estimator.importance(layer) for name, estimator in ESTIMATORS.items() if estimator.importance
             }
             layers.append(LayerProfile(sizes, table, kv_head, importances))
-            yield Progress("profile", len(layers), len(self.layers))
+            progress(Progress("profile", len(layers), len(self.layers)))
         return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
 
 

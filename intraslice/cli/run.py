@@ -26,7 +26,6 @@ from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish, progress_callback
 from intraslice.distributed.sharing import from_first, require_enough, speaks
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, require_shareable, slice_by, uses_statistics
@@ -103,7 +102,7 @@ class Run:
         """The calibration's statistics, and the tokens that they were taken on."""
         tokens = self._calibration_tokens(loaded)
         with self.timed("calibrate"):
-            stats = finish(calibrate(loaded, tokens, self.recipe.calibration.targets), progress_callback(True))
+            stats = calibrate(loaded, tokens, self.recipe.calibration.targets)
             _ = stats.profile  # found once, and counted here
         return stats, tokens
 
@@ -127,7 +126,7 @@ class Run:
         plan, name = self.plan(loaded, stats, method), method or self.recipe.method
         with self.timed("slice"):
             read = self.training_tokens(loaded) if METHODS[name].trains else tokens
-            model = finish(slice_by(name, loaded.model, plan, stats, read), progress_callback(True))
+            model = slice_by(name, loaded.model, plan, stats, read)
         return model, plan
 
     def training_tokens(self, loaded: LoadedModel) -> Tokens:

@@ -142,7 +142,7 @@ def stepwise(function: Callable[[ProgressCallback], T]) -> Generator[Progress, N
     gradients, threads, context = torch.is_grad_enabled(), torch.get_num_threads(), contextvars.copy_context()
     is_closed = False
 
-    def progress(event: Progress) -> None:
+    def progress(event: Progress | None) -> None:
         if not is_closed:
             events.put(event)
         if is_closed or not turns.get():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.core.cache import keep_record, kept_record
-from intraslice.core.progress import Pause, Progress, ProgressCallback, finish, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import from_first, gathered, rank, size
 from intraslice.evaluation.divergence import read_head
 from intraslice.modeling.hidden_states import embed, last_states
@@ -115,7 +115,7 @@ def _measure(
     hidden_states = embed(base, tokens)
 
     def last(model: PreTrainedModel, layers: Iterable[nn.Module]) -> Tensor:
-        return finish(last_states(model, layers, hidden_states), lambda _: pause())
+        return last_states(model, layers, hidden_states, pause)
 
     dense_states = last(dense, dense.model.layers)
 
@@ -129,8 +129,7 @@ def _measure(
     turn, reached, found = 0, 0, []
     for number, change in enumerate(changes, 1):
         for layer in layers[reached : change.layer]:
-            mapping = hidden_states.mapping_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
-            finish(mapping, lambda _: pause())
+            hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments), pause)
         reached = change.layer
         if turn == rank():
             changed = change.make()

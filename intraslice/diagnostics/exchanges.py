@@ -22,7 +22,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import keep_record, kept_record
 from intraslice.core.config import MODULE_KINDS, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Pause, Progress, ProgressCallback, finish, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.diagnostics.prices import parameters_at
 from intraslice.diagnostics.sensitivity import sensitivity_path, slice_alone, with_module
 from intraslice.evaluation.divergence import read_head
@@ -227,7 +227,7 @@ class _Judge:
 
 
 def _last(model: PreTrainedModel, layers: Iterable[nn.Module], entering: HiddenStates, pause: Pause) -> Tensor:
-    return finish(last_states(model, layers, entering), lambda _: pause())
+    return last_states(model, layers, entering, pause)
 
 
 def _judge(

@@ -19,7 +19,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path
 from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback, finish
+from intraslice.core.progress import ProgressCallback
 from intraslice.diagnostics.changes import Change, Readings, kept_changes, measure_changes, parameters_in
 from intraslice.evaluation.perplexity import Estimate, mean_over_windows
 from intraslice.loading import LoadedModel
@@ -82,7 +82,7 @@ def slice_alone(
     plan = make_plan(stats.profile, SliceConfig(0.0, order="one-shot"))
     layers = list(plan.layers)
     layers[layer] = cut_alone(layers[layer], stats.profile.layers[layer], module, ratio)
-    return finish(slice_model(model, replace(plan, layers=tuple(layers)), stats)).model.layers[layer]
+    return slice_model(model, replace(plan, layers=tuple(layers)), stats, progress=False).model.layers[layer]
 
 
 def with_module(layer: nn.Module, module: ModuleKind, other: nn.Module) -> nn.Module:

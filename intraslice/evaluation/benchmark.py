@@ -26,7 +26,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import empty_cache
 from intraslice.core.config import CalibrationConfig, Order, SliceConfig, Targets
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, finish, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import measure_speed
 from intraslice.loading import LoadedModel
@@ -132,7 +132,7 @@ def measure_costs(
         return (passing * scale + algebra) / USUAL_TOKENS
 
     with empty_cache():
-        calibration = turns.time(lambda progress: finish(calibrate(loaded, tokens, targets), progress), report)
+        calibration = turns.time(lambda progress: calibrate(loaded, tokens, targets, progress=progress), report)
     stats, closing = calibration.value, calibration.last  # once all tokens have passed, it is kept on disk
     algebra = closing + turns.repeat(partial(_profile, stats), report)
     ratios = {"calibrate": usual(calibration.worth - closing, algebra)}
@@ -140,7 +140,7 @@ def measure_costs(
     def slicing(method: str, order: Order) -> Work[PreTrainedModel]:
         ordered = replace(config, order=order, iterative=config.iterative and order == "sequential")
         plan = plan_by(method, model, stats, ordered)
-        return lambda progress: finish(slice_by(method, model, plan, stats, tokens), progress)
+        return lambda progress: slice_by(method, model, plan, stats, tokens, progress=progress)
 
     for job, method in SLICED.items():
         algebra = turns.repeat(slicing(method, "one-shot"), report)

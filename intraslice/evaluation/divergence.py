@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from intraslice.core.progress import Pause, finish, no_pause
+from intraslice.core.progress import Pause, no_pause
 from intraslice.modeling.hidden_states import embed, last_states
 from intraslice.modeling.logits import logits_in_chunks
 
@@ -46,8 +46,7 @@ class DenseStates:
         """
         numbers = range(first, first + len(windows))
         if not all(number in self._kept for number in numbers):
-            reading = last_states(self.model, self.model.model.layers, embed(self.model, windows))
-            states = finish(reading, lambda _: pause())
+            states = last_states(self.model, self.model.model.layers, embed(self.model, windows), pause)
             self._kept.update(zip(numbers, states.unflatten(0, (len(windows), -1)), strict=True))
         return torch.cat([self._kept[number] for number in numbers])
 

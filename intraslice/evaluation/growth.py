@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from intraslice.calibration.driver import calibrate
 from intraslice.core.cache import empty_cache
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import Progress, ProgressCallback, finish, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.evaluation.benchmark import clock
 from intraslice.loading import LoadedModel, fingerprint
 from intraslice.methods.registry import plan_by, slice_by
@@ -83,12 +83,12 @@ def _seconds(size: Size, device: str) -> dict[str, float]:
     tokens = torch.randint(VOCABULARY, (size.tokens // LENGTH, LENGTH), generator=generator)
     moments = [clock(model.device)]
     with empty_cache():
-        stats = finish(calibrate(loaded, tokens))
+        stats = calibrate(loaded, tokens, progress=False)
         _ = stats.profile
     moments.append(clock(model.device))
     for order in ("sequential", "one-shot"):
         plan = plan_by("intraslice", model, stats, SliceConfig(estimator="uniform", order=order))
-        finish(slice_by("intraslice", model, plan, stats, tokens))
+        slice_by("intraslice", model, plan, stats, tokens, progress=False)
         moments.append(clock(model.device))
     return {job: after - before for job, (before, after) in zip(JOBS, itertools.pairwise(moments), strict=True)}
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.core.progress import Pause, Progress, ProgressCallback, finish, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import gathered, share_of
 from intraslice.evaluation.divergence import DenseStates, read_head
 from intraslice.modeling.hidden_states import embed, last_states
@@ -83,7 +83,7 @@ def _read(
         against = dense.model, dense.of(windows, first, pause)
         states = against[1] if model is dense.model else None
     if states is None:
-        states = finish(last_states(model, model.model.layers, embed(model, windows)), lambda _: pause())
+        states = last_states(model, model.model.layers, embed(model, windows), pause)
     losses, distances = read_head(model, states, windows[:, 1:].flatten(), against, pause)
     return losses.view(len(windows), -1), None if distances is None else distances.view(len(windows), -1)
 

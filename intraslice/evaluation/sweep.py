@@ -17,7 +17,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path, keep_record, kept_record
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, finish, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import alone, from_first, gathered, rank, share_of
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
@@ -166,7 +166,7 @@ def _measure(
     except UserError as problem:
         columns = [f"{column}{name}" for name in read for column in ("perplexity", *DIVERGENCE)]
         return dict.fromkeys(("removed_fraction", *columns)) | {"note": str(problem)}
-    model = finish(slice_by(method, dense, plan, texts.stats, texts.read_by(method)), progress)
+    model = slice_by(method, dense, plan, texts.stats, texts.read_by(method), progress=progress)
     counts = parameters_of(dense, "dense") | parameters_of(model, "sliced")
     row = {
         "removed_fraction": 1 - counts["sliced_decoder"] / counts["dense_decoder"],

@@ -7,7 +7,6 @@ maps, so that only the choice differs.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.methods.registry import METHODS, Method, Tokens
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block, blocks
@@ -110,24 +109,29 @@ def plan_baseline(
     return replace(plan, config=config)
 
 
+@torch.no_grad()
 def slice_baseline(
-    model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, baseline: Baseline
-) -> Generator[Progress, None, PreTrainedModel]:
-    """Build the model of `plan_baseline`; yields progress by layer. The dense model is untouched."""
-    parts: dict[torch.nn.Module, torch.nn.Module] = {}
-    yield Progress("slice", 0, len(plan.layers))
+    model: PreTrainedModel,
+    plan: SlicePlan,
+    stats: CalibrationStats,
+    baseline: Baseline,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> PreTrainedModel:
+    """Build the model of `plan_baseline`. The dense model is untouched."""
+    report, parts = progress_callback(progress), dict[torch.nn.Module, torch.nn.Module]()
+    report(Progress("slice", 0, len(plan.layers)))
     for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
-        with torch.no_grad():
-            scores = _scores(block, moments, stats.tokens, baseline)[1]
-            kept = scores.argsort(descending=True)[: layer.neurons].sort().values
-            if baseline == "magnitude":
-                parts[block.attention] = _cut_attention(block.attention, layer)
-                mlp = block.mlp.weights()
-                parts[block.mlp] = SlicedMLP(select_neurons(mlp, kept, mlp.down[:, kept], mlp.down_bias))
-            else:
-                parts[block.attention] = attention_from_moments(block.attention, layer, moments, stats.tokens)
-                parts[block.mlp] = _repaired_mlp(block.mlp, moments, stats.tokens, kept)
-        yield Progress("slice", done, len(plan.layers))
+        scores = _scores(block, moments, stats.tokens, baseline)[1]
+        kept = scores.argsort(descending=True)[: layer.neurons].sort().values
+        if baseline == "magnitude":
+            parts[block.attention] = _cut_attention(block.attention, layer)
+            mlp = block.mlp.weights()
+            parts[block.mlp] = SlicedMLP(select_neurons(mlp, kept, mlp.down[:, kept], mlp.down_bias))
+        else:
+            parts[block.attention] = attention_from_moments(block.attention, layer, moments, stats.tokens)
+            parts[block.mlp] = _repaired_mlp(block.mlp, moments, stats.tokens, kept)
+        report(Progress("slice", done, len(plan.layers)))
     return with_parts(model, parts)
 
 
@@ -149,9 +153,14 @@ def _register(baseline: Baseline, label: str, explanation: str) -> None:
         return plan_baseline(model, stats, baseline, config)
 
     def slice_(
-        model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Tokens
-    ) -> Generator[Progress, None, PreTrainedModel]:
-        return slice_baseline(model, plan, stats, baseline)
+        model: PreTrainedModel,
+        plan: SlicePlan,
+        stats: CalibrationStats,
+        tokens: Tokens,
+        *,
+        progress: ProgressCallback | bool = True,
+    ) -> PreTrainedModel:
+        return slice_baseline(model, plan, stats, baseline, progress=progress)
 
     METHODS.register(Method(baseline, label, explanation, plan, slice_))
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +20,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import Order
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import principal_axes
-from intraslice.core.progress import Progress, repeating
+from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import require_enough, share_of
 from intraslice.methods.registry import METHODS, Method
 from intraslice.modeling.counts import decoder_parameters
@@ -31,9 +32,9 @@ from intraslice.modeling.residual import (
     Folded,
     SlicedModule,
     centre,
-    finding_axes,
     norm_of,
     output_of,
+    principal_axes_of,
     reader_name,
     reading_map,
     residual_branches,
@@ -111,49 +112,40 @@ def _is_tied(model: PreTrainedModel) -> bool:
 # The driver
 
 
+@torch.no_grad()
 def slice_crossmodule(
     model: PreTrainedModel,
     plan: CrossModulePlan,
     stats: CalibrationStats | None,
     tokens: Int[Tensor, "sequences length"],
-) -> Generator[Progress, None, PreTrainedModel]:
-    """Rotate and cut the residual stream of a canonicalised model, block by block; yields progress by layer and batch.
+    *,
+    progress: ProgressCallback | bool = True,
+) -> PreTrainedModel:
+    """Rotate and cut the residual stream of a canonicalised model, block by block.
 
     Every basis comes from the hidden states as the already sliced layers produce them (SliceGPT's own order), or in the
     one-shot order from the dense model's moments in `stats`, without any pass over `tokens`. The dense model is
     untouched; the result shares its final norm and head. Raises NumericalError where a moment is not finite.
     """
-    layers = len(model.model.layers)
+    report, family, layers = progress_callback(progress), family_of(model.config), blocks(model)
+    pause = partial(report, Progress("slice", 0, len(layers)))
+    pause()
+    norm = layers[0].attention_norm
+    source = _DenseMoments(layers, stats) if plan.order == "one-shot" else _SlicedStates(model, tokens, norm)
+    first_basis = basis = source.first_axes(pause)[:, : plan.width].float()
     parts: dict[nn.Module, nn.Module] = {}
-    yield Progress("slice", 0, layers)
-    for part in _exchanged(model, plan, stats, tokens):
-        parts |= part or {}
-        yield Progress("slice", min(len(parts), layers), layers)
+    for done, (layer, block) in enumerate(zip(model.model.layers, layers, strict=True), 1):
+        parts[layer], basis = _slice_layer(family, block, source, basis, block is layers[-1], pause)
+        pause = partial(report, Progress("slice", done, len(layers)))
+        pause()
+    # Centring the columns of the basis centres every embedding.
+    parts[model.model.embed_tokens] = _embedding(model, centre(first_basis.T, norm).T)
     sliced = with_parts(model, parts)
     sliced.config.tie_word_embeddings = _is_tied(model)  # so that tie_weights() never joins what differs
     return sliced
 
 
-@torch.no_grad()
-def _exchanged(
-    model: PreTrainedModel,
-    plan: CrossModulePlan,
-    stats: CalibrationStats | None,
-    tokens: Int[Tensor, "sequences length"],
-) -> Iterator[dict[nn.Module, nn.Module] | None]:
-    """Each dense layer with the one in its place, then the embedding with its own; None after each batch."""
-    family, layers = family_of(model.config), blocks(model)
-    norm = layers[0].attention_norm
-    source = _DenseMoments(layers, stats) if plan.order == "one-shot" else _SlicedStates(model, tokens, norm)
-    first_basis = basis = (yield from source.first_axes())[:, : plan.width].float()
-    for layer, block in zip(model.model.layers, layers, strict=True):
-        sliced, basis = yield from _slice_layer(family, block, source, basis, last=block is layers[-1])
-        yield {layer: sliced}
-    # Centring the columns of the basis centres every embedding.
-    yield {model.model.embed_tokens: _embedding(model, centre(first_basis.T, norm).T)}
-
-
-Axes = Generator[None, None, Float[Tensor, "hidden hidden"]]  # found in steps
+Axes = Float[Tensor, "hidden hidden"]
 
 
 class _SlicedStates:
@@ -164,11 +156,13 @@ class _SlicedStates:
         self._states = embed(model, tokens[share_of(len(tokens))])
         self._states.map_(lambda hidden, _: centre(hidden, norm))
 
-    def first_axes(self) -> Axes:
+    def first_axes(self, pause: Pause) -> Axes:
         """Of what enters the first layer."""
-        return finding_axes(self._states)
+        return principal_axes_of(self._states, pause)
 
-    def next_axes(self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module) -> Axes:
+    def next_axes(
+        self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
+    ) -> Axes:
         """Cut the states to the basis, as the sliced model carries them, and add what the modules write, uncut."""
         axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm.of(norm)
 
@@ -177,8 +171,8 @@ class _SlicedStates:
             normed = basis_norm(cut)
             return cut @ axes.T + centre(sum(output_of(module, normed, arguments) for module in readers), norm)
 
-        yield from self._states.mapping_(step)
-        return (yield from finding_axes(self._states))
+        self._states.map_(step, pause)
+        return principal_axes_of(self._states, pause)
 
 
 class _DenseMoments:
@@ -190,27 +184,30 @@ class _DenseMoments:
             moments += [layer.residual_moment] if block.parallel else [layer.residual_moment, layer.middle_moment]
         self._norm, self._moments, self._found = layers[0].attention_norm, enumerate(moments), stats.residual_axes
 
-    def first_axes(self) -> Axes:
+    def first_axes(self, pause: Pause) -> Axes:
         """Of what enters the first layer."""
         read, moment = next(self._moments)
         if read not in self._found:
             moment = centre(moment.double(), self._norm)
-            yield
+            pause()
             self._found[read] = principal_axes(centre(moment.T, self._norm))[1].float()
         return self._found[read]
 
-    def next_axes(self, *_: object) -> Axes:
+    def next_axes(
+        self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
+    ) -> Axes:
         """Of what the next modules read."""
-        return self.first_axes()
+        return self.first_axes(pause)
 
 
 @torch.no_grad()
-def find_axes(model: PreTrainedModel, stats: CalibrationStats) -> Generator[Progress, None, None]:
-    """Find what one-shot slicing takes from `stats` whatever the width, and keep it there; yields progress by read."""
-    layers = blocks(model)
+def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: ProgressCallback | bool = True) -> None:
+    """Find the axes that one-shot slicing takes from `stats`, which do not depend on the width, and keep them there."""
+    report, layers = progress_callback(progress), blocks(model)
     source, reads = _DenseMoments(layers, stats), sum(1 if block.parallel else 2 for block in layers)
     for read in range(reads):
-        yield from repeating(Progress("axes", read, reads), source.first_axes())
+        source.first_axes(partial(report, Progress("axes", read, reads)))
+        report(Progress("axes", read + 1, reads))
 
 
 def _slice_layer(
@@ -219,7 +216,8 @@ def _slice_layer(
     source: _SlicedStates | _DenseMoments,
     basis: Float[Tensor, "hidden width"],
     last: bool,
-) -> Generator[None, None, tuple[CrossModuleLayer, Float[Tensor, "hidden width_after"]]]:
+    pause: Pause,
+) -> tuple[CrossModuleLayer, Float[Tensor, "hidden width_after"]]:
     """One layer in its bases, and the basis that it leaves; the source moves on to the next layer."""
     hidden, width = basis.shape
     dtype = block.attention.o_proj.weight.dtype
@@ -230,7 +228,7 @@ def _slice_layer(
         if last and branch[-1] is block.mlp:
             after = torch.eye(hidden, dtype=basis.dtype, device=basis.device)
         else:
-            after = (yield from source.next_axes(basis, readers, norm))[:, :width].float()
+            after = source.next_axes(basis, readers, norm, pause)[:, :width].float()
         modules += [_writing_in(module, norm, after) for module in readers]
         bases.append(after)
         basis = after

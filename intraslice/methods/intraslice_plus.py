@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.progress import Progress
+from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.methods.intraslice import plan_intraslice
 from intraslice.methods.plus_distil import distil
 from intraslice.methods.registry import METHODS, Method, Tokens
@@ -17,14 +16,20 @@ from intraslice.slicing.driver import slice_model
 
 
 def slice_plus(
-    model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Tokens
-) -> Generator[Progress, None, PreTrainedModel]:
+    model: PreTrainedModel,
+    plan: SlicePlan,
+    stats: CalibrationStats,
+    tokens: Tokens,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> PreTrainedModel:
     """Slice in one shot, then distil on the tokens, for as many epochs as the plan's config says.
 
     Raises NumericalError where either goes astray, and UserError where training does not fit into memory.
     """
-    sliced = yield from slice_model(model, replace(plan, config=replace(plan.config, order="one-shot")), stats)
-    return (yield from distil(model, sliced, tokens, plan.config.epochs))
+    report, one_shot = progress_callback(progress), replace(plan.config, order="one-shot")
+    sliced = slice_model(model, replace(plan, config=one_shot), stats, progress=report)
+    return distil(model, sliced, tokens, plan.config.epochs, progress=report)
 
 
 METHODS.register(

@@ -13,7 +13,6 @@ go leave their mean in it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 
 import torch
@@ -24,7 +23,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import ModuleKind, SliceConfig
 from intraslice.core.linalg import damp, principal_axes, solve
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.methods.registry import METHODS, Method, Tokens
 from intraslice.modeling.attention import SlicedAttention
@@ -87,11 +86,16 @@ def plan_modegpt(model: PreTrainedModel, stats: CalibrationStats, config: SliceC
 
 @torch.no_grad()
 def slice_modegpt(
-    model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Tokens
-) -> Generator[Progress, None, PreTrainedModel]:
-    """Build the model of `plan_modegpt` from the dense statistics alone; yields progress by layer."""
-    parts: dict[torch.nn.Module, torch.nn.Module] = {}
-    yield Progress("slice", 0, len(plan.layers))
+    model: PreTrainedModel,
+    plan: SlicePlan,
+    stats: CalibrationStats,
+    tokens: Tokens,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> PreTrainedModel:
+    """Build the model of `plan_modegpt` from the dense statistics alone."""
+    report, parts = progress_callback(progress), dict[torch.nn.Module, torch.nn.Module]()
+    report(Progress("slice", 0, len(plan.layers)))
     for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
         if layer.dim < block.attention.dim or not layer.heads:
             parts[block.attention] = _narrow_attention(block.attention, layer, moments)
@@ -99,7 +103,7 @@ def slice_modegpt(
             weights, mean = block.mlp.weights(), moments.mlp_sum / stats.tokens
             kept = leverage_scores(moments.mlp_moment).topk(layer.neurons).indices.sort().values
             parts[block.mlp] = SlicedMLP(keep_neurons(weights, moments.mlp_moment, mean, stats.tokens, kept))
-        yield Progress("slice", done, len(plan.layers))
+        report(Progress("slice", done, len(plan.layers)))
     return with_parts(model, parts)
 
 

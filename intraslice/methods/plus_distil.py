@@ -8,8 +8,6 @@ two models share.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import NumericalError, UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.modeling.logits import logits_in_chunks
 from intraslice.pretrained.memory import available_bytes
 
@@ -30,9 +28,14 @@ BYTES_A_WEIGHT = 16  # of its float32 master, Adam's two means and the gradient
 
 
 def distil(
-    dense: PreTrainedModel, sliced: PreTrainedModel, tokens: Int[Tensor, "sequences length"], epochs: int
-) -> Generator[Progress, None, PreTrainedModel]:
-    """Train the matrices of `sliced`, in place, as this file says; yields progress.
+    dense: PreTrainedModel,
+    sliced: PreTrainedModel,
+    tokens: Int[Tensor, "sequences length"],
+    epochs: int,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> PreTrainedModel:
+    """Train the matrices of `sliced`, in place, as this file says.
 
     Parameters that the two models share are left alone. Takes one dense pass over `tokens`, and three of the sliced
     model an epoch. There is no early stop: in one epoch every step is taken on text that is new to it.
@@ -41,7 +44,7 @@ def distil(
         UserError: training does not fit into memory.
         NumericalError: a step leads to weights that are not finite; `sliced` is spoilt then.
     """
-    tokens = tokens.to(sliced.device)
+    report, tokens = progress_callback(progress), tokens.to(sliced.device)
     matrices = _own_matrices(dense, sliced)
     if not matrices or epochs == 0:
         return sliced
@@ -50,7 +53,7 @@ def distil(
     for sequence in tokens:
         with torch.no_grad():
             dense_hidden.append(_last_hidden(dense, sequence).cpu())
-        yield Progress("dense states", len(dense_hidden), len(tokens))
+        report(Progress("dense states", len(dense_hidden), len(tokens)))
     batch = max(1, TOKENS_A_STEP // tokens.shape[1])
     steps = epochs * -(-len(tokens) // batch)
     masters = [weight.detach().float().clone() for weight in matrices]  # bfloat16 would round small steps away
@@ -62,7 +65,7 @@ def distil(
             indices = shuffled[start : start + batch]
             for index in indices:
                 _add_gradients_(sliced, matrices, tokens[index], dense_hidden[index], 1 / len(indices))
-                yield Progress("distil", done, steps)
+                report(Progress("distil", done, steps))
             for group in optimiser.param_groups:
                 group["lr"] = STEP * group["rms"] * min(1.0, (done + 1) / WARM_UP) * (1 - done / steps)
             for master, weight in zip(masters, matrices, strict=True):
@@ -70,7 +73,7 @@ def distil(
             optimiser.step()
             _write_(matrices, masters)
             done += 1
-            yield Progress("distil", done, steps)
+            report(Progress("distil", done, steps))
     if not all(torch.isfinite(master).all() for master in masters):
         raise NumericalError("distillation went astray; slice with method intraslice, or calibrate on other text")
     return sliced

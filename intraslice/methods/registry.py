@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Int
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
+from intraslice.core.progress import ProgressCallback
 from intraslice.core.registry import Registry
 from intraslice.distributed.sharing import size
 from intraslice.modeling.offload import is_offloaded
@@ -20,7 +20,6 @@ from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.planning.ratios import SlicePlan
 
 Plan = SlicePlan | CrossModulePlan
-Job = Generator[Progress, None, PreTrainedModel]
 Tokens = Int[Tensor, "sequences length"]
 
 
@@ -29,15 +28,15 @@ class Method:
     """One way to slice a dense model, which it leaves untouched.
 
     `plan(model, stats, config)` says what goes so that `config.sparsity` of the decoder's parameters do, and
-    `slice(model, plan, stats, tokens)` builds that model, yielding progress by layer. `tokens` are the calibration's,
-    which for a method that trains more may follow.
+    `slice(model, plan, stats, tokens, progress=...)` builds that model, reporting progress by layer. `tokens` are the
+    calibration's, which for a method that trains more may follow.
     """
 
     name: str
     label: str
     explanation: str
     plan: Callable[[PreTrainedModel, CalibrationStats, SliceConfig], Plan]
-    slice: Callable[[PreTrainedModel, Plan, CalibrationStats, Tokens], Job]
+    slice: Callable[..., PreTrainedModel]
     uses_estimator: bool = False  # ratios come from the config's ratio estimator
     uses_order: bool = False  # slices in the config's order, refining where it says so
     trains: bool = False  # for the config's epochs, on the calibration's tokens and any that are given beyond them
@@ -98,6 +97,14 @@ def plan_by(
     return entry.plan(model, stats, config) if slicing is None else entry.plan_of_width(model, slicing, config)
 
 
-def slice_by(method: str, model: PreTrainedModel, plan: Plan, stats: CalibrationStats | None, tokens: Tokens) -> Job:
-    """Build the model of `plan_by`; yields progress by layer. The dense model is untouched."""
-    return (yield from METHODS.require(method).slice(model, plan, stats, tokens))
+def slice_by(
+    method: str,
+    model: PreTrainedModel,
+    plan: Plan,
+    stats: CalibrationStats | None,
+    tokens: Tokens,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> PreTrainedModel:
+    """Build the model of `plan_by`. The dense model is untouched."""
+    return METHODS.require(method).slice(model, plan, stats, tokens, progress=progress)

@@ -7,8 +7,6 @@ ranks. Left out is the paper's later update of the weights, which trains.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import damp, principal_axes
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.methods.registry import METHODS, Method, Tokens
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.linear import Factors, LowRankMap
@@ -59,13 +57,18 @@ def plan_svd(model: PreTrainedModel, stats: CalibrationStats, config: SliceConfi
 
 @torch.no_grad()
 def slice_svd(
-    model: PreTrainedModel, plan: LowRankPlan, stats: CalibrationStats, tokens: Tokens
-) -> Generator[Progress, None, PreTrainedModel]:
-    """Build the model of `plan_svd`; yields progress by layer, first of what maps read where that is not known yet."""
-    parts: dict[nn.Module, nn.Module] = {}
+    model: PreTrainedModel,
+    plan: LowRankPlan,
+    stats: CalibrationStats,
+    tokens: Tokens,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> PreTrainedModel:
+    """Build the model of `plan_svd`, after a pass over `tokens` for the moments of the maps' inputs where needed."""
+    report, parts = progress_callback(progress), dict[nn.Module, nn.Module]()
     if plan.ranks:
-        yield from find_input_moments(model, stats, tokens)
-    yield Progress("slice", 0, len(plan.ranks))
+        find_input_moments(model, stats, tokens, report)
+    report(Progress("slice", 0, len(plan.ranks)))
     # Without ranks there is nothing to do, and no layer is looked at.
     for done, (block, moments, read, ranks) in enumerate(
         zip(blocks(model), stats.layers, stats.input_moments, plan.ranks, strict=bool(plan.ranks)), 1
@@ -74,8 +77,8 @@ def slice_svd(
         for (linear, weights), moment in zip(_maps(block), entered, strict=True):
             factors = [low_rank(weight, moment, ranks[name]) for name, weight in weights.items()]
             parts[linear] = LowRankMap(factors, linear.bias)
-            yield Progress("slice", done - 1, len(plan.ranks))
-        yield Progress("slice", done, len(plan.ranks))
+            report(Progress("slice", done - 1, len(plan.ranks)))
+        report(Progress("slice", done, len(plan.ranks)))
     return with_parts(model, parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.core.progress import finish
+from intraslice.core.progress import Pause, no_pause
 from intraslice.modeling.families import family_of
 
 TOKENS_A_BATCH = 2048
@@ -32,18 +32,11 @@ class HiddenStates:
         for hidden, arguments in zip(self.hidden, self.arguments, strict=True):
             yield norm(hidden), arguments
 
-    def mapping_(self, change: Callable[[Tensor, dict], Tensor]) -> Generator[None, None, None]:
-        """Replace the states of each batch, in place, by what `change` makes of them and the batch's arguments.
-
-        Yields after each batch.
-        """
+    def map_(self, change: Callable[[Tensor, dict], Tensor], pause: Pause = no_pause) -> None:
+        """Replace the states of each batch, in place, by `change(states, arguments)`; `pause` is called after each."""
         for index, (hidden, arguments) in enumerate(zip(self.hidden, self.arguments, strict=True)):
             self.hidden[index] = change(hidden, arguments)
-            yield
-
-    def map_(self, change: Callable[[Tensor, dict], Tensor]) -> None:
-        """All of `mapping_` at once."""
-        finish(self.mapping_(change))
+            pause()
 
     def add_(self, written: Iterable[Float[Tensor, "batch tokens hidden"]]) -> None:
         """Add to each batch, in place, what a module writes to it."""
@@ -72,17 +65,17 @@ def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Hi
 
 
 def last_states(
-    model: PreTrainedModel, layers: Iterable[torch.nn.Module], hidden_states: HiddenStates
-) -> Generator[None, None, Float[Tensor, "tokens hidden"]]:
-    """What the head reads of every token but each sequence's last, once all have passed the layers; they stay.
+    model: PreTrainedModel, layers: Iterable[torch.nn.Module], hidden_states: HiddenStates, pause: Pause = no_pause
+) -> Float[Tensor, "tokens hidden"]:
+    """What the head reads of every token but each sequence's last, after `layers` and the final norm.
 
-    Yields after each layer of each batch.
+    `hidden_states` are left as they are. `pause` is called after each layer of each batch.
     """
     norm = getattr(model.model, family_of(model.config).final_norm)
     states = []
     for hidden, arguments in zip(hidden_states.hidden, hidden_states.arguments, strict=True):
         for layer in layers:
             hidden = layer(hidden, **arguments)
-            yield
+            pause()
         states.append(norm(hidden)[:, :-1].flatten(0, 1))
     return torch.cat(states)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from intraslice.core.linalg import add_moment_, principal_axes
-from intraslice.core.progress import finish
+from intraslice.core.progress import Pause, no_pause
 from intraslice.distributed.sharing import all_reduce_
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
@@ -65,23 +63,18 @@ def writing_map(module: SlicedModule, norm: nn.Module) -> Folded:
     return centre(writer.weight.float().T, norm).T, bias
 
 
-def finding_axes(hidden_states: HiddenStates) -> Generator[None, None, Float[Tensor, "hidden hidden"]]:
-    """Axes, as columns, of the uncentred second moment of all hidden states, in float64; yields after each batch.
+def principal_axes_of(hidden_states: HiddenStates, pause: Pause = no_pause) -> Float[Tensor, "hidden hidden"]:
+    """Axes, as columns, of the uncentred second moment of all hidden states, in float64.
 
-    Among several processes, of the states of all of them.
+    Among several processes, of the states of all of them. `pause` is called after each batch.
     """
     width = hidden_states.hidden[0].shape[-1]
     moment = torch.zeros(width, width, dtype=torch.float64, device=hidden_states.hidden[0].device)
     for hidden in hidden_states.hidden:
         add_moment_(moment, hidden)
-        yield
+        pause()
     all_reduce_(moment)
     return principal_axes(moment)[1]
-
-
-def principal_axes_of(hidden_states: HiddenStates) -> Float[Tensor, "hidden hidden"]:
-    """All of `finding_axes` at once."""
-    return finish(finding_axes(hidden_states))
 
 
 def output_of(module: SlicedModule, normed: Float[Tensor, "batch tokens width"], arguments: dict) -> Tensor:

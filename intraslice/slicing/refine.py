@@ -18,7 +18,7 @@ far. Three choices make that carry over to text that was not seen:
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.linalg import add_moment_, damp, solve
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
 from intraslice.core.weights import MLPWeights
 from intraslice.modeling.mlp import SlicedMLP
 
@@ -94,11 +94,12 @@ def refine_mlp(
     selected: MLPWeights,
     batches: Iterable[Float[Tensor, "*batch hidden"]],
     config: RefineConfig = RefineConfig(),
-) -> Generator[Progress, None, MLPWeights]:
+    progress: ProgressCallback = ignore_progress,
+) -> MLPWeights:
     """Refine `selected`, which `slice_mlp` made of the dense `weights`, to an MLP of the same width.
 
-    `batches` are the normed hidden states that enter the MLP, tokens in order, read once. Yields progress by step; a
-    caller may close it at any time, nothing that was passed in is ever changed. Returns `selected` itself unless both
+    `batches` are the normed hidden states that enter the MLP, tokens in order, read once. `progress` is
+    called after each step; nothing that was passed in is ever changed. Returns `selected` itself unless both
     held-out errors of the refinement, in the dtype it is kept in, are at most those of the selection fitted on the same
     training tokens, and one is smaller. Arithmetic is in float32. Costs about `passes` forwards of the dense MLP and as
     many forwards and backwards of the narrow one. Raises ValueError for fewer than two tokens.
@@ -120,16 +121,17 @@ def refine_mlp(
     learned, waited = _module(start), 0
     batch = min(config.batch, len(train))
     total = config.passes * (len(train) // batch)
-    steps = _train_(learned, target, train, batch, total, config)
-    for done in range(1, total + 1):
-        next(steps)
+    optimiser, schedule = _optimiser(learned, total, config)
+    for done, perturbed in zip(range(1, total + 1), _perturbed_batches(train, batch, config), strict=False):
+        _step_(learned, target, perturbed, optimiser)
+        schedule.step()
         if done % (total // config.passes) == 0:
             candidate = _cast(learned.weights(), dtype)
             errors = output_errors(target, candidate, held_out)
             waited += 1
             if errors.improves_on(best_errors):
                 best, best_errors, waited = candidate, errors, 0
-        yield Progress("refine", done, total)
+        progress(Progress("refine", done, total))
         if waited >= config.patience:
             break
     if best is not selected:
@@ -169,40 +171,45 @@ def _module(weights: MLPWeights) -> SlicedMLP:
     return SlicedMLP(_cast(weights, torch.float32))
 
 
-def _train_(
-    mlp: SlicedMLP,
-    target: _Target,
-    train: Float[Tensor, "tokens hidden"],
-    batch: int,
-    total: int,
-    config: RefineConfig,
-) -> Generator[None, None, None]:
-    """Adam on all maps of `mlp`, in place: one step on a batch of perturbed tokens each time it is asked."""
+def _optimiser(
+    mlp: SlicedMLP, steps: int, config: RefineConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam on all maps of `mlp`, and its schedule: a warm-up, then half a cosine down to 0 at `steps`."""
     groups = []
     for linear in (module for module in mlp.modules() if isinstance(module, nn.Linear)):
         scale = linear.weight.square().mean().sqrt().item()  # of the biases too, which may well begin at zero
         groups.append({"params": [*linear.requires_grad_().parameters()], "lr": config.rate * scale})
     adam = torch.optim.Adam(groups, betas=(0.9, 0.95))  # a short memory: there are about a hundred steps
 
-    def pace(step: int) -> float:
-        return min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / total)) / 2
+    def factor(step: int) -> float:
+        return min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, pace)
+    return adam, torch.optim.lr_scheduler.LambdaLR(adam, factor)
+
+
+def _perturbed_batches(
+    train: Float[Tensor, "tokens hidden"], batch: int, config: RefineConfig
+) -> Iterator[Float[Tensor, "batch hidden"]]:
+    """Without end: the training tokens in random order, `batch` at a time, each with noise added to its channels."""
     random = torch.Generator(train.device).manual_seed(config.seed)
     spread = config.noise * train.std(0, correction=0)
     while True:
         shuffled = torch.randperm(len(train), generator=random, device=train.device)
         for rows in shuffled[: len(train) // batch * batch].split(batch):
             tokens = train[rows]
-            tokens = tokens + spread * torch.randn(tokens.shape, generator=random, device=tokens.device)
-            dense_outputs, error_weights = target(tokens)
-            with torch.enable_grad():  # drivers slice under no_grad
-                loss = (error_weights * _energy(_outputs(mlp, tokens) - dense_outputs)).mean()
-                adam.zero_grad()
-                loss.backward()
-            adam.step()
-            schedule.step()
-            yield
+            yield tokens + spread * torch.randn(tokens.shape, generator=random, device=tokens.device)
+
+
+def _step_(
+    mlp: SlicedMLP, target: _Target, tokens: Float[Tensor, "batch hidden"], optimiser: torch.optim.Optimizer
+) -> None:
+    """One step on the weighted squared error of the outputs for `tokens`."""
+    dense_outputs, error_weights = target(tokens)
+    with torch.enable_grad():  # drivers slice under no_grad
+        loss = (error_weights * _energy(_outputs(mlp, tokens) - dense_outputs)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+    optimiser.step()
 
 
 def _fit_output(target: _Target, weights: MLPWeights, train: Float[Tensor, "tokens hidden"], batch: int) -> MLPWeights:

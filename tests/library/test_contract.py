@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import finish
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.profile import LayerProfile
@@ -23,7 +22,7 @@ ORDERS = ("sequential", "one-shot")
 
 def sliced(case, sparsity: float = 0.4, order: str = "sequential", **config) -> tuple[PreTrainedModel, object]:
     plan = make_plan(case.stats.profile, SliceConfig(sparsity, bias=1.0, order=order, **config))
-    return finish(slice_model(case.loaded.model, plan, case.stats, case.tokens)), plan
+    return slice_model(case.loaded.model, plan, case.stats, case.tokens, progress=False), plan
 
 
 def padded_batch(case, side: str) -> tuple[Tensor, Tensor]:

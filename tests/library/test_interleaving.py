@@ -1,67 +1,94 @@
-"""Jobs take turns on one model: between two steps nothing of a job is left on it, whoever goes on or gives up."""
+"""Jobs that share one dense model: they take turns at every progress call, or one of them is cancelled there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
 import torch
+from cancelling import Cancelled, cancelling
+from tiny_models import FAMILIES
+from torch import nn
 from transformers import PreTrainedModel
 
+from intraslice.calibration.driver import CalibrationStats, calibrate
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import Progress, finish, stepwise
+from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.diagnostics.shift import ShiftReport, measure_shift
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import load_model
+from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
 from intraslice.modeling.offload import is_offloaded
 
-Job = Generator[Progress, None, Any]
+Job = Callable[[Any, ProgressCallback], Any]  # what it does with a tiny case
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def slicing(method: str, **config: Any) -> Callable[..., Job]:
-    def start(case) -> Job:
+def slicing(method: str, **config: Any) -> Job:
+    def run(case, progress: ProgressCallback) -> PreTrainedModel:
         model = case.loaded.model
         plan = plan_by(method, model, case.stats, SliceConfig(0.4, **config))
-        return slice_by(method, model, plan, case.stats, case.tokens)
+        return slice_by(method, model, plan, case.stats, case.tokens, progress=progress)
 
-    return start
-
-
-def shift(case) -> Job:
-    methods = {"itself": case.loaded.model, "sliced": finish(slicing("crossmodule", order="one-shot")(case))}
-    tokens = case.tokens[:3]
-    return stepwise(lambda progress: measure_shift(case.loaded.model, methods, tokens, progress=progress))
+    return run
 
 
-def sensitivity(case) -> Job:
-    tokens = case.tokens[:4]
-    return stepwise(lambda progress: measure_sensitivity(case.loaded, case.stats, tokens, 0.4, progress=progress))
+def shift(case, progress: ProgressCallback) -> ShiftReport:
+    sliced = slicing("crossmodule", order="one-shot")(case, ignore_progress)
+    methods = {"itself": case.loaded.model, "sliced": sliced}
+    return measure_shift(case.loaded.model, methods, case.tokens[:3], progress=progress)
 
 
-JOBS: dict[str, Callable[..., Job]] = {
+def axes(case, progress: ProgressCallback) -> dict[int, list]:
+    find_axes(case.loaded.model, case.stats, progress=progress)
+    return {read: found.tolist() for read, found in case.stats.residual_axes.items()}
+
+
+JOBS: dict[str, Job] = {
+    "calibration": lambda case, progress: calibrate(case.loaded, case.tokens[:4], progress=progress),
     "one-shot": slicing("intraslice", order="one-shot"),
     "sequential": slicing("intraslice", order="sequential"),
     "refined": slicing("intraslice", order="sequential", iterative=True, iterative_above=0.0),
     "cross-module one-shot": slicing("crossmodule", order="one-shot"),
     "cross-module sequential": slicing("crossmodule", order="sequential"),
+    "axes": axes,
     "plus": slicing("intraslice+", epochs=1),
     "wanda": slicing("wanda"),
+    "modegpt": slicing("modegpt"),
+    "svd": slicing("svd"),
     "shift": shift,
-    "sensitivity": sensitivity,
-    "perplexity": lambda case: stepwise(lambda progress: perplexity(case.loaded.model, case.tokens, progress=progress)),
+    "sensitivity": lambda case, progress: measure_sensitivity(
+        case.loaded, case.stats, case.tokens[:4], 0.4, progress=progress
+    ),
+    "perplexity": lambda case, progress: perplexity(case.loaded.model, case.tokens, progress=progress),
 }
 
 
+def slow_unless(name: str, quick: set[str]) -> Any:
+    """The name as a parameter of the default tests, or of the slow ones."""
+    return name if name in quick else pytest.param(name, marks=pytest.mark.slow)
+
+
+def with_own_stats(case):
+    """The case with statistics that keep nothing yet of what methods add to them."""
+    return replace(case, stats=replace(case.stats))
+
+
 def contents(result: Any) -> Any:
-    """What two results have in common if they are the same."""
+    """A value that is equal for equal results."""
     if isinstance(result, PreTrainedModel):
         return {name: tensor.tolist() for name, tensor in result.state_dict().items()}
+    if isinstance(result, CalibrationStats):
+        return [{name: tensor.tolist() for name, tensor in vars(layer).items()} for layer in result.layers]
     return result.frame().to_csv() if isinstance(result, ShiftReport) else result
 
 
@@ -71,77 +98,172 @@ def left_behind(model: PreTrainedModel) -> list[str]:
     return hooked + [name for name, p in model.named_parameters() if p.requires_grad or p.grad is not None]
 
 
-def in_turns(jobs: dict[str, Job], after_step: Callable[[str], None]) -> dict[str, Any]:
-    """Run one step of each job after the other until all have ended: what each returns."""
-    results: dict[str, Any] = {}
-    while len(results) < len(jobs):
-        for name, job in jobs.items():
-            if name not in results:
-                try:
-                    next(job)
-                except StopIteration as stop:
-                    results[name] = contents(stop.value)
-                after_step(name)
-    return results
+class Turns:
+    """Runs jobs in threads, of which one runs at a time: each hands on the turn at every call of its callback."""
+
+    def __init__(self, jobs: dict[str, Callable[[ProgressCallback], Any]], check: Callable[[str], None]) -> None:
+        self._jobs, self._check = jobs, check
+        self._waiting, self._turn = list(jobs), threading.Condition()
+        self._outcomes: dict[str, Any] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Each job's value. Raises what any of them, or the check, raised."""
+        threads = [threading.Thread(target=self._run, args=(name,)) for name in self._jobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for outcome in self._outcomes.values():
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return self._outcomes
+
+    def _run(self, name: str) -> None:
+        self._await(name)
+        try:
+            self._outcomes[name] = contents(self._jobs[name](lambda _: self._hand_on(name)))
+            self._check(name)
+        except BaseException as error:
+            self._outcomes[name] = error
+        with self._turn:
+            self._waiting.remove(name)
+            self._turn.notify_all()
+
+    def _hand_on(self, name: str) -> None:
+        self._check(name)
+        with self._turn:
+            self._waiting.append(self._waiting.pop(0))
+            self._turn.notify_all()
+        self._await(name)
+
+    def _await(self, name: str) -> None:
+        with self._turn:
+            self._turn.wait_for(lambda: self._waiting[0] == name)
 
 
-def test_jobs_that_take_turns_give_what_each_gives_alone(family_case, monkeypatch, tmp_path):
-    alone = {name: contents(finish(start(family_case))) for name, start in JOBS.items()}
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))  # else sensitivity would only be read
-    jobs = {name: start(family_case) for name, start in JOBS.items()}
+def in_turns(case, jobs: dict[str, Job]) -> dict[str, Any]:
+    """Every job's result. Asserts at each turn that nothing is left on the dense model, and no random number drawn."""
     random = torch.get_rng_state()
 
-    def untouched(name: str) -> None:
-        assert not left_behind(family_case.loaded.model), name
-        assert torch.is_grad_enabled(), name
+    def check(name: str) -> None:
+        assert not left_behind(case.loaded.model), name
         assert torch.equal(torch.get_rng_state(), random), name
 
-    together = in_turns(jobs, untouched)
+    def bound(job: Job) -> Callable[[ProgressCallback], Any]:
+        return lambda progress: job(case, progress)
+
+    return Turns({name: bound(job) for name, job in jobs.items()}, check).run()
+
+
+@pytest.mark.parametrize("name", [slow_unless(name, {"llama-gqa", "phi"}) for name in FAMILIES])
+def test_jobs_that_take_turns_give_what_each_gives_alone(tiny_case, monkeypatch, tmp_path, name):
+    case = tiny_case(name)
+    alone = {name: contents(job(with_own_stats(case), ignore_progress)) for name, job in JOBS.items()}
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))  # else results would be read from the first one
+    together = in_turns(with_own_stats(case), JOBS)
     for name, result in together.items():
         assert result == alone[name], name
 
 
+@contextmanager
+def hooked(model: PreTrainedModel) -> Iterator[None]:
+    handle = model.model.layers[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def trainable(model: PreTrainedModel) -> Iterator[None]:
+    model.model.layers[1].requires_grad_(True)
+    try:
+        yield
+    finally:
+        model.model.layers[1].requires_grad_(False)
+
+
+@pytest.mark.parametrize("fault", [hooked, trainable])
+def test_what_a_job_leaves_on_the_model_during_a_progress_call_is_noticed(tiny_case, fault):
+    """Two injected faults, each of which a job takes back before it ends."""
+
+    def faulty(case, progress: ProgressCallback) -> None:
+        with fault(case.loaded.model):
+            progress(Progress("fault", 0, 1))
+
+    case = tiny_case("llama-gqa")
+    with pytest.raises(AssertionError, match="fault"):
+        in_turns(case, {"fault": faulty, "perplexity": JOBS["perplexity"]})
+    assert not left_behind(case.loaded.model)
+
+
+def anatomy(model: PreTrainedModel) -> dict[str, Any]:
+    """What makes a model: its modules, what they run, and its tensors with their values."""
+    modules = {name: (id(part), part.training, vars(part).get("forward")) for name, part in model.named_modules()}
+    tensors = {name: (id(tensor), tensor.tolist()) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return modules | tensors
+
+
 @pytest.mark.parametrize("name", JOBS)
 @pytest.mark.parametrize("gradients", [True, False])
-def test_a_job_that_is_given_up_leaves_nothing_behind(tiny_case, name, gradients):
-    case = tiny_case("phi")
+def test_a_job_that_is_cancelled_leaves_the_model_as_it_was(tiny_case, monkeypatch, tmp_path, name, gradients):
+    case = with_own_stats(tiny_case("phi"))
+    before = anatomy(case.loaded.model)
     with torch.set_grad_enabled(gradients):
-        for steps in (1, 2, 5, 11, 23, 47):
-            job = JOBS[name](case)
-            for _, _ in zip(range(steps), job, strict=False):
-                pass
-            job.close()
+        for call in (1, 2, 5, 11, 23, 47):
+            with suppress(Cancelled):  # some end before that call
+                JOBS[name](case, cancelling(call))
             assert not left_behind(case.loaded.model)
+            assert anatomy(case.loaded.model) == before
             assert torch.is_grad_enabled() == gradients
+        again = contents(JOBS[name](case, ignore_progress))
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
+    assert again == contents(JOBS[name](with_own_stats(case), ignore_progress))
 
 
 @pytest.mark.parametrize("name", ["sequential", "cross-module sequential", "shift", "sensitivity"])
-def test_no_step_passes_more_than_one_layer(tiny_case, monkeypatch, name):
-    """Which is what makes steps short, whatever the model."""
+def test_between_two_progress_calls_no_more_than_one_layer_is_passed(tiny_case, monkeypatch, name):
+    """So the time between two calls does not grow with the model's depth."""
     monkeypatch.setattr("intraslice.modeling.hidden_states.TOKENS_A_BATCH", 96)  # of 48 a sequence
-    case, seen = tiny_case("llama-gqa"), []
-    job = JOBS[name](case)
-    readers = [
-        part for layer in blocks(case.loaded.model) for part in (layer.attention.qkv_proj, layer.mlp.gate_up_proj)
-    ]
-    hooks = [part.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]))) for part in readers]
+    case, seen = tiny_case("llama-gqa"), {"reads": 0, "writes": 0}
+    counts = []
+
+    def note(_: Progress) -> None:
+        counts.extend(seen.values())
+        seen.update(reads=0, writes=0)
+
+    def counting(kind: str) -> Callable:
+        def count(_: nn.Module, inputs: tuple) -> None:
+            seen[kind] += len(inputs[0])
+
+        return count
+
+    maps = {
+        "reads": [(layer.attention.qkv_proj, layer.mlp.gate_up_proj) for layer in blocks(case.loaded.model)],
+        "writes": [(layer.attention.o_proj, layer.mlp.down_proj) for layer in blocks(case.loaded.model)],
+    }
+    hooks = [part.register_forward_pre_hook(counting(kind)) for kind, layers in maps.items() for part in chain(*layers)]
     try:
-        for _ in job:
-            assert sum(seen) <= 2 * 2  # a batch through attention and MLP
-            seen.clear()
+        JOBS[name](case, note)
     finally:
         for hook in hooks:
             hook.remove()
+    assert 0 < max(counts) <= 2 * 2  # a batch through attention and MLP
 
 
-def test_weights_on_disk_are_there_again_once_a_job_is_given_up(folder, tiny_case):
+def test_weights_on_disk_are_there_again_once_a_job_is_cancelled(folder, tiny_case):
     case = tiny_case("llama-gqa")
     model = load_model(str(folder), device_map="disk").model
     plan = plan_by("intraslice", model, case.stats, SliceConfig(0.4))
-    job = slice_by("intraslice", model, plan, case.stats, case.tokens)
-    for _, _ in zip(range(5), job, strict=False):
-        pass
-    assert not all(p.is_meta for p in model.model.layers[0].mlp.parameters())
-    job.close()
+    were_in_memory = []
+
+    def cancel(_: Progress) -> None:
+        were_in_memory.append(not any(p.is_meta for p in model.model.layers[0].mlp.parameters()))
+        if len(were_in_memory) == 5:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        slice_by("intraslice", model, plan, case.stats, case.tokens, progress=cancel)
+    assert were_in_memory[-1]
     assert is_offloaded(model)
     assert all(p.is_meta for p in model.model.layers[0].mlp.parameters())

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from intraslice.calibration.driver import calibrate
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.core.progress import finish
 from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import perplexity
@@ -43,11 +42,11 @@ def test_full_rank_is_transformers_own_model(phi):
 def test_a_fifth_less_still_speaks(phi):
     tokens = calibration_tokens(phi.tokenizer, CalibrationConfig(sequences=16, length=256))
     windows = evaluation_tokens(phi.tokenizer, EvaluationConfig(tokens=2048, window=256))
-    stats = finish(calibrate(phi, tokens))
+    stats = calibrate(phi, tokens, progress=False)
     values = {"dense": perplexity(phi.model, windows, progress=False)}
     for order in ("one-shot", "sequential"):
         plan = make_plan(stats.profile, SliceConfig(0.2, order=order))
-        model = finish(slice_model(phi.model, plan, stats, tokens))
+        model = slice_model(phi.model, plan, stats, tokens, progress=False)
         decoder = sum(p.numel() for p in model.model.layers.parameters())
         assert 1 - decoder / plan.parameters.dense_decoder == pytest.approx(0.2, abs=0.01)
         values[order] = perplexity(model, windows, progress=False)

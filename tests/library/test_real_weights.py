@@ -14,7 +14,6 @@ from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
 from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import finish
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
@@ -81,7 +80,7 @@ def pair(default_model, as_loaded, tmp_path_factory):
     loaded = [as_loaded(model) for model in (llama, phi3)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTRASLICE_CACHE", str(tmp_path_factory.mktemp("calibrations")))
-        stats = [finish(calibrate(model, tokens)) for model in loaded]
+        stats = [calibrate(model, tokens, progress=False) for model in loaded]
     return tokens, untouched, loaded, stats
 
 
@@ -99,6 +98,6 @@ def test_sliced_models_are_the_same(pair, order):
     for model, own in zip(loaded, stats, strict=True):
         plan = make_plan(own.profile, SliceConfig(0.3, order=order))
         assert plan.removed_fraction == pytest.approx(0.3, abs=0.01)
-        sliced = finish(slice_model(model.model, plan, own, tokens))
+        sliced = slice_model(model.model, plan, own, tokens, progress=False)
         perplexities.append(perplexity(sliced, tokens, progress=False))
     assert perplexities[1] == pytest.approx(perplexities[0], rel=0.005)

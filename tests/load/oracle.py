@@ -45,12 +45,12 @@ def _truth(loaded: sl.LoadedModel, windows: torch.Tensor, dense: float, seed: in
     tokens = sl.calibration_tokens(
         loaded.tokenizer, sl.CalibrationConfig("default", SEQUENCES, LENGTH, seed), "default"
     )
-    stats = sl.finish(sl.calibrate(loaded, tokens))
+    stats = sl.calibrate(loaded, tokens, progress=False)
     configs = {sparsity: sl.SliceConfig(sparsity / 100, order="one-shot") for sparsity in SPARSITIES}
     plans = {sparsity: sl.make_plan(stats.profile, config) for sparsity, config in configs.items()}
     perplexity, answers = {}, {}
     for sparsity in MEASURED:
-        model = sl.finish(sl.slice_model(loaded.model, plans[sparsity], stats, tokens))
+        model = sl.slice_model(loaded.model, plans[sparsity], stats, tokens, progress=False)
         perplexity[sparsity] = _perplexity(model, windows)
         answers[sparsity] = "".join(sl.generate_text(model, loaded.tokenizer, PROMPT, NEW))
     ratios = {

@@ -12,7 +12,7 @@ from components.state.keys import calibration_key
 from components.state.settings import Settings
 from components.state.snapshots import plan as snapshot
 from intraslice.calibration.driver import calibrate
-from intraslice.core.progress import finish
+from intraslice.core.progress import Progress
 from intraslice.data import calibration_tokens
 from intraslice.loading import LoadedModel
 from intraslice.planning.profile import LayerProfile
@@ -23,14 +23,13 @@ LAYER = 17
 def one_layer(default_model: LoadedModel, patient: bool) -> LayerProfile:
     """What the estimator reads of a layer, from the calibration in the cache, or from one that takes minutes."""
     config = calibration_key(Settings()).config
-    job = calibrate(default_model, calibration_tokens(default_model.tokenizer, config, config.text))
-    try:
-        next(job)
-    except StopIteration as kept:
-        return kept.value.profile.layers[LAYER]
-    if not patient:
-        pytest.skip("the default model is not calibrated in this cache; -m slow does it, in minutes")
-    return finish(job).profile.layers[LAYER]
+    tokens = calibration_tokens(default_model.tokenizer, config, config.text)
+
+    def be_patient(_: Progress) -> None:
+        if not patient:
+            pytest.skip("the default model is not calibrated in this cache; -m slow does it, in minutes")
+
+    return calibrate(default_model, tokens, progress=be_patient).profile.layers[LAYER]
 
 
 @pytest.mark.parametrize("patient", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cached", "made"])

@@ -96,7 +96,7 @@ def first_measurement(calibrated: Calibrated) -> Generator[Progress, None, Price
     """Measure the prices of the page's first setting."""
     loaded, stats = calibrated.loaded, calibrated.stats
     plan = make_plan(calibrated.source.profile, slice_config(Settings()))
-    sliced = yield from slice_model(loaded.model, plan, stats)
+    sliced = yield from stepwise(lambda progress: slice_model(loaded.model, plan, stats, progress=progress))
     windows = calibrated.windows
     work = stepwise(lambda progress: measure_prices(loaded, stats, sliced, plan, windows, progress=progress))
     return (yield from work)

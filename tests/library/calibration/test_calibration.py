@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cancelling import Cancelled, cancelling
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import PreTrainedModel
@@ -14,7 +15,6 @@ from transformers import PreTrainedModel
 from intraslice.calibration import driver
 from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
 from intraslice.core.errors import NumericalError
-from intraslice.core.progress import finish
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
@@ -98,7 +98,7 @@ def drawn_by_hand(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("targets", ["sampled", "text"])
 def test_moments_and_gradients_are_what_plain_collection_finds(family_case, targets):
     tokens = family_case.tokens[:5]
-    stats = finish(calibrate(family_case.loaded, tokens, targets))
+    stats = calibrate(family_case.loaded, tokens, targets, progress=False)
     assert stats.targets == targets
     labels = tokens if targets == "text" else drawn_by_hand(family_case.original, tokens)
     for layer, collected in zip(stats.layers, by_hand(family_case.original, tokens, labels), strict=True):
@@ -130,7 +130,7 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
 def test_squared_gradients_of_drawn_targets_have_fisher_s_information_as_their_mean(loaded):
     """One position, so that the mean over all tokens can be had exactly: sum_y p(y) (d log p(y) / d mask)^2."""
     pair = TOKENS[:1, :2]
-    stats = finish(calibrate(loaded, pair.expand(4096, 2).contiguous()))
+    stats = calibrate(loaded, pair.expand(4096, 2).contiguous(), progress=False)
     model = loaded.model
     with torch.no_grad():
         probability = model(pair).logits[0, 0].float().softmax(-1)
@@ -138,7 +138,7 @@ def test_squared_gradients_of_drawn_targets_have_fisher_s_information_as_their_m
     every = torch.arange(len(probability))
     for part in every.split(64):
         sequences = torch.stack([pair[0, :1].expand(len(part)), part], 1)
-        per_token = finish(calibrate(loaded, sequences, "text"))
+        per_token = calibrate(loaded, sequences, "text", progress=False)
         for total, layer in zip(expected, per_token.layers, strict=True):
             total += probability[part] @ layer.mlp_gradients.square()
     for exact, layer in zip(expected, stats.layers, strict=True):
@@ -147,17 +147,17 @@ def test_squared_gradients_of_drawn_targets_have_fisher_s_information_as_their_m
 
 
 def test_drawn_targets_are_the_same_every_time_and_not_the_text_s(loaded, cache):
-    first, text = finish(calibrate(loaded, TOKENS)), finish(calibrate(loaded, TOKENS, "text"))
+    first, text = calibrate(loaded, TOKENS, progress=False), calibrate(loaded, TOKENS, "text", progress=False)
     for file in cache.iterdir():
         file.unlink()
-    assert_same(finish(calibrate(loaded, TOKENS)), first, atol=0, rtol=0)
+    assert_same(calibrate(loaded, TOKENS, progress=False), first, atol=0, rtol=0)
     assert not torch.allclose(first.layers[0].mlp_gradients, text.layers[0].mlp_gradients, rtol=0.1)
     assert torch.equal(first.layers[0].mlp_moment, text.layers[0].mlp_moment)
 
 
 def test_the_stream_is_measured_at_each_layer_s_input(family_case):
     tokens = family_case.tokens[:5]
-    stats = finish(calibrate(family_case.loaded, tokens))
+    stats = calibrate(family_case.loaded, tokens, progress=False)
     with torch.no_grad():
         states = family_case.original(tokens, output_hidden_states=True).hidden_states
     for layer, hidden in zip(stats.layers, states, strict=False):  # the last is after the final norm
@@ -169,7 +169,7 @@ def test_the_stream_is_measured_at_each_layer_s_input(family_case):
 
 def test_what_the_mlps_norm_reads_is_measured_where_it_has_one(family_case):
     tokens = family_case.tokens[:5]
-    stats, entered = finish(calibrate(family_case.loaded, tokens)), []
+    stats, entered = calibrate(family_case.loaded, tokens, progress=False), []
     layers = family_case.original.model.layers
     with ExitStack() as hooks, torch.no_grad():
         for layer in layers:
@@ -186,7 +186,7 @@ def test_what_the_mlps_norm_reads_is_measured_where_it_has_one(family_case):
 
 
 def test_channel_products_are_summed_after_the_rotary_embedding(family_case):
-    stats, model = finish(calibrate(family_case.loaded, TOKENS)), family_case.loaded.model
+    stats, model = calibrate(family_case.loaded, TOKENS, progress=False), family_case.loaded.model
     block, layer = blocks(model)[0], stats.layers[0]
     with torch.no_grad():
         hidden = block.attention_norm(model.get_input_embeddings()(TOKENS))
@@ -210,7 +210,7 @@ def test_query_fisher_is_that_of_one_mask_a_token_and_pair(family_case, monkeypa
         masks[self.layer_idx] = shared, single
         return query * torch.cat([shared, torch.where(rotated, shared, single)], -1), key, value
 
-    stats = finish(calibrate(family_case.loaded, tokens, "text"))
+    stats = calibrate(family_case.loaded, tokens, "text", progress=False)
     with monkeypatch.context() as patched:
         patched.setattr(SlicedAttention, "project", masked_project)
         logits = model(tokens).logits[:, :-1]
@@ -231,10 +231,10 @@ def test_query_fisher_is_that_of_one_mask_a_token_and_pair(family_case, monkeypa
 def test_the_batch_size_changes_nothing(family_case, batch, monkeypatch):
     tokens = family_case.tokens[:5]
     monkeypatch.setattr(driver, "_load", lambda *_: None)
-    expected = finish(calibrate(family_case.loaded, tokens))
+    expected = calibrate(family_case.loaded, tokens, progress=False)
     monkeypatch.setattr(driver, "TOKENS_A_BATCH", batch * tokens.shape[1])
     monkeypatch.setattr(driver, "LOSS_TOKENS", 17)
-    assert_same(finish(calibrate(family_case.loaded, tokens)), expected, atol=1e-3, rtol=1e-3)
+    assert_same(calibrate(family_case.loaded, tokens, progress=False), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_sizes_count_what_transformers_counts(family_case):
@@ -250,9 +250,8 @@ def hooks_of(model: PreTrainedModel) -> list:
 
 def test_cancelling_removes_the_hooks_and_keeps_nothing(loaded, cache, monkeypatch):
     monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
-    job = calibrate(loaded, TOKENS)
-    next(job), next(job)
-    job.close()
+    with pytest.raises(Cancelled):
+        calibrate(loaded, TOKENS, progress=cancelling(2))
     assert not hooks_of(loaded.model)
     assert not cache.exists()
 
@@ -261,5 +260,5 @@ def test_cancelling_removes_the_hooks_and_keeps_nothing(loaded, cache, monkeypat
 def test_broken_weights_are_named_and_not_kept(loaded, cache, value):
     loaded.model.model.layers[1].mlp.down_proj.weight[0, 0] = value
     with pytest.raises(NumericalError, match="not finite"):
-        finish(calibrate(loaded, TOKENS))
+        calibrate(loaded, TOKENS, progress=False)
     assert not cache.exists()

@@ -17,7 +17,7 @@ from test_calibration import TOKENS, assert_same
 from intraslice.calibration import driver
 from intraslice.calibration.driver import LayerStats, calibrate
 from intraslice.core.cache import BOUND_VARIABLE, bound_cache
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -42,19 +42,19 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_second_time_is_read_from_disk(loaded, forbid_work, cache):
-    first = finish(calibrate(loaded, TOKENS))
+    first = calibrate(loaded, TOKENS, progress=False)
     assert len(list(cache.iterdir())) == 1
     forbid_work()
     (file,) = cache.iterdir()
     then = time.time() - 3600
     os.utime(file, (then, then - 1))  # so that it is not the system that notes an access
     events: list[Progress] = []
-    assert_same(finish(calibrate(loaded, TOKENS), events.append), first, atol=0, rtol=0)
+    assert_same(calibrate(loaded, TOKENS, progress=events.append), first, atol=0, rtol=0)
     assert file.stat().st_atime > then + 3000  # so that it is not the next to go
 
 
 def test_of_the_moments_one_triangle_is_kept(loaded, cache):
-    stats = finish(calibrate(loaded, TOKENS))
+    stats = calibrate(loaded, TOKENS, progress=False)
     entries = sum(value.numel() for layer in stats.layers for value in vars(layer).values())
     with numpy.load(next(cache.iterdir())) as arrays:
         assert {arrays[name].dtype for name in arrays} == {numpy.dtype(numpy.float32)}
@@ -67,7 +67,7 @@ def test_of_the_moments_one_triangle_is_kept(loaded, cache):
 
 
 def test_moments_are_symmetric_to_the_last_bit_however_they_were_multiplied(loaded):
-    layer = finish(calibrate(loaded, TOKENS)).layers[0]
+    layer = calibrate(loaded, TOKENS, progress=False).layers[0]
     layer.attention_moment = torch.randn(600, 600)
     lower = layer.attention_moment.tril()
     layer.mirror_()
@@ -76,21 +76,21 @@ def test_moments_are_symmetric_to_the_last_bit_however_they_were_multiplied(load
 
 
 def test_it_is_kept_where_it_fits_and_there_is_room_before_it_is_written(loaded, cache, monkeypatch, caplog):
-    first = finish(calibrate(loaded, TOKENS))
+    first = calibrate(loaded, TOKENS, progress=False)
     (file,) = cache.iterdir()
     bound_cache(file.stat().st_size + 20_000)  # not for two
-    finish(calibrate(loaded, TOKENS + 1))
+    calibrate(loaded, TOKENS + 1, progress=False)
     assert len(list(cache.iterdir())) == 1
     assert not file.exists()
     bound_cache(1_000)
     monkeypatch.setattr(driver, "_write", lambda *_: pytest.fail("written"))
-    assert_same(finish(calibrate(loaded, TOKENS)), first, atol=0, rtol=0)
+    assert_same(calibrate(loaded, TOKENS, progress=False), first, atol=0, rtol=0)
     assert f"more than {BOUND_VARIABLE}" in caplog.text
 
 
 @pytest.mark.parametrize("change", ["tokens", "shape", "weights", "dtype"])
 def test_another_run_is_not_served_from_the_file(loaded, change, cache):
-    finish(calibrate(loaded, TOKENS))
+    calibrate(loaded, TOKENS, progress=False)
     tokens = TOKENS
     if change == "tokens":
         tokens = TOKENS.clone()
@@ -101,7 +101,7 @@ def test_another_run_is_not_served_from_the_file(loaded, change, cache):
         loaded = replace(loaded, fingerprint="other")
     else:
         loaded.model.bfloat16()
-    finish(calibrate(loaded, tokens))
+    calibrate(loaded, tokens, progress=False)
     assert len(list(cache.iterdir())) == 2
 
 
@@ -113,11 +113,11 @@ def test_models_of_one_architecture_have_their_own_fingerprints(tiny_llama_gqa, 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1])
 def test_a_truncated_file_is_made_anew(loaded, cache, size):
-    first = finish(calibrate(loaded, TOKENS))
+    first = calibrate(loaded, TOKENS, progress=False)
     (file,) = cache.iterdir()
     content = file.read_bytes()
     file.write_bytes(content[:size])
-    assert_same(finish(calibrate(loaded, TOKENS)), first, atol=0, rtol=0)
+    assert_same(calibrate(loaded, TOKENS, progress=False), first, atol=0, rtol=0)
     assert file.stat().st_size == len(content)
 
 
@@ -128,7 +128,7 @@ def test_a_full_disk_is_a_warning(loaded, cache, monkeypatch, caplog):
 
     monkeypatch.setattr(driver, "_write", full)
     with caplog.at_level(logging.WARNING):
-        stats = finish(calibrate(loaded, TOKENS))
+        stats = calibrate(loaded, TOKENS, progress=False)
     assert stats.tokens == 30
     assert "No space left on device" in caplog.text
     assert "INTRASLICE_CACHE" in caplog.text
@@ -137,16 +137,16 @@ def test_a_full_disk_is_a_warning(loaded, cache, monkeypatch, caplog):
 
 @pytest.mark.parametrize("byte", range(60, 100_000, 9_000))
 def test_a_file_with_other_values_is_made_anew(loaded, cache, byte):
-    first = finish(calibrate(loaded, TOKENS))
+    first = calibrate(loaded, TOKENS, progress=False)
     (file,) = cache.iterdir()
     content = bytearray(file.read_bytes())
     content[byte] ^= 64
     file.write_bytes(content)
-    assert_same(finish(calibrate(loaded, TOKENS)), first, atol=0, rtol=0)
+    assert_same(calibrate(loaded, TOKENS, progress=False), first, atol=0, rtol=0)
 
 
 def test_a_cache_folder_that_cannot_be_made_is_a_warning(loaded, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "file"))
-    finish(calibrate(loaded, TOKENS))
+    calibrate(loaded, TOKENS, progress=False)
     assert "cannot keep the calibration" in caplog.text

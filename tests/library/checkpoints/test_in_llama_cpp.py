@@ -18,7 +18,6 @@ from intraslice.checkpoints import gguf_tokenizer, load
 from intraslice.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from intraslice.checkpoints.to_gguf import write_gguf
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, Shapes, SliceConfig
-from intraslice.core.progress import finish
 from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
@@ -69,7 +68,7 @@ def _require_alike(model, file, tolerance=2e-3, prompts=PROMPTS, steps=STEPS):
 def test_a_slice_of_every_family_answers_as_ours(name, shapes, tiny_case, tmp_path):
     case, config = tiny_case(name), SliceConfig(0.4, bias=0.7, order="one-shot", shapes=shapes)
     plan = plan_by("intraslice", case.loaded.model, case.stats, config)
-    model = finish(slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens))
+    model = slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens, progress=False)
     _require_alike(model, _written(model, byte_tokenizer(), tmp_path / "t.gguf"))
 
 
@@ -184,7 +183,7 @@ def test_the_command_line_exports_what_it_sliced(tiny_llama_gqa, tmp_path, capsy
 def calibrated(default_model):
     """Calibration tokens of the default model, and what they left behind."""
     tokens = calibration_tokens(default_model.tokenizer, CalibrationConfig())
-    return tokens, finish(calibrate(default_model, tokens))
+    return tokens, calibrate(default_model, tokens, progress=False)
 
 
 @pytest.mark.slow
@@ -193,7 +192,7 @@ def test_the_default_model_sliced_answers_as_ours(shapes, default_model, calibra
     """Greedy tokens, log-probabilities and perplexity; for a runtime, the file is smaller by what was removed."""
     dense, tokenizer, (tokens, stats) = default_model.model, default_model.tokenizer, calibrated
     plan = plan_by("intraslice", dense, stats, SliceConfig(0.3, order="one-shot", shapes=shapes))
-    model = finish(slice_by("intraslice", dense, plan, stats, tokens))
+    model = slice_by("intraslice", dense, plan, stats, tokens, progress=False)
     exact, small = (_written(model, tokenizer, tmp_path / f"{kind}.gguf", kind) for kind in ("f32", "q8_0"))
     _require_alike(model, exact, 0.02, tokenizer(QUESTIONS).input_ids, steps=32)
     windows = evaluation_tokens(tokenizer, EvaluationConfig(tokens=2048, window=256))[::2]

@@ -14,7 +14,6 @@ from intraslice.checkpoints.model_card import Origin, model_card, only_mlps
 from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.parser import parser
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.core.progress import finish
 from intraslice.evaluation.perplexity import Losses
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise
@@ -45,7 +44,7 @@ def sliced(tiny_case, tmp_path):
         config = SliceConfig(0.3, order="one-shot", **options)
         recipe = Recipe(model, config, CalibrationConfig("/home/me/mine.txt"), EvaluationConfig("wikitext2"), method)
         plan = plan_by(method, case.loaded.model, case.stats, config)
-        result = finish(slice_by(method, case.loaded.model, plan, case.stats, case.tokens))
+        result = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
         loaded = type(case.loaded)(**vars(case.loaded) | {"source": source, "name": model})
         return IntraSliceConfig.of(result, record(recipe, loaded, plan))
 

@@ -17,7 +17,6 @@ from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, mlp_te
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, require_deci, write_gguf
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
@@ -121,7 +120,7 @@ def test_an_mlp_has_whole_blocks_and_the_same_outputs(neurons, width):
 def _sliced(case, method="intraslice"):
     config = SliceConfig(0.4, bias=0.7, order="one-shot")
     plan = plan_by(method, case.loaded.model, case.stats, config)
-    return finish(slice_by(method, case.loaded.model, plan, case.stats, case.tokens))
+    return slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
 
 
 def _read(file) -> tuple[dict, dict]:
@@ -160,7 +159,7 @@ def test_the_file_says_the_shapes_and_holds_every_parameter(name, tiny_case, tmp
 def test_nothing_is_padded_of_a_slice_for_a_runtime(tiny_case, tmp_path):
     case = tiny_case("llama-biased")
     plan = plan_by("intraslice", case.loaded.model, case.stats, SliceConfig(0.5, shapes="runtime"))
-    model = finish(slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens))
+    model = slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens, progress=False)
     made = {"removed_fraction": plan.removed_fraction}
     report = write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", made=made, progress=False)
     fields, tensors = _read(tmp_path / "tiny.gguf")

@@ -21,7 +21,6 @@ from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.to_vllm import nas_config, to_vllm
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.methods.registry import plan_by, slice_by
 
 WIDTHS = [40, 56, 37]
@@ -120,7 +119,7 @@ def test_a_plan_with_its_attention_locked_fits(tiny_case, tmp_path):
     locked = tuple((layer, "attention", 0.0) for layer in range(3))
     config = SliceConfig(0.2, order="one-shot", locked=locked)
     plan = plan_by("intraslice", case.loaded.model, case.stats, config)
-    model = finish(slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens))
+    model = slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens, progress=False)
     to_vllm(model, case.loaded.tokenizer, tmp_path / "out", {"ratios": []})
     blocks = json.loads((tmp_path / "out" / "config.json").read_text())["block_configs"]
     assert [block["ffn"]["intermediate_size"] for block in blocks] == [layer.neurons for layer in plan.layers]
@@ -142,7 +141,7 @@ def test_what_does_not_fit_is_refused_in_one_line(family, method, named, tiny_ca
     model = case.loaded.model
     if method:
         plan = plan_by(method, model, case.stats, SliceConfig(0.3, bias=1.0, order="one-shot"))
-        model = finish(slice_by(method, model, plan, case.stats, case.tokens))
+        model = slice_by(method, model, plan, case.stats, case.tokens, progress=False)
     with pytest.raises(UserError, match=named) as caught:
         to_vllm(model, case.loaded.tokenizer, tmp_path / "out", {})
     assert "\n" not in str(caught.value)

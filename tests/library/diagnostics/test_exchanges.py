@@ -9,7 +9,7 @@ import pytest
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 from intraslice.diagnostics import exchanges as module
 from intraslice.diagnostics.exchanges import NEAR, Budget, Exchanged, Trials, exchange_parameters
 from intraslice.diagnostics.prices import parameters_at
@@ -42,7 +42,7 @@ def plan_of(profile, ratios) -> SlicePlan:
 
 def divergence(case, ratios) -> float:
     """What a slice with these ratios measures, made whole and read whole."""
-    sliced = finish(slice_model(case.loaded.model, plan_of(case.stats.profile, ratios), case.stats))
+    sliced = slice_model(case.loaded.model, plan_of(case.stats.profile, ratios), case.stats, progress=False)
     losses = measure_losses(sliced, case.tokens[:4], dense=DenseStates(case.loaded.model), progress=False)
     return losses.divergence().value
 

@@ -11,7 +11,6 @@ from test_sensitivity import divergences_at_once
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.diagnostics.prices import (
     Price,
     Prices,
@@ -36,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 def test_a_price_is_the_divergence_between_two_cuts_over_their_parameters(family_case):
     loaded, stats, tokens = family_case.loaded, family_case.stats, family_case.tokens[:4, :20]
     plan = make_plan(stats.profile, SliceConfig(0.4, order="one-shot"))
-    sliced = finish(slice_model(loaded.model, plan, stats))
+    sliced = slice_model(loaded.model, plan, stats, progress=False)
     prices = measure_prices(loaded, stats, sliced, plan, tokens, progress=False)
     whole = divergences_at_once(loaded.model, sliced, tokens).mean().item()
     assert prices.divergence.value == pytest.approx(whole, rel=1e-3)
@@ -46,7 +45,7 @@ def test_a_price_is_the_divergence_between_two_cuts_over_their_parameters(family
         for ratio in (price.less, price.more):
             layers = list(plan.layers)
             layers[price.layer] = cut_alone(layers[price.layer], stats.profile.layers[price.layer], price.module, ratio)
-            cut = finish(slice_model(loaded.model, replace(plan, layers=tuple(layers)), stats))
+            cut = slice_model(loaded.model, replace(plan, layers=tuple(layers)), stats, progress=False)
             distances.append(divergences_at_once(loaded.model, cut, tokens).mean().item())
             sizes.append(sum(p.numel() for p in cut.parameters()))
         assert price.less <= price.ratio <= price.more

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 from intraslice.diagnostics import sensitivity
 from intraslice.diagnostics.sensitivity import cut_alone, measure_in_context, measure_sensitivity
 from intraslice.planning.ratios import make_plan
@@ -56,7 +56,7 @@ def test_each_module_s_damage_is_that_of_a_model_with_it_alone_sliced(family_cas
         layers[damage.layer] = cut_alone(
             layers[damage.layer], family_case.stats.profile.layers[damage.layer], damage.module, 0.4
         )
-        sliced = finish(slice_model(model, replace(plan, layers=tuple(layers)), family_case.stats))
+        sliced = slice_model(model, replace(plan, layers=tuple(layers)), family_case.stats, progress=False)
         increases = (losses_at_once(sliced, tokens) - dense).mean(1)
         assert damage.increases == pytest.approx(increases.tolist(), abs=1e-5)
         divergences = divergences_at_once(model, sliced, tokens).mean(1)
@@ -72,7 +72,7 @@ def test_each_module_s_damage_is_that_of_a_model_with_it_alone_sliced(family_cas
 def test_in_context_a_damage_is_what_a_dense_module_heals(family_case):
     loaded, stats, tokens = family_case.loaded, family_case.stats, evaluation(family_case)
     plan = make_plan(stats.profile, SliceConfig(0.4, order="one-shot"))
-    sliced = finish(slice_model(loaded.model, plan, stats))
+    sliced = slice_model(loaded.model, plan, stats, progress=False)
     measured = measure_in_context(loaded, stats, sliced, plan, tokens, progress=False)
     whole = divergences_at_once(loaded.model, sliced, tokens)
     assert measured.context.value == pytest.approx(whole.mean().item(), rel=1e-3)
@@ -86,7 +86,7 @@ def test_in_context_a_damage_is_what_a_dense_module_heals(family_case):
             else {"neurons": dense[0].neurons}
         )
         layers[damage.layer] = replace(given, **kept)
-        healed = finish(slice_model(loaded.model, replace(plan, layers=tuple(layers)), stats))
+        healed = slice_model(loaded.model, replace(plan, layers=tuple(layers)), stats, progress=False)
         heals = (whole - divergences_at_once(loaded.model, healed, tokens)).mean().item()
         assert damage.damage("kl").value == pytest.approx(heals, rel=1e-2, abs=1e-5)
         assert damage.ratio == (given.attention_ratio if damage.module == "attention" else given.mlp_ratio)
@@ -178,12 +178,11 @@ def test_a_killed_run_leaves_a_record_to_go_on_from(tiny_case, folder, count_mea
     script = f"""
 import os, signal, torch
 from intraslice.calibration.driver import calibrate
-from intraslice.core.progress import finish
 from intraslice.loading import load_model
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 loaded = load_model({str(folder)!r})
 tokens = torch.arange(96).view(4, 24) + 3
-stats = finish(calibrate(loaded, tokens))
+stats = calibrate(loaded, tokens)
 measure_sensitivity(
     loaded, stats, tokens[:2], progress=lambda event: event.done == 3 and os.kill(os.getpid(), signal.SIGKILL)
 )
@@ -194,7 +193,7 @@ measure_sensitivity(
     from intraslice.loading import load_model
 
     loaded, tokens = load_model(str(folder)), torch.arange(96).view(4, 24) + 3
-    resumed = measure_sensitivity(loaded, finish(calibrate(loaded, tokens)), tokens[:2], progress=False)
+    resumed = measure_sensitivity(loaded, calibrate(loaded, tokens, progress=False), tokens[:2], progress=False)
     assert len(resumed.modules) == 6
     assert count_measurements == [(1, "mlp"), (2, "attention"), (2, "mlp")]
 

@@ -10,7 +10,7 @@ import torch
 
 from intraslice.core.config import EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 from intraslice.data import evaluation_tokens
 from intraslice.diagnostics.shift import PLACES, massive_tokens, measure_shift
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
@@ -33,7 +33,7 @@ def test_an_unsliced_model_has_no_shift(family_case):
 def test_a_change_of_basis_that_is_undone_is_no_shift(family_case):
     """Nothing cut: every module reads and writes in a rotated stream, which the report rotates back."""
     dense = family_case.loaded.model
-    rotated = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.0), None, family_case.tokens))
+    rotated = slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.0), None, family_case.tokens, progress=False)
     frame = measure_shift(dense, {"rotated": rotated}, family_case.tokens[:3], progress=False).frame()
     assert (frame[["error", "pooled_error"]] < 1e-3).all(axis=None)
     assert (frame[["mean_shift", "spread_shift", "distance"]].abs() < 1e-3).all(axis=None)
@@ -43,8 +43,8 @@ def test_a_change_of_basis_that_is_undone_is_no_shift(family_case):
 def test_sliced_models_shift_and_the_methods_are_told_apart(family_case):
     dense, tokens = family_case.loaded.model, family_case.tokens
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, "uniform"))  # so that every layer is cut
-    intra = finish(slice_model(dense, plan, family_case.stats, tokens))
-    cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.3), None, tokens))
+    intra = slice_model(dense, plan, family_case.stats, tokens, progress=False)
+    cross = slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.3), None, tokens, progress=False)
     events: list[Progress] = []
     report = measure_shift(dense, {"intra": intra, "cross": cross}, tokens[:2], progress=events.append)
     frame = report.frame()
@@ -132,7 +132,7 @@ def test_what_cannot_be_compared_is_named(tiny_case):
     dense = case.loaded.model
     with pytest.raises(UserError, match="'dense'"):
         measure_shift(dense, {"dense": dense}, case.tokens, progress=False)
-    cross = finish(slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.2), None, case.tokens))
+    cross = slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.2), None, case.tokens, progress=False)
     for layer in cross.model.layers:
         layer.basis_count = 0
     with pytest.raises(UserError, match="no bases"):

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
-from intraslice.core.progress import finish
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies, spectra_frame
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
@@ -103,7 +102,7 @@ def test_pair_energies_sum_over_a_group_s_queries(tiny_case):
 def test_kept_pairs_are_those_of_the_one_shot_slice(family_case):
     plan = make_plan(family_case.stats.profile, SliceConfig(0.5, order="one-shot"))
     model = family_case.loaded.model
-    sliced = finish(slice_model(model, plan, family_case.stats))
+    sliced = slice_model(model, plan, family_case.stats, progress=False)
     for index, (layer, sliced_layer) in enumerate(zip(plan.layers, sliced.model.layers, strict=True)):
         pairs = pair_energies(model, family_case.stats, index, layer)
         dense = model.model.layers[index].self_attn

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.diagnostics.first_divergence import Divergence, first_divergence
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.planning.ratios import make_plan
@@ -23,7 +22,7 @@ TEXT = " ".join(f"w{index}" for index in (7, 8, 200, 31, 7, 99, 42, 4, 4, 17))
 @pytest.fixture
 def pair(family_case):
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    return family_case.loaded, finish(slice_model(family_case.loaded.model, plan, family_case.stats))
+    return family_case.loaded, slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)
 
 
 @pytest.mark.parametrize("chunk", [2, 512])

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intraslice.calibration import driver
-from intraslice.calibration.driver import Calibrating, calibrate
+from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 from intraslice.diagnostics import ablation, sensitivity
 from intraslice.distributed.sharing import rank
 from intraslice.evaluation.perplexity import measure_losses
@@ -52,12 +52,12 @@ def test_a_calibration_is_the_same(family_case, together, monkeypatch, tokens_a_
 
     def work() -> tuple[CalibrationStats, list[Progress]]:
         events: list[Progress] = []
-        return finish(calibrate(family_case.loaded, family_case.tokens), events.append), events
+        return calibrate(family_case.loaded, family_case.tokens, progress=events.append), events
 
     for stats, events in together(3, work):
         assert_same(stats, family_case.stats)
         assert stats.tokens == family_case.stats.tokens
-        assert not any(isinstance(event, Calibrating) for event in events)
+        assert not any(event.partial for event in events)
         assert {event.total for event in events} <= {4, 5, 6}
         plans = [
             plan_by("intraslice", family_case.loaded.model, found, SliceConfig())
@@ -71,7 +71,7 @@ def test_layers_that_are_kept_away_are_calibrated_alike(tiny_case, tiny_llama_gq
     for block in blocks(loaded.model):
         offload_(block.mlp, "cpu", on_disk=False)
     loaded = replace(loaded, fingerprint="kept away")
-    for stats in together(3, lambda: finish(calibrate(loaded, case.tokens))):
+    for stats in together(3, lambda: calibrate(loaded, case.tokens, progress=False)):
         assert_same(stats, case.stats)
 
 
@@ -80,7 +80,7 @@ def test_the_first_process_alone_keeps_and_reads_a_calibration(tiny_case, togeth
 
     def work() -> CalibrationStats:
         monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))
-        return finish(calibrate(case.loaded, case.tokens))
+        return calibrate(case.loaded, case.tokens, progress=False)
 
     first = together(2, work)
     assert [path.name for path in tmp_path.glob("disk *")] == ["disk 0"]
@@ -92,7 +92,7 @@ def test_the_first_process_alone_keeps_and_reads_a_calibration(tiny_case, togeth
 
 def test_fewer_sequences_than_processes_are_refused(tiny_case, together):
     case = tiny_case("llama-mha")
-    answers = together(3, lambda: finish(calibrate(case.loaded, case.tokens[:2])))
+    answers = together(3, lambda: calibrate(case.loaded, case.tokens[:2], progress=False))
     assert all(isinstance(answer, UserError) and "start fewer processes" in str(answer) for answer in answers)
 
 
@@ -116,7 +116,7 @@ def test_a_model_sliced_in_sequence_is_the_same(family_case, together, embedded,
     plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.4, "uniform"))
 
     def work() -> tuple[Tensor, int]:
-        model = finish(slice_by(method, case.loaded.model, plan, case.stats, case.tokens))
+        model = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
         return logits(model, case.tokens[:4]), embedded.pop()
 
     answers = together(3, work)

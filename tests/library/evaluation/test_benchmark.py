@@ -16,7 +16,7 @@ from intraslice.calibration.driver import calibrate
 from intraslice.core.cache import cache_folder, empty_cache
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, finish, ignore_progress, stepwise
+from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
 from intraslice.evaluation import benchmark, growth
 from intraslice.evaluation.benchmark import Turns, measure_costs
 from intraslice.evaluation.growth import JOBS, Size, exponent, measure_growth
@@ -112,15 +112,15 @@ def by_hand(case, clock, monkeypatch):
     """Measures costs where a dense forward takes a second a token, and every job the seconds given here."""
     algebra = {"intraslice": 20.0, "crossmodule": 30.0}
 
-    def calibrate(loaded, tokens, targets):
-        yield from stepwise(partial(job, clock, 3.0 * tokens.numel()))
-        yield Progress("calibrate", 1, 1)
+    def calibrate(loaded, tokens, targets, progress):
+        job(clock, 3.0 * tokens.numel(), progress)
+        progress(Progress("calibrate", 1, 1))
         clock.seconds += 7.0  # it is kept
         return case.stats
 
-    def slice_by(method, model, plan, stats, tokens):
+    def slice_by(method, model, plan, stats, tokens, progress):
         passing = 2.0 * tokens.numel() if plan == "sequential" else 0.0
-        yield from stepwise(partial(job, clock, algebra[method] + passing))
+        job(clock, algebra[method] + passing, progress)
 
     def perplexity(model, windows, progress):
         job(clock, 0.5 * windows.numel(), progress)
@@ -179,10 +179,11 @@ def test_every_cost_is_measured_and_nothing_is_kept_or_read(tiny_case, own_cache
 
 
 def test_a_calibration_on_disk_is_made_anew(case, own_cache):
-    finish(calibrate(case.loaded, case.tokens))
+    calibrate(case.loaded, case.tokens, progress=False)
     kept = {path: path.stat().st_mtime_ns for path in own_cache.rglob("*")}
-    assert list(calibrate(case.loaded, case.tokens)) == []  # nothing is left to do
     events: list[Progress] = []
+    calibrate(case.loaded, case.tokens, progress=events.append)
+    assert events == []  # nothing is left to do
     measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(0.3), progress=events.append)
     assert ("calibrate", 16) in {(event.stage, event.done) for event in events}
     assert {path: path.stat().st_mtime_ns for path in own_cache.rglob("*")} == kept

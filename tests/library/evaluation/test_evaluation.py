@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 from intraslice.evaluation import generation
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.divergence import DenseStates, divergences
@@ -34,7 +34,7 @@ def case(tiny_case):
 @pytest.fixture(scope="module")
 def sliced(case):
     plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    return plan, finish(slice_model(case.loaded.model, plan, case.stats))
+    return plan, slice_model(case.loaded.model, plan, case.stats, progress=False)
 
 
 # Perplexity
@@ -128,7 +128,10 @@ def test_divergence_is_measured_in_the_same_pass(family_case, batch, monkeypatch
     monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", batch * family_case.tokens.shape[1])
     monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    dense, cut = family_case.loaded.model, finish(slice_model(family_case.loaded.model, plan, family_case.stats))
+    dense, cut = (
+        family_case.loaded.model,
+        slice_model(family_case.loaded.model, plan, family_case.stats, progress=False),
+    )
     states, passes = DenseStates(dense), []
     hook = dense.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
     own = measure_losses(dense, family_case.tokens, dense=states, progress=False)

@@ -8,7 +8,7 @@ import torch
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 from intraslice.evaluation import sweep as module
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
@@ -57,7 +57,7 @@ def test_each_row_is_what_plain_slicing_gives(family_case):
     for row in frame.itertuples():
         config = SliceConfig(row.sparsity, "pca" if pandas.isna(row.estimator) else row.estimator)
         plan = plan_by(row.method, dense, family_case.stats, config)
-        model = finish(slice_by(row.method, dense, plan, family_case.stats, family_case.tokens))
+        model = slice_by(row.method, dense, plan, family_case.stats, family_case.tokens, progress=False)
         assert row.perplexity == pytest.approx(perplexity(model, windows, progress=False), rel=1e-4)
         value, error = measure_losses(model, windows, dense=DenseStates(dense), progress=False).divergence()
         assert row.divergence == pytest.approx(value, rel=1e-4)

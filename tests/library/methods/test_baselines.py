@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import finish
 from intraslice.methods.baselines import (
     activation_scores,
     comparable,
@@ -26,7 +25,7 @@ BASELINES = ("magnitude", "wanda", "flap")
 
 def made(case, baseline: str, sparsity: float):
     plan = plan_baseline(case.loaded.model, case.stats, baseline, SliceConfig(sparsity))
-    return plan, finish(slice_baseline(case.loaded.model, plan, case.stats, baseline))
+    return plan, slice_baseline(case.loaded.model, plan, case.stats, baseline, progress=False)
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig,
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import principal_axes
-from intraslice.core.progress import finish
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks, canonicalise
@@ -28,7 +27,7 @@ def tokens(sequences: int = 4, length: int = 40, seed: int = 0) -> Tensor:
 
 
 def sliced(dense: PreTrainedModel, plan: CrossModulePlan) -> PreTrainedModel:
-    return finish(slice_crossmodule(dense, plan, None, tokens()))
+    return slice_crossmodule(dense, plan, None, tokens(), progress=False)
 
 
 def parameter_count(module: torch.nn.Module) -> int:
@@ -246,7 +245,7 @@ def test_one_shot_is_exact_without_a_cut_and_no_worse_with_more_width(family_cas
     expected, errors = family_case.original(fresh).logits, []
     for slicing in (0.75, 0.4, 0.15, 0.0):
         plan = plan_crossmodule(dense, slicing=slicing, order="one-shot")
-        model = finish(slice_crossmodule(dense, plan, family_case.stats, NOTHING))
+        model = slice_crossmodule(dense, plan, family_case.stats, NOTHING, progress=False)
         errors.append((model(fresh).logits - expected).square().mean().item())
         assert parameter_count(model) == plan.parameters.sliced_total
     assert errors == sorted(errors, reverse=True)
@@ -257,7 +256,7 @@ def test_one_shot_is_exact_without_a_cut_and_no_worse_with_more_width(family_cas
 def test_one_shot_bases_are_those_of_the_dense_models_own_states(family_case):
     dense, width = family_case.loaded.model, 16
     plan = plan_crossmodule(dense, slicing=1 - width / dense.config.hidden_size, order="one-shot")
-    layers = finish(slice_crossmodule(dense, plan, family_case.stats, NOTHING)).model.layers
+    layers = slice_crossmodule(dense, plan, family_case.stats, NOTHING, progress=False).model.layers
     states = family_case.original(family_case.tokens, output_hidden_states=True).hidden_states
     for layer, entered in zip(layers, states, strict=False):  # the last is after the final norm
         rows = centre(entered.flatten(0, 1).double(), blocks(dense)[0].attention_norm)
@@ -271,7 +270,9 @@ def test_both_orders_begin_with_the_same_basis_and_go_on_with_others(family_case
     plans = [plan_by("crossmodule", dense, family_case.stats, SliceConfig(0.2, order=order)) for order in ORDERS]
     assert [plan.order for plan in plans] == list(ORDERS)
     assert plans[0].parameters == plans[1].parameters
-    models = [finish(slice_by("crossmodule", dense, plan, family_case.stats, family_case.tokens)) for plan in plans]
+    models = [
+        slice_by("crossmodule", dense, plan, family_case.stats, family_case.tokens, progress=False) for plan in plans
+    ]
     spans = [[basis.double() @ basis.double().T for basis in model.model.layers[1].bases] for model in models]
     first = [model.model.layers[0].bases[0].double() for model in models]
     torch.testing.assert_close(first[0] @ first[0].T, first[1] @ first[1].T, atol=1e-3, rtol=0)

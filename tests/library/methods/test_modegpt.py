@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.methods.modegpt import leverage_scores, narrow_values, pair_norms
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
@@ -19,7 +18,7 @@ from intraslice.planning.budget import entropic_ratios
 
 def made(case, sparsity: float, **config):
     plan = plan_by("modegpt", case.loaded.model, case.stats, SliceConfig(sparsity, **config))
-    return plan, finish(slice_by("modegpt", case.loaded.model, plan, case.stats, case.tokens))
+    return plan, slice_by("modegpt", case.loaded.model, plan, case.stats, case.tokens, progress=False)
 
 
 def test_shares_by_hand():
@@ -71,7 +70,7 @@ def test_values_are_the_singular_vectors_of_the_whitened_product(tiny_case):
 def test_what_it_ranks_by_is_what_passes(family_case):
     """Values, rotated queries and keys, and the cosine of a layer's input and output, from the layer's own tensors."""
     case, tokens, seen = family_case, family_case.tokens[:5], []
-    stats = finish(calibrate(case.loaded, tokens)).layers[1]
+    stats = calibrate(case.loaded, tokens, progress=False).layers[1]
     block = blocks(case.loaded.model)[1]
 
     def hook(_: torch.nn.Module, inputs: tuple, keywords: dict) -> None:

@@ -8,7 +8,6 @@ from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
-from intraslice.core.progress import finish
 from intraslice.methods import plus_distil as distilling
 from intraslice.methods.plus_distil import distil
 from intraslice.planning.ratios import make_plan
@@ -24,7 +23,7 @@ def _divergence(dense, sliced, tokens) -> float:
 @pytest.fixture
 def sliced(family_case):
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    return finish(slice_model(family_case.loaded.model, plan, family_case.stats))
+    return slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)
 
 
 def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sliced, monkeypatch) -> None:
@@ -39,7 +38,7 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
     dense_before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
     divergence = _divergence(dense, sliced, tokens)
-    finish(distil(dense, sliced, tokens, 3))
+    distil(dense, sliced, tokens, 3, progress=False)
     assert _divergence(dense, sliced, tokens) < divergence
     for name, tensor in sliced.state_dict().items():
         assert torch.equal(tensor, before[name]) == (name not in trained), name
@@ -53,7 +52,7 @@ def test_a_gradient_is_that_of_the_divergence_and_half_the_loss_of_the_texts_own
     case = tiny_case("llama-gqa")
     dense, sequence = case.loaded.model, case.tokens[0]
     plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    sliced = finish(slice_model(dense, plan, case.stats))
+    sliced = slice_model(dense, plan, case.stats, progress=False)
     weight = sliced.model.layers[0].mlp.down_proj.weight
     with torch.no_grad():
         hidden = dense.model(sequence[None], use_cache=False).last_hidden_state[0]
@@ -72,23 +71,27 @@ def test_a_gradient_is_that_of_the_divergence_and_half_the_loss_of_the_texts_own
 def test_weights_that_are_not_finite_are_an_error(family_case, sliced, monkeypatch) -> None:
     monkeypatch.setattr(distilling, "STEP", float("nan"))
     with pytest.raises(NumericalError, match="went astray"):
-        finish(distil(family_case.loaded.model, sliced, family_case.tokens, 3))
+        distil(family_case.loaded.model, sliced, family_case.tokens, 3, progress=False)
 
 
 def test_what_does_not_fit_into_memory_is_not_begun(family_case, sliced, monkeypatch) -> None:
     monkeypatch.setattr(distilling, "available_bytes", lambda device: 1000)
     before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
     with pytest.raises(UserError, match="free on cpu; take method intraslice"):
-        finish(distil(family_case.loaded.model, sliced, family_case.tokens, 1))
+        distil(family_case.loaded.model, sliced, family_case.tokens, 1, progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
 
 
 def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None:
     dense = family_case.loaded.model
     plan = make_plan(family_case.stats.profile, SliceConfig(0.0, order="one-shot"))
-    uncut = finish(slice_model(dense, plan, family_case.stats))
-    assert list(distil(dense, uncut, family_case.tokens, 3)) == []
+    uncut = slice_model(dense, plan, family_case.stats, progress=False)
+    events: list[Progress] = []
+    assert distil(dense, uncut, family_case.tokens, 3, progress=events.append) is uncut
+    assert events == []
 
 
 def test_without_epochs_it_stays_at_the_fits(family_case, sliced) -> None:
-    assert list(distil(family_case.loaded.model, sliced, family_case.tokens, 0)) == []
+    events: list[Progress] = []
+    assert distil(family_case.loaded.model, sliced, family_case.tokens, 0, progress=events.append) is sliced
+    assert events == []

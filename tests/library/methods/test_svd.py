@@ -10,7 +10,6 @@ from intraslice.checkpoints.format import save
 from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.methods.svd import low_rank
 from intraslice.modeling.families import blocks
@@ -21,7 +20,7 @@ from intraslice.planning.sizes import LayerSizes
 
 def made(case, sparsity: float):
     plan = plan_by("svd", case.loaded.model, case.stats, SliceConfig(sparsity))
-    return plan, finish(slice_by("svd", case.loaded.model, plan, case.stats, case.tokens))
+    return plan, slice_by("svd", case.loaded.model, plan, case.stats, case.tokens, progress=False)
 
 
 def test_a_case_by_hand():

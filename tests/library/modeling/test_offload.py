@@ -14,7 +14,6 @@ from intraslice.__main__ import main
 from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.loading import fingerprint, load_model
 from intraslice.methods.registry import plan_by
 from intraslice.modeling import offload
@@ -53,10 +52,10 @@ def test_a_model_on_disk_is_the_model(pair):
 
 def test_a_calibration_layer_by_layer_is_the_ordinary_one(pair, monkeypatch, tmp_path):
     in_memory, offloaded, tokens = pair
-    expected = finish(calibrate(in_memory, tokens))
+    expected = calibrate(in_memory, tokens, progress=False)
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))  # else the first one's result serves both
     events = []
-    actual = finish(calibrate(offloaded, tokens), events.append)
+    actual = calibrate(offloaded, tokens, progress=events.append)
     assert [event.done for event in events] == list(range(7))
     for layer, expected_layer in zip(actual.layers, expected.layers, strict=True):
         for name, value in vars(expected_layer).items():
@@ -70,11 +69,11 @@ def test_a_calibration_layer_by_layer_is_the_ordinary_one(pair, monkeypatch, tmp
 @pytest.mark.parametrize("order", ["sequential", "one-shot"])
 def test_slices_are_the_same_and_stay_on_disk(pair, order, monkeypatch):
     in_memory, offloaded, tokens = pair
-    stats = finish(calibrate(in_memory, tokens))
+    stats = calibrate(in_memory, tokens, progress=False)
     plan = make_plan(stats.profile, SliceConfig(0.4, order=order))
-    expected = finish(slice_model(in_memory.model, plan, stats, tokens))
+    expected = slice_model(in_memory.model, plan, stats, tokens, progress=False)
     most_layers = watch_memory(monkeypatch, offloaded.model)
-    actual = finish(slice_model(offloaded.model, plan, stats, tokens))
+    actual = slice_model(offloaded.model, plan, stats, tokens, progress=False)
     assert most_layers() == 1
     # Weights that lie elsewhere in memory may take another path through a kernel; the fits enlarge that last bit.
     assert_close(actual(tokens).logits, expected(tokens).logits, rtol=1e-4, atol=1e-4)
@@ -98,8 +97,8 @@ def watch_memory(monkeypatch, model):
 @torch.no_grad()
 def test_a_slice_on_disk_is_saved_like_any_other(pair, tmp_path):
     _, offloaded, tokens = pair
-    stats = finish(calibrate(offloaded, tokens))
-    model = finish(slice_model(offloaded.model, make_plan(stats.profile, SliceConfig(0.4)), stats, tokens))
+    stats = calibrate(offloaded, tokens, progress=False)
+    model = slice_model(offloaded.model, make_plan(stats.profile, SliceConfig(0.4)), stats, tokens, progress=False)
     intraslice.save(model, offloaded.tokenizer, tmp_path / "sliced", {})
     assert torch.equal(intraslice.load(tmp_path / "sliced")[0](tokens).logits, model(tokens).logits)
 
@@ -116,7 +115,7 @@ def test_a_module_is_left_as_it_was_found(pair):
 def test_a_method_that_reads_all_layers_at_once_says_so(folder, method):
     offloaded, tokens = load_model(str(folder), device_map="disk"), torch.arange(96).view(4, 24) + 3
     with pytest.raises(UserError, match="device map"):
-        plan_by(method, offloaded.model, finish(calibrate(offloaded, tokens)), SliceConfig(0.3))
+        plan_by(method, offloaded.model, calibrate(offloaded, tokens, progress=False), SliceConfig(0.3))
 
 
 def test_layers_are_placed_while_they_fit(tiny_phi3, tmp_path):
@@ -150,10 +149,12 @@ def test_all_of_a_model_that_fits_is_in_memory(folder):
 def test_layers_on_disk_are_computed_on_the_gpu(pair, tmp_path):
     in_memory, _, tokens = pair
     offloaded = load_model(str(tmp_path / "model"), device="cuda", device_map="disk")
-    stats = finish(calibrate(offloaded, tokens))
+    stats = calibrate(offloaded, tokens, progress=False)
     plan = make_plan(stats.profile, SliceConfig(0.4))
-    model = finish(slice_model(offloaded.model, plan, stats, tokens))
-    expected = finish(slice_model(in_memory.model, plan, finish(calibrate(in_memory, tokens)), tokens))(tokens).logits
+    model = slice_model(offloaded.model, plan, stats, tokens, progress=False)
+    expected = slice_model(in_memory.model, plan, calibrate(in_memory, tokens, progress=False), tokens, progress=False)(
+        tokens
+    ).logits
     assert (model(tokens.cuda()).logits.cpu() - expected).norm() / expected.norm() < 1e-2
 
 

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import diagonal_blocks, principal_axes
-from intraslice.core.progress import finish
 from intraslice.planning.estimators.estimator import group_gradients, neuron_importance, unit_channels
 from intraslice.planning.estimators.fisher import fisher_head_importance
 from intraslice.planning.estimators.pca import pca_importance
@@ -246,7 +245,7 @@ def test_the_cap_conserves_the_total(seed):
 def test_operations_are_those_that_torch_counts(tiny_case, name):
     case, context = tiny_case(name), 20
     plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    sliced = finish(slice_model(case.loaded.model, plan, case.stats, case.tokens))
+    sliced = slice_model(case.loaded.model, plan, case.stats, case.tokens, progress=False)
     expected = flops_per_token(case.stats.profile, plan, case.loaded.model.lm_head.weight.numel(), context)
     for model, own in zip((case.loaded.model, sliced), expected, strict=True):
         with torch.no_grad():

@@ -14,7 +14,6 @@ from test_plans import MODELS, counted, profile_of
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.methods.registry import METHODS
 from intraslice.planning.even_heads import EvenHeads, even_heads, frontier
 from intraslice.planning.profile import Profile
@@ -245,7 +244,7 @@ def test_they_take_no_longer_than_free_ones(monkeypatch):
 @pytest.mark.parametrize("order", ["sequential", "one-shot"])
 def test_a_model_is_as_small_as_planned(family_case, order):
     plan = runtime(family_case.stats.profile, order=order)
-    model = finish(slice_model(family_case.loaded.model, plan, family_case.stats, family_case.tokens))
+    model = slice_model(family_case.loaded.model, plan, family_case.stats, family_case.tokens, progress=False)
     decoder = sum(parameter.numel() for parameter in model.model.layers.parameters())
     assert decoder == plan.parameters.sliced_decoder < plan.parameters.dense_decoder
     for own, layer in zip(plan.layers, model.model.layers, strict=True):

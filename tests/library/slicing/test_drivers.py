@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.driver import CalibrationStats, calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model
 
@@ -27,7 +27,7 @@ def plan_for(case, sparsity: float = 0.4, order: str = "sequential") -> SlicePla
 
 
 def run(case, plan: SlicePlan, stats: CalibrationStats | None = None) -> PreTrainedModel:
-    return finish(slice_model(case.loaded.model, plan, stats or case.stats, case.tokens))
+    return slice_model(case.loaded.model, plan, stats or case.stats, case.tokens, progress=False)
 
 
 def with_first_layer(case, order: str, **sizes) -> SlicePlan:
@@ -154,16 +154,15 @@ def test_error_does_not_rise_with_rank(family_case, part):
 
 def test_the_sequential_order_wants_tokens(family_case):
     with pytest.raises(ValueError, match="tokens"):
-        finish(slice_model(family_case.loaded.model, plan_for(family_case), family_case.stats))
+        slice_model(family_case.loaded.model, plan_for(family_case), family_case.stats, progress=False)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_progress_counts_layers_and_leaves_the_gradient_mode_alone(tiny_case, order):
     case = tiny_case("llama-gqa")
     events: list[Progress] = []
-    for event in slice_model(case.loaded.model, plan_for(case, order=order), case.stats, case.tokens):
-        events.append(event)
-        assert torch.is_grad_enabled()
+    slice_model(case.loaded.model, plan_for(case, order=order), case.stats, case.tokens, progress=events.append)
+    assert torch.is_grad_enabled()
     assert list(dict.fromkeys(events)) == [Progress("slice", done, 3) for done in range(4)]
 
 
@@ -181,7 +180,7 @@ def test_values_that_are_not_finite_are_named(tiny_case, as_loaded, tiny_llama_g
         poisoned = replace(stats.layers[1], **{name: getattr(stats.layers[1], name) * float("nan")})
         stats = replace(stats, layers=[stats.layers[0], poisoned, stats.layers[2]])
     with pytest.raises(NumericalError):
-        finish(slice_model(broken.model, plan_for(case, order=order), stats, case.tokens))
+        slice_model(broken.model, plan_for(case, order=order), stats, case.tokens, progress=False)
 
 
 @torch.no_grad()
@@ -194,9 +193,9 @@ def test_a_silent_layer_and_few_tokens_are_no_trouble(tiny_llama_gqa, as_loaded,
     dense.self_attn.qkv_proj.weight[:] = 0
     dense.mlp.gate_up_proj.weight[:] = 0
     tokens = torch.arange(3, 13)[None]
-    stats = finish(calibrate(loaded, tokens))
+    stats = calibrate(loaded, tokens, progress=False)
     plan = make_plan(stats.profile, SliceConfig(0.4, order=order))
-    model = finish(slice_model(loaded.model, plan, stats, tokens))
+    model = slice_model(loaded.model, plan, stats, tokens, progress=False)
     assert model(tokens).logits.isfinite().all()
 
 
@@ -205,10 +204,10 @@ def test_a_silent_layer_and_few_tokens_are_no_trouble(tiny_llama_gqa, as_loaded,
 def test_bfloat16_weights_are_sliced_in_float32(tiny_llama_gqa, as_loaded, tiny_case, order, tmp_path, monkeypatch):
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
     case, loaded = tiny_case("llama-gqa"), as_loaded(tiny_llama_gqa().bfloat16())
-    stats = finish(calibrate(loaded, case.tokens))
+    stats = calibrate(loaded, case.tokens, progress=False)
     assert stats.layers[0].mlp_moment.dtype == torch.float32
     plan = plan_for(case, 0.3, order)
-    model = finish(slice_model(loaded.model, plan, stats, case.tokens))
+    model = slice_model(loaded.model, plan, stats, case.tokens, progress=False)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     logits, expected = model(case.tokens).logits.float(), run(case, plan)(case.tokens).logits
     assert ((logits - expected).norm() / expected.norm()).item() < 0.25
@@ -226,9 +225,9 @@ def test_a_gpu_calibrates_and_slices_as_the_cpu_does(
     for device in ("cpu", "cuda"):
         monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / device))  # else one calibration serves both
         loaded = as_loaded(tiny_llama_gqa().to(device, dtype))
-        stats = finish(calibrate(loaded, case.tokens))
+        stats = calibrate(loaded, case.tokens, progress=False)
         plan = plan_for(case, 0.3, order)  # one plan, as near-equal importances may rank either way
-        model = finish(slice_model(loaded.model, plan, stats, case.tokens))
+        model = slice_model(loaded.model, plan, stats, case.tokens, progress=False)
         assert {(p.device.type, p.dtype) for p in model.parameters()} == {(device, dtype)}
         assert make_plan(stats.profile, SliceConfig(0.3)).removed_fraction == pytest.approx(0.3, abs=0.02)
         results[device] = stats, model(case.tokens.to(device)).logits.float().cpu()

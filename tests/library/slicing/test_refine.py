@@ -7,11 +7,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from cancelling import Cancelled, cancelling
 from torch import Tensor
 from torch.testing import assert_close
 
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 from intraslice.core.weights import MLPWeights
 from intraslice.modeling.families import blocks, canonicalise
 from intraslice.modeling.mlp import SlicedMLP
@@ -62,7 +63,7 @@ def error(sliced: MLPWeights, dense: MLPWeights, tokens: Tensor) -> float:
 
 
 def refined(weights: MLPWeights, selected: MLPWeights, tokens: Tensor, config: RefineConfig = LONG) -> MLPWeights:
-    return finish(refine_mlp(weights, selected, [tokens], config))
+    return refine_mlp(weights, selected, [tokens], config)
 
 
 def same(first: MLPWeights, second: MLPWeights) -> bool:
@@ -144,9 +145,9 @@ def test_massive_tokens_do_not_decide_the_fit():
 def test_stops_when_nothing_gets_better():
     weights, tokens = make_weights(32), hidden_states()
     config = RefineConfig(passes=10, batch=TOKENS, rate=30.0, patience=3)
-    assert list(refine_mlp(weights, select(weights, tokens), [tokens], config)) == [
-        Progress("refine", done, 10) for done in (1, 2, 3)
-    ]
+    events: list[Progress] = []
+    refine_mlp(weights, select(weights, tokens), [tokens], config, events.append)
+    assert events == [Progress("refine", done, 10) for done in (1, 2, 3)]
 
 
 # The contract
@@ -166,16 +167,14 @@ def test_the_same_seed_gives_the_same_weights():
     assert not same(first, refined(weights, selected, tokens, replace(config, seed=1)))
 
 
-def test_closing_at_any_step_changes_nothing():
+def test_cancelling_at_any_step_changes_nothing():
     weights, tokens = make_weights(32, bias=True), hidden_states()
     selected = select(weights, tokens)
     before = [{f.name: getattr(w, f.name) for f in fields(w)} for w in (weights, selected)]
     copies = [MLPWeights(**{n: v.clone() if isinstance(v, Tensor) else v for n, v in b.items()}) for b in before]
-    for steps in (0, 1, 9):
-        job = refine_mlp(weights, selected, [tokens], RefineConfig(batch=512))
-        for _ in range(steps):
-            next(job)
-        job.close()
+    for call in (1, 2, 9):
+        with pytest.raises(Cancelled):
+            refine_mlp(weights, selected, [tokens], RefineConfig(batch=512), cancelling(call))
     assert same(weights, copies[0])
     assert same(selected, copies[1])
     assert not any(t.requires_grad for w in (weights, selected) for t in (w.gate, w.up, w.down))
@@ -185,10 +184,8 @@ def test_runs_under_no_grad_and_leaves_the_callers_mode_alone():
     weights, tokens = make_weights(32), hidden_states()
     selected = select(weights, tokens)
     with torch.no_grad():
-        job = refine_mlp(weights, selected, [tokens], RefineConfig(batch=512, passes=1))
-        next(job)
+        result = refine_mlp(weights, selected, [tokens], RefineConfig(batch=512, passes=1))
         assert not torch.is_grad_enabled()
-        result = finish(job)
     assert torch.is_grad_enabled()
     assert not result.up.requires_grad
     assert error(result, weights, tokens) < error(selected, weights, tokens)
@@ -203,7 +200,7 @@ def test_batches_may_have_any_leading_axes_and_come_from_an_iterator():
         yield tokens[512:].view(2, 256, HIDDEN)
 
     config = RefineConfig(passes=1, batch=64)
-    assert same(finish(refine_mlp(weights, selected, batches(), config)), refined(weights, selected, tokens, config))
+    assert same(refine_mlp(weights, selected, batches(), config), refined(weights, selected, tokens, config))
 
 
 def test_bfloat16_weights_stay_bfloat16_and_gain():

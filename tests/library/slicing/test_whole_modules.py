@@ -11,7 +11,6 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import intraslice
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import finish
 from intraslice.methods.registry import METHODS, slice_by
 from intraslice.modeling.residual import writer_name
 from intraslice.planning.ratios import SlicePlan, make_plan
@@ -33,10 +32,12 @@ def plan_of(case, order: str = "one-shot") -> SlicePlan:
 
 @pytest.fixture(params=["sequential", "one-shot"])
 def hollow(request, family_case) -> PreTrainedModel:
-    return finish(
-        slice_model(
-            family_case.loaded.model, plan_of(family_case, request.param), family_case.stats, family_case.tokens
-        )
+    return slice_model(
+        family_case.loaded.model,
+        plan_of(family_case, request.param),
+        family_case.stats,
+        family_case.tokens,
+        progress=False,
     )
 
 
@@ -76,7 +77,7 @@ def test_what_is_left_is_transformers_own_model_with_constants(family_case, holl
 def test_a_constant_is_the_mean_of_what_the_module_wrote(tiny_case):
     """In the first layer, whose input no slicing changes."""
     case = tiny_case("llama-biased")
-    hollow = finish(slice_model(case.loaded.model, plan_of(case), case.stats))
+    hollow = slice_model(case.loaded.model, plan_of(case), case.stats, progress=False)
     written = []
     attention = case.loaded.model.model.layers[0].self_attn
     handle = attention.register_forward_hook(lambda module, inputs, outputs: written.append(outputs[0]))
@@ -134,7 +135,7 @@ def test_locked_modules_go_whole_by_every_method(tiny_case, method, shapes):
     config = SliceConfig(0.4, order="one-shot", cap=1.0, locked=locked, shapes=shapes, epochs=1)
     plan = METHODS[method].plan(case.loaded.model, case.stats, config)
     assert (plan.layers[0].heads, plan.layers[0].kv_heads, plan.layers[1].neurons) == ((), 0, 0)
-    model = finish(slice_by(method, case.loaded.model, plan, case.stats, case.tokens))
+    model = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
     decoder = sum(p.numel() for p in model.model.layers.parameters())
     assert decoder == plan.parameters.sliced_decoder
     assert torch.isfinite(model(case.tokens).logits).all()

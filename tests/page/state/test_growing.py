@@ -133,7 +133,7 @@ def test_how_the_ratios_settle_is_known_and_kept(fresh, tiny) -> None:
     assert view.sequences == (1, 2, 4, 8)
     assert view.attention[-1] == view.mlp[-1] == view.largest[-1] == 0
     stats = fresh.calibrated(tiny).stats
-    fewer = finish(driver.calibrate(fresh.calibrated(tiny).loaded, fresh.calibrated(tiny).tokens[:2]))
+    fewer = driver.calibrate(fresh.calibrated(tiny).loaded, fresh.calibrated(tiny).tokens[:2], progress=False)
     few, all_of_it = (make_plan(which.profile, slice_config(tiny)).layers for which in (fewer, stats))
     distances = [abs(a.mlp_ratio - b.mlp_ratio) for a, b in zip(few, all_of_it, strict=True)]
     assert view.mlp[1] == pytest.approx(sum(distances) / len(distances), abs=1e-6)
