@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from components.server import shutdown as ending
 
@@ -65,7 +66,7 @@ def build_app(session: Session) -> App:
     return page
 
 
-def launch_options() -> dict:
+def launch_options() -> dict[str, Any]:
     """Keyword arguments for `launch()`."""
     return theme.launch_options(tabs.labels())
 

@@ -99,8 +99,8 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
         dense = first.dense[place][layer]
         curves: list[tuple[str, str, Histogram, PlaceShift | None]] = [(say("Dense"), "dense", dense, None)]
         for method, method_shift in view.methods.items():
-            shift = method_shift.places[place][layer]
-            curves.append((METHODS[method], METHOD_COLOURS[method], shift.histogram, shift))
+            of_method = method_shift.places[place][layer]
+            curves.append((METHODS[method], METHOD_COLOURS[method], of_method.histogram, of_method))
         for name, colour, histogram, shift in curves:
             fill = {"fill": "tozeroy", "fillcolor": "@grid"} if colour == "dense" else {"meta": figure.ALWAYS}
             data.append({**_steps(name, histogram, colour), **fill, **axes, "showlegend": column == 1})

@@ -22,7 +22,7 @@ def shift(path: Path = FILE) -> ShiftView | None:
         ends, moments = np.split(arrays["moments"][method, place], [2], axis=-1)
         densities = arrays["densities"][method, place] * (arrays["peaks"][method, place][:, None] / BYTE)
         rows = zip(ends.tolist(), densities.tolist(), moments.tolist(), strict=True)
-        return [Histogram(*edges, bins, *shape) for edges, bins, shape in rows]
+        return [Histogram(low, high, bins, *shape) for (low, high), bins, shape in rows]
 
     dense = {place: histograms(0, index) for index, place in enumerate(view["places"])}
     methods = {
@@ -30,9 +30,9 @@ def shift(path: Path = FILE) -> ShiftView | None:
             view["removed"][number],
             {
                 place: [
-                    PlaceShift(*numbers.tolist(), histogram)
-                    for numbers, histogram in zip(
-                        arrays["shifts"][number, index], histograms(number + 1, index), strict=True
+                    PlaceShift(error, massive_error, cosine, massive_cosine, distance, histogram)
+                    for (error, massive_error, cosine, massive_cosine, distance), histogram in zip(
+                        arrays["shifts"][number, index].tolist(), histograms(number + 1, index), strict=True
                     )
                 ]
                 for index, place in enumerate(view["places"])

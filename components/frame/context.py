@@ -17,10 +17,10 @@ from components.ui.handlers import Follower, only_if_active, unchanged
 
 # Cheap answers skip the queue. In its one lane people only wait for their jobs, which the session puts in order; each
 # holds a thread meanwhile (`max_threads` in theme.py).
-HEAVY = {"concurrency_id": "jobs", "concurrency_limit": 100, **SILENT}
-CHEAP = {"queue": False, **SILENT}
+HEAVY: dict[str, Any] = {"concurrency_id": "jobs", "concurrency_limit": 100, **SILENT}
+CHEAP: dict[str, Any] = {"queue": False, **SILENT}
 # A step of a longer answer, which has a name of its own elsewhere.
-PRIVATE = {"api_visibility": "private", "api_name": "step"}
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "api_name": "step"}
 
 
 class Context(NamedTuple):
@@ -76,7 +76,7 @@ class Context(NamedTuple):
             end.then(**call)
 
     def beside(
-        self, tab: str, outputs: tuple, handlers: Sequence[Callable[..., Any]], *bound: Any
+        self, tab: str, outputs: tuple[Any, ...], handlers: Sequence[Callable[..., Any]], *bound: Any
     ) -> list[gr.events.Dependency]:
         """Call slow handlers, one after the other, while `tab` is in view; returns their ends.
 
@@ -98,7 +98,9 @@ class Context(NamedTuple):
         for end in (*self.prepared, self.opened[follower.tab]):
             end.then(**first).then(**then)
 
-    def _call(self, tab: str, outputs: tuple | None, handler: Callable[..., Any], *bound: Any) -> dict[str, Any]:
+    def _call(
+        self, tab: str, outputs: tuple[Any, ...] | None, handler: Callable[..., Any], *bound: Any
+    ) -> dict[str, Any]:
         """Keyword arguments of an event that calls `handler(*bound, settings, layer, request)` while `tab` is open."""
         pinned = [self.controls.pinned] if "pinned" in inspect.signature(handler).parameters else []
         return {

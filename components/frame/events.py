@@ -39,22 +39,28 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
         while_open: what follows every move while its tab is in view.
     """
     page = gr.context.Context.root_block
+    assert page is not None  # or this is called outside of `gr.Blocks()`
     controls = frame.controls
     with_layer = [*controls.settings, controls.layer]
     with_pinned = [*with_layer, controls.pinned]
     texts = slider.Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)
     shown = [output for follower in always for output in follower.outputs]
     shown += slider.Moved(*texts, controls.bias_found)
-    move = {
+    move: dict[str, Any] = {
         "fn": spread_settings(slider.move, session, always, while_open),
         "inputs": [*with_layer, frame.tab, controls.pinned],
         "outputs": [*shown, *(output for follower in while_open for output in follower.outputs)],
         **PRIVATE,
         **CHEAP,
     }
-    preview = {"fn": spread_settings(slider.preview, session, always), "inputs": with_pinned, "outputs": shown, **CHEAP}
+    preview: dict[str, Any] = {
+        "fn": spread_settings(slider.preview, session, always),
+        "inputs": with_pinned,
+        "outputs": shown,
+        **CHEAP,
+    }
     measured_outputs = [*slider.Measured(frame.status, *texts)]
-    measure = {
+    measure: dict[str, Any] = {
         "fn": spread_settings(slider.let_go, session),
         "inputs": with_pinned,
         "outputs": measured_outputs,
@@ -62,14 +68,21 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     }
     refresh = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
     begun = [*handlers.Prepared(frame.status, refresh)]
-    prepare = {"fn": spread_settings(handlers.prepare, session), "inputs": controls.settings, "outputs": begun, **HEAVY}
-    fit = {
+    prepare: dict[str, Any] = {
+        "fn": spread_settings(handlers.prepare, session),
+        "inputs": controls.settings,
+        "outputs": begun,
+        **HEAVY,
+    }
+    fit: dict[str, Any] = {
         "fn": spread_settings(handlers.fit_layers, session),
         "inputs": controls.settings,
         "outputs": controls.layer,
         **CHEAP,
     }
-    prepared, measured, released = [], [], []
+    prepared: list[gr.events.Dependency] = []
+    measured: list[gr.events.Dependency] = []
+    released: list[gr.events.Dependency] = []
 
     def after_preparing(ready: gr.events.Dependency) -> None:
         prepared.append(ready.then(**fit, **PRIVATE).then(**move))
@@ -79,7 +92,7 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     restored = link.Restored(*linked, frame.tabs, frame.tab)
     opened_page = page.load(link.restore, None, [*restored], api_name="restore", **CHEAP)
     after_preparing(opened_page.then(**preview, api_name="ratios").then(**prepare, **PRIVATE))
-    memory = {
+    memory: dict[str, Any] = {
         "fn": partial_handler(handlers.memory, session),
         "inputs": controls.model,
         "outputs": controls.memory,
@@ -92,8 +105,11 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
     gr.on([component.change for component in linked], None, [*linked], None, js=remember, **CHEAP)
 
     opened = {
-        tab.id: tab.select(partial_handler(handlers.open_tab, session, tab.id), None, frame.tab, **PRIVATE, **CHEAP)
+        str(tab.id): tab.select(
+            partial_handler(handlers.open_tab, session, tab.id), None, frame.tab, **PRIVATE, **CHEAP
+        )
         for tab in frame.tabs.children
+        if isinstance(tab, gr.Tab)
     }
     for dependency in opened.values():
         dependency.then(**move)
@@ -134,7 +150,7 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
 def _show_bias(controls: Controls, refresh: gr.Textbox) -> None:
     """Only in the browser: the slider or the checkbox says what the bias is, and both show what it is."""
     bias, found, bias_slider, auto = controls.bias, controls.bias_found, controls.bias_slider, controls.bias_auto
-    in_browser = {"fn": None, **PRIVATE, **CHEAP}
+    in_browser: dict[str, Any] = {"fn": None, **PRIVATE, **CHEAP}
     bias_slider.input(inputs=bias_slider, outputs=bias, js="(bias) => bias", **in_browser)
     ticked = "(auto, bias) => [auto ? null : bias, String(Date.now())]"
     auto.input(inputs=[auto, bias_slider], outputs=[bias, refresh], js=ticked, **in_browser)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -18,7 +19,7 @@ from components.ui.handlers import visitor_of
 def memory(session: Session, model: str) -> str:
     """What the model will need, before it is loaded (HTML)."""
     try:
-        return f'<p class="isx-quiet">{formatting.escape(spoken(session.memory(model)))}</p>'
+        return f'<p class="isx-quiet">{escape(spoken(session.memory(model)))}</p>'
     except (ValueError, OSError) as problem:
         return formatting.problem(problem)
 
@@ -42,7 +43,7 @@ def prepare(session: Session, settings: Settings, request: gr.Request) -> Iterat
         yield Prepared(formatting.status(event), f"{seen} sequences, {time.time():.1f}" if grown else gr.skip())
 
 
-def fit_layers(session: Session, settings: Settings) -> dict:
+def fit_layers(session: Session, settings: Settings) -> dict[str, Any]:
     """Let the layer slider end at the model's last layer."""
     plan = session.plan(settings)
     return gr.update(maximum=len(plan.layers) - 1) if plan else gr.skip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import gradio as gr
 
@@ -23,7 +24,7 @@ def connect(controls: Controls, refresh: gr.Textbox) -> None:
     wire.select(begin, None, [*controls.settings, controls.layer, refresh], **PRIVATE, **CHEAP)
 
 
-def begin(event: gr.EventData) -> tuple:
+def begin(event: gr.EventData) -> tuple[Any, ...]:
     """The settings and the layer that a step begins with, and what tells the page that they have come to rest."""
     state = state_of(event.step, event.phase)
     names = (*Settings._fields, "layer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -18,19 +18,25 @@ from components.ui.handlers import CHECKS
 from components.ui.pinned import text as pinned_text
 from components.ui.pinned.text import typed
 
+
+def _record(name: str, fields: Sequence[str]) -> Any:
+    """A class of named tuples. Any to a type checker, which cannot derive the fields from those of Settings."""
+    return namedtuple(name, fields)
+
+
 # What a link carries. `assets/page.js` takes the names, in this order, from what the page opens with.
-Linked = namedtuple("Linked", [*Settings._fields, "layer", "prompt", "pinned"])
-Restored = namedtuple("Restored", [*Linked._fields, "tabs", "tab"])
+Linked = _record("Linked", [*Settings._fields, "layer", "prompt", "pinned"])
+Restored = _record("Restored", [*Linked._fields, "tabs", "tab"])
 FIRST_TAB = "ratios"
 
 
-def usual() -> Linked:
-    """What the page opens with anyway, and what therefore stays out of a link."""
+def usual() -> Any:
+    """A `Linked` of what the page opens with anyway, and what therefore stays out of a link."""
     return Linked(**Settings()._asdict(), layer=0, prompt=PROMPT, pinned="")
 
 
-def restore(request: gr.Request) -> Restored:
-    """Read the address bar: the settings, those pinned, the layer, the prompt and the tab of a link.
+def restore(request: gr.Request) -> Any:
+    """Read the address bar into a `Restored`: the settings, those pinned, the layer, the prompt and the tab of a link.
 
     What the page would refuse is left as it opens anyway, and so is all of a link that is too long. A link always names
     the precision, so that another machine gives the same numbers; without one it is this machine's. A step of the
@@ -44,8 +50,8 @@ def restore(request: gr.Request) -> Restored:
     return Restored(**read(query)._asdict(), tabs=gr.Tabs(selected=tab), tab=tab)
 
 
-def read(query: Mapping[str, str]) -> Linked:
-    """What a link's query carries, without the tab; what the page would refuse is as it opens anyway."""
+def read(query: Mapping[str, str]) -> Any:
+    """A `Linked` of what a link's query carries, without the tab; what the page would refuse is as it opens anyway."""
     linked = {name: _allowed(name, typed(query.get(name), value), value) for name, value in usual()._asdict().items()}
     linked["upload"] = None  # no link names a file
     linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else precision(Settings())

@@ -78,7 +78,7 @@ def ghosts(
     opened: str,
     pinned: Settings | None,
     request: gr.Request,
-) -> tuple:
+) -> tuple[Any, ...]:
     """The pinned setting's ghosts for the charts of the open tab; those of the others stay as they are."""
     updates: list[Any] = []
     for follower in followers:

@@ -54,7 +54,7 @@ def preview(
     layer: int,
     pinned: Settings | None,
     request: gr.Request,
-) -> tuple:
+) -> tuple[Any, ...]:
     """Ratios, importances and sizes for a setting, from the calibration that is at hand; answers in milliseconds.
 
     Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML), and
@@ -74,7 +74,7 @@ def move(
     opened: str,
     pinned: Settings | None,
     request: gr.Request,
-) -> tuple:
+) -> tuple[Any, ...]:
     """`preview` and what the open tab shows in one answer: a request for each would be slower than a drag."""
     shown = preview(session, always, settings, layer, pinned, request)
     session.ahead(settings, visitor_of(request))
@@ -90,8 +90,7 @@ def texts_of(session: Session, settings: Settings, pinned: Settings | None = Non
         plan = session.plan(settings)
     except ValueError as problem:
         return unchanged(Moved)._replace(headline=formatting.problem(problem))
-    found = plan is not None and settings.bias is None
-    bias = round(plan.bias, 2) if found else gr.skip()
+    bias = gr.skip() if plan is None or settings.bias is not None else round(plan.bias, 2)
     return Moved(*_texts(session, settings, plan, pinned), bias)
 
 
@@ -167,8 +166,10 @@ def _texts(
 
 def _beside(session: Session, settings: Settings, pinned: Settings | None) -> Beside | None:
     """The pinned setting, where anything is known of it that could be set beside the current one."""
+    if pinned is None:
+        return None
     try:
-        plan = session.plan(pinned) if pinned else None
+        plan = session.plan(pinned)
     except ValueError:  # it was within reach of another calibration
         return None
     return Beside(name_of(pinned, settings), plan, session.perplexities(pinned)) if plan else None

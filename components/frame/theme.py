@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -15,7 +16,7 @@ from components.gradio_compat.request_size import BoundedRequests
 from components.i18n.language import Words, for_scripts, long_text, spoken
 from components.jobs import limits
 from components.ui.chart_bridge import plotly_head
-from components.ui.palette import COLOURS, FAINT, css_variables
+from components.ui.palette import COLOURS, FAINT, Colour, css_variables
 
 BLUE = gr.themes.Color(
     *["#f0f7fc", "#dcedf8", "#b8daf0", "#8cc3e5", "#4d9fd0"],
@@ -30,7 +31,7 @@ MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
 def theme() -> gr.themes.Base:
     """A quiet theme: one accent, thin rules, no shadows, no fonts from elsewhere."""
 
-    def both(name: str, colours: dict = FAINT) -> tuple[str, str]:
+    def both(name: str, colours: Mapping[str, Colour] = FAINT) -> tuple[str, str]:
         return colours[name].light, colours[name].dark
 
     page, panel, rule = both("page"), both("panel"), both("rule")
@@ -81,7 +82,7 @@ def theme() -> gr.themes.Base:
     )
 
 
-def launch_options(tabs: Mapping[str, str]) -> dict:
+def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
     """Keyword arguments for `launch()`: theme, css, head and bounds. `tabs` are the tabs' labels by their ids.
 
     Raises UserError where the environment sets a bound to what is none.

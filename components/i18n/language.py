@@ -87,7 +87,7 @@ class Words(str):
     def __deepcopy__(self, _: Any) -> Words:
         return self
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return str, (self[:],)
 
 
@@ -116,12 +116,13 @@ def term(text: str) -> str:
     return words_of(language()).get(text, text)
 
 
-def number(value: float, places: str) -> str:
+def number(value: float | Number, places: str) -> str:
     """A number formatted as Python does by `places`, such as ".1f" or ".0%", and written as the language has it."""
     written, here = format(value, places), LANGUAGES[language()]
     if language() == ENGLISH:
         return written
-    return written.translate(str.maketrans({",": here.thousands, ".": here.decimal, "%": here.percent}))
+    marks: dict[str, str | int | None] = {",": here.thousands, ".": here.decimal, "%": here.percent}
+    return written.translate(str.maketrans(marks))
 
 
 def on_day(written: str) -> Words:

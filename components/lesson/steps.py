@@ -23,8 +23,8 @@ def state_of(step: Any, phase: Any = 0) -> dict[str, str]:
         phase: from 0; steps that compare several settings have as many.
     """
     steps = {str(number): described for number, described in enumerate(texts()["steps"], start=1)}
-    described = steps.get(str(step))
-    states = {str(number): state for number, state in enumerate(described["states"])} if described else {}
+    described = steps.get(str(step), {"states": []})
+    states = {str(number): state for number, state in enumerate(described["states"])}
     if str(phase) not in states:
         return {}
     return {**states[str(phase)], "tab": described["tab"]}

@@ -64,15 +64,15 @@ def variance_chart(view: SpectraView) -> Chart:
     wide = figure.axes_of(2)
     for place, (words, colour, dash, width) in WIDE.items():
         name = spoken(words)
-        curve: Curve | None = getattr(curves, place)
-        if curve is None:
+        whole: Curve | None = getattr(curves, place)
+        if whole is None:
             continue
         line = {"color": f"@{colour}", "width": width, "dash": dash}
-        data.append({**_curve(curve, name, 1), "name": name, "line": line, **wide})
-        stays, unknown = (view.neurons, say("goes")) if place == "mlp" else (view.width, "–")
-        if stays:
-            rings.append(_ring(curve, stays, 1, colour, "2"))
-        rows.append([name, *_sizes(curve), str(stays or unknown)])
+        data.append({**_curve(whole, name, 1), "name": name, "line": line, **wide})
+        kept, unknown = (view.neurons, say("goes")) if place == "mlp" else (view.width, "–")
+        if kept:
+            rings.append(_ring(whole, kept, 1, colour, "2"))
+        rows.append([name, *_sizes(whole), str(kept or unknown)])
     if not any(getattr(curves, place) for place in WIDE):  # axes without a trace are not drawn, and their words astray
         data.append({"type": "scatter", "x": [None], "y": [None], "showlegend": False, **wide})
     layout["hovermode"] = "closest"

@@ -92,11 +92,11 @@ def pair_chart(view: SpectraView) -> Chart:
         _crosses(cut, say("pair is cut")),
     ]
     layout["hovermode"] = "closest"
-    marks = {
-        min(range(count), key=lambda i, t=10**power: abs(math.log(turns[i] / t))): 10**power
-        for power in range(1, 8)
-        if turns[-1] >= 10**power
-    }
+
+    def nearest(tokens: int) -> int:
+        return min(range(count), key=lambda pair: abs(math.log(turns[pair] / tokens)))
+
+    marks = {nearest(10**power): 10**power for power in range(1, 8) if turns[-1] >= 10**power}
     layout["xaxis"].update(
         title=figure.title(say("tokens for a full turn")),
         range=[-0.5, count - 0.5],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 from components.i18n.language import number, say, spoken
 from components.sweep.views import SweepPoint, SweepView
@@ -73,7 +74,11 @@ def speed_chart(view: SweepView) -> Chart:
     (first, _), (second, name) = (_dense(view, panel) for panel in (1, 2))
     layout["shapes"] = [*first, *second, *(_as_fast(panel) for panel in (1, 2))]
     layout["annotations"] = name
-    timed = [point for point in view.points if point.prefill is not None and point.decode is not None]
+    timed = [
+        (point, point.prefill, point.decode, point.perplexity)
+        for point in view.points
+        if point.prefill is not None and point.decode is not None and point.perplexity is not None
+    ]
     return Chart(
         title=say("What does speed cost?"),
         note=say("Right of the upright line a model is faster than the dense one."),
@@ -85,10 +90,10 @@ def speed_chart(view: SweepView) -> Chart:
             *(say("Method"), say("Asked"), say("Reading, times dense"), say("Writing, times dense"), say("Perplexity")),
         ],
         rows=[
-            [*_named(point), *(number(value, ".2f") for value in (point.prefill, point.decode, point.perplexity))]
-            for point in timed
+            [*_named(point), number(prefill, ".2f"), number(decode, ".2f"), number(perplexity, ".2f")]
+            for point, prefill, decode, perplexity in timed
         ],
-        picks=[pick_of(point) for point in timed],
+        picks=[pick_of(point) for point, *_ in timed],
     )
 
 
@@ -96,10 +101,11 @@ def _lines(
     view: SweepView, place: Callable[[SweepPoint], float | None], words: str, axes: Json, legend: bool = False
 ) -> list[Json]:
     """One line a method x estimator, over the points that have a place and a perplexity."""
-    grouped: dict[tuple[str, str], list[SweepPoint]] = {}
+    grouped: dict[tuple[str, str], list[tuple[float, float, SweepPoint]]] = {}
     for point in view.points:
-        if place(point) is not None and _drawable(point.perplexity):
-            grouped.setdefault((point.method, point.estimator), []).append(point)
+        x, y = place(point), point.perplexity
+        if x is not None and _drawable(y):
+            grouped.setdefault((point.method, point.estimator), []).append((x, y, point))
     lines = []
     for (method, estimator), points in grouped.items():
         name = line_name(method, estimator)
@@ -113,10 +119,10 @@ def _lines(
                 "meta": figure.ALWAYS,
                 "legendgroup": name,
                 "showlegend": legend,
-                "x": [figure.rounded(place(point)) for point in points],
-                "y": [figure.rounded(point.perplexity) for point in points],
-                "ids": [pick_of(point) for point in points],
-                "customdata": [number(point.asked, ".0%") for point in points],
+                "x": [figure.rounded(x) for x, _, _ in points],
+                "y": [figure.rounded(y) for _, y, _ in points],
+                "ids": [pick_of(point) for *_, point in points],
+                "customdata": [number(point.asked, ".0%") for *_, point in points],
                 "line": look,
                 "marker": {"size": 9, "color": look["color"], "symbol": SYMBOLS.get(method, "circle")},
                 "hovertemplate": say(
@@ -142,7 +148,7 @@ def _perplexity_axis(layout: Json, view: SweepView, axes: Sequence[str]) -> None
         layout[axis].update(ticktext=[number(tick, ",g") for tick in ticks])
 
 
-def _drawable(perplexity: float | None) -> bool:
+def _drawable(perplexity: float | None) -> TypeGuard[float]:
     """A model that is broken altogether has an infinite perplexity: that stands in the table alone."""
     return perplexity is not None and math.isfinite(perplexity)
 
@@ -189,13 +195,13 @@ def _named(point: SweepPoint) -> list[str]:
 
 
 def _row(point: SweepPoint, view: SweepView) -> list[str]:
-    if point.perplexity is None:
+    if point.perplexity is None or point.removed is None or point.parameters is None:
         return [*_named(point), spoken(point.note), *["–"] * 4]
     return [
         *_named(point),
         number(point.removed, ".1%"),
         number(point.parameters, ","),
         number(point.perplexity, ".2f"),
-        number(point.perplexity / view.dense, ".2f"),
+        "–" if view.dense is None else number(point.perplexity / view.dense, ".2f"),
         "–" if point.divergence is None else number(point.divergence, ".3f"),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -60,7 +61,7 @@ class Picked(NamedTuple):
 class SweepPanel(NamedTuple):
     """The tab's components."""
 
-    choice: SweepChoice  # of the components whose values make one
+    choice: tuple[gr.CheckboxGroup, gr.CheckboxGroup, gr.CheckboxGroup, gr.Checkbox]  # the fields of a SweepChoice
     shown: Shown
     run: gr.Button
     cancel: gr.Button
@@ -96,7 +97,7 @@ def build(session: Session, first: Settings) -> SweepPanel:
     fast = chart(height=360, elem_id="sweep-speed-chart")
     fold("sweep")
     return SweepPanel(
-        choice=SweepChoice(methods, estimators, sparsities, speed),
+        choice=(methods, estimators, sparsities, speed),
         shown=Shown(progress, removed, fast),
         run=run,
         cancel=cancel,
@@ -118,7 +119,7 @@ def preview(
     try:
         return _shown(measure.known(session, settings, choice), measure.seconds(session, settings, choice))
     except ValueError as problem:  # not calibrated yet, or a choice of nothing
-        return Shown(f'<p class="isx-quiet">{formatting.escape(spoken(told(problem)))}</p>', "", "")
+        return Shown(f'<p class="isx-quiet">{escape(spoken(told(problem)))}</p>', "", "")
 
 
 def show_pinned(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Shown:

@@ -9,6 +9,7 @@ come and go. plotly.js is the file inside the installed plotly package: no CDN.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import plotly
@@ -61,6 +62,6 @@ def is_chart(component: gr.components.Component) -> bool:
     return CARD in (component.elem_classes or ())
 
 
-def ghost_update(value: object) -> dict:
+def ghost_update(value: object) -> dict[str, Any]:
     """The update that gives a chart the ghost of what is shown of the pinned setting, or takes it away."""
     return gr.update(ghost=ghost(value) if isinstance(value, str) and value else "")

@@ -127,7 +127,7 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: Beside | None
         for (name, words, dense, sliced), (*_, other) in zip(rows, before, strict=True)
     ]
     ratio = "" if measured.ratio is None else _with_error(measured.ratio, 2)
-    readings = [
+    readings: list[tuple[str, ...]] = [
         (say("Perplexity"), _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
         (say("ratio"), "", ratio or "–"),
     ]
@@ -205,7 +205,9 @@ def protocol(settings: Settings, measured: Perplexities) -> str:
 def _errors(measured: Perplexities) -> str:
     """How sure the numbers are, once both are whole."""
     dense, sliced, ratio = measured.dense_reading, measured.sliced_reading, measured.ratio
-    if None in (measured.dense, measured.sliced, ratio) or None in (dense.error, sliced.error, ratio.error):
+    if dense is None or sliced is None or ratio is None or measured.dense is None or measured.sliced is None:
+        return ""
+    if None in (dense.error, sliced.error, ratio.error):
         return ""
     return say(
         " Standard errors: dense ± {dense:.1f}, sliced ± {sliced:.1f}; of their ratio, {ratio:.3f}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from components.i18n.language import Words, later, spoken, term
 from components.state import choices
@@ -16,7 +17,7 @@ class Labels(Mapping[str, str]):
     to choose.
     """
 
-    def __init__(self, registry: Mapping, extra: Mapping[str, str] | None = None) -> None:
+    def __init__(self, registry: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> None:
         self._registry, self._extra = registry, extra or {}
 
     def __getitem__(self, name: str) -> str:

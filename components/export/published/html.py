@@ -127,8 +127,9 @@ def _reading(reading: Reading | None) -> str:
     """A number with its standard error."""
     if reading is None:
         return "–"
-    known = reading.error is not None and math.isfinite(reading.error)
-    return number(reading.value, ".2f") + (f" ± {number(reading.error, '.2f')}" if known else "")
+    if reading.error is None or not math.isfinite(reading.error):
+        return number(reading.value, ".2f")
+    return f"{number(reading.value, '.2f')} ± {number(reading.error, '.2f')}"
 
 
 def _protocol(published: Published) -> str:

@@ -10,7 +10,7 @@ import gradio as gr
 from components.gradio_compat.browser.silent import SILENT
 
 # A step of a longer answer, as `frame/context.py` has it.
-RELAY = {"api_visibility": "private", "api_name": "step", "queue": False, **SILENT}
+RELAY: dict[str, Any] = {"api_visibility": "private", "api_name": "step", "queue": False, **SILENT}
 
 
 def on_latest(events: Sequence[Any], **call: Any) -> gr.events.Dependency:

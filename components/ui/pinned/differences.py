@@ -53,12 +53,12 @@ def sentence(parameters: int, sliced: Reading | None, pinned: Beside | None, wor
     if sliced is None or before is None:
         worse = say("; perplexities are compared when both are measured")
     else:
-        change = signed(sliced.value - before.value, lambda value: number(value, ".1f"))
+        more = signed(sliced.value - before.value, lambda value: number(value, ".1f"))
         whole = _is_whole(sliced) and _is_whole(before)
         worse = (
-            say(", perplexity <b>{change}</b>", change=change)
+            say(", perplexity <b>{change}</b>", change=more)
             if whole
-            else say(", perplexity about <b>{change}</b>", change=change)
+            else say(", perplexity about <b>{change}</b>", change=more)
         )
     told = say(
         "Against <b>A</b> ({words}): {weights}{worse}.", words=escape(pinned.words), weights=weights, worse=worse

@@ -38,7 +38,7 @@ def ghost(chart: str) -> str:
 def _faint(trace: Json) -> Json:
     """Bars as outlines, curves thin, markers hollow; its `meta` says which."""
     said = spoken(KINDS[trace["type"] if trace["type"] == "bar" else trace["mode"].split("+")[0]])
-    told = {"hovertemplate": f"A: {trace['hovertemplate']}"} if "hovertemplate" in trace else {}
+    told: Json = {"hovertemplate": f"A: {trace['hovertemplate']}"} if "hovertemplate" in trace else {}
     told |= {"name": f"A: {trace['name']}", "meta": {**trace["meta"], "said": said}}
     trace = {**trace, "showlegend": False, **told}
     if trace["type"] == "bar":
