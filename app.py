@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from components.server import shutdown as ending
+from components.server import shutdown
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Threads that wait for each other should sleep: a slider's own must not compete with those that only spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if __name__ == "__main__":
-    ending.when_told()  # maybe while this is imported
+    shutdown.on_signal()  # maybe while this is imported
 
 import gradio as gr
 
@@ -58,6 +58,7 @@ def build_app(session: Session) -> App:
             prompt=panels["compare"].prompt,
             perplexity=panels["compare"].perplexity,
             panels=panels,
+            page=page,
         )
         context = events.connect(session, frame, tabs.always(panels), tabs.while_open(panels))
         tabs.connect(panels, context)

@@ -14,7 +14,7 @@ import gradio as gr
 
 from components.export import files
 from components.frame.context import HEAVY
-from components.gradio_compat.errors import speak_in_words
+from components.gradio_compat.signatures import with_signature
 from components.i18n.language import spoken
 from components.jobs.status import Status
 from components.ratios import measure as ratios
@@ -90,8 +90,7 @@ def command_lines(session: Session, settings: Settings, prompt: str = PROMPT) ->
 
 
 def build(session: Session) -> None:
-    """Add the endpoints. Called inside the `gr.Blocks()` of the page, whose every endpoint then answers in words."""
-    speak_in_words(gr.context.Context.root_block)
+    """Add the endpoints. Called inside the `gr.Blocks()` of the page."""
     for endpoint in (evaluate, generate, sweep_table):
         gr.api(typed(endpoint, session), api_name=endpoint.__name__, **LANE)
     for endpoint in (command_lines, locked_ratios):
@@ -99,7 +98,7 @@ def build(session: Session) -> None:
 
 
 def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
-    """`flat(endpoint, session)` with every parameter's type and default, which is what callers from outside see."""
+    """`spread_settings(endpoint, session)` with the type and the default of every parameter, for gradio's API page."""
     called, hints = spread_settings(endpoint, session), get_type_hints(Settings) | get_type_hints(endpoint)
     hints["upload"] = Upload
     defaults = Settings()._asdict()
@@ -112,8 +111,7 @@ def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
         parameter.replace(annotation=hints[name], default=defaults.get(name))
         for name, parameter in inspect.signature(called).parameters.items()
     ]
-    called.__signature__ = inspect.Signature(parameters, return_annotation=hints["return"])
-    called.__annotations__ = {name: hints[name] for name in (*called.__signature__.parameters, "return")}
+    called = with_signature(called, endpoint, parameters, hints["return"])
     called.__doc__ = endpoint.__doc__.replace("{methods}", ", ".join(METHODS))
     return called
 

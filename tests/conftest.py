@@ -25,7 +25,7 @@ from intraslice.core.errors import UserError
 from intraslice.loading import LoadedModel, fingerprint, load_model
 from intraslice.modeling.families import canonicalise
 
-pytest_plugins = ["browsing", "forked", "harness", "opened", "tiny_page"]
+pytest_plugins = ["browsing", "forked", "page.gradio_compat.gradio_pages", "harness", "opened", "tiny_page"]
 
 WORDS = [f"word{index}" for index in range(100)]
 

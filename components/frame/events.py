@@ -29,6 +29,7 @@ class Frame(NamedTuple):
     prompt: gr.Textbox
     perplexity: gr.HTML
     panels: Mapping[str, Any]  # every tab's, by its id
+    page: gr.Blocks
 
 
 def connect(session: Session, frame: Frame, always: Sequence[Follower], while_open: Sequence[Follower]) -> Context:
@@ -38,9 +39,7 @@ def connect(session: Session, frame: Frame, always: Sequence[Follower], while_op
         always: what follows every move, whatever tab is in view.
         while_open: what follows every move while its tab is in view.
     """
-    page = gr.context.Context.root_block
-    assert page is not None  # or this is called outside of `gr.Blocks()`
-    controls = frame.controls
+    page, controls = frame.page, frame.controls
     with_layer = [*controls.settings, controls.layer]
     with_pinned = [*with_layer, controls.pinned]
     texts = slider.Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)

@@ -1,4 +1,10 @@
-"""Whether a caller still listens."""
+"""Whether the caller of a handler is still connected.
+
+When a client leaves, gradio marks its event and asks a generator for no more; a handler that runs, or a job that it
+waits for, is told nothing. So the mark is read off gradio's queue.
+
+Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_connection.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +14,10 @@ from gradio.context import LocalContext
 
 
 def connection_check() -> Callable[[], bool]:
-    """Called in a handler: what tells from then on whether its caller still hears of it.
+    """Called in a handler: a function `is_connected()` that any thread may call from then on.
 
-    Gradio marks an event when its stream is closed, and then no longer asks a generator for more; nothing else would
-    tell a job that nobody listens.
+    Where no queued event called the handler, the function always answers True.
     """
-    blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
-    event = blocks._queue.event_ids_to_events.get(event_id) if blocks is not None else None
+    page, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    event = page._queue.event_ids_to_events.get(event_id) if page is not None else None
     return (lambda: event.alive) if event is not None else (lambda: True)

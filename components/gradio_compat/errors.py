@@ -1,4 +1,10 @@
-"""Errors go out in words."""
+"""Errors of handlers as messages, in the language of the caller.
+
+Gradio answers an exception that is no `gr.Error` with an error without a text, or with all of it
+(`launch(show_error=True)`), and prints a traceback for each, mistakes of its callers included.
+
+Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_errors.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +15,16 @@ from typing import Any
 
 import gradio as gr
 
-from components.gradio_compat.inputs import require_readable
-from components.i18n.language import asked_for, say, speaking, spoken
+from components.i18n.language import asked_for, say, spoken
 from components.jobs import limits
 from components.jobs.jobs import EXPECTED
 
 log = logging.getLogger(__name__)
 
 
-def speak_in_words(page: gr.Blocks) -> None:
-    """Let a page say in its visitor's words whatever it cannot read or do, and read no file that was not uploaded.
-
-    Gradio itself would fetch any address that stands for a file, whole and into memory.
-    """
-    process = page.process_api
-
-    async def process_api(block_fn: Any, inputs: list[Any], state: Any = None, **options: Any) -> dict[str, Any]:
-        with speaking(language_of(options.get("request"))), errors_in_words():
-            if options.get("iterator") is None:
-                require_readable(block_fn.inputs, inputs, state)
-            return await process(block_fn, inputs, state, **options)
-
-    page.process_api = process_api
-
-
 @contextmanager
-def errors_in_words() -> Iterator[None]:
-    """What goes wrong becomes gradio's message, in words that a visitor may read; only what is our fault is traced."""
+def translate_errors() -> Iterator[None]:
+    """Raise `gr.Error` in the current language for whatever is raised inside; log only errors of the page itself."""
     try:
         yield
     except gr.Error as problem:
@@ -53,7 +42,7 @@ def errors_in_words() -> Iterator[None]:
 
 
 def language_of(request: Any) -> str:
-    """That of a call's visitor, step by step: of a generator each comes here. English for a program that names none."""
+    """The language of a call's `gr.Request`, or of the first of several; English for a program that names none."""
     request = request[0] if isinstance(request, list) else request
     query, headers = getattr(request, "query_params", None), getattr(request, "headers", None)
     return asked_for(dict(query or {}), (headers or {}).get("accept-language"))

@@ -1,4 +1,14 @@
-"""What comes in from the page and from programs: values that can be read, and files that were uploaded."""
+"""Checks of the values that come in from the page and from programs, before gradio reads them.
+
+Gradio itself
+
+- answers a call with too few values, or a slider's value of another type, with an error without a text;
+- fetches any `http` address that stands for a file, whole and into memory;
+- hands a dictionary with a `path` outside of the uploads to a handler that takes no file;
+- takes a path for a file only as the dictionary that its own client sends.
+
+Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_inputs.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +17,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
+from components.gradio_compat.upload_folder import is_uploaded
 from components.i18n.language import later
 from components.jobs import limits
 
@@ -25,21 +35,28 @@ def uploaded_path(upload: Any) -> str | None:
     if path in (None, ""):
         return None
     is_own = isinstance(upload, str) and not limits.hosted()
-    if not (isinstance(path, str) and (is_own or is_in_or_equal(path, get_upload_folder()))):
+    if not (isinstance(path, str) and (is_own or is_uploaded(path))):
         raise ValueError(NOT_UPLOADED)
     return path
 
 
 def require_readable(components: Sequence[Any], values: Sequence[Any], state: Any = None) -> None:
-    """Raises ValueError where a component gets what it cannot take; that a field is left empty its handler looks at."""
+    """Raise ValueError where a component gets a value that it cannot take. Empty fields are the handlers' to check.
+
+    Args:
+        components: the inputs of a call.
+        values: a value for each.
+        state: the session, which has components of its own where they were updated.
+    """
     if (missing := len(components) - len(values)) > 0:
-        all_of_them = len(components)
         raise ValueError(
-            later("{missing} of {all} values are missing; the page's API names them", missing=missing, all=all_of_them)
+            later(
+                "{missing} of {all} values are missing; the page's API names them", missing=missing, all=len(components)
+            )
         )
     traverse(values, uploaded_path, is_file_obj)
     for component, value in zip(components, values, strict=False):
-        own = state[component._id] if state and component._id in state else component  # as this page has it now
+        own = state[component._id] if state and component._id in state else component
         if isinstance(own, gr.Slider) or (isinstance(own, gr.Number) and value is not None):
             low = -math.inf if own.minimum is None else own.minimum
             limits.number(own.label, value, low, math.inf if own.maximum is None else own.maximum)

@@ -1,7 +1,15 @@
-"""Gradio's queue, made fit for strangers: a call waits until somebody listens, and nobody's messages are lost.
+"""A queue that outlasts clients who leave their calls behind.
 
-Gradio 6.31 keeps the messages of 2,000 sessions and forgets the oldest, read or not. What is sent to a forgotten one
-is a KeyError that ends the queue for good: each further call is answered "Queue is stopped" (gradio issue 11167).
+Gradio's own queue
+
+- keeps the messages of 2,000 sessions and drops the oldest, read or not. The next message to a dropped session is a
+  KeyError that ends the queue for good: each further call is answered "Queue is stopped" (gradio issue 11167);
+- runs calls whose answers nobody reads, and knows no bound for the calls of one session;
+- stops for good when one of its loops raises an exception;
+- makes a table of the last 10,000 calls after every one, for a monitoring page that is turned off here.
+
+Tried with gradio 6.25 to 6.31. Tests:
+`tests/page/gradio_compat/test_queue_of_calls.py` and `tests/page/server/test_server.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +21,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import gradio as gr
 from gradio.queueing import Event, Queue
 
 from components.i18n.language import say
@@ -21,59 +30,70 @@ from components.jobs import limits
 log = logging.getLogger(__name__)
 
 REMEMBERED = 300.0  # seconds without a reader after which a session's messages are forgotten
-EVERY = 1.0  # second between two looks
+EVERY = 1.0  # seconds between two rounds of tidying
 
 
 class Mailbox(asyncio.Queue):
     """A session's messages, and whether somebody reads them."""
 
-    def __init__(self, opened: Callable[[], None]) -> None:
+    def __init__(self, on_read: Callable[[], None]) -> None:
         super().__init__()
-        self.readers, self._opened, self._last = 0, opened, time.monotonic()
+        self.readers, self._on_read, self._last_read = 0, on_read, time.monotonic()
 
     async def get(self) -> Any:
         """The next message, once there is one."""
         self.readers += 1
-        self._opened()
+        self._on_read()
         try:
             return await super().get()
         finally:
             self.readers -= 1
-            self._last = time.monotonic()
+            self._last_read = time.monotonic()
 
     def unread(self) -> float:
-        """Seconds since the last reader went."""
-        return 0.0 if self.readers else time.monotonic() - self._last
+        """Seconds since the last reader left; 0.0 while there is one."""
+        return 0.0 if self.readers else time.monotonic() - self._last_read
 
 
 class Mailboxes(dict[str, Mailbox]):
-    """By session. Whatever gradio would set, it is a `Mailbox`."""
+    """Mailboxes by session. Whatever gradio sets as a value becomes a `Mailbox`."""
 
-    def __init__(self, opened: Callable[[str], None]) -> None:
+    def __init__(self, on_read: Callable[[str], None]) -> None:
         super().__init__()
-        self._opened = opened
+        self._on_read = on_read
 
     def __setitem__(self, session: str, _: object) -> None:
-        super().__setitem__(session, Mailbox(lambda: self._opened(session)))
+        super().__setitem__(session, Mailbox(lambda: self._on_read(session)))
 
 
 class SteadyQueue(Queue):
-    """Calls whose sessions nobody reads are set aside, at no cost but their own; the oldest of them makes room.
+    """Gradio's queue, in which a call waits until somebody reads its session's messages.
 
-    What remains is bounded by visitor and in all, and refused in words beyond that. Its loops are started again should
-    they fail.
+    Calls that nobody reads are set aside and cost nothing; the oldest of them makes room for a new one. The others are
+    bounded for each session and in total, and a call beyond the bounds is refused with a message. Loops that fail are
+    started again.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.pending_messages_per_session: Mailboxes = Mailboxes(self._begin)
-        self._aside: dict[str, list[Event]] = {}  # by session, the oldest first
-        self._ended = False
+        self._aside: dict[str, list[Event]] = {}  # calls that nobody reads, by session, the oldest first
+        self._is_closed = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether calls are begun."""
+        return not self.stopped
+
+    @property
+    def open_calls(self) -> int:
+        """The number of calls that wait or run."""
+        return len(self.event_ids_to_events)
 
     # Joining
 
     async def push(self, body: Any, request: Any, username: str | None) -> tuple[bool, Any, str]:
-        """Take a call on, or say why not."""
+        """Accept a call, or say why not."""
         if refusal := self._refusal(body.session_hash):
             return False, refusal, "queue_full"
         answer = await super().push(body, request, username)
@@ -84,32 +104,31 @@ class SteadyQueue(Queue):
         return answer
 
     def _refusal(self, session: str | None) -> str:
-        """Why a session's call cannot be taken on, or nothing; makes room where there is some to be made."""
+        """Why a session's call cannot be accepted, or nothing; makes room where some can be made."""
         own = sum(event.session_hash == session for event in self.event_ids_to_events.values())
         if own >= limits.VISITOR_CALLS.value:
             return say("{count} calls of this page wait already; go on when some of them are answered.", count=own)
         most = limits.CALLS.value
-        if len(self.event_ids_to_events) >= most and self._aside:
+        if self.open_calls >= most and self._aside:
             self._forget(next(iter(self._aside)))
-        if (waiting := len(self.event_ids_to_events)) >= most:
+        if (waiting := self.open_calls) >= most:
             return say(
                 "{count} calls wait already, and yours would come after them; try again in a minute.", count=waiting
             )
         if len(self.pending_messages_per_session) >= 2 * most:
-            called = self._called()
-            idle = (one for one, box in self.pending_messages_per_session.items() if not (box.readers or one in called))
-            self._forget(next(idle, ""))
+            calling = self._sessions_with_calls()
+            boxes = self.pending_messages_per_session.items()
+            self._forget(next((idle for idle, box in boxes if not (box.readers or idle in calling)), ""))
         return ""
 
     def _begin(self, session: str) -> None:
-        """Somebody reads: what was set aside takes its place in line."""
+        """Somebody reads: the session's calls that were set aside take their places in line."""
         for event in self._aside.pop(session, ()):
             line = self.event_queue_per_concurrency_id[event.concurrency_id].queue
             line.append(event)
             self.broadcast_estimations(event.concurrency_id, len(line) - 1)
 
-    def _called(self) -> set[str]:
-        """Sessions that have a call."""
+    def _sessions_with_calls(self) -> set[str]:
         return {event.session_hash for event in self.event_ids_to_events.values()}
 
     # Leaving
@@ -124,44 +143,45 @@ class SteadyQueue(Queue):
         self._drop(lambda event: event._id == event_id)
         await super().remove_from_queue(event_id)
 
-    def _drop(self, left: Callable[[Event], bool]) -> None:
-        """Forget calls that were set aside."""
+    def _drop(self, is_dropped: Callable[[Event], bool]) -> None:
+        """Forget some of the calls that were set aside."""
         for session, events in list(self._aside.items()):
-            for event in filter(left, events):
+            for event in filter(is_dropped, events):
                 self.event_ids_to_events.pop(event._id, None)
                 self.pending_event_ids_session.get(session, set()).discard(event._id)
-            if kept := [event for event in events if not left(event)]:
+            if kept := [event for event in events if not is_dropped(event)]:
                 self._aside[session] = kept
             else:
                 del self._aside[session]
 
     def _forget(self, session: str) -> None:
-        """All that is known of a session that nobody reads."""
+        """Forget all of a session that nobody reads."""
         for event in self._aside.pop(session, ()):
             self.event_ids_to_events.pop(event._id, None)
         self.pending_messages_per_session.pop(session, None)
         self.pending_event_ids_session.pop(session, None)
 
     def tidy(self) -> None:
-        """Give up calls, then sessions, that nobody has read for long."""
+        """Give up the calls, then the sessions, that nobody has read for long."""
         unread, patience = self._unread, limits.UNREAD_SECONDS.value
-        for session in [one for one in self._aside if unread(one) > patience]:
+        for session in [session for session in self._aside if unread(session) > patience]:
             self._forget(session)
         for event in [event for job in self.active_jobs if job for event in job]:
             event.alive = event.alive and unread(event.session_hash) < patience
-        for session in {*self.pending_messages_per_session, *self.pending_event_ids_session} - self._called():
+        sessions = {*self.pending_messages_per_session, *self.pending_event_ids_session}
+        for session in sessions - self._sessions_with_calls():
             if unread(session) > REMEMBERED:
                 self._forget(session)
 
     def _unread(self, session: str) -> float:
-        """Seconds since anybody read a session's messages."""
+        """Seconds since somebody read a session's messages."""
         box = self.pending_messages_per_session.get(session)
         return math.inf if box is None else box.unread()
 
     # Staying alive
 
     def send_message(self, event: Event, event_message: Any) -> None:
-        """Put a message into the box of whoever made a call; where that is gone nobody listens."""
+        """Put a message into the mailbox of a call's session; where that is gone nobody listens any more."""
         if event.session_hash in self.pending_messages_per_session:
             super().send_message(event, event_message)
         else:
@@ -169,41 +189,53 @@ class SteadyQueue(Queue):
 
     def start(self) -> None:
         """Run, in the event loop that is running now."""
-        self._ended = False
+        self._is_closed = False
         super().start()
-        self._asyncio_tasks.add(asyncio.get_running_loop().create_task(self._look_after()))
+        self._asyncio_tasks.add(asyncio.get_running_loop().create_task(self._tidy_regularly()))
 
     def close(self) -> None:
-        """End for good."""
-        self._ended = True
+        """Stop for good."""
+        self._is_closed = True
         super().close()
 
     async def start_processing(self) -> None:
         """Begin calls as there is room for them."""
-        await self._kept_up(super().start_processing)
+        await self._keep_up(super().start_processing)
 
     async def start_progress_updates(self) -> None:
-        """Tell of progress."""
-        await self._kept_up(super().start_progress_updates)
+        """Send gradio's own progress messages."""
+        await self._keep_up(super().start_progress_updates)
 
-    async def _kept_up(self, loop: Callable[[], Awaitable[None]]) -> None:
-        while not self._ended:
+    async def _keep_up(self, loop: Callable[[], Awaitable[None]]) -> None:
+        while not self._is_closed:
             try:
                 await loop()
             except Exception:
                 log.exception("a loop of the queue failed; it is started again")
-            self.stopped = self._ended
+            self.stopped = self._is_closed
             await asyncio.sleep(EVERY)
 
-    async def _look_after(self) -> None:
-        while not self._ended:
+    async def _tidy_regularly(self) -> None:
+        while not self._is_closed:
             await asyncio.sleep(EVERY)
             self.tidy()
 
     def _cancel_asyncio_tasks(self) -> None:
-        if self._ended:  # a loop that starts again leaves the calls alone that run
+        if self._is_closed:  # a loop that starts again leaves the calls alone that run
             super()._cancel_asyncio_tasks()
 
     def compute_analytics_summary(self, records: Any) -> dict:
-        """None: nobody looks, and gradio makes a table of the last 10,000 calls after every one."""
+        """Nothing: the monitoring page is turned off."""
         return {"functions": {}}
+
+
+def steady_queue(queue: Queue, page: gr.Blocks) -> SteadyQueue:
+    """A `SteadyQueue` of a page with the options of the queue that gradio made for it."""
+    return SteadyQueue(
+        live_updates=queue.live_updates,
+        concurrency_count=queue.max_thread_count,
+        update_intervals=queue.update_intervals,
+        max_size=queue.max_size,
+        blocks=page,
+        default_concurrency_limit=queue.default_concurrency_limit,
+    )

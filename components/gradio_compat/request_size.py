@@ -1,6 +1,9 @@
-"""How much a request may bring: gradio bounds each uploaded file, but neither calls, nor all files of an upload.
+"""Bounds for the size of requests.
 
-What is larger is answered in words, and read no further.
+Gradio bounds each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor all files of an
+upload, nor all uploads together. A part of an upload that is no file is a TypeError with a traceback.
+
+Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_request_size.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradio.utils import get_upload_folder
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -18,16 +20,16 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from components.gradio_compat.upload_folder import DOWNLOADS, upload_folder
 from components.i18n.language import say
 from components.jobs import limits
 
-PREFIX = "downloads-"  # of folders beside the uploads that are the page's own (`ui/downloads.py`)
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
 LOOKS = 50  # at all uploads, until they are as many bytes as they may be
 
 
 class BoundedRequests:
-    """ASGI middleware: calls and uploads no larger than the page's bounds, and room for the uploads that come."""
+    """ASGI middleware: refuses requests that are too large with a message, and makes room for new uploads."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app, self._arrived = app, math.inf  # bytes of uploads since the last look at all of them
@@ -47,20 +49,20 @@ class BoundedRequests:
             self._arrived += int(length) or most
             if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
                 self._arrived = 0
-                await run_in_threadpool(make_room, Path(get_upload_folder()), limits.UPLOADS.value - int(length))
+                await run_in_threadpool(make_room, upload_folder(), limits.UPLOADS.value - int(length))
         seen = 0
 
         async def bounded() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > most:  # it said less, or nothing; of an upload gradio then deletes what it has written
+            if seen > most:  # more than its header said; of an upload gradio then deletes what it has written
                 raise MultiPartException(words) if uploads else HTTPException(413, words)
             return message
 
         try:
             await self._app(scope, bounded, send)
-        except TypeError:  # which is what gradio raises for a part that is no file
+        except TypeError:  # what gradio raises for a part that is no file
             if not uploads:
                 raise
             words = say("a part of the upload is no file, or has no name")
@@ -79,9 +81,9 @@ def make_room(folder: Path, most: int) -> None:
 
 
 def _uploads(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """When each was written, its bytes, and where it lies."""
+    """Time of writing, bytes and path of each upload."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.startswith(PREFIX):
+        if path.name.startswith(DOWNLOADS):
             continue
         try:
             files = [file.stat() for file in path.iterdir()] if path.is_dir() else [path.stat()]

@@ -1,4 +1,10 @@
-"""How a plain function becomes what gradio calls: gradio reads parameters and types off a function's signature."""
+"""Functions with the signatures that gradio reads.
+
+Gradio reads off a function's signature how many values it takes, their types, and whether it wants the request. It sees
+no types through `functools.partial`, nor through `*values`. So a wrapper states the signature that gradio shall see.
+
+Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_signatures.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,57 +16,88 @@ from typing import Any, get_args
 import gradio as gr
 
 GIVEN_BY_GRADIO = {gr.Request, gr.EventData}
+Handler = Callable[..., Any]
 
 
-def partial_handler(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
-    """`handler(*bound, ...)` as a function of the rest. A `functools.partial` shows gradio no name and no types."""
-    return handler_with(handler, lambda values: (*bound, *values), parameters_of(handler)[len(bound) :])
+def partial_handler(handler: Handler, *bound: Any) -> Handler:
+    """`functools.partial(handler, *bound)` with a name, a docstring and types."""
+    return wrap_handler(handler, lambda values: (*bound, *values), parameters_of(handler)[len(bound) :])
 
 
-def handler_with(
-    handler: Callable[..., Any],
+def wrap_handler(
+    handler: Handler,
     arguments: Callable[[Sequence[Any]], tuple],
     parameters: Sequence[inspect.Parameter],
-    answered: Callable[[Any], Any] = lambda answer: answer,
-) -> Callable[..., Any]:
-    """A function of `parameters`, or a generator where the handler is one, that calls it with `arguments(values)`."""
+    convert: Callable[[Any], Any] = lambda answer: answer,
+) -> Handler:
+    """A function of `parameters` that calls `handler(*arguments(values))` and converts each of its answers.
+
+    It is a generator where the handler is one.
+    """
     if inspect.isgeneratorfunction(handler):
 
-        def called(*values: Any) -> Any:
-            yield from map(answered, handler(*arguments(values)))
+        def wrapper(*values: Any) -> Any:
+            yield from map(convert, handler(*arguments(values)))
 
     else:
 
-        def called(*values: Any) -> Any:
-            return answered(handler(*arguments(values)))
+        def wrapper(*values: Any) -> Any:
+            return convert(handler(*arguments(values)))
 
-    return with_signature(called, handler, parameters)
+    return with_signature(wrapper, handler, parameters)
 
 
-def parameters_of(handler: Callable[..., Any]) -> list[inspect.Parameter]:
-    # Types, not their names: gradio would look names up in this file, and quietly give nothing where one is unknown.
+def guard_handler(handler: Handler, name: str, value: str, otherwise: Any) -> Handler:
+    """`handler` with one more input `name`, the last: it is called if that is `value`; else the answer is `otherwise`.
+
+    A generator also begins with `otherwise`, since gradio clears the outputs of one that yields nothing.
+    """
+    parameters = parameters_of(handler)
+    inputs = [parameter for parameter in parameters if not is_given_by_gradio(parameter)]
+    given = [parameter for parameter in parameters if is_given_by_gradio(parameter)]
+    guard = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
+    index = len(inputs)
+
+    if inspect.isgeneratorfunction(handler):
+
+        def guarded(*values: Any) -> Any:
+            yield otherwise
+            if values[index] == value:
+                yield from handler(*values[:index], *values[index + 1 :])
+
+    else:
+
+        def guarded(*values: Any) -> Any:
+            return handler(*values[:index], *values[index + 1 :]) if values[index] == value else otherwise
+
+    return with_signature(guarded, handler, [*inputs, guard, *given])
+
+
+def parameters_of(handler: Handler) -> list[inspect.Parameter]:
+    """A handler's parameters. Their annotations are types, since gradio looks names up in the wrapper's module."""
     return list(inspect.signature(handler, eval_str=True).parameters.values())
 
 
 def is_given_by_gradio(parameter: inspect.Parameter) -> bool:
+    """Whether gradio itself passes a value for it, such as the request."""
     return bool(GIVEN_BY_GRADIO & {parameter.annotation, *get_args(parameter.annotation)})
 
 
 def with_default(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter, optional: gradio demands of callers what has neither a default nor a component with a value."""
     return parameter.replace(default=None) if parameter.default is parameter.empty else parameter
 
 
 def with_signature(
-    function: Callable[..., Any], handler: Callable[..., Any], parameters: Sequence[inspect.Parameter]
-) -> Callable[..., Any]:
-    """The function under the handler's name and words, with these parameters for all who look."""
+    function: Handler, handler: Handler, parameters: Sequence[inspect.Parameter], returns: Any = inspect.Signature.empty
+) -> Handler:
+    """`function` with the handler's name and docstring, and a signature of these parameters."""
     functools.update_wrapper(function, handler)
     del function.__wrapped__
     parameters = [parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters]
     if any(parameter.default is not parameter.empty for parameter in parameters):
         parameters = [with_default(parameter) for parameter in parameters]
-    function.__signature__ = inspect.Signature(parameters)
-    function.__annotations__ = {
-        parameter.name: parameter.annotation for parameter in parameters if parameter.annotation is not parameter.empty
-    }
+    function.__signature__ = inspect.Signature(parameters, return_annotation=returns)
+    hints = {parameter.name: parameter.annotation for parameter in parameters} | {"return": returns}
+    function.__annotations__ = {name: hint for name, hint in hints.items() if hint is not inspect.Parameter.empty}
     return function

@@ -1,4 +1,11 @@
-"""Gradio builds a page once. Here its configuration is told anew in each language: whatever in it is `Words`."""
+"""The page's configuration in the language of each request.
+
+Gradio builds a page once and sends the same configuration to everybody; its `gr.I18n` translates labels in the browser
+alone, neither values nor what a program reads. Here each string of the configuration that is `Words` is translated
+when a language is first asked for.
+
+Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_translated_config.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +16,7 @@ from components.i18n.language import ENGLISH, language, spoken
 
 
 def translated(value: Any) -> Any:
-    """A copy of plain lists and dictionaries with all `Words` in them in the language of the moment."""
+    """A copy of plain lists and dictionaries with all `Words` in them in the current language."""
     if isinstance(value, str):
         return spoken(value)
     if isinstance(value, Mapping):
@@ -20,13 +27,13 @@ def translated(value: Any) -> Any:
 
 
 class TranslatedConfig:
-    """A page's configuration in every language, made when the first visitor wants it."""
+    """A page's configuration (`gr.Blocks.config`) by language, each made once."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._made = {ENGLISH: config}
+        self._configs = {ENGLISH: config}
 
-    def now(self) -> dict[str, Any]:
-        """In the language of the moment. Gradio copies what it changes of it."""
-        if language() not in self._made:
-            self._made[language()] = translated(self._made[ENGLISH])
-        return self._made[language()]
+    def current(self) -> dict[str, Any]:
+        """The one in the current language. Gradio copies what it changes of it."""
+        if language() not in self._configs:
+            self._configs[language()] = translated(self._configs[ENGLISH])
+        return self._configs[language()]

@@ -1,1 +1,1 @@
-"""What hangs on the web server: its queue, its health, and how it ends. Knows no tab."""
+"""The page as a web server: its class, the language of its answers, its health, its shutdown. Knows no tab."""

@@ -37,11 +37,11 @@ class Health:
     async def report(self, queue: SteadyQueue) -> dict:
         """What there is to tell; `ok` is all in one."""
         waits = await self.waits()
-        running = not queue.stopped
+        running = queue.is_running
         return {
             "ok": running and waits < limits.STUCK_SECONDS.value,
             "queue": "running" if running else "stopped",
-            "calls": len(queue.event_ids_to_events),
+            "calls": queue.open_calls,
             "worker": "free" if not waits else f"in one step for {waits:.1f} s",
             "began": BEGAN,
         }

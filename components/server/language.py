@@ -1,4 +1,4 @@
-"""Who is answered in which language: the address bar says (`?lang=de`), else the browser does."""
+"""The language of each answer: the address names it (`?lang=de`), else the browser does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from components.gradio_compat.browser.language import mark_language
 from components.i18n.language import asked_for, speaking
 
 
-class InTheirLanguage:
-    """ASGI middleware: requests are answered in their language, and the page itself knows which that is."""
+class LanguageMiddleware:
+    """ASGI middleware: requests are answered in their language, and HTML pages say which that is."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -22,5 +22,5 @@ class InTheirLanguage:
         query = QueryParams(scope.get("query_string", b""))
         code = asked_for(query, Headers(scope=scope).get("accept-language"))
         with speaking(code):
-            is_page = scope["method"] == "GET"
-            await self._app(scope, receive, mark_language(send, code, query.get("lang") == code) if is_page else send)
+            is_get = scope["method"] == "GET"
+            await self._app(scope, receive, mark_language(send, code, query.get("lang") == code) if is_get else send)

@@ -1,6 +1,6 @@
-"""How the process ends when it is told to: at once, with exit status 0, and with nothing of its own left on the disk.
+"""How the process ends when it is told to: at once, with exit status 0, and with no file of its own left behind.
 
-Imports nothing heavy, so that it can stand before whatever is.
+Imports nothing that takes long, so that it can be called before the rest is imported.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import threading
 import time
 from collections.abc import Callable
 
-SOON = 1.0  # seconds that a job has for its step
-AT_ALL = 2.5  # seconds after which it is over, whatever hangs
+STEP_SECONDS = 1.0  # for a job to end its step
+MAX_SECONDS = 2.5  # after which the process ends, whatever hangs
 
 
-def when_told(*tidy: Callable[[], object]) -> None:
-    """From now on SIGTERM and Ctrl-C call these, remove temporary files, and end the process.
+def on_signal(*cleanups: Callable[[], object]) -> None:
+    """Let SIGTERM and Ctrl-C call these functions, remove temporary files, and end the process.
 
-    An interpreter that only exits would pull its threads from under torch, which aborts.
+    A plain exit of the interpreter would end threads inside torch, which then aborts.
     """
 
     def end(*_: object) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        threading.Timer(AT_ALL, os._exit, (0,)).start()
-        for step in (*tidy, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):
+        threading.Timer(MAX_SECONDS, os._exit, (0,)).start()
+        for step in (*cleanups, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):
             try:
                 step()
-            except Exception as problem:  # what is left to do goes on
+            except Exception as problem:  # the other steps still follow
                 print(f"while ending: {type(problem).__name__}", file=sys.stderr)
         os._exit(0)
 
@@ -38,8 +38,8 @@ def when_told(*tidy: Callable[[], object]) -> None:
         signal.signal(number, end)
 
 
-def until(done: Callable[[], bool]) -> None:
-    """Wait until something is done, or `SOON`."""
-    last = time.monotonic() + SOON
-    while not done() and time.monotonic() < last:
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, for at most `STEP_SECONDS`."""
+    end = time.monotonic() + STEP_SECONDS
+    while not condition() and time.monotonic() < end:
         time.sleep(0.01)

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import gradio as gr
 from filelock import FileLock, Timeout
 
-from components.gradio_compat.request_size import PREFIX
+from components.gradio_compat.upload_folder import DOWNLOADS, upload_folder
 
 LOCK = ".lock"
 # Gives the browser a file that a hidden download button has just received.
@@ -33,12 +32,12 @@ class Downloads:
 
     def __init__(self, limit: int = 2 * 2**30) -> None:
         self.limit = limit
-        home = Path(gr.utils.get_upload_folder())
+        home = upload_folder()
         home.mkdir(parents=True, exist_ok=True)
-        for left in home.glob(f"{PREFIX}*"):
+        for left in home.glob(f"{DOWNLOADS}*"):
             with suppress(Timeout, OSError), FileLock(left / LOCK, timeout=0):
                 shutil.rmtree(left, ignore_errors=True)
-        self._folder = tempfile.TemporaryDirectory(dir=home, prefix=PREFIX, ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory(dir=home, prefix=DOWNLOADS, ignore_cleanup_errors=True)
         self._alive = FileLock(Path(self._folder.name) / LOCK, thread_local=False)
         self._alive.acquire()
         self._sent: list[tuple[Path, int]] = []

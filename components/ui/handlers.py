@@ -1,10 +1,9 @@
-"""How a plain function becomes what gradio calls.
+"""From the values that gradio passes to a handler's arguments, and back.
 
-A handler is `handler(what it works with ..., settings, its own inputs ..., request)`. It answers with one value, or
-with a NamedTuple that has a field an output; the same NamedTuple class holds the components.
-
-Here values come in from the page and from programs: a handler's own inputs are checked by their names, and an upload by
-where it lies (settings are where work begins: `session/keys.py`). And here errors go out, in words.
+A handler is `handler(*bound, settings, own inputs ..., request)`: `bound` is what it works with, such as the session.
+It answers with one value, or with a NamedTuple that has a field for each output; components are kept in the same
+NamedTuple class. A handler's own inputs are checked here by their names, an upload by where it lies; the settings are
+checked where work begins (`state/keys.py`).
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import gradio as gr
 
 from components.gradio_compat.inputs import uploaded_path
 from components.gradio_compat.signatures import (
-    handler_with,
-    is_given_by_gradio,
+    guard_handler,
     parameters_of,
+    partial_handler,
     with_default,
-    with_signature,
+    wrap_handler,
 )
 from components.i18n.language import Words, language, later
 from components.jobs import limits
@@ -32,7 +31,6 @@ from components.ui.pinned import text as pinned_text
 Outputs = TypeVar("Outputs", bound=tuple)
 
 FIELDS = [
-    # gradio asks callers for whatever has neither a default nor a component with a value
     inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=None)
     for name, annotation in get_type_hints(Settings).items()
 ]
@@ -85,11 +83,11 @@ def at_opening(answer: Callable[[], Outputs]) -> Outputs:
 
 
 def spread_settings(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
-    """`handler(*bound, settings, ...)` as a function of the fields of `Settings`, one parameter each, then the rest.
+    """`handler(*bound, settings, ...)` as a function of the fields of `Settings`, a parameter each, then of the rest.
 
-    Gradio can then call it with one value a control, and its API shows every parameter by name. An answer of one field
-    becomes its value, since gradio wraps a single output itself. A parameter `pinned` comes as the setting of its text,
-    or as None where there is none to set beside `settings`.
+    Gradio calls it with the value of each control, and its API shows every parameter by name. An answer with one field
+    becomes its value, since gradio expects no tuple for a single output. A parameter `pinned` is parsed from its text:
+    a `Settings`, or None where no setting is pinned.
     """
     rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) + 1 :]]
 
@@ -103,36 +101,16 @@ def spread_settings(handler: Callable[..., Any], *bound: Any) -> Callable[..., A
     def unwrapped(answer: Any) -> Any:
         return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
 
-    return handler_with(handler, arguments, [*FIELDS, *rest], unwrapped)
+    return wrap_handler(handler, arguments, [*FIELDS, *rest], unwrapped)
 
 
-def only_if_active(tab: str, unchanged: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
-    """As `flat`, with the open tab as one more input, the last: while that is not `tab` the answer is `unchanged`."""
-    parameters = parameters_of(handler)[len(bound) :]
-    inputs = [parameter for parameter in parameters if not is_given_by_gradio(parameter)]
-    given = [parameter for parameter in parameters if is_given_by_gradio(parameter)]
-
-    def arguments(values: Sequence[Any]) -> tuple:
-        return *bound, *values[: len(inputs)], *values[len(inputs) + 1 :]
-
-    if inspect.isgeneratorfunction(handler):
-
-        def guarded(*values: Any) -> Any:
-            yield unchanged  # gradio empties the outputs of a generator that yields nothing
-            if values[len(inputs)] == tab:
-                yield from handler(*arguments(values))
-
-    else:
-
-        def guarded(*values: Any) -> Any:
-            return handler(*arguments(values)) if values[len(inputs)] == tab else unchanged
-
-    opened = inspect.Parameter("opened", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
-    return spread_settings(with_signature(guarded, handler, [*inputs, opened, *given]))
+def only_if_active(tab: str, otherwise: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+    """As `spread_settings`, with the open tab as the last input: while that is not `tab` the answer is `otherwise`."""
+    return spread_settings(guard_handler(partial_handler(handler, *bound), "opened", tab, otherwise))
 
 
 def visitor_of(request: gr.Request | None) -> str:
-    """What tells one open page from another."""
+    """The id of the open page that calls."""
     return getattr(request, "session_hash", None) or "somebody"
 
 

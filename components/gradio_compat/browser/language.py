@@ -1,4 +1,10 @@
-"""Gradio's own words in the page's language."""
+"""Gradio's own texts in the page's language.
+
+Gradio's page takes its texts ("Drop File Here") in the browser's language, `navigator.language`, and no setting of the
+server's changes that. So an HTML page comes with a script that answers with the page's language instead.
+
+Tried with gradio 6.25 to 6.31. Test: `tests/browser/test_browser_gradio.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,13 @@ from components.i18n.language import ENGLISH
 
 
 def mark_language(send: Send, code: str, is_asked: bool) -> Send:
-    """Gradio's own words follow the browser's language: an HTML page comes with what makes it say `code`."""
+    """An ASGI `send` that adds the script to an HTML page, and hands on everything else as it is.
+
+    Args:
+        send: to the client.
+        code: the page's language, such as "de".
+        is_asked: whether the address names the language, which then also replaces a browser's English variant.
+    """
     start: Message | None = None
     body = b""
 

@@ -1,4 +1,11 @@
-"""Calls after any of several events, the last of them included."""
+"""Call after any of several events, and once more for the latest of those that came meanwhile.
+
+That is what gradio's `trigger_mode="always_last"` promises. But an event that came while a listener ran is sent to all
+listeners of that event again: two in this mode keep each other going without end. Hence no handler listens to the event
+itself, but to a relay of its own in the browser.
+
+Tried with gradio 6.25 to 6.31. Test: `tests/browser/test_browser_gradio.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +16,10 @@ import gradio as gr
 
 from components.gradio_compat.browser.silent import SILENT
 
-# A step of a longer answer, as `frame/context.py` has it.
-RELAY: dict[str, Any] = {"api_visibility": "private", "api_name": "step", "queue": False, **SILENT}
-
 
 def on_latest(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
-    """Call after any of these events, and once more at the end if others came meanwhile.
-
-    Gradio (6.31) sends an event that came meanwhile to all its listeners again: two that keep events so would keep each
-    other going for good. Hence none listens to an event itself, but to a relay in the browser of its own.
-    """
-    relay = gr.on(events, None, None, None, js="() => []", **RELAY)
+    """`gr.on(events, **call)` in the mode `always_last`; returns the call's end."""
+    relay = gr.on(
+        events, None, None, None, js="() => []", queue=False, api_visibility="private", api_name="step", **SILENT
+    )
     return relay.then(**call, trigger_mode="always_last")

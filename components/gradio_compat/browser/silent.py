@@ -1,8 +1,15 @@
-"""Calls without gradio's display of progress."""
+"""Calls that show no progress of gradio's own.
+
+Where an event shows progress on its outputs, even `show_progress="hidden"`, the browser copies the value of every
+output at each call, some of them large charts (`structuredClone`, called by `update_state`).
+Without components to show it on, nothing is copied.
+
+Tried with gradio 6.25 to 6.31. Test: `tests/browser/test_browser_gradio.py`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Where gradio shows progress, if only hidden, the browser copies the values of all those outputs at every call.
+# Keyword arguments of an event listener.
 SILENT: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}

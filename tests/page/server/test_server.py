@@ -66,7 +66,7 @@ def test_calls_that_nobody_reads_keep_nobody_waiting(serve) -> None:
     start = time.monotonic()
     assert "complete" in caller.ask()
     assert time.monotonic() < start + 2
-    queue = page._queue
+    queue = page.calls
     assert len(queue.event_ids_to_events) <= 10
     assert len(queue.pending_messages_per_session) <= 20
     assert len(queue.pending_event_ids_session) <= 20
@@ -111,15 +111,15 @@ def test_too_many_calls_are_refused_in_words(serve) -> None:
 def test_a_reader_who_stops_reading_is_given_up(serve, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_UNREAD_SECONDS", "1")
     page, caller = serve()
-    event = page._queue.event_ids_to_events[caller.join(0.0).json()["event_id"]]
+    event = page.calls.event_ids_to_events[caller.join(0.0).json()["event_id"]]
     deadline = time.monotonic() + 10
-    while page._queue.event_ids_to_events and time.monotonic() < deadline:
+    while page.calls.event_ids_to_events and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not page._queue.event_ids_to_events
-    assert event.session_hash not in page._queue.pending_messages_per_session
+    assert not page.calls.event_ids_to_events
+    assert event.session_hash not in page.calls.pending_messages_per_session
     running = caller.join(30.0)
-    event = page._queue.event_ids_to_events[running.json()["event_id"]]
-    page._queue.pending_messages_per_session[event.session_hash]._opened()  # begins as if somebody read
+    event = page.calls.event_ids_to_events[running.json()["event_id"]]
+    page.calls.pending_messages_per_session[event.session_hash]._on_read()  # begins as if somebody read
     while event.alive and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not event.alive
@@ -128,14 +128,14 @@ def test_a_reader_who_stops_reading_is_given_up(serve, monkeypatch) -> None:
 def test_a_queue_whose_loop_ends_goes_on(serve, caplog) -> None:
     page, caller = serve()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page._queue, "get_events", lambda: 1 / 0)
+        patch.setattr(page.calls, "get_events", lambda: 1 / 0)
         caller.http.timeout = 0.5
         with pytest.raises(httpx.ReadTimeout):
             caller.ask()
     assert "is started again" in caplog.text
     caller.http.timeout = 60
     assert "complete" in caller.ask()
-    page._queue.stopped = True  # whatever ended it
+    page.calls.stopped = True  # whatever ended it
     time.sleep(0.2)
     assert "complete" in caller.ask()
 
@@ -163,7 +163,7 @@ def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
     assert answer.json()["worker"].startswith("in one step for")
     ended.set()
     assert caller.http.get(address).status_code == 200
-    page._queue.close()
+    page.calls.close()
     assert (caller.http.get(address).status_code, caller.http.get(address).json()["queue"]) == (503, "stopped")
 
 

@@ -1,0 +1,51 @@
+"""`gr.Blocks` with the workarounds that concern a page as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from components.gradio_compat.errors import language_of, translate_errors
+from components.gradio_compat.inputs import require_readable
+from components.gradio_compat.queue import SteadyQueue, steady_queue
+from components.gradio_compat.shared_config import share_config
+from components.gradio_compat.translated_config import TranslatedConfig
+from components.i18n.language import speaking
+
+
+class PatchedBlocks(gr.Blocks):
+    """`gr.Blocks` for untrusted clients, in their languages."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        share_config(self)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As in gradio, in the current language."""
+        return self._translated_config.current()
+
+    @config.setter
+    def config(self, config: dict[str, Any]) -> None:
+        self._translated_config = TranslatedConfig(config)
+
+    @property
+    def calls(self) -> SteadyQueue:
+        """The queue of calls. Raises TypeError before `queue()` was called."""
+        if not isinstance(self._queue, SteadyQueue):
+            raise TypeError("the page has gradio's own queue; call `queue()` before it is launched")
+        return self._queue
+
+    def queue(self, *args: Any, **options: Any) -> PatchedBlocks:
+        """As in gradio."""
+        super().queue(*args, **options)
+        self._queue = steady_queue(self._queue, self)
+        return self
+
+    async def process_api(self, block_fn: Any, inputs: list[Any], state: Any = None, **options: Any) -> dict[str, Any]:
+        """As in gradio, for each step of a generator too: with checked inputs, and errors as messages."""
+        with speaking(language_of(options.get("request"))), translate_errors():
+            if options.get("iterator") is None:
+                require_readable(block_fn.inputs, inputs, state)
+            return await super().process_api(block_fn, inputs, state, **options)

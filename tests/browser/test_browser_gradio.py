@@ -1,0 +1,123 @@
+"""What plain gradio does in the browser, beside what our workarounds make of it."""
+
+import time
+from collections.abc import Callable
+
+import gradio as gr
+import pytest
+from browsing import CHROMIUM, PATIENCE
+from starlette.middleware import Middleware
+
+from components.gradio_compat.browser.on_latest import on_latest
+from components.gradio_compat.browser.silent import SILENT
+from components.server.language import LanguageMiddleware
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
+]
+LARGE = "x" * 1000
+COUNT_COPIES = """() => {
+    const copy = structuredClone;
+    window.copies = 0;
+    window.structuredClone = (value, options) => {
+        if (typeof value === "string" && value.length >= 1000) window.copies += 1;
+        return copy(value, options);
+    };
+}"""
+
+
+class Page:
+    """A page that shows what is worked around: each twice, as plain gradio has it and as we do."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, list[str]] = {"plain": [], "ours": []}  # that were answered
+        with gr.Blocks() as self.blocks, gr.Sidebar(elem_id="sidebar"):
+            gr.File(elem_id="upload")
+        with self.blocks:
+            for kind in self.texts:
+                self._two_listeners(kind)
+            large, done = gr.HTML(LARGE), gr.Textbox(elem_id="done")
+            for kind, progress in (("plain", {"show_progress": "hidden"}), ("ours", SILENT)):
+                button = gr.Button(kind, elem_id=f"call-{kind}")
+                button.click(lambda kind=kind: (f"{LARGE}{kind}", kind), None, [large, done], **progress)
+
+    def _two_listeners(self, kind: str) -> None:
+        text, *answers = (gr.Textbox(elem_id=f"{name}-{kind}") for name in ("text", "first", "second"))
+        for answer in answers:
+            call = {"fn": self._noted(kind), "inputs": text, "outputs": answer, "queue": False}
+            if kind == "plain":
+                text.input(**call, trigger_mode="always_last")
+            else:
+                on_latest([text.input], **call)
+
+    def _noted(self, kind: str) -> Callable[[str], str]:
+        def answer(text: str) -> str:
+            self.texts[kind].append(text)
+            time.sleep(0.03)
+            return text
+
+        return answer
+
+
+@pytest.fixture(scope="module")
+def page(launch_once) -> Page:
+    page = Page()
+    client = launch_once(page.blocks, app_kwargs={"middleware": [Middleware(LanguageMiddleware)]})
+    page.address = client.address
+    return page
+
+
+@pytest.fixture
+def visit_gradio(chromium, page):
+    contexts = []
+
+    def open_page(query: str = "", **options):
+        contexts.append(chromium.new_context(**options))
+        tab = contexts[-1].new_page()
+        tab.goto(page.address + query, timeout=PATIENCE)
+        tab.wait_for_selector("#done textarea", timeout=PATIENCE, state="attached")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def test_plain_gradio_keeps_two_listeners_of_the_mode_always_last_going_and_ours_end(visit_gradio, page) -> None:
+    tab = visit_gradio()
+    tab.locator("#text-ours textarea").press_sequentially("abcdef")
+    for name in ("first", "second"):
+        tab.wait_for_function(f"document.querySelector('#{name}-ours textarea').value === 'abcdef'", timeout=PATIENCE)
+    for round in range(5):  # by chance, both may end at the same moment
+        tab.fill("#text-plain textarea", "")
+        tab.locator("#text-plain textarea").press_sequentially(text := f"abcde{round}")
+        deadline = time.monotonic() + 10
+        while page.texts["plain"].count(text) < 8 and time.monotonic() < deadline:
+            tab.wait_for_timeout(20)
+        if page.texts["plain"].count(text) >= 8:
+            break
+    assert page.texts["plain"].count(text) >= 8
+    assert 2 <= page.texts["ours"].count("abcdef") <= 4  # each listener answers the latest, once more if it had begun
+
+
+def test_plain_gradio_copies_outputs_where_progress_is_hidden_and_ours_does_not(visit_gradio) -> None:
+    tab = visit_gradio()
+    tab.evaluate(COUNT_COPIES)
+    copies = {}
+    for kind in ("ours", "plain"):
+        tab.evaluate("window.copies = 0")
+        tab.click(f"#call-{kind}")
+        tab.wait_for_function(f"document.querySelector('#done textarea').value === '{kind}'", timeout=PATIENCE)
+        copies[kind] = tab.evaluate("window.copies")
+    assert copies["plain"] > copies["ours"], copies  # a new value itself is copied once
+
+
+def test_plain_gradio_speaks_the_browsers_language_and_ours_the_pages(visit_gradio) -> None:
+    assert "Drop File Here" in visit_gradio(locale="en-US").inner_text("#upload")
+    assert "Datei hier ablegen" in visit_gradio("?lang=de", locale="en-US").inner_text("#upload")
+
+
+def test_plain_gradio_opens_a_sidebar_on_a_narrow_screen(visit_gradio) -> None:
+    tab = visit_gradio(viewport={"width": 400, "height": 800})
+    tab.wait_for_selector("#sidebar.open", timeout=PATIENCE)

@@ -1,0 +1,59 @@
+"""Small gradio pages, plain ones and ours, and a client that speaks plain HTTP to them."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import pytest
+
+
+class Client:
+    """Calls the endpoints of a page."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.api, self.http = address, f"{address}gradio_api", httpx.Client(timeout=60)
+
+    def join(self, endpoint: str, *values: Any) -> str:
+        """Call an endpoint; the id of the call, whose answer nobody reads yet."""
+        return self.http.post(f"{self.api}/call/{endpoint}", json={"data": values}).json()["event_id"]
+
+    def ask(self, endpoint: str, *values: Any) -> tuple[str, Any]:
+        """The last event of a call, such as "complete" or "error", and its data."""
+        answer = self.http.get(f"{self.api}/call/{endpoint}/{self.join(endpoint, *values)}").text
+        event, data = answer.strip().split("\n\n")[-1].split("\n")
+        return event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+    def config(self, language: str = "en") -> dict:
+        """The page's configuration as a browser of a language gets it."""
+        return self.http.get(f"{self.address}config", headers={"accept-language": language}).json()
+
+
+def launcher(home: Path) -> Iterator[Callable[..., Client]]:
+    """A function that launches a page, whose uploads lie in `home / "uploads"`. All are closed at the end."""
+    pages = []
+
+    def launch_page(page: gr.Blocks, **options: Any) -> Client:
+        pages.append(page)
+        _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, **options)
+        return Client(address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(home / "uploads"))
+        yield launch_page
+        for page in pages:
+            page.close(verbose=False)
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Client]]:
+    """As `launcher`, for one test."""
+    yield from launcher(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def launch_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Client]]:
+    """As `launcher`, for the tests of a file."""
+    yield from launcher(tmp_path_factory.mktemp("gradio"))

@@ -1,0 +1,97 @@
+"""The queue among clients who leave their calls behind. `test_server.py` asks it over HTTP."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import gradio as gr
+import pytest
+from gradio.queueing import Event, EventQueue, Queue
+from gradio.server_messages import HeartbeatMessage
+
+from components.gradio_compat.blocks import PatchedBlocks
+
+RECORDS = [{"function": "work", "status": "success", "process_time": 1.0}]
+
+
+def make_page(kind: type[gr.Blocks], called: threading.Event | None = None) -> gr.Blocks:
+    def work() -> float:
+        if called:
+            called.set()
+        return 1.0
+
+    with kind() as page:
+        gr.api(work, api_name="work")
+    return page
+
+
+def queue_of(kind: type[gr.Blocks]) -> Queue:
+    return make_page(kind).queue()._queue
+
+
+def send_to_the_first_of(queue: Queue, sessions: int) -> None:
+    """A message to a session that has read none of its own, after which others came."""
+    for session in range(sessions):
+        queue.pending_messages_per_session[f"session {session}"] = asyncio.Queue()
+    (function,) = queue.blocks.fns.values()
+    queue.send_message(Event("session 0", function, None, None), HeartbeatMessage())
+
+
+def test_plain_gradio_drops_a_session_that_still_waits() -> None:
+    with pytest.raises(KeyError, match="session 0"):
+        send_to_the_first_of(queue_of(gr.Blocks), 2001)
+
+
+def test_no_session_that_waits_is_dropped() -> None:
+    send_to_the_first_of(queue := queue_of(PatchedBlocks), 2001)
+    assert queue.pending_messages_per_session["session 0"].qsize() == 1
+
+
+def test_plain_gradio_runs_a_call_that_nobody_reads(launch) -> None:
+    client = launch(make_page(gr.Blocks, called := threading.Event()))
+    client.join("work")
+    assert called.wait(30)
+
+
+def test_a_call_that_nobody_reads_costs_no_work(launch) -> None:
+    client = launch(page := make_page(PatchedBlocks, called := threading.Event()))
+    client.join("work")
+    assert page.calls.open_calls == 1
+    assert not len(page.calls)
+    assert not any(page.calls.active_jobs)
+    assert client.ask("work") == ("complete", [1.0])
+    assert called.is_set()
+
+
+def test_plain_gradio_stops_for_good_when_its_loop_fails() -> None:
+    queue = queue_of(gr.Blocks)
+    queue.active_jobs = [None]
+    queue.event_queue_per_concurrency_id["work"] = line = EventQueue("work", 1)
+    line.queue.append(object())
+    queue.get_events = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(queue.start_processing())
+    assert queue.stopped  # ours: `test_a_queue_whose_loop_ends_goes_on`
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
+    """The records of which gradio made tables."""
+    made, original = [], Queue._get_df
+    monkeypatch.setattr(Queue, "_get_df", staticmethod(lambda records: made.append(records) or original(records)))
+    return made
+
+
+def test_plain_gradio_makes_a_table_of_all_calls_after_each(launch, tables) -> None:
+    client = launch(make_page(gr.Blocks), enable_monitoring=False)
+    client.ask("work")
+    deadline = time.monotonic() + 30
+    while not tables and time.monotonic() < deadline:  # it is made once the answer is sent
+        time.sleep(0.01)
+    assert tables
+
+
+def test_no_table_is_made(tables) -> None:
+    assert queue_of(PatchedBlocks).compute_analytics_summary(RECORDS) == {"functions": {}}
+    assert not tables

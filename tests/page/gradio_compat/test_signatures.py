@@ -1,0 +1,81 @@
+"""Functions with the signatures that gradio reads."""
+
+import functools
+import inspect
+from collections.abc import Iterator
+
+import gradio as gr
+import pytest
+
+from components.gradio_compat.signatures import (
+    guard_handler,
+    parameters_of,
+    partial_handler,
+    with_signature,
+    wrap_handler,
+)
+
+
+def add(base: float, number: float, request: gr.Request) -> float:
+    """The sum, if the request is there."""
+    return base + number if isinstance(request, gr.Request) else -1.0
+
+
+def described(client, endpoint: str) -> dict:
+    return client.http.get(f"{client.api}/info").json()["named_endpoints"][f"/{endpoint}"]
+
+
+def test_plain_gradio_sees_no_types_through_a_partial() -> None:
+    with gr.Blocks(), pytest.raises(ValueError, match="type hints"):
+        gr.api(functools.partial(add, 1.0), api_name="add")
+
+
+def test_gradio_sees_the_name_the_types_and_the_request_of_a_partial_handler(launch) -> None:
+    with gr.Blocks() as page:
+        add_one = partial_handler(add, 1.0)
+        gr.api(with_signature(add_one, add, parameters_of(add_one), returns=float), api_name="add")
+    client = launch(page)
+    assert client.ask("add", 2.0) == ("complete", [3.0])
+    shown = described(client, "add")
+    assert shown["description"] == "The sum, if the request is there."
+    assert [parameter["parameter_name"] for parameter in shown["parameters"]] == ["number"]
+
+
+def test_plain_gradio_clears_the_outputs_of_a_generator_that_yields_nothing(launch) -> None:
+    def nothing() -> Iterator[str]:
+        yield from ()
+
+    with gr.Blocks() as page:
+        button, output = gr.Button(), gr.Textbox("as it was")
+        button.click(nothing, None, output, api_name="nothing")
+    assert launch(page).ask("nothing") == ("complete", [None])
+
+
+def test_a_guarded_generator_begins_with_the_answer_that_changes_nothing() -> None:
+    def count(to: int) -> Iterator[int]:
+        yield from range(to)
+
+    guarded = guard_handler(count, "opened", "mine", otherwise=-1)
+    assert list(guarded(2, "mine")) == [-1, 0, 1]
+    assert list(guarded(2, "other")) == [-1]
+    assert guard_handler(add, "opened", "mine", otherwise=-1)(1.0, 2.0, "other", None) == -1
+    assert list(inspect.signature(guard_handler(add, "opened", "mine", -1)).parameters) == [
+        *("base", "number", "opened", "request")
+    ]
+
+
+def test_a_wrapper_converts_each_answer_and_is_a_generator_where_the_handler_is_one() -> None:
+    def count(to: int) -> Iterator[int]:
+        yield from range(to)
+
+    for handler, expected in ((count, [0, 10, 20]), (lambda to: to, 30)):
+        wrapped = wrap_handler(handler, lambda values: (len(values),), parameters_of(count) * 1, lambda x: 10 * x)
+        answer = wrapped("a", "b", "c")
+        assert (list(answer) if isinstance(answer, Iterator) else answer) == expected
+
+
+def test_parameters_have_types_where_the_handlers_are_written_as_text() -> None:
+    def later(value: "float", request: "gr.Request | None") -> "float":
+        return value
+
+    assert [parameter.annotation for parameter in parameters_of(later)] == [float, gr.Request | None]
