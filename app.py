@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from components.server import shutdown
 
@@ -58,16 +57,15 @@ def build_app(session: Session) -> App:
             prompt=panels["compare"].prompt,
             perplexity=panels["compare"].perplexity,
             panels=panels,
-            page=page,
         )
-        context = events.connect(session, frame, tabs.always(panels), tabs.while_open(panels))
+        context = events.connect(page, session, frame, tabs.always(panels), tabs.while_open(panels))
         tabs.connect(panels, context)
         pinning.connect(toolbar, context, frame)
         api.build(session)
     return page
 
 
-def launch_options() -> dict[str, Any]:
+def launch_options() -> dict[str, object]:
     """Keyword arguments for `launch()`."""
     return theme.launch_options(tabs.labels())
 

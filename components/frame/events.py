@@ -29,17 +29,18 @@ class Frame(NamedTuple):
     prompt: gr.Textbox
     perplexity: gr.HTML
     panels: Mapping[str, Any]  # every tab's, by its id
-    page: gr.Blocks
 
 
-def connect(session: Session, frame: Frame, always: Sequence[Follower], while_open: Sequence[Follower]) -> Context:
+def connect(
+    page: gr.Blocks, session: Session, frame: Frame, always: Sequence[Follower], while_open: Sequence[Follower]
+) -> Context:
     """Attach what several tabs share. Called inside the `gr.Blocks()` that holds the components.
 
     Args:
         always: what follows every move, whatever tab is in view.
         while_open: what follows every move while its tab is in view.
     """
-    page, controls = frame.page, frame.controls
+    controls = frame.controls
     with_layer = [*controls.settings, controls.layer]
     with_pinned = [*with_layer, controls.pinned]
     texts = slider.Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import gradio as gr
 
@@ -21,7 +21,7 @@ class PatchedBlocks(gr.Blocks):
         super().__init__(**options)
         share_config(self)
 
-    @property
+    @property  # type: ignore[override]  # in gradio an attribute
     def config(self) -> dict[str, Any]:
         """As in gradio, in the current language."""
         return self._translated_config.current()
@@ -37,13 +37,15 @@ class PatchedBlocks(gr.Blocks):
             raise TypeError("the page has gradio's own queue; call `queue()` before it is launched")
         return self._queue
 
-    def queue(self, *args: Any, **options: Any) -> PatchedBlocks:
+    def queue(self, *args: Any, **options: Any) -> Self:
         """As in gradio."""
         super().queue(*args, **options)
         self._queue = steady_queue(self._queue, self)
         return self
 
-    async def process_api(self, block_fn: Any, inputs: list[Any], state: Any = None, **options: Any) -> dict[str, Any]:
+    async def process_api(  # type: ignore[override]  # the other arguments by name, as gradio passes them
+        self, block_fn: Any, inputs: list[Any], state: Any = None, **options: Any
+    ) -> dict[str, Any]:
         """As in gradio, for each step of a generator too: with checked inputs, and errors as messages."""
         with speaking(language_of(options.get("request"))), translate_errors():
             if options.get("iterator") is None:

@@ -19,5 +19,5 @@ def connection_check() -> Callable[[], bool]:
     Where no queued event called the handler, the function always answers True.
     """
     page, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
-    event = page._queue.event_ids_to_events.get(event_id) if page is not None else None
+    event = page._queue.event_ids_to_events.get(event_id) if page is not None and event_id is not None else None
     return (lambda: event.alive) if event is not None else (lambda: True)

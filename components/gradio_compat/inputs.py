@@ -59,6 +59,6 @@ def require_readable(components: Sequence[Any], values: Sequence[Any], state: An
         own = state[component._id] if state and component._id in state else component
         if isinstance(own, gr.Slider) or (isinstance(own, gr.Number) and value is not None):
             low = -math.inf if own.minimum is None else own.minimum
-            limits.number(own.label, value, low, math.inf if own.maximum is None else own.maximum)
+            limits.number(str(own.label), value, low, math.inf if own.maximum is None else own.maximum)
         if isinstance(own, gr.File) and not (value is None or is_file_obj_with_meta(value)):
             raise ValueError(NOT_UPLOADED)

@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 from gradio.queueing import Event, Queue
@@ -33,7 +33,7 @@ REMEMBERED = 300.0  # seconds without a reader after which a session's messages 
 EVERY = 1.0  # seconds between two rounds of tidying
 
 
-class Mailbox(asyncio.Queue):
+class Mailbox(asyncio.Queue[Any]):
     """A session's messages, and whether somebody reads them."""
 
     def __init__(self, on_read: Callable[[], None]) -> None:
@@ -76,7 +76,8 @@ class SteadyQueue(Queue):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.pending_messages_per_session: Mailboxes = Mailboxes(self._begin)
+        # Gradio's is an LRUCache, of which it uses what dictionaries have.
+        self.pending_messages_per_session: Mailboxes = Mailboxes(self._begin)  # type: ignore[assignment]
         self._aside: dict[str, list[Event]] = {}  # calls that nobody reads, by session, the oldest first
         self._is_closed = False
 
@@ -92,12 +93,14 @@ class SteadyQueue(Queue):
 
     # Joining
 
-    async def push(self, body: Any, request: Any, username: str | None) -> tuple[bool, Any, str]:
+    async def push(
+        self, body: Any, request: Any, username: str | None
+    ) -> tuple[bool, Any, Literal["success", "error", "queue_full", "validator_error"]]:
         """Accept a call, or say why not."""
         if refusal := self._refusal(body.session_hash):
             return False, refusal, "queue_full"
         answer = await super().push(body, request, username)
-        event = self.event_ids_to_events.get(answer[1]) if answer[0] else None
+        event = self.event_ids_to_events.get(str(answer[1])) if answer[0] else None
         if event is not None and not self.pending_messages_per_session[event.session_hash].readers:
             self.event_queue_per_concurrency_id[event.concurrency_id].queue.remove(event)
             self._aside.setdefault(event.session_hash, []).append(event)
@@ -224,7 +227,7 @@ class SteadyQueue(Queue):
         if self._is_closed:  # a loop that starts again leaves the calls alone that run
             super()._cancel_asyncio_tasks()
 
-    def compute_analytics_summary(self, records: Any) -> dict:
+    def compute_analytics_summary(self, records: Any) -> dict[str, Any]:
         """Nothing: the monitoring page is turned off."""
         return {"functions": {}}
 

@@ -25,7 +25,7 @@ class SharedConfig(BlocksConfig):
         return copied
 
     @staticmethod
-    def config_for_block(_id: int, rendered_ids: list[int], block: Block, renderable: Any = None) -> dict:
+    def config_for_block(_id: int, rendered_ids: list[int], block: Block, renderable: Any = None) -> dict[str, Any]:
         """As in gradio."""
         if renderable:
             return BlocksConfig.config_for_block(_id, rendered_ids, block, renderable)

@@ -26,7 +26,7 @@ def partial_handler(handler: Handler, *bound: Any) -> Handler:
 
 def wrap_handler(
     handler: Handler,
-    arguments: Callable[[Sequence[Any]], tuple],
+    arguments: Callable[[Sequence[Any]], tuple[Any, ...]],
     parameters: Sequence[inspect.Parameter],
     convert: Callable[[Any], Any] = lambda answer: answer,
 ) -> Handler:
@@ -93,11 +93,11 @@ def with_signature(
 ) -> Handler:
     """`function` with the handler's name and docstring, and a signature of these parameters."""
     functools.update_wrapper(function, handler)
-    del function.__wrapped__
+    del vars(function)["__wrapped__"]
     parameters = [parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters]
     if any(parameter.default is not parameter.empty for parameter in parameters):
         parameters = [with_default(parameter) for parameter in parameters]
-    function.__signature__ = inspect.Signature(parameters, return_annotation=returns)
+    vars(function)["__signature__"] = inspect.Signature(parameters, return_annotation=returns)
     hints = {parameter.name: parameter.annotation for parameter in parameters} | {"return": returns}
     function.__annotations__ = {name: hint for name, hint in hints.items() if hint is not inspect.Parameter.empty}
     return function

@@ -34,7 +34,7 @@ class Health:
             await asyncio.sleep(0.01)
         return 0.0 if job.ended else time.monotonic() - since
 
-    async def report(self, queue: SteadyQueue) -> dict:
+    async def report(self, queue: SteadyQueue) -> dict[str, object]:
         """What there is to tell; `ok` is all in one."""
         waits = await self.waits()
         running = queue.is_running

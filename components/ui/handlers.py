@@ -28,7 +28,7 @@ from components.jobs import limits
 from components.state.settings import Settings
 from components.ui.pinned import text as pinned_text
 
-Outputs = TypeVar("Outputs", bound=tuple)
+Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
 
 FIELDS = [
     inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=None)
@@ -57,14 +57,14 @@ class Follower(NamedTuple):
     """
 
     tab: str
-    show: Callable[..., tuple]
+    show: Callable[..., tuple[Any, ...]]
     outputs: tuple[gr.components.Component, ...]
-    show_pinned: Callable[..., tuple] | None = None
+    show_pinned: Callable[..., tuple[Any, ...]] | None = None
 
 
 def unchanged(outputs: type[Outputs]) -> Outputs:
     """The answer that leaves every output as it is; `_replace` what changes."""
-    return outputs(*(gr.skip() for _ in outputs._fields))
+    return outputs(*(gr.skip() for _ in outputs._fields))  # type: ignore[attr-defined]  # of a NamedTuple
 
 
 def at_opening(answer: Callable[[], Outputs]) -> Outputs:
@@ -91,7 +91,7 @@ def spread_settings(handler: Callable[..., Any], *bound: Any) -> Callable[..., A
     """
     rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) + 1 :]]
 
-    def arguments(values: Sequence[Any]) -> tuple:
+    def arguments(values: Sequence[Any]) -> tuple[Any, ...]:
         settings = Settings(*values[: len(FIELDS)])
         own = zip(rest, values[len(FIELDS) :], strict=False)
         settings = settings._replace(upload=uploaded_path(settings.upload))
