@@ -1,4 +1,4 @@
-"""The page in a real browser: what the browser tests of every tab share."""
+"""Chromium, a page in it, and `python app.py`: used by the browser tests, the load tests and the screenshots."""
 
 import contextlib
 import json
@@ -13,12 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-import pytest
 from playwright import sync_api as playwright
-
-from app import build_app, launch_options
-from components.state.session import Session
-from components.state.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,42 +27,54 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 120_000  # ms; a busy machine takes its time
-
-
-class SnapshotSession(Session):
-    """The page as it is before the default model is loaded, which here it never is."""
-
-    def prepare(self, settings: Settings, visitor: str) -> Iterator:
-        return iter(())
-
-    def measure(self, settings: Settings, visitor: str) -> Iterator:
-        return iter(())
-
-    def memory(self, model: str) -> str:
-        return "135 M parameters"
+PATIENCE = 120_000  # ms, the default timeout: a busy machine takes its time
+# What every tab shows last when it is opened.
+SHOWN = {
+    "ratios": "#settling-chart:has(.main-svg)",
+    "spectra": "#pair-chart:has(.main-svg)",
+    "activations": "#histogram-chart:has(.main-svg)",
+    "compare": "#answers",
+    "sweep": "#sweep-progress",
+    "export": "#export-about",
+}
+# The code viewer is gradio's own; the charts' drawings are many nodes, and the charts' tests look after their colours.
+NOT_OURS = [["#export-snippet"], ["#export-command"], [".main-svg"]]
+MOVE = """(range, value) => {
+    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
+    range.dispatchEvent(new Event('input', { bubbles: true }));
+}"""
 
 
 @dataclass
 class Opened:
-    """A page, and what went wrong on it."""
+    """A page, and the errors and foreign requests that were seen on it."""
 
     page: "playwright.Page"
     faults: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.page.on("console", lambda message: message.type == "error" and self.faults.append(message.text))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("request", lambda request: _is_foreign(request.url) and self.faults.append(request.url))
+
+    def forgive(self, *words: str) -> None:
+        """Drop the faults that contain one of these words."""
+        self.faults[:] = [fault for fault in self.faults if not any(word in fault for word in words)]
+
     def bars(self) -> list[list[float]]:
+        """The bars of the ratios' chart, by trace."""
         script = (
             "document.querySelector('#ratio-chart .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
         )
         return self.page.evaluate(script)
 
+    def slide(self, value: float, slider: str = "#sparsity") -> None:
+        """Move a slider as a finger would."""
+        self.page.locator(f"{slider} input[type=range]").evaluate(MOVE, value)
+
     def drag(self, value: float, slider: str = "#sparsity") -> None:
-        """Move a slider as a finger would, and wait for other bars."""
-        script = """(range, value) => {
-            Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
-            range.dispatchEvent(new Event('input', { bubbles: true }));
-        }"""
-        self.moved_by(lambda: self.page.locator(f"{slider} input[type=range]").evaluate(script, value))
+        """Move a slider, and wait for other bars."""
+        self.moved_by(lambda: self.slide(value, slider))
 
     def moved_by(self, act: Callable[[], object]) -> None:
         """Do something, and wait for other bars."""
@@ -75,65 +82,40 @@ class Opened:
         act()
         script = """before => JSON.stringify(document.querySelector('#ratio-chart .isx-plot').data
             .filter(t => t.type === 'bar').map(t => [...t.y])) !== before"""
-        self.page.wait_for_function(script, arg=json.dumps(before, separators=(",", ":")), timeout=PATIENCE)
+        self.page.wait_for_function(script, arg=json.dumps(before, separators=(",", ":")))
 
+    def says(self, where: str, *words: str) -> None:
+        """Wait until an element's text contains all words."""
+        self.page.wait_for_function(
+            """([where, words]) => {
+                const text = document.querySelector(where)?.textContent ?? '';
+                return words.every(word => text.includes(word));
+            }""",
+            arg=[where, list(words)],
+        )
 
-@pytest.fixture(scope="session")
-def snapshot_session() -> Session:
-    return SnapshotSession()
+    def addressed(self, *words: str) -> None:
+        """Wait until the address contains all words."""
+        self.page.wait_for_function("words => words.every(word => location.search.includes(word))", arg=list(words))
 
-
-@pytest.fixture(scope="session")
-def address(snapshot_session: Session) -> Iterator[str]:
-    page = build_app(snapshot_session)
-    page.queue()
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield url.rstrip("/")
-    page.close()
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium, address):
-    """Opens the page; at the end nothing may have gone wrong on it."""
-    opened = []
-
-    def open_page(query: str = "", width: int = 1440, height: int = 900, **options) -> Opened:
-        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-        visitor = Opened(context.new_page())
-        page, faults = visitor.page, visitor.faults
-        page.on("console", lambda message: message.type == "error" and faults.append(message.text))
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: _is_foreign(request.url) and faults.append(f"asked for {request.url}"))
-        page.goto(address + query, timeout=PATIENCE)
-        # A tab that a link does not open has no chart until it is opened.
-        drawn = "#tabs [aria-selected=true]" if "tab=" in query else ".js-plotly-plot .main-svg"
-        page.wait_for_selector(f"body.isx-begun {drawn}", timeout=PATIENCE, state="attached")
-        opened.append((context, visitor))
-        return visitor
-
-    yield open_page
-    for context, visitor in opened:
-        context.close()
-        assert visitor.faults == []
+    def open_tab(self, tab: str) -> None:
+        """Open a tab by its id, from the row or from its menu on a small screen, and wait until it is drawn."""
+        self.page.evaluate(
+            """tab => [...document.querySelectorAll('#tabs button[role="tab"], #tabs .overflow-menu button')]
+                .find(button => button.textContent.trim() === window.isxTabs[tab]).click()""",
+            tab,
+        )
+        self.page.wait_for_function(
+            """where => {
+                const shown = document.querySelector(where);
+                return shown?.checkVisibility() && shown.innerText.trim();
+            }""",
+            arg=SHOWN[tab],
+        )
 
 
 def _is_foreign(url: str) -> bool:
     return not url.startswith(("http://127.0.0.1", "http://localhost", "data:", "blob:"))
-
-
-@pytest.fixture
-def real_app() -> Iterator[str]:
-    """`python app.py` with the default model, in a process of its own: no test's type checks slow it down."""
-    with running_app() as url:
-        yield url
 
 
 @contextlib.contextmanager

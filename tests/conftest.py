@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from browsing import CHROMIUM
 from tiny_models import FAMILIES, VOCABULARY, ModelFactory, llama_gqa, llama_mha, phi, phi3
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -25,9 +26,22 @@ from intraslice.core.errors import UserError
 from intraslice.loading import LoadedModel, fingerprint, load_model
 from intraslice.modeling.families import canonicalise
 
-pytest_plugins = ["browsing", "forked", "page.gradio_compat.gradio_pages", "harness", "opened", "tiny_page"]
+pytest_plugins = ["forked", "page.gradio_compat.gradio_pages", "harness", "opened", "tiny_page"]
 
-WORDS = [f"word{index}" for index in range(100)]
+BROWSER = Path(__file__).parent / "browser"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the browser tests; with several processes, all of them run in one, first, and every other file in one."""
+    for item in items:
+        if item.path.is_relative_to(BROWSER):
+            item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"))
+            item.add_marker(pytest.mark.xdist_group("browser"))
+        else:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: not item.path.is_relative_to(BROWSER))
 
 
 def _word_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:

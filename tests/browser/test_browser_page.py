@@ -4,23 +4,22 @@ import json
 import statistics
 
 import pytest
-from browsing import CHROMIUM, PATIENCE
 
+from components.ratios.estimator_check.measure import Verdicts
 from components.state.keys import slice_config
 from components.state.session import Session
 from components.state.settings import Settings
+from components.tabs import TABS
 from intraslice.planning.ratios import make_plan
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
-]
+COLOUR = "document.querySelector('#ratio-chart .isx-plot').data[0].marker.color"
+ZOOM = "document.querySelector('#ratio-chart .isx-plot').layout.xaxis2.range"
 
 
-def ratios(session: Session, percent: int, estimator: str = "pca") -> list[list[float]]:
+def ratios(session: Session, **settings: object) -> list[list[float]]:
     """What the library says of the snapshot's profile."""
     profile = session.source(Settings()).profile
-    layers = make_plan(profile, slice_config(Settings(sparsity=percent, estimator=estimator))).layers
+    layers = make_plan(profile, slice_config(Settings(**settings))).layers
     return [[layer.attention_ratio for layer in layers], [layer.mlp_ratio for layer in layers]]
 
 
@@ -28,104 +27,111 @@ def close(first: list[list[float]], second: list[list[float]]) -> bool:
     return all(a == pytest.approx(b, rel=1e-4, abs=1e-6) for a, b in zip(first, second, strict=True))
 
 
-def test_dragging_the_slider_draws_the_librarys_ratios(visit, snapshot_session) -> None:
-    opened = visit()
-    assert close(opened.bars(), ratios(snapshot_session, 30))
+def test_dragging_the_slider_draws_the_librarys_ratios(visit, page_session) -> None:
+    opened = visit("/?__theme=light")
+    page = opened.page
+    assert close(opened.bars(), ratios(page_session, sparsity=30))
     for percent in (45, 12):
         opened.drag(percent)
-        assert close(opened.bars(), ratios(snapshot_session, percent))
-        assert f"{percent}" in opened.page.inner_text("#removed")
+        expected = ratios(page_session, sparsity=percent)
+        assert close(opened.bars(), expected)
+        assert f"{percent}" in page.inner_text("#removed")
+
+    page.click("#ratio-chart .isx-twin summary")
+    cells = page.locator("#ratio-chart tbody tr").nth(7).locator("td").all_inner_texts()
+    assert cells[:2] == ["7", f"{expected[0][7]:.1%}"]
+
+    with page.expect_download() as download:
+        page.click("#ratio-chart .isx-png")
+    assert download.value.suggested_filename.endswith(".png")
+
+    light = page.evaluate(COLOUR)
+    page.evaluate("document.body.classList.add('dark')")
+    page.wait_for_function(f"{COLOUR} !== '{light}'")
 
 
-def test_zoom_survives_the_slider(visit) -> None:
+def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(visit, page_session) -> None:
     opened = visit()
-    axis = "document.querySelector('#ratio-chart .isx-plot').layout.xaxis2.range"
-    whole = opened.page.evaluate(axis)
-    box = opened.page.locator("#ratio-chart .nsewdrag").first.bounding_box()
-    middle = box["y"] + box["height"] / 2
-    opened.page.mouse.move(box["x"] + 0.2 * box["width"], middle)
-    opened.page.mouse.down()
-    opened.page.mouse.move(box["x"] + 0.6 * box["width"], middle, steps=8)
-    opened.page.mouse.up()
-    opened.page.wait_for_function(
-        f"before => JSON.stringify({axis}) !== before", arg=json.dumps(whole, separators=(",", ":")), timeout=PATIENCE
-    )
-    zoomed = opened.page.evaluate(axis)
-    opened.drag(50)
-    assert opened.page.evaluate(axis) == zoomed
-
-
-def test_a_click_and_the_arrow_keys_choose_a_layer(visit) -> None:
-    page = visit().page
+    page = opened.page
     box = page.locator("#ratio-chart .nsewdrag").first.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 12.6 / 30, box["y"] + box["height"] / 2, steps=4)
-    page.mouse.click(box["x"] + box["width"] * 12.6 / 30, box["y"] + box["height"] / 2)
-    page.wait_for_function(
-        "document.querySelector('#importance-chart .isx-title').textContent.includes('layer 12')", timeout=PATIENCE
-    )
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 12.6 / 30, middle, steps=4)
+    page.mouse.click(box["x"] + box["width"] * 12.6 / 30, middle)
+    opened.says("#importance-chart .isx-title", "layer 12")
     page.focus("#ratio-chart .isx-plot")
     page.keyboard.press("ArrowRight")
-    page.wait_for_function(
-        "document.querySelector('#importance-chart .isx-title').textContent.includes('layer 13')", timeout=PATIENCE
-    )
+    opened.says("#importance-chart .isx-title", "layer 13")
     assert "layer=13" in page.url
 
+    whole = page.evaluate(ZOOM)
+    page.mouse.move(box["x"] + 0.2 * box["width"], middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], middle, steps=8)
+    page.mouse.up()
+    page.wait_for_function(f"before => JSON.stringify({ZOOM}) !== before", arg=json.dumps(whole, separators=(",", ":")))
+    zoomed = page.evaluate(ZOOM)
+    opened.drag(50)
+    assert page.evaluate(ZOOM) == zoomed
 
-def test_colours_follow_the_theme_live(visit) -> None:
-    page = visit("/?__theme=light").page
-    colour = "document.querySelector('#ratio-chart .isx-plot').data[0].marker.color"
-    light = page.evaluate(colour)
-    page.evaluate("document.body.classList.add('dark')")
-    page.wait_for_function(f"{colour} !== '{light}'", timeout=PATIENCE)
+    page.locator("#verdict-chart").scroll_into_view_if_needed()
+    page.wait_for_selector("#verdict-chart .main-svg")
+    spot = page.evaluate(
+        """() => {
+            const plot = document.querySelector('#verdict-chart .isx-plot');
+            const { x, y, xaxis, yaxis } = plot._fullData[0] && { ...plot.data[0], ...plot._fullLayout };
+            const box = plot.getBoundingClientRect();
+            const layer = 27;
+            return [box.x + xaxis._offset + xaxis.d2p(x[layer]), box.y + yaxis._offset + yaxis.d2p(y[layer])];
+        }"""
+    )
+    page.mouse.move(*spot, steps=4)
+    page.wait_for_selector("#verdict-chart .hovertext")
+    page.mouse.click(*spot)
+    opened.says("#importance-chart .isx-title", "layer 27")
+    misjudged = [own for own in Verdicts(page_session).known(Settings()).misjudged if own[0] == "pca"]
+    shown = page.inner_text("#verdict-words")
+    assert misjudged
+    assert all(f"Layer {layer}'s" in shown for _, layer, *_ in misjudged)
 
 
-def test_a_link_opens_the_same_view_and_an_address_follows_the_view(visit, snapshot_session) -> None:
+def test_a_link_opens_the_same_view_and_an_address_follows_the_view(visit, page_session) -> None:
     opened = visit("/?sparsity=44&estimator=fisher&tab=compare&prompt=Hello%20there")
     page = opened.page
-    page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'Hello there'", timeout=PATIENCE)
+    page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'Hello there'")
     assert page.get_attribute("#tabs button[role=tab] >> text=Compare", "aria-selected") == "true"
     page.click("#tabs button[role=tab] >> text=Ratios")
-    page.wait_for_selector("#ratio-chart .main-svg", timeout=PATIENCE)
-    page.wait_for_function(
-        "document.querySelector('#ratio-chart .isx-note').textContent.includes('Bars: Fisher')", timeout=PATIENCE
-    )
-    assert close(opened.bars(), ratios(snapshot_session, 44, "fisher"))
+    page.wait_for_selector("#ratio-chart .main-svg")
+    opened.says("#ratio-chart .isx-note", "Bars: Fisher")
+    assert close(opened.bars(), ratios(page_session, sparsity=44, estimator="fisher"))
     opened.drag(20)
-    page.wait_for_function("location.search.includes('sparsity=20')", timeout=PATIENCE)
+    opened.addressed("sparsity=20")
     assert "tab=" not in page.url
 
 
-def test_a_small_screen_keeps_the_slider_and_scrolls_only_down(visit) -> None:
-    page = visit(width=390, height=844).page
-    page.wait_for_function("!document.querySelector('#controls.open')", timeout=PATIENCE)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+def test_a_small_screen_keeps_the_slider_and_scrolls_only_down_on_every_tab(visit) -> None:
+    opened = visit(width=390, height=844)
+    page = opened.page
+    page.wait_for_function("!document.querySelector('#controls.open')")
     page.evaluate("document.querySelector('#importance-chart').scrollIntoView()")
-    page.wait_for_timeout(300)
-    top = page.locator("#sparsity").bounding_box()["y"]
-    assert 0 <= top < 200
+    page.wait_for_function(
+        "(top => 0 <= top && top < 200)(document.querySelector('#sparsity').getBoundingClientRect().top)"
+    )
+    for tab in TABS:
+        opened.open_tab(tab)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
+        if tab == "compare":
+            boxes = [page.locator(f"#{name}-answer").bounding_box() for name in ("dense", "intraslice", "crossmodule")]
+            assert boxes[0]["y"] < boxes[1]["y"] < boxes[2]["y"]
+            assert all(box["width"] > 300 for box in boxes)
 
 
-def test_embedding_hides_the_controls(visit) -> None:
-    page = visit("/?embed=1").page
-    assert not page.is_visible("#controls")
-    assert page.is_visible("#sparsity")
-
-
-def test_the_table_says_what_the_bars_say(visit, snapshot_session) -> None:
-    page = visit().page
-    page.click("#ratio-chart .isx-twin summary")
-    row = page.locator("#ratio-chart tbody tr").nth(7)
-    row.wait_for(timeout=PATIENCE)
-    cells = row.locator("td").all_inner_texts()
-    assert cells[0] == "7"
-    assert cells[1] == f"{ratios(snapshot_session, 30)[0][7]:.1%}"
-
-
-def test_a_chart_saves_as_an_image(visit) -> None:
-    page = visit().page
-    with page.expect_download(timeout=PATIENCE) as download:
-        page.click("#ratio-chart .isx-png")
-    assert download.value.suggested_filename.endswith(".png")
+def test_embedding_hides_the_controls_and_a_pinned_setting_that_is_none_is_ignored(visit) -> None:
+    opened = visit("/?embed=1&sparsity=33&pinned=%00")
+    opened.says("#removed", "33.0%")
+    assert not opened.page.is_visible("#controls")
+    assert opened.page.is_visible("#sparsity")
+    assert len(opened.bars()) == 2  # no outlines
+    assert not opened.page.is_visible("#unpin")
 
 
 @pytest.mark.slow

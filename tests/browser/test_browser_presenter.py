@@ -1,19 +1,12 @@
 """Presenter mode in a real browser: one chart a screen, the slider below it, the arrows go on; and the list of keys."""
 
 import pytest
-from browsing import CHROMIUM, PATIENCE
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
-]
 
 STOPS = [
     *("#ratio-chart", "#importance-chart", "#verdict-chart", "#price-chart", "#settling-chart"),
     *("#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart", "#histogram-chart", "#answers"),
     *("#next-tokens", "#passage"),
 ]
-SIZES = [(1280, 720), (1920, 1080)]
 INSIDE = """(selector) => {
     const visible = (one) => one && getComputedStyle(one).visibility === 'visible' && one.offsetParent !== undefined;
     const inside = (one) => {
@@ -36,57 +29,52 @@ INSIDE = """(selector) => {
 }"""
 
 
-def test_the_arrows_lead_through_all_charts_one_a_screen(visit) -> None:
-    page = visit("/?sparsity=45&pinned=sparsity%3D20", width=1280, height=720).page
-    page.wait_for_selector("body.isx-pinned", timeout=PATIENCE)  # the link is read, which chooses a tab
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), pytest.param(1920, 1080, marks=pytest.mark.slow)])
+def test_the_arrows_lead_through_all_charts_one_a_screen(visit, width, height) -> None:
+    page = visit("/?sparsity=45&pinned=sparsity%3D20", width, height).page
+    page.wait_for_selector("body.isx-pinned")  # the link is read, which chooses a tab
     page.keyboard.press("p")
     for stop in STOPS:
-        for width, height in SIZES:
-            page.set_viewport_size({"width": width, "height": height})
-            page.wait_for_function(INSIDE, arg=stop, timeout=PATIENCE)
+        page.wait_for_function(INSIDE, arg=stop)
         assert page.locator(".isx-stage").count() == 1
         page.keyboard.press("ArrowRight")
     # Neither Sweep nor Export has anything to show: it comes back.
-    page.wait_for_selector("#export-about", state="attached", timeout=PATIENCE)
-    page.wait_for_function(INSIDE, arg=STOPS[-1], timeout=PATIENCE)
+    page.wait_for_selector("#export-about", state="attached")
+    page.wait_for_function(INSIDE, arg=STOPS[-1])
     for stop in STOPS[-2:-5:-1]:
         page.keyboard.press("PageUp")
-        page.wait_for_function(INSIDE, arg=stop, timeout=PATIENCE)
+        page.wait_for_function(INSIDE, arg=stop)
     assert not page.is_visible("#controls")
     page.keyboard.press("Escape")
     assert page.locator(".isx-stage").count() == 0
-    page.wait_for_selector("#controls", timeout=PATIENCE)
+    page.wait_for_selector("#controls")
 
 
-def test_the_slider_moves_the_chart_on_the_screen_and_gives_the_arrows_back(visit) -> None:
+def test_the_slider_and_fields_keep_their_keys_and_all_keys_are_listed(visit) -> None:
     opened = visit(width=1280, height=720)
     page = opened.page
     page.click("#present")
-    page.wait_for_function(INSIDE, arg="#ratio-chart", timeout=PATIENCE)
+    page.wait_for_function(INSIDE, arg="#ratio-chart")
     opened.drag(50)
     box = page.locator("#sparsity input[type=range]").bounding_box()
     opened.moved_by(lambda: page.mouse.click(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2))
-    page.keyboard.press("ArrowRight")
-    page.wait_for_function(INSIDE, arg="#importance-chart", timeout=PATIENCE)
+    page.keyboard.press("ArrowRight")  # the slider has given the focus back
+    page.wait_for_function(INSIDE, arg="#importance-chart")
     page.focus("#sparsity input[type=range]")
     before = page.inner_text("#removed")
     page.keyboard.press("ArrowRight")  # the focused slider's own
-    page.wait_for_function(
-        "before => document.querySelector('#removed').innerText !== before", arg=before, timeout=PATIENCE
-    )
-    page.wait_for_function(INSIDE, arg="#importance-chart", timeout=PATIENCE)
+    page.wait_for_function("before => document.querySelector('#removed').innerText !== before", arg=before)
+    page.wait_for_function(INSIDE, arg="#importance-chart")
+    page.keyboard.press("Escape")
 
-
-def test_keys_do_nothing_while_somebody_types_and_are_listed(visit) -> None:
-    page = visit("/?tab=compare").page
-    page.wait_for_selector("#prompt textarea", timeout=PATIENCE)
+    opened.open_tab("compare")
     page.fill("#prompt textarea", "")
     page.type("#prompt textarea", "pa?")
     assert page.input_value("#prompt textarea") == "pa?"
     assert page.locator(".isx-stage, dialog[open]").count() == 0
     page.locator("#prompt textarea").blur()
     page.keyboard.press("?")
-    page.wait_for_selector("dialog.isx-keys[open]", timeout=PATIENCE)
+    page.wait_for_selector("dialog.isx-keys[open]")
     assert "Presenter mode" in page.inner_text(".isx-keys")
     page.uncheck(".isx-keys input")
     page.keyboard.press("Escape")
@@ -99,4 +87,4 @@ def test_keys_do_nothing_while_somebody_types_and_are_listed(visit) -> None:
     page.click(".isx-keys button")
     page.locator("body").evaluate("body => document.activeElement.blur()")
     page.keyboard.press("p")
-    page.wait_for_function(INSIDE, arg="#answers", timeout=PATIENCE)
+    page.wait_for_function(INSIDE, arg="#answers")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from browsing import CHROMIUM, PATIENCE
+from browsing import PATIENCE
 from tiny_page import publisher
 
 from components.export.published import html
@@ -11,18 +11,14 @@ from components.export.published.views import Choice
 from intraslice.__main__ import main
 from intraslice.core.progress import finish
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
-]
 CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 w8"), 6)
 BARS = "document.querySelector('#ratios .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
 MARK = "document.querySelector('#sweep .isx-plot').layout?.shapes.at(-1).x0"
 
 
 @pytest.fixture(scope="module")
-def published(session, tiny):
-    return finish(publisher(session).publishing(tiny, CHOICE))
+def published(page_session, tiny):
+    return finish(publisher(page_session).publishing(tiny, CHOICE))
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +40,8 @@ def opened(chromium, file):
         page.on("request", lambda request: asked.append(request.url.partition("#")[0]))
         page.on("console", lambda message: message.type == "error" and faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(address or file.as_uri(), timeout=PATIENCE)
-        page.wait_for_selector("#ratios .main-svg", timeout=PATIENCE)
+        page.goto(address or file.as_uri())
+        page.wait_for_selector("#ratios .main-svg")
         return page
 
     yield open_page
@@ -87,8 +83,9 @@ def test_the_slider_moves_everything_by_keyboard(opened, published) -> None:
     assert "Nothing is removed" in page.inner_text("#headline")
 
 
-def test_layers_prompts_and_points_are_chosen(opened, published) -> None:
-    page = opened()
+def test_layers_prompts_and_points_are_chosen(opened, published, file) -> None:
+    page = opened(f"{file.as_uri()}#58")
+    assert page.inner_text("#percent") == "60 %"  # the nearest step to the address's
     page.select_option("#layer", "2")
     assert "layer 2" in page.inner_text("#spectra .isx-title")
     page.focus("#ratios .isx-plot")
@@ -96,27 +93,18 @@ def test_layers_prompts_and_points_are_chosen(opened, published) -> None:
     assert "layer 1" in page.inner_text("#spectra .isx-title")
     assert page.input_value("#layer") == "1"
     page.select_option("#prompt", "1")
-    assert published.steps[1].answers[1]["dense"].text in page.inner_text("#answers")
+    assert published.steps[2].answers[1]["dense"].text in page.inner_text("#answers")
     page.click("#sweep .isx-twin summary")
-    page.click("#sweep .isx-pick >> nth=1")
-    assert page.input_value("#share") == "2"
+    page.click("#sweep .isx-pick >> nth=0")
+    assert page.input_value("#share") == "1"
 
 
-def test_the_address_chooses_where_it_opens(opened, file) -> None:
-    page = opened(f"{file.as_uri()}#58")
-    assert page.inner_text("#percent") == "60 %"
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_small_screen_and_the_readers_lights(opened, scheme) -> None:
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
+def test_a_small_screen_the_readers_lights_and_paper(opened, scheme) -> None:
     page = opened(width=390, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     colour = page.evaluate("document.querySelector('#ratios .isx-plot').data[0].marker.color")
     assert colour == {"light": "#1a7ab8", "dark": "#9bd0f2"}[scheme]
-
-
-def test_on_paper_everything_is_drawn_in_ink(opened) -> None:
-    page = opened(color_scheme="dark")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     widths = page.evaluate("[...document.querySelectorAll('.isx-plot .main-svg:first-child')].map(s => s.clientWidth)")
     assert len(widths) == 4
@@ -125,13 +113,13 @@ def test_on_paper_everything_is_drawn_in_ink(opened) -> None:
 
 
 @pytest.mark.slow
-def test_the_default_models_file(chromium, tmp_path, capsys) -> None:
+def test_the_default_models_file(chromium, usual_cache, tmp_path) -> None:
     file = tmp_path / "real.html"
     assert main(["publish", "--out", str(file), "--sparsities", "0", "0.3", "--eval-tokens", "2560"]) == 0
     assert 4_000_000 < file.stat().st_size < html.MOST
     page = chromium.new_page()
     page.goto(file.as_uri())
-    page.wait_for_selector("#ratios .main-svg", timeout=PATIENCE)
+    page.wait_for_selector("#ratios .main-svg")
     assert "SmolLM2" in page.inner_text("h1")
     assert len(page.evaluate(BARS)[0]) == 30
     page.focus("#share")

@@ -1,0 +1,153 @@
+"""One app and one Chromium for all browser tests, and what is measured on a tiny model before the first of them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from browsing import ARGUMENTS, CHROMIUM, PATIENCE, Opened, running_app
+from playwright import sync_api as playwright
+from tiny_page import tiny_settings
+
+from app import build_app, launch_options
+from components.state.session import Session
+from components.state.settings import Settings
+from intraslice.core.cache import cache_folder
+from intraslice.core.progress import finish
+
+USUAL_CACHE = cache_folder()  # that of the default model, before the tests have one of their own
+AXE = "4.10.3"
+
+
+class PageSession(Session):
+    """Does real work on a tiny model; the default model stays what the snapshots say, as if it were never loaded."""
+
+    def prepare(self, settings: Settings, visitor: str) -> Iterator:
+        return iter(()) if settings.model == Settings().model else super().prepare(settings, visitor)
+
+    def measure(self, settings: Settings, visitor: str) -> Iterator:
+        return iter(()) if settings.model == Settings().model else super().measure(settings, visitor)
+
+    def memory(self, model: str) -> str:
+        return "135 M parameters" if model == Settings().model else super().memory(model)
+
+
+@pytest.fixture(scope="package")
+def axe() -> str:
+    """axe-core's script: from npm once, then from the cache."""
+    kept = USUAL_CACHE / "axe-core" / f"{AXE}.js"
+    if not kept.is_file():
+        if not shutil.which("npm"):
+            pytest.skip("no npm, which axe-core comes from")
+        with tempfile.TemporaryDirectory() as folder:
+            packed = subprocess.run(["npm", "pack", f"axe-core@{AXE}"], cwd=folder, capture_output=True, text=True)
+            if packed.returncode:
+                pytest.skip(f"npm cannot fetch axe-core: {packed.stderr.strip()[-200:]}")
+            with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
+                script = archive.extractfile("package/axe.min.js").read()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(script)
+    return kept.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="package")
+def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[Settings]:
+    """A tiny model, with a bias by which attention is pruned too. The cache is these tests' own."""
+    home = tmp_path_factory.mktemp("browser")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
+        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)._replace(bias=1.0)
+
+
+@pytest.fixture(scope="package")
+def page_session(tiny: Settings) -> Session:
+    """The app's session, in which the tiny model is calibrated, measured and sliced by both methods."""
+    session = PageSession(evaluation_tokens=256)
+    session.texts = (*session.texts, tiny.text)  # a link may name what the page offers, and no other file
+    for settings in (tiny, tiny._replace(bias=None)):
+        assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
+        finish(session.slice(settings, "crossmodule"))
+    return session
+
+
+@pytest.fixture(scope="package")
+def address(page_session: Session) -> Iterator[str]:
+    page = build_app(page_session)
+    page.queue()
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield url.rstrip("/")
+    page.close()
+
+
+@pytest.fixture(scope="package")
+def tiny_query(tiny: Settings) -> str:
+    """The link of the tiny model, but for its bias."""
+    chosen = {"model": tiny.model, "text": tiny.text, "sequences": tiny.sequences, "length": tiny.length}
+    return f"/?{urlencode(chosen)}"
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def browser_context(chromium: playwright.Browser) -> Iterator[playwright.BrowserContext]:
+    """Shared, since a new one would compile all scripts again."""
+    with chromium.new_context() as context:
+        context.set_default_timeout(PATIENCE)
+        yield context
+
+
+@pytest.fixture
+def visit(chromium, browser_context, address) -> Iterator[Callable[..., Opened]]:
+    """Opens the page; at the end nothing may have gone wrong on it, and what it stored is removed.
+
+    Options are those of a browser context, which is then the page's own.
+    """
+    opened: list[Opened] = []
+
+    def open_page(query: str = "", width: int = 1440, height: int = 900, **options: object) -> Opened:
+        context = chromium.new_context(**options) if options else browser_context
+        context.set_default_timeout(PATIENCE)
+        visitor = Opened(context.new_page())
+        opened.append(visitor)
+        visitor.page.set_viewport_size({"width": width, "height": height})
+        visitor.page.goto(address + query)
+        # A tab that a link does not open has no chart until it is opened.
+        drawn = "#tabs [aria-selected=true]" if "tab=" in query else ".js-plotly-plot .main-svg"
+        visitor.page.wait_for_selector(f"body.isx-begun {drawn}", state="attached")
+        return visitor
+
+    yield open_page
+    for visitor in opened:
+        context = visitor.page.context
+        if context is not browser_context:
+            context.close()
+        elif not visitor.page.is_closed():
+            session = context.new_cdp_session(visitor.page)
+            session.send("Storage.clearDataForOrigin", {"origin": address, "storageTypes": "cookies,local_storage"})
+            visitor.page.close()
+    assert [visitor.faults for visitor in opened] == [[]] * len(opened)
+
+
+@pytest.fixture
+def usual_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache in which the default model lies."""
+    monkeypatch.setenv("INTRASLICE_CACHE", str(USUAL_CACHE))
+
+
+@pytest.fixture
+def real_app(usual_cache: None) -> Iterator[str]:
+    """`python app.py` with the default model, in a process of its own: no test's type checks slow it down."""
+    with running_app() as url:
+        yield url
