@@ -1,6 +1,6 @@
 """The page on a tiny model: settings, a session and a visitor that the tests of its parts share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +18,19 @@ from components.state.views import ImportanceCurve, LayerView, PlanView
 from components.ui import palette
 
 SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
+
+
+class PageSession(Session):
+    """Does real work on a tiny model; the default model stays what the snapshots say, as if it were never loaded."""
+
+    def prepare(self, settings: Settings, visitor: str) -> Iterator:
+        return iter(()) if settings.model == Settings().model else super().prepare(settings, visitor)
+
+    def measure(self, settings: Settings, visitor: str) -> Iterator:
+        return iter(()) if settings.model == Settings().model else super().measure(settings, visitor)
+
+    def memory(self, model: str) -> str:
+        return "135 M parameters" if model == Settings().model else super().memory(model)
 
 
 def tiny_settings(home: Path, make_model: Callable, word_tokenizer: Callable) -> Settings:

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 from browsing import ARGUMENTS, CHROMIUM, PATIENCE, Opened, running_app
 from playwright import sync_api as playwright
-from tiny_page import tiny_settings
+from tiny_page import PageSession, tiny_settings
 
 from app import build_app, launch_options
 from components.state.session import Session
@@ -23,19 +23,6 @@ from intraslice.core.progress import finish
 
 USUAL_CACHE = cache_folder()  # that of the default model, before the tests have one of their own
 AXE = "4.10.3"
-
-
-class PageSession(Session):
-    """Does real work on a tiny model; the default model stays what the snapshots say, as if it were never loaded."""
-
-    def prepare(self, settings: Settings, visitor: str) -> Iterator:
-        return iter(()) if settings.model == Settings().model else super().prepare(settings, visitor)
-
-    def measure(self, settings: Settings, visitor: str) -> Iterator:
-        return iter(()) if settings.model == Settings().model else super().measure(settings, visitor)
-
-    def memory(self, model: str) -> str:
-        return "135 M parameters" if model == Settings().model else super().memory(model)
 
 
 @pytest.fixture(scope="package")

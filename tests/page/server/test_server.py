@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 from gradio_client import Client
+from tiny_page import PageSession
 
 from app import build_app, launch_options
 from components.gradio_compat import queue as serving_queue
@@ -168,10 +169,10 @@ def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_after_thousands_of_strangers_a_visitor_is_served(snapshot_session, monkeypatch) -> None:
+def test_after_thousands_of_strangers_a_visitor_is_served(monkeypatch) -> None:
     """3,000 pages opened and dropped, each with a call that nobody reads."""
     monkeypatch.setenv("INTRASLICE_MAX_PAGES", "200")
-    page = build_app(snapshot_session)
+    page = build_app(PageSession())
     _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, **launch_options())
     api, values = f"{url}gradio_api", [*Settings(dtype="float32"), 0]
     memory = []
