@@ -14,11 +14,11 @@ from pathlib import Path
 
 from components.jobs.limits import UNUSED_SECONDS
 from intraslice.core.cache import cache_folder
-from tests.browsing import running_app
 from tests.load.calls import Notes, Page
 from tests.load.clients import KINDS, Life, live
 from tests.load.memory import Memory
 from tests.load.oracle import asked, truths
+from tests.support.browsing import running_app
 
 
 def load(address: str, clients: int, seconds: float, truth: list) -> Notes:

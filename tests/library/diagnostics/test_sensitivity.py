@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import losses_at_once
+from tests.stopping import Stopped, stop_when
 from torch.nn import functional
 
 from intraslice.core.config import SliceConfig
@@ -21,7 +22,6 @@ from intraslice.diagnostics import sensitivity
 from intraslice.diagnostics.sensitivity import cut_alone, measure_in_context, measure_sensitivity
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
-from tests.stopping import Stopped, stop_when
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from conftest import losses_at_once
+from tests.stopping import Stopped
 from torch.nn import functional
 from torch.testing import assert_close
 
@@ -23,7 +24,6 @@ from intraslice.evaluation.perplexity import Losses, measure_losses, perplexity
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
-from tests.stopping import Stopped
 
 
 @pytest.fixture(scope="module")
