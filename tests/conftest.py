@@ -170,10 +170,3 @@ def refusal() -> Callable[..., str]:
         return str(caught.value)
 
     return load
-
-
-@torch.no_grad()
-def losses_at_once(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Negative log-probability of every token but the first of each window (windows, window - 1), by one forward."""
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-    return -logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]

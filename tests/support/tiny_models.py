@@ -44,6 +44,13 @@ def randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+@torch.no_grad()
+def losses_at_once(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Negative log-probability of every token but the first of each window (windows, window - 1), by one forward."""
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    return -logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
+
+
 def llama_mha() -> PreTrainedModel:
     config = LlamaConfig(hidden_size=56, intermediate_size=100, num_attention_heads=7, **SHARED)
     return randomised(LlamaForCausalLM(config), 1)

@@ -7,8 +7,8 @@ from typing import get_args
 
 import pytest
 import torch
-from conftest import losses_at_once
 from gguf_files import TEXTS, ask_llama_cpp, byte_tokenizer, piece_tokenizer
+from tiny_models import losses_at_once
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

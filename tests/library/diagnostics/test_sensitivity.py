@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import losses_at_once
 from tests.stopping import Stopped, stop_when
+from tiny_models import losses_at_once
 from torch.nn import functional
 
 from intraslice.core.config import SliceConfig

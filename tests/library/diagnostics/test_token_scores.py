@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import losses_at_once
+from tiny_models import losses_at_once
 from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig

@@ -8,8 +8,8 @@ import time
 
 import pytest
 import torch
-from conftest import losses_at_once
 from tests.stopping import Stopped
+from tiny_models import losses_at_once
 from torch.nn import functional
 from torch.testing import assert_close
 
