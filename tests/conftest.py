@@ -26,7 +26,7 @@ from intraslice.core.errors import UserError
 from intraslice.loading import LoadedModel, fingerprint, load_model
 from intraslice.modeling.families import canonicalise
 
-pytest_plugins = ["forked", "page.gradio_compat.gradio_pages", "harness", "opened", "tiny_page"]
+pytest_plugins = ["forked", "gradio_pages", "harness", "opened", "tiny_page"]
 
 BROWSER = Path(__file__).parent / "browser"
 

@@ -5,17 +5,13 @@ from collections.abc import Callable
 
 import gradio as gr
 import pytest
-from browsing import CHROMIUM, PATIENCE
+from browsing import PATIENCE
 from starlette.middleware import Middleware
 
 from components.gradio_compat.browser.on_latest import on_latest
 from components.gradio_compat.browser.silent import SILENT
 from components.server.language import LanguageMiddleware
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
-]
 LARGE = "x" * 1000
 COUNT_COPIES = """() => {
     const copy = structuredClone;
@@ -74,9 +70,10 @@ def visit_gradio(chromium, page):
 
     def open_page(query: str = "", **options):
         contexts.append(chromium.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE)
         tab = contexts[-1].new_page()
-        tab.goto(page.address + query, timeout=PATIENCE)
-        tab.wait_for_selector("#done textarea", timeout=PATIENCE, state="attached")
+        tab.goto(page.address + query)
+        tab.wait_for_selector("#done textarea", state="attached")
         return tab
 
     yield open_page
@@ -88,7 +85,7 @@ def test_plain_gradio_keeps_two_listeners_of_the_mode_always_last_going_and_ours
     tab = visit_gradio()
     tab.locator("#text-ours textarea").press_sequentially("abcdef")
     for name in ("first", "second"):
-        tab.wait_for_function(f"document.querySelector('#{name}-ours textarea').value === 'abcdef'", timeout=PATIENCE)
+        tab.wait_for_function(f"document.querySelector('#{name}-ours textarea').value === 'abcdef'")
     for round in range(5):  # by chance, both may end at the same moment
         tab.fill("#text-plain textarea", "")
         tab.locator("#text-plain textarea").press_sequentially(text := f"abcde{round}")
@@ -108,7 +105,7 @@ def test_plain_gradio_copies_outputs_where_progress_is_hidden_and_ours_does_not(
     for kind in ("ours", "plain"):
         tab.evaluate("window.copies = 0")
         tab.click(f"#call-{kind}")
-        tab.wait_for_function(f"document.querySelector('#done textarea').value === '{kind}'", timeout=PATIENCE)
+        tab.wait_for_function(f"document.querySelector('#done textarea').value === '{kind}'")
         copies[kind] = tab.evaluate("window.copies")
     assert copies["plain"] > copies["ours"], copies  # a new value itself is copied once
 
@@ -120,4 +117,4 @@ def test_plain_gradio_speaks_the_browsers_language_and_ours_the_pages(visit_grad
 
 def test_plain_gradio_opens_a_sidebar_on_a_narrow_screen(visit_gradio) -> None:
     tab = visit_gradio(viewport={"width": 400, "height": 800})
-    tab.wait_for_selector("#sidebar.open", timeout=PATIENCE)
+    tab.wait_for_selector("#sidebar.open")
