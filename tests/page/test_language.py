@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from browsing import SnapshotSession
 from gradio_client import Client
+from tiny_page import PageSession
 
 from app import build_app, launch_options
 from components import tabs
@@ -226,7 +226,7 @@ def test_two_visitors_hear_of_one_job_each_in_their_language() -> None:
 
 @pytest.fixture(scope="module")
 def address():
-    page = build_app(SnapshotSession())
+    page = build_app(PageSession())
     page.queue()
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield url.rstrip("/")

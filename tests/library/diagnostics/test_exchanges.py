@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from stopping import Stopped, stop_when
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
@@ -17,7 +18,6 @@ from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model
-from tests.stopping import Stopped, stop_when
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 CONFIG = SliceConfig(0.3, order="one-shot")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.stopping import Stopped, stop_when
+from stopping import Stopped, stop_when
 from tiny_models import losses_at_once
 from torch.nn import functional
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from tests.stopping import Stopped
+from stopping import Stopped
 from tiny_models import losses_at_once
 from torch.nn import functional
 from torch.testing import assert_close

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas
 import pytest
 import torch
+from stopping import Stopped, stop_when
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
@@ -15,7 +16,6 @@ from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
 from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
-from tests.stopping import Stopped, stop_when
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
