@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from intraslice.calibration.stats import LayerStats
 from intraslice.core.linalg import add_lower_moment_
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import Block
+
+InputHook = Callable[[nn.Module, tuple[Tensor]], None]  # a forward pre-hook
 
 
 @contextmanager
@@ -24,7 +27,7 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
     attention, angles = block.attention, []
     stream: dict[str, Tensor] = {}  # what entered the layer, and that with what is written to it
 
-    def at_output_map(moment: Tensor, total: Tensor):
+    def at_output_map(moment: Tensor, total: Tensor) -> InputHook:
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
             rows = inputs[0].detach()
             add_lower_moment_(moment, rows)
@@ -41,7 +44,7 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
     def at_middle(_: nn.Module, inputs: tuple[Tensor]) -> None:
         add_lower_moment_(stats.middle_moment, inputs[0].detach())
 
-    def at_attention(_: nn.Module, inputs: tuple, keywords: dict) -> None:
+    def at_attention(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         angles.append(keywords["position_embeddings"])
 
     def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -51,7 +54,7 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
             energy.add_(states.float().square().sum((0, 2)))
         stats.value_moment.add_(torch.einsum("bktp,bktq->kpq", value.float(), value.float()))
 
-    def at_written(module: nn.Module, _: tuple, output: Tensor | tuple[Tensor, None]) -> None:
+    def at_written(module: nn.Module, _: tuple[Any, ...], output: Tensor | tuple[Tensor, None]) -> None:
         stream["after"] = stream["after"] + (output[0] if isinstance(output, tuple) else output).detach()
         if module is block.mlp:  # which writes last
             cosines = nn.functional.cosine_similarity(stream.pop("before"), stream.pop("after"), dim=-1)
@@ -95,7 +98,7 @@ def collecting_gradients(block: Block, stats: LayerStats, sequences: slice) -> I
 
         output.register_hook(add)
 
-    def at_output_map(gradients: Tensor, fisher: Tensor | None = None):
+    def at_output_map(gradients: Tensor, fisher: Tensor | None = None) -> InputHook:
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
             values = inputs[0].detach()
 

@@ -44,7 +44,7 @@ def find_input_moments(
                 norm_of(block, module).register_forward_hook(lambda *call, total=total: add_moment_(total, call[2]))
             )
         try:
-            hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+            hidden_states.pass_through_(layer)
         finally:
             for handle in handles:
                 handle.remove()

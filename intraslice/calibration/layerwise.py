@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.stats import LayerStats
+from intraslice.core.linalg import gradient_of
 from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.modeling.families import Block, blocks, family_of
-from intraslice.modeling.hidden_states import embed
+from intraslice.modeling.hidden_states import Arguments, embed
 from intraslice.modeling.offload import resident
 
 LossGradient = Callable[[PreTrainedModel, Tensor, Tensor, Pause], Tensor]  # model, last hidden states, tokens
@@ -41,7 +42,7 @@ def calibrate_layerwise(
     for done, (layer, block, layer_stats) in enumerate(layers, 1):
         layer_inputs.append(list(hidden_states.hidden))
         with torch.no_grad(), resident(layer), collecting_moments(block, layer_stats):
-            hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+            hidden_states.pass_through_(layer)
         progress(Progress("calibrate", done, total))
     batches = tokens.to(model.device).split([len(hidden) for hidden in hidden_states.hidden])
     pause = partial(progress, Progress("calibrate", len(layers), total))
@@ -68,7 +69,7 @@ def final_gradient(
         leaf = hidden.detach().requires_grad_()
         normed = norm(leaf)
     normed.backward(loss_gradient(model, normed, batch, pause))
-    return leaf.grad
+    return gradient_of(leaf)
 
 
 def _backward_(
@@ -76,7 +77,7 @@ def _backward_(
     block: Block,
     stats: LayerStats,
     inputs: list[Float[Tensor, "batch tokens hidden"]],
-    arguments: list[dict],
+    arguments: list[Arguments],
     gradients: list[Float[Tensor, "batch tokens hidden"]],
 ) -> None:
     """Mask gradients of one layer, from the gradients of what leaves it, which become those of what enters it."""
@@ -86,5 +87,5 @@ def _backward_(
         with torch.enable_grad(), collecting_gradients(block, stats, rows):
             leaf = hidden.requires_grad_()
             layer(leaf, **batch_arguments).backward(gradients[index])
-        gradients[index] = leaf.grad
+        gradients[index] = gradient_of(leaf)
         done += len(hidden)

@@ -76,6 +76,8 @@ def _from_file(path: Path) -> Callable[[LayerCalibration], Any]:
 
 def _function(path: Path, function: str, module_name: str) -> Callable[[LayerCalibration], Any]:
     spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None  # as for every .py file
+    assert spec.loader is not None
     module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -129,7 +129,7 @@ def _measure(
     turn, reached, found = 0, 0, []
     for number, change in enumerate(changes, 1):
         for layer in layers[reached : change.layer]:
-            hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments), pause)
+            hidden_states.pass_through_(layer, pause)
         reached = change.layer
         if turn == rank():
             changed = change.make()

@@ -188,7 +188,7 @@ def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTr
     hidden_states = embed(model, window[None])
     for index, (layer, block) in enumerate(zip(model.model.layers, blocks(dense), strict=True)):
         with _recording(layer, index, block.attention_norm) as recorded:
-            hidden_states.map_(lambda hidden, arguments, layer=layer: layer(hidden, **arguments))
+            hidden_states.pass_through_(layer)
         states |= recorded
         pause()
     return states

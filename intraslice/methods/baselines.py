@@ -103,8 +103,9 @@ def plan_baseline(
         scores = Importances(comparable(heads, baseline), comparable(neurons, baseline))
         table = whole_head_table(heads, layer.sizes.dim)
         layers.append(replace(layer, table=table, importances={"fisher": scores}))  # whose unit is the head, too
-    usual = {"head_fraction": None, "gradient_group": GRADIENT_GROUP}
-    by_scores = replace(config, estimator="fisher", bias=config.bias or 1.0, **usual)
+    by_scores = replace(
+        config, estimator="fisher", bias=config.bias or 1.0, head_fraction=None, gradient_group=GRADIENT_GROUP
+    )
     plan = make_plan(replace(stats.profile, layers=tuple(layers)), by_scores)
     return replace(plan, config=config)
 

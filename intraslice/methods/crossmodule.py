@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -23,11 +23,13 @@ from intraslice.core.linalg import principal_axes
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import require_enough, share_of
 from intraslice.methods.registry import METHODS, Method
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import Block, Family, blocks, family_of
-from intraslice.modeling.hidden_states import embed
+from intraslice.modeling.hidden_states import Arguments, embed
 from intraslice.modeling.linear import frozen_linear
+from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import (
     Folded,
     SlicedModule,
@@ -58,9 +60,12 @@ def plan_crossmodule(
     comes nearest; 0 cuts nothing, and only adds the shortcuts. Raises UserError unless exactly one of the two is given,
     from 0 to below 1.
     """
-    if (sparsity is None) == (slicing is None):
+    if sparsity is not None and slicing is None:
+        name, value = "sparsity", sparsity
+    elif slicing is not None and sparsity is None:
+        name, value = "slicing", slicing
+    else:
         raise UserError(f"got sparsity {sparsity} and slicing {slicing}; give exactly one of the two")
-    name, value = ("sparsity", sparsity) if slicing is None else ("slicing", slicing)
     if not 0 <= value < 1:
         raise UserError(f"{name} is {value!r}; wanted a fraction from 0 to below 1, such as 0.3")
     hidden = model.lm_head.in_features
@@ -70,10 +75,10 @@ def plan_crossmodule(
         width = max(int(hidden * (1 - slicing) + 1e-6) // MULTIPLE * MULTIPLE, min(MULTIPLE, hidden))
         return _plan(model, width, None, order)
     widths, layers = [*range(MULTIPLE, hidden, MULTIPLE), hidden], blocks(model)
-    budget = (1 - sparsity) * decoder_parameters(model)
+    budget = (1 - value) * decoder_parameters(model)
     index = bisect_left(widths, budget, key=lambda width: _decoder_parameters(layers, width, hidden))
-    plans = [_plan(model, width, sparsity, order) for width in widths[max(index - 1, 0) : index + 1]]
-    return min(plans, key=lambda plan: abs(plan.removed_fraction - sparsity))
+    plans = [_plan(model, width, value, order) for width in widths[max(index - 1, 0) : index + 1]]
+    return min(plans, key=lambda plan: abs(plan.removed_fraction - value))
 
 
 def _plan(model: PreTrainedModel, width: int, asked: float | None, order: Order) -> CrossModulePlan:
@@ -131,7 +136,13 @@ def slice_crossmodule(
     pause = partial(report, Progress("slice", 0, len(layers)))
     pause()
     norm = layers[0].attention_norm
-    source = _DenseMoments(layers, stats) if plan.order == "one-shot" else _SlicedStates(model, tokens, norm)
+    source: _DenseMoments | _SlicedStates
+    if plan.order != "one-shot":
+        source = _SlicedStates(model, tokens, norm)
+    elif stats is not None:
+        source = _DenseMoments(layers, stats)
+    else:
+        raise ValueError("the one-shot order takes its bases from stats and got None; pass the calibration's")
     first_basis = basis = source.first_axes(pause)[:, : plan.width].float()
     parts: dict[nn.Module, nn.Module] = {}
     for done, (layer, block) in enumerate(zip(model.model.layers, layers, strict=True), 1):
@@ -166,10 +177,12 @@ class _SlicedStates:
         """Cut the states to the basis, as the sliced model carries them, and add what the modules write, uncut."""
         axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm.of(norm)
 
-        def step(states: Tensor, arguments: dict) -> Tensor:
+        def step(states: Tensor, arguments: Arguments) -> Tensor:
             cut = states @ axes
             normed = basis_norm(cut)
-            return cut @ axes.T + centre(sum(output_of(module, normed, arguments) for module in readers), norm)
+            return cut @ axes.T + centre(
+                reduce(torch.add, (output_of(module, normed, arguments) for module in readers)), norm
+            )
 
         self._states.map_(step, pause)
         return principal_axes_of(self._states, pause)
@@ -221,7 +234,8 @@ def _slice_layer(
     """One layer in its bases, and the basis that it leaves; the source moves on to the next layer."""
     hidden, width = basis.shape
     dtype = block.attention.o_proj.weight.dtype
-    bases, modules = [basis], []
+    bases: list[Tensor] = [basis]
+    modules: list[SlicedModule] = []
     for branch in residual_branches(block):
         norm = norm_of(block, branch[0])
         readers = [_reading_in(module, norm, basis) for module in branch]
@@ -234,7 +248,10 @@ def _slice_layer(
         basis = after
     shortcuts = [(before.T @ after).to(dtype) for before, after in itertools.pairwise(bases)]
     norms = [BasisNorm.of(norm) for norm in (block.attention_norm, block.mlp_norm)]
-    return CrossModuleLayer(family, *modules, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
+    attention, mlp = modules
+    assert isinstance(attention, SlicedAttention)  # in the order of the branches
+    assert isinstance(mlp, SlicedMLP)
+    return CrossModuleLayer(family, attention, mlp, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
 
 
 def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:

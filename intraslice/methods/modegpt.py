@@ -57,14 +57,20 @@ def plan_modegpt(model: PreTrainedModel, stats: CalibrationStats, config: SliceC
     def layers(scale: float, attention: list[float] | None = None) -> list[LayerPlan]:
         return [
             LayerPlan(
-                *both,
-                heads=tuple(range(size.heads if both[0] < 1 else 0)),
-                kv_heads=size.kv_heads if both[0] < 1 else 0,
-                dim=size.dim if both[0] == 1 else min(max(2 * round(size.dim * (1 - both[0]) / 2), 2), size.dim),
-                neurons=neurons_kept(size.neurons, both[1]),
+                attention_ratio,
+                mlp_ratio,
+                heads=tuple(range(size.heads if attention_ratio < 1 else 0)),
+                kv_heads=size.kv_heads if attention_ratio < 1 else 0,
+                dim=size.dim if attention_ratio == 1 else narrowed(size.dim, attention_ratio),
+                neurons=neurons_kept(size.neurons, mlp_ratio),
             )
-            for size, *both in zip(sizes, attention or ratios("attention", scale), ratios("mlp", scale), strict=True)
+            for size, attention_ratio, mlp_ratio in zip(
+                sizes, attention or ratios("attention", scale), ratios("mlp", scale), strict=True
+            )
         ]
+
+    def narrowed(dim: int, ratio: float) -> int:
+        return min(max(2 * round(dim * (1 - ratio) / 2), 2), dim)
 
     def count(plans: list[LayerPlan]) -> int:
         kept = zip(sizes, plans, strict=True)
@@ -79,9 +85,11 @@ def plan_modegpt(model: PreTrainedModel, stats: CalibrationStats, config: SliceC
         # Heads go in wide steps, which the neurons make up for.
         kept = layers(nearest(lambda scale: count(layers(scale, attention)), wanted, highest), attention)
     parameters = Parameters(dense + others, count(kept) + others, dense, count(kept))
-    caches = (stats.bytes_per_value * sum(2 * layer.kv_heads * layer.dim for layer in model) for model in (sizes, kept))
+    cache_dense, cache_sliced = (
+        stats.bytes_per_value * sum(2 * layer.kv_heads * layer.dim for layer in model) for model in (sizes, kept)
+    )
     reasons = Reasons(config.sparsity, 1.0, None, None, (), ())
-    return SlicePlan(config, tuple(kept), parameters, tuple(caches), reasons)
+    return SlicePlan(config, tuple(kept), parameters, (cache_dense, cache_sliced), reasons)
 
 
 @torch.no_grad()
@@ -149,10 +157,11 @@ def narrow_values(
         _, axes = principal_axes(torch.einsum("whp,whq->pq", output, output))
         back = torch.linalg.solve_triangular(root.T, axes[:, :dim], upper=True).T  # axes^T root^-1
         values.append(back @ weights.value[group].double())
-        biases.append(None if weights.value_bias is None else back @ weights.value_bias[group].double())
+        if weights.value_bias is not None:
+            biases.append(back @ weights.value_bias[group].double())
         outputs[:, readers] = (output @ axes[:, :dim]).to(outputs.dtype)
     dtype = weights.value.dtype
-    bias = None if weights.value_bias is None else torch.stack(biases).to(dtype)
+    bias = torch.stack(biases).to(dtype) if biases else None
     return torch.stack(values).to(dtype), bias, outputs
 
 

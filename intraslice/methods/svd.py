@@ -82,7 +82,7 @@ def slice_svd(
     return with_parts(model, parts)
 
 
-def _maps(block: Block) -> list[tuple[nn.Module, dict[str, Tensor]]]:
+def _maps(block: Block) -> list[tuple[nn.Linear, dict[str, Tensor]]]:
     """The modules that hold a block's linear maps, and those maps by name: readers of attention and MLP, writers."""
     attention, mlp = block.attention, block.mlp
     read, fed = attention.weights(), mlp.weights()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from intraslice.core.progress import Pause, no_pause
 from intraslice.modeling.families import family_of
 
 TOKENS_A_BATCH = 2048
+Arguments = dict[str, Any]  # what a layer is called with besides the hidden states
 
 
 class _Reached(Exception):
@@ -25,18 +27,22 @@ class HiddenStates:
     """One hidden state a token, batch by batch, and what else a layer is called with."""
 
     hidden: list[Float[Tensor, "batch tokens hidden"]]
-    arguments: list[dict]  # attention mask and position embeddings of each batch
+    arguments: list[Arguments]  # attention mask and position embeddings of each batch
 
-    def normed(self, norm: torch.nn.Module) -> Iterator[tuple[Tensor, dict]]:
+    def normed(self, norm: torch.nn.Module) -> Iterator[tuple[Tensor, Arguments]]:
         """The states of each batch (batch, tokens, hidden) through `norm`, with the batch's arguments."""
         for hidden, arguments in zip(self.hidden, self.arguments, strict=True):
             yield norm(hidden), arguments
 
-    def map_(self, change: Callable[[Tensor, dict], Tensor], pause: Pause = no_pause) -> None:
+    def map_(self, change: Callable[[Tensor, Arguments], Tensor], pause: Pause = no_pause) -> None:
         """Replace the states of each batch, in place, by `change(states, arguments)`; `pause` is called after each."""
         for index, (hidden, arguments) in enumerate(zip(self.hidden, self.arguments, strict=True)):
             self.hidden[index] = change(hidden, arguments)
             pause()
+
+    def pass_through_(self, layer: torch.nn.Module, pause: Pause = no_pause) -> None:
+        """Replace the states of each batch, in place, by what the decoder layer makes of them."""
+        self.map_(lambda hidden, arguments: layer(hidden, **arguments), pause)
 
     def add_(self, written: Iterable[Float[Tensor, "batch tokens hidden"]]) -> None:
         """Add to each batch, in place, what a module writes to it."""
@@ -47,7 +53,7 @@ def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Hi
     """What enters the first layer, and the mask and position embeddings that transformers itself makes for it."""
     hidden_states = HiddenStates([], [])
 
-    def catch(_: torch.nn.Module, inputs: tuple, keywords: dict) -> None:
+    def catch(_: torch.nn.Module, inputs: tuple[Any, ...], keywords: Arguments) -> None:
         hidden_states.hidden.append(inputs[0])
         hidden_states.arguments.append({key: keywords[key] for key in ("attention_mask", "position_embeddings")})
         raise _Reached

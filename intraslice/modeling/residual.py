@@ -11,7 +11,7 @@ from intraslice.core.progress import Pause, no_pause
 from intraslice.distributed.sharing import all_reduce_
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
-from intraslice.modeling.hidden_states import HiddenStates
+from intraslice.modeling.hidden_states import Arguments, HiddenStates
 from intraslice.modeling.mlp import SlicedMLP
 
 SlicedModule = SlicedAttention | SlicedMLP
@@ -77,6 +77,6 @@ def principal_axes_of(hidden_states: HiddenStates, pause: Pause = no_pause) -> F
     return principal_axes(moment)[1]
 
 
-def output_of(module: SlicedModule, normed: Float[Tensor, "batch tokens width"], arguments: dict) -> Tensor:
+def output_of(module: SlicedModule, normed: Float[Tensor, "batch tokens width"], arguments: Arguments) -> Tensor:
     """What the module adds to the residual stream (batch, tokens, hidden)."""
     return module(normed, **arguments)[0] if isinstance(module, SlicedAttention) else module(normed)

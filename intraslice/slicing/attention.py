@@ -55,15 +55,15 @@ def cut_queries_and_keys(
     groups, kv_head = weights.kv_head[heads].unique(return_inverse=True)
     query_channels = channels[kv_head]
 
-    def rows(tensor: Tensor | None, owners: Tensor, columns: Tensor) -> Tensor | None:
-        return None if tensor is None else tensor[owners[:, None], columns]
+    def rows(tensor: Tensor, owners: Tensor, columns: Tensor) -> Tensor:
+        return tensor[owners[:, None], columns]
 
     return replace(
         weights,
         query=rows(weights.query, heads, query_channels),
-        query_bias=rows(weights.query_bias, heads, query_channels),
+        query_bias=None if weights.query_bias is None else rows(weights.query_bias, heads, query_channels),
         key=rows(weights.key, groups, channels),
-        key_bias=rows(weights.key_bias, groups, channels),
+        key_bias=None if weights.key_bias is None else rows(weights.key_bias, groups, channels),
         value=weights.value[groups],
         value_bias=None if weights.value_bias is None else weights.value_bias[groups],
         output=weights.output[:, heads],
@@ -112,8 +112,7 @@ def fit_output(
     heads, width, dim = axes.shape
     dense_output = weights.output.flatten(1).to(moments.kept.dtype)  # (D, H * d)
     moment, right = moments.kept, moments.cross @ dense_output.T
-    centred = weights.output_bias is not None
-    if centred:
+    if weights.output_bias is not None:
         moment = moment - moments.tokens * torch.outer(moments.kept_mean, moments.kept_mean)
         right = right - moments.tokens * torch.outer(moments.kept_mean, dense_output @ moments.dense_mean)
     moment = moment.view(heads, width, heads, width)
@@ -121,7 +120,7 @@ def fit_output(
     right = torch.einsum("hap,had->hpd", axes, right.unflatten(0, (heads, width))).flatten(0, 1)
     output = solve(damp(moment, damping), right).T
     bias = None
-    if centred:
+    if weights.output_bias is not None:
         projected_mean = torch.einsum("hap,ha->hp", axes, moments.kept_mean.view(heads, width)).flatten()
         bias = weights.output_bias + dense_output @ moments.dense_mean - output @ projected_mean
     return output.unflatten(1, (heads, dim)), bias

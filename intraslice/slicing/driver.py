@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.calibration.driver import CalibrationStats, LayerStats
+from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import SliceConfig
 from intraslice.core.linalg import OrderedFactor, add_moment_, typical_damping
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
@@ -60,7 +60,8 @@ def slice_model(
         raise ValueError("the sequential order slices on tokens and got none; pass the calibration's")
     report = progress_callback(progress)
     report(Progress("slice", 0, total))
-    hidden_states = None if one_shot else _embed_share(model, tokens)
+    hidden_states = None if one_shot or tokens is None else _embed_share(model, tokens)
+    token_count = 0 if tokens is None else tokens.numel()
     parts: dict[nn.Module, nn.Module] = {}
     for index, (block, layer) in enumerate(zip(blocks(model), plan.layers, strict=True)):
         with resident(block.attention), resident(block.mlp):
@@ -68,7 +69,7 @@ def slice_model(
                 attention = attention_from_moments(block.attention, layer, stats.layers[index], stats.tokens)
                 mlp = mlp_from_stats(block.mlp, layer.neurons, stats, index)
             else:
-                fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), plan.config)
+                fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, token_count, plan.config)
                 attention, mlp = fit.slice_(partial(report, Progress("slice", index, total)))
         for dense, sliced in ((block.attention, attention), (block.mlp, mlp)):
             offload_like_(sliced, dense)

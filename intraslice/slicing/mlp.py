@@ -109,7 +109,7 @@ def select_neurons(
     return replace(
         weights,
         gate=rows(weights.gate),
-        up=rows(weights.up),
+        up=weights.up.index_select(0, kept),
         gate_bias=rows(weights.gate_bias),
         up_bias=rows(weights.up_bias),
         down=down,

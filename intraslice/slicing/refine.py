@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -163,7 +163,8 @@ def _energy(rows: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " tokens"]:
 def _cast(weights: MLPWeights, dtype: torch.dtype) -> MLPWeights:
     """A copy of the weights in another dtype, outside any gradient."""
     tensors = {name: value for name, value in vars(weights).items() if isinstance(value, Tensor)}
-    return replace(weights, **{name: value.detach().to(dtype, copy=True) for name, value in tensors.items()})
+    copies: dict[str, Any] = {name: value.detach().to(dtype, copy=True) for name, value in tensors.items()}
+    return replace(weights, **copies)
 
 
 def _module(weights: MLPWeights) -> SlicedMLP:
