@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from transformers import (
@@ -48,7 +49,7 @@ class IntraSliceConfig(PreTrainedConfig):
         made: dict[str, Any] | None = None,
         **rest: Any,
     ) -> None:
-        self.dense, self.layers, self.made = dense, layers, made
+        self.dense, self.layers, self.made = dense or {}, layers or [], made
         super().__init__(**rest)
 
     @classmethod
@@ -65,10 +66,10 @@ class IntraSliceConfig(PreTrainedConfig):
         """Where transformers looks for sizes and tokens."""
         return self.dense_config() if self.dense else self
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
         """Write config.json, and beside it the code that opens the folder where the library was not imported."""
         self.auto_map = AUTO_MAP
-        super().save_pretrained(save_directory, **options)
+        super().save_pretrained(save_directory, push_to_hub, **options)
         shutil.copyfile(Path(__file__).with_name(REMOTE_CODE), Path(save_directory) / REMOTE_CODE)
 
     @classmethod
@@ -76,13 +77,21 @@ class IntraSliceConfig(PreTrainedConfig):
         """Nothing: transformers would copy this file into what it saves."""
 
 
-class IntraSliceForCausalLM:
+# The other base, a family's own class, is only known when a model is opened (`_class_of`).
+if TYPE_CHECKING:
+    _Family = PreTrainedModel
+else:
+    _Family = object
+
+
+class IntraSliceForCausalLM(_Family):
     """A family's own class for text with sliced layers in it. `made` says how it was made, where that is known.
 
     Its configuration is the dense model's; what is saved is an `IntraSliceConfig` of the layers as they then are.
     """
 
     config_class = IntraSliceConfig
+    config: PreTrainedConfig
     made: dict[str, Any] | None = None
     # The layers attend by torch's own kernel, whatever their shapes.
     _supports_flash_attn = False
@@ -97,18 +106,24 @@ class IntraSliceForCausalLM:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *arguments: Any, config: PreTrainedConfig | str | None = None, **options: Any
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str] | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | PathLike[str] | None = None,
+        **options: Any,
     ) -> Any:
         """The sliced model in a folder or on the Hub, with all of transformers' options: `device_map`, `dtype` ..."""
-        hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
+        hub: dict[str, Any] = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
+        name: Any = pretrained_model_name_or_path
         if not isinstance(config, IntraSliceConfig):
-            config = IntraSliceConfig.from_pretrained(config or name, **hub)
-        if config.layers is None:
+            source: Any = config or name
+            config = IntraSliceConfig.from_pretrained(source, **hub)
+        if not config.layers:
             config = _config_of_before(name, hub)
         changes = {key: options.pop(key) for key in options.keys() & config.dense.keys()}
         dense = config.dense_config(attn_implementation=config._attn_implementation, **changes)
         opened = super(IntraSliceForCausalLM, _sliced_class(dense)).from_pretrained(
-            name, *arguments, config=dense, layers=config.layers, **options
+            name, *model_args, config=dense, layers=config.layers, **options
         )
         model = opened[0] if isinstance(opened, tuple) else opened  # with `output_loading_info`
         fill_buffers_(model, config.layers)
@@ -126,11 +141,11 @@ class IntraSliceForCausalLM:
         model.made = config.made
         return model
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], *arguments: Any, **options: Any) -> None:
         """As transformers does it, with a configuration of the layers as they are."""
         dense, self.config = self.config, IntraSliceConfig.of(self, self.made)
         try:
-            super().save_pretrained(save_directory, **options)
+            super().save_pretrained(save_directory, *arguments, **options)
         finally:
             self.config = dense
 
@@ -143,13 +158,16 @@ class IntraSliceForCausalLM:
 
 
 @functools.cache
-def _class_of(dense: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def _class_of(dense: type[PreTrainedModel]) -> Any:
     # By the one name that the Auto classes know.
     return type(IntraSliceForCausalLM.__name__, (IntraSliceForCausalLM, dense), {"__module__": __name__})
 
 
-def _sliced_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class for sliced models of a dense configuration. Raises UserError for a family that cannot be sliced."""
+def _sliced_class(config: PreTrainedConfig) -> Any:
+    """The class for sliced models of a dense configuration: `IntraSliceForCausalLM` and the family's own.
+
+    Raises UserError for a family that cannot be sliced.
+    """
     family_of(config)
     return _class_of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
@@ -162,10 +180,10 @@ def _require_near_shortcuts(model: PreTrainedModel) -> None:
         )
 
 
-def _config_of_before(name: str | Path, hub: dict[str, Any]) -> IntraSliceConfig:
+def _config_of_before(name: str | PathLike[str], hub: dict[str, Any]) -> IntraSliceConfig:
     """Of a folder whose shapes are not in its config.json but in its record."""
-    record = json.loads(Path(cached_file(name, RECORD, **hub)).read_text(encoding="utf-8"))
-    return config_of_record(record, Path(cached_file(name, WEIGHTS, **hub)))
+    record, weights = (Path(str(cached_file(name, file, **hub))) for file in (RECORD, WEIGHTS))
+    return config_of_record(json.loads(record.read_text(encoding="utf-8")), weights)
 
 
 def config_of_record(record: dict[str, Any], weights: Path) -> IntraSliceConfig:

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 
-class Settings(dict):
+class Settings(dict[str, Any]):
     """A JSON object whose values are attributes, too."""
 
     def __getattr__(self, name: str) -> Any:

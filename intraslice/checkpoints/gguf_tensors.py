@@ -80,7 +80,7 @@ def deci_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Filled]]:
         yield "rope_freqs.weight", _whole(heads.factors)
     for index, block in enumerate(blocks(model)):
         attention, mlp = block.attention, block.mlp
-        tensors = {}
+        tensors: dict[str, Filled] = {}
         # deci reads the head width off layer 0, and knows no output bias where there are no heads.
         if index == 0 or attention.heads or attention.o_proj.bias is not None:
             with resident(attention):
@@ -111,17 +111,18 @@ def attention_tensors(weights: AttentionWeights, heads: Heads) -> dict[str, Fill
     gains = torch.where(frequency == UNROTATED, 1.0, heads.gain**2).repeat(1, 2)[kv_head]
     scales = weights.scale * math.sqrt(heads.width) * gains
 
-    def rows(tensor: Tensor | None, count: int, places: Tensor, columns: Tensor) -> Filled | None:
-        if tensor is None:
-            return None
+    def full_rows(tensor: Tensor, count: int, places: Tensor, columns: Tensor) -> Filled:
         full = torch.zeros(count, heads.width, *tensor.shape[2:])
         full[places[:, None], columns] = tensor.float().cpu()
         return Filled(full.flatten(0, 1), tensor.numel())
 
+    def rows(tensor: Tensor | None, count: int, places: Tensor, columns: Tensor) -> Filled | None:
+        return None if tensor is None else full_rows(tensor, count, places, columns)
+
     query, query_bias = weights.query.float().cpu() * scales[..., None], weights.query_bias
     query_bias = None if query_bias is None else query_bias.float().cpu() * scales
     all_queries = groups * group_size
-    output, kept = rows(weights.output.movedim(0, -1), all_queries, queries, values)
+    output, kept = full_rows(weights.output.movedim(0, -1), all_queries, queries, values)
     tensors = {
         "attn_q.weight": rows(query, all_queries, queries, channels[kv_head]),
         "attn_q.bias": rows(query_bias, all_queries, queries, channels[kv_head]),
@@ -130,7 +131,7 @@ def attention_tensors(weights: AttentionWeights, heads: Heads) -> dict[str, Fill
         "attn_v.weight": rows(weights.value, groups, keys, values),
         "attn_v.bias": rows(weights.value_bias, groups, keys, values),
         "attn_output.weight": Filled(output.T, kept),
-        "attn_output.bias": _whole(weights.output_bias),
+        "attn_output.bias": None if weights.output_bias is None else _whole(weights.output_bias),
     }
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
@@ -162,10 +163,10 @@ def mlp_tensors(weights: MLPWeights) -> dict[str, Filled]:
         "ffn_up.weight": rows(weights.up),
         "ffn_up.bias": rows(weights.up_bias),
         "ffn_down.weight": Filled(functional.pad(weights.down.float().cpu(), (0, more)), weights.down.numel()),
-        "ffn_down.bias": _whole(weights.down_bias),
+        "ffn_down.bias": None if weights.down_bias is None else _whole(weights.down_bias),
     }
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def _whole(tensor: Tensor | None) -> Filled | None:
-    return None if tensor is None else Filled(tensor.detach().float().cpu(), tensor.numel())
+def _whole(tensor: Tensor) -> Filled:
+    return Filled(tensor.detach().float().cpu(), tensor.numel())

@@ -127,7 +127,7 @@ def _special(tokenizer: PreTrainedTokenizerBase, stops: Collection[int]) -> dict
     special = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "unk", "pad")}
     # The end of a turn is the stop that the chat template writes, where that is not the end of the text.
     template = str(tokenizer.chat_template)
-    texts = {token: tokenizer.decode([token]) for token in stops if token != special["eos"]}
+    texts = {token: str(tokenizer.decode([token])) for token in stops if token != special["eos"]}
     written = [token for token, text in texts.items() if text and text in template]
     special["eot"] = next(iter(written), None)
     return {kind: token for kind, token in special.items() if token is not None}
@@ -189,7 +189,7 @@ def _adds_space(described: dict[str, Any]) -> bool:
     )
 
 
-def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> list[float]:
+def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
     """SentencePiece takes the pair whose token has the greatest score: here that of the earliest merge to it."""
     rank: dict[str, int] = {}
     for index, (left, right) in enumerate(merges):

@@ -92,7 +92,9 @@ def model_card(config: IntraSliceConfig, name: str, form: Form = "folder") -> st
 def _front_matter(origin: Origin, form: Form) -> ModelCardData:
     # The Hub's words are adapter, finetune, merge and quantized. It has none for pruning: what is pruned here has fewer
     # weights, and other values in those that stay. Of a GGUF file it believes that it is quantised.
-    relation = {"base_model_relation": "quantized" if form == "gguf" else "finetune"} if origin.hub_id else {}
+    relation: dict[str, Any] = (
+        {"base_model_relation": "quantized" if form == "gguf" else "finetune"} if origin.hub_id else {}
+    )
     return ModelCardData(
         base_model=origin.hub_id,
         license=origin.licence and _LICENCES.get(origin.licence, origin.licence.lower()),

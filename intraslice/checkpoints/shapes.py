@@ -13,7 +13,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.weights import AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
-from intraslice.modeling.families import family_of
+from intraslice.modeling.families import DenseModule, family_of
 from intraslice.modeling.linear import NO_FORMAT, LowRankMap
 from intraslice.modeling.mlp import SlicedMLP
 
@@ -21,7 +21,7 @@ Shape = dict[str, Any]  # of one layer, as JSON
 LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-def shape_of(layer: nn.Module) -> Shape:
+def shape_of(layer: DenseModule) -> Shape:
     """The shape of a canonical layer, dense or sliced. Raises UserError for maps of two factors."""
     attention, mlp = layer.self_attn, layer.mlp
     if isinstance(attention.qkv_proj, LowRankMap):

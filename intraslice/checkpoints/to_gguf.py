@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import require_new_file
-from intraslice.checkpoints.gguf_tensors import BLOCK, INSTEAD, deci_tensors, shared_heads
+from intraslice.checkpoints.gguf_tensors import INSTEAD, deci_tensors, shared_heads
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
 from intraslice.core.cache import scratch_beside
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks
+from intraslice.planning.widths import BLOCK
 
 GGUFType = Literal["f32", "f16", "q8_0"]
 GGUF_TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
@@ -197,4 +198,4 @@ def _context_length(model: PreTrainedModel) -> int:
 def _tokenizer_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GGUFTokenizer:
     stops = model.generation_config.eos_token_id
     stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
-    return read_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, stops)
+    return read_tokenizer(tokenizer, model.model.embed_tokens.num_embeddings, stops)

@@ -25,6 +25,7 @@ from intraslice.distributed.sharing import speaks
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import LoadedModel
+from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.planning.ratios import SlicePlan
 from intraslice.reporting import records
 
@@ -44,13 +45,13 @@ def inspect(run: Run) -> Answer:
 
 
 def _spectra(run: Run, loaded: LoadedModel, stats: CalibrationStats, _: torch.Tensor) -> Answer:
-    plan = run.plan(loaded, stats)
-    plan = plan if isinstance(plan, SlicePlan) else None  # a cross-module plan cuts none of these parts
+    chosen = run.plan(loaded, stats)
+    plan = chosen if isinstance(chosen, SlicePlan) else None  # a cross-module plan cuts none of these parts
     with run.timed("spectra"):
         frame = spectra_frame(stats, plan)
     pairs = []
     for layer in range(len(stats.layers)):
-        found = pair_energies(loaded.model, stats, layer, plan and plan.layers[layer])
+        found = pair_energies(loaded.model, stats, layer, None if plan is None else plan.layers[layer])
         pairs.append({name: value.tolist() for name, value in vars(found).items()})
     table = frame.assign(part=frame["part"].str.replace(r" \d+", "s (mean)", regex=True))
     table = table.groupby(["layer", "part"], sort=False).mean(numeric_only=True).round(1).reset_index()
@@ -72,7 +73,9 @@ def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch
 
 
 def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:
-    width = run.plan(loaded, stats, "crossmodule").width
+    plan = run.plan(loaded, stats, "crossmodule")
+    assert isinstance(plan, CrossModulePlan)
+    width = plan.width
     with run.timed("faults"):
         perplexities = measure_ablations(loaded.model, width, tokens, run.windows(loaded))
     lines = [f"perplexity when only this is cut to {width} axes, the residual stream kept whole:"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
@@ -87,6 +88,7 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
     with run.timed("evaluate"):
         value, error = measure_losses(loaded.model, windows, "perplexity sliced").perplexity()
     made = loaded.made
+    assert made is not None  # as of every checkpoint
     protocol = run.recipe.protocol() | {
         key: made["protocol"][key] for key in ("calibration", "calibration_tokens", "seed")
     }
@@ -153,7 +155,8 @@ def export(run: Run) -> Answer:
     loaded = run.load()
     if not speaks():
         return {}, ""
-    result, lines = {"model": loaded.name}, []
+    result: dict[str, Any] = {"model": loaded.name}
+    lines = []
     if folder is not None:
         with run.timed("vllm"):
             to_vllm(loaded.model, loaded.tokenizer, folder, loaded.made)

@@ -18,11 +18,17 @@ from intraslice.pretrained.memory import require_calibration_memory
 from intraslice.reporting import records
 
 WHOLE = 2**31 - 1  # tokens: however many the text has
-PROTOCOL = {"calibration": "wikitext2", "eval": "wikitext2", "sequences": 128, "length": 2048, "eval_tokens": WHOLE}
+PROTOCOL: dict[str, Any] = {
+    "calibration": "wikitext2",
+    "eval": "wikitext2",
+    "sequences": 128,
+    "length": 2048,
+    "eval_tokens": WHOLE,
+}
 # Where WikiText-2 cannot be had, of the default model: what the README's tables are measured on, in minutes.
 SMALL = {"calibration": "default", "eval": "default", "sequences": 32, "length": 512, "eval_tokens": 8192}
 # By method and sparsity; a cell that is not here is one that we have not seen in the paper.
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "source": "arXiv 2602.01975",
     "model": "Llama-2-7B",
     "dense": 5.47,

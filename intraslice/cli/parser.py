@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, NoReturn, get_args
 
 import intraslice
 from intraslice.calibration.own_estimator import load_estimator
@@ -13,6 +14,7 @@ from intraslice.cli import analyses, commands, exchange, paper, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.cli.prices import prices
+from intraslice.cli.run import Answer, Run
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS, Registry
@@ -28,11 +30,11 @@ JUDGED_TOKENS = 8192  # enough to rank modules by their KL divergence
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # one line, where argparse would print its usage too
+    def error(self, message: str) -> NoReturn:  # one line, where argparse would print its usage too
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def _listed(what: str, registry: Registry) -> str:
+def _listed(what: str, registry: Registry[Any]) -> str:
     """Help on a choice among what is registered; argparse wants its per cent signs doubled."""
     return f"{what}. {registry.help()}".replace("%", "%%")
 
@@ -50,12 +52,12 @@ def _estimator(text: str) -> str:
 OWN_ESTIMATOR = (
     "how ratios are estimated, or path.py:function or importances.json of your own (calibration/own_estimator.py)"
 )
-_ESTIMATOR = {"type": _estimator, "choices": ESTIMATORS, "metavar": "NAME|FILE.py:FUNCTION|FILE.json"}
+_ESTIMATOR: dict[str, Any] = {"type": _estimator, "choices": ESTIMATORS, "metavar": "NAME|FILE.py:FUNCTION|FILE.json"}
 
 
-def _common(eval_tokens: int) -> argparse.ArgumentParser:
+def _common(eval_tokens: int) -> _Parser:
     calibration, slicing, evaluation = CalibrationConfig(), SliceConfig(), EvaluationConfig()
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     add = common.add_argument
     add("--model", default=DEFAULT, metavar="ID|FOLDER|default", help="weights to load")
     explanation = "auto: bfloat16 where the device multiplies it natively, else float32; statistics are float32 in both"
@@ -108,7 +110,9 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=intraslice.__version__)
     subparsers = whole.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
-    def command(name: str, run, help: str, eval_tokens: int = EvaluationConfig().tokens) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[Run], Answer], help: str, eval_tokens: int = EvaluationConfig().tokens
+    ) -> argparse.ArgumentParser:
         made = subparsers.add_parser(name, parents=[_common(eval_tokens)], help=help)
         made.set_defaults(run=run)
         return made
@@ -151,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], **_ESTIMATOR)
     sweep.add_argument("--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F")
     sweep.add_argument("--no-speed", action="store_true", help="measure no speed")
-    read = {"type": int, "default": SpeedConfig().prompt, "metavar": "N"}
+    read: dict[str, Any] = {"type": int, "default": SpeedConfig().prompt, "metavar": "N"}
     sweep.add_argument("--prompt-tokens", **read, help="tokens of the prompt whose reading is timed")
     explanation = "further held-out texts to judge every model on, each with columns of its own"
     sweep.add_argument("--also-eval", nargs="+", default=[], metavar="NAME|FILE", help=explanation)

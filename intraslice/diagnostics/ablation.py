@@ -140,7 +140,8 @@ def measure_ablations(
     progress: ProgressCallback | bool = True,
 ) -> dict[str, float]:
     """Perplexity on `tokens` under every ablation, to compare with the dense and the cross-module model's."""
-    perplexities, report = {}, progress_callback(progress)
+    perplexities: dict[str, float] = {}
+    report = progress_callback(progress)
     for ablation in ABLATIONS:
         ablated = ablated_model(model, ablation, width, calibration, progress=report)
         perplexities[ablation] = perplexity(ablated, tokens, ablation, progress=report)

@@ -82,6 +82,8 @@ def measure_changes(
             pause()
 
         _measure(dense, base, changes[len(done) :], tokens, keep, pause)
+    if readings is None:
+        raise ValueError("there are no changes to measure; give at least one")
     return readings
 
 
@@ -122,7 +124,7 @@ def _measure(
     def read(states: Tensor, parameters: int) -> Reading:
         losses, divergences = read_head(base, states, targets, (dense, dense_states), pause)
         by_window = [tuple(values.view(len(tokens), -1).mean(1).tolist()) for values in (divergences, losses)]
-        return Reading(*by_window, parameters)
+        return Reading(by_window[0], by_window[1], parameters)
 
     base_states = dense_states if base is dense else last(base, layers)
     base_reading = read(base_states, 0)

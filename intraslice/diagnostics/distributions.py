@@ -61,7 +61,7 @@ class Moments:
 
     def distribution(self, edges: Float[Tensor, " edges"]) -> Distribution:
         """What the values seen so far are like. NaN and a flat zero histogram before any was."""
-        if self.count == 0:
+        if self.bins is None:
             nan = float("nan")
             return Distribution(nan, nan, nan, edges, torch.zeros(len(edges) - 1, dtype=torch.float64))
         first, second, third, fourth = (self.sums / self.count).tolist()

@@ -27,7 +27,7 @@ from intraslice.diagnostics.prices import parameters_at
 from intraslice.diagnostics.sensitivity import sensitivity_path, slice_alone, with_module
 from intraslice.evaluation.divergence import read_head
 from intraslice.loading import LoadedModel
-from intraslice.modeling.hidden_states import HiddenStates, embed, last_states
+from intraslice.modeling.hidden_states import Arguments, HiddenStates, embed, last_states
 from intraslice.planning.budget import nearest
 from intraslice.planning.measured import Place, Ratios
 from intraslice.planning.profile import Profile
@@ -175,7 +175,7 @@ class _Half:
 
     targets: Int[Tensor, " scored"]
     dense_states: Tensor
-    arguments: list[dict]
+    arguments: list[Arguments]
     entering: list[list[Tensor]]  # by layer, and by batch
     divergence: float = math.inf
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from intraslice.evaluation.generation import text_of
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -27,5 +29,7 @@ def first_divergence(
     )
     if position == len(first) == len(second):
         return None
-    differing = [tokenizer.decode([tokens[position]]) if position < len(tokens) else None for tokens in (first, second)]
-    return Divergence(position, tokenizer.decode(first[:position]), *differing)
+    ours, theirs = (
+        text_of(tokenizer, [tokens[position]]) if position < len(tokens) else None for tokens in (first, second)
+    )
+    return Divergence(position, text_of(tokenizer, first[:position]), ours, theirs)

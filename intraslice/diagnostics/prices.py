@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jaxtyping import Int
@@ -109,7 +110,7 @@ def measure_prices(
     def changed(layer: int, module: ModuleKind, ratio: float) -> nn.Module:
         return with_module(sliced.model.layers[layer], module, slice_alone(loaded.model, stats, layer, module, ratio))
 
-    changes = [Change(step[0], lambda step=step: changed(*step)) for step in steps]
+    changes = [Change(step[0], partial(changed, *step)) for step in steps]
     path = _path(loaded, stats, plan, tokens, method)
     readings = measure_changes(loaded.model, sliced, changes, tokens, path, "prices", progress=progress)
     return prices_of(readings, profile, plan, tokens[:, 1:].numel())
@@ -124,7 +125,9 @@ def kept_prices(
 ) -> Prices | None:
     """What `measure_prices` would only read from the disk; None while any step is still to be measured."""
     readings = kept_changes(_path(loaded, stats, plan, tokens, method), 4 * len(plan.layers))
-    return readings and prices_of(readings, stats.profile_for(plan.config), plan, tokens[:, 1:].numel())
+    if readings is None:
+        return None
+    return prices_of(readings, stats.profile_for(plan.config), plan, tokens[:, 1:].numel())
 
 
 def _path(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -106,8 +107,7 @@ def measure_sensitivity(
     path = _alone_path(loaded, stats, tokens, ratio)
     model = loaded.model
     changes = [
-        Change(layer, lambda layer=layer, module=module: slice_alone(model, stats, layer, module, ratio))
-        for layer, module in modules_of(model)
+        Change(layer, partial(slice_alone, model, stats, layer, module, ratio)) for layer, module in modules_of(model)
     ]
     readings = measure_changes(model, model, changes, tokens, path, "sensitivity", progress=progress)
     return _sensitivity(model, readings, tokens, [ratio] * len(changes), 1)
@@ -118,7 +118,9 @@ def kept_sensitivity(
 ) -> Sensitivity | None:
     """What `measure_sensitivity` would only read from the disk; None while any module is still to be measured."""
     readings = kept_changes(_alone_path(loaded, stats, tokens, ratio), 2 * len(stats.layers))
-    return readings and _sensitivity(loaded.model, readings, tokens, [ratio] * len(readings.changed), 1)
+    if readings is None:
+        return None
+    return _sensitivity(loaded.model, readings, tokens, [ratio] * len(readings.changed), 1)
 
 
 def measure_in_context(
@@ -138,12 +140,7 @@ def measure_in_context(
     """
     dense = loaded.model
     changes = [
-        Change(
-            layer,
-            lambda layer=layer, module=module: with_module(
-                sliced.model.layers[layer], module, dense.model.layers[layer]
-            ),
-        )
+        Change(layer, partial(with_module, sliced.model.layers[layer], module, dense.model.layers[layer]))
         for layer, module in modules_of(dense)
     ]
     path = sensitivity_path(loaded, stats, tokens, "in context", method, plan.config, plan.layers)

@@ -7,11 +7,11 @@ median over tokens. Under LayerNorm the states are centred, since no reader sees
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas
 import torch
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.diagnostics.distributions import Distribution, Moments, distance, histogram_edges
-from intraslice.modeling.families import blocks
+from intraslice.modeling.families import DenseModule, blocks
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.residual import centre
 
@@ -107,7 +107,8 @@ def measure_shift(
     """
     if "dense" in methods:
         raise UserError("a method is named 'dense'; that name is taken by what methods are compared with")
-    report, tallies = progress_callback(progress), {}
+    report = progress_callback(progress)
+    tallies: Tallies = {}
     ordinary_tokens: list[Tensor] = []
     report(Progress("shift", 0, len(tokens)))
     for done, window in enumerate(tokens):
@@ -155,13 +156,18 @@ def massive_tokens(states: States) -> Bool[Tensor, " tokens"]:
 
     One set serves all layers, so that a line over layers is about the same tokens everywhere.
     """
-    norms = [value.norm(dim=-1) for (_, place), value in states.items() if place == "residual"]
-    norms = torch.stack(norms[:-1] or norms)
+    by_layer = [value.norm(dim=-1) for (_, place), value in states.items() if place == "residual"]
+    norms = torch.stack(by_layer[:-1] or by_layer)
     return (norms > MASSIVE * norms.median(-1, keepdim=True).values).any(0)
 
 
-def _shift(key: tuple[str, int, Place], tally: _Tally, distributions: dict, ordinary: Tensor) -> Shift:
-    sliced, dense = distributions[key], distributions[("dense", *key[1:])]
+def _shift(
+    key: tuple[str, int, Place],
+    tally: _Tally,
+    distributions: Mapping[tuple[str, int, Place], Distribution],
+    ordinary: Tensor,
+) -> Shift:
+    sliced, dense = distributions[key], distributions["dense", key[1], key[2]]
     errors, cosines = torch.cat(tally.errors), torch.cat(tally.cosines)
     spread = max(dense.spread, torch.finfo(torch.float64).tiny)
     return Shift(
@@ -195,18 +201,21 @@ def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTr
 
 
 @contextmanager
-def _recording(layer: nn.Module, index: int, norm: nn.Module) -> Iterator[States]:
+def _recording(layer: DenseModule, index: int, norm: nn.Module) -> Iterator[States]:
     """While open, what one layer computes is kept in the states that are given, as the dense norm sees it."""
     states: States = {}
-    handles = []
-    for place, module in (("attention", layer.self_attn), ("mlp", layer.mlp), ("residual", layer)):
+    places: dict[Place, nn.Module] = {"attention": layer.self_attn, "mlp": layer.mlp, "residual": layer}
+
+    def recorder(place: Place) -> Callable[..., None]:
         basis = _basis(layer, place)
 
-        def hook(_, inputs, output, key=(index, place), basis=basis) -> None:
+        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
             values = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()
-            states[key] = centre(values if basis is None else values @ basis.T.float(), norm)
+            states[index, place] = centre(values if basis is None else values @ basis.T.float(), norm)
 
-        handles.append(module.register_forward_hook(hook))
+        return hook
+
+    handles = [module.register_forward_hook(recorder(place)) for place, module in places.items()]
     try:
         yield states
     finally:

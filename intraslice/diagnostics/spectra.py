@@ -142,14 +142,14 @@ def spectra_frame(
         kv_heads = {stats.kv_heads[layer][head] for head in heads}
         parts: list[tuple[str, Tensor, int | None]] = [
             *(
-                (f"head {i}", curve, layer_plan and layer_plan.dim * (i in heads))
+                (f"head {i}", curve, None if layer_plan is None else layer_plan.dim * (i in heads))
                 for i, curve in enumerate(spectra.heads)
             ),
             *(
-                (f"value head {i}", curve, layer_plan and layer_plan.dim * (i in kv_heads))
+                (f"value head {i}", curve, None if layer_plan is None else layer_plan.dim * (i in kv_heads))
                 for i, curve in enumerate(spectra.groups)
             ),
-            ("mlp", spectra.mlp, layer_plan and layer_plan.neurons),
+            ("mlp", spectra.mlp, None if layer_plan is None else layer_plan.neurons),
             ("residual", spectra.residual, None),
             ("directions", spectra.directions, None),
         ]

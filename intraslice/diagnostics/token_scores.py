@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
 from intraslice.evaluation.divergence import divergences
-from intraslice.evaluation.generation import prompt_tokens
+from intraslice.evaluation.generation import prompt_tokens, text_of
 from intraslice.modeling.logits import logits_in_chunks
 
 
@@ -94,10 +94,13 @@ def score_passage(
         chosen = [table.gather(1, following[:, None].to(table.device))[:, 0].tolist() for table in tables]
         divergence = divergences(dense_logits, sliced_logits.to(dense_logits.device)).tolist()
         agree = (dense_table.argmax(-1).cpu() == sliced_table.argmax(-1).cpu()).tolist()
-        likeliest = [_best(tokenizer, *rows, candidates) if candidates else () for rows in zip(*tables, strict=True)]
+        likeliest = [
+            _best(tokenizer, dense_row, sliced_row, candidates) if candidates else ()
+            for dense_row, sliced_row in zip(dense_table, sliced_table, strict=True)
+        ]
         for values in zip(following.tolist(), *chosen, divergence, agree, likeliest, strict=True):
-            scores.append(TokenScore(tokenizer.decode([values[0]]), *values))
-    return Passage(tokenizer.decode(ids[0, :1]), tuple(scores))
+            scores.append(TokenScore(text_of(tokenizer, [values[0]]), *values))
+    return Passage(text_of(tokenizer, ids[0, :1].tolist()), tuple(scores))
 
 
 def _hidden(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"]) -> Float[Tensor, "tokens hidden"]:
@@ -118,8 +121,8 @@ def compare_next_tokens(
 
     Raises UserError for a prompt without tokens, or with more than the model has positions for.
     """
-    tables = [_next_log_probabilities(model, tokenizer, prompt, chat) for model in (dense, sliced)]
-    return _best(tokenizer, *tables, count)
+    of_dense, of_sliced = (_next_log_probabilities(model, tokenizer, prompt, chat) for model in (dense, sliced))
+    return _best(tokenizer, of_dense, of_sliced, count)
 
 
 def _best(
@@ -130,7 +133,7 @@ def _best(
     best = {token for table in tables for token in table.topk(min(count, len(table))).indices.tolist()}
     ordered = sorted(best, key=lambda token: (-tables[0][token].item(), -tables[1][token].item()))
     return tuple(
-        NextToken(tokenizer.decode([token]), token, *(table[token].item() for table in tables)) for token in ordered
+        NextToken(text_of(tokenizer, [token]), token, *(table[token].item() for table in tables)) for token in ordered
     )
 
 

@@ -9,6 +9,7 @@ many for SmolLM2), and layers run again would cost four times what the head does
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import overload
 
 import torch
 from jaxtyping import Float, Int
@@ -51,18 +52,34 @@ class DenseStates:
         return torch.cat([self._kept[number] for number in numbers])
 
 
+States = tuple[PreTrainedModel, Float[Tensor, "tokens hidden"]]  # a model, and what its head reads
+
+
+@overload
+def read_head(
+    model: PreTrainedModel, states: Tensor, targets: Tensor, dense: States, pause: Pause = no_pause
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def read_head(
+    model: PreTrainedModel, states: Tensor, targets: Tensor, dense: States | None, pause: Pause = no_pause
+) -> tuple[Tensor, Tensor | None]: ...
+
+
 def read_head(
     model: PreTrainedModel,
     states: Float[Tensor, "tokens hidden"],
     targets: Int[Tensor, " tokens"],
-    dense: tuple[PreTrainedModel, Float[Tensor, "tokens hidden"]] | None = None,
+    dense: States | None,
     pause: Pause = no_pause,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
     """Each token's loss from the states that the head reads, and its divergence from a dense model's, in nats.
 
     Both models' logits exist for a few tokens at a time; `pause` is called after each chunk.
     """
-    losses, distances = [], []
+    losses: list[Tensor] = []
+    distances: list[Tensor] = []
     dense_chunks = logits_in_chunks(*dense) if dense else None
     for logits, following in logits_in_chunks(model, states, targets.to(states.device)):
         losses.append(functional.cross_entropy(logits, following, reduction="none"))

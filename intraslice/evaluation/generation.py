@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -77,7 +78,8 @@ def stream_tokens(
             f"as the model has {positions:,} positions"
         )
     choose, ends = _chooser(sampling), end_tokens(model)
-    unread, cache = list(ids.split(PREFILL_TOKENS, dim=1)), {}
+    unread = list(ids.split(PREFILL_TOKENS, dim=1))
+    cache: dict[str, Any] = {}
     for _ in range(min(sampling.max_new_tokens, positions - count)):
         for index, piece in enumerate(unread):
             if index:
@@ -111,7 +113,12 @@ def end_tokens(model: PreTrainedModel) -> set[int]:
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """The text of an answer's tokens. It only ever grows at its end, but for a character that is not whole yet."""
-    return tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text_of(tokenizer, tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], **options: bool) -> str:
+    """The text of some tokens, special ones included unless the options of `decode` say otherwise."""
+    return str(tokenizer.decode(list(tokens), **options))  # a string, as `tokens` is one sequence
 
 
 def generate_text(

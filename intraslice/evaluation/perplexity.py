@@ -54,13 +54,15 @@ class Losses:
 
     def divergence(self) -> Estimate | None:
         """Mean KL divergence from the dense model, nats a token, and its standard error over windows; or not known."""
+        if not self.divergences:
+            return None
         return mean_over_windows([total / sum(self.sizes) for total in self.divergences])
 
 
-def mean_over_windows(means: Sequence[float]) -> Estimate | None:
-    """The mean of equal windows' means, with its standard error, which one window has not. None for no window."""
+def mean_over_windows(means: Sequence[float]) -> Estimate:
+    """The mean of equal windows' means, with its standard error, which one window has not. ValueError for no window."""
     if not means:
-        return None
+        raise ValueError("there is no window to take the mean over; measure on at least one")
     windows = torch.tensor(means, dtype=torch.float64)
     error = windows.std().item() / len(windows) ** 0.5 if len(windows) > 1 else None
     return Estimate(windows.mean().item(), error)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -71,9 +72,10 @@ def _time(model: PreTrainedModel, config: SpeedConfig, pause: Pause) -> tuple[fl
 
     `pause` is called after the prompt and after each token.
     """
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = model.model.embed_tokens.num_embeddings
     tokens = (torch.arange(config.prompt, device=model.device) * 7919 % vocabulary)[None]  # any tokens cost the same
-    cache, seconds = {}, []
+    cache: dict[str, Any] = {}
+    seconds = []
     for _ in range(1 + config.new):
         start = _now(model)
         logits, cache = read_on(model, tokens, cache)

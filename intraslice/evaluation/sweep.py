@@ -168,20 +168,22 @@ def _measure(
         return dict.fromkeys(("removed_fraction", *columns)) | {"note": str(problem)}
     model = slice_by(method, dense, plan, texts.stats, texts.read_by(method), progress=progress)
     counts = parameters_of(dense, "dense") | parameters_of(model, "sliced")
-    row = {
+    row: dict[str, Any] = {
         "removed_fraction": 1 - counts["sliced_decoder"] / counts["dense_decoder"],
         **counts,
         "kv_bytes_per_token": kv_bytes_per_token(model),
     }
     for name, (windows, states) in read.items():
         losses = measure_losses(model, windows, f"perplexity {method}{name}", states, progress=progress)
-        values = losses.perplexity().value, *losses.divergence()
+        divergence = losses.divergence()
+        assert divergence is not None  # the dense states are given
+        values = losses.perplexity().value, *divergence
         row |= {f"{column}{name}": value for column, value in zip(("perplexity", *DIVERGENCE), values, strict=True)}
     row["note"] = getattr(plan, "note", "")
     if speed is not None:
         speeds = measure_speed({"dense": dense, "sliced": model}, speed, progress=progress)
         for phase in ("prefill", "decode"):
-            per_second = {name: getattr(speeds_of_model, phase) for name, speeds_of_model in speeds.items()}
-            row |= {f"{phase}_{name}": value for name, value in per_second.items()}
+            per_second = {model_name: getattr(speeds_of_model, phase) for model_name, speeds_of_model in speeds.items()}
+            row |= {f"{phase}_{model_name}": value for model_name, value in per_second.items()}
             row[f"{phase}_ratio"] = per_second["sliced"] / per_second["dense"]
     return row

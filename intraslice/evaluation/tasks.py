@@ -87,7 +87,8 @@ def measure_tasks(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    rows, report = [], progress_callback(progress)
+    rows: list[dict[str, Any]] = []
+    report = progress_callback(progress)
     for done, (name, model) in enumerate(models.items()):
         report(Progress("tasks", done, len(models)))
         try:

@@ -96,8 +96,8 @@ class Block:
 
     attention: SlicedAttention
     mlp: SlicedMLP
-    attention_norm: nn.Module
-    mlp_norm: nn.Module
+    attention_norm: DenseModule
+    mlp_norm: DenseModule
     parallel: bool
 
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from intraslice.core.config import MODULE_KINDS
+from intraslice.core.config import MODULE_KINDS, ModuleKind
 from intraslice.core.errors import UserError
 
 MOST_BYTES = 2**26
 MOST = 1e30
 DIGITS = 6  # significant ones: no ranking hangs on more
 
-Units = dict[str, list[float]]  # by module
+Units = dict[ModuleKind, list[float]]
 
 
 def read_importances(path: Path) -> list[Units]:
