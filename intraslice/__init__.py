@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __version__ = "0.2.0"
 
+from intraslice.api import CompressedModel, compress
 from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints.format import load, save
 from intraslice.checkpoints.to_transformers import plain_model
@@ -11,9 +12,10 @@ from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceCon
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, finish
 from intraslice.data import calibration_tokens, evaluation_tokens
+from intraslice.evaluation.comparison import Evaluation, evaluate
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import perplexity
-from intraslice.loading import LoadedModel, load_model
+from intraslice.loading import LoadedModel, load_model, prepare_model
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model
@@ -21,6 +23,8 @@ from intraslice.slicing.driver import slice_model
 __all__ = [
     "METHODS",
     "CalibrationConfig",
+    "CompressedModel",
+    "Evaluation",
     "EvaluationConfig",
     "LoadedModel",
     "Progress",
@@ -29,6 +33,8 @@ __all__ = [
     "UserError",
     "calibrate",
     "calibration_tokens",
+    "compress",
+    "evaluate",
     "evaluation_tokens",
     "finish",
     "generate_text",
@@ -38,6 +44,7 @@ __all__ = [
     "perplexity",
     "plain_model",
     "plan_by",
+    "prepare_model",
     "save",
     "slice_by",
     "slice_model",

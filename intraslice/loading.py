@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import is_checkpoint
 from intraslice.checkpoints.format import load as load_checkpoint
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
-from intraslice.modeling.families import canonicalise
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.families import canonicalise, family_of
 from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetched, place_layers
 from intraslice.pretrained.memory import MemoryEstimate, available_bytes, estimate_memory, require_memory
 from intraslice.pretrained.reader import read_config, read_weights
@@ -28,6 +31,7 @@ __all__ = [
     "estimate_memory",
     "fingerprint",
     "load_model",
+    "prepare_model",
     "require_memory",
 ]
 
@@ -82,6 +86,41 @@ def load_model(
     digest = fingerprint(model)
     canonicalise(model)
     return LoadedModel(model.to(device), tokenizer, name, weights.source, digest)
+
+
+def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
+    """Prepare a dense model that transformers has loaded; it and its tokenizer stay as they are.
+
+    What is returned shares the tensors of embeddings, norms and head with the model, and holds its own canonical copy
+    of the layers' linear maps, so that it takes about as much memory again.
+
+    Raises:
+        UserError: no dense transformers model, one that cannot be sliced, is quantised, is spread over several devices,
+            or is in another precision than float32 and bfloat16.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(f"model must be a Hub id, a path or a transformers model, got {type(model).__name__}")
+    name = model.config.name_or_path or type(model).__name__
+    family_of(model.config)
+    layers, devices = model.model.layers, {parameter.device for parameter in model.parameters()}
+    if any(isinstance(layer.self_attn, SlicedAttention) for layer in layers):
+        raise UserError(f"{name} was prepared or sliced before; pass the model as transformers loads it, or its id")
+    if getattr(model.config, "quantization_config", None):
+        raise UserError(f"{name} is quantised and cannot be sliced; take the unquantised model")
+    if len(devices) > 1 or model.device.type == "meta":
+        raise UserError(f"{name} is spread over several devices; pass its id or folder, with device_map='auto'")
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        raise UserError(f"the model's dtype must be float32 or bfloat16, got {model.dtype}; convert it with model.to")
+    digest, own_tokenizer = fingerprint(model), copy.deepcopy(tokenizer)
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    own = copy.deepcopy(model, shared | {id(buffer): buffer for buffer in model.buffers()}).eval()
+    for part in own.modules():  # the owner's hooks would notice our forwards
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    own.set_attn_implementation("sdpa")
+    _settle_tokenizer(own_tokenizer, own, name)
+    canonicalise(own)
+    return LoadedModel(own, own_tokenizer, name, f"{name}, as transformers loaded it", digest)
 
 
 def _in_precision_(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from intraslice.planning.budget import LowRankPlan
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 
 CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # what only a cross-module plan has
+COLOURS = {"attention": "#4c78a8", "MLP": "#f58518"}  # of bars
 
 
 @dataclass(frozen=True)
@@ -124,3 +125,44 @@ def summary(plan: Plan) -> str:
 def records(frame: pandas.DataFrame) -> list[dict[str, Any]]:
     """A frame's rows as JSON, in which a missing number is null."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def layer_table(plan: Plan) -> str:
+    """Ratios and sizes, a line for each layer; empty for a cross-module plan, whose layers are all alike."""
+    if isinstance(plan, CrossModulePlan):
+        return ""
+    rows = ["layer  attention    MLP   heads  dim  neurons"]
+    for index, layer in enumerate(plan.layers):
+        sizes = f"{len(layer.heads):>7}{layer.dim:>5}{layer.neurons:>9}"
+        rows.append(f"{index:>5}{layer.attention_ratio:>11.3f}{layer.mlp_ratio:>7.3f}{sizes}")
+    return "\n".join(rows)
+
+
+def ratio_chart(plan: Plan) -> str:
+    """The ratios of every layer as two bars in an SVG; empty for a cross-module plan."""
+    if isinstance(plan, CrossModulePlan):
+        return ""
+    width, height = 16 * len(plan.layers), 100
+    marks = [
+        f'<line x1="0" x2="{width}" y1="{height - y}" y2="{height - y}" stroke="currentColor" opacity="0.2"/>'
+        f'<text x="-4" y="{height - y + 3}" text-anchor="end">{y} %</text>'
+        for y in (0, 50, 100)
+    ]
+    for index, layer in enumerate(plan.layers):
+        ratios = {"attention": layer.attention_ratio, "MLP": layer.mlp_ratio}
+        for place, (module, ratio) in enumerate(ratios.items()):
+            x, bar = 16 * index + 1 + 7 * place, height * ratio
+            marks.append(
+                f'<rect x="{x}" y="{height - bar:.1f}" width="7" height="{bar:.1f}" fill="{COLOURS[module]}">'
+                f"<title>layer {index}, {module}: {ratio:.1%}</title></rect>"
+            )
+        if index % 5 == 0:
+            marks.append(f'<text x="{16 * index + 8}" y="{height + 12}" text-anchor="middle">{index}</text>')
+    for place, (module, colour) in enumerate(COLOURS.items()):
+        marks.append(f'<rect x="{80 * place}" y="-16" width="9" height="9" fill="{colour}"/>')
+        marks.append(f'<text x="{80 * place + 13}" y="-8">{module}</text>')
+    return (
+        f'<svg viewBox="-40 -20 {width + 44} {height + 50}" style="max-width: {2 * width}px; font: 9px sans-serif" '
+        f'fill="currentColor" role="img" aria-label="Pruning ratio per layer">{"".join(marks)}'
+        f'<text x="{width / 2}" y="{height + 26}" text-anchor="middle">layer</text></svg>'
+    )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from intraslice import checkpoints
-from intraslice.checkpoints.auto_class import IntraSliceConfig
+from intraslice.api import compress_loaded, export_gguf
 from intraslice.checkpoints.format import require_new_file
-from intraslice.checkpoints.model_card import model_card
-from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_in_words, require_deci, write_gguf
+from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_in_words, require_deci
 from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.run import Answer, Run, peak_memory, require_folder
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import speaks
-from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
@@ -24,7 +22,7 @@ from intraslice.methods.registry import METHODS
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.modeling.linear import NO_FORMAT
 from intraslice.planning.crossmodule_plan import CrossModulePlan
-from intraslice.reporting import CROSS_MODULE, described, measured, plan_record, record, summary
+from intraslice.reporting import CROSS_MODULE, described, layer_table, measured, plan_record, summary
 from intraslice.untrusted.ratio_files import ratios_csv
 
 
@@ -46,10 +44,7 @@ def ratios(run: Run) -> Answer:
             file.write_text(
                 ratios_csv([(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers]), encoding="utf-8"
             )
-        rows.append("layer  attention    MLP   heads  dim  neurons")
-        for index, layer in enumerate(plan.layers):
-            sizes = f"{len(layer.heads):>7}{layer.dim:>5}{layer.neurons:>9}"
-            rows.append(f"{index:>5}{layer.attention_ratio:>11.3f}{layer.mlp_ratio:>7.3f}{sizes}")
+        rows.append(layer_table(plan))
     return result | {"protocol": run.recipe.protocol(), "seconds": run.seconds}, "\n".join([*rows, summary(plan)])
 
 
@@ -59,23 +54,18 @@ def evaluate(run: Run) -> Answer:
     windows = run.windows(loaded)
     if loaded.made is not None:
         return _evaluate_checkpoint(run, loaded, windows)
-    stats, tokens = run.calibrate_for_method(loaded)
-    model, plan = run.slice(loaded, stats, tokens)
+    compressed = compress_loaded(run, loaded)
     with run.timed("evaluate"):
-        states = DenseStates(loaded.model)
-        dense, sliced = (
-            measure_losses(which, windows, f"perplexity {name}", states)
-            for name, which in (("dense", loaded.model), ("sliced", model))
-        )
-    result = run.recipe.asked() | described(plan, loaded.model) | measured(dense, sliced)
-    result["protocol"] = run.recipe.protocol()
-    result["parameters"] |= parameters_of(model, "sliced")  # counted on the tensors, not taken from the plan
-    result["removed_fraction"] = 1 - result["parameters"]["sliced_decoder"] / result["parameters"]["dense_decoder"]
+        evaluation = compressed.evaluate(windows)
+    result = run.recipe.asked() | described(compressed.plan, loaded.model)
+    result |= measured(evaluation.dense, evaluation.sliced) | {"protocol": run.recipe.protocol()}
+    result["parameters"] |= compressed.parameters  # counted on the tensors, not taken from the plan
+    result["removed_fraction"] = compressed.removed_fraction
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
     values, ratio = result["perplexity"], result["perplexity_ratio"]
     line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {_with_error(ratio, 3)} times"
     line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats a token"
-    return result, f"{summary(plan)}\n{line} {run.recipe.protocol()}"
+    return result, f"{summary(compressed.plan)}\n{line} {run.recipe.protocol()}"
 
 
 def _with_error(estimate: dict[str, float | None], digits: int) -> str:
@@ -109,20 +99,19 @@ def slice_(run: Run) -> Answer:
     loaded = run.load_dense()
     if file is not None:
         require_deci(loaded.model, loaded.tokenizer)
-    stats, tokens = run.calibrate_for_method(loaded)
-    model, plan = run.slice(loaded, stats, tokens)
+    compressed = compress_loaded(run, loaded)
     if not speaks():
         return {}, ""
-    made = record(run.recipe, loaded, plan)
+    plan = compressed.plan
     result, lines = run.recipe.asked() | described(plan, loaded.model), [summary(plan)]
     if out is not None:
         with run.timed("save"):
-            checkpoints.save(model, loaded.tokenizer, out, made)
+            compressed.save_pretrained(out)
         size = sum(file.stat().st_size for file in out.iterdir())
         result |= {"out": str(out), "bytes": size}
         lines.append(f"wrote {out} ({size / 1e6:.0f} MB)")
     if file is not None:
-        written, line = _write_gguf(run, replace(loaded, model=model, made=made))
+        written, line = _write_gguf(run, compressed.loaded)
         result["gguf"] = written
         lines.append(line)
     return result | {"seconds": run.seconds}, "\n".join(lines)
@@ -172,12 +161,7 @@ def _write_gguf(run: Run, loaded: LoadedModel) -> Answer:
     """Write a model in memory as the GGUF file that the command line names."""
     a = run.arguments
     with run.timed("gguf"):
-        report = write_gguf(loaded.model, loaded.tokenizer, a.gguf, a.type, loaded.name, loaded.made)
-        made = loaded.made or {"source": loaded.source, "asked": {"model": loaded.name}}
-        card = a.gguf.with_suffix(".md")
-        if not card.exists():
-            text = model_card(IntraSliceConfig.of(loaded.model, made), a.gguf.name, "gguf")
-            card.write_text(text, encoding="utf-8")
+        report = export_gguf(loaded, a.gguf, a.type)
     size = f"{report.bytes / 1e6:.0f} MB, {padding_in_words(report.padding_bytes)}"
     line = f"wrote {report.file} ({report.type}, {size})"
     if report.as_f16:
@@ -193,7 +177,7 @@ def generate(run: Run) -> Answer:
     loaded = run.load()
     models = {"sliced": loaded.model}
     if loaded.made is None:
-        models = {"dense": loaded.model, "sliced": run.slice(loaded, *run.calibrate_for_method(loaded))[0]}
+        models = {"dense": loaded.model, "sliced": compress_loaded(run, loaded).model}
     texts = {}
     for name, model in models.items():
         pieces = generate_text(model, loaded.tokenizer, a.prompt, a.max_new_tokens, a.temperature, a.seed)

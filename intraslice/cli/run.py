@@ -1,13 +1,10 @@
-"""One command's run: its settings, validated before anything is loaded, its models, and how long each step took."""
+"""One command's run: its settings, validated before anything is loaded, and its stages."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +13,17 @@ import psutil
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
 if sys.platform != "win32":
     import resource
 
 from intraslice import data
-from intraslice.calibration.driver import calibrate
-from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
 from intraslice.core.errors import UserError
-from intraslice.distributed.sharing import from_first, require_enough, speaks
-from intraslice.loading import LoadedModel, load_model
-from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, require_shareable, slice_by, uses_statistics
+from intraslice.distributed.sharing import require_enough, speaks
+from intraslice.loading import LoadedModel
+from intraslice.methods.registry import require_shareable
+from intraslice.pipeline import Pipeline
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.reporting import Recipe
 from intraslice.untrusted.ratio_files import read_ratios
@@ -38,54 +33,28 @@ Answer = tuple[dict[str, Any], str]  # a command's JSON object, and its text for
 SLICED_ALONE = ("sweep", "sensitivity", "paper")
 
 
-class Run:
-    """One command line, validated. `seconds` fills up as the steps are done."""
+class Run(Pipeline):
+    """One command line, validated, and the stages that it asks for."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.device = choose_device(arguments.device)
-        self.recipe = recipe_of(arguments)
+        device = choose_device(arguments.device)
+        super().__init__(recipe_of(arguments), device, arguments.device_map, arguments.slicing)
         require_enough(self.recipe.calibration.sequences)
         if arguments.command not in SLICED_ALONE or getattr(arguments, "context", False):
             for method in (self.recipe.method, *getattr(arguments, "methods", ())):
                 require_shareable(method, self.recipe.slicing)
-        self.seconds: dict[str, float] = {}
         if arguments.threads is not None:
             if arguments.threads < 1:
                 raise UserError(f"threads is {arguments.threads}; wanted 1 or more")
             torch.set_num_threads(arguments.threads)
 
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        """Add the time that passes inside to the seconds of `step`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - start, 3)
-
     def load(self) -> LoadedModel:
-        """The model that `--model` names, dense or a sliced checkpoint. Raises UserError where it cannot be had."""
-        with self.timed("load"):
-            loaded = load_model(
-                self.recipe.model,
-                getattr(torch, self.recipe.dtype),
-                self.device,
-                device_map=self.arguments.device_map,
-            )
+        """As the pipeline does, and say on stderr which weights these are."""
+        loaded = super().load()
         if speaks():
             print(f"model: {loaded.source}", file=sys.stderr)
         return loaded
-
-    def load_dense(self) -> LoadedModel:
-        """As `load`, but a sliced checkpoint is a UserError."""
-        loaded = self.load()
-        if loaded.made is not None:
-            raise UserError(f"{loaded.name} is sliced already; wanted a dense model to slice")
-        return loaded
-
-    def windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
-        """Held-out text, disjoint from the calibration's where there is one."""
-        text = self.recipe.calibration.text if loaded.made is None else loaded.made["protocol"]["calibration"]
-        return data.evaluation_tokens(loaded.tokenizer, self.recipe.evaluation, text)
 
     def other_windows(self, loaded: LoadedModel) -> dict[str, Int[Tensor, "windows window"]]:
         """Held-out windows of every text that `--also-eval` names, by its name without its folder.
@@ -97,44 +66,6 @@ class Run:
             raise UserError("two texts of --also-eval have one name; wanted each once, by a name of its own")
         apart = self.recipe.calibration.text
         return {name: data.evaluation_tokens(loaded.tokenizer, text, apart) for name, text in texts.items()}
-
-    def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:
-        """The calibration's statistics, and the tokens that they were taken on."""
-        tokens = self._calibration_tokens(loaded)
-        with self.timed("calibrate"):
-            stats = calibrate(loaded, tokens, self.recipe.calibration.targets)
-            _ = stats.profile  # found once, and counted here
-        return stats, tokens
-
-    def calibrate_for_method(self, loaded: LoadedModel) -> tuple[CalibrationStats | None, Tokens]:
-        """As `calibrate`, but only the tokens where the chosen method needs no more."""
-        if uses_statistics(self.recipe.method, self.recipe.slicing):
-            return self.calibrate(loaded)
-        with self.timed("calibrate"):
-            return None, self._calibration_tokens(loaded)
-
-    def plan(self, loaded: LoadedModel, stats: CalibrationStats | None, method: str | None = None) -> Plan:
-        """What goes by the chosen method, or by another one that is named."""
-        slicing = None if method else self.arguments.slicing
-        plan = plan_by(method or self.recipe.method, loaded.model, stats, self.recipe.slicing, slicing)
-        return from_first(plan)  # one plan for all, should machines round differently
-
-    def slice(
-        self, loaded: LoadedModel, stats: CalibrationStats | None, tokens: Tokens, method: str | None = None
-    ) -> tuple[PreTrainedModel, Plan]:
-        """The sliced model and its plan, by the chosen method, or by another one that is named."""
-        plan, name = self.plan(loaded, stats, method), method or self.recipe.method
-        with self.timed("slice"):
-            read = self.training_tokens(loaded) if METHODS[name].trains else tokens
-            model = slice_by(name, loaded.model, plan, stats, read)
-        return model, plan
-
-    def training_tokens(self, loaded: LoadedModel) -> Tokens:
-        """The calibration's tokens and more of its text, for methods that train."""
-        return data.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
-
-    def _calibration_tokens(self, loaded: LoadedModel) -> Tokens:
-        return data.calibration_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from intraslice import CalibrationConfig, EvaluationConfig, compress
 from intraslice.__main__ import main
 from intraslice.core.cache import cache_folder
 
@@ -38,8 +40,19 @@ def test_calibrate_slice_save_reload_and_evaluate(capsys, default_model, tmp_pat
     uniform = answer(capsys, "evaluate", "--sparsity", "0.2", "--estimator", "uniform")
     assert uniform["perplexity"]["sliced"] > perplexity["sliced"]
 
-    saved = answer(capsys, "slice", "--sparsity", "0.2", "--out", folder)
-    assert saved["bytes"] < 4 * counts["sliced_total"] + 6_000_000  # float32, and the tokenizer
+    compressed = compress(
+        "default",
+        sparsity=0.2,
+        calibration=CalibrationConfig(sequences=8, length=128),
+        evaluation=EvaluationConfig(tokens=1024, window=128),
+        progress=False,
+    )
+    evaluation = compressed.evaluate(progress=False)
+    assert perplexity == {"dense": evaluation.dense_perplexity.value, "sliced": evaluation.perplexity.value}
+    assert result["divergence"] == evaluation.divergence._asdict()
+    compressed.save_pretrained(folder)
+    size = sum(file.stat().st_size for file in Path(folder).iterdir())
+    assert size < 4 * counts["sliced_total"] + 6_000_000  # float32, and the tokenizer
     reloaded = answer(capsys, "evaluate", "--model", folder)
     # In bfloat16 the same weights elsewhere in memory may be multiplied by another kernel.
     assert reloaded["perplexity"]["sliced"] == pytest.approx(perplexity["sliced"], rel=1e-3)

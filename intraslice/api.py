@@ -1,0 +1,260 @@
+"""The one call: a model and a sparsity in, a sliced model out, with what people do with it."""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+from huggingface_hub import HfApi
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from intraslice import checkpoints, data
+from intraslice.checkpoints.auto_class import IntraSliceConfig
+from intraslice.checkpoints.model_card import model_card
+from intraslice.checkpoints.to_gguf import GGUFReport, GGUFType, write_gguf
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, Lock, Order, Shapes, SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import ProgressCallback
+from intraslice.evaluation.comparison import Evaluation, evaluate
+from intraslice.evaluation.generation import Sampling, answer_text, stream_tokens
+from intraslice.loading import LoadedModel, prepare_model
+from intraslice.methods.registry import METHODS, Plan
+from intraslice.modeling.counts import parameters_of
+from intraslice.modeling.linear import NO_FORMAT
+from intraslice.modeling.offload import Placement
+from intraslice.pipeline import Pipeline, require_dense
+from intraslice.pretrained.precision import AUTO, choose_device, choose_dtype
+from intraslice.reporting import Recipe, layer_table, measured, ratio_chart, record
+
+
+class Options(TypedDict, total=False):
+    """What `compress` takes by name beside its parameters; the defaults are those of `Recipe` and `SliceConfig`.
+
+    `dtype` ("auto", "float32", "bfloat16" or a torch dtype), `device` and `device_map` ("auto" or "disk") say how a
+    model is loaded, and are refused for one that is loaded already. All others are the fields of `SliceConfig`, and
+    `method` is a name in `METHODS`.
+    """
+
+    dtype: str | torch.dtype
+    device: str
+    device_map: Placement | None
+    method: str
+    estimator: str
+    bias: float | None
+    cap: float
+    order: Order
+    iterative: bool
+    locked: tuple[Lock, ...]
+    head_fraction: float | None
+    gradient_group: int
+    epochs: int
+    shapes: Shapes
+
+
+LOADING = ("dtype", "device", "device_map")
+
+
+def compress(
+    model: str | Path | PreTrainedModel | LoadedModel,
+    sparsity: float = SliceConfig.sparsity,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    calibration: str | CalibrationConfig = CalibrationConfig.text,
+    evaluation: str | EvaluationConfig = EvaluationConfig.text,
+    progress: ProgressCallback | bool = True,
+    **options: Unpack[Options],
+) -> CompressedModel:
+    """Remove a fraction of the decoder layers' parameters; `python -m intraslice evaluate` gives the same numbers.
+
+        result = intraslice.compress("HuggingFaceTB/SmolLM2-135M-Instruct", sparsity=0.3, order="one-shot")
+
+    Args:
+        model: a Hub id, a folder in transformers format, a .gguf file, "default", or a loaded transformers model, which
+            stays as it is (see `prepare_model`). `load_model` gives one that several calls can share.
+        sparsity: fraction of the decoder layers' parameters to remove.
+        tokenizer: that of a loaded transformers model; else it comes with the weights.
+        calibration: text for the statistics, by name or file, or all about it.
+        evaluation: held-out text for `evaluate`, by name or file, or all about it.
+        progress: False for no display, or a function of one `Progress`. Whatever it raises ends the call.
+        options: how the model is loaded and sliced, by the names in `Options`.
+
+    Raises:
+        UserError: there is no such model, it cannot be sliced, or not so far.
+        TypeError: an option that is not there.
+    """
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise TypeError(f"compress has no option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}")
+    loaded = _loaded(model, tokenizer, options)
+    device = choose_device(options.get("device", AUTO))
+    recipe = Recipe(
+        model=str(model) if loaded is None else loaded.name,
+        slicing=SliceConfig(sparsity, **{name: options[name] for name in options if name not in (*LOADING, "method")}),
+        calibration=calibration if isinstance(calibration, CalibrationConfig) else CalibrationConfig(calibration),
+        evaluation=evaluation if isinstance(evaluation, EvaluationConfig) else EvaluationConfig(evaluation),
+        method=options.get("method", Recipe.method),
+        dtype=_name_of(loaded.model.dtype) if loaded else choose_dtype(_name_of(options.get("dtype", AUTO)), device),
+    )
+    pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress)
+    return compress_loaded(pipeline, pipeline.load_dense() if loaded is None else loaded)
+
+
+def compress_loaded(pipeline: Pipeline, loaded: LoadedModel) -> CompressedModel:
+    """Calibrate and slice a dense model as the pipeline's recipe says."""
+    stats, tokens = pipeline.calibrate_for_method(loaded)
+    model, plan = pipeline.slice(loaded, stats, tokens)
+    return CompressedModel(model, loaded.tokenizer, plan, loaded, pipeline.recipe)
+
+
+@dataclass(repr=False)
+class CompressedModel:
+    """A sliced model with its plan, and the dense model that it is compared with, which stays in memory."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    plan: Plan
+    dense: LoadedModel
+    recipe: Recipe
+    _evaluation: Evaluation | None = field(default=None, init=False)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """`dense_total`, `sliced_total`, and of the decoder layers alone `dense_decoder`, `sliced_decoder`."""
+        return parameters_of(self.dense.model, "dense") | parameters_of(self.model, "sliced")
+
+    @property
+    def removed_fraction(self) -> float:
+        """The actual sparsity: the fraction of the decoder layers' parameters that the model's tensors lack."""
+        counts = self.parameters
+        return 1 - counts["sliced_decoder"] / counts["dense_decoder"]
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """How the model was made, as its folder says it, with the perplexities once `evaluate` has measured them."""
+        made = record(self.recipe, self.dense, self.plan)
+        return made | (measured(self._evaluation.dense, self._evaluation.sliced) if self._evaluation else {})
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The sliced model as `load_model` gives it, once it is saved."""
+        return replace(self.dense, model=self.model, made=self.made)
+
+    def evaluate(
+        self, tokens: Int[Tensor, "windows window"] | None = None, *, progress: ProgressCallback | bool = True
+    ) -> Evaluation:
+        """Perplexities of the dense and the sliced model, and the KL divergence between them.
+
+        Args:
+            tokens: held-out windows; by default those of the recipe's evaluation text.
+        """
+        windows = tokens
+        if windows is None:
+            text = self.recipe.calibration.text
+            windows = data.evaluation_tokens(self.tokenizer, self.recipe.evaluation, text)
+        evaluation = evaluate(self.dense.model, self.model, windows, progress=progress)
+        if tokens is None:
+            self._evaluation = evaluation
+        return evaluation
+
+    def generate(
+        self, prompt: str, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0, chat: bool = True
+    ) -> str:
+        """The sliced model's answer; greedy at temperature 0.
+
+        With `chat` the prompt goes through the chat template, where the tokenizer has one. `stream_tokens` gives the
+        answer token by token. Raises UserError for a prompt that is empty or too long.
+        """
+        sampling = Sampling(max_new_tokens, temperature, seed, chat)
+        tokens = stream_tokens(self.model, self.tokenizer, prompt, sampling)
+        return answer_text(self.tokenizer, list(tokens))
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write a folder that `load_model`, and `AutoModelForCausalLM` after `import intraslice`, open.
+
+        It appears whole or not at all. Raises UserError when it exists, the disk is full, or the method's models have
+        no format.
+        """
+        if not METHODS[self.recipe.method].has_format:
+            raise UserError(f"{NO_FORMAT}; take another method")
+        checkpoints.save(self.model, self.tokenizer, save_directory, self.made)
+
+    def to_gguf(
+        self, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressCallback | bool = True
+    ) -> GGUFReport:
+        """Write a GGUF file for llama.cpp, and a model card beside it. Raises UserError as `write_gguf` does."""
+        return export_gguf(self.loaded, file, gguf_type, progress=progress)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a sliced model",
+    ) -> str:
+        """Upload what `save_pretrained` writes to a model repository of the Hub, made where there is none; its URL."""
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, repo_id.rpartition("/")[2])
+            self.save_pretrained(folder)
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=commit_message)
+        return str(url)
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            [*(f"{name:<22}{value}" for name, value in self._facts()), "", layer_table(self.plan)]
+        ).rstrip()
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts())
+        return f"<table>{''.join(rows)}</table>{ratio_chart(self.plan)}"
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        counts, config = self.parameters, self.recipe.slicing
+        yield "model", f"{self.recipe.model}, sliced by {self.recipe.method} ({config.order})"
+        yield "target sparsity", f"{config.sparsity:.1%} of the decoder layers' parameters"
+        yield "actual sparsity", f"{self.removed_fraction:.1%}"
+        yield "parameters", f"{counts['dense_total']:,} -> {counts['sliced_total']:,}"
+        yield "of decoder layers", f"{counts['dense_decoder']:,} -> {counts['sliced_decoder']:,}"
+
+
+def export_gguf(
+    loaded: LoadedModel, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressCallback | bool = True
+) -> GGUFReport:
+    """Write a model, sliced or dense, as a GGUF file, and a model card beside it unless there is one."""
+    file = Path(file).expanduser()
+    report = write_gguf(loaded.model, loaded.tokenizer, file, gguf_type, loaded.name, loaded.made, progress=progress)
+    card, made = file.with_suffix(".md"), loaded.made or {"source": loaded.source, "asked": {"model": loaded.name}}
+    if not card.exists():
+        card.write_text(model_card(IntraSliceConfig.of(loaded.model, made), file.name, "gguf"), encoding="utf-8")
+    return report
+
+
+def _loaded(
+    model: str | Path | PreTrainedModel | LoadedModel, tokenizer: PreTrainedTokenizerBase | None, options: Options
+) -> LoadedModel | None:
+    """The model, where it is in memory already."""
+    if isinstance(model, str | Path):
+        if tokenizer is not None:
+            raise UserError("the tokenizer comes with the weights; pass one with a loaded transformers model alone")
+        return None
+    if given := sorted(options.keys() & set(LOADING)):
+        raise UserError(f"{given[0]} says how a model is loaded, and this one is; leave it out, or pass the model's id")
+    if isinstance(model, LoadedModel):
+        require_dense(model)
+        return model
+    if tokenizer is None:
+        raise UserError("a loaded transformers model needs its tokenizer; pass tokenizer=, or the model's id")
+    return prepare_model(model, tokenizer)
+
+
+def _name_of(dtype: str | torch.dtype) -> Any:
+    """A precision by the name that the configs know."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,80 @@
+"""A sliced model against its dense one on held-out tokens: both perplexities, their ratio, and the KL divergence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from intraslice.core.progress import ProgressCallback, progress_callback
+from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.perplexity import Estimate, Losses, measure_losses
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """The losses of both models on the same windows, and what follows from them."""
+
+    dense: Losses
+    sliced: Losses
+    window: int  # tokens
+
+    @property
+    def dense_perplexity(self) -> Estimate:
+        """Perplexity of the dense model, with its standard error."""
+        return self.dense.perplexity()
+
+    @property
+    def perplexity(self) -> Estimate:
+        """Perplexity of the sliced model, with its standard error."""
+        return self.sliced.perplexity()
+
+    @property
+    def perplexity_ratio(self) -> Estimate:
+        """Sliced over dense perplexity, with its paired standard error."""
+        return self.sliced.ratio(self.dense)
+
+    @property
+    def divergence(self) -> Estimate:
+        """Mean KL divergence of the sliced model from the dense one, in nats a token, with its standard error."""
+        divergence = self.sliced.divergence()
+        assert divergence is not None  # `evaluate` measures it
+        return divergence
+
+    def __repr__(self) -> str:
+        dense, sliced = _rounded(self.dense_perplexity, 2), _rounded(self.perplexity, 2)
+        width = max(len(dense), len(sliced), len("sliced"))
+        return "\n".join(
+            [
+                f"{'':<12}{'dense':>{width}}  {'sliced':>{width}}",
+                f"{'perplexity':<12}{dense:>{width}}  {sliced:>{width}}  {_rounded(self.perplexity_ratio, 3)} times",
+                f"KL divergence from the dense model: {_rounded(self.divergence, 4)} nats a token",
+                f"on {self.sliced.total * self.window:,} tokens in windows of {self.window:,}; ± is one standard error",
+            ]
+        )
+
+
+def evaluate(
+    dense: PreTrainedModel,
+    sliced: PreTrainedModel,
+    tokens: Int[Tensor, "windows window"],
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Evaluation:
+    """Measure both models on held-out windows, the first token of each of which is not scored.
+
+    Costs a forward of each model, and memory for one hidden state a token.
+    """
+    report, states = progress_callback(progress), DenseStates(dense)
+    losses = [
+        measure_losses(model, tokens, f"perplexity {name}", states, progress=report)
+        for name, model in (("dense", dense), ("sliced", sliced))
+    ]
+    return Evaluation(*losses, window=tokens.shape[1])
+
+
+def _rounded(estimate: Estimate, digits: int) -> str:
+    error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.{digits}f}"
+    return f"{estimate.value:.{digits}f}{error}"

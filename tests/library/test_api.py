@@ -1,0 +1,268 @@
+"""`intraslice.compress` on tiny models: the command line's numbers, an untouched input, and every way out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from huggingface_hub import RepoUrl
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import intraslice
+from intraslice import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, api, compress, load_model
+from intraslice.__main__ import main
+from intraslice.cli.parser import parser
+from intraslice.cli.run import recipe_of
+from intraslice.core.progress import Progress
+from intraslice.evaluation.generation import generate_text
+from tests.library.checkpoints.gguf_files import byte_tokenizer
+from tests.stopping import Stopped, stop_when
+
+PROMPT = "w20 w30 w40 w50"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Path:
+    """A folder with a tiny model and a text."""
+    home = tmp_path_factory.mktemp("api")
+    vocabulary = [f"w{index}" for index in range(4, 256)]
+    tiny_llama_gqa().save_pretrained(home / "tiny")
+    word_tokenizer(vocabulary).save_pretrained(home / "tiny")
+    draw = random.Random(0)
+    (home / "text.txt").write_text("\n\n".join(" ".join(draw.choices(vocabulary, k=30)) for _ in range(60)))
+    return home
+
+
+@pytest.fixture(scope="module")
+def texts(home) -> dict[str, Any]:
+    text = str(home / "text.txt")
+    return {"calibration": CalibrationConfig(text, 16, 24), "evaluation": EvaluationConfig(text, 96, 24)}
+
+
+@pytest.fixture(scope="module")
+def result(home, texts) -> api.CompressedModel:
+    """Shared by the module: do not change it."""
+    return compress(home / "tiny", 0.3, order="one-shot", dtype="float32", device="cpu", progress=False, **texts)
+
+
+def original(home: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(home / "tiny", dtype=torch.float32, attn_implementation="eager")
+
+
+@pytest.mark.parametrize("options", [{"order": "one-shot"}, {"estimator": "fisher"}, {"method": "crossmodule"}])
+def test_the_numbers_are_the_command_lines(home, texts, options, capsys):
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    text = str(home / "text.txt")
+    words += ["--model", str(home / "tiny"), "--calibration", text, "--eval", text]
+    words += ["--sequences", "16", "--length", "24", "--eval-tokens", "96", "--device", "cpu", "--dtype", "float32"]
+    assert main(["evaluate", "--sparsity", "0.3", "--json", *words]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    compressed = compress(
+        str(home / "tiny"), 0.3, dtype=torch.float32, device="cpu", progress=False, **options, **texts
+    )
+    found = compressed.evaluate(progress=False)
+    assert expected["perplexity"] == {"dense": found.dense_perplexity.value, "sliced": found.perplexity.value}
+    assert expected["perplexity_ratio"] == found.perplexity_ratio._asdict()
+    assert expected["divergence"] == found.divergence._asdict()
+    assert expected["removed_fraction"] == compressed.removed_fraction
+    assert expected["parameters"] == compressed.parameters
+    shown = re.findall(r"[\d.]+(?= ±)", str(found))
+    assert [float(number) for number in shown] == pytest.approx(
+        [*expected["perplexity"].values(), found.perplexity_ratio.value, found.divergence.value], abs=0.005
+    )
+
+
+def test_the_defaults_are_the_command_lines(monkeypatch):
+    monkeypatch.setattr(api.Pipeline, "load_dense", lambda pipeline: None)
+    monkeypatch.setattr(api, "compress_loaded", lambda pipeline, loaded: pipeline)
+    pipeline, arguments = compress("default"), parser().parse_args(["evaluate"])
+    assert pipeline.recipe == recipe_of(arguments)
+    assert compress("default", 0.2, order="one-shot", cap=0.5).recipe.slicing == SliceConfig(
+        0.2, order="one-shot", cap=0.5
+    )
+
+
+def test_every_field_of_the_slicing_config_is_an_option():
+    names = {field.name for field in fields(SliceConfig)} - {"sparsity", "iterative_above"}
+    assert names == set(api.Options.__annotations__) - {*api.LOADING, "method"}
+
+
+def test_a_loaded_model_gives_the_same_slice_and_stays_as_it_is(home, texts, result):
+    model, tokenizer = original(home).train(), AutoTokenizer.from_pretrained(home / "tiny")
+    calls: list[int] = []
+    model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    model.model.embed_tokens.register_forward_pre_hook(lambda *_: calls.append(1))
+    before, structure, said = copy.deepcopy(model.state_dict()), str(model), model.config.to_dict()
+    padding, parameters = tokenizer.padding_side, {id(p): p.requires_grad for p in model.parameters()}
+    other = compress(model, 0.3, tokenizer=tokenizer, order="one-shot", progress=False, **texts)
+    assert other.evaluate(progress=False) == result.evaluate(progress=False)
+    assert other.plan == result.plan
+    assert calls == []
+    assert_close(model.state_dict(), before, atol=0, rtol=0)
+    assert (str(model), model.config.to_dict(), model.training) == (structure, said, True)
+    assert model.config._attn_implementation == "eager"
+    assert {id(p): p.requires_grad for p in model.parameters()} == parameters == dict.fromkeys(parameters, True)
+    assert tokenizer.padding_side == padding
+    model(torch.tensor([[20, 30]])).logits.sum().backward()  # it can still be trained
+    assert calls == [1, 1]
+
+
+def test_a_prepared_model_computes_what_the_original_does(family_case):
+    prepared = intraslice.prepare_model(family_case.original, family_case.loaded.tokenizer)
+    tokens = family_case.tokens[:2]
+    with torch.no_grad():
+        assert_close(prepared.model(tokens).logits, family_case.original(tokens).logits, atol=1e-4, rtol=1e-4)
+    assert prepared.fingerprint == family_case.loaded.fingerprint
+    weights = prepared.model.get_input_embeddings().weight, family_case.original.get_input_embeddings().weight
+    assert weights[0].data_ptr() == weights[1].data_ptr()
+
+
+def test_several_sparsities_share_a_loaded_model(home, texts, result):
+    loaded = load_model(str(home / "tiny"))
+    some = [compress(loaded, sparsity, order="one-shot", progress=False, **texts) for sparsity in (0.2, 0.3)]
+    assert some[0].dense is some[1].dense is loaded
+    assert some[0].removed_fraction < some[1].removed_fraction == result.removed_fraction
+    assert some[1].evaluate(progress=False) == result.evaluate(progress=False)
+
+
+def test_what_cannot_be_compressed_is_refused(home, result, tmp_path):
+    model, tokenizer = original(home), AutoTokenizer.from_pretrained(home / "tiny")
+    cases: dict[str, tuple[Any, dict]] = {
+        "needs its tokenizer": (model, {}),
+        "comes with the weights": ("default", {"tokenizer": tokenizer}),
+        "dtype says how a model is loaded": (model, {"tokenizer": tokenizer, "dtype": "float32"}),
+        "got torch.float16": (original(home).half(), {"tokenizer": tokenizer}),
+        "was prepared or sliced before": (result.model, {"tokenizer": tokenizer}),
+        "method is 'none'": (str(home / "tiny"), {"method": "none"}),
+        "sparsity": (str(home / "tiny"), {"sparsity": 0.9}),
+    }
+    for words, (what, options) in cases.items():
+        with pytest.raises(UserError, match=words):
+            compress(what, progress=False, **options)
+    with pytest.raises(TypeError, match="no option 'oder'"):
+        compress("default", oder="one-shot")
+    result.save_pretrained(tmp_path / "sliced")
+    with pytest.raises(UserError, match="is sliced already"):
+        compress(tmp_path / "sliced", progress=False)
+
+
+def test_progress_goes_to_the_callback_which_can_cancel(home, texts):
+    def run(progress) -> api.CompressedModel:
+        return compress(home / "tiny", 0.4, order="one-shot", progress=progress, **texts)
+
+    events: list[Progress] = []
+    run(events.append).evaluate(progress=events.append)
+    assert [event.stage for event in events if event.done == event.total][-3:] == [
+        "slice",
+        "perplexity dense",
+        "perplexity sliced",
+    ]
+    with pytest.raises(Stopped):
+        run(stop_when(lambda event: event.stage == "slice"))
+
+
+def test_it_answers_as_the_streamed_text_does(result):
+    expected = "".join(generate_text(result.model, result.tokenizer, PROMPT, 12))
+    assert result.generate(PROMPT, max_new_tokens=12) == expected
+    drawn = [result.generate(PROMPT, 12, temperature=3.0, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_saved_folder_opens_everywhere_and_says_what_was_measured(result, tmp_path):
+    evaluation = result.evaluate(progress=False)
+    result.save_pretrained(tmp_path / "sliced")
+    loaded = load_model(str(tmp_path / "sliced"))
+    assert loaded.made["perplexity"] == {
+        "dense": evaluation.dense_perplexity.value,
+        "sliced": evaluation.perplexity.value,
+    }
+    assert f"{evaluation.perplexity.value:.2f}" in (tmp_path / "sliced" / "README.md").read_text()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced")
+    tokens = torch.arange(20, 44)[None]
+    for model in (loaded.model, again):
+        assert_close(model(tokens).logits, result.model(tokens).logits, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="exists and is not empty"):
+        result.save_pretrained(tmp_path / "sliced")
+
+
+def test_a_method_without_a_format_is_not_saved(home, texts, tmp_path):
+    low_rank = compress(home / "tiny", 0.3, method="svd", progress=False, **texts)
+    with pytest.raises(UserError, match="take another method"):
+        low_rank.save_pretrained(tmp_path / "sliced")
+    assert not (tmp_path / "sliced").exists()
+
+
+def test_a_gguf_file_comes_with_its_card(tiny_llama_gqa, texts, tmp_path, monkeypatch):
+    text = str(tmp_path / "text.txt")
+    Path(text).write_text("\n\n".join(["Hello world, it's 2024 and I'VE paid 3.50 for 12345 things."] * 60))
+    own = {"calibration": CalibrationConfig(text, 4, 24), "evaluation": EvaluationConfig(text, 48, 24)}
+    sliced = compress(tiny_llama_gqa(), 0.3, tokenizer=byte_tokenizer(), order="one-shot", progress=False, **own)
+    report = sliced.to_gguf(tmp_path / "sliced.gguf", "f32", progress=False)
+    assert (tmp_path / "sliced.gguf").stat().st_size == report.bytes
+    assert "sliced.gguf" in (tmp_path / "sliced.md").read_text()
+
+
+def test_the_hub_gets_what_a_saved_folder_has(result, tmp_path, monkeypatch):
+    class Hub:
+        def __init__(self, token) -> None:
+            calls.append(("token", token))
+
+        def create_repo(self, repo_id, **options):
+            calls.append((repo_id, options))
+            return RepoUrl(f"https://huggingface.co/someone/{repo_id}")
+
+        def upload_folder(self, repo_id, folder_path, commit_message) -> None:
+            calls.append((repo_id, commit_message))
+            files.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+
+    calls: list[tuple[str, Any]] = []
+    files: dict[str, bytes] = {}
+    monkeypatch.setattr(api, "HfApi", Hub)
+    assert result.push_to_hub("sliced", private=True, token="secret") == "https://huggingface.co/someone/sliced"
+    assert calls == [
+        ("token", "secret"),
+        ("sliced", {"private": True, "exist_ok": True}),
+        ("someone/sliced", "Upload a sliced model"),
+    ]
+    result.save_pretrained(tmp_path / "sliced")
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "sliced").iterdir()}
+
+
+def test_it_prints_sizes_and_the_ratios_of_every_layer(result):
+    text = str(result)
+    assert text == repr(result)
+    assert "30.0% of the decoder layers' parameters" in text
+    counts = result.parameters
+    assert f"{counts['dense_total']:,} -> {counts['sliced_total']:,}" in text
+    rows = [line.split() for line in text.splitlines()[-len(result.plan.layers) :]]
+    assert [(float(row[1]), float(row[2])) for row in rows] == [
+        (round(layer.attention_ratio, 3), round(layer.mlp_ratio, 3)) for layer in result.plan.layers
+    ]
+
+
+def test_a_notebook_shows_a_bar_for_each_module(result):
+    page = ElementTree.fromstring(f"<div>{result._repr_html_()}</div>")
+    bars = [rect for rect in page.iter("rect") if rect.find("title") is not None]
+    heights = [float(bar.get("height")) for bar in bars]
+    ratios = [ratio for layer in result.plan.layers for ratio in (layer.attention_ratio, layer.mlp_ratio)]
+    assert heights == pytest.approx([100 * ratio for ratio in ratios], abs=0.06)
+    assert [float(bar.get("y")) + height for bar, height in zip(bars, heights, strict=True)] == pytest.approx(
+        [100.0] * len(bars), abs=0.11
+    )
+    assert "<script" not in result._repr_html_()
+
+
+def test_a_cross_module_slice_has_no_ratios_to_show(home, texts):
+    cross = compress(home / "tiny", 0.2, method="crossmodule", order="one-shot", progress=False, **texts)
+    assert "layer " not in str(cross)
+    assert "<svg" not in cross._repr_html_()
+    assert f"{cross.removed_fraction:.1%}" in str(cross)
