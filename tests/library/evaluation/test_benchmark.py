@@ -79,11 +79,8 @@ def job(clock: Clock, seconds: float, progress: ProgressCallback, steps: int = 5
 def test_a_job_is_worth_the_tokens_of_a_dense_forward_in_the_same_time(clock, turns, seconds):
     events: list[Progress] = []
     timed = turns.time(partial(job, clock, seconds), events.append)
-    assert (timed.value, timed.worth, timed.last) == (
-        "done",
-        pytest.approx(seconds / 0.01),
-        pytest.approx(seconds / 0.05),
-    )
+    assert timed.value == "done"
+    assert (timed.worth, timed.last) == pytest.approx((seconds / 0.01, seconds / 0.05))
     assert events == [Progress("job", step, 5) for step in range(5)]
 
 
