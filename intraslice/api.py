@@ -93,9 +93,10 @@ def compress(
         raise TypeError(f"compress has no option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}")
     loaded = _loaded(model, tokenizer, options)
     device = choose_device(options.get("device", AUTO))
+    slicing: dict[str, Any] = {name: value for name, value in options.items() if name not in (*LOADING, "method")}
     recipe = Recipe(
         model=str(model) if loaded is None else loaded.name,
-        slicing=SliceConfig(sparsity, **{name: options[name] for name in options if name not in (*LOADING, "method")}),
+        slicing=SliceConfig(sparsity, **slicing),
         calibration=calibration if isinstance(calibration, CalibrationConfig) else CalibrationConfig(calibration),
         evaluation=evaluation if isinstance(evaluation, EvaluationConfig) else EvaluationConfig(evaluation),
         method=options.get("method", Recipe.method),

@@ -68,11 +68,9 @@ def evaluate(
     Costs a forward of each model, and memory for one hidden state a token.
     """
     report, states = progress_callback(progress), DenseStates(dense)
-    losses = [
-        measure_losses(model, tokens, f"perplexity {name}", states, progress=report)
-        for name, model in (("dense", dense), ("sliced", sliced))
-    ]
-    return Evaluation(*losses, window=tokens.shape[1])
+    dense_losses = measure_losses(dense, tokens, "perplexity dense", states, progress=report)
+    sliced_losses = measure_losses(sliced, tokens, "perplexity sliced", states, progress=report)
+    return Evaluation(dense_losses, sliced_losses, tokens.shape[1])
 
 
 def _rounded(estimate: Estimate, digits: int) -> str:

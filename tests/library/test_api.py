@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from huggingface_hub import RepoUrl
+from stopping import Stopped, stop_when
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -25,7 +26,6 @@ from intraslice.cli.run import recipe_of
 from intraslice.core.progress import Progress
 from intraslice.evaluation.generation import generate_text
 from tests.library.checkpoints.gguf_files import byte_tokenizer
-from tests.stopping import Stopped, stop_when
 
 PROMPT = "w20 w30 w40 w50"
 
