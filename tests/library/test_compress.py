@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from gguf_files import byte_tokenizer
 from huggingface_hub import RepoUrl
 from stopping import Stopped, stop_when
 from torch.testing import assert_close
@@ -25,7 +26,6 @@ from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
 from intraslice.core.progress import Progress
 from intraslice.evaluation.generation import generate_text
-from tests.library.checkpoints.gguf_files import byte_tokenizer
 
 PROMPT = "w20 w30 w40 w50"
 
