@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, get_type_hints
 
 import gradio as gr
@@ -16,6 +17,7 @@ from components.export import files
 from components.frame.context import HEAVY
 from components.gradio_compat.signatures import with_signature
 from components.i18n.language import spoken
+from components.jobs.job import Job
 from components.jobs.status import Status
 from components.ratios import measure as ratios
 from components.state.session import Session
@@ -39,7 +41,7 @@ def evaluate(session: Session, settings: Settings, request: gr.Request) -> dict:
     `upload` is a text of yours, by `handle_file` in gradio_client; on a desktop its path will do.
     The first call for a model and text loads and calibrates them, which takes minutes; later ones find both.
     """
-    return _result(session, "evaluate", files.evaluation(session, settings), request)
+    return _result(session, "evaluate", partial(files.evaluation, session=session, settings=settings), request)
 
 
 def generate(
@@ -52,7 +54,8 @@ def generate(
     request: gr.Request = None,
 ) -> dict:
     """The dense and the sliced model's answers to a prompt, as {"dense": ..., "sliced": ...}; greedy at 0."""
-    work = files.answers(session, settings, prompt, tokens, temperature, sample_seed)
+    options = {"tokens": tokens, "temperature": temperature, "seed": sample_seed}
+    work = partial(files.answers, session=session, settings=settings, prompt=prompt, **options)
     return _result(session, "generate", work, request)
 
 
@@ -70,7 +73,8 @@ def sweep_table(
     Methods: {methods}. Points that are measured already come from the disk.
     """
     choice = SweepChoice(methods, estimators, sparsities, speed)
-    return _result(session, "sweep table", measure.table(session, settings, choice), request)
+    work = partial(measure.table, session=session, settings=settings, choice=choice)
+    return _result(session, "sweep table", work, request)
 
 
 def locked_ratios(session: Session, settings: Settings, ratios_file: Upload = None) -> str:
@@ -116,15 +120,15 @@ def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
     return called
 
 
-def _result(session: Session, kind: str, work: Generator[Any, None, Any], request: gr.Request) -> Any:
+def _result(session: Session, kind: str, work: Callable[[Job], Any], request: gr.Request) -> Any:
     """What `work` returns, as the visitor's job of a kind. Raises gr.Error for what goes wrong, in the page's words."""
     visitor, results = visitor_of(request), []
     call = f"{kind} {next(CALLS)}"  # MCP clients share a session, and must not end each other's
 
-    def keeping() -> Generator[Any, None, None]:
-        results.append((yield from work))
+    def keep_result(job: Job) -> None:
+        results.append(work(job))
 
-    *_, last = [Status("Stopped"), *session.jobs.run(visitor, call, keeping())]
+    *_, last = [Status("Stopped"), *session.jobs.run(visitor, call, keep_result)]
     if not results:
         raise gr.Error(spoken(last.text))
     return results[0]

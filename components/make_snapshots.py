@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from components.state.settings import Settings
 from components.state.snapshots import diagnostics as diagnostics_file
 from components.state.snapshots import plan as snapshot
 from components.state.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
-from intraslice.core.progress import Progress, finish
 
 FILES = {file.stem: file for file in (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, price_views.FILE)}
 
@@ -130,15 +130,11 @@ def perplexities(session: Session, settings: Settings) -> dict[float, float]:
     curve = {}
     for percent in range(0, 61, 10):
         at_percent = settings._replace(sparsity=percent)
-        finish(session.measuring(at_percent))
+        work = partial(session.measure_perplexities, settings=at_percent)
+        session.jobs.scheduler.start("snapshot", work).join()
         curve[percent / 100] = session.perplexities(at_percent).sliced
         print("perplexity", percent, curve[percent / 100])
     return curve
-
-
-def show(event: Progress) -> None:
-    """How far a measurement is, in a line."""
-    print(event.stage, event.done, event.total)
 
 
 def main() -> None:
@@ -152,9 +148,9 @@ def main() -> None:
             print(event.text, event.done, event.total)
         calibrated = session.calibrated(settings)
         if "sensitivity" in wanted:
-            estimator_check.save(finish(estimator_check.long_measurement(calibrated), show))
+            estimator_check.save(estimator_check.long_measurement(calibrated))
         if "prices" in wanted:
-            price_views.save(finish(price_views.first_measurement(calibrated), show))
+            price_views.save(price_views.first_measurement(calibrated))
         if "snapshot" in wanted:
             snapshot.save(calibrated.source.profile, snapshot.label(), curve=perplexities(session, settings))
         if "diagnostics" in wanted:

@@ -6,14 +6,16 @@ sliced once a sparsity and order.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 from transformers import PreTrainedModel
 
 from components.activations import snapshot
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.i18n.language import Words, later, say, spoken
-from components.jobs.generators import statuses
+from components.jobs.job import Job
+from components.jobs.jobs import job_progress
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.state.caches import BoundedCache
@@ -21,7 +23,6 @@ from components.state.crossmodule import nearest_plan, note_of
 from components.state.keys import SliceKey, calibration_key, described, is_usual, slice_config, slice_key
 from components.state.session import Session
 from components.state.settings import Settings
-from intraslice.core.progress import stepwise
 from intraslice.diagnostics.distributions import Distribution
 from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
 from intraslice.methods.registry import Method
@@ -74,26 +75,26 @@ class ShiftViews:
             return False
         return settings.order == "one-shot" or self._session.is_sliced(settings)
 
-    def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
+    def measure(self, settings: Settings, client: str) -> Iterator[Status]:
         """Slice by both methods and measure each; `view` tells how far it got. Gives way to slider and tabs."""
-        eyes = {"settings": settings, "tab": "activations"}
-        work = self.measuring(settings)
-        yield from self._session.jobs.run(visitor, "shift", work, urgency=Urgency.FIRST, **eyes)
+        follows = {"settings": settings, "tab": "activations"}
+        work = partial(self.measure_both, settings=settings)
+        yield from self._session.jobs.run(client, "shift", work, urgency=Urgency.FIRST, **follows)
 
-    def measuring(self, settings: Settings) -> Iterator[Status]:
-        """`measure` as a step of a longer job."""
+    def measure_both(self, job: Job, settings: Settings) -> None:
+        """What `measure` does."""
         keys = {method: slice_key(settings, method) for method in NAMES}
         sliced: dict[str, PreTrainedModel] = {}
         for method, key in keys.items():
             if self._shifts.get(key) is not None or self._missing.get(key) is not None or self._refused(settings, key):
                 continue
-            sliced[method] = yield from self._session.slice(settings, method)
+            sliced[method] = self._session.slice(job, settings, method)
             if settings.order == "sequential":  # what there is need not wait for the other, which takes a minute
-                yield from self._compare(settings, sliced)
+                self._compare(job, settings, sliced)
                 sliced = {}
         if sliced:
-            yield from self._compare(settings, sliced)
-        yield self._session.ready(settings)
+            self._compare(job, settings, sliced)
+        job.emit(self._session.ready(settings))
 
     def _refused(self, settings: Settings, key: SliceKey) -> bool:
         """Whether the cross-module method cannot remove as much, which is noted."""
@@ -105,15 +106,14 @@ class ShiftViews:
             self._missing.put(key, note_of(plan))
         return not near
 
-    def _compare(self, settings: Settings, sliced: dict[str, PreTrainedModel]) -> Generator[Status, None, None]:
+    def _compare(self, job: Job, settings: Settings, sliced: dict[str, PreTrainedModel]) -> None:
         """Measure several methods in one pass of the dense model."""
         calibrated = self._session.calibrated(settings)
         dense, windows = calibrated.loaded.model, calibrated.windows
         tokens = windows[: max(1, TOKENS // windows.shape[1])]
         names = Words(lambda: say(" and ").join(spoken(NAMES[method]) for method in sliced))
         words = later("Comparing activations ({names}), window", names=names)
-        work = stepwise(lambda progress: measure_shift(dense, sliced, tokens, progress=progress))
-        report = yield from statuses(work, words)
+        report = measure_shift(dense, sliced, tokens, progress=job_progress(job, words))
         for method, model in sliced.items():
             measured = _summary(report, method, dense, model), report.massive
             self._shifts.put(slice_key(settings, method), measured)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, PINNED, Answer, Question
 from components.i18n.language import later
-from components.jobs.generators import Waiting
+from components.jobs.job import Job, Shared
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.state.settings import Settings
@@ -20,81 +22,88 @@ from intraslice.diagnostics.first_divergence import first_divergence
 from intraslice.evaluation.generation import HALF, Sampling, answer_text, end_tokens, stream_tokens
 
 Answers = Mapping[str, Answer]
-MAKING = 0.4  # seconds that models are made for, between two tokens of the columns that answer
+TURN = 0.4  # seconds that models are made for, between two tokens of the columns that answer
 
 
 def answer(
-    columns: Columns, settings: Settings, question: Question, visitor: str, pinned: Settings | None = None
+    columns: Columns, settings: Settings, question: Question, client: str, pinned: Settings | None = None
 ) -> Iterator[Status | Answers]:
     """All columns' answers whenever one has grown, and what is being done; ends with a ready or an error status.
 
     No column waits for a model that another needs: the dense one not even for the calibration.
     """
-    work = answering(columns, settings, question, pinned)
-    yield from columns.session.jobs.run(visitor, "answer", work, urgency=Urgency.FIRST)
+    work = partial(write_answers, columns=columns, settings=settings, question=question, pinned=pinned)
+    yield from columns.session.jobs.run(client, "answer", work, urgency=Urgency.FIRST)
 
 
-def answering(
-    columns: Columns, settings: Settings, question: Question, pinned: Settings | None = None
-) -> Iterator[Status | Answers | Waiting]:
-    """`answer` as a step of a longer job. Raises UserError for an empty prompt."""
+def write_answers(
+    job: Job, columns: Columns, settings: Settings, question: Question, pinned: Settings | None = None
+) -> Answers:
+    """What `answer` does, and the whole answers. Raises UserError for an empty prompt."""
     if not question.prompt.strip():
         raise UserError(later("the prompt is empty; wanted some text to answer"))
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
-    loaded = yield from columns.dense(settings)
-    board = Board(loaded.tokenizer, question.prompt, sampling)
+    loaded = columns.dense(job, settings)
+    board = Board(job, loaded.tokenizer, question.prompt, sampling)
     board.begin("dense", loaded.model)
-    making = {name: columns.model(settings, name, whole=False) for name in COLUMNS if name != "dense"}
+    wanted = {name: (settings, name) for name in COLUMNS if name != "dense"}
     if pinned is not None:
-        making[PINNED] = columns.model(pinned, "intraslice", whole=False)
-    for name in making:
-        yield board.later(name)
-    yield Status(later("Answering"))
-    while making or board.running:
-        # Whoever answers goes on while the others' models are made, a token for every so many steps of that.
-        until = time.monotonic() + MAKING
-        while making:
-            name = next(iter(making))
-            try:
-                yield next(making[name])
-            except StopIteration as made:
-                del making[name]
-                board.begin(name, made.value)
-                yield Status(later("Answering"))
-            except (UserError, NumericalError) as problem:
-                del making[name]
-                yield board.refuse(name, str(problem))
-            if board.running and time.monotonic() >= until:
-                break
-        yield from board.round()
-    yield columns.session.ready(settings)
+        wanted[PINNED] = pinned, "intraslice"
+    with ExitStack() as stack:
+        models = {name: stack.enter_context(_begin_model(job, columns, *what)) for name, what in wanted.items()}
+        for name in models:
+            board.show_later(name)
+        job.emit(Status(later("Answering")))
+        while models or board.running:
+            for name in list(models):  # one after the other; the columns that have theirs go on meanwhile
+                try:
+                    if not models[name].wait(TURN if board.running else math.inf):
+                        break
+                    board.begin(name, models.pop(name).result())
+                    job.emit(Status(later("Answering")))
+                except (UserError, NumericalError) as problem:
+                    board.refuse(name, str(problem))
+            board.write_tokens()
+    job.emit(columns.session.ready(settings))
+    return board.answers
+
+
+def _begin_model(job: Job, columns: Columns, settings: Settings, name: str) -> Shared[PreTrainedModel]:
+    """Begin to make a column's model by what the calibration has seen so far."""
+    key = ("column", settings, name)
+    return job.begin(key, lambda job: columns.model(job, settings, name, whole=False))
 
 
 class Board:
     """The columns while they are written. Models take turns, a token each, so none waits for another's last word."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> None:
+    def __init__(self, job: Job, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> None:
+        self._job = job
         self._tokenizer, self._prompt, self._sampling = tokenizer, prompt, sampling
         self.running: dict[str, tuple[PreTrainedModel, Iterator[int]]] = {}
         self._tokens: defaultdict[str, list[int]] = defaultdict(list)
         self._answers = {name: Answer() for name in COLUMNS}
 
-    def later(self, name: str) -> Answers:
-        """Say that a column's model is still to be made."""
-        self._answers[name] = Answer(state="later")
+    @property
+    def answers(self) -> Answers:
+        """All columns as they are now."""
         return dict(self._answers)
 
-    def refuse(self, name: str, problem: str) -> Answers:
+    def show_later(self, name: str) -> None:
+        """Say that a column's model is still to be made."""
+        self._show(name, Answer(state="later"))
+
+    def refuse(self, name: str, problem: str) -> None:
         """Say in words why a column has no answer."""
-        self._answers[name] = Answer(state="refused", problem=problem)
-        return dict(self._answers)
+        self._show(name, Answer(state="refused", problem=problem))
 
     def begin(self, name: str, model: PreTrainedModel) -> None:
         """Let a column answer."""
-        self.running[name] = model, stream_tokens(model, self._tokenizer, self._prompt, self._sampling)
+        stream = stream_tokens(model, self._tokenizer, self._prompt, self._sampling, pause=self._job.checkpoint)
+        self.running[name] = model, stream
 
-    def round(self) -> Iterator[Answers | Waiting]:
-        """A token from every column that answers; all columns after each. Raises UserError for a bad prompt."""
+    def write_tokens(self) -> None:
+        """A token for every column that answers; shows all columns after each. Raises UserError for a bad prompt."""
         for name, (model, stream) in list(self.running.items()):
             try:
                 token = next(stream)
@@ -104,8 +113,11 @@ class Board:
             else:
                 self._tokens[name].append(token)
                 state = "growing"
-            self._answers[name] = self._view(name, state)
-            yield dict(self._answers)
+            self._show(name, self._view(name, state))
+
+    def _show(self, name: str, answer: Answer) -> None:
+        self._answers[name] = answer
+        self._job.emit(self.answers)
 
     def _view(self, name: str, state: str) -> Answer:
         tokens, dense = self._tokens[name], self._tokens["dense"]

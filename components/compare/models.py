@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from transformers import PreTrainedModel
 
 from components.compare.views import Cost, Costs
 from components.i18n.language import later
-from components.jobs.generators import statuses
+from components.jobs.job import Job
+from components.jobs.jobs import job_progress
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.state.caches import BoundedCache
@@ -20,7 +22,6 @@ from components.state.session import Session
 from components.state.settings import Settings
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
-from intraslice.core.progress import stepwise
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token
@@ -42,26 +43,26 @@ class Columns:
         """Whether dense and sliced model are in memory, so that asking either takes no preparation."""
         return self.session.is_calibrated(settings) and self.session.is_sliced(settings)
 
-    def dense(self, settings: Settings) -> Generator[Status, None, LoadedModel]:
+    def dense(self, job: Job, settings: Settings) -> LoadedModel:
         """The dense model, which needs no calibration."""
-        return (yield from self.session.calibrations.loading(calibration_key(settings)))
+        return self.session.calibrations.load(job, calibration_key(settings))
 
-    def pair(self, settings: Settings) -> Generator[Status, None, dict[str, PreTrainedModel]]:
+    def pair(self, job: Job, settings: Settings) -> dict[str, PreTrainedModel]:
         """The dense and the IntraSlice model."""
-        sliced = yield from self.session.slice(settings)
+        sliced = self.session.slice(job, settings)
         return {"dense": self.session.calibrated(settings).loaded.model, "intraslice": sliced}
 
-    def model(self, settings: Settings, name: str, whole: bool = True) -> Generator[Status, None, PreTrainedModel]:
+    def model(self, job: Job, settings: Settings, name: str, whole: bool = True) -> PreTrainedModel:
         """A column's model; without `whole` by what the calibration has seen so far.
 
         Raises UserError where the cross-module method cannot remove as much on this model.
         """
-        loaded = yield from self.dense(settings)
+        loaded = self.dense(job, settings)
         if name == "dense" or settings.sparsity == 0:
             return loaded.model
         if name == "crossmodule" and (problem := self._unequal(settings, loaded.model)):
             raise UserError(problem)
-        return (yield from self.session.slice(settings, name, whole or settings.order == "sequential"))
+        return self.session.slice(job, settings, name, whole or settings.order == "sequential")
 
     def _unequal(self, settings: Settings, dense: PreTrainedModel) -> str:
         (plan, near), asked = self._nearest_plan(settings, dense), settings.sparsity / 100
@@ -113,44 +114,43 @@ class Columns:
                 columns[name] = replace(columns[name], divergence=(far.value, far.error))
         return Costs(columns, problems, measured.protocol, self._speed_protocol() if speeds else "")
 
-    def measure(self, settings: Settings, visitor: str, pinned: Settings | None = None) -> Iterator[Status]:
+    def measure(self, settings: Settings, client: str, pinned: Settings | None = None) -> Iterator[Status]:
         """Perplexities and speeds that are not known yet, in the background of what people ask for."""
-        work = self._measuring(settings, pinned)
-        yield from self.session.jobs.run(visitor, "costs", work, urgency=Urgency.BACKGROUND, settings=settings)
+        work = partial(self._measure, settings=settings, pinned=pinned)
+        yield from self.session.jobs.run(client, "costs", work, urgency=Urgency.BACKGROUND, settings=settings)
 
-    def note_end(self, visitor: str, stopped: bool) -> None:
-        """A visitor's answer came to its end, or to none."""
-        (self._stopped.add if stopped else self._stopped.discard)(visitor)
+    def note_end(self, client: str, stopped: bool) -> None:
+        """A client's answer came to its end, or to none."""
+        (self._stopped.add if stopped else self._stopped.discard)(client)
 
-    def was_stopped(self, visitor: str) -> bool:
-        """Whether a visitor's last answer came to no end."""
-        return visitor in self._stopped
+    def was_stopped(self, client: str) -> bool:
+        """Whether a client's last answer came to no end."""
+        return client in self._stopped
 
-    def _measuring(self, settings: Settings, pinned: Settings | None) -> Iterator[Status]:
-        yield from self.session.measuring(settings)
-        models = yield from self.pair(settings)
+    def _measure(self, job: Job, settings: Settings, pinned: Settings | None) -> None:
+        self.session.measure_perplexities(job, settings)
+        models = self.pair(job, settings)
         if settings.sparsity:
             with suppress(UserError, NumericalError):  # `known` says so in words
-                models["crossmodule"] = yield from self.model(settings, "crossmodule")
+                models["crossmodule"] = self.model(job, settings, "crossmodule")
             calibrated = self.session.calibrated(settings)
             for name in [name for name in models if name != "dense"]:
-                yield from self.session.readings.losses(settings, name, calibrated, compared=True)
-        yield from self._timing(settings, models)
+                self.session.readings.losses(job, settings, name, calibrated, compared=True)
+        self._measure_speed(job, settings, models)
         if pinned is not None and pinned.sparsity:
-            yield from self.session.measuring(pinned)
-            models, calibrated = (yield from self.pair(pinned)), self.session.calibrated(pinned)
-            yield from self.session.readings.losses(pinned, "intraslice", calibrated, compared=True)
-            yield from self._timing(pinned, models)
-        yield self.session.ready(settings)
+            self.session.measure_perplexities(job, pinned)
+            models, calibrated = self.pair(job, pinned), self.session.calibrated(pinned)
+            self.session.readings.losses(job, pinned, "intraslice", calibrated, compared=True)
+            self._measure_speed(job, pinned, models)
+        job.emit(self.session.ready(settings))
 
-    def _timing(self, settings: Settings, models: dict[str, PreTrainedModel]) -> Generator[Status, None, None]:
+    def _measure_speed(self, job: Job, settings: Settings, models: dict[str, PreTrainedModel]) -> None:
         """Take the speeds of a setting's models, unless they are known."""
         key = calibration_key(settings), slice_config(settings)
-        known = self._speeds.get(key) or {}
-        if settings.sparsity and not models.keys() <= known.keys():
-            work = stepwise(lambda progress: measure_speed(models, SPEED, progress=progress))
-            speeds = yield from statuses(work, later("Speeds, the models in turn; turn"))
-            self._speeds.put(key, speeds)
+        cached = self._speeds.get(key) or {}
+        if settings.sparsity and not models.keys() <= cached.keys():
+            progress = job_progress(job, later("Speeds, the models in turn; turn"))
+            self._speeds.put(key, measure_speed(models, SPEED, progress=progress))
 
     def _speed_protocol(self) -> str:
         return later(

@@ -7,14 +7,13 @@ import shlex
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.i18n.language import later
-from components.jobs.generators import aside
+from components.jobs.job import Job
 from components.jobs.status import Status
 from components.state.keys import recipe, slice_config
 from components.state.session import Session
@@ -90,29 +89,31 @@ def plan_record(session: Session, settings: Settings) -> dict[str, Any]:
     return record(recipe(settings, session.evaluation_tokens), loaded, session.slice_plan(settings))
 
 
-def evaluation(session: Session, settings: Settings) -> Generator[Status, None, dict[str, Any]]:
+def evaluation(job: Job, session: Session, settings: Settings) -> dict[str, Any]:
     """What `python -m intraslice evaluate --json` says of the page's model, times and memory left out."""
     slice_config(settings)  # what cannot be is refused before any work
-    calibrated = yield from session.calibrations.making(settings)
-    dense = sliced = yield from session.readings.losses(settings, "dense", calibrated)
+    calibrated = session.calibrations.calibrate(job, settings)
+    dense = sliced = session.readings.losses(job, settings, "dense", calibrated)
     if settings.sparsity:
-        sliced = yield from session.readings.losses(settings, "intraslice", calibrated)
+        sliced = session.readings.losses(job, settings, "intraslice", calibrated)
     return plan_record(session, settings) | measured(dense, sliced)
 
 
 def answers(
-    session: Session, settings: Settings, prompt: str, tokens: int, temperature: float, seed: int
-) -> Generator[Status, None, dict[str, str]]:
+    job: Job, session: Session, settings: Settings, prompt: str, tokens: int, temperature: float, seed: int
+) -> dict[str, str]:
     """The dense and the sliced model's whole answers. Raises UserError for numbers out of range or an empty prompt."""
     if not prompt.strip():
         raise UserError(later("the prompt is empty; wanted some text to answer"))
-    sliced = yield from session.slice(settings)
+    sliced = session.slice(job, settings)
     loaded = session.calibrated(settings).loaded
     texts = {"dense": "", "sliced": ""}
     for name, model in (("dense", loaded.model), ("sliced", sliced)):
-        for piece in generate_text(model, loaded.tokenizer, prompt, tokens, temperature, seed):
+        status = Status(later("Answering, dense") if name == "dense" else later("Answering, sliced"))
+        pause = job.checkpoint
+        for piece in generate_text(model, loaded.tokenizer, prompt, tokens, temperature, seed, pause=pause):
             texts[name] += piece
-            yield Status(later("Answering, dense") if name == "dense" else later("Answering, sliced"))
+            job.emit(status)
     return texts
 
 
@@ -121,11 +122,11 @@ def write_plan(session: Session, settings: Settings, path: Path) -> None:
     path.write_text(json.dumps(plan_record(session, settings), indent=1), encoding="utf-8")
 
 
-def write_checkpoint(session: Session, settings: Settings, downloads: Downloads) -> Generator[Any, None, Export]:
+def write_checkpoint(job: Job, session: Session, settings: Settings, downloads: Downloads) -> Export:
     """Slice, or find the slice in memory, and zip its folder. Raises UserError where nothing is sliced, or no room."""
-    model, tokenizer, made = yield from _sliced(session, settings)
+    model, tokenizer, made = _sliced(job, session, settings)
     name, size = checkpoint_name(settings), sum(tensor.nbytes for tensor in model.state_dict().values())
-    yield Status(later("Writing {size:.0f} MB", size=size / 1e6))
+    job.emit(Status(later("Writing {size:.0f} MB", size=size / 1e6)))
 
     def write(path: Path) -> None:
         free = shutil.disk_usage(path.parent).free
@@ -144,17 +145,18 @@ def write_checkpoint(session: Session, settings: Settings, downloads: Downloads)
                 for file in sorted(folder.iterdir()):
                     archive.write(file, f"{name}/{file.name}")
 
-    return Export((yield from aside(lambda: downloads.put(f"{name}.zip", write))))
+    with job.waiting():
+        return Export(downloads.put(f"{name}.zip", write))
 
 
-def write_gguf_file(session: Session, settings: Settings, downloads: Downloads) -> Generator[Any, None, Export]:
+def write_gguf_file(job: Job, session: Session, settings: Settings, downloads: Downloads) -> Export:
     """Slice, or find the slice in memory, and write it for llama.cpp; its words say how much of the file is padding.
 
     Raises UserError where that cannot be.
     """
-    model, tokenizer, made = yield from _sliced(session, settings)
+    model, tokenizer, made = _sliced(job, session, settings)
     require_deci(model, tokenizer)
-    yield Status(later("Writing for llama.cpp, float16"))
+    job.emit(Status(later("Writing for llama.cpp, float16")))
 
     padding = 0
 
@@ -162,17 +164,18 @@ def write_gguf_file(session: Session, settings: Settings, downloads: Downloads) 
         nonlocal padding
         padding = write_gguf(model, tokenizer, path, made=made, progress=False).padding_bytes
 
-    path = yield from aside(lambda: downloads.put(f"{checkpoint_name(settings)}.gguf", write))
+    with job.waiting():
+        path = downloads.put(f"{checkpoint_name(settings)}.gguf", write)
     return Export(path, _padded(padding))
 
 
 def _sliced(
-    session: Session, settings: Settings
-) -> Generator[Status, None, tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]]:
+    job: Job, session: Session, settings: Settings
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """The sliced model, its tokenizer, and how it was made."""
     if settings.sparsity == 0:
         raise UserError(later("nothing is removed at 0 %, so there is no sliced model to save; move the slider first"))
-    model = yield from session.slice(settings)
+    model = session.slice(job, settings)
     return model, session.calibrated(settings).loaded.tokenizer, plan_record(session, settings)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from components.export import files
 from components.export.parts import copied, heading, link, note, words
 from components.export.published.html import embed, page
 from components.export.published.measure import Publisher
-from components.export.published.views import Choice, Published
+from components.export.published.views import Choice
 from components.export.report import Report, html
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.gradio_compat.browser.on_latest import on_latest
 from components.i18n.language import Words, language, later, number, say, speaking, spoken
-from components.jobs.generators import aside
+from components.jobs.job import Job
 from components.jobs.status import Status
 from components.ratios.charts import importance_chart, ratio_chart
 from components.state.session import NOT_CALIBRATED, Session
@@ -94,8 +94,8 @@ def checkpoint(session: Session, downloads: Downloads, settings: Settings, reque
 
     Yields two status lines (HTML), then the file.
     """
-    work = files.write_checkpoint(session, settings, downloads)
-    yield from _written(session, "checkpoint", work, request)
+    write = partial(files.write_checkpoint, session=session, settings=settings, downloads=downloads)
+    yield from _written(session, "checkpoint", write, request)
 
 
 def gguf(session: Session, downloads: Downloads, settings: Settings, request: gr.Request) -> Iterator[Written]:
@@ -103,8 +103,8 @@ def gguf(session: Session, downloads: Downloads, settings: Settings, request: gr
 
     Yields two status lines (HTML), then the file.
     """
-    work = files.write_gguf_file(session, settings, downloads)
-    yield from _written(session, "gguf", work, request)
+    write = partial(files.write_gguf_file, session=session, settings=settings, downloads=downloads)
+    yield from _written(session, "gguf", write, request)
 
 
 def published(
@@ -117,35 +117,32 @@ def published(
 
     code = language()  # the visitor's: the work itself is done elsewhere
 
-    def write(found: Published) -> str:
-        with speaking(code):
-            return page(found)
-
-    def work() -> Generator[Any, None, files.Export]:
-        found = yield from publisher.publishing(settings, Choice())
-        yield Status(later("Writing the page"))
-        text = yield from aside(lambda: write(found))
+    def write(job: Job) -> files.Export:
+        found = publisher.publish(job, settings, Choice())
+        job.emit(Status(later("Writing the page")))
+        with job.waiting(), speaking(code):
+            text = page(found)
         return files.Export(downloads.put(f"{found.name}.html", lambda path: path.write_text(text, encoding="utf-8")))
 
-    yield from _written(session, "page", work(), request)
+    yield from _written(session, "page", write, request)
 
 
 def _written(
-    session: Session, kind: str, write: Generator[Any, None, files.Export], request: gr.Request
+    session: Session, kind: str, write: Callable[[Job], files.Export], request: gr.Request
 ) -> Iterator[Written]:
     written: list[Path] = []
 
-    def work() -> Iterator[Status]:
-        path, words = yield from write
+    def work(job: Job) -> None:
+        path, words = write(job)
         written.append(path)
         size = path.stat().st_size / 1e6
         done = later(
             "{name}, {size} MB", name=path.name, size=Words(lambda: number(size, ".0f" if size > 10 else ".1f"))
         )
-        yield Status(Words(lambda: f"{spoken(done)}{words and ', '}{spoken(words)}"), "ready")
+        job.emit(Status(Words(lambda: f"{spoken(done)}{words and ', '}{spoken(words)}"), "ready"))
 
     yield unchanged(Written)._replace(file=None)  # the last one's file must not be given again
-    for event in session.jobs.run(visitor_of(request), kind, work()):
+    for event in session.jobs.run(visitor_of(request), kind, work):
         line = formatting.status(event)
         yield Written(line, line, str(written[0]) if written else gr.skip())
 

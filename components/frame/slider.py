@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -77,7 +78,7 @@ def move(
 ) -> tuple[Any, ...]:
     """`preview` and what the open tab shows in one answer: a request for each would be slower than a drag."""
     shown = preview(session, always, settings, layer, pinned, request)
-    session.ahead(settings, visitor_of(request))
+    session.prefetch(settings, visitor_of(request))
     for follower in while_open:
         seen = follower.tab == opened
         shown += follower.show(settings, layer, request) if seen else (gr.skip(),) * len(follower.outputs)
@@ -134,7 +135,7 @@ def measure_pinned(
     if pinned is None or not session.is_calibrated(settings) or session.perplexities(pinned).sliced is not None:
         return
     if pinned.order == "one-shot" or session.is_sliced(pinned):  # the sequential order is only sliced on request
-        work = session.measuring(pinned)
+        work = partial(session.measure_perplexities, settings=pinned)
         for event in session.jobs.run(visitor_of(request), "pinned", work, urgency=Urgency.BACKGROUND):
             yield unchanged(Measured)._replace(status=formatting.status(event))
         texts = _texts(session, settings, session.plan(settings), pinned)

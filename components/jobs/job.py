@@ -65,6 +65,7 @@ class Job(Account):
         self.stopped = self.ended = False
         self._scheduler = scheduler
         self._events: list[Any] = []
+        self._only_event: Any = None  # emitted instead of every other
         self._changed = threading.Condition()  # of events, `stopped` and `ended`
         self._interrupted = threading.Event()
         # What the scheduler knows of it, under the scheduler's lock.
@@ -120,15 +121,27 @@ class Job(Account):
         self.checkpoint()
 
     @contextmanager
+    def emitting_only(self, event: Any) -> Iterator[None]:
+        """While open, `event` is told instead of whatever is emitted: for details that nobody reads."""
+        self._only_event = event
+        try:
+            yield
+        finally:
+            self._only_event = None
+
+    @contextmanager
     def waiting(self) -> Iterator[None]:
         """While open, others run: for a download, a child process, or whatever needs no turn. Raises Cancelled."""
-        if self.is_cancelled:
-            raise Cancelled
+        self.require_wanted()
         self._scheduler.leave(self)
         try:
             yield
         finally:
             self._scheduler.come_back(self)
+        self.require_wanted()
+
+    def require_wanted(self) -> None:
+        """Raise Cancelled where it is to end; no checkpoint, so that it can be called while `waiting`."""
         if self.is_cancelled:
             raise Cancelled
 
@@ -166,7 +179,7 @@ class Job(Account):
     def deliver(self, event: Any) -> None:
         """Tell an event to whoever listens."""
         with self._changed:
-            self._events.append(event)
+            self._events.append(event if self._only_event is None else self._only_event)
             self._changed.notify_all()
 
     def interrupt(self) -> None:
@@ -213,6 +226,7 @@ class Wait:
     def __init__(self, work: SharedWork, until_moment: float, condition: Callable[[], bool] | None) -> None:
         self.work, self.until_moment, self._condition = work, until_moment, condition
         self._is_met = False
+        self.has_given = False  # a turn to the work
 
     def check(self) -> None:
         """Look whether the condition holds; called by the work, which has the turn."""
@@ -220,7 +234,7 @@ class Wait:
 
     def is_over(self, now: float) -> bool:
         """Whether its job has something else to do than to wait."""
-        return self.work.ended or self._is_met or self.until_moment <= now
+        return self.work.ended or self._is_met or (self.has_given and self.until_moment <= now)
 
     @property
     def is_limited(self) -> bool:
@@ -242,8 +256,8 @@ class Shared(Generic[Result], AbstractContextManager["Shared[Result]"]):
     def wait(self, seconds: float = math.inf, until: Callable[[], bool] | None = None) -> bool:
         """Give the job's turns to the work, and return whether that has ended.
 
-        With `seconds`, for so long, and not while the work is away, such as for a download. With `until`, until that is
-        true; it is called whenever the work has made a step. Raises Cancelled.
+        With `seconds`, for so long, but for one turn at least, and not while the work is away. With `until`, until that
+        is true; it is called at every checkpoint of the work. Raises Cancelled.
         """
         if not self.done and not (until is not None and until()):
             self._scheduler.wait(self._job, Wait(self._work, self._clock() + seconds, until))

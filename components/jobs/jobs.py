@@ -6,15 +6,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from inspect import isgenerator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import psutil
 
 from components.i18n.language import later
 from components.jobs import limits, status
-from components.jobs.generators import run_generator
 from components.jobs.job import Job
 from components.jobs.scheduler import Scheduler
 from components.jobs.status import Status
@@ -24,7 +22,6 @@ from intraslice.core.progress import Progress, ProgressCallback
 
 log = logging.getLogger(__name__)
 
-Work = Callable[[Job], Any] | Generator[Any, None, Any]
 PREFETCH = "prefetch"  # the kind of what nobody has asked for yet
 REST = 0.15  # seconds without a move, after which the slider may be about to be released
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
@@ -42,8 +39,8 @@ class _Running(NamedTuple):
 class Jobs:
     """The running jobs of every client. A new one ends the client's former one of its kind."""
 
-    def __init__(self) -> None:
-        self.scheduler = Scheduler()
+    def __init__(self, scheduler: Scheduler | None = None) -> None:
+        self.scheduler = scheduler or Scheduler()
         # Called where a job begins: what tells, from then on, whether its caller is still connected.
         self.connection: Callable[[], Callable[[], bool]] = lambda: lambda: True
         self._running: list[_Running] = []
@@ -62,7 +59,7 @@ class Jobs:
             if any(running.follows.get(what, seen) != seen for what, seen in at.items()):
                 running.job.stop()
 
-    def prefetch(self, client: str, work: Work, **follows: object) -> None:
+    def prefetch(self, client: str, work: Callable[[Job], Any], **follows: object) -> None:
         """Run what a client will soon ask for, once they have rested for a moment and nobody has anything running.
 
         Nobody hears of it; it ends when the client looks at something else, and whoever asks shares the work.
@@ -71,7 +68,7 @@ class Jobs:
         def rested(job: Job) -> None:
             job.sleep(REST)
             if len(self.scheduler.jobs) == 1:
-                _run(job, work)
+                work(job)
 
         self.halt(client, PREFETCH)
         job = self.scheduler.start(client, rested, Urgency.BACKGROUND, max_seconds=limits.JOB_SECONDS.value)
@@ -80,7 +77,7 @@ class Jobs:
             self._running = [*going_on, _Running(client, PREFETCH, job, follows)]
 
     def run(
-        self, client: str, kind: str, work: Work, urgency: Urgency = Urgency.USUAL, **follows: object
+        self, client: str, kind: str, work: Callable[[Job], Any], urgency: Urgency = Urgency.USUAL, **follows: object
     ) -> Iterator[Any]:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
@@ -91,9 +88,7 @@ class Jobs:
         if refusal := self._refusal(client):
             yield Status(refusal, "error")
             return
-        job = self.scheduler.start(
-            client, lambda job: _run(job, work), urgency, self.connection(), limits.JOB_SECONDS.value
-        )
+        job = self.scheduler.start(client, work, urgency, self.connection(), limits.JOB_SECONDS.value)
         running = _Running(client, kind, job, follows)
         with self._lock:
             self._running.append(running)
@@ -133,10 +128,6 @@ class Jobs:
     def _of(self, client: str) -> list[_Running]:
         with self._lock:
             return [running for running in self._running if running.client == client]
-
-
-def _run(job: Job, work: Work) -> Any:
-    return run_generator(job, work) if isgenerator(work) else work(job)
 
 
 def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallback:

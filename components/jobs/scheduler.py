@@ -159,6 +159,9 @@ class Scheduler:
         self._payer, self._runner = self._choose()
         if self._runner is None:
             return
+        job = self._payer
+        while job is not None and job is not self._runner:
+            job.wait.has_given, job = True, job.wait.work
         if self._runner.has_begun:
             self._runner.turn.notify()
         else:
@@ -214,8 +217,7 @@ class Scheduler:
                     self._pass_on()
                     self._acquire(job)
             payer.interrupt()
-        if job.is_cancelled:
-            raise Cancelled
+        job.require_wanted()
 
     def _run(self, job: Job) -> None:
         """What a thread of the pool does for a job."""

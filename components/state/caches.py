@@ -176,7 +176,7 @@ class Budget:
 BUDGET = Budget()
 
 
-class Made(NamedTuple, Generic[Value]):
+class CachedEntry(NamedTuple, Generic[Value]):
     """What was made by a calibration on so many sequences."""
 
     value: Value
@@ -195,10 +195,10 @@ class Caches:
         self.models: BoundedCache[tuple[str, str], LoadedModel] = BoundedCache(seconds=10)
         self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache(seconds=60)
         self.settling: BoundedCache[CalibrationKey, list] = BoundedCache(100, seconds=0.2)
-        self.slices: BoundedCache[SliceKey, Made[PreTrainedModel]] = BoundedCache(seconds=3)
+        self.slices: BoundedCache[SliceKey, CachedEntry[PreTrainedModel]] = BoundedCache(seconds=3)
         self.plans: BoundedCache[tuple[CalibrationKey, str, SliceConfig], SlicePlan] = BoundedCache(2_000)
         self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
-        self.losses: BoundedCache[SliceKey, Made[Losses]] = BoundedCache(10_000)
+        self.losses: BoundedCache[SliceKey, CachedEntry[Losses]] = BoundedCache(10_000)
         self.states: BoundedCache[CalibrationKey, DenseStates] = BoundedCache(20)
 
 

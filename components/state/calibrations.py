@@ -6,8 +6,7 @@ there is more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import itemgetter
@@ -16,7 +15,8 @@ from pathlib import Path
 import torch
 
 from components.i18n.language import later
-from components.jobs.generators import SharedGenerators, Waiting, aside, statuses
+from components.jobs.job import Job
+from components.jobs.jobs import job_progress
 from components.jobs.status import Status
 from components.state.caches import Caches
 from components.state.keys import CalibrationKey, calibration_key, described, evaluation_config
@@ -27,7 +27,7 @@ from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, repeating, stepwise
+from intraslice.core.progress import Progress
 from intraslice.loading import LoadedModel, load_model
 from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
 
@@ -58,108 +58,99 @@ class Calibrated:
 
 
 class Calibrations:
-    """By what they were made of. The generators are steps of jobs: whoever wants the same shares the work."""
+    """By what they are made of. Methods that take a `job` run in it; who wants the same shares the work."""
 
-    def __init__(self, caches: Caches, shared: SharedGenerators, device: str, evaluation_tokens: int) -> None:
-        self._caches, self._scheduler = caches, shared
-        self._device, self._evaluation_tokens = device, evaluation_tokens
-        self._line: dict[CalibrationKey, int] = {}  # bytes of those that go on or wait for room, in their order
+    def __init__(self, caches: Caches, device: str, evaluation_tokens: int) -> None:
+        self._caches, self._device, self._evaluation_tokens = caches, device, evaluation_tokens
+        self._queue: dict[Job, int] = {}  # bytes of those that go on or wait for memory, in their order
 
-    def known(self, key: CalibrationKey) -> Calibrated | None:
-        """The best there is of a calibration."""
+    def best(self, key: CalibrationKey) -> Calibrated | None:
+        """What a calibration has come to so far."""
         return self._caches.calibrations.get(key)
 
     def whole(self, key: CalibrationKey) -> Calibrated | None:
         """A calibration that has seen all its sequences."""
-        calibrated = self.known(key)
+        calibrated = self.best(key)
         return calibrated if calibrated is not None and calibrated.is_whole else None
 
     def settling(self, key: CalibrationKey) -> list[tuple[int, Source]]:
         """What plans were made of while the calibration grew: after how many sequences, and what."""
         return self._caches.settling.get(key) or []
 
-    def loading(self, key: CalibrationKey) -> Generator[Status, None, LoadedModel]:
+    def load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         """The dense model, ready for use. Raises UserError where it cannot be had or is sliced already."""
-        return (yield from self._scheduler.share(("model", key.model, key.dtype), lambda: self._load(key)))
+        return job.share(("model", key.model, key.dtype), lambda job: self._load(job, key))
 
-    def making(self, settings: Settings, whole: bool = True, more_than: int = 0) -> Generator[Status, None, Calibrated]:
-        """Take part in a calibration until it is whole, or if that is not wanted until it is worth using.
-
-        Then it has enough sequences, and `more_than` so many.
-        """
+    def calibrate(self, job: Job, settings: Settings, whole: bool = True, more_than: int = 0) -> Calibrated:
+        """Calibrate on all sequences; without `whole` until it is worth slicing, on `more_than` so many sequences."""
         key = calibration_key(settings)
 
         def found() -> Calibrated | None:
-            calibrated = self.known(key)
-            enough = calibrated is not None and calibrated.is_enough and calibrated.sequences > more_than
-            return self.whole(key) or (calibrated if enough and not whole else None)
+            calibrated = self.best(key)
+            is_enough = calibrated is not None and calibrated.is_enough and calibrated.sequences > more_than
+            return self.whole(key) or (calibrated if is_enough and not whole else None)
 
         while (calibrated := found()) is None:  # others' may have pushed it out of memory at once
-            work = self._scheduler.share(("calibration", key), lambda: self._calibrate(settings, key))
-            with closing(work) as events:
-                for event in events:
-                    yield event
-                    if found() is not None:
-                        break
+            job.share(
+                ("calibration", key), lambda job: self._calibrate(job, settings, key), until=lambda: found() is not None
+            )
         return calibrated
 
-    def holding(self, settings: Settings) -> AbstractContextManager[None]:
-        """While open, what has been calibrated so far is not given up; for a step of a job."""
-        return self._scheduler.holding(("calibration", calibration_key(settings)))
+    def holding(self, job: Job, settings: Settings) -> AbstractContextManager[None]:
+        """While open, what has been calibrated so far is not given up."""
+        return job.holding(("calibration", calibration_key(settings)))
 
-    def _load(self, key: CalibrationKey) -> Generator[Status, None, LoadedModel]:
+    def _load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         loaded = self._caches.models.get(key[:2])
         if loaded is None:
-            yield Status(later("Loading {model}", model=key.model))
-            loaded = yield from aside(
-                lambda: load_model(key.model, getattr(torch, key.dtype), self._device, progress=False)
-            )
+            job.emit(Status(later("Loading {model}", model=key.model)))
+            with job.waiting():
+                loaded = load_model(
+                    key.model, getattr(torch, key.dtype), self._device, progress=lambda _: job.require_wanted()
+                )
             if loaded.made is not None:
                 raise UserError(later("{model} is sliced already; wanted a dense model", model=key.model))
             self._caches.models.put(key[:2], loaded)
         return loaded
 
-    def _calibrate(self, settings: Settings, key: CalibrationKey) -> Generator[Status, None, None]:
+    def _calibrate(self, job: Job, settings: Settings, key: CalibrationKey) -> None:
         if self.whole(key) is not None:
             return
-        loaded = yield from self.loading(key)
+        loaded = self.load(job, key)
         model, config = loaded.model, key.config
         # Twice the sums: what has been seen so far is copied for use.
         sizes = model.config, config.sequences, config.length, model.dtype
         try:
-            yield from self._in_line(key, calibration_bytes(*sizes, copies=2))
+            self._wait_for_memory(job, calibration_bytes(*sizes, copies=2))
             require_calibration_memory(*sizes, self._device, copies=2)
-            yield from self._calibrate_now(settings, key, loaded)
+            self._calibrate_now(job, settings, key, loaded)
         finally:
-            self._line.pop(key, None)
+            self._queue.pop(job, None)
 
-    def _in_line(self, key: CalibrationKey, needed: int) -> Generator[Status | Waiting, None, None]:
+    def _wait_for_memory(self, job: Job, needed: int) -> None:
         """Wait until those who came before leave room for `needed` bytes. Who is the first waits for nobody."""
-        self._line[key] = needed
-        while before := list(takewhile(lambda other: other != key, self._line)):
-            if sum(map(self._line.get, before)) + needed <= self._caches.rest:
+        self._queue[job] = needed
+        while before := list(takewhile(lambda other: other is not job, self._queue)):
+            if sum(map(self._queue.get, before)) + needed <= self._caches.rest:
                 return
-            yield Status(later("Waiting for memory: calibrations before this one: {count}", count=len(before)))
-            yield Waiting(0.5)
+            job.emit(Status(later("Waiting for memory: calibrations before this one: {count}", count=len(before))))
+            job.sleep(0.5)
 
-    def _calibrate_now(
-        self, settings: Settings, key: CalibrationKey, loaded: LoadedModel
-    ) -> Generator[Status, None, None]:
-        yield Status(later("Reading text: {text}", text=described(key.config.text)))
+    def _calibrate_now(self, job: Job, settings: Settings, key: CalibrationKey, loaded: LoadedModel) -> None:
+        job.emit(Status(later("Reading text: {text}", text=described(key.config.text))))
         evaluation = evaluation_config(settings, self._evaluation_tokens)
-        training, windows = yield from aside(
-            lambda: (
-                data.training_tokens(loaded.tokenizer, key.config, evaluation.text),
-                data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text),
-            )
-        )
+        with job.waiting():
+            training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)
+            windows = data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
         tokens, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()
         self._caches.settling.put(
             key, [(count, Source(profile, head_weights, count)) for count, profile in kept_profiles(loaded, tokens)]
         )
+        report = job_progress(job, later("Calibrating {model}, sequence", model=Path(key.model).name))
 
-        def note(stats: CalibrationStats, sequences: int) -> Iterator[Progress]:
-            profile = yield from stepwise(lambda progress: stats.make_profile(progress=progress))
+        def keep(event: Progress, stats: CalibrationStats, sequences: int) -> None:
+            """Let everybody use what the first `sequences` gave; repeats `event` while that is prepared."""
+            profile = stats.make_profile(progress=lambda _: report(event))
             stats.ranked_neurons = {}  # the slider slices often
             words = so_far(sequences, len(tokens))
             source = Source(profile, head_weights, sequences, words)
@@ -169,31 +160,22 @@ class Calibrations:
                 self._caches.settling.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)))
             self._caches.calibrations.put(key, Calibrated(loaded, stats, training, tokens, windows, source, sequences))
 
-        job = _noting(stepwise(lambda progress: calibrate(loaded, tokens, progress=progress)), note)
-        yield from statuses(job, later("Calibrating {model}, sequence", model=Path(key.model).name))
+        following, last = 1, Progress("calibrate", 0, 0)  # it is kept whenever its sequences have doubled
+
+        def progress(event: Progress) -> None:
+            nonlocal following, last
+            last = event
+            report(event)
+            if event.partial is not None and following <= event.done < event.total:
+                keep(event, event.partial(), event.done)
+                following = 2 * event.done
+
+        stats = calibrate(loaded, tokens, progress=progress)
+        keep(last, stats, len(tokens))
 
 
 def so_far(sequences: int, of: int) -> str:
     """On how many sequences a calibration has come by now; nothing of a whole one."""
-    return (
-        ""
-        if sequences == of
-        else later("Calibrated on {sequences} of {of} sequences so far.", sequences=sequences, of=of)
-    )
-
-
-def _noting(
-    calibration: Generator[Progress, None, CalibrationStats], note: Callable[[CalibrationStats, int], Iterator]
-) -> Iterator[Progress]:
-    """Run a calibration to its end, and `note` what is there whenever its sequences have doubled, and at the end."""
-    event, following = Progress("calibrate", 0, 0), 1
-    while True:
-        try:
-            event = next(calibration)
-        except StopIteration as end:
-            yield from repeating(event, note(end.value, len(end.value.layers[0].mlp_gradients)))
-            return
-        yield event
-        if event.partial is not None and following <= event.done < event.total:
-            yield from repeating(event, note(event.partial(), event.done))
-            following = 2 * event.done
+    if sequences == of:
+        return ""
+    return later("Calibrated on {sequences} of {of} sequences so far.", sequences=sequences, of=of)

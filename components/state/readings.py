@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,20 +10,20 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from components.i18n.language import Words, later
-from components.jobs.generators import SharedGenerators, statuses
-from components.jobs.status import Status
-from components.state.caches import Caches, Made
+from components.jobs.job import Job
+from components.jobs.jobs import job_progress
+from components.state.caches import CachedEntry, Caches
 from components.state.calibrations import Calibrated
 from components.state.keys import CalibrationKey, SliceKey, calibration_key, described, is_usual, slice_key
 from components.state.settings import Settings
 from components.state.views import Perplexities, Reading
 from intraslice.core.cache import cache_path, keep_record, kept_record
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import Progress, stepwise
+from intraslice.core.progress import Progress
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
 
-Slicing = Callable[[Settings, str, Calibrated], Generator[Status, None, PreTrainedModel]]
+Slicing = Callable[[Job, Settings, str, Calibrated], PreTrainedModel]
 
 SLICING = {  # by order and shapes
     ("one-shot", "free"): later("one-shot slicing"),
@@ -34,17 +34,17 @@ SLICING = {  # by order and shapes
 
 
 class Readings:
-    """What is known of every model's losses. The generators are steps of jobs.
+    """What is known of every model's losses.
 
     Args:
         sliced: makes the model of a method, or finds it in memory.
         curve: perplexity by sparsity (a fraction) of what the page opens with, measured before.
     """
 
-    def __init__(self, caches: Caches, shared: SharedGenerators, sliced: Slicing, curve: Mapping[float, float]) -> None:
-        self._caches, self._scheduler, self._sliced, self._curve = caches, shared, sliced, curve
+    def __init__(self, caches: Caches, sliced: Slicing, curve: Mapping[float, float]) -> None:
+        self._caches, self._sliced, self._curve = caches, sliced, curve
 
-    def known(self, settings: Settings, method: str) -> Made[Losses] | None:
+    def known(self, settings: Settings, method: str) -> CachedEntry[Losses] | None:
         """A method's losses as far as they are read, or those of the "dense" model."""
         return self._caches.losses.get(_key(settings, method))
 
@@ -54,40 +54,44 @@ class Readings:
         return known.value.perplexity().value if known and _is_whole(known.value) else None
 
     def losses(
-        self, settings: Settings, method: str, calibrated: Calibrated, compared: bool = False
-    ) -> Generator[Status, None, Losses]:
+        self, job: Job, settings: Settings, method: str, calibrated: Calibrated, compared: bool = False
+    ) -> Losses:
         """What a method's model, or the "dense" one, loses on the held-out text; slices first where need be.
 
         With `compared` also its divergence from the dense model, which the slider's readings do without: it takes the
         head twice, and after a start the dense model once more.
         """
-        key, dense = _key(settings, method), method == "dense"
-        sequences = 0 if dense else calibrated.sequences
-        known = self._caches.losses.get(key)
-        enough = known is not None and known.sequences >= sequences and _is_whole(known.value)
-        if enough and (known.value.divergences or not compared):
-            return known.value  # maybe by more of the calibration than is in memory now
-        loaded = calibrated.loaded
-        model = loaded.model if dense else (yield from self._sliced(settings, method, calibrated))
+        key, is_dense = _key(settings, method), method == "dense"
+        sequences = 0 if is_dense else calibrated.sequences
+        cached = self._caches.losses.get(key)
+        is_known = cached is not None and cached.sequences >= sequences and _is_whole(cached.value)
+        if is_known and (cached.value.divergences or not compared):
+            return cached.value  # maybe by more of the calibration than is in memory now
+        dense = calibrated.loaded
+        model = dense.model if is_dense else self._sliced(job, settings, method, calibrated)
 
-        def reading() -> Generator[Status, None, Losses]:
+        def measure(job: Job) -> Losses:
+            report = job_progress(job, _status_text(method), when_done=True)
+
+            def progress(event: Progress) -> None:
+                if event.done and not is_known:  # a whole one is not taken back
+                    self._note(key, CachedEntry(event.partial(), sequences))
+                report(event)
+
             # The dense ones are of the model and the text alone.
-            path = cache_path("losses", ".json", loaded.fingerprint, model.dtype, calibrated.windows)
-            losses = _kept(path) if dense else None
+            path = cache_path("losses", ".json", dense.fingerprint, model.dtype, calibrated.windows)
+            losses = _kept(path) if is_dense else None
             if losses is None:
-                states = self._states_of(key[0], loaded.model) if compared else None
-                windows = calibrated.windows
-                work = stepwise(lambda progress: measure_losses(model, windows, dense=states, progress=progress))
-                work = work if enough else self._noting(key, sequences, work)  # a whole one is not taken back
-                losses = yield from statuses(work, _telling(method), when_done=True)
-                if dense:
+                states = self._states_of(key[0], dense.model) if compared else None
+                losses = measure_losses(model, calibrated.windows, dense=states, progress=progress)
+                if is_dense:
                     keep_record(path, asdict(losses), "the dense losses")
-            self._note(key, Made(losses, sequences))
+            self._note(key, CachedEntry(losses, sequences))
             points = self._caches.curves.get(_curve_key(key)) or {}
             self._caches.curves.put(_curve_key(key), points | {key[1].sparsity: losses.perplexity().value})
             return losses
 
-        return (yield from self._scheduler.share(("losses", key, sequences, compared), reading))
+        return job.share(("losses", key, sequences, compared), measure)
 
     def _states_of(self, key: CalibrationKey, dense: PreTrainedModel) -> DenseStates:
         """Those that all models of a calibration are held against."""
@@ -139,20 +143,7 @@ class Readings:
             text=later("held-out Wikipedia") if "Wikipedia" in text else later("held-out text"),
         )
 
-    def _noting(
-        self, key: SliceKey, sequences: int, work: Generator[Progress, None, Losses]
-    ) -> Generator[Progress, None, Losses]:
-        """Let everybody see what is known by now."""
-        while True:
-            try:
-                event = next(work)
-            except StopIteration as end:
-                return end.value
-            if event.done:
-                self._note(key, Made(event.partial(), sequences))
-            yield event
-
-    def _note(self, key: SliceKey, losses: Made[Losses]) -> None:
+    def _note(self, key: SliceKey, losses: CachedEntry[Losses]) -> None:
         """Keep losses, unless all are known by more of a calibration."""
         known = self._caches.losses.get(key)
         if known is None or known.sequences <= losses.sequences or not _is_whole(known.value):
@@ -171,7 +162,7 @@ class Readings:
         return float(np.exp(np.interp(key[1].sparsity, removed, np.log(measured))))
 
 
-def _telling(method: str) -> Words:
+def _status_text(method: str) -> Words:
     """What is being read, for the status."""
     known = {
         "dense": later("Perplexity of the dense model, window"),

@@ -1,23 +1,25 @@
 """What every tab's files share of the library: loaded models, bounded caches, and jobs that can be stopped.
 
 Everything is kept by what it was made of (model, text, settings), never by who asked, and is read-only once made, so
-people share work and nobody can disturb another's slice. All heavy work is steps of jobs (`scheduler.py`).
+people share work and nobody can disturb another's slice. All heavy work is done in jobs (`components/jobs/`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
 from components.i18n.language import later
-from components.jobs.generators import PAUSE, SharedGenerators, run_generator, statuses
-from components.jobs.jobs import Jobs
+from components.jobs.job import Job
+from components.jobs.jobs import Jobs, job_progress
+from components.jobs.scheduler import Scheduler
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
-from components.state.caches import Caches, Made
+from components.state.caches import CachedEntry, Caches
 from components.state.calibrations import Calibrated, Calibrations
 from components.state.choices import ESTIMATORS
 from components.state.keys import (
@@ -36,7 +38,6 @@ from components.state.snapshots import plan as snapshot
 from components.state.views import ImportanceCurve, Perplexities, PlanView, SettlingView
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import stepwise
 from intraslice.loading import SUGGESTED_MODELS, require_memory
 from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import METHODS, plan_by, slice_by
@@ -49,7 +50,7 @@ NOT_CALIBRATED = later("this model is not calibrated on this text yet; press Loa
 
 
 class Session:
-    """One for the whole app. `visitor` is any string that tells open pages apart.
+    """One for the whole app. `client` is any string that tells open pages apart.
 
     Args:
         evaluation_tokens: how many tokens every perplexity on the page is taken on.
@@ -61,11 +62,11 @@ class Session:
     def __init__(self, device: str = AUTO, evaluation_tokens: int = 2560) -> None:
         self.device = choose_device(device)
         self.evaluation_tokens = evaluation_tokens
-        self.jobs, self._shared = Jobs(), SharedGenerators()
+        self.jobs = Jobs(Scheduler(initialise=partial(torch.set_num_threads, torch.get_num_threads())))
         self._caches = Caches(available_bytes(self.device))
-        self.calibrations = Calibrations(self._caches, self._shared, self.device, evaluation_tokens)
+        self.calibrations = Calibrations(self._caches, self.device, evaluation_tokens)
         self._snapshot, curve = snapshot.source() if snapshot.FILE.is_file() else (None, {})
-        self.readings = Readings(self._caches, self._shared, self._sliced, curve)
+        self.readings = Readings(self._caches, self._sliced, curve)
 
     # What is known at once
 
@@ -105,7 +106,7 @@ class Session:
         Raises UserError as `slice_plan` does.
         """
         key, config = calibration_key(settings), slice_config(settings)
-        best = self.calibrations.known(key)
+        best = self.calibrations.best(key)
         if best is None:
             return None
         earlier = [(count, source) for count, source in self.calibrations.settling(key) if count < best.sequences]
@@ -118,7 +119,7 @@ class Session:
 
     def sequences(self, settings: Settings) -> int:
         """On how many sequences the model is calibrated by now."""
-        best = self.calibrations.known(calibration_key(settings))
+        best = self.calibrations.best(calibration_key(settings))
         return best.sequences if best else 0
 
     def is_calibrated(self, settings: Settings) -> bool:
@@ -132,7 +133,7 @@ class Session:
 
     def perplexities(self, settings: Settings) -> Perplexities:
         """Whatever has been measured for this setting, and what is to be expected where nothing has."""
-        best = self.calibrations.known(calibration_key(settings))
+        best = self.calibrations.best(calibration_key(settings))
         return self.readings.perplexities(settings, best)
 
     def memory(self, model: str) -> str:
@@ -147,51 +148,49 @@ class Session:
 
     # Jobs
 
-    def prepare(self, settings: Settings, visitor: str) -> Iterator[Status]:
+    def prepare(self, settings: Settings, client: str) -> Iterator[Status]:
         """Load and calibrate, or find both in memory; ends with a ready or an error status.
 
         In the background, once there is enough to go on with.
         """
 
-        def work() -> Iterator[Status]:
-            with self.calibrations.holding(settings):
-                yield from self.calibrations.making(settings, whole=False)
-                yield Urgency.BACKGROUND
-                calibrated = yield from self.calibrations.making(settings)
-            yield self.ready(settings)
-            # So that no visitor waits for them later.
-            axes = self._shared.share(
-                ("axes", calibration_key(settings)),
-                lambda: (
-                    PAUSE
-                    for _ in stepwise(
-                        lambda progress: find_axes(calibrated.loaded.model, calibrated.stats, progress=progress)
-                    )
-                ),
-            )
-            self.jobs.scheduler.start("nobody", lambda job: run_generator(job, axes), Urgency.BACKGROUND)
+        def work(job: Job) -> None:
+            with self.calibrations.holding(job, settings):
+                self.calibrations.calibrate(job, settings, whole=False)
+                job.urgency = Urgency.BACKGROUND
+                calibrated = self.calibrations.calibrate(job, settings)
+            job.emit(self.ready(settings))
 
-        yield from self.jobs.run(visitor, "prepare", work())
+            def find(job: Job) -> None:
+                find_axes(calibrated.loaded.model, calibrated.stats, progress=lambda _: job.checkpoint())
 
-    def measure(self, settings: Settings, visitor: str) -> Iterator[Status]:
+            # So that nobody waits for them later.
+            axes = ("axes", calibration_key(settings))
+            self.jobs.scheduler.start("nobody", lambda job: job.share(axes, find), Urgency.BACKGROUND)
+
+        yield from self.jobs.run(client, "prepare", work)
+
+    def measure(self, settings: Settings, client: str) -> Iterator[Status]:
         """Slice, then take dense and sliced perplexity; ends with a ready or an error status, or nothing if stopped.
 
         While the calibration grows, again whenever there is more.
         """
         live = settings.order == "one-shot"
-        eyes = {"settings": settings} if live else {}
-        yield from self.jobs.run(visitor, "measure", self.measuring(settings, whole=not live), **eyes)
+        follows = {"settings": settings} if live else {}
+        work = partial(self.measure_perplexities, settings=settings, whole=not live)
+        yield from self.jobs.run(client, "measure", work, **follows)
 
-    def ahead(self, settings: Settings, visitor: str) -> None:
-        """Begin what letting go of the slider would, once it has rested for a moment; the next move ends it."""
+    def prefetch(self, settings: Settings, client: str) -> None:
+        """Begin what releasing the slider would, once it has rested for a moment; the next move ends it."""
         live = settings.order == "one-shot" and self.is_calibrated(settings)
         if live and self.readings.perplexity(settings, "intraslice") is None:
-            self.jobs.prefetch(visitor, self.measuring(settings), settings=settings)
+            work = partial(self.measure_perplexities, settings=settings)
+            self.jobs.prefetch(client, work, settings=settings)
 
     def ready(self, settings: Settings) -> Status:
         """What is loaded and calibrated, as a job's last status."""
         key = calibration_key(settings)
-        best = self.calibrations.known(key)
+        best = self.calibrations.best(key)
         if best is None:  # the dense model needs none
             return Status(later("Ready"), "ready")
         known = {"source": best.loaded.source, "dtype": key.dtype, "length": key.config.length}
@@ -218,57 +217,54 @@ class Session:
 
     def source(self, settings: Settings) -> Source | None:
         """Where plans of this model and text come from: its calibration, for the default also the snapshot."""
-        best = self.calibrations.known(calibration_key(settings))
+        best = self.calibrations.best(calibration_key(settings))
         if best is not None:
             return best.source
         return self._snapshot if is_usual(settings) else None
 
-    def slice(
-        self, settings: Settings, method: str = "intraslice", whole: bool = True
-    ) -> Generator[Status, None, PreTrainedModel]:
+    # What a job does
+
+    def slice(self, job: Job, settings: Settings, method: str = "intraslice", whole: bool = True) -> PreTrainedModel:
         """The sliced model, made now or found in memory; the dense one where nothing is removed.
 
         Made by the whole calibration, or if that is not wanted by what it has seen so far.
         """
-        calibrated = yield from self.calibrations.making(settings, whole)
-        return (yield from self._sliced(settings, method, calibrated))
+        calibrated = self.calibrations.calibrate(job, settings, whole)
+        return self._sliced(job, settings, method, calibrated)
 
-    def measuring(self, settings: Settings, whole: bool = True) -> Iterator[Status]:
-        """`measure` as a step of a longer job, or with `whole` by the whole calibration alone."""
+    def measure_perplexities(self, job: Job, settings: Settings, whole: bool = True) -> None:
+        """What `measure` does; with `whole` by the whole calibration alone."""
         sequences, calibrated = 0, None
-        with self.calibrations.holding(settings):
+        with self.calibrations.holding(job, settings):
             while calibrated is None or not calibrated.is_whole:
-                calibrated = yield from self.calibrations.making(settings, whole, more_than=sequences)
-                yield from self.readings.losses(settings, "dense", calibrated)
+                calibrated = self.calibrations.calibrate(job, settings, whole, more_than=sequences)
+                self.readings.losses(job, settings, "dense", calibrated)
                 if settings.sparsity:
-                    yield from self.readings.losses(settings, "intraslice", calibrated)
+                    self.readings.losses(job, settings, "intraslice", calibrated)
                 sequences = calibrated.sequences
                 if not calibrated.is_whole:
-                    yield Urgency.BACKGROUND
-        yield self.ready(settings)
+                    job.urgency = Urgency.BACKGROUND
+        job.emit(self.ready(settings))
 
-    def _sliced(
-        self, settings: Settings, method: str, calibrated: Calibrated
-    ) -> Generator[Status, None, PreTrainedModel]:
+    def _sliced(self, job: Job, settings: Settings, method: str, calibrated: Calibrated) -> PreTrainedModel:
         loaded, stats, config = calibrated.loaded, calibrated.stats, slice_config(settings)
         if config.sparsity == 0:
             return loaded.model
         key = slice_key(settings, method)
 
-        def slicing() -> Generator[Status, None, PreTrainedModel]:
+        def make(job: Job) -> PreTrainedModel:
             plan = plan_by(method, loaded.model, stats, key[1])
             tokens = calibrated.training if METHODS[method].trains else calibrated.tokens
-            work = stepwise(lambda progress: slice_by(method, loaded.model, plan, stats, tokens, progress=progress))
-            own = method == "intraslice"
-            words = later("Slicing, layer") if own else later("Slicing ({method}), layer", method=method)
-            sliced = yield from statuses(work, words)
-            self._caches.slices.put(key, Made(sliced, calibrated.sequences))
+            is_own = method == "intraslice"
+            words = later("Slicing, layer") if is_own else later("Slicing ({method}), layer", method=method)
+            sliced = slice_by(method, loaded.model, plan, stats, tokens, progress=job_progress(job, words))
+            self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
             return sliced
 
-        made = self._caches.slices.get(key)
-        if made is not None and made.sequences == calibrated.sequences:
-            return made.value
-        return (yield from self._shared.share(("slice", key, calibrated.sequences), slicing))
+        cached = self._caches.slices.get(key)
+        if cached is not None and cached.sequences == calibrated.sequences:
+            return cached.value
+        return job.share(("slice", key, calibrated.sequences), make)
 
     def _plan(self, settings: Settings, source: Source, config: SliceConfig) -> SlicePlan:
         key = (calibration_key(settings), source.sequences, config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from components.i18n.language import Words, later
 from components.jobs import limits, status
-from components.jobs.generators import PAUSE
+from components.jobs.job import Job
 from components.jobs.status import Status
 from components.state.keys import slice_config
 from components.state.session import Session
@@ -24,7 +23,7 @@ from components.sweep.charts import line_name
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import stepwise
+from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
@@ -108,16 +107,16 @@ def seconds(session: Session, settings: Settings, choice: SweepChoice) -> float:
     return sum(_cost(plan, point) for point in plan.wanted if point not in kept) / _rate()
 
 
-def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Iterator[Status | SweepView]:
-    """Measure the missing points one by one; yields progress, and all there is whenever a point is done."""
+def run_sweep(job: Job, session: Session, settings: Settings, choice: SweepChoice) -> None:
+    """Measure the missing points one by one; emits progress, and all there is whenever a point is done."""
     asked_points(settings, choice)  # before any work
-    yield from session.calibrations.making(settings)
+    session.calibrations.calibrate(job, settings)
     plan = plan_of(session, settings, choice)
     kept = plan.kept()
-    yield PAUSE
+    job.checkpoint()
     missing, states = [point for point in plan.wanted if point not in kept], DenseStates(plan.loaded.model)
     costs, rate = [_cost(plan, point) for point in missing], _rate()
-    yield _view(session, settings, plan)
+    job.emit(_view(session, settings, plan))
     start = time.monotonic()
     for done, point in enumerate(missing):
         begun = time.monotonic()
@@ -125,24 +124,31 @@ def sweeping(session: Session, settings: Settings, choice: SweepChoice) -> Itera
             rate = sum(costs[:done]) / (begun - start)
         name = Words(partial(line_name, point.method, point.estimator or ""))
         words = later("Sweep: {name} at {sparsity:.0%}; points", name=name, sparsity=point.sparsity)
-        moment = 0.0
-        one = plan._replace(wanted=(point,))
-        for _ in stepwise(lambda progress, one=one: sweep(*one, states, progress=progress)):
-            if time.monotonic() < moment + status.EVERY:
-                yield PAUSE
-                continue
-            moment = time.monotonic()
-            left = sum(costs[done:]) / rate - (moment - begun)
-            yield Status(words, "busy", done, len(missing), max(0.0, left))
-        yield _view(session, settings, plan)
-    yield session.ready(settings)
+        expected_end = begun + sum(costs[done:]) / rate
+        progress = _point_progress(job, Status(words, "busy", done, len(missing)), expected_end)
+        sweep(*plan._replace(wanted=(point,)), states, progress=progress)
+        job.emit(_view(session, settings, plan))
+    job.emit(session.ready(settings))
 
 
-def table(
-    session: Session, settings: Settings, choice: SweepChoice
-) -> Generator[Status | SweepView, None, list[dict[str, Any]]]:
-    """`sweeping` to its end, and then the rows that `python -m intraslice sweep --json` prints."""
-    yield from sweeping(session, settings, choice)
+def _point_progress(job: Job, status_of_point: Status, expected_end: float) -> ProgressCallback:
+    """A callback that emits the status of a sweep's point with the time that is left for all points."""
+    moment = -math.inf
+
+    def progress(_: Progress) -> None:
+        nonlocal moment
+        if time.monotonic() < moment + status.EVERY:
+            job.checkpoint()
+            return
+        moment = time.monotonic()
+        job.emit(replace(status_of_point, seconds_left=max(0.0, expected_end - moment)))
+
+    return progress
+
+
+def table(job: Job, session: Session, settings: Settings, choice: SweepChoice) -> list[dict[str, Any]]:
+    """`run_sweep`, and then the rows that `python -m intraslice sweep --json` prints."""
+    run_sweep(job, session, settings, choice)
     return records(plan_of(session, settings, choice).frame())
 
 

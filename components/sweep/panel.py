@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from html import escape
 from typing import Any, NamedTuple
 
@@ -147,7 +148,8 @@ def sweep(
     two status lines (HTML) and two charts (JSON).
     """
     visitor, view = visitor_of(request), None
-    work = measure.sweeping(session, settings, SweepChoice(methods, estimators, sparsities, speed))
+    choice = SweepChoice(methods, estimators, sparsities, speed)
+    work = partial(measure.run_sweep, session=session, settings=settings, choice=choice)
     for event in session.jobs.run(visitor, "sweep", work, urgency=Urgency.BACKGROUND):
         if isinstance(event, Status):
             line = formatting.status(event)

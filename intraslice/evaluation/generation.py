@@ -128,13 +128,16 @@ def generate_text(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    *,
+    pause: Pause = no_pause,
 ) -> Iterator[str]:
     """The model's answer as text, piece by piece; greedy at temperature 0.
 
-    Computes a piece only when it is asked for. Raises UserError as `stream_tokens` does, and for numbers out of range.
+    Computes a piece only when it is asked for; `pause` as in `stream_tokens`. Raises UserError as that does, and for
+    numbers out of range.
     """
     tokens, shown = [], ""
-    for token in stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens, temperature, seed)):
+    for token in stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens, temperature, seed), pause=pause):
         tokens.append(token)
         text = answer_text(tokenizer, tokens)
         if len(text) > len(shown) and not text.endswith(HALF):

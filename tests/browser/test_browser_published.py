@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 from browsing import PATIENCE
-from tiny_page import publisher
+from tiny_page import in_job, publisher
 
 from components.export.published import html
 from components.export.published.views import Choice
 from intraslice.__main__ import main
-from intraslice.core.progress import finish
 
 CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 w8"), 6)
 BARS = "document.querySelector('#ratios .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
@@ -18,7 +17,7 @@ MARK = "document.querySelector('#sweep .isx-plot').layout?.shapes.at(-1).x0"
 
 @pytest.fixture(scope="module")
 def published(page_session, tiny):
-    return finish(publisher(page_session).publishing(tiny, CHOICE))
+    return in_job(page_session, publisher(page_session).publish, tiny, CHOICE)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from tiny_page import tiny_settings
 from app import build_app, launch_options
 from components.export import files
 from components.jobs import limits
+from components.jobs.job import Job
 from components.jobs.status import Status
 from components.state.session import Session
 from components.state.settings import Settings
@@ -135,12 +136,12 @@ def test_a_caller_who_goes_away_ends_its_job(opened, monkeypatch) -> None:
     address, session = opened
     steps, ended = [], threading.Event()
 
-    def endless(*_) -> Iterator[Status]:
+    def endless(job: Job, **_: Any) -> None:
         try:
             while True:
                 steps.append(time.monotonic())
-                time.sleep(0.01)
-                yield Status("working")
+                job.sleep(0.01)
+                job.emit(Status("working"))
         finally:
             ended.set()
 
@@ -151,6 +152,7 @@ def test_a_caller_who_goes_away_ends_its_job(opened, monkeypatch) -> None:
         while len(steps) < 10:
             time.sleep(0.01)
     assert ended.wait(30)
+    session.jobs.scheduler.start("another", lambda job: None).join()  # and the turn was passed on
     assert not session.jobs.scheduler.jobs
 
 

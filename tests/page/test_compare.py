@@ -9,7 +9,7 @@ from html import unescape
 
 import pytest
 import torch
-from tiny_page import SOMEBODY, stepwise
+from tiny_page import SOMEBODY, in_job, stepwise
 
 from components.compare import answers as streaming
 from components.compare import handlers
@@ -22,7 +22,6 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.ui.handlers import spread_settings
 from intraslice.__main__ import main
-from intraslice.core.progress import finish
 from intraslice.diagnostics.first_divergence import first_divergence
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
@@ -57,7 +56,7 @@ def plain(html: str) -> str:
 
 
 def model(session: Session, settings: Settings, name: str):
-    return finish(session.slice(settings, name))
+    return in_job(session, session.slice, settings, name)
 
 
 # Answers
@@ -110,7 +109,7 @@ def test_tokens_are_counted_as_they_come(columns, tiny) -> None:
 
 
 def test_the_dense_model_answers_while_the_others_are_calibrated_for_and_made(tiny, monkeypatch) -> None:
-    monkeypatch.setattr(streaming, "MAKING", 0.0)
+    monkeypatch.setattr(streaming, "TURN", 0.0)
     columns = Columns(stepwise(Session(evaluation_tokens=256)))
     seen = []
     for event in streaming.answer(columns, tiny._replace(seed=7), Question(PROMPT, 400), "somebody"):

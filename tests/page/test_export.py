@@ -6,13 +6,11 @@ import shlex
 import subprocess
 import sys
 import zipfile
-from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from tiny_page import SOMEBODY
+from tiny_page import SOMEBODY, in_job
 
 from components.export import files as exports
 from components.export import panel
@@ -54,24 +52,15 @@ def settings(request, tiny) -> Settings:
     return tiny._replace(**SETTINGS[request.param])
 
 
-def finished(job: Generator) -> Any:
-    """What a job returns, once it has run to the end."""
-    while True:
-        try:
-            next(job)
-        except StopIteration as stop:
-            return stop.value
-
-
 def made(session: Session, settings: Settings, downloads: Downloads) -> Path:
     """The zip."""
-    return finished(exports.write_checkpoint(session, settings, downloads)).path
+    return in_job(session, exports.write_checkpoint, session, settings, downloads).path
 
 
 def page_text(session: Session, settings: Settings) -> str:
     """The answer of the page's own slice."""
     tokenizer = session.calibrated(settings).loaded.tokenizer
-    return "".join(generate_text(finished(session.slice(settings)), tokenizer, PROMPT))
+    return "".join(generate_text(in_job(session, session.slice, settings), tokenizer, PROMPT))
 
 
 def test_the_command_lines_words_mean_the_pages_own_recipe(session, settings):
@@ -119,21 +108,20 @@ def test_the_plan_is_the_one_in_the_zip(session, tiny, downloads) -> None:
 
 def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, monkeypatch) -> None:
     with pytest.raises(UserError, match="tokenizer"):  # words in a table are none that llama.cpp has
-        finished(exports.write_gguf_file(session, tiny, downloads))
+        in_job(session, exports.write_gguf_file, session, tiny, downloads)
     written = []
 
-    def write(model, tokenizer, path, made) -> Generator:
+    def write(model, tokenizer, path, made, progress) -> SimpleNamespace:
         written.append((model, made))
         path.write_bytes(b"GGUF")
-        yield
         return SimpleNamespace(padding_bytes=len(written[1:]) * 1_500_000)
 
     monkeypatch.setattr(exports, "require_deci", lambda *_: None)
     monkeypatch.setattr(exports, "write_gguf", write)
-    path, words = finished(exports.write_gguf_file(session, tiny, downloads))
+    path, words = in_job(session, exports.write_gguf_file, session, tiny, downloads)
     assert words == "nothing is padded"
     assert path.name == f"{exports.checkpoint_name(tiny)}.gguf"
-    assert written == [(finished(session.slice(tiny)), exports.plan_record(session, tiny))]
+    assert written == [(in_job(session, session.slice, tiny), exports.plan_record(session, tiny))]
     *_, last = panel.gguf(session, downloads, tiny, SOMEBODY)
     assert f"{path.name}, 0.0 MB, 1.5 MB are padding" in last.progress
 

@@ -4,13 +4,12 @@ import re
 from html import escape, unescape
 
 import pytest
-from tiny_page import SOMEBODY
+from tiny_page import SOMEBODY, in_job
 
 from components.compare import handlers
 from components.compare import html as compare_words
 from components.compare.models import Columns
 from components.ui.handlers import only_if_active, unchanged
-from intraslice.core.progress import finish
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 
 PROMPT = "w10 w20 w30"
@@ -24,7 +23,7 @@ def columns(session) -> Columns:
 def test_candidates_are_the_librarys(columns, session, tiny) -> None:
     shown = [html for _, html in handlers.next_tokens(columns, tiny, PROMPT, False, SOMEBODY) if isinstance(html, str)]
     loaded = session.calibrated(tiny).loaded
-    expected = compare_next_tokens(loaded.model, finish(session.slice(tiny)), loaded.tokenizer, PROMPT, 8)
+    expected = compare_next_tokens(loaded.model, in_job(session, session.slice, tiny), loaded.tokenizer, PROMPT, 8)
     rows = re.findall('<tr><th scope="row"><code>(.*?)</code></th>.*?<b>(.*?)</b>.*?<b>(.*?)</b>', shown[-1])
     share = compare_words.share
     assert rows == [(escape(one.text), share(one.dense), share(one.sliced)) for one in expected]
@@ -34,7 +33,7 @@ def test_the_passage_carries_the_librarys_scores(columns, session, tiny) -> None
     text = "w10 w20 w30 w40 w50 w60"
     *_, html = (html for _, html in handlers.passage(columns, tiny, text, SOMEBODY) if isinstance(html, str))
     loaded = session.calibrated(tiny).loaded
-    expected = score_passage(loaded.model, finish(session.slice(tiny)), loaded.tokenizer, text, 3)
+    expected = score_passage(loaded.model, in_job(session, session.slice, tiny), loaded.tokenizer, text, 3)
     said = [unescape(one) for one in re.findall('data-said="(.*?)"', html)]
     assert len(said) == 5
     for line, one in zip(said, expected.tokens, strict=True):

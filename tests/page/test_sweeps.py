@@ -30,7 +30,7 @@ def session(tiny, tmp_path, monkeypatch) -> Session:
 
 
 def run(session: Session, settings: Settings, choice: SweepChoice) -> list[Status | SweepView]:
-    return list(sweeps.sweeping(session, settings, choice))
+    return list(session.jobs.run("tests", "sweep", lambda job: sweeps.run_sweep(job, session, settings, choice)))
 
 
 def views(events: list) -> list[SweepView]:
@@ -83,7 +83,7 @@ def test_a_stopped_sweep_goes_on(session, tiny, monkeypatch) -> None:
     measure = library._measure
     monkeypatch.setattr(library, "_measure", lambda *a: measured.append(a[2]) or measure(*a))
     events = []
-    for event in session.jobs.run("somebody", "sweep", sweeps.sweeping(session, tiny, CHOICE)):
+    for event in session.jobs.run("somebody", "sweep", lambda job: sweeps.run_sweep(job, session, tiny, CHOICE)):
         events.append(event)
         if isinstance(event, SweepView) and len(event.points) == 2:
             session.jobs.halt("somebody", "sweep")

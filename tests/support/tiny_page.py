@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from stepping import OnlyWhileAwaited
@@ -49,6 +50,11 @@ def stepwise(session: Session) -> Session:
     """The session with jobs that go on only while somebody listens, so that every event is seen."""
     session.jobs.scheduler = OnlyWhileAwaited()
     return session
+
+
+def in_job(session: Session, function: Callable, *arguments: Any, **options: Any) -> Any:
+    """What `function(job, ...)` returns in a job of the session."""
+    return session.jobs.scheduler.start("tests", lambda job: function(job, *arguments, **options)).join()
 
 
 @pytest.fixture(scope="module")

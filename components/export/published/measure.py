@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from components.activations.measure import ShiftViews
-from components.compare.answers import answering
+from components.compare.answers import write_answers
 from components.compare.models import Columns
-from components.compare.views import Answer, Question
+from components.compare.views import Question
 from components.export import files
 from components.export.published.views import PROMPTS, Choice, Published, Step
 from components.i18n.language import later
 from components.jobs import limits
-from components.jobs.generators import PAUSE, Waiting
+from components.jobs.job import Job
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.spectra.measure import SpectraViews
@@ -46,30 +45,31 @@ class Publisher:
         self._session, self._spectra, self._shifts, self._columns = columns.session, spectra, shifts, columns
         self._steps: BoundedCache[tuple[SliceKey, Choice], Step] = BoundedCache(100, seconds=30)
 
-    def publishing(self, settings: Settings, choice: Choice) -> Generator[Any, None, Published]:
-        """Everything on a published page that opens at these settings; ratios given by hand are left out.
+    def publish(self, job: Job, settings: Settings, choice: Choice) -> Published:
+        """Measure everything on a published page that opens at these settings; ratios given by hand are left out.
 
-        A job's steps. Raises UserError, before any work, for a choice or for settings out of range.
+        Raises UserError, before any work, for a choice or for settings out of range.
         """
         settings, choice = settings._replace(locked=""), _checked(choice)
         at = [settings._replace(sparsity=percent) for percent in choice.percents]
         for setting in at:
             slice_config(setting)
-        yield Urgency.BACKGROUND
-        calibrated = yield from self._session.calibrations.making(settings)
+        job.urgency = Urgency.BACKGROUND
+        calibrated = self._session.calibrations.calibrate(job, settings)
         for setting in at:  # what cannot be reached is told now, not after minutes
             self._session.slice_plan(setting)
-            yield PAUSE
+            job.checkpoint()
         for layer in range(len(calibrated.stats.layers)):
             self._spectra.complete(settings, layer)
-            yield PAUSE
+            job.checkpoint()
         steps, start = [], time.monotonic()
         for done, setting in enumerate(at):
             words = later("Page: {sparsity:g} % removed; steps", sparsity=setting.sparsity)
             left = (time.monotonic() - start) / done * (len(at) - done) if done else None
             status = Status(words, "busy", done, len(at), left)
-            yield status
-            steps.append((yield from _telling(status, self._step(setting, choice))))
+            job.emit(status)
+            with job.emitting_only(status):
+                steps.append(self._step(job, setting, choice))
         told = _without_folders(settings)
         source = calibrated.loaded.source.replace(settings.model, told.model)
         distances = [abs(percent - settings.sparsity) for percent in choice.percents]
@@ -83,27 +83,26 @@ class Publisher:
             command=command(self._session, told, choice),
         )
 
-    def _step(self, settings: Settings, choice: Choice) -> Generator[Any, None, Step]:
+    def _step(self, job: Job, settings: Settings, choice: Choice) -> Step:
         key = slice_key(settings, "intraslice"), choice._replace(percents=())
         if (kept := self._steps.get(key)) is not None:
             return kept
         session = self._session
         calibrated = session.calibrated(settings)
-        dense = yield from session.readings.losses(settings, "dense", calibrated)
+        dense = session.readings.losses(job, settings, "dense", calibrated)
         if settings.sparsity:
-            yield from session.readings.losses(settings, "intraslice", calibrated)
-        cross = yield from self._cross(settings, calibrated)
+            session.readings.losses(job, settings, "intraslice", calibrated)
+        cross = self._cross(job, settings, calibrated)
         shift = None
         if settings.sparsity:
-            yield from self._shifts.measuring(settings)
+            self._shifts.measure_both(job, settings)
             shift = self._shifts.view(settings, "publisher")
-        answers = []
-        for prompt in choice.prompts:
-            answers.append((yield from self._answers(settings, Question(prompt, choice.tokens))))
+        questions = [Question(prompt, choice.tokens) for prompt in choice.prompts]
+        answers = [write_answers(job, self._columns, settings, question) for question in questions]
         spectra = []
         for layer in range(len(calibrated.stats.layers)):
             spectra.append(self._spectra.view(settings, layer))
-            yield PAUSE
+            job.checkpoint()
         step = Step(
             percent=settings.sparsity,
             plan=session.plan(settings),
@@ -117,24 +116,14 @@ class Publisher:
         )
         return self._steps.put(key, step)
 
-    def _cross(self, settings: Settings, calibrated: Calibrated) -> Generator[Any, None, Losses | None]:
+    def _cross(self, job: Job, settings: Settings, calibrated: Calibrated) -> Losses | None:
         """The cross-module model's losses, None where it cannot remove as much: the costs say so in words."""
         try:
-            yield from self._columns.model(settings, "crossmodule")
+            self._columns.model(job, settings, "crossmodule")
         except (UserError, NumericalError):
             return None
         method = "crossmodule" if settings.sparsity else "dense"
-        return (yield from self._session.readings.losses(settings, method, calibrated))
-
-    def _answers(self, settings: Settings, question: Question) -> Generator[Any, None, Mapping[str, Answer]]:
-        last: Mapping[str, Answer] = {}
-        for event in answering(self._columns, settings, question):
-            if isinstance(event, Mapping):
-                last = event
-                yield PAUSE
-            else:
-                yield event
-        return last
+        return self._session.readings.losses(job, settings, method, calibrated)
 
 
 def _checked(choice: Choice) -> Choice:
@@ -157,16 +146,6 @@ def _without_folders(settings: Settings) -> Settings:
     """With what lies on this machine by its name alone: the file goes out into the world."""
     model, text = (Path(name).name if Path(name).exists() else name for name in (settings.model, settings.text))
     return settings._replace(model=model, text=text)
-
-
-def _telling(status: Status, work: Generator[Any, None, Step]) -> Generator[Any, None, Step]:
-    """A step, which tells that it goes on instead of what it does in detail."""
-    while True:
-        try:
-            event = next(work)
-        except StopIteration as end:
-            return end.value
-        yield event if isinstance(event, Waiting) else status
 
 
 def _sweep(settings: Settings, steps: list[Step]) -> SweepView:
@@ -219,10 +198,10 @@ def to_the_end(session: Session, settings: Settings, choice: Choice, tell: Calla
     results, told = [], ""
     publisher = Publisher(SpectraViews(session), ShiftViews(session), Columns(session))
 
-    def work() -> Iterator[Status]:
-        results.append((yield from publisher.publishing(settings, choice)))
+    def work(job: Job) -> None:
+        results.append(publisher.publish(job, settings, choice))
 
-    for event in session.jobs.run("command line", "publish", work()):
+    for event in session.jobs.run("command line", "publish", work):
         line = formatting.status_words(event)
         if event.kind == "error":
             raise UserError(line)

@@ -5,12 +5,13 @@ That of the default model is kept in the repository (`make_snapshots.py`), so th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from components.assets import ASSETS
 from components.i18n.language import later
-from components.jobs.generators import statuses
+from components.jobs.job import Job
+from components.jobs.jobs import job_progress
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.ratios.estimator_check.views import Misjudged, ModuleVerdict, VerdictView
@@ -20,7 +21,7 @@ from components.state.session import Calibrated, Session
 from components.state.settings import Settings
 from components.state.snapshots import modules as modules_file
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
-from intraslice.core.progress import Progress, stepwise
+from intraslice.core.progress import ProgressCallback
 from intraslice.data import evaluation_tokens
 from intraslice.diagnostics.rank_agreement import compare_ranks
 from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, kept_sensitivity, measure_sensitivity
@@ -56,15 +57,17 @@ class Verdicts:
                 return self._judged(key, calibrated, sensitivity)
         return _kept(source.profile) if is_usual(settings) and FILE.is_file() else None
 
-    def measure(self, settings: Settings, visitor: str) -> Iterator[Status | VerdictView]:
+    def measure(self, settings: Settings, client: str) -> Iterator[Status | VerdictView]:
         """Measure what is not measured yet; ends with the verdict or an error status. What is done is kept."""
 
-        def work() -> Iterator[Status | VerdictView]:
-            calibrated = yield from self._session.calibrations.making(settings)
-            sensitivity = yield from statuses(measurement(calibrated), later("Slicing one module alone:"))
-            yield self._judged(calibration_key(settings), calibrated, sensitivity)
+        def work(job: Job) -> None:
+            calibrated = self._session.calibrations.calibrate(job, settings)
+            progress = job_progress(job, later("Slicing one module alone:"))
+            loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
+            sensitivity = measure_sensitivity(loaded, stats, windows, RATIO, progress=progress)
+            job.emit(self._judged(calibration_key(settings), calibrated, sensitivity))
 
-        yield from self._session.jobs.run(visitor, "sensitivity", work(), urgency=Urgency.BACKGROUND)
+        yield from self._session.jobs.run(client, "sensitivity", work, urgency=Urgency.BACKGROUND)
 
     def _judged(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> VerdictView:
         measured_on = later("{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding(key))
@@ -114,17 +117,10 @@ def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -
     )
 
 
-def measurement(calibrated: Calibrated) -> Generator[Progress, None, Sensitivity]:
-    """Measure every module of a model on the held-out windows of its perplexity."""
-    loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
-    return stepwise(lambda progress: measure_sensitivity(loaded, stats, windows, RATIO, progress=progress))
-
-
-def long_measurement(calibrated: Calibrated) -> Generator[Progress, None, Sensitivity]:
+def long_measurement(calibrated: Calibrated, progress: ProgressCallback | bool = True) -> Sensitivity:
     """Measure every module of the default model on more text; takes half an hour of one core."""
     windows = evaluation_tokens(calibrated.loaded.tokenizer, KEPT, CalibrationConfig().text)
-    loaded, stats = calibrated.loaded, calibrated.stats
-    return stepwise(lambda progress: measure_sensitivity(loaded, stats, windows, RATIO, progress=progress))
+    return measure_sensitivity(calibrated.loaded, calibrated.stats, windows, RATIO, progress=progress)
 
 
 def _kept(profile: Profile) -> VerdictView:

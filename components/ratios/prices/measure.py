@@ -5,14 +5,15 @@ That of the default setting is kept in the repository (`make_snapshots.py`), so 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import numpy as np
 
 from components.assets import ASSETS
 from components.i18n.language import later
-from components.jobs.generators import statuses
+from components.jobs.job import Job
+from components.jobs.jobs import job_progress
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.ratios.prices.views import Exchanged, ModulePrice, OtherPlan, Parting, PriceView
@@ -22,7 +23,7 @@ from components.state.session import Calibrated, Session
 from components.state.settings import Settings
 from components.state.snapshots import modules as modules_file
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, stepwise
+from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.prices import (
     Price,
@@ -71,35 +72,29 @@ class PriceViews:
         usual = is_usual(settings) and slice_config(settings) == slice_config(Settings())
         return _kept(source.profile, plan) if usual and FILE.is_file() else None
 
-    def measure(self, settings: Settings, visitor: str) -> Iterator[Status | PriceView]:
+    def measure(self, settings: Settings, client: str) -> Iterator[Status | PriceView]:
         """Measure what is not measured yet; ends with the view or an error status. What is done is kept."""
 
-        def work() -> Iterator[Status | PriceView]:
+        def work(job: Job) -> None:
             if not settings.sparsity:
                 raise UserError(NOTHING)
-            calibrated = yield from self._session.calibrations.making(settings)
-            found = yield from self._measuring(settings, calibrated)
-            plan = self._session.slice_plan(settings)
-            view = price_view(found, calibrated.source.profile, plan, _words(found))
-            yield self._known.put(slice_key(settings, "intraslice"), view)
+            calibrated = self._session.calibrations.calibrate(job, settings)
+            sliced, plan = self._session.slice(job, settings), self._session.slice_plan(settings)
+            progress = job_progress(job, later("Cutting one module further, or less:"))
+            loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
+            prices = measure_prices(loaded, stats, sliced, plan, windows, progress=progress)
+            view = price_view(prices, calibrated.source.profile, plan, _words(prices))
+            job.emit(self._known.put(slice_key(settings, "intraslice"), view))
 
-        yield from self._session.jobs.run(visitor, "prices", work(), urgency=Urgency.BACKGROUND)
-
-    def _measuring(self, settings: Settings, calibrated: Calibrated) -> Generator[Status, None, Prices]:
-        sliced, plan = (yield from self._session.slice(settings)), self._session.slice_plan(settings)
-        loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
-        work = stepwise(lambda progress: measure_prices(loaded, stats, sliced, plan, windows, progress=progress))
-        return (yield from statuses(work, later("Cutting one module further, or less:")))
+        yield from self._session.jobs.run(client, "prices", work, urgency=Urgency.BACKGROUND)
 
 
-def first_measurement(calibrated: Calibrated) -> Generator[Progress, None, Prices]:
+def first_measurement(calibrated: Calibrated, progress: ProgressCallback | bool = True) -> Prices:
     """Measure the prices of the page's first setting."""
-    loaded, stats = calibrated.loaded, calibrated.stats
+    loaded, stats, report = calibrated.loaded, calibrated.stats, progress_callback(progress)
     plan = make_plan(calibrated.source.profile, slice_config(Settings()))
-    sliced = yield from stepwise(lambda progress: slice_model(loaded.model, plan, stats, progress=progress))
-    windows = calibrated.windows
-    work = stepwise(lambda progress: measure_prices(loaded, stats, sliced, plan, windows, progress=progress))
-    return (yield from work)
+    sliced = slice_model(loaded.model, plan, stats, progress=report)
+    return measure_prices(loaded, stats, sliced, plan, calibrated.windows, progress=report)
 
 
 def price_view(prices: Prices, profile: Profile, plan: SlicePlan, measured_on: str) -> PriceView:

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tiny_page import SOMEBODY, publisher
+from tiny_page import SOMEBODY, in_job, publisher
 
 from components.export import panel
 from components.export.published import charts, html, measure
@@ -23,7 +23,6 @@ from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
 from intraslice.core.errors import UserError
-from intraslice.core.progress import finish
 from intraslice.evaluation.generation import generate_text
 
 CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 <b>"), 6)
@@ -48,7 +47,7 @@ def unpacked(text: str) -> object:
 
 @pytest.fixture(scope="module")
 def published(session, tiny) -> Published:
-    return finish(publisher(session).publishing(tiny, CHOICE))
+    return in_job(session, publisher(session).publish, tiny, CHOICE)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def test_every_step_says_what_the_session_measured(session, tiny, published, con
 
 def test_answers_are_the_models_own_and_escaped(session, tiny, published, content) -> None:
     setting = tiny._replace(sparsity=60)
-    models = {"intraslice": finish(session.slice(setting)), "dense": session.calibrated(tiny).loaded.model}
+    models = {"intraslice": in_job(session, session.slice, setting), "dense": session.calibrated(tiny).loaded.model}
     for name, model in models.items():
         words = "".join(generate_text(model, session.calibrated(tiny).loaded.tokenizer, CHOICE.prompts[0], 6))
         assert published.steps[-1].answers[0][name].text == words
@@ -168,7 +167,7 @@ def test_the_command_in_the_file_makes_the_same(session, tiny, published, change
 )
 def test_what_cannot_be_is_refused_before_any_work(session, tiny, choice, words) -> None:
     with pytest.raises(UserError, match=words):
-        next(publisher(session).publishing(tiny._replace(cap=50, seed=99), choice))
+        in_job(session, publisher(session).publish, tiny._replace(cap=50, seed=99), choice)
 
 
 def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny, monkeypatch) -> None:
@@ -178,7 +177,7 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
     assert any("steps 1 of 3" in event.progress for event in told if isinstance(event.progress, str))
     assert Path(last.file).name == "tiny.html"
     assert f"{Path(last.file).stat().st_size / 1e6:.1f} MB" in last.status
-    monkeypatch.setattr(measure, "answering", None)
+    monkeypatch.setattr(measure, "write_answers", None)
     *_, again = panel.published(session, downloads, own, tiny, SOMEBODY)
     assert Path(again.file).read_bytes() == Path(last.file).read_bytes()
     assert 'src="tiny.html" title="What slicing tiny costs"' in panel.preview(session, tiny, "w9").embed

@@ -200,6 +200,20 @@ def test_a_job_may_do_its_own_work_beside_what_it_shares(scheduler, clock):
     assert job.result == 6
 
 
+def test_a_job_beside_shared_work_gives_it_a_turn_however_long_the_others_take(scheduler, clock):
+    log = []
+
+    def work(job):
+        with job.begin("model", counting(log, "made", 2, clock, 0.1)) as shared:
+            while not shared.wait(seconds=0.2):
+                counting(log, "token", 1)(job)
+
+    scheduler.start("b", counting(log, "other", 9, clock, 10.0))
+    scheduler.start("a", work)
+    scheduler.run()
+    assert log.count("made") == 2
+
+
 def test_nobody_waits_beside_work_that_is_away(scheduler):
     """Tokens go on while a model is downloaded; without a limit the job waits, and others have its turns."""
     log, arrived = [], threading.Event()

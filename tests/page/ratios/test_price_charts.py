@@ -7,14 +7,13 @@ from statistics import median
 import plotly.graph_objects as go
 import pytest
 from test_ratio_charts import in_light
-from tiny_page import SOMEBODY
+from tiny_page import SOMEBODY, in_job
 
 from components.ratios.prices import measure as module
 from components.ratios.prices.chart import price_chart
 from components.ratios.prices.measure import PriceViews
 from components.ratios.prices.panel import words_of
 from components.ratios.prices.views import PriceView
-from intraslice.core.progress import finish
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def test_the_words_name_an_exchange_and_where_plans_part(view) -> None:
 def test_what_is_kept_is_read_as_it_was_written(view, session, tiny, tmp_path, monkeypatch) -> None:
     calibrated, plan = session.calibrated(tiny), session.slice_plan(tiny)
     monkeypatch.setattr(module, "FILE", tmp_path / "prices.json")
-    sliced, windows = finish(session.slice(tiny)), calibrated.windows
+    sliced, windows = in_job(session, session.slice, tiny), calibrated.windows
     prices = module.measure_prices(calibrated.loaded, calibrated.stats, sliced, plan, windows, progress=False)
     module.save(prices)
     kept = module._kept(calibrated.source.profile, plan)

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from tiny_page import stepwise
+from tiny_page import in_job, stepwise
 
 from components.jobs.status import Status
 from components.state import calibrations
@@ -12,7 +12,6 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Perplexities
 from intraslice.calibration import driver
-from intraslice.core.progress import finish
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
@@ -58,7 +57,7 @@ def test_a_slice_is_measured_before_the_calibration_is_whole_and_again_after(fre
     assert (last.sequences, last.all_sequences) == (8, 8)
     assert early[0].sliced != last.sliced
     whole = stepwise(Session(evaluation_tokens=256))
-    finish(whole.measuring(tiny))
+    in_job(whole, whole.measure_perplexities, tiny)
     assert last.sliced == whole.perplexities(tiny).sliced
 
 
@@ -102,24 +101,24 @@ def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> No
 def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fresh, tiny, leaves) -> None:
     fresh._caches.rest = 0
     first, second = (fresh.prepare(tiny._replace(seed=seed), str(seed)) for seed in (1, 2))
-    while not fresh.calibrations._line:
+    while not fresh.calibrations._queue:
         next(first)
     while "Waiting" not in (text := next(second).text):
         pass
     assert text == "Waiting for memory: calibrations before this one: 1"
     known = calibration_key(tiny._replace(seed=2))
-    assert fresh.calibrations.known(known) is None
+    assert fresh.calibrations.best(known) is None
     first.close() if leaves else list(first)
     *_, last = second
     assert last.kind == "ready"
     assert fresh.calibrations.whole(known) is not None
-    assert fresh.calibrations._line == {}
+    assert fresh.calibrations._queue == {}
 
 
 def test_where_there_is_memory_calibrations_go_side_by_side(fresh, tiny) -> None:
     first, second = (fresh.prepare(tiny._replace(seed=seed), str(seed)) for seed in (1, 2))
     texts: list[str] = []
-    while len(fresh.calibrations._line) < 2:
+    while len(fresh.calibrations._queue) < 2:
         texts += [next(first).text, next(second).text]
     assert not any("Waiting" in text for text in texts)
     first.close()
@@ -164,7 +163,7 @@ def test_the_snapshot_brings_its_own_points() -> None:
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, monkeypatch) -> None:
-    finish(fresh.calibrations.loading(calibration_key(tiny)))
+    in_job(fresh, fresh.calibrations.load, calibration_key(tiny))
     monkeypatch.setattr(memory, "available_bytes", lambda _: 100_000)
     monkeypatch.setattr(calibrations, "calibrate", None)
     *_, last = fresh.prepare(tiny, "somebody")
@@ -174,13 +173,13 @@ def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, m
 
 def test_what_is_known_by_the_whole_calibration_is_not_replaced_by_less(fresh, tiny, monkeypatch, tmp_path) -> None:
     """Where memory was short and another visitor calibrates anew."""
-    finish(fresh.measuring(tiny))
+    in_job(fresh, fresh.measure_perplexities, tiny)
     whole = fresh.readings.known(tiny, "intraslice")
     key = calibration_key(tiny)
     fresh._caches.calibrations.drop(*fresh._caches.calibrations.entries())
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
-    early = finish(fresh.calibrations.making(tiny, whole=False))
+    early = in_job(fresh, fresh.calibrations.calibrate, tiny, whole=False)
     assert early.sequences < 8
-    assert finish(fresh.readings.losses(tiny, "intraslice", early)) == whole.value
+    assert in_job(fresh, fresh.readings.losses, tiny, "intraslice", early) == whole.value
     assert fresh.readings.known(tiny, "intraslice") == whole
-    assert fresh.calibrations.known(key) == early
+    assert fresh.calibrations.best(key) == early
