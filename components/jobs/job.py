@@ -150,16 +150,13 @@ class Job(Account):
         with self.waiting():
             self._interrupted.wait(seconds)
 
-    def share(
-        self, key: Hashable, work: Callable[[Job], Result], until: Callable[[], bool] | None = None
-    ) -> Result | None:
+    def share(self, key: Hashable, work: Callable[[Job], Result]) -> Result:
         """What the work under `key` returns, run by the first who asks, in the turns of all who wait for it.
 
         It is a job of its own: `work` gets that as its argument. Its events reach all who wait, and its errors too.
-        With `until` the wait may end before the work does: then None is returned.
         """
         with self.begin(key, work) as shared:
-            return shared.result() if shared.wait(until=until) else None
+            return shared.result()
 
     def begin(self, key: Hashable, work: Callable[[Job], Result]) -> Shared[Result]:
         """As `share`, without waiting. The work goes on in this job's turns while this job waits for it."""

@@ -159,9 +159,9 @@ class Scheduler:
         self._payer, self._runner = self._choose()
         if self._runner is None:
             return
-        job = self._payer
-        while job is not None and job is not self._runner:
-            job.wait.has_given, job = True, job.wait.work
+        giver = self._payer
+        while giver is not None and giver is not self._runner and giver.wait is not None:
+            giver.wait.has_given, giver = True, giver.wait.work
         if self._runner.has_begun:
             self._runner.turn.notify()
         else:
@@ -233,9 +233,8 @@ class Scheduler:
             error = problem
         with self.lock:
             self._charge(job)
-            for unended in (self.jobs, self._cancelled):
-                if job in unended:
-                    unended.remove(job)
+            self.jobs = [other for other in self.jobs if other is not job]
+            self._cancelled = [other for other in self._cancelled if other is not job]
             job.end(result, error)
             self._runner = None
             self._pass_on()

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 SHARE = 8  # seconds of what people wait for, to one of the background beside it
 WEIGHT = 4  # times as many of a client's seconds go to a job that comes first
@@ -36,6 +37,9 @@ class Account:
     last_seconds: float = LONG  # of its last turn
 
 
+AnAccount = TypeVar("AnAccount", bound=Account)
+
+
 class Turns:
     """What everybody has used, and who comes next."""
 
@@ -53,7 +57,7 @@ class Turns:
         if len(self._used) > REMEMBERED:
             self._used.popitem(last=False)
 
-    def choose(self, jobs: Sequence[Account]) -> Account | None:
+    def choose(self, jobs: Sequence[AnAccount]) -> AnAccount | None:
         """Which of the jobs comes next: by urgency, then whoever has used least, clients before jobs."""
         urgent = [job for job in jobs if job.urgency is not Urgency.BACKGROUND]
         background = [job for job in jobs if job.urgency is Urgency.BACKGROUND]

@@ -91,9 +91,9 @@ class Calibrations:
             return self.whole(key) or (calibrated if is_enough and not whole else None)
 
         while (calibrated := found()) is None:  # others' may have pushed it out of memory at once
-            job.share(
-                ("calibration", key), lambda job: self._calibrate(job, settings, key), until=lambda: found() is not None
-            )
+            with job.begin(("calibration", key), lambda job: self._calibrate(job, settings, key)) as calibration:
+                if calibration.wait(until=lambda: found() is not None):
+                    calibration.result()  # or it raises what went wrong
         return calibrated
 
     def holding(self, job: Job, settings: Settings) -> AbstractContextManager[None]:
@@ -131,7 +131,7 @@ class Calibrations:
         """Wait until those who came before leave room for `needed` bytes. Who is the first waits for nobody."""
         self._queue[job] = needed
         while before := list(takewhile(lambda other: other is not job, self._queue)):
-            if sum(map(self._queue.get, before)) + needed <= self._caches.rest:
+            if sum(self._queue[other] for other in before) + needed <= self._caches.rest:
                 return
             job.emit(Status(later("Waiting for memory: calibrations before this one: {count}", count=len(before))))
             job.sleep(0.5)

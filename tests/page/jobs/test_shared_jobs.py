@@ -22,9 +22,9 @@ def scheduler(clock):
     return Stepped(clock)
 
 
-def taking(key, work, **options):
+def taking(key, work):
     """A job that wants the shared work."""
-    return lambda job: job.share(key, work, **options)
+    return lambda job: job.share(key, work)
 
 
 def test_two_who_want_the_same_share_it_and_both_hear_of_it(scheduler):
@@ -103,7 +103,8 @@ def test_shared_work_that_somebody_holds_waits_where_it_is(scheduler):
 
     def work(job):
         with job.holding("model"):
-            assert job.share("model", making, until=lambda: len(log) >= 3) is None
+            with job.begin("model", making) as shared:
+                assert not shared.wait(until=lambda: len(log) >= 3)
             counting(log, "other", 2)(job)
             assert not ended
             job.share("model", making)
@@ -118,8 +119,8 @@ def test_what_somebody_held_ends_when_they_leave(scheduler):
     log = []
 
     def work(job):
-        with job.holding("model"):
-            job.share("model", counting(log, "made", 6), until=lambda: len(log) >= 3)
+        with job.holding("model"), job.begin("model", counting(log, "made", 6)) as shared:
+            assert not shared.wait(until=lambda: len(log) >= 3)
         counting(log, "other", 2)(job)
 
     scheduler.start("a", work)
