@@ -13,13 +13,12 @@ from urllib.parse import urlencode
 import pytest
 from browsing import ARGUMENTS, CHROMIUM, PATIENCE, Opened, running_app
 from playwright import sync_api as playwright
-from tiny_page import PageSession, tiny_settings
+from tiny_page import PageSession, in_job, tiny_settings
 
 from app import build_app, launch_options
 from components.state.session import Session
 from components.state.settings import Settings
 from intraslice.core.cache import cache_folder
-from intraslice.core.progress import finish
 
 USUAL_CACHE = cache_folder()  # that of the default model, before the tests have one of their own
 AXE = "4.10.3"
@@ -59,7 +58,7 @@ def page_session(tiny: Settings) -> Session:
     session.texts = (*session.texts, tiny.text)  # a link may name what the page offers, and no other file
     for settings in (tiny, tiny._replace(bias=None)):
         assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
-        finish(session.slice(settings, "crossmodule"))
+        in_job(session, session.slice, settings, "crossmodule")
     return session
 
 
