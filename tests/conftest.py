@@ -29,6 +29,9 @@ from intraslice.modeling.families import canonicalise
 pytest_plugins = ["forked", "gradio_pages", "harness", "opened", "tiny_page"]
 
 BROWSER = Path(__file__).parent / "browser"
+# Together: grouped and single key/value heads, all biases and none, heads rotated whole, in part and not at all,
+# attention and MLP after and beside each other.
+TELLING = ("llama-biased", "phi", "smollm3")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -96,9 +99,18 @@ def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyC
     return make
 
 
-@pytest.fixture(scope="session", params=list(FAMILIES))
+@pytest.fixture(
+    scope="session",
+    params=[name if name in TELLING else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
 def family_case(request: pytest.FixtureRequest, tiny_case: Callable[[str], TinyCase]) -> TinyCase:
-    """Every family in turn."""
+    """The telling families in turn; the others only with `-m slow`."""
+    return tiny_case(request.param)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def every_family_case(request: pytest.FixtureRequest, tiny_case: Callable[[str], TinyCase]) -> TinyCase:
+    """All families in turn."""
     return tiny_case(request.param)
 
 

@@ -1,10 +1,11 @@
 """Pin and compare in a real browser: pin, change, undo, redo, share the link, open it elsewhere and see the ghost."""
 
 from browsing import Opened
-from test_browser_diagnostics import NEURONS
-from test_browser_page import close, ratios
 
 from components.state.settings import Settings
+
+from .test_browser_diagnostics import NEURONS
+from .test_browser_page import close, ratios
 
 GHOST = """() => document.querySelector('#ratio-chart .isx-plot').data
     .filter(trace => trace.type === 'bar' && trace.name.startsWith('A: ')).map(trace => [...trace.y])"""

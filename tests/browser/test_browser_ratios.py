@@ -2,12 +2,13 @@
 
 import pytest
 from browsing import NOT_OURS, Opened
-from test_browser_page import close, ratios
 
 from components.state.keys import slice_config
 from components.state.settings import Settings
 from components.tabs import TABS
 from intraslice.planning.ratios import make_plan
+
+from .test_browser_page import close, ratios
 
 NOTE = "#ratio-chart .isx-note"
 

@@ -106,8 +106,8 @@ def test_canonicalise_twice_is_once(tiny_llama_gqa):
     assert all(layer.self_attn is kept for layer, kept in zip(model.model.layers, first, strict=True))
 
 
-def test_blocks_are_the_layers_and_their_norms(family_case):
-    model = family_case.loaded.model
+def test_blocks_are_the_layers_and_their_norms(every_family_case):
+    model = every_family_case.loaded.model
     layer_blocks = blocks(model)
     parallel = model.config.model_type == "phi"
     assert len(layer_blocks) == len(model.model.layers) == 3
@@ -119,9 +119,11 @@ def test_blocks_are_the_layers_and_their_norms(family_case):
         assert block.parallel is parallel
 
 
-def test_sizes_and_scale_are_the_dense_models(family_case):
-    config = family_case.original.config
-    for layer, block in zip(family_case.original.model.layers, blocks(family_case.loaded.model), strict=True):
+def test_sizes_and_scale_are_the_dense_models(every_family_case):
+    config = every_family_case.original.config
+    for layer, block in zip(
+        every_family_case.original.model.layers, blocks(every_family_case.loaded.model), strict=True
+    ):
         attention = block.attention
         assert (attention.heads, attention.kv_heads) == (config.num_attention_heads, config.num_key_value_heads)
         assert attention.dim == attention.value_dim == layer.self_attn.head_dim
@@ -165,9 +167,11 @@ def test_long_rope_is_exact_on_both_sides_of_its_switch(tokens, partial):
     assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_no_transformers_attention_or_mlp_is_left(family_case):
+def test_no_transformers_attention_or_mlp_is_left(every_family_case):
     replaced = {"q_proj", "k_proj", "v_proj", "dense", "gate_proj", "fc1", "fc2"}
     names = {
-        name.split(".")[-1] for name, part in family_case.loaded.model.named_modules() if isinstance(part, nn.Linear)
+        name.split(".")[-1]
+        for name, part in every_family_case.loaded.model.named_modules()
+        if isinstance(part, nn.Linear)
     }
     assert not names & replaced

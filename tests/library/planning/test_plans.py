@@ -91,7 +91,7 @@ def test_costs_by_hand():
 
 
 @pytest.mark.parametrize("estimator", ["pca", "fisher", "uniform"])
-@pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.4, 0.5])
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5])
 def test_what_is_asked_is_removed(profile, sparsity, estimator):
     plan = make_plan(profile, SliceConfig(sparsity, estimator=estimator))
     assert plan.parameters.sliced_decoder == counted(profile, plan)

@@ -30,7 +30,7 @@ def plan_of(case, order: str = "one-shot") -> SlicePlan:
     return replace(plan, layers=tuple(layers))
 
 
-@pytest.fixture(params=["sequential", "one-shot"])
+@pytest.fixture(scope="module", params=["sequential", "one-shot"])
 def hollow(request, family_case) -> PreTrainedModel:
     return slice_model(
         family_case.loaded.model,
