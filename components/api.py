@@ -9,7 +9,7 @@ import inspect
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import gradio as gr
 
@@ -27,13 +27,13 @@ from components.sweep.views import SweepChoice
 from components.ui.handlers import spread_settings, visitor_of
 from components.ui.labels import METHODS
 
-USUAL = SweepChoice()
+USUAL: dict[str, Any] = SweepChoice()._asdict()
 CALLS = itertools.count(1)
 Upload = gr.FileData | None
 LANE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}
 
 
-def evaluate(session: Session, settings: Settings, request: gr.Request) -> dict:
+def evaluate(session: Session, settings: Settings, request: gr.Request) -> dict[str, Any]:
     """Slice a model and measure it: plan, parameters, ratios, perplexity dense and sliced, and the protocol.
 
     Percentages (sparsity, cap) are out of 100. `locked` gives ratios by hand, such as "7 mlp 25, 3 attention 0".
@@ -51,10 +51,10 @@ def generate(
     tokens: int = 64,
     temperature: float = 0.0,
     sample_seed: int = 0,
-    request: gr.Request = None,
-) -> dict:
+    request: gr.Request | None = None,
+) -> dict[str, Any]:
     """The dense and the sliced model's answers to a prompt, as {"dense": ..., "sliced": ...}; greedy at 0."""
-    options = {"tokens": tokens, "temperature": temperature, "seed": sample_seed}
+    options: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "seed": sample_seed}
     work = partial(files.answers, session=session, settings=settings, prompt=prompt, **options)
     return _result(session, "generate", work, request)
 
@@ -62,12 +62,12 @@ def generate(
 def sweep_table(
     session: Session,
     settings: Settings,
-    methods: list[str] = USUAL.methods,
-    estimators: list[str] = USUAL.estimators,
-    sparsities: list[float] = USUAL.sparsities,
+    methods: list[str] = USUAL["methods"],
+    estimators: list[str] = USUAL["estimators"],
+    sparsities: list[float] = USUAL["sparsities"],
     speed: bool = False,
-    request: gr.Request = None,
-) -> list[dict]:
+    request: gr.Request | None = None,
+) -> list[dict[str, Any]]:
     """Perplexity, and speed if asked, of every method x estimator x sparsity (per cent): one object a model.
 
     Methods: {methods}. Points that are measured already come from the disk.
@@ -83,7 +83,7 @@ def locked_ratios(session: Session, settings: Settings, ratios_file: Upload = No
     A .csv or .json with layer, attention_ratio and mlp_ratio, shares of a module, as `save_ratios` writes it; what it
     leaves empty shares what is left. A ratio that `locked` gives already counts more than the file's.
     """
-    settings = ratios.with_ratios(settings, ratios_file)
+    settings = ratios.with_ratios(settings, cast(str | None, ratios_file))  # its path, as `CHECKS` returns it
     session.plan(settings)
     return settings.locked
 
@@ -95,10 +95,12 @@ def command_lines(session: Session, settings: Settings, prompt: str = PROMPT) ->
 
 def build(session: Session) -> None:
     """Add the endpoints. Called inside the `gr.Blocks()` of the page."""
-    for endpoint in (evaluate, generate, sweep_table):
-        gr.api(typed(endpoint, session), api_name=endpoint.__name__, **LANE)
-    for endpoint in (command_lines, locked_ratios):
-        gr.api(typed(endpoint, session), api_name=endpoint.__name__, queue=False)
+    queued: tuple[Callable[..., Any], ...] = (evaluate, generate, sweep_table)
+    at_once: tuple[Callable[..., Any], ...] = (command_lines, locked_ratios)
+    for endpoint in queued:
+        gr.events.api(typed(endpoint, session), api_name=endpoint.__name__, **LANE)
+    for endpoint in at_once:
+        gr.events.api(typed(endpoint, session), api_name=endpoint.__name__, queue=False)
 
 
 def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
@@ -116,11 +118,11 @@ def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
         for name, parameter in inspect.signature(called).parameters.items()
     ]
     called = with_signature(called, endpoint, parameters, hints["return"])
-    called.__doc__ = endpoint.__doc__.replace("{methods}", ", ".join(METHODS))
+    called.__doc__ = (endpoint.__doc__ or "").replace("{methods}", ", ".join(METHODS))
     return called
 
 
-def _result(session: Session, kind: str, work: Callable[[Job], Any], request: gr.Request) -> Any:
+def _result(session: Session, kind: str, work: Callable[[Job], Any], request: gr.Request | None) -> Any:
     """What `work` returns, as the visitor's job of a kind. Raises gr.Error for what goes wrong, in the page's words."""
     visitor, results = visitor_of(request), []
     call = f"{kind} {next(CALLS)}"  # MCP clients share a session, and must not end each other's

@@ -23,7 +23,8 @@ from components.activations.views import Histogram, PlaceShift, ShiftView
 from components.ratios.estimator_check import measure as estimator_check
 from components.ratios.prices import measure as price_views
 from components.spectra.measure import CalibratedSpectra
-from components.state.session import Calibrated, Session
+from components.state.calibrations import Calibrated
+from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import diagnostics as diagnostics_file
 from components.state.snapshots import plan as snapshot
@@ -53,14 +54,13 @@ def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view:
 
     densities = with_dense(lambda histogram: histogram.density)
     peaks = densities.max(-1)
-    np.savez_compressed(
-        path,
+    content: dict[str, Any] = {
         **arrays,
-        shifts=by_method(lambda shift: [getattr(shift, name) for name in NUMBERS]).astype(np.float32),
-        moments=with_dense(moments).astype(np.float32),
-        densities=np.round(densities / peaks[..., None] * BYTE).astype(np.uint8),
-        peaks=peaks.astype(np.float32),
-        about=json.dumps(
+        "shifts": by_method(lambda shift: [getattr(shift, name) for name in NUMBERS]).astype(np.float32),
+        "moments": with_dense(moments).astype(np.float32),
+        "densities": np.round(densities / peaks[..., None] * BYTE).astype(np.uint8),
+        "peaks": peaks.astype(np.float32),
+        "about": json.dumps(
             {
                 **about,
                 "label": label,
@@ -76,7 +76,8 @@ def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view:
                 },
             }
         ),
-    )
+    }
+    np.savez_compressed(path, **content)
 
 
 def gather(measured: CalibratedSpectra, calibrated: Calibrated) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -86,12 +87,12 @@ def gather(measured: CalibratedSpectra, calibrated: Calibrated) -> tuple[dict[st
     for layer in layers:
         measured.complete(layer)
     curves = [measured.curves(layer) for layer in layers]
-    groups = {
+    groups: dict[str, list[Any]] = {
         "heads": [layer.heads for layer in curves],
         "groups": [layer.groups for layer in curves],
         "wide": [[getattr(layer, name) for name in WIDE] for layer in curves],
     }
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, parts in groups.items():
         # Of several widths the longest decides; what is past a shorter one's end is never read.
         longest = max(len(curve.shares) for curve in parts[0])
@@ -127,12 +128,14 @@ def aside(*files: Path) -> Iterator[None]:
 
 def perplexities(session: Session, settings: Settings) -> dict[float, float]:
     """Perplexity by sparsity (a fraction), dense first: what the first line expects before anything is measured."""
-    curve = {}
+    curve: dict[float, float] = {}
     for percent in range(0, 61, 10):
         at_percent = settings._replace(sparsity=percent)
         work = partial(session.measure_perplexities, settings=at_percent)
         session.jobs.scheduler.start("snapshot", work).join()
-        curve[percent / 100] = session.perplexities(at_percent).sliced
+        perplexity = session.perplexities(at_percent).sliced
+        assert perplexity is not None  # measured just now
+        curve[percent / 100] = perplexity
         print("perplexity", percent, curve[percent / 100])
     return curve
 
@@ -158,7 +161,9 @@ def main() -> None:
             for event in shifts.measure(settings, "snapshot"):
                 print(event.text, event.done, event.total)
             arrays, about = gather(CalibratedSpectra(calibrated), calibrated)
-            save(snapshot.label(), arrays, about, shifts.view(settings, "snapshot"))
+            view = shifts.view(settings, "snapshot")
+            assert view is not None  # measured just now
+            save(snapshot.label(), arrays, about, view)
 
 
 if __name__ == "__main__":

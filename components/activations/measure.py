@@ -25,7 +25,6 @@ from components.state.session import Session
 from components.state.settings import Settings
 from intraslice.diagnostics.distributions import Distribution
 from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
-from intraslice.methods.registry import Method
 from intraslice.modeling.counts import parameters_of
 
 TOKENS = 1024  # medians over so many move by less than a line is thick
@@ -121,15 +120,19 @@ class ShiftViews:
     def _view(self, settings: Settings) -> ShiftView:
         calibrated = self._session.calibrated(settings)
         windows, window = calibrated.windows.shape
-        found = {method: self._shifts.get(slice_key(settings, method)) for method in NAMES}
+        found = {
+            method: measured
+            for method in NAMES
+            if (measured := self._shifts.get(slice_key(settings, method))) is not None
+        }
         missing = self._missing.get(slice_key(settings, "crossmodule"))
-        if missing is None and found["crossmodule"] is None:
+        if missing is None and "crossmodule" not in found:
             soon = later("Cross-module slicing at the same sparsity follows; in a moment.")
             slow = later("Cross-module slicing at the same sparsity follows; it takes a minute or two.")
             missing = soon if settings.order == "one-shot" else slow
         return ShiftView(
             asked=settings.sparsity / 100,
-            methods={method: measured[0] for method, measured in found.items() if measured},
+            methods={method: measured[0] for method, measured in found.items()},
             tokens=min(windows, max(1, TOKENS // window)) * window,
             window=window,
             massive=found["intraslice"][1],
@@ -139,7 +142,7 @@ class ShiftViews:
         )
 
 
-def _summary(report: ShiftReport, method: Method, dense: PreTrainedModel, sliced: PreTrainedModel) -> MethodShift:
+def _summary(report: ShiftReport, method: str, dense: PreTrainedModel, sliced: PreTrainedModel) -> MethodShift:
     counts = parameters_of(dense, "dense") | parameters_of(sliced, "sliced")
     shifts = [shift for shift in report.shifts if shift.method == method]
     by_place = {place: [shift for shift in shifts if shift.place == place] for place in PLACES}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -85,7 +85,9 @@ def answer(
     """
     visitor = visitor_of(request)
     question = Question(prompt, int(tokens), float(temperature), int(sample_seed or 0), bool(raw))
-    shown, latest, moment = {}, {}, 0.0
+    shown: Mapping[str, Answer] = {}
+    latest: Mapping[str, Answer] = {}
+    moment = 0.0
     yield unchanged(Answered)
     columns.note_end(visitor, stopped=False)
     for event in answers.answer(columns, settings, question, visitor, pinned):

@@ -10,6 +10,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from intraslice.checkpoints.format import require_new_file
 from intraslice.cli.run import Answer, Run
@@ -66,7 +67,7 @@ def run(run: Run) -> Answer:
             os.replace(draft, file)
     except OSError as error:
         raise UserError(f"cannot write {len(text) / 1e6:.0f} MB to {file}: {error}; nothing was kept") from error
-    written = {"out": str(file), "bytes": file.stat().st_size}
+    written: dict[str, Any] = {"out": str(file), "bytes": file.stat().st_size}
     points = [asdict(point) for point in published.sweep.points]
     result = written | {"rows": points, "protocol": run.recipe.protocol(), "seconds": run.seconds}
     return result, f"wrote {file} ({written['bytes'] / 1e6:.1f} MB)\n{published.protocol}"

@@ -142,8 +142,8 @@ def words(name: str, value: Any, most: int) -> str:
     return value
 
 
-def choice(name: str, value: Any, choices: Collection[str]) -> str:
-    """One of the choices. Raises UserError for anything else."""
+def choice(name: str, value: Any, choices: Collection[str]) -> Any:
+    """One of the choices, of whatever literal type they are. Raises UserError for anything else."""
     if not isinstance(value, str) or value not in choices:
         raise UserError(
             later(

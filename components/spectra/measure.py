@@ -12,9 +12,10 @@ from torch import Tensor
 from components.spectra import snapshot
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, drawn_ranks
 from components.state.caches import BoundedCache
+from components.state.calibrations import Calibrated
 from components.state.crossmodule import nearest_plan
 from components.state.keys import CalibrationKey, calibration_key, is_usual
-from components.state.session import Calibrated, Session
+from components.state.session import Session
 from components.state.settings import Settings
 from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
@@ -54,7 +55,8 @@ class CalibratedSpectra:
         """What is known of a layer; the narrow curves at least."""
         if layer not in self._curves:
             spectra = layer_spectra(self._stats, layer)
-            self._curves[layer] = LayerCurves(*(tuple(map(curve, part)) for part in (spectra.heads, spectra.groups)))
+            heads, groups = (tuple(map(curve, part)) for part in (spectra.heads, spectra.groups))
+            self._curves[layer] = LayerCurves(heads, groups)
         return self._curves[layer]
 
     def complete(self, layer: int) -> None:

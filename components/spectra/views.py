@@ -50,8 +50,11 @@ class LayerCurves:
 class KeptChannels(Protocol):
     """What of a layer's plan decides about its rotary pairs."""
 
-    heads: Sequence[int]
-    dim: int
+    @property
+    def heads(self) -> Sequence[int]: ...
+
+    @property
+    def dim(self) -> int: ...
 
 
 @dataclass(frozen=True)

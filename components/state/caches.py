@@ -85,13 +85,13 @@ class BoundedCache(Generic[Key, Value]):
             BUDGET.keep(value)
         return value
 
-    def drop(self, entry: _Entry) -> None:
+    def drop(self, entry: _Entry[Any]) -> None:
         """Forget an entry, if it is still there."""
         with self._lock:
             for key in [key for key, held in self._held.items() if held is entry]:
                 del self._held[key]
 
-    def entries(self) -> list[_Entry]:
+    def entries(self) -> list[_Entry[Any]]:
         """What is held now."""
         with self._lock:
             return list(self._held.values())
@@ -101,7 +101,7 @@ class Budget:
     """What all caches of this process may hold together, in bytes."""
 
     def __init__(self) -> None:
-        self.caches: WeakSet[BoundedCache] = WeakSet()
+        self.caches: WeakSet[BoundedCache[Any, Any]] = WeakSet()
         self.clock = 0.0  # the value of what went last: later uses count from there
         self.bytes: float = math.inf
         self._lock = threading.Lock()
@@ -140,7 +140,7 @@ class Budget:
             if self._timer is None:
                 self._look_after(limits.UNUSED_SECONDS.value)
         if gone:
-            cache = entry = large = None  # or what went would be held until here
+            del cache, entry, large  # or what went would be held until here
             _give_back()
 
     def rest(self) -> None:
@@ -155,7 +155,7 @@ class Budget:
             if left := [moment for moment, _, _ in large if moment > oldest]:
                 self._look_after(min(left) - oldest)
         if unused:
-            cache = entry = large = unused = None  # or what went would be held until here
+            del cache, entry, large, unused  # or what went would be held until here
             _give_back()
 
     def _look_after(self, seconds: float) -> None:
@@ -163,10 +163,10 @@ class Budget:
         self._timer.daemon = True
         self._timer.start()
 
-    def _held(self) -> list[tuple[BoundedCache, _Entry]]:
+    def _held(self) -> list[tuple[BoundedCache[Any, Any], _Entry[Any]]]:
         return [(cache, entry) for cache in list(self.caches) for entry in cache.entries()]
 
-    def _large(self) -> tuple[list[tuple[BoundedCache, _Entry, dict[int, int]]], int]:
+    def _large(self) -> tuple[list[tuple[BoundedCache[Any, Any], _Entry[Any], dict[int, int]]], int]:
         """The large entries with the bytes they hold now, some grow, and the bytes of all others."""
         held = self._held()
         large = [(cache, entry, bytes_in(entry.value)) for cache, entry in held if entry.weight >= LARGE]
@@ -194,9 +194,9 @@ class Caches:
         self.rest = free - BUDGET.bytes  # is for the work
         self.models: BoundedCache[tuple[str, str], LoadedModel] = BoundedCache(seconds=10)
         self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache(seconds=60)
-        self.settling: BoundedCache[CalibrationKey, list] = BoundedCache(100, seconds=0.2)
+        self.settling: BoundedCache[CalibrationKey, list[Any]] = BoundedCache(100, seconds=0.2)
         self.slices: BoundedCache[SliceKey, CachedEntry[PreTrainedModel]] = BoundedCache(seconds=3)
-        self.plans: BoundedCache[tuple[CalibrationKey, str, SliceConfig], SlicePlan] = BoundedCache(2_000)
+        self.plans: BoundedCache[tuple[CalibrationKey, int, SliceConfig], SlicePlan] = BoundedCache(2_000)
         self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
         self.losses: BoundedCache[SliceKey, CachedEntry[Losses]] = BoundedCache(10_000)
         self.states: BoundedCache[CalibrationKey, DenseStates] = BoundedCache(20)

@@ -32,10 +32,13 @@ class Sorted:
     def curve(self, layer: int, threshold: float | None, one_by_one: bool = True) -> ImportanceCurve:
         """The curve of one layer beside everyone's, with the shares that lie below the threshold."""
         chosen = self.layers[layer]
-        below = [0.0, 0.0]
+        of_all = of_layer = 0.0
         if threshold is not None:
-            below = [int(torch.searchsorted(units, threshold)) / len(units) for units in (self.everyone, chosen)]
-        return ImportanceCurve(self.unit, _drawn(self.everyone), _drawn(chosen), threshold, *below, one_by_one)
+            of_all, of_layer = (
+                int(torch.searchsorted(units, threshold)) / len(units) for units in (self.everyone, chosen)
+            )
+        curves = _drawn(self.everyone), _drawn(chosen)
+        return ImportanceCurve(self.unit, *curves, threshold, of_all, of_layer, one_by_one)
 
 
 def sort_importances(profile: Profile) -> dict[str, dict[ModuleKind, Sorted]]:

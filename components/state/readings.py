@@ -64,9 +64,10 @@ class Readings:
         key, is_dense = _key(settings, method), method == "dense"
         sequences = 0 if is_dense else calibrated.sequences
         cached = self._caches.losses.get(key)
-        is_known = cached is not None and cached.sequences >= sequences and _is_whole(cached.value)
-        if is_known and (cached.value.divergences or not compared):
-            return cached.value  # maybe by more of the calibration than is in memory now
+        known = cached.value if cached is not None and cached.sequences >= sequences else None
+        is_known = known is not None and _is_whole(known)
+        if known is not None and is_known and (known.divergences or not compared):
+            return known  # maybe by more of the calibration than is in memory now
         dense = calibrated.loaded
         model = dense.model if is_dense else self._sliced(job, settings, method, calibrated)
 
@@ -74,7 +75,7 @@ class Readings:
             report = job_progress(job, _status_text(method), when_done=True)
 
             def progress(event: Progress) -> None:
-                if event.done and not is_known:  # a whole one is not taken back
+                if event.partial is not None and event.done and not is_known:  # a whole one is not taken back
                     self._note(key, CachedEntry(event.partial(), sequences))
                 report(event)
 
@@ -100,8 +101,9 @@ class Readings:
     def divergence(self, settings: Settings, method: str) -> Reading | None:
         """A method's KL divergence from the dense model, nats a token, where it is measured."""
         known = self.known(settings, method)
-        found = known.value.divergence() if known and _is_whole(known.value) else None
-        return found and Reading(*found, known.value.done, known.value.total)
+        if known is None or not _is_whole(known.value) or (found := known.value.divergence()) is None:
+            return None
+        return Reading(*found, known.value.done, known.value.total)
 
     def perplexities(self, settings: Settings, best: Calibrated | None) -> Perplexities:
         """Whatever has been measured for a setting, and what is to be expected where nothing has.
@@ -115,13 +117,15 @@ class Readings:
         text, (windows, window) = described(key.config.text), best.windows.shape
         dense = self.known(settings, "dense")
         sliced = self.known(settings, "intraslice") if settings.sparsity else dense
-        ratio = sliced.value.ratio(dense.value) if dense and sliced else None
+        ratio = None
+        if dense and sliced:
+            ratio = Reading(*sliced.value.ratio(dense.value), sliced.value.done, sliced.value.total)
         return Perplexities(
             dense=self.perplexity(settings, "dense"),
             sliced=self.perplexity(settings, "intraslice" if settings.sparsity else "dense"),
             dense_reading=dense and _reading(dense.value),
             sliced_reading=sliced and _paired(sliced.value, dense and dense.value),
-            ratio=ratio and Reading(*ratio, sliced.value.done, sliced.value.total),
+            ratio=ratio,
             expected=expected,
             sequences=sliced.sequences if sliced and settings.sparsity else best.sequences,
             all_sequences=len(best.tokens),

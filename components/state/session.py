@@ -6,9 +6,10 @@ people share work and nobody can disturb another's slice. All heavy work is done
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -65,7 +66,10 @@ class Session:
         self.jobs = Jobs(Scheduler(initialise=partial(torch.set_num_threads, torch.get_num_threads())))
         self._caches = Caches(available_bytes(self.device))
         self.calibrations = Calibrations(self._caches, self.device, evaluation_tokens)
-        self._snapshot, curve = snapshot.source() if snapshot.FILE.is_file() else (None, {})
+        self._snapshot: Source | None = None
+        curve: Mapping[float, float] = {}
+        if snapshot.FILE.is_file():
+            self._snapshot, curve = snapshot.source()
         self.readings = Readings(self._caches, self._sliced, curve)
 
     # What is known at once
@@ -90,8 +94,10 @@ class Session:
 
     def importances(self, settings: Settings, layer: int) -> dict[str, ImportanceCurve]:
         """Sorted importances of a layer, by module. Raises UserError as `slice_plan` does."""
-        plan = self.slice_plan(settings)
-        return importance_curves(self.source(settings), plan, layer)
+        source = self.source(settings)
+        if source is None:
+            raise UserError(NOT_CALIBRATED)
+        return importance_curves(source, self._plan(settings, source, slice_config(settings)), layer)
 
     def slice_plan(self, settings: Settings) -> SlicePlan:
         """What goes from every layer. Raises UserError where nothing is known of the model or too much is asked."""
@@ -176,7 +182,7 @@ class Session:
         While the calibration grows, again whenever there is more.
         """
         live = settings.order == "one-shot"
-        follows = {"settings": settings} if live else {}
+        follows: dict[str, Any] = {"settings": settings} if live else {}
         work = partial(self.measure_perplexities, settings=settings, whole=not live)
         yield from self.jobs.run(client, "measure", work, **follows)
 

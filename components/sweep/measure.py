@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -171,7 +172,7 @@ def _view(session: Session, settings: Settings, plan: Plan) -> SweepView:
     )
 
 
-def _point(row: dict) -> SweepPoint:
+def _point(row: Mapping[str, Any]) -> SweepPoint:
     count = row.get("sliced_total")
     return SweepPoint(
         row["method"],

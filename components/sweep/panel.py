@@ -147,14 +147,15 @@ def sweep(
     Points that are measured already are read from the disk; a sweep that was stopped goes on where it was. Yields
     two status lines (HTML) and two charts (JSON).
     """
-    visitor, view = visitor_of(request), None
+    visitor = visitor_of(request)
+    view: SweepView | None = None
     choice = SweepChoice(methods, estimators, sparsities, speed)
     work = partial(measure.run_sweep, session=session, settings=settings, choice=choice)
     for event in session.jobs.run(visitor, "sweep", work, urgency=Urgency.BACKGROUND):
         if isinstance(event, Status):
             line = formatting.status(event)
-            ended = event.kind == "ready" and view is not None
-            yield unchanged(Swept)._replace(status=line, progress=_done(view) if ended else line)
+            done = line if event.kind != "ready" or view is None else _done(view)
+            yield unchanged(Swept)._replace(status=line, progress=done)
         else:
             view = event
             charts = _shown(view)

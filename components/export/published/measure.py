@@ -20,8 +20,9 @@ from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.spectra.measure import SpectraViews
 from components.state.caches import BoundedCache
+from components.state.calibrations import Calibrated
 from components.state.keys import SliceKey, recipe, slice_config, slice_key
-from components.state.session import Calibrated, Session
+from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Reading
 from components.sweep.views import SweepPoint, SweepView
@@ -92,7 +93,8 @@ class Publisher:
         dense = session.readings.losses(job, settings, "dense", calibrated)
         if settings.sparsity:
             session.readings.losses(job, settings, "intraslice", calibrated)
-        cross = self._cross(job, settings, calibrated)
+        plan, cross = session.plan(settings), self._cross(job, settings, calibrated)
+        assert plan is not None  # as of every model that is calibrated
         shift = None
         if settings.sparsity:
             self._shifts.measure_both(job, settings)
@@ -101,15 +103,16 @@ class Publisher:
         answers = [write_answers(job, self._columns, settings, question) for question in questions]
         spectra = []
         for layer in range(len(calibrated.stats.layers)):
-            spectra.append(self._spectra.view(settings, layer))
+            if (view := self._spectra.view(settings, layer)) is not None:
+                spectra.append(view)
             job.checkpoint()
         step = Step(
             percent=settings.sparsity,
-            plan=session.plan(settings),
+            plan=plan,
             perplexities=session.perplexities(settings),
             costs=self._columns.known(settings),
-            cross=cross and Reading(*cross.perplexity(), cross.done, cross.total),
-            cross_ratio=cross and Reading(*cross.ratio(dense), cross.done, cross.total),
+            cross=None if cross is None else Reading(*cross.perplexity(), cross.done, cross.total),
+            cross_ratio=None if cross is None else Reading(*cross.ratio(dense), cross.done, cross.total),
             spectra=tuple(spectra),
             shift=shift,
             answers=tuple(answers),
@@ -155,9 +158,11 @@ def _sweep(settings: Settings, steps: list[Step]) -> SweepView:
             continue
         for method, estimator in (("intraslice", settings.estimator), ("crossmodule", "")):
             asked, cost = step.percent / 100, step.costs.columns.get(method)
-            numbers = (cost.removed, cost.parameters, cost.perplexity) if cost else (None, None, None)
+            removed, parameters, perplexity = (
+                (cost.removed, cost.parameters, cost.perplexity) if cost else (None, None, None)
+            )
             note = step.costs.problems.get(method, "")
-            points.append(SweepPoint(method, estimator, asked, *numbers, note=note))
+            points.append(SweepPoint(method, estimator, asked, removed, parameters, perplexity, note=note))
     points.sort(key=lambda point: point.method != "intraslice")
     measured = steps[0].perplexities
     return SweepView(measured.dense, tuple(points), len(points), measured.protocol)

@@ -16,8 +16,9 @@ from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.ratios.estimator_check.views import Misjudged, ModuleVerdict, VerdictView
 from components.state.caches import BoundedCache
+from components.state.calibrations import Calibrated
 from components.state.keys import CalibrationKey, calibration_key, is_usual
-from components.state.session import Calibrated, Session
+from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import modules as modules_file
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
@@ -84,6 +85,7 @@ def rounding(key: CalibrationKey) -> str:
 def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -> VerdictView:
     """Measurements and what the estimators foretold of them, as plain numbers."""
     agreement = compare_ranks(sensitivity, profile)
+    assert sensitivity.ratio is not None  # measured alone, not in context
     modules = tuple(
         ModuleVerdict(
             layer=int(row["layer"]),

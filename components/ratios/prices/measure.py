@@ -18,8 +18,9 @@ from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.ratios.prices.views import Exchanged, ModulePrice, OtherPlan, Parting, PriceView
 from components.state.caches import BoundedCache
+from components.state.calibrations import Calibrated
 from components.state.keys import SliceKey, is_usual, slice_config, slice_key
-from components.state.session import Calibrated, Session
+from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import modules as modules_file
 from intraslice.core.errors import UserError

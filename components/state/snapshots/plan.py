@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,13 +46,13 @@ def save(profile: Profile, label: str, path: Path = FILE, curve: Mapping[float, 
         "bytes_per_value": profile.bytes_per_value,
         "curve": sorted((curve or {}).items()),
     }
-    np.savez_compressed(
-        path,
+    arrays: dict[str, Any] = {
         **importances,
-        alive=np.packbits(np.stack([layer.table.alive.cpu().numpy() for layer in layers]), axis=-1),
-        dim=np.stack([layer.table.dim.cpu().numpy() for layer in layers]).astype(np.int16),
-        about=json.dumps(about),
-    )
+        "alive": np.packbits(np.stack([layer.table.alive.cpu().numpy() for layer in layers]), axis=-1),
+        "dim": np.stack([layer.table.dim.cpu().numpy() for layer in layers]).astype(np.int16),
+        "about": json.dumps(about),
+    }
+    np.savez_compressed(path, **arrays)
 
 
 def load(path: Path = FILE) -> tuple[Profile, str]:
