@@ -10,7 +10,7 @@ from intraslice.checkpoints.format import load, save
 from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
+from intraslice.core.progress import Progress
 from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.evaluation.comparison import Evaluation, evaluate
 from intraslice.evaluation.generation import generate_text
@@ -36,7 +36,6 @@ __all__ = [
     "compress",
     "evaluate",
     "evaluation_tokens",
-    "finish",
     "generate_text",
     "load",
     "load_model",

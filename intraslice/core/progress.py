@@ -6,23 +6,15 @@ Whatever it raises ends the stage: that is how a caller cancels. The dense model
 
 from __future__ import annotations
 
-import contextvars
 import sys
 import time
-from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import distributed
 from tqdm.auto import notebook_tqdm, tqdm
 from tqdm.std import tqdm as terminal_tqdm
-
-T = TypeVar("T")
-Event = TypeVar("Event", bound="Progress")
 
 
 @dataclass(frozen=True)
@@ -104,67 +96,3 @@ class ProgressDisplay:
         else:
             self._bar.close()
             self._bar = None
-
-
-def repeating(event: Event, job: Generator[object, None, T]) -> Generator[Event, None, T]:
-    """The job's value, and the event again for each of its steps, which tell nothing themselves."""
-    while True:
-        try:
-            next(job)
-        except StopIteration as stop:
-            return stop.value
-        yield event
-
-
-def finish(job: Generator[Progress, None, T], on_progress: Callable[[Progress], None] | None = None) -> T:
-    """Run a job to its end, hand each event to `on_progress`, and return the job's value."""
-    while True:
-        try:
-            event = next(job)
-        except StopIteration as stop:
-            return stop.value
-        if on_progress is not None:
-            on_progress(event)
-
-
-class _Closed(BaseException):
-    """Ends a stage that runs in a thread, after the generator of its events was closed."""
-
-
-def stepwise(function: Callable[[ProgressCallback], T]) -> Generator[Progress, None, T]:
-    """Run `function(progress)` in a thread, yield what it passes to `progress`, and return its value.
-
-    The function waits at each event until the next one is asked for. Closing the generator makes its callback raise.
-    """
-    events: SimpleQueue[Progress | None] = SimpleQueue()
-    turns: SimpleQueue[bool] = SimpleQueue()  # whether to go on
-    result: Future[T] = Future()
-    gradients, threads, context = torch.is_grad_enabled(), torch.get_num_threads(), contextvars.copy_context()
-    is_closed = False
-
-    def progress(event: Progress | None) -> None:
-        if not is_closed:
-            events.put(event)
-        if is_closed or not turns.get():
-            raise _Closed
-
-    def run() -> None:
-        torch.set_num_threads(threads)
-        try:
-            with torch.set_grad_enabled(gradients):
-                result.set_result(context.run(function, progress))
-        except BaseException as error:
-            result.set_exception(error)
-        events.put(None)
-
-    thread = Thread(target=run, name="stepwise", daemon=True)
-    thread.start()
-    try:
-        while (event := events.get()) is not None or not result.done():
-            yield event
-            turns.put(True)
-    finally:
-        is_closed = True
-        turns.put(False)
-        thread.join()
-    return result.result()

@@ -1,4 +1,4 @@
-"""Settings are validated at birth, in one line that names the field; jobs hand over events and return a value."""
+"""Settings are validated at birth, in one line that names the field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from intraslice.core.cache import cache_folder
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, finish
 
 
 @pytest.mark.parametrize(
@@ -58,27 +57,6 @@ def test_settings_are_values():
     assert {CalibrationConfig(): "kept"}[CalibrationConfig()] == "kept"
     with pytest.raises(FrozenInstanceError):
         SliceConfig().sparsity = 0.4
-
-
-def test_finish_hands_over_every_event_and_returns_the_value():
-    def job():
-        yield Progress("work", 0, 2)
-        yield Progress("work", 2, 2)
-        return "done"
-
-    events: list[Progress] = []
-    assert finish(job(), events.append) == "done"
-    assert events == [Progress("work", 0, 2), Progress("work", 2, 2)]
-    assert finish(job()) == "done"
-
-
-def test_finish_lets_errors_through():
-    def job():
-        yield Progress("work", 0, 1)
-        raise ArithmeticError("no luck")
-
-    with pytest.raises(ArithmeticError, match="no luck"):
-        finish(job())
 
 
 def test_the_cache_folder_is_the_users_choice_else_the_platforms(monkeypatch, tmp_path):

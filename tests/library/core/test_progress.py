@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-import threading
 
 import pytest
-import torch
 
-from intraslice.core.progress import Progress, ProgressDisplay, finish, progress_callback, stepwise
+from intraslice.core.progress import Progress, ProgressDisplay, progress_callback
 
 
 def show(*events: Progress) -> None:
@@ -37,36 +35,3 @@ def test_a_stage_takes_a_callback_or_a_switch(capsys):
     assert capsys.readouterr().err == ""
     with pytest.raises(TypeError):
         progress_callback("bar")
-
-
-def test_a_stage_becomes_a_generator_of_its_events():
-    seen, ended = [], []
-
-    def stage(progress) -> str:
-        try:
-            for done in range(3):
-                progress(Progress("work", done, 3))
-                seen.append((done, torch.is_grad_enabled()))
-        finally:
-            ended.append(threading.current_thread())
-        return "value"
-
-    with torch.no_grad():
-        events = stepwise(stage)
-        assert next(events).done == 0
-        assert seen == []  # it waits
-        assert next(events).done == 1
-    assert seen == [(0, False)]
-    events.close()
-    assert seen == [(0, False)]
-    assert not ended[0].is_alive()
-    assert finish(stepwise(stage)) == "value"
-
-
-def test_an_error_of_a_stage_reaches_whoever_reads_its_events():
-    def stage(progress) -> None:
-        progress(Progress("work", 0, 1))
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        list(stepwise(stage))
