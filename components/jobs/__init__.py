@@ -1,1 +1,1 @@
-"""Jobs of all sessions: the scheduler, what each session has running, and the limits."""
+"""Jobs of all sessions: the scheduler with its threads and turns, what each session has running, and the limits."""

@@ -24,7 +24,7 @@ class App(PatchedBlocks):
     """`gr.Blocks` for untrusted clients; what they upload is deleted after a while.
 
     Args:
-        scheduler: whose worker `/healthz` looks after.
+        scheduler: whose jobs `/healthz` looks after.
         options: as `gr.Blocks` has them.
     """
 

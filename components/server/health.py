@@ -13,19 +13,19 @@ from components.jobs import limits
 from components.jobs.job import Job
 from components.jobs.scheduler import Scheduler
 
-SOON = 0.5  # seconds in which a worker that is free takes a step
+SOON = 0.5  # seconds in which a new job has its turn, unless another one keeps it
 BEGAN = time.time()
 
 
 class Health:
-    """Answers by what happens: an empty job goes to the worker, and waits until that has ended a step."""
+    """Answers by what happens: it starts an empty job, which ends once the job that runs has given up its turn."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._asked: tuple[Job, float] | None = None
 
     async def waits(self) -> float:
-        """Seconds that the worker has been busy with one step, as far as that is known; 0.0 where it is free."""
+        """Seconds that one job has kept the turn, as far as that is known; 0.0 where others have theirs."""
         if self._asked is None or self._asked[0].ended:
             self._asked = self._scheduler.start("health", lambda job: None), time.monotonic()
         job, since = self._asked
