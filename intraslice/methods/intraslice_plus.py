@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.methods.intraslice import plan_intraslice
-from intraslice.methods.plus_distil import distil
 from intraslice.methods.registry import METHODS, Method, Tokens
 from intraslice.planning.ratios import SlicePlan
+from intraslice.recovery.distill import distil
 from intraslice.slicing.driver import slice_model
 
 

@@ -8,9 +8,9 @@ from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
-from intraslice.methods import plus_distil as distilling
-from intraslice.methods.plus_distil import distil
 from intraslice.planning.ratios import make_plan
+from intraslice.recovery import distill as distilling
+from intraslice.recovery.distill import distil
 from intraslice.slicing.driver import slice_model
 
 

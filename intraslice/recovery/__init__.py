@@ -1,0 +1,1 @@
+"""Training of a sliced model towards the dense one, after any method."""
