@@ -16,12 +16,14 @@ from intraslice.evaluation.comparison import Evaluation, evaluate
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import LoadedModel, load_model, prepare_model
-from intraslice.methods.registry import METHODS, plan_by, slice_by
+from intraslice.methods.registry import METHODS, SlicingMethod, plan_by, slice_by
 from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.recovery import RECOVERIES, recover
 from intraslice.slicing.driver import slice_model
 
 __all__ = [
     "METHODS",
+    "RECOVERIES",
     "CalibrationConfig",
     "CompressedModel",
     "Evaluation",
@@ -30,6 +32,7 @@ __all__ = [
     "Progress",
     "SliceConfig",
     "SlicePlan",
+    "SlicingMethod",
     "UserError",
     "calibrate",
     "calibration_tokens",
@@ -44,6 +47,7 @@ __all__ = [
     "plain_model",
     "plan_by",
     "prepare_model",
+    "recover",
     "save",
     "slice_by",
     "slice_model",

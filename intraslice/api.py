@@ -56,6 +56,7 @@ class Options(TypedDict, total=False):
     gradient_group: int
     epochs: int
     shapes: Shapes
+    recovery: str
 
 
 LOADING = ("dtype", "device", "device_map")
@@ -181,7 +182,7 @@ class CompressedModel:
         It appears whole or not at all. Raises UserError when it exists, the disk is full, or the method's models have
         no format.
         """
-        if not METHODS[self.recipe.method].has_format:
+        if not METHODS[self.recipe.method].can_be_saved:
             raise UserError(f"{NO_FORMAT}; take another method")
         checkpoints.save(self.model, self.tokenizer, save_directory, self.made)
 

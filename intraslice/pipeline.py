@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
+from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.distributed.sharing import from_first
 from intraslice.loading import LoadedModel, load_model
-from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, slice_by, uses_statistics
+from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, slice_by
 from intraslice.modeling.offload import Placement
 from intraslice.reporting import Recipe
 
@@ -72,7 +73,7 @@ class Pipeline:
 
     def calibrate_for_method(self, loaded: LoadedModel) -> tuple[CalibrationStats | None, Tokens]:
         """As `calibrate`, but only the tokens where the recipe's method needs no more."""
-        if uses_statistics(self.recipe.method, self.recipe.slicing):
+        if METHODS.require(self.recipe.method).needs_statistics(self.recipe.slicing):
             return self.calibrate(loaded)
         with self.timed("calibrate"):
             return None, self._calibration_tokens(loaded)
@@ -89,12 +90,12 @@ class Pipeline:
         """The sliced model and its plan, by the recipe's method, or by another one that is named."""
         plan, name = self.plan(loaded, stats, method), method or self.recipe.method
         with self.timed("slice"):
-            read = self.training_tokens(loaded) if METHODS[name].trains else tokens
-            model = slice_by(name, loaded.model, plan, stats, read, progress=self.progress)
+            training_tokens = None if plan.recovery == NO_RECOVERY else self.training_tokens(loaded)
+            model = slice_by(name, loaded.model, plan, stats, tokens, training_tokens, progress=self.progress)
         return model, plan
 
     def training_tokens(self, loaded: LoadedModel) -> Tokens:
-        """The calibration's tokens and more of its text, for methods that train."""
+        """The calibration's tokens and more of its text, for recoveries."""
         return data.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
 
     def _calibration_tokens(self, loaded: LoadedModel) -> Tokens:

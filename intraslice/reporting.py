@@ -9,7 +9,7 @@ import pandas
 from transformers import PreTrainedModel
 
 import intraslice
-from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import Plan
@@ -49,7 +49,7 @@ class Recipe:
             "shapes": config.shapes,
             "locked": [list(lock) for lock in config.locked],
             "sparsity_asked": config.sparsity,
-        }
+        } | ({} if config.recovery == NO_RECOVERY else {"recovery": config.recovery})
 
     def protocol(self) -> dict[str, Any]:
         """What perplexities and statistics are taken on, as JSON: without it the numbers mean nothing."""
@@ -80,7 +80,8 @@ def record(recipe: Recipe, loaded: LoadedModel, plan: Plan) -> dict[str, Any]:
 def plan_record(plan: Plan) -> dict[str, Any]:
     """What a plan keeps of every layer, and why, as JSON."""
     if isinstance(plan, CrossModulePlan):
-        return asdict(plan)
+        absent = ("recovery", "epochs") if plan.recovery == NO_RECOVERY else ()
+        return {key: value for key, value in asdict(plan).items() if key not in absent}
     ranks = {"ranks": plan.ranks} if isinstance(plan, LowRankPlan) else {}
     return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)} | ranks
 

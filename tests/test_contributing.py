@@ -123,7 +123,7 @@ def test_a_file_and_its_name_are_all_that_the_library_wants(tmp_path):
     assert linted.returncode == 0, linted.stdout
     offered = call("intraslice", "sweep", "--help")
     assert "energy: energy that each head or neuron carries" in offered
-    assert "random-heads: heads drawn by lot" in offered
+    assert "random-heads: heads drawn at random" in offered
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sweep"])

@@ -40,8 +40,8 @@ from components.state.views import ImportanceCurve, Perplexities, PlanView, Sett
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.loading import SUGGESTED_MODELS, require_memory
-from intraslice.methods.crossmodule import find_axes
-from intraslice.methods.registry import METHODS, plan_by, slice_by
+from intraslice.methods.crossmodule_bases import find_axes
+from intraslice.methods.registry import plan_by, slice_by
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained.memory import available_bytes
 from intraslice.pretrained.precision import AUTO, choose_device
@@ -260,10 +260,10 @@ class Session:
 
         def make(job: Job) -> PreTrainedModel:
             plan = plan_by(method, loaded.model, stats, key[1])
-            tokens = calibrated.training if METHODS[method].trains else calibrated.tokens
             is_own = method == "intraslice"
             words = later("Slicing, layer") if is_own else later("Slicing ({method}), layer", method=method)
-            sliced = slice_by(method, loaded.model, plan, stats, tokens, progress=job_progress(job, words))
+            progress, training = job_progress(job, words), calibrated.training
+            sliced = slice_by(method, loaded.model, plan, stats, calibrated.tokens, training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
             return sliced
 

@@ -204,10 +204,11 @@ def _cost(plan: Plan, point: Point) -> float:
     read = plan.texts.calibration.numel()
     tokens = plan.texts.evaluation.numel() + LINEAR_ALGEBRA
     method = METHODS[point.method]
-    if method.reads_tokens or (method.uses_order and plan.base.order == "sequential"):
+    recovers = method.recovery(plan.base) != "none"
+    if recovers or (method.uses_order and plan.base.order == "sequential"):
         tokens += 2 * read
-    if method.trains:
-        tokens += (1 + 3 * plan.base.epochs) * plan.texts.read_by(point.method).numel()
+    if recovers:
+        tokens += (1 + 3 * plan.base.epochs) * plan.texts.read_by(point.method, plan.base).numel()
     if method.uses_order and plan.base.iterative:
         tokens += 20 * read
     if plan.speed:  # a token written alone costs like many that are read together

@@ -123,6 +123,8 @@ def _facts(made: dict[str, Any], origin: Origin) -> str:
         paper, options = METHODS.get(method, ("", ()))
         words = [f"`{method}`", *([f"after [arXiv {paper}](https://arxiv.org/abs/{paper})"] if paper else [])]
         rows["method"] = ", ".join([*words, *(f"{option} `{asked[option]}`" for option in options if option in asked)])
+    if recovery := asked.get("recovery"):
+        rows["recovery"] = f"`{recovery}`, epochs `{asked['epochs']}`"
     if counts := made.get("parameters"):
         rows["parameters"] = f"{counts['dense_total']:,} → {counts['sliced_total']:,}"
         rows["of the decoder layers"] = f"{counts['dense_decoder']:,} → {counts['sliced_decoder']:,}"
@@ -193,7 +195,8 @@ def _limits(made: dict[str, Any], origin: Origin) -> str:
     if "removed_fraction" not in made:
         return f"It has all limits and biases of {origin.name}."
     text = _text(made.get("protocol", {}).get("calibration", "unknown text"))
-    trained = made.get("asked", {}).get("method") == "intraslice+"
+    asked = made.get("asked", {})
+    trained = asked.get("method") == "intraslice+" or "recovery" in asked
     return (
         f"What it keeps was chosen {'and trained ' if trained else ''}on {text}; what that does not show, such as "
         "other languages, code or long contexts, may have suffered more than the perplexity says. "

@@ -122,7 +122,7 @@ def _require_places(run: Run) -> None:
     out, file = run.arguments.out, run.arguments.gguf
     if out is None and file is None:
         raise UserError("nowhere to write to; wanted --out FOLDER, --gguf FILE, or both")
-    if not METHODS[run.recipe.method].has_format:
+    if not METHODS[run.recipe.method].can_be_saved:
         raise UserError(f"{NO_FORMAT}; take another --method, or evaluate")
     if out is not None:
         checkpoints.require_free(out)

@@ -15,9 +15,9 @@ from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.cli.prices import prices
 from intraslice.cli.run import Answer, Run
-from intraslice.core.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
+from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
 from intraslice.core.errors import UserError
-from intraslice.core.registry import ESTIMATORS, Registry
+from intraslice.core.registry import ESTIMATORS, RECOVERIES, Registry
 from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.loading import DEFAULT
@@ -91,7 +91,9 @@ def _common(eval_tokens: int) -> _Parser:
     ratios = "take ratios from a file, as ratios --csv writes one; what it leaves out, and --lock, go their own ways"
     add("--ratios", type=Path, metavar="FILE", help=ratios)
     add("--method", default="intraslice", choices=METHODS, help=_listed("how the model is sliced", METHODS))
-    add("--epochs", type=int, default=slicing.epochs, help="intraslice+: of its distillation; 0 leaves it out")
+    explanation = _listed("training after slicing, by any method", RECOVERIES)
+    add("--recover", default=slicing.recovery, choices=(NO_RECOVERY, *RECOVERIES), help=explanation)
+    add("--epochs", type=int, default=slicing.epochs, help="of the recovery; 0 leaves it out")
     add("--slicing", type=float, metavar="F", help="crossmodule: share of axes to cut, instead of --sparsity")
     add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")
     add("--sequences", type=int, default=calibration.sequences)

@@ -87,6 +87,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
             gradient_group=a.gradient_group,
             epochs=a.epochs,
             shapes=a.shapes,
+            recovery=a.recover,
         ),
         calibration=CalibrationConfig(a.calibration, a.sequences, a.length, a.seed, a.targets),
         evaluation=EvaluationConfig(a.eval, a.eval_tokens, a.length),

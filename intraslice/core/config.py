@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from intraslice.core.errors import UserError
-from intraslice.core.registry import ESTIMATORS
+from intraslice.core.registry import ESTIMATORS, RECOVERIES
 
 Order = Literal["sequential", "one-shot"]
 ModuleKind = Literal["attention", "mlp"]
@@ -18,6 +18,7 @@ MODULE_KINDS: tuple[ModuleKind, ...] = get_args(ModuleKind)
 Shapes = Literal["free", "runtime"]
 Targets = Literal["sampled", "text"]
 Lock = tuple[int, ModuleKind, float]  # layer, module, ratio
+NO_RECOVERY = "none"
 GRADIENT_GROUP = 1  # sequences whose gradients are summed before squaring (published: 8)
 
 
@@ -91,8 +92,9 @@ class SliceConfig:
     locked: tuple[Lock, ...] = ()
     head_fraction: float | None = None  # of a head in one unit of attention; None: a channel for pca, a head for fisher
     gradient_group: int = GRADIENT_GROUP
-    epochs: int = 1  # of IntraSlice+'s distillation; 0 leaves it out
+    epochs: int = 1  # of the recovery; 0 leaves it out
     shapes: Shapes = "free"
+    recovery: str = NO_RECOVERY  # training after slicing: a name in `registry.RECOVERIES`
 
     def __post_init__(self) -> None:
         _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
@@ -101,6 +103,7 @@ class SliceConfig:
         _require_range("cap", self.cap, 0.0, 1.0, "1 lets a module go whole")
         ESTIMATORS.require(self.estimator)
         _require_choice("order", self.order, get_args(Order))
+        _require_choice("recovery", self.recovery, (NO_RECOVERY, *RECOVERIES))
         _require_choice("shapes", self.shapes, get_args(Shapes))
         _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
         _require_count("gradient_group", self.gradient_group, 1)

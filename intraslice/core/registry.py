@@ -55,3 +55,4 @@ class Registry(dict[str, Entry]):
 
 # The configs check names against it, so it stands below them; `planning/estimators` fills it.
 ESTIMATORS: Registry[Any] = Registry("estimator")
+RECOVERIES: Registry[Any] = Registry("recovery")  # filled by `recovery`

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path, keep_record, kept_record
-from intraslice.core.config import SliceConfig
+from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import alone, from_first, gathered, rank, share_of
@@ -23,7 +23,7 @@ from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by, uses_estimator
+from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 
 FORMAT = "7"
@@ -45,7 +45,7 @@ def points(methods: Iterable[str], estimators: Iterable[str], sparsities: Sequen
         Point(method, estimator, sparsity)
         for sparsity in sorted(set(sparsities))
         for method in dict.fromkeys(methods)
-        for estimator in (dict.fromkeys(estimators) if uses_estimator(method) else (None,))
+        for estimator in (dict.fromkeys(estimators) if METHODS.require(method).uses_estimator else (None,))
     )
 
 
@@ -53,7 +53,7 @@ def points(methods: Iterable[str], estimators: Iterable[str], sparsities: Sequen
 class Texts:
     """What a sweep is run on: the calibration tokens with what they left behind, and held-out windows.
 
-    `training` are the calibration's tokens and more, for methods that train; without them those have the calibration's.
+    `training` are the calibration's tokens and more, for recoveries, which otherwise train on the calibration's.
     `others` are held-out windows of further texts, by name: each adds its columns, such as `perplexity NAME`.
     """
 
@@ -63,9 +63,10 @@ class Texts:
     training: Int[Tensor, "more length"] | None = None
     others: Mapping[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
 
-    def read_by(self, method: str) -> Tokens:
-        """The tokens that a method is given to slice by."""
-        return self.calibration if self.training is None or not METHODS.require(method).trains else self.training
+    def read_by(self, method: str, config: SliceConfig) -> Tokens:
+        """The longest text that a method and its recovery read."""
+        recovers = METHODS.require(method).recovery(config) != NO_RECOVERY
+        return self.training if recovers and self.training is not None else self.calibration
 
 
 def sweep(
@@ -110,7 +111,8 @@ def sweep(
                 row = _measure(loaded.model, texts, point.method, config, read, speed, report)
             row["seconds"] = round(time.perf_counter() - start, 3)
             keep_record(path, row, "a point of the sweep")
-        rows.append(asdict(point) | dense | row)
+        recovery = {} if base.recovery == NO_RECOVERY else {"recovery": base.recovery}
+        rows.append(asdict(point) | recovery | dense | row)
         report(Progress("sweep", done, len(own)))
     return pandas.DataFrame(gathered(rows))
 
@@ -138,11 +140,11 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
         config = replace(config, estimator="uniform")
     if not method.uses_order:
         config = replace(config, order="one-shot", iterative=False)
-    if not method.trains:
+    if method.recovery(config) == NO_RECOVERY:
         config = replace(config, epochs=0)
     if not method.uses_shapes:
         config = replace(config, shapes="free")
-    tokens = texts.calibration, texts.read_by(point.method), texts.stats.targets
+    tokens = texts.calibration, texts.read_by(point.method, config), texts.stats.targets
     return _path(loaded, texts, f"{point.method} {config} {speed}", *tokens)
 
 
@@ -166,7 +168,7 @@ def _measure(
     except UserError as problem:
         columns = [f"{column}{name}" for name in read for column in ("perplexity", *DIVERGENCE)]
         return dict.fromkeys(("removed_fraction", *columns)) | {"note": str(problem)}
-    model = slice_by(method, dense, plan, texts.stats, texts.read_by(method), progress=progress)
+    model = slice_by(method, dense, plan, texts.stats, texts.calibration, texts.training, progress=progress)
     counts = parameters_of(dense, "dense") | parameters_of(model, "sliced")
     row: dict[str, Any] = {
         "removed_fraction": 1 - counts["sliced_decoder"] / counts["dense_decoder"],

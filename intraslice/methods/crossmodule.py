@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections.abc import Sequence
-from functools import partial, reduce
+from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -17,17 +18,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.config import Order
+from intraslice.core.config import Order, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.linalg import principal_axes
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.distributed.sharing import require_enough, share_of
-from intraslice.methods.registry import METHODS, Method
+from intraslice.methods.crossmodule_bases import DenseMoments, SlicedStates
+from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import Block, Family, blocks, family_of
-from intraslice.modeling.hidden_states import Arguments, embed
 from intraslice.modeling.linear import frozen_linear
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import (
@@ -35,8 +34,6 @@ from intraslice.modeling.residual import (
     SlicedModule,
     centre,
     norm_of,
-    output_of,
-    principal_axes_of,
     reader_name,
     reading_map,
     residual_branches,
@@ -136,11 +133,11 @@ def slice_crossmodule(
     pause = partial(report, Progress("slice", 0, len(layers)))
     pause()
     norm = layers[0].attention_norm
-    source: _DenseMoments | _SlicedStates
+    source: DenseMoments | SlicedStates
     if plan.order != "one-shot":
-        source = _SlicedStates(model, tokens, norm)
+        source = SlicedStates(model, tokens, norm)
     elif stats is not None:
-        source = _DenseMoments(layers, stats)
+        source = DenseMoments(layers, stats)
     else:
         raise ValueError("the one-shot order takes its bases from stats and got None; pass the calibration's")
     first_basis = basis = source.first_axes(pause)[:, : plan.width].float()
@@ -156,77 +153,10 @@ def slice_crossmodule(
     return sliced
 
 
-Axes = Float[Tensor, "hidden hidden"]
-
-
-class _SlicedStates:
-    """Bases of the hidden states as the sliced layers make them: sequential. States stay in the dense basis."""
-
-    def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], norm: nn.Module) -> None:
-        require_enough(len(tokens))
-        self._states = embed(model, tokens[share_of(len(tokens))])
-        self._states.map_(lambda hidden, _: centre(hidden, norm))
-
-    def first_axes(self, pause: Pause) -> Axes:
-        """Of what enters the first layer."""
-        return principal_axes_of(self._states, pause)
-
-    def next_axes(
-        self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
-    ) -> Axes:
-        """Cut the states to the basis, as the sliced model carries them, and add what the modules write, uncut."""
-        axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm.of(norm)
-
-        def step(states: Tensor, arguments: Arguments) -> Tensor:
-            cut = states @ axes
-            normed = basis_norm(cut)
-            return cut @ axes.T + centre(
-                reduce(torch.add, (output_of(module, normed, arguments) for module in readers)), norm
-            )
-
-        self._states.map_(step, pause)
-        return principal_axes_of(self._states, pause)
-
-
-class _DenseMoments:
-    """Bases of the dense model's hidden states, read by read: one-shot. Moments are centred as the norms centre."""
-
-    def __init__(self, layers: Sequence[Block], stats: CalibrationStats) -> None:
-        moments = []
-        for block, layer in zip(layers, stats.layers, strict=True):
-            moments += [layer.residual_moment] if block.parallel else [layer.residual_moment, layer.middle_moment]
-        self._norm, self._moments, self._found = layers[0].attention_norm, enumerate(moments), stats.residual_axes
-
-    def first_axes(self, pause: Pause) -> Axes:
-        """Of what enters the first layer."""
-        read, moment = next(self._moments)
-        if read not in self._found:
-            moment = centre(moment.double(), self._norm)
-            pause()
-            self._found[read] = principal_axes(centre(moment.T, self._norm))[1].float()
-        return self._found[read]
-
-    def next_axes(
-        self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
-    ) -> Axes:
-        """Of what the next modules read."""
-        return self.first_axes(pause)
-
-
-@torch.no_grad()
-def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: ProgressCallback | bool = True) -> None:
-    """Find the axes that one-shot slicing takes from `stats`, which do not depend on the width, and keep them there."""
-    report, layers = progress_callback(progress), blocks(model)
-    source, reads = _DenseMoments(layers, stats), sum(1 if block.parallel else 2 for block in layers)
-    for read in range(reads):
-        source.first_axes(partial(report, Progress("axes", read, reads)))
-        report(Progress("axes", read + 1, reads))
-
-
 def _slice_layer(
     family: Family,
     block: Block,
-    source: _SlicedStates | _DenseMoments,
+    source: SlicedStates | DenseMoments,
     basis: Float[Tensor, "hidden width"],
     last: bool,
     pause: Pause,
@@ -280,16 +210,39 @@ def _embedding(model: PreTrainedModel, basis: Float[Tensor, "hidden width"]) -> 
     return nn.Embedding.from_pretrained(weight, padding_idx=table.padding_idx)
 
 
-METHODS.register(
-    Method(
-        "crossmodule",
-        "Cross-module",
-        "SliceGPT: PCA of the residual stream between modules, in the order that --order names, shortcuts counted",
-        plan=lambda model, _, config: plan_crossmodule(model, config.sparsity, order=config.order),
-        slice=slice_crossmodule,
-        uses_order=True,
-        uses_statistics=False,
-        uses_shapes=False,  # heads and neurons all stay
-        plan_of_width=lambda model, slicing, config: plan_crossmodule(model, slicing=slicing, order=config.order),
+class CrossModule(SlicingMethod[CrossModulePlan]):
+    """SliceGPT (arXiv 2401.15024): principal axes of the residual stream, with the shortcut matrices counted."""
+
+    name = "crossmodule"
+    label = "Cross-module"
+    explanation = (
+        "SliceGPT: PCA of the residual stream between modules, in the order that --order names, shortcuts counted"
     )
-)
+    uses_order = True
+    uses_shapes = False  # all heads and neurons are kept
+
+    def plan(self, model: PreTrainedModel, stats: CalibrationStats | None, config: SliceConfig) -> CrossModulePlan:
+        return self._with_recovery(plan_crossmodule(model, config.sparsity, order=config.order), config)
+
+    def plan_width(self, model: PreTrainedModel, slicing: float, config: SliceConfig) -> CrossModulePlan:
+        return self._with_recovery(plan_crossmodule(model, slicing=slicing, order=config.order), config)
+
+    def _with_recovery(self, plan: CrossModulePlan, config: SliceConfig) -> CrossModulePlan:
+        return replace(plan, recovery=config.recovery, epochs=config.epochs)
+
+    def slice(
+        self,
+        model: PreTrainedModel,
+        plan: CrossModulePlan,
+        stats: CalibrationStats | None,
+        tokens: Tokens,
+        *,
+        progress: ProgressCallback | bool = True,
+    ) -> PreTrainedModel:
+        return slice_crossmodule(model, plan, stats, tokens, progress=progress)
+
+    def needs_statistics(self, config: SliceConfig) -> bool:
+        return config.order == "one-shot"  # the sequential order collects its own moments
+
+
+METHODS.register(CrossModule())

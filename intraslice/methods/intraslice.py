@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import SliceConfig
-from intraslice.methods.registry import METHODS, Method
+from intraslice.core.progress import ProgressCallback
+from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model
 
 
-def plan_intraslice(model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
-    """The plan of a calibration, with the units of `config`. Raises UserError for a sparsity out of reach."""
-    return make_plan(stats.profile_for(config), config)
+class IntraSlice(SlicingMethod[SlicePlan]):
+    """PCA inside each module, with every transform fused into the weights (arXiv 2602.01975)."""
+
+    name = "intraslice"
+    label = "IntraSlice"
+    explanation = "the paper's: PCA inside each module, in the order that --order names"
+    uses_estimator = True
+    uses_order = True
+    supports_offload = True
+
+    def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
+        return make_plan(stats.profile_for(config), config)
+
+    def slice(
+        self,
+        model: PreTrainedModel,
+        plan: SlicePlan,
+        stats: CalibrationStats,
+        tokens: Tokens,
+        *,
+        progress: ProgressCallback | bool = True,
+    ) -> PreTrainedModel:
+        return slice_model(model, plan, stats, tokens, progress=progress)
 
 
-METHODS.register(
-    Method(
-        "intraslice",
-        "IntraSlice",
-        "the paper's: PCA inside each module, in the order that --order names",
-        plan_intraslice,
-        slice_model,
-        uses_estimator=True,
-        uses_order=True,
-        layer_by_layer=True,
-    )
-)
+class IntraSlicePlus(IntraSlice):
+    """Another name for `intraslice` in the one-shot order with recovery `distill`."""
+
+    name = "intraslice+"
+    label = "IntraSlice+"
+    explanation = "the same sizes in one shot, all weights then distilled: --order one-shot --recover distill"
+    uses_order = False
+    supports_offload = False
+
+    def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
+        recovery = self.recovery(config)
+        return super().plan(model, stats, replace(config, order="one-shot", iterative=False, recovery=recovery))
+
+    def recovery(self, config: SliceConfig) -> str:
+        return "distill"
+
+
+METHODS.register(IntraSlice())
+METHODS.register(IntraSlicePlus())

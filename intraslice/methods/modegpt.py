@@ -25,7 +25,7 @@ from intraslice.core.config import ModuleKind, SliceConfig
 from intraslice.core.linalg import damp, principal_axes, solve
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.weights import UNROTATED, AttentionWeights
-from intraslice.methods.registry import METHODS, Method, Tokens
+from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
 from intraslice.modeling.mlp import SlicedMLP
@@ -40,79 +40,90 @@ from intraslice.slicing.mlp import keep_neurons
 TEMPERATURE = 0.1  # the paper's epsilon; on SmolLM2 0.1 to 0.3 are within 2 %, and uniform ratios 8 % worse
 
 
-def plan_modegpt(model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
-    """Ratios by how much each layer turns the residual stream; `config` gives the sparsity, the cap, and locks.
+class MoDeGPT(SlicingMethod[SlicePlan]):
+    """MoDeGPT (arXiv 2408.09632), as the head of this file says."""
 
-    Its estimator and bias have no say. Raises UserError for a sparsity out of reach.
-    """
-    sizes = stats.sizes
-    influence = [layer.influence.item() / stats.tokens for layer in stats.layers]
-    shares = entropic_ratios(influence, config.sparsity, TEMPERATURE)
-    given = {(layer, module): ratio for layer, module, ratio in config.locked}
+    name = "modegpt"
+    label = "MoDeGPT"
+    explanation = "Nystroem, CR and SVD inside the modules, ratios by how much each layer turns its input"
+    uses_shapes = False  # its heads are narrower
 
-    def ratios(module: ModuleKind, scale: float) -> list[float]:
-        capped = cap_ratios([scale * share for share in shares], [size.channels for size in sizes], config.cap)
-        return [given.get((index, module), ratio) for index, ratio in enumerate(capped)]
+    def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
+        """Ratios by how much each layer turns the residual stream. `config` gives the sparsity, the cap and the locks.
 
-    def layers(scale: float, attention: list[float] | None = None) -> list[LayerPlan]:
-        return [
-            LayerPlan(
-                attention_ratio,
-                mlp_ratio,
-                heads=tuple(range(size.heads if attention_ratio < 1 else 0)),
-                kv_heads=size.kv_heads if attention_ratio < 1 else 0,
-                dim=size.dim if attention_ratio == 1 else narrowed(size.dim, attention_ratio),
-                neurons=neurons_kept(size.neurons, mlp_ratio),
-            )
-            for size, attention_ratio, mlp_ratio in zip(
-                sizes, attention or ratios("attention", scale), ratios("mlp", scale), strict=True
-            )
-        ]
+        Raises UserError for a sparsity out of reach.
+        """
+        sizes = stats.sizes
+        influence = [layer.influence.item() / stats.tokens for layer in stats.layers]
+        shares = entropic_ratios(influence, config.sparsity, TEMPERATURE)
+        given = {(layer, module): ratio for layer, module, ratio in config.locked}
 
-    def narrowed(dim: int, ratio: float) -> int:
-        return min(max(2 * round(dim * (1 - ratio) / 2), 2), dim)
+        def ratios(module: ModuleKind, scale: float) -> list[float]:
+            capped = cap_ratios([scale * share for share in shares], [size.channels for size in sizes], config.cap)
+            return [given.get((index, module), ratio) for index, ratio in enumerate(capped)]
 
-    def count(plans: list[LayerPlan]) -> int:
-        kept = zip(sizes, plans, strict=True)
-        return sum(size.parameters(len(own.heads), own.kv_heads, own.dim, own.neurons) for size, own in kept)
+        def layers(scale: float, attention: list[float] | None = None) -> list[LayerPlan]:
+            return [
+                LayerPlan(
+                    attention_ratio,
+                    mlp_ratio,
+                    heads=tuple(range(size.heads if attention_ratio < 1 else 0)),
+                    kv_heads=size.kv_heads if attention_ratio < 1 else 0,
+                    dim=size.dim if attention_ratio == 1 else narrowed(size.dim, attention_ratio),
+                    neurons=neurons_kept(size.neurons, mlp_ratio),
+                )
+                for size, attention_ratio, mlp_ratio in zip(
+                    sizes, attention or ratios("attention", scale), ratios("mlp", scale), strict=True
+                )
+            ]
 
-    dense, others = sum(size.dense_parameters for size in sizes), stats.other_parameters
-    wanted, highest = (1 - config.sparsity) * dense, config.cap / max(min(shares), 1e-12) if config.sparsity else 0.0
-    scale = nearest(lambda scale: count(layers(scale)), wanted, highest)
-    kept = layers(scale)
-    attention = [plan.attention_ratio for plan in kept]
-    if count(layers(highest, attention)) <= wanted <= count(layers(0.0, attention)):
-        # Heads go in wide steps, which the neurons make up for.
-        kept = layers(nearest(lambda scale: count(layers(scale, attention)), wanted, highest), attention)
-    parameters = Parameters(dense + others, count(kept) + others, dense, count(kept))
-    cache_dense, cache_sliced = (
-        stats.bytes_per_value * sum(2 * layer.kv_heads * layer.dim for layer in model) for model in (sizes, kept)
-    )
-    reasons = Reasons(config.sparsity, 1.0, None, None, (), ())
-    return SlicePlan(config, tuple(kept), parameters, (cache_dense, cache_sliced), reasons)
+        def narrowed(dim: int, ratio: float) -> int:
+            return min(max(2 * round(dim * (1 - ratio) / 2), 2), dim)
 
+        def count(plans: list[LayerPlan]) -> int:
+            kept = zip(sizes, plans, strict=True)
+            return sum(size.parameters(len(own.heads), own.kv_heads, own.dim, own.neurons) for size, own in kept)
 
-@torch.no_grad()
-def slice_modegpt(
-    model: PreTrainedModel,
-    plan: SlicePlan,
-    stats: CalibrationStats,
-    tokens: Tokens,
-    *,
-    progress: ProgressCallback | bool = True,
-) -> PreTrainedModel:
-    """Build the model of `plan_modegpt` from the dense statistics alone."""
-    report, parts = progress_callback(progress), dict[torch.nn.Module, torch.nn.Module]()
-    report(Progress("slice", 0, len(plan.layers)))
-    for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
-        if layer.dim < block.attention.dim or not layer.heads:
-            parts[block.attention] = _narrow_attention(block.attention, layer, moments)
-        if layer.neurons < block.mlp.neurons:
-            weights, mean = block.mlp.weights(), moments.mlp_sum / stats.tokens
-            kept = leverage_scores(moments.mlp_moment).topk(layer.neurons).indices.sort().values
-            parts[block.mlp] = SlicedMLP(keep_neurons(weights, moments.mlp_moment, mean, stats.tokens, kept))
-        report(Progress("slice", done, len(plan.layers)))
-    return with_parts(model, parts)
+        dense, others = sum(size.dense_parameters for size in sizes), stats.other_parameters
+        wanted, highest = (
+            (1 - config.sparsity) * dense,
+            config.cap / max(min(shares), 1e-12) if config.sparsity else 0.0,
+        )
+        scale = nearest(lambda scale: count(layers(scale)), wanted, highest)
+        kept = layers(scale)
+        attention = [plan.attention_ratio for plan in kept]
+        if count(layers(highest, attention)) <= wanted <= count(layers(0.0, attention)):
+            # Heads go in wide steps, which the neurons make up for.
+            kept = layers(nearest(lambda scale: count(layers(scale, attention)), wanted, highest), attention)
+        parameters = Parameters(dense + others, count(kept) + others, dense, count(kept))
+        cache_dense, cache_sliced = (
+            stats.bytes_per_value * sum(2 * layer.kv_heads * layer.dim for layer in model) for model in (sizes, kept)
+        )
+        reasons = Reasons(config.sparsity, 1.0, None, None, (), ())
+        return SlicePlan(config, tuple(kept), parameters, (cache_dense, cache_sliced), reasons)
+
+    @torch.no_grad()
+    def slice(
+        self,
+        model: PreTrainedModel,
+        plan: SlicePlan,
+        stats: CalibrationStats,
+        tokens: Tokens,
+        *,
+        progress: ProgressCallback | bool = True,
+    ) -> PreTrainedModel:
+        """Build the model from the dense statistics alone."""
+        report, parts = progress_callback(progress), dict[torch.nn.Module, torch.nn.Module]()
+        report(Progress("slice", 0, len(plan.layers)))
+        for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
+            if layer.dim < block.attention.dim or not layer.heads:
+                parts[block.attention] = _narrow_attention(block.attention, layer, moments)
+            if layer.neurons < block.mlp.neurons:
+                weights, mean = block.mlp.weights(), moments.mlp_sum / stats.tokens
+                kept = leverage_scores(moments.mlp_moment).topk(layer.neurons).indices.sort().values
+                parts[block.mlp] = SlicedMLP(keep_neurons(weights, moments.mlp_moment, mean, stats.tokens, kept))
+            report(Progress("slice", done, len(plan.layers)))
+        return with_parts(model, parts)
 
 
 def leverage_scores(moment: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
@@ -176,13 +187,4 @@ def _narrow_attention(dense: SlicedAttention, plan: LayerPlan, stats: LayerStats
     return SlicedAttention(replace(cut, value=value, value_bias=bias, output=output), dense.layer_idx)
 
 
-METHODS.register(
-    Method(
-        "modegpt",
-        "MoDeGPT",
-        "Nystroem, CR and SVD inside the modules, ratios by how much each layer turns its input",
-        plan_modegpt,
-        slice_modegpt,
-        uses_shapes=False,  # it is narrower heads by nature
-    )
-)
+METHODS.register(MoDeGPT())

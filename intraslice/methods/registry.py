@@ -1,76 +1,95 @@
-"""What a slicing method is, and how one is called by its name, at equal removed parameters."""
+"""Slicing methods: what one is, and how one is called by its name, at equal removed parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.config import SliceConfig
+from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback
+from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.core.registry import Registry
 from intraslice.distributed.sharing import size
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.planning.ratios import SlicePlan
+from intraslice.recovery.registry import recover, require_trainable
 
 Plan = SlicePlan | CrossModulePlan
+PlanType = TypeVar("PlanType", bound=Plan)
 Tokens = Int[Tensor, "sequences length"]
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to slice a dense model, which it leaves untouched.
+class SlicingMethod(ABC, Generic[PlanType]):
+    """One way to slice a dense model, which it leaves untouched. A subclass is registered as an instance in `METHODS`.
 
-    `plan(model, stats, config)` says what goes so that `config.sparsity` of the decoder's parameters do, and
-    `slice(model, plan, stats, tokens, progress=...)` builds that model, reporting progress by layer. `tokens` are the
-    calibration's, which for a method that trains more may follow.
+    The class attributes say what a method needs and can do; a subclass sets those that differ. Results are cached by
+    the method's name, so equal arguments must give equal models.
     """
 
-    name: str
-    label: str
-    explanation: str
-    plan: Callable[[PreTrainedModel, CalibrationStats, SliceConfig], Plan]
-    slice: Callable[..., PreTrainedModel]
-    uses_estimator: bool = False  # ratios come from the config's ratio estimator
-    uses_order: bool = False  # slices in the config's order, refining where it says so
-    trains: bool = False  # for the config's epochs, on the calibration's tokens and any that are given beyond them
-    uses_statistics: bool = True  # else `stats` may be None in the sequential order, whose moments are its own
-    layer_by_layer: bool = False  # slices models whose layers are kept away until they are used
-    uses_shapes: bool = True  # the config's shapes bind it
-    has_format: bool = True  # else its models can be measured, but not written
-    reads_tokens: bool = False  # runs the model on the calibration tokens, whatever the order
-    # From a share of the residual stream's axes, where the method cuts those.
-    plan_of_width: Callable[[PreTrainedModel, float, SliceConfig], Plan] | None = None
+    name: ClassVar[str]  # one word
+    label: ClassVar[str]  # on charts and buttons
+    explanation: ClassVar[str]  # one line of help
+
+    uses_estimator: ClassVar[bool] = False  # ratios come from the config's estimator
+    uses_order: ClassVar[bool] = False  # follows the config's order, and its `iterative`
+    uses_shapes: ClassVar[bool] = True  # follows the config's shapes
+    supports_offload: ClassVar[bool] = False  # slices models with offloaded layers
+    can_be_saved: ClassVar[bool] = True  # a saved folder can hold its models
+
+    @abstractmethod
+    def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> PlanType:
+        """What to remove, so that the decoder layers lose `config.sparsity` of their parameters.
+
+        Raises UserError for a sparsity that is out of reach.
+        """
+
+    @abstractmethod
+    def slice(
+        self,
+        model: PreTrainedModel,
+        plan: PlanType,
+        stats: CalibrationStats,
+        tokens: Tokens,
+        *,
+        progress: ProgressCallback | bool = True,
+    ) -> PreTrainedModel:
+        """Build the model of `plan`, without any recovery. `tokens` are those of the calibration."""
+
+    def plan_width(self, model: PreTrainedModel, slicing: float, config: SliceConfig) -> PlanType:
+        """What to remove, so that the residual stream loses the fraction `slicing` of its axes.
+
+        Raises UserError where the method leaves the residual stream alone, which is the default.
+        """
+        raise UserError(
+            f"slicing {slicing:g} is a share of the residual stream, which {self.name} leaves alone; use sparsity"
+        )
+
+    def needs_statistics(self, config: SliceConfig) -> bool:
+        """Whether plan and slice read `stats`. If not, `stats` may be None."""
+        return True
+
+    def recovery(self, config: SliceConfig) -> str:
+        """The recovery that follows slicing, or "none"."""
+        return config.recovery
 
 
-METHODS: Registry[Method] = Registry("method")
-
-
-def uses_estimator(method: str) -> bool:
-    """Whether ratios of this method come from a ratio estimator."""
-    return METHODS.require(method).uses_estimator
-
-
-def uses_statistics(method: str, config: SliceConfig) -> bool:
-    """Whether the method reads a calibration's statistics, not only its tokens."""
-    entry = METHODS.require(method)
-    return entry.uses_statistics or (entry.uses_order and config.order == "one-shot")
+METHODS: Registry[SlicingMethod[Any]] = Registry("method")
 
 
 def require_shareable(method: str, config: SliceConfig) -> None:
-    """Raises UserError where several processes are to share what the method does in one alone."""
+    """Raises UserError where several processes are to share gradient steps, which one process takes on all tokens."""
     entry = METHODS.require(method)
-    trains = entry.reads_tokens or (entry.uses_order and config.iterative)
-    if trains and size() > 1:
-        what = method if entry.reads_tokens else f"{method} with iterative refinement"
+    recovery, refines = entry.recovery(config), entry.uses_order and config.iterative
+    if size() > 1 and (refines or recovery != NO_RECOVERY):
+        what = "iterative refinement" if refines else f"recovery {recovery}"
         raise UserError(
-            f"{what} trains on all tokens in one process; start one, or take intraslice without --iterative"
+            f"{method} with {what} trains on all tokens in one process; start one process, or leave the training out"
         )
 
 
@@ -87,14 +106,13 @@ def plan_by(
     the method cannot do.
     """
     entry = METHODS.require(method)
-    if slicing is not None and entry.plan_of_width is None:
-        raise UserError(
-            f"slicing {slicing:g} is a share of the residual stream, which {method} leaves alone; use sparsity"
-        )
     require_shareable(method, config)
-    if not entry.layer_by_layer and is_offloaded(model):
+    if not entry.supports_offload and is_offloaded(model):
         raise UserError(f"{method} reads all layers at once; load the model without a device map, or take intraslice")
-    return entry.plan(model, stats, config) if slicing is None else entry.plan_of_width(model, slicing, config)
+    if entry.recovery(config) != NO_RECOVERY:
+        require_trainable(model)
+    stats = cast(CalibrationStats, stats)
+    return entry.plan(model, stats, config) if slicing is None else entry.plan_width(model, slicing, config)
 
 
 def slice_by(
@@ -103,8 +121,17 @@ def slice_by(
     plan: Plan,
     stats: CalibrationStats | None,
     tokens: Tokens,
+    training_tokens: Int[Tensor, "more length"] | None = None,
     *,
     progress: ProgressCallback | bool = True,
 ) -> PreTrainedModel:
-    """Build the model of `plan_by`. The dense model is untouched."""
-    return METHODS.require(method).slice(model, plan, stats, tokens, progress=progress)
+    """Build the model of `plan_by`, and recover it where the plan says so. The dense model is untouched.
+
+    `tokens` are those of the calibration. A recovery trains on `training_tokens`, by default on `tokens`.
+    """
+    report = progress_callback(progress)
+    sliced = METHODS.require(method).slice(model, plan, cast(CalibrationStats, stats), tokens, progress=report)
+    if plan.recovery == NO_RECOVERY:
+        return sliced
+    read = tokens if training_tokens is None else training_tokens
+    return recover(model, sliced, read, plan.recovery, plan.epochs, progress=report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intraslice.core.config import Order
+from intraslice.core.config import NO_RECOVERY, Order
 from intraslice.planning.sizes import Parameters
 
 MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
@@ -20,6 +20,8 @@ class CrossModulePlan:
     parameters: Parameters  # with a tied head kept tied
     order: Order  # where the bases come from: "one-shot" from the dense model's moments
     untied_total: int  # had the embeddings been untied, as SliceGPT's own code does; the same for an untied model
+    recovery: str = NO_RECOVERY  # that follows slicing
+    epochs: int = 1  # of the recovery
 
     @property
     def slicing(self) -> float:

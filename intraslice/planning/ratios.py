@@ -58,6 +58,16 @@ class SlicePlan:
     def removed_fraction(self) -> float:
         return self.parameters.removed_fraction
 
+    @property
+    def recovery(self) -> str:
+        """The recovery that follows slicing, or "none"."""
+        return self.config.recovery
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the recovery."""
+        return self.config.epochs
+
 
 def cap_ratios(ratios: Sequence[float], weights: Sequence[int], cap: float) -> list[float]:
     """Bound every ratio by `cap`; what is over goes to the other layers in proportion to their ratio.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cancelling import Cancelled, cancelling
+from stopping import Stopped, stop_at
 from tiny_models import FAMILIES
 from torch import nn
 from transformers import PreTrainedModel
@@ -23,7 +23,7 @@ from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.diagnostics.shift import ShiftReport, measure_shift
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import load_model
-from intraslice.methods.crossmodule import find_axes
+from intraslice.methods.crossmodule_bases import find_axes
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
 from intraslice.modeling.offload import is_offloaded
@@ -211,8 +211,8 @@ def test_a_job_that_is_cancelled_leaves_the_model_as_it_was(tiny_case, monkeypat
     before = anatomy(case.loaded.model)
     with torch.set_grad_enabled(gradients):
         for call in (1, 2, 5, 11, 23, 47):
-            with suppress(Cancelled):  # some end before that call
-                JOBS[name](case, cancelling(call))
+            with suppress(Stopped):  # some end before that call
+                JOBS[name](case, stop_at(call))
             assert not left_behind(case.loaded.model)
             assert anatomy(case.loaded.model) == before
             assert torch.is_grad_enabled() == gradients
@@ -260,9 +260,9 @@ def test_weights_on_disk_are_there_again_once_a_job_is_cancelled(folder, tiny_ca
     def cancel(_: Progress) -> None:
         were_in_memory.append(not any(p.is_meta for p in model.model.layers[0].mlp.parameters()))
         if len(were_in_memory) == 5:
-            raise Cancelled
+            raise Stopped
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(Stopped):
         slice_by("intraslice", model, plan, case.stats, case.tokens, progress=cancel)
     assert were_in_memory[-1]
     assert is_offloaded(model)

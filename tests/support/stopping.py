@@ -19,3 +19,16 @@ def stop_when(condition: Callable[[Progress], bool]) -> ProgressCallback:
             raise Stopped
 
     return progress
+
+
+def stop_at(call: int) -> ProgressCallback:
+    """A callback that cancels the stage when it is called for the `call`-th time."""
+    calls = 0
+
+    def progress(_: Progress) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Stopped
+
+    return progress

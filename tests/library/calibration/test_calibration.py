@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cancelling import Cancelled, cancelling
+from stopping import Stopped, stop_at
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import PreTrainedModel
@@ -250,8 +250,8 @@ def hooks_of(model: PreTrainedModel) -> list:
 
 def test_cancelling_removes_the_hooks_and_keeps_nothing(loaded, cache, monkeypatch):
     monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
-    with pytest.raises(Cancelled):
-        calibrate(loaded, TOKENS, progress=cancelling(2))
+    with pytest.raises(Stopped):
+        calibrate(loaded, TOKENS, progress=stop_at(2))
     assert not hooks_of(loaded.model)
     assert not cache.exists()
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pandas
 import pytest
 
 from intraslice.__main__ import main
-from intraslice.core.registry import ESTIMATORS
+from intraslice.core.registry import ESTIMATORS, RECOVERIES
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.precision import choose_device, choose_dtype
 
@@ -42,34 +41,9 @@ EVALUATED = {
 }
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> list[str]:
-    """Options that every command takes: a tiny model, its text, few tokens."""
-    home = tmp_path_factory.mktemp("commands")
-    tiny_llama_gqa().save_pretrained(home / "tiny")
-    vocabulary = [f"w{index}" for index in range(4, 256)]
-    word_tokenizer(vocabulary).save_pretrained(home / "tiny")
-    draw = random.Random(0)
-    text = "\n\n".join(" ".join(draw.choices(vocabulary, k=30)) for _ in range(60))
-    (home / "text.txt").write_text(text)
-    options = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt"]
-    options = [str(home / word) if not word.startswith("--") else word for word in options]
-    numbers = "--sequences 16 --length 24 --eval-tokens 96 --device cpu --dtype float32"
-    return [*options, *numbers.split(), "--json"]
-
-
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path_factory.getbasetemp() / "commands-cache"))
-
-
-@pytest.fixture
-def run(words, capsys):
-    def answer(command: str, *more: str) -> dict:
-        assert main([command, *words, *more]) == 0
-        return json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-
-    return answer
 
 
 @pytest.mark.parametrize(
@@ -81,7 +55,7 @@ def test_every_command_explains_itself(command, capsys, monkeypatch):
         main([command, "--help"])
     assert caught.value.code == 0
     told = " ".join(capsys.readouterr().out.split())
-    for entry in (*METHODS.values(), *ESTIMATORS.values()):
+    for entry in (*METHODS.values(), *ESTIMATORS.values(), *RECOVERIES.values()):
         assert f"{entry.name}: {entry.explanation}" in told
 
 
@@ -96,6 +70,26 @@ def test_evaluate_answers_alike_for_every_method(run, method):
     assert set(result["perplexity"]) == set(result["kv_bytes_per_token"]) == {"dense", "sliced"}
     assert result["removed_fraction"] == pytest.approx(0.25, abs=0.12)  # sizes of a tiny model are coarse
     assert result["perplexity"]["sliced"] != result["perplexity"]["dense"]
+
+
+def test_intraslice_plus_is_one_shot_slicing_with_distillation(run):
+    alias, spelt = (
+        run("evaluate", "--method", "intraslice+"),
+        run("evaluate", "--order", "one-shot", "--recover", "distill"),
+    )
+    assert spelt.pop("recovery") == "distill"
+    for timed in ("seconds", "peak_rss_bytes", "method", "order"):
+        alias.pop(timed), spelt.pop(timed)
+    assert alias == spelt
+
+
+def test_a_recovery_follows_any_method(run):
+    values = [run("evaluate", "--method", "flap", *more)["perplexity"] for more in ((), ("--recover", "distill"))]
+    assert values[0]["dense"] == values[1]["dense"]
+    assert values[0]["sliced"] != values[1]["sliced"]
+    rows = run("sweep", "--methods", "flap", "--sparsities", "0.3", "--no-speed", "--recover", "distill")["rows"]
+    assert [row["recovery"] for row in rows] == ["distill"]
+    assert rows[0]["perplexity"] == values[1]["sliced"]
 
 
 def test_a_locked_ratio_stays_and_is_told(run):
@@ -126,7 +120,7 @@ def test_the_protocol_says_in_which_precision_it_was(run, dtype):
     assert result["protocol"]["dtype"] == choose_dtype(dtype, choose_device())
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.has_format])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.can_be_saved])
 def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, method, tmp_path):
     folder = str(tmp_path / "sliced")
     in_memory = run("evaluate", "--method", method, "--sparsity", "0.4")

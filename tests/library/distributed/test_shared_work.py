@@ -21,7 +21,7 @@ from intraslice.diagnostics import ablation, sensitivity
 from intraslice.distributed.sharing import rank
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.evaluation.sweep import Texts, points, sweep
-from intraslice.methods import crossmodule
+from intraslice.methods import crossmodule_bases
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.modeling import hidden_states
 from intraslice.modeling.families import blocks
@@ -105,7 +105,7 @@ def embedded(monkeypatch) -> list[int]:
         counts.append(len(tokens))
         return hidden_states.embed(model, tokens)
 
-    for user in (slicing_driver, crossmodule, ablation):
+    for user in (slicing_driver, crossmodule_bases, ablation):
         monkeypatch.setattr(user, "embed", embed)
     return counts
 
@@ -210,9 +210,9 @@ def test_what_one_process_must_do_alone_is_refused_before_it_is_planned(tiny_cas
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("evaluate --method intraslice+", "intraslice+ trains"),
+        ("evaluate --method intraslice+", "intraslice+ with recovery distill trains"),
         ("slice --iterative --out folder", "iterative refinement"),
-        ("inspect --methods crossmodule intraslice+", "intraslice+ trains"),
+        ("inspect --methods crossmodule intraslice+", "intraslice+ with recovery distill trains"),
         ("evaluate --sequences 1", "too few for 2 processes"),
         ("sweep --methods intraslice+", None),
         ("sensitivity --iterative", None),

@@ -15,7 +15,7 @@ from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
-from intraslice.methods.registry import METHODS, plan_by, slice_by, uses_estimator
+from intraslice.methods.registry import METHODS, plan_by, slice_by
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -49,7 +49,7 @@ def test_points_are_all_combinations_once():
 def test_each_row_is_what_plain_slicing_gives(family_case):
     wanted = points(METHODS, ["pca", "uniform"], [0.3])
     frame = sweep(family_case.loaded, texts(family_case), wanted, progress=False)
-    count = len(METHODS) + sum(uses_estimator(method) for method in METHODS)
+    count = len(METHODS) + sum(method.uses_estimator for method in METHODS.values())
     assert len(frame) == count
     dense = family_case.loaded.model
     windows = texts(family_case).evaluation
@@ -100,7 +100,7 @@ def test_a_method_that_trains_reads_more_and_no_other(tiny_case, count_measureme
     case, wanted = tiny_case("llama-gqa"), points(["intraslice", "intraslice+"], ["pca"], [0.3])
     own = texts(case)
     more = module.replace(own, training=torch.cat([own.calibration, own.calibration.flip(1)]))
-    assert [more.read_by(point.method) is more.training for point in wanted] == [False, True]
+    assert [more.read_by(point.method, SliceConfig()) is more.training for point in wanted] == [False, True]
     first, second = (sweep(case.loaded, those, wanted, progress=False) for those in (own, more))
     assert count_measurements == [("intraslice", 0.3), ("intraslice+", 0.3), ("intraslice+", 0.3)]
     assert first["perplexity"][0] == second["perplexity"][0]

@@ -10,22 +10,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
-from intraslice.methods.baselines import (
-    activation_scores,
-    comparable,
-    magnitude_scores,
-    plan_baseline,
-    slice_baseline,
-    whole_head_table,
-)
+from intraslice.methods.baselines import magnitude_scores, whole_head_table
+from intraslice.methods.registry import METHODS
 from intraslice.modeling.families import blocks, canonicalise
 
 BASELINES = ("magnitude", "wanda", "flap")
 
 
 def made(case, baseline: str, sparsity: float):
-    plan = plan_baseline(case.loaded.model, case.stats, baseline, SliceConfig(sparsity))
-    return plan, slice_baseline(case.loaded.model, plan, case.stats, baseline, progress=False)
+    method, model = METHODS[baseline], case.loaded.model
+    plan = method.plan(model, case.stats, SliceConfig(sparsity))
+    return plan, method.slice(model, plan, case.stats, case.tokens, progress=False)
 
 
 @torch.no_grad()
@@ -81,7 +76,7 @@ def test_the_repair_beats_zeroing_on_the_first_layer(tiny_case, baseline: str):
     handle = case.loaded.model.model.layers[0].mlp.register_forward_pre_hook(lambda *call: caught.append(call[1][0]))
     case.loaded.model(case.tokens)
     handle.remove()
-    kept = activation_scores(blocks(case.loaded.model)[0], case.stats.layers[0], case.stats.tokens, baseline)[1]
+    kept = METHODS[baseline].scores(blocks(case.loaded.model)[0], case.stats.layers[0], case.stats.tokens)[1]
     kept = kept.topk(cut.neurons).indices
     wanted, inner = dense(caught[0]), dense.inner(caught[0])
     bare = inner[..., kept] @ dense.down_proj.weight[:, kept].T
@@ -105,7 +100,7 @@ def test_activation_scores_are_those_of_the_rows(tiny_case):
     wanda = {name: linears[name].weight.abs().sum(0) * rows[name].norm(dim=0) for name in rows}
     flap = {name: linears[name].weight.square().sum(0) * rows[name].var(0, correction=0) for name in rows}
     for name, wanted in (("wanda", wanda), ("flap", flap)):
-        heads, neurons = activation_scores(block, stats, case.stats.tokens, name)
+        heads, neurons = METHODS[name].scores(block, stats, case.stats.tokens)
         assert_close(heads, wanted["attention"].view(block.attention.heads, -1).sum(1), atol=1e-5, rtol=1e-3)
         assert_close(neurons, wanted["mlp"], atol=1e-5, rtol=1e-3)
 
@@ -127,9 +122,9 @@ def test_magnitude_scores_by_hand(tiny_llama_gqa):
 
 def test_ranks_and_standard_scores():
     scores = torch.tensor([3.0, 1.0, 2.0, 6.0])
-    assert comparable(scores, "wanda").tolist() == [0.5, 0.0, 0.25, 0.75]
-    assert_close(comparable(scores, "flap"), (scores - 3) / scores.std())
-    assert comparable(torch.ones(3), "flap").tolist() == [0, 0, 0]
+    assert METHODS["wanda"].comparable(scores).tolist() == [0.5, 0.0, 0.25, 0.75]
+    assert_close(METHODS["flap"].comparable(scores), (scores - 3) / scores.std())
+    assert METHODS["flap"].comparable(torch.ones(3)).tolist() == [0, 0, 0]
 
 
 def test_whole_heads_go_from_the_lowest_score():

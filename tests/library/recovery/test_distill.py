@@ -1,4 +1,4 @@
-"""IntraSlice+, last step: the slice's own matrices trained towards the dense model's distributions."""
+"""Distillation: the sliced model's own matrices trained towards the dense model's distributions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.planning.ratios import make_plan
 from intraslice.recovery import distill as distilling
-from intraslice.recovery.distill import distil
+from intraslice.recovery.distill import Distillation
 from intraslice.slicing.driver import slice_model
 
 
 @torch.no_grad()
-def _divergence(dense, sliced, tokens) -> float:
+def divergence(dense, sliced, tokens) -> float:
     tables = [model(tokens).logits.log_softmax(-1) for model in (dense, sliced)]
     return float((tables[0].exp() * (tables[0] - tables[1])).sum(-1).mean())
 
@@ -26,8 +26,7 @@ def sliced(family_case):
     return slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)
 
 
-def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sliced, monkeypatch) -> None:
-    monkeypatch.setattr(distilling, "STEP", 0.03)  # the steps are few
+def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sliced) -> None:
     dense, tokens = family_case.loaded.model, family_case.tokens
     shared = {id(parameter) for parameter in dense.parameters()}
     unshared = {name for name, parameter in sliced.named_parameters() if id(parameter) not in shared}
@@ -37,9 +36,9 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
         sliced.get_parameter(name).mul_(0.5)
     dense_before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
-    divergence = _divergence(dense, sliced, tokens)
-    distil(dense, sliced, tokens, 3, progress=False)
-    assert _divergence(dense, sliced, tokens) < divergence
+    before_training = divergence(dense, sliced, tokens)
+    Distillation(learning_rate=0.03).recover(dense, sliced, tokens, 3, progress=False)  # the steps are few
+    assert divergence(dense, sliced, tokens) < before_training
     for name, tensor in sliced.state_dict().items():
         assert torch.equal(tensor, before[name]) == (name not in trained), name
     for name, tensor in dense.state_dict().items():
@@ -56,7 +55,7 @@ def test_a_gradient_is_that_of_the_divergence_and_half_the_loss_of_the_texts_own
     weight = sliced.model.layers[0].mlp.down_proj.weight
     with torch.no_grad():
         hidden = dense.model(sequence[None], use_cache=False).last_hidden_state[0]
-    distilling._add_gradients_(sliced, [weight], sequence, hidden, share=0.25)
+    Distillation()._add_gradients_(sliced, [weight], sequence, hidden, scale=0.25)
     streamed, weight.grad = weight.grad, None
 
     weight.requires_grad_(True)
@@ -68,17 +67,18 @@ def test_a_gradient_is_that_of_the_divergence_and_half_the_loss_of_the_texts_own
     assert_close(streamed, weight.grad, atol=1e-7, rtol=1e-4)
 
 
-def test_weights_that_are_not_finite_are_an_error(family_case, sliced, monkeypatch) -> None:
-    monkeypatch.setattr(distilling, "STEP", float("nan"))
-    with pytest.raises(NumericalError, match="went astray"):
-        distil(family_case.loaded.model, sliced, family_case.tokens, 3, progress=False)
+def test_weights_that_are_not_finite_are_an_error(family_case, sliced) -> None:
+    with pytest.raises(NumericalError, match="diverged"):
+        Distillation(learning_rate=float("nan")).recover(
+            family_case.loaded.model, sliced, family_case.tokens, 3, progress=False
+        )
 
 
 def test_what_does_not_fit_into_memory_is_not_begun(family_case, sliced, monkeypatch) -> None:
     monkeypatch.setattr(distilling, "available_bytes", lambda device: 1000)
     before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
-    with pytest.raises(UserError, match="free on cpu; take method intraslice"):
-        distil(family_case.loaded.model, sliced, family_case.tokens, 1, progress=False)
+    with pytest.raises(UserError, match="free on cpu; leave the recovery out"):
+        Distillation().recover(family_case.loaded.model, sliced, family_case.tokens, 1, progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
 
 
@@ -87,11 +87,14 @@ def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None
     plan = make_plan(family_case.stats.profile, SliceConfig(0.0, order="one-shot"))
     uncut = slice_model(dense, plan, family_case.stats, progress=False)
     events: list[Progress] = []
-    assert distil(dense, uncut, family_case.tokens, 3, progress=events.append) is uncut
+    assert Distillation().recover(dense, uncut, family_case.tokens, 3, progress=events.append) is uncut
     assert events == []
 
 
 def test_without_epochs_it_stays_at_the_fits(family_case, sliced) -> None:
     events: list[Progress] = []
-    assert distil(family_case.loaded.model, sliced, family_case.tokens, 0, progress=events.append) is sliced
+    assert (
+        Distillation().recover(family_case.loaded.model, sliced, family_case.tokens, 0, progress=events.append)
+        is sliced
+    )
     assert events == []

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from cancelling import Cancelled, cancelling
+from stopping import Stopped, stop_at
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -173,8 +173,8 @@ def test_cancelling_at_any_step_changes_nothing():
     before = [{f.name: getattr(w, f.name) for f in fields(w)} for w in (weights, selected)]
     copies = [MLPWeights(**{n: v.clone() if isinstance(v, Tensor) else v for n, v in b.items()}) for b in before]
     for call in (1, 2, 9):
-        with pytest.raises(Cancelled):
-            refine_mlp(weights, selected, [tokens], RefineConfig(batch=512), cancelling(call))
+        with pytest.raises(Stopped):
+            refine_mlp(weights, selected, [tokens], RefineConfig(batch=512), stop_at(call))
     assert same(weights, copies[0])
     assert same(selected, copies[1])
     assert not any(t.requires_grad for w in (weights, selected) for t in (w.gate, w.up, w.down))

@@ -1,0 +1,106 @@
+"""Recovery after every slicing method: what it is worth, what it leaves alone, and where it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_distill import divergence
+
+from intraslice.calibration.driver import calibrate
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.loading import load_model
+from intraslice.methods.registry import METHODS, plan_by, slice_by
+from intraslice.recovery import recover
+from intraslice.recovery.distill import Distillation
+
+UNTRAINED = [name for name, method in METHODS.items() if method.recovery(SliceConfig()) == "none"]
+
+
+def sliced_by(name: str, case, tokens=None, **config):
+    plan = plan_by(name, case.loaded.model, case.stats, SliceConfig(0.4, **config))
+    return slice_by(name, case.loaded.model, plan, case.stats, case.tokens, tokens, progress=False)
+
+
+def same_weights(first, second) -> bool:
+    return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+def test_every_method_gets_nearer_to_the_dense_model(tiny_case, name):
+    case = tiny_case("llama-gqa")
+    dense, sliced = case.loaded.model, sliced_by(name, case)
+    shared = {id(parameter) for parameter in dense.parameters()}
+    for weight in sliced.model.layers.parameters():  # slicing fits random tokens as well as it can be done
+        if weight.ndim == 2 and id(weight) not in shared:
+            weight.mul_(0.5)
+    before = {key: tensor.clone() for key, tensor in dense.state_dict().items()}
+    far = divergence(dense, sliced, case.tokens)
+    strong = Distillation(learning_rate=0.03)  # the steps are few
+    assert strong.recover(dense, sliced, case.tokens, 3, progress=False) is sliced
+    assert divergence(dense, sliced, case.tokens) < far
+    assert all(torch.equal(tensor, before[key]) for key, tensor in dense.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in sliced.parameters())
+
+
+@pytest.mark.parametrize("name", ["crossmodule", "wanda", "svd"])
+def test_the_config_names_the_recovery_that_follows_slicing(tiny_case, name):
+    case = tiny_case("llama-gqa")
+    more = torch.cat([case.tokens, case.tokens.flip(1)])
+    by_config = sliced_by(name, case, more, recovery="distill", epochs=2)
+    by_hand = recover(case.loaded.model, sliced_by(name, case), more, "distill", epochs=2, progress=False)
+    assert same_weights(by_config, by_hand)
+    assert not same_weights(by_config, sliced_by(name, case))
+    assert same_weights(sliced_by(name, case, more, recovery="distill", epochs=0), sliced_by(name, case))
+
+
+@pytest.mark.parametrize("ignored", [{}, {"iterative": True}, {"order": "one-shot"}, {"recovery": "distill"}])
+def test_intraslice_plus_is_another_name(tiny_case, ignored):
+    case = tiny_case("llama-mha")
+    alias = sliced_by("intraslice+", case, **ignored)
+    assert same_weights(alias, sliced_by("intraslice", case, order="one-shot", recovery="distill"))
+
+
+def test_without_a_recovery_the_model_stays_as_it_is(tiny_case):
+    case = tiny_case("llama-gqa")
+    sliced = sliced_by("wanda", case)
+    assert recover(case.loaded.model, sliced, case.tokens, "none", progress=False) is sliced
+    assert same_weights(sliced, sliced_by("wanda", case))
+
+
+def test_an_unknown_recovery_is_named(tiny_case):
+    with pytest.raises(UserError, match="'magic'; wanted one of none, distill"):
+        SliceConfig(recovery="magic")
+    model = tiny_case("llama-gqa").loaded.model
+    with pytest.raises(UserError, match="'magic'; wanted one of distill"):
+        recover(model, model, torch.zeros(1, 8, dtype=torch.long), "magic")
+
+
+def test_offloaded_weights_are_refused_before_anything_is_sliced(folder):
+    offloaded, tokens = load_model(str(folder), device_map="disk"), torch.arange(96).view(4, 24) + 3
+    stats = calibrate(offloaded, tokens, progress=False)
+    with pytest.raises(UserError, match="in memory; load the model without a device map"):
+        plan_by("intraslice", offloaded.model, stats, SliceConfig(0.3, recovery="distill"))
+    with pytest.raises(UserError, match="in memory"):
+        recover(offloaded.model, offloaded.model, tokens)
+
+
+def test_quantised_weights_are_refused(tiny_case):
+    case = tiny_case("llama-gqa")
+    sliced = sliced_by("wanda", case)
+    down = sliced.model.layers[0].mlp.down_proj
+    down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(UserError, match="floating-point"):
+        recover(case.loaded.model, sliced, case.tokens)
+
+
+def test_a_plan_says_which_recovery_follows(tiny_case):
+    case = tiny_case("llama-gqa")
+    config = SliceConfig(0.3, recovery="distill", epochs=3)
+    for name in METHODS:
+        plan = plan_by(name, case.loaded.model, case.stats, config)
+        assert (plan.recovery, plan.epochs) == ("distill", 3)
+        expected = "distill" if name == "intraslice+" else "none"
+        assert plan_by(name, case.loaded.model, case.stats, replace(config, recovery="none")).recovery == expected
