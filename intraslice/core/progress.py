@@ -56,43 +56,48 @@ def no_pause() -> None:
     """Go on at once."""
 
 
+@dataclass
+class _Stage:
+    """A stage that has begun and not ended. The bar is None where stderr is no terminal."""
+
+    start: float
+    bar: tqdm | None
+
+
 class ProgressDisplay:
     """A tqdm bar on a terminal or in a notebook; elsewhere one line for every stage that ends. Both go to stderr.
 
-    Among several processes only the first displays anything.
+    Stages may be nested. Among several processes only the first displays anything.
     """
 
     def __init__(self) -> None:
-        self._stage = ""
-        self._start = 0.0
-        self._ended = False
-        self._bar: tqdm | None = None
+        self._stages: dict[str, _Stage] = {}
+        self._ended = ""
 
     def __call__(self, event: Progress) -> None:
         """Display `event`, unless it repeats the last one."""
         if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0:
             return
-        if event.stage != self._stage or (self._ended and event.done < event.total):
+        if event.stage not in self._stages:
+            if event.stage == self._ended and event.done == event.total:
+                return
             self._begin(event)
-        if self._ended:
-            return
-        if self._bar is not None:
-            self._bar.update(event.done - self._bar.n)
+        bar = self._stages[event.stage].bar
+        if bar is not None:
+            bar.update(event.done - bar.n)
         if event.done == event.total:
             self._end(event)
 
     def _begin(self, event: Progress) -> None:
-        if self._bar is not None:  # the stage before it failed, or was left
-            self._bar.close()
-        self._stage, self._start, self._ended = event.stage, time.monotonic(), False
         is_interactive = sys.stderr.isatty() or notebook_tqdm is not terminal_tqdm
-        self._bar = tqdm(desc=event.stage, total=event.total) if is_interactive else None
+        # Inside another stage, whose bar is above, a bar disappears once it is full.
+        bar = tqdm(desc=event.stage, total=event.total, leave=not self._stages) if is_interactive else None
+        self._stages[event.stage], self._ended = _Stage(time.monotonic(), bar), ""
 
     def _end(self, event: Progress) -> None:
-        self._ended = True
-        if self._bar is None:
-            seconds = time.monotonic() - self._start
+        stage, self._ended = self._stages.pop(event.stage), event.stage
+        if stage.bar is None:
+            seconds = time.monotonic() - stage.start
             print(f"{event.stage} {event.done}/{event.total}, {seconds:.1f} s", file=sys.stderr, flush=True)
         else:
-            self._bar.close()
-            self._bar = None
+            stage.bar.close()

@@ -22,6 +22,14 @@ def test_a_log_gets_one_line_for_each_stage_that_ends(capsys):
     assert lines == ["calibrate 2/2", "evaluate 1/1", "calibrate 2/2"]
 
 
+def test_a_stage_with_stages_inside_gets_one_line_and_all_of_its_time(capsys, monkeypatch):
+    times = iter(map(float, range(100)))
+    monkeypatch.setattr("intraslice.core.progress.time.monotonic", lambda: next(times))
+    inside = [Progress("slice", 0, 1), Progress("slice", 1, 1)]
+    show(Progress("sweep", 0, 2), *inside, Progress("sweep", 1, 2), *inside, Progress("sweep", 2, 2))
+    assert capsys.readouterr().err.splitlines() == ["slice 1/1, 1.0 s", "slice 1/1, 1.0 s", "sweep 2/2, 5.0 s"]
+
+
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     show(*[Progress("calibrate", done, 32) for done in (0, 16, 32)])
