@@ -26,9 +26,18 @@ def joined(device: str) -> Iterator[None]:
     leave together, except where one leaves by an error. Raises UserError where they cannot meet.
     """
     count = _variable("WORLD_SIZE", 1)
-    if count == 1:
+    if count > 1:
+        _join(device, count)
+    try:
         yield
-        return
+        if count > 1:
+            gathered([])  # all are here
+    finally:
+        if count > 1:
+            torch_distributed.destroy_process_group()
+
+
+def _join(device: str, count: int) -> None:
     _choose_device(device, count)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
@@ -38,11 +47,6 @@ def joined(device: str) -> Iterator[None]:
             f"{count} processes cannot meet ({str(error).splitlines()[0][:200]}); start them by torchrun, on several "
             "machines with the same --rdzv-endpoint"
         ) from error
-    try:
-        yield
-        gathered([])  # all are here
-    finally:
-        torch_distributed.destroy_process_group()
 
 
 def _choose_device(device: str, count: int) -> None:

@@ -42,14 +42,11 @@ def _joined() -> bool:
 def alone() -> Iterator[None]:
     """While open, this process works as if it were the only one: what is done inside is done by it, and whole."""
     global _alone
-    if size() == 1:
-        yield
-        return
-    _alone = True
+    before, _alone = _alone, _alone or size() > 1
     try:
         yield
     finally:
-        _alone = False
+        _alone = before
 
 
 def share_of(count: int, unit: int = 1) -> slice:
