@@ -15,11 +15,13 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import app
 import intraslice.__main__
@@ -62,12 +64,31 @@ def test_it_says_what_it_is_and_what_it_wants(wheel) -> None:
         about = email.message_from_bytes(opened.read(f"{place}/METADATA"))
         commands = opened.read(f"{place}/entry_points.txt").decode()
     assert about["Version"] == VERSION
-    wanted = [line for line in about.get_all("Requires-Dist") if "extra ==" not in line]
-    assert sorted(wanted) == sorted((ROOT / "requirements.txt").read_text().split())
+    wanted = {Requirement(line) for line in about.get_all("Requires-Dist") if "extra ==" not in line}
+    assert wanted == set(requirements("requirements.txt"))
     named = re.findall(r"(\S+) = (\S+)", commands)
     points = {name: EntryPoint(name, value, "console_scripts") for name, value in named}
     assert points["intraslice"].load() is intraslice.__main__.main
     assert points["intraslice-explorer"].load() is app.main
+
+
+def requirements(file: str) -> list[Requirement]:
+    return [Requirement(line) for line in (ROOT / file).read_text(encoding="utf-8").split()]
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "tests/requirements.txt"])
+def test_every_requirement_has_a_lower_and_an_upper_bound_around_what_is_installed(file) -> None:
+    for requirement in requirements(file):
+        assert sorted(bound.operator for bound in requirement.specifier) == ["<", ">="], requirement
+        assert requirement.specifier.contains(version(requirement.name)), requirement
+
+
+def test_gradio_is_bounded_by_the_minor_version_after_the_one_that_a_space_runs() -> None:
+    (gradio,) = (one for one in requirements("requirements.txt") if one.name == "gradio")
+    (runs,) = re.findall(r"^sdk_version: (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    (upper,) = (Version(bound.version) for bound in gradio.specifier if bound.operator == "<")
+    assert gradio.specifier.contains(runs)
+    assert (upper.major, upper.minor) == (Version(runs).major, Version(runs).minor + 1)
 
 
 def test_the_changelog_has_this_version_and_its_day() -> None:
