@@ -21,7 +21,7 @@ from components.gradio_compat.connection import connection_check
 from components.jobs import limits
 from components.server.app import App
 from components.state import choices
-from components.state.keys import precision
+from components.state.request import default_precision, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.ui import explainers, formatting
@@ -30,7 +30,7 @@ from intraslice.core.cache import bound_cache
 
 def build_app(session: Session) -> App:
     """The whole page over one session. `launch(**launch_options())` it."""
-    first = Settings(dtype=precision(Settings()))
+    first = parse(Settings(dtype=default_precision()))
     session.jobs.connection = connection_check
     opening = slider.opening(session, first)
     with App(session.jobs.scheduler, title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
@@ -40,10 +40,10 @@ def build_app(session: Session) -> App:
         status = gr.HTML(formatting.starting(), elem_id="status", apply_default_css=False)
         toolbar = pinning.build()
         with gr.Row(elem_id="slider-bar"):
-            sparsity = controls.sparsity_slider(first.sparsity)
+            sparsity = controls.sparsity_slider(first.settings.sparsity)
             removed = gr.HTML(opening.removed, elem_id="removed", apply_default_css=False)
         with sidebar:
-            side = controls.build(session, first, sparsity, opening)
+            side = controls.build(session, first.settings, sparsity, opening)
         with gr.Tabs(elem_id="tabs") as row:
             panels = tabs.build(session, first)
         explainers.glossary()

@@ -15,16 +15,17 @@ import gradio as gr
 
 from components.export import files
 from components.frame.context import HEAVY
-from components.gradio_compat.signatures import with_signature
+from components.gradio_compat.signatures import is_given_by_gradio, with_signature
 from components.i18n.language import spoken
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.ratios import measure as ratios
+from components.state.request import Request
 from components.state.session import Session
 from components.state.settings import PROMPT, Settings
 from components.sweep import measure
 from components.sweep.views import SweepChoice
-from components.ui.handlers import spread_settings, visitor_of
+from components.ui.handlers import spread_settings
 from components.ui.labels import METHODS
 
 USUAL: dict[str, Any] = SweepChoice()._asdict()
@@ -33,7 +34,7 @@ Upload = gr.FileData | None
 LANE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}
 
 
-def evaluate(session: Session, settings: Settings, request: gr.Request) -> dict[str, Any]:
+def evaluate(session: Session, request: Request, client: str) -> dict[str, Any]:
     """Slice a model and measure it: plan, parameters, ratios, perplexity dense and sliced, and the protocol.
 
     Percentages (sparsity, cap) are out of 100. `locked` gives ratios by hand, such as "7 mlp 25, 3 attention 0".
@@ -41,56 +42,56 @@ def evaluate(session: Session, settings: Settings, request: gr.Request) -> dict[
     `upload` is a text of yours, by `handle_file` in gradio_client; on a desktop its path will do.
     The first call for a model and text loads and calibrates them, which takes minutes; later ones find both.
     """
-    return _result(session, "evaluate", partial(files.evaluation, session=session, settings=settings), request)
+    return _result(session, "evaluate", partial(files.evaluation, session=session, request=request), client)
 
 
 def generate(
     session: Session,
-    settings: Settings,
+    request: Request,
     prompt: str = PROMPT,
     tokens: int = 64,
     temperature: float = 0.0,
     sample_seed: int = 0,
-    request: gr.Request | None = None,
+    client: str = "",
 ) -> dict[str, Any]:
     """The dense and the sliced model's answers to a prompt, as {"dense": ..., "sliced": ...}; greedy at 0."""
     options: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "seed": sample_seed}
-    work = partial(files.answers, session=session, settings=settings, prompt=prompt, **options)
-    return _result(session, "generate", work, request)
+    work = partial(files.answers, session=session, request=request, prompt=prompt, **options)
+    return _result(session, "generate", work, client)
 
 
 def sweep_table(
     session: Session,
-    settings: Settings,
+    request: Request,
     methods: list[str] = USUAL["methods"],
     estimators: list[str] = USUAL["estimators"],
     sparsities: list[float] = USUAL["sparsities"],
     speed: bool = False,
-    request: gr.Request | None = None,
+    client: str = "",
 ) -> list[dict[str, Any]]:
     """Perplexity, and speed if asked, of every method x estimator x sparsity (per cent): one object a model.
 
     Methods: {methods}. Points that are measured already come from the disk.
     """
     choice = SweepChoice(methods, estimators, sparsities, speed)
-    work = partial(measure.table, session=session, settings=settings, choice=choice)
-    return _result(session, "sweep table", work, request)
+    work = partial(measure.table, session=session, request=request, choice=choice)
+    return _result(session, "sweep table", work, client)
 
 
-def locked_ratios(session: Session, settings: Settings, ratios_file: Upload = None) -> str:
+def locked_ratios(session: Session, request: Request, ratios_file: Upload = None) -> str:
     """A file of ratios as the `locked` of all other calls, checked row by row, and against the model where it is known.
 
     A .csv or .json with layer, attention_ratio and mlp_ratio, shares of a module, as `save_ratios` writes it; what it
     leaves empty shares what is left. A ratio that `locked` gives already counts more than the file's.
     """
-    settings = ratios.with_ratios(settings, cast(str | None, ratios_file))  # its path, as `CHECKS` returns it
-    session.plan(settings)
-    return settings.locked
+    request = ratios.with_ratios(request, cast(str | None, ratios_file))  # its path, as `CHECKS` returns it
+    session.plan(request)
+    return request.settings.locked
 
 
-def command_lines(session: Session, settings: Settings, prompt: str = PROMPT) -> str:
+def command_lines(session: Session, request: Request, prompt: str = PROMPT) -> str:
     """The shell lines that evaluate, save and ask the same model without the page."""
-    return files.command_lines(session, settings, prompt)
+    return files.command_lines(session, request, prompt)
 
 
 def build(session: Session) -> None:
@@ -114,7 +115,9 @@ def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
         if parameter.default is not parameter.empty
     }
     parameters = [
-        parameter.replace(annotation=hints[name], default=defaults.get(name))
+        parameter
+        if is_given_by_gradio(parameter)
+        else parameter.replace(annotation=hints[name], default=defaults.get(name))
         for name, parameter in inspect.signature(called).parameters.items()
     ]
     called = with_signature(called, endpoint, parameters, hints["return"])
@@ -122,15 +125,15 @@ def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
     return called
 
 
-def _result(session: Session, kind: str, work: Callable[[Job], Any], request: gr.Request | None) -> Any:
-    """What `work` returns, as the visitor's job of a kind. Raises gr.Error for what goes wrong, in the page's words."""
-    visitor, results = visitor_of(request), []
+def _result(session: Session, kind: str, work: Callable[[Job], Any], client: str) -> Any:
+    """What `work` returns, as the client's job of a kind. Raises gr.Error for what goes wrong, in the page's words."""
+    results: list[Any] = []
     call = f"{kind} {next(CALLS)}"  # MCP clients share a session, and must not end each other's
 
     def keep_result(job: Job) -> None:
         results.append(work(job))
 
-    *_, last = [Status("Stopped"), *session.jobs.run(visitor, call, keep_result)]
+    *_, last = [Status("Stopped"), *session.jobs.run(client, call, keep_result)]
     if not results:
         raise gr.Error(spoken(last.text))
     return results[0]

@@ -24,6 +24,7 @@ from components.ratios.estimator_check import measure as estimator_check
 from components.ratios.prices import measure as price_views
 from components.spectra.measure import CalibratedSpectra
 from components.state.calibrations import Calibrated
+from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import diagnostics as diagnostics_file
@@ -126,12 +127,12 @@ def aside(*files: Path) -> Iterator[None]:
                 before.replace(file)
 
 
-def perplexities(session: Session, settings: Settings) -> dict[float, float]:
+def perplexities(session: Session, request: Request) -> dict[float, float]:
     """Perplexity by sparsity (a fraction), dense first: what the first line expects before anything is measured."""
     curve: dict[float, float] = {}
     for percent in range(0, 61, 10):
-        at_percent = settings._replace(sparsity=percent)
-        work = partial(session.measure_perplexities, settings=at_percent)
+        at_percent = request.with_settings(sparsity=percent)
+        work = partial(session.measure_perplexities, request=at_percent)
         session.jobs.scheduler.start("snapshot", work).join()
         perplexity = session.perplexities(at_percent).sliced
         assert perplexity is not None  # measured just now
@@ -146,22 +147,22 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(FILES), choices=FILES, help="of the files; default: all")
     wanted = parser.parse_args().only
     with aside(*(FILES[name] for name in wanted)):  # older ones may hold other things
-        session, settings = Session(), Settings(dtype="float32")
-        for event in session.prepare(settings, "snapshot"):
+        session, request = Session(), parse(Settings(dtype="float32"))
+        for event in session.prepare(request, "snapshot"):
             print(event.text, event.done, event.total)
-        calibrated = session.calibrated(settings)
+        calibrated = session.calibrated(request)
         if "sensitivity" in wanted:
             estimator_check.save(estimator_check.long_measurement(calibrated))
         if "prices" in wanted:
             price_views.save(price_views.first_measurement(calibrated))
         if "snapshot" in wanted:
-            snapshot.save(calibrated.source.profile, snapshot.label(), curve=perplexities(session, settings))
+            snapshot.save(calibrated.source.profile, snapshot.label(), curve=perplexities(session, request))
         if "diagnostics" in wanted:
             shifts = ShiftViews(session)
-            for event in shifts.measure(settings, "snapshot"):
+            for event in shifts.measure(request, "snapshot"):
                 print(event.text, event.done, event.total)
             arrays, about = gather(CalibratedSpectra(calibrated), calibrated)
-            view = shifts.view(settings, "snapshot")
+            view = shifts.view(request, "snapshot")
             assert view is not None  # measured just now
             save(snapshot.label(), arrays, about, view)
 

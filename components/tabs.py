@@ -15,8 +15,8 @@ from components.frame.context import Context
 from components.i18n.language import later
 from components.ratios import panel as ratios
 from components.spectra import panel as spectra
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.sweep import panel as sweep
 from components.ui.handlers import Follower
 
@@ -36,7 +36,7 @@ def labels() -> dict[str, str]:
     return {tab: label for tab, (label, _) in TABS.items()}
 
 
-def build(session: Session, first: Settings) -> dict[str, Any]:
+def build(session: Session, first: Request) -> dict[str, Any]:
     """Every tab's panel by its id, with what is known of `first`. Called inside `gr.Tabs()`."""
     panels = {}
     for tab, (label, module) in TABS.items():

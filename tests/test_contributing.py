@@ -85,7 +85,7 @@ def random_heads() -> Iterator[str]:
 def own_session(tiny) -> Session:
     """A session that calibrates the tiny model now, with whatever is registered."""
     session = Session(evaluation_tokens=256)
-    *_, last = session.prepare(tiny, SOMEBODY.session_hash)
+    *_, last = session.prepare(tiny, SOMEBODY)
     assert last.kind == "ready", last.text
     return session
 
@@ -218,7 +218,7 @@ def test_the_page_offers_and_shows_both(energy, random_heads, own_session, tiny)
     assert len(groups) == 1  # the Sweep tab's
     (methods,) = [one for one in components if ("Random heads", random_heads) in (getattr(one, "choices", None) or ())]
     assert methods.label == "Methods"
-    settings = tiny._replace(estimator=energy)
+    settings = tiny.with_settings(estimator=energy)
     bars = json.loads(ratios_panel.show(own_session, settings, 0, SOMEBODY).ratios)
     drawn = [trace["y"] for trace in bars["data"] if trace["type"] == "bar"]
     plan = own_session.slice_plan(settings)
@@ -276,11 +276,11 @@ def test_the_tab_is_in_the_page_and_follows_the_settings(summary, own_session, t
     answering = [function.fn for function in page.fns.values() if list(function.outputs) == [table]]
     assert len(answering) >= 3  # settings at rest, a calibration that ends, the tab opened
     for percent in (20, 50):
-        settings = tiny._replace(sparsity=percent, bias=1)
+        settings = tiny.with_settings(sparsity=percent, bias=1)
         kept = [len(layer.heads) for layer in own_session.slice_plan(settings).layers]
         for answer in answering:
-            shown = answer(*settings, 0, "summary", SOMEBODY)
+            shown = answer(*settings.settings, 0, "summary", SOMEBODY)
             assert [int(count) for count in re.findall(r"<td>(\d+) of 9</td>", shown)] == kept
-            assert answer(*settings, 0, "ratios", SOMEBODY) == gr.skip()
+            assert answer(*settings.settings, 0, "ratios", SOMEBODY) == gr.skip()
     assert min(kept) < 9
-    assert answering[0](*tiny._replace(sparsity=75, cap=60), 0, "summary", SOMEBODY) == gr.skip()
+    assert answering[0](*tiny.settings._replace(sparsity=75, cap=60), 0, "summary", SOMEBODY) == gr.skip()

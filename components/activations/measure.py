@@ -19,10 +19,10 @@ from components.jobs.jobs import job_progress
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.state.caches import BoundedCache
+from components.state.choices import describe_text
 from components.state.crossmodule import nearest_plan, note_of
-from components.state.keys import SliceKey, calibration_key, described, is_usual, slice_config, slice_key
+from components.state.request import Request, SliceKey
 from components.state.session import Session
-from components.state.settings import Settings
 from intraslice.diagnostics.distributions import Distribution
 from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
 from intraslice.modeling.counts import parameters_of
@@ -32,82 +32,79 @@ NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": later("cross
 
 
 class ShiftViews:
-    """What has been measured, by model, calibration, setting and method; and what each visitor looks at."""
+    """What has been measured, by model, calibration, setting and method; and what each client looks at."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._shifts: BoundedCache[SliceKey, tuple[MethodShift, int]] = BoundedCache(60)  # some 200 kB each
         self._missing: BoundedCache[SliceKey, str] = BoundedCache(1000)
-        self._shown: BoundedCache[str, Settings] = BoundedCache(1000)
+        self._shown: BoundedCache[str, Request] = BoundedCache(1000)
         self._kept = snapshot.shift()
 
-    def view(self, settings: Settings, visitor: str) -> ShiftView | None:
-        """The measurement of a setting; else what the visitor saw last, or the snapshot; None where nothing is known.
-
-        Raises UserError for settings out of range.
-        """
-        if self.is_measured(settings):
-            self._shown.put(visitor, settings)
-            return self._view(settings)
-        last = self._shown.get(visitor)
-        if last and calibration_key(last) == calibration_key(settings) and self.is_measured(last):
+    def view(self, request: Request, client: str) -> ShiftView | None:
+        """The measurement of a setting; else what the client saw last, or the snapshot; None where nothing is known."""
+        if self.is_measured(request):
+            self._shown.put(client, request)
+            return self._view(request)
+        last = self._shown.get(client)
+        if last and last.calibration == request.calibration and self.is_measured(last):
             return self._view(last)
-        return self._kept if is_usual(settings) else None
+        return self._kept if request.is_default_calibration else None
 
-    def exactly(self, settings: Settings) -> ShiftView | None:
+    def exactly(self, request: Request) -> ShiftView | None:
         """The measurement of this very setting, or the snapshot where it is of that."""
-        if self.is_measured(settings):
-            return self._view(settings)
-        return self._kept if settings._replace(dtype="auto") == Settings() else None
+        if self.is_measured(request):
+            return self._view(request)
+        return self._kept if request.is_default else None
 
-    def is_measured(self, settings: Settings) -> bool:
+    def is_measured(self, request: Request) -> bool:
         """Whether anything is known of exactly this setting."""
-        return self._shifts.get(slice_key(settings, "intraslice")) is not None
+        return self._shifts.get(request.slice_key("intraslice")) is not None
 
-    def is_read(self, settings: Settings) -> bool:
+    def is_read(self, request: Request) -> bool:
         """Whether the sliced model's perplexity is known."""
-        return self._session.perplexities(settings).sliced is not None
+        return self._session.perplexities(request).sliced is not None
 
-    def may_measure(self, settings: Settings) -> bool:
+    def may_measure(self, request: Request) -> bool:
         """Whether measuring may start by itself: the sequential order is only sliced on request."""
-        if settings.sparsity == 0 or not self._session.is_calibrated(settings):
+        if request.slicing.sparsity == 0 or not self._session.is_calibrated(request):
             return False
-        return settings.order == "one-shot" or self._session.is_sliced(settings)
+        return request.slicing.order == "one-shot" or self._session.is_sliced(request)
 
-    def measure(self, settings: Settings, client: str) -> Iterator[Status]:
+    def measure(self, request: Request, client: str) -> Iterator[Status]:
         """Slice by both methods and measure each; `view` tells how far it got. Gives way to slider and tabs."""
-        follows = {"settings": settings, "tab": "activations"}
-        work = partial(self.measure_both, settings=settings)
+        follows = {"request": request, "tab": "activations"}
+        work = partial(self.measure_both, request=request)
         yield from self._session.jobs.run(client, "shift", work, urgency=Urgency.FIRST, **follows)
 
-    def measure_both(self, job: Job, settings: Settings) -> None:
+    def measure_both(self, job: Job, request: Request) -> None:
         """What `measure` does."""
-        keys = {method: slice_key(settings, method) for method in NAMES}
+        keys = {method: request.slice_key(method) for method in NAMES}
         sliced: dict[str, PreTrainedModel] = {}
         for method, key in keys.items():
-            if self._shifts.get(key) is not None or self._missing.get(key) is not None or self._refused(settings, key):
+            if self._shifts.get(key) is not None or self._missing.get(key) is not None or self._refused(request, key):
                 continue
-            sliced[method] = self._session.slice(job, settings, method)
-            if settings.order == "sequential":  # what there is need not wait for the other, which takes a minute
-                self._compare(job, settings, sliced)
+            sliced[method] = self._session.slice(job, request, method)
+            if request.slicing.order == "sequential":  # what there is need not wait for the other, which takes a minute
+                self._compare(job, request, sliced)
                 sliced = {}
         if sliced:
-            self._compare(job, settings, sliced)
-        job.emit(self._session.ready(settings))
+            self._compare(job, request, sliced)
+        job.emit(self._session.ready(request))
 
-    def _refused(self, settings: Settings, key: SliceKey) -> bool:
+    def _refused(self, request: Request, key: SliceKey) -> bool:
         """Whether the cross-module method cannot remove as much, which is noted."""
         if key[2] != "crossmodule":
             return False
-        dense = self._session.calibrated(settings).loaded.model
-        plan, near = nearest_plan(dense, slice_config(settings).sparsity)
+        dense = self._session.calibrated(request).loaded.model
+        plan, near = nearest_plan(dense, request.slicing.sparsity)
         if not near:
             self._missing.put(key, note_of(plan))
         return not near
 
-    def _compare(self, job: Job, settings: Settings, sliced: dict[str, PreTrainedModel]) -> None:
+    def _compare(self, job: Job, request: Request, sliced: dict[str, PreTrainedModel]) -> None:
         """Measure several methods in one pass of the dense model."""
-        calibrated = self._session.calibrated(settings)
+        calibrated = self._session.calibrated(request)
         dense, windows = calibrated.loaded.model, calibrated.windows
         tokens = windows[: max(1, TOKENS // windows.shape[1])]
         names = Words(lambda: say(" and ").join(spoken(NAMES[method]) for method in sliced))
@@ -115,30 +112,30 @@ class ShiftViews:
         report = measure_shift(dense, sliced, tokens, progress=job_progress(job, words))
         for method, model in sliced.items():
             measured = _summary(report, method, dense, model), report.massive
-            self._shifts.put(slice_key(settings, method), measured)
+            self._shifts.put(request.slice_key(method), measured)
 
-    def _view(self, settings: Settings) -> ShiftView:
-        calibrated = self._session.calibrated(settings)
+    def _view(self, request: Request) -> ShiftView:
+        calibrated = self._session.calibrated(request)
         windows, window = calibrated.windows.shape
         found = {
             method: measured
             for method in NAMES
-            if (measured := self._shifts.get(slice_key(settings, method))) is not None
+            if (measured := self._shifts.get(request.slice_key(method))) is not None
         }
-        missing = self._missing.get(slice_key(settings, "crossmodule"))
+        missing = self._missing.get(request.slice_key("crossmodule"))
         if missing is None and "crossmodule" not in found:
             soon = later("Cross-module slicing at the same sparsity follows; in a moment.")
             slow = later("Cross-module slicing at the same sparsity follows; it takes a minute or two.")
-            missing = soon if settings.order == "one-shot" else slow
+            missing = soon if request.slicing.order == "one-shot" else slow
         return ShiftView(
-            asked=settings.sparsity / 100,
+            asked=request.slicing.sparsity,
             methods={method: measured[0] for method, measured in found.items()},
             tokens=min(windows, max(1, TOKENS // window)) * window,
             window=window,
             massive=found["intraslice"][1],
-            text=described(calibration_key(settings).config.text),
+            text=describe_text(request.calibration.config.text),
             missing=missing or "",
-            order=settings.order,
+            order=request.slicing.order,
         )
 
 

@@ -14,12 +14,12 @@ from components.activations.views import ShiftView
 from components.frame.context import Context
 from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import later, say, spoken
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.ui import figure, formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, at_opening, unchanged, visitor_of
+from components.ui.handlers import Follower, at_opening, unchanged
 
 NOTHING = later("Measured when the model is calibrated and sliced.")
 
@@ -48,51 +48,51 @@ class ActivationsPanel(NamedTuple):
     shown: Shown
 
 
-def show(views: ShiftViews, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+def show(views: ShiftViews, request: Request, layer: int, client: str) -> Shown:
     """What is measured: words (HTML), shift by layer and the chosen layer's histograms (JSON)."""
     try:
-        view = views.view(settings, visitor_of(request))
+        view = views.view(request, client)
     except ValueError:  # the first line says what is wrong with the setting
         return unchanged(Shown)
-    words = _words(views, settings, view)
+    words = _words(views, request, view)
     if view is None:
         return Shown(words, *(figure.waiting(asked(layer), spoken(NOTHING)).to_json() for asked in QUESTIONS.values()))
     return Shown(words, **_drawn(view, layer))
 
 
-def show_pinned(views: ShiftViews, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+def show_pinned(views: ShiftViews, request: Request, layer: int, client: str) -> Shown:
     """Both charts (JSON) where this very setting is measured; what was seen last says nothing of it."""
-    view = views.exactly(settings)
+    view = views.exactly(request)
     return unchanged(Shown) if view is None else unchanged(Shown)._replace(**_drawn(view, layer))
 
 
-def measure(views: ShiftViews, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:
+def measure(views: ShiftViews, request: Request, layer: int, client: str) -> Iterator[Measured]:
     """Slice by both methods and measure each; yields status and words (HTML) and both charts (JSON)."""
-    if not views.may_measure(settings):
+    if not views.may_measure(request):
         return
     before = None
-    for event in views.measure(settings, visitor_of(request)):
-        now = show(views, settings, layer, request)
+    for event in views.measure(request, client):
+        now = show(views, request, layer, client)
         # The line is the perplexity's own as long as that is being measured beside.
-        status = formatting.status(event) if event.kind != "busy" or views.is_read(settings) else gr.skip()
+        status = formatting.status(event) if event.kind != "busy" or views.is_read(request) else gr.skip()
         yield Measured(status, *(unchanged(Shown) if now == before else now))
         before = now
 
 
 def measure_pinned(
-    views: ShiftViews, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
+    views: ShiftViews, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[Measured]:
     """The same for the pinned setting, where it is not known; its charts are ghosts over the others."""
     if pinned is None or views.exactly(pinned) is not None or not views.may_measure(pinned):
         return
-    for event in views.measure(pinned, visitor_of(request)):
+    for event in views.measure(pinned, client):
         yield unchanged(Measured)._replace(status=formatting.status(event))
 
 
-def build(session: Session, first: Settings) -> ActivationsPanel:
+def build(session: Session, first: Request) -> ActivationsPanel:
     """Two charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
     views = ShiftViews(session)
-    opening = at_opening(lambda: show(views, first, 0, None))
+    opening = at_opening(lambda: show(views, first, 0, ""))
     words = gr.HTML(opening.words, elem_id="shift-words", apply_default_css=False)
     shift = chart(opening.shift, height=540, elem_id="shift-chart")
     fold("shift")
@@ -118,19 +118,17 @@ def _drawn(view: ShiftView, layer: int) -> dict[str, str]:
     return {name: chart.to_json() for name, chart in charts.items()}
 
 
-def _words(views: ShiftViews, settings: Settings, view: ShiftView | None) -> str:
-    measured = views.is_measured(settings)
-    opening = view is not None and bool(view.snapshot) and settings._replace(dtype="auto") == Settings()
-    if settings.sparsity == 0:
+def _words(views: ShiftViews, request: Request, view: ShiftView | None) -> str:
+    measured, percent = views.is_measured(request), request.settings.sparsity
+    opening = view is not None and bool(view.snapshot) and request.is_default
+    if request.slicing.sparsity == 0:
         ahead = say("At 0 % nothing is removed and nothing shifts; drag the slider. ")
     elif measured or opening:
         ahead = ""
-    elif settings.order == "sequential":
-        ahead = say(
-            'For {sparsity:g} % in the sequential order, press "Slice as in the paper". ', sparsity=settings.sparsity
-        )
+    elif request.slicing.order == "sequential":
+        ahead = say('For {sparsity:g} % in the sequential order, press "Slice as in the paper". ', sparsity=percent)
     else:
-        ahead = say("For {sparsity:g} % this is measured once you let go of the slider. ", sparsity=settings.sparsity)
+        ahead = say("For {sparsity:g} % this is measured once you let go of the slider. ", sparsity=percent)
     if view is None:
         return f'<p class="isx-words">{escape(ahead)}</p>'
     found = say(

@@ -16,7 +16,7 @@ from components.i18n.language import later
 from components.jobs.job import Job, Shared
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
-from components.state.settings import Settings
+from components.state.request import Request
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.diagnostics.first_divergence import first_divergence
 from intraslice.evaluation.generation import HALF, Sampling, answer_text, end_tokens, stream_tokens
@@ -26,27 +26,27 @@ TURN = 0.4  # seconds that models are made for, between two tokens of the column
 
 
 def answer(
-    columns: Columns, settings: Settings, question: Question, client: str, pinned: Settings | None = None
+    columns: Columns, request: Request, question: Question, client: str, pinned: Request | None = None
 ) -> Iterator[Status | Answers]:
     """All columns' answers whenever one has grown, and what is being done; ends with a ready or an error status.
 
     No column waits for a model that another needs: the dense one not even for the calibration.
     """
-    work = partial(write_answers, columns=columns, settings=settings, question=question, pinned=pinned)
+    work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned)
     yield from columns.session.jobs.run(client, "answer", work, urgency=Urgency.FIRST)
 
 
 def write_answers(
-    job: Job, columns: Columns, settings: Settings, question: Question, pinned: Settings | None = None
+    job: Job, columns: Columns, request: Request, question: Question, pinned: Request | None = None
 ) -> Answers:
     """What `answer` does, and the whole answers. Raises UserError for an empty prompt."""
     if not question.prompt.strip():
         raise UserError(later("the prompt is empty; wanted some text to answer"))
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
-    loaded = columns.dense(job, settings)
+    loaded = columns.dense(job, request)
     board = Board(job, loaded.tokenizer, question.prompt, sampling)
     board.begin("dense", loaded.model)
-    wanted = {name: (settings, name) for name in COLUMNS if name != "dense"}
+    wanted = {name: (request, name) for name in COLUMNS if name != "dense"}
     if pinned is not None:
         wanted[PINNED] = pinned, "intraslice"
     with ExitStack() as stack:
@@ -64,14 +64,14 @@ def write_answers(
                 except (UserError, NumericalError) as problem:
                     board.refuse(name, str(problem))
             board.write_tokens()
-    job.emit(columns.session.ready(settings))
+    job.emit(columns.session.ready(request))
     return board.answers
 
 
-def _begin_model(job: Job, columns: Columns, settings: Settings, name: str) -> Shared[PreTrainedModel]:
+def _begin_model(job: Job, columns: Columns, request: Request, name: str) -> Shared[PreTrainedModel]:
     """Begin to make a column's model by what the calibration has seen so far."""
-    key = ("column", settings, name)
-    return job.begin(key, lambda job: columns.model(job, settings, name, whole=False))
+    key = ("column", request, name)
+    return job.begin(key, lambda job: columns.model(job, request, name, whole=False))
 
 
 class Board:

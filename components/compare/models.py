@@ -17,9 +17,8 @@ from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.state.caches import BoundedCache
 from components.state.crossmodule import nearest_plan
-from components.state.keys import CalibrationKey, calibration_key, slice_config
+from components.state.request import DENSE, CalibrationKey, Request
 from components.state.session import Session
-from components.state.settings import Settings
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
@@ -39,33 +38,33 @@ class Columns:
         self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
 
-    def is_ready(self, settings: Settings) -> bool:
+    def is_ready(self, request: Request) -> bool:
         """Whether dense and sliced model are in memory, so that asking either takes no preparation."""
-        return self.session.is_calibrated(settings) and self.session.is_sliced(settings)
+        return self.session.is_calibrated(request) and self.session.is_sliced(request)
 
-    def dense(self, job: Job, settings: Settings) -> LoadedModel:
+    def dense(self, job: Job, request: Request) -> LoadedModel:
         """The dense model, which needs no calibration."""
-        return self.session.calibrations.load(job, calibration_key(settings))
+        return self.session.calibrations.load(job, request.calibration)
 
-    def pair(self, job: Job, settings: Settings) -> dict[str, PreTrainedModel]:
+    def pair(self, job: Job, request: Request) -> dict[str, PreTrainedModel]:
         """The dense and the IntraSlice model."""
-        sliced = self.session.slice(job, settings)
-        return {"dense": self.session.calibrated(settings).loaded.model, "intraslice": sliced}
+        sliced = self.session.slice(job, request)
+        return {"dense": self.session.calibrated(request).loaded.model, "intraslice": sliced}
 
-    def model(self, job: Job, settings: Settings, name: str, whole: bool = True) -> PreTrainedModel:
+    def model(self, job: Job, request: Request, name: str, whole: bool = True) -> PreTrainedModel:
         """A column's model; without `whole` by what the calibration has seen so far.
 
         Raises UserError where the cross-module method cannot remove as much on this model.
         """
-        loaded = self.dense(job, settings)
-        if name == "dense" or settings.sparsity == 0:
+        loaded = self.dense(job, request)
+        if name == DENSE or request.slicing.sparsity == 0:
             return loaded.model
-        if name == "crossmodule" and (problem := self._unequal(settings, loaded.model)):
+        if name == "crossmodule" and (problem := self._unequal(request, loaded.model)):
             raise UserError(problem)
-        return self.session.slice(job, settings, name, whole or settings.order == "sequential")
+        return self.session.slice(job, request, name, whole or request.slicing.order == "sequential")
 
-    def _unequal(self, settings: Settings, dense: PreTrainedModel) -> str:
-        (plan, near), asked = self._nearest_plan(settings, dense), settings.sparsity / 100
+    def _unequal(self, request: Request, dense: PreTrainedModel) -> str:
+        (plan, near), asked = self._nearest_plan(request, dense), request.slicing.sparsity
         if near:
             return ""
         return later(
@@ -77,47 +76,47 @@ class Columns:
             removed=plan.removed_fraction,
         )
 
-    def _nearest_plan(self, settings: Settings, dense: PreTrainedModel) -> tuple[CrossModulePlan, bool]:
-        key = (calibration_key(settings), settings.sparsity)
-        return self._cross.get(key) or self._cross.put(key, nearest_plan(dense, settings.sparsity / 100))
+    def _nearest_plan(self, request: Request, dense: PreTrainedModel) -> tuple[CrossModulePlan, bool]:
+        key = (request.calibration, request.slicing.sparsity)
+        return self._cross.get(key) or self._cross.put(key, nearest_plan(dense, request.slicing.sparsity))
 
     # Costs
 
-    def known(self, settings: Settings) -> Costs:
-        """What is known without computing. Raises UserError for settings out of range."""
-        plan = self.session.plan(settings)
+    def known(self, request: Request) -> Costs:
+        """What is known without computing. Raises UserError where this model cannot be sliced so."""
+        plan = self.session.plan(request)
         if plan is None:
             return Costs({}, {})
-        measured, key = self.session.perplexities(settings), calibration_key(settings)
+        measured, key = self.session.perplexities(request), request.calibration
         columns = {
             "dense": Cost(plan.parameters_dense, 0.0, plan.kv_dense, measured.dense),
             "intraslice": Cost(plan.parameters_sliced, plan.removed, plan.kv_sliced, measured.sliced),
         }
         problems = {}
-        if settings.sparsity == 0:
+        if request.slicing.sparsity == 0:
             columns["crossmodule"] = columns["dense"]
-        elif self.session.is_calibrated(settings):
-            dense = self.session.calibrated(settings).loaded.model
-            if problem := self._unequal(settings, dense):
+        elif self.session.is_calibrated(request):
+            dense = self.session.calibrated(request).loaded.model
+            if problem := self._unequal(request, dense):
                 problems["crossmodule"] = problem
             else:
-                cross, _ = self._nearest_plan(settings, dense)
-                value = self.session.readings.perplexity(settings, "crossmodule")
+                cross, _ = self._nearest_plan(request, dense)
+                value = self.session.readings.perplexity(request.slice_key("crossmodule"))
                 # It cuts what heads read and write, not what they keep.
                 kept = kv_bytes_per_token(dense)
                 columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kept, value)
-        speeds = self._speeds.get((key, slice_config(settings))) or {}
+        speeds = self._speeds.get((key, request.slicing)) or {}
         for name, speed in speeds.items():
             columns[name] = replace(columns[name], prefill=speed.prefill, decode=speed.decode)
-        for name in columns.keys() - {"dense"} if settings.sparsity else ():
-            if far := self.session.readings.divergence(settings, name):
+        for name in columns.keys() - {"dense"} if request.slicing.sparsity else ():
+            if far := self.session.readings.divergence(request.slice_key(name)):
                 columns[name] = replace(columns[name], divergence=(far.value, far.error))
         return Costs(columns, problems, measured.protocol, self._speed_protocol() if speeds else "")
 
-    def measure(self, settings: Settings, client: str, pinned: Settings | None = None) -> Iterator[Status]:
+    def measure(self, request: Request, client: str, pinned: Request | None = None) -> Iterator[Status]:
         """Perplexities and speeds that are not known yet, in the background of what people ask for."""
-        work = partial(self._measure, settings=settings, pinned=pinned)
-        yield from self.session.jobs.run(client, "costs", work, urgency=Urgency.BACKGROUND, settings=settings)
+        work = partial(self._measure, request=request, pinned=pinned)
+        yield from self.session.jobs.run(client, "costs", work, urgency=Urgency.BACKGROUND, request=request)
 
     def note_end(self, client: str, stopped: bool) -> None:
         """A client's answer came to its end, or to none."""
@@ -127,28 +126,28 @@ class Columns:
         """Whether a client's last answer came to no end."""
         return client in self._stopped
 
-    def _measure(self, job: Job, settings: Settings, pinned: Settings | None) -> None:
-        self.session.measure_perplexities(job, settings)
-        models = self.pair(job, settings)
-        if settings.sparsity:
+    def _measure(self, job: Job, request: Request, pinned: Request | None) -> None:
+        self.session.measure_perplexities(job, request)
+        models = self.pair(job, request)
+        if request.slicing.sparsity:
             with suppress(UserError, NumericalError):  # `known` says so in words
-                models["crossmodule"] = self.model(job, settings, "crossmodule")
-            calibrated = self.session.calibrated(settings)
+                models["crossmodule"] = self.model(job, request, "crossmodule")
+            calibrated = self.session.calibrated(request)
             for name in [name for name in models if name != "dense"]:
-                self.session.readings.losses(job, settings, name, calibrated, compared=True)
-        self._measure_speed(job, settings, models)
-        if pinned is not None and pinned.sparsity:
+                self.session.readings.losses(job, request.slice_key(name), calibrated, compared=True)
+        self._measure_speed(job, request, models)
+        if pinned is not None and pinned.slicing.sparsity:
             self.session.measure_perplexities(job, pinned)
             models, calibrated = self.pair(job, pinned), self.session.calibrated(pinned)
-            self.session.readings.losses(job, pinned, "intraslice", calibrated, compared=True)
+            self.session.readings.losses(job, pinned.slice_key("intraslice"), calibrated, compared=True)
             self._measure_speed(job, pinned, models)
-        job.emit(self.session.ready(settings))
+        job.emit(self.session.ready(request))
 
-    def _measure_speed(self, job: Job, settings: Settings, models: dict[str, PreTrainedModel]) -> None:
+    def _measure_speed(self, job: Job, request: Request, models: dict[str, PreTrainedModel]) -> None:
         """Take the speeds of a setting's models, unless they are known."""
-        key = calibration_key(settings), slice_config(settings)
+        key = request.calibration, request.slicing
         cached = self._speeds.get(key) or {}
-        if settings.sparsity and not models.keys() <= cached.keys():
+        if request.slicing.sparsity and not models.keys() <= cached.keys():
             progress = job_progress(job, later("Speeds, the models in turn; turn"))
             self._speeds.put(key, measure_speed(models, SPEED, progress=progress))
 

@@ -17,8 +17,9 @@ from components.gradio_compat.browser.on_latest import on_latest
 from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import Words, later
 from components.jobs import limits
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import PROMPT, Settings
+from components.state.settings import PROMPT
 from components.ui.handlers import Follower, spread_settings
 
 EXAMPLES = [
@@ -50,7 +51,7 @@ class ComparePanel(NamedTuple):
     below: PassagePanel
 
 
-def build(session: Session, first: Settings) -> ComparePanel:
+def build(session: Session, first: Request) -> ComparePanel:
     """Prompt, three answers and their costs. Called inside a `gr.Tab`."""
     answers, costs = {}, {}
     with gr.Column(elem_classes="isx-stop"):

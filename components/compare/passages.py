@@ -10,7 +10,7 @@ from components.compare.views import Candidate, PassageToken, PassageView
 from components.i18n.language import later
 from components.jobs.job import Job
 from components.jobs.status import Status
-from components.state.settings import Settings
+from components.state.request import Request
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
 
@@ -21,38 +21,38 @@ Found = tuple[Candidate, ...] | PassageView
 
 
 def next_tokens(
-    columns: Columns, settings: Settings, prompt: str, raw: bool, client: str
+    columns: Columns, request: Request, prompt: str, raw: bool, client: str
 ) -> Iterator[Status | tuple[Candidate, ...]]:
     """The likeliest first tokens of the answer; ends with a ready or an error status."""
 
     def work(job: Job) -> None:
         if not prompt.strip():
             raise UserError(later("the prompt is empty; wanted some text to go on from"))
-        models = columns.pair(job, settings)
-        tokenizer = columns.session.calibrated(settings).loaded.tokenizer
+        models = columns.pair(job, request)
+        tokenizer = columns.session.calibrated(request).loaded.tokenizer
         job.emit(Status(later("Reading the prompt")))
         tokens = compare_next_tokens(models["dense"], models["intraslice"], tokenizer, prompt, NEXT, chat=not raw)
         job.emit(tuple(map(_candidate, tokens)))
-        job.emit(columns.session.ready(settings))
+        job.emit(columns.session.ready(request))
 
-    yield from columns.session.jobs.run(client, "next tokens", work, settings=settings)
+    yield from columns.session.jobs.run(client, "next tokens", work, request=request)
 
 
-def score(columns: Columns, settings: Settings, text: str, client: str) -> Iterator[Status | PassageView]:
+def score(columns: Columns, request: Request, text: str, client: str) -> Iterator[Status | PassageView]:
     """Every token of a text under both models; ends with a ready or an error status."""
 
     def work(job: Job) -> None:
-        models = columns.pair(job, settings)
-        tokenizer = columns.session.calibrated(settings).loaded.tokenizer
+        models = columns.pair(job, request)
+        tokenizer = columns.session.calibrated(request).loaded.tokenizer
         count = len(tokenizer(text.strip(), add_special_tokens=False).input_ids)
         if count > MOST:
             raise UserError(later("the passage has {count:,} tokens; wanted 2 to {most}", count=count, most=MOST))
         job.emit(Status(later("Scoring the passage")))
         passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), ALTERNATIVES)
         job.emit(PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement))
-        job.emit(columns.session.ready(settings))
+        job.emit(columns.session.ready(request))
 
-    yield from columns.session.jobs.run(client, "passage", work, settings=settings)
+    yield from columns.session.jobs.run(client, "passage", work, request=request)
 
 
 def _token(score: TokenScore) -> PassageToken:

@@ -15,15 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.i18n.language import later
 from components.jobs.job import Job
 from components.jobs.status import Status
-from components.state.keys import recipe, slice_config
+from components.state.request import DENSE, Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.ui.downloads import Downloads
 from intraslice import checkpoints
 from intraslice.checkpoints.to_gguf import require_deci, write_gguf
 from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
-from intraslice.reporting import measured, record
+from intraslice.pretrained.sources import DEFAULT
+from intraslice.reporting import Recipe, measured, record
 
 
 class Export(NamedTuple):
@@ -33,12 +33,8 @@ class Export(NamedTuple):
     words: str = ""
 
 
-def command_words(session: Session, settings: Settings, command: str = "evaluate", *more: str) -> list[str]:
-    """The arguments of `python -m intraslice` that make the page's model and numbers.
-
-    Raises UserError for settings out of range.
-    """
-    wanted = recipe(settings, session.evaluation_tokens)
+def command_words(wanted: Recipe, device: str, command: str = "evaluate", *more: str) -> list[str]:
+    """The arguments of `python -m intraslice` that make the page's model and numbers."""
     slicing, calibration, evaluation = wanted.slicing, wanted.calibration, wanted.evaluation
     words = [command, "--model", wanted.model, "--sparsity", _number(slicing.sparsity)]
     words += ["--estimator", slicing.estimator]
@@ -51,62 +47,62 @@ def command_words(session: Session, settings: Settings, command: str = "evaluate
     words += ["--calibration", calibration.text, "--eval", evaluation.text]
     words += ["--sequences", str(calibration.sequences), "--length", str(calibration.length)]
     words += ["--seed", str(calibration.seed), "--eval-tokens", str(evaluation.tokens)]
-    return [*words, "--device", session.device, "--dtype", wanted.dtype, *more]
+    return [*words, "--device", device, "--dtype", wanted.dtype, *more]
 
 
-def command_lines(session: Session, settings: Settings, prompt: str) -> str:
+def command_lines(session: Session, request: Request, prompt: str) -> str:
     """The page's numbers, its checkpoint and its answer (greedy), as three lines for a shell."""
+    recipe, device = request.recipe(session.evaluation_tokens), session.device
     lines = [
-        command_words(session, settings),
-        command_words(session, settings, "slice", "--out", checkpoint_name(settings)),
-        command_words(session, settings, "generate", "--prompt", prompt),
+        command_words(recipe, device),
+        command_words(recipe, device, "slice", "--out", checkpoint_name(request)),
+        command_words(recipe, device, "generate", "--prompt", prompt),
     ]
     return "\n".join(shlex.join(["python", "-m", "intraslice", *words]) for words in lines)
 
 
-def checkpoint_name(settings: Settings) -> str:
+def checkpoint_name(request: Request) -> str:
     """The folder in the zip: SmolLM2-135M-Instruct-sliced-30"""
-    return f"{model_label(settings)}-sliced-{settings.sparsity:g}"
+    return f"{model_label(request.calibration.model)}-sliced-{request.settings.sparsity:g}"
 
 
-def model_label(settings: Settings) -> str:
+def model_label(model: str) -> str:
     """The model's own name, without whose it is or where it lies."""
-    return "SmolLM2-135M-Instruct" if settings.model == "default" else Path(settings.model).name
+    return "SmolLM2-135M-Instruct" if model == DEFAULT else Path(model).name
 
 
-def snippet(settings: Settings, prompt: str) -> str:
+def snippet(request: Request, prompt: str) -> str:
     """Three lines of Python that open the unpacked zip and let it answer."""
     return (
         "import intraslice\n"
-        f'model, tokenizer, made = intraslice.load("{checkpoint_name(settings)}")\n'
+        f'model, tokenizer, made = intraslice.load("{checkpoint_name(request)}")\n'
         f"print(*intraslice.generate_text(model, tokenizer, {prompt!r}), sep='')"
     )
 
 
-def plan_record(session: Session, settings: Settings) -> dict[str, Any]:
+def plan_record(session: Session, request: Request) -> dict[str, Any]:
     """What `python -m intraslice slice` keeps of how a model was made. Raises UserError before the calibration."""
-    loaded = session.calibrated(settings).loaded
-    return record(recipe(settings, session.evaluation_tokens), loaded, session.slice_plan(settings))
+    loaded = session.calibrated(request).loaded
+    return record(request.recipe(session.evaluation_tokens), loaded, session.slice_plan(request))
 
 
-def evaluation(job: Job, session: Session, settings: Settings) -> dict[str, Any]:
+def evaluation(job: Job, session: Session, request: Request) -> dict[str, Any]:
     """What `python -m intraslice evaluate --json` says of the page's model, times and memory left out."""
-    slice_config(settings)  # what cannot be is refused before any work
-    calibrated = session.calibrations.calibrate(job, settings)
-    dense = sliced = session.readings.losses(job, settings, "dense", calibrated)
-    if settings.sparsity:
-        sliced = session.readings.losses(job, settings, "intraslice", calibrated)
-    return plan_record(session, settings) | measured(dense, sliced)
+    calibrated = session.calibrations.calibrate(job, request.calibration)
+    dense = sliced = session.readings.losses(job, request.slice_key(DENSE), calibrated)
+    if request.slicing.sparsity:
+        sliced = session.readings.losses(job, request.slice_key("intraslice"), calibrated)
+    return plan_record(session, request) | measured(dense, sliced)
 
 
 def answers(
-    job: Job, session: Session, settings: Settings, prompt: str, tokens: int, temperature: float, seed: int
+    job: Job, session: Session, request: Request, prompt: str, tokens: int, temperature: float, seed: int
 ) -> dict[str, str]:
     """The dense and the sliced model's whole answers. Raises UserError for numbers out of range or an empty prompt."""
     if not prompt.strip():
         raise UserError(later("the prompt is empty; wanted some text to answer"))
-    sliced = session.slice(job, settings)
-    loaded = session.calibrated(settings).loaded
+    sliced = session.slice(job, request)
+    loaded = session.calibrated(request).loaded
     texts = {"dense": "", "sliced": ""}
     for name, model in (("dense", loaded.model), ("sliced", sliced)):
         status = Status(later("Answering, dense") if name == "dense" else later("Answering, sliced"))
@@ -117,15 +113,15 @@ def answers(
     return texts
 
 
-def write_plan(session: Session, settings: Settings, path: Path) -> None:
+def write_plan(session: Session, request: Request, path: Path) -> None:
     """The plan as JSON. Raises UserError before the calibration is there."""
-    path.write_text(json.dumps(plan_record(session, settings), indent=1), encoding="utf-8")
+    path.write_text(json.dumps(plan_record(session, request), indent=1), encoding="utf-8")
 
 
-def write_checkpoint(job: Job, session: Session, settings: Settings, downloads: Downloads) -> Export:
+def write_checkpoint(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:
     """Slice, or find the slice in memory, and zip its folder. Raises UserError where nothing is sliced, or no room."""
-    model, tokenizer, made = _sliced(job, session, settings)
-    name, size = checkpoint_name(settings), sum(tensor.nbytes for tensor in model.state_dict().values())
+    model, tokenizer, made = _sliced(job, session, request)
+    name, size = checkpoint_name(request), sum(tensor.nbytes for tensor in model.state_dict().values())
     job.emit(Status(later("Writing {size:.0f} MB", size=size / 1e6)))
 
     def write(path: Path) -> None:
@@ -149,12 +145,12 @@ def write_checkpoint(job: Job, session: Session, settings: Settings, downloads: 
         return Export(downloads.put(f"{name}.zip", write))
 
 
-def write_gguf_file(job: Job, session: Session, settings: Settings, downloads: Downloads) -> Export:
+def write_gguf_file(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:
     """Slice, or find the slice in memory, and write it for llama.cpp; its words say how much of the file is padding.
 
     Raises UserError where that cannot be.
     """
-    model, tokenizer, made = _sliced(job, session, settings)
+    model, tokenizer, made = _sliced(job, session, request)
     require_deci(model, tokenizer)
     job.emit(Status(later("Writing for llama.cpp, float16")))
 
@@ -165,18 +161,18 @@ def write_gguf_file(job: Job, session: Session, settings: Settings, downloads: D
         padding = write_gguf(model, tokenizer, path, made=made, progress=False).padding_bytes
 
     with job.waiting():
-        path = downloads.put(f"{checkpoint_name(settings)}.gguf", write)
+        path = downloads.put(f"{checkpoint_name(request)}.gguf", write)
     return Export(path, _padded(padding))
 
 
 def _sliced(
-    job: Job, session: Session, settings: Settings
+    job: Job, session: Session, request: Request
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """The sliced model, its tokenizer, and how it was made."""
-    if settings.sparsity == 0:
+    if request.slicing.sparsity == 0:
         raise UserError(later("nothing is removed at 0 %, so there is no sliced model to save; move the slider first"))
-    model = session.slice(job, settings)
-    return model, session.calibrated(settings).loaded.tokenizer, plan_record(session, settings)
+    model = session.slice(job, request)
+    return model, session.calibrated(request).loaded.tokenizer, plan_record(session, request)
 
 
 def _padded(count: int) -> str:

@@ -21,15 +21,15 @@ from components.i18n.language import Words, language, later, number, say, speaki
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.ratios.charts import importance_chart, ratio_chart
+from components.state.request import Request
 from components.state.session import NOT_CALIBRATED, Session
-from components.state.settings import Settings
 from components.sweep import measure as sweeps
 from components.sweep.charts import removed_chart, speed_chart
 from components.sweep.views import SweepChoice
 from components.ui import formatting
 from components.ui.chart_bridge import PLOTLY
 from components.ui.downloads import SAVE, Downloads
-from components.ui.handlers import only_if_active, spread_settings, unchanged, visitor_of
+from components.ui.handlers import only_if_active, spread_settings, unchanged
 
 
 class Shown(NamedTuple):
@@ -78,37 +78,37 @@ class ExportPanel(NamedTuple):
     progress: gr.HTML
 
 
-def preview(session: Session, settings: Settings, prompt: str) -> Shown:
+def preview(session: Session, request: Request, prompt: str) -> Shown:
     """What the buttons would give, the snippet and the command lines, for the current settings."""
     try:
-        plan = session.plan(settings)
-        command = files.command_lines(session, settings, prompt)
+        plan = session.plan(request)
+        command = files.command_lines(session, request, prompt)
     except ValueError as problem:
         return unchanged(Shown)._replace(about=formatting.problem(problem))
-    line = embed(files.model_label(settings))
-    return Shown(formatting.export(plan, settings), files.snippet(settings, prompt), command, line)
+    line = embed(files.model_label(request.calibration.model))
+    return Shown(formatting.export(plan), files.snippet(request, prompt), command, line)
 
 
-def checkpoint(session: Session, downloads: Downloads, settings: Settings, request: gr.Request) -> Iterator[Written]:
+def checkpoint(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[Written]:
     """The sliced model as a zip: safetensors, JSON and tokenizer; slices first where that is still to do.
 
     Yields two status lines (HTML), then the file.
     """
-    write = partial(files.write_checkpoint, session=session, settings=settings, downloads=downloads)
-    yield from _written(session, "checkpoint", write, request)
+    write = partial(files.write_checkpoint, session=session, request=request, downloads=downloads)
+    yield from _written(session, "checkpoint", write, client)
 
 
-def gguf(session: Session, downloads: Downloads, settings: Settings, request: gr.Request) -> Iterator[Written]:
+def gguf(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[Written]:
     """The sliced model as one file for llama.cpp, in float16; slices first where that is still to do.
 
     Yields two status lines (HTML), then the file.
     """
-    write = partial(files.write_gguf_file, session=session, settings=settings, downloads=downloads)
-    yield from _written(session, "gguf", write, request)
+    write = partial(files.write_gguf_file, session=session, request=request, downloads=downloads)
+    yield from _written(session, "gguf", write, client)
 
 
 def published(
-    session: Session, downloads: Downloads, publisher: Publisher, settings: Settings, request: gr.Request
+    session: Session, downloads: Downloads, publisher: Publisher, request: Request, client: str
 ) -> Iterator[Written]:
     """All of 0 to 60 % as one HTML file that needs no server: measures what is not measured yet, which takes minutes.
 
@@ -118,18 +118,16 @@ def published(
     code = language()  # the visitor's: the work itself is done elsewhere
 
     def write(job: Job) -> files.Export:
-        found = publisher.publish(job, settings, Choice())
+        found = publisher.publish(job, request, Choice())
         job.emit(Status(later("Writing the page")))
         with job.waiting(), speaking(code):
             text = page(found)
         return files.Export(downloads.put(f"{found.name}.html", lambda path: path.write_text(text, encoding="utf-8")))
 
-    yield from _written(session, "page", write, request)
+    yield from _written(session, "page", write, client)
 
 
-def _written(
-    session: Session, kind: str, write: Callable[[Job], files.Export], request: gr.Request
-) -> Iterator[Written]:
+def _written(session: Session, kind: str, write: Callable[[Job], files.Export], client: str) -> Iterator[Written]:
     written: list[Path] = []
 
     def work(job: Job) -> None:
@@ -142,22 +140,22 @@ def _written(
         job.emit(Status(Words(lambda: f"{spoken(done)}{words and ', '}{spoken(words)}"), "ready"))
 
     yield unchanged(Written)._replace(file=None)  # the last one's file must not be given again
-    for event in session.jobs.run(visitor_of(request), kind, work):
+    for event in session.jobs.run(client, kind, work):
         line = formatting.status(event)
         yield Written(line, line, str(written[0]) if written else gr.skip())
 
 
-def plan(session: Session, downloads: Downloads, settings: Settings) -> str:
+def plan(session: Session, downloads: Downloads, request: Request) -> str:
     """What every layer keeps and why, with sizes and protocol, as a JSON file."""
-    session.slice_plan(settings)  # or an error says what is wrong with settings that are to name a file
-    name = f"{files.checkpoint_name(settings)}-plan.json"
-    return str(downloads.put(name, lambda path: files.write_plan(session, settings, path)))
+    session.slice_plan(request)  # or an error says why there is no plan, before any file is written
+    name = f"{files.checkpoint_name(request)}-plan.json"
+    return str(downloads.put(name, lambda path: files.write_plan(session, request, path)))
 
 
 def report(
     session: Session,
     downloads: Downloads,
-    settings: Settings,
+    request: Request,
     layer: int,
     prompt: str,
     methods: list[str],
@@ -165,37 +163,38 @@ def report(
     sparsities: list[float],
     speed: bool,
 ) -> str:
-    """The current view as one HTML file that opens offline: charts, tables, settings, perplexities, command lines.
+    """The current view as one HTML file that opens offline: charts, tables, request, perplexities, command lines.
 
     `methods`, `estimators`, `sparsities` and `speed` choose the sweep that it shows, where one is measured.
     """
     choice = SweepChoice(methods, estimators, sparsities, speed)
-    content = _report(session, settings, layer, prompt, choice)
+    content = _report(session, request, layer, prompt, choice)
     text = html(content, PLOTLY.read_text(encoding="utf-8"))
     return str(downloads.put(f"{content.title}.html", lambda path: path.write_text(text, encoding="utf-8")))
 
 
-def _report(session: Session, settings: Settings, layer: int, prompt: str, choice: SweepChoice) -> Report:
-    view = session.plan(settings)
+def _report(session: Session, request: Request, layer: int, prompt: str, choice: SweepChoice) -> Report:
+    view = session.plan(request)
     if view is None:
         raise ValueError(NOT_CALIBRATED)
     layer = min(layer, len(view.layers) - 1)
-    charts = [ratio_chart(view, layer), importance_chart(session.importances(settings, layer), layer)]
+    charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
     if choice.methods and choice.estimators and choice.sparsities and not view.provisional:
-        sweep = sweeps.known(session, settings, choice)
+        sweep = sweeps.known(session, request, choice)
         charts += [removed_chart(sweep)] if sweep.points else []
         charts += [speed_chart(sweep)] if any(point.prefill for point in sweep.points) else []
     words = {
-        say("The same from a command line"): files.command_lines(session, settings, prompt),
-        say("Open the sliced model again"): files.snippet(settings, prompt),
+        say("The same from a command line"): files.command_lines(session, request, prompt),
+        say("Open the sliced model again"): files.snippet(request, prompt),
     }
-    title = files.checkpoint_name(settings)
+    title = files.checkpoint_name(request)
     # Where an upload lies is nobody's business.
+    settings = request.settings
     named = settings._replace(upload=settings.upload and Path(settings.upload).name)
-    return Report(title, named._asdict(), view, session.perplexities(settings), charts, words)
+    return Report(title, named._asdict(), view, session.perplexities(request), charts, words)
 
 
-def build(session: Session, first: Settings) -> ExportPanel:
+def build(session: Session, first: Request) -> ExportPanel:
     """The downloads, the reload snippet, the command lines, the link. Called inside a `gr.Tab`."""
     about = gr.HTML(elem_id="export-about", apply_default_css=False)
     with gr.Row(elem_id="export-buttons"):

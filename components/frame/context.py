@@ -27,7 +27,7 @@ class Context(NamedTuple):
     """The frame's parts and the moments that tabs hang on to.
 
     Outputs of the methods are NamedTuples of components, whose class answers too; handlers take
-    `(*bound, settings, layer, request)`, and before the request `pinned` where they want it.
+    `(*bound, request, layer, client)`, and before the client `pinned` where they want it.
     """
 
     session: Session
@@ -101,7 +101,7 @@ class Context(NamedTuple):
     def _call(
         self, tab: str, outputs: tuple[Any, ...] | None, handler: Callable[..., Any], *bound: Any
     ) -> dict[str, Any]:
-        """Keyword arguments of an event that calls `handler(*bound, settings, layer, request)` while `tab` is open."""
+        """Keyword arguments of an event that calls `handler(*bound, request, layer, client)` while `tab` is open."""
         pinned = [self.controls.pinned] if "pinned" in inspect.signature(handler).parameters else []
         return {
             "fn": only_if_active(tab, outputs and unchanged(type(outputs)), handler, *bound),

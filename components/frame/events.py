@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -14,7 +15,7 @@ from components.gradio_compat.browser.on_latest import on_latest
 from components.gradio_compat.signatures import partial_handler
 from components.state.session import Session
 from components.ui.downloads import Downloads
-from components.ui.handlers import Follower, spread_settings
+from components.ui.handlers import Follower, leave_unchanged, spread_settings
 
 
 class Frame(NamedTuple):
@@ -47,14 +48,16 @@ def connect(
     shown = [output for follower in always for output in follower.outputs]
     shown += slider.Moved(*texts, controls.bias_found)
     move: dict[str, Any] = {
-        "fn": spread_settings(slider.move, session, always, while_open),
+        "fn": spread_settings(
+            slider.move, session, always, while_open, refuse=partial(slider.refuse_move, always, while_open)
+        ),
         "inputs": [*with_layer, frame.tab, controls.pinned],
         "outputs": [*shown, *(output for follower in while_open for output in follower.outputs)],
         **PRIVATE,
         **CHEAP,
     }
     preview: dict[str, Any] = {
-        "fn": spread_settings(slider.preview, session, always),
+        "fn": spread_settings(slider.preview, session, always, refuse=partial(slider.refuse_move, always, ())),
         "inputs": with_pinned,
         "outputs": shown,
         **CHEAP,
@@ -75,7 +78,7 @@ def connect(
         **HEAVY,
     }
     fit: dict[str, Any] = {
-        "fn": spread_settings(handlers.fit_layers, session),
+        "fn": spread_settings(handlers.fit_layers, session, refuse=leave_unchanged),
         "inputs": controls.settings,
         "outputs": controls.layer,
         **CHEAP,

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from components.i18n.language import spoken
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.ui import formatting
-from components.ui.handlers import visitor_of
 
 
 def memory(session: Session, model: str) -> str:
@@ -31,30 +30,30 @@ class Prepared(NamedTuple):
     refresh: Any
 
 
-def prepare(session: Session, settings: Settings, request: gr.Request) -> Iterator[Prepared]:
+def prepare(session: Session, request: Request, client: str) -> Iterator[Prepared]:
     """Load the model and calibrate it (or find both in the cache).
 
     Yields the status line (HTML), and how many sequences plans come from whenever these have grown.
     """
-    seen = session.sequences(settings)
-    for event in session.prepare(settings, visitor_of(request)):
-        before, seen = seen, session.sequences(settings)
-        grown = seen != before and not session.is_calibrated(settings)  # what follows the end sees to that
+    seen = session.sequences(request)
+    for event in session.prepare(request, client):
+        before, seen = seen, session.sequences(request)
+        grown = seen != before and not session.is_calibrated(request)  # what follows the end sees to that
         yield Prepared(formatting.status(event), f"{seen} sequences, {time.time():.1f}" if grown else gr.skip())
 
 
-def fit_layers(session: Session, settings: Settings) -> dict[str, Any]:
+def fit_layers(session: Session, request: Request) -> dict[str, Any]:
     """Let the layer slider end at the model's last layer."""
-    plan = session.plan(settings)
+    plan = session.plan(request)
     return gr.update(maximum=len(plan.layers) - 1) if plan else gr.skip()
 
 
-def open_tab(session: Session, tab: str, request: gr.Request) -> str:
+def open_tab(session: Session, tab: str, client: str) -> str:
     """Note that `tab` comes into view; what only another one shows stops."""
-    session.jobs.look(visitor_of(request), tab=tab)
+    session.jobs.look(client, tab=tab)
     return tab
 
 
-def leave(session: Session, request: gr.Request) -> None:
+def leave(session: Session, client: str) -> None:
     """Stop all work for a page that was closed."""
-    session.jobs.halt(visitor_of(request))
+    session.jobs.halt(client)

@@ -12,7 +12,7 @@ from components.frame.controls import SLIDERS
 from components.jobs import limits
 from components.lesson.steps import state_of
 from components.state.choices import PRECISIONS
-from components.state.keys import precision, require_allowed
+from components.state.request import default_precision, parse
 from components.state.settings import PROMPT, Settings
 from components.ui.handlers import CHECKS
 from components.ui.pinned import text as pinned_text
@@ -35,14 +35,14 @@ def usual() -> Any:
     return Linked(**Settings()._asdict(), layer=0, prompt=PROMPT, pinned="")
 
 
-def restore(request: gr.Request) -> Any:
+def restore(caller: gr.Request) -> Any:
     """Read the address bar into a `Restored`: the settings, those pinned, the layer, the prompt and the tab of a link.
 
     What the page would refuse is left as it opens anyway, and so is all of a link that is too long. A link always names
     the precision, so that another machine gives the same numbers; without one it is this machine's. A step of the
     lesson (`?lesson=3`) stands for the state that it begins with.
     """
-    query: Mapping[str, str] = dict(request.query_params) if request else {}
+    query: Mapping[str, str] = dict(caller.query_params) if caller else {}
     if sum(len(name) + len(value) for name, value in query.items()) > limits.LINK.value:
         query = {}
     query = {**state_of(query.get("lesson")), **query}
@@ -54,7 +54,7 @@ def read(query: Mapping[str, str]) -> Any:
     """A `Linked` of what a link's query carries, without the tab; what the page would refuse is as it opens anyway."""
     linked = {name: _allowed(name, typed(query.get(name), value), value) for name, value in usual()._asdict().items()}
     linked["upload"] = None  # no link names a file
-    linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else precision(Settings())
+    linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else default_precision()
     linked["prompt"] = linked["prompt"] or PROMPT
     return Linked(**linked)
 
@@ -68,7 +68,7 @@ def _allowed(name: str, value: Any, default: Any) -> Any:
             return _pinned(value)
         if name in SLIDERS:
             limits.number(name, value, *SLIDERS[name])
-        require_allowed(Settings()._replace(**{name: value}))
+        parse(Settings()._replace(**{name: value}))
     except ValueError:
         return default
     return value
@@ -81,4 +81,5 @@ def _pinned(text: str) -> str:
         return ""
     for name, ends in SLIDERS.items():
         limits.number(name, getattr(settings, name), *ends)
-    return pinned_text.write(settings._replace(dtype=precision(settings)))
+    request = parse(settings)
+    return pinned_text.write(request.with_settings(dtype=request.calibration.dtype))

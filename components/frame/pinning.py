@@ -13,9 +13,10 @@ from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.frame.events import Frame
 from components.gradio_compat.browser.on_latest import on_latest
 from components.i18n.language import later, say
+from components.state.request import Request
 from components.state.settings import Settings
 from components.ui.chart_bridge import ghost_update, is_chart
-from components.ui.handlers import Follower, spread_settings
+from components.ui.handlers import Follower, leave_unchanged, spread_settings
 from components.ui.pinned import text as pinned_text
 from components.ui.pinned.differences import name_of
 
@@ -51,17 +52,17 @@ def build() -> Toolbar:
     return Toolbar(pin, unpin, words, undo, redo)
 
 
-def pin(settings: Settings) -> str:
+def pin(request: Request) -> str:
     """Keep these settings as A; returns their text, which a link carries as `pinned`."""
-    return pinned_text.write(settings)
+    return pinned_text.write(request)
 
 
-def tell(settings: Settings, kept: str) -> Told:
+def tell(request: Request, kept: str) -> Told:
     """What A is (HTML), or why it is not shown now."""
-    setting = pinned_text.read(kept)
+    settings, setting = request.settings, pinned_text.read(kept)
     if setting is None:
         return Told("", gr.update(visible=False))
-    if pinned_text.beside(kept, settings) is not None:
+    if pinned_text.beside(kept, request) is not None:
         words = name_of(setting, settings._replace(upload=setting.upload))
     elif setting.model != settings.model:
         words = say("a setting of {model}, and shown when that is chosen again", model=setting.model)
@@ -73,11 +74,11 @@ def tell(settings: Settings, kept: str) -> Told:
 
 def ghosts(
     followers: Sequence[Follower],
-    settings: Settings,
+    request: Request,
     layer: int,
     opened: str,
-    pinned: Settings | None,
-    request: gr.Request,
+    pinned: Request | None,
+    client: str,
 ) -> tuple[Any, ...]:
     """The pinned setting's ghosts for the charts of the open tab; those of the others stay as they are."""
     updates: list[Any] = []
@@ -87,7 +88,7 @@ def ghosts(
             updates += [gr.skip()] * sum(charts)
             continue
         show = follower.show_pinned or follower.show
-        shown = show(pinned, layer, request) if pinned else [None] * len(charts)
+        shown = show(pinned, layer, client) if pinned else [None] * len(charts)
         updates += [ghost_update(value) for value, drawn in zip(shown, charts, strict=True) if drawn]
     return tuple(updates)
 
@@ -100,14 +101,14 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
     toolbar.unpin.click(lambda: "", None, kept, **PRIVATE, **CHEAP)
 
     telling = {
-        "fn": spread_settings(tell),
+        "fn": spread_settings(tell, refuse=leave_unchanged),
         "inputs": [*settings, kept],
         "outputs": [*Told(toolbar.words, toolbar.unpin)],
     }
     on_latest([kept.change, controls.model.change, context.refresh.change], **telling, **PRIVATE, **CHEAP)
 
     drawing = {
-        "fn": spread_settings(ghosts, context.followers),
+        "fn": spread_settings(ghosts, context.followers, refuse=leave_unchanged),
         "inputs": [*settings, controls.layer, context.tab, kept],
         "outputs": [output for one in context.followers for output in one.outputs if is_chart(output)],
         **PRIVATE,
@@ -118,7 +119,7 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
         end.then(**drawing)
     texts = slider.Measured(frame.status, controls.readout, frame.headline, frame.removed, frame.perplexity)
     measuring = {
-        "fn": spread_settings(slider.measure_pinned, session),
+        "fn": spread_settings(slider.measure_pinned, session, refuse=leave_unchanged),
         "inputs": [*settings, controls.layer, kept],
         "outputs": [*texts],
         **PRIVATE,

@@ -11,11 +11,11 @@ import gradio as gr
 from components.i18n.language import later, say
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.state.views import Beside, PlanView
 from components.ui import formatting
-from components.ui.handlers import Follower, at_opening, unchanged, visitor_of
+from components.ui.handlers import Follower, at_opening, unchanged
 from components.ui.pinned.differences import name_of
 
 
@@ -51,121 +51,128 @@ class Measured(NamedTuple):
 def preview(
     session: Session,
     always: Sequence[Follower],
-    settings: Settings,
+    request: Request,
     layer: int,
-    pinned: Settings | None,
-    request: gr.Request,
+    pinned: Request | None,
+    client: str,
 ) -> tuple[Any, ...]:
     """Ratios, importances and sizes for a setting, from the calibration that is at hand; answers in milliseconds.
 
     Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML), and
     the bias that the importances found. Readout and first line give the differences to the pinned setting, if any.
     """
-    session.jobs.look(visitor_of(request), settings=settings)
-    shown = [value for follower in always for value in follower.show(settings, layer, request)]
-    return *shown, *texts_of(session, settings, pinned)
+    session.jobs.look(client, request=request)
+    shown = [value for follower in always for value in follower.show(request, layer, client)]
+    return *shown, *texts_of(session, request, pinned)
 
 
 def move(
     session: Session,
     always: Sequence[Follower],
     while_open: Sequence[Follower],
-    settings: Settings,
+    request: Request,
     layer: int,
     opened: str,
-    pinned: Settings | None,
-    request: gr.Request,
+    pinned: Request | None,
+    client: str,
 ) -> tuple[Any, ...]:
     """`preview` and what the open tab shows in one answer: a request for each would be slower than a drag."""
-    shown = preview(session, always, settings, layer, pinned, request)
-    session.prefetch(settings, visitor_of(request))
+    shown = preview(session, always, request, layer, pinned, client)
+    session.prefetch(request, client)
     for follower in while_open:
         seen = follower.tab == opened
-        shown += follower.show(settings, layer, request) if seen else (gr.skip(),) * len(follower.outputs)
+        shown += follower.show(request, layer, client) if seen else (gr.skip(),) * len(follower.outputs)
     return shown
 
 
-def texts_of(session: Session, settings: Settings, pinned: Settings | None = None) -> Moved:
+def texts_of(session: Session, request: Request, pinned: Request | None = None) -> Moved:
     """The texts of a setting, and the bias that its importances found."""
     try:
-        plan = session.plan(settings)
-    except ValueError as problem:
-        return unchanged(Moved)._replace(headline=formatting.problem(problem))
-    bias = gr.skip() if plan is None or settings.bias is not None else round(plan.bias, 2)
-    return Moved(*_texts(session, settings, plan, pinned), bias)
+        plan = session.plan(request)
+    except ValueError as error:  # this model cannot be sliced so
+        return refused(error)
+    bias = gr.skip() if plan is None or request.slicing.bias is not None else round(plan.bias, 2)
+    return Moved(*_texts(session, request, plan, pinned), bias)
 
 
-def opening(session: Session, settings: Settings) -> Moved:
+def refused(error: ValueError) -> Moved:
+    """The first line says what is wrong with the controls; everything else stays as it is."""
+    return unchanged(Moved)._replace(headline=formatting.problem(error))
+
+
+def refuse_move(always: Sequence[Follower], while_open: Sequence[Follower], error: ValueError) -> tuple[Any, ...]:
+    """`refused` as an answer of `move`, or of `preview` with none `while_open`."""
+    before, after = ([gr.skip() for one in followers for _ in one.outputs] for followers in (always, while_open))
+    return *before, *refused(error), *after
+
+
+def opening(session: Session, request: Request) -> Moved:
     """What the page opens with, before any visitor is there; empty where nothing is known."""
-    return at_opening(lambda: texts_of(session, settings))
+    return at_opening(lambda: texts_of(session, request))
 
 
-def measure(
-    session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
-) -> Iterator[Measured]:
+def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Iterator[Measured]:
     """Slice and take the perplexity; yields status, readout, first line, asked/removed, perplexity (HTML).
 
     With order "one-shot" this follows every release of the slider; with "sequential" only the button starts it.
     """
     shown = None
-    for event in session.measure(settings, visitor_of(request)):
+    for event in session.measure(request, client):
         answer = unchanged(Measured)._replace(status=formatting.status(event))
-        perplexities = session.perplexities(settings)
+        perplexities = session.perplexities(request)
         if perplexities != shown or event.kind == "ready":
-            texts = _texts(session, settings, session.plan(settings), pinned, say("… (being measured)"))
+            texts = _texts(session, request, session.plan(request), pinned, say("… (being measured)"))
             answer = answer._replace(**texts._asdict())
         yield answer
         shown = perplexities
 
 
-def let_go(
-    session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
-) -> Iterator[Measured]:
+def let_go(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Iterator[Measured]:
     """`measure`, unless the order is sequential, which only its button may start."""
     yield unchanged(Measured)  # gradio empties the outputs of a generator that yields nothing
-    if settings.order == "one-shot":
-        yield from measure(session, settings, layer, pinned, request)
+    if request.slicing.order == "one-shot":
+        yield from measure(session, request, layer, pinned, client)
 
 
 def measure_pinned(
-    session: Session, settings: Settings, layer: int, pinned: Settings | None, request: gr.Request
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[Measured]:
     """The perplexity of the pinned setting where it is not known, such as of one that came with a link."""
     yield unchanged(Measured)
-    if pinned is None or not session.is_calibrated(settings) or session.perplexities(pinned).sliced is not None:
+    if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).sliced is not None:
         return
-    if pinned.order == "one-shot" or session.is_sliced(pinned):  # the sequential order is only sliced on request
-        work = partial(session.measure_perplexities, settings=pinned)
-        for event in session.jobs.run(visitor_of(request), "pinned", work, urgency=Urgency.BACKGROUND):
+    if pinned.slicing.order == "one-shot" or session.is_sliced(
+        pinned
+    ):  # the sequential order is only sliced on request
+        work = partial(session.measure_perplexities, request=pinned)
+        for event in session.jobs.run(client, "pinned", work, urgency=Urgency.BACKGROUND):
             yield unchanged(Measured)._replace(status=formatting.status(event))
-        texts = _texts(session, settings, session.plan(settings), pinned)
+        texts = _texts(session, request, session.plan(request), pinned)
         yield unchanged(Measured)._replace(readout=texts.readout, headline=texts.headline)
 
 
-def stop(session: Session, request: gr.Request) -> str:
+def stop(session: Session, client: str) -> str:
     """Stop this page's running job: a slice, a measurement or an answer. Returns the status line (HTML)."""
-    session.jobs.halt(visitor_of(request))
+    session.jobs.halt(client)
     return formatting.status(Status(later("Stopped."), "ready"))
 
 
-def _texts(
-    session: Session, settings: Settings, plan: PlanView | None, pinned: Settings | None, hint: str = ""
-) -> Texts:
-    measured, beside = session.perplexities(settings), _beside(session, settings, pinned)
+def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Request | None, hint: str = "") -> Texts:
+    measured, beside = session.perplexities(request), _beside(session, request, pinned)
     if plan is not None and plan.provisional and measured.sliced_reading is None:
         hint = say("follows in a moment") if measured.protocol else say("follows when the model is loaded")
     elif not hint:
-        live = settings.order == "one-shot"
+        live = request.slicing.order == "one-shot"
         hint = say("… when you let go") if live else say('… press "Slice as in the paper"')
     return Texts(
         readout=formatting.readout(plan, measured, beside),
         headline=formatting.headline(plan, measured, hint, beside),
         removed=formatting.removed(plan),
-        perplexity=formatting.protocol(settings, measured),
+        perplexity=formatting.protocol(measured),
     )
 
 
-def _beside(session: Session, settings: Settings, pinned: Settings | None) -> Beside | None:
+def _beside(session: Session, request: Request, pinned: Request | None) -> Beside | None:
     """The pinned setting, where anything is known of it that could be set beside the current one."""
     if pinned is None:
         return None
@@ -173,4 +180,4 @@ def _beside(session: Session, settings: Settings, pinned: Settings | None) -> Be
         plan = session.plan(pinned)
     except ValueError:  # it was within reach of another calibration
         return None
-    return Beside(name_of(pinned, settings), plan, session.perplexities(pinned)) if plan else None
+    return Beside(name_of(pinned.settings, request.settings), plan, session.perplexities(pinned)) if plan else None

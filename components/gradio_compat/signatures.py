@@ -2,6 +2,8 @@
 
 Gradio reads off a function's signature how many values it takes, their types, and whether it wants the request. It sees
 no types through `functools.partial`, nor through `*values`. So a wrapper states the signature that gradio shall see.
+A handler that needs to know who calls has a parameter `client`: gradio passes its request there, of which the handler
+gets the id of the open page alone.
 
 Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_signatures.py`.
 """
@@ -16,7 +18,13 @@ from typing import Any, get_args
 import gradio as gr
 
 GIVEN_BY_GRADIO = {gr.Request, gr.EventData}
+CLIENT = "client"  # the parameter that gradio's request is converted for
 Handler = Callable[..., Any]
+
+
+def client_of(caller: gr.Request | str | None) -> str:
+    """The id of the open page that calls; "somebody" for a program that has none."""
+    return caller if isinstance(caller, str) else getattr(caller, "session_hash", None) or "somebody"
 
 
 def partial_handler(handler: Handler, *bound: Any) -> Handler:
@@ -29,20 +37,42 @@ def wrap_handler(
     arguments: Callable[[Sequence[Any]], tuple[Any, ...]],
     parameters: Sequence[inspect.Parameter],
     convert: Callable[[Any], Any] = lambda answer: answer,
+    refuse: Callable[[ValueError], Any] | None = None,
 ) -> Handler:
     """A function of `parameters` that calls `handler(*arguments(values))` and converts each of its answers.
 
-    It is a generator where the handler is one.
+    It is a generator where the handler is one. With `refuse` it answers `refuse(error)` to values of which `arguments`
+    raises ValueError; else that is raised.
     """
+    client = next((index for index, parameter in enumerate(parameters) if parameter.name == CLIENT), None)
+
+    def read(values: Sequence[Any]) -> tuple[Any, ...]:
+        if client is not None and client < len(values):
+            values = *values[:client], client_of(values[client]), *values[client + 1 :]
+        return arguments(values)
+
     if inspect.isgeneratorfunction(handler):
 
         def wrapper(*values: Any) -> Any:
-            yield from map(convert, handler(*arguments(values)))
+            try:
+                given = read(values)
+            except ValueError as error:
+                if refuse is None:
+                    raise
+                yield convert(refuse(error))
+                return
+            yield from map(convert, handler(*given))
 
     else:
 
         def wrapper(*values: Any) -> Any:
-            return convert(handler(*arguments(values)))
+            try:
+                given = read(values)
+            except ValueError as error:
+                if refuse is None:
+                    raise
+                return convert(refuse(error))
+            return convert(handler(*given))
 
     return with_signature(wrapper, handler, parameters)
 
@@ -74,8 +104,12 @@ def guard_handler(handler: Handler, name: str, value: str, otherwise: Any) -> Ha
 
 
 def parameters_of(handler: Handler) -> list[inspect.Parameter]:
-    """A handler's parameters. Their annotations are types, since gradio looks names up in the wrapper's module."""
-    return list(inspect.signature(handler, eval_str=True).parameters.values())
+    """A handler's parameters as gradio shall see them: `client` is its request.
+
+    Their annotations are types, since gradio looks names up in the wrapper's module.
+    """
+    parameters = inspect.signature(handler, eval_str=True).parameters.values()
+    return [p.replace(annotation=gr.Request) if p.name == CLIENT else p for p in parameters]
 
 
 def is_given_by_gradio(parameter: inspect.Parameter) -> bool:

@@ -50,11 +50,11 @@ def run(run: Run) -> Answer:
         raise UserError(f"language is {a.language!r}; wanted one of {', '.join(LANGUAGES)}")
     file = require_new_file(a.out, ".html")
     session = Session(run.device, run.recipe.evaluation.tokens)
-    settings = measure.settings_of(run.recipe)
-    _require_same(run.recipe, measure.recipe(settings, session.evaluation_tokens))
+    request = measure.request_of(run.recipe)
+    _require_same(run.recipe, request.recipe(session.evaluation_tokens))
     choice = measure.Choice([round(100 * part, 9) for part in a.sparsities], a.prompts or measure.PROMPTS)
     with run.timed("measure"):
-        published = measure.to_the_end(session, settings, choice, lambda line: print(line, file=sys.stderr))
+        published = measure.to_the_end(session, request, choice, lambda line: print(line, file=sys.stderr))
     try:
         with speaking(a.language):
             text = page(published)

@@ -11,8 +11,8 @@ from components.frame.context import CHEAP, PRIVATE, Context
 from components.gradio_compat.browser.on_latest import on_latest
 from components.i18n.language import Words, later, say
 from components.ratios import measure
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.downloads import SAVE, Downloads
 from components.ui.handlers import spread_settings, unchanged
@@ -55,31 +55,31 @@ class Edited(NamedTuple):
     problem: Any
 
 
-def edit(session: Session, settings: Settings, event: gr.EventData) -> Edited:
+def edit(session: Session, request: Request, event: gr.EventData) -> Edited:
     """Take the locks of the table where they can be met; explain where they cannot, and change nothing."""
     try:
-        session.plan(settings._replace(locked=event.locked))
+        session.plan(request.with_settings(locked=event.locked))
     except ValueError as problem:
         return unchanged(Edited)._replace(problem=formatting.problem(problem))
     return Edited(event.locked, "")
 
 
-def load(session: Session, settings: Settings, ratios_file: str) -> Edited:
+def load(session: Session, request: Request, ratios_file: str) -> Edited:
     """Lock the ratios of a file (.csv or .json) where they can be met; explain where they cannot, and change nothing.
 
     Columns: layer, attention_ratio, mlp_ratio, shares from 0 to 1; what is left empty shares what is left.
     """
     try:
-        locked = measure.with_ratios(settings._replace(locked=""), ratios_file).locked
-        session.plan(settings._replace(locked=locked))
+        request = measure.with_ratios(request.with_settings(locked=""), ratios_file)
+        session.plan(request)
     except ValueError as problem:
         return unchanged(Edited)._replace(problem=formatting.problem(problem))
-    return Edited(locked, "")
+    return Edited(request.settings.locked, "")
 
 
-def save(session: Session, downloads: Downloads, settings: Settings) -> str:
+def save(session: Session, downloads: Downloads, request: Request) -> str:
     """The present plan's ratios as a CSV file, which `load` and the command line's `--ratios` read again."""
-    return str(downloads.put("ratios.csv", lambda path: measure.write_ratios(session, settings, path)))
+    return str(downloads.put("ratios.csv", lambda path: measure.write_ratios(session, request, path)))
 
 
 def build() -> OverridesPanel:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import gradio as gr
-
 from components.frame.context import Context
 from components.gradio_compat.signatures import partial_handler
 from components.ratios import overrides, settling
 from components.ratios.charts import importance_chart, ratio_chart
 from components.ratios.estimator_check import panel as estimator_check
 from components.ratios.prices import panel as prices
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
 from components.ui.handlers import Follower, at_opening, unchanged
@@ -37,22 +35,22 @@ class RatiosPanel(NamedTuple):
     settling: settling.SettlingPanel
 
 
-def show(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Charts:
+def show(session: Session, request: Request, layer: int, client: str) -> Charts:
     """The ratio of every layer, and the importances behind those of the chosen one (JSON)."""
     try:
-        plan = session.plan(settings)
+        plan = session.plan(request)
     except ValueError:  # the first line says what is wrong with the setting
         return unchanged(Charts)
     if plan is None:
         return unchanged(Charts)
     layer = min(int(layer), len(plan.layers) - 1)
-    importances = importance_chart(session.importances(settings, layer), layer)
+    importances = importance_chart(session.importances(request, layer), layer)
     return Charts(ratio_chart(plan, layer).to_json(), importances.to_json())
 
 
-def build(session: Session, first: Settings) -> RatiosPanel:
+def build(session: Session, first: Request) -> RatiosPanel:
     """Two charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
-    opening = at_opening(lambda: show(session, first, 0, None))
+    opening = at_opening(lambda: show(session, first, 0, ""))
     bars = chart(opening.ratios, height=440, elem_id="ratio-chart")
     fold("ratios")
     by_hand = overrides.build()

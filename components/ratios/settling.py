@@ -9,8 +9,8 @@ import gradio as gr
 from components.frame.context import Context
 from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import later, number, say, spoken
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.state.views import SettlingView
 from components.ui import figure
 from components.ui.chart_bridge import chart
@@ -106,18 +106,18 @@ def _verdict(view: SettlingView) -> str:
     )
 
 
-def show(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+def show(session: Session, request: Request, layer: int, client: str) -> Shown:
     """How the ratios of a setting came to rest while the model was calibrated (JSON)."""
     try:
-        view = session.settling(settings)
+        view = session.settling(request)
     except ValueError:  # the first line says what is wrong with the setting
         return unchanged(Shown)
     return Shown(settling_chart(view).to_json())
 
 
-def build(session: Session, first: Settings) -> SettlingPanel:
+def build(session: Session, first: Request) -> SettlingPanel:
     """The chart with its fold. Called inside the Ratios tab."""
-    points = chart(at_opening(lambda: show(session, first, 0, None)).chart, height=250, elem_id="settling-chart")
+    points = chart(at_opening(lambda: show(session, first, 0, "")).chart, height=250, elem_id="settling-chart")
     fold("settling")
     return SettlingPanel(session, points)
 

@@ -14,9 +14,8 @@ from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView,
 from components.state.caches import BoundedCache
 from components.state.calibrations import Calibrated
 from components.state.crossmodule import nearest_plan
-from components.state.keys import CalibrationKey, calibration_key, is_usual
+from components.state.request import CalibrationKey, Request
 from components.state.session import Session
-from components.state.settings import Settings
 from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
 
@@ -109,15 +108,15 @@ class SpectraViews:
         self._known: BoundedCache[CalibrationKey, tuple[Calibrated, CalibratedSpectra]] = BoundedCache(4)
         self._kept = snapshot.spectra()
 
-    def view(self, settings: Settings, layer: int) -> SpectraView | None:
+    def view(self, request: Request, layer: int) -> SpectraView | None:
         """What is known, in milliseconds; None for a model that is not calibrated yet.
 
-        Raises UserError for settings that are out of range or cannot be reached.
+        Raises UserError where this model cannot be sliced so.
         """
-        source = self._source(settings)
+        source = self._source(request)
         if source is None:
             return None
-        plan = self._session.slice_plan(settings)
+        plan = self._session.slice_plan(request)
         layer = min(int(layer), len(plan.layers) - 1)
         ranks, curves = source.ranks(), source.curves(layer)
         return SpectraView(
@@ -129,20 +128,20 @@ class SpectraViews:
             heads=[kept.heads for kept in plan.layers],
             dims=[kept.dim for kept in plan.layers],
             neurons=plan.layers[layer].neurons,
-            width=source.width(round(settings.sparsity / 100, 4)),
+            width=source.width(round(request.slicing.sparsity, 4)),
             snapshot=source.label,
         )
 
-    def complete(self, settings: Settings, layer: int) -> None:
+    def complete(self, request: Request, layer: int) -> None:
         """Find what takes seconds of a layer, so that later views have it."""
-        if (source := self._source(settings)) is not None:
+        if (source := self._source(request)) is not None:
             source.complete(min(int(layer), len(source.ranks()) - 1))
 
-    def _source(self, settings: Settings) -> Spectra | None:
-        key = calibration_key(settings)
-        if not self._session.is_calibrated(settings):
-            return self._kept if is_usual(settings) else None
-        calibrated = self._session.calibrated(settings)
+    def _source(self, request: Request) -> Spectra | None:
+        key = request.calibration
+        if not self._session.is_calibrated(request):
+            return self._kept if request.is_default_calibration else None
+        calibrated = self._session.calibrated(request)
         known = self._known.get(key)
         if known is None or known[0] is not calibrated:
             known = self._known.put(key, (calibrated, CalibratedSpectra(calibrated)))

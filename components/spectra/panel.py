@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import gradio as gr
-
 from components.frame.context import Context
 from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import later, spoken
 from components.spectra.charts import QUESTIONS, variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
 from components.spectra.measure import SpectraViews
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
@@ -38,10 +36,10 @@ class SpectraPanel(NamedTuple):
     follower: Follower  # of every move while the tab is in view
 
 
-def show(views: SpectraViews, settings: Settings, layer: int, request: gr.Request | None) -> Charts:
+def show(views: SpectraViews, request: Request, layer: int, client: str) -> Charts:
     """Explained variance, ranks of all heads and rotary pairs of a layer (JSON), with what the setting keeps."""
     try:
-        view = views.view(settings, layer)
+        view = views.view(request, layer)
     except ValueError:  # the first line says what is wrong with the setting
         return unchanged(Charts)
     if view is None:
@@ -49,15 +47,15 @@ def show(views: SpectraViews, settings: Settings, layer: int, request: gr.Reques
     return Charts(variance_chart(view).to_json(), rank_chart(view).to_json(), pair_chart(view).to_json())
 
 
-def complete(views: SpectraViews, settings: Settings, layer: int, request: gr.Request | None) -> None:
+def complete(views: SpectraViews, request: Request, layer: int, client: str) -> None:
     """Find the curves of a layer that take seconds; `show` has them from then on."""
-    views.complete(settings, layer)
+    views.complete(request, layer)
 
 
-def build(session: Session, first: Settings) -> SpectraPanel:
+def build(session: Session, first: Request) -> SpectraPanel:
     """Three charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
     views = SpectraViews(session)
-    opening = at_opening(lambda: show(views, first, 0, None))
+    opening = at_opening(lambda: show(views, first, 0, ""))
     variance = chart(opening.variance, height=380, elem_id="variance-chart")
     fold("variance")
     ranks = chart(opening.ranks, height=330, elem_id="rank-chart")

@@ -23,12 +23,10 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from components.jobs import limits
-from components.state.keys import CalibrationKey, SliceKey
-from intraslice.core.config import SliceConfig
+from components.state.request import CalibrationKey, SliceKey
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
-from intraslice.planning.ratios import SlicePlan
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -196,7 +194,6 @@ class Caches:
         self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache(seconds=60)
         self.settling: BoundedCache[CalibrationKey, list[Any]] = BoundedCache(100, seconds=0.2)
         self.slices: BoundedCache[SliceKey, CachedEntry[PreTrainedModel]] = BoundedCache(seconds=3)
-        self.plans: BoundedCache[tuple[CalibrationKey, int, SliceConfig], SlicePlan] = BoundedCache(2_000)
         self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
         self.losses: BoundedCache[SliceKey, CachedEntry[Losses]] = BoundedCache(10_000)
         self.states: BoundedCache[CalibrationKey, DenseStates] = BoundedCache(20)

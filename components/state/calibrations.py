@@ -19,9 +19,9 @@ from components.jobs.job import Job
 from components.jobs.jobs import job_progress
 from components.jobs.status import Status
 from components.state.caches import Caches
-from components.state.keys import CalibrationKey, calibration_key, described, evaluation_config
+from components.state.choices import describe_text
 from components.state.plan_views import Source
-from components.state.settings import Settings
+from components.state.request import CalibrationKey
 from components.state.snapshots.settling import keep_profile, kept_profiles
 from intraslice import data
 from intraslice.calibration.driver import calibrate
@@ -81,9 +81,8 @@ class Calibrations:
         """The dense model, ready for use. Raises UserError where it cannot be had or is sliced already."""
         return job.share(("model", key.model, key.dtype), lambda job: self._load(job, key))
 
-    def calibrate(self, job: Job, settings: Settings, whole: bool = True, more_than: int = 0) -> Calibrated:
+    def calibrate(self, job: Job, key: CalibrationKey, whole: bool = True, more_than: int = 0) -> Calibrated:
         """Calibrate on all sequences; without `whole` until it is worth slicing, on `more_than` so many sequences."""
-        key = calibration_key(settings)
 
         def found() -> Calibrated | None:
             calibrated = self.best(key)
@@ -91,14 +90,14 @@ class Calibrations:
             return self.whole(key) or (calibrated if is_enough and not whole else None)
 
         while (calibrated := found()) is None:  # others' may have pushed it out of memory at once
-            with job.begin(("calibration", key), lambda job: self._calibrate(job, settings, key)) as calibration:
+            with job.begin(("calibration", key), lambda job: self._calibrate(job, key)) as calibration:
                 if calibration.wait(until=lambda: found() is not None):
                     calibration.result()  # or it raises what went wrong
         return calibrated
 
-    def holding(self, job: Job, settings: Settings) -> AbstractContextManager[None]:
+    def holding(self, job: Job, key: CalibrationKey) -> AbstractContextManager[None]:
         """While open, what has been calibrated so far is not given up."""
-        return job.holding(("calibration", calibration_key(settings)))
+        return job.holding(("calibration", key))
 
     def _load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         loaded = self._caches.models.get(key[:2])
@@ -113,7 +112,7 @@ class Calibrations:
             self._caches.models.put(key[:2], loaded)
         return loaded
 
-    def _calibrate(self, job: Job, settings: Settings, key: CalibrationKey) -> None:
+    def _calibrate(self, job: Job, key: CalibrationKey) -> None:
         if self.whole(key) is not None:
             return
         loaded = self.load(job, key)
@@ -123,7 +122,7 @@ class Calibrations:
         try:
             self._wait_for_memory(job, calibration_bytes(*sizes, copies=2))
             require_calibration_memory(*sizes, self._device, copies=2)
-            self._calibrate_now(job, settings, key, loaded)
+            self._calibrate_now(job, key, loaded)
         finally:
             self._queue.pop(job, None)
 
@@ -136,15 +135,16 @@ class Calibrations:
             job.emit(Status(later("Waiting for memory: calibrations before this one: {count}", count=len(before))))
             job.sleep(0.5)
 
-    def _calibrate_now(self, job: Job, settings: Settings, key: CalibrationKey, loaded: LoadedModel) -> None:
-        job.emit(Status(later("Reading text: {text}", text=described(key.config.text))))
-        evaluation = evaluation_config(settings, self._evaluation_tokens)
+    def _calibrate_now(self, job: Job, key: CalibrationKey, loaded: LoadedModel) -> None:
+        job.emit(Status(later("Reading text: {text}", text=describe_text(key.config.text))))
+        evaluation = key.evaluation(self._evaluation_tokens)
         with job.waiting():
             training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)
             windows = data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
         tokens, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()
         self._caches.settling.put(
-            key, [(count, Source(profile, head_weights, count)) for count, profile in kept_profiles(loaded, tokens)]
+            key,
+            [(count, Source(profile, head_weights, key, count)) for count, profile in kept_profiles(loaded, tokens)],
         )
         report = job_progress(job, later("Calibrating {model}, sequence", model=Path(key.model).name))
 
@@ -153,7 +153,7 @@ class Calibrations:
             profile = stats.make_profile(progress=lambda _: report(event))
             stats.ranked_neurons = {}  # the slider slices often
             words = so_far(sequences, len(tokens))
-            source = Source(profile, head_weights, sequences, words)
+            source = Source(profile, head_weights, key, sequences, words)
             if words:
                 keep_profile(loaded, tokens, sequences, profile)
                 others = [entry for entry in self.settling(key) if entry[0] != sequences]

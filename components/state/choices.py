@@ -1,4 +1,4 @@
-"""What can be chosen on the page: the library's registries and precisions.
+"""What can be chosen on the page: the library's registries, texts and precisions.
 
 For `ui/` and charts, which import no library.
 Whatever registers itself there is offered here.
@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 from typing import get_args
 
+from components.i18n.language import Words, later, term
 from components.jobs import limits
+from intraslice import data
 from intraslice.calibration.own_estimator import load_estimator
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.precision import Precision
 
-__all__ = ["ESTIMATORS", "METHODS", "PRECISIONS", "offer_own_estimators"]
+__all__ = ["ESTIMATORS", "METHODS", "PRECISIONS", "TEXTS", "describe_text", "offer_own_estimators"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+TEXTS = ("default", "wikitext2")
 OWN_ESTIMATORS = "INTRASLICE_ESTIMATOR"  # in the environment: path.py:function, several apart by blanks
 
 
@@ -32,3 +35,13 @@ def offer_own_estimators() -> None:
         raise UserError(f"{OWN_ESTIMATORS} names files to run, which a hosted page never does; unset it")
     for place in named:
         load_estimator(place)
+
+
+def describe_text(text: str) -> Words:
+    """What a text is, where it comes from and its licence, for people."""
+    told = data.describe(text)
+    name, own, _ = told.partition(", your own file")
+    if own:
+        return later("{name}, your own file", name=name)
+    what, bracket, source = told.partition(" (")
+    return Words(lambda: term(what) + bracket + source)

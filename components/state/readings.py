@@ -14,16 +14,15 @@ from components.jobs.job import Job
 from components.jobs.jobs import job_progress
 from components.state.caches import CachedEntry, Caches
 from components.state.calibrations import Calibrated
-from components.state.keys import CalibrationKey, SliceKey, calibration_key, described, is_usual, slice_key
-from components.state.settings import Settings
+from components.state.choices import describe_text
+from components.state.request import DENSE, CalibrationKey, Request, SliceKey, default_slicing
 from components.state.views import Perplexities, Reading
 from intraslice.core.cache import cache_path, keep_record, kept_record
-from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
 
-Slicing = Callable[[Job, Settings, str, Calibrated], PreTrainedModel]
+Slicing = Callable[[Job, SliceKey, Calibrated], PreTrainedModel]
 
 SLICING = {  # by order and shapes
     ("one-shot", "free"): later("one-shot slicing"),
@@ -44,24 +43,22 @@ class Readings:
     def __init__(self, caches: Caches, sliced: Slicing, curve: Mapping[float, float]) -> None:
         self._caches, self._sliced, self._curve = caches, sliced, curve
 
-    def known(self, settings: Settings, method: str) -> CachedEntry[Losses] | None:
+    def known(self, key: SliceKey) -> CachedEntry[Losses] | None:
         """A method's losses as far as they are read, or those of the "dense" model."""
-        return self._caches.losses.get(_key(settings, method))
+        return self._caches.losses.get(key)
 
-    def perplexity(self, settings: Settings, method: str) -> float | None:
+    def perplexity(self, key: SliceKey) -> float | None:
         """A method's perplexity, where all windows are read."""
-        known = self.known(settings, method)
+        known = self.known(key)
         return known.value.perplexity().value if known and _is_whole(known.value) else None
 
-    def losses(
-        self, job: Job, settings: Settings, method: str, calibrated: Calibrated, compared: bool = False
-    ) -> Losses:
+    def losses(self, job: Job, key: SliceKey, calibrated: Calibrated, compared: bool = False) -> Losses:
         """What a method's model, or the "dense" one, loses on the held-out text; slices first where need be.
 
         With `compared` also its divergence from the dense model, which the slider's readings do without: it takes the
         head twice, and after a start the dense model once more.
         """
-        key, is_dense = _key(settings, method), method == "dense"
+        is_dense = key.method == DENSE
         sequences = 0 if is_dense else calibrated.sequences
         cached = self._caches.losses.get(key)
         known = cached.value if cached is not None and cached.sequences >= sequences else None
@@ -69,10 +66,10 @@ class Readings:
         if known is not None and is_known and (known.divergences or not compared):
             return known  # maybe by more of the calibration than is in memory now
         dense = calibrated.loaded
-        model = dense.model if is_dense else self._sliced(job, settings, method, calibrated)
+        model = dense.model if is_dense else self._sliced(job, key, calibrated)
 
         def measure(job: Job) -> Losses:
-            report = job_progress(job, _status_text(method), when_done=True)
+            report = job_progress(job, _status_text(key.method), when_done=True)
 
             def progress(event: Progress) -> None:
                 if event.partial is not None and event.done and not is_known:  # a whole one is not taken back
@@ -83,13 +80,13 @@ class Readings:
             path = cache_path("losses", ".json", dense.fingerprint, model.dtype, calibrated.windows)
             losses = _kept(path) if is_dense else None
             if losses is None:
-                states = self._states_of(key[0], dense.model) if compared else None
+                states = self._states_of(key.calibration, dense.model) if compared else None
                 losses = measure_losses(model, calibrated.windows, dense=states, progress=progress)
                 if is_dense:
                     keep_record(path, asdict(losses), "the dense losses")
             self._note(key, CachedEntry(losses, sequences))
             points = self._caches.curves.get(_curve_key(key)) or {}
-            self._caches.curves.put(_curve_key(key), points | {key[1].sparsity: losses.perplexity().value})
+            self._caches.curves.put(_curve_key(key), points | {key.config.sparsity: losses.perplexity().value})
             return losses
 
         return job.share(("losses", key, sequences, compared), measure)
@@ -98,36 +95,37 @@ class Readings:
         """Those that all models of a calibration are held against."""
         return self._caches.states.get(key) or self._caches.states.put(key, DenseStates(dense))
 
-    def divergence(self, settings: Settings, method: str) -> Reading | None:
+    def divergence(self, key: SliceKey) -> Reading | None:
         """A method's KL divergence from the dense model, nats a token, where it is measured."""
-        known = self.known(settings, method)
+        known = self.known(key)
         if known is None or not _is_whole(known.value) or (found := known.value.divergence()) is None:
             return None
         return Reading(*found, known.value.done, known.value.total)
 
-    def perplexities(self, settings: Settings, best: Calibrated | None) -> Perplexities:
+    def perplexities(self, request: Request, best: Calibrated | None) -> Perplexities:
         """Whatever has been measured for a setting, and what is to be expected where nothing has.
 
         Args:
             best: the best calibration that there is of it.
         """
-        key, expected = calibration_key(settings), self._expected(settings)
+        key, expected = request.calibration, self._expected(request)
         if best is None:
             return Perplexities(expected=expected)
-        text, (windows, window) = described(key.config.text), best.windows.shape
-        dense = self.known(settings, "dense")
-        sliced = self.known(settings, "intraslice") if settings.sparsity else dense
+        text, (windows, window) = describe_text(key.config.text), best.windows.shape
+        dense_key = request.slice_key(DENSE)
+        sliced_key = request.slice_key("intraslice") if request.slicing.sparsity else dense_key
+        dense, sliced = self.known(dense_key), self.known(sliced_key)
         ratio = None
         if dense and sliced:
             ratio = Reading(*sliced.value.ratio(dense.value), sliced.value.done, sliced.value.total)
         return Perplexities(
-            dense=self.perplexity(settings, "dense"),
-            sliced=self.perplexity(settings, "intraslice" if settings.sparsity else "dense"),
+            dense=self.perplexity(dense_key),
+            sliced=self.perplexity(sliced_key),
             dense_reading=dense and _reading(dense.value),
             sliced_reading=sliced and _paired(sliced.value, dense and dense.value),
             ratio=ratio,
             expected=expected,
-            sequences=sliced.sequences if sliced and settings.sparsity else best.sequences,
+            sequences=sliced.sequences if sliced and request.slicing.sparsity else best.sequences,
             all_sequences=len(best.tokens),
             protocol=later(
                 "Perplexity on {tokens:,} tokens in windows of {window} without overlap, the first "
@@ -142,7 +140,7 @@ class Readings:
                 sequences=key.config.sequences,
                 length=key.config.length,
                 seed=key.config.seed,
-                slicing=SLICING[settings.order, settings.shapes],
+                slicing=SLICING[request.slicing.order, request.slicing.shapes],
             ),
             text=later("held-out Wikipedia") if "Wikipedia" in text else later("held-out text"),
         )
@@ -153,17 +151,17 @@ class Readings:
         if known is None or known.sequences <= losses.sequences or not _is_whole(known.value):
             self._caches.losses.put(key, losses)
 
-    def _expected(self, settings: Settings) -> float | None:
+    def _expected(self, request: Request) -> float | None:
         """Between perplexities that are measured, by straight lines through their logarithms."""
-        key = _key(settings, "intraslice")
-        usual = is_usual(settings) and _curve_key(key)[1] == _curve_key(_key(Settings(), "intraslice"))[1]
-        points = dict(self._curve) if usual else {}
-        dense = self.perplexity(settings, "dense")
-        points |= ({} if dense is None else {0.0: dense}) | (self._caches.curves.get(_curve_key(key)) or {})
-        if len(points) < 2 or not min(points) <= key[1].sparsity <= max(points):
+        key, sparsity = _curve_key(request.slice_key("intraslice")), request.slicing.sparsity
+        is_default = request.is_default_calibration and key.config == replace(default_slicing(), sparsity=0.0)
+        points = dict(self._curve) if is_default else {}
+        dense = self.perplexity(request.slice_key(DENSE))
+        points |= ({} if dense is None else {0.0: dense}) | (self._caches.curves.get(key) or {})
+        if len(points) < 2 or not min(points) <= sparsity <= max(points):
             return None
         removed, measured = zip(*sorted(points.items()), strict=True)
-        return float(np.exp(np.interp(key[1].sparsity, removed, np.log(measured))))
+        return float(np.exp(np.interp(sparsity, removed, np.log(measured))))
 
 
 def _status_text(method: str) -> Words:
@@ -175,15 +173,9 @@ def _status_text(method: str) -> Words:
     return known.get(method) or later("Perplexity of the {method} model, window", method=method)
 
 
-def _key(settings: Settings, method: str) -> SliceKey:
-    if method == "dense":
-        return calibration_key(settings), SliceConfig(0.0), method
-    return slice_key(settings, method)
-
-
 def _curve_key(key: SliceKey) -> SliceKey:
     """What all points of a curve have in common."""
-    return key[0], replace(key[1], sparsity=0.0), key[2]
+    return key._replace(config=replace(key.config, sparsity=0.0))
 
 
 def _is_whole(losses: Losses) -> bool:

@@ -17,9 +17,8 @@ from components.i18n.language import Words, later
 from components.jobs import limits, status
 from components.jobs.job import Job
 from components.jobs.status import Status
-from components.state.keys import slice_config
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.sweep.charts import line_name
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.core.config import SliceConfig
@@ -58,7 +57,7 @@ class Plan(NamedTuple):
         return sweep(*self._replace(wanted=self.kept()), progress=False)
 
 
-def asked_points(settings: Settings, choice: SweepChoice) -> tuple[SliceConfig, tuple[Point, ...]]:
+def asked_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig, tuple[Point, ...]]:
     """What all points have in common, and the points. Touches no model.
 
     Raises UserError for an empty choice, for what is nothing to choose, for too many points or numbers out of range.
@@ -81,43 +80,43 @@ def asked_points(settings: Settings, choice: SweepChoice) -> tuple[SliceConfig, 
     for kind, names, registered in (("method", choice.methods, METHODS), ("estimator", choice.estimators, ESTIMATORS)):
         for name in names:
             limits.choice(kind, name, registered)
-    base = replace(slice_config(settings), locked=())  # what is given by hand belongs to one sparsity alone
+    base = replace(request.slicing, locked=())  # what is given by hand belongs to one sparsity alone
     fractions = [limits.number("sparsity", percent, 0, 80) / 100 for percent in choice.sparsities]
     for fraction in fractions:
         replace(base, sparsity=fraction)
     return base, points(choice.methods, choice.estimators, fractions)
 
 
-def plan_of(session: Session, settings: Settings, choice: SweepChoice) -> Plan:
+def plan_of(session: Session, request: Request, choice: SweepChoice) -> Plan:
     """Raises UserError as `asked_points` does, or before the calibration is there."""
-    base, wanted = asked_points(settings, choice)
-    calibrated = session.calibrated(settings)
+    base, wanted = asked_points(request, choice)
+    calibrated = session.calibrated(request)
     texts = Texts(calibrated.stats, calibrated.tokens, calibrated.windows, calibrated.training)
     return Plan(calibrated.loaded, texts, wanted, base, SpeedConfig() if choice.speed else None)
 
 
-def known(session: Session, settings: Settings, choice: SweepChoice) -> SweepView:
+def known(session: Session, request: Request, choice: SweepChoice) -> SweepView:
     """Whatever of the sweep is there already. Raises UserError as `plan_of` does."""
-    return _view(session, settings, plan_of(session, settings, choice))
+    return _view(session, request, plan_of(session, request, choice))
 
 
-def seconds(session: Session, settings: Settings, choice: SweepChoice) -> float:
+def seconds(session: Session, request: Request, choice: SweepChoice) -> float:
     """About how long the missing points will take on this machine, as busy as it is now."""
-    plan = plan_of(session, settings, choice)
+    plan = plan_of(session, request, choice)
     kept = set(plan.kept())
     return sum(_cost(plan, point) for point in plan.wanted if point not in kept) / _rate()
 
 
-def run_sweep(job: Job, session: Session, settings: Settings, choice: SweepChoice) -> None:
+def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice) -> None:
     """Measure the missing points one by one; emits progress, and all there is whenever a point is done."""
-    asked_points(settings, choice)  # before any work
-    session.calibrations.calibrate(job, settings)
-    plan = plan_of(session, settings, choice)
+    asked_points(request, choice)  # before any work
+    session.calibrations.calibrate(job, request.calibration)
+    plan = plan_of(session, request, choice)
     kept = plan.kept()
     job.checkpoint()
     missing, states = [point for point in plan.wanted if point not in kept], DenseStates(plan.loaded.model)
     costs, rate = [_cost(plan, point) for point in missing], _rate()
-    job.emit(_view(session, settings, plan))
+    job.emit(_view(session, request, plan))
     start = time.monotonic()
     for done, point in enumerate(missing):
         begun = time.monotonic()
@@ -128,8 +127,8 @@ def run_sweep(job: Job, session: Session, settings: Settings, choice: SweepChoic
         expected_end = begun + sum(costs[done:]) / rate
         progress = _point_progress(job, Status(words, "busy", done, len(missing)), expected_end)
         sweep(*plan._replace(wanted=(point,)), states, progress=progress)
-        job.emit(_view(session, settings, plan))
-    job.emit(session.ready(settings))
+        job.emit(_view(session, request, plan))
+    job.emit(session.ready(request))
 
 
 def _point_progress(job: Job, status_of_point: Status, expected_end: float) -> ProgressCallback:
@@ -147,27 +146,27 @@ def _point_progress(job: Job, status_of_point: Status, expected_end: float) -> P
     return progress
 
 
-def table(job: Job, session: Session, settings: Settings, choice: SweepChoice) -> list[dict[str, Any]]:
+def table(job: Job, session: Session, request: Request, choice: SweepChoice) -> list[dict[str, Any]]:
     """`run_sweep`, and then the rows that `python -m intraslice sweep --json` prints."""
-    run_sweep(job, session, settings, choice)
-    return records(plan_of(session, settings, choice).frame())
+    run_sweep(job, session, request, choice)
+    return records(plan_of(session, request, choice).frame())
 
 
-def write_csv(session: Session, settings: Settings, choice: SweepChoice, path: Path) -> None:
+def write_csv(session: Session, request: Request, choice: SweepChoice, path: Path) -> None:
     """The points that are there, as `python -m intraslice sweep --csv` writes them. Raises UserError for none."""
-    frame = plan_of(session, settings, choice).frame()
+    frame = plan_of(session, request, choice).frame()
     if frame.empty:
         raise UserError(later("no point of this sweep is measured yet; press Run the sweep"))
     frame.to_csv(path, index=False)
 
 
-def _view(session: Session, settings: Settings, plan: Plan) -> SweepView:
+def _view(session: Session, request: Request, plan: Plan) -> SweepView:
     rows = records(plan.frame())
     return SweepView(
         dense=rows[0]["dense_perplexity"] if rows else None,
         points=tuple(_point(row) for row in rows),
         wanted=len(plan.wanted),
-        protocol=session.perplexities(settings).protocol,
+        protocol=session.perplexities(request).protocol,
         speed_protocol=_speed_protocol(plan.speed, session.threads()) if plan.speed else "",
     )
 

@@ -18,8 +18,8 @@ from components.jobs.limits import told
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.state import choices
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.sweep import measure
 from components.sweep.charts import removed_chart, speed_chart
 from components.sweep.views import SweepChoice, SweepView
@@ -27,7 +27,7 @@ from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.downloads import SAVE, Downloads
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, only_if_active, spread_settings, unchanged, visitor_of
+from components.ui.handlers import Follower, only_if_active, spread_settings, unchanged
 from components.ui.labels import ESTIMATORS, METHODS
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
@@ -70,7 +70,7 @@ class SweepPanel(NamedTuple):
     file: gr.DownloadButton
 
 
-def build(session: Session, first: Settings) -> SweepPanel:
+def build(session: Session, first: Request) -> SweepPanel:
     """What to sweep over, its progress, two charts. Called inside a `gr.Tab`."""
     usual = SweepChoice()
     with_estimator = [name for name, method in choices.METHODS.items() if method.uses_estimator]
@@ -109,7 +109,7 @@ def build(session: Session, first: Settings) -> SweepPanel:
 
 def preview(
     session: Session,
-    settings: Settings,
+    request: Request,
     methods: list[str],
     estimators: list[str],
     sparsities: list[float],
@@ -118,40 +118,39 @@ def preview(
     """What is there of this sweep already, and how long the rest will take."""
     choice = SweepChoice(methods, estimators, sparsities, speed)
     try:
-        return _shown(measure.known(session, settings, choice), measure.seconds(session, settings, choice))
+        return _shown(measure.known(session, request, choice), measure.seconds(session, request, choice))
     except ValueError as problem:  # not calibrated yet, or a choice of nothing
         return Shown(f'<p class="isx-quiet">{escape(spoken(told(problem)))}</p>', "", "")
 
 
-def show_pinned(session: Session, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+def show_pinned(session: Session, request: Request, layer: int, client: str) -> Shown:
     """The pinned setting's own point of a sweep, where one has measured it; ratios given by hand have none."""
-    choice = SweepChoice(("intraslice",), (settings.estimator,), (settings.sparsity,), speed=True)
+    choice = SweepChoice(("intraslice",), (request.slicing.estimator,), (request.settings.sparsity,), speed=True)
     try:
-        view = measure.known(session, settings, choice)
+        view = measure.known(session, request, choice)
     except ValueError:  # not calibrated yet
         return unchanged(Shown)
-    return unchanged(Shown) if settings.locked or not view.points else _shown(view)
+    return unchanged(Shown) if request.slicing.locked or not view.points else _shown(view)
 
 
 def sweep(
     session: Session,
-    settings: Settings,
+    request: Request,
     methods: list[str],
     estimators: list[str],
     sparsities: list[float],
     speed: bool,
-    request: gr.Request,
+    client: str,
 ) -> Iterator[Swept]:
     """Measure perplexity, and speed if asked, of every method x estimator x sparsity (per cent).
 
     Points that are measured already are read from the disk; a sweep that was stopped goes on where it was. Yields
     two status lines (HTML) and two charts (JSON).
     """
-    visitor = visitor_of(request)
     view: SweepView | None = None
     choice = SweepChoice(methods, estimators, sparsities, speed)
-    work = partial(measure.run_sweep, session=session, settings=settings, choice=choice)
-    for event in session.jobs.run(visitor, "sweep", work, urgency=Urgency.BACKGROUND):
+    work = partial(measure.run_sweep, session=session, request=request, choice=choice)
+    for event in session.jobs.run(client, "sweep", work, urgency=Urgency.BACKGROUND):
         if isinstance(event, Status):
             line = formatting.status(event)
             done = line if event.kind != "ready" or view is None else _done(view)
@@ -165,7 +164,7 @@ def sweep(
 def save(
     session: Session,
     downloads: Downloads,
-    settings: Settings,
+    request: Request,
     methods: list[str],
     estimators: list[str],
     sparsities: list[float],
@@ -173,12 +172,12 @@ def save(
 ) -> str:
     """The points of a sweep that are measured already, as a CSV file."""
     choice = SweepChoice(methods, estimators, sparsities, speed)
-    return str(downloads.put("sweep.csv", lambda path: measure.write_csv(session, settings, choice, path)))
+    return str(downloads.put("sweep.csv", lambda path: measure.write_csv(session, request, choice, path)))
 
 
-def stop(session: Session, request: gr.Request) -> None:
+def stop(session: Session, client: str) -> None:
     """Stop the sweep at its next step."""
-    session.jobs.halt(visitor_of(request), "sweep")
+    session.jobs.halt(client, "sweep")
 
 
 def pick(event: gr.EventData) -> Picked:

@@ -8,7 +8,6 @@ from html import escape
 from components.i18n.language import Words, later, number, say, spoken
 from components.jobs import limits
 from components.jobs.status import Status
-from components.state.settings import Settings
 from components.state.views import Beside, Perplexities, PlanView, Reading
 from components.ui.labels import MODULES_IN_WORDS
 from components.ui.pinned.differences import sentence, signed
@@ -195,7 +194,7 @@ def problem(error: Exception) -> str:
     return f'<p class="isx-status isx-error" role="alert"><span>{escape(spoken(limits.told(error)))}</span></p>'
 
 
-def protocol(settings: Settings, measured: Perplexities) -> str:
+def protocol(measured: Perplexities) -> str:
     """The perplexity with everything that it depends on; without that it means nothing."""
     if not measured.protocol:
         return f'<p class="isx-quiet">{say("Perplexity is measured as soon as the slice is ready.")}</p>'
@@ -219,12 +218,12 @@ def _errors(measured: Perplexities) -> str:
     )
 
 
-def export(plan: PlanView | None, settings: Settings) -> str:
+def export(plan: PlanView | None) -> str:
     """What the Export tab's buttons would give now."""
     if plan is None:
         waiting = say("There is something to take home as soon as the model is calibrated.")
         return f'<p class="isx-lead">{waiting}</p>'
-    if settings.sparsity == 0:
+    if plan.asked == 0:
         nothing = say("Nothing is removed at 0 %: move the slider, and there is something to save.")
         return f'<p class="isx-lead">{nothing}</p>'
     told = say(

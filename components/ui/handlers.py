@@ -1,9 +1,11 @@
 """From the values that gradio passes to a handler's arguments, and back.
 
-A handler is `handler(*bound, settings, own inputs ..., request)`: `bound` is what it works with, such as the session.
-It answers with one value, or with a NamedTuple that has a field for each output; components are kept in the same
-NamedTuple class. A handler's own inputs are checked here by their names, an upload by where it lies; the settings are
-checked where work begins (`state/keys.py`).
+A handler is `handler(*bound, request, own inputs ..., client)`: `bound` is what it works with, such as the session;
+`request` are the checked values of the page's controls; `client` is the id of the open page. It answers with one value,
+or with a NamedTuple that has a field for each output; components are kept in the same NamedTuple class.
+
+All values from outside are checked here, once: those of the controls by `state/request.py`, a handler's own inputs by
+their names, an upload by where it lies.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from components.gradio_compat.signatures import (
 )
 from components.i18n.language import Words, language, later
 from components.jobs import limits
+from components.state.request import parse
 from components.state.settings import Settings
 from components.ui.pinned import text as pinned_text
 
@@ -51,7 +54,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 class Follower(NamedTuple):
-    """What a tab shows of every move: `show(settings, layer, request)` answers in milliseconds.
+    """What a tab shows of every move: `show(request, layer, client)` answers in milliseconds.
 
     `show_pinned` does for the pinned setting, where that is not the same.
     """
@@ -65,6 +68,11 @@ class Follower(NamedTuple):
 def unchanged(outputs: type[Outputs]) -> Outputs:
     """The answer that leaves every output as it is; `_replace` what changes."""
     return outputs(*(gr.skip() for _ in outputs._fields))  # type: ignore[attr-defined]  # of a NamedTuple
+
+
+def leave_unchanged(error: ValueError) -> Any:
+    """A refusal without words: every output stays as it is, and the page's first line says what is wrong."""
+    return gr.skip()
 
 
 def at_opening(answer: Callable[[], Outputs]) -> Outputs:
@@ -82,36 +90,38 @@ def at_opening(answer: Callable[[], Outputs]) -> Outputs:
     return type(now)(*(told(index) if isinstance(value, str) else value for index, value in enumerate(now)))
 
 
-def spread_settings(handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
-    """`handler(*bound, settings, ...)` as a function of the fields of `Settings`, a parameter each, then of the rest.
+def spread_settings(
+    handler: Callable[..., Any], *bound: Any, refuse: Callable[[ValueError], Any] | None = None
+) -> Callable[..., Any]:
+    """`handler(*bound, request, ...)` as a function of the fields of `Settings`, a parameter each, then of the rest.
 
     Gradio calls it with the value of each control, and its API shows every parameter by name. An answer with one field
     becomes its value, since gradio expects no tuple for a single output. A parameter `pinned` is parsed from its text:
-    a `Settings`, or None where no setting is pinned.
+    a `Request`, or None where no setting is pinned. With `refuse` it answers `refuse(error)` to values that the page
+    cannot be set to; else the error is raised, which gradio shows.
     """
     rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) + 1 :]]
 
     def arguments(values: Sequence[Any]) -> tuple[Any, ...]:
         settings = Settings(*values[: len(FIELDS)])
+        request = parse(settings._replace(upload=uploaded_path(settings.upload)))
+        checks = CHECKS | {"pinned": lambda text: pinned_text.beside(text, request)}
         own = zip(rest, values[len(FIELDS) :], strict=False)
-        settings = settings._replace(upload=uploaded_path(settings.upload))
-        checks = CHECKS | {"pinned": lambda text: pinned_text.beside(text, settings)}
-        return *bound, settings, *(checks.get(parameter.name, _as_it_is)(value) for parameter, value in own)
+        return *bound, request, *(checks.get(parameter.name, _as_it_is)(value) for parameter, value in own)
 
     def unwrapped(answer: Any) -> Any:
         return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
 
-    return wrap_handler(handler, arguments, [*FIELDS, *rest], unwrapped)
+    return wrap_handler(handler, arguments, [*FIELDS, *rest], unwrapped, refuse)
 
 
 def only_if_active(tab: str, otherwise: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
-    """As `spread_settings`, with the open tab as the last input: while that is not `tab` the answer is `otherwise`."""
-    return spread_settings(guard_handler(partial_handler(handler, *bound), "opened", tab, otherwise))
+    """As `spread_settings`, with the open tab as the last input: while that is not `tab` the answer is `otherwise`.
 
-
-def visitor_of(request: gr.Request | None) -> str:
-    """The id of the open page that calls."""
-    return getattr(request, "session_hash", None) or "somebody"
+    So it is to values that the page cannot be set to: its first line says what is wrong (`frame/slider.py`).
+    """
+    guarded = guard_handler(partial_handler(handler, *bound), "opened", tab, otherwise)
+    return spread_settings(guarded, refuse=lambda error: otherwise)
 
 
 def _as_it_is(value: Any) -> Any:

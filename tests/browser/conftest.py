@@ -16,8 +16,8 @@ from playwright import sync_api as playwright
 from tiny_page import PageSession, in_job, tiny_settings
 
 from app import build_app, launch_options
+from components.state.request import Request, parse
 from components.state.session import Session
-from components.state.settings import Settings
 from intraslice.core.cache import cache_folder
 
 USUAL_CACHE = cache_folder()  # that of the default model, before the tests have one of their own
@@ -43,22 +43,22 @@ def axe() -> str:
 
 
 @pytest.fixture(scope="package")
-def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[Settings]:
+def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[Request]:
     """A tiny model, with a bias by which attention is pruned too. The cache is these tests' own."""
     home = tmp_path_factory.mktemp("browser")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
-        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)._replace(bias=1.0)
+        yield parse(tiny_settings(home, tiny_llama_gqa, word_tokenizer)).with_settings(bias=1.0)
 
 
 @pytest.fixture(scope="package")
-def page_session(tiny: Settings) -> Session:
+def page_session(tiny: Request) -> Session:
     """The app's session, in which the tiny model is calibrated, measured and sliced by both methods."""
     session = PageSession(evaluation_tokens=256)
-    session.texts = (*session.texts, tiny.text)  # a link may name what the page offers, and no other file
-    for settings in (tiny, tiny._replace(bias=None)):
-        assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
-        in_job(session, session.slice, settings, "crossmodule")
+    session.texts = (*session.texts, tiny.settings.text)  # a link may name what the page offers, and no other file
+    for request in (tiny, tiny.with_settings(bias=None)):
+        assert list(session.measure(request, "somebody"))[-1].kind == "ready"
+        in_job(session, session.slice, request, "crossmodule")
     return session
 
 
@@ -72,9 +72,9 @@ def address(page_session: Session) -> Iterator[str]:
 
 
 @pytest.fixture(scope="package")
-def tiny_query(tiny: Settings) -> str:
+def tiny_query(tiny: Request) -> str:
     """The link of the tiny model, but for its bias."""
-    chosen = {"model": tiny.model, "text": tiny.text, "sequences": tiny.sequences, "length": tiny.length}
+    chosen = {name: getattr(tiny.settings, name) for name in ("model", "text", "sequences", "length")}
     return f"/?{urlencode(chosen)}"
 
 

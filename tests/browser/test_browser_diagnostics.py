@@ -3,6 +3,7 @@
 import json
 
 from components.activations.snapshot import shift
+from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
 
@@ -20,7 +21,7 @@ def test_marks_on_the_spectra_follow_the_slider(visit, page_session: Session) ->
     page.wait_for_selector("#rank-chart .main-svg")
     for percent in (50, 20):
         opened.slide(percent)
-        plan = page_session.slice_plan(Settings(sparsity=percent)).layers
+        plan = page_session.slice_plan(parse(Settings(sparsity=percent))).layers
         gone = [[layer, head] for layer, own in enumerate(plan) for head in range(9) if head not in own.heads]
         page.wait_for_function(GONE, arg=json.dumps(gone, separators=(",", ":")))
         page.wait_for_function(NEURONS, arg=f"{plan[17].neurons:,} of 1,536 neurons stay")

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from components.ratios.estimator_check.measure import Verdicts
-from components.state.keys import slice_config
+from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.tabs import TABS
@@ -18,8 +18,8 @@ ZOOM = "document.querySelector('#ratio-chart .isx-plot').layout.xaxis2.range"
 
 def ratios(session: Session, **settings: object) -> list[list[float]]:
     """What the library says of the snapshot's profile."""
-    profile = session.source(Settings()).profile
-    layers = make_plan(profile, slice_config(Settings(**settings))).layers
+    profile = session.source(parse(Settings())).profile
+    layers = make_plan(profile, parse(Settings(**settings)).slicing).layers
     return [[layer.attention_ratio for layer in layers], [layer.mlp_ratio for layer in layers]]
 
 
@@ -88,7 +88,7 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(visi
     page.wait_for_selector("#verdict-chart .hovertext")
     page.mouse.click(*spot)
     opened.says("#importance-chart .isx-title", "layer 27")
-    misjudged = [own for own in Verdicts(page_session).known(Settings()).misjudged if own[0] == "pca"]
+    misjudged = [own for own in Verdicts(page_session).known(parse(Settings())).misjudged if own[0] == "pca"]
     shown = page.inner_text("#verdict-words")
     assert misjudged
     assert all(f"Layer {layer}'s" in shown for _, layer, *_ in misjudged)

@@ -2,6 +2,7 @@
 
 from browsing import Opened
 
+from components.state.request import parse
 from components.state.settings import Settings
 
 from .test_browser_diagnostics import NEURONS
@@ -91,7 +92,7 @@ def test_every_tab_shows_what_is_pinned_and_a_move_does_not_bring_it_again(visit
     page.on("response", lambda response: "/run/" in response.url and answers.append(response))
     opened.slide(50)
     wait_for(opened, 50)
-    neurons = page_session.slice_plan(Settings(sparsity=50)).layers[0].neurons
+    neurons = page_session.slice_plan(parse(Settings(sparsity=50))).layers[0].neurons
     page.wait_for_function(NEURONS, arg=f"{neurons:,} of 1,536 neurons stay")
     moved = [text for text in (answer.text() for answer in answers) if "50.0%" in text]
     assert moved

@@ -3,7 +3,7 @@
 import pytest
 from browsing import NOT_OURS, Opened
 
-from components.state.keys import slice_config
+from components.state.request import parse
 from components.state.settings import Settings
 from components.tabs import TABS
 from intraslice.planning.ratios import make_plan
@@ -58,7 +58,7 @@ def test_the_bias_is_found_until_it_is_given_and_shapes_are_a_runtimes(visit, pa
     page, auto = opened.page, opened.page.locator("#bias-auto input")
     before, slider = opened.bars(), page.locator("#bias input[type=range]")
     assert auto.is_checked()
-    usual = make_plan(page_session.source(Settings()).profile, slice_config(Settings()))
+    usual = make_plan(page_session.source(parse(Settings())).profile, parse(Settings()).slicing)
     assert float(slider.input_value()) == pytest.approx(usual.reasons.bias, abs=0.03)
     opened.drag(0.8, "#bias")
     assert close(opened.bars(), ratios(page_session, bias=0.8))

@@ -41,7 +41,7 @@ def test_a_sweep_runs_draws_and_loads_a_point(visit, tiny_query, page_session, t
     page.mouse.move(*spot, steps=3)
     page.mouse.click(*spot)
     page.wait_for_function("/sparsity=20/.test(location.search) && /estimator=uniform/.test(location.search)")
-    own = tiny._replace(sparsity=20, estimator="uniform", seed=4, bias=None)
+    own = tiny.with_settings(sparsity=20, estimator="uniform", seed=4, bias=None)
     opened.says("#readout", f"{data[1][2][1]:.2f}")  # the page measures by itself what the sweep found
     assert page_session.perplexities(own).sliced == pytest.approx(data[1][2][1], rel=1e-4)
     page.click("#sweep-chart .isx-twin summary")
@@ -75,7 +75,7 @@ def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_sessi
     plan = json.loads((tmp_path / "plan.json").read_text())
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         assert json.loads(archive.read("tiny-sliced-35/intraslice.json"))["made"] == plan
-    shown = page_session.plan(tiny._replace(sparsity=35, bias=1.05))
+    shown = page_session.plan(tiny.with_settings(sparsity=35, bias=1.05))
     assert plan["ratios"] == [[layer.attention, layer.mlp] for layer in shown.layers]
 
     assert page.input_value("#export-link input") == page.url

@@ -18,6 +18,7 @@ from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
 from components.jobs.status import Status
 from components.state.crossmodule import TOLERANCE
+from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.ui.handlers import spread_settings
@@ -42,7 +43,7 @@ def columns(session) -> Columns:
     return Columns(session)
 
 
-def asked(columns: Columns, settings: Settings, **question) -> dict[str, Answer]:
+def asked(columns: Columns, settings: Request, **question) -> dict[str, Answer]:
     """The columns at the end of an answer."""
     question = {"prompt": PROMPT, "tokens": 12} | question
     events = list(streaming.answer(columns, settings, Question(**question), "somebody"))
@@ -55,7 +56,7 @@ def plain(html: str) -> str:
     return unescape(re.sub("<[^>]*>", "", re.search('<p class="isx-text[^"]*">(.*?)</p>', html, re.DOTALL)[1]))
 
 
-def model(session: Session, settings: Settings, name: str):
+def model(session: Session, settings: Request, name: str):
     return in_job(session, session.slice, settings, name)
 
 
@@ -63,9 +64,9 @@ def model(session: Session, settings: Settings, name: str):
 
 
 def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
-    texts = ["--calibration", tiny.text, "--eval", tiny.text, "--sequences", "8", "--length", "32"]
+    texts = ["--calibration", tiny.settings.text, "--eval", tiny.settings.text, "--sequences", "8", "--length", "32"]
     asked = ["--sparsity", "0.3", "--order", "one-shot", "--prompt", PROMPT, "--max-new-tokens", "12", "--json"]
-    main(["generate", "--model", tiny.model, *texts, *asked])
+    main(["generate", "--model", tiny.settings.model, *texts, *asked])
     texts = json.loads(capsys.readouterr().out)["text"]
     shown: dict[str, str] = {}
     for _, *answers, _ in handlers.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, SOMEBODY):
@@ -77,7 +78,7 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperature) -> None:
-    answers = asked(columns, tiny._replace(bias=0.7), temperature=temperature, seed=3)
+    answers = asked(columns, tiny.with_settings(bias=0.7), temperature=temperature, seed=3)
     tokenizer = session.calibrated(tiny).loaded.tokenizer
     tokens = {name: tokenizer(one.text).input_ids for name, one in answers.items()}
     for name in ("intraslice", "crossmodule"):
@@ -97,7 +98,7 @@ def test_a_seed_gives_each_column_its_own_answer_again(columns, tiny) -> None:
 
 
 def test_models_that_agree_draw_the_same(columns, tiny) -> None:
-    answers = asked(columns, tiny._replace(sparsity=0), temperature=2.0)
+    answers = asked(columns, tiny.with_settings(sparsity=0), temperature=2.0)
     assert answers["dense"].text == answers["intraslice"].text == answers["crossmodule"].text
     assert answers["intraslice"].parts_at is None
 
@@ -112,7 +113,7 @@ def test_the_dense_model_answers_while_the_others_are_calibrated_for_and_made(ti
     monkeypatch.setattr(streaming, "TURN", 0.0)
     columns = Columns(stepwise(Session(evaluation_tokens=256)))
     seen = []
-    for event in streaming.answer(columns, tiny._replace(seed=7), Question(PROMPT, 400), "somebody"):
+    for event in streaming.answer(columns, tiny.with_settings(seed=7), Question(PROMPT, 400), "somebody"):
         is_status = isinstance(event, Status)
         seen.append(event.text if is_status else {name: (one.state, one.count) for name, one in event.items()})
     states = [event for event in seen if isinstance(event, dict)]
@@ -128,11 +129,11 @@ def test_the_dense_model_answers_while_the_others_are_calibrated_for_and_made(ti
 
 
 def test_where_cross_module_slicing_cannot_remove_as_much_it_says_so(columns, tiny) -> None:
-    answers = asked(columns, tiny._replace(sparsity=40))
+    answers = asked(columns, tiny.with_settings(sparsity=40))
     assert answers["crossmodule"].state == "refused"
     assert "cannot remove 40%" in answers["crossmodule"].problem
     assert answers["intraslice"].count == 12
-    costs = columns.known(tiny._replace(sparsity=40))
+    costs = columns.known(tiny.with_settings(sparsity=40))
     assert "cannot remove" in costs.problems["crossmodule"]
 
 
@@ -223,7 +224,7 @@ def test_a_slower_model_is_called_slower() -> None:
 
 
 def test_before_anything_is_loaded_the_snapshots_sizes_are_known() -> None:
-    costs = Columns(Session()).known(Settings())
+    costs = Columns(Session()).known(parse(Settings()))
     assert set(costs.columns) == {"dense", "intraslice"}
     assert "134.5 M" in compare_words.cost("dense", costs)
 

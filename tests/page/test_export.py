@@ -16,15 +16,15 @@ from components.export import files as exports
 from components.export import panel
 from components.export.report import Report, html
 from components.ratios.charts import ratio_chart
-from components.state.keys import recipe
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.ui.downloads import LOCK, Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
 from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
+from intraslice.reporting import Recipe
 
 PROMPT = "w10 w20 w30"
 SETTINGS = {
@@ -48,26 +48,29 @@ def downloads() -> Downloads:
 
 
 @pytest.fixture(params=list(SETTINGS), scope="module")
-def settings(request, tiny) -> Settings:
-    return tiny._replace(**SETTINGS[request.param])
+def settings(request, tiny) -> Request:
+    return tiny.with_settings(**SETTINGS[request.param])
 
 
-def made(session: Session, settings: Settings, downloads: Downloads) -> Path:
+def made(session: Session, settings: Request, downloads: Downloads) -> Path:
     """The zip."""
     return in_job(session, exports.write_checkpoint, session, settings, downloads).path
 
 
-def page_text(session: Session, settings: Settings) -> str:
+def page_text(session: Session, settings: Request) -> str:
     """The answer of the page's own slice."""
     tokenizer = session.calibrated(settings).loaded.tokenizer
     return "".join(generate_text(in_job(session, session.slice, settings), tokenizer, PROMPT))
 
 
 def test_the_command_lines_words_mean_the_pages_own_recipe(session, settings):
-    words = exports.command_words(session, settings)
-    assert recipe_of(parser().parse_args(words)) == recipe(settings, session.evaluation_tokens)
-    uploaded = settings._replace(upload="/somewhere/private/mine.txt")
-    assert recipe_of(parser().parse_args(exports.command_words(session, uploaded))).calibration.text == "mine.txt"
+    def recipe_by(request: Request) -> Recipe:
+        words = exports.command_words(request.recipe(session.evaluation_tokens), session.device)
+        return recipe_of(parser().parse_args(words))
+
+    assert recipe_by(settings) == settings.recipe(session.evaluation_tokens)
+    uploaded = settings.with_settings(upload="/somewhere/private/mine.txt")
+    assert recipe_by(uploaded).calibration.text == "mine.txt"
 
 
 def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, capsys, downloads, tmp_path, monkeypatch):
@@ -128,11 +131,12 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
 
 def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:
     with pytest.raises(ValueError, match="0 %"):
-        made(session, tiny._replace(sparsity=0), downloads)
+        made(session, tiny.with_settings(sparsity=0), downloads)
 
 
 def test_an_upload_goes_by_its_name(session, tiny) -> None:
-    words = exports.command_words(session, tiny._replace(upload="/somewhere/secret/mine.txt"))
+    uploaded = tiny.with_settings(upload="/somewhere/secret/mine.txt")
+    words = exports.command_words(uploaded.recipe(session.evaluation_tokens), session.device)
     assert words.count("mine.txt") == 2
     assert not any("secret" in word for word in words)
 
@@ -162,7 +166,9 @@ def test_the_report_stands_alone(session, tiny) -> None:
     list(session.measure(tiny, "somebody"))
     plan, measured = session.plan(tiny), session.perplexities(tiny)
     words = {"The same from a command line": exports.command_lines(session, tiny, "</script><b>")}
-    text = html(Report("tiny", tiny._asdict(), plan, measured, [ratio_chart(plan)], words), "window.Plotly = {};")
+    text = html(
+        Report("tiny", tiny.settings._asdict(), plan, measured, [ratio_chart(plan)], words), "window.Plotly = {};"
+    )
     assert not re.search(r"(src|href)=|https?://", text)
     assert "</script><b>" not in text
     assert "Share of each module removed." in text

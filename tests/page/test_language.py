@@ -38,6 +38,7 @@ from components.i18n.language import (
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
 from components.state import choices
+from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.ui import formatting
@@ -282,6 +283,6 @@ def test_errors_of_the_page_speak_the_visitors_language(address) -> None:
 def test_a_session_has_no_language_of_its_own() -> None:
     """What is shared is said in English, whoever asked first: a page's words are told on the reader's side."""
     with speaking("de"):
-        measured = Session().perplexities(Settings())
+        measured = Session().perplexities(parse(Settings()))
     assert measured.text == "held-out text"
     assert Path(ASSETS / "texts" / "de" / "words.json").is_file()

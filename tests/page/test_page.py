@@ -5,10 +5,12 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import gradio as gr
 import pytest
 from gradio.utils import get_type_hints, is_special_typed_parameter
 from tiny_page import SOMEBODY, stepwise
@@ -18,14 +20,16 @@ from components.frame import handlers, link, slider
 from components.gradio_compat.signatures import partial_handler
 from components.jobs.status import Status
 from components.ratios import panel as ratios
+from components.state import plan_views
 from components.state.caches import BoundedCache
-from components.state.keys import slice_config, slice_key
+from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import plan as snapshot
 from components.ui import formatting
 from components.ui.handlers import Follower, only_if_active, spread_settings, unchanged
 from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
 
@@ -47,22 +51,37 @@ def bars(chart_json: str) -> list[list[float]]:
     ("estimator", "shapes"), [("uniform", "free"), ("fisher", "free"), ("pca", "free"), ("pca", "runtime")]
 )
 def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator, shapes) -> None:
-    settings = tiny._replace(sparsity=40, estimator=estimator, shapes=shapes)
+    settings = tiny.with_settings(sparsity=40, estimator=estimator, shapes=shapes)
     chart, *_ = preview(settings, 0, None, SOMEBODY)
-    plan = make_plan(session.calibrated(tiny).source.profile, slice_config(settings))
+    plan = make_plan(session.calibrated(tiny).source.profile, settings.slicing)
     attention, mlp = bars(chart)
     assert attention == pytest.approx([layer.attention_ratio for layer in plan.layers], rel=1e-4)
     assert mlp == pytest.approx([layer.mlp_ratio for layer in plan.layers], rel=1e-4)
 
 
-def test_impossible_settings_become_words_and_leave_the_charts_alone(preview, tiny) -> None:
-    chart, _, *texts = preview(tiny._replace(sparsity=75, cap=60), 0, None, SOMEBODY)
-    assert isinstance(chart, dict)  # gradio's skip
-    assert "raise the cap" in slider.Moved(*texts).headline
+def test_impossible_settings_become_words_and_leave_the_charts_alone(session, tiny) -> None:
+    shown = ratios.Charts(gr.HTML(render=False), gr.HTML(render=False))
+    followers = [Follower("ratios", partial_handler(ratios.show, session), shown)]
+    refuse = partial(slider.refuse_move, followers, followers)
+    move = spread_settings(slider.move, session, followers, followers, refuse=refuse)
+    for change, words in (({"sparsity": 75, "cap": 60}, "raise the cap"), ({"locked": "9 mlp 5"}, "layer 9 is locked")):
+        settings = tiny.settings._replace(**change)
+        *charts, readout, headline, _, _, _, again, _ = move(*settings, 0, "ratios", "", SOMEBODY)
+        assert [*charts, readout, again] == [gr.skip()] * 4
+        assert words in headline
+
+
+def test_what_a_model_cannot_have_is_found_once(session, tiny, monkeypatch) -> None:
+    request = tiny.with_settings(locked="9 mlp 5")
+    for _ in range(2):
+        with pytest.raises(UserError, match="layer 9 is locked") as caught:
+            session.slice_plan(request)
+        assert not any("ratios.py" in str(entry.path) for entry in caught.traceback[2:])
+        monkeypatch.setattr(plan_views, "make_plan", None)
 
 
 def test_a_missing_model_is_an_error_in_the_page(session, tiny) -> None:
-    *_, last = session.prepare(tiny._replace(model="/no/such/model"), "somebody")
+    *_, last = session.prepare(tiny.with_settings(model="/no/such/model"), "somebody")
     assert last.kind == "error"
     assert "/no/such/model" in last.text
     assert session.plan(tiny) is not None  # and the page goes on working
@@ -70,15 +89,15 @@ def test_a_missing_model_is_an_error_in_the_page(session, tiny) -> None:
 
 def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_loaded(session, tiny, monkeypatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
-    assert "isx-error" in handlers.memory(session, tiny.model)
-    assert "0.0 GiB are free" in handlers.memory(session, tiny.model)
+    assert "isx-error" in handlers.memory(session, tiny.settings.model)
+    assert "0.0 GiB are free" in handlers.memory(session, tiny.settings.model)
     *_, last = Session().prepare(tiny, "somebody")
     assert last.kind == "error"
     assert "needs 0.3 GiB" in last.text
 
 
 def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny) -> None:
-    settings = tiny._replace(sparsity=50, shapes="runtime")
+    settings = tiny.with_settings(sparsity=50, shapes="runtime")
     assert session.perplexities(settings).sliced is None
     *_, last = slider.measure(session, settings, 0, None, SOMEBODY)
     measured = session.perplexities(settings)
@@ -102,30 +121,31 @@ def test_the_dense_perplexity_is_measured_once_for_all_starts_of_the_page(sessio
 
 
 def test_a_slice_is_kept_by_what_its_method_looks_at(tiny) -> None:
-    others = [tiny._replace(order="sequential"), tiny._replace(estimator="fisher"), tiny._replace(shapes="runtime")]
+    changes = {"order": "sequential"}, {"estimator": "fisher"}, {"shapes": "runtime"}
+    others = [tiny.with_settings(**change) for change in changes]
     for method, looked_at in (
         ("intraslice", [True, True, True]),
         ("crossmodule", [True, False, False]),
         ("magnitude", [False, False, True]),
     ):
-        assert [slice_key(tiny, method) != slice_key(other, method) for other in others] == looked_at
+        assert [tiny.slice_key(method) != other.slice_key(method) for other in others] == looked_at
 
 
 def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
-    settings = tiny._replace(sparsity=0)
+    settings = tiny.with_settings(sparsity=0)
     assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
     measured = session.perplexities(settings)
     assert measured.dense == measured.sliced
 
 
 def test_live_measuring_leaves_the_papers_order_to_its_button(session, tiny) -> None:
-    assert list(slider.let_go(session, tiny._replace(order="sequential"), 0, None, SOMEBODY)) == [
+    assert list(slider.let_go(session, tiny.with_settings(order="sequential"), 0, None, SOMEBODY)) == [
         unchanged(slider.Measured)
     ]
 
 
 def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None:
-    settings = tiny._replace(order="sequential", sparsity=35)
+    settings = tiny.with_settings(order="sequential", sparsity=35)
     seen = []
     for status, *_ in slider.measure(session, settings, 0, None, SOMEBODY):
         seen.append(status)
@@ -159,7 +179,7 @@ def test_a_link_carries_a_bias_where_one_was_given(query, bias) -> None:
 
 def test_the_api_names_every_parameter(session) -> None:
     parameters = inspect.signature(spread_settings(slider.preview, session, [])).parameters
-    assert list(parameters) == [*Settings._fields, "layer", "pinned", "request"]
+    assert list(parameters) == [*Settings._fields, "layer", "pinned", "client"]
     for handler in (link.restore, slider.preview, slider.measure, slider.let_go, slider.stop):
         assert handler.__doc__
     for handler in (handlers.prepare, handlers.memory):
@@ -170,11 +190,11 @@ def test_a_single_output_is_answered_with_its_value(tiny) -> None:
     class Shown(NamedTuple):
         words: str
 
-    def show(settings: Settings) -> Shown:
-        return Shown(settings.estimator)
+    def show(request: Request) -> Shown:
+        return Shown(request.slicing.estimator)
 
-    assert spread_settings(show)(*tiny) == tiny.estimator
-    assert only_if_active("mine", unchanged(Shown), show)(*tiny, "other") == unchanged(Shown).words
+    assert spread_settings(show)(*tiny.settings) == "pca"
+    assert only_if_active("mine", unchanged(Shown), show)(*tiny.settings, "other") == unchanged(Shown).words
 
 
 def test_gradio_gives_every_handler_what_it_takes(session) -> None:
@@ -185,7 +205,7 @@ def test_gradio_gives_every_handler_what_it_takes(session) -> None:
         taken = inspect.signature(function.fn).parameters
         injected = [name for name in taken if is_special_typed_parameter(name, hints)]
         assert len(taken) == len(function.inputs) + len(injected), function.api_name
-        assert {"request", "event"} & taken.keys() == set(injected), function.api_name
+        assert {"caller", "client", "event"} & taken.keys() == set(injected), function.api_name
 
 
 def test_no_call_shows_gradios_progress_for_which_the_browser_copies_all_outputs(session) -> None:
@@ -203,11 +223,11 @@ def test_no_two_listeners_keep_each_other_going(session) -> None:
 
 
 def test_the_snapshot_shows_the_default_model_before_it_is_loaded(session) -> None:
-    charts = ratios.show(session, Settings(), 0, None)
+    charts = ratios.show(session, parse(Settings()), 0, SOMEBODY)
     assert len(bars(charts.ratios)[0]) == 30
     assert "Snapshot" in json.loads(charts.ratios)["note"]
     assert json.loads(charts.importances)["data"]
-    assert "134.5 M" in slider.opening(session, Settings()).readout
+    assert "134.5 M" in slider.opening(session, parse(Settings())).readout
 
 
 def test_a_snapshot_gives_the_plans_of_its_profile(session, tiny, tmp_path) -> None:

@@ -50,11 +50,11 @@ def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(columns
 
 
 def test_nothing_follows_a_slice_that_is_not_there_or_not_looked_at(columns, tiny) -> None:
-    unknown = tiny._replace(sparsity=33)
+    unknown = tiny.with_settings(sparsity=33)
     after_slice = only_if_active("compare", unchanged(handlers.AfterSlice), handlers.after_slice, columns)
     asked = (PROMPT, False, "w10 w20")
-    assert list(after_slice(*unknown, *asked, "compare", SOMEBODY)) == [unchanged(handlers.AfterSlice)]
-    assert list(after_slice(*tiny, *asked, "ratios", SOMEBODY)) == [unchanged(handlers.AfterSlice)]
-    found = list(after_slice(*tiny, *asked, "compare", SOMEBODY))
+    assert list(after_slice(*unknown.settings, *asked, "compare", SOMEBODY)) == [unchanged(handlers.AfterSlice)]
+    assert list(after_slice(*tiny.settings, *asked, "ratios", SOMEBODY)) == [unchanged(handlers.AfterSlice)]
+    found = list(after_slice(*tiny.settings, *asked, "compare", SOMEBODY))
     assert any(isinstance(one, str) and "isx-next" in one for _, one, _ in found)
     assert any(isinstance(one, str) and "isx-passage" in one for _, _, one in found)

@@ -8,7 +8,7 @@ import pytest
 from torch.testing import assert_close
 
 from components.ratios.estimator_check import measure as verdict
-from components.state.keys import calibration_key
+from components.state.request import parse
 from components.state.settings import Settings
 from components.state.snapshots import plan as snapshot
 from intraslice.calibration.driver import calibrate
@@ -22,7 +22,7 @@ LAYER = 17
 
 def one_layer(default_model: LoadedModel, patient: bool) -> LayerProfile:
     """What the estimator reads of a layer, from the calibration in the cache, or from one that takes minutes."""
-    config = calibration_key(Settings()).config
+    config = parse(Settings()).calibration.config
     tokens = calibration_tokens(default_model.tokenizer, config, config.text)
 
     def be_patient(_: Progress) -> None:

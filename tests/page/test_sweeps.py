@@ -9,8 +9,8 @@ from tiny_page import stepwise
 
 from components.export.report import in_light
 from components.jobs.status import Status
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.sweep import measure as sweeps
 from components.sweep.charts import pick_of, removed_chart, speed_chart
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
@@ -29,7 +29,7 @@ def session(tiny, tmp_path, monkeypatch) -> Session:
     return session
 
 
-def run(session: Session, settings: Settings, choice: SweepChoice) -> list[Status | SweepView]:
+def run(session: Session, settings: Request, choice: SweepChoice) -> list[Status | SweepView]:
     return list(session.jobs.run("tests", "sweep", lambda job: sweeps.run_sweep(job, session, settings, choice)))
 
 
@@ -39,7 +39,7 @@ def views(events: list) -> list[SweepView]:
 
 def test_a_sweeps_numbers_are_the_sliders(session, tiny) -> None:
     # What is locked belongs to one sparsity, not to a sweep.
-    settings = tiny._replace(bias=1.1, locked="1 mlp 5", shapes="runtime")
+    settings = tiny.with_settings(bias=1.1, locked="1 mlp 5", shapes="runtime")
     view = views(run(session, settings, CHOICE))[-1]
     assert [(p.method, p.estimator, p.asked) for p in view.points] == [
         (method, estimator, asked)
@@ -48,7 +48,7 @@ def test_a_sweeps_numbers_are_the_sliders(session, tiny) -> None:
     ]
     fresh = Session(evaluation_tokens=256)
     for point in view.points[:2]:
-        own = settings._replace(sparsity=100 * point.asked, estimator=point.estimator, locked="")
+        own = settings.with_settings(sparsity=100 * point.asked, estimator=point.estimator, locked="")
         list(fresh.measure(own, "somebody"))
         measured = fresh.perplexities(own)
         assert (view.dense, point.perplexity) == pytest.approx((measured.dense, measured.sliced))
@@ -59,7 +59,16 @@ def test_a_sweeps_numbers_are_the_sliders(session, tiny) -> None:
 def test_a_sweeps_numbers_are_the_command_lines(session, tiny, capsys, tmp_path) -> None:
     run(session, tiny, CHOICE)
     sweeps.write_csv(session, tiny, CHOICE, tmp_path / "page.csv")
-    words = ["--model", tiny.model, "--calibration", tiny.text, "--eval", tiny.text, "--sequences", "8"]
+    words = [
+        "--model",
+        tiny.settings.model,
+        "--calibration",
+        tiny.settings.text,
+        "--eval",
+        tiny.settings.text,
+        "--sequences",
+        "8",
+    ]
     words += ["--length", "32", "--eval-tokens", "256", "--order", "one-shot", "--device", "cpu", "--no-speed"]
     words += ["--sparsities", "0.2", "0.4", "--csv", str(tmp_path / "line.csv")]
     assert main(["sweep", *words]) == 0
@@ -95,7 +104,7 @@ def test_a_stopped_sweep_goes_on(session, tiny, monkeypatch) -> None:
 
 
 def test_what_a_method_cannot_reach_is_said_in_the_table(session, tiny) -> None:
-    settings = tiny._replace(cap=60, bias=0.4)
+    settings = tiny.with_settings(cap=60, bias=0.4)
     choice = SweepChoice(("intraslice",), ("uniform",), (20, 60))
     view = views(run(session, settings, choice))[-1]
     assert view.points[1].perplexity is None

@@ -1,8 +1,7 @@
-"""The page on a tiny model: settings, a session and a visitor that the tests of its parts share."""
+"""The page on a tiny model: a request, a session and a client that the tests of its parts share."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,25 +12,27 @@ from components.compare.models import Columns
 from components.export.published.measure import Publisher
 from components.jobs import status
 from components.spectra.measure import SpectraViews
+from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import ImportanceCurve, LayerView, PlanView
 from components.ui import palette
+from intraslice.pretrained.sources import DEFAULT
 
-SOMEBODY = SimpleNamespace(session_hash="somebody", query_params={})
+SOMEBODY = "somebody"  # the id of an open page
 
 
 class PageSession(Session):
     """Does real work on a tiny model; the default model stays what the snapshots say, as if it were never loaded."""
 
-    def prepare(self, settings: Settings, visitor: str) -> Iterator:
-        return iter(()) if settings.model == Settings().model else super().prepare(settings, visitor)
+    def prepare(self, request: Request, client: str) -> Iterator:
+        return iter(()) if request.settings.model == DEFAULT else super().prepare(request, client)
 
-    def measure(self, settings: Settings, visitor: str) -> Iterator:
-        return iter(()) if settings.model == Settings().model else super().measure(settings, visitor)
+    def measure(self, request: Request, client: str) -> Iterator:
+        return iter(()) if request.settings.model == DEFAULT else super().measure(request, client)
 
     def memory(self, model: str) -> str:
-        return "135 M parameters" if model == Settings().model else super().memory(model)
+        return "135 M parameters" if model == DEFAULT else super().memory(model)
 
 
 def tiny_settings(home: Path, make_model: Callable, word_tokenizer: Callable) -> Settings:
@@ -59,19 +60,19 @@ def in_job(session: Session, function: Callable, *arguments: Any, **options: Any
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
-    """Settings for a tiny model; the cache is this module's."""
+    """A request for a tiny model; the cache is this module's."""
     home = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
         patch.setattr(status, "EVERY", 0.0)
-        yield tiny_settings(home, tiny_llama_gqa, word_tokenizer)
+        yield parse(tiny_settings(home, tiny_llama_gqa, word_tokenizer))
 
 
 @pytest.fixture(scope="module")
 def session(tiny) -> Session:
     """A session in which the tiny model is calibrated."""
     session = stepwise(Session(evaluation_tokens=256))
-    *_, last = session.prepare(tiny, SOMEBODY.session_hash)
+    *_, last = session.prepare(tiny, SOMEBODY)
     assert last.kind == "ready", last.text
     return session
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from components.activations.measure import ShiftViews
@@ -21,7 +22,7 @@ from components.jobs.turns import Urgency
 from components.spectra.measure import SpectraViews
 from components.state.caches import BoundedCache
 from components.state.calibrations import Calibrated
-from components.state.keys import SliceKey, recipe, slice_config, slice_key
+from components.state.request import DENSE, Request, SliceKey, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Reading
@@ -31,7 +32,7 @@ from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.perplexity import Losses
 from intraslice.reporting import Recipe
 
-__all__ = ["PROMPTS", "Choice", "Publisher", "recipe", "settings_of", "to_the_end"]
+__all__ = ["PROMPTS", "Choice", "Publisher", "request_of", "to_the_end"]
 
 MOST_STEPS, MOST_PROMPTS = 61, 8
 
@@ -46,71 +47,70 @@ class Publisher:
         self._session, self._spectra, self._shifts, self._columns = columns.session, spectra, shifts, columns
         self._steps: BoundedCache[tuple[SliceKey, Choice], Step] = BoundedCache(100, seconds=30)
 
-    def publish(self, job: Job, settings: Settings, choice: Choice) -> Published:
+    def publish(self, job: Job, request: Request, choice: Choice) -> Published:
         """Measure everything on a published page that opens at these settings; ratios given by hand are left out.
 
         Raises UserError, before any work, for a choice or for settings out of range.
         """
-        settings, choice = settings._replace(locked=""), _checked(choice)
-        at = [settings._replace(sparsity=percent) for percent in choice.percents]
-        for setting in at:
-            slice_config(setting)
+        request, choice = request.with_settings(locked=""), _checked(choice)
+        at = [request.with_settings(sparsity=percent) for percent in choice.percents]
         job.urgency = Urgency.BACKGROUND
-        calibrated = self._session.calibrations.calibrate(job, settings)
+        calibrated = self._session.calibrations.calibrate(job, request.calibration)
         for setting in at:  # what cannot be reached is told now, not after minutes
             self._session.slice_plan(setting)
             job.checkpoint()
         for layer in range(len(calibrated.stats.layers)):
-            self._spectra.complete(settings, layer)
+            self._spectra.complete(request, layer)
             job.checkpoint()
         steps, start = [], time.monotonic()
-        for done, setting in enumerate(at):
-            words = later("Page: {sparsity:g} % removed; steps", sparsity=setting.sparsity)
+        for done, (percent, setting) in enumerate(zip(choice.percents, at, strict=True)):
+            words = later("Page: {sparsity:g} % removed; steps", sparsity=percent)
             left = (time.monotonic() - start) / done * (len(at) - done) if done else None
             status = Status(words, "busy", done, len(at), left)
             job.emit(status)
             with job.emitting_only(status):
                 steps.append(self._step(job, setting, choice))
-        told = _without_folders(settings)
-        source = calibrated.loaded.source.replace(settings.model, told.model)
-        distances = [abs(percent - settings.sparsity) for percent in choice.percents]
+        recipe = request.recipe(self._session.evaluation_tokens)
+        told = _without_folders(recipe)
+        source = calibrated.loaded.source.replace(recipe.model, told.model)
+        distances = [abs(percent - request.settings.sparsity) for percent in choice.percents]
         return Published(
-            name=files.model_label(settings),
+            name=files.model_label(told.model),
             source=f"{source}, {calibrated.loaded.model.dtype}".replace("torch.", ""),
             choice=choice,
             first=distances.index(min(distances)),
             steps=tuple(steps),
-            sweep=_sweep(settings, steps),
-            command=command(self._session, told, choice),
+            sweep=_sweep(request, steps),
+            command=command(told, self._session.device, choice),
         )
 
-    def _step(self, job: Job, settings: Settings, choice: Choice) -> Step:
-        key = slice_key(settings, "intraslice"), choice._replace(percents=())
+    def _step(self, job: Job, request: Request, choice: Choice) -> Step:
+        key = request.slice_key("intraslice"), choice._replace(percents=())
         if (kept := self._steps.get(key)) is not None:
             return kept
         session = self._session
-        calibrated = session.calibrated(settings)
-        dense = session.readings.losses(job, settings, "dense", calibrated)
-        if settings.sparsity:
-            session.readings.losses(job, settings, "intraslice", calibrated)
-        plan, cross = session.plan(settings), self._cross(job, settings, calibrated)
+        calibrated = session.calibrated(request)
+        dense = session.readings.losses(job, request.slice_key(DENSE), calibrated)
+        if request.slicing.sparsity:
+            session.readings.losses(job, request.slice_key("intraslice"), calibrated)
+        plan, cross = session.plan(request), self._cross(job, request, calibrated)
         assert plan is not None  # as of every model that is calibrated
         shift = None
-        if settings.sparsity:
-            self._shifts.measure_both(job, settings)
-            shift = self._shifts.view(settings, "publisher")
+        if request.slicing.sparsity:
+            self._shifts.measure_both(job, request)
+            shift = self._shifts.view(request, "publisher")
         questions = [Question(prompt, choice.tokens) for prompt in choice.prompts]
-        answers = [write_answers(job, self._columns, settings, question) for question in questions]
+        answers = [write_answers(job, self._columns, request, question) for question in questions]
         spectra = []
         for layer in range(len(calibrated.stats.layers)):
-            if (view := self._spectra.view(settings, layer)) is not None:
+            if (view := self._spectra.view(request, layer)) is not None:
                 spectra.append(view)
             job.checkpoint()
         step = Step(
-            percent=settings.sparsity,
+            percent=request.settings.sparsity,
             plan=plan,
-            perplexities=session.perplexities(settings),
-            costs=self._columns.known(settings),
+            perplexities=session.perplexities(request),
+            costs=self._columns.known(request),
             cross=None if cross is None else Reading(*cross.perplexity(), cross.done, cross.total),
             cross_ratio=None if cross is None else Reading(*cross.ratio(dense), cross.done, cross.total),
             spectra=tuple(spectra),
@@ -119,14 +119,14 @@ class Publisher:
         )
         return self._steps.put(key, step)
 
-    def _cross(self, job: Job, settings: Settings, calibrated: Calibrated) -> Losses | None:
+    def _cross(self, job: Job, request: Request, calibrated: Calibrated) -> Losses | None:
         """The cross-module model's losses, None where it cannot remove as much: the costs say so in words."""
         try:
-            self._columns.model(job, settings, "crossmodule")
+            self._columns.model(job, request, "crossmodule")
         except (UserError, NumericalError):
             return None
-        method = "crossmodule" if settings.sparsity else "dense"
-        return self._session.readings.losses(job, settings, method, calibrated)
+        method = "crossmodule" if request.slicing.sparsity else DENSE
+        return self._session.readings.losses(job, request.slice_key(method), calibrated)
 
 
 def _checked(choice: Choice) -> Choice:
@@ -145,18 +145,20 @@ def _checked(choice: Choice) -> Choice:
     return Choice(tuple(percents), tuple(choice.prompts), tokens)
 
 
-def _without_folders(settings: Settings) -> Settings:
+def _without_folders(recipe: Recipe) -> Recipe:
     """With what lies on this machine by its name alone: the file goes out into the world."""
-    model, text = (Path(name).name if Path(name).exists() else name for name in (settings.model, settings.text))
-    return settings._replace(model=model, text=text)
+    names = recipe.model, recipe.calibration.text
+    model, text = (Path(name).name if Path(name).exists() else name for name in names)
+    calibration, evaluation = replace(recipe.calibration, text=text), replace(recipe.evaluation, text=text)
+    return replace(recipe, model=model, calibration=calibration, evaluation=evaluation)
 
 
-def _sweep(settings: Settings, steps: list[Step]) -> SweepView:
+def _sweep(request: Request, steps: list[Step]) -> SweepView:
     points = []
     for step in steps:
         if step.percent == 0:
             continue
-        for method, estimator in (("intraslice", settings.estimator), ("crossmodule", "")):
+        for method, estimator in (("intraslice", request.slicing.estimator), ("crossmodule", "")):
             asked, cost = step.percent / 100, step.costs.columns.get(method)
             removed, parameters, perplexity = (
                 (cost.removed, cost.parameters, cost.perplexity) if cost else (None, None, None)
@@ -168,20 +170,20 @@ def _sweep(settings: Settings, steps: list[Step]) -> SweepView:
     return SweepView(measured.dense, tuple(points), len(points), measured.protocol)
 
 
-def command(session: Session, settings: Settings, choice: Choice) -> str:
+def command(recipe: Recipe, device: str, choice: Choice) -> str:
     """The line for a shell that measures the same and writes the file."""
-    words = ["--out", f"{files.model_label(settings)}.html"]
+    words = ["--out", f"{files.model_label(recipe.model)}.html"]
     if tuple(choice.percents) != Choice().percents:
         words += ["--sparsities", *(f"{percent / 100:g}" for percent in choice.percents)]
     if tuple(choice.prompts) != PROMPTS:
         words += ["--prompts", *choice.prompts]
-    return shlex.join(["python", "-m", "intraslice", *files.command_words(session, settings, "publish", *words)])
+    return shlex.join(["python", "-m", "intraslice", *files.command_words(recipe, device, "publish", *words)])
 
 
-def settings_of(wanted: Recipe) -> Settings:
-    """The page's controls as a recipe has them; `recipe` says what they mean."""
+def request_of(wanted: Recipe) -> Request:
+    """The page set as a recipe has it, as far as there are controls for that. Raises UserError for what is refused."""
     slicing, calibration = wanted.slicing, wanted.calibration
-    return Settings(
+    settings = Settings(
         model=wanted.model,
         text=calibration.text,
         sequences=calibration.sequences,
@@ -196,15 +198,16 @@ def settings_of(wanted: Recipe) -> Settings:
         shapes=slicing.shapes,
         dtype=wanted.dtype,
     )
+    return parse(settings)
 
 
-def to_the_end(session: Session, settings: Settings, choice: Choice, tell: Callable[[str], object]) -> Published:
+def to_the_end(session: Session, request: Request, choice: Choice, tell: Callable[[str], object]) -> Published:
     """Measure everything now, and tell how far it got. Raises UserError for whatever goes wrong."""
     results, told = [], ""
     publisher = Publisher(SpectraViews(session), ShiftViews(session), Columns(session))
 
     def work(job: Job) -> None:
-        results.append(publisher.publish(job, settings, choice))
+        results.append(publisher.publish(job, request, choice))
 
     for event in session.jobs.run("command line", "publish", work):
         line = formatting.status_words(event)

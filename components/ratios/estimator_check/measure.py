@@ -17,9 +17,8 @@ from components.jobs.turns import Urgency
 from components.ratios.estimator_check.views import Misjudged, ModuleVerdict, VerdictView
 from components.state.caches import BoundedCache
 from components.state.calibrations import Calibrated
-from components.state.keys import CalibrationKey, calibration_key, is_usual
+from components.state.request import CalibrationKey, Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.state.snapshots import modules as modules_file
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
 from intraslice.core.progress import ProgressCallback
@@ -40,33 +39,30 @@ class Verdicts:
         self._session = session
         self._known: BoundedCache[CalibrationKey, VerdictView] = BoundedCache(100)
 
-    def known(self, settings: Settings) -> VerdictView | None:
-        """The verdict, where all its measurements are there, or that of the default model, kept in the repository.
-
-        Raises UserError for settings out of range.
-        """
-        key = calibration_key(settings)
+    def known(self, request: Request) -> VerdictView | None:
+        """The verdict, where all its measurements are there, or that of the default model, kept in the repository."""
+        key = request.calibration
         if (view := self._known.get(key)) is not None:
             return view
-        source = self._session.source(settings)
+        source = self._session.source(request)
         if source is None:
             return None
-        if self._session.is_calibrated(settings):
-            calibrated = self._session.calibrated(settings)
+        if self._session.is_calibrated(request):
+            calibrated = self._session.calibrated(request)
             sensitivity = kept_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, RATIO)
             if sensitivity is not None:
                 return self._judged(key, calibrated, sensitivity)
-        return _kept(source.profile) if is_usual(settings) and FILE.is_file() else None
+        return _kept(source.profile) if request.is_default_calibration and FILE.is_file() else None
 
-    def measure(self, settings: Settings, client: str) -> Iterator[Status | VerdictView]:
+    def measure(self, request: Request, client: str) -> Iterator[Status | VerdictView]:
         """Measure what is not measured yet; ends with the verdict or an error status. What is done is kept."""
 
         def work(job: Job) -> None:
-            calibrated = self._session.calibrations.calibrate(job, settings)
+            calibrated = self._session.calibrations.calibrate(job, request.calibration)
             progress = job_progress(job, later("Slicing one module alone:"))
             loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
             sensitivity = measure_sensitivity(loaded, stats, windows, RATIO, progress=progress)
-            job.emit(self._judged(calibration_key(settings), calibrated, sensitivity))
+            job.emit(self._judged(request.calibration, calibrated, sensitivity))
 
         yield from self._session.jobs.run(client, "sensitivity", work, urgency=Urgency.BACKGROUND)
 

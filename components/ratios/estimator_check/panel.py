@@ -14,12 +14,12 @@ from components.i18n.language import Words, later, say, spoken
 from components.ratios.estimator_check.chart import digits, judged, verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
 from components.ratios.estimator_check.views import Misjudged, VerdictView
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, spread_settings, unchanged, visitor_of
+from components.ui.handlers import Follower, spread_settings, unchanged
 from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
 
 PATIENCE = later("Other measurements wait for it; what is done when you cancel is kept.")
@@ -52,37 +52,37 @@ class EstimatorCheckPanel(NamedTuple):
     progress: gr.HTML
 
 
-def show(verdicts: Verdicts, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+def show(verdicts: Verdicts, request: Request, layer: int, client: str) -> Shown:
     """Measured sensitivity beside the estimators' foretelling, where it is known: chart (JSON), words (HTML)."""
     try:
-        view = verdicts.known(settings)
+        view = verdicts.known(request)
     except ValueError as problem:
         return unchanged(Shown)._replace(words=formatting.problem(problem))
-    points = verdict_chart(view, settings.estimator, int(layer)).to_json()
-    return Shown(points, words_of(view, settings.estimator), gr.update(visible=view is None))
+    points = verdict_chart(view, request.slicing.estimator, int(layer)).to_json()
+    return Shown(points, words_of(view, request.slicing.estimator), gr.update(visible=view is None))
 
 
-def measure(verdicts: Verdicts, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:
+def measure(verdicts: Verdicts, request: Request, layer: int, client: str) -> Iterator[Measured]:
     """Slice each module alone, measured as KL; yields chart (JSON), words and progress (HTML). Takes minutes."""
-    for event in verdicts.measure(settings, visitor_of(request)):
+    for event in verdicts.measure(request, client):
         if isinstance(event, VerdictView):
-            yield Measured(*show(verdicts, settings, layer, request), progress="")
+            yield Measured(*show(verdicts, request, layer, client), progress="")
         else:
             patience = f'<p class="isx-quiet">{spoken(PATIENCE)}</p>' if event.kind == "busy" else ""
             yield unchanged(Measured)._replace(progress=formatting.status(event) + patience)
 
 
-def stop(session: Session, request: gr.Request) -> None:
+def stop(session: Session, client: str) -> None:
     """Stop the measurement at its next module."""
-    session.jobs.halt(visitor_of(request), "sensitivity")
+    session.jobs.halt(client, "sensitivity")
 
 
-def build(session: Session, first: Settings) -> EstimatorCheckPanel:
+def build(session: Session, first: Request) -> EstimatorCheckPanel:
     """Chart, words, and the job's buttons, with what is known of `first`. Called inside the Ratios tab."""
     verdicts = Verdicts(session)
-    view = verdicts.known(first)
-    points = chart(Words(lambda: verdict_chart(view, first.estimator).to_json()), height=360, elem_id="verdict-chart")
-    words = gr.HTML(Words(lambda: words_of(view, first.estimator)), elem_id="verdict-words", apply_default_css=False)
+    view, estimator = verdicts.known(first), first.slicing.estimator
+    points = chart(Words(lambda: verdict_chart(view, estimator).to_json()), height=360, elem_id="verdict-chart")
+    words = gr.HTML(Words(lambda: words_of(view, estimator)), elem_id="verdict-words", apply_default_css=False)
     with gr.Row(elem_classes="isx-job", visible=view is None) as job:
         measure = gr.Button(later("Measure each module alone"), size="md", elem_id="verdict-measure", min_width=210)
         cancel = gr.Button(later("Cancel"), size="md", elem_id="verdict-cancel", min_width=70)

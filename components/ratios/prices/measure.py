@@ -19,9 +19,8 @@ from components.jobs.turns import Urgency
 from components.ratios.prices.views import Exchanged, ModulePrice, OtherPlan, Parting, PriceView
 from components.state.caches import BoundedCache
 from components.state.calibrations import Calibrated
-from components.state.keys import SliceKey, is_usual, slice_config, slice_key
+from components.state.request import Request, SliceKey, default_slicing
 from components.state.session import Session
-from components.state.settings import Settings
 from components.state.snapshots import modules as modules_file
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback, progress_callback
@@ -53,39 +52,38 @@ class PriceViews:
         self._session = session
         self._known: BoundedCache[SliceKey, PriceView] = BoundedCache(100)
 
-    def known(self, settings: Settings) -> PriceView | None:
+    def known(self, request: Request) -> PriceView | None:
         """The prices, where all are measured, or those of the page's first setting, kept in the repository.
 
-        Raises UserError for settings out of range.
+        Raises UserError where this model cannot be sliced so.
         """
-        key = slice_key(settings, "intraslice")
+        key = request.slice_key("intraslice")
         if (view := self._known.get(key)) is not None:
             return view
-        source = self._session.source(settings)
-        if source is None or not settings.sparsity:
+        source = self._session.source(request)
+        if source is None or not request.slicing.sparsity:
             return None
-        plan = self._session.slice_plan(settings)
-        if self._session.is_calibrated(settings):
-            calibrated = self._session.calibrated(settings)
+        plan = self._session.slice_plan(request)
+        if self._session.is_calibrated(request):
+            calibrated = self._session.calibrated(request)
             found = kept_prices(calibrated.loaded, calibrated.stats, plan, calibrated.windows)
             if found is not None:
                 return self._known.put(key, price_view(found, calibrated.source.profile, plan, _words(found)))
-        usual = is_usual(settings) and slice_config(settings) == slice_config(Settings())
-        return _kept(source.profile, plan) if usual and FILE.is_file() else None
+        return _kept(source.profile, plan) if request.is_default and FILE.is_file() else None
 
-    def measure(self, settings: Settings, client: str) -> Iterator[Status | PriceView]:
+    def measure(self, request: Request, client: str) -> Iterator[Status | PriceView]:
         """Measure what is not measured yet; ends with the view or an error status. What is done is kept."""
 
         def work(job: Job) -> None:
-            if not settings.sparsity:
+            if not request.slicing.sparsity:
                 raise UserError(NOTHING)
-            calibrated = self._session.calibrations.calibrate(job, settings)
-            sliced, plan = self._session.slice(job, settings), self._session.slice_plan(settings)
+            calibrated = self._session.calibrations.calibrate(job, request.calibration)
+            sliced, plan = self._session.slice(job, request), self._session.slice_plan(request)
             progress = job_progress(job, later("Cutting one module further, or less:"))
             loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
             prices = measure_prices(loaded, stats, sliced, plan, windows, progress=progress)
             view = price_view(prices, calibrated.source.profile, plan, _words(prices))
-            job.emit(self._known.put(slice_key(settings, "intraslice"), view))
+            job.emit(self._known.put(request.slice_key("intraslice"), view))
 
         yield from self._session.jobs.run(client, "prices", work, urgency=Urgency.BACKGROUND)
 
@@ -93,7 +91,7 @@ class PriceViews:
 def first_measurement(calibrated: Calibrated, progress: ProgressCallback | bool = True) -> Prices:
     """Measure the prices of the page's first setting."""
     loaded, stats, report = calibrated.loaded, calibrated.stats, progress_callback(progress)
-    plan = make_plan(calibrated.source.profile, slice_config(Settings()))
+    plan = make_plan(calibrated.source.profile, default_slicing())
     sliced = slice_model(loaded.model, plan, stats, progress=report)
     return measure_prices(loaded, stats, sliced, plan, calibrated.windows, progress=report)
 

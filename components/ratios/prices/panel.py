@@ -14,12 +14,12 @@ from components.i18n.language import Words, later, say, spoken
 from components.ratios.prices.chart import price_chart
 from components.ratios.prices.measure import PriceViews
 from components.ratios.prices.views import ModulePrice, OtherPlan, PriceView
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, spread_settings, unchanged, visitor_of
+from components.ui.handlers import Follower, spread_settings, unchanged
 from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
 
 PATIENCE = later("Other measurements wait for it; what is done when you cancel is kept.")
@@ -52,36 +52,36 @@ class PricesPanel(NamedTuple):
     progress: gr.HTML
 
 
-def show(prices: PriceViews, settings: Settings, layer: int, request: gr.Request | None) -> Shown:
+def show(prices: PriceViews, request: Request, layer: int, client: str) -> Shown:
     """Measured and foretold prices of this slice, where they are known: chart (JSON), words (HTML)."""
     try:
-        view = prices.known(settings)
+        view = prices.known(request)
     except ValueError:  # the first line says what is wrong with the setting
         return unchanged(Shown)
-    points = price_chart(view, settings.estimator, int(layer)).to_json()
+    points = price_chart(view, request.slicing.estimator, int(layer)).to_json()
     return Shown(points, words_of(view), gr.update(visible=view is None))
 
 
-def measure(prices: PriceViews, settings: Settings, layer: int, request: gr.Request) -> Iterator[Measured]:
+def measure(prices: PriceViews, request: Request, layer: int, client: str) -> Iterator[Measured]:
     """Cut each module of the slice further and less; yields chart (JSON), words and progress (HTML). Takes minutes."""
-    for event in prices.measure(settings, visitor_of(request)):
+    for event in prices.measure(request, client):
         if isinstance(event, PriceView):
-            yield Measured(*show(prices, settings, layer, request), progress="")
+            yield Measured(*show(prices, request, layer, client), progress="")
         else:
             patience = f'<p class="isx-quiet">{spoken(PATIENCE)}</p>' if event.kind == "busy" else ""
             yield unchanged(Measured)._replace(progress=formatting.status(event) + patience)
 
 
-def stop(session: Session, request: gr.Request) -> None:
+def stop(session: Session, client: str) -> None:
     """Stop the measurement at its next step."""
-    session.jobs.halt(visitor_of(request), "prices")
+    session.jobs.halt(client, "prices")
 
 
-def build(session: Session, first: Settings) -> PricesPanel:
+def build(session: Session, first: Request) -> PricesPanel:
     """Chart, words, and the job's buttons, with what is known of `first`. Called inside the Ratios tab."""
     prices = PriceViews(session)
-    view = prices.known(first)
-    points = chart(Words(lambda: price_chart(view, first.estimator).to_json()), height=440, elem_id="price-chart")
+    view, estimator = prices.known(first), first.slicing.estimator
+    points = chart(Words(lambda: price_chart(view, estimator).to_json()), height=440, elem_id="price-chart")
     words = gr.HTML(Words(lambda: words_of(view)), elem_id="price-words", apply_default_css=False)
     with gr.Row(elem_classes="isx-job", visible=view is None) as job:
         button = gr.Button(later("Measure this slice's prices"), size="md", elem_id="price-measure", min_width=210)

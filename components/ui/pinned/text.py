@@ -12,14 +12,13 @@ from urllib.parse import parse_qsl, urlencode
 
 from components.i18n.language import later
 from components.jobs import limits
-from components.state.keys import require_allowed
+from components.state.request import Request, parse
 from components.state.settings import Settings
 
 
-def write(settings: Settings) -> str:
-    """The text of a setting. Raises UserError for one that no work would begin with."""
-    require_allowed(settings)
-    usual = Settings()._asdict()
+def write(request: Request) -> str:
+    """The text of a setting."""
+    settings, usual = request.settings, Settings()._asdict()
     told = {name: value for name, value in settings._asdict().items() if name == "sparsity" or value != usual[name]}
     return urlencode(told | ({"upload": _mark(settings.upload)} if settings.upload else {}))
 
@@ -32,16 +31,16 @@ def read(text: Any) -> Settings | None:
     for name in told:
         limits.choice("what the pinned setting has", name, Settings._fields)
     settings = Settings(**{name: typed(told.get(name), usual) for name, usual in Settings()._asdict().items()})
-    require_allowed(settings._replace(upload=None))
+    parse(settings._replace(upload=None))
     return settings._replace(upload=told.get("upload"))
 
 
-def beside(text: Any, settings: Settings) -> Settings | None:
-    """A where it can be set beside `settings`: it is of the same model, and of no file that the page has no more."""
-    pinned = read(text)
+def beside(text: Any, request: Request) -> Request | None:
+    """A where it can be set beside `request`: it is of the same model, and of no file that the page has no more."""
+    pinned, settings = read(text), request.settings
     if pinned is None or pinned.model != settings.model or pinned.upload not in (None, _mark(settings.upload)):
         return None
-    return pinned._replace(upload=settings.upload if pinned.upload else None)
+    return parse(pinned._replace(upload=settings.upload if pinned.upload else None))
 
 
 def typed(text: str | None, default: Any) -> Any:

@@ -16,8 +16,7 @@ from components.export.published import charts, html, measure
 from components.export.published.pack import packed
 from components.export.published.views import Choice, Published
 from components.i18n.language import speaking
-from components.state.keys import recipe
-from components.state.settings import Settings
+from components.state.request import Request
 from components.ui.downloads import Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
@@ -73,7 +72,7 @@ def test_every_step_says_what_the_session_measured(session, tiny, published, con
     assert [step["percent"] for step in content["steps"]] == [0, 30, 60]
     assert content["first"] == 1  # the 30 % that the page is set to
     for index, percent in enumerate(CHOICE.percents):
-        setting = tiny._replace(sparsity=percent)
+        setting = tiny.with_settings(sparsity=percent)
         plan, measured = session.plan(setting), session.perplexities(setting)
         bars = [trace["y"] for trace in content["charts"]["ratios"][index]["data"] if trace["type"] == "bar"]
         for shown, module in zip(bars, ("attention", "mlp"), strict=True):
@@ -91,7 +90,7 @@ def test_every_step_says_what_the_session_measured(session, tiny, published, con
 
 
 def test_answers_are_the_models_own_and_escaped(session, tiny, published, content) -> None:
-    setting = tiny._replace(sparsity=60)
+    setting = tiny.with_settings(sparsity=60)
     models = {"intraslice": in_job(session, session.slice, setting), "dense": session.calibrated(tiny).loaded.model}
     for name, model in models.items():
         words = "".join(generate_text(model, session.calibrated(tiny).loaded.tokenizer, CHOICE.prompts[0], 6))
@@ -128,7 +127,7 @@ def test_the_file_asks_for_nothing_and_tells_no_folder(text, tiny) -> None:
     assert not re.search(r"""href="(?!data:,|https://arxiv\.org/abs/)""", own)
     assert len(text.encode()) < html.MOST
     assert "w7 &lt;b&gt;" in own
-    assert str(Path(tiny.model).parent) not in own
+    assert str(Path(tiny.settings.model).parent) not in own
     assert re.search(r"Perplexity on 256 tokens.*Calibrated on 8 x 32", own)
 
 
@@ -143,13 +142,13 @@ OTHERWISE = {"estimator": "fisher", "bias": 1.1, "cap": 77, "order": "sequential
 
 @pytest.mark.parametrize("changed", [{}, OTHERWISE, {"shapes": "runtime", "seed": 3}])
 def test_the_command_in_the_file_makes_the_same(session, tiny, published, changed) -> None:
-    tiny = tiny._replace(**changed)
-    line = measure.command(session, tiny, published.choice)
+    tiny = tiny.with_settings(**changed)
+    line = measure.command(tiny.recipe(session.evaluation_tokens), session.device, published.choice)
     python, minus_m, module, *words = shlex.split(line)
     assert (python, minus_m, module) == ("python", "-m", "intraslice")
     a = parser().parse_args(words)
-    assert recipe_of(a) == recipe(tiny, session.evaluation_tokens)
-    assert measure.settings_of(recipe_of(a))._replace(dtype="auto") == tiny
+    assert recipe_of(a) == tiny.recipe(session.evaluation_tokens)
+    assert measure.request_of(recipe_of(a)).with_settings(dtype="auto") == tiny
     assert (a.sparsities, tuple(a.prompts)) == ([0, 0.3, 0.6], CHOICE.prompts)
 
 
@@ -167,7 +166,7 @@ def test_the_command_in_the_file_makes_the_same(session, tiny, published, change
 )
 def test_what_cannot_be_is_refused_before_any_work(session, tiny, choice, words) -> None:
     with pytest.raises(UserError, match=words):
-        in_job(session, publisher(session).publish, tiny._replace(cap=50, seed=99), choice)
+        in_job(session, publisher(session).publish, tiny.with_settings(cap=50, seed=99), choice)
 
 
 def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny, monkeypatch) -> None:
@@ -187,8 +186,9 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
 def publish(tiny, session, capsys):
     """Runs the command on the tiny model; its exit code and what it says."""
 
-    def run(out: Path, *more: str, settings: Settings = tiny) -> tuple[int, str, str]:
-        options = ["--model", settings.model, "--calibration", settings.text, "--eval", settings.text]
+    def run(out: Path, *more: str, request: Request = tiny) -> tuple[int, str, str]:
+        options = ["--model", request.settings.model, "--calibration", request.settings.text]
+        options += ["--eval", request.settings.text]
         options += ["--sequences", "8", "--length", "32", "--eval-tokens", "256", "--sparsities", "0", "0.3"]
         code = main(["publish", *options, "--prompts", "w10", "--out", str(out), *more])
         return code, *capsys.readouterr()

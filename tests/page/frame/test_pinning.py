@@ -15,7 +15,7 @@ from components.frame import link, pinning, slider
 from components.gradio_compat.signatures import partial_handler
 from components.ratios import panel as ratios
 from components.ratios.charts import importance_chart, ratio_chart
-from components.state.keys import precision
+from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Beside, Perplexities, Reading
@@ -33,10 +33,11 @@ OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="seque
 
 @pytest.mark.parametrize("settings", [Settings(), OTHER, Settings(locked="7 attention 25, 3 mlp 0", dtype="float32")])
 def test_a_setting_is_read_as_it_was_written(settings) -> None:
-    assert pinned.read(pinned.write(settings)) == settings
-    query = {"pinned": pinned.write(settings), "sparsity": "20"}
+    request = parse(settings)
+    assert pinned.read(pinned.write(request)) == settings
+    query = {"pinned": pinned.write(request), "sparsity": "20"}
     restored = link.restore(SimpleNamespace(query_params=query))
-    assert pinned.read(restored.pinned) == settings._replace(dtype=precision(settings))
+    assert pinned.read(restored.pinned) == settings._replace(dtype=request.calibration.dtype)
     assert restored.sparsity == 20
 
 
@@ -61,30 +62,30 @@ def test_what_is_no_setting_is_refused_in_words() -> None:
 
 
 def test_a_pinned_upload_is_known_again_and_never_named() -> None:
-    mine = Settings(upload="/tmp/somewhere/mine.txt")
+    mine, usual = parse(Settings(upload="/tmp/somewhere/mine.txt")), parse(Settings())
     text = pinned.write(mine)
     assert "mine" not in text
-    assert pinned.beside(text, mine._replace(sparsity=50)) == mine
-    assert pinned.beside(text, Settings()) is None
-    assert pinned.beside(text, mine._replace(upload="/tmp/somewhere/other.txt")) is None
-    assert "no longer has" in pinning.tell(Settings(), text).words
-    assert pinned.beside(pinned.write(Settings()), mine) == Settings()  # A was calibrated without it
+    assert pinned.beside(text, mine.with_settings(sparsity=50)) == mine
+    assert pinned.beside(text, usual) is None
+    assert pinned.beside(text, mine.with_settings(upload="/tmp/somewhere/other.txt")) is None
+    assert "no longer has" in pinning.tell(usual, text).words
+    assert pinned.beside(pinned.write(usual), mine) == usual  # A was calibrated without it
 
 
 def test_a_setting_of_another_model_waits_for_that() -> None:
-    text = pinned.write(Settings())
-    assert pinned.beside(text, Settings(model="other/model")) is None
-    assert "shown when that is chosen again" in pinning.tell(Settings(model="other/model"), text).words
-    assert "30 %, PCA-aware" in pinning.tell(OTHER, text).words
-    assert pinning.tell(OTHER, "").words == ""
+    text, elsewhere = pinned.write(parse(Settings())), parse(Settings(model="other/model"))
+    assert pinned.beside(text, elsewhere) is None
+    assert "shown when that is chosen again" in pinning.tell(elsewhere, text).words
+    assert "30 %, PCA-aware" in pinning.tell(parse(OTHER), text).words
+    assert pinning.tell(parse(OTHER), "").words == ""
 
 
 def test_handlers_get_the_setting_of_the_text() -> None:
-    def told(settings: Settings, pinned: Settings | None) -> tuple:
-        return settings.sparsity, pinned and pinned.sparsity
+    def told(request: Request, pinned: Request | None) -> tuple:
+        return request.slicing.sparsity, pinned and pinned.slicing.sparsity
 
-    assert spread_settings(told)(*Settings(), pinned.write(OTHER)) == (30, 45)
-    assert spread_settings(told)(*Settings(), "") == (30, None)
+    assert spread_settings(told)(*Settings(), pinned.write(parse(OTHER))) == (0.3, 0.45)
+    assert spread_settings(told)(*Settings(), "") == (0.3, None)
     with pytest.raises(UserError):
         spread_settings(told)(*Settings(), "sparsity=99")
 
@@ -162,34 +163,34 @@ def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session,
     with gr.Blocks():
         panel, swept = ratios.build(session, tiny), sweep.build(session, tiny)
     followers = [panel.follower, Follower("sweep", partial_handler(sweep.show_pinned, session), swept.shown)]
-    drawn = pinning.ghosts(followers, tiny, 1, "ratios", tiny._replace(sparsity=50), SOMEBODY)
+    drawn = pinning.ghosts(followers, tiny, 1, "ratios", tiny.with_settings(sparsity=50), SOMEBODY)
     bars = json.loads(drawn[0]["ghost"])["data"][0]
-    plan = session.plan(tiny._replace(sparsity=50))
+    plan = session.plan(tiny.with_settings(sparsity=50))
     assert bars["y"] == pytest.approx([layer.attention for layer in plan.layers], rel=1e-4)
     assert "ghost" not in drawn[2]  # gradio's skip
     none = pinning.ghosts(followers, tiny, 1, "ratios", None, SOMEBODY)
     assert [update["ghost"] for update in none[:2]] == ["", ""]
-    beyond = tiny._replace(sparsity=75, cap=60)
+    beyond = tiny.with_settings(locked="9 mlp 5")
     assert pinning.ghosts(followers, tiny, 1, "ratios", beyond, SOMEBODY)[0]["ghost"] == ""
     unmeasured = pinning.ghosts(followers, tiny, 1, "sweep", tiny, SOMEBODY)
     assert [update["ghost"] for update in unmeasured[2:]] == ["", ""]
 
 
 def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None:
-    other, mine = tiny._replace(sparsity=57), tiny._replace(sparsity=25)  # which no other test measures
+    other, mine = tiny.with_settings(sparsity=57), tiny.with_settings(sparsity=25)  # which no other test measures
     list(session.measure(mine, "somebody"))
     *_, last = slider.measure_pinned(session, mine, 0, other, SOMEBODY)
     change = session.perplexities(mine).sliced - session.perplexities(other).sliced
     assert f"<b>{signed(change, lambda value: f'{value:.1f}')}</b>" in last.headline
     assert len(list(slider.measure_pinned(session, mine, 0, other, SOMEBODY))) == 1  # known by now
     assert len(list(slider.measure_pinned(session, mine, 0, None, SOMEBODY))) == 1
-    sequential = tiny._replace(order="sequential", sparsity=33)
+    sequential = tiny.with_settings(order="sequential", sparsity=33)
     assert len(list(slider.measure_pinned(session, mine, 0, sequential, SOMEBODY))) == 1  # only its button slices that
 
 
 def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
-    columns, other = Columns(session), tiny._replace(sparsity=55)
-    mine = tiny._replace(sparsity=25)
+    columns, other = Columns(session), tiny.with_settings(sparsity=55)
+    mine = tiny.with_settings(sparsity=25)
     shown = {}
     for answer in compare.answer(columns, mine, "w10 w20 w30", 12, 0.0, 0, False, other, SOMEBODY):
         shown |= {name: html for name, html in answer._asdict().items() if isinstance(html, str)}

@@ -79,3 +79,40 @@ def test_parameters_have_types_where_the_handlers_are_written_as_text() -> None:
         return value
 
     assert [parameter.annotation for parameter in parameters_of(later)] == [float, gr.Request | None]
+
+
+def test_a_handler_gets_the_id_of_the_open_page_for_gradios_request(launch) -> None:
+    def caller(greeting: str, client: str) -> str:
+        return f"{greeting} {client}"
+
+    wrapped = partial_handler(caller, "from")
+    assert [parameter.annotation for parameter in parameters_of(wrapped)] == [gr.Request]
+    assert wrapped(None) == "from somebody"
+    assert wrapped("ada") == partial_handler(partial_handler(caller), "from")("ada") == "from ada"
+    with gr.Blocks() as page:
+        button, output = gr.Button(), gr.Textbox()
+        button.click(wrapped, None, output, api_name="caller")
+    client = launch(page)
+    (state, (answer,)) = client.ask("caller")
+    assert state == "complete"
+    assert answer.startswith("from ")
+    assert answer != "from somebody"
+
+
+def test_values_that_cannot_be_read_are_refused_or_raise() -> None:
+    def read(values: tuple[int, ...]) -> tuple[int]:
+        if values[0] < 0:
+            raise ValueError("below 0")
+        return (values[0],)
+
+    def double(number: int) -> int:
+        return 2 * number
+
+    def count(number: int) -> Iterator[int]:
+        yield from range(number)
+
+    refused = [wrap_handler(handler, read, parameters_of(handler), refuse=str) for handler in (double, count)]
+    assert (refused[0](3), list(refused[1](3))) == (6, [0, 1, 2])
+    assert (refused[0](-1), list(refused[1](-1))) == ("below 0", ["below 0"])
+    with pytest.raises(ValueError, match="below 0"):
+        wrap_handler(double, read, parameters_of(double))(-1)

@@ -35,18 +35,18 @@ def begun(jobs: Jobs, client: str, kind: str, **follows: object) -> Iterator[Sta
 
 
 def test_dragging_ends_what_follows_the_slider_and_spares_what_was_asked_for(jobs) -> None:
-    live = begun(jobs, "a", "measure", settings=Settings(sparsity=30))
+    live = begun(jobs, "a", "measure", request=Settings(sparsity=30))
     asked = begun(jobs, "a", "sweep")
-    jobs.look("a", settings=Settings(sparsity=30))  # another layer was clicked
+    jobs.look("a", request=Settings(sparsity=30))  # another layer was clicked
     assert next(live).text == "working"
-    jobs.look("a", settings=Settings(sparsity=31))
+    jobs.look("a", request=Settings(sparsity=31))
     assert list(live) == []  # without a word: the next one speaks
     assert next(asked).text == "working"
 
 
 def test_leaving_a_tab_ends_what_it_alone_shows(jobs) -> None:
-    shift = begun(jobs, "a", "shift", settings=Settings(), tab="activations")
-    slicing = begun(jobs, "a", "measure", settings=Settings())
+    shift = begun(jobs, "a", "shift", request=Settings(), tab="activations")
+    slicing = begun(jobs, "a", "measure", request=Settings())
     jobs.look("a", tab="activations")
     assert next(shift).text == "working"
     jobs.look("a", tab="compare")
@@ -66,7 +66,7 @@ def test_a_new_job_ends_the_former_one_of_its_kind(jobs) -> None:
 
 def test_nobody_ends_anothers_job(jobs) -> None:
     mine, yours = begun(jobs, "me", "answer"), begun(jobs, "you", "answer")
-    jobs.look("you", settings=Settings(), tab="ratios")
+    jobs.look("you", request=Settings(), tab="ratios")
     jobs.halt("you")
     assert next(mine).text == "working"
     assert [event.text for event in yours] == ["Stopped"]
@@ -162,19 +162,19 @@ def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_th
         rested.clear()
 
     monkeypatch.setattr(Job, "sleep", sleep)
-    jobs.prefetch("ada", work("first"), settings=30)
+    jobs.prefetch("ada", work("first"), request=30)
     scheduler.step()
-    jobs.look("ada", settings=31)  # moved on before the rest was over
+    jobs.look("ada", request=31)  # moved on before the rest was over
     scheduler.until(lambda: not any(job.is_away for job in scheduler.jobs))
-    jobs.prefetch("ada", work("second"), settings=31)
+    jobs.prefetch("ada", work("second"), request=31)
     scheduler.step()  # ends the first
     scheduler.step()
     rest()
-    jobs.look("ada", settings=31)  # let go where it is
+    jobs.look("ada", request=31)  # let go where it is
     scheduler.step()
     assert taken == ["second"] * 2
     assert jobs._refusal("ada") == ""
-    jobs.look("ada", settings=32)
+    jobs.look("ada", request=32)
     scheduler.step()
     assert not scheduler.jobs
 
@@ -184,7 +184,7 @@ def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_th
             job.checkpoint()
 
     scheduler.start("bob", slow)
-    jobs.prefetch("ada", work("third"), settings=32)
+    jobs.prefetch("ada", work("third"), request=32)
     for _ in range(20):
         rest()
     assert [job.client for job in scheduler.jobs] == ["bob"]

@@ -13,7 +13,7 @@ from components.frame import link
 from components.gradio_compat.request_size import make_room
 from components.jobs import limits
 from components.jobs.status import Status
-from components.state.keys import calibration_key, require_allowed
+from components.state.request import parse
 from components.state.settings import Settings
 from components.ui.downloads import Downloads
 from intraslice.core.errors import UserError
@@ -44,7 +44,7 @@ def test_a_bound_is_the_hosts_and_the_environment_overrules_it(monkeypatch) -> N
     monkeypatch.setenv("INTRASLICE_MAX_LENGTH", "1000")
     assert limits.LENGTH.value == 1000
     with pytest.raises(UserError, match="length is 1024; wanted a whole number from 2 to 1,000"):
-        calibration_key(Settings(length=1024))
+        parse(Settings(length=1024))
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "many", "1e3"])
@@ -56,16 +56,16 @@ def test_no_page_opens_with_a_bound_that_is_none(value, monkeypatch) -> None:
 
 @pytest.mark.parametrize("field", REFUSED)
 def test_no_work_begins_with_what_is_no_setting(field) -> None:
-    require_allowed(Settings())
+    parse(Settings())
     for value in REFUSED[field]:
         with pytest.raises(UserError, match="; ") as caught:
-            require_allowed(Settings()._replace(**{field: value}))
+            parse(Settings()._replace(**{field: value}))
         assert len(str(caught.value)) < 500
 
 
 def test_sequences_and_length_are_bounded_together() -> None:
     with pytest.raises(UserError, match=r"1,024 sequences of 2,048 tokens are 2,097,152; wanted at most 1,048,576"):
-        calibration_key(Settings(sequences=1024, length=2048))
+        parse(Settings(sequences=1024, length=2048))
 
 
 def test_a_hosted_pages_errors_name_no_folder_and_a_desktops_do(monkeypatch) -> None:
@@ -125,9 +125,9 @@ def test_no_model_lies_on_a_hosted_pages_server(monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
     for name in ("~", "..", "../server0", "tests/page", "/etc", "x" * 150, "a//b", "https://hub.co/a", ""):
         with pytest.raises(UserError, match="is no Hub id"):
-            calibration_key(Settings(model=name))
+            parse(Settings(model=name))
     for name in ("default", "owner/name", "gpt2"):
-        assert calibration_key(Settings(model=name)).model == name
+        assert parse(Settings(model=name)).calibration.model == name
 
 
 def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:

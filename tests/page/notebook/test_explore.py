@@ -40,7 +40,7 @@ def given(tiny, monkeypatch) -> str:
     monkeypatch.chdir(NOTEBOOK.parent)
     monkeypatch.setattr(sys, "path", list(sys.path))
     sizes = {"SEQUENCES": 8, "LENGTH": 32, "TOKENS": 256, "SPARSITY": 0.4, "LAYER": 1}
-    values = {"MODEL": tiny.model, "TEXT": tiny.text, **sizes}
+    values = {"MODEL": tiny.settings.model, "TEXT": tiny.settings.text, **sizes}
     return "\n".join(f"{name} = {value!r}" for name, value in values.items())
 
 

@@ -11,6 +11,7 @@ from components.ratios.estimator_check.chart import verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
 from components.ratios.estimator_check.panel import words_of
 from components.ratios.estimator_check.views import Misjudged, VerdictView
+from components.state.request import Request
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +24,13 @@ def view(verdicts, tiny) -> VerdictView:
     """Stopped after the second module, then taken up again."""
     assert verdicts.known(tiny) is None
     texts = []
-    for event in verdicts.measure(tiny, SOMEBODY.session_hash):
+    for event in verdicts.measure(tiny, SOMEBODY):
         texts.append(event.text)
         if (event.done, event.total) == (2, 6):
-            verdicts._session.jobs.halt(SOMEBODY.session_hash)
+            verdicts._session.jobs.halt(SOMEBODY)
     assert texts[-1] == "Stopped"
     assert verdicts.known(tiny) is None
-    *events, last = verdicts.measure(tiny, SOMEBODY.session_hash)
+    *events, last = verdicts.measure(tiny, SOMEBODY)
     done = [event.done for event in events if event.total]
     assert done[0] >= 2
     assert done[-1] == 6
@@ -58,7 +59,7 @@ def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, 
     monkeypatch.setattr(verdict, "FILE", tmp_path / "kept.json")
     monkeypatch.setattr(verdict, "kept_sensitivity", lambda *_: None)
     assert Verdicts(session).known(tiny) is None
-    monkeypatch.setattr(verdict, "is_usual", lambda settings: settings == tiny)
+    monkeypatch.setattr(Request, "is_default_calibration", True)
     assert Verdicts(session).known(tiny).measured_on == "kept"
 
 

@@ -24,7 +24,7 @@ def prices(session) -> PriceViews:
 @pytest.fixture(scope="module")
 def view(prices, tiny) -> PriceView:
     assert prices.known(tiny) is None
-    *events, last = prices.measure(tiny, SOMEBODY.session_hash)
+    *events, last = prices.measure(tiny, SOMEBODY)
     assert [event.done for event in events if event.total == 12][-1] == 12
     assert prices.known(tiny) is last
     return last
@@ -41,12 +41,12 @@ def test_prices_are_over_the_median_modules(view) -> None:
 
 def test_what_is_measured_is_known_to_another_page_and_not_of_another_slice(view, session, tiny) -> None:
     assert PriceViews(session).known(tiny) == view
-    assert PriceViews(session).known(tiny._replace(sparsity=20)) is None
-    assert PriceViews(session).known(tiny._replace(sparsity=0)) is None
+    assert PriceViews(session).known(tiny.with_settings(sparsity=20)) is None
+    assert PriceViews(session).known(tiny.with_settings(sparsity=0)) is None
 
 
 def test_nothing_removed_has_no_price(prices, tiny) -> None:
-    *_, last = prices.measure(tiny._replace(sparsity=0), SOMEBODY.session_hash)
+    *_, last = prices.measure(tiny.with_settings(sparsity=0), SOMEBODY)
     assert last.kind == "error"
     assert "no price" in last.text
 

@@ -7,7 +7,7 @@ from tiny_page import in_job, stepwise
 
 from components.jobs.status import Status
 from components.state import calibrations
-from components.state.keys import calibration_key, slice_config
+from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Perplexities
@@ -30,7 +30,7 @@ def fresh() -> Session:
     return stepwise(Session(evaluation_tokens=256))
 
 
-def measured(session: Session, settings: Settings) -> list[Perplexities]:
+def measured(session: Session, settings: Request) -> list[Perplexities]:
     """What is known after every event of a measurement, each once."""
     seen = []
     for event in session.measure(settings, "somebody"):
@@ -81,7 +81,7 @@ def test_two_who_want_the_same_calibration_share_it(fresh, tiny, monkeypatch) ->
     first = fresh.measure(tiny, "a")
     while "Calibrating" not in next(first).text:
         pass
-    second = fresh.measure(tiny._replace(sparsity=40), "b")
+    second = fresh.measure(tiny.with_settings(sparsity=40), "b")
     assert list(second)[-1].kind == "ready"
     assert list(first)[-1].kind == "ready"
     assert sorted(batches) == list(range(8))
@@ -100,13 +100,13 @@ def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> No
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fresh, tiny, leaves) -> None:
     fresh._caches.rest = 0
-    first, second = (fresh.prepare(tiny._replace(seed=seed), str(seed)) for seed in (1, 2))
+    first, second = (fresh.prepare(tiny.with_settings(seed=seed), str(seed)) for seed in (1, 2))
     while not fresh.calibrations._queue:
         next(first)
     while "Waiting" not in (text := next(second).text):
         pass
     assert text == "Waiting for memory: calibrations before this one: 1"
-    known = calibration_key(tiny._replace(seed=2))
+    known = tiny.with_settings(seed=2).calibration
     assert fresh.calibrations.best(known) is None
     first.close() if leaves else list(first)
     *_, last = second
@@ -116,7 +116,7 @@ def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fr
 
 
 def test_where_there_is_memory_calibrations_go_side_by_side(fresh, tiny) -> None:
-    first, second = (fresh.prepare(tiny._replace(seed=seed), str(seed)) for seed in (1, 2))
+    first, second = (fresh.prepare(tiny.with_settings(seed=seed), str(seed)) for seed in (1, 2))
     texts: list[str] = []
     while len(fresh.calibrations._queue) < 2:
         texts += [next(first).text, next(second).text]
@@ -133,7 +133,7 @@ def test_how_the_ratios_settle_is_known_and_kept(fresh, tiny) -> None:
     assert view.attention[-1] == view.mlp[-1] == view.largest[-1] == 0
     stats = fresh.calibrated(tiny).stats
     fewer = driver.calibrate(fresh.calibrated(tiny).loaded, fresh.calibrated(tiny).tokens[:2], progress=False)
-    few, all_of_it = (make_plan(which.profile, slice_config(tiny)).layers for which in (fewer, stats))
+    few, all_of_it = (make_plan(which.profile, tiny.slicing).layers for which in (fewer, stats))
     distances = [abs(a.mlp_ratio - b.mlp_ratio) for a, b in zip(few, all_of_it, strict=True)]
     assert view.mlp[1] == pytest.approx(sum(distances) / len(distances), abs=1e-6)
     again = stepwise(Session(evaluation_tokens=256))
@@ -144,26 +144,26 @@ def test_how_the_ratios_settle_is_known_and_kept(fresh, tiny) -> None:
 def test_what_to_expect_lies_between_what_is_measured(fresh, tiny) -> None:
     assert fresh.perplexities(tiny).expected is None
     for sparsity in (20, 40):
-        measured(fresh, tiny._replace(sparsity=sparsity))
-    points = {s: fresh.perplexities(tiny._replace(sparsity=s)) for s in (0, 10, 20, 30, 40)}
+        measured(fresh, tiny.with_settings(sparsity=sparsity))
+    points = {s: fresh.perplexities(tiny.with_settings(sparsity=s)) for s in (0, 10, 20, 30, 40)}
     assert points[30].sliced is None
     assert points[30].expected == pytest.approx(math.sqrt(points[20].sliced * points[40].sliced))
     assert points[10].expected == pytest.approx(math.sqrt(points[0].dense * points[20].sliced))
     assert all(points[s].expected == pytest.approx(points[s].sliced) for s in (20, 40))
-    assert fresh.perplexities(tiny._replace(sparsity=45)).expected is None  # nothing is foretold beyond
-    assert fresh.perplexities(tiny._replace(sparsity=30, estimator="uniform")).expected is None
+    assert fresh.perplexities(tiny.with_settings(sparsity=45)).expected is None  # nothing is foretold beyond
+    assert fresh.perplexities(tiny.with_settings(sparsity=30, estimator="uniform")).expected is None
 
 
 def test_the_snapshot_brings_its_own_points() -> None:
     session = Session()
-    known = [session.perplexities(Settings(sparsity=sparsity)) for sparsity in (0, 25, 60)]
+    known = [session.perplexities(parse(Settings(sparsity=sparsity))) for sparsity in (0, 25, 60)]
     assert all(reading.sliced is None for reading in known)
     assert known[0].expected < known[1].expected < known[2].expected
-    assert session.perplexities(Settings(cap=70)).expected is None
+    assert session.perplexities(parse(Settings(cap=70))).expected is None
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, monkeypatch) -> None:
-    in_job(fresh, fresh.calibrations.load, calibration_key(tiny))
+    in_job(fresh, fresh.calibrations.load, tiny.calibration)
     monkeypatch.setattr(memory, "available_bytes", lambda _: 100_000)
     monkeypatch.setattr(calibrations, "calibrate", None)
     *_, last = fresh.prepare(tiny, "somebody")
@@ -174,12 +174,12 @@ def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, m
 def test_what_is_known_by_the_whole_calibration_is_not_replaced_by_less(fresh, tiny, monkeypatch, tmp_path) -> None:
     """Where memory was short and another visitor calibrates anew."""
     in_job(fresh, fresh.measure_perplexities, tiny)
-    whole = fresh.readings.known(tiny, "intraslice")
-    key = calibration_key(tiny)
+    whole = fresh.readings.known(tiny.slice_key("intraslice"))
+    key = tiny.calibration
     fresh._caches.calibrations.drop(*fresh._caches.calibrations.entries())
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
-    early = in_job(fresh, fresh.calibrations.calibrate, tiny, whole=False)
+    early = in_job(fresh, fresh.calibrations.calibrate, key, whole=False)
     assert early.sequences < 8
-    assert in_job(fresh, fresh.readings.losses, tiny, "intraslice", early) == whole.value
-    assert fresh.readings.known(tiny, "intraslice") == whole
+    assert in_job(fresh, fresh.readings.losses, tiny.slice_key("intraslice"), early) == whole.value
+    assert fresh.readings.known(tiny.slice_key("intraslice")) == whole
     assert fresh.calibrations.best(key) == early

@@ -1,0 +1,89 @@
+"""The values of the page's controls as a request: what the library takes, and what results are kept under."""
+
+import pytest
+
+from components.state.request import DENSE, Request, parse
+from components.state.settings import Settings
+from components.ui.handlers import spread_settings
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.errors import UserError
+
+OTHER = Settings(
+    model="somebody/model",
+    text="wikitext2",
+    sequences=4,
+    length=64,
+    seed=7,
+    sparsity=45,
+    estimator="fisher",
+    bias=1,
+    cap=70,
+    order="sequential",
+    iterative=True,
+    locked="7 attention 25, 3 mlp 0",
+    dtype="bfloat16",
+    shapes="runtime",
+)
+CALIBRATION = ("model", "text", "sequences", "length", "seed")
+
+
+def test_a_request_has_what_the_library_takes() -> None:
+    request = parse(OTHER)
+    assert request.calibration == ("somebody/model", "bfloat16", CalibrationConfig("wikitext2", 4, 64, 7))
+    locked = ((7, "attention", 0.25), (3, "mlp", 0.0))
+    assert request.slicing == SliceConfig(0.45, "fisher", 1.0, 0.7, "sequential", True, locked=locked, shapes="runtime")
+    assert request.calibration.evaluation(100) == EvaluationConfig("wikitext2", 100, 64)
+    assert request.calibration.evaluation(10).tokens == 64  # a window at least
+    recipe = request.recipe(100)
+    assert (recipe.model, recipe.dtype, recipe.slicing) == ("somebody/model", "bfloat16", request.slicing)
+    assert (recipe.calibration, recipe.evaluation) == (request.calibration.config, request.calibration.evaluation(100))
+
+
+def test_an_upload_takes_the_texts_place_and_is_told_by_its_name_alone() -> None:
+    request = parse(OTHER._replace(upload="/somewhere/mine.txt"))
+    assert request.calibration.config.text == "/somewhere/mine.txt"
+    assert request.recipe(100).calibration.text == request.recipe(100).evaluation.text == "mine.txt"
+
+
+@pytest.mark.parametrize("field", [name for name in Settings._fields if name not in ("upload", "dtype")])
+def test_what_the_page_opens_with_is_known_in_every_precision(field) -> None:
+    usual = parse(Settings())
+    assert (usual.is_default_calibration, usual.is_default) == (True, True)
+    for dtype in ("float32", "bfloat16"):
+        changes = {field: getattr(OTHER, field)}
+        if field == "iterative":
+            changes["order"] = "sequential"
+        other = parse(Settings(dtype=dtype)).with_settings(**changes)
+        assert (other.is_default_calibration, other.is_default) == (field not in CALIBRATION, False)
+
+
+def test_requests_are_told_apart_by_their_settings_alone() -> None:
+    request = parse(OTHER)
+    again = parse(Settings(*OTHER))
+    assert request == again
+    assert hash(request) == hash(again)
+    assert request != request.with_settings(sparsity=46)
+    assert request.with_settings(sparsity=46).slice_key("intraslice") != request.slice_key("intraslice")
+
+
+def test_the_dense_models_key_knows_no_slice() -> None:
+    keys = {parse(OTHER).with_settings(sparsity=percent, estimator="pca").slice_key(DENSE) for percent in (0, 20, 60)}
+    (key,) = keys
+    assert key.config.sparsity == 0
+    assert parse(OTHER._replace(seed=8)).slice_key(DENSE) not in keys
+
+
+def test_the_sequential_orders_refinement_is_dropped_with_it() -> None:
+    assert parse(OTHER).slicing.iterative
+    assert not parse(OTHER._replace(order="one-shot")).slicing.iterative
+
+
+def test_a_handler_answers_to_impossible_settings_as_it_is_told_or_they_raise() -> None:
+    def percent(request: Request) -> float:
+        return request.settings.sparsity
+
+    values = Settings()._replace(sparsity=75, cap=60)
+    with pytest.raises(UserError, match="raise the cap"):
+        spread_settings(percent)(*values)
+    assert spread_settings(percent, refuse=lambda error: f"no: {error}")(*values).startswith("no: sparsity")
+    assert spread_settings(percent, refuse=lambda error: "no")(*Settings()) == 30
