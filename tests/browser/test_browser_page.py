@@ -1,10 +1,11 @@
-"""The real page in a real browser: the slider moves the bars, no foreign host is asked, no error is logged."""
+"""The page in a real browser: the slider moves the charts, links and layers, small screens, a server that restarts."""
 
 import json
 import statistics
 
 import pytest
 
+from components.activations.snapshot import shift
 from components.ratios.estimator_check.measure import Verdicts
 from components.state.request import parse
 from components.state.session import Session
@@ -14,6 +15,12 @@ from intraslice.planning.ratios import make_plan
 
 COLOUR = "document.querySelector('#ratio-chart .isx-plot').data[0].marker.color"
 ZOOM = "document.querySelector('#ratio-chart .isx-plot').layout.xaxis2.range"
+GONE = """wanted => {
+    const { x, y } = document.querySelector('#rank-chart .isx-plot').data.find(trace => trace.name === 'head goes');
+    return JSON.stringify(x.map((layer, index) => [layer, y[index]])) === wanted;
+}"""
+NEURONS = """words => document.querySelector('#variance-chart .isx-plot').layout.annotations
+    .some(one => one.text.includes(words))"""
 
 
 def ratios(session: Session, **settings: object) -> list[list[float]]:
@@ -132,6 +139,57 @@ def test_embedding_hides_the_controls_and_a_pinned_setting_that_is_none_is_ignor
     assert opened.page.is_visible("#sparsity")
     assert len(opened.bars()) == 2  # no outlines
     assert not opened.page.is_visible("#unpin")
+
+
+def test_marks_on_the_spectra_follow_the_slider(visit, page_session: Session) -> None:
+    opened = visit("/?tab=spectra&layer=17")
+    page = opened.page
+    page.wait_for_selector("#rank-chart .main-svg")
+    for percent in (50, 20):
+        opened.slide(percent)
+        plan = page_session.slice_plan(parse(Settings(sparsity=percent))).layers
+        gone = [[layer, head] for layer, own in enumerate(plan) for head in range(9) if head not in own.heads]
+        page.wait_for_function(GONE, arg=json.dumps(gone, separators=(",", ":")))
+        page.wait_for_function(NEURONS, arg=f"{plan[17].neurons:,} of 1,536 neurons stay")
+
+
+def test_a_layer_chosen_on_one_tab_is_shown_on_the_other(visit) -> None:
+    page = visit("/?tab=activations").page
+    page.wait_for_selector("#shift-chart .main-svg")
+    page.focus("#shift-chart .isx-plot")
+    page.keyboard.press("End")
+    title = "document.querySelector('#{}-chart .isx-title').textContent.includes('layer 29')"
+    page.wait_for_function(title.format("histogram"))
+    kept = shift().methods["crossmodule"].places["residual"][29]
+    cells = page.locator("#histogram-chart tbody tr").nth(2).locator("td")
+    page.wait_for_function(
+        "wanted => document.querySelector('#histogram-chart tbody').textContent.includes(wanted)",
+        arg=f"{kept.error:.1%}",
+    )
+    assert cells.all_inner_texts()[:2] == ["Residual stream", "Cross-module"]
+    page.click("#tabs button[role=tab] >> text=Spectra")
+    page.wait_for_function(title.format("variance"))
+
+
+def test_a_page_whose_server_slept_says_so_and_goes_on_with_its_settings(visit) -> None:
+    opened = visit("?sparsity=45")
+    page = opened.page
+    page.evaluate("isxLook()")
+    assert page.locator(".isx-awake").count() == 0
+    page.route("**/healthz", lambda route: route.abort())
+    page.evaluate("isxLook()")
+    assert "does not answer" in page.inner_text(".isx-awake")
+    page.unroute("**/healthz")  # it answers again, by itself
+    page.wait_for_selector(".isx-awake", state="detached")
+    other = json.dumps({"ok": True, "began": 1.0})
+    page.route("**/healthz", lambda route: route.fulfill(body=other, content_type="application/json"))
+    page.evaluate("isxLook()")
+    assert "has restarted" in page.inner_text(".isx-awake")
+    page.unroute("**/healthz")
+    with page.expect_navigation():
+        page.click(".isx-awake button")
+    page.wait_for_function("document.querySelector('#sparsity input[type=number]')?.value === '45'")
+    opened.forgive("net::ERR_FAILED", "AbortError")  # failed requests, and what the page waited for when it was left
 
 
 @pytest.mark.slow

@@ -5,8 +5,7 @@ from browsing import Opened
 from components.state.request import parse
 from components.state.settings import Settings
 
-from .test_browser_diagnostics import NEURONS
-from .test_browser_page import close, ratios
+from .test_browser_page import NEURONS, close, ratios
 
 GHOST = """() => document.querySelector('#ratio-chart .isx-plot').data
     .filter(trace => trace.type === 'bar' && trace.name.startsWith('A: ')).map(trace => [...trace.y])"""
