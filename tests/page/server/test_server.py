@@ -36,6 +36,14 @@ class Caller:
         return self.read(self.join(seconds))
 
 
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for a condition; fail where it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def serve(monkeypatch) -> Iterator[Callable[..., tuple[gr.Blocks, Caller]]]:
     """A page of one endpoint, which takes the seconds that it is given, two calls at a time."""
@@ -62,11 +70,9 @@ def serve(monkeypatch) -> Iterator[Callable[..., tuple[gr.Blocks, Caller]]]:
 
 def test_calls_that_nobody_reads_keep_nobody_waiting(serve) -> None:
     page, caller = serve()
-    unread = [caller.join(5.0) for _ in range(60)]
+    unread = [caller.join(300.0) for _ in range(60)]
     assert {answer.status_code for answer in unread} == {200}
-    start = time.monotonic()
-    assert "complete" in caller.ask()
-    assert time.monotonic() < start + 2
+    assert "complete" in caller.ask()  # which would take too long for the client after two of the others
     queue = page.calls
     assert len(queue.event_ids_to_events) <= 10
     assert len(queue.pending_messages_per_session) <= 20
@@ -76,12 +82,12 @@ def test_calls_that_nobody_reads_keep_nobody_waiting(serve) -> None:
 
 def test_messages_of_those_who_wait_are_kept(serve) -> None:
     """Whatever others leave behind meanwhile."""
-    _, caller = serve()
+    page, caller = serve()
     answers = []
     waiting = [threading.Thread(target=lambda: answers.append(caller.ask(1.0))) for _ in range(4)]
     for thread in waiting:
         thread.start()
-    time.sleep(0.3)
+    until(lambda: page.calls.open_calls == 4)
     for _ in range(60):
         caller.join(0.0)
     for thread in waiting:
@@ -113,17 +119,12 @@ def test_a_reader_who_stops_reading_is_given_up(serve, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_UNREAD_SECONDS", "1")
     page, caller = serve()
     event = page.calls.event_ids_to_events[caller.join(0.0).json()["event_id"]]
-    deadline = time.monotonic() + 10
-    while page.calls.event_ids_to_events and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not page.calls.event_ids_to_events
+    until(lambda: not page.calls.event_ids_to_events)
     assert event.session_hash not in page.calls.pending_messages_per_session
     running = caller.join(30.0)
     event = page.calls.event_ids_to_events[running.json()["event_id"]]
     page.calls.pending_messages_per_session[event.session_hash]._on_read()  # begins as if somebody read
-    while event.alive and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not event.alive
+    until(lambda: not event.alive)
 
 
 def test_a_queue_whose_loop_ends_goes_on(serve, caplog) -> None:
@@ -133,11 +134,11 @@ def test_a_queue_whose_loop_ends_goes_on(serve, caplog) -> None:
         caller.http.timeout = 0.5
         with pytest.raises(httpx.ReadTimeout):
             caller.ask()
-    assert "is started again" in caplog.text
+        until(lambda: "is started again" in caplog.text)
     caller.http.timeout = 60
     assert "complete" in caller.ask()
     page.calls.stopped = True  # whatever ended it
-    time.sleep(0.2)
+    until(lambda: not page.calls.stopped)
     assert "complete" in caller.ask()
 
 
@@ -158,9 +159,8 @@ def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
     scheduler.start("somebody", lambda job: ended.wait())
     assert caller.http.get(address).status_code == 200
     monkeypatch.setenv("INTRASLICE_MAX_STUCK_SECONDS", "1")
-    time.sleep(1)
+    until(lambda: caller.http.get(address).status_code == 503)
     answer = caller.http.get(address)
-    assert answer.status_code == 503
     assert answer.json()["worker"].startswith("in one step for")
     ended.set()
     assert caller.http.get(address).status_code == 200

@@ -60,7 +60,7 @@ def test_told_to_end_it_ends(script, seconds, tmp_path) -> None:
             time.sleep(0.1)
         time.sleep(seconds)
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=3)[0]
+        said = process.communicate(timeout=60)[0]
     finally:
         process.kill()
     assert process.returncode == 0, said
