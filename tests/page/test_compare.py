@@ -2,8 +2,6 @@
 
 import json
 import re
-import threading
-import time
 from dataclasses import replace
 from html import unescape
 
@@ -162,22 +160,13 @@ def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question,
 
 
 def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, tiny) -> None:
-    begun, seen = threading.Event(), []
-
-    def work() -> None:
-        for event in handlers.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, None, SOMEBODY):
-            seen.append((time.monotonic(), event))
-            if len(seen) == 12:
-                begun.set()
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    assert begun.wait(60)
-    pressed = time.monotonic()
+    answers = handlers.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, None, SOMEBODY)
+    for _ in range(12):
+        next(answers)
     assert "Stopped" in handlers.stop(columns, SOMEBODY)
-    worker.join(30)
-    assert time.monotonic() - pressed < 0.5
-    last = [html for html in seen[-1][1][1:] if isinstance(html, str)]
+    left = list(answers)
+    assert 0 < len(left) < 6
+    last = [html for html in left[-1][1:] if isinstance(html, str)]
     assert last
     assert all("stopped there" in html and "aria-busy" not in html for html in last)
     assert list(handlers.costs(columns, tiny, None, SOMEBODY))[1:] == []  # no more work follows

@@ -1,11 +1,14 @@
 """What all caches of the page hold together: one budget, of which the least valuable goes first."""
 
-import time
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from components.jobs import limits
+from components.state import caches
 from components.state.caches import BUDGET, BoundedCache, bytes_in
 
 
@@ -58,19 +61,28 @@ def test_bytes_are_those_of_tensors_wherever_they_are(as_loaded, tiny_llama_gqa)
 
 
 def test_what_nobody_uses_goes_after_a_while(budget, monkeypatch) -> None:
-    monkeypatch.setenv(limits.UNUSED_SECONDS.variable, "1")
+    now, looks = [100.0], []
+
+    class Timer(threading.Thread):
+        """Notes when it would look at the caches."""
+
+        def __init__(self, seconds: float, look: Callable[[], None]) -> None:
+            super().__init__(target=lambda: None)
+            looks.append((now[0] + seconds, look))
+
+    monkeypatch.setenv(limits.UNUSED_SECONDS.variable, "60")
     monkeypatch.setattr(BUDGET, "_timer", None)
+    monkeypatch.setattr(caches, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(caches, "threading", SimpleNamespace(Timer=Timer, Lock=threading.Lock))
     cache = BoundedCache()
-    cache.put("used", megabytes(1))
-    cache.put("unused", megabytes(1))
-    cache.put("small", 1)
-    until = time.monotonic() + 30
-    while len(cache.entries()) == 3:
-        assert cache.get("used") is not None
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    assert cache.get("unused") is None
-    while cache.get("used") is not None:
-        assert time.monotonic() < until
-        time.sleep(1.5)
-    assert cache.get("small") == 1
+    for key, value in (("used", megabytes(1)), ("unused", megabytes(1)), ("small", 1)):
+        cache.put(key, value)
+    now[0] = 130.0
+    cache.get("used")
+    for moment, left in ((160.0, {"used", "small"}), (190.0, {"small"})):
+        now[0], look = looks.pop()
+        assert now[0] == moment
+        assert not looks
+        look()
+        assert set(cache._held) == left
+    assert not looks
