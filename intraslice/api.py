@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, cast, get_args
 
 import torch
 from huggingface_hub import HfApi
@@ -30,7 +30,7 @@ from intraslice.modeling.counts import parameters_of
 from intraslice.modeling.linear import NO_FORMAT
 from intraslice.modeling.offload import Placement
 from intraslice.pipeline import Pipeline, require_dense
-from intraslice.pretrained.precision import AUTO, choose_device, choose_dtype
+from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
 from intraslice.reporting import Recipe, layer_table, measured, ratio_chart, record
 
 
@@ -100,8 +100,8 @@ def compress(
         slicing=SliceConfig(sparsity, **slicing),
         calibration=calibration if isinstance(calibration, CalibrationConfig) else CalibrationConfig(calibration),
         evaluation=evaluation if isinstance(evaluation, EvaluationConfig) else EvaluationConfig(evaluation),
-        method=options.get("method", Recipe.method),
-        dtype=_name_of(loaded.model.dtype) if loaded else choose_dtype(_name_of(options.get("dtype", AUTO)), device),
+        method=METHODS.require(options.get("method", Recipe.method)).name,
+        dtype=choose_dtype(_precision(options.get("dtype", AUTO) if loaded is None else loaded.model.dtype), device),
     )
     pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress)
     return compress_loaded(pipeline, pipeline.load_dense() if loaded is None else loaded)
@@ -257,6 +257,9 @@ def _loaded(
     return prepare_model(model, tokenizer)
 
 
-def _name_of(dtype: str | torch.dtype) -> Any:
-    """A precision by the name that the configs know."""
-    return str(dtype).removeprefix("torch.")
+def _precision(dtype: str | torch.dtype) -> Precision | Literal["auto"]:
+    """A dtype, or its name, as `choose_dtype` takes it."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in (AUTO, *get_args(Precision)):
+        raise UserError(f"dtype must be one of {', '.join((AUTO, *get_args(Precision)))}, got {name!r}")
+    return cast(Precision | Literal["auto"], name)

@@ -58,9 +58,17 @@ def original(home: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(home / "tiny", dtype=torch.float32, attn_implementation="eager")
 
 
-@pytest.mark.parametrize("options", [{"order": "one-shot"}, {"estimator": "fisher"}, {"method": "crossmodule"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"order": "one-shot"},
+        {"estimator": "fisher"},
+        {"method": "crossmodule"},
+        {"order": "one-shot", "recovery": "distill"},
+    ],
+)
 def test_the_numbers_are_the_command_lines(home, texts, options, capsys):
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    words = [word for name, value in options.items() for word in (f"--{name}".replace("recovery", "recover"), value)]
     text = str(home / "text.txt")
     words += ["--model", str(home / "tiny"), "--calibration", text, "--eval", text]
     words += ["--sequences", "16", "--length", "24", "--eval-tokens", "96", "--device", "cpu", "--dtype", "float32"]
@@ -142,6 +150,7 @@ def test_what_cannot_be_compressed_is_refused(home, result, tmp_path):
         "dtype says how a model is loaded": (model, {"tokenizer": tokenizer, "dtype": "float32"}),
         "got torch.float16": (original(home).half(), {"tokenizer": tokenizer}),
         "was prepared or sliced before": (result.model, {"tokenizer": tokenizer}),
+        "dtype must be one of auto, float32, bfloat16, got 'float64'": ("default", {"dtype": torch.float64}),
         "method is 'none'": (str(home / "tiny"), {"method": "none"}),
         "sparsity": (str(home / "tiny"), {"sparsity": 0.9}),
     }
