@@ -114,7 +114,7 @@ def array_of(kind: int, length: int) -> bytes:
 # What is true is read
 
 
-def test_a_gguf_file_is_counted_and_loaded(tmp_path):
+def test_a_gguf_file_is_counted_and_loaded(tmp_path, capfd):
     path = write_gguf(tmp_path / "tiny.gguf")
     reader = gguf.GGUFReader(path)
     shapes = gguf_header(path).shapes
@@ -123,6 +123,7 @@ def test_a_gguf_file_is_counted_and_loaded(tmp_path):
     counted = sum(parameter.numel() for parameter in loaded.model.parameters())
     assert estimate_memory(str(path)).parameters == counted == sum(int(tensor.n_elements) for tensor in reader.tensors)
     assert gguf_header(path).fields["llama.block_count"] == 2
+    assert capfd.readouterr().err == ""  # transformers would show a bar
 
 
 def test_a_safetensors_header_gives_names_and_shapes(folder):
