@@ -205,7 +205,7 @@ def anatomy(model: PreTrainedModel) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", JOBS)
-@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("gradients", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_job_that_is_cancelled_leaves_the_model_as_it_was(tiny_case, monkeypatch, tmp_path, name, gradients):
     case = with_own_stats(tiny_case("phi"))
     before = anatomy(case.loaded.model)

@@ -227,7 +227,7 @@ def test_query_fisher_is_that_of_one_mask_a_token_and_pair(family_case, monkeypa
         assert_close(second[~rotated], single[~rotated], atol=1e-12, rtol=1e-3)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("batch", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)])
 def test_the_batch_size_changes_nothing(family_case, batch, monkeypatch):
     tokens = family_case.tokens[:5]
     monkeypatch.setattr(driver, "_load", lambda *_: None)

@@ -135,7 +135,7 @@ def test_a_full_disk_is_a_warning(loaded, cache, monkeypatch, caplog):
     assert not [path for path in cache.parent.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
-@pytest.mark.parametrize("byte", range(60, 100_000, 9_000))
+@pytest.mark.parametrize("byte", range(60, 100_000, 33_000))
 def test_a_file_with_other_values_is_made_anew(loaded, cache, byte):
     first = calibrate(loaded, TOKENS, progress=False)
     (file,) = cache.iterdir()

@@ -107,6 +107,7 @@ def test_slice_is_written_once_with_the_same_plan(home, words, together, monkeyp
     assert sorted(path.name for path in (tmp_path / "folders").iterdir()) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_sweep_has_the_rows_that_one_process_finds(answers, tmp_path):
     file = tmp_path / "rows.csv"
     one, two, stderr = answers("sweep", *SWEPT, "--csv", str(file))

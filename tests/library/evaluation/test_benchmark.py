@@ -287,6 +287,7 @@ def test_the_command_answers_for_every_precision(words, own_cache, capsys):
     assert not list(own_cache.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_without_json_the_command_prints_tables(words, capsys):
     assert main([*words, "--dtype", "float32", "--dtypes", "float32"]) == 0
     ratios, caption, powers = capsys.readouterr().out.strip().split("\n\n")

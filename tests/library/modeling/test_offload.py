@@ -66,7 +66,7 @@ def test_a_calibration_layer_by_layer_is_the_ordinary_one(pair, monkeypatch, tmp
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("order", ["sequential", "one-shot"])
+@pytest.mark.parametrize("order", ["sequential", pytest.param("one-shot", marks=pytest.mark.slow)])
 def test_slices_are_the_same_and_stay_on_disk(pair, order, monkeypatch):
     in_memory, offloaded, tokens = pair
     stats = calibrate(in_memory, tokens, progress=False)
