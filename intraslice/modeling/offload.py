@@ -85,21 +85,37 @@ def _values(module: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def resident(module: nn.Module) -> Iterator[None]:
-    """The module's weights in memory, fetched once; left as it was found. Nothing to do for an ordinary module."""
-    offloaded = []
-    for part in module.modules():
-        if _hook(part):
-            offloaded.append((part, dict(part.named_parameters(recurse=False)), part.forward))
-            for name, value in _values(part).items():
-                setattr(part, name, value)
-            part.forward = vars(part)["_old_forward"]
+    """The module's weights in memory, fetched once; left as it was found. Nothing to do for an ordinary module.
+
+    Jobs that share the model may hold the same module at a time: the last one to leave offloads it again.
+    """
+    offloaded = [part for part in module.modules() if _hook(part)]
+    for part in offloaded:
+        _hold(part)
     try:
         yield
     finally:
-        for part, parameters, forward in offloaded:
-            for name, parameter in parameters.items():
-                setattr(part, name, parameter)
-            part.forward = forward
+        for part in offloaded:
+            _release(part)
+
+
+def _hold(part: nn.Module) -> None:
+    holders: int = vars(part).get("_holders", 0)
+    if holders == 0:
+        vars(part)["_offloaded_state"] = dict(part.named_parameters(recurse=False)), part.forward
+        for name, value in _values(part).items():
+            setattr(part, name, value)
+        part.forward = vars(part)["_old_forward"]
+    vars(part)["_holders"] = holders + 1
+
+
+def _release(part: nn.Module) -> None:
+    vars(part)["_holders"] -= 1
+    if vars(part)["_holders"] == 0:
+        parameters, part.forward = vars(part).pop("_offloaded_state")
+        del vars(part)["_holders"]
+        for name, parameter in parameters.items():
+            setattr(part, name, parameter)
 
 
 def fetch_(module: nn.Module) -> None:
