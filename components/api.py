@@ -38,7 +38,8 @@ def evaluate(session: Session, request: Request, client: str) -> dict[str, Any]:
     """Slice a model and measure it: plan, parameters, ratios, perplexity dense and sliced, and the protocol.
 
     Percentages (sparsity, cap) are out of 100. `locked` gives ratios by hand, such as "7 mlp 25, 3 attention 0".
-    `shapes` are "free", or "runtime": those that llama.cpp takes with nothing filled up.
+    `shapes` are "free", or "runtime": those that llama.cpp takes with nothing filled up. `recovery` is "none", or
+    "distill": the sliced model is then trained towards the dense one, which takes minutes.
     `upload` is a text of yours, by `handle_file` in gradio_client; on a desktop its path will do.
     The first call for a model and text loads and calibrates them, which takes minutes; later ones find both.
     """

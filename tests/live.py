@@ -83,7 +83,7 @@ class Visitor:
         """Milliseconds from each move of the slider to pixels, sorted."""
         return sorted(self.page.evaluate(MOVE, [chart, values]))
 
-    def let_go(self, percent: int) -> None:
+    def release(self, percent: int) -> None:
         """Move the slider and let go of it, and begin to count."""
         self.page.evaluate(SET, percent)
         self.page.wait_for_function(f"document.querySelector('#removed dd')?.dataset.percent === '{percent}.0'")
@@ -140,7 +140,7 @@ def moving(machine: Machine, visitor: Visitor) -> None:
     visitor.open("Ratios")
     first, final = [], []
     for percent in (33, 27, 42, 36, 21):
-        visitor.let_go(percent)
+        visitor.release(percent)
         first.append(visitor.until(SLICED))
         final.append(visitor.until(FINAL))
     machine.report("let go: first perplexity, median of 5", statistics.median(first), 1.5)
@@ -152,7 +152,7 @@ def answering(machine: Machine, visitor: Visitor) -> None:
     visitor.open("Compare")
     times = []
     for percent in (20, 30, 10):
-        visitor.let_go(percent)
+        visitor.release(percent)
         visitor.click("#generate")
         times.append(visitor.until(_filled(ANSWERING, percent)))
         visitor.until(_filled(ANSWERING, percent, "[.,]"))
@@ -161,7 +161,7 @@ def answering(machine: Machine, visitor: Visitor) -> None:
     visitor.open("Activations")
     times = []
     for percent in (29, 11):
-        visitor.let_go(percent)
+        visitor.release(percent)
         times.append(visitor.until(_filled(SHIFTED, percent)))
     machine.report("activations of both methods after a move, the slower of 2", max(times), 10)
 
@@ -191,7 +191,7 @@ def beside(machine: Machine, browser: playwright.Browser, address: str, busy: Vi
 def _moved_beside(machine: Machine, name: str, other: Visitor, percent: int) -> None:
     times = other.drag([20 + (move * 7) % 30 for move in range(MOVES)])
     machine.report(f"slider to pixels beside {name}, 95th percentile", times[int(0.95 * len(times))], 150, "ms")
-    other.let_go(percent)
+    other.release(percent)
     machine.report(f"let go beside {name}: final perplexity", other.until(FINAL), 8)
 
 

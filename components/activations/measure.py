@@ -66,10 +66,10 @@ class ShiftViews:
         return self._session.perplexities(request).sliced is not None
 
     def may_measure(self, request: Request) -> bool:
-        """Whether measuring may start by itself: the sequential order is only sliced on request."""
+        """Whether measuring may start by itself: what takes long is only sliced on request."""
         if request.slicing.sparsity == 0 or not self._session.is_calibrated(request):
             return False
-        return request.slicing.order == "one-shot" or self._session.is_sliced(request)
+        return request.is_live or self._session.is_sliced(request)
 
     def measure(self, request: Request, client: str) -> Iterator[Status]:
         """Slice by both methods and measure each; `view` tells how far it got. Gives way to slider and tabs."""
@@ -85,7 +85,7 @@ class ShiftViews:
             if self._shifts.get(key) is not None or self._missing.get(key) is not None or self._refused(request, key):
                 continue
             sliced[method] = self._session.slice(job, request, method)
-            if request.slicing.order == "sequential":  # what there is need not wait for the other, which takes a minute
+            if not request.is_live:  # what there is need not wait for the other, which takes a minute
                 self._compare(job, request, sliced)
                 sliced = {}
         if sliced:
@@ -126,7 +126,7 @@ class ShiftViews:
         if missing is None and "crossmodule" not in found:
             soon = later("Cross-module slicing at the same sparsity follows; in a moment.")
             slow = later("Cross-module slicing at the same sparsity follows; it takes a minute or two.")
-            missing = soon if request.slicing.order == "one-shot" else slow
+            missing = soon if request.is_live else slow
         return ShiftView(
             asked=request.slicing.sparsity,
             methods={method: measured[0] for method, measured in found.items()},

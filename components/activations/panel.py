@@ -125,7 +125,9 @@ def _words(views: ShiftViews, request: Request, view: ShiftView | None) -> str:
         ahead = say("At 0 % nothing is removed and nothing shifts; drag the slider. ")
     elif measured or opening:
         ahead = ""
-    elif request.slicing.order == "sequential":
+    elif not request.is_live and request.slicing.order == "one-shot":
+        ahead = say('For {sparsity:g} % with recovery, press "Slice and train". ', sparsity=percent)
+    elif not request.is_live:
         ahead = say('For {sparsity:g} % in the sequential order, press "Slice as in the paper". ', sparsity=percent)
     else:
         ahead = say("For {sparsity:g} % this is measured once you let go of the slider. ", sparsity=percent)

@@ -61,7 +61,7 @@ class Columns:
             return loaded.model
         if name == "crossmodule" and (problem := self._unequal(request, loaded.model)):
             raise UserError(problem)
-        return self.session.slice(job, request, name, whole or request.slicing.order == "sequential")
+        return self.session.slice(job, request, name, whole or not request.is_live)
 
     def _unequal(self, request: Request, dense: PreTrainedModel) -> str:
         (plan, near), asked = self._nearest_plan(request, dense), request.slicing.sparsity

@@ -20,6 +20,7 @@ from components.state.session import Session
 from components.ui.downloads import Downloads
 from intraslice import checkpoints
 from intraslice.checkpoints.to_gguf import require_deci, write_gguf
+from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.pretrained.sources import DEFAULT
@@ -42,6 +43,7 @@ def command_words(wanted: Recipe, device: str, command: str = "evaluate", *more:
     words += ["--cap", _number(slicing.cap), "--order", slicing.order]
     words += ["--iterative"] if slicing.iterative else []
     words += [] if slicing.shapes == "free" else ["--shapes", slicing.shapes]
+    words += [] if slicing.recovery == NO_RECOVERY else ["--recover", slicing.recovery]
     for layer, module, ratio in slicing.locked:
         words += ["--lock", str(layer), module, _number(100 * ratio)]
     words += ["--calibration", calibration.text, "--eval", evaluation.text]

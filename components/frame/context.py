@@ -57,13 +57,14 @@ class Context(NamedTuple):
 
     @property
     def options_at_rest(self) -> list[Any]:
-        """Those of the settings that all slices of a sweep have in common: bias, cap, shapes and order."""
+        """Those of the settings that all slices of a sweep have in common: bias, cap, shapes, order and recovery."""
         controls = self.controls
         return [
             controls.bias_slider.release,
             controls.cap.release,
             controls.shapes.input,
             controls.order.input,
+            controls.recovery.input,
             self.refresh.change,
         ]
 

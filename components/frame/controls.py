@@ -10,10 +10,10 @@ import gradio as gr
 from components.frame.slider import Moved
 from components.i18n.language import Words, later, spoken
 from components.jobs import limits
-from components.state.choices import PRECISIONS
+from components.state.choices import NO_RECOVERY, PRECISIONS
 from components.state.session import Session
 from components.state.settings import Settings
-from components.ui.labels import ESTIMATORS
+from components.ui.labels import ESTIMATORS, RECOVERIES
 
 UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
 SLIDERS = {"sparsity": (0, 60), "cap": (60, 100)}
@@ -41,8 +41,10 @@ class Controls(NamedTuple):
     shapes: gr.Radio
     order: gr.Radio
     iterative: gr.Checkbox
+    recovery: gr.Radio
     locked: gr.Textbox
     paper: gr.Button
+    train: gr.Button
     cancel: gr.Button
     layer: gr.Slider
     readout: gr.HTML
@@ -136,9 +138,17 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         elem_id="iterative",
         container=False,
     )
+    recovery = gr.Radio(
+        [(later("None"), NO_RECOVERY), *RECOVERIES.options()],
+        value=first.recovery,
+        label=later("Recovery"),
+        info=later("Training after slicing, towards the dense model: takes minutes, and costs less perplexity."),
+        elem_id="recovery",
+    )
     locked = gr.Textbox(first.locked, label=later("Ratios given by hand"), visible=False)
     with gr.Row(equal_height=True):
         paper = gr.Button(later("Slice as in the paper"), size="md", elem_id="paper", min_width=190)
+        train = gr.Button(later("Slice and train"), size="md", elem_id="train", min_width=120, visible=False)
         cancel = gr.Button(later("Cancel"), size="md", elem_id="cancel", min_width=70)
     _heading(later("Readout"))
     readout = gr.HTML(opening.readout, elem_id="readout", apply_default_css=False)
@@ -164,8 +174,10 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         shapes=shapes,
         order=order,
         iterative=iterative,
+        recovery=recovery,
         locked=locked,
         paper=paper,
+        train=train,
         cancel=cancel,
         layer=layer,
         readout=readout,

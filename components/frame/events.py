@@ -13,6 +13,7 @@ from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.frame.controls import Controls
 from components.gradio_compat.browser.on_latest import on_latest
 from components.gradio_compat.signatures import partial_handler
+from components.state.choices import NO_RECOVERY
 from components.state.session import Session
 from components.ui.downloads import Downloads
 from components.ui.handlers import Follower, leave_unchanged, spread_settings
@@ -64,7 +65,7 @@ def connect(
     }
     measured_outputs = [*slider.Measured(frame.status, *texts)]
     measure: dict[str, Any] = {
-        "fn": spread_settings(slider.let_go, session),
+        "fn": spread_settings(slider.on_release, session),
         "inputs": with_pinned,
         "outputs": measured_outputs,
         **HEAVY,
@@ -136,7 +137,13 @@ def connect(
     _show_bias(controls, refresh)
     lesson.connect(controls, refresh)
     dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
-    dragged += [controls.shapes.input, controls.bias.change, controls.layer.change, controls.locked.change]
+    dragged += [
+        controls.recovery.input,
+        controls.shapes.input,
+        controls.bias.change,
+        controls.layer.change,
+        controls.locked.change,
+    ]
     dragged += [refresh.change, controls.pinned.change]
     on_latest(dragged, **move)
     released.append(on_latest(context.at_rest, **measure, api_name="measure_live"))
@@ -146,6 +153,15 @@ def connect(
     ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
     asked = {**measure, "fn": spread_settings(slider.measure, session)}
     measured.append(ordered.then(**move).then(**asked, api_name="measure"))
+    measured.append(controls.train.click(**asked, **PRIVATE))
+    on_latest(
+        [controls.recovery.change],
+        fn=lambda recovery: gr.update(visible=recovery != NO_RECOVERY),
+        inputs=controls.recovery,
+        outputs=controls.train,
+        **PRIVATE,
+        **CHEAP,
+    )
     controls.cancel.click(partial_handler(slider.stop, session), None, frame.status, api_name="halt", **CHEAP)
     return context
 

@@ -114,7 +114,7 @@ def opening(session: Session, request: Request) -> Moved:
 def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Iterator[Measured]:
     """Slice and take the perplexity; yields status, readout, first line, asked/removed, perplexity (HTML).
 
-    With order "one-shot" this follows every release of the slider; with "sequential" only the button starts it.
+    In one shot and without recovery this follows every release of the slider; else only a button starts it.
     """
     shown = None
     for event in session.measure(request, client):
@@ -127,10 +127,12 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
         shown = perplexities
 
 
-def let_go(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Iterator[Measured]:
-    """`measure`, unless the order is sequential, which only its button may start."""
+def on_release(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[Measured]:
+    """`measure`, unless that takes so long that only a button may start it."""
     yield unchanged(Measured)  # gradio empties the outputs of a generator that yields nothing
-    if request.slicing.order == "one-shot":
+    if request.is_live:
         yield from measure(session, request, layer, pinned, client)
 
 
@@ -141,9 +143,7 @@ def measure_pinned(
     yield unchanged(Measured)
     if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).sliced is not None:
         return
-    if pinned.slicing.order == "one-shot" or session.is_sliced(
-        pinned
-    ):  # the sequential order is only sliced on request
+    if pinned.is_live or session.is_sliced(pinned):  # what takes long is only sliced on request
         work = partial(session.measure_perplexities, request=pinned)
         for event in session.jobs.run(client, "pinned", work, urgency=Urgency.BACKGROUND):
             yield unchanged(Measured)._replace(status=formatting.status(event))
@@ -162,14 +162,21 @@ def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Re
     if plan is not None and plan.provisional and measured.sliced_reading is None:
         hint = say("follows in a moment") if measured.protocol else say("follows when the model is loaded")
     elif not hint:
-        live = request.slicing.order == "one-shot"
-        hint = say("… when you let go") if live else say('… press "Slice as in the paper"')
+        hint = _how_to_measure(request)
     return Texts(
         readout=formatting.readout(plan, measured, beside),
         headline=formatting.headline(plan, measured, hint, beside),
         removed=formatting.removed(plan),
         perplexity=formatting.protocol(measured),
     )
+
+
+def _how_to_measure(request: Request) -> str:
+    """What has to be done for the perplexity to be measured."""
+    if request.is_live:
+        return say("… when you let go")
+    one_shot = request.slicing.order == "one-shot"
+    return say('… press "Slice and train"') if one_shot else say('… press "Slice as in the paper"')
 
 
 def _beside(session: Session, request: Request, pinned: Request | None) -> Beside | None:

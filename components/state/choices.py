@@ -13,12 +13,23 @@ from components.i18n.language import Words, later, term
 from components.jobs import limits
 from intraslice import data
 from intraslice.calibration.own_estimator import load_estimator
+from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.precision import Precision
+from intraslice.recovery import RECOVERIES
 
-__all__ = ["ESTIMATORS", "METHODS", "PRECISIONS", "TEXTS", "describe_text", "offer_own_estimators"]
+__all__ = [
+    "ESTIMATORS",
+    "METHODS",
+    "NO_RECOVERY",
+    "PRECISIONS",
+    "RECOVERIES",
+    "TEXTS",
+    "describe_text",
+    "offer_own_estimators",
+]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TEXTS = ("default", "wikitext2")

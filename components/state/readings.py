@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
-from components.i18n.language import Words, later
+from components.i18n.language import Words, later, term
 from components.jobs.job import Job
 from components.jobs.jobs import job_progress
 from components.state.caches import CachedEntry, Caches
 from components.state.calibrations import Calibrated
-from components.state.choices import describe_text
+from components.state.choices import RECOVERIES, describe_text
 from components.state.request import DENSE, CalibrationKey, Request, SliceKey, default_slicing
 from components.state.views import Perplexities, Reading
 from intraslice.core.cache import cache_path, keep_record, kept_record
+from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
@@ -140,7 +141,7 @@ class Readings:
                 sequences=key.config.sequences,
                 length=key.config.length,
                 seed=key.config.seed,
-                slicing=SLICING[request.slicing.order, request.slicing.shapes],
+                slicing=_slicing_words(request.slicing),
             ),
             text=later("held-out Wikipedia") if "Wikipedia" in text else later("held-out text"),
         )
@@ -162,6 +163,18 @@ class Readings:
             return None
         removed, measured = zip(*sorted(points.items()), strict=True)
         return float(np.exp(np.interp(sparsity, removed, np.log(measured))))
+
+
+def _slicing_words(config: SliceConfig) -> Words:
+    """How the model is sliced, for the protocol."""
+    words = SLICING[config.order, config.shapes]
+    if config.recovery == NO_RECOVERY:
+        return words
+    return later(
+        "{slicing}, recovery: {recovery}",
+        slicing=words,
+        recovery=Words(lambda: term(RECOVERIES[config.recovery].label)),
+    )
 
 
 def _status_text(method: str) -> Words:

@@ -17,10 +17,18 @@ from huggingface_hub.utils import validate_repo_id
 
 from components.i18n.language import later
 from components.jobs import limits
-from components.state.choices import ESTIMATORS, METHODS, PRECISIONS
+from components.state.choices import ESTIMATORS, METHODS, PRECISIONS, RECOVERIES
 from components.state.settings import Settings
 from intraslice import data
-from intraslice.core.config import CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, parse_lock
+from intraslice.core.config import (
+    NO_RECOVERY,
+    CalibrationConfig,
+    EvaluationConfig,
+    Order,
+    Shapes,
+    SliceConfig,
+    parse_lock,
+)
 from intraslice.core.errors import UserError
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
 from intraslice.pretrained.sources import DEFAULT
@@ -76,14 +84,29 @@ class Request:
         """Whether the slice is the one that the page opens with, in whatever precision."""
         return self.is_default_calibration and self.slicing == default_slicing()
 
+    @property
+    def is_live(self) -> bool:
+        """Whether slicing follows every release of the slider: in one shot, without training. Else a button asks."""
+        return self.slicing.order == "one-shot" and self.slicing.recovery == NO_RECOVERY
+
+    @property
+    def without_recovery(self) -> Request:
+        """The same slice as it is before any recovery."""
+        slicing = replace(self.slicing, recovery=NO_RECOVERY)
+        return replace(self, settings=self.settings._replace(recovery=NO_RECOVERY), slicing=slicing)
+
     def slice_key(self, method: str) -> SliceKey:
         """The key of a method's model, or of the "dense" one: without the settings that the method does not use."""
-        config = self.slicing
         if method == DENSE:
-            config = NOTHING_REMOVED
-        elif not (entry := METHODS.require(method)).uses_estimator:
-            order = config.order if entry.uses_order else "sequential"
-            config = SliceConfig(config.sparsity, order=order, shapes=config.shapes if entry.uses_shapes else "free")
+            return SliceKey(self.calibration, NOTHING_REMOVED, method)
+        entry, config = METHODS.require(method), self.slicing
+        recovery = entry.recovery(config)
+        if not entry.uses_estimator:
+            order, shapes = config.order if entry.uses_order else "sequential", config.shapes
+            shapes = shapes if entry.uses_shapes else "free"
+            config = SliceConfig(config.sparsity, order=order, shapes=shapes, recovery=recovery)
+        elif recovery != config.recovery:
+            config = replace(config, recovery=recovery)
         return SliceKey(self.calibration, config, method)
 
     def recipe(self, evaluation_tokens: int) -> Recipe:
@@ -196,4 +219,5 @@ def _slicing(settings: Settings) -> SliceConfig:
         limits.flag("iterative", settings.iterative) and order == "sequential",
         locked=tuple(parse_lock(part) for part in locked.split(",") if part.strip()),
         shapes=cast(Shapes, limits.choice("shapes", settings.shapes, SHAPES)),
+        recovery=limits.choice("recovery", settings.recovery, (NO_RECOVERY, *RECOVERIES)),
     )

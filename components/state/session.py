@@ -28,6 +28,7 @@ from components.state.request import DENSE, Request, SliceKey, default_precision
 from components.state.snapshots import plan as snapshot
 from components.state.views import ImportanceCurve, Perplexities, PlanView, SettlingView
 from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.loading import SUGGESTED_MODELS, require_memory
 from intraslice.methods.crossmodule_bases import find_axes
 from intraslice.methods.registry import plan_by, slice_by
@@ -35,6 +36,10 @@ from intraslice.planning.ratios import SlicePlan
 from intraslice.pretrained.memory import available_bytes
 from intraslice.pretrained.precision import AUTO, choose_device
 
+RECOVERY_STAGES = {  # of the library, and what the status says of them
+    "dense states": later("Reading the dense model's answers to learn from, sequence"),
+    "distill": later("Training the sliced model, step"),
+}
 NOT_CALIBRATED = later("this model is not calibrated on this text yet; press Load and calibrate")
 
 
@@ -161,14 +166,14 @@ class Session:
 
         While the calibration grows, again whenever there is more.
         """
-        live = request.slicing.order == "one-shot"
+        live = request.is_live
         follows: dict[str, Any] = {"request": request} if live else {}
         work = partial(self.measure_perplexities, request=request, whole=not live)
         yield from self.jobs.run(client, "measure", work, **follows)
 
     def prefetch(self, request: Request, client: str) -> None:
         """Begin what releasing the slider would, once it has rested for a moment; the next move ends it."""
-        live = request.slicing.order == "one-shot" and self.is_calibrated(request)
+        live = request.is_live and self.is_calibrated(request)
         if live and self.readings.perplexity(request.slice_key("intraslice")) is None:
             work = partial(self.measure_perplexities, request=request)
             self.jobs.prefetch(client, work, request=request)
@@ -241,8 +246,16 @@ class Session:
             plan = plan_by(method, loaded.model, stats, key.config)
             is_own = method == "intraslice"
             words = later("Slicing, layer") if is_own else later("Slicing ({method}), layer", method=method)
-            progress, training = job_progress(job, words), calibrated.training
-            sliced = slice_by(method, loaded.model, plan, stats, calibrated.tokens, training, progress=progress)
+            tokens, training = calibrated.tokens, calibrated.training
+            reports: dict[str, ProgressCallback] = {}  # by their text; each counts its time from its first event
+
+            def progress(event: Progress) -> None:
+                text = RECOVERY_STAGES.get(event.stage, words)
+                if text not in reports:
+                    reports[text] = job_progress(job, text)
+                reports[text](event)
+
+            sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
             return sliced
 

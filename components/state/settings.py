@@ -25,3 +25,4 @@ class Settings(NamedTuple):
     locked: str = ""  # ratios given by hand: "7 attention 25, 3 mlp 0", per cent
     dtype: str = "auto"
     shapes: str = "free"
+    recovery: str = "none"

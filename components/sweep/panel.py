@@ -245,7 +245,7 @@ def _done(view: SweepView) -> str:
 def _lead() -> str:
     told = say(
         "Slice many times, and see what each method pays for every per cent. "
-        "Bias, cap, shapes and order are those of the controls; ratios given by hand are left out."
+        "Bias, cap, shapes, order and recovery are those of the controls; ratios given by hand are left out."
     )
     return f'<p class="isx-lead">{told}</p>'
 

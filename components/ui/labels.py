@@ -52,6 +52,7 @@ class Terms(Mapping[str, str]):
 
 ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": later("By hand")})
 METHODS = Labels(choices.METHODS)
+RECOVERIES = Labels(choices.RECOVERIES, {choices.NO_RECOVERY: later("None")})
 MODULES = Terms({"attention": later("Attention"), "mlp": later("MLP")})
 MODULES_IN_WORDS = Terms({"attention": later("attention"), "mlp": later("MLP")})  # inside a sentence
 

@@ -57,6 +57,17 @@ def test_dragging_the_slider_draws_the_librarys_ratios(visit, page_session) -> N
     page.wait_for_function(f"{COLOUR} !== '{light}'")
 
 
+def test_a_recovery_has_a_button_of_its_own_and_a_link_keeps_it(visit) -> None:
+    page = visit().page
+    assert not page.locator("#train").is_visible()
+    page.locator("#recovery").get_by_label("Distillation").check()
+    page.locator("#train").wait_for(state="visible")
+    page.wait_for_function("location.search.includes('recovery=distill')")
+    again = visit("/?recovery=distill").page
+    again.locator("#train").wait_for(state="visible")
+    assert again.locator("#recovery").get_by_label("Distillation").is_checked()
+
+
 def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(visit, page_session) -> None:
     opened = visit()
     page = opened.page

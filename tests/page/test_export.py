@@ -38,6 +38,7 @@ SETTINGS = {
         "dtype": "bfloat16",
     },
     "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3, "dtype": "float32"},
+    "recovered": {"sparsity": 45, "recovery": "distill", "dtype": "float32"},
     "for a runtime": {"shapes": "runtime", "cap": 100, "locked": "1 mlp 100"},
 }
 

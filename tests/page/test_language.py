@@ -65,7 +65,11 @@ def python_texts() -> set[str]:
 
 def library_terms() -> set[str]:
     """What the page shows of the library's own names."""
-    labels = {entry.label for registry in (choices.ESTIMATORS, choices.METHODS) for entry in registry.values()}
+    labels = {
+        entry.label
+        for registry in (choices.ESTIMATORS, choices.METHODS, choices.RECOVERIES)
+        for entry in registry.values()
+    }
     units = {entry.units for entry in choices.ESTIMATORS.values() if entry.units}
     return labels | units | {"neurons", "units"} | {text.partition(" (")[0] for text in NAMED_CORPORA.values()}
 

@@ -1,6 +1,7 @@
 """The page's handlers, called directly with a real session on a tiny model: no browser, no server."""
 
 import ast
+import html
 import inspect
 import json
 from collections import Counter
@@ -138,10 +139,25 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
     assert measured.dense == measured.sliced
 
 
-def test_live_measuring_leaves_the_papers_order_to_its_button(session, tiny) -> None:
-    assert list(slider.let_go(session, tiny.with_settings(order="sequential"), 0, None, SOMEBODY)) == [
-        unchanged(slider.Measured)
-    ]
+@pytest.mark.parametrize(
+    ("change", "button"),
+    [({"order": "sequential"}, "Slice as in the paper"), ({"recovery": "distill"}, "Slice and train")],
+)
+def test_a_release_leaves_what_takes_long_to_its_button(session, tiny, change, button) -> None:
+    request = tiny.with_settings(**change)
+    assert list(slider.on_release(session, request, 0, None, SOMEBODY)) == [unchanged(slider.Measured)]
+    assert f'press "{button}"' in html.unescape(slider.texts_of(session, request).headline)
+
+
+def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session, tiny) -> None:
+    request = tiny.with_settings(recovery="distill", sparsity=45)
+    *before, last = slider.measure(session, request, 0, None, SOMEBODY)
+    told = [event.status for event in before]
+    assert any("Training the sliced model, step" in status for status in told)
+    assert "one-shot slicing, recovery: Distillation" in last.perplexity
+    plain = request.without_recovery
+    list(session.measure(plain, "somebody"))
+    assert session.perplexities(request).sliced < session.perplexities(plain).sliced
 
 
 def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None:
@@ -180,7 +196,7 @@ def test_a_link_carries_a_bias_where_one_was_given(query, bias) -> None:
 def test_the_api_names_every_parameter(session) -> None:
     parameters = inspect.signature(spread_settings(slider.preview, session, [])).parameters
     assert list(parameters) == [*Settings._fields, "layer", "pinned", "client"]
-    for handler in (link.restore, slider.preview, slider.measure, slider.let_go, slider.stop):
+    for handler in (link.restore, slider.preview, slider.measure, slider.on_release, slider.stop):
         assert handler.__doc__
     for handler in (handlers.prepare, handlers.memory):
         assert handler.__doc__

@@ -196,6 +196,7 @@ def request_of(wanted: Recipe) -> Request:
         order=slicing.order,
         iterative=slicing.iterative,
         shapes=slicing.shapes,
+        recovery=slicing.recovery,
         dtype=wanted.dtype,
     )
     return parse(settings)

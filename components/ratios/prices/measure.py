@@ -46,7 +46,7 @@ NOTHING = later("nothing is removed, so there is no price to measure; ask for a 
 
 
 class PriceViews:
-    """What has been measured, by slice."""
+    """What has been measured, by slice, as it is before any recovery."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -57,6 +57,7 @@ class PriceViews:
 
         Raises UserError where this model cannot be sliced so.
         """
+        request = request.without_recovery
         key = request.slice_key("intraslice")
         if (view := self._known.get(key)) is not None:
             return view
@@ -73,6 +74,8 @@ class PriceViews:
 
     def measure(self, request: Request, client: str) -> Iterator[Status | PriceView]:
         """Measure what is not measured yet; ends with the view or an error status. What is done is kept."""
+
+        request = request.without_recovery
 
         def work(job: Job) -> None:
             if not request.slicing.sparsity:

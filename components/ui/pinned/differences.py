@@ -9,7 +9,7 @@ from pathlib import Path
 from components.i18n.language import later, number, say
 from components.state.settings import Settings
 from components.state.views import Beside, Reading
-from components.ui.labels import ESTIMATORS, Terms
+from components.ui.labels import ESTIMATORS, RECOVERIES, Terms
 
 ORDERS = Terms({"one-shot": later("one-shot"), "sequential": later("sequential")})
 SHAPES = Terms({"free": later("free shapes"), "runtime": later("runtime shapes")})
@@ -20,6 +20,7 @@ FIELDS: dict[str, Callable[[Settings], str]] = {
     "cap": lambda pinned: say("cap {cap:g} %", cap=pinned.cap),
     "shapes": lambda pinned: SHAPES[pinned.shapes],
     "order": lambda pinned: ORDERS[pinned.order],
+    "recovery": lambda pinned: say("recovery: {name}", name=RECOVERIES[pinned.recovery]),
     "iterative": lambda pinned: say("MLPs refined") if pinned.iterative else say("MLPs not refined"),
     "text": lambda pinned: say("text {name}", name=Path(pinned.text).name),
     "upload": lambda pinned: say("a text of yours") if pinned.upload else say("no text of yours"),

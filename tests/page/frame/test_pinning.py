@@ -95,6 +95,7 @@ def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
     assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45 %, Fisher, sequential, MLPs refined, seed 3"
     assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "30 %, by hand"
     assert FIELDS.keys() == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
+    assert name_of(Settings(recovery="distill"), Settings()) == "30 %, PCA-aware, recovery: Distillation"
     assert name_of(Settings(shapes="runtime"), Settings()) == "30 %, PCA-aware, runtime shapes"
 
 

@@ -25,7 +25,7 @@ NO_WORDS = [NAN, 7, True, None, [], {"a": 1}, "\0", "\ud800", "x" * 100_000]
 REFUSED = {
     **dict.fromkeys(("sequences", "length", "seed", "sparsity", "cap"), NO_NUMBERS),
     "bias": [value for value in NO_NUMBERS if value is not None],
-    **dict.fromkeys(("model", "text", "estimator", "order", "locked", "dtype", "shapes"), NO_WORDS),
+    **dict.fromkeys(("model", "text", "estimator", "order", "locked", "dtype", "shapes", "recovery"), NO_WORDS),
     "iterative": [None, 1, 0.0, "true", [], NAN],
 }
 
@@ -138,7 +138,7 @@ def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
     usual = restored()
     files = ["/srv/model", "/srv/secret.csv", "/srv/x.csv"]
     others = ["1e9", "8192", "-1", "nan", "<b>", "inf", "101", "any", "perhaps", "much", "int4"]
-    others += ["square", "-1", "x" * 17_000, "sparsity=1e9"]
+    others += ["square", "never", "-1", "x" * 17_000, "sparsity=1e9"]
     hostile = dict(zip(link.Linked._fields, [*files, *others], strict=True))
     assert restored(**hostile)._replace(tabs=None) == usual._replace(tabs=None)
     assert restored(model="owner/name", sparsity="45").sparsity == 45

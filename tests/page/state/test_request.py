@@ -23,6 +23,7 @@ OTHER = Settings(
     locked="7 attention 25, 3 mlp 0",
     dtype="bfloat16",
     shapes="runtime",
+    recovery="distill",
 )
 CALIBRATION = ("model", "text", "sequences", "length", "seed")
 
@@ -31,7 +32,8 @@ def test_a_request_has_what_the_library_takes() -> None:
     request = parse(OTHER)
     assert request.calibration == ("somebody/model", "bfloat16", CalibrationConfig("wikitext2", 4, 64, 7))
     locked = ((7, "attention", 0.25), (3, "mlp", 0.0))
-    assert request.slicing == SliceConfig(0.45, "fisher", 1.0, 0.7, "sequential", True, locked=locked, shapes="runtime")
+    others = {"locked": locked, "shapes": "runtime", "recovery": "distill"}
+    assert request.slicing == SliceConfig(0.45, "fisher", 1.0, 0.7, "sequential", True, **others)
     assert request.calibration.evaluation(100) == EvaluationConfig("wikitext2", 100, 64)
     assert request.calibration.evaluation(10).tokens == 64  # a window at least
     recipe = request.recipe(100)
@@ -76,6 +78,24 @@ def test_the_dense_models_key_knows_no_slice() -> None:
 def test_the_sequential_orders_refinement_is_dropped_with_it() -> None:
     assert parse(OTHER).slicing.iterative
     assert not parse(OTHER._replace(order="one-shot")).slicing.iterative
+
+
+def test_only_what_is_fast_follows_the_slider() -> None:
+    usual = parse(Settings())
+    assert usual.is_live
+    assert not usual.with_settings(order="sequential").is_live
+    assert not usual.with_settings(recovery="distill").is_live
+
+
+def test_a_recovered_model_is_kept_beside_the_one_that_is_not() -> None:
+    plain, trained = parse(Settings()), parse(Settings(recovery="distill"))
+    for method in ("intraslice", "crossmodule", "magnitude"):
+        assert plain.slice_key(method) != trained.slice_key(method)
+        assert plain.slice_key(method) == trained.without_recovery.slice_key(method)
+    assert plain.slice_key("intraslice+") == trained.slice_key("intraslice+")  # it always recovers
+    assert plain.slice_key(DENSE) == trained.slice_key(DENSE)
+    assert trained.without_recovery == plain
+    assert trained.without_recovery.slicing == plain.slicing
 
 
 def test_a_handler_answers_to_impossible_settings_as_it_is_told_or_they_raise() -> None:
