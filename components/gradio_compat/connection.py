@@ -3,7 +3,7 @@
 When a client leaves, gradio marks its event and asks a generator for no more; a handler that runs, or a job that it
 waits for, is told nothing. So the mark is read off gradio's queue.
 
-Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_connection.py`.
+Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_connection.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Gradio answers an exception that is no `gr.Error` with an error without a text, or with all of it
 (`launch(show_error=True)`), and prints a traceback for each, mistakes of its callers included.
 
-Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_errors.py`.
+Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_errors.py`.
 """
 
 from __future__ import annotations

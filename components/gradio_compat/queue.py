@@ -8,7 +8,7 @@ Gradio's own queue
 - stops for good when one of its loops raises an exception;
 - makes a table of the last 10,000 calls after every one, for a monitoring page that is turned off here.
 
-Tried with gradio 6.25 to 6.31. Tests:
+Tried with gradio 6.25 and 6.31. Tests:
 `tests/page/gradio_compat/test_queue_of_calls.py` and `tests/page/server/test_server.py`.
 """
 

@@ -3,7 +3,7 @@
 Gradio bounds each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor all files of an
 upload, nor all uploads together. A part of an upload that is no file is a TypeError with a traceback.
 
-Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_request_size.py`.
+Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_request_size.py`.
 """
 
 from __future__ import annotations

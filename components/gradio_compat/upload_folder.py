@@ -4,7 +4,7 @@ Gradio has no public name for it. The page writes its downloads there, since gra
 before it serves it. And it deletes the uploads of a page itself when the process ends: `gr.Blocks.close()` waits for
 the calls that run, up to 5 seconds, and leaves the uploads there if one of them goes on.
 
-Tried with gradio 6.25 to 6.31. Test: `tests/page/gradio_compat/test_upload_folder.py`.
+Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_upload_folder.py`.
 """
 
 from __future__ import annotations

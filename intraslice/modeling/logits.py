@@ -31,11 +31,11 @@ def read_on(
     product that copies the head's weights, and in bfloat16 costs as much as a third of the layers.
     """
     output = model.model(input_ids=tokens, use_cache=True, **cache)
-    keyword = _cache_keyword(model)
+    keyword = cache_keyword(model)
     return model.lm_head(output.last_hidden_state[:, -1]), {keyword: getattr(output, keyword)}
 
 
-def _cache_keyword(model: PreTrainedModel) -> str:
+def cache_keyword(model: PreTrainedModel) -> str:
     """What the model's forward, and its output, call the key/value cache.
 
     transformers renames it: 5.24 warns of `past_key_values`, earlier versions do not know `cache`.

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from intraslice.core.config import SliceConfig
 from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.logits import cache_keyword
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import make_plan
@@ -188,15 +189,15 @@ def test_a_left_padded_batch_generates_what_each_text_does(every_family_case, sl
 def test_chunked_prefill_fills_the_cache_alike(every_family_case, sliced_model, cache_class):
     tokens = every_family_case.tokens[:2, :20]
     options = {"max_cache_len": 24} if cache_class is StaticCache else {}
-    cache = cache_class(config=sliced_model.config, **options)
-    parts = [sliced_model(part, cache=cache, use_cache=True).logits for part in tokens.split([9, 6, 1, 4], dim=1)]
+    cache = {cache_keyword(sliced_model): cache_class(config=sliced_model.config, **options)}
+    parts = [sliced_model(part, **cache, use_cache=True).logits for part in tokens.split([9, 6, 1, 4], dim=1)]
     close(torch.cat(parts, 1), sliced_model(tokens, use_cache=False).logits)
 
 
 def test_the_cache_is_smaller_by_what_the_plan_says(every_family_case):
     model, plan = sliced(every_family_case)
     tokens = every_family_case.tokens[:1, :6]
-    cache = model(tokens, use_cache=True).cache
+    cache = getattr(model(tokens, use_cache=True), cache_keyword(model))
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert stored == 6 * plan.kv_bytes_per_token[1] < 6 * plan.kv_bytes_per_token[0]
 

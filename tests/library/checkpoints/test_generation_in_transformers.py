@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, pipeline
 
+from intraslice.modeling.logits import cache_keyword
+
 STEPS = 8
 
 
@@ -48,10 +50,11 @@ def test_beams_and_samples_are_the_same_with_and_without_a_cache(opened, prompt)
 
 
 def test_generation_goes_on_from_a_cache_and_from_embeddings(opened, prompt):
-    expected, cache = greedy(opened.model, prompt), DynamicCache(config=opened.model.config)
-    begun = greedy(opened.model, prompt, cache=cache, max_new_tokens=3)
+    expected = greedy(opened.model, prompt)
+    cache = {cache_keyword(opened.model): DynamicCache(config=opened.model.config)}
+    begun = greedy(opened.model, prompt, **cache, max_new_tokens=3)
     assert torch.equal(begun, expected[:, : prompt.shape[1] + 3])
-    assert torch.equal(greedy(opened.model, begun, cache=cache, max_new_tokens=STEPS - 3), expected)
+    assert torch.equal(greedy(opened.model, begun, **cache, max_new_tokens=STEPS - 3), expected)
     embedded = opened.model.get_input_embeddings()(prompt).detach()
     answer = opened.model.generate(
         inputs_embeds=embedded, max_new_tokens=STEPS, do_sample=False, eos_token_id=None, pad_token_id=0

@@ -15,6 +15,7 @@ from intraslice.core.linalg import principal_axes
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks, canonicalise
+from intraslice.modeling.logits import cache_keyword
 from intraslice.modeling.residual import centre
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 
@@ -68,8 +69,8 @@ def test_generation_with_the_cache_is_that_without(pair):
     cached = model.generate(prompt, **settings)
     torch.testing.assert_close(cached, model.generate(prompt, use_cache=False, **settings))
     # Logits too, as greedy generation of a random model may repeat one token.
-    cache = DynamicCache(config=model.config)
-    steps = [model(prompt[:, part], cache=cache).logits for part in (slice(0, 7), slice(7, 8), slice(8, 12))]
+    cache = {cache_keyword(model): DynamicCache(config=model.config)}
+    steps = [model(prompt[:, part], **cache).logits for part in (slice(0, 7), slice(7, 8), slice(8, 12))]
     torch.testing.assert_close(torch.cat(steps, 1), model(prompt).logits, atol=2e-5, rtol=1e-4)
 
 

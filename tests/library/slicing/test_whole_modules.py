@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 import intraslice
 from intraslice.core.config import SliceConfig
 from intraslice.methods.registry import METHODS, slice_by
+from intraslice.modeling.logits import cache_keyword
 from intraslice.modeling.residual import writer_name
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model
@@ -102,8 +103,8 @@ def test_the_parameters_are_those_of_the_sizes(family_case, hollow):
 def test_caches_count_tokens_though_the_first_layer_keeps_none(family_case, hollow, cache_class):
     tokens = family_case.tokens[:2, :20]
     options = {"max_cache_len": 24} if cache_class is StaticCache else {}
-    cache = cache_class(config=hollow.config, **options)
-    parts = [hollow(part, cache=cache, use_cache=True).logits for part in tokens.split([9, 6, 1, 4], dim=1)]
+    cache = {cache_keyword(hollow): cache_class(config=hollow.config, **options)}
+    parts = [hollow(part, **cache, use_cache=True).logits for part in tokens.split([9, 6, 1, 4], dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), hollow(tokens, use_cache=False).logits, atol=2e-5, rtol=1e-4)
 
 
