@@ -139,7 +139,7 @@ class Budget:
                 self._look_after(limits.UNUSED_SECONDS.value)
         if gone:
             del cache, entry, large  # or what went would be held until here
-            _give_back()
+            return_freed_memory()
 
     def rest(self) -> None:
         """Let go what is large and was not used for a while, and look again when the next has its time."""
@@ -154,7 +154,7 @@ class Budget:
                 self._look_after(min(left) - oldest)
         if unused:
             del cache, entry, large, unused  # or what went would be held until here
-            _give_back()
+            return_freed_memory()
 
     def _look_after(self, seconds: float) -> None:
         self._timer = threading.Timer(seconds, self.rest)
@@ -234,7 +234,7 @@ def _inside(value: object) -> Iterator[object]:
         yield from list(getattr(value, "__dict__", {}).values())
 
 
-def _give_back() -> None:
+def return_freed_memory() -> None:
     """Return freed memory to the system, where the C library keeps it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -18,7 +18,7 @@ from components.i18n.language import later
 from components.jobs.job import Job
 from components.jobs.jobs import job_progress
 from components.jobs.status import Status
-from components.state.caches import Caches
+from components.state.caches import Caches, return_freed_memory
 from components.state.choices import describe_text
 from components.state.plan_views import Source
 from components.state.request import CalibrationKey
@@ -172,6 +172,7 @@ class Calibrations:
 
         stats = calibrate(loaded, tokens, progress=progress)
         keep(last, stats, len(tokens))
+        return_freed_memory()  # its backward passes took much; the C library would keep that for this thread
 
 
 def so_far(sequences: int, of: int) -> str:
