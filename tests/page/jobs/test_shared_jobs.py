@@ -1,17 +1,11 @@
 """Work that several jobs want, on toy jobs: who pays for it, how urgent it is, and when it is cancelled."""
 
 import threading
-import time
-from functools import partial
-from random import Random
 
-import psutil
 import pytest
 from stepping import Stepped
 from test_scheduler import Clock, counting, events
 
-from components.jobs import threads
-from components.jobs.scheduler import Scheduler
 from components.jobs.turns import Urgency
 
 
@@ -240,105 +234,3 @@ def test_nobody_waits_beside_work_that_is_away(scheduler):
     scheduler.until(lambda: job.wait and not job.wait.work.is_away)
     scheduler.run()
     assert job.result == "model"
-
-
-def test_a_thousand_jobs_leave_no_threads_and_nothing_that_they_made(monkeypatch):
-    """Eight at a time, in pairs that share; a model of theirs is a megabyte."""
-    monkeypatch.setattr(threads, "IDLE_SECONDS", 0.1)
-    before, memory = set(threading.enumerate()), psutil.Process().memory_info().rss
-
-    def making(job):
-        for _ in range(3):
-            job.checkpoint()
-        return bytearray(2**20)
-
-    def some(client):
-        for count in range(125):
-            assert len(scheduler.start(client, taking(count, making)).join()) == 2**20
-
-    scheduler = Scheduler()
-    clients = [threading.Thread(target=some, args=(str(client),)) for client in range(8)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join()
-    assert not scheduler.jobs
-    assert not scheduler._shared
-    for thread in set(threading.enumerate()) - before:
-        thread.join(30)
-    assert set(threading.enumerate()) <= before
-    assert psutil.Process().memory_info().rss - memory < 50 * 2**20
-
-
-class Failed(Exception):
-    """What a job of the test below fails with on purpose."""
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_jobs_do_one_runs_at_a_time_and_all_come_to_an_end(seed):
-    """Jobs that share, hold, wait, fail and are stopped at random, two hundred of six clients."""
-    running, overlaps, wrong = [], [], []
-
-    def check_alone(job):
-        running.append(job)
-        time.sleep(0)  # lets another thread run, were one to
-        overlaps.extend(running[1:])
-        running.pop()
-
-    def act(job, rng, depth=0):
-        for _ in range(rng.randrange(1, 8)):
-            check_alone(job)
-            choice, key = rng.randrange(8), (depth, rng.randrange(3))
-            work = partial(act, rng=Random(rng.random()), depth=depth + 1)
-            if choice == 0:
-                job.urgency = rng.choice(list(Urgency))
-            elif choice == 1:
-                with job.waiting():
-                    time.sleep(rng.random() / 1000)
-            elif choice == 2:
-                job.sleep(rng.random() / 1000)
-            elif choice == 3 and depth < 2:
-                job.share(key, work)
-            elif choice == 4 and depth < 2:
-                with job.begin(key, work) as shared:
-                    while not shared.wait(seconds=rng.random() / 1000):
-                        job.emit("beside")
-            elif choice == 5 and depth < 2:
-                with job.holding(key), job.begin(key, work) as shared:
-                    shared.wait(until=lambda: rng.random() < 0.5)
-            elif choice == 6 and rng.random() < 0.05:
-                raise Failed
-            else:
-                job.emit("step")
-
-    def run_some(client):
-        rng = Random(100 * seed + client)
-        for _ in range(33):
-            job = scheduler.start(str(client), partial(act, rng=Random(rng.random())))
-            if rng.random() < 0.2:
-                job.stop()
-            try:
-                for _ in job.events():
-                    if rng.random() < 0.05:
-                        break
-            except Failed:
-                pass
-            except BaseException as problem:
-                wrong.append(problem)
-
-    scheduler = Scheduler()
-    clients = [threading.Thread(target=run_some, args=(client,), daemon=True) for client in range(6)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join(60)
-    assert not any(client.is_alive() for client in clients)
-    assert not wrong
-    assert not overlaps
-    until = time.monotonic() + 30
-    while (scheduler.jobs or scheduler._cancelled) and time.monotonic() < until:  # what was stopped while it was away
-        time.sleep(0.01)
-    assert not scheduler.jobs
-    assert not scheduler._cancelled
-    assert not scheduler._shared
-    assert not scheduler._held
