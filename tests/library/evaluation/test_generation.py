@@ -130,7 +130,7 @@ def test_a_long_prompt_is_read_in_pieces_between_which_the_caller_may_cancel(nev
 
 def test_a_character_of_several_tokens_comes_whole(never_ends, monkeypatch):
     tokens = iter([104, 195, 169, 33])  # the bytes of "hé!"
-    monkeypatch.setattr(generation, "stream_tokens", lambda *_: tokens)
+    monkeypatch.setattr(generation, "stream_tokens", lambda *_, **__: tokens)
     monkeypatch.setattr(generation, "answer_text", lambda _, ids: bytes(ids).decode(errors="replace"))
     assert list(generate_text(never_ends.model, never_ends.tokenizer, PROMPT)) == ["h", "é", "!"]
 
