@@ -16,6 +16,7 @@ import torch
 from gguf_files import byte_tokenizer
 from huggingface_hub import RepoUrl
 from stopping import Stopped, stop_when
+from tiny_models import FAMILIES
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -125,12 +126,13 @@ def test_a_loaded_model_gives_the_same_slice_and_stays_as_it_is(home, texts, res
 
 
 def test_a_prepared_model_computes_what_the_original_does(family_case):
-    prepared = intraslice.prepare_model(family_case.original, family_case.loaded.tokenizer)
+    original = FAMILIES[family_case.name]()  # of its own: saving the shared one notes a dtype in its config
+    prepared = intraslice.prepare_model(original, family_case.loaded.tokenizer)
     tokens = family_case.tokens[:2]
     with torch.no_grad():
-        assert_close(prepared.model(tokens).logits, family_case.original(tokens).logits, atol=1e-4, rtol=1e-4)
+        assert_close(prepared.model(tokens).logits, original(tokens).logits, atol=1e-4, rtol=1e-4)
     assert prepared.fingerprint == family_case.loaded.fingerprint
-    weights = prepared.model.get_input_embeddings().weight, family_case.original.get_input_embeddings().weight
+    weights = prepared.model.get_input_embeddings().weight, original.get_input_embeddings().weight
     assert weights[0].data_ptr() == weights[1].data_ptr()
 
 

@@ -116,7 +116,7 @@ def test_perplexities_come_with_their_errors_and_protocol(sliced):
     config = sliced("intraslice")
     assert "`python -m intraslice evaluate --model mine`" in model_card(config, "mine")
     sums = {"dense": ((2.5, 2.7), (2.6, 2.4)), "sliced": ((3.5, 3.7), (3.8, 3.4))}
-    losses = {name: Losses("perplexity", 2, 2, found, (1, 1)) for name, found in sums.items()}
+    losses = {name: Losses(2, 2, found, (1, 1)) for name, found in sums.items()}
     config.made |= measured(**losses)
     card = model_card(config, "mine")
     assert "evaluate" not in card
