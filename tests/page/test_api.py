@@ -111,10 +111,10 @@ def test_the_pages_fields_end_where_its_bounds_do(client) -> None:
 
 def test_a_file_of_ratios_goes_round(client, tmp_path) -> None:
     """What the page saves is locked again, and gives the plan that it was."""
-    saved = client.predict(sparsity=40, api_name="/save_ratios")
-    ratios = client.predict(sparsity=40, api_name="/evaluate")["ratios"]
+    evaluated = client.predict(sparsity=40, api_name="/evaluate")  # calibrates: before, ratios are the snapshot's
+    ratios, saved = evaluated["ratios"], client.predict(sparsity=40, api_name="/save_ratios")
     # Sizes of a tiny model are coarse: what is asked for is what they come to.
-    asked = 100 * client.predict(sparsity=40, api_name="/evaluate")["removed_fraction"]
+    asked = 100 * evaluated["removed_fraction"]
     locked = client.predict(sparsity=asked, ratios_file=handle_file(saved), api_name="/locked_ratios")
     again = client.predict(sparsity=asked, locked=locked, estimator="uniform", api_name="/evaluate")
     assert again["ratios"] == [pytest.approx(both, abs=1e-9) for both in ratios]
