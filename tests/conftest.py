@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before huggingface_hub is imported: the tests touch no network but pip's, and pip's only once, unless told to.
+# Before huggingface_hub and gradio are imported. The tests touch no network but pip's, and pip's only once, unless
+# told to; and each process of a run has ports of its own to launch pages at.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["GRADIO_SERVER_PORT"] = str(7860 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
 # Tiny tensors gain nothing from a second thread, and on a busy machine the two wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

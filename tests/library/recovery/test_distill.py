@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.progress import Progress
 from intraslice.planning.ratios import make_plan
 from intraslice.recovery import distill as distilling
 from intraslice.recovery.distill import Distillation

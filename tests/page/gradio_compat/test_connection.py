@@ -26,7 +26,8 @@ def test_plain_gradio_tells_a_running_handler_nothing_and_ours_asks(launch) -> N
         gr.api(work, api_name="work")
     client = launch(page)
     with client.http.stream("GET", f"{client.api}/call/work/{client.join('work')}") as stream:
-        next(line for line in stream.iter_lines() if line == "event: generating")
+        lines = stream.iter_lines()  # kept, since httpx closes the connection with it
+        next(line for line in lines if line == "event: generating")
         (is_connected,) = checks
         assert is_connected()
     deadline = time.monotonic() + 30

@@ -25,14 +25,16 @@ def test_a_thousand_jobs_leave_no_threads_and_nothing_that_they_made(monkeypatch
 
     def some(client):
         for count in range(125):
-            assert len(scheduler.start(client, taking(count, making)).join()) == 2**20
+            made.append(len(scheduler.start(client, lambda job, key=count: job.share(key, making)).join()))
 
+    made = []
     scheduler = Scheduler()
     clients = [threading.Thread(target=some, args=(str(client),)) for client in range(8)]
     for client in clients:
         client.start()
     for client in clients:
         client.join()
+    assert made == [2**20] * 1000
     assert not scheduler.jobs
     assert not scheduler._shared
     for thread in set(threading.enumerate()) - before:
