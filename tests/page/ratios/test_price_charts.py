@@ -6,8 +6,7 @@ from statistics import median
 
 import plotly.graph_objects as go
 import pytest
-from test_ratio_charts import in_light
-from tiny_page import SOMEBODY, in_job
+from tiny_page import SOMEBODY, in_job, in_light
 
 from components.ratios.prices import measure as module
 from components.ratios.prices.chart import price_chart

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from gradio import processing_utils
 from gradio_client import Client, handle_file
-from test_limits import NAN, REFUSED
+from refused_values import NAN, REFUSED
 from tiny_page import tiny_settings
 
 import app
