@@ -1,0 +1,12 @@
+"""The type checker of all functions of the library while tests run; jaxtyping adds the shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from beartype import beartype
+
+
+def check_types(function: Callable) -> Callable:
+    """Not inside of functions: a check there would be compiled again at every call, half of the tests' time."""
+    return function if "<locals>" in function.__qualname__ else beartype(function)
