@@ -14,7 +14,7 @@ from intraslice import CalibrationConfig, EvaluationConfig, compress
 from intraslice.__main__ import main
 from intraslice.core.cache import cache_folder
 
-SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "1024", "--json"]
+SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "512", "--json"]
 KEYS = {"model", "method", "estimator", "order", "sparsity_asked", "removed_fraction", "parameters"}
 KEYS |= {"kv_bytes_per_token", "perplexity", "ratios", "protocol", "seconds", "peak_rss_bytes"}
 
@@ -44,7 +44,7 @@ def test_calibrate_slice_save_reload_and_evaluate(capsys, default_model, tmp_pat
         "default",
         sparsity=0.2,
         calibration=CalibrationConfig(sequences=8, length=128),
-        evaluation=EvaluationConfig(tokens=1024, window=128),
+        evaluation=EvaluationConfig(tokens=512, window=128),
         progress=False,
     )
     evaluation = compressed.evaluate(progress=False)
