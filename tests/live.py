@@ -20,7 +20,7 @@ from intraslice import EvaluationConfig, evaluation_tokens, load_model
 from intraslice.core.cache import cache_folder
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.pretrained.precision import choose_dtype
-from tests.support.browsing import ARGUMENTS, CHROMIUM, running_app
+from tests.support.page.browsing import ARGUMENTS, CHROMIUM, running_app
 
 MINUTES = 600_000  # ms, of patience
 YARDSTICK = 1.8  # s

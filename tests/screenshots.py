@@ -18,7 +18,7 @@ from PIL import Image
 from playwright import sync_api as playwright
 
 from tests.live import FINAL, RELEASE, SET
-from tests.support.browsing import ARGUMENTS, CHROMIUM, running_app
+from tests.support.page.browsing import ARGUMENTS, CHROMIUM, running_app
 
 SIZES = {1440: 900, 390: 844}
 SETTLED = "/perplexity [0-9.]+ → [0-9]/.test(document.querySelector('#headline')?.innerText)"

@@ -1,7 +1,7 @@
 """The only file that knows transformers' attribute names: how each family's layers are read into the canonical blocks.
 
-A new family costs one entry in `FAMILIES` and one tiny model in tests/support/tiny_models.py. Fused projections split
-here.
+A new family costs one entry in `FAMILIES` and one tiny model in tests/support/library/tiny_models.py. Fused projections
+split here.
 """
 
 from __future__ import annotations

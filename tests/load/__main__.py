@@ -18,7 +18,7 @@ from tests.load.calls import Notes, Page
 from tests.load.clients import KINDS, Life, live
 from tests.load.memory import Memory
 from tests.load.oracle import asked, truths
-from tests.support.browsing import running_app
+from tests.support.page.browsing import running_app
 
 
 def load(address: str, clients: int, seconds: float, truth: list) -> Notes:

@@ -17,7 +17,7 @@ from components.jobs.limits import MEMORY
 from intraslice.core.cache import cache_folder
 from tests.load.memory import MEBI
 from tests.load.models import write_models
-from tests.support.browsing import ROOT, running_app
+from tests.support.page.browsing import ROOT, running_app
 
 NEEDED = ("app.py", "assets", "components", "intraslice", "README.md", "requirements.txt")
 HOME = Path.home()  # before the page has another

@@ -26,7 +26,7 @@ import psutil
 from intraslice.__main__ import main as command
 from intraslice.core.cache import cache_folder
 from intraslice.pretrained.sources import DEFAULT, obtain_weights
-from tests.support.browsing import ROOT
+from tests.support.page.browsing import ROOT
 
 SMALL = ["--sequences", "4", "--length", "128", "--order", "one-shot", "--json"]
 MEASURED = ["--eval-tokens", "512", "--no-speed"]

@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.tiny_models import VOCABULARY, llama_gqa
+from tests.support.library.tiny_models import VOCABULARY, llama_gqa
 
 OWNER = "stranger"
 MARK = "wrote-this"  # the name of a file that code of a model would write
