@@ -13,17 +13,16 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
+from intraslice.methods.one_shot import OneShotMethod
+from intraslice.methods.registry import METHODS
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.modeling.surgery import with_parts
 from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
@@ -34,7 +33,7 @@ from intraslice.slicing.mlp import keep_neurons, select_neurons
 Scores = tuple[Float[Tensor, " heads"], Float[Tensor, " neurons"]]
 
 
-class Baseline(SlicingMethod[SlicePlan]):
+class Baseline(OneShotMethod):
     """Keeps the heads and neurons of the highest scores, and repairs the output maps by least squares."""
 
     @abstractmethod
@@ -62,26 +61,13 @@ class Baseline(SlicingMethod[SlicePlan]):
         plan = make_plan(replace(stats.profile, layers=tuple(layers)), by_scores)
         return replace(plan, config=config)
 
-    @torch.no_grad()
-    def slice(
-        self,
-        model: PreTrainedModel,
-        plan: SlicePlan,
-        stats: CalibrationStats,
-        tokens: Tokens,
-        *,
-        progress: ProgressCallback | bool = True,
-    ) -> PreTrainedModel:
-        """Build the model from the dense statistics alone."""
-        report, parts = progress_callback(progress), dict[torch.nn.Module, torch.nn.Module]()
-        report(Progress("slice", 0, len(plan.layers)))
-        for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
-            neurons = self.scores(block, moments, stats.tokens)[1]
-            kept = neurons.argsort(descending=True)[: layer.neurons].sort().values
-            parts[block.attention] = self._attention(block.attention, layer, moments, stats.tokens)
-            parts[block.mlp] = self._mlp(block.mlp, kept, moments, stats.tokens)
-            report(Progress("slice", done, len(plan.layers)))
-        return with_parts(model, parts)
+    def parts(self, block: Block, plan: LayerPlan, stats: LayerStats, tokens: int) -> dict[nn.Module, nn.Module]:
+        neurons = self.scores(block, stats, tokens)[1]
+        kept = neurons.argsort(descending=True)[: plan.neurons].sort().values
+        return {
+            block.attention: self._attention(block.attention, plan, stats, tokens),
+            block.mlp: self._mlp(block.mlp, kept, stats, tokens),
+        }
 
     def _attention(self, dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:
         return attention_from_moments(dense, plan, stats, tokens)

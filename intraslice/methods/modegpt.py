@@ -17,19 +17,18 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import ModuleKind, SliceConfig
 from intraslice.core.linalg import damp, principal_axes, solve
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.weights import UNROTATED, AttentionWeights
-from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
+from intraslice.methods.one_shot import OneShotMethod
+from intraslice.methods.registry import METHODS
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.families import blocks
+from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.modeling.surgery import with_parts
 from intraslice.planning.budget import entropic_ratios, nearest
 from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios
 from intraslice.planning.sizes import Parameters
@@ -40,7 +39,7 @@ from intraslice.slicing.mlp import keep_neurons
 TEMPERATURE = 0.1  # the paper's epsilon; on SmolLM2 0.1 to 0.3 are within 2 %, and uniform ratios 8 % worse
 
 
-class MoDeGPT(SlicingMethod[SlicePlan]):
+class MoDeGPT(OneShotMethod):
     """MoDeGPT (arXiv 2408.09632), as the head of this file says."""
 
     name = "modegpt"
@@ -102,28 +101,15 @@ class MoDeGPT(SlicingMethod[SlicePlan]):
         reasons = Reasons(config.sparsity, 1.0, None, None, (), ())
         return SlicePlan(config, tuple(kept), parameters, (cache_dense, cache_sliced), reasons)
 
-    @torch.no_grad()
-    def slice(
-        self,
-        model: PreTrainedModel,
-        plan: SlicePlan,
-        stats: CalibrationStats,
-        tokens: Tokens,
-        *,
-        progress: ProgressCallback | bool = True,
-    ) -> PreTrainedModel:
-        """Build the model from the dense statistics alone."""
-        report, parts = progress_callback(progress), dict[torch.nn.Module, torch.nn.Module]()
-        report(Progress("slice", 0, len(plan.layers)))
-        for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
-            if layer.dim < block.attention.dim or not layer.heads:
-                parts[block.attention] = _narrow_attention(block.attention, layer, moments)
-            if layer.neurons < block.mlp.neurons:
-                weights, mean = block.mlp.weights(), moments.mlp_sum / stats.tokens
-                kept = leverage_scores(moments.mlp_moment).topk(layer.neurons).indices.sort().values
-                parts[block.mlp] = SlicedMLP(keep_neurons(weights, moments.mlp_moment, mean, stats.tokens, kept))
-            report(Progress("slice", done, len(plan.layers)))
-        return with_parts(model, parts)
+    def parts(self, block: Block, plan: LayerPlan, stats: LayerStats, tokens: int) -> dict[nn.Module, nn.Module]:
+        parts = dict[nn.Module, nn.Module]()
+        if plan.dim < block.attention.dim or not plan.heads:
+            parts[block.attention] = _narrow_attention(block.attention, plan, stats)
+        if plan.neurons < block.mlp.neurons:
+            kept = leverage_scores(stats.mlp_moment).topk(plan.neurons).indices.sort().values
+            weights, mean = block.mlp.weights(), stats.mlp_sum / tokens
+            parts[block.mlp] = SlicedMLP(keep_neurons(weights, stats.mlp_moment, mean, tokens, kept))
+        return parts
 
 
 def leverage_scores(moment: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:

@@ -1,0 +1,42 @@
+"""What the rivals have in common that slice one layer after the other from the dense model's statistics alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from intraslice.calibration.stats import CalibrationStats, LayerStats
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.methods.registry import SlicingMethod, Tokens
+from intraslice.modeling.families import Block, blocks
+from intraslice.modeling.surgery import with_parts
+from intraslice.planning.ratios import LayerPlan, SlicePlan
+
+
+class OneShotMethod(SlicingMethod[SlicePlan]):
+    """A subclass says what becomes of a layer."""
+
+    @abstractmethod
+    def parts(self, block: Block, plan: LayerPlan, stats: LayerStats, tokens: int) -> dict[nn.Module, nn.Module]:
+        """The layer's modules that change, and what replaces them; `stats` are sums over so many `tokens`."""
+
+    @torch.no_grad()
+    def slice(
+        self,
+        model: PreTrainedModel,
+        plan: SlicePlan,
+        stats: CalibrationStats,
+        tokens: Tokens,
+        *,
+        progress: ProgressCallback | bool = True,
+    ) -> PreTrainedModel:
+        """Build the model from the dense statistics alone."""
+        report, parts = progress_callback(progress), dict[nn.Module, nn.Module]()
+        report(Progress("slice", 0, len(plan.layers)))
+        for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
+            parts |= self.parts(block, layer, moments, stats.tokens)
+            report(Progress("slice", done, len(plan.layers)))
+        return with_parts(model, parts)
