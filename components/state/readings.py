@@ -17,9 +17,10 @@ from components.state.calibrations import Calibrated
 from components.state.choices import RECOVERIES, describe_text
 from components.state.request import DENSE, CalibrationKey, Request, SliceKey, default_slicing
 from components.state.views import Perplexities, Reading
-from intraslice.core.cache import cache_path, keep_record, kept_record
+from intraslice.core.cache import cache_path
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.progress import Progress
+from intraslice.core.records import keep_record, kept_record
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.layerwise import LossGradient, calibrate_layerwise, final_gradient
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
-from intraslice.core.cache import cache_path, keep, mark_used
+from intraslice.core.cache import cache_path, keep, kept
 from intraslice.core.config import Targets
 from intraslice.core.errors import NumericalError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
@@ -115,7 +115,7 @@ def calibrate(
     report, model, layers = progress_callback(progress), loaded.model, blocks(loaded.model)
     path = _cache_path(loaded, tokens, targets)
     require_agreement("model and calibration text", path.name)
-    stats = _load(path, len(layers), model.device) if rank() == 0 else None
+    stats = kept(path, partial(_read, layers=len(layers), device=model.device)) if rank() == 0 else None
     found = from_first(stats is not None)
     if stats is None:
         stats = [empty_stats(block, len(tokens), model.device) for block in layers]
@@ -265,19 +265,16 @@ def _cache_path(loaded: LoadedModel, tokens: Tensor, targets: Targets) -> Path:
     return cache_path("calibration", ".npz", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens, targets)
 
 
-def _load(path: Path, layers: int, device: torch.device) -> list[LayerStats] | None:
-    """Kept stats, or None when there are none or the file is damaged (it is then made anew)."""
-    try:
-        with numpy.load(path) as arrays:
-            names = LayerStats.__dataclass_fields__
-            stats = [
-                LayerStats.unpacked({name: arrays[f"{index}.{name}"] for name in names}, device)
-                for index in range(layers)
-            ]
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
-        return None
-    mark_used(path)
-    return stats
+def _read(path: Path, layers: int, device: torch.device) -> list[LayerStats]:
+    """Kept stats. Raises whatever a damaged file leads to."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():  # by the checksums of all members
+            raise ValueError(f"the checksum of {damaged} differs")
+    with numpy.load(path) as arrays:
+        names = LayerStats.__dataclass_fields__
+        return [
+            LayerStats.unpacked({name: arrays[f"{index}.{name}"] for name in names}, device) for index in range(layers)
+        ]
 
 
 def _save(path: Path, stats: list[LayerStats]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
@@ -21,16 +20,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypeVar, get_args
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from intraslice.core.errors import UserError
+from intraslice.core.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
 Kind = Literal["calibration", "losses", "perplexity", "sensitivity", "settling", "sweep"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NEEDED = ("models", "wheels", "offload")  # they count, and stay: without them there is no model
@@ -39,6 +39,7 @@ BOUND_VARIABLE = "INTRASLICE_MAX_CACHE_BYTES"
 MOST_RESULTS = 5_000  # files; to look through them takes a tenth of a second
 PATIENCE = 10.0  # seconds for a lock that is only ever held for moments
 FORGOTTEN = 3600.0  # seconds; drafts of earlier versions have no lock that could tell
+DAMAGED = ".damaged"  # what cannot be read, for whoever wants to look; it goes like a result
 
 _DIGEST = re.compile(r"[0-9a-f]{32}(\.\w+)?")
 _DRAFT = re.compile(r"(\d+)-[0-9a-f]{32}")
@@ -88,20 +89,22 @@ def keep(path: Path, write: Callable[[Path], object], what: str, size: int = 0) 
             )
 
 
-def keep_record(path: Path, record: dict[str, Any], what: str) -> None:
-    """Keep a JSON object."""
-    content = json.dumps(record).encode()
-    keep(path, lambda draft: draft.write_bytes(content), what, len(content))
+def kept(path: Path, read: Callable[[Path], Value]) -> Value | None:
+    """What `read` makes of the file kept at `path`; None when there is none.
 
-
-def kept_record(path: Path) -> dict[str, Any]:
-    """The JSON object kept at `path`; empty when there is none or the file is damaged (it is then made anew)."""
+    One that cannot be read is damaged: it is moved aside, with a warning, and None tells the caller to make it anew.
+    """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        value = read(path)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a parser may raise anything on damaged bytes
+        log.warning("%s in the cache is damaged (%s) and is made anew", path.name, first_line(error))
+        with suppress(OSError):  # a folder that can only be read keeps it
+            path.rename(path.with_suffix(DAMAGED))
+        return None
     mark_used(path)
-    return record if isinstance(record, dict) else {}
+    return value
 
 
 def mark_used(path: Path) -> None:
@@ -292,6 +295,6 @@ def _bytes(folder: Path) -> int:
 def _drop_earlier(path: Path) -> None:
     """Remove results of an earlier format, which nothing reads any more, from the folder of one that is kept."""
     for other in path.parent.iterdir():
-        if _DIGEST.fullmatch(other.name) and other.suffix != path.suffix:
+        if _DIGEST.fullmatch(other.name) and other.suffix not in (path.suffix, DAMAGED):
             with suppress(OSError):
                 other.unlink()

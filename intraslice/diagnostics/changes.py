@@ -16,8 +16,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.core.cache import keep_record, kept_record
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.records import keep_record, kept_record
 from intraslice.distributed.sharing import from_first, gathered, rank, size
 from intraslice.evaluation.divergence import read_head
 from intraslice.modeling.hidden_states import embed, last_states

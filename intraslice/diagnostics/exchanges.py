@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.cache import keep_record, kept_record
 from intraslice.core.config import MODULE_KINDS, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.records import keep_record, kept_record
 from intraslice.diagnostics.prices import parameters_at
 from intraslice.diagnostics.sensitivity import sensitivity_path, slice_alone, with_module
 from intraslice.evaluation.divergence import read_head

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.cache import cache_path, keep_record, kept_record
+from intraslice.core.cache import cache_path
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.records import keep_record, kept_record
 from intraslice.distributed.sharing import alone, from_first, gathered, rank, share_of
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity

@@ -14,9 +14,8 @@ from typing import Any
 import pandas
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.core.errors import UserError
+from intraslice.core.errors import UserError, first_line
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.pretrained.reader import first_line
 
 
 @dataclass(frozen=True)

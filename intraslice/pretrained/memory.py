@@ -17,10 +17,10 @@ from huggingface_hub import get_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import PreTrainedConfig
 
-from intraslice.core.errors import UserError
+from intraslice.core.errors import UserError, first_line
 from intraslice.modeling.families import head_width
 from intraslice.pretrained.hub import hub_answers
-from intraslice.pretrained.reader import Weights, first_line, tensor_shapes
+from intraslice.pretrained.reader import Weights, tensor_shapes
 from intraslice.pretrained.sources import DEFAULT, find_weights, out_of_reach
 
 MEMORY_VARIABLE = "INTRASLICE_MAX_MEMORY"

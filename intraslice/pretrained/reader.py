@@ -30,7 +30,7 @@ from transformers import (
     modeling_gguf_pytorch_utils,
 )
 
-from intraslice.core.errors import UserError
+from intraslice.core.errors import UserError, first_line
 from intraslice.modeling.families import family_named, family_of
 from intraslice.pretrained.headers import Shapes, gguf_header, read_json, safetensors_shapes
 
@@ -39,7 +39,6 @@ MOST_LABELS = 1024  # of a classifier, which none of these models is; transforme
 _ALONE = threading.RLock()
 _LAYER = re.compile(r"\b(?:layers|blk)\.(\d+)\.")
 # Absolute paths, up to the last of their names; not what follows a scheme, as in https://
-_FOLDERS = re.compile(r"(?<![\w:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 
 
 @dataclass(frozen=True)
@@ -193,11 +192,6 @@ def require_gguf(file: Path) -> None:
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise UserError(f"{file.name} is not a GGUF file; fetch it again, or name another model")
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message as part of one line, with the names of files but not of the folders they lie in."""
-    return (_FOLDERS.sub("", " ".join(str(error).split())) or type(error).__name__)[:200]
 
 
 @contextmanager

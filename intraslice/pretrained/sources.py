@@ -17,13 +17,13 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
-from intraslice.core.cache import cache_folder, draft_folder, kept_record, sweep_drafts
-from intraslice.core.errors import UserError
+from intraslice.core.cache import cache_folder, draft_folder, sweep_drafts
+from intraslice.core.errors import UserError, first_line
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.records import kept_record
 from intraslice.pretrained.hub import hub_answers
 from intraslice.pretrained.reader import (
     Weights,
-    first_line,
     quiet_transformers,
     read_config,
     read_weights,
@@ -207,18 +207,39 @@ def _convert_default(progress: ProgressCallback) -> Weights:
     return _converted_weights()
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether every file of a converted model is as it was written: by its size, and if it is small by its content."""
+def verify_default() -> None:
+    """Hash the converted default weights, if there are any: those that are damaged will be converted anew.
+
+    Raises OSError where they are and cannot be removed.
+    """
+    folder = _converted_folder()
+    if folder.is_dir() and not _is_whole(folder, verify=True):
+        (folder / RECORD).unlink(missing_ok=True)
+
+
+def _is_whole(folder: Path, verify: bool = False) -> bool:
+    """Whether every file of a converted model has the size that it was written with and, if it is small, was changed
+    since, or with `verify`, the content."""
     record = kept_record(folder / RECORD)
     try:
-        return bool(record) and all(_signature(folder / name) == signature for name, signature in record.items())
+        written = (folder / RECORD).stat().st_mtime_ns
+        for name, (size, digest) in record.items():
+            stat = (folder / name).stat()
+            is_read = verify or size <= SMALL or stat.st_mtime_ns > written
+            if stat.st_size != size or (is_read and _sha256(folder / name) != digest):
+                return False
     except OSError:
         return False
+    return bool(record)
 
 
-def _signature(file: Path) -> list[int | str | None]:
-    size = file.stat().st_size
-    return [size, hashlib.sha256(file.read_bytes()).hexdigest() if size <= SMALL else None]
+def _signature(file: Path) -> tuple[int, str]:
+    return file.stat().st_size, _sha256(file)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from components.state.snapshots import plan as snapshot
-from intraslice.core.cache import cache_path, keep, mark_used
+from intraslice.core.cache import cache_path, keep, kept
 from intraslice.loading import LoadedModel
 from intraslice.planning.profile import Profile
 
@@ -21,14 +21,8 @@ def keep_profile(loaded: LoadedModel, tokens: Tensor, sequences: int, profile: P
 
 def kept_profiles(loaded: LoadedModel, tokens: Tensor) -> list[tuple[int, Profile]]:
     """The profiles that are kept, and after how many sequences they were found; none that is damaged."""
-    profiles = {}
-    for path in _folder(loaded, tokens).glob("*.npz"):
-        try:
-            profiles[int(path.stem)] = snapshot.load(path)[0]
-            mark_used(path)
-        except (OSError, ValueError, KeyError):
-            path.unlink(missing_ok=True)
-    return sorted(profiles.items())
+    profiles = {path: kept(path, snapshot.load) for path in _folder(loaded, tokens).glob("*.npz")}
+    return sorted((int(path.stem), found[0]) for path, found in profiles.items() if found)
 
 
 def _folder(loaded: LoadedModel, tokens: Tensor) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from intraslice.core.cache import cache_path, keep, keep_record, kept_record, scratch_beside
+from intraslice.core.cache import cache_path, keep, scratch_beside
+from intraslice.core.records import keep_record, kept_record
 
 
 def test_every_part_tells_paths_apart(own_cache):
@@ -42,10 +43,33 @@ def test_a_record_comes_back(path):
 
 
 @pytest.mark.parametrize("damaged", ["", '{"a": ', "[1]", "\xff"])
-def test_a_damaged_record_counts_as_none(path, damaged):
+def test_a_damaged_record_counts_as_none_and_is_moved_aside(path, damaged, caplog):
     path.parent.mkdir(parents=True)
     path.write_text(damaged, encoding="latin-1")
     assert kept_record(path) == {}
+    (line,) = caplog.messages
+    assert path.name in line
+    assert "\n" not in line
+    assert [file.suffix for file in path.parent.iterdir()] == [".damaged"]
+    keep_record(path, {"a": 1}, "it")
+    assert kept_record(path) == {"a": 1}
+
+
+def test_a_record_with_any_bit_flipped_is_none_or_the_same(path):
+    record = {"perplexity": 14.85, "rows": [1, 2, 3]}
+    keep_record(path, record, "it")
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        assert kept_record(path) in ({}, record), bit
+
+
+def test_a_record_of_an_earlier_version_without_a_checksum_is_read(path):
+    path.parent.mkdir(parents=True)
+    path.write_text('{"a": 1}')
+    assert kept_record(path) == {"a": 1}
 
 
 def test_an_interrupted_write_leaves_the_old_record_and_nothing_else(own_cache, path):

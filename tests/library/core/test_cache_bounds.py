@@ -22,12 +22,11 @@ from intraslice.core.cache import (
     cache_path,
     draft_folder,
     keep,
-    keep_record,
-    kept_record,
     mark_used,
     sweep_drafts,
 )
 from intraslice.core.errors import UserError
+from intraslice.core.records import keep_record, kept_record
 
 SIZE = 1_000
 

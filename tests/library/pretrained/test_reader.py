@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from intraslice.core.errors import first_line
 from intraslice.loading import load_model
-from intraslice.pretrained.reader import first_line, weight_files
+from intraslice.pretrained.reader import weight_files
 from intraslice.pretrained.wheels import SMOLLM2, fetch
 
 

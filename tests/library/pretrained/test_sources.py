@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import time
@@ -157,6 +158,40 @@ def test_another_letter_in_a_small_file_is_seen(converting):
     file = converting / "tokenizer.json"
     file.write_text(file.read_text().replace("<unk>", "<ukn>"))
     assert find_weights(DEFAULT) is None
+
+
+@pytest.fixture
+def large_weights(converting, monkeypatch) -> Path:
+    """Converted weights that are too large to be read at every use."""
+    monkeypatch.setattr(sources, "SMALL", 1000)
+    obtain_weights(DEFAULT)
+    return converting / "model.safetensors"
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 255
+    file.write_bytes(content)
+
+
+def test_other_values_in_large_weights_are_seen_if_they_were_written_later(large_weights):
+    assert find_weights(DEFAULT) is not None
+    damage(large_weights)
+    assert find_weights(DEFAULT) is None
+
+
+def test_other_values_as_old_as_the_weights_are_seen_when_all_is_verified(large_weights):
+    written = large_weights.stat().st_mtime_ns
+    damage(large_weights)
+    os.utime(large_weights, ns=(written, written))
+    assert find_weights(DEFAULT) is not None
+    sources.verify_default()
+    assert find_weights(DEFAULT) is None
+
+
+def test_whole_weights_stay_when_all_is_verified(large_weights):
+    sources.verify_default()
+    assert find_weights(DEFAULT) is not None
 
 
 def test_whatever_moment_a_conversion_is_killed_at_the_next_start_has_it_whole(converting, own_cache, monkeypatch):
