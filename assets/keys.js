@@ -45,6 +45,10 @@
     else return;
     event.preventDefault();
   });
+  // Gradio says that a slider is let go by the pointer alone.
+  addEventListener("keyup", ({ key, target }) => {
+    if (target.matches?.("input[type=range]") && /^(Arrow|Page|Home|End)/.test(key)) target.dispatchEvent(new Event("pointerup", { bubbles: true }));
+  });
   document.addEventListener("click", ({ target }) => {
     if (target.closest?.("#keys")) list();
     if (target.closest?.("#present")) window.isxPresent();

@@ -72,7 +72,7 @@
 
   // The arrows of a slider or a field are its own, as long as it has the focus: one that was dragged gives it back.
   window.isxPresent = toggle;
-  addEventListener("pointerup", ({ target }) => presents() && target.matches?.("#sparsity input[type=range]") && target.blur());
+  addEventListener("pointerup", ({ target, isTrusted }) => isTrusted && presents() && target.matches?.("#sparsity input[type=range]") && target.blur());
   addEventListener(
     "keydown",
     (event) => {

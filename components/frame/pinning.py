@@ -117,16 +117,22 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
     on_latest([kept.change, controls.layer.change, context.refresh.change], **drawing)
     for end in (*context.opened.values(), *context.prepared, *context.pinned_known):
         end.then(**drawing)
-    texts = slider.Measured(frame.status, controls.readout, frame.headline, frame.removed, frame.perplexity)
     measuring = {
         "fn": spread_settings(slider.measure_pinned, session, refuse=leave_unchanged),
-        "inputs": [*settings, controls.layer, kept],
-        "outputs": [*texts],
+        "inputs": [*settings, kept],
+        "outputs": frame.status,
         **PRIVATE,
         **HEAVY,
     }
+    comparing = {
+        "fn": spread_settings(slider.compare_pinned, session, refuse=leave_unchanged),
+        "inputs": [*settings, kept],
+        "outputs": [*slider.Compared(controls.readout, frame.headline)],
+        **PRIVATE,
+        **CHEAP,
+    }
     for end in (on_latest([kept.change], **measuring), *(end.then(**measuring) for end in context.measured)):
-        end.then(**drawing)
+        end.then(**comparing).then(**drawing)
 
     undone = [*(getattr(controls, name) for name in UNDONE), context.refresh]
     for button, step in ((toolbar.undo, -1), (toolbar.redo, 1)):

@@ -48,6 +48,13 @@ class Measured(NamedTuple):
     perplexity: Any
 
 
+class Compared(NamedTuple):
+    """What changes when the perplexity of the pinned setting is known."""
+
+    readout: Any
+    headline: Any
+
+
 def preview(
     session: Session,
     always: Sequence[Follower],
@@ -136,19 +143,26 @@ def on_release(
         yield from measure(session, request, layer, pinned, client)
 
 
-def measure_pinned(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[Measured]:
-    """The perplexity of the pinned setting where it is not known, such as of one that came with a link."""
-    yield unchanged(Measured)
+def measure_pinned(session: Session, request: Request, pinned: Request | None, client: str) -> Iterator[Any]:
+    """Take the perplexity of the pinned setting where it is not known, such as of one that came with a link.
+
+    Yields the status (HTML). `compare_pinned` says the result, since the slider may have moved meanwhile.
+    """
+    yield gr.skip()  # gradio empties the outputs of a generator that yields nothing
     if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).sliced is not None:
         return
     if pinned.is_live or session.is_sliced(pinned):  # what takes long is only sliced on request
         work = partial(session.measure_perplexities, request=pinned)
         for event in session.jobs.run(client, "pinned", work, urgency=Urgency.BACKGROUND):
-            yield unchanged(Measured)._replace(status=formatting.status(event))
-        texts = _texts(session, request, session.plan(request), pinned)
-        yield unchanged(Measured)._replace(readout=texts.readout, headline=texts.headline)
+            yield formatting.status(event)
+
+
+def compare_pinned(session: Session, request: Request, pinned: Request | None) -> Compared:
+    """Readout and first line, with the differences to the pinned setting where its perplexity is known."""
+    if pinned is None or session.perplexities(pinned).sliced is None:
+        return unchanged(Compared)
+    texts = _texts(session, request, session.plan(request), pinned)
+    return Compared(texts.readout, texts.headline)
 
 
 def stop(session: Session, client: str) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import gradio as gr
 import pytest
 from gradio.utils import get_type_hints, is_special_typed_parameter
-from tiny_page import SOMEBODY, stepwise
+from tiny_page import SOMEBODY, plan_view, stepwise
 
 from app import build_app
 from components.frame import handlers, link, slider
@@ -27,6 +27,7 @@ from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import plan as snapshot
+from components.state.views import Perplexities
 from components.ui import formatting
 from components.ui.handlers import Follower, only_if_active, spread_settings, unchanged
 from intraslice.core.config import SliceConfig
@@ -266,6 +267,11 @@ def test_a_cache_forgets_what_was_used_least() -> None:
     cache.put("c", 4)
     assert (cache.get("a"), cache.get("c")) == (1, 4)
     assert len(cache.entries()) == 2
+
+
+def test_the_first_line_names_the_modules_that_give_most_and_least() -> None:
+    words = formatting.headline(plan_view(), Perplexities())
+    assert "layer 0's MLP gives most (50%), layer 0's attention least (0%)" in words
 
 
 def test_words_escape_what_they_quote() -> None:
