@@ -81,33 +81,33 @@ def tiny_query(tiny: Request) -> str:
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[playwright.Browser]:
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, "--process-per-site"])
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="package")
-def browser_context(chromium: playwright.Browser) -> Iterator[playwright.BrowserContext]:
-    """Shared, since a new one would compile all scripts again."""
+def browser_context(chromium: playwright.Browser, address: str) -> Iterator[playwright.BrowserContext]:
+    """Shared, since a new one would compile all scripts again, as would a new process: a page stays open to keep it."""
     with chromium.new_context() as context:
         context.set_default_timeout(PATIENCE)
+        context.new_page().goto(f"{address}/healthz")
         yield context
 
 
-@pytest.fixture
-def visit(chromium, browser_context, address) -> Iterator[Callable[..., Opened]]:
-    """Opens the page; at the end nothing may have gone wrong on it, and what it stored is removed.
-
-    Options are those of a browser context, which is then the page's own.
-    """
+def _visits(context: playwright.BrowserContext, address: str) -> Iterator[Callable[..., Opened]]:
+    """A function that opens the page with nothing stored; at the end nothing may have gone wrong on it."""
     opened: list[Opened] = []
 
-    def open_page(query: str = "", width: int = 1440, height: int = 900, **options: object) -> Opened:
-        context = chromium.new_context(**options) if options else browser_context
-        context.set_default_timeout(PATIENCE)
+    def open_page(query: str = "", width: int = 1440, height: int = 900, language: str = "") -> Opened:
         visitor = Opened(context.new_page())
         opened.append(visitor)
         visitor.page.set_viewport_size({"width": width, "height": height})
+        browser = context.new_cdp_session(visitor.page)
+        browser.send("Storage.clearDataForOrigin", {"origin": address, "storageTypes": "cookies,local_storage"})
+        if language:
+            agent = visitor.page.evaluate("navigator.userAgent")
+            browser.send("Emulation.setUserAgentOverride", {"userAgent": agent, "acceptLanguage": language})
         visitor.page.goto(address + query)
         # A tab that a link does not open has no chart until it is opened.
         drawn = "#tabs [aria-selected=true]" if "tab=" in query else ".js-plotly-plot .main-svg"
@@ -116,14 +116,33 @@ def visit(chromium, browser_context, address) -> Iterator[Callable[..., Opened]]
 
     yield open_page
     for visitor in opened:
-        context = visitor.page.context
-        if context is not browser_context:
-            context.close()
-        elif not visitor.page.is_closed():
-            session = context.new_cdp_session(visitor.page)
-            session.send("Storage.clearDataForOrigin", {"origin": address, "storageTypes": "cookies,local_storage"})
-            visitor.page.close()
+        visitor.page.close()
     assert [visitor.faults for visitor in opened] == [[]] * len(opened)
+
+
+@pytest.fixture
+def visit(browser_context, address) -> Iterator[Callable[..., Opened]]:
+    """Opens the page, for one test."""
+    yield from _visits(browser_context, address)
+
+
+@pytest.fixture(scope="module")
+def visit_once(browser_context, address) -> Iterator[Callable[..., Opened]]:
+    """As `visit`, for the tests of a file: each sets what it needs, and relies on nothing that another has left."""
+    yield from _visits(browser_context, address)
+
+
+@pytest.fixture(scope="module")
+def _plain(visit_once) -> Opened:
+    return visit_once()
+
+
+@pytest.fixture
+def plain(_plain: Opened) -> Opened:
+    """The page as it opens without a link, on its first tab; its settings are as the file's last test left them."""
+    _plain.open_tab("ratios")
+    _plain.page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
+    return _plain
 
 
 @pytest.fixture

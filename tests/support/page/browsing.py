@@ -76,6 +76,11 @@ class Opened:
         """Move a slider, and wait for other bars."""
         self.moved_by(lambda: self.slide(value, slider))
 
+    def settle_at(self, value: float, slider: str = "#sparsity") -> None:
+        """Move a slider that may stand there already."""
+        if float(self.page.input_value(f"{slider} input[type=range]")) != value:
+            self.drag(value, slider)
+
     def moved_by(self, act: Callable[[], object]) -> None:
         """Do something, and wait for other bars."""
         before = self.bars()
