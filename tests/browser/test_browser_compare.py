@@ -6,16 +6,12 @@ from browsing import Opened
 COLUMNS = ("dense", "intraslice", "crossmodule")
 
 
-@pytest.fixture
-def compare(visit, tiny_query):
-    """Opens the tab when the tiny model, which is sliced by both methods already, has scored the passage."""
-
-    def open_page(**size: int) -> Opened:
-        opened = visit(f"{tiny_query}&bias=1&tab=compare&prompt=w10%20w20%20w30", **size)
-        opened.page.wait_for_selector("#passage .isx-token")
-        return opened
-
-    return open_page
+@pytest.fixture(scope="module")
+def compare(visit_once, tiny_query) -> Opened:
+    """The tab when the tiny model, which is sliced by both methods already, has scored the passage."""
+    opened = visit_once(f"{tiny_query}&bias=1&tab=compare&prompt=w10%20w20%20w30", width=1100, height=1000)
+    opened.page.wait_for_selector("#passage .isx-token")
+    return opened
 
 
 def ask_for(opened: Opened, tokens: int, prompt: str = "w10 w20 w30") -> None:
@@ -32,8 +28,7 @@ def answered(opened: Opened, words: str, *columns: str) -> None:
 
 
 def test_three_columns_answer_and_say_where_they_part_and_what_they_cost(compare) -> None:
-    opened = compare(width=1100, height=1000)
-    page = opened.page
+    opened, page = compare, compare.page
     ask_for(opened, 16)
     answered(opened, "16 tokens, cut off there", *COLUMNS)
     assert page.locator("#answers mark").count() == 2
@@ -59,8 +54,7 @@ def test_three_columns_answer_and_say_where_they_part_and_what_they_cost(compare
 
 
 def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(compare) -> None:
-    opened = compare()
-    page = opened.page
+    opened, page = compare, compare.page
     ask_for(opened, 256)
     answered(opened, "so far", "crossmodule")
     page.fill("#prompt textarea", "w40 w50")
@@ -82,8 +76,7 @@ def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(compare) ->
 
 
 def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> None:
-    opened = compare()
-    page = opened.page
+    opened, page = compare, compare.page
     tokens, detail = page.locator("#passage .isx-token"), "#passage .isx-detail"
     tokens.nth(2).hover()
     assert tokens.nth(2).get_attribute("data-said") in page.inner_text(detail)

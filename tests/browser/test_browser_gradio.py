@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import gradio as gr
 import pytest
-from browsing import PATIENCE
 from starlette.middleware import Middleware
 
 from components.gradio_compat.browser.on_latest import on_latest
@@ -65,20 +64,19 @@ def page(launch_once) -> Page:
 
 
 @pytest.fixture
-def visit_gradio(chromium, page):
-    contexts = []
+def visit_gradio(browser_context, page):
+    tabs = []
 
-    def open_page(query: str = "", **options):
-        contexts.append(chromium.new_context(**options))
-        contexts[-1].set_default_timeout(PATIENCE)
-        tab = contexts[-1].new_page()
+    def open_page(query: str = "", width: int = 1280):
+        tabs.append(tab := browser_context.new_page())
+        tab.set_viewport_size({"width": width, "height": 800})
         tab.goto(page.address + query)
         tab.wait_for_selector("#done textarea", state="attached")
         return tab
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for tab in tabs:
+        tab.close()
 
 
 def test_plain_gradio_keeps_two_listeners_of_the_mode_always_last_going_and_ours_end(visit_gradio, page) -> None:
@@ -111,10 +109,12 @@ def test_plain_gradio_copies_outputs_where_progress_is_hidden_and_ours_does_not(
 
 
 def test_plain_gradio_speaks_the_browsers_language_and_ours_the_pages(visit_gradio) -> None:
-    assert "Drop File Here" in visit_gradio(locale="en-US").inner_text("#upload")
-    assert "Datei hier ablegen" in visit_gradio("?lang=de", locale="en-US").inner_text("#upload")
+    tab = visit_gradio()
+    assert tab.evaluate("navigator.language") == "en-US"
+    assert "Drop File Here" in tab.inner_text("#upload")
+    assert "Datei hier ablegen" in visit_gradio("?lang=de").inner_text("#upload")
 
 
 def test_plain_gradio_opens_a_sidebar_on_a_narrow_screen(visit_gradio) -> None:
-    tab = visit_gradio(viewport={"width": 400, "height": 800})
+    tab = visit_gradio(width=400)
     tab.wait_for_selector("#sidebar.open")

@@ -1,6 +1,7 @@
 """Presenter mode in a real browser: one chart a screen, the slider below it, the arrows go on; and the list of keys."""
 
 import pytest
+from browsing import Opened
 
 STOPS = [
     *("#ratio-chart", "#importance-chart", "#verdict-chart", "#price-chart", "#settling-chart"),
@@ -29,10 +30,20 @@ INSIDE = """(selector) => {
 }"""
 
 
+@pytest.fixture(scope="module")
+def pinned(visit_once) -> Opened:
+    """A page with a pinned setting, whose notes are longer."""
+    opened = visit_once("/?sparsity=45&pinned=sparsity%3D20", 1280, 720)
+    opened.page.wait_for_selector("body.isx-pinned")  # the link is read, which chooses a tab
+    return opened
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), pytest.param(1920, 1080, marks=pytest.mark.slow)])
-def test_the_arrows_lead_through_all_charts_one_a_screen(visit, width, height) -> None:
-    page = visit("/?sparsity=45&pinned=sparsity%3D20", width, height).page
-    page.wait_for_selector("body.isx-pinned")  # the link is read, which chooses a tab
+def test_the_arrows_lead_through_all_charts_one_a_screen(pinned, width, height) -> None:
+    page = pinned.page
+    page.set_viewport_size({"width": width, "height": height})
+    pinned.open_tab("ratios")
+    page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
     page.keyboard.press("p")
     for stop in STOPS:
         page.wait_for_function(INSIDE, arg=stop)
@@ -50,9 +61,11 @@ def test_the_arrows_lead_through_all_charts_one_a_screen(visit, width, height) -
     page.wait_for_selector("#controls")
 
 
-def test_the_slider_and_fields_keep_their_keys_and_all_keys_are_listed(visit) -> None:
-    opened = visit(width=1280, height=720)
-    page = opened.page
+def test_the_slider_and_fields_keep_their_keys_and_all_keys_are_listed(pinned) -> None:
+    opened, page = pinned, pinned.page
+    page.set_viewport_size({"width": 1280, "height": 720})
+    opened.open_tab("ratios")
+    page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
     page.click("#present")
     page.wait_for_function(INSIDE, arg="#ratio-chart")
     opened.drag(50)

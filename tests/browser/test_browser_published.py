@@ -27,15 +27,23 @@ def file(published, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def opened(chromium, file):
-    """Opens a file offline; at the end nothing else was asked for, and nothing went wrong."""
-    contexts, asked, faults = [], [], []
+@pytest.fixture(scope="module")
+def offline(chromium):
+    """A context without a network; one for all tests, since a new one would compile the scripts again."""
+    with chromium.new_context(offline=True) as context:
+        context.new_page().goto("file:///dev/null")  # keeps the process
+        yield context
 
-    def open_page(address: str = "", width: int = 1440, **options):
-        context = chromium.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
-        contexts.append(context)
-        page = context.new_page()
+
+@pytest.fixture
+def opened(offline, file):
+    """Opens a file offline; at the end nothing else was asked for, and nothing went wrong."""
+    pages, asked, faults = [], [], []
+
+    def open_page(address: str = "", width: int = 1440, scheme: str = "light"):
+        pages.append(page := offline.new_page())
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
         page.on("request", lambda request: asked.append(request.url.partition("#")[0]))
         page.on("console", lambda message: message.type == "error" and faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
@@ -44,8 +52,8 @@ def opened(chromium, file):
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert faults == []
     assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {file.as_uri()}
 
@@ -100,7 +108,7 @@ def test_layers_prompts_and_points_are_chosen(opened, published, file) -> None:
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_a_small_screen_the_readers_lights_and_paper(opened, scheme) -> None:
-    page = opened(width=390, color_scheme=scheme)
+    page = opened(width=390, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     colour = page.evaluate("document.querySelector('#ratios .isx-plot').data[0].marker.color")
     assert colour == {"light": "#1a7ab8", "dark": "#9bd0f2"}[scheme]
