@@ -45,12 +45,16 @@ def left_over(text: str) -> list[str]:
     return [text[max(0, one.start() - 40) : one.end() + 40] for one in found.finditer(text)]
 
 
-def test_no_english_is_left_on_the_german_page_and_its_slider_moves(visit) -> None:
-    opened = visit("/?lang=de")
+def test_the_browsers_german_has_no_english_left_and_the_switch_keeps_what_the_page_is_set_to(visit) -> None:
+    opened = visit("/?sparsity=25", language="de-DE")
     page = opened.page
     opened.says("#headline", "Perplexität")
     assert page.evaluate("[document.documentElement.lang, navigator.language]") == ["de", "de"]
-    assert re.search(r"30,0\s%", page.inner_text("#removed"))
+    assert page.inner_text("#calibrate") == "Laden und kalibrieren"
+    assert "API" in page.inner_text("footer")
+    assert "Settings" not in page.inner_text("footer")
+    opened.says("#removed", "25,0")
+    assert re.search(r"25,0\s%", page.inner_text("#removed"))
     assert re.search(r"134,5 Mio\. → [\d,]+ Mio\. Parameter", page.inner_text("#headline"))
     assert not re.search(r"\d\.\d+[^\d.]", page.inner_text("#readout"))
     for tab in TABS:
@@ -64,32 +68,20 @@ def test_no_english_is_left_on_the_german_page_and_its_slider_moves(visit) -> No
     opened.drag(20)
     opened.says("#removed", "20,0")
     opened.says("#headline", "20\u00a0% der Gewichte")
-    opened.addressed("sparsity=20", "lang=de")
+    opened.addressed("sparsity=20")
+    assert "lang=" not in page.url
     page.click("#tour")
     assert page.inner_text(".isx-tour").startswith("Ein Schieberegler")
-    for _ in range(3):
-        page.click(".isx-tour [data-go=on]")
-    page.wait_for_selector("#tabs [aria-selected=true]:text-is('Spektren')")
+    page.keyboard.press("Escape")
 
-
-def test_the_switch_keeps_what_the_page_is_set_to(visit) -> None:
-    opened = visit("/?sparsity=20")
-    page = opened.page
-    assert page.evaluate("navigator.language") == "en-US"
+    assert page.locator(".isx-languages a").all_inner_texts() == [one.name for one in LANGUAGES.values()]
+    assert page.inner_text(".isx-languages [aria-current]") == "Deutsch"
+    page.click(".isx-languages a[lang=en]")
+    page.wait_for_function("document.documentElement.lang === 'en'")
+    opened.says("#removed", "20.0")
+    opened.forgive("AbortError", "errored out")  # of what the page waited for when it was left
+    assert {"lang=en", "sparsity=20"} <= set(page.url.partition("?")[2].split("&"))
+    assert page.evaluate("navigator.language") == "en"
     assert page.inner_text("#calibrate") == "Load and calibrate"
     assert "Settings" in page.inner_text("footer")
-    assert page.locator(".isx-languages a").all_inner_texts() == [one.name for one in LANGUAGES.values()]
     assert page.inner_text(".isx-languages [aria-current]") == "English"
-    page.click(".isx-languages a[lang=de]")
-    page.wait_for_function("document.documentElement.lang === 'de'")
-    opened.says("#removed", "20,0")
-    opened.forgive("AbortError", "errored out")  # of what the page waited for when it was left
-    assert {"lang=de", "sparsity=20"} <= set(page.url.partition("?")[2].split("&"))
-    assert page.inner_text(".isx-languages [aria-current]") == "Deutsch"
-
-
-def test_the_browser_says_which_language_where_the_address_does_not(visit) -> None:
-    page = visit("/", locale="de-DE").page
-    assert page.inner_text("#calibrate") == "Laden und kalibrieren"
-    assert "API" in page.inner_text("footer")
-    assert "Settings" not in page.inner_text("footer")

@@ -3,6 +3,7 @@
 from browsing import Opened
 
 from components.state.request import parse
+from components.state.session import Session
 from components.state.settings import Settings
 
 from .test_browser_page import NEURONS, close, ratios
@@ -28,6 +29,29 @@ def commit(opened: Opened, words: str) -> None:
     """Wait until the address has these words, then make the change an undo step, as a timer would."""
     opened.addressed(words)
     opened.page.evaluate("isxStep(0)")
+
+
+def every_tab_shows_what_is_pinned(opened: Opened, page_session: Session) -> None:
+    """And a move does not bring it again."""
+    page = opened.page
+    rings = """() => document.querySelector('#variance-chart .isx-plot').layout.shapes
+        .filter(shape => shape.type === 'circle').length"""
+    page.wait_for_selector("#variance-chart .main-svg")
+    page.wait_for_function(f"({rings})() === 12")  # three value heads, the MLP and two of the stream
+    for chart in ("rank", "pair"):
+        opened.says(f"#{chart}-chart .isx-note", "Circles: the pinned setting A.")
+    answers = []
+    page.on("response", lambda response: "/run/" in response.url and answers.append(response))
+    opened.slide(50)
+    wait_for(opened, 50)
+    neurons = page_session.slice_plan(parse(Settings(sparsity=50))).layers[0].neurons
+    page.wait_for_function(NEURONS, arg=f"{neurons:,} of 1,536 neurons stay")
+    moved = [text for text in (answer.text() for answer in answers) if "50.0%" in text]
+    assert moved
+    assert not any('"ghost":"{' in text for text in moved)
+    page.click("#tabs button[role=tab] >> text=Compare")
+    page.wait_for_selector("#pinned-answer", state="visible")
+    assert len(page.evaluate("getComputedStyle(document.querySelector('#answers')).gridTemplateColumns").split()) == 4
 
 
 def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewhere(visit, page_session) -> None:
@@ -65,8 +89,12 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     address = page.evaluate("location.search")
     assert "pinned=sparsity%3D20" in address
     page.close()
-    elsewhere = visit(f"/{address}&__theme=dark")
+    elsewhere = visit(f"/{address}&__theme=dark&tab=spectra")
     wait_for(elsewhere, 45)
+    every_tab_shows_what_is_pinned(elsewhere, page_session)
+    elsewhere.open_tab("ratios")
+    elsewhere.drag(45)
+    elsewhere.addressed("sparsity=45")
     assert close(ghost(elsewhere), ratios(page_session, sparsity=20))
     assert close(bars(elsewhere), ratios(page_session, sparsity=45))
     elsewhere.page.click("#unpin")
@@ -76,26 +104,3 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     elsewhere.page.evaluate("isxStep(0)")
     elsewhere.page.keyboard.press("Control+z")
     assert close(ghost(elsewhere), ratios(page_session, sparsity=20))
-
-
-def test_every_tab_shows_what_is_pinned_and_a_move_does_not_bring_it_again(visit, page_session) -> None:
-    opened = visit("/?tab=spectra&sparsity=45&pinned=sparsity%3D20")
-    page = opened.page
-    rings = """() => document.querySelector('#variance-chart .isx-plot').layout.shapes
-        .filter(shape => shape.type === 'circle').length"""
-    page.wait_for_selector("#variance-chart .main-svg")
-    page.wait_for_function(f"({rings})() === 12")  # three value heads, the MLP and two of the stream
-    for chart in ("rank", "pair"):
-        opened.says(f"#{chart}-chart .isx-note", "Circles: the pinned setting A.")
-    answers = []
-    page.on("response", lambda response: "/run/" in response.url and answers.append(response))
-    opened.slide(50)
-    wait_for(opened, 50)
-    neurons = page_session.slice_plan(parse(Settings(sparsity=50))).layers[0].neurons
-    page.wait_for_function(NEURONS, arg=f"{neurons:,} of 1,536 neurons stay")
-    moved = [text for text in (answer.text() for answer in answers) if "50.0%" in text]
-    assert moved
-    assert not any('"ghost":"{' in text for text in moved)
-    page.click("#tabs button[role=tab] >> text=Compare")
-    page.wait_for_selector("#pinned-answer", state="visible")
-    assert len(page.evaluate("getComputedStyle(document.querySelector('#answers')).gridTemplateColumns").split()) == 4

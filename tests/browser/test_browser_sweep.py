@@ -13,11 +13,15 @@ def downloaded(page, button: str, path) -> str:
     return download.value.suggested_filename
 
 
-def test_a_sweep_runs_draws_and_loads_a_point(visit, tiny_query, page_session, tiny, tmp_path) -> None:
+def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, page_session, tiny, tmp_path) -> None:
     opened = visit(f"{tiny_query}&seed=4&tab=sweep")
     page = opened.page
     opened.says("#sweep-progress", "12 of 12 points are not measured yet")
     assert not page.is_visible("#sweep-chart .isx-plot")
+    page.click("#sweep-run")
+    page.wait_for_selector("#sweep-chart .main-svg")
+    page.click("#sweep-cancel")
+    page.wait_for_function("/Run goes on from there|All 12/.test(document.querySelector('#sweep-progress').innerText)")
     page.click("#sweep-run")
     opened.says("#sweep-progress", "All 12 points are measured")
     data = page.evaluate("document.querySelector('#sweep-chart .isx-plot').data.map(t => [t.name, t.x, t.y])")
@@ -48,18 +52,6 @@ def test_a_sweep_runs_draws_and_loads_a_point(visit, tiny_query, page_session, t
     page.focus("#sweep-chart tbody tr:nth-child(7) .isx-pick")
     page.keyboard.press("Enter")
     page.wait_for_function("!/sparsity=/.test(location.search) && !/estimator=/.test(location.search)")
-
-
-def test_a_sweep_can_be_cancelled_and_goes_on(visit, tiny_query) -> None:
-    opened = visit(f"{tiny_query}&seed=5&tab=sweep")
-    page = opened.page
-    opened.says("#sweep-progress", "12 of 12 points are not measured yet")
-    page.click("#sweep-run")
-    page.wait_for_selector("#sweep-chart .main-svg")
-    page.click("#sweep-cancel")
-    page.wait_for_function("/Run goes on from there|All 12/.test(document.querySelector('#sweep-progress').innerText)")
-    page.click("#sweep-run")
-    opened.says("#sweep-progress", "All 12 points are measured")
 
 
 def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_session, tiny, tmp_path) -> None:
