@@ -4,6 +4,7 @@ import json
 import statistics
 
 import pytest
+from browsing import Opened
 
 from components.activations.snapshot import shift
 from components.ratios.estimator_check.measure import Verdicts
@@ -34,10 +35,9 @@ def close(first: list[list[float]], second: list[list[float]]) -> bool:
     return all(a == pytest.approx(b, rel=1e-4, abs=1e-6) for a, b in zip(first, second, strict=True))
 
 
-def test_dragging_the_slider_draws_the_librarys_ratios(visit, page_session) -> None:
-    opened = visit("/?__theme=light")
-    page = opened.page
-    assert close(opened.bars(), ratios(page_session, sparsity=30))
+def test_dragging_the_slider_draws_the_librarys_ratios(plain, page_session) -> None:
+    opened, page = plain, plain.page
+    opened.settle_at(30)
     for percent in (45, 12):
         opened.drag(percent)
         expected = ratios(page_session, sparsity=percent)
@@ -55,32 +55,26 @@ def test_dragging_the_slider_draws_the_librarys_ratios(visit, page_session) -> N
     light = page.evaluate(COLOUR)
     page.evaluate("document.body.classList.add('dark')")
     page.wait_for_function(f"{COLOUR} !== '{light}'")
+    page.evaluate("document.body.classList.remove('dark')")
+    page.wait_for_function(f"{COLOUR} === '{light}'")
 
 
-def test_a_recovery_has_a_button_of_its_own_and_a_link_keeps_it(visit) -> None:
-    page = visit().page
-    assert not page.locator("#train").is_visible()
-    page.locator("#recovery").get_by_label("Distillation").check()
-    page.locator("#train").wait_for(state="visible")
-    page.wait_for_function("location.search.includes('recovery=distill')")
-    again = visit("/?recovery=distill").page
-    again.locator("#train").wait_for(state="visible")
-    assert again.locator("#recovery").get_by_label("Distillation").is_checked()
-
-
-def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(visit, page_session) -> None:
-    opened = visit()
-    page = opened.page
-    box = page.locator("#ratio-chart .nsewdrag").first.bounding_box()
-    middle = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + box["width"] * 12.6 / 30, middle, steps=4)
-    page.mouse.click(box["x"] + box["width"] * 12.6 / 30, middle)
+def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plain, page_session) -> None:
+    opened, page = plain, plain.page
+    opened.settle_at(30)
+    area = page.locator("#ratio-chart .nsewdrag").first
+    box = area.bounding_box()
+    spot = {"x": box["width"] * 12.6 / 30, "y": box["height"] / 2}
+    area.hover(position=spot)
+    area.click(position=spot)
     opened.says("#importance-chart .isx-title", "layer 12")
     page.focus("#ratio-chart .isx-plot")
     page.keyboard.press("ArrowRight")
     opened.says("#importance-chart .isx-title", "layer 13")
     assert "layer=13" in page.url
 
+    box = area.bounding_box()
+    middle = box["y"] + box["height"] / 2
     whole = page.evaluate(ZOOM)
     page.mouse.move(box["x"] + 0.2 * box["width"], middle)
     page.mouse.down()
@@ -112,24 +106,48 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(visi
     assert all(f"Layer {layer}'s" in shown for _, layer, *_ in misjudged)
 
 
-def test_a_link_opens_the_same_view_and_an_address_follows_the_view(visit, page_session) -> None:
-    opened = visit("/?sparsity=44&estimator=fisher&tab=compare&prompt=Hello%20there")
-    page = opened.page
-    page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'Hello there'")
-    assert page.get_attribute("#tabs button[role=tab] >> text=Compare", "aria-selected") == "true"
-    page.click("#tabs button[role=tab] >> text=Ratios")
-    page.wait_for_selector("#ratio-chart .main-svg")
-    opened.says("#ratio-chart .isx-note", "Bars: Fisher")
-    assert close(opened.bars(), ratios(page_session, sparsity=44, estimator="fisher"))
-    opened.drag(20)
-    opened.addressed("sparsity=20")
-    assert "tab=" not in page.url
+def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_slider(plain, page_session) -> None:
+    opened, page = plain, plain.page
+    opened.open_tab("activations")
+    page.wait_for_selector("#shift-chart .main-svg")
+    page.focus("#shift-chart .isx-plot")
+    page.keyboard.press("End")
+    opened.says("#histogram-chart .isx-title", "layer 29")
+    opened.says("#histogram-chart tbody", f"{shift().methods['crossmodule'].places['residual'][29].error:.1%}")
+    cells = page.locator("#histogram-chart tbody tr").nth(2).locator("td")
+    assert cells.all_inner_texts()[:2] == ["Residual stream", "Cross-module"]
+    page.click("#tabs button[role=tab] >> text=Spectra")
+    opened.says("#variance-chart .isx-title", "layer 29")
+    page.wait_for_selector("#rank-chart .main-svg")
+    for percent in (50, 20):
+        opened.slide(percent)
+        plan = page_session.slice_plan(parse(Settings(sparsity=percent))).layers
+        gone = [[layer, head] for layer, own in enumerate(plan) for head in range(9) if head not in own.heads]
+        page.wait_for_function(GONE, arg=json.dumps(gone, separators=(",", ":")))
+        page.wait_for_function(NEURONS, arg=f"{plan[29].neurons:,} of 1,536 neurons stay")
 
 
-def test_a_small_screen_keeps_the_slider_and_scrolls_only_down_on_every_tab(visit) -> None:
-    opened = visit(width=390, height=844)
-    page = opened.page
-    page.wait_for_function("!document.querySelector('#controls.open')")
+def test_a_recovery_has_a_button_of_its_own(plain) -> None:
+    page = plain.page
+    assert not page.locator("#train").is_visible()
+    page.locator("#recovery").get_by_label("Distillation").check()
+    page.locator("#train").wait_for(state="visible")
+    plain.addressed("recovery=distill")
+    page.locator("#recovery").get_by_label("None").check()
+    page.locator("#train").wait_for(state="hidden")
+
+
+@pytest.fixture(scope="module")
+def small(visit_once) -> Opened:
+    """A small screen, whose controls are folded."""
+    opened = visit_once(width=390, height=844)
+    opened.page.wait_for_function("!document.querySelector('#controls.open')")
+    return opened
+
+
+def test_a_small_screen_keeps_the_slider_and_scrolls_only_down_on_every_tab(small) -> None:
+    opened, page = small, small.page
+    opened.open_tab("ratios")
     page.evaluate("document.querySelector('#importance-chart').scrollIntoView()")
     page.wait_for_function(
         "(top => 0 <= top && top < 200)(document.querySelector('#sparsity').getBoundingClientRect().top)"
@@ -143,6 +161,34 @@ def test_a_small_screen_keeps_the_slider_and_scrolls_only_down_on_every_tab(visi
             assert all(box["width"] > 300 for box in boxes)
 
 
+def test_the_tour_leads_through_the_page_and_gives_it_back(small) -> None:
+    opened, page = small, small.page
+    assert page.locator(".isx-tour").count() == 0
+    page.click("#tour")
+    titles = []
+    for step in range(1, 7):
+        page.wait_for_function(f"document.querySelector('.isx-tour span').textContent === '{step} of 6'")
+        page.wait_for_selector(".isx-spot", state="visible")
+        titles.append(page.inner_text(".isx-tour h3"))
+        assert page.evaluate("document.activeElement.id") == "isx-tour-title"
+        card = page.locator(".isx-tour").bounding_box()
+        assert card["x"] >= 0
+        assert card["x"] + card["width"] <= 390
+        assert card["y"] + card["height"] <= 844
+        if step == 1:
+            opened.says("#removed", "45.0%")
+        if step < 6:
+            page.click(".isx-tour [data-go=on]")
+    assert len(set(titles)) == 6
+    page.wait_for_selector("#asking", state="visible")
+    opened.addressed("tab=compare")
+    page.click(".isx-tour [data-go=back]")
+    page.wait_for_function("document.querySelector('.isx-tour span').textContent === '5 of 6'")
+    page.keyboard.press("Escape")
+    assert page.locator(".isx-tour, .isx-spot").count() == 0
+    assert page.evaluate("document.activeElement.id") == "tour"
+
+
 def test_embedding_hides_the_controls_and_a_pinned_setting_that_is_none_is_ignored(visit) -> None:
     opened = visit("/?embed=1&sparsity=33&pinned=%00")
     opened.says("#removed", "33.0%")
@@ -150,57 +196,6 @@ def test_embedding_hides_the_controls_and_a_pinned_setting_that_is_none_is_ignor
     assert opened.page.is_visible("#sparsity")
     assert len(opened.bars()) == 2  # no outlines
     assert not opened.page.is_visible("#unpin")
-
-
-def test_marks_on_the_spectra_follow_the_slider(visit, page_session: Session) -> None:
-    opened = visit("/?tab=spectra&layer=17")
-    page = opened.page
-    page.wait_for_selector("#rank-chart .main-svg")
-    for percent in (50, 20):
-        opened.slide(percent)
-        plan = page_session.slice_plan(parse(Settings(sparsity=percent))).layers
-        gone = [[layer, head] for layer, own in enumerate(plan) for head in range(9) if head not in own.heads]
-        page.wait_for_function(GONE, arg=json.dumps(gone, separators=(",", ":")))
-        page.wait_for_function(NEURONS, arg=f"{plan[17].neurons:,} of 1,536 neurons stay")
-
-
-def test_a_layer_chosen_on_one_tab_is_shown_on_the_other(visit) -> None:
-    page = visit("/?tab=activations").page
-    page.wait_for_selector("#shift-chart .main-svg")
-    page.focus("#shift-chart .isx-plot")
-    page.keyboard.press("End")
-    title = "document.querySelector('#{}-chart .isx-title').textContent.includes('layer 29')"
-    page.wait_for_function(title.format("histogram"))
-    kept = shift().methods["crossmodule"].places["residual"][29]
-    cells = page.locator("#histogram-chart tbody tr").nth(2).locator("td")
-    page.wait_for_function(
-        "wanted => document.querySelector('#histogram-chart tbody').textContent.includes(wanted)",
-        arg=f"{kept.error:.1%}",
-    )
-    assert cells.all_inner_texts()[:2] == ["Residual stream", "Cross-module"]
-    page.click("#tabs button[role=tab] >> text=Spectra")
-    page.wait_for_function(title.format("variance"))
-
-
-def test_a_page_whose_server_slept_says_so_and_goes_on_with_its_settings(visit) -> None:
-    opened = visit("?sparsity=45")
-    page = opened.page
-    page.evaluate("isxLook()")
-    assert page.locator(".isx-awake").count() == 0
-    page.route("**/healthz", lambda route: route.abort())
-    page.evaluate("isxLook()")
-    assert "does not answer" in page.inner_text(".isx-awake")
-    page.unroute("**/healthz")  # it answers again, by itself
-    page.wait_for_selector(".isx-awake", state="detached")
-    other = json.dumps({"ok": True, "began": 1.0})
-    page.route("**/healthz", lambda route: route.fulfill(body=other, content_type="application/json"))
-    page.evaluate("isxLook()")
-    assert "has restarted" in page.inner_text(".isx-awake")
-    page.unroute("**/healthz")
-    with page.expect_navigation():
-        page.click(".isx-awake button")
-    page.wait_for_function("document.querySelector('#sparsity input[type=number]')?.value === '45'")
-    opened.forgive("net::ERR_FAILED", "AbortError")  # failed requests, and what the page waited for when it was left
 
 
 @pytest.mark.slow
