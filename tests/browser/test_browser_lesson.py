@@ -160,7 +160,7 @@ def test_axe_finds_nothing_in_the_panel(lesson, axe, theme) -> None:
     for number in (1, 2, 5, 6):
         page.click(f".isx-lesson nav a >> nth={number - 1}")
         page.locator(".isx-lesson-control :is(input, button)").first.wait_for(state="attached")
-        for shown in (False, True):
+        for shown in (False, True) if number == 1 else (True,):  # what is there before the answer stays beside it
             if shown and page.inner_text(".isx-lesson [data-go=on]") == "Show the answer":
                 page.click(".isx-lesson [data-go=on]")
                 page.wait_for_selector(".isx-lesson-answer .isx-found")
@@ -169,7 +169,8 @@ def test_axe_finds_nothing_in_the_panel(lesson, axe, theme) -> None:
             faults = [(one["id"], one["nodes"][0]["failureSummary"][:300]) for one in results["violations"]]
             found += [f"{number}: {name} {summary}" for name, summary in faults]
     assert found == []
-    whole = page.evaluate(
-        "exclude => axe.run({ include: ['body'], exclude }, { resultTypes: ['violations'] })", NOT_OURS
-    )
-    assert [one["id"] for one in whole["violations"] if one["impact"] in ("serious", "critical")] == []
+    if theme == "light":  # the page around it, which is otherwise looked at tab by tab
+        whole = page.evaluate(
+            "exclude => axe.run({ include: ['body'], exclude }, { resultTypes: ['violations'] })", NOT_OURS
+        )
+        assert [one["id"] for one in whole["violations"] if one["impact"] in ("serious", "critical")] == []
