@@ -71,6 +71,9 @@ def connect(
         **HEAVY,
     }
     refresh = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
+    # One listener makes all moves, one call at a time: a late answer would draw an older setting over a newer one.
+    moved = gr.Textbox(visible=False)
+    to_move: dict[str, Any] = {"fn": None, "outputs": moved, "js": "() => String(Date.now())", **PRIVATE, **CHEAP}
     begun = [*handlers.Prepared(frame.status, refresh)]
     prepare: dict[str, Any] = {
         "fn": spread_settings(handlers.prepare, session),
@@ -89,7 +92,7 @@ def connect(
     released: list[gr.events.Dependency] = []
 
     def after_preparing(ready: gr.events.Dependency) -> None:
-        prepared.append(ready.then(**fit, **PRIVATE).then(**move))
+        prepared.append(ready.then(**fit, **PRIVATE).then(**to_move))
         measured.append(prepared[-1].then(**measure, **PRIVATE))
 
     linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
@@ -116,7 +119,7 @@ def connect(
         if isinstance(tab, gr.Tab)
     }
     for dependency in opened.values():
-        dependency.then(**move)
+        dependency.then(**to_move)
     context = Context(
         session=session,
         controls=controls,
@@ -144,7 +147,7 @@ def connect(
         controls.layer.change,
         controls.locked.change,
     ]
-    dragged += [refresh.change, controls.pinned.change]
+    dragged += [refresh.change, controls.pinned.change, moved.change]
     on_latest(dragged, **move)
     released.append(on_latest(context.at_rest, **measure, api_name="measure_live"))
 
@@ -152,7 +155,7 @@ def connect(
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
     ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
     asked = {**measure, "fn": spread_settings(slider.measure, session)}
-    measured.append(ordered.then(**move).then(**asked, api_name="measure"))
+    measured.append(ordered.then(**to_move).then(**asked, api_name="measure"))
     measured.append(controls.train.click(**asked, **PRIVATE))
     on_latest(
         [controls.recovery.change],

@@ -239,6 +239,16 @@ def test_no_two_listeners_keep_each_other_going(session) -> None:
     assert [event for event, listeners in events.items() if event[0] is not None and listeners > 1] == []
 
 
+def test_one_listener_draws_what_follows_the_slider(session) -> None:
+    # Of two calls on their way at once the older setting's answer may come last, and stay.
+    page = build_app(session)
+    shown = {one for one in page.blocks.values() if one.elem_id in ("ratio-chart", "removed")}
+    drawing = [function for function in page.fns.values() if shown <= set(function.outputs)]
+    assert len(shown) == 2
+    # What the link is set to is drawn before there is a slider to move.
+    assert [one.trigger_mode for one in drawing if one.api_name != "ratios"] == ["always_last"]
+
+
 def test_the_snapshot_shows_the_default_model_before_it_is_loaded(session) -> None:
     charts = ratios.show(session, parse(Settings()), 0, SOMEBODY)
     assert len(bars(charts.ratios)[0]) == 30
