@@ -13,8 +13,6 @@ from intraslice.planning.ratios import make_plan
 from .test_browser_page import close, ratios
 
 NOTE = "#ratio-chart .isx-note"
-# The page asks a server that does not answer again in 3 seconds.
-HURRY = "setTimeout = (later => (act, ms, ...rest) => later(act, ms === 3000 ? 200 : ms, ...rest))(setTimeout)"
 
 
 def unfold_overrides(page) -> None:
@@ -105,7 +103,7 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     page.evaluate("isxLook()")
     assert page.locator(".isx-awake").count() == 0
     page.route("**/healthz", lambda route: route.abort())
-    page.evaluate(HURRY)
+    opened.hurry(3000, 200)  # until it asks a server that does not answer again
     page.evaluate("isxLook()")
     assert "does not answer" in page.inner_text(".isx-awake")
     page.unroute("**/healthz")  # it answers again, by itself
