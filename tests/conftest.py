@@ -17,6 +17,7 @@ from browsing import CHROMIUM
 
 BROWSER = Path(__file__).parent / "browser"
 FIXTURES = ("forked", "gradio_pages", "harness", "models", "opened", "tiny_page")  # in tests/support
+pytest.register_assert_rewrite(*FIXTURES)  # a folder's conftest.py may import them before
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -43,6 +43,9 @@ def test_dragging_the_slider_draws_the_librarys_ratios(plain, page_session) -> N
         expected = ratios(page_session, sparsity=percent)
         assert close(opened.bars(), expected)
         assert f"{percent}" in page.inner_text("#removed")
+    with page.expect_request("**/queue/join*"):  # a key lets go as the hand does, and the setting is measured
+        page.press("#sparsity input[type=range]", "ArrowRight")
+    opened.drag(12)
 
     page.click("#ratio-chart .isx-twin summary")
     cells = page.locator("#ratio-chart tbody tr").nth(7).locator("td").all_inner_texts()
