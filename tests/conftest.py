@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -38,3 +39,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         else:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: not item.path.is_relative_to(BROWSER))
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of garbage collection, which else looks through all of it again and again."""
+    gc.collect()
+    gc.freeze()

@@ -230,7 +230,7 @@ def test_query_fisher_is_that_of_one_mask_a_token_and_pair(family_case, monkeypa
 @pytest.mark.parametrize("batch", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)])
 def test_the_batch_size_changes_nothing(family_case, batch, monkeypatch):
     tokens = family_case.tokens[:5]
-    monkeypatch.setattr(driver, "_load", lambda *_: None)
+    monkeypatch.setattr(driver, "kept", lambda *_: None)
     expected = calibrate(family_case.loaded, tokens, progress=False)
     monkeypatch.setattr(driver, "TOKENS_A_BATCH", batch * tokens.shape[1])
     monkeypatch.setattr(driver, "LOSS_TOKENS", 17)

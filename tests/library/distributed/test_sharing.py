@@ -95,6 +95,7 @@ def test_too_few_sequences_are_refused(together):
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_nobody_waits_for_one_that_stopped(together, culprit):
     def work() -> list[int]:
+        gathered([])  # all have met
         if rank() == culprit:
             raise UserError("no such text")
         return gathered([rank()])
@@ -106,6 +107,7 @@ def test_nobody_waits_for_one_that_stopped(together, culprit):
 
 def test_who_is_done_waits_for_all_to_be(together):
     def work() -> str:
+        gathered([])  # all have met
         if rank() == 0:
             time.sleep(0.5)
             raise UserError("the disk is full")
