@@ -45,7 +45,9 @@ def test_every_method_gets_nearer_to_the_dense_model(tiny_case, name):
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
-@pytest.mark.parametrize("name", ["crossmodule", "wanda", "svd"])
+@pytest.mark.parametrize(
+    "name", ["svd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("crossmodule", "wanda"))]
+)
 def test_the_config_names_the_recovery_that_follows_slicing(tiny_case, name):
     case = tiny_case("llama-gqa")
     more = torch.cat([case.tokens, case.tokens.flip(1)])
