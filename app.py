@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 
 from components.server import shutdown
@@ -75,10 +74,7 @@ def main() -> None:
     """Open the page on this machine; gradio's own environment variables choose address and port."""
     choices.offer_own_estimators()
     bound_cache(limits.CACHE_BYTES.value)
-    page = build_app(Session())
-    gc.collect()
-    gc.freeze()  # else every full collection looks through all imports, a third of a second in which nothing answers
-    page.queue(default_concurrency_limit=8).serve(**launch_options())
+    build_app(Session()).queue(default_concurrency_limit=8).serve(**launch_options())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from functools import partial
 from typing import Any
@@ -57,6 +58,8 @@ class App(PatchedBlocks):
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("components").setLevel(logging.INFO)
         shutdown.on_signal(self._stop_jobs, partial(delete_uploads, self))
+        gc.collect()
+        gc.freeze()  # else a full collection looks through all imports, a third of a second in which nothing answers
         self.launch(**options)
 
     def _stop_jobs(self) -> None:

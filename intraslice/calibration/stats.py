@@ -67,17 +67,14 @@ class LayerStats:
         for name, value in vars(self).items():
             array = value.numpy(force=True)
             if name in MOMENTS:
-                triangle = numpy.empty(_entries(len(array)), array.dtype)
-                for end, row in enumerate(array, 1):
-                    triangle[_entries(end - 1) : _entries(end)] = row[:end]
-                array = triangle
+                array = numpy.concatenate([row[:end] for end, row in enumerate(array, 1)] or [array])
             yield name, array
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of `packed`."""
         return sum(
-            (_entries(len(value)) if name in MOMENTS else value.numel()) * value.itemsize
+            (len(value) * (len(value) + 1) // 2 if name in MOMENTS else value.numel()) * value.itemsize
             for name, value in vars(self).items()
         )
 
@@ -88,14 +85,10 @@ class LayerStats:
         for name in MOMENTS:
             size = (math.isqrt(8 * len(arrays[name]) + 1) - 1) // 2
             values[name] = numpy.zeros((size, size), arrays[name].dtype)
-            for end, row in enumerate(values[name], 1):
-                row[:end] = arrays[name][_entries(end - 1) : _entries(end)]
+            starts = numpy.arange(size).cumsum()
+            for end, (row, start) in enumerate(zip(values[name], starts, strict=True), 1):
+                row[:end] = arrays[name][start : start + end]
         return cls(**{name: torch.from_numpy(value).to(device) for name, value in values.items()})
-
-
-def _entries(rows: int) -> int:
-    """Of a triangle with so many rows."""
-    return rows * (rows + 1) // 2
 
 
 def empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStats:
