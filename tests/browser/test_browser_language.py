@@ -73,6 +73,8 @@ def test_the_browsers_german_has_no_english_left_and_the_switch_keeps_what_the_p
     page.click("#tour")
     assert page.inner_text(".isx-tour").startswith("Ein Schieberegler")
     page.keyboard.press("Escape")
+    opened.settle_at(20)  # the tour has begun to move the slider
+    opened.addressed("sparsity=20")
 
     assert page.locator(".isx-languages a").all_inner_texts() == [one.name for one in LANGUAGES.values()]
     assert page.inner_text(".isx-languages [aria-current]") == "Deutsch"
