@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from components.i18n.language import later
+from components.jobs import limits
 from components.jobs.job import Job
 from components.jobs.jobs import Jobs, job_progress
 from components.jobs.scheduler import Scheduler
@@ -35,6 +36,7 @@ from intraslice.methods.registry import plan_by, slice_by
 from intraslice.planning.ratios import SlicePlan
 from intraslice.pretrained.memory import available_bytes
 from intraslice.pretrained.precision import AUTO, choose_device
+from intraslice.pretrained.sources import verify_default
 
 RECOVERY_STAGES = {  # of the library, and what the status says of them
     "dense states": later("Reading the dense model's answers to learn from, sequence"),
@@ -54,6 +56,8 @@ class Session:
     texts = TEXTS
 
     def __init__(self, device: str = AUTO, evaluation_tokens: int = 2560) -> None:
+        if limits.hosted():
+            verify_default()
         self.device = choose_device(device)
         self.evaluation_tokens = evaluation_tokens
         self.jobs = Jobs(Scheduler(initialise=partial(torch.set_num_threads, torch.get_num_threads())))

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args
 from uuid import uuid4
 
+import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from intraslice.core.errors import UserError, first_line
 
@@ -56,7 +56,7 @@ def cache_path(kind: Kind, suffix: str, *parts: object) -> Path:
     """
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Tensor):
+        if isinstance(part, torch.Tensor):
             digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
             digest.update(part.cpu().numpy().tobytes())
         else:
@@ -90,14 +90,13 @@ def keep(path: Path, write: Callable[[Path], object], what: str, size: int = 0) 
 
 
 def kept(path: Path, read: Callable[[Path], Value]) -> Value | None:
-    """What `read` makes of the file kept at `path`; None when there is none.
-
-    One that cannot be read is damaged: it is moved aside, with a warning, and None tells the caller to make it anew.
-    """
+    """What `read` makes of the file at `path`; None if there is none, or a damaged one, which is moved aside."""
     try:
         value = read(path)
     except FileNotFoundError:
         return None
+    except (MemoryError, torch.OutOfMemoryError):  # which says nothing of the file
+        raise
     except Exception as error:  # a parser may raise anything on damaged bytes
         log.warning("%s in the cache is damaged (%s) and is made anew", path.name, first_line(error))
         with suppress(OSError):  # a folder that can only be read keeps it

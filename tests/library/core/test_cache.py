@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from intraslice.core.cache import cache_path, keep, scratch_beside
+from intraslice.core.cache import cache_path, keep, kept, scratch_beside
 from intraslice.core.records import keep_record, kept_record
 
 
@@ -64,6 +64,17 @@ def test_a_record_with_any_bit_flipped_is_none_or_the_same(path):
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         assert kept_record(path) in ({}, record), bit
+
+
+def test_a_lack_of_memory_is_no_damage(path):
+    keep_record(path, {"a": 1}, "it")
+
+    def read(path: Path) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        kept(path, read)
+    assert kept_record(path) == {"a": 1}
 
 
 def test_a_record_of_an_earlier_version_without_a_checksum_is_read(path):

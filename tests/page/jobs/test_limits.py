@@ -15,6 +15,7 @@ from components.gradio_compat.request_size import make_room
 from components.jobs import limits
 from components.jobs.status import Status
 from components.state.request import parse
+from components.state.session import Session
 from components.state.settings import Settings
 from components.ui.downloads import Downloads
 from intraslice.core.errors import UserError
@@ -135,3 +136,12 @@ def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
     assert restored(**hostile)._replace(tabs=None) == usual._replace(tabs=None)
     assert restored(model="owner/name", sparsity="45").sparsity == 45
     assert restored(sparsity="45", unknown="x" * 20_000).sparsity == usual.sparsity
+
+
+@pytest.mark.parametrize(("hosted", "times"), [("1", 1), ("0", 0)])
+def test_a_hosted_page_verifies_the_default_weights_when_it_starts(hosted, times, monkeypatch) -> None:
+    calls = []
+    monkeypatch.setenv("INTRASLICE_HOSTED", hosted)
+    monkeypatch.setattr("components.state.session.verify_default", lambda: calls.append(None))
+    Session()
+    assert len(calls) == times
