@@ -50,7 +50,7 @@ def build_app(session: Session) -> App:
         frame = events.Frame(
             controls=side,
             tabs=row,
-            tab=gr.State(link.FIRST_TAB),
+            tab=gr.Textbox(link.FIRST_TAB, visible=False),
             status=status,
             headline=headline,
             removed=removed,

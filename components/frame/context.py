@@ -33,7 +33,7 @@ class Context(NamedTuple):
     session: Session
     controls: Controls
     status: gr.HTML
-    tab: gr.State  # the id of the tab in view
+    tab: gr.Textbox  # the id of the tab in view
     prompt: gr.Textbox
     refresh: gr.Textbox  # another value here, after a handler has set controls, does what dragging them would
     downloads: Downloads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ class Frame(NamedTuple):
 
     controls: Controls
     tabs: gr.Tabs
-    tab: gr.State  # the id of the tab in view
+    tab: gr.Textbox  # the id of the tab in view, hidden
     status: gr.HTML
     headline: gr.HTML
     removed: gr.HTML
@@ -96,7 +97,7 @@ def connect(
         measured.append(prepared[-1].then(**measure, **PRIVATE))
 
     linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
-    restored = link.Restored(*linked, frame.tabs, frame.tab)
+    restored = link.Restored(*linked, frame.tabs)
     opened_page = page.load(link.restore, None, [*restored], api_name="restore", **CHEAP)
     after_preparing(opened_page.then(**preview, api_name="ratios").then(**prepare, **PRIVATE))
     memory: dict[str, Any] = {
@@ -111,13 +112,7 @@ def connect(
     opened_page.then(None, [*linked], None, js="(...values) => window.isxBegin(values)", **PRIVATE, **CHEAP)
     gr.on([component.change for component in linked], None, [*linked], None, js=remember, **CHEAP)
 
-    opened = {
-        str(tab.id): tab.select(
-            partial_handler(handlers.open_tab, session, tab.id), None, frame.tab, **PRIVATE, **CHEAP
-        )
-        for tab in frame.tabs.children
-        if isinstance(tab, gr.Tab)
-    }
+    opened = _connect_tabs(session, frame)
     for dependency in opened.values():
         dependency.then(**to_move)
     context = Context(
@@ -167,6 +162,22 @@ def connect(
     )
     controls.cancel.click(partial_handler(slider.stop, session), None, frame.status, api_name="halt", **CHEAP)
     return context
+
+
+def _connect_tabs(session: Session, frame: Frame) -> dict[str, gr.events.Dependency]:
+    """What follows when a tab is opened, by its id.
+
+    The browser itself notes which tab is in view, and the handler is called for one after the other: a late answer
+    would leave the tab in view without its content.
+    """
+    in_browser: dict[str, Any] = {"fn": None, **PRIVATE, **CHEAP}
+    signals = {str(tab.id): gr.Textbox(visible=False) for tab in frame.tabs.children if isinstance(tab, gr.Tab)}
+    for tab in frame.tabs.children:
+        if isinstance(tab, gr.Tab):
+            tab.select(outputs=frame.tab, js=f"() => {json.dumps(tab.id)}", **in_browser)
+    open_tab = partial_handler(handlers.open_tab, session, [*signals])
+    on_latest([frame.tab.change], fn=open_tab, inputs=frame.tab, outputs=[*signals.values()], **PRIVATE, **CHEAP)
+    return {tab: signal.change(js="() => []", **in_browser) for tab, signal in signals.items()}
 
 
 def _show_bias(controls: Controls, refresh: gr.Textbox) -> None:

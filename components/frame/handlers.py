@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -48,10 +48,10 @@ def fit_layers(session: Session, request: Request) -> dict[str, Any]:
     return gr.update(maximum=len(plan.layers) - 1) if plan else gr.skip()
 
 
-def open_tab(session: Session, tab: str, client: str) -> str:
-    """Note that `tab` comes into view; what only another one shows stops."""
-    session.jobs.look(client, tab=tab)
-    return tab
+def open_tab(session: Session, tabs: Sequence[str], opened: str, client: str) -> tuple[Any, ...]:
+    """Note which of `tabs` comes into view; what only another one shows stops. Another value for that tab's signal."""
+    session.jobs.look(client, tab=opened)
+    return tuple(f"{time.time()}" if tab == opened else gr.skip() for tab in tabs)
 
 
 def leave(session: Session, client: str) -> None:

@@ -26,7 +26,7 @@ def _record(name: str, fields: Sequence[str]) -> Any:
 
 # What a link carries. `assets/page.js` takes the names, in this order, from what the page opens with.
 Linked = _record("Linked", [*Settings._fields, "layer", "prompt", "pinned"])
-Restored = _record("Restored", [*Linked._fields, "tabs", "tab"])
+Restored = _record("Restored", [*Linked._fields, "tabs"])
 FIRST_TAB = "ratios"
 
 
@@ -46,8 +46,7 @@ def restore(caller: gr.Request) -> Any:
     if sum(len(name) + len(value) for name, value in query.items()) > limits.LINK.value:
         query = {}
     query = {**state_of(query.get("lesson")), **query}
-    tab = query.get("tab", FIRST_TAB)
-    return Restored(**read(query)._asdict(), tabs=gr.Tabs(selected=tab), tab=tab)
+    return Restored(**read(query)._asdict(), tabs=gr.Tabs(selected=query.get("tab", FIRST_TAB)))
 
 
 def read(query: Mapping[str, str]) -> Any:

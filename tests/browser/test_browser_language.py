@@ -79,7 +79,7 @@ def test_the_browsers_german_has_no_english_left_and_the_switch_keeps_what_the_p
     assert page.locator(".isx-languages a").all_inner_texts() == [one.name for one in LANGUAGES.values()]
     assert page.inner_text(".isx-languages [aria-current]") == "Deutsch"
     page.click(".isx-languages a[lang=en]")
-    page.wait_for_function("document.documentElement.lang === 'en'")
+    page.wait_for_selector("html[lang=en]", state="attached")
     opened.says("#removed", "20.0")
     opened.forgive("AbortError", "errored out")  # of what the page waited for when it was left
     assert {"lang=en", "sparsity=20"} <= set(page.url.partition("?")[2].split("&"))

@@ -4,7 +4,6 @@ import ast
 import html
 import inspect
 import json
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -182,11 +181,11 @@ def test_a_link_restores_the_page() -> None:
         "shapes": "runtime",
         "tab": "compare",
     }
-    *values, layer, prompt, _, tabs, tab = link.restore(SimpleNamespace(query_params=query))
+    *values, layer, prompt, _, tabs = link.restore(SimpleNamespace(query_params=query))
     settings = Settings(*values)
     assert (settings.sparsity, settings.estimator, settings.bias) == (45, "fisher", Settings().bias)
     assert settings.shapes == "runtime"
-    assert (layer, prompt, tabs.selected, tab) == (7, "Hello", "compare", "compare")
+    assert (layer, prompt, tabs.selected) == (7, "Hello", "compare")
 
 
 @pytest.mark.parametrize(("query", "bias"), [({}, None), ({"bias": "1.35"}, 1.35)])
@@ -223,30 +222,6 @@ def test_gradio_gives_every_handler_what_it_takes(session) -> None:
         injected = [name for name in taken if is_special_typed_parameter(name, hints)]
         assert len(taken) == len(function.inputs) + len(injected), function.api_name
         assert {"caller", "client", "event"} & taken.keys() == set(injected), function.api_name
-
-
-def test_no_call_shows_gradios_progress_for_which_the_browser_copies_all_outputs(session) -> None:
-    calls = [call for call in build_app(session).fns.values() if call.targets and call.outputs]
-    assert len(calls) > 100
-    assert {call.name for call in calls if call.show_progress_on != []} == {"load_example"}  # gradio's own
-
-
-def test_no_two_listeners_keep_each_other_going(session) -> None:
-    # An event that came while a listener in this mode ran is sent to all its listeners again (gradio 6.31).
-    keeping = [function for function in build_app(session).fns.values() if function.trigger_mode == "always_last"]
-    events = Counter(target for function in keeping if function.fn is not None for target in function.targets)
-    assert len(keeping) > 20
-    assert [event for event, listeners in events.items() if event[0] is not None and listeners > 1] == []
-
-
-def test_one_listener_draws_what_follows_the_slider(session) -> None:
-    # Of two calls on their way at once the older setting's answer may come last, and stay.
-    page = build_app(session)
-    shown = {one for one in page.blocks.values() if one.elem_id in ("ratio-chart", "removed")}
-    drawing = [function for function in page.fns.values() if shown <= set(function.outputs)]
-    assert len(shown) == 2
-    # What the link is set to is drawn before there is a slider to move.
-    assert [one.trigger_mode for one in drawing if one.api_name != "ratios"] == ["always_last"]
 
 
 def test_the_snapshot_shows_the_default_model_before_it_is_loaded(session) -> None:

@@ -61,6 +61,14 @@ class Opened:
         """Drop the faults that contain one of these words."""
         self.faults[:] = [fault for fault in self.faults if not any(word in fault for word in words)]
 
+    def until(self, script: str, arg: object = None) -> None:
+        """Wait until a script is true; what the page shows and what went wrong on it is told of a wait in vain."""
+        try:
+            self.page.wait_for_function(script, arg=arg)
+        except playwright.TimeoutError as error:
+            shown = self.page.inner_text("body")
+            raise AssertionError(f"{error}\n{arg}\nfaults: {self.faults}\nthe page: {shown[:6000]}") from error
+
     def bars(self) -> list[list[float]]:
         """The bars of the ratios' chart, by trace."""
         script = (
@@ -87,7 +95,7 @@ class Opened:
         act()
         script = """before => JSON.stringify(document.querySelector('#ratio-chart .isx-plot').data
             .filter(t => t.type === 'bar').map(t => [...t.y])) !== before"""
-        self.page.wait_for_function(script, arg=json.dumps(before, separators=(",", ":")))
+        self.until(script, arg=json.dumps(before, separators=(",", ":")))
 
     def hurry(self, pause: int, to: int) -> None:
         """From now on, let what the page does after a pause (both in ms) begin sooner."""
@@ -99,7 +107,7 @@ class Opened:
 
     def says(self, where: str, *words: str) -> None:
         """Wait until an element's text contains all words."""
-        self.page.wait_for_function(
+        self.until(
             """([where, words]) => {
                 const text = document.querySelector(where)?.textContent ?? '';
                 return words.every(word => text.includes(word));
@@ -109,7 +117,7 @@ class Opened:
 
     def addressed(self, *words: str) -> None:
         """Wait until the address contains all words."""
-        self.page.wait_for_function("words => words.every(word => location.search.includes(word))", arg=list(words))
+        self.until("words => words.every(word => location.search.includes(word))", arg=list(words))
 
     def open_tab(self, tab: str) -> None:
         """Open a tab by its id, from the row or from its menu on a small screen, and wait until it is drawn."""
@@ -118,7 +126,7 @@ class Opened:
                 .find(button => button.textContent.trim() === window.isxTabs[tab]).click()""",
             tab,
         )
-        self.page.wait_for_function(
+        self.until(
             """where => {
                 const shown = document.querySelector(where);
                 return shown?.checkVisibility() && shown.innerText.trim();
