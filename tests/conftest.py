@@ -15,10 +15,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from browsing import CHROMIUM
+from jaxtyping import config as jaxtyping
+from jaxtyping import install_import_hook
 
-BROWSER = Path(__file__).parent / "browser"
+TESTS = Path(__file__).parent
+LIBRARY, BROWSER = TESTS.parent / "intraslice", TESTS / "browser"
 FIXTURES = ("forked", "gradio_pages", "harness", "models", "opened", "tiny_page")  # in tests/support
 pytest.register_assert_rewrite(*FIXTURES)  # a folder's conftest.py may import them before
+
+
+def modules_with_shapes() -> list[str]:
+    """The library's modules whose signatures have shapes; what the others have mypy checks, and at no cost."""
+    files = [file for file in LIBRARY.rglob("*.py") if "from jaxtyping import" in file.read_text(encoding="utf-8")]
+    return [".".join(file.relative_to(LIBRARY.parent).with_suffix("").parts) for file in files]
+
+
+install_import_hook(modules_with_shapes(), "checking.check_types")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,3 +57,8 @@ def pytest_collection_finish() -> None:
     """Take what was imported out of garbage collection, which else looks through all of it again and again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Check shapes and types in the library's own tests; those of the page call the same functions."""
+    jaxtyping.update("jaxtyping_disable", not item.path.is_relative_to(TESTS / "library"))

@@ -45,8 +45,8 @@ def left_over(text: str) -> list[str]:
     return [text[max(0, one.start() - 40) : one.end() + 40] for one in found.finditer(text)]
 
 
-def test_the_browsers_german_has_no_english_left_and_the_switch_keeps_what_the_page_is_set_to(visit) -> None:
-    opened = visit("/?sparsity=25", language="de-DE")
+def test_german_has_no_english_left_axe_finds_nothing_and_the_switch_keeps_the_settings(visit, axe) -> None:
+    opened = visit("/?sparsity=25&__theme=dark", language="de-DE")  # dark has less contrast
     page = opened.page
     opened.says("#headline", "Perplexität")
     assert page.evaluate("[document.documentElement.lang, navigator.language]") == ["de", "de"]
@@ -57,9 +57,11 @@ def test_the_browsers_german_has_no_english_left_and_the_switch_keeps_what_the_p
     assert re.search(r"25,0\s%", page.inner_text("#removed"))
     assert re.search(r"134,5 Mio\. → [\d,]+ Mio\. Parameter", page.inner_text("#headline"))
     assert not re.search(r"\d\.\d+[^\d.]", page.inner_text("#readout"))
+    opened.prepare_axe(axe)
     for tab in TABS:
         opened.open_tab(tab)
         assert left_over(page.evaluate(SEEN)) == [], tab
+        assert opened.found_by_axe("body" if tab == "ratios" else "#tabs") == [], tab
     opened.open_tab("ratios")
     ticks = page.evaluate("[...document.querySelectorAll('#verdict-chart .ytick')].map(one => one.textContent)")
     assert any("," in tick for tick in ticks)

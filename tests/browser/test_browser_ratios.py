@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from browsing import NOT_OURS, Opened
 
 from components.state.request import parse
 from components.state.settings import Settings
@@ -119,28 +118,13 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     opened.forgive("net::ERR_FAILED", "AbortError", "errored out")  # failed requests, and what was on its way
 
 
-def found_by_axe(opened: Opened, include: str) -> list[str]:
-    """Serious violations within an element."""
-    results = opened.page.evaluate(
-        "([include, exclude]) => axe.run({ include, exclude }, { resultTypes: ['violations'] })", [[include], NOT_OURS]
-    )
-    return [
-        f"{violation['id']}: {[(node['target'], node['failureSummary'][:200]) for node in violation['nodes'][:5]]}"
-        for violation in results["violations"]
-        if violation["impact"] in ("serious", "critical")
-    ]
-
-
-@pytest.mark.parametrize("theme", [pytest.param("light", marks=pytest.mark.slow), "dark"])  # dark has less contrast
+@pytest.mark.slow  # the walk through the German page has axe in dark, which has less contrast
+@pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious_on_any_tab(visit, axe, theme) -> None:
     opened = visit(f"/?__theme={theme}")
-    opened.page.evaluate(axe)
-    opened.page.evaluate("document.querySelectorAll('.isx-fold').forEach((one) => (one.open = true))")
-    opened.page.add_style_tag(
-        content=".main-svg { display: none !important }"
-    )  # thousands of nodes that axe leaves out
+    opened.prepare_axe(axe)
     found = {}
     for tab in TABS:
         opened.open_tab(tab)
-        found[tab] = found_by_axe(opened, "body" if tab == "ratios" else "#tabs")
+        found[tab] = opened.found_by_axe("body" if tab == "ratios" else "#tabs")
     assert found == {tab: [] for tab in TABS}

@@ -14,7 +14,7 @@ from intraslice import CalibrationConfig, EvaluationConfig, compress
 from intraslice.__main__ import main
 from intraslice.core.cache import cache_folder
 
-SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "512", "--json"]
+SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "256", "--json"]
 KEYS = {"model", "method", "estimator", "order", "sparsity_asked", "removed_fraction", "parameters"}
 KEYS |= {"kv_bytes_per_token", "perplexity", "ratios", "protocol", "seconds", "peak_rss_bytes"}
 
@@ -41,7 +41,7 @@ def test_calibrate_slice_save_reload_and_evaluate(capsys, default_model, tmp_pat
         "default",
         sparsity=0.2,
         calibration=CalibrationConfig(sequences=8, length=128),
-        evaluation=EvaluationConfig(tokens=512, window=128),
+        evaluation=EvaluationConfig(tokens=256, window=128),
         progress=False,
     )
     evaluation = compressed.evaluate(progress=False)

@@ -44,7 +44,7 @@ def test_a_step_that_there_is_not_changes_nothing(step, phase) -> None:
 
 def test_a_link_opens_a_step_and_what_it_says_itself_goes_first() -> None:
     opened = link.restore(SimpleNamespace(query_params={"lesson": "5"}))
-    assert (opened.estimator, opened.sparsity, opened.tab) == ("uniform", 30, "ratios")
+    assert (opened.estimator, opened.sparsity, opened.tabs.selected) == ("uniform", 30, "ratios")
     opened = link.restore(SimpleNamespace(query_params={"lesson": "5", "sparsity": "12"}))
     assert (opened.estimator, opened.sparsity) == ("uniform", 12)
     assert link.restore(SimpleNamespace(query_params={"lesson": "99"})).estimator == Settings().estimator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jaxtyping
 import pytest
 import torch
 from torch.testing import assert_close
@@ -10,6 +11,7 @@ from intraslice.core.errors import NumericalError
 from intraslice.core.linalg import (
     BLOCK,
     add_moment_,
+    cholesky,
     damp,
     diagonal_blocks,
     explained_variance,
@@ -124,3 +126,10 @@ def test_a_massive_channel_does_not_set_the_typical_damping():
     step = damp(moment, typical_damping(moment)) - moment
     assert_close(step, 0.3 * torch.eye(5), atol=0.1, rtol=1e-3)  # a tenth of 3
     assert typical_damping(torch.zeros(3, 3)) > 0
+
+
+def test_shapes_and_types_are_checked_in_the_librarys_tests():
+    with pytest.raises(jaxtyping.TypeCheckError, match="system"):
+        cholesky(torch.ones(2, 3))
+    with pytest.raises(jaxtyping.TypeCheckError, match="system"):
+        cholesky("no tensor")
