@@ -155,7 +155,7 @@ def in_turns(case, jobs: dict[str, Job]) -> dict[str, Any]:
     return Turns({name: bound(job) for name, job in jobs.items()}, check).run()
 
 
-@pytest.mark.parametrize("name", [slow_unless(name, {"llama-gqa", "phi"}) for name in FAMILIES])
+@pytest.mark.parametrize("name", [slow_unless(name, {"llama-gqa"}) for name in FAMILIES])
 def test_jobs_that_take_turns_give_what_each_gives_alone(tiny_case, monkeypatch, tmp_path, name):
     case = tiny_case(name)
     alone = {name: contents(job(with_own_stats(case), ignore_progress)) for name, job in JOBS.items()}

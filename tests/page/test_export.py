@@ -48,7 +48,12 @@ def downloads() -> Downloads:
     return Downloads()
 
 
-@pytest.fixture(params=list(SETTINGS), scope="module")
+SLOW = ("as it opens", "the paper's order")  # what they set "by hand" and the library's tests set, too
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SETTINGS], scope="module"
+)
 def settings(request, tiny) -> Request:
     return tiny.with_settings(**SETTINGS[request.param])
 

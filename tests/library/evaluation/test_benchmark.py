@@ -164,7 +164,7 @@ def test_what_passes_tokens_is_scaled_to_the_usual_number_and_the_algebra_is_not
     assert (costs.plan_ms, costs.dense_ms) == (pytest.approx(250), pytest.approx(1000))
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "phi"])
+@pytest.mark.parametrize("name", ["llama-gqa", pytest.param("phi", marks=pytest.mark.slow)])
 def test_every_cost_is_measured_and_nothing_is_kept_or_read(tiny_case, own_cache, name):
     case, events = tiny_case(name), []
     costs = measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(0.3), progress=events.append)

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import gradio as gr
+import pytest
 
 from components.gradio_compat.upload_folder import delete_uploads, is_uploaded, upload_folder
 
@@ -13,6 +14,7 @@ def upload(client) -> Path:
     return Path(path)
 
 
+@pytest.mark.slow
 def test_plain_gradio_leaves_uploads_behind_when_it_closes_during_a_call(launch) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
