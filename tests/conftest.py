@@ -53,8 +53,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.path.is_relative_to(BROWSER))
 
 
-def pytest_collection_finish() -> None:
-    """Take what was imported out of garbage collection, which else looks through all of it again and again."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Make sure that xdist has read the groups, and take what was imported out of garbage collection.
+
+    Without groups each process has a browser of its own, and what a file's tests share is made in each of them. A full
+    collection would look through all imports again and again.
+    """
+    grouped = getattr(session.config.option, "loadgroup", False)
+    if grouped and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist does not read groups from this pytest; see tests/requirements.txt")
     gc.collect()
     gc.freeze()
 
