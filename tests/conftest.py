@@ -61,7 +61,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """
     grouped = getattr(session.config.option, "loadgroup", False)
     if grouped and not all("@" in item.nodeid for item in session.items):
-        raise pytest.UsageError("pytest-xdist does not read groups from this pytest; see tests/requirements.txt")
+        raise pytest.UsageError(
+            "xdist reads no groups with this pytest; install tests/requirements.txt"
+        )
     gc.collect()
     gc.freeze()
 

@@ -44,10 +44,11 @@ def test_dragging_the_slider_draws_the_librarys_ratios(plain, page_session) -> N
         assert close(opened.bars(), expected)
         assert f"{percent}" in page.inner_text("#removed")
     with page.expect_request("**/queue/join*"):  # a key lets go as the hand does, and the setting is measured
-        page.press("#sparsity input[type=range]", "ArrowRight")
+        opened.moved_by(lambda: page.press("#sparsity input[type=range]", "ArrowRight"))
     opened.drag(12)
 
     page.click("#ratio-chart .isx-twin summary")
+    opened.says("#ratio-chart tbody tr:nth-child(8)", f"{expected[0][7]:.1%}")
     cells = page.locator("#ratio-chart tbody tr").nth(7).locator("td").all_inner_texts()
     assert cells[:2] == ["7", f"{expected[0][7]:.1%}"]
 
