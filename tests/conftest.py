@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 # Before huggingface_hub and gradio are imported. The tests touch no network but pip's, and pip's only once, unless
-# told to; and each process of a run has ports of its own to launch pages at.
+# told to; and each process has ports of its own to launch pages at, below those that the system gives to connections.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["GRADIO_SERVER_PORT"] = str(7860 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
+os.environ["GRADIO_SERVER_PORT"] = str(10_000 + os.getpid() % 220 * 100)
 # Tiny tensors gain nothing from a second thread, and on a busy machine the two wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -61,9 +61,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """
     grouped = getattr(session.config.option, "loadgroup", False)
     if grouped and not all("@" in item.nodeid for item in session.items):
-        raise pytest.UsageError(
-            "xdist reads no groups with this pytest; install tests/requirements.txt"
-        )
+        raise pytest.UsageError("xdist reads no groups with this pytest; install tests/requirements.txt")
     gc.collect()
     gc.freeze()
 
