@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from components.assets import ASSETS
 from components.frame.link import usual
 from components.frame.pinning import UNDONE
-from components.gradio_compat.request_size import BoundedRequests
+from components.gradio_compat.http.request_size import BoundedRequests
 from components.i18n.language import Words, for_scripts, long_text, spoken
 from components.jobs import limits
 from components.ui.chart_bridge import plotly_head

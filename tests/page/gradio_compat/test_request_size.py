@@ -4,7 +4,7 @@ import gradio as gr
 import pytest
 from starlette.middleware import Middleware
 
-from components.gradio_compat.request_size import ENVELOPE, BoundedRequests
+from components.gradio_compat.http.request_size import ENVELOPE, BoundedRequests
 from components.jobs import limits
 
 

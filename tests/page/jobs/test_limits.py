@@ -11,7 +11,7 @@ from refused_values import REFUSED
 
 from app import launch_options
 from components.frame import link
-from components.gradio_compat.request_size import make_room
+from components.gradio_compat.http.request_size import make_room
 from components.jobs import limits
 from components.jobs.status import Status
 from components.state.request import parse

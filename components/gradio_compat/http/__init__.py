@@ -1,0 +1,1 @@
+"""What a request may be, before gradio sees it: ASGI middleware."""
