@@ -12,6 +12,8 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 
 from components.gradio_compat.blocks import PatchedBlocks
+from components.gradio_compat.http.cached_page import CachedPage
+from components.gradio_compat.http.routes import NeededRoutes
 from components.gradio_compat.upload_folder import delete_uploads
 from components.jobs import limits
 from components.jobs.scheduler import Scheduler
@@ -49,9 +51,17 @@ class App(PatchedBlocks):
         kwargs = {
             **kwargs,
             "routes": [*own, *kwargs.get("routes", ())],
-            "middleware": [Middleware(LanguageMiddleware), *kwargs.get("middleware", ())],
+            "middleware": [
+                Middleware(NeededRoutes, [route.path for route in own], self._has_called),
+                Middleware(CachedPage),
+                Middleware(LanguageMiddleware),
+                *kwargs.get("middleware", ()),
+            ],
         }
         return super().launch(*args, **options, app_kwargs=kwargs)
+
+    def _has_called(self, session: str) -> bool:
+        return session in self.calls.pending_messages_per_session
 
     def serve(self, **options: Any) -> None:
         """`launch`, with a line a job in the log, until the process is told to end."""

@@ -236,4 +236,4 @@ def test_too_few_values_come_back_in_words(idle) -> None:
 
 def test_nobody_sees_who_calls_what(server) -> None:
     for page in ("monitoring/summary", "monitoring"):
-        assert httpx.get(f"{server.address}{page}").status_code == 403
+        assert httpx.get(f"{server.address}{page}").status_code == 404

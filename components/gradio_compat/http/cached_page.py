@@ -1,0 +1,131 @@
+"""The page's HTML and configuration, made once for each language.
+
+Gradio makes both anew for every request, with a copy of the whole configuration, in which time nobody else is answered;
+and it sends a megabyte, which stays in memory for whoever does not read it. Only the root address in them differs from
+request to request, since gradio takes it from the request's headers. So the answer is made once for an address that
+nobody has, and the request's own is put in its place; what was sent last is kept compressed.
+
+Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_cached_page.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import re
+import zlib
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import httpx
+from gradio.route_utils import get_request_origin
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from components.i18n.language import asked_for, say
+
+PATHS = ("/", "/config")
+NOWHERE = "isx-root.invalid"  # a name that no machine can have (RFC 6761)
+ORIGIN = re.compile(r"https?://[\w.:\[\]-]+", re.ASCII)  # nothing that ends a string in JSON or HTML
+# What of a request is answered here, and therefore kept from gradio.
+OURS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server", b"if-none-match", b"accept-encoding"}
+SENT = 32  # answers as they were sent
+CHUNK = 2**16  # bytes
+
+
+def origin_of(request: Request) -> str:
+    """Scheme and host by which the client sees the page, as gradio reads them; empty where they are none."""
+    try:
+        url = get_request_origin(request, request.url.path)
+    except (httpx.InvalidURL, ValueError):
+        return ""
+    return f"{url.scheme}://{url.netloc.decode('latin-1')}"
+
+
+async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
+    """The body in parts: of a client who does not read, one part waits and not all of it."""
+    for start in range(0, len(body), CHUNK):
+        yield body[start : start + CHUNK]
+
+
+class Made(NamedTuple):
+    """An answer of gradio's, and a name for its content."""
+
+    body: bytes
+    media_type: str
+    version: str
+
+
+class CachedPage:
+    """ASGI middleware: answers `GET` of the page and of its configuration from memory, with an ETag."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._made: dict[tuple[str, str, bool], Made] = {}
+        self._sent: dict[tuple[str, str, bool], bytes] = {}  # the one that was used last comes last
+        self._making = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request, or hand it on."""
+        if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] not in PATHS:
+            return await self._app(scope, receive, send)
+        request = Request(scope)
+        if not ORIGIN.fullmatch(origin := origin_of(request)):
+            words = say("the request names no host that a page can have")
+            return await PlainTextResponse(words, 400)(scope, receive, send)
+        query = QueryParams(scope.get("query_string", b""))
+        language = asked_for(query, request.headers.get("accept-language"))
+        made = await self._answer(scope, receive, language, query.get("lang") == language)
+        if made is None:
+            return await self._app(scope, receive, send)
+        etag = f'"{made.version}-{zlib.crc32(origin.encode()):x}"'
+        headers = {"etag": etag, "cache-control": "no-cache", "vary": "accept-language, accept-encoding"}
+        if request.headers.get("if-none-match") == etag:
+            return await Response(status_code=304, headers=headers)(scope, receive, send)
+        zipped = "gzip" in request.headers.get("accept-encoding", "")
+        headers |= {"content-encoding": "gzip"} if zipped else {}
+        body = self._as_sent(made, origin, zipped)
+        headers["content-length"] = str(len(body))
+        await StreamingResponse(in_chunks(body), headers=headers, media_type=made.media_type)(scope, receive, send)
+
+    def _as_sent(self, made: Made, origin: str, zipped: bool) -> bytes:
+        key = (made.version, origin, zipped)
+        if (body := self._sent.pop(key, None)) is None:
+            body = made.body.replace(f"http://{NOWHERE}".encode(), origin.encode())
+            body = gzip.compress(body, 1, mtime=0) if zipped else body
+        self._sent[key] = body
+        while len(self._sent) > SENT:
+            del self._sent[next(iter(self._sent))]
+        return body
+
+    async def _answer(self, scope: Scope, receive: Receive, language: str, is_asked: bool) -> Made | None:
+        """Gradio's answer to this path in a language; None where it is no page, which is not kept.
+
+        A page says whether its address names the language.
+        """
+        key = (scope["path"], language, is_asked)
+        async with self._making:
+            if key not in self._made:
+                query = f"lang={language}".encode() if is_asked else b""
+                if (made := await self._make({**scope, "query_string": query}, receive)) is None:
+                    return None
+                self._made[key] = made
+            return self._made[key]
+
+    async def _make(self, scope: Scope, receive: Receive) -> Made | None:
+        messages: list[Message] = []
+
+        async def collect(message: Message) -> None:
+            messages.append(message)
+
+        headers = [pair for pair in scope["headers"] if pair[0] not in OURS] + [(b"host", NOWHERE.encode())]
+        await self._app({**scope, "scheme": "http", "headers": headers}, receive, collect)
+        start, *parts = messages
+        if start["status"] != 200:
+            return None
+        body = b"".join(part.get("body", b"") for part in parts)
+        media_type = dict(start["headers"])[b"content-type"].decode()
+        return Made(body, media_type, hashlib.sha256(body).hexdigest()[:16])
