@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.i18n.language import later
 from components.jobs.job import Job
+from components.jobs.places import Places
 from components.jobs.status import Status
 from components.state.request import DENSE, Request
 from components.state.session import Session
@@ -25,6 +26,8 @@ from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.pretrained.sources import DEFAULT
 from intraslice.reporting import Recipe, measured, record
+
+WRITERS = Places(2, later("Waiting for others who write files"))
 
 
 class Export(NamedTuple):
@@ -143,8 +146,8 @@ def write_checkpoint(job: Job, session: Session, request: Request, downloads: Do
                 for file in sorted(folder.iterdir()):
                     archive.write(file, f"{name}/{file.name}")
 
-    with job.waiting():
-        return Export(downloads.put(f"{name}.zip", write))
+    with WRITERS.taken(job):
+        return Export(downloads.put(f"{name}.zip", write, int(2.2 * size)))
 
 
 def write_gguf_file(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:
@@ -162,8 +165,9 @@ def write_gguf_file(job: Job, session: Session, request: Request, downloads: Dow
         nonlocal padding
         padding = write_gguf(model, tokenizer, path, made=made, progress=False).padding_bytes
 
-    with job.waiting():
-        path = downloads.put(f"{checkpoint_name(request)}.gguf", write)
+    size = sum(2 * parameter.numel() for parameter in model.parameters())
+    with WRITERS.taken(job):
+        path = downloads.put(f"{checkpoint_name(request)}.gguf", write, size)
     return Export(path, _padded(padding))
 
 

@@ -64,6 +64,7 @@ REQUEST = Limit("REQUEST", "bytes of a call", 4 * 2**20, 2**20, "it is read whol
 UPLOAD = Limit("UPLOAD", "bytes of an uploaded file", 2**29, 20 * 2**20, "it lies on the disk, and is read as text")
 UPLOADS = Limit("UPLOADS", "bytes of all uploads", 2**40, 2**31, "the oldest make room, those broken off included")
 UPLOAD_SECONDS = Limit("UPLOAD_SECONDS", "seconds that an upload is kept", 86_400, 3_600, "the disk is everybody's")
+EXPORTS = Limit("EXPORTS", "bytes of all files to take home", 2**36, 2**31, "each is kept for ten minutes")
 JOBS = Limit("JOBS", "jobs that run or wait", 100, 60, "each holds a thread")
 VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one visitor", 12, 12, "an open page has up to eleven")
 JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "whoever waits has a turn some day")

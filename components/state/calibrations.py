@@ -17,6 +17,7 @@ import torch
 from components.i18n.language import later
 from components.jobs.job import Job
 from components.jobs.jobs import job_progress
+from components.jobs.places import Places
 from components.jobs.status import Status
 from components.state.caches import Caches, return_freed_memory
 from components.state.choices import describe_text
@@ -31,6 +32,7 @@ from intraslice.core.progress import Progress
 from intraslice.loading import LoadedModel, load_model
 from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
 
+READERS = Places(2, later("Waiting for others whose texts are being read"))
 ENOUGH = 4  # sequences, before anything is sliced: of fewer a slice says little
 
 
@@ -138,7 +140,7 @@ class Calibrations:
     def _calibrate_now(self, job: Job, key: CalibrationKey, loaded: LoadedModel) -> None:
         job.emit(Status(later("Reading text: {text}", text=describe_text(key.config.text))))
         evaluation = key.evaluation(self._evaluation_tokens)
-        with job.waiting():
+        with READERS.taken(job):
             training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)
             windows = data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
         tokens, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()

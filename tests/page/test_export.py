@@ -18,7 +18,8 @@ from components.export.report import Report, html
 from components.ratios.charts import ratio_chart
 from components.state.request import Request
 from components.state.session import Session
-from components.ui.downloads import LOCK, Downloads
+from components.ui import downloads as module_of_downloads
+from components.ui.downloads import FRESH, LOCK, Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
@@ -154,14 +155,22 @@ def test_a_prompt_is_quoted_for_shell_and_python(session, tiny) -> None:
     assert repr(nasty) in exports.snippet(tiny, nasty)
 
 
-def test_downloads_keep_the_newest_and_end_with_the_app(tmp_path) -> None:
-    downloads = Downloads(limit=10)
-    paths = [downloads.put("file", lambda path: path.write_bytes(b"12345")) for _ in range(3)]
+def test_downloads_keep_what_is_fresh_then_the_newest_and_end_with_the_app(monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_EXPORTS", "10")
+    downloads, clock = Downloads(), SimpleNamespace(monotonic=lambda: 1000.0)
+    monkeypatch.setattr(module_of_downloads, "time", clock)
+    paths = [downloads.put("file", lambda path: path.write_bytes(b"12345")) for _ in range(2)]
+    for size in (0, 5):  # told before, or found once it is written
+        with pytest.raises(UserError, match="try again in 10 min"):
+            downloads.put("file", lambda path: path.write_bytes(b"12345"), size)
+    clock.monotonic = lambda: 1000.0 + FRESH + 1
+    paths.append(downloads.put("file", lambda path: path.write_bytes(b"12345")))
     assert [path.exists() for path in paths] == [False, True, True]
-    large = downloads.put("large", lambda path: path.write_bytes(bytes(40)))
-    assert [path.exists() for path in (*paths[1:], large)] == [False, False, True]
     with pytest.raises(ZeroDivisionError):
-        downloads.put("broken", lambda path: 1 / 0)
+        downloads.put("broken", lambda path: 1 / 0, 5)
+    clock.monotonic = lambda: 1000.0 + 2 * FRESH + 2
+    large = downloads.put("large", lambda path: path.write_bytes(bytes(40)), 40)
+    assert [path.exists() for path in (*paths, large)] == [False, False, False, True]
     home = large.parent.parent
     assert {entry.name for entry in home.iterdir()} == {large.parent.name, LOCK}
     del downloads
