@@ -92,7 +92,7 @@ def require() -> None:
 
 
 def table() -> str:
-    """All bounds as a table in Markdown, for the README."""
+    """All bounds as a table in Markdown, for `docs/deployment.md`."""
     rows = [
         f"| {limit.what} | {limit.desktop:,} | {limit.hosted:,} | `{limit.variable}` | {limit.why} |"
         for limit in LIMITS

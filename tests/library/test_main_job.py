@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from intraslice import CalibrationConfig, EvaluationConfig, compress
 from intraslice.__main__ import main
 from intraslice.core.cache import cache_folder
 
+ROOT = Path(__file__).parents[2]
 SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "256", "--json"]
 KEYS = {"model", "method", "estimator", "order", "sparsity_asked", "removed_fraction", "parameters"}
 KEYS |= {"kv_bytes_per_token", "perplexity", "ratios", "protocol", "seconds", "peak_rss_bytes"}
@@ -52,6 +54,15 @@ def test_calibrate_slice_save_reload_and_evaluate(capsys, default_model, tmp_pat
     assert reloaded["kv_bytes_per_token"]["sliced"] < reloaded["kv_bytes_per_token"]["dense"]
     size = sum(file.stat().st_size for file in Path(folder).iterdir())
     assert size < 4 * counts["sliced_total"] + 6_000_000  # float32, and the tokenizer
+
+
+@pytest.mark.slow
+def test_the_readmes_example_runs(capsys, monkeypatch, tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert "perplexity" in capsys.readouterr().out
+    assert (tmp_path / "sliced" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The page from another program: every endpoint has a name and words, and the README's examples run."""
+"""The page from another program: every endpoint has a name and words, and the examples of docs/usage.md run."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ from components.state.settings import Settings
 from intraslice.checkpoints.format import RECORD
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+EXAMPLES = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "usage.md").read_text(encoding="utf-8"), re.S)[1]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def client(address) -> Client:
     return Client(address, verbose=False)
 
 
-def test_the_readmes_examples_run(address, capsys, monkeypatch, tmp_path) -> None:
+def test_the_documented_examples_run(address, capsys, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     said = {}
     exec(EXAMPLES.replace("http://127.0.0.1:7860", address), said)

@@ -23,9 +23,9 @@ from intraslice.core.errors import UserError
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_readme_has_all_bounds() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.split("<!-- limits -->\n")[1].split("\n<!-- /limits -->")[0] == limits.table()
+def test_the_documents_have_all_limits() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert text.split("<!-- limits -->\n")[1].split("\n<!-- /limits -->")[0] == limits.table()
 
 
 def test_a_bound_is_the_hosts_and_the_environment_overrules_it(monkeypatch) -> None:

@@ -1,0 +1,71 @@
+"""The documents: their links lead somewhere, their commands can be given, and they stay short enough to be read."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from test_house import MOST_FILES, MOST_LINES, MOST_PARAMETERS
+
+import intraslice
+from intraslice.cli.parser import parser
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + [*(ROOT / "docs").glob("*.md")]
+EXAMPLES = {"energy", "random-heads"}  # which docs/extending.md adds; tests/test_extending.py runs those commands
+MOST = {"README.md": 120, "CONTRIBUTING.md": 80}  # lines after the front matter
+FREE = {"results.md", "CHANGELOG.md"}
+
+
+def text_of(document: Path) -> str:
+    """Its text without the front matter of a Space's card."""
+    return re.sub(r"\A---\n.*?\n---\n", "", document.read_text(encoding="utf-8"), flags=re.S)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document) -> None:
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text_of(document))
+    relative = [target for target in targets if not re.match(r"https?:", target)]
+    assert [target for target in relative if not (document.parent / target).exists()] == []
+
+
+def test_files_that_are_named_are_there() -> None:
+    named = re.compile(r"`((?:intraslice|components|assets|tests|docs)/[\w/.-]+\.(?:py|js|json|md|ipynb|npz))`")
+    missing = {
+        (document.name, path)
+        for document in DOCUMENTS
+        if document.name != "CHANGELOG.md"
+        for path in named.findall(text_of(document))
+        if not (ROOT / path).exists() and "summary" not in path and "energy" not in path
+    }
+    assert missing == set()
+
+
+def test_commands_can_be_given() -> None:
+    texts = "\n".join(map(text_of, DOCUMENTS))
+    lines = re.findall(r"^    (?:python|torchrun .*) -m intraslice (.*)$", texts, re.M)
+    # One command reads the file that the command before it writes.
+    commands = [shlex.split(line.replace("pca measured.json", "pca"), comments=True) for line in lines]
+    commands = [words for words in commands if not EXAMPLES & set(words)]
+    assert len(commands) > 25
+    for words in commands:
+        if words[0] != "publish":  # which the page adds
+            parser().parse_args(words)
+
+
+def test_they_are_short_enough_to_be_read() -> None:
+    lengths = {document.name: len(text_of(document).splitlines()) for document in DOCUMENTS}
+    too_long = {name: length for name, length in lengths.items() if length > MOST.get(name, 250) and name not in FREE}
+    assert too_long == {}
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", citation, re.M)[1] == intraslice.__version__
+
+
+def test_the_rules_have_the_numbers_that_are_tested() -> None:
+    rules = f"{MOST_LINES} lines a file, {MOST_FILES} files a folder, {MOST_PARAMETERS} parameters a function"
+    assert rules in text_of(ROOT / "CONTRIBUTING.md")
