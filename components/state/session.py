@@ -36,7 +36,7 @@ from intraslice.methods.registry import plan_by, slice_by
 from intraslice.planning.ratios import SlicePlan
 from intraslice.pretrained.memory import available_bytes
 from intraslice.pretrained.precision import AUTO, choose_device
-from intraslice.pretrained.sources import verify_default
+from intraslice.pretrained.sources import DEFAULT, verify_weights
 
 RECOVERY_STAGES = {  # of the library, and what the status says of them
     "dense states": later("Reading the dense model's answers to learn from, sequence"),
@@ -57,7 +57,7 @@ class Session:
 
     def __init__(self, device: str = AUTO, evaluation_tokens: int = 2560) -> None:
         if limits.hosted():
-            verify_default()
+            verify_weights(DEFAULT)
         self.device = choose_device(device)
         self.evaluation_tokens = evaluation_tokens
         self.jobs = Jobs(Scheduler(initialise=partial(torch.set_num_threads, torch.get_num_threads())))

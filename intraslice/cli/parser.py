@@ -60,6 +60,7 @@ def _common(eval_tokens: int) -> _Parser:
     common = _Parser(add_help=False)
     add = common.add_argument
     add("--model", default=DEFAULT, metavar="ID|FOLDER|default", help="weights to load")
+    add("--verify", action="store_true", help="hash cached weights first, and fetch damaged ones anew")
     explanation = "auto: bfloat16 where the device multiplies it natively, else float32; statistics are float32 in both"
     add("--dtype", default=AUTO, choices=(AUTO, *get_args(Precision)), help=explanation)
     add("--device", default=AUTO, help="auto: CUDA where it is there, else the CPU")

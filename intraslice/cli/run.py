@@ -25,6 +25,7 @@ from intraslice.loading import LoadedModel
 from intraslice.methods.registry import require_shareable
 from intraslice.pipeline import Pipeline
 from intraslice.pretrained.precision import choose_device, choose_dtype
+from intraslice.pretrained.sources import verify_weights
 from intraslice.reporting import Recipe
 from intraslice.untrusted.ratio_files import read_ratios
 
@@ -51,6 +52,8 @@ class Run(Pipeline):
 
     def load(self) -> LoadedModel:
         """As the pipeline does, and say on stderr which weights these are."""
+        if self.arguments.verify:
+            verify_weights(self.recipe.model)
         loaded = super().load()
         if speaks():
             print(f"model: {loaded.source}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -207,14 +208,21 @@ def _convert_default(progress: ProgressCallback) -> Weights:
     return _converted_weights()
 
 
-def verify_default() -> None:
-    """Hash the converted default weights, if there are any: those that are damaged will be converted anew.
+def verify_weights(name: str) -> None:
+    """Hash the weights of `name` that are cached, if any: damaged ones are removed, so that they are fetched anew.
 
-    Raises OSError where they are and cannot be removed.
+    A folder and a GGUF file have no hash to compare with. Raises OSError where damaged files cannot be removed.
     """
     folder = _converted_folder()
-    if folder.is_dir() and not _is_whole(folder, verify=True):
+    if name == DEFAULT and folder.is_dir() and not _is_whole(folder, verify=True):
         (folder / RECORD).unlink(missing_ok=True)
+    hub_id = DEFAULT_HUB_ID if name == DEFAULT else name
+    if not Path(hub_id).exists() and (snapshot := _cached_snapshot(hub_id, None)):
+        for file in snapshot.folder.iterdir():
+            # The Hub's cache names a large file's content by its SHA-256.
+            if re.fullmatch("[0-9a-f]{64}", (blob := file.resolve()).name) and _sha256(blob) != blob.name:
+                file.unlink()
+                blob.unlink()
 
 
 def _is_whole(folder: Path, verify: bool = False) -> bool:

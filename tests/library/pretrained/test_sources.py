@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -13,8 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import save
 
 from intraslice.core import cache
 from intraslice.loading import DEFAULT, SUGGESTED_MODELS, load_model
@@ -185,12 +189,12 @@ def test_other_values_as_old_as_the_weights_are_seen_when_all_is_verified(large_
     damage(large_weights)
     os.utime(large_weights, ns=(written, written))
     assert find_weights(DEFAULT) is not None
-    sources.verify_default()
+    sources.verify_weights(DEFAULT)
     assert find_weights(DEFAULT) is None
 
 
 def test_whole_weights_stay_when_all_is_verified(large_weights):
-    sources.verify_default()
+    sources.verify_weights(DEFAULT)
     assert find_weights(DEFAULT) is not None
 
 
@@ -259,3 +263,22 @@ def test_where_the_defaults_snapshot_is_cut_short_the_wheel_serves(folder, conve
 def test_suggestions_begin_with_the_default():
     assert next(iter(SUGGESTED_MODELS)) == DEFAULT
     assert len(SUGGESTED_MODELS) == 8
+
+
+def test_a_snapshot_of_the_hub_with_other_bytes_than_its_name_is_fetched_anew(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository, content = tmp_path / "models--somebody--tiny", save({"weight": torch.ones(2)})
+    blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
+    snapshot = repository / "snapshots" / ("0" * 40)
+    for folder in (blob.parent, snapshot, repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(snapshot.name)
+    (snapshot / "config.json").write_text("{}")
+    blob.write_bytes(content)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    sources.verify_weights("somebody/tiny")
+    assert find_weights("somebody/tiny").folder == snapshot
+    blob.write_bytes(content[:-1] + b"\xff")
+    assert find_weights("somebody/tiny") is not None
+    sources.verify_weights("somebody/tiny")
+    assert find_weights("somebody/tiny") is None

@@ -142,6 +142,6 @@ def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
 def test_a_hosted_page_verifies_the_default_weights_when_it_starts(hosted, times, monkeypatch) -> None:
     calls = []
     monkeypatch.setenv("INTRASLICE_HOSTED", hosted)
-    monkeypatch.setattr("components.state.session.verify_default", lambda: calls.append(None))
+    monkeypatch.setattr("components.state.session.verify_weights", calls.append)
     Session()
     assert len(calls) == times
