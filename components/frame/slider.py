@@ -121,13 +121,15 @@ def opening(session: Session, request: Request) -> Moved:
 def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Iterator[Measured]:
     """Slice and take the perplexity; yields status, readout, first line, asked/removed, perplexity (HTML).
 
-    In one shot and without recovery this follows every release of the slider; else only a button starts it.
+    In one shot and without recovery this follows every release of the slider; else only a button starts it, and it goes
+    on when the slider moves: the words are then those of the new setting, and only the status is told.
     """
     shown = None
     for event in session.measure(request, client):
         answer = unchanged(Measured)._replace(status=formatting.status(event))
         perplexities = session.perplexities(request)
-        if perplexities != shown or event.kind == "ready":
+        is_seen = not session.jobs.looks_elsewhere(client, request=request)
+        if is_seen and (perplexities != shown or event.kind == "ready"):
             texts = _texts(session, request, session.plan(request), pinned, say("… (being measured)"))
             answer = answer._replace(**texts._asdict())
         yield answer

@@ -28,12 +28,13 @@ EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 
 class _Running(NamedTuple):
-    """A client's job, its kind, and what the client has to go on looking at for it to go on."""
+    """A client's job, its kind, what the client has to go on looking at for it to go on, and has looked at since."""
 
     client: str
     kind: str
     job: Job
     follows: dict[str, object]
+    seen: dict[str, object]
 
 
 class Jobs:
@@ -56,8 +57,14 @@ class Jobs:
     def look(self, client: str, **at: object) -> None:
         """Tell what a client looks at now, such as `settings` or a `tab`: jobs that follow something else end."""
         for running in self._of(client):
+            running.seen.update(at)
             if any(running.follows.get(what, seen) != seen for what, seen in at.items()):
                 running.job.stop()
+
+    def looks_elsewhere(self, client: str, **at: object) -> bool:
+        """Whether a client has looked at something else since a job of theirs began that still runs."""
+        running = self._of(client)
+        return any(one.seen.get(what, value) != value for one in running for what, value in at.items())
 
     def prefetch(self, client: str, work: Callable[[Job], Any], **follows: object) -> None:
         """Run what a client will soon ask for, once they have rested for a moment and nobody has anything running.
@@ -74,7 +81,7 @@ class Jobs:
         job = self.scheduler.start(client, rested, Urgency.BACKGROUND, max_seconds=limits.JOB_SECONDS.value)
         with self._lock:
             going_on = [running for running in self._running if not running.job.ended]
-            self._running = [*going_on, _Running(client, PREFETCH, job, follows)]
+            self._running = [*going_on, _Running(client, PREFETCH, job, follows, {})]
 
     def run(
         self, client: str, kind: str, work: Callable[[Job], Any], urgency: Urgency = Urgency.USUAL, **follows: object
@@ -89,7 +96,7 @@ class Jobs:
             yield Status(refusal, "error")
             return
         job = self.scheduler.start(client, work, urgency, self.connection(), limits.JOB_SECONDS.value)
-        running = _Running(client, kind, job, follows)
+        running = _Running(client, kind, job, follows, {})
         with self._lock:
             self._running.append(running)
         began = time.monotonic()

@@ -5,7 +5,7 @@ from collections import Counter
 import gradio as gr
 
 from app import build_app
-from components.frame import handlers
+from components.frame import handlers, slider
 from components.jobs.job import Job
 
 
@@ -44,6 +44,19 @@ def test_which_tab_is_in_view_is_the_browsers_to_say_and_is_told_in_order(sessio
     assert all(function.fn is None and f'"{tabs[one]}"' in function.js for one, function in noted.items())
     assert [one.fn for one in page.fns.values() if tab in one.outputs and one.fn is not None] == []
     assert [one.trigger_mode for one in page.fns.values() if one.inputs == [tab]] == ["always_last"]
+
+
+def test_what_a_button_measures_says_nothing_of_its_setting_once_the_slider_has_moved(session, tiny) -> None:
+    began, moved = tiny.with_settings(order="sequential", sparsity=33), tiny.with_settings(sparsity=20)
+    answers = slider.measure(session, began, 0, None, "ada")
+    assert next(answer for answer in answers if answer.headline != gr.skip())
+    slider.preview(session, [], moved, 0, None, "ada")
+    later = list(answers)
+    assert "Calibrated" in later[-1].status
+    assert {str(answer.headline) for answer in later} == {str(gr.skip())}
+    assert {str(answer.perplexity) for answer in later} == {str(gr.skip())}
+    back = slider.measure(session, began, 0, None, "ada")
+    assert list(back)[-1].headline != gr.skip()
 
 
 def test_opening_a_tab_signals_that_tab_alone_and_ends_what_another_shows(session) -> None:
