@@ -56,25 +56,25 @@ NEW_TOKENS = Limit("NEW_TOKENS", "tokens of an answer", 2_048, 512, "each is a s
 PROMPT = Limit("PROMPT", "characters of a prompt", 100_000, 16_000, "all are tokenised before any is read")
 PASSAGE = Limit("PASSAGE", "characters of a passage", 8_000, 8_000, "each of its tokens is an element of the page")
 LOCKED = Limit("LOCKED", "characters of the ratios given by hand", 20_000, 10_000, "parsed at every move of the slider")
-NAME = Limit("NAME", "characters of a name: model, text, estimator", 1_000, 200, "part of every key")
-LINK = Limit("LINK", "characters of a link", 60_000, 20_000, "a longer one opens the page as it is")
+NAME = Limit("NAME", "characters of a name: model, text, estimator", 1_000, 200, "part of every cache key")
+LINK = Limit("LINK", "characters of a link", 60_000, 20_000, "a longer one is ignored")
 TEMPERATURE = Limit("TEMPERATURE", "temperature of an answer", 5, 5, "above that it is noise")
 SWEEP = Limit("SWEEP", "points of a sweep", 500, 100, "each is a model to slice and measure")
 REQUEST = Limit("REQUEST", "bytes of a call", 4 * 2**20, 2**20, "it is read whole before anything looks at it")
 UPLOAD = Limit("UPLOAD", "bytes of an uploaded file", 2**29, 20 * 2**20, "it lies on the disk, and is read as text")
-UPLOADS = Limit("UPLOADS", "bytes of all uploads", 2**40, 2**31, "the oldest make room, those broken off included")
+UPLOADS = Limit("UPLOADS", "bytes of all uploads", 2**40, 2**31, "the oldest are deleted first")
 UPLOAD_SECONDS = Limit("UPLOAD_SECONDS", "seconds that an upload is kept", 86_400, 3_600, "the disk is everybody's")
-EXPORTS = Limit("EXPORTS", "bytes of all files to take home", 2**36, 2**31, "each is kept for ten minutes")
+EXPORTS = Limit("EXPORTS", "bytes of all exported files", 2**36, 2**31, "each is kept for ten minutes")
 JOBS = Limit("JOBS", "jobs that run or wait", 100, 60, "each holds a thread")
 VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one visitor", 12, 12, "an open page has up to eleven")
-JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "whoever waits has a turn some day")
+JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "others must get their turns")
 CALLS = Limit("CALLS", "calls that wait or run", 1_000, 500, "each holds its values, and a session's messages")
 VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one open page", 40, 40, "a page at work has up to twenty")
-UNREAD_SECONDS = Limit("UNREAD_SECONDS", "seconds that a call waits for a reader", 30, 30, "else nobody wants it")
+UNREAD_SECONDS = Limit("UNREAD_SECONDS", "seconds that a call waits for a reader", 30, 30, "then it is dropped")
 STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of one step of a job", 600, 120, "`/healthz` then calls the page stuck")
 PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes 353 kB")
-CACHE_BYTES = Limit("CACHE_BYTES", "bytes of the cache folder", BOUND, 5 * 10**9, "what was used last stays")
-MEMORY = Limit("MEMORY", "bytes of memory of this process", 2**40, 2**40, "less, where others need what is free")
+CACHE_BYTES = Limit("CACHE_BYTES", "bytes of the cache folder", BOUND, 5 * 10**9, "the least recently used are deleted")
+MEMORY = Limit("MEMORY", "bytes of memory of this process", 2**40, 2**40, "less, where other processes need the memory")
 CACHE_SHARE = Limit("CACHE_SHARE", "per cent of the free memory for all caches", 60, 50, "the rest is for the work")
 UNUSED_SECONDS = Limit("UNUSED_SECONDS", "seconds that memory keeps what nobody uses", 3_600, 600, "others need it")
 LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Limit))
@@ -97,7 +97,7 @@ def table() -> str:
         f"| {limit.what} | {limit.desktop:,} | {limit.hosted:,} | `{limit.variable}` | {limit.why} |"
         for limit in LIMITS
     ]
-    return "\n".join(["| at most | desktop | Space | variable | since |", "|---|---|---|---|---|", *rows])
+    return "\n".join(["| at most | desktop | hosted | variable | reason |", "|---|---|---|---|---|", *rows])
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:

@@ -1,6 +1,6 @@
 """An estimator from a file of one's own, by `path.py:function` or `path.json`.
 
-A JSON file has the importances themselves, layer by layer (`untrusted/importance_files.py`), such as `curves` writes.
+A JSON file has the importances themselves, layer by layer (`untrusted/importance_files.py`), such as `exchange` writes.
 To run somebody's Python file is the caller's to allow. Its function is given the statistics of one layer's modules,
 `LayerCalibration`, and answers with the importance of their units, as `Importances` or as a pair of tensors:
 
