@@ -47,6 +47,7 @@ _EARLIER_DRAFTS = ["models/.convert-*", "wheels/.download-*", "wheels/*/*.partia
 _EARLIER_DRAFTS += [f"{kind}/tmp????????" for kind in KINDS]
 _swept: set[Path] = set()
 _warned: set[tuple[Path, int | None]] = set()
+_held_by_parent: list[FileLock] = []
 
 
 def cache_path(kind: Kind, suffix: str, *parts: object) -> Path:
@@ -146,7 +147,7 @@ def draft_folder(size: int = 0, needed: bool = False) -> Iterator[Path]:
     There is room for `size` bytes, which are its own until then. Raises OSError where it cannot be made, and where so
     much does not fit into the cache's bound, unless it is `needed`.
     """
-    folder = _drafts() / f"{size}-{uuid4().hex}"
+    folder = cache_folder() / "drafts" / f"{size}-{uuid4().hex}"
     with ExitStack() as held:
         with _lock():
             _sweep(folder for folder, _ in _draft_folders())
@@ -171,15 +172,17 @@ def scratch_beside(place: Path) -> Iterator[Path]:
 @contextmanager
 def _held(folder: Path) -> Iterator[Path]:
     """A new folder that `_sweep` lets be while this process lives; gone afterwards."""
-    # Not by thread: whoever ends the work may be another one.
-    alive = FileLock(folder / ".lock", thread_local=False)
+    alive, process = FileLock(folder / ".lock", thread_local=False), os.getpid()  # another thread may end the work
     folder.mkdir(parents=True)
     alive.acquire(timeout=PATIENCE)
     try:
         yield folder
     finally:
-        alive.release()
-        shutil.rmtree(folder, ignore_errors=True)
+        if os.getpid() != process:  # a fork gives up what its parent holds: its copy of the lock must not be deleted
+            _held_by_parent.append(alive)
+        else:
+            alive.release()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep_drafts() -> None:
@@ -190,7 +193,7 @@ def sweep_drafts() -> None:
         return
     _swept.add(folder)
     with suppress(OSError):  # where nothing can be removed, nothing can be
-        if _drafts().is_dir():
+        if (folder / "drafts").is_dir():
             with _lock():
                 _sweep(folder for folder, _ in _draft_folders())
         for draft in chain.from_iterable(folder.glob(pattern) for pattern in _EARLIER_DRAFTS):
@@ -210,10 +213,6 @@ def empty_cache() -> Iterator[Path]:
             os.environ.pop("INTRASLICE_CACHE")
             if before is not None:
                 os.environ["INTRASLICE_CACHE"] = before
-
-
-def _drafts() -> Path:
-    return cache_folder() / "drafts"
 
 
 def _lock() -> FileLock:
@@ -259,7 +258,7 @@ def _make_room(size: int, draft: Path, needed: bool = False) -> None:
 
 def _draft_folders() -> Iterator[tuple[Path, int]]:
     """The drafts there are, and the bytes that each may have."""
-    for folder in _drafts().glob("*"):
+    for folder in (cache_folder() / "drafts").glob("*"):
         if name := _DRAFT.fullmatch(folder.name):
             yield folder, int(name[1])
 

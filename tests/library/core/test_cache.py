@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
-from intraslice.core.cache import cache_path, keep, kept, scratch_beside
+from intraslice.core.cache import cache_path, draft_folder, keep, kept, scratch_beside
 from intraslice.core.records import keep_record, kept_record
 
 
@@ -140,3 +141,18 @@ def test_what_a_killed_writer_left_beside_its_place_goes_with_the_next(tmp_path)
     with scratch_beside(place) as scratch:
         assert set(tmp_path.iterdir()) == {scratch, other}
     assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_fork_leaves_alone_what_its_parent_holds(own_cache):
+    drafts = ExitStack()
+    folder = drafts.enter_context(draft_folder())
+    # As where the last reference to it is dropped: Python 3.13 clears what is registered for the exit in a fork.
+    child = multiprocessing.get_context("fork").Process(target=drafts.close)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert folder.is_dir()
+    with draft_folder():  # which removes what nobody holds
+        assert folder.is_dir()
+    drafts.close()
+    assert not folder.exists()
