@@ -98,7 +98,7 @@ def test_a_calibration_takes_what_is_said(as_loaded):
         stats = [empty_stats(block, 1, model.device) for block in blocks(model)]
         driver._calibrate_share(model, stats, tokens, "sampled", ignore_progress)
 
-    assert 0.5 < peak_of(calibrating) / calibration_bytes(config, 1, 2048, torch.float32) < 1.1
+    assert 0.5 < peak_of(calibrating) / calibration_bytes(config, 1, 2048, torch.float32) < 1.2
 
 
 def test_a_long_window_costs_by_its_length(default_model):
