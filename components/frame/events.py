@@ -171,9 +171,10 @@ def _connect_tabs(session: Session, frame: Frame) -> dict[str, gr.events.Depende
     would leave the tab in view without its content.
     """
     in_browser: dict[str, Any] = {"fn": None, **PRIVATE, **CHEAP}
-    signals = {str(tab.id): gr.Textbox(visible=False) for tab in frame.tabs.children if isinstance(tab, gr.Tab)}
+    signals = {}
     for tab in frame.tabs.children:
         if isinstance(tab, gr.Tab):
+            signals[str(tab.id)] = gr.Textbox(visible=False)
             tab.select(outputs=frame.tab, js=f"() => {json.dumps(tab.id)}", **in_browser)
     open_tab = partial_handler(handlers.open_tab, session, [*signals])
     on_latest([frame.tab.change], fn=open_tab, inputs=frame.tab, outputs=[*signals.values()], **PRIVATE, **CHEAP)
