@@ -83,7 +83,7 @@ def training_tokens(
         sequences = len(tokens) // config.length
         advice = f"lower sequences to {sequences} or length, or" if sequences else "lower sequences and length, or"
         raise UserError(
-            f"{_called(config.text)!r} has {len(tokens)} tokens for calibration, wanted {config.sequences} x "
+            f"{_called(config.text)!r} has {len(tokens)} tokens for calibration, expected {config.sequences} x "
             f"{config.length} = {count}; {advice} name a longer text"
         )
     return tokens[: len(tokens) // config.length * config.length].view(-1, config.length)
@@ -108,7 +108,7 @@ def evaluation_tokens(
     if len(tokens) < count:
         advice = f"lower the number of tokens to {len(tokens)} or less, or " if len(tokens) >= config.window else ""
         raise UserError(
-            f"{_called(config.text)!r} has {len(tokens)} tokens for evaluation, wanted {count} in windows of "
+            f"{_called(config.text)!r} has {len(tokens)} tokens for evaluation, expected {count} in windows of "
             f"{config.window}; {advice}name a longer text"
         )
     return tokens.view(windows, config.window)
@@ -194,9 +194,9 @@ def _called(text: str) -> str:
 def _readable_path(text: str) -> Path:
     path = _existing(text)
     if path is None:
-        raise UserError(f"no text {_called(text)!r}; wanted {_CHOICES}")
+        raise UserError(f"no text {_called(text)!r}; expected {_CHOICES}")
     if path.suffix.lower() not in READERS:
-        raise UserError(f"{path.name!r} is a {path.suffix or 'nameless'} file; wanted {_CHOICES}")
+        raise UserError(f"{path.name!r} is a {path.suffix or 'nameless'} file; expected {_CHOICES}")
     return path
 
 

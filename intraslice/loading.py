@@ -139,7 +139,7 @@ def _load_offloaded(
     progress: ProgressCallback | bool,
 ) -> LoadedModel:
     if device_map not in PLACEMENTS:
-        raise UserError(f"device map is {device_map!r}; wanted one of {', '.join(PLACEMENTS)}")
+        raise UserError(f"device map must be one of {', '.join(PLACEMENTS)}, got {device_map!r}")
     if is_checkpoint(name):
         raise UserError(f"{name} is sliced already and is loaded whole; leave the device map out")
     weights = obtain_weights(name, progress=progress)

@@ -105,4 +105,4 @@ class Pipeline:
 def require_dense(loaded: LoadedModel) -> None:
     """Raise UserError for a sliced checkpoint."""
     if loaded.made is not None:
-        raise UserError(f"{loaded.name} is sliced already; wanted a dense model to slice")
+        raise UserError(f"{loaded.name} is sliced already; expected a dense model to slice")

@@ -15,8 +15,8 @@ from components.ui.figure import Chart, Json
 from components.ui.labels import METHOD_COLOURS, METHODS, Terms
 
 QUESTIONS = {
-    "shift": lambda _: say("Which method stays closer to the dense model?"),
-    "histograms": lambda layer: say("How are layer {layer}'s activations spread?", layer=layer),
+    "shift": lambda _: say("Activation shift: intra-module against cross-module"),
+    "histograms": lambda layer: say("Activation distribution, layer {layer}", layer=layer),
 }
 PLACES = Terms(
     {"residual": later("Residual stream"), "attention": later("Attention output"), "mlp": later("MLP output")}
@@ -56,8 +56,8 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
     return Chart(
         title=QUESTIONS["shift"](selected),
         note=say(
-            "The residual stream after each layer against the dense model's; {removed}. "
-            "Closer: lower error and distance, higher cosine.",
+            "Which method stays closer to the dense model? The residual stream after each layer, compared with "
+            "the dense model's; {removed}. Closer means a lower error and distance and a higher cosine.",
             removed=removed(view),
         ),
         hint=say("Click a layer."),
@@ -114,7 +114,8 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
     return Chart(
         title=QUESTIONS["histograms"](layer),
         note=say(
-            "All channels of ordinary tokens, {removed}. Shown: the middle 98 % of the dense values.",
+            "How does slicing change the values? All channels of ordinary tokens, {removed}. Shown: the middle "
+            "98 % of the dense values.",
             removed=removed(view),
         ),
         data=data,
@@ -138,7 +139,7 @@ def protocol(view: ShiftView) -> str:
     """What the shifts were measured on, in words."""
     massive = say("no massive tokens")
     if view.massive:
-        massive = say("{count} massive tokens, kept apart", count=view.massive)
+        massive = say("{count} massive tokens, measured separately", count=view.massive)
     measured_on = say("Text: {text}.", text=view.text)
     if view.snapshot:
         measured_on = say("Snapshot: {label}", label=view.snapshot)
@@ -162,7 +163,7 @@ def removed(view: ShiftView) -> str:
         say("{method} removes {share:.1%}", method=METHODS[name], share=method.removed)
         for name, method in view.methods.items()
     )
-    return say("{shares} of the layers' weights", shares=shares)
+    return say("layer weights removed: {shares}", shares=shares)
 
 
 def _line(name: str, values: list[float], line: Json) -> Json:

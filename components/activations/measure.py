@@ -124,7 +124,7 @@ class ShiftViews:
         }
         missing = self._missing.get(request.slice_key("crossmodule"))
         if missing is None and "crossmodule" not in found:
-            soon = later("Cross-module slicing at the same sparsity follows; in a moment.")
+            soon = later("Cross-module slicing at the same sparsity follows in a moment.")
             slow = later("Cross-module slicing at the same sparsity follows; it takes a minute or two.")
             missing = soon if request.is_live else slow
         return ShiftView(

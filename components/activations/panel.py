@@ -122,7 +122,7 @@ def _words(views: ShiftViews, request: Request, view: ShiftView | None) -> str:
     measured, percent = views.is_measured(request), request.settings.sparsity
     opening = view is not None and bool(view.snapshot) and request.is_default
     if request.slicing.sparsity == 0:
-        ahead = say("At 0 % nothing is removed and nothing shifts; drag the slider. ")
+        ahead = say("At 0 % nothing is removed, so nothing shifts. Drag the slider. ")
     elif measured or opening:
         ahead = ""
     elif not request.is_live and request.slicing.order == "one-shot":
@@ -130,13 +130,13 @@ def _words(views: ShiftViews, request: Request, view: ShiftView | None) -> str:
     elif not request.is_live:
         ahead = say('For {sparsity:g} % in the sequential order, press "Slice as in the paper". ', sparsity=percent)
     else:
-        ahead = say("For {sparsity:g} % this is measured once you let go of the slider. ", sparsity=percent)
+        ahead = say("For {sparsity:g} % this is measured when you release the slider. ", sparsity=percent)
     if view is None:
         return f'<p class="isx-words">{escape(ahead)}</p>'
     found = say(
-        "At {asked:.0%} slicing moves a token's residual stream, as a share of its length and on average over "
+        "At {target:.0%} slicing changes a token's residual stream, relative to its length and averaged over "
         "the layers: {finding}.",
-        asked=view.asked,
+        target=view.asked,
         finding=finding(view),
     )
     measured_on = f"{protocol(view)} {spoken(view.missing)}"

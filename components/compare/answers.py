@@ -41,7 +41,7 @@ def write_answers(
 ) -> Answers:
     """What `answer` does, and the whole answers. Raises UserError for an empty prompt."""
     if not question.prompt.strip():
-        raise UserError(later("the prompt is empty; wanted some text to answer"))
+        raise UserError(later("The prompt is empty. Enter some text."))
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
     loaded = columns.dense(job, request)
     board = Board(job, loaded.tokenizer, question.prompt, sampling)

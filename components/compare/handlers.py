@@ -169,7 +169,7 @@ def _changed(before: answers.Answers, now: answers.Answers, request: Request, pi
 def _making(shown: answers.Answers, event: Status) -> answers.Answers:
     """The columns, of which one whose model is being made says how far that is."""
     words = later(
-        "This model is being made first. {what} {done} of {total}.",
+        "This model is being sliced first. {what} {done} of {total}.",
         what=event.text,
         done=event.done,
         total=event.total,

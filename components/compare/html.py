@@ -14,20 +14,22 @@ EMPTY = Terms(
     {
         "dense": later("The dense model's answer; press Generate."),
         "intraslice": later("The sliced model's answer, at the sparsity above."),
-        "crossmodule": later("The answer of a cross-module (SliceGPT) model with as many parameters removed."),
-        PINNED: later("The answer of the model that is sliced by the pinned setting."),
+        "crossmodule": later(
+            "The answer of a cross-module (SliceGPT) model with the same number of parameters removed."
+        ),
+        PINNED: later("The answer of the model sliced with the pinned setting."),
     }
 )
 COLOURS = METHOD_COLOURS | {PINNED: "pinned"}
 KL = later(
-    "KL (Kullback-Leibler divergence) from dense: how far the probabilities of the next token are from the dense "
-    "model's, on the perplexity's text, ± one standard error over its windows."
+    "KL from dense: Kullback-Leibler divergence of the next-token probabilities from the dense model's, on the "
+    "perplexity text, ± one standard error over its windows."
 )
 ENDINGS = {
     "growing": later(" so far"),
     "ended": "",
-    "cut": later(", cut off there"),
-    "stopped": later(", stopped there"),
+    "cut": later(", truncated"),
+    "stopped": later(", stopped"),
 }
 NOTICEABLE = 0.03  # speeds closer than this are the same within what a busy machine allows to say
 SIGNS = ("■", "⏎")  # of an end, and of a line break: neither could be marked otherwise
@@ -66,7 +68,7 @@ def _marked(given: Answer) -> str:
 
 def _state(name: str, given: Answer) -> str:
     if given.state == "later":
-        later_on = say("This model is still to be made for this sparsity; its answer follows.")
+        later_on = say("This model is not sliced at this sparsity yet; its answer follows.")
         return escape(spoken(given.problem)) or later_on
     if given.state == "waiting":
         return "…"
@@ -78,7 +80,7 @@ def _state(name: str, given: Answer) -> str:
         return say("{counted}{ending}, the same as the dense answer.", counted=counted, ending=ending)
     token, dense = _named(given.token), _named(given.instead_of)
     return say(
-        "{counted}{ending}. Parts from the dense answer at token {at}: {token} instead of {dense}.",
+        "{counted}{ending}. Diverges from the dense answer at token {at}: {token} instead of {dense}.",
         counted=counted,
         ending=ending,
         at=given.parts_at + 1,
@@ -104,20 +106,20 @@ def cost(name: str, costs: Costs, called: str = "") -> str:
         (
             say("Parameters"),
             formatting.millions(column.parameters),
-            say("{share:.1%} of the layers removed", share=column.removed) if column.removed else "",
+            say("{share:.1%} of the layer parameters removed", share=column.removed) if column.removed else "",
         ),
-        (say("KV cache a token"), formatting.size(column.kv), ""),
+        (say("KV cache per token"), formatting.size(column.kv), ""),
         (
             say("Perplexity"),
             "–" if column.perplexity is None else number(column.perplexity, ".2f"),
             _against(column, dense),
         ),
         (say("KL from dense"), *(_distance(column) if name != "dense" else ("0", say("by definition")))),
-        (say("Reading a prompt"), *_speed(column.prefill, dense.prefill, name)),
-        (say("Writing an answer"), *_speed(column.decode, dense.decode, name)),
+        (say("Prefill (reading a prompt)"), *_speed(column.prefill, dense.prefill, name)),
+        (say("Decode (writing an answer)"), *_speed(column.decode, dense.decode, name)),
     ]
     lines = "".join(f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>" for title, value, note in rows)
-    what = say("What {name} costs", name=called or COLUMNS[name])
+    what = say("Cost of {name}", name=called or COLUMNS[name])
     known = {"reads": column.prefill, "writes": column.decode}
     speeds = "".join(f' data-{which}="{speed:{_digits(speed)}}"' for which, speed in known.items() if speed is not None)
     cache = f' data-cache="{formatting.size(column.kv)}"'
@@ -135,7 +137,7 @@ def _distance(column: Cost) -> tuple[str, str]:
     if column.divergence is None:
         return "–", ""
     value, error = column.divergence
-    return say("{value:.3f} nats a token", value=value), "" if error is None else f"± {number(error, '.3f')}"
+    return say("{value:.3f} nats per token", value=value), "" if error is None else f"± {number(error, '.3f')}"
 
 
 def _speed(speed: float | None, dense: float | None, name: str) -> tuple[str, str]:
@@ -159,7 +161,7 @@ def _digits(speed: float) -> str:
 
 def protocol(costs: Costs) -> str:
     """How speeds were measured, or when they will be."""
-    follows = say("Speeds, KL and the cross-module perplexity are measured after the first answer.")
+    follows = say("Speed, KL and the cross-module perplexity are measured after the first answer.")
     text = spoken(costs.speed_protocol) or follows
     return f'<p class="isx-quiet">{spoken(KL)} {escape(text)}</p>'
 
@@ -205,20 +207,20 @@ def passage(view: PassageView) -> str:
         f"<td>{number(token.extra, '+.2f')}</td></tr>"
         for token in view.tokens
     )
-    head = "".join(map(_heading, (say("Token"), COLUMNS["dense"], COLUMNS["intraslice"], say("Extra loss, nats"))))
+    head = "".join(map(_heading, (say("Token"), COLUMNS["dense"], COLUMNS["intraslice"], say("Loss increase, nats"))))
     told = say(
-        "{mean:+.2f} nats a token on average; {worse:.0%} of the tokens are foreseen worse, and "
-        "at {agreement:.0%} of the places both models hold the same token for the likeliest.",
+        "{mean:+.2f} nats per token on average; {worse:.0%} of the tokens are predicted worse; both models "
+        "have the same most likely token at {agreement:.0%} of the positions.",
         mean=mean,
         worse=worse,
         agreement=view.agreement,
     )
-    numbers = say("The passage's numbers")
+    numbers = say("The passage's data")
     how = say("Point at a token, or choose one and move with the arrow keys.")
     return (
         f'<p class="isx-note">{told}</p>'
-        f'<p class="isx-scale"><span>{say("extra loss 0")}</span><i></i><span>{say("2 nats and more")}</span>'
-        f"<u>{say('foreseen better than before')}</u></p>"
+        f'<p class="isx-scale"><span>{say("loss increase 0")}</span><i></i><span>{say("2 nats or more")}</span>'
+        f"<u>{say('predicted better than before')}</u></p>"
         f'<p class="isx-passage" role="group" aria-label="{say("The passage; arrow keys move from token to token")}">'
         f"<span>{escape(view.first)}</span>{text}</p>"
         f'<div class="isx-detail" aria-live="polite"><span class="isx-quiet">{how}</span></div>'

@@ -68,9 +68,9 @@ class Columns:
         if near:
             return ""
         return later(
-            "Cross-module slicing cannot remove {asked:.0%} of this model's layers: its nearest width, {width} "
-            "of {hidden}, removes {removed:.1%}, which would be no equal comparison.",
-            asked=asked,
+            "Cross-module slicing cannot remove {target:.0%} of this model's layer parameters: the nearest "
+            "width, {width} of {hidden}, removes {removed:.1%}, which is not a fair comparison.",
+            target=asked,
             width=plan.width,
             hidden=plan.hidden,
             removed=plan.removed_fraction,
@@ -148,13 +148,13 @@ class Columns:
         key = request.calibration, request.slicing
         cached = self._speeds.get(key) or {}
         if request.slicing.sparsity and not models.keys() <= cached.keys():
-            progress = job_progress(job, later("Speeds, the models in turn; turn"))
+            progress = job_progress(job, later("Measuring speed, the models in turn; turn"))
             self._speeds.put(key, measure_speed(models, SPEED, progress=progress))
 
     def _speed_protocol(self) -> str:
         return later(
-            "Speeds of one sequence{threads}, the models in turn, medians of {repeats}: {prompt} tokens "
-            "read at once, then {new} written one by one. Another machine gives other numbers.",
+            "Speed of one sequence{threads}, the models in turn, medians of {repeats} runs: prefill of "
+            "{prompt} tokens, then decoding of {new}, one at a time. Other machines give other numbers.",
             threads=self.session.threads(),
             repeats=SPEED.repeats,
             prompt=SPEED.prompt,

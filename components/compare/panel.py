@@ -65,7 +65,7 @@ def build(session: Session, first: Request) -> ComparePanel:
                 stop = gr.Button(later("Stop"), elem_id="stop")
         gr.Examples([[example] for example in EXAMPLES], [prompt], label=later("Try"), elem_id="examples")
         with gr.Row(elem_id="sampling"):
-            tokens = gr.Slider(8, 256, value=64, step=8, label=later("New tokens, at most"), min_width=160, buttons=[])
+            tokens = gr.Slider(8, 256, value=64, step=8, label=later("Maximum new tokens"), min_width=160, buttons=[])
             temperature = gr.Slider(
                 0, 1.5, value=0, step=0.1, label=later("Temperature (0: greedy)"), min_width=160, buttons=[]
             )

@@ -36,8 +36,8 @@ class PassagePanel(NamedTuple):
 def build() -> PassagePanel:
     """Next tokens, and a passage to colour. Called inside a `gr.Tab`."""
     waiting = Words(lambda: f'<p class="isx-quiet">{say("Follows as soon as the slice is ready.")}</p>')
-    likeliest = Words(lambda: f"<h3>{say('What would each model say next?')}</h3>")
-    dearest = Words(lambda: f"<h3>{say('Which words does slicing cost most?')}</h3>")
+    likeliest = Words(lambda: f"<h3>{say('Next-token probabilities')}</h3>")
+    dearest = Words(lambda: f"<h3>{say('Loss increase per token')}</h3>")
     with gr.Column(elem_classes="isx-stop"):
         gr.HTML(likeliest, apply_default_css=False, elem_classes="isx-heading")
         candidates = gr.HTML(waiting, elem_id="next-tokens", apply_default_css=False)
@@ -52,8 +52,8 @@ def build() -> PassagePanel:
         )
     with gr.Row(elem_id="passage-text"):
         most = limits.PASSAGE.value
-        text = gr.Textbox(SAMPLE, label=later("A passage of yours"), lines=3, max_lines=10, max_length=most, scale=6)
-        score = gr.Button(later("Colour it"), size="md", elem_id="score", scale=1, min_width=120)
+        text = gr.Textbox(SAMPLE, label=later("Your own passage"), lines=3, max_lines=10, max_length=most, scale=6)
+        score = gr.Button(later("Score tokens"), size="md", elem_id="score", scale=1, min_width=120)
     fold("passage")
     return PassagePanel(candidates, text, score, scored)
 

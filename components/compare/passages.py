@@ -27,7 +27,7 @@ def next_tokens(
 
     def work(job: Job) -> None:
         if not prompt.strip():
-            raise UserError(later("the prompt is empty; wanted some text to go on from"))
+            raise UserError(later("The prompt is empty. Enter some text."))
         models = columns.pair(job, request)
         tokenizer = columns.session.calibrated(request).loaded.tokenizer
         job.emit(Status(later("Reading the prompt")))
@@ -46,7 +46,7 @@ def score(columns: Columns, request: Request, text: str, client: str) -> Iterato
         tokenizer = columns.session.calibrated(request).loaded.tokenizer
         count = len(tokenizer(text.strip(), add_special_tokens=False).input_ids)
         if count > MOST:
-            raise UserError(later("the passage has {count:,} tokens; wanted 2 to {most}", count=count, most=MOST))
+            raise UserError(later("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=MOST))
         job.emit(Status(later("Scoring the passage")))
         passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), ALTERNATIVES)
         job.emit(PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement))

@@ -27,7 +27,7 @@ from intraslice.evaluation.generation import generate_text
 from intraslice.pretrained.sources import DEFAULT
 from intraslice.reporting import Recipe, measured, record
 
-WRITERS = Places(2, later("Waiting for others who write files"))
+WRITERS = Places(2, later("Waiting for other exports to finish"))
 
 
 class Export(NamedTuple):
@@ -105,7 +105,7 @@ def answers(
 ) -> dict[str, str]:
     """The dense and the sliced model's whole answers. Raises UserError for numbers out of range or an empty prompt."""
     if not prompt.strip():
-        raise UserError(later("the prompt is empty; wanted some text to answer"))
+        raise UserError(later("The prompt is empty. Enter some text."))
     sliced = session.slice(job, request)
     loaded = session.calibrated(request).loaded
     texts = {"dense": "", "sliced": ""}
@@ -134,9 +134,9 @@ def write_checkpoint(job: Job, session: Session, request: Request, downloads: Do
         if free < 2.2 * size:  # the folder, and the zip of it
             raise UserError(
                 later(
-                    "{free:.0f} MB are free for files, {wanted:.0f} are wanted; ask for less",
+                    "The file needs {needed:.0f} MB of disk, {free:.0f} MB are free. Choose a smaller model.",
                     free=free / 1e6,
-                    wanted=2.2 * size / 1e6,
+                    needed=2.2 * size / 1e6,
                 )
             )
         with tempfile.TemporaryDirectory(dir=path.parent) as home:
@@ -176,7 +176,7 @@ def _sliced(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """The sliced model, its tokenizer, and how it was made."""
     if request.slicing.sparsity == 0:
-        raise UserError(later("nothing is removed at 0 %, so there is no sliced model to save; move the slider first"))
+        raise UserError(later("At 0 % nothing is removed, so there is no sliced model to save. Move the slider first."))
     model = session.slice(job, request)
     return model, session.calibrated(request).loaded.tokenizer, plan_record(session, request)
 

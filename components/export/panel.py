@@ -200,26 +200,27 @@ def build(session: Session, first: Request) -> ExportPanel:
     with gr.Row(elem_id="export-buttons"):
         with gr.Column(min_width=220):
             checkpoint = gr.Button(later("Sliced model (.zip)"), variant="primary", elem_id="export-checkpoint")
-            note(later("Weights as safetensors, JSON and tokenizer; opens without the dense model."))
+            note(later("Weights as safetensors, JSON and tokenizer; loads without the dense model."))
         with gr.Column(min_width=220):
             gguf = gr.Button(later("For llama.cpp (.gguf)"), elem_id="export-gguf")
             note(
                 later(
-                    "One file with its tokenizer, in float16. Free shapes are filled up with zeros, Runtime's are not."
+                    "One file with its tokenizer, in float16. Free shapes are padded with zeros; Runtime "
+                    "shapes need no padding."
                 )
             )
         with gr.Column(min_width=220):
             plan = gr.Button(later("Plan (.json)"), elem_id="export-plan")
-            note(later("What every layer keeps, why, and how it was measured."))
+            note(later("What each layer keeps, the importances behind it, and how it was measured."))
         with gr.Column(min_width=220):
             report = gr.Button(later("Report (.html)"), elem_id="export-report")
             note(later("This view's charts, tables and numbers as one page that opens offline."))
         with gr.Column(min_width=220):
-            whole = gr.Button(later("Page without a server (.html)"), elem_id="export-page")
+            whole = gr.Button(later("Static page (.html)"), elem_id="export-page")
             note(
                 later(
-                    "For slides and blogs: one file, its slider live from 0 to 60 %. "
-                    "Measured once, in some ten minutes."
+                    "For slides and blogs: one file with a live slider from 0 to 60 %. Measuring takes about "
+                    "ten minutes."
                 )
             )
     hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
@@ -233,8 +234,8 @@ def build(session: Session, first: Request) -> ExportPanel:
     heading(command_line)
     note(later("This page's perplexity; the folder that the zip holds; this page's greedy answer."))
     command = copied(partial(words, command_line), "export-command")
-    heading(later("The page without a server inside another one"))
-    note(later("Lay the file beside that page, and put this line where it should appear:"))
+    heading(later("Embed the static page in another page"))
+    note(later("Put the file next to that page and this line where it should appear:"))
     line = copied(partial(words, later("The line that embeds the page")), "export-embed")
     return ExportPanel(
         shown=Shown(about, snippet, command, line),

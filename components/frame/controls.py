@@ -66,7 +66,7 @@ def sparsity_slider(value: float) -> gr.Slider:
         *SLIDERS["sparsity"],
         value=value,
         step=1,
-        label=later("Sparsity: % of the layers' weights to remove"),
+        label=later("Sparsity: % of the layer weights to remove"),
         elem_id="sparsity",
         buttons=[],
     )
@@ -81,9 +81,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         value=first.model,
         allow_custom_value=True,
         label=later("Model"),
-        info=later("One of these, or any Hub id")
-        if limits.hosted()
-        else later("One of these, any Hub id, or a folder"),
+        info=later("One of these or any Hub id") if limits.hosted() else later("One of these, any Hub id or a folder"),
         elem_id="model",
         show_label=False,
     )
@@ -106,9 +104,9 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         elem_id="estimator",
     )
     bias = gr.Number(
-        first.bias, label=later("Bias: above 1 cuts MLPs harder; none leaves it to the importances"), visible=False
+        first.bias, label=later("Bias: above 1 prunes MLPs more; empty: set by the importances"), visible=False
     )
-    bias_found = gr.Number(found_bias, label=later("Bias that the importances found"), visible=False)
+    bias_found = gr.Number(found_bias, label=later("Bias set by the importances"), visible=False)
     bias_slider = gr.Slider(
         0.4, 1.6, value=found_bias, step=0.05, label=later("Bias: attention ← → MLP"), elem_id="bias", buttons=[]
     )
@@ -121,8 +119,8 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         value=first.shapes,
         label=later("Shapes"),
         info=later(
-            "Runtime: whole heads, as many in every group, and MLP widths in 32s, which llama.cpp takes without "
-            "padding. Costs some 2 % in perplexity (default model, 30 % removed)."
+            "Runtime: whole heads, the same number in every group, and MLP widths in multiples of 32, which "
+            "llama.cpp runs without padding. Raises perplexity by about 2 % (default model, 30 % removed)."
         ),
         elem_id="shapes",
     )
@@ -134,7 +132,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
     )
     iterative = gr.Checkbox(
         first.iterative,
-        label=later("Refine MLPs that lose over 35 % (sequential only, slow)"),
+        label=later("Refine MLPs pruned by more than 35 % (sequential only, slow)"),
         elem_id="iterative",
         container=False,
     )
@@ -142,10 +140,10 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         [(later("None"), NO_RECOVERY), *RECOVERIES.options()],
         value=first.recovery,
         label=later("Recovery"),
-        info=later("Training after slicing, towards the dense model: takes minutes, and costs less perplexity."),
+        info=later("Training after slicing, towards the dense model: takes minutes and lowers perplexity."),
         elem_id="recovery",
     )
-    locked = gr.Textbox(first.locked, label=later("Ratios given by hand"), visible=False)
+    locked = gr.Textbox(first.locked, label=later("Ratios set manually"), visible=False)
     with gr.Row(equal_height=True):
         paper = gr.Button(later("Slice as in the paper"), size="md", elem_id="paper", min_width=190)
         train = gr.Button(later("Slice and train"), size="md", elem_id="train", min_width=120, visible=False)

@@ -65,9 +65,9 @@ def tell(request: Request, kept: str) -> Told:
     if pinned_text.beside(kept, request) is not None:
         words = name_of(setting, settings._replace(upload=setting.upload))
     elif setting.model != settings.model:
-        words = say("a setting of {model}, and shown when that is chosen again", model=setting.model)
+        words = say("a setting of {model}; it is shown when that model is chosen again", model=setting.model)
     else:
-        words = say("calibrated on a file that this page no longer has")
+        words = say("calibrated on a file that is no longer available")
     told = say("<b>A</b> is {words}.", words=escape(words))
     return Told(f'<p class="isx-quiet">{told}</p>', gr.update(visible=True))
 

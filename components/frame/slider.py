@@ -190,7 +190,7 @@ def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Re
 def _how_to_measure(request: Request) -> str:
     """What has to be done for the perplexity to be measured."""
     if request.is_live:
-        return say("… when you let go")
+        return say("… when you release the slider")
     one_shot = request.slicing.order == "one-shot"
     return say('… press "Slice and train"') if one_shot else say('… press "Slice as in the paper"')
 

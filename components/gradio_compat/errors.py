@@ -35,7 +35,7 @@ def translate_errors() -> Iterator[None]:
     except Exception as problem:
         log.exception("a handler failed")
         words = say(
-            "the page failed at this ({kind}), which is no fault of yours; its log says more",
+            "An internal error occurred ({kind}). The server's log has the details.",
             kind=type(problem).__name__,
         )
         raise gr.Error(words, print_exception=False) from problem

@@ -23,7 +23,7 @@ from components.gradio_compat.upload_folder import is_uploaded
 from components.i18n.language import later
 from components.jobs import limits
 
-NOT_UPLOADED = later("the upload is no file that was uploaded here; wanted one, by `handle_file` in gradio_client")
+NOT_UPLOADED = later("The file was not uploaded to this page. Pass it with `handle_file` of gradio_client.")
 
 
 def uploaded_path(upload: Any) -> str | None:
@@ -51,7 +51,9 @@ def require_readable(components: Sequence[Any], values: Sequence[Any], state: An
     if (missing := len(components) - len(values)) > 0:
         raise ValueError(
             later(
-                "{missing} of {all} values are missing; the page's API names them", missing=missing, all=len(components)
+                "{missing} of {all} values are missing. The page's API documentation lists them.",
+                missing=missing,
+                all=len(components),
             )
         )
     traverse(values, uploaded_path, is_file_obj)

@@ -110,14 +110,12 @@ class SteadyQueue(Queue):
         """Why a session's call cannot be accepted, or nothing; makes room where some can be made."""
         own = sum(event.session_hash == session for event in self.event_ids_to_events.values())
         if own >= limits.VISITOR_CALLS.value:
-            return say("{count} calls of this page wait already; go on when some of them are answered.", count=own)
+            return say("This page already has {count} calls waiting. Continue when some are answered.", count=own)
         most = limits.CALLS.value
         if self.open_calls >= most and self._aside:
             self._forget(next(iter(self._aside)))
         if (waiting := self.open_calls) >= most:
-            return say(
-                "{count} calls wait already, and yours would come after them; try again in a minute.", count=waiting
-            )
+            return say("The server already has {count} calls waiting. Try again in a minute.", count=waiting)
         if len(self.pending_messages_per_session) >= 2 * most:
             calling = self._sessions_with_calls()
             boxes = self.pending_messages_per_session.items()

@@ -47,7 +47,7 @@ def run(run: Run) -> Answer:
     if a.device_map is not None:
         raise UserError("the page keeps its models in memory; leave --device-map out")
     if a.language not in LANGUAGES:
-        raise UserError(f"language is {a.language!r}; wanted one of {', '.join(LANGUAGES)}")
+        raise UserError(f"language must be one of {', '.join(LANGUAGES)}, got {a.language!r}")
     file = require_new_file(a.out, ".html")
     session = Session(run.device, run.recipe.evaluation.tokens)
     request = measure.request_of(run.recipe)
@@ -80,4 +80,4 @@ def _require_same(asked: Recipe, page: Recipe) -> None:
         pairs = [(name, given[name], wanted[name]) for name in given] if isinstance(given, dict) else []
         for name, got, want in pairs or [(part, given, wanted)]:
             if got != want:
-                raise UserError(f"{part}: {name} is {got!r}, which the page cannot be set to; wanted {want!r}")
+                raise UserError(f"{part}: {name} is {got!r}, which the page cannot be set to; expected {want!r}")

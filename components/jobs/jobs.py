@@ -125,11 +125,9 @@ class Jobs:
         clients = [running.client for running in asked_for if not running.job.stopped]
         own, waiting = clients.count(client), len(clients)
         if own >= limits.VISITOR_JOBS.value:
-            return later("{count} things of yours are being done already; wait for one, or stop it", count=own)
+            return later("You already have {count} jobs running. Wait for one, or stop it.", count=own)
         if waiting >= limits.JOBS.value:
-            return later(
-                "{count} jobs of others are before yours, which is too many; try again in a minute", count=waiting
-            )
+            return later("Too many jobs ({count}) of other sessions are waiting. Try again in a minute.", count=waiting)
         return ""
 
     def _of(self, client: str) -> list[_Running]:

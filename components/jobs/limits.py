@@ -43,7 +43,7 @@ class Limit:
         if not given:
             return self.hosted if hosted() else self.desktop
         if not given.isdecimal() or not int(given):
-            raise UserError(f"{self.variable} is {shown(given)}; wanted a whole number above 0")
+            raise UserError(f"{self.variable} must be a whole number above 0, got {shown(given)}")
         return int(given)
 
 
@@ -105,7 +105,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
     if not (_is_number(value) and low <= value <= high and float(value).is_integer()):
         raise UserError(
             later(
-                "{name} is {value}; wanted a whole number from {low:,} to {high:,}",
+                "{name} must be a whole number from {low:,} to {high:,}, got {value}.",
                 name=name,
                 value=shown(value),
                 low=low,
@@ -120,7 +120,7 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     if not (_is_number(value) and low <= value <= high):
         raise UserError(
             later(
-                "{name} is {value}; wanted a number from {low:,} to {high:,}",
+                "{name} must be a number from {low:,} to {high:,}, got {value}.",
                 name=name,
                 value=shown(value),
                 low=low,
@@ -133,13 +133,17 @@ def number(name: str, value: Any, low: float, high: float) -> float:
 def words(name: str, value: Any, most: int) -> str:
     """A text of so many characters at the most. Raises UserError for anything else."""
     if not isinstance(value, str):
-        raise UserError(later("{name} is {value}; wanted text", name=name, value=shown(value)))
+        raise UserError(later("{name} must be text, got {value}.", name=name, value=shown(value)))
     if len(value) > most:
         raise UserError(
-            later("{name} has {count:,} characters; wanted at most {most:,}", name=name, count=len(value), most=most)
+            later(
+                "{name} may have at most {limit:,} characters, got {count:,}.", name=name, count=len(value), limit=most
+            )
         )
     if "\0" in value or value.encode(errors="ignore").decode() != value:  # no file and no answer can hold that
-        raise UserError(later("{name} holds half a character, or none; wanted text", name=name))
+        raise UserError(
+            later("{name} contains an unpaired surrogate or a null character, which is not text.", name=name)
+        )
     return value
 
 
@@ -148,7 +152,10 @@ def choice(name: str, value: Any, choices: Collection[str]) -> Any:
     if not isinstance(value, str) or value not in choices:
         raise UserError(
             later(
-                "{name} is {value}; wanted one of {choices}", name=name, value=shown(value), choices=", ".join(choices)
+                "{name} must be one of {choices}, got {value}.",
+                name=name,
+                value=shown(value),
+                choices=", ".join(choices),
             )
         )
     return value
@@ -157,7 +164,7 @@ def choice(name: str, value: Any, choices: Collection[str]) -> Any:
 def flag(name: str, value: Any) -> bool:
     """Yes or no. Raises UserError for anything else."""
     if not isinstance(value, bool):
-        raise UserError(later("{name} is {value}; wanted true or false", name=name, value=shown(value)))
+        raise UserError(later("{name} must be true or false, got {value}.", name=name, value=shown(value)))
     return value
 
 

@@ -138,7 +138,9 @@ class Scheduler:
         payer = self._charge(job)
         if payer is not None and payer.seconds > payer.max_seconds and not payer.is_cancelled:
             payer.error = TimeoutError(
-                later("this took {seconds:,.0f} seconds, which is all there is; ask for less", seconds=payer.seconds)
+                later(
+                    "This job reached its limit of {seconds:,.0f} seconds. Choose a smaller one.", seconds=payer.seconds
+                )
             )
         job.is_away, self._runner = is_away, None
         self._pass_on()

@@ -64,9 +64,10 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     layout["shapes"] = [figure.band(selected)] + [figure.level(row, plan.cap) for row in (1, 2)]
     layout["annotations"] = [figure.label(1, 1, plan.cap, say("cap {cap:.0%}", cap=plan.cap))]
     return Chart(
-        title=say("Which layers give, and how much?"),
+        title=say("Pruning ratio per layer"),
         note=say(
-            "Bars: {estimator}. Share of each module removed.",
+            "Which layers are pruned, and how much? Bars: percentage of each module that is removed; "
+            "estimator: {estimator}.",
             estimator=ESTIMATORS.get(plan.estimator, plan.estimator),
         ),
         hint=say("Click a layer."),
@@ -141,8 +142,8 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
             shapes.append(figure.threshold_line(axes, max(curve.threshold, floor)))
         if curve.chosen_below > 0:
             shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
-        below = say("{chosen_below:.0%} of layer {layer} lies below", chosen_below=curve.chosen_below, layer=layer)
-        verdict = below if curve.threshold is not None else say("uniform ratios use no importance")
+        below = say("{chosen_below:.0%} of layer {layer} below", chosen_below=curve.chosen_below, layer=layer)
+        verdict = below if curve.threshold is not None else say("uniform ratios use no importances")
         headings.append(figure.heading(f"<b>{MODULES[module]}</b>: {verdict}", axes))
         threshold = say("none") if curve.threshold is None else number(curve.threshold, ".3e")
         rows.append(
@@ -150,8 +151,13 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         )
     layout["shapes"], layout["annotations"] = shapes, headings
     return Chart(
-        title=say("Why does layer {layer} give that much?", layer=layer),
-        note=say("One threshold for all layers. {cut} Grey: all layers together; blue: this layer.", cut=_cut(curves)),
+        title=say("Importance of layer {layer} against the global threshold", layer=layer),
+        note=say(
+            "Why is layer {layer} pruned this much? One threshold holds for all layers. {cut} Grey: all layers "
+            "together; blue: this layer.",
+            layer=layer,
+            cut=_cut(curves),
+        ),
         data=data,
         layout=layout,
         beside=True,
@@ -167,7 +173,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
 
 def _kept(layer: LayerView, module: str) -> str:
     if not (layer.neurons if module == "mlp" else layer.heads):
-        return say("nothing: the whole module goes")
+        return say("nothing: the whole module is removed")
     if module == "mlp":
         return say("{neurons:,} of {neurons_dense:,} neurons", neurons=layer.neurons, neurons_dense=layer.neurons_dense)
     return say(
@@ -181,8 +187,8 @@ def _kept(layer: LayerView, module: str) -> str:
 
 def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
     if all(curve.one_by_one for curve in curves.values()):
-        return say("What lies below it goes.")
-    return say("Runtime shapes: whole heads and blocks of 32 neurons go where they lie below it on average.")
+        return say("Units below it are removed.")
+    return say("Runtime shapes: whole heads and blocks of 32 neurons are removed where their average lies below it.")
 
 
 def _floor(curve: ImportanceCurve) -> float:

@@ -21,17 +21,18 @@ from components.ui.labels import MODULES
 
 def _template() -> str:
     how = say(
-        "Per cent removed. A ratio that you type or lock stays; the others share what is left, so that the "
-        "total holds. Or save them as a file, edit that, and load it again: it takes the place of what is locked here."
+        "Percentage removed. A ratio that you type or lock is fixed; the others adapt, so that the total stays "
+        "the same. You can also save the ratios as a file, edit it, and load it again: it replaces the locked "
+        "ratios."
     )
     lock, modules = say("Lock"), MODULES
     names = (say("Layer"), modules["attention"], lock, modules["mlp"], lock)
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return f"""
 <details class="isx-fold isx-overrides">
-  <summary>{say("Set ratios by hand")}<span class="isx-count"></span></summary>
+  <summary>{say("Set ratios manually")}<span class="isx-count"></span></summary>
   <p class="isx-quiet">{how}</p>
-  <div class="isx-scroll" tabindex="0" role="region" aria-label="{say("Ratios by hand")}">
+  <div class="isx-scroll" tabindex="0" role="region" aria-label="{say("Manual ratios")}">
     <table><thead><tr>{head}</tr></thead><tbody></tbody></table></div>
   <button type="button" class="isx-unlock">{say("Unlock all")}</button>
 </details>

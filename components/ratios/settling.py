@@ -18,13 +18,13 @@ from components.ui.explainers import fold
 from components.ui.figure import Chart
 from components.ui.handlers import Follower, at_opening, unchanged
 
-QUESTION = later("How much calibration is enough?")
-NOTHING = later("Shown for models that are calibrated on more than one sequence.")
+QUESTION = later("Convergence with calibration size")
+NOTHING = later("Available for models calibrated on more than one sequence.")
 SETTLED = 0.02  # of a module: a ratio that moves by less is at rest
 LINES = {
     "attention": (later("Attention, mean of the layers"), figure.line("attention", 2.4)),
     "mlp": (later("MLP, mean of the layers"), figure.line("mlp", 2.4)),
-    "largest": (later("Module that moved most"), figure.line("dense", 1.4)),
+    "largest": (later("Module with the largest change"), figure.line("dense", 1.4)),
 }
 
 
@@ -54,7 +54,7 @@ def settling_chart(view: SettlingView | None) -> Chart:
         ticktext=[str(count) for count in sequences],
     )
     layout["yaxis"].update(
-        title=figure.title(say("difference from the latest")), tickformat=".1%", rangemode="tozero", nticks=5
+        title=figure.title(say("difference from the latest ratios")), tickformat=".1%", rangemode="tozero", nticks=5
     )
     data = [
         {
@@ -73,7 +73,8 @@ def settling_chart(view: SettlingView | None) -> Chart:
     return Chart(
         title=spoken(QUESTION),
         note=say(
-            "How far ratios were from those of {latest} sequences, estimated from fewer. {verdict}",
+            "How much calibration is enough? Difference between the ratios estimated from fewer sequences and "
+            "those estimated from {latest}. {verdict}",
             latest=latest,
             verdict=_verdict(view),
         ),
@@ -97,10 +98,10 @@ def _verdict(view: SettlingView) -> str:
     points = 100 * SETTLED
     if not settled:
         return say(
-            "Some module's ratio still moved by more than {points:g} percentage points at the last.", points=points
+            "At least one module's ratio still changes by more than {points:g} percentage points.", points=points
         )
     return say(
-        "From {settled} on no module's ratio moved by more than {points:g} percentage points.",
+        "From {settled} on, no module's ratio changed by more than {points:g} percentage points.",
         settled=settled[0],
         points=points,
     )

@@ -9,9 +9,9 @@ from components.ui.figure import Chart, Json
 from components.ui.palette import DASHES
 
 QUESTIONS = {
-    "variance": lambda layer: say("How few directions does layer {layer} use?", layer=layer),
-    "ranks": lambda _: say("How many axes does each head need?"),
-    "pairs": lambda layer: say("Which rotary pairs carry layer {layer}'s attention?", layer=layer),
+    "variance": lambda layer: say("Explained variance, layer {layer}", layer=layer),
+    "ranks": lambda _: say("Effective rank per head"),
+    "pairs": lambda layer: say("Energy per rotary pair, layer {layer}", layer=layer),
 }
 WIDE = {  # name, colour, dash, width
     "mlp": (later("MLP input"), "mlp", "solid", 2.4),
@@ -35,7 +35,7 @@ def variance_chart(view: SpectraView) -> Chart:
         data.append(
             {
                 **_curve(curve, say("head {index}", index=index), curve.size),
-                "name": say("Query heads") if stays else say("Query heads that go"),
+                "name": say("Query heads") if stays else say("Query heads removed"),
                 "legendgroup": str(stays),
                 "showlegend": index == first,
                 "line": {
@@ -45,7 +45,7 @@ def variance_chart(view: SpectraView) -> Chart:
                 },
             }
         )
-        rows.append([say("Query head {index}", index=index), *_sizes(curve), str(dim) if stays else say("goes")])
+        rows.append([say("Query head {index}", index=index), *_sizes(curve), str(dim) if stays else say("removed")])
     shared = curves.groups if len(curves.groups) < len(curves.heads) else ()
     for index, curve in enumerate(shared):
         name = say("value head {index}, all its queries together", index=index)
@@ -59,7 +59,9 @@ def variance_chart(view: SpectraView) -> Chart:
                 "line": line,
             }
         )
-        rows.append([say("Value head {index}", index=index), *_sizes(curve), str(dim) if kept_heads else say("goes")])
+        rows.append(
+            [say("Value head {index}", index=index), *_sizes(curve), str(dim) if kept_heads else say("removed")]
+        )
     rings = [_ring(curve, dim, curve.size, "attention", "") for curve in shared if kept_heads]
     wide = figure.axes_of(2)
     for place, (words, colour, dash, width) in WIDE.items():
@@ -69,7 +71,7 @@ def variance_chart(view: SpectraView) -> Chart:
             continue
         line = {"color": f"@{colour}", "width": width, "dash": dash}
         data.append({**_curve(whole, name, 1), "name": name, "line": line, **wide})
-        kept, unknown = (view.neurons, say("goes")) if place == "mlp" else (view.width, "–")
+        kept, unknown = (view.neurons, say("removed")) if place == "mlp" else (view.width, "–")
         if kept:
             rings.append(_ring(whole, kept, 1, colour, "2"))
         rows.append([name, *_sizes(whole), str(kept or unknown)])
@@ -79,7 +81,7 @@ def variance_chart(view: SpectraView) -> Chart:
     layout["xaxis"].update(
         title=figure.title(say("axes of the head")), range=[0, ROOM * view.dim], dtick=_round_step(view.dim)
     )
-    layout["xaxis2"].update(title=figure.title(say("share of all axes")), tickformat=".0%", range=[0, ROOM])
+    layout["xaxis2"].update(title=figure.title(say("fraction of all axes")), tickformat=".0%", range=[0, ROOM])
     for mark in ("", "2"):
         layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.05], dtick=0.25)
     layout["yaxis"]["title"] = figure.title(say("explained variance"))
@@ -87,17 +89,17 @@ def variance_chart(view: SpectraView) -> Chart:
         {**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim if kept_heads else 0), "x1": view.dim},
         *rings,
     ]
-    heads = neurons = say("the whole module goes")
+    heads = neurons = say("the whole module is removed")
     if kept_heads:
         heads = say(
-            "{heads} of {heads_dense} heads stay,<br>{dim} of {dim_dense} channels in each",
+            "{heads} of {heads_dense} heads kept,<br>{dim} of {dim_dense} channels in each",
             heads=len(kept_heads),
             heads_dense=len(curves.heads),
             dim=dim,
             dim_dense=view.dim,
         )
     if view.neurons and curves.mlp:
-        neurons = say("{neurons:,} of {dense:,} neurons stay", neurons=view.neurons, dense=curves.mlp.size)
+        neurons = say("{neurons:,} of {dense:,} neurons kept", neurons=view.neurons, dense=curves.mlp.size)
     elif view.neurons:
         neurons = say("follows in a moment")
     if view.width and curves.residual:
@@ -110,8 +112,8 @@ def variance_chart(view: SpectraView) -> Chart:
     return Chart(
         title=QUESTIONS["variance"](layer),
         note=say(
-            "Share of the variance that the first so many principal axes hold. "
-            "Rings and shade mark what stays and what goes."
+            "How few directions does the layer use? Fraction of the variance that the first principal axes "
+            "explain. A ring marks how many are kept; shading marks what is removed."
         ),
         protocol=say("Snapshot: {label}", label=view.snapshot) if view.snapshot else "",
         data=data,
@@ -124,9 +126,9 @@ def variance_chart(view: SpectraView) -> Chart:
 
 def _curve(curve: Curve, name: str, scale: int) -> Json:
     hold = (
-        say("{name}: %{{x:.0f}} axes hold %{{y:.1%}}", name=name)
+        say("{name}: %{{x:.0f}} axes explain %{{y:.1%}}", name=name)
         if scale > 1
-        else say("{name}: %{{x:.0%}} of its axes hold %{{y:.1%}}", name=name)
+        else say("{name}: %{{x:.0%}} of its axes explain %{{y:.1%}}", name=name)
     )
     return {
         "type": "scatter",

@@ -28,11 +28,11 @@ def rank_chart(view: SpectraView) -> Chart:
             "x": list(range(layers)),
             "y": list(range(heads)),
             "hovertemplate": say(
-                "<b>layer %{{x}}, head %{{y}}</b><br>%{{z}} of {count} axes hold 95 % of its output", count=view.dim
+                "<b>layer %{{x}}, head %{{y}}</b><br>%{{z}} of {count} axes explain 95 % of its output", count=view.dim
             )
             + "<extra></extra>",
         },
-        _crosses(removed, say("head goes")),
+        _crosses(removed, say("head removed")),
     ]
     layout["hovermode"] = "closest"
     layout["xaxis"].update(title=figure.title(say("layer")), range=[-0.5, layers - 0.5], dtick=figure.step(layers))
@@ -42,14 +42,18 @@ def rank_chart(view: SpectraView) -> Chart:
     layout["shapes"] = [_frame(view.layer)]
     return Chart(
         title=QUESTIONS["ranks"](view.layer),
-        note=say("Of {count} principal axes of each head's output. × marks heads that go.", count=view.dim),
+        note=say(
+            "How many axes does each head need? Number of principal axes, of {count}, that explain 95 % of the "
+            "head's output. × marks heads that are removed.",
+            count=view.dim,
+        ),
         hint=say("Click a layer."),
         data=data,
         layout=layout,
         columns=[
             say("Layer"),
             *(say("Head {head}", head=head) for head in range(heads)),
-            *(say("Heads that go"), say("Channels kept")),
+            *(say("Heads removed"), say("Channels kept")),
         ],
         rows=[
             [
@@ -89,7 +93,7 @@ def pair_chart(view: SpectraView) -> Chart:
             )
             + "<extra></extra>",
         },
-        _crosses(cut, say("pair is cut")),
+        _crosses(cut, say("pair removed")),
     ]
     layout["hovermode"] = "closest"
 
@@ -108,18 +112,21 @@ def pair_chart(view: SpectraView) -> Chart:
     )
     still, loose = pairs.unrotated
     unrotated = (
-        say(" Besides, {still} of {loose} channels that do not rotate stay.", still=still, loose=loose) if loose else ""
+        say(" {still} of {loose} channels without rotation are kept as well.", still=still, loose=loose)
+        if loose
+        else ""
     )
     kept = max(map(sum, pairs.kept))
     stay = (
-        say("each key head that stays keeps {kept} of {count}", kept=kept, count=count)
+        say("each kept key head keeps {kept} of {count}", kept=kept, count=count)
         if kept
-        else say("no key head stays")
+        else say("no key head is kept")
     )
     return Chart(
         title=QUESTIONS["pairs"](view.layer),
         note=say(
-            "Mean |query × key| of each pair. × marks cut pairs, those that the loss feels least; {stay}.{unrotated}",
+            "Which rotary pairs carry the attention? Mean |query × key| of each pair. × marks pairs that are "
+            "removed, those to which the loss is least sensitive; {stay}.{unrotated}",
             stay=stay,
             unrotated=unrotated,
         ),
@@ -187,7 +194,7 @@ def _frame(layer: int) -> Json:
 
 
 def _carried(share: float, stays: bool) -> str:
-    return number(share, ".1%") if stays else say("{share:.1%}, cut", share=share)
+    return number(share, ".1%") if stays else say("{share:.1%}, removed", share=share)
 
 
 def _tokens(count: float) -> str:

@@ -32,7 +32,7 @@ from intraslice.core.progress import Progress
 from intraslice.loading import LoadedModel, load_model
 from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
 
-READERS = Places(2, later("Waiting for others whose texts are being read"))
+READERS = Places(2, later("Waiting for other uploads to be read"))
 ENOUGH = 4  # sequences, before anything is sliced: of fewer a slice says little
 
 
@@ -110,7 +110,7 @@ class Calibrations:
                     key.model, getattr(torch, key.dtype), self._device, progress=lambda _: job.require_wanted()
                 )
             if loaded.made is not None:
-                raise UserError(later("{model} is sliced already; wanted a dense model", model=key.model))
+                raise UserError(later("{model} is already sliced. Choose a dense model.", model=key.model))
             self._caches.models.put(key[:2], loaded)
         return loaded
 
@@ -134,7 +134,7 @@ class Calibrations:
         while before := list(takewhile(lambda other: other is not job, self._queue)):
             if sum(self._queue[other] for other in before) + needed <= self._caches.rest:
                 return
-            job.emit(Status(later("Waiting for memory: calibrations before this one: {count}", count=len(before))))
+            job.emit(Status(later("Waiting for memory; calibrations ahead: {count}", count=len(before))))
             job.sleep(0.5)
 
     def _calibrate_now(self, job: Job, key: CalibrationKey, loaded: LoadedModel) -> None:

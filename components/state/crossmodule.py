@@ -21,15 +21,16 @@ def note_of(plan: CrossModulePlan) -> Words:
     """The plan's own note, in the page's words."""
     if plan.removed_fraction < 0:
         return later(
-            "Slicing {slicing:.1%} adds {added:.1%} to the decoder: the shortcuts outweigh the cut.",
+            "Slicing {slicing:.1%} of the width adds {added:.1%} to the decoder: the shortcut matrices have "
+            "more parameters than are removed.",
             slicing=plan.slicing,
             added=-plan.removed_fraction,
         )
     return later(
-        "No width that is a multiple of {multiple} removes {asked:.1%} of the decoder; "
-        "the nearest, {width} of {hidden}, removes {removed:.1%}.",
+        "No width that is a multiple of {multiple} removes {target:.1%} of the decoder; the nearest, {width} "
+        "of {hidden}, removes {removed:.1%}.",
         multiple=MULTIPLE,
-        asked=plan.asked,
+        target=plan.asked,
         width=plan.width,
         hidden=plan.hidden,
         removed=plan.removed_fraction,

@@ -148,8 +148,7 @@ def model_name(model: Any) -> str:
         if not is_id:
             raise UserError(
                 later(
-                    "model {name} is no Hub id; wanted one, such as HuggingFaceTB/SmolLM2-360M-Instruct, "
-                    "or {default!r}",
+                    "Model must be a Hub id, such as HuggingFaceTB/SmolLM2-360M-Instruct, or {default!r}, got {name}.",
                     name=limits.shown(name),
                     default=DEFAULT,
                 )
@@ -180,12 +179,12 @@ def _calibration(settings: Settings) -> CalibrationConfig:
     if sequences * length > (most := limits.CALIBRATION_TOKENS.value):
         raise UserError(
             later(
-                "{sequences:,} sequences of {length:,} tokens are {product:,}; wanted at most {most:,} tokens; "
-                "lower one of them",
+                "Calibration may have at most {limit:,} tokens, got {product:,} ({sequences:,} sequences of "
+                "{length:,}). Lower one of them.",
                 sequences=sequences,
                 length=length,
                 product=sequences * length,
-                most=most,
+                limit=most,
             )
         )
     return CalibrationConfig(_text(settings), sequences, length, seed)
@@ -199,7 +198,7 @@ def _text(settings: Settings) -> str:
     if limits.hosted() and text not in data.NAMED_CORPORA:
         raise UserError(
             later(
-                "text {text} is none of {texts}; upload a file of yours instead",
+                "Text must be one of {texts}, got {text}. Or upload a file of your own.",
                 text=limits.shown(text),
                 texts=", ".join(data.NAMED_CORPORA),
             )
@@ -208,7 +207,7 @@ def _text(settings: Settings) -> str:
 
 
 def _slicing(settings: Settings) -> SliceConfig:
-    locked = limits.words(later("ratios given by hand"), settings.locked, limits.LOCKED.value)
+    locked = limits.words(later("ratios set manually"), settings.locked, limits.LOCKED.value)
     order = cast(Order, limits.choice("order", settings.order, ORDERS))
     return SliceConfig(
         limits.number("sparsity", settings.sparsity, 0, 80) / 100,

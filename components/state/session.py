@@ -39,10 +39,10 @@ from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
 
 RECOVERY_STAGES = {  # of the library, and what the status says of them
-    "dense states": later("Reading the dense model's answers to learn from, sequence"),
+    "dense states": later("Computing the dense model's logits for training, sequence"),
     "distill": later("Training the sliced model, step"),
 }
-NOT_CALIBRATED = later("this model is not calibrated on this text yet; press Load and calibrate")
+NOT_CALIBRATED = later("This model is not calibrated on this text yet. Press Load and calibrate.")
 
 
 class Session:

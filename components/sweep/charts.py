@@ -29,26 +29,30 @@ def removed_chart(view: SweepView) -> Chart:
     layout = figure.layout_of(1, revision="sweep")
     data = _lines(view, lambda point: point.removed, say("%{{x:.1%}} removed"), figure.axes_of(1), legend=True)
     layout["xaxis"].update(
-        title=figure.title(say("layers' parameters really removed")), tickformat=".0%", rangemode="tozero"
+        title=figure.title(say("actual sparsity (layer parameters removed)")), tickformat=".0%", rangemode="tozero"
     )
     layout["xaxis"]["range"] = [0, 1.08 * max([point.removed or 0 for point in view.points], default=0.5)]
     _perplexity_axis(layout, view, ["yaxis"])
     layout["shapes"], layout["annotations"] = _dense(view, 1)
     return Chart(
-        title=say("What does each removed per cent cost?"),
-        note=say("{count} of {wanted} points.", count=len(view.points), wanted=view.wanted),
+        title=say("Perplexity against parameters removed"),
+        note=say(
+            "What does each removed percentage point cost? {count} of {total} points.",
+            count=len(view.points),
+            total=view.wanted,
+        ),
         hint=say("Click one to load its setting into the controls."),
         protocol=view.protocol,
         data=data,
         layout=layout,
         columns=[
             say("Method"),
-            say("Asked"),
-            say("Really removed"),
+            say("Target sparsity"),
+            say("Actual sparsity"),
             say("Parameters"),
             say("Perplexity"),
             say("Times dense"),
-            say("KL from dense, nats a token"),
+            say("KL from dense, nats per token"),
         ],
         rows=[_row(point, view) for point in view.points],
         picks=[pick_of(point) for point in view.points],
@@ -59,14 +63,14 @@ def speed_chart(view: SweepView) -> Chart:
     """Perplexity against measured speed, in times the dense model's: reading a prompt, and writing an answer."""
     layout = figure.layout_of(2, revision="sweep-speed", vertical=False)
     data = _lines(
-        view, lambda point: point.prefill, say("reads %{{x:.2f}} times as fast"), {"xaxis": "x", "yaxis": "y"}, True
+        view, lambda point: point.prefill, say("prefill %{{x:.2f}} times as fast"), {"xaxis": "x", "yaxis": "y"}, True
     )
     data += _lines(
-        view, lambda point: point.decode, say("writes %{{x:.2f}} times as fast"), {"xaxis": "x2", "yaxis": "y2"}
+        view, lambda point: point.decode, say("decode %{{x:.2f}} times as fast"), {"xaxis": "x2", "yaxis": "y2"}
     )
     for axis, what in (
-        ("xaxis", say("speed of reading a prompt, times dense")),
-        ("xaxis2", say("speed of writing an answer, times dense")),
+        ("xaxis", say("prefill speed, relative to dense")),
+        ("xaxis2", say("decode speed, relative to dense")),
     ):
         layout[axis].update(title=figure.title(what), tickformat=".2f")
     _perplexity_axis(layout, view, ["yaxis", "yaxis2"])
@@ -80,14 +84,20 @@ def speed_chart(view: SweepView) -> Chart:
         if point.prefill is not None and point.decode is not None and point.perplexity is not None
     ]
     return Chart(
-        title=say("What does speed cost?"),
-        note=say("Right of the upright line a model is faster than the dense one."),
+        title=say("Perplexity against speed"),
+        note=say("What does speed cost? Models to the right of the vertical line are faster than the dense model."),
         protocol=view.speed_protocol,
         data=data,
         layout=layout,
         beside=True,
         columns=[
-            *(say("Method"), say("Asked"), say("Reading, times dense"), say("Writing, times dense"), say("Perplexity")),
+            *(
+                say("Method"),
+                say("Target sparsity"),
+                say("Prefill, times dense"),
+                say("Decode, times dense"),
+                say("Perplexity"),
+            ),
         ],
         rows=[
             [*_named(point), number(prefill, ".2f"), number(decode, ".2f"), number(perplexity, ".2f")]
@@ -126,7 +136,7 @@ def _lines(
                 "line": look,
                 "marker": {"size": 9, "color": look["color"], "symbol": SYMBOLS.get(method, "circle")},
                 "hovertemplate": say(
-                    "<b>{name}</b>, asked %{{customdata}}<br>{words}<br>perplexity %{{y:.2f}}", name=name, words=words
+                    "<b>{name}</b>, target %{{customdata}}<br>{words}<br>perplexity %{{y:.2f}}", name=name, words=words
                 )
                 + "<extra></extra>",
                 **axes,

@@ -33,9 +33,9 @@ from intraslice.methods.registry import METHODS
 from intraslice.reporting import records
 
 NONE_CHOSEN = {
-    "methods": later("no methods chosen; wanted at least one"),
-    "estimators": later("no estimators chosen; wanted at least one"),
-    "sparsities": later("no sparsities chosen; wanted at least one"),
+    "methods": later("No method is chosen. Choose at least one."),
+    "estimators": later("No estimator is chosen. Choose at least one."),
+    "sparsities": later("No sparsity is chosen. Choose at least one."),
 }
 
 
@@ -65,15 +65,15 @@ def asked_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig, tu
     lists = {name: values for name, values in choice._asdict().items() if name != "speed"}
     for name, values in lists.items():
         if not isinstance(values, (list, tuple)):
-            raise UserError(later("{name} are {value}; wanted a list of them", name=name, value=limits.shown(values)))
+            raise UserError(later("{name} must be a list, got {value}.", name=name, value=limits.shown(values)))
         if not values:
             raise UserError(NONE_CHOSEN[name])
     if (count := math.prod(map(len, lists.values()))) > (most := limits.SWEEP.value):
         raise UserError(
             later(
-                "{count:,} points are asked for; wanted at most {most:,}; choose fewer {lists}",
+                "A sweep may have at most {limit:,} points, got {count:,}. Choose fewer {lists}.",
                 count=count,
-                most=most,
+                limit=most,
                 lists=", ".join(lists),
             )
         )
@@ -156,7 +156,7 @@ def write_csv(session: Session, request: Request, choice: SweepChoice, path: Pat
     """The points that are there, as `python -m intraslice sweep --csv` writes them. Raises UserError for none."""
     frame = plan_of(session, request, choice).frame()
     if frame.empty:
-        raise UserError(later("no point of this sweep is measured yet; press Run the sweep"))
+        raise UserError(later("No point of this sweep is measured yet. Press Run the sweep."))
     frame.to_csv(path, index=False)
 
 
@@ -189,8 +189,8 @@ def _point(row: Mapping[str, Any]) -> SweepPoint:
 
 def _speed_protocol(speed: SpeedConfig, threads: str) -> str:
     return later(
-        "Speed of one sequence{threads}, dense and sliced in turn, medians of {repeats}: "
-        "reading {prompt} tokens, then writing {new} one by one.",
+        "Speed of one sequence{threads}, dense and sliced in turn, medians of {repeats} runs: prefill of "
+        "{prompt} tokens, then decoding of {new}, one at a time.",
         threads=threads,
         repeats=speed.repeats,
         prompt=speed.prompt,

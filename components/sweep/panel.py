@@ -218,12 +218,12 @@ def connect(panel: SweepPanel, context: Context) -> None:
 
 def _shown(view: SweepView, seconds: float = 0.0) -> Shown:
     missing = view.wanted - len(view.points)
-    words = say("All {wanted} points are measured.", wanted=view.wanted)
+    words = say("All {total} points are measured.", total=view.wanted)
     if missing:
         words = say(
-            "{missing} of {wanted} points are not measured yet: about {time} on this machine.",
+            "{missing} of {total} points are not measured yet: about {time} on this machine.",
             missing=missing,
-            wanted=view.wanted,
+            total=view.wanted,
             time=formatting.seconds(seconds),
         )
     timed = any(point.prefill is not None for point in view.points)
@@ -238,14 +238,16 @@ def _done(view: SweepView) -> str:
     if len(view.points) == view.wanted:
         return _shown(view).progress
     done = len(view.points)
-    told = say("Stopped with {done} of {wanted} points; Run goes on from there.", done=done, wanted=view.wanted)
+    told = say(
+        "Stopped after {done} of {total} points. Run the sweep continues from there.", done=done, total=view.wanted
+    )
     return f'<p class="isx-quiet">{told}</p>'
 
 
 def _lead() -> str:
     told = say(
-        "Slice many times, and see what each method pays for every per cent. "
-        "Bias, cap, shapes, order and recovery are those of the controls; ratios given by hand are left out."
+        "Slice the model many times and compare what each removed percentage point costs each method. Bias, "
+        "cap, shapes, order and recovery are those of the controls; manual ratios are ignored."
     )
     return f'<p class="isx-lead">{told}</p>'
 

@@ -49,7 +49,7 @@ def template(height: int, table: bool = False) -> str:
   <div class="isx-plot" role="application" tabindex="-1" style="height:{height}px"></div>
   <div class="isx-under">
     <details class="isx-twin"{" open" if table else ""}><summary>{say("Table")}</summary>
-      <div class="isx-scroll" tabindex="0" role="region" aria-label="{say("The chart's numbers")}">
+      <div class="isx-scroll" tabindex="0" role="region" aria-label="{say("The chart's data")}">
         <table><thead class="isx-head"></thead><tbody class="isx-rows"></tbody></table></div></details>
     <button type="button" class="isx-png">{say("Save PNG")}</button>
   </div>

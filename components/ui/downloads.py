@@ -101,8 +101,8 @@ class Downloads:
             wait = FRESH - (now - self._sent[0].moment) if self._sent else FRESH
             raise UserError(
                 later(
-                    "there is no room for another file: others were made less than ten minutes ago and may still be "
-                    "fetched; try again in {minutes} min",
+                    "The disk space for exports is full of files less than ten minutes old, which may still be "
+                    "downloaded. Try again in {minutes} min.",
                     minutes=math.ceil(wait / 60),
                 )
             )

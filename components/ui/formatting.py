@@ -12,9 +12,7 @@ from components.state.views import Beside, Perplexities, PlanView, Reading
 from components.ui.labels import MODULES_IN_WORDS
 from components.ui.pinned.differences import sentence, signed
 
-ESTIMATED = later(
-    "Interpolated between perplexities measured at other sparsities; the measured number takes its place."
-)
+ESTIMATED = later("Interpolated between perplexities measured at other sparsities; the measured value replaces it.")
 
 
 def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinned: Beside | None = None) -> str:
@@ -23,7 +21,7 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinn
     `hint` stands where the sliced perplexity is not known.
     """
     if plan is None:
-        waiting = say("Loading the model; its ratios appear here as soon as it is calibrated.")
+        waiting = say("Loading the model. Its ratios appear here as soon as it is calibrated.")
         return f'<p class="isx-headline">{waiting}</p>'
     change = sentence(plan.parameters_sliced, measured.sliced_reading, pinned, millions)
     dense, sliced = millions(plan.parameters_dense), millions(plan.parameters_sliced)
@@ -42,11 +40,11 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinn
     )
     (least, least_name, least_layer), (most, most_name, most_layer) = ranked[0], ranked[-1]
     if most - least < 0.005:
-        extremes = say("every layer gives the same ({most:.0%})", most=most)
+        extremes = say("every layer is pruned by {most:.0%}", most=most)
     else:
         extremes = say(
-            "layer {most_layer}'s {most_name} gives most ({most:.0%}), layer {least_layer}'s "
-            "{least_name} least ({least:.0%})",
+            "layer {most_layer}'s {most_name} is pruned most ({most:.0%}), layer {least_layer}'s {least_name} "
+            "least ({least:.0%})",
             most_layer=most_layer,
             most_name=most_name,
             most=most,
@@ -55,7 +53,7 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinn
             least=least,
         )
     told = say(
-        "<b>{removed:.0%}</b> of the layers' weights removed: <b>{dense}</b> → <b>{sliced}</b> "
+        "<b>{removed:.0%}</b> of the layer weights removed: <b>{dense}</b> → <b>{sliced}</b> "
         "parameters{perplexity}; {extremes}.",
         removed=plan.removed,
         dense=dense,
@@ -106,7 +104,7 @@ def removed(plan: PlanView | None) -> str:
     """Asked beside really removed, for the slider's bar."""
     if plan is None:
         return ""
-    shares = {say("asked"): plan.asked, say("really removed"): plan.removed}
+    shares = {say("target"): plan.asked, say("actual sparsity"): plan.removed}
     told = (
         f'<div><dt>{name}</dt><dd data-percent="{100 * share:.1f}">{number(share, ".1%")}</dd></div>'
         for name, share in shares.items()
@@ -153,8 +151,8 @@ def _sizes(plan: PlanView) -> list[tuple[str, Callable[[float], str], float, flo
     return [
         (say("Parameters"), millions, plan.parameters_dense, plan.parameters_sliced),
         (say("in the layers"), millions, plan.decoder_dense, plan.decoder_sliced),
-        (say("FLOPs a token"), millions, plan.flops_dense, plan.flops_sliced),
-        (say("KV cache a token"), size, plan.kv_dense, plan.kv_sliced),
+        (say("FLOPs per token"), millions, plan.flops_dense, plan.flops_sliced),
+        (say("KV cache per token"), size, plan.kv_dense, plan.kv_sliced),
         (say("Weights"), size, width * plan.parameters_dense, width * plan.parameters_sliced),
     ]
 
@@ -209,8 +207,8 @@ def _errors(measured: Perplexities) -> str:
     if None in (dense.error, sliced.error, ratio.error):
         return ""
     return say(
-        " Standard errors: dense ± {dense:.1f}, sliced ± {sliced:.1f}; of their ratio, {ratio:.3f}, "
-        "in which the text's own ups and downs cancel, ± {error:.3f}.",
+        " Standard errors: dense ± {dense:.1f}, sliced ± {sliced:.1f}. Their ratio is {ratio:.3f} ± "
+        "{error:.3f}; in it the variation of the text cancels.",
         dense=dense.error,
         sliced=sliced.error,
         ratio=ratio.value,
@@ -221,14 +219,14 @@ def _errors(measured: Perplexities) -> str:
 def export(plan: PlanView | None) -> str:
     """What the Export tab's buttons would give now."""
     if plan is None:
-        waiting = say("There is something to take home as soon as the model is calibrated.")
+        waiting = say("Files are available as soon as the model is calibrated.")
         return f'<p class="isx-lead">{waiting}</p>'
     if plan.asked == 0:
-        nothing = say("Nothing is removed at 0 %: move the slider, and there is something to save.")
+        nothing = say("At 0 % nothing is removed. Move the slider to get files.")
         return f'<p class="isx-lead">{nothing}</p>'
     told = say(
-        "The model as it is set now: <b>{removed:.0%}</b> of the layers' weights removed, "
-        "{parameters} parameters, about {bytes}. It is sliced when you ask for it, unless it already is.",
+        "The current setting: <b>{removed:.0%}</b> of the layer weights removed, {parameters} parameters, "
+        "about {bytes}. The model is sliced when you request a file, unless it already is.",
         removed=plan.removed,
         parameters=millions(plan.parameters_sliced),
         bytes=size(plan.bytes_per_value * plan.parameters_sliced),

@@ -50,7 +50,7 @@ class Terms(Mapping[str, str]):
         return len(self._words)
 
 
-ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": later("By hand")})
+ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": later("Manual")})
 METHODS = Labels(choices.METHODS)
 RECOVERIES = Labels(choices.RECOVERIES, {choices.NO_RECOVERY: later("None")})
 MODULES = Terms({"attention": later("Attention"), "mlp": later("MLP")})

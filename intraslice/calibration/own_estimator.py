@@ -39,9 +39,9 @@ def load_estimator(place: str) -> Estimator:
     the file is another estimator. Where `place` has a digest, too, the file must be that version. Raises UserError for
     anything else.
     """
-    where, wanted = place, ""
+    where, expected = place, ""
     if "@" in place.rpartition("/")[2]:
-        where, _, wanted = place.rpartition("@")
+        where, _, expected = place.rpartition("@")
     where, function = (where, "") if where.endswith(".json") else where.rpartition(":")[::2]
     path = Path(where).expanduser()
     if path.suffix != ".json" and (path.suffix != ".py" or not function.isidentifier()):
@@ -50,8 +50,10 @@ def load_estimator(place: str) -> Estimator:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     except OSError as error:
         raise UserError(f"{where} cannot be read ({error.strerror}); name the file of your estimator") from error
-    if wanted and wanted != digest:
-        raise UserError(f"{path.name} is of version {digest}, wanted {wanted}; leave out @{wanted} to take it as it is")
+    if expected and expected != digest:
+        raise UserError(
+            f"{path.name} is of version {digest}, expected {expected}; leave out @{expected} to take it as it is"
+        )
     if path.name.split() != [path.name]:
         raise UserError(f"{path.name!r} has blanks in its name; call it by one word, such as mine.py")
     name = f"{path.name}:{function}@{digest}" if function else f"{path.name}@{digest}"
@@ -68,7 +70,7 @@ def _from_file(path: Path) -> Callable[[LayerCalibration], Any]:
 
     def importances(layer: LayerCalibration) -> tuple[list[float], list[float]]:
         if layer.index >= len(layers):
-            raise UserError(f"{path.name} has {len(layers)} layers, and the model more; wanted its own file")
+            raise UserError(f"{path.name} has {len(layers)} layers, and the model more; expected its own file")
         return layers[layer.index]["attention"], layers[layer.index]["mlp"]
 
     return importances
@@ -101,7 +103,7 @@ def _checked(name: str, function: Callable[[LayerCalibration], Any]) -> Callable
             raise
         except Exception as error:
             raise UserError(
-                f"estimator {name} failed ({_said(error)}); wanted importances of attention, mlp"
+                f"estimator {name} failed ({_said(error)}); expected importances of attention, mlp"
             ) from error
         sizes = layer.sizes
         _require_importances(name, "mlp", mlp, [sizes.neurons])
@@ -114,10 +116,10 @@ def _checked(name: str, function: Callable[[LayerCalibration], Any]) -> Callable
 
 def _require_importances(name: str, module: str, values: Tensor, counts: list[int]) -> None:
     if values.dim() != 1 or len(values) not in counts:
-        wanted = " or ".join(map(str, counts))
-        raise UserError(f"estimator {name} gives {module} the shape {tuple(values.shape)}; wanted ({wanted},)")
+        expected = " or ".join(map(str, counts))
+        raise UserError(f"estimator {name} gives {module} the shape {tuple(values.shape)}; expected ({expected},)")
     if not (values.isfinite() & (values >= 0)).all():
-        raise UserError(f"estimator {name} gives {module} importances below 0 or not finite; wanted numbers from 0")
+        raise UserError(f"estimator {name} gives {module} importances below 0 or not finite; expected numbers from 0")
 
 
 def _said(error: Exception) -> str:

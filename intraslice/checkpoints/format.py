@@ -56,7 +56,7 @@ def require_new_file(file: str | Path, suffix: str) -> Path:
     """The path, to be written later. Raises UserError, before any work, where that cannot be or something is there."""
     file = Path(file).expanduser()
     if file.suffix != suffix:
-        raise UserError(f"{file} is no name for such a file; wanted one that ends in {suffix}")
+        raise UserError(f"{file} is no name for such a file; expected one that ends in {suffix}")
     if file.exists():
         raise UserError(f"{file} exists; name a new file, or remove that one first")
     try:

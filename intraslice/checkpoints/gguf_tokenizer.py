@@ -113,7 +113,9 @@ def _vocabulary(described: dict[str, Any], rows: int) -> tuple[list[str], list[T
     model = described["model"]
     largest = max((*model["vocab"].values(), *(added["id"] for added in described["added_tokens"])), default=-1)
     if largest >= rows:
-        raise UserError(f"the tokenizer has token ids up to {largest} and the model {rows} embeddings; wanted its own")
+        raise UserError(
+            f"the tokenizer has token ids up to {largest} and the model {rows} embeddings; expected its own"
+        )
     for text, token in model["vocab"].items():
         tokens[token] = text
         types[token] = TokenType.BYTE if model["byte_fallback"] and _BYTE.fullmatch(text) else TokenType.NORMAL

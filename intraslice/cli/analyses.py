@@ -118,7 +118,7 @@ def _in_context(
     sliced, plan = run.slice(loaded, stats, tokens)
     if not isinstance(plan, SlicePlan):
         raise UserError(
-            f"{method} slices no modules that could be dense again; wanted another --method, or no --context"
+            f"{method} slices no modules that could be dense again; expected another --method, or no --context"
         )
     return measure_in_context(loaded, stats, sliced, plan, windows, method)
 

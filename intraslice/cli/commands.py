@@ -121,7 +121,7 @@ def _require_places(run: Run) -> None:
     """Raise UserError, before any work, unless the slice can be written where it is wanted."""
     out, file = run.arguments.out, run.arguments.gguf
     if out is None and file is None:
-        raise UserError("nowhere to write to; wanted --out FOLDER, --gguf FILE, or both")
+        raise UserError("nowhere to write to; expected --out FOLDER, --gguf FILE, or both")
     if not METHODS[run.recipe.method].can_be_saved:
         raise UserError(f"{NO_FORMAT}; take another --method, or evaluate")
     if out is not None:
@@ -136,7 +136,7 @@ def export(run: Run) -> Answer:
     """Write a model that a folder holds, sliced or dense, as a GGUF file, a folder for vLLM, or both."""
     file, folder = run.arguments.gguf, run.arguments.vllm
     if file is None and folder is None:
-        raise UserError("nothing to write; wanted --gguf FILE, --vllm FOLDER, or both")
+        raise UserError("nothing to write; expected --gguf FILE, --vllm FOLDER, or both")
     if file is not None:
         require_new_file(file, ".gguf")
     if folder is not None:
@@ -173,7 +173,7 @@ def generate(run: Run) -> Answer:
     """Dense and sliced answers to one prompt."""
     a = run.arguments
     if a.max_new_tokens < 1 or not a.temperature >= 0:
-        raise UserError("wanted --max-new-tokens of at least 1 and --temperature of at least 0")
+        raise UserError("--max-new-tokens must be at least 1 and --temperature at least 0")
     loaded = run.load()
     models = {"sliced": loaded.model}
     if loaded.made is None:

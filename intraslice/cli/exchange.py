@@ -30,15 +30,17 @@ def exchange(run: Run) -> Answer:
     """Move parameters between modules while KL falls; writes importances whose plans have the ratios that come out."""
     a, slicing = run.arguments, run.recipe.slicing
     if a.out.suffix != ".json" or not a.out.parent.is_dir():
-        raise UserError(f"{a.out} is no place for the importances; wanted a .json file in a folder that is there")
+        raise UserError(f"{a.out} is no place for the importances; expected a .json file in a folder that is there")
     if not 2 <= a.windows <= a.sequences or a.exchanges < 1:
         raise UserError(
-            f"wanted --windows from 2 to {a.sequences}, the calibration's sequences, and --exchanges from 1"
+            f"expected --windows from 2 to {a.sequences}, the calibration's sequences, and --exchanges from 1"
         )
     configs = [replace(slicing, sparsity=sparsity) for sparsity in sorted(set(a.sparsities))]
     usual = (slicing.head_fraction, slicing.gradient_group) == (None, GRADIENT_GROUP)
     if ESTIMATORS[slicing.estimator].importance is None or not usual:
-        raise UserError("there are no importances to begin with; wanted an estimator that has some, in its usual units")
+        raise UserError(
+            "there are no importances to begin with; expected an estimator that has some, in its usual units"
+        )
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)
     path: list[Exchanged] = []

@@ -33,7 +33,7 @@ def prices(run: Run) -> Answer:
     stats, tokens = run.calibrate(loaded)
     sliced, plan = run.slice(loaded, stats, tokens)
     if not isinstance(plan, SlicePlan):
-        raise UserError(f"{method} cuts no single modules; wanted a method whose parameters each have a module")
+        raise UserError(f"{method} cuts no single modules; expected a method whose parameters each have a module")
     profile = stats.profile_for(plan.config)
     differences = None
     if against is not None:  # before anything is measured

@@ -47,7 +47,7 @@ class Run(Pipeline):
                 require_shareable(method, self.recipe.slicing)
         if arguments.threads is not None:
             if arguments.threads < 1:
-                raise UserError(f"threads is {arguments.threads}; wanted 1 or more")
+                raise UserError(f"threads must be 1 or more, got {arguments.threads}")
             torch.set_num_threads(arguments.threads)
 
     def load(self) -> LoadedModel:
@@ -66,7 +66,7 @@ class Run(Pipeline):
         """
         texts = {Path(text).stem: replace(self.recipe.evaluation, text=text) for text in self.arguments.also_eval}
         if len(texts) < len(self.arguments.also_eval):
-            raise UserError("two texts of --also-eval have one name; wanted each once, by a name of its own")
+            raise UserError("two texts of --also-eval have the same name; give each a name of its own")
         apart = self.recipe.calibration.text
         return {name: data.evaluation_tokens(loaded.tokenizer, text, apart) for name, text in texts.items()}
 

@@ -131,7 +131,7 @@ def cache_bound() -> int:
     """Bytes that the cache folder may hold. Raises UserError where the environment has no whole number."""
     given = os.environ.get(BOUND_VARIABLE, "").strip() or str(BOUND)
     if not given.isdecimal():
-        raise UserError(f"{BOUND_VARIABLE} is {given[:80]!r}; wanted a whole number of bytes, such as {BOUND}")
+        raise UserError(f"{BOUND_VARIABLE} must be a whole number of bytes, such as {BOUND}, got {given[:80]!r}")
     return int(given)
 
 

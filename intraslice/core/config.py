@@ -24,17 +24,17 @@ GRADIENT_GROUP = 1  # sequences whose gradients are summed before squaring (publ
 
 def _require_range(field: str, value: float, low: float, high: float, hint: str = "") -> None:
     if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
-        raise UserError(f"{field} is {value!r}; wanted a number from {low:g} to {high:g}{hint and '; ' + hint}")
+        raise UserError(f"{field} must be between {low:g} and {high:g}{hint and ' (' + hint + ')'}, got {value!r}")
 
 
 def _require_count(field: str, value: int, low: int, high: int = 2**31 - 1) -> None:
     if not (isinstance(value, int) and low <= value <= high):
-        raise UserError(f"{field} is {value!r}; wanted a whole number from {low} to {high}")
+        raise UserError(f"{field} must be a whole number from {low} to {high}, got {value!r}")
 
 
 def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UserError(f"{field} is {value!r}; wanted one of {', '.join(choices)}")
+        raise UserError(f"{field} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,9 @@ class SliceConfig:
             _require_choice("a locked module", module, MODULE_KINDS)
             _require_range(f"the locked ratio of layer {layer}'s {module}", ratio, 0.0, 1.0)
         if len({lock[:2] for lock in self.locked}) < len(self.locked):
-            raise UserError("a module is locked twice; wanted at most one ratio for each")
+            raise UserError("a module is locked twice; give at most one ratio for each")
         if self.sparsity > self.cap:
-            raise UserError(
-                f"sparsity {self.sparsity:g} is above the cap of {self.cap:g}; raise the cap or ask for less"
-            )
+            raise UserError(f"sparsity must be at most the cap of {self.cap:g}, got {self.sparsity:g}; change one")
 
 
 def parse_lock(text: str) -> Lock:
@@ -131,7 +129,7 @@ def parse_lock(text: str) -> Lock:
         number, share = int(layer), float(percent) / 100
     except ValueError:
         raise UserError(
-            f"{text.strip()!r} is no locked ratio; wanted layer, module and per cent, as in 7 mlp 25"
+            f"{text.strip()!r} is not a locked ratio; expected layer, module and percentage, as in 7 mlp 25"
         ) from None
     _require_choice("a locked module", module, MODULE_KINDS)
     return number, cast(ModuleKind, module), share

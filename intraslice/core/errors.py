@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault: each message says what was got, what is wanted and what to do next."""
+"""What can go wrong, by whose fault: each message says what was received, what was expected and what to do next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _FOLDERS = re.compile(r"(?<![\w:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line: what was got, what is wanted, what to do next."""
+    """Bad input. The message is one line: what was received, what was expected, what to do next."""
 
 
 class NumericalError(ArithmeticError):

@@ -45,7 +45,7 @@ class Registry(dict[str, Entry]):
     def require(self, name: str) -> Entry:
         """The entry of that name. Raises UserError, with all names, where there is none."""
         if name not in self:
-            raise UserError(f"{self.kind} is {name!r}; wanted one of {', '.join(self)}")
+            raise UserError(f"{self.kind} must be one of {', '.join(self)}, got {name!r}")
         return self[name]
 
     def help(self) -> str:

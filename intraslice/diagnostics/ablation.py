@@ -60,10 +60,10 @@ def ablated_model(
     """
     report = progress_callback(progress)
     if ablation not in ABLATIONS:
-        raise UserError(f"fault is {ablation!r}; wanted one of {', '.join(ABLATIONS)}")
+        raise UserError(f"fault must be one of {', '.join(ABLATIONS)}, got {ablation!r}")
     hidden, layers = model.lm_head.in_features, blocks(model)
     if not 1 <= width <= hidden:
-        raise UserError(f"width is {width}; wanted 1 to {hidden}, the hidden size")
+        raise UserError(f"width must be 1 to {hidden}, the hidden size, got {width}")
     require_enough(len(tokens))
     report(Progress(ablation, 0, len(layers)))
     parts: Parts = {}

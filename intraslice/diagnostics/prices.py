@@ -203,7 +203,7 @@ def disagreements(plan: SlicePlan, other: SlicePlan, profile: Profile) -> tuple[
     if abs(plan.removed_fraction - other.removed_fraction) > UNEQUAL:
         raise UserError(
             f"the plans remove {plan.removed_fraction:.3f} and {other.removed_fraction:.3f} of the layers' parameters; "
-            "wanted two of one size"
+            "expected two of one size"
         )
     found = [
         Disagreement(

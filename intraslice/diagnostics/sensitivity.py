@@ -175,7 +175,7 @@ def _alone_path(
 def require_ratio(ratio: float) -> None:
     """Raise UserError unless that share of a module can go."""
     if not 0 < ratio <= 0.95:
-        raise UserError(f"ratio is {ratio!r}; wanted the share of a module to remove, above 0 and up to 0.95")
+        raise UserError(f"ratio must be above 0 and at most 0.95, got {ratio!r}")
 
 
 def _sensitivity(

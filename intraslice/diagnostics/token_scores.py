@@ -85,7 +85,7 @@ def score_passage(
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
     count, positions = ids.shape[1], dense.config.max_position_embeddings
     if not 2 <= count <= positions:
-        raise UserError(f"the passage has {count} tokens; wanted 2 to {positions}, the first of which is not scored")
+        raise UserError(f"the passage has {count} tokens; expected 2 to {positions}, the first of which is not scored")
     hidden = [_hidden(model, ids)[:-1] for model in (dense, sliced)]  # the last token foretells none of the passage
     dense_chunks, sliced_chunks = logits_in_chunks(dense, hidden[0], ids[0, 1:]), logits_in_chunks(sliced, hidden[1])
     scores: list[TokenScore] = []
@@ -145,5 +145,5 @@ def _next_log_probabilities(
     if not count:
         raise UserError("the prompt has no tokens; write a word or two")
     if count > positions:
-        raise UserError(f"the prompt has {count:,} tokens; wanted at most {positions:,}, the model's positions")
+        raise UserError(f"the prompt has {count:,} tokens; expected at most {positions:,}, the model's positions")
     return model.lm_head(_hidden(model, ids)[-1:]).float().log_softmax(-1)[0]

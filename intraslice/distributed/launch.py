@@ -53,7 +53,7 @@ def _choose_device(device: str, count: int) -> None:
     if device == "cpu":
         return
     if device != "cuda":
-        raise UserError(f"device is {device!r} and there are {count} processes; wanted cpu, or cuda for one GPU each")
+        raise UserError(f"device is {device!r} and there are {count} processes; expected cpu, or cuda for one GPU each")
     local, gpus = _variable("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= gpus:
         raise UserError(f"this machine has {gpus} GPUs, too few for its processes; start --nproc-per-node {gpus}")
@@ -64,5 +64,5 @@ def _variable(name: str, default: int) -> int:
     """A whole number that torchrun leaves in the environment."""
     value = os.environ.get(name) or str(default)
     if not value.isdecimal():
-        raise UserError(f"{name} is {value!r} in the environment; wanted a whole number, or start by torchrun")
+        raise UserError(f"{name} is {value!r} in the environment; expected a whole number, or start by torchrun")
     return int(value)

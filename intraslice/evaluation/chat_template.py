@@ -42,7 +42,7 @@ def require_short(prompt: str, positions: int) -> None:
     most = min(CHARACTERS_A_TOKEN * positions, MOST_PROMPT)
     if len(prompt) > most:
         raise UserError(
-            f"the prompt has {len(prompt):,} characters; wanted at most {most:,}, "
+            f"the prompt has {len(prompt):,} characters; expected at most {most:,}, "
             f"as the model has {positions:,} positions"
         )
 

@@ -36,9 +36,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError(f"new tokens are {self.max_new_tokens!r}; wanted 1 or more")
+            raise UserError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens!r}")
         if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature is {self.temperature!r}; wanted 0 (greedy) or more")
+            raise UserError(f"temperature must be 0 (greedy) or more, got {self.temperature!r}")
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True) -> dict[str, Tensor]:
@@ -71,10 +71,10 @@ def stream_tokens(
     ids = prompt_tokens(tokenizer, prompt, sampling.chat)["input_ids"].to(model.device).long()
     count = ids.shape[1]
     if not prompt.strip() or not count:
-        raise UserError("the prompt is empty; wanted some text to answer")
+        raise UserError("the prompt is empty; expected some text")
     if count >= positions:
         raise UserError(
-            f"the prompt has {count:,} tokens; wanted at most {positions - 1:,}, "
+            f"the prompt has {count:,} tokens; expected at most {positions - 1:,}, "
             f"as the model has {positions:,} positions"
         )
     choose, ends = _chooser(sampling), end_tokens(model)

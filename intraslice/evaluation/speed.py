@@ -27,7 +27,7 @@ class SpeedConfig:
     def __post_init__(self) -> None:
         for name in ("prompt", "new", "repeats"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)!r}; wanted 1 or more")
+                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ class TasksConfig:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise UserError("no task is named; wanted one at least, such as arc_easy")
+            raise UserError("no task is named; expected at least one, such as arc_easy")
         for field, least in {"limit": 1, "shots": 0, "batch": 1}.items():
             value = getattr(self, field)
             if value is not None and value < least:
-                raise UserError(f"{field} is {value}; wanted {least} or more")
+                raise UserError(f"{field} must be {least} or more, got {value}")
 
 
 def require_tasks(config: TasksConfig) -> Any:
@@ -49,14 +49,14 @@ def require_tasks(config: TasksConfig) -> Any:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError('tasks are those of lm-eval, which is not installed; run `pip install "lm-eval[hf]"`')
     if config.include_path is not None and not config.include_path.is_dir():
-        raise UserError(f"{config.include_path} is no folder; wanted one with the YAML files of tasks")
+        raise UserError(f"{config.include_path} is no folder; expected one with the YAML files of tasks")
     from lm_eval.tasks import TaskManager  # takes seconds, and is no dependency
 
     with _quiet():
         manager = TaskManager(include_path=config.include_path)
     if unknown := set(config.tasks) - set(manager.all_tasks):
         raise UserError(
-            f"lm-eval has no task {min(unknown)!r}; wanted a name that `lm-eval ls tasks` prints, "
+            f"lm-eval has no task {min(unknown)!r}; expected a name that `lm-eval ls tasks` prints, "
             "or --include-path with the folder of its YAML file"
         )
     try:

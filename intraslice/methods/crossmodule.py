@@ -64,7 +64,7 @@ def plan_crossmodule(
     else:
         raise UserError(f"got sparsity {sparsity} and slicing {slicing}; give exactly one of the two")
     if not 0 <= value < 1:
-        raise UserError(f"{name} is {value!r}; wanted a fraction from 0 to below 1, such as 0.3")
+        raise UserError(f"{name} must be a fraction from 0 to below 1, such as 0.3, got {value!r}")
     hidden = model.lm_head.in_features
     if value == 0:
         return _plan(model, hidden, sparsity, order)

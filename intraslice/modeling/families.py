@@ -151,7 +151,7 @@ def family_named(name: str) -> Family:
     if name not in FAMILIES:
         reason = f": {REFUSED[name]}" if name in REFUSED else ""
         raise UserError(
-            f"model type {name!r} cannot be sliced{reason}; wanted one of {', '.join(FAMILIES)}. "
+            f"model type {name!r} cannot be sliced{reason}; expected one of {', '.join(FAMILIES)}. "
             "A new family is one entry in FAMILIES of intraslice/modeling/families.py"
         )
     return FAMILIES[name]

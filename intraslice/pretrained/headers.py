@@ -133,7 +133,7 @@ def _read_gguf(cursor: _Cursor) -> GgufHeader:
         raise ValueError("it is no GGUF file of version 2 or 3")
     tensors, count = cursor.number("<Q"), cursor.number("<Q")
     if max(tensors, count) > MOST_TENSORS:
-        raise ValueError(f"its header counts {max(tensors, count):,} entries; wanted at most {MOST_TENSORS:,}")
+        raise ValueError(f"its header counts {max(tensors, count):,} entries; expected at most {MOST_TENSORS:,}")
     fields = {cursor.text(): cursor.value() for _ in range(count)}
     shapes, end = {}, 0
     for _ in range(tensors):

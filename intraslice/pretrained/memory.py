@@ -101,7 +101,7 @@ def require_calibration_memory(
     """
     if length > config.max_position_embeddings:
         raise UserError(
-            f"length is {length:,}; wanted at most {config.max_position_embeddings:,}, the model's positions"
+            f"length must be at most {config.max_position_embeddings:,}, the model's positions, got {length:,}"
         )
     needed, free = calibration_bytes(config, sequences, length, dtype, copies), available_bytes(device)
     if needed > free:
@@ -146,7 +146,7 @@ def available_bytes(device: str = "cpu") -> int:
         available = min(available, max(0, int(bound) - in_use))
     if given := os.environ.get(MEMORY_VARIABLE, "").strip():
         if not given.isdecimal():
-            raise UserError(f"{MEMORY_VARIABLE} is {given[:80]!r}; wanted a whole number of bytes, such as {2**33}")
+            raise UserError(f"{MEMORY_VARIABLE} must be a whole number of bytes, such as {2**33}, got {given[:80]!r}")
         available = min(available, max(0, int(given) - psutil.Process().memory_info().rss))
     return available
 

@@ -84,7 +84,7 @@ def tensor_shapes(weights: Weights) -> Shapes:
         files = weight_files(weights.folder)
         if missing := [file.name for file in files if not file.exists()]:
             raise UserError(
-                f"{weights.called} has no {missing[0]}; wanted weights as safetensors (pickled .bin files are not read)"
+                f"{weights.called} has no {missing[0]}; expected safetensors (pickled .bin files are not read)"
             )
         return {name: shape for file in files for name, shape in safetensors_shapes(file).items()}
 

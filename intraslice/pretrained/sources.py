@@ -73,9 +73,9 @@ def find_weights(name: str) -> Weights | None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"no model at {name!r}; wanted {_WAYS}") from error
+        raise UserError(f"no model at {name!r}; expected {_WAYS}") from error
     if path.exists() or path.suffix.lower() == ".gguf":
-        raise UserError(f"{name!r} is {'not a model' if path.exists() else 'not there'}; wanted {_WAYS}")
+        raise UserError(f"{name!r} is {'not a model' if path.exists() else 'not there'}; expected {_WAYS}")
     return _cached_snapshot(name, SUGGESTED_MODELS.get(name))
 
 
@@ -152,7 +152,7 @@ def _download(hub_id: str, licence: str | None) -> Weights:
             f"{hub_id} is given out on request; ask for access on its page, then run `hf auth login` or set HF_TOKEN"
         ) from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"the Hub has no model {hub_id!r} (or it is private); wanted {_WAYS}") from error
+        raise UserError(f"the Hub has no model {hub_id!r} (or it is private); expected {_WAYS}") from error
     except OSError as error:
         raise UserError(f"could not download {hub_id} ({_reason(error)}); try again, or name a local folder") from error
 

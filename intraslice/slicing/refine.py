@@ -55,13 +55,11 @@ class RefineConfig:
     def __post_init__(self) -> None:
         for field in ("passes", "batch", "patience"):
             if getattr(self, field) < 1:
-                raise UserError(f"{field} is {getattr(self, field)!r}; wanted 1 or more")
+                raise UserError(f"{field} must be 1 or more, got {getattr(self, field)!r}")
         if not 0 < self.held_out < 1:
-            raise UserError(f"held_out is {self.held_out!r}; wanted a share of the tokens between 0 and 1")
+            raise UserError(f"held_out must be a fraction between 0 and 1, got {self.held_out!r}")
         if not (self.rate > 0 and self.noise >= 0):
-            raise UserError(
-                f"rate and noise are {self.rate!r} and {self.noise!r}; wanted one above 0 and one not below"
-            )
+            raise UserError(f"rate must be above 0 and noise at least 0, got {self.rate!r} and {self.noise!r}")
 
 
 class Errors(NamedTuple):
@@ -110,7 +108,7 @@ def refine_mlp(
     with torch.no_grad():
         tokens = torch.cat([batch.flatten(0, -2).float() for batch in batches])
         if len(tokens) < 2:
-            raise ValueError(f"refining got {len(tokens)} tokens; wanted some to train on and some to hold out")
+            raise ValueError(f"refining got {len(tokens)} tokens; expected some to train on and some to hold out")
         count = math.ceil(len(tokens) * config.held_out)
         train, held_out = tokens.split([len(tokens) - count, count])
         dense = _module(weights)

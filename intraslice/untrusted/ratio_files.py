@@ -36,7 +36,7 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"{path.name} gives no ratios ({reason}); wanted .csv with the columns {', '.join(COLUMNS)}, or such .json"
+            f"{path.name} has no ratios ({reason}); expected .csv with the columns {', '.join(COLUMNS)}, or such .json"
         ) from error
     seen: dict[int, int] = {}
     locks: list[Lock] = []
@@ -44,19 +44,19 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
         where = f"{path.name}, row {number}"
         layer = _number(where, "layer", row["layer"])
         if layer is None or layer < 0 or layer != int(layer):
-            raise UserError(f"{where}: layer is {_shown(row['layer'])}; wanted a whole number from 0")
+            raise UserError(f"{where}: layer must be a whole number from 0, got {_shown(row['layer'])}")
         if layer in seen:
             raise UserError(
-                f"{where}: layer {layer:g} stands in row {seen[int(layer)]} already; wanted one row a layer"
+                f"{where}: layer {layer:g} stands in row {seen[int(layer)]} already; expected one row a layer"
             )
         seen[int(layer)] = number
         for module, column in zip(MODULE_KINDS, COLUMNS[1:], strict=True):
             ratio = _number(f"{where} (layer {layer:g})", column, row.get(column))
             if ratio is not None and not 0 <= ratio <= 1:
-                raise UserError(f"{where} (layer {layer:g}): {column} is {ratio:g}; wanted a share from 0 to 1")
+                raise UserError(f"{where} (layer {layer:g}): {column} must be a fraction from 0 to 1, got {ratio:g}")
             locks += [] if ratio is None else [(int(layer), module, ratio)]
     if not locks:
-        raise UserError(f"{path.name} gives no ratios; wanted a row for at least one layer")
+        raise UserError(f"{path.name} has no ratios; expected a row for at least one layer")
     return tuple(locks)
 
 
@@ -100,7 +100,7 @@ def _number(where: str, column: str, value: Any) -> float | None:
         if abs(number) >= 1e9 or number != number:  # NaN alone differs from itself
             raise ValueError
     except (ValueError, OverflowError):
-        raise UserError(f"{where}: {column} is {_shown(value)}; wanted a number, or nothing") from None
+        raise UserError(f"{where}: {column} must be a number, or nothing, got {_shown(value)}") from None
     return number
 
 

@@ -33,7 +33,7 @@ def read_text_file(path: Path) -> list[str]:
         UserError: the file cannot be read, is of another kind, or has no text.
     """
     if not path.stat().st_size:
-        raise UserError(f"{path.name} is empty; wanted text")
+        raise UserError(f"{path.name} is empty; expected text")
     try:
         documents = list(filter(str.strip, islice(READERS[path.suffix.lower()](path), MOST_ROWS)))
     except UserError:
@@ -44,7 +44,7 @@ def read_text_file(path: Path) -> list[str]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path.name} cannot be read ({reason}); save it again, or name another file") from error
     if not documents:
-        raise UserError(f"{path.name} has no text in it; wanted text")
+        raise UserError(f"{path.name} has no text in it; expected text")
     if path.suffix.lower() == ".csv" and all(map(_NUMBER.fullmatch, documents)):
         raise _not_text(path, "numbers")
     return documents
@@ -117,7 +117,7 @@ def _no_text_column(path: Path, columns: int) -> UserError:
 
 
 def _not_text(path: Path, kind: str) -> UserError:
-    return UserError(f"{path.name} has {kind} in its column text; wanted strings")
+    return UserError(f"{path.name} has {kind} in its column text; expected strings")
 
 
 READERS: dict[str, Callable[[Path], Iterator[str]]] = {

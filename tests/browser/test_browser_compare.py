@@ -30,7 +30,7 @@ def answered(opened: Opened, words: str, *columns: str) -> None:
 def test_three_columns_answer_and_say_where_they_part_and_what_they_cost(compare) -> None:
     opened, page = compare, compare.page
     ask_for(opened, 16)
-    answered(opened, "16 tokens, cut off there", *COLUMNS)
+    answered(opened, "16 tokens, truncated", *COLUMNS)
     assert page.locator("#answers mark").count() == 2
     opened.says("#cost-protocol", "in turn")
     for name in COLUMNS:
@@ -71,7 +71,7 @@ def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(compare) ->
     )
     page.click("#stop")
     page.wait_for_function("window.halted")
-    answered(opened, "8 tokens, cut off there", *COLUMNS)
+    answered(opened, "8 tokens, truncated", *COLUMNS)
     opened.says("#next-tokens", "w40 w50")
 
 
@@ -92,7 +92,7 @@ def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> N
     page.fill("#passage-text textarea", "w7")
     page.click("#score")
     page.wait_for_selector("#passage [role=alert]")
-    assert "wanted 2 to" in page.inner_text("#passage")
+    assert "expected 2 to" in page.inner_text("#passage")
 
     ask_for(opened, 8, "  ")
     page.wait_for_selector("#status [role=alert]")

@@ -42,7 +42,7 @@ def predict(page, kind: str) -> None:
 
 def writing(page, name: str) -> float:
     """Tokens a second of a model's answers, as the page has it."""
-    row = page.locator(f"#{name}-cost dl > div", has_text="Writing an answer")
+    row = page.locator(f"#{name}-cost dl > div", has_text="Decode (writing an answer)")
     return float(row.locator("dd").inner_text().split()[0])
 
 

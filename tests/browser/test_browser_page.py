@@ -17,7 +17,7 @@ from intraslice.planning.ratios import make_plan
 COLOUR = "document.querySelector('#ratio-chart .isx-plot').data[0].marker.color"
 ZOOM = "document.querySelector('#ratio-chart .isx-plot').layout.xaxis2.range"
 GONE = """wanted => {
-    const { x, y } = document.querySelector('#rank-chart .isx-plot').data.find(trace => trace.name === 'head goes');
+    const { x, y } = document.querySelector('#rank-chart .isx-plot').data.find(trace => trace.name === 'head removed');
     return JSON.stringify(x.map((layer, index) => [layer, y[index]])) === wanted;
 }"""
 NEURONS = """words => document.querySelector('#variance-chart .isx-plot').layout.annotations
@@ -128,7 +128,7 @@ def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_
         plan = page_session.slice_plan(parse(Settings(sparsity=percent))).layers
         gone = [[layer, head] for layer, own in enumerate(plan) for head in range(9) if head not in own.heads]
         page.wait_for_function(GONE, arg=json.dumps(gone, separators=(",", ":")))
-        page.wait_for_function(NEURONS, arg=f"{plan[29].neurons:,} of 1,536 neurons stay")
+        page.wait_for_function(NEURONS, arg=f"{plan[29].neurons:,} of 1,536 neurons kept")
 
 
 def test_a_recovery_has_a_button_of_its_own(plain) -> None:

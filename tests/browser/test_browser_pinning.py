@@ -45,7 +45,7 @@ def every_tab_shows_what_is_pinned(opened: Opened, page_session: Session) -> Non
     opened.slide(50)
     wait_for(opened, 50)
     neurons = page_session.slice_plan(parse(Settings(sparsity=50))).layers[0].neurons
-    page.wait_for_function(NEURONS, arg=f"{neurons:,} of 1,536 neurons stay")
+    page.wait_for_function(NEURONS, arg=f"{neurons:,} of 1,536 neurons kept")
     moved = [text for text in (answer.text() for answer in answers) if "50.0%" in text]
     assert moved
     assert not any('"ghost":"{' in text for text in moved)

@@ -160,7 +160,7 @@ def test_a_text_of_little_else_than_blanks_is_not_tokenised_whole(tmp_path, toke
         return tokenize(self, text, **options)
 
     monkeypatch.setattr(type(tokenizer), "__call__", counting)
-    with pytest.raises(UserError, match="has 1 tokens for evaluation, wanted 60"):
+    with pytest.raises(UserError, match="has 1 tokens for evaluation, expected 60"):
         evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=60, window=60))
     assert max(longest) < 2 * data.CHARACTERS_A_TOKEN * 76
 
@@ -170,13 +170,13 @@ def test_a_text_of_little_else_than_blanks_is_not_tokenised_whole(tmp_path, toke
 
 def test_too_few_tokens_says_how_many_there_are(tmp_path, tokenizer):
     path = str(write(tmp_path, "own.txt"))
-    with pytest.raises(UserError, match=r"has 200 tokens for calibration, wanted 5 x 64 = 320; lower sequences to 3"):
+    with pytest.raises(UserError, match=r"has 200 tokens for calibration, expected 5 x 64 = 320; lower sequences to 3"):
         calibration_tokens(tokenizer, CalibrationConfig(path, sequences=5, length=64))
-    with pytest.raises(UserError, match=r"wanted 1 x 512 = 512; lower sequences and length, or name"):
+    with pytest.raises(UserError, match=r"expected 1 x 512 = 512; lower sequences and length, or name"):
         calibration_tokens(tokenizer, CalibrationConfig(path, sequences=1))
-    with pytest.raises(UserError, match=r"wanted 16384 in windows of 512; name a longer"):
+    with pytest.raises(UserError, match=r"expected 16384 in windows of 512; name a longer"):
         evaluation_tokens(tokenizer, EvaluationConfig(path))
-    with pytest.raises(UserError, match=r"wanted 640 in windows of 64; lower the number of tokens to 200"):
+    with pytest.raises(UserError, match=r"expected 640 in windows of 64; lower the number of tokens to 200"):
         evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=640, window=64))
     with pytest.raises(UserError, match=r"^'own.txt' has 40 tokens"):  # where it lies is nobody's business
         evaluation_tokens(tokenizer, EvaluationConfig(path), path)
@@ -240,7 +240,7 @@ def test_a_text_column_of_numbers(tmp_path):
     (tmp_path / "own.jsonl").write_text('{"text": "words"}\n{"text": 5}\n')
     pandas.DataFrame({"text": [5, 6]}).to_parquet(tmp_path / "own.parquet")
     for name, kind in [("own.csv", "numbers"), ("own.jsonl", "int"), ("own.parquet", "int64")]:
-        assert refusal(tmp_path / name) == f"{name} has {kind} in its column text; wanted strings"
+        assert refusal(tmp_path / name) == f"{name} has {kind} in its column text; expected strings"
 
 
 def test_one_document_cannot_serve_both(tmp_path):

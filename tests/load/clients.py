@@ -58,7 +58,7 @@ def slider(life: Life) -> None:
             life.notes.call("let go")
             shown = re.findall(r"→\s*(?:<[^>]*>)*\s*([\d.]+)", json.dumps(answer, ensure_ascii=False))
             near = [math.isclose(float(value), life.truth.perplexity[sparsity], rel_tol=2e-3) for value in shown]
-            life.notes.check("let go", any(near), f"{shown} at {sparsity}, wanted {life.truth.perplexity[sparsity]}")
+            life.notes.check("let go", any(near), f"{shown} at {sparsity}, expected {life.truth.perplexity[sparsity]}")
             life.stop.wait(2.0)
 
 

@@ -147,9 +147,9 @@ def test_a_raw_prompt_leaves_the_template_out(columns, session, tiny, monkeypatc
     ("question", "words"),
     [
         ({"prompt": "  "}, "prompt is empty"),
-        ({"tokens": 0}, "new tokens are 0"),
+        ({"tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"prompt": "w10 " * 600}, "600 tokens; wanted at most 511"),
+        ({"prompt": "w10 " * 600}, "600 tokens; expected at most 511"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question, words) -> None:
@@ -205,7 +205,7 @@ def test_a_slower_model_is_called_slower() -> None:
     assert "+25%" in html
     assert "KL from dense</dt><dd>–" in html
     far = replace(sliced, divergence=(0.4, 0.05))
-    assert "0.400 nats a token<small>± 0.050" in compare_words.cost(
+    assert "0.400 nats per token<small>± 0.050" in compare_words.cost(
         "intraslice", Costs({"dense": dense, "intraslice": far}, {})
     )
     equal = compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": dense}, {}))

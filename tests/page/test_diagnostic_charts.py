@@ -79,7 +79,7 @@ def test_rings_mark_what_is_kept() -> None:
 
 
 def test_heads_that_go_are_dotted_and_crossed() -> None:
-    lines = [trace for trace in variance_chart(spectra_view()).data if trace["name"] == "Query heads that go"]
+    lines = [trace for trace in variance_chart(spectra_view()).data if trace["name"] == "Query heads removed"]
     assert [line["line"]["dash"] for line in lines] == ["dot", "dot"]
     (crosses,) = (trace for trace in rank_chart(spectra_view()).data if trace["type"] == "scatter")
     assert list(zip(crosses["x"], crosses["y"], strict=True)) == [(1, 1), (1, 3)]
@@ -93,10 +93,10 @@ def test_a_module_that_goes_whole_has_no_rings() -> None:
     chart = variance_chart(gone)
     shade, *rings = chart.layout["shapes"]
     assert (shade["x0"], shade["x1"], len(rings)) == (0, 4, 2)  # those of the residual stream
-    assert [note["text"].count("the whole module goes") for note in chart.layout["annotations"]] == [1, 1]
+    assert [note["text"].count("the whole module is removed") for note in chart.layout["annotations"]] == [1, 1]
     assert [row[-1] for row in chart.rows] == ["goes"] * 7 + ["150"] * 2
     assert rank_chart(gone).rows[1][-2:] == ["0, 1, 2, 3", "0"]
-    assert "no key head stays" in pair_chart(gone).note
+    assert "no key head is kept" in pair_chart(gone).note
 
 
 def test_pairs_say_how_long_they_turn_and_which_are_cut() -> None:

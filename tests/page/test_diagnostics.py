@@ -103,7 +103,7 @@ def test_cut_pairs_are_struck_out(session, tiny, spectra) -> None:
     settings = next(one for one in every if session.slice_plan(one).layers[0].dim < 8)
     calibrated, plan = session.calibrated(tiny), session.slice_plan(settings).layers[0]
     found = pair_energies(calibrated.loaded.model, calibrated.stats, 0, plan)
-    crosses = traces(spectra_panel.show(spectra, settings, 0, SOMEBODY)[2], name="pair is cut")[0]
+    crosses = traces(spectra_panel.show(spectra, settings, 0, SOMEBODY)[2], name="pair removed")[0]
     assert len(crosses["x"]) == int((~found.kept).sum()) > 0
 
 

@@ -169,7 +169,10 @@ def test_numbers_are_written_as_the_language_has_them(value, form, german) -> No
     assert number(value, form) == format(value, form)
     with speaking("de"):
         assert number(value, form) == german
-        assert say("{count} of {wanted} points.", count=3, wanted=8) == "3 von 8 Punkten."
+        assert (
+            say("What does each removed percentage point cost? {count} of {total} points.", count=3, total=8)
+            == "Was kostet jedes entfernte Prozent? 3 von 8 Punkten."
+        )
 
 
 @pytest.mark.parametrize(
@@ -196,14 +199,14 @@ def test_the_address_says_the_language_else_the_browser(query, accepted, code) -
 
 def test_what_is_said_later_is_said_to_each_reader() -> None:
     inner = later("Slicing, layer")
-    words = later("This model is being made first. {what} {done} of {total}.", what=inner, done=1, total=2)
-    assert words == "This model is being made first. Slicing, layer 1 of 2."
+    words = later("This model is being sliced first. {what} {done} of {total}.", what=inner, done=1, total=2)
+    assert words == "This model is being sliced first. Slicing, layer 1 of 2."
     with speaking("de"):
         told = "Dieses Modell wird zuerst hergestellt. Wird zugeschnitten, Schicht 1 von 2."
         assert spoken(words) == spoken(copy.deepcopy(words)) == spoken(str(words)) == told
         assert spoken(str(ValueError(words))) == told
         assert formatting.problem(ValueError(words)).count(told) == 1
-        assert words == "This model is being made first. Slicing, layer 1 of 2."
+        assert words == "This model is being sliced first. Slicing, layer 1 of 2."
         assert spoken("an error of {the} library") == "an error of {the} library"
 
 
@@ -274,7 +277,7 @@ def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) ->
         answers = list(pool.map(asks, range(16)))
     for code, answer in answers:
         assert ("Welche Schichten geben ab, und wie viel?" in answer) == (code == "de")
-        assert ("Which layers give, and how much?" in answer) == (code == "en")
+        assert ("Pruning ratio per layer" in answer) == (code == "en")
         assert ("der Gewichte der Schichten entfernt" in answer) == (code == "de")
 
 

@@ -256,7 +256,7 @@ def test_a_cache_forgets_what_was_used_least() -> None:
 
 def test_the_first_line_names_the_modules_that_give_most_and_least() -> None:
     words = formatting.headline(plan_view(), Perplexities())
-    assert "layer 0's MLP gives most (50%), layer 0's attention least (0%)" in words
+    assert "layer 0's MLP is pruned most (50%), layer 0's attention least (0%)" in words
 
 
 def test_words_escape_what_they_quote() -> None:

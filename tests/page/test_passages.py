@@ -43,7 +43,9 @@ def test_the_passage_carries_the_librarys_scores(columns, session, tiny) -> None
     assert html.count('tabindex="0"') == 2  # the first token, and the table
 
 
-@pytest.mark.parametrize(("text", "words"), [("w10", "1 tokens; wanted 2"), ("w10 " * 600, "600 tokens; wanted 2 to")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("w10", "2 to .* tokens, got 1"), ("w10 " * 600, "2 to .* tokens, got 600")]
+)
 def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(columns, tiny, text, words) -> None:
     *_, (_, html) = handlers.passage(columns, tiny, text, SOMEBODY)
     assert words in html

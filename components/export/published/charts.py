@@ -16,7 +16,7 @@ from components.sweep.charts import removed_chart
 from components.ui import figure
 from components.ui.figure import Chart
 
-UNMOVED = later("Nothing is removed, so nothing moves.")
+UNMOVED = later("Nothing is removed, so nothing shifts.")
 
 
 def charts(published: Published, step: Step, tops: Sequence[float]) -> dict[str, Chart]:
@@ -71,5 +71,5 @@ def sweep(published: Published, step: Step) -> Chart:
         "annotations": [*chart.layout["annotations"], words],
     }
     points = len(published.sweep.points)
-    note = say("{points} sliced models; the upright line is where the slider stands.", points=points)
+    note = say("{points} sliced models; the vertical line marks the slider's setting.", points=points)
     return replace(chart, layout=layout, note=note, hint=say("Click a point to move the slider there."), protocol="")

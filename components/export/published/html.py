@@ -29,7 +29,7 @@ HEIGHTS = {"ratios": 400, "spectra": 400, "shift": 540, "sweep": 440}
 def embed(name: str) -> str:
     """The line that puts the file into another page."""
     name = escape(name)
-    title = say("What slicing {name} costs", name=name)
+    title = say("The cost of slicing {name}", name=name)
     return f'<iframe src="{name}.html" title="{title}" width="100%" height="900"></iframe>'
 
 
@@ -64,9 +64,9 @@ def page(published: Published) -> str:
     if (size := len(text.encode())) > MOST:
         raise ValueError(
             later(
-                "the page has {size:.1f} MB; wanted at most {most:.0f}; ask for fewer steps",
+                "The page has {size:.1f} MB, more than the {limit:.0f} allowed. Choose fewer steps.",
                 size=size / 1e6,
-                most=MOST / 1e6,
+                limit=MOST / 1e6,
             )
         )
     return text
@@ -113,7 +113,7 @@ def _table(step: Step) -> str:
     rows = [
         (say("Parameters"), *(formatting.millions(cost.parameters) if cost else "–" for cost in costs)),
         (say("of the layers removed"), *(number(cost.removed, ".1%") if cost else "–" for cost in costs)),
-        (say("KV cache a token"), *(formatting.size(cost.kv) if cost else "–" for cost in costs)),
+        (say("KV cache per token"), *(formatting.size(cost.kv) if cost else "–" for cost in costs)),
         (say("Perplexity"), *(_reading(readings[name][0]) for name in COLUMNS)),
         (say("times the dense one"), "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
     ]
@@ -140,14 +140,15 @@ def _protocol(published: Published) -> str:
         say("Model"): f"{published.source}.",
         say("Perplexity"): say("{protocol} ± is one standard error.", protocol=published.protocol),
         say("Ratios"): say(
-            "Estimator: {estimator}; no module gives more than {cap:.0%}. "
-            "Ratios and spectra come from the same calibration.",
+            "Estimator: {estimator}; no module loses more than {cap:.0%}. Ratios and spectra come from the "
+            "same calibration.",
             estimator=ESTIMATORS[first.plan.estimator],
             cap=first.plan.cap,
         ),
         say("Activations"): shift_protocol(shift) if shift else say("Not measured."),
         say("Answers"): say(
-            "Greedy (the likeliest token every time), at most {tokens} tokens; one prompt says little.",
+            "Greedy decoding (always the most likely token), at most {tokens} tokens; a single prompt is no "
+            "measurement.",
             tokens=published.choice.tokens,
         ),
     }

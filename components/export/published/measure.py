@@ -133,14 +133,16 @@ def _checked(choice: Choice) -> Choice:
     """The choice with its steps in order, each once. Raises UserError for what is none."""
     percents = sorted({float(limits.number("sparsity", percent, 0, 80)) for percent in choice.percents})
     if not 2 <= len(percents) <= MOST_STEPS:
-        raise UserError(later("the slider has {count} steps; wanted 2 to {most}", count=len(percents), most=MOST_STEPS))
+        raise UserError(
+            later("The slider must have 2 to {limit} steps, got {count}.", count=len(percents), limit=MOST_STEPS)
+        )
     if not 1 <= len(choice.prompts) <= MOST_PROMPTS:
         raise UserError(
-            later("{count} prompts are asked for; wanted 1 to {most}", count=len(choice.prompts), most=MOST_PROMPTS)
+            later("There must be 1 to {limit} prompts, got {count}.", count=len(choice.prompts), limit=MOST_PROMPTS)
         )
     for prompt in choice.prompts:
         if not limits.words(later("the prompt"), prompt, limits.PROMPT.value).strip():
-            raise UserError(later("a prompt is empty; wanted some text to answer"))
+            raise UserError(later("A prompt is empty. Enter some text for each."))
     tokens = limits.whole("tokens", choice.tokens, 1, limits.NEW_TOKENS.value)
     return Choice(tuple(percents), tuple(choice.prompts), tokens)
 

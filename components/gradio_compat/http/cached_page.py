@@ -74,7 +74,7 @@ class CachedPage:
             return await self._app(scope, receive, send)
         request = Request(scope)
         if not ORIGIN.fullmatch(origin := origin_of(request)):
-            words = say("the request names no host that a page can have")
+            words = say("The request's Host header is not a valid host name.")
             return await PlainTextResponse(words, 400)(scope, receive, send)
         query = QueryParams(scope.get("query_string", b""))
         language = asked_for(query, request.headers.get("accept-language"))

@@ -41,7 +41,7 @@ class BoundedRequests:
         headers = Headers(scope=scope)
         uploads = headers.get("content-type", "").startswith("multipart/")
         most = limits.UPLOAD.value + ENVELOPE if uploads else limits.REQUEST.value
-        words = say("the request is larger than the maximum allowed size of {most:,} bytes; send less", most=most)
+        words = say("The request exceeds the maximum allowed size of {limit:,} bytes.", limit=most)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > most:
             return await PlainTextResponse(words, 413)(scope, receive, send)
@@ -65,7 +65,7 @@ class BoundedRequests:
         except TypeError:  # what gradio raises for a part that is no file
             if not uploads:
                 raise
-            words = say("a part of the upload is no file, or has no name")
+            words = say("A part of the upload is not a file or has no name.")
             await PlainTextResponse(words, 400)(scope, receive, send)
 
 

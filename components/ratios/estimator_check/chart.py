@@ -29,10 +29,10 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         foretold = [verdict.foretold[estimator] for verdict in verdicts]
         data.append(_points(verdicts, module, estimator, axes))
         layout[f"xaxis{figure.suffix(column)}"].update(
-            title=figure.title(say("foretold: importance of what goes")), exponentformat="power", nticks=6
+            title=figure.title(say("predicted: importance of the removed units")), exponentformat="power", nticks=6
         )
         layout[f"yaxis{figure.suffix(column)}"].update(
-            title=figure.title(say("measured: KL from dense, nats a token") if column == 1 else ""),
+            title=figure.title(say("measured: KL from dense, nats per token") if column == 1 else ""),
             tickformat=".3~f",
             zeroline=True,
             zerolinecolor="@rule",
@@ -43,19 +43,19 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         if any(importance > 0 for importance in foretold):
             layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks(foretold))
         layout["annotations"].append(figure.heading(f"<b>{name}</b>: {_rho(view, estimator, module)}", axes))
-    note = say("Slice each module alone, see how far that takes the model, and whether the importances foretold it.")
+    note = say("Slice each module alone, measure the damage, and compare it with what the importances predict.")
     if view:
         note = say(
-            "A point: {ratio:.0%} of one module sliced, nothing else. Height: how far that takes the "
-            "next-token probabilities from the dense model's (KL divergence), on {measured_on}, ± "
-            "one standard error. Foretold by {estimator}; ρ: Spearman's rank correlation.",
+            "Was the estimator right? Each point: {ratio:.0%} of one module removed, all other modules dense. "
+            "Height: KL divergence of the next-token probabilities from the dense model's, on {measured_on}, ± "
+            "one standard error. Horizontal: what {estimator} predicts. ρ: Spearman's rank correlation.",
             ratio=view.ratio,
             measured_on=view.measured_on,
             estimator=ESTIMATORS[estimator],
         )
     layers = 1 + max((verdict.layer for verdict in view.modules), default=-1) if view else 0
     return Chart(
-        title=say("Was it right?"),
+        title=say("Estimator check: predicted against measured damage"),
         note=note,
         hint=say("Click a point.") if view else "",
         data=data,
@@ -65,8 +65,8 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
             say("Module"),
             say("KL from dense"),
             say("± error"),
-            say("Place"),
-            say("Place foretold, {estimator}", estimator=ESTIMATORS[estimator]),
+            say("Rank"),
+            say("Predicted rank, {estimator}", estimator=ESTIMATORS[estimator]),
         ],
         rows=[
             [
@@ -109,15 +109,15 @@ def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes
         "customdata": [verdict.layer for verdict in verdicts],
         "text": [
             say(
-                "number {measured} of {of} as measured, number {foretold} as foretold",
+                "measured rank {measured} of {of}, predicted rank {predicted}",
                 measured=verdict.place,
                 of=len(verdicts),
-                foretold=verdict.places[estimator],
+                predicted=verdict.places[estimator],
             )
             for verdict in verdicts
         ],
         "hovertemplate": say(
-            "<b>layer %{{customdata}}, {module}</b><br>%{{y:+.4f}} nats a token", module=MODULES[module]
+            "<b>layer %{{customdata}}, {module}</b><br>%{{y:+.4f}} nats per token", module=MODULES[module]
         )
         + "<br>%{text}<extra></extra>",
         "marker": {"color": f"@{module}", "size": 8},

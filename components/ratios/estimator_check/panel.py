@@ -22,7 +22,7 @@ from components.ui.explainers import fold
 from components.ui.handlers import Follower, spread_settings, unchanged
 from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
 
-PATIENCE = later("Other measurements wait for it; what is done when you cancel is kept.")
+PATIENCE = later("Other measurements wait meanwhile. Finished parts are kept when you cancel.")
 
 
 class Shown(NamedTuple):
@@ -115,11 +115,12 @@ def words_of(view: VerdictView | None, estimator: str) -> str:
     name = ESTIMATORS[shown]
     lines = "".join(f"<li>{_misjudged(module, escape(name))}</li>" for module in misjudged)
     if misjudged:
-        told = say("Misjudged by more than a third of the layers, noise allowed for (number 1 hurts most):")
-    else:
         told = say(
-            "{name} misjudges no module by more than a third of the layers, noise allowed for.", name=escape(name)
+            "Predicted and measured ranks differ by more than a third of the layers, beyond noise (rank 1: "
+            "most damage):"
         )
+    else:
+        told = say("{name} ranks no module wrong by more than a third of the layers, beyond noise.", name=escape(name))
     return f'{table}<div class="isx-words"><p>{told}</p>{f"<ul>{lines}</ul>" if misjudged else ""}</div>'
 
 
@@ -127,12 +128,12 @@ def _misjudged(module: Misjudged, name: str) -> str:
     known = module._asdict() | {"module": MODULES_IN_WORDS[module.module], "name": name}
     if module.measured < module.foretold:
         return say(
-            "Layer {layer}'s {module} hurts more than {name} foretells: "
-            "number {measured} of {of} as measured, number {foretold} as foretold.",
+            "Layer {layer}'s {module} does more damage than {name} predicts: measured rank {measured} of {of}, "
+            "predicted rank {predicted}.",
             **known,
         )
     return say(
-        "Layer {layer}'s {module} hurts less than {name} foretells: "
-        "number {measured} of {of} as measured, number {foretold} as foretold.",
+        "Layer {layer}'s {module} does less damage than {name} predicts: measured rank {measured} of {of}, "
+        "predicted rank {predicted}.",
         **known,
     )

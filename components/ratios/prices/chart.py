@@ -10,9 +10,7 @@ from components.ui import figure
 from components.ui.figure import Chart, Json
 from components.ui.labels import ESTIMATORS, LINE_OF, MODULES
 
-WAITING = later(
-    "Cut every module of the slice a little further and a little less, and see what one parameter costs there."
-)
+WAITING = later("Slice every module slightly more and slightly less, and measure what one parameter of it costs.")
 
 
 def price_chart(view: PriceView | None, estimator: str, selected: int = 0) -> Chart:
@@ -42,15 +40,16 @@ def price_chart(view: PriceView | None, estimator: str, selected: int = 0) -> Ch
     note = spoken(WAITING)
     if view:
         note = say(
-            "Points: what one more parameter cut there adds to KL from the dense model, in this slice, over what it "
-            "adds in the median module; ± one standard error, on {measured_on}. Line: the same as "
-            "{estimators} foretells. At the best plan of a size all points lie "
-            "at one height: above it a module is cut too deep, below it too little.",
+            "What does one more parameter cost? Points: the KL from the dense model that removing one more "
+            "parameter of this module adds, in multiples of the median module's; ± one standard error, on "
+            "{measured_on}. Lines: what the estimator predicts ({estimators}). In the best plan of a given "
+            "size all points have the same height: a module above it is pruned too much, a module below it too "
+            "little.",
             measured_on=view.measured_on,
             estimators=say(" and ").join(ESTIMATORS[name] for name in shown),
         )
     return Chart(
-        title=say("What does one more parameter cost?"),
+        title=say("Marginal cost per parameter"),
         note=note,
         hint=say("Click a layer.") if view else "",
         data=data,
@@ -100,7 +99,7 @@ def _measured(prices: Sequence[ModulePrice], module: str, axes: Json) -> Json:
 
 
 def _foretold(prices: Sequence[ModulePrice], estimator: str, axes: Json, legend: bool) -> Json:
-    name = say("{estimator} foretells", estimator=ESTIMATORS[estimator])
+    name = say("{estimator}, predicted", estimator=ESTIMATORS[estimator])
     return {
         "type": "scatter",
         "mode": "lines",

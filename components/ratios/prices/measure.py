@@ -42,7 +42,7 @@ from intraslice.slicing.driver import slice_model
 
 FILE = ASSETS / "prices.json"
 PARTINGS = 4  # modules named, of those on which two plans part most
-NOTHING = later("nothing is removed, so there is no price to measure; ask for a sparsity above 0")
+NOTHING = later("At 0 % nothing is removed, so there is no marginal cost to measure. Move the slider first.")
 
 
 class PriceViews:
@@ -82,7 +82,7 @@ class PriceViews:
                 raise UserError(NOTHING)
             calibrated = self._session.calibrations.calibrate(job, request.calibration)
             sliced, plan = self._session.slice(job, request), self._session.slice_plan(request)
-            progress = job_progress(job, later("Cutting one module further, or less:"))
+            progress = job_progress(job, later("Slicing one module more and less:"))
             loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
             prices = measure_prices(loaded, stats, sliced, plan, windows, progress=progress)
             view = price_view(prices, calibrated.source.profile, plan, _words(prices))

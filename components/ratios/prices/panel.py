@@ -22,7 +22,7 @@ from components.ui.explainers import fold
 from components.ui.handlers import Follower, spread_settings, unchanged
 from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
 
-PATIENCE = later("Other measurements wait for it; what is done when you cancel is kept.")
+PATIENCE = later("Other measurements wait meanwhile. Finished parts are kept when you cancel.")
 
 
 class Shown(NamedTuple):
@@ -84,7 +84,7 @@ def build(session: Session, first: Request) -> PricesPanel:
     points = chart(Words(lambda: price_chart(view, estimator).to_json()), height=440, elem_id="price-chart")
     words = gr.HTML(Words(lambda: words_of(view)), elem_id="price-words", apply_default_css=False)
     with gr.Row(elem_classes="isx-job", visible=view is None) as job:
-        button = gr.Button(later("Measure this slice's prices"), size="md", elem_id="price-measure", min_width=210)
+        button = gr.Button(later("Measure marginal costs"), size="md", elem_id="price-measure", min_width=210)
         cancel = gr.Button(later("Cancel"), size="md", elem_id="price-cancel", min_width=70)
     progress = gr.HTML(elem_id="price-progress", apply_default_css=False)
     fold("prices")
@@ -108,11 +108,11 @@ def words_of(view: PriceView | None) -> str:
     lines = []
     if (best := view.exchanged) is not None:
         told = say(
-            "Moving {share:.2%} of the layers' parameters from {giver} to {taker} would change KL by "
-            "<b>{change:+.4f} ± {error:.4f}</b> nats a token; the whole slice is at {divergence:.3f}.",
-            share=best.share,
-            giver=_place(best.giver),
-            taker=_place(best.taker),
+            "Moving {fraction:.2%} of the layer parameters from {source} to {target} would change KL by "
+            "<b>{change:+.4f} ± {error:.4f}</b> nats per token; KL of the whole slice is {divergence:.3f}.",
+            fraction=best.share,
+            source=_place(best.giver),
+            target=_place(best.taker),
             change=best.change,
             error=best.error,
             divergence=view.divergence,
@@ -134,11 +134,10 @@ def _other(other: OtherPlan) -> str:
         for one in other.partings
     )
     told = say(
-        "{estimator} ratios of equal size part most from these on {partings}. By these "
-        "prices, a straight line through small steps, going over to them would change KL by "
-        "<b>{change:+.3f} ± {error:.3f}</b>.",
+        "The {estimator} ratios of equal size differ most from these on {differences}. By these marginal costs "
+        "(linear, for small steps), adopting them would change KL by <b>{change:+.3f} ± {error:.3f}</b>.",
         estimator=escape(ESTIMATORS[other.estimator]),
-        partings=partings,
+        differences=partings,
         change=other.change,
         error=other.error,
     )

@@ -23,7 +23,7 @@ FIELDS: dict[str, Callable[[Settings], str]] = {
     "recovery": lambda pinned: say("recovery: {name}", name=RECOVERIES[pinned.recovery]),
     "iterative": lambda pinned: say("MLPs refined") if pinned.iterative else say("MLPs not refined"),
     "text": lambda pinned: say("text {name}", name=Path(pinned.text).name),
-    "upload": lambda pinned: say("a text of yours") if pinned.upload else say("no text of yours"),
+    "upload": lambda pinned: say("your own text") if pinned.upload else say("no text of your own"),
     "sequences": lambda pinned: say("{sequences} sequences", sequences=pinned.sequences),
     "length": lambda pinned: say("of {length} tokens", length=pinned.length),
     "seed": lambda pinned: say("seed {seed}", seed=pinned.seed),
@@ -33,7 +33,7 @@ FIELDS: dict[str, Callable[[Settings], str]] = {
 
 def name_of(pinned: Settings, settings: Settings) -> str:
     """`20 %, Fisher, sequential`: A, with whatever else tells it from the current setting."""
-    estimator = say("by hand") if pinned.locked else ESTIMATORS.get(pinned.estimator, pinned.estimator)
+    estimator = say("manual") if pinned.locked else ESTIMATORS.get(pinned.estimator, pinned.estimator)
     others = [tell(pinned) for name, tell in FIELDS.items() if getattr(pinned, name) != getattr(settings, name)]
     return ", ".join([f"{number(pinned.sparsity, 'g')} %", estimator, *others])
 
@@ -45,7 +45,7 @@ def sentence(parameters: int, sliced: Reading | None, pinned: Beside | None, wor
     change = parameters - pinned.plan.parameters_sliced
     count = words(abs(change))
     if change == 0:
-        weights = say("as many parameters")
+        weights = say("equally many parameters")
     else:
         weights = (
             say("{count} parameters more", count=count) if change > 0 else say("{count} parameters fewer", count=count)

@@ -233,7 +233,7 @@ def test_text_for_people_is_printed_without_json(words, capsys):
         ("evaluate", ["--sparsity", "1.5"], "sparsity"),
         ("evaluate", ["--slicing", "0.2"], "slicing"),
         ("ratios", ["--head-fraction", "0"], "head_fraction"),
-        ("ratios", ["--head-fraction", "0.4"], "wanted one of 0.125, 0.25, 0.5, 1"),
+        ("ratios", ["--head-fraction", "0.4"], "expected one of 0.125, 0.25, 0.5, 1"),
         ("ratios", ["--gradient-group", "0"], "gradient_group"),
         ("evaluate", ["--method", "crossmodule", "--slicing", "1"], "slicing"),
         ("evaluate", ["--eval-tokens", "9000"], "tokens"),

@@ -38,7 +38,8 @@ def test_wrong_values_are_refused_in_one_line(config, field, value, monkeypatch)
     with pytest.raises(UserError) as caught:
         config(**{field: value})
     message = str(caught.value)
-    assert message.startswith(f"{field} is {value!r}; wanted ")
+    assert message.startswith(f"{field} must be ")
+    assert message.endswith(f", got {value!r}")
     assert "\n" not in message
 
 

@@ -31,7 +31,7 @@ def test_entries_come_in_the_order_of_registration():
 
 def test_an_unknown_name_is_told_the_known_ones():
     assert teas("green").require("green") == Tea("green")
-    with pytest.raises(UserError, match="tea is 'red'; wanted one of green, black"):
+    with pytest.raises(UserError, match="tea must be one of green, black, got 'red'"):
         teas("green", "black").require("red")
 
 

@@ -67,7 +67,7 @@ def test_a_model_beside_itself_differs_in_nothing(tiny_case):
 @pytest.mark.parametrize("text", ["", "w7", "w7 " * 513])
 def test_a_passage_too_short_or_too_long_is_refused(tiny_case, text):
     loaded = tiny_case("llama-gqa").loaded
-    with pytest.raises(UserError, match="wanted 2 to 512"):
+    with pytest.raises(UserError, match="expected 2 to 512"):
         score_passage(loaded.model, loaded.model, loaded.tokenizer, text)
 
 
@@ -93,7 +93,7 @@ def test_an_empty_prompt_is_refused(tiny_case):
 
 def test_a_prompt_beyond_the_models_positions_is_refused(tiny_case):
     loaded = tiny_case("phi").loaded
-    with pytest.raises(UserError, match="513 tokens; wanted at most 512"):
+    with pytest.raises(UserError, match="513 tokens; expected at most 512"):
         compare_next_tokens(loaded.model, loaded.model, loaded.tokenizer, "w7 " * 513)
 
 

@@ -134,7 +134,7 @@ def test_nobody_waits_for_ever_for_one_that_hangs(together, monkeypatch):
     [
         ({"WORLD_SIZE": "two"}, "cpu", "WORLD_SIZE is 'two'"),
         ({"WORLD_SIZE": "2"}, "cpu", "2 processes cannot meet"),
-        ({"WORLD_SIZE": "2"}, "cuda:1", "wanted cpu, or cuda"),
+        ({"WORLD_SIZE": "2"}, "cuda:1", "expected cpu, or cuda"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "64"}, "cuda", "too few"),
     ],
 )

@@ -93,7 +93,7 @@ def test_draws_have_the_models_probabilities():
     [
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": math.nan}, "temperature is nan"),
-        ({"max_new_tokens": 0}, "new tokens are 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(never_ends, numbers, words):
@@ -101,7 +101,7 @@ def test_numbers_out_of_range_are_refused(never_ends, numbers, words):
         list(generate_text(never_ends.model, never_ends.tokenizer, PROMPT, **numbers))
 
 
-@pytest.mark.parametrize(("prompt", "words"), [("  ", "empty"), ("w7 " * 512, "512 tokens; wanted at most 511")])
+@pytest.mark.parametrize(("prompt", "words"), [("  ", "empty"), ("w7 " * 512, "512 tokens; expected at most 511")])
 def test_prompts_that_cannot_be_answered_are_refused(never_ends, prompt, words):
     with pytest.raises(UserError, match=words):
         list(generate_text(never_ends.model, never_ends.tokenizer, prompt))

@@ -162,8 +162,8 @@ def test_names_without_their_prefix_are_known(folder):
         pytest.param(gguf_bytes(struct.pack("<Q", 2**62)), "has more than 1,048,576 bytes", id="name"),
         pytest.param(gguf_bytes(text("a") + struct.pack("<IQ", 8, 2**62)), "more than 1,048,576 bytes", id="text"),
         pytest.param(gguf_bytes(text("a") + struct.pack("<I", 99)), "unknown type 99", id="kind"),
-        pytest.param(gguf_bytes(counts=(2**62, 0)), "wanted at most 32,768", id="tensors"),
-        pytest.param(gguf_bytes(counts=(0, 2**62)), "wanted at most 32,768", id="fields"),
+        pytest.param(gguf_bytes(counts=(2**62, 0)), "expected at most 32,768", id="tensors"),
+        pytest.param(gguf_bytes(counts=(0, 2**62)), "expected at most 32,768", id="fields"),
         pytest.param(gguf_bytes(tensors=text("t") + struct.pack("<I", 2**31)), "2,147,483,648 dim", id="dimensions"),
         pytest.param(
             gguf_bytes(tensors=text("t") + struct.pack("<IQQIQ", 2, 2**40, 2**40, 0, 0)), "shorter", id="sizes"

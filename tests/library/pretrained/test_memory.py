@@ -83,7 +83,9 @@ def test_a_process_may_have_less_than_is_free(folder, monkeypatch, refusal):
     assert 2**26 < memory.available_bytes() < min(free, 2**28)
     assert "are free on cpu" in refusal(folder)
     monkeypatch.setenv(memory.MEMORY_VARIABLE, "8 GB")
-    with pytest.raises(UserError, match="INTRASLICE_MAX_MEMORY is '8 GB'; wanted a whole number of bytes"):
+    with pytest.raises(
+        UserError, match=r"INTRASLICE_MAX_MEMORY must be a whole number of bytes, such as .*, got '8 GB'"
+    ):
         memory.available_bytes()
 
 
@@ -122,7 +124,7 @@ def test_a_calibration_that_does_not_fit_is_refused_with_what_would(default_mode
         require_calibration_memory(config, 1, 8192, torch.float32)
     with pytest.raises(UserError, match="take a length of 2,048 or less"):
         require_calibration_memory(config, 1, 8192, torch.float32)
-    with pytest.raises(UserError, match="length is 10,000,000; wanted at most 8,192"):
+    with pytest.raises(UserError, match="length must be at most 8,192, the model's positions, got 10,000,000"):
         require_calibration_memory(config, 1, 10_000_000, torch.float32)
     with pytest.raises(UserError, match="take fewer sequences"):
         require_calibration_memory(config, 10**9, 512, torch.float32)

@@ -179,7 +179,7 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
     monkeypatch.setattr(measure, "write_answers", None)
     *_, again = panel.published(session, downloads, own, tiny, SOMEBODY)
     assert Path(again.file).read_bytes() == Path(last.file).read_bytes()
-    assert 'src="tiny.html" title="What slicing tiny costs"' in panel.preview(session, tiny, "w9").embed
+    assert 'src="tiny.html" title="The cost of slicing tiny"' in panel.preview(session, tiny, "w9").embed
 
 
 @pytest.fixture

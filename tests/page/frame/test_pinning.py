@@ -54,7 +54,11 @@ def test_a_link_pins_nothing_that_the_page_would_refuse(text) -> None:
 
 
 def test_what_is_no_setting_is_refused_in_words() -> None:
-    for text, words in (("sparsity=99", "sparsity is"), ("much=1", "wanted one of model, text"), (7, "wanted text")):
+    for text, words in (
+        ("sparsity=99", "sparsity must be"),
+        ("much=1", "must be one of model, text"),
+        (7, "must be text, got 7"),
+    ):
         with pytest.raises(UserError, match=words):
             pinned.read(text)
     assert pinned.read("") is None
@@ -122,7 +126,7 @@ def test_headline_and_readout_give_the_differences() -> None:
     growing = Perplexities(dense_reading=reading(20), sliced_reading=reading(30, windows=2))
     assert "about <b>+4.0</b>" in formatting.headline(plan, growing, "", smaller)
     unknown = Beside("A", plan, Perplexities())
-    assert "as many parameters; perplexities are compared when" in formatting.headline(plan, now, "", unknown)
+    assert "equally many parameters; perplexities are compared when" in formatting.headline(plan, now, "", unknown)
     assert "A" not in formatting.headline(plan, now)
     assert "against" not in formatting.readout(plan, now)
 

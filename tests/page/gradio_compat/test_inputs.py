@@ -12,8 +12,8 @@ ADDRESS = {"path": "https://example.com/x.csv", "url": "https://example.com/x.cs
 # Endpoint, values, and what our message says.
 UNREADABLE = {
     "too few values": ("two", (1,), "1 of 2 values are missing"),
-    "another type": ("slider", ("a",), "wanted a number from 0 to 10"),
-    "nothing": ("slider", (None,), "wanted a number from 0 to 10"),
+    "another type": ("slider", ("a",), "must be a number from 0 to 10, got"),
+    "nothing": ("slider", (None,), "must be a number from 0 to 10, got"),
     "a path for a file": ("file", ("/etc/hostname",), "was uploaded here"),
     "an address for a file": ("file", (ADDRESS,), "was uploaded here"),
     "an address for a text": ("text", (ADDRESS,), "was uploaded here"),

@@ -103,11 +103,11 @@ def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, mon
     monkeypatch.setenv("INTRASLICE_MAX_JOBS", "3")
     own = [begun(jobs, "a", kind) for kind in ("measure", "answer")]
     (refused,) = jobs.run("a", "sweep", endless)
-    assert refused == Status("2 things of yours are being done already; wait for one, or stop it", "error")
+    assert refused == Status("You already have 2 jobs running. Wait for one, or stop it.", "error")
     own.append(begun(jobs, "a", "answer"))  # in the place of the former one
     others = begun(jobs, "b", "measure")
     (refused,) = jobs.run("c", "measure", endless)
-    assert refused.text == "3 jobs of others are before yours, which is too many; try again in a minute"
+    assert refused.text == "Too many jobs (3) of other sessions are waiting. Try again in a minute."
     others.close()
     own.append(begun(jobs, "c", "measure"))
 

@@ -36,14 +36,14 @@ def test_a_bound_is_the_hosts_and_the_environment_overrules_it(monkeypatch) -> N
     assert limits.LENGTH.value == 2048
     monkeypatch.setenv("INTRASLICE_MAX_LENGTH", "1000")
     assert limits.LENGTH.value == 1000
-    with pytest.raises(UserError, match="length is 1024; wanted a whole number from 2 to 1,000"):
+    with pytest.raises(UserError, match="length must be a whole number from 2 to 1,000, got 1024"):
         parse(Settings(length=1024))
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "many", "1e3"])
 def test_no_page_opens_with_a_bound_that_is_none(value, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_JOBS", value)
-    with pytest.raises(UserError, match=r"INTRASLICE_MAX_JOBS is .*; wanted a whole number"):
+    with pytest.raises(UserError, match=r"INTRASLICE_MAX_JOBS must be a whole number above 0, got .*"):
         launch_options()
 
 
@@ -57,15 +57,17 @@ def test_no_work_begins_with_what_is_no_setting(field) -> None:
 
 
 def test_sequences_and_length_are_bounded_together() -> None:
-    with pytest.raises(UserError, match=r"1,024 sequences of 2,048 tokens are 2,097,152; wanted at most 1,048,576"):
+    with pytest.raises(UserError, match=r"at most 1,048,576 tokens, got 2,097,152 .1,024 sequences of 2,048"):
         parse(Settings(sequences=1024, length=2048))
 
 
 def test_a_hosted_pages_errors_name_no_folder_and_a_desktops_do(monkeypatch) -> None:
-    error = "no text '/srv/a b/x.csv' (or /etc/y.csv, ~/z) at https://hub.co/x/y, file:///srv/t; wanted owner/name, 3/4"
+    error = (
+        "no text '/srv/a b/x.csv' (or /etc/y.csv, ~/z) at https://hub.co/x/y, file:///srv/t; expected owner/name, 3/4"
+    )
     assert Status(error, "error").text == error
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
-    told = "no text 'x.csv' (or y.csv, z) at https://hub.co/x/y, t; wanted owner/name, 3/4"
+    told = "no text 'x.csv' (or y.csv, z) at https://hub.co/x/y, t; expected owner/name, 3/4"
     assert Status(error, "error").text == limits.told(ValueError(error)) == told
     assert Status(error).text == error
     assert len(limits.told("x" * 10**6)) < 1000

@@ -49,9 +49,9 @@ def test_every_cell_runs(given, capsys) -> None:
     results, names = executed([parameters, given, *others])
     figures = [result for result in results if isinstance(result, go.Figure)]
     assert [figure.layout.title.text for figure in figures] == [
-        "Which layers give, and how much?",
-        "Why does layer 1 give that much?",
-        "What does each removed per cent cost?",
+        "Pruning ratio per layer",
+        "Importance of layer 1 against the global threshold",
+        "Perplexity against parameters removed",
     ]
     assert all('"@' not in figure.to_json() for figure in figures)  # the page's names of colours are none of plotly's
     plan, sliced = names["plan"], names["sliced"]

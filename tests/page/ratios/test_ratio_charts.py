@@ -56,7 +56,10 @@ def test_bars_say_in_machine_words_which_module_they_are() -> None:
 
 def test_what_a_click_does_stands_on_the_page_alone() -> None:
     chart = charts.ratio_chart(replace(plan_view(), provisional="Snapshot: A label."))
-    shown = "Bars: PCA-aware. Share of each module removed. Click a layer. Snapshot: A label."
+    shown = (
+        "Which layers are pruned, and how much? Bars: percentage of each module that is removed; "
+        "estimator: PCA-aware. Click a layer. Snapshot: A label."
+    )
     assert json.loads(chart.to_json())["note"] == shown
     assert chart.caption(clickable=False) == shown.replace(" Click a layer.", "")
 
@@ -78,12 +81,12 @@ def test_a_module_that_goes_whole_is_named() -> None:
     plan = plan_view()
     gone = replace(plan, layers=(replace(plan.layers[0], heads=0), replace(plan.layers[1], neurons=0)))
     (_, _, attention, _, _), (_, _, _, _, mlp) = charts.ratio_chart(gone).rows
-    assert attention == mlp == "nothing: the whole module goes"
+    assert attention == mlp == "nothing: the whole module is removed"
 
 
 def test_what_goes_many_together_is_not_said_to_go_one_by_one() -> None:
     together = {module: replace(curve, one_by_one=False) for module, curve in curves().items()}
-    assert "What lies below it goes." in charts.importance_chart(curves(), 0).note
+    assert "Units below it are removed." in charts.importance_chart(curves(), 0).note
     assert "blocks of 32 neurons" in charts.importance_chart(together, 0).note
 
 
@@ -124,7 +127,7 @@ def test_what_settles_is_drawn_up_to_the_latest_and_judged() -> None:
     chart = settling_chart(SETTLING)
     assert [trace["x"] for trace in chart.data] == [[1, 2, 4]] * 3
     assert chart.data[2]["y"] == [0.4, 0.1, 0.015]
-    assert "From 4 on no module's ratio moved by more than 2 percentage points" in chart.caption()
+    assert "From 4 on, no module's ratio changed by more than 2 percentage points" in chart.caption()
     assert "8 of 32 sequences so far" in chart.caption()
     assert chart.rows[1] == ["2", "5.00%", "3.00%", "10.00%"]
     restless = replace(SETTLING, largest=(0.4, 0.1, 0.05, 0.0), all_sequences=8)

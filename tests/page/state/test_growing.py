@@ -105,7 +105,7 @@ def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fr
         next(first)
     while "Waiting" not in (text := next(second).text):
         pass
-    assert text == "Waiting for memory: calibrations before this one: 1"
+    assert text == "Waiting for memory; calibrations ahead: 1"
     known = tiny.with_settings(seed=2).calibration
     assert fresh.calibrations.best(known) is None
     first.close() if leaves else list(first)

@@ -154,24 +154,28 @@ def _sent(server: Server, name: str, content: str) -> dict:
 @pytest.mark.parametrize(
     ("endpoint", "values", "words"),
     [
-        ("evaluate", {"sequences": 1, "length": 8192}, "length is 8192; wanted a whole number from 2 to 2,048"),
-        ("evaluate", {"sequences": 256, "length": 512}, "131,072; wanted at most 65,536 tokens; lower one of them"),
-        ("prepare", {"length": 8192}, "Length is 8192; wanted a number from 2 to 2,048"),
-        ("generate", {"tokens": 10**9}, "tokens is 1000000000; wanted a whole number from 1 to 512"),
-        ("generate", {"prompt": "w10 " * 5_000}, "the prompt has 20,000 characters; wanted at most 16,000"),
+        ("evaluate", {"sequences": 1, "length": 8192}, "length must be a whole number from 2 to 2,048, got 8192"),
+        (
+            "evaluate",
+            {"sequences": 256, "length": 512},
+            "at most 65,536 tokens, got 131,072 (256 sequences of 512). Lower one of them.",
+        ),
+        ("prepare", {"length": 8192}, "Length must be a number from 2 to 2,048, got 8192"),
+        ("generate", {"tokens": 10**9}, "tokens must be a whole number from 1 to 512, got 1000000000"),
+        ("generate", {"prompt": "w10 " * 5_000}, "the prompt may have at most 16,000 characters, got 20,000"),
         ("generate", {"prompt": " "}, "the prompt is empty"),
-        ("generate", {"temperature": 1e9}, "temperature is 1000000000.0; wanted a number from 0 to 5"),
-        ("generate", {"sample_seed": 2**40}, "wanted a whole number from 0 to 2,147,483,647"),
+        ("generate", {"temperature": 1e9}, "temperature must be a number from 0 to 5, got 1000000000.0"),
+        ("generate", {"sample_seed": 2**40}, "must be a whole number from 0 to 2,147,483,647"),
         ("answer", {"prompt": "w10 " * 5_000}, "the prompt has 20,000 characters"),
-        ("passage", {"passage": "w10 " * 5_000}, "the passage has 20,000 characters; wanted at most 8,000"),
-        ("sweep_table", {"sparsities": list(range(1000))}, "4,000 points are asked for; wanted at most 100"),
-        ("sweep_table", {"sparsities": [NAN]}, "sparsity is nan; wanted a number from 0 to 80"),
+        ("passage", {"passage": "w10 " * 5_000}, "the passage may have at most 8,000 characters, got 20,000"),
+        ("sweep_table", {"sparsities": list(range(1000))}, "A sweep may have at most 100 points, got 4,000"),
+        ("sweep_table", {"sparsities": [NAN]}, "sparsity must be a number from 0 to 80, got nan"),
         ("sweep_table", {"methods": ["intraslice"] * 1000}, "points are asked for"),
-        ("sweep_table", {"methods": "intraslice"}, "methods are 'intraslice'; wanted a list"),
-        ("sweep_table", {"methods": [["a"]]}, "method is ['a']; wanted one of"),
-        ("sweep_table", {"estimators": ["none"]}, "estimator is 'none'; wanted one of"),
+        ("sweep_table", {"methods": "intraslice"}, "methods must be a list, got 'intraslice'"),
+        ("sweep_table", {"methods": [["a"]]}, "got ['a']"),
+        ("sweep_table", {"estimators": ["none"]}, "got 'none'"),
         ("sweep_table", {"sparsities": [70], "cap": 60}, "raise the cap"),
-        ("command_lines", {"locked": "1 mlp 5," * 10_000}, "has 80,000 characters; wanted at most 10,000"),
+        ("command_lines", {"locked": "1 mlp 5," * 10_000}, "may have at most 10,000 characters, got 80,000"),
     ],
 )
 def test_what_is_too_much_is_refused_before_any_work(idle, endpoint, values, words) -> None:
@@ -201,7 +205,7 @@ def test_an_upload_is_bounded_and_leaves_nothing_behind(server) -> None:
 def test_an_upload_that_is_no_file_is_refused_in_words(server, capfd) -> None:
     for files in ({"files": ("", b"text")}, {"files": (None, b"text")}):
         answer = httpx.post(f"{server.address}gradio_api/upload", files=files)
-        assert (answer.status_code, answer.text) == (400, "a part of the upload is no file, or has no name")
+        assert (answer.status_code, answer.text) == (400, "A part of the upload is not a file or has no name.")
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
@@ -213,10 +217,10 @@ def test_bad_values_come_back_in_words_and_leave_no_traceback(idle, field, capfd
     some = {repr(value): value for value in (REFUSED[field][0], None, REFUSED[field][-1]) if value in REFUSED[field]}
     for value in some.values():
         words = idle.refusal("evaluate", **{field: value})
-        assert "; wanted" in words
+        assert " must be " in words
         assert len(words) < 1000
     answer = idle.ask("ratios", **{field: REFUSED[field][0]})
-    assert "; wanted" in answer or "is not in the list of choices" in answer
+    assert " must be " in answer or "is not in the list of choices" in answer
     printed = capfd.readouterr()
     assert "Traceback" not in printed.err + printed.out
 
