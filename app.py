@@ -58,7 +58,7 @@ def build_app(session: Session) -> App:
             perplexity=panels["compare"].perplexity,
             panels=panels,
         )
-        context = events.connect(page, session, frame, tabs.always(panels), tabs.while_open(panels))
+        context = events.connect(page, session, frame, tabs.always(panels), tabs.when_open(panels))
         tabs.connect(panels, context)
         pinning.connect(toolbar, context, frame)
         api.build(session)

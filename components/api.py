@@ -16,7 +16,7 @@ import gradio as gr
 from components.export import files
 from components.frame.context import HEAVY
 from components.gradio_compat.signatures import is_given_by_gradio, with_signature
-from components.i18n.language import spoken
+from components.i18n.language import translate
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.ratios import measure as ratios
@@ -136,5 +136,5 @@ def _result(session: Session, kind: str, work: Callable[[Job], Any], client: str
 
     *_, last = [Status("Stopped"), *session.jobs.run(client, call, keep_result)]
     if not results:
-        raise gr.Error(spoken(last.text))
+        raise gr.Error(translate(last.text))
     return results[0]

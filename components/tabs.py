@@ -12,22 +12,22 @@ from components.activations import panel as activations
 from components.compare import panel as compare
 from components.export import panel as export
 from components.frame.context import Context
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.ratios import panel as ratios
 from components.spectra import panel as spectra
 from components.state.request import Request
 from components.state.session import Session
 from components.sweep import panel as sweep
-from components.ui.handlers import Follower
+from components.ui.handlers import LiveOutput
 
 # By id: label, and the module whose `build(session, first)` makes the tab and whose `connect(panel, context)` wires it.
 TABS: dict[str, tuple[str, ModuleType]] = {
-    "ratios": (later("Ratios"), ratios),
-    "spectra": (later("Spectra"), spectra),
-    "activations": (later("Activations"), activations),
-    "compare": (later("Compare"), compare),
-    "sweep": (later("Sweep"), sweep),
-    "export": (later("Export"), export),
+    "ratios": (lazy_gettext("Ratios"), ratios),
+    "spectra": (lazy_gettext("Spectra"), spectra),
+    "activations": (lazy_gettext("Activations"), activations),
+    "compare": (lazy_gettext("Compare"), compare),
+    "sweep": (lazy_gettext("Sweep"), sweep),
+    "export": (lazy_gettext("Export"), export),
 }
 
 
@@ -45,14 +45,14 @@ def build(session: Session, first: Request) -> dict[str, Any]:
     return panels
 
 
-def always(panels: Mapping[str, Any]) -> list[Follower]:
+def always(panels: Mapping[str, Any]) -> list[LiveOutput]:
     """What moves while the slider is dragged, whatever tab is in view."""
-    return [panels["ratios"].follower]
+    return [panels["ratios"].live_output]
 
 
-def while_open(panels: Mapping[str, Any]) -> list[Follower]:
+def when_open(panels: Mapping[str, Any]) -> list[LiveOutput]:
     """What else moves with the slider, in its own tab. Each output costs every move some 2 ms: the rest waits."""
-    return [panels["spectra"].follower]
+    return [panels["spectra"].live_output]
 
 
 def connect(panels: Mapping[str, Any], context: Context) -> None:

@@ -216,11 +216,11 @@ def _same_file(path: Path, other: str) -> bool:
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, documents: list[str], count: int) -> Int64[Tensor, " tokens"]:
     """The first `count` tokens of the joined documents, or all there are. Does not tokenise much more than that."""
     whole = sum(map(len, documents)) + 2 * (len(documents) - 1)
-    most, characters = min(whole, CHARACTERS_A_TOKEN * (count + 16)), 6 * count
+    max_characters, characters = min(whole, CHARACTERS_A_TOKEN * (count + 16)), 6 * count
     while True:
         ids = tokenizer(_beginning(documents, characters), add_special_tokens=False, verbose=False)["input_ids"]
         # The last few tokens of a cut text may not be what the whole text has there.
-        if len(ids) >= count + 16 or characters >= most:
+        if len(ids) >= count + 16 or characters >= max_characters:
             return torch.tensor(ids[:count], dtype=torch.int64)
         characters *= 2
 

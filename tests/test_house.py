@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PURE = ("core.linalg", "planning", "slicing.attention", "slicing.mlp")
 ALLOWED_IN_PURE = {"__future__", "collections", "dataclasses", "functools", "typing", "torch", "jaxtyping"}
 PACKAGES = ("intraslice", "components")
-MOST_LINES, MOST_FILES, MOST_PARAMETERS = 300, 12, 7
+MAX_LINES, MAX_FILES, MAX_PARAMETERS = 300, 12, 7
 # Signatures that are transformers' own, and the handlers that gradio calls with a value an input.
 FOREIGN = {"forward", "from_pretrained"}
 
@@ -101,12 +101,12 @@ def test_the_mathematics_imports_torch_and_the_core_alone():
 
 def test_no_file_is_too_long():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files(*PACKAGES, "tests")}
-    assert {str(path): length for path, length in lengths.items() if length > MOST_LINES} == {}
+    assert {str(path): length for path, length in lengths.items() if length > MAX_LINES} == {}
 
 
 def test_no_folder_is_crowded():
     counts = Counter(path.parent for path in files(*PACKAGES, "tests"))
-    assert {str(folder): count for folder, count in counts.items() if count > MOST_FILES} == {}
+    assert {str(folder): count for folder, count in counts.items() if count > MAX_FILES} == {}
 
 
 def parameters(function: ast.FunctionDef) -> list[str]:
@@ -123,7 +123,7 @@ def test_no_function_takes_too_much():
             if isinstance(node, ast.FunctionDef) and node.name not in FOREIGN:
                 names = parameters(node)
                 called_by_gradio = "request" in names and path.parent.parent.name == "components"
-                if len(names) > MOST_PARAMETERS and not called_by_gradio:
+                if len(names) > MAX_PARAMETERS and not called_by_gradio:
                     found.append(f"{path.relative_to(ROOT)}: {node.name} takes {len(names)}")
     assert found == []
 

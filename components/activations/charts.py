@@ -9,19 +9,29 @@ from itertools import accumulate
 from statistics import fmean
 
 from components.activations.views import Histogram, PlaceShift, ShiftView
-from components.i18n.language import later, number, say, spoken
+from components.i18n.language import gettext, lazy_gettext, number, translate
 from components.ui import figure
 from components.ui.figure import Chart, Json
 from components.ui.labels import METHOD_COLOURS, METHODS, Terms
 
 QUESTIONS = {
-    "shift": lambda _: say("Activation shift: intra-module against cross-module"),
-    "histograms": lambda layer: say("Activation distribution, layer {layer}", layer=layer),
+    "shift": lambda _: gettext("Activation shift: intra-module against cross-module"),
+    "histograms": lambda layer: gettext("Activation distribution, layer {layer}", layer=layer),
 }
 PLACES = Terms(
-    {"residual": later("Residual stream"), "attention": later("Attention output"), "mlp": later("MLP output")}
+    {
+        "residual": lazy_gettext("Residual stream"),
+        "attention": lazy_gettext("Attention output"),
+        "mlp": lazy_gettext("MLP output"),
+    }
 )
-MEASURES = Terms({"error": later("relative error"), "cosine": later("cosine"), "distance": later("distance, in σ")})
+MEASURES = Terms(
+    {
+        "error": lazy_gettext("relative error"),
+        "cosine": lazy_gettext("cosine"),
+        "distance": lazy_gettext("distance, in σ"),
+    }
+)
 
 
 def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
@@ -40,7 +50,10 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
                 continue
             values = [getattr(shift, f"massive_{measure}") for shift in method_shift.places["residual"]]
             # They tell another story on another scale, so they wait in the legend.
-            massive = {**_line(say("{method}, massive tokens", method=name), values, figure.line(colour, 1.2)), **axes}
+            massive = {
+                **_line(gettext("{method}, massive tokens", method=name), values, figure.line(colour, 1.2)),
+                **axes,
+            }
             data.append(
                 {**massive, "legendgroup": f"{method}-massive", "showlegend": row == 1, "visible": "legendonly"}
             )
@@ -51,21 +64,21 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
         layout[f"xaxis{mark}"].update(range=[-0.6, layers - 0.4], dtick=figure.step(layers))
         if mark != "3":
             layout[f"xaxis{mark}"].update(matches="x3", showticklabels=False)
-    layout["xaxis3"].update(title=figure.title(say("layer")))
+    layout["xaxis3"].update(title=figure.title(gettext("layer")))
     layout["shapes"] = [figure.band(selected)]
     return Chart(
         title=QUESTIONS["shift"](selected),
-        note=say(
+        note=gettext(
             "Which method stays closer to the dense model? The residual stream after each layer, compared with "
             "the dense model's; {removed}. Closer means a lower error and distance and a higher cosine.",
             removed=removed(view),
         ),
-        hint=say("Click a layer."),
+        hint=gettext("Click a layer."),
         data=data,
         layout=layout,
         columns=[
-            say("Layer"),
-            *(f"{METHODS[method]}: {spoken(words)}" for method in view.methods for words in _COLUMNS),
+            gettext("Layer"),
+            *(f"{METHODS[method]}: {translate(words)}" for method in view.methods for words in _COLUMNS),
         ],
         rows=[
             [
@@ -80,8 +93,8 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
 
 
 _COLUMNS = (
-    *(later("error"), later("massive error"), later("cosine"), later("massive cosine")),
-    later("distance"),
+    *(lazy_gettext("error"), lazy_gettext("massive error"), lazy_gettext("cosine"), lazy_gettext("massive cosine")),
+    lazy_gettext("distance"),
 )
 
 
@@ -97,7 +110,7 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
     for column, (place, words) in enumerate(PLACES.items(), start=1):
         axes = figure.axes_of(column)
         dense = first.dense[place][layer]
-        curves: list[tuple[str, str, Histogram, PlaceShift | None]] = [(say("Dense"), "dense", dense, None)]
+        curves: list[tuple[str, str, Histogram, PlaceShift | None]] = [(gettext("Dense"), "dense", dense, None)]
         for method, method_shift in view.methods.items():
             of_method = method_shift.places[place][layer]
             curves.append((METHODS[method], METHOD_COLOURS[method], of_method.histogram, of_method))
@@ -106,14 +119,14 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
             data.append({**_steps(name, histogram, colour), **fill, **axes, "showlegend": column == 1})
             rows.append([words, name, *_moments(histogram), *(_shift(shift) if shift else ["–", "–", "–"])])
         mark = figure.suffix(column)
-        layout[f"xaxis{mark}"].update(title=figure.title(say("value of a channel")), nticks=5, range=_middle(dense))
+        layout[f"xaxis{mark}"].update(title=figure.title(gettext("value of a channel")), nticks=5, range=_middle(dense))
         layout[f"yaxis{mark}"].update(
-            title=figure.title(say("density") if column == 1 else ""), nticks=4, rangemode="tozero"
+            title=figure.title(gettext("density") if column == 1 else ""), nticks=4, rangemode="tozero"
         )
         layout["annotations"].append(figure.heading(f"<b>{words}</b>", axes))
     return Chart(
         title=QUESTIONS["histograms"](layer),
-        note=say(
+        note=gettext(
             "How does slicing change the values? All channels of ordinary tokens, {removed}. Shown: the middle "
             "98 % of the dense values.",
             removed=removed(view),
@@ -121,8 +134,14 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
         data=data,
         layout=layout,
         columns=[
-            *(say("Where"), say("Model"), say("Mean"), say("Standard deviation"), say("Excess kurtosis")),
-            *(say("Error"), say("Cosine"), say("Distance")),
+            *(
+                gettext("Where"),
+                gettext("Model"),
+                gettext("Mean"),
+                gettext("Standard deviation"),
+                gettext("Excess kurtosis"),
+            ),
+            *(gettext("Error"), gettext("Cosine"), gettext("Distance")),
         ],
         rows=rows,
         beside=True,
@@ -132,25 +151,25 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
 def finding(view: ShiftView) -> str:
     """The mean over layers of each method's error, in words."""
     means = {name: fmean(shift.error for shift in method.places["residual"]) for name, method in view.methods.items()}
-    return ", ".join(say("{method} by {mean:.0%}", method=METHODS[name], mean=mean) for name, mean in means.items())
+    return ", ".join(gettext("{method} by {mean:.0%}", method=METHODS[name], mean=mean) for name, mean in means.items())
 
 
 def protocol(view: ShiftView) -> str:
     """What the shifts were measured on, in words."""
-    massive = say("no massive tokens")
+    massive = gettext("no massive tokens")
     if view.massive:
-        massive = say("{count} massive tokens, measured separately", count=view.massive)
-    measured_on = say("Text: {text}.", text=view.text)
+        massive = gettext("{count} massive tokens, measured separately", count=view.massive)
+    measured_on = gettext("Text: {text}.", text=view.text)
     if view.snapshot:
-        measured_on = say("Snapshot: {label}", label=view.snapshot)
+        measured_on = gettext("Snapshot: {label}", label=view.snapshot)
     known = {"tokens": view.tokens, "window": view.window, "massive": massive, "measured_on": measured_on}
     if view.order == "one-shot":
-        return say(
+        return gettext(
             "Both methods sliced in the one-shot order. Medians over the ordinary ones of {tokens:,} held-out "
             "tokens in windows of {window} ({massive}). {measured_on}",
             **known,
         )
-    return say(
+    return gettext(
         "Both methods sliced in the sequential order. Medians over the ordinary ones of {tokens:,} held-out "
         "tokens in windows of {window} ({massive}). {measured_on}",
         **known,
@@ -159,11 +178,11 @@ def protocol(view: ShiftView) -> str:
 
 def removed(view: ShiftView) -> str:
     """What each method really removed, in words."""
-    shares = say(" and ").join(
-        say("{method} removes {share:.1%}", method=METHODS[name], share=method.removed)
+    shares = gettext(" and ").join(
+        gettext("{method} removes {share:.1%}", method=METHODS[name], share=method.removed)
         for name, method in view.methods.items()
     )
-    return say("layer weights removed: {shares}", shares=shares)
+    return gettext("layer weights removed: {shares}", shares=shares)
 
 
 def _line(name: str, values: list[float], line: Json) -> Json:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from components.activations import snapshot
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
-from components.i18n.language import Words, later, say, spoken
+from components.i18n.language import LazyString, gettext, lazy_gettext, translate
 from components.jobs.job import Job
 from components.jobs.jobs import job_progress
 from components.jobs.status import Status
@@ -28,7 +28,7 @@ from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shi
 from intraslice.modeling.counts import parameters_of
 
 TOKENS = 1024  # medians over so many move by less than a line is thick
-NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": later("cross-module")}
+NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": lazy_gettext("cross-module")}
 
 
 class ShiftViews:
@@ -107,8 +107,8 @@ class ShiftViews:
         calibrated = self._session.calibrated(request)
         dense, windows = calibrated.loaded.model, calibrated.windows
         tokens = windows[: max(1, TOKENS // windows.shape[1])]
-        names = Words(lambda: say(" and ").join(spoken(NAMES[method]) for method in sliced))
-        words = later("Comparing activations ({names}), window", names=names)
+        names = LazyString(lambda: gettext(" and ").join(translate(NAMES[method]) for method in sliced))
+        words = lazy_gettext("Comparing activations ({names}), window", names=names)
         report = measure_shift(dense, sliced, tokens, progress=job_progress(job, words))
         for method, model in sliced.items():
             measured = _summary(report, method, dense, model), report.massive
@@ -124,8 +124,8 @@ class ShiftViews:
         }
         missing = self._missing.get(request.slice_key("crossmodule"))
         if missing is None and "crossmodule" not in found:
-            soon = later("Cross-module slicing at the same sparsity follows in a moment.")
-            slow = later("Cross-module slicing at the same sparsity follows; it takes a minute or two.")
+            soon = lazy_gettext("Cross-module slicing at the same sparsity follows in a moment.")
+            slow = lazy_gettext("Cross-module slicing at the same sparsity follows; it takes a minute or two.")
             missing = soon if request.is_live else slow
         return ShiftView(
             asked=request.slicing.sparsity,

@@ -13,15 +13,15 @@ from components.activations.measure import ShiftViews
 from components.activations.views import ShiftView
 from components.frame.context import Context
 from components.gradio_compat.signatures import partial_handler
-from components.i18n.language import later, say, spoken
+from components.i18n.language import gettext, lazy_gettext, translate
 from components.state.request import Request
 from components.state.session import Session
 from components.ui import figure, formatting
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, at_opening, unchanged
+from components.ui.handlers import LiveOutput, at_opening, unchanged
 
-NOTHING = later("Measured when the model is calibrated and sliced.")
+NOTHING = lazy_gettext("Measured when the model is calibrated and sliced.")
 
 
 class Shown(NamedTuple):
@@ -56,7 +56,9 @@ def show(views: ShiftViews, request: Request, layer: int, client: str) -> Shown:
         return unchanged(Shown)
     words = _words(views, request, view)
     if view is None:
-        return Shown(words, *(figure.waiting(asked(layer), spoken(NOTHING)).to_json() for asked in QUESTIONS.values()))
+        return Shown(
+            words, *(figure.waiting(asked(layer), translate(NOTHING)).to_json() for asked in QUESTIONS.values())
+        )
     return Shown(words, **_drawn(view, layer))
 
 
@@ -103,10 +105,10 @@ def build(session: Session, first: Request) -> ActivationsPanel:
 
 def connect(panel: ActivationsPanel, context: Context) -> None:
     """What is known follows at once, the measurement beside that of the slice, while the tab is in view."""
-    follower = Follower(
+    live_output = LiveOutput(
         "activations", partial_handler(show, panel.views), panel.shown, partial_handler(show_pinned, panel.views)
     )
-    context.follow(follower, [*context.at_rest, context.controls.layer.change])
+    context.subscribe(live_output, [*context.on_commit, context.controls.layer.change])
     measured = Measured(context.status, *panel.shown)
     ends = context.beside("activations", measured, [measure, measure_pinned], panel.views)
     context.pinned_known.extend(ends)
@@ -122,23 +124,23 @@ def _words(views: ShiftViews, request: Request, view: ShiftView | None) -> str:
     measured, percent = views.is_measured(request), request.settings.sparsity
     opening = view is not None and bool(view.snapshot) and request.is_default
     if request.slicing.sparsity == 0:
-        ahead = say("At 0 % nothing is removed, so nothing shifts. Drag the slider. ")
+        ahead = gettext("At 0 % nothing is removed, so nothing shifts. Drag the slider. ")
     elif measured or opening:
         ahead = ""
     elif not request.is_live and request.slicing.order == "one-shot":
-        ahead = say('For {sparsity:g} % with recovery, press "Slice and train". ', sparsity=percent)
+        ahead = gettext('For {sparsity:g} % with recovery, press "Slice and train". ', sparsity=percent)
     elif not request.is_live:
-        ahead = say('For {sparsity:g} % in the sequential order, press "Slice as in the paper". ', sparsity=percent)
+        ahead = gettext('For {sparsity:g} % in the sequential order, press "Slice as in the paper". ', sparsity=percent)
     else:
-        ahead = say("For {sparsity:g} % this is measured when you release the slider. ", sparsity=percent)
+        ahead = gettext("For {sparsity:g} % this is measured when you release the slider. ", sparsity=percent)
     if view is None:
         return f'<p class="isx-words">{escape(ahead)}</p>'
-    found = say(
+    found = gettext(
         "At {target:.0%} slicing changes a token's residual stream, relative to its length and averaged over "
         "the layers: {finding}.",
         target=view.asked,
         finding=finding(view),
     )
-    measured_on = f"{protocol(view)} {spoken(view.missing)}"
+    measured_on = f"{protocol(view)} {translate(view.missing)}"
     told = f'<p class="isx-words" data-percent="{100 * view.asked:g}">{escape(ahead + found)}</p>'
     return f'{told}<p class="isx-quiet">{escape(measured_on)}</p>'

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, PINNED, Answer, Question
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs.job import Job, Shared
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
@@ -41,7 +41,7 @@ def write_answers(
 ) -> Answers:
     """What `answer` does, and the whole answers. Raises UserError for an empty prompt."""
     if not question.prompt.strip():
-        raise UserError(later("The prompt is empty. Enter some text."))
+        raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
     loaded = columns.dense(job, request)
     board = Board(job, loaded.tokenizer, question.prompt, sampling)
@@ -53,14 +53,14 @@ def write_answers(
         models = {name: stack.enter_context(_begin_model(job, columns, *what)) for name, what in wanted.items()}
         for name in models:
             board.show_later(name)
-        job.emit(Status(later("Answering")))
+        job.emit(Status(lazy_gettext("Answering")))
         while models or board.running:
             for name in list(models):  # one after the other; the columns that have theirs go on meanwhile
                 try:
                     if not models[name].wait(TURN if board.running else math.inf):
                         break
                     board.begin(name, models.pop(name).result())
-                    job.emit(Status(later("Answering")))
+                    job.emit(Status(lazy_gettext("Answering")))
                 except (UserError, NumericalError) as problem:
                     board.refuse(name, str(problem))
             board.write_tokens()

@@ -12,7 +12,7 @@ import gradio as gr
 from components.compare import answers, html, passages
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, PINNED, Answer, Costs, Question
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs.status import Status
 from components.state.request import Request
 from components.ui import formatting
@@ -150,7 +150,7 @@ def after_slice(
 def stop(columns: Columns, client: str) -> str:
     """Stop the answer at its next token; returns the status (HTML)."""
     columns.session.jobs.halt(client, "answer")
-    return formatting.status(Status(later("Stopped."), "ready"))
+    return formatting.status(Status(lazy_gettext("Stopped."), "ready"))
 
 
 def _known(columns: Columns, request: Request) -> Costs:
@@ -168,7 +168,7 @@ def _changed(before: answers.Answers, now: answers.Answers, request: Request, pi
 
 def _making(shown: answers.Answers, event: Status) -> answers.Answers:
     """The columns, of which one whose model is being made says how far that is."""
-    words = later(
+    words = lazy_gettext(
         "This model is being sliced first. {what} {done} of {total}.",
         what=event.text,
         done=event.done,

@@ -6,30 +6,30 @@ from collections.abc import Sequence
 from html import escape
 
 from components.compare.views import COLUMNS, PINNED, Answer, Candidate, Cost, Costs, PassageToken, PassageView
-from components.i18n.language import later, number, say, spoken
+from components.i18n.language import gettext, lazy_gettext, number, translate
 from components.ui import formatting
 from components.ui.labels import METHOD_COLOURS, Terms
 
 EMPTY = Terms(
     {
-        "dense": later("The dense model's answer; press Generate."),
-        "intraslice": later("The sliced model's answer, at the sparsity above."),
-        "crossmodule": later(
+        "dense": lazy_gettext("The dense model's answer; press Generate."),
+        "intraslice": lazy_gettext("The sliced model's answer, at the sparsity above."),
+        "crossmodule": lazy_gettext(
             "The answer of a cross-module (SliceGPT) model with the same number of parameters removed."
         ),
-        PINNED: later("The answer of the model sliced with the pinned setting."),
+        PINNED: lazy_gettext("The answer of the model sliced with the pinned setting."),
     }
 )
 COLOURS = METHOD_COLOURS | {PINNED: "pinned"}
-KL = later(
+KL = lazy_gettext(
     "KL from dense: Kullback-Leibler divergence of the next-token probabilities from the dense model's, on the "
     "perplexity text, ± one standard error over its windows."
 )
 ENDINGS = {
-    "growing": later(" so far"),
+    "growing": lazy_gettext(" so far"),
     "ended": "",
-    "cut": later(", truncated"),
-    "stopped": later(", stopped"),
+    "cut": lazy_gettext(", truncated"),
+    "stopped": lazy_gettext(", stopped"),
 }
 NOTICEABLE = 0.03  # speeds closer than this are the same within what a busy machine allows to say
 SIGNS = ("■", "⏎")  # of an end, and of a line break: neither could be marked otherwise
@@ -41,12 +41,12 @@ def answer(name: str, given: Answer | None = None, sparsity: float | None = None
     """One column: the answer so far, from where it parts from the dense one, and how long it is."""
     at = ""
     if sparsity is not None and name != "dense":
-        told = say("{sparsity:g} % removed", sparsity=sparsity)
+        told = gettext("{sparsity:g} % removed", sparsity=sparsity)
         at = f' <span class="isx-quiet" data-percent="{sparsity:g}">{told}</span>'
     if given is None:
         body = f'<p class="isx-text isx-quiet">{EMPTY[name]}</p>'
     elif given.state == "refused":
-        body = f'<p class="isx-text isx-quiet">{escape(spoken(given.problem))}</p>'
+        body = f'<p class="isx-text isx-quiet">{escape(translate(given.problem))}</p>'
     else:
         body = f'<p class="isx-text">{_marked(given)}</p><p class="isx-quiet">{_state(name, given)}</p>'
     growing = ' aria-busy="true"' if given and given.state == "growing" else ""
@@ -56,7 +56,7 @@ def answer(name: str, given: Answer | None = None, sparsity: float | None = None
 
 def label(name: str) -> str:
     """What a column is called."""
-    return say("A, pinned") if name == PINNED else COLUMNS[name]
+    return gettext("A, pinned") if name == PINNED else COLUMNS[name]
 
 
 def _marked(given: Answer) -> str:
@@ -68,18 +68,18 @@ def _marked(given: Answer) -> str:
 
 def _state(name: str, given: Answer) -> str:
     if given.state == "later":
-        later_on = say("This model is not sliced at this sparsity yet; its answer follows.")
-        return escape(spoken(given.problem)) or later_on
+        later_on = gettext("This model is not sliced at this sparsity yet; its answer follows.")
+        return escape(translate(given.problem)) or later_on
     if given.state == "waiting":
         return "…"
-    counted = say("1 token") if given.count == 1 else say("{count} tokens", count=given.count)
-    ending = spoken(ENDINGS[given.state])
+    counted = gettext("1 token") if given.count == 1 else gettext("{count} tokens", count=given.count)
+    ending = translate(ENDINGS[given.state])
     if name == "dense":
         return f"{counted}{ending}."
     if given.parts_at is None:
-        return say("{counted}{ending}, the same as the dense answer.", counted=counted, ending=ending)
+        return gettext("{counted}{ending}, the same as the dense answer.", counted=counted, ending=ending)
     token, dense = _named(given.token), _named(given.instead_of)
-    return say(
+    return gettext(
         "{counted}{ending}. Diverges from the dense answer at token {at}: {token} instead of {dense}.",
         counted=counted,
         ending=ending,
@@ -91,10 +91,10 @@ def _state(name: str, given: Answer) -> str:
 
 def _named(token: str) -> str:
     if token.strip():
-        return say("“{token}”", token=escape(token.strip()))
+        return gettext("“{token}”", token=escape(token.strip()))
     if not token:
-        return say("the end")
-    return say("a line break") if "\n" in token else say("a space")
+        return gettext("the end")
+    return gettext("a line break") if "\n" in token else gettext("a space")
 
 
 def cost(name: str, costs: Costs, called: str = "") -> str:
@@ -104,22 +104,22 @@ def cost(name: str, costs: Costs, called: str = "") -> str:
     column, dense = costs.columns[name], costs.columns["dense"]
     rows = [
         (
-            say("Parameters"),
+            gettext("Parameters"),
             formatting.millions(column.parameters),
-            say("{share:.1%} of the layer parameters removed", share=column.removed) if column.removed else "",
+            gettext("{share:.1%} of the layer parameters removed", share=column.removed) if column.removed else "",
         ),
-        (say("KV cache per token"), formatting.size(column.kv), ""),
+        (gettext("KV cache per token"), formatting.size(column.kv), ""),
         (
-            say("Perplexity"),
+            gettext("Perplexity"),
             "–" if column.perplexity is None else number(column.perplexity, ".2f"),
             _against(column, dense),
         ),
-        (say("KL from dense"), *(_distance(column) if name != "dense" else ("0", say("by definition")))),
-        (say("Prefill (reading a prompt)"), *_speed(column.prefill, dense.prefill, name)),
-        (say("Decode (writing an answer)"), *_speed(column.decode, dense.decode, name)),
+        (gettext("KL from dense"), *(_distance(column) if name != "dense" else ("0", gettext("by definition")))),
+        (gettext("Prefill (reading a prompt)"), *_speed(column.prefill, dense.prefill, name)),
+        (gettext("Decode (writing an answer)"), *_speed(column.decode, dense.decode, name)),
     ]
     lines = "".join(f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>" for title, value, note in rows)
-    what = say("Cost of {name}", name=called or COLUMNS[name])
+    what = gettext("Cost of {name}", name=called or COLUMNS[name])
     known = {"reads": column.prefill, "writes": column.decode}
     speeds = "".join(f' data-{which}="{speed:{_digits(speed)}}"' for which, speed in known.items() if speed is not None)
     cache = f' data-cache="{formatting.size(column.kv)}"'
@@ -137,20 +137,20 @@ def _distance(column: Cost) -> tuple[str, str]:
     if column.divergence is None:
         return "–", ""
     value, error = column.divergence
-    return say("{value:.3f} nats per token", value=value), "" if error is None else f"± {number(error, '.3f')}"
+    return gettext("{value:.3f} nats per token", value=value), "" if error is None else f"± {number(error, '.3f')}"
 
 
 def _speed(speed: float | None, dense: float | None, name: str) -> tuple[str, str]:
     """A speed in tokens a second, and how it stands to the dense model's."""
     if speed is None or dense is None:
         return "–", ""
-    value = say("{speed} tokens/s", speed=number(speed, _digits(speed)))
+    value = gettext("{speed} tokens/s", speed=number(speed, _digits(speed)))
     if name == "dense":
         return value, ""
     ratio = speed / dense
     if abs(ratio - 1) <= NOTICEABLE:
-        return value, say("as fast as dense")
-    return value, say("{ratio:.2f} × dense: slower", ratio=ratio) if ratio < 1 else say(
+        return value, gettext("as fast as dense")
+    return value, gettext("{ratio:.2f} × dense: slower", ratio=ratio) if ratio < 1 else gettext(
         "{ratio:.2f} × dense", ratio=ratio
     )
 
@@ -161,9 +161,9 @@ def _digits(speed: float) -> str:
 
 def protocol(costs: Costs) -> str:
     """How speeds were measured, or when they will be."""
-    follows = say("Speed, KL and the cross-module perplexity are measured after the first answer.")
-    text = spoken(costs.speed_protocol) or follows
-    return f'<p class="isx-quiet">{spoken(KL)} {escape(text)}</p>'
+    follows = gettext("Speed, KL and the cross-module perplexity are measured after the first answer.")
+    text = translate(costs.speed_protocol) or follows
+    return f'<p class="isx-quiet">{translate(KL)} {escape(text)}</p>'
 
 
 def candidates(likeliest: Sequence[Candidate], prompt: str) -> str:
@@ -174,10 +174,10 @@ def candidates(likeliest: Sequence[Candidate], prompt: str) -> str:
         f"{_bar('dense', token.dense, top)}{_bar('intraslice', token.sliced, top)}</tr>"
         for token in likeliest
     )
-    names = (say("Token"), COLUMNS["dense"], COLUMNS["intraslice"])
+    names = (gettext("Token"), COLUMNS["dense"], COLUMNS["intraslice"])
     head = f"<tr>{''.join(map(_heading, names))}</tr>"
     shown = prompt if len(prompt) <= 80 else prompt[:79] + "…"
-    told = say("Probability of the answer's first token to “{prompt}”.", prompt=escape(shown))
+    told = gettext("Probability of the answer's first token to “{prompt}”.", prompt=escape(shown))
     return f'<p class="isx-note">{told}</p><table class="isx-next"><thead>{head}</thead><tbody>{lines}</tbody></table>'
 
 
@@ -207,24 +207,27 @@ def passage(view: PassageView) -> str:
         f"<td>{number(token.extra, '+.2f')}</td></tr>"
         for token in view.tokens
     )
-    head = "".join(map(_heading, (say("Token"), COLUMNS["dense"], COLUMNS["intraslice"], say("Loss increase, nats"))))
-    told = say(
+    head = "".join(
+        map(_heading, (gettext("Token"), COLUMNS["dense"], COLUMNS["intraslice"], gettext("Loss increase, nats")))
+    )
+    told = gettext(
         "{mean:+.2f} nats per token on average; {worse:.0%} of the tokens are predicted worse; both models "
         "have the same most likely token at {agreement:.0%} of the positions.",
         mean=mean,
         worse=worse,
         agreement=view.agreement,
     )
-    numbers = say("The passage's data")
-    how = say("Point at a token, or choose one and move with the arrow keys.")
+    numbers = gettext("The passage's data")
+    how = gettext("Point at a token, or choose one and move with the arrow keys.")
+    label = gettext("The passage; arrow keys move from token to token")
     return (
         f'<p class="isx-note">{told}</p>'
-        f'<p class="isx-scale"><span>{say("loss increase 0")}</span><i></i><span>{say("2 nats or more")}</span>'
-        f"<u>{say('predicted better than before')}</u></p>"
-        f'<p class="isx-passage" role="group" aria-label="{say("The passage; arrow keys move from token to token")}">'
+        f'<p class="isx-scale"><span>{gettext("loss increase 0")}</span><i></i><span>{gettext("2 nats or more")}</span>'
+        f"<u>{gettext('predicted better than before')}</u></p>"
+        f'<p class="isx-passage" role="group" aria-label="{label}">'
         f"<span>{escape(view.first)}</span>{text}</p>"
         f'<div class="isx-detail" aria-live="polite"><span class="isx-quiet">{how}</span></div>'
-        f'<details class="isx-fold"><summary>{say("Table")}</summary><div class="isx-scroll" tabindex="0" '
+        f'<details class="isx-fold"><summary>{gettext("Table")}</summary><div class="isx-scroll" tabindex="0" '
         f'role="region" aria-label="{numbers}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         "</details>"
     )
@@ -239,7 +242,7 @@ def _token(index: int, token: PassageToken) -> str:
     style = f' style="--isx-strength:{strength}%"' if strength else ""
     better = " isx-better" if token.extra < -0.1 else ""
     likeliest = " · ".join(map(_shares, token.likeliest))
-    score = say("{shares}, {extra:+.2f} nats", shares=_shares(token), extra=token.extra)
+    score = gettext("{shares}, {extra:+.2f} nats", shares=_shares(token), extra=token.extra)
     return (
         f'<span class="isx-token{better}" tabindex="{-1 if index else 0}"{style} data-said="{score}" '
         f'data-extra="{token.extra:.2f}" '

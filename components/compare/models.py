@@ -10,7 +10,7 @@ from functools import partial
 from transformers import PreTrainedModel
 
 from components.compare.views import Cost, Costs
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs.job import Job
 from components.jobs.jobs import job_progress
 from components.jobs.status import Status
@@ -67,7 +67,7 @@ class Columns:
         (plan, near), asked = self._nearest_plan(request, dense), request.slicing.sparsity
         if near:
             return ""
-        return later(
+        return lazy_gettext(
             "Cross-module slicing cannot remove {target:.0%} of this model's layer parameters: the nearest "
             "width, {width} of {hidden}, removes {removed:.1%}, which is not a fair comparison.",
             target=asked,
@@ -148,11 +148,11 @@ class Columns:
         key = request.calibration, request.slicing
         cached = self._speeds.get(key) or {}
         if request.slicing.sparsity and not models.keys() <= cached.keys():
-            progress = job_progress(job, later("Measuring speed, the models in turn; turn"))
+            progress = job_progress(job, lazy_gettext("Measuring speed, the models in turn; turn"))
             self._speeds.put(key, measure_speed(models, SPEED, progress=progress))
 
     def _speed_protocol(self) -> str:
-        return later(
+        return lazy_gettext(
             "Speed of one sequence{threads}, the models in turn, medians of {repeats} runs: prefill of "
             "{prompt} tokens, then decoding of {new}, one at a time. Other machines give other numbers.",
             threads=self.session.threads(),

@@ -15,12 +15,12 @@ from components.compare.views import COLUMNS, PINNED
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.gradio_compat.browser.on_latest import on_latest
 from components.gradio_compat.signatures import partial_handler
-from components.i18n.language import Words, later
+from components.i18n.language import LazyString, lazy_gettext
 from components.jobs import limits
 from components.state.request import Request
 from components.state.session import Session
 from components.state.settings import PROMPT
-from components.ui.handlers import Follower, spread_settings
+from components.ui.handlers import LiveOutput, spread_settings
 
 EXAMPLES = [
     PROMPT,
@@ -56,26 +56,38 @@ def build(session: Session, first: Request) -> ComparePanel:
     answers, costs = {}, {}
     with gr.Column(elem_classes="isx-stop"):
         with gr.Row(equal_height=True, elem_id="asking"):
-            most = limits.PROMPT.value
+            max_length = limits.PROMPT.value
             prompt = gr.Textbox(
-                PROMPT, label=later("Prompt"), lines=2, max_lines=6, max_length=most, scale=6, elem_id="prompt"
+                PROMPT,
+                label=lazy_gettext("Prompt"),
+                lines=2,
+                max_lines=6,
+                max_length=max_length,
+                scale=6,
+                elem_id="prompt",
             )
             with gr.Column(scale=1, min_width=120):
-                generate = gr.Button(later("Generate"), variant="primary", elem_id="generate")
-                stop = gr.Button(later("Stop"), elem_id="stop")
-        gr.Examples([[example] for example in EXAMPLES], [prompt], label=later("Try"), elem_id="examples")
+                generate = gr.Button(lazy_gettext("Generate"), variant="primary", elem_id="generate")
+                stop = gr.Button(lazy_gettext("Stop"), elem_id="stop")
+        gr.Examples([[example] for example in EXAMPLES], [prompt], label=lazy_gettext("Try"), elem_id="examples")
         with gr.Row(elem_id="sampling"):
-            tokens = gr.Slider(8, 256, value=64, step=8, label=later("Maximum new tokens"), min_width=160, buttons=[])
-            temperature = gr.Slider(
-                0, 1.5, value=0, step=0.1, label=later("Temperature (0: greedy)"), min_width=160, buttons=[]
+            tokens = gr.Slider(
+                8, 256, value=64, step=8, label=lazy_gettext("Maximum new tokens"), min_width=160, buttons=[]
             )
-            seed = gr.Number(0, label=later("Seed"), precision=0, minimum=0, min_width=90, scale=0)
+            temperature = gr.Slider(
+                0, 1.5, value=0, step=0.1, label=lazy_gettext("Temperature (0: greedy)"), min_width=160, buttons=[]
+            )
+            seed = gr.Number(0, label=lazy_gettext("Seed"), precision=0, minimum=0, min_width=90, scale=0)
             raw = gr.Checkbox(
-                False, label=later("Raw completion, no chat template"), elem_id="raw", container=False, min_width=200
+                False,
+                label=lazy_gettext("Raw completion, no chat template"),
+                elem_id="raw",
+                container=False,
+                min_width=200,
             )
         with gr.Row(elem_id="answers"):
             for name in (*COLUMNS, PINNED):
-                empty = Words(partial(html.answer, name))
+                empty = LazyString(partial(html.answer, name))
                 answers[name] = gr.HTML(empty, js_on_load=ALOUD, elem_id=f"{name}-answer", apply_default_css=False)
                 costs[name] = gr.HTML(elem_id=f"{name}-cost", apply_default_css=False)
     perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)
@@ -111,7 +123,7 @@ def connect(panel: ComparePanel, context: Context) -> None:
     panel.stop.click(partial_handler(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)
 
     known_costs = partial_handler(handlers.known_costs, columns)
-    context.follow(Follower("compare", known_costs, panel.costs), [*context.at_rest, pinned.change])
+    context.subscribe(LiveOutput("compare", known_costs, panel.costs), [*context.on_commit, pinned.change])
     for end in (*context.measured, *context.released):
         end.then(
             spread_settings(known_costs),

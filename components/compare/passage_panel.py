@@ -11,7 +11,7 @@ from components.compare import handlers
 from components.compare.handlers import AfterSlice, Result
 from components.compare.models import Columns
 from components.frame.context import HEAVY, PRIVATE, Context
-from components.i18n.language import Words, later, say
+from components.i18n.language import LazyString, gettext, lazy_gettext
 from components.jobs import limits
 from components.ui.explainers import fold
 from components.ui.handlers import only_if_active, spread_settings, unchanged
@@ -35,9 +35,9 @@ class PassagePanel(NamedTuple):
 
 def build() -> PassagePanel:
     """Next tokens, and a passage to colour. Called inside a `gr.Tab`."""
-    waiting = Words(lambda: f'<p class="isx-quiet">{say("Follows as soon as the slice is ready.")}</p>')
-    likeliest = Words(lambda: f"<h3>{say('Next-token probabilities')}</h3>")
-    dearest = Words(lambda: f"<h3>{say('Loss increase per token')}</h3>")
+    waiting = LazyString(lambda: f'<p class="isx-quiet">{gettext("Follows as soon as the slice is ready.")}</p>')
+    likeliest = LazyString(lambda: f"<h3>{gettext('Next-token probabilities')}</h3>")
+    dearest = LazyString(lambda: f"<h3>{gettext('Loss increase per token')}</h3>")
     with gr.Column(elem_classes="isx-stop"):
         gr.HTML(likeliest, apply_default_css=False, elem_classes="isx-heading")
         candidates = gr.HTML(waiting, elem_id="next-tokens", apply_default_css=False)
@@ -51,9 +51,11 @@ def build() -> PassagePanel:
             apply_default_css=False,
         )
     with gr.Row(elem_id="passage-text"):
-        most = limits.PASSAGE.value
-        text = gr.Textbox(SAMPLE, label=later("Your own passage"), lines=3, max_lines=10, max_length=most, scale=6)
-        score = gr.Button(later("Score tokens"), size="md", elem_id="score", scale=1, min_width=120)
+        max_length = limits.PASSAGE.value
+        text = gr.Textbox(
+            SAMPLE, label=lazy_gettext("Your own passage"), lines=3, max_lines=10, max_length=max_length, scale=6
+        )
+        score = gr.Button(lazy_gettext("Score tokens"), size="md", elem_id="score", scale=1, min_width=120)
     fold("passage")
     return PassagePanel(candidates, text, score, scored)
 

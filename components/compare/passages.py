@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from components.compare.models import Columns
 from components.compare.views import Candidate, PassageToken, PassageView
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.state.request import Request
@@ -16,7 +16,7 @@ from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_n
 
 NEXT = 8  # candidates of either model
 ALTERNATIVES = 3
-MOST = 512  # tokens of a passage: each is an element of the page
+MAX_TOKENS = 512  # tokens of a passage: each is an element of the page
 Found = tuple[Candidate, ...] | PassageView
 
 
@@ -27,10 +27,10 @@ def next_tokens(
 
     def work(job: Job) -> None:
         if not prompt.strip():
-            raise UserError(later("The prompt is empty. Enter some text."))
+            raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
         models = columns.pair(job, request)
         tokenizer = columns.session.calibrated(request).loaded.tokenizer
-        job.emit(Status(later("Reading the prompt")))
+        job.emit(Status(lazy_gettext("Reading the prompt")))
         tokens = compare_next_tokens(models["dense"], models["intraslice"], tokenizer, prompt, NEXT, chat=not raw)
         job.emit(tuple(map(_candidate, tokens)))
         job.emit(columns.session.ready(request))
@@ -45,9 +45,11 @@ def score(columns: Columns, request: Request, text: str, client: str) -> Iterato
         models = columns.pair(job, request)
         tokenizer = columns.session.calibrated(request).loaded.tokenizer
         count = len(tokenizer(text.strip(), add_special_tokens=False).input_ids)
-        if count > MOST:
-            raise UserError(later("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=MOST))
-        job.emit(Status(later("Scoring the passage")))
+        if count > MAX_TOKENS:
+            raise UserError(
+                lazy_gettext("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=MAX_TOKENS)
+            )
+        job.emit(Status(lazy_gettext("Scoring the passage")))
         passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), ALTERNATIVES)
         job.emit(PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement))
         job.emit(columns.session.ready(request))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from components.i18n.language import Words, later
+from components.i18n.language import LazyString, lazy_gettext
 from components.ui.labels import METHODS, Terms
 
 PINNED = "pinned"  # the column of the pinned setting A, where there is one
 COLUMNS = Terms(
     {
-        "dense": later("Dense"),
-        **{name: Words(partial(METHODS.__getitem__, name)) for name in ("intraslice", "crossmodule")},
+        "dense": lazy_gettext("Dense"),
+        **{name: LazyString(partial(METHODS.__getitem__, name)) for name in ("intraslice", "crossmodule")},
     }
 )
 

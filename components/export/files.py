@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs.job import Job
 from components.jobs.places import Places
 from components.jobs.status import Status
@@ -27,7 +27,7 @@ from intraslice.evaluation.generation import generate_text
 from intraslice.pretrained.sources import DEFAULT
 from intraslice.reporting import Recipe, measured, record
 
-WRITERS = Places(2, later("Waiting for other exports to finish"))
+WRITERS = Places(2, lazy_gettext("Waiting for other exports to finish"))
 
 
 class Export(NamedTuple):
@@ -105,12 +105,12 @@ def answers(
 ) -> dict[str, str]:
     """The dense and the sliced model's whole answers. Raises UserError for numbers out of range or an empty prompt."""
     if not prompt.strip():
-        raise UserError(later("The prompt is empty. Enter some text."))
+        raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
     sliced = session.slice(job, request)
     loaded = session.calibrated(request).loaded
     texts = {"dense": "", "sliced": ""}
     for name, model in (("dense", loaded.model), ("sliced", sliced)):
-        status = Status(later("Answering, dense") if name == "dense" else later("Answering, sliced"))
+        status = Status(lazy_gettext("Answering, dense") if name == "dense" else lazy_gettext("Answering, sliced"))
         pause = job.checkpoint
         for piece in generate_text(model, loaded.tokenizer, prompt, tokens, temperature, seed, pause=pause):
             texts[name] += piece
@@ -127,13 +127,13 @@ def write_checkpoint(job: Job, session: Session, request: Request, downloads: Do
     """Slice, or find the slice in memory, and zip its folder. Raises UserError where nothing is sliced, or no room."""
     model, tokenizer, made = _sliced(job, session, request)
     name, size = checkpoint_name(request), sum(tensor.nbytes for tensor in model.state_dict().values())
-    job.emit(Status(later("Writing {size:.0f} MB", size=size / 1e6)))
+    job.emit(Status(lazy_gettext("Writing {size:.0f} MB", size=size / 1e6)))
 
     def write(path: Path) -> None:
         free = shutil.disk_usage(path.parent).free
         if free < 2.2 * size:  # the folder, and the zip of it
             raise UserError(
-                later(
+                lazy_gettext(
                     "The file needs {needed:.0f} MB of disk, {free:.0f} MB are free. Choose a smaller model.",
                     free=free / 1e6,
                     needed=2.2 * size / 1e6,
@@ -157,7 +157,7 @@ def write_gguf_file(job: Job, session: Session, request: Request, downloads: Dow
     """
     model, tokenizer, made = _sliced(job, session, request)
     require_deci(model, tokenizer)
-    job.emit(Status(later("Writing for llama.cpp, float16")))
+    job.emit(Status(lazy_gettext("Writing for llama.cpp, float16")))
 
     padding = 0
 
@@ -176,14 +176,16 @@ def _sliced(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """The sliced model, its tokenizer, and how it was made."""
     if request.slicing.sparsity == 0:
-        raise UserError(later("At 0 % nothing is removed, so there is no sliced model to save. Move the slider first."))
+        raise UserError(
+            lazy_gettext("At 0 % nothing is removed, so there is no sliced model to save. Move the slider first.")
+        )
     model = session.slice(job, request)
     return model, session.calibrated(request).loaded.tokenizer, plan_record(session, request)
 
 
 def _padded(count: int) -> str:
     """How many bytes are zeros that make up for what llama.cpp's shapes have no place for."""
-    return later("{size:.3g} MB are padding", size=count / 1e6) if count else later("nothing is padded")
+    return lazy_gettext("{size:.3g} MB are padding", size=count / 1e6) if count else lazy_gettext("nothing is padded")
 
 
 def _number(value: float) -> str:

@@ -17,7 +17,7 @@ from components.export.published.views import Choice
 from components.export.report import Report, html
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.gradio_compat.browser.on_latest import on_latest
-from components.i18n.language import Words, language, later, number, say, speaking, spoken
+from components.i18n.language import LazyString, gettext, language, lazy_gettext, number, translate, use_language
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.ratios.charts import importance_chart, ratio_chart
@@ -119,8 +119,8 @@ def published(
 
     def write(job: Job) -> files.Export:
         found = publisher.publish(job, request, Choice())
-        job.emit(Status(later("Writing the page")))
-        with job.waiting(), speaking(code):
+        job.emit(Status(lazy_gettext("Writing the page")))
+        with job.waiting(), use_language(code):
             text = page(found)
         return files.Export(downloads.put(f"{found.name}.html", lambda path: path.write_text(text, encoding="utf-8")))
 
@@ -134,10 +134,10 @@ def _written(session: Session, kind: str, write: Callable[[Job], files.Export], 
         path, words = write(job)
         written.append(path)
         size = path.stat().st_size / 1e6
-        done = later(
-            "{name}, {size} MB", name=path.name, size=Words(lambda: number(size, ".0f" if size > 10 else ".1f"))
+        done = lazy_gettext(
+            "{name}, {size} MB", name=path.name, size=LazyString(lambda: number(size, ".0f" if size > 10 else ".1f"))
         )
-        job.emit(Status(Words(lambda: f"{spoken(done)}{words and ', '}{spoken(words)}"), "ready"))
+        job.emit(Status(LazyString(lambda: f"{translate(done)}{words and ', '}{translate(words)}"), "ready"))
 
     yield unchanged(Written)._replace(file=None)  # the last one's file must not be given again
     for event in session.jobs.run(client, kind, work):
@@ -184,8 +184,8 @@ def _report(session: Session, request: Request, layer: int, prompt: str, choice:
         charts += [removed_chart(sweep)] if sweep.points else []
         charts += [speed_chart(sweep)] if any(point.prefill for point in sweep.points) else []
     words = {
-        say("The same from a command line"): files.command_lines(session, request, prompt),
-        say("Open the sliced model again"): files.snippet(request, prompt),
+        gettext("The same from a command line"): files.command_lines(session, request, prompt),
+        gettext("Open the sliced model again"): files.snippet(request, prompt),
     }
     title = files.checkpoint_name(request)
     # Where an upload lies is nobody's business.
@@ -199,44 +199,44 @@ def build(session: Session, first: Request) -> ExportPanel:
     about = gr.HTML(elem_id="export-about", apply_default_css=False)
     with gr.Row(elem_id="export-buttons"):
         with gr.Column(min_width=220):
-            checkpoint = gr.Button(later("Sliced model (.zip)"), variant="primary", elem_id="export-checkpoint")
-            note(later("Weights as safetensors, JSON and tokenizer; loads without the dense model."))
+            checkpoint = gr.Button(lazy_gettext("Sliced model (.zip)"), variant="primary", elem_id="export-checkpoint")
+            note(lazy_gettext("Weights as safetensors, JSON and tokenizer; loads without the dense model."))
         with gr.Column(min_width=220):
-            gguf = gr.Button(later("For llama.cpp (.gguf)"), elem_id="export-gguf")
+            gguf = gr.Button(lazy_gettext("For llama.cpp (.gguf)"), elem_id="export-gguf")
             note(
-                later(
+                lazy_gettext(
                     "One file with its tokenizer, in float16. Free shapes are padded with zeros; Runtime "
                     "shapes need no padding."
                 )
             )
         with gr.Column(min_width=220):
-            plan = gr.Button(later("Plan (.json)"), elem_id="export-plan")
-            note(later("What each layer keeps, the importances behind it, and how it was measured."))
+            plan = gr.Button(lazy_gettext("Plan (.json)"), elem_id="export-plan")
+            note(lazy_gettext("What each layer keeps, the importances behind it, and how it was measured."))
         with gr.Column(min_width=220):
-            report = gr.Button(later("Report (.html)"), elem_id="export-report")
-            note(later("This view's charts, tables and numbers as one page that opens offline."))
+            report = gr.Button(lazy_gettext("Report (.html)"), elem_id="export-report")
+            note(lazy_gettext("This view's charts, tables and numbers as one page that opens offline."))
         with gr.Column(min_width=220):
-            whole = gr.Button(later("Static page (.html)"), elem_id="export-page")
+            whole = gr.Button(lazy_gettext("Static page (.html)"), elem_id="export-page")
             note(
-                later(
+                lazy_gettext(
                     "For slides and blogs: one file with a live slider from 0 to 60 %. Measuring takes about "
                     "ten minutes."
                 )
             )
     hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
-    heading(later("Link to this view"))
+    heading(lazy_gettext("Link to this view"))
     copied(link, "export-link")
-    again, command_line = later("Open it again"), later("The same from a command line")
+    again, command_line = lazy_gettext("Open it again"), lazy_gettext("The same from a command line")
     heading(again)
-    note(later("Unpack the zip, and in a Python that has this library installed:"))
+    note(lazy_gettext("Unpack the zip, and in a Python that has this library installed:"))
     snippet = copied(partial(words, again), "export-snippet")
     heading(command_line)
-    note(later("This page's perplexity; the folder that the zip holds; this page's greedy answer."))
+    note(lazy_gettext("This page's perplexity; the folder that the zip holds; this page's greedy answer."))
     command = copied(partial(words, command_line), "export-command")
-    heading(later("Embed the static page in another page"))
-    note(later("Put the file next to that page and this line where it should appear:"))
-    line = copied(partial(words, later("The line that embeds the page")), "export-embed")
+    heading(lazy_gettext("Embed the static page in another page"))
+    note(lazy_gettext("Put the file next to that page and this line where it should appear:"))
+    line = copied(partial(words, lazy_gettext("The line that embeds the page")), "export-embed")
     return ExportPanel(
         shown=Shown(about, snippet, command, line),
         buttons=Buttons(checkpoint, gguf, plan, report, whole),
@@ -256,7 +256,7 @@ def connect(panel: ExportPanel, context: Context) -> None:
         **CHEAP,
         **PRIVATE,
     }
-    on_latest([*context.at_rest, controls.iterative.input, controls.model.change], **seen)
+    on_latest([*context.on_commit, controls.iterative.input, controls.model.change], **seen)
     for end in (context.opened["export"], *context.prepared):
         end.then(**seen)
 

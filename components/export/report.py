@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from components.i18n.language import language, say, spoken
+from components.i18n.language import gettext, language, translate
 from components.state.views import Perplexities, PlanView
 from components.ui import formatting
 from components.ui.figure import Chart
@@ -57,11 +57,11 @@ def html(report: Report, plotly: str) -> str:
         f'<!doctype html><html lang="{language()}"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(report.title)}</title><style>{look}</style><script>{plotly}</script>"
-        f"<h1>{escape(report.title)}</h1>{formatting.headline(report.plan, report.measured, say('not measured'))}"
+        f"<h1>{escape(report.title)}</h1>{formatting.headline(report.plan, report.measured, gettext('not measured'))}"
         f"{formatting.readout(report.plan, report.measured)}"
-        f'<p class="note">{escape(spoken(report.measured.protocol) or say("Perplexity was not measured."))}</p>'
+        f'<p class="note">{escape(translate(report.measured.protocol) or gettext("Perplexity was not measured."))}</p>'
         f"{''.join(_chart(chart) for chart in report.charts)}"
-        f"<h2>{say('Settings')}</h2><table><tbody>{settings}</tbody></table>{code}"
+        f"<h2>{gettext('Settings')}</h2><table><tbody>{settings}</tbody></table>{code}"
         f"<script>{DRAW}</script></html>"
     )
 
@@ -73,7 +73,7 @@ def _chart(chart: Chart) -> str:
     return (
         f'<h2>{escape(chart.title)}</h2><p class="note">{escape(chart.caption(clickable=False))}</p>'
         f'<script type="application/json">{figure}</script><div class="plot" style="height:420px"></div>'
-        f"<details open><summary>{say('Table')}</summary>{table}</details>"
+        f"<details open><summary>{gettext('Table')}</summary>{table}</details>"
     )
 
 

@@ -13,7 +13,7 @@ from components.gradio_compat.browser.on_latest import on_latest
 from components.gradio_compat.browser.silent import SILENT
 from components.state.session import Session
 from components.ui.downloads import Downloads
-from components.ui.handlers import Follower, only_if_active, unchanged
+from components.ui.handlers import LiveOutput, only_if_active, unchanged
 
 # Cheap answers skip the queue. In its one lane people only wait for their jobs, which the session puts in order; each
 # holds a thread meanwhile (`max_threads` in theme.py).
@@ -41,22 +41,22 @@ class Context(NamedTuple):
     prepared: list[gr.events.Dependency]  # ends of what loads and calibrates; filled by `events.connect`
     measured: list[gr.events.Dependency]  # ends of what slices and measures without the settings having moved
     released: list[gr.events.Dependency]  # the same, after they have come to rest
-    followers: list[Follower]  # whose charts have the pinned setting as a ghost
+    live_outputs: list[LiveOutput]  # whose charts have the pinned setting as a ghost
     pinned_known: list[gr.events.Dependency]  # ends of what measures that; filled by the tabs
     panels: Mapping[str, Any]  # every tab's by its id, for a tab that shows what another is set to
 
     @property
-    def at_rest(self) -> list[Any]:
+    def on_commit(self) -> list[Any]:
         """Events after which the settings of a slice have come to rest.
 
         Whether MLPs are refined is none: nothing is sliced anew for that until a button asks for it.
         """
         controls = self.controls
         slice_alone = [controls.sparsity.release, controls.estimator.input, controls.locked.change]
-        return [*slice_alone, *self.options_at_rest]
+        return [*slice_alone, *self.on_options_commit]
 
     @property
-    def options_at_rest(self) -> list[Any]:
+    def on_options_commit(self) -> list[Any]:
         """Those of the settings that all slices of a sweep have in common: bias, cap, shapes, order and recovery."""
         controls = self.controls
         return [
@@ -68,12 +68,12 @@ class Context(NamedTuple):
             self.refresh.change,
         ]
 
-    def follow(self, follower: Follower, events: Sequence[Any]) -> None:
+    def subscribe(self, live_output: LiveOutput, events: Sequence[Any]) -> None:
         """Let a tab in view follow these events, besides being up to date when it is opened."""
-        self.followers.append(follower)
-        call = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
+        self.live_outputs.append(live_output)
+        call = self._call(live_output.tab, live_output.outputs, live_output.show) | CHEAP
         on_latest(events, **call)
-        for end in (*self.prepared, self.opened[follower.tab]):
+        for end in (*self.prepared, self.opened[live_output.tab]):
             end.then(**call)
 
     def beside(
@@ -85,18 +85,18 @@ class Context(NamedTuple):
         """
         first, *others = (self._call(tab, outputs, handler, *bound) | HEAVY for handler in handlers)
         ends = [end.then(**first) for end in (*self.measured, self.opened[tab])]
-        ends.append(on_latest(self.at_rest, **first))
+        ends.append(on_latest(self.on_commit, **first))
         for other in others:
             ends = [end.then(**other) for end in ends]
         return ends
 
-    def catch_up(self, follower: Follower, handler: Callable[..., Any], *bound: Any) -> None:
+    def on_layer_change(self, live_output: LiveOutput, handler: Callable[..., Any], *bound: Any) -> None:
         """When another layer comes into view call `handler`, which takes seconds, in a lane of its own; then show."""
-        lane = {"concurrency_id": follower.tab, "concurrency_limit": 2, **SILENT}
-        first = self._call(follower.tab, None, handler, *bound) | lane
-        then = self._call(follower.tab, follower.outputs, follower.show) | CHEAP
+        lane = {"concurrency_id": live_output.tab, "concurrency_limit": 2, **SILENT}
+        first = self._call(live_output.tab, None, handler, *bound) | lane
+        then = self._call(live_output.tab, live_output.outputs, live_output.show) | CHEAP
         on_latest([self.controls.layer.change], **first).then(**then)
-        for end in (*self.prepared, self.opened[follower.tab]):
+        for end in (*self.prepared, self.opened[live_output.tab]):
             end.then(**first).then(**then)
 
     def _call(

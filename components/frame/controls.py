@@ -8,7 +8,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from components.frame.slider import Moved
-from components.i18n.language import Words, later, spoken
+from components.i18n.language import LazyString, lazy_gettext, translate
 from components.jobs import limits
 from components.state.choices import NO_RECOVERY, PRECISIONS
 from components.state.session import Session
@@ -56,8 +56,8 @@ class Controls(NamedTuple):
         return [getattr(self, name) for name in Settings._fields]
 
 
-def _heading(words: Words) -> None:
-    gr.HTML(Words(lambda: f"<h2>{spoken(words)}</h2>"), apply_default_css=False)
+def _heading(words: LazyString) -> None:
+    gr.HTML(LazyString(lambda: f"<h2>{translate(words)}</h2>"), apply_default_css=False)
 
 
 def sparsity_slider(value: float) -> gr.Slider:
@@ -66,7 +66,7 @@ def sparsity_slider(value: float) -> gr.Slider:
         *SLIDERS["sparsity"],
         value=value,
         step=1,
-        label=later("Sparsity: % of the layer weights to remove"),
+        label=lazy_gettext("Sparsity: % of the layer weights to remove"),
         elem_id="sparsity",
         buttons=[],
     )
@@ -75,83 +75,87 @@ def sparsity_slider(value: float) -> gr.Slider:
 def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved) -> Controls:
     """Fill the sidebar, with the readout and the bias of `opening`. Called inside `gr.Sidebar()`."""
     found_bias = opening.bias_found or 1
-    _heading(later("Model"))
+    _heading(lazy_gettext("Model"))
     model = gr.Dropdown(
         list(session.models),
         value=first.model,
         allow_custom_value=True,
-        label=later("Model"),
-        info=later("One of these or any Hub id") if limits.hosted() else later("One of these, any Hub id or a folder"),
+        label=lazy_gettext("Model"),
+        info=lazy_gettext("One of these or any Hub id")
+        if limits.hosted()
+        else lazy_gettext("One of these, any Hub id or a folder"),
         elem_id="model",
         show_label=False,
     )
     memory = gr.HTML(elem_id="memory", apply_default_css=False)
-    dtype = gr.Radio(list(PRECISIONS), value=first.dtype, label=later("Precision"), elem_id="dtype")
-    with gr.Accordion(later("Calibration"), open=False, elem_id="calibration"):
-        text = gr.Dropdown(list(session.texts), value=first.text, label=later("Text"), elem_id="text")
-        upload = gr.File(label=later("or your own (.txt .jsonl .csv .parquet)"), file_types=UPLOADS, height=92)
+    dtype = gr.Radio(list(PRECISIONS), value=first.dtype, label=lazy_gettext("Precision"), elem_id="dtype")
+    with gr.Accordion(lazy_gettext("Calibration"), open=False, elem_id="calibration"):
+        text = gr.Dropdown(list(session.texts), value=first.text, label=lazy_gettext("Text"), elem_id="text")
+        upload = gr.File(label=lazy_gettext("or your own (.txt .jsonl .csv .parquet)"), file_types=UPLOADS, height=92)
         with gr.Row():
             number = partial(gr.Number, precision=0, min_width=70)
-            sequences = number(first.sequences, label=later("Sequences"), minimum=1, maximum=limits.SEQUENCES.value)
-            length = number(first.length, label=later("Length"), minimum=2, maximum=limits.LENGTH.value)
-            seed = number(first.seed, label=later("Seed"), minimum=0, maximum=limits.MOST_SEED)
-    calibrate = gr.Button(later("Load and calibrate"), size="md", elem_id="calibrate")
-    _heading(later("Slicing"))
+            sequences = number(
+                first.sequences, label=lazy_gettext("Sequences"), minimum=1, maximum=limits.SEQUENCES.value
+            )
+            length = number(first.length, label=lazy_gettext("Length"), minimum=2, maximum=limits.LENGTH.value)
+            seed = number(first.seed, label=lazy_gettext("Seed"), minimum=0, maximum=limits.MAX_SEED)
+    calibrate = gr.Button(lazy_gettext("Load and calibrate"), size="md", elem_id="calibrate")
+    _heading(lazy_gettext("Slicing"))
     estimator = gr.Radio(
         ESTIMATORS.options(),
         value=first.estimator,
-        label=later("Ratio estimator"),
+        label=lazy_gettext("Ratio estimator"),
         elem_id="estimator",
     )
     bias = gr.Number(
-        first.bias, label=later("Bias: above 1 prunes MLPs more; empty: set by the importances"), visible=False
+        first.bias, label=lazy_gettext("Bias: above 1 prunes MLPs more; empty: set by the importances"), visible=False
     )
-    bias_found = gr.Number(found_bias, label=later("Bias set by the importances"), visible=False)
+    bias_found = gr.Number(found_bias, label=lazy_gettext("Bias set by the importances"), visible=False)
     bias_slider = gr.Slider(
-        0.4, 1.6, value=found_bias, step=0.05, label=later("Bias: attention ← → MLP"), elem_id="bias", buttons=[]
+        0.4, 1.6, value=found_bias, step=0.05, label=lazy_gettext("Bias: attention ← → MLP"), elem_id="bias", buttons=[]
     )
-    bias_auto = gr.Checkbox(True, label=later("automatic"), elem_id="bias-auto", container=False)
+    bias_auto = gr.Checkbox(True, label=lazy_gettext("automatic"), elem_id="bias-auto", container=False)
     cap = gr.Slider(
-        *SLIDERS["cap"], value=first.cap, step=1, label=later("Cap (% of a module)"), elem_id="cap", buttons=[]
+        *SLIDERS["cap"], value=first.cap, step=1, label=lazy_gettext("Cap (% of a module)"), elem_id="cap", buttons=[]
     )
     shapes = gr.Radio(
-        [(later("Free"), "free"), (later("Runtime"), "runtime")],
+        [(lazy_gettext("Free"), "free"), (lazy_gettext("Runtime"), "runtime")],
         value=first.shapes,
-        label=later("Shapes"),
-        info=later(
+        label=lazy_gettext("Shapes"),
+        info=lazy_gettext(
             "Runtime: whole heads, the same number in every group, and MLP widths in multiples of 32, which "
             "llama.cpp runs without padding. Raises perplexity by about 2 % (default model, 30 % removed)."
         ),
         elem_id="shapes",
     )
     order = gr.Radio(
-        [(later("One-shot, live"), "one-shot"), (later("Sequential"), "sequential")],
+        [(lazy_gettext("One-shot, live"), "one-shot"), (lazy_gettext("Sequential"), "sequential")],
         value=first.order,
-        label=later("Order"),
+        label=lazy_gettext("Order"),
         elem_id="order",
     )
     iterative = gr.Checkbox(
         first.iterative,
-        label=later("Refine MLPs pruned by more than 35 % (sequential only, slow)"),
+        label=lazy_gettext("Refine MLPs pruned by more than 35 % (sequential only, slow)"),
         elem_id="iterative",
         container=False,
     )
     recovery = gr.Radio(
-        [(later("None"), NO_RECOVERY), *RECOVERIES.options()],
+        [(lazy_gettext("None"), NO_RECOVERY), *RECOVERIES.options()],
         value=first.recovery,
-        label=later("Recovery"),
-        info=later("Training after slicing, towards the dense model: takes minutes and lowers perplexity."),
+        label=lazy_gettext("Recovery"),
+        info=lazy_gettext("Training after slicing, towards the dense model: takes minutes and lowers perplexity."),
         elem_id="recovery",
     )
-    locked = gr.Textbox(first.locked, label=later("Ratios set manually"), visible=False)
+    locked = gr.Textbox(first.locked, label=lazy_gettext("Ratios set manually"), visible=False)
     with gr.Row(equal_height=True):
-        paper = gr.Button(later("Slice as in the paper"), size="md", elem_id="paper", min_width=190)
-        train = gr.Button(later("Slice and train"), size="md", elem_id="train", min_width=120, visible=False)
-        cancel = gr.Button(later("Cancel"), size="md", elem_id="cancel", min_width=70)
-    _heading(later("Readout"))
+        paper = gr.Button(lazy_gettext("Slice as in the paper"), size="md", elem_id="paper", min_width=190)
+        train = gr.Button(lazy_gettext("Slice and train"), size="md", elem_id="train", min_width=120, visible=False)
+        cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
+    _heading(lazy_gettext("Readout"))
     readout = gr.HTML(opening.readout, elem_id="readout", apply_default_css=False)
-    layer = gr.Slider(0, 29, value=0, step=1, label=later("Layer shown in detail"), elem_id="layer", buttons=[])
-    pinned = gr.Textbox("", label=later("Pinned setting"), visible=False)
+    layer = gr.Slider(0, 29, value=0, step=1, label=lazy_gettext("Layer shown in detail"), elem_id="layer", buttons=[])
+    pinned = gr.Textbox("", label=lazy_gettext("Pinned setting"), visible=False)
     return Controls(
         model=model,
         memory=memory,

@@ -17,7 +17,7 @@ from components.gradio_compat.signatures import partial_handler
 from components.state.choices import NO_RECOVERY
 from components.state.session import Session
 from components.ui.downloads import Downloads
-from components.ui.handlers import Follower, leave_unchanged, spread_settings
+from components.ui.handlers import LiveOutput, leave_unchanged, spread_settings
 
 
 class Frame(NamedTuple):
@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
 
 def connect(
-    page: gr.Blocks, session: Session, frame: Frame, always: Sequence[Follower], while_open: Sequence[Follower]
+    page: gr.Blocks, session: Session, frame: Frame, always: Sequence[LiveOutput], when_open: Sequence[LiveOutput]
 ) -> Context:
     """Attach what several tabs share. Called inside the `gr.Blocks()` that holds the components.
 
@@ -47,14 +47,14 @@ def connect(
     with_layer = [*controls.settings, controls.layer]
     with_pinned = [*with_layer, controls.pinned]
     texts = slider.Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)
-    shown = [output for follower in always for output in follower.outputs]
+    shown = [output for live_output in always for output in live_output.outputs]
     shown += slider.Moved(*texts, controls.bias_found)
     move: dict[str, Any] = {
         "fn": spread_settings(
-            slider.move, session, always, while_open, refuse=partial(slider.refuse_move, always, while_open)
+            slider.move, session, always, when_open, refuse=partial(slider.refuse_move, always, when_open)
         ),
         "inputs": [*with_layer, frame.tab, controls.pinned],
-        "outputs": [*shown, *(output for follower in while_open for output in follower.outputs)],
+        "outputs": [*shown, *(output for live_output in when_open for output in live_output.outputs)],
         **PRIVATE,
         **CHEAP,
     }
@@ -127,7 +127,7 @@ def connect(
         prepared=prepared,
         measured=measured,
         released=released,
-        followers=[*always, *while_open],
+        live_outputs=[*always, *when_open],
         pinned_known=[],
         panels=frame.panels,
     )
@@ -144,7 +144,7 @@ def connect(
     ]
     dragged += [refresh.change, controls.pinned.change, moved.change]
     on_latest(dragged, **move)
-    released.append(on_latest(context.at_rest, **measure, api_name="measure_live"))
+    released.append(on_latest(context.on_commit, **measure, api_name="measure_live"))
 
     on_latest([controls.model.change], **memory, api_name="memory")
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.i18n.language import spoken
+from components.i18n.language import translate
 from components.state.request import Request
 from components.state.session import Session
 from components.ui import formatting
@@ -18,7 +18,7 @@ from components.ui import formatting
 def memory(session: Session, model: str) -> str:
     """What the model will need, before it is loaded (HTML)."""
     try:
-        return f'<p class="isx-quiet">{escape(spoken(session.memory(model)))}</p>'
+        return f'<p class="isx-quiet">{escape(translate(session.memory(model)))}</p>'
     except (ValueError, OSError) as problem:
         return formatting.problem(problem)
 

@@ -12,11 +12,11 @@ from components.frame import slider
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.frame.events import Frame
 from components.gradio_compat.browser.on_latest import on_latest
-from components.i18n.language import later, say
+from components.i18n.language import gettext, lazy_gettext
 from components.state.request import Request
 from components.state.settings import Settings
 from components.ui.chart_bridge import ghost_update, is_chart
-from components.ui.handlers import Follower, leave_unchanged, spread_settings
+from components.ui.handlers import LiveOutput, leave_unchanged, spread_settings
 from components.ui.pinned import text as pinned_text
 from components.ui.pinned.differences import name_of
 
@@ -44,11 +44,11 @@ class Told(NamedTuple):
 def build() -> Toolbar:
     """The row over the slider."""
     with gr.Row(elem_id="actions"):
-        pin = gr.Button(later("Pin this setting"), size="md", elem_id="pin", min_width=60, scale=0)
-        unpin = gr.Button(later("Unpin A"), size="md", elem_id="unpin", min_width=60, scale=0, visible=False)
+        pin = gr.Button(lazy_gettext("Pin this setting"), size="md", elem_id="pin", min_width=60, scale=0)
+        unpin = gr.Button(lazy_gettext("Unpin A"), size="md", elem_id="unpin", min_width=60, scale=0, visible=False)
         words = gr.HTML(elem_id="pinned", apply_default_css=False)
-        undo = gr.Button(later("Undo"), size="md", elem_id="undo", min_width=60, scale=0)
-        redo = gr.Button(later("Redo"), size="md", elem_id="redo", min_width=60, scale=0)
+        undo = gr.Button(lazy_gettext("Undo"), size="md", elem_id="undo", min_width=60, scale=0)
+        redo = gr.Button(lazy_gettext("Redo"), size="md", elem_id="redo", min_width=60, scale=0)
     return Toolbar(pin, unpin, words, undo, redo)
 
 
@@ -65,15 +65,15 @@ def tell(request: Request, kept: str) -> Told:
     if pinned_text.beside(kept, request) is not None:
         words = name_of(setting, settings._replace(upload=setting.upload))
     elif setting.model != settings.model:
-        words = say("a setting of {model}; it is shown when that model is chosen again", model=setting.model)
+        words = gettext("a setting of {model}; it is shown when that model is chosen again", model=setting.model)
     else:
-        words = say("calibrated on a file that is no longer available")
-    told = say("<b>A</b> is {words}.", words=escape(words))
+        words = gettext("calibrated on a file that is no longer available")
+    told = gettext("<b>A</b> is {words}.", words=escape(words))
     return Told(f'<p class="isx-quiet">{told}</p>', gr.update(visible=True))
 
 
 def ghosts(
-    followers: Sequence[Follower],
+    live_outputs: Sequence[LiveOutput],
     request: Request,
     layer: int,
     opened: str,
@@ -82,12 +82,12 @@ def ghosts(
 ) -> tuple[Any, ...]:
     """The pinned setting's ghosts for the charts of the open tab; those of the others stay as they are."""
     updates: list[Any] = []
-    for follower in followers:
-        charts = [is_chart(component) for component in follower.outputs]
-        if follower.tab != opened or not any(charts):
+    for live_output in live_outputs:
+        charts = [is_chart(component) for component in live_output.outputs]
+        if live_output.tab != opened or not any(charts):
             updates += [gr.skip()] * sum(charts)
             continue
-        show = follower.show_pinned or follower.show
+        show = live_output.show_pinned or live_output.show
         shown = show(pinned, layer, client) if pinned else [None] * len(charts)
         updates += [ghost_update(value) for value, drawn in zip(shown, charts, strict=True) if drawn]
     return tuple(updates)
@@ -108,9 +108,9 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
     on_latest([kept.change, controls.model.change, context.refresh.change], **telling, **PRIVATE, **CHEAP)
 
     drawing = {
-        "fn": spread_settings(ghosts, context.followers, refuse=leave_unchanged),
+        "fn": spread_settings(ghosts, context.live_outputs, refuse=leave_unchanged),
         "inputs": [*settings, controls.layer, context.tab, kept],
-        "outputs": [output for one in context.followers for output in one.outputs if is_chart(output)],
+        "outputs": [output for one in context.live_outputs for output in one.outputs if is_chart(output)],
         **PRIVATE,
         **CHEAP,
     }

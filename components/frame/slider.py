@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.i18n.language import later, say
+from components.i18n.language import gettext, lazy_gettext
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
 from components.state.request import Request
 from components.state.session import Session
 from components.state.views import Beside, PlanView
 from components.ui import formatting
-from components.ui.handlers import Follower, at_opening, unchanged
+from components.ui.handlers import LiveOutput, at_opening, unchanged
 from components.ui.pinned.differences import name_of
 
 
@@ -57,7 +57,7 @@ class Compared(NamedTuple):
 
 def preview(
     session: Session,
-    always: Sequence[Follower],
+    always: Sequence[LiveOutput],
     request: Request,
     layer: int,
     pinned: Request | None,
@@ -69,14 +69,14 @@ def preview(
     the bias that the importances found. Readout and first line give the differences to the pinned setting, if any.
     """
     session.jobs.look(client, request=request)
-    shown = [value for follower in always for value in follower.show(request, layer, client)]
+    shown = [value for live_output in always for value in live_output.show(request, layer, client)]
     return *shown, *texts_of(session, request, pinned)
 
 
 def move(
     session: Session,
-    always: Sequence[Follower],
-    while_open: Sequence[Follower],
+    always: Sequence[LiveOutput],
+    when_open: Sequence[LiveOutput],
     request: Request,
     layer: int,
     opened: str,
@@ -86,9 +86,9 @@ def move(
     """`preview` and what the open tab shows in one answer: a request for each would be slower than a drag."""
     shown = preview(session, always, request, layer, pinned, client)
     session.prefetch(request, client)
-    for follower in while_open:
-        seen = follower.tab == opened
-        shown += follower.show(request, layer, client) if seen else (gr.skip(),) * len(follower.outputs)
+    for live_output in when_open:
+        seen = live_output.tab == opened
+        shown += live_output.show(request, layer, client) if seen else (gr.skip(),) * len(live_output.outputs)
     return shown
 
 
@@ -107,9 +107,9 @@ def refused(error: ValueError) -> Moved:
     return unchanged(Moved)._replace(headline=formatting.problem(error))
 
 
-def refuse_move(always: Sequence[Follower], while_open: Sequence[Follower], error: ValueError) -> tuple[Any, ...]:
+def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], error: ValueError) -> tuple[Any, ...]:
     """`refused` as an answer of `move`, or of `preview` with none `while_open`."""
-    before, after = ([gr.skip() for one in followers for _ in one.outputs] for followers in (always, while_open))
+    before, after = ([gr.skip() for one in live_outputs for _ in one.outputs] for live_outputs in (always, when_open))
     return *before, *refused(error), *after
 
 
@@ -130,7 +130,7 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
         perplexities = session.perplexities(request)
         is_seen = not session.jobs.looks_elsewhere(client, request=request)
         if is_seen and (perplexities != shown or event.kind == "ready"):
-            texts = _texts(session, request, session.plan(request), pinned, say("… (being measured)"))
+            texts = _texts(session, request, session.plan(request), pinned, gettext("… (being measured)"))
             answer = answer._replace(**texts._asdict())
         yield answer
         shown = perplexities
@@ -170,13 +170,13 @@ def compare_pinned(session: Session, request: Request, pinned: Request | None) -
 def stop(session: Session, client: str) -> str:
     """Stop this page's running job: a slice, a measurement or an answer. Returns the status line (HTML)."""
     session.jobs.halt(client)
-    return formatting.status(Status(later("Stopped."), "ready"))
+    return formatting.status(Status(lazy_gettext("Stopped."), "ready"))
 
 
 def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Request | None, hint: str = "") -> Texts:
     measured, beside = session.perplexities(request), _beside(session, request, pinned)
     if plan is not None and plan.provisional and measured.sliced_reading is None:
-        hint = say("follows in a moment") if measured.protocol else say("follows when the model is loaded")
+        hint = gettext("follows in a moment") if measured.protocol else gettext("follows when the model is loaded")
     elif not hint:
         hint = _how_to_measure(request)
     return Texts(
@@ -190,9 +190,9 @@ def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Re
 def _how_to_measure(request: Request) -> str:
     """What has to be done for the perplexity to be measured."""
     if request.is_live:
-        return say("… when you release the slider")
+        return gettext("… when you release the slider")
     one_shot = request.slicing.order == "one-shot"
-    return say('… press "Slice and train"') if one_shot else say('… press "Slice as in the paper"')
+    return gettext('… press "Slice and train"') if one_shot else gettext('… press "Slice as in the paper"')
 
 
 def _beside(session: Session, request: Request, pinned: Request | None) -> Beside | None:

@@ -13,7 +13,7 @@ from components.assets import ASSETS
 from components.frame.link import usual
 from components.frame.pinning import UNDONE
 from components.gradio_compat.http.request_size import BoundedRequests
-from components.i18n.language import Words, for_scripts, long_text, spoken
+from components.i18n.language import LazyString, for_scripts, long_text, translate
 from components.jobs import limits
 from components.ui.chart_bridge import plotly_head
 from components.ui.palette import COLOURS, FAINT, Colour, css_variables
@@ -91,7 +91,7 @@ def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
     return {
         "theme": theme(),
         "css": css_variables() + _read("page.css"),
-        "head": Words(lambda: _head(tabs)),
+        "head": LazyString(lambda: _head(tabs)),
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "app_kwargs": {"middleware": [Middleware(BoundedRequests)]},
@@ -109,7 +109,7 @@ def _head(tabs: Mapping[str, str]) -> str:
     given = {
         "isxLanguage": json.dumps(for_scripts()),
         "isxUsual": json.dumps(usual()._asdict()),
-        "isxTabs": json.dumps({tab: spoken(label) for tab, label in tabs.items()}),
+        "isxTabs": json.dumps({tab: translate(label) for tab, label in tabs.items()}),
         "isxUndone": json.dumps(UNDONE),
         "isxTour": long_text("tour.json"),
         "isxKeys": long_text("keys.json"),

@@ -11,7 +11,7 @@ from components.gradio_compat.inputs import require_readable
 from components.gradio_compat.queue import SteadyQueue, steady_queue
 from components.gradio_compat.shared_config import share_config
 from components.gradio_compat.translated_config import TranslatedConfig
-from components.i18n.language import speaking
+from components.i18n.language import use_language
 
 
 class PatchedBlocks(gr.Blocks):
@@ -47,7 +47,7 @@ class PatchedBlocks(gr.Blocks):
         self, block_fn: Any, inputs: list[Any], state: Any = None, **options: Any
     ) -> dict[str, Any]:
         """As in gradio, for each step of a generator too: with checked inputs, and errors as messages."""
-        with speaking(language_of(options.get("request"))), translate_errors():
+        with use_language(language_of(options.get("request"))), translate_errors():
             if options.get("iterator") is None:
                 require_readable(block_fn.inputs, inputs, state)
             return await super().process_api(block_fn, inputs, state, **options)

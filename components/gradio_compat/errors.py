@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.i18n.language import asked_for, say, spoken
+from components.i18n.language import gettext, requested_language, translate
 from components.jobs import limits
 from components.jobs.jobs import EXPECTED
 
@@ -28,13 +28,13 @@ def translate_errors() -> Iterator[None]:
     try:
         yield
     except gr.Error as problem:
-        problem.message, problem.print_exception = spoken(limits.told(problem.message)), False
+        problem.message, problem.print_exception = translate(limits.told(problem.message)), False
         raise
     except (ValueError, *EXPECTED) as problem:
-        raise gr.Error(spoken(limits.told(problem)), print_exception=False) from problem
+        raise gr.Error(translate(limits.told(problem)), print_exception=False) from problem
     except Exception as problem:
         log.exception("a handler failed")
-        words = say(
+        words = gettext(
             "An internal error occurred ({kind}). The server's log has the details.",
             kind=type(problem).__name__,
         )
@@ -45,4 +45,4 @@ def language_of(request: Any) -> str:
     """The language of a call's `gr.Request`, or of the first of several; English for a program that names none."""
     request = request[0] if isinstance(request, list) else request
     query, headers = getattr(request, "query_params", None), getattr(request, "headers", None)
-    return asked_for(dict(query or {}), (headers or {}).get("accept-language"))
+    return requested_language(dict(query or {}), (headers or {}).get("accept-language"))

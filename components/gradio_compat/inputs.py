@@ -20,10 +20,10 @@ import gradio as gr
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
 from components.gradio_compat.upload_folder import is_uploaded
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs import limits
 
-NOT_UPLOADED = later("The file was not uploaded to this page. Pass it with `handle_file` of gradio_client.")
+NOT_UPLOADED = lazy_gettext("The file was not uploaded to this page. Pass it with `handle_file` of gradio_client.")
 
 
 def uploaded_path(upload: Any) -> str | None:
@@ -50,7 +50,7 @@ def require_readable(components: Sequence[Any], values: Sequence[Any], state: An
     """
     if (missing := len(components) - len(values)) > 0:
         raise ValueError(
-            later(
+            lazy_gettext(
                 "{missing} of {all} values are missing. The page's API documentation lists them.",
                 missing=missing,
                 all=len(components),

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import gradio as gr
 from gradio.queueing import Event, Queue
 
-from components.i18n.language import say
+from components.i18n.language import gettext
 from components.jobs import limits
 
 log = logging.getLogger(__name__)
@@ -110,13 +110,13 @@ class SteadyQueue(Queue):
         """Why a session's call cannot be accepted, or nothing; makes room where some can be made."""
         own = sum(event.session_hash == session for event in self.event_ids_to_events.values())
         if own >= limits.VISITOR_CALLS.value:
-            return say("This page already has {count} calls waiting. Continue when some are answered.", count=own)
-        most = limits.CALLS.value
-        if self.open_calls >= most and self._aside:
+            return gettext("This page already has {count} calls waiting. Continue when some are answered.", count=own)
+        max_calls = limits.CALLS.value
+        if self.open_calls >= max_calls and self._aside:
             self._forget(next(iter(self._aside)))
-        if (waiting := self.open_calls) >= most:
-            return say("The server already has {count} calls waiting. Try again in a minute.", count=waiting)
-        if len(self.pending_messages_per_session) >= 2 * most:
+        if (waiting := self.open_calls) >= max_calls:
+            return gettext("The server already has {count} calls waiting. Try again in a minute.", count=waiting)
+        if len(self.pending_messages_per_session) >= 2 * max_calls:
             calling = self._sessions_with_calls()
             boxes = self.pending_messages_per_session.items()
             self._forget(next((idle for idle, box in boxes if not (box.readers or idle in calling)), ""))

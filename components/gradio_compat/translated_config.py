@@ -1,8 +1,8 @@
 """The page's configuration in the language of each request.
 
 Gradio builds a page once and sends the same configuration to everybody; its `gr.I18n` translates labels in the browser
-alone, neither values nor what a program reads. Here each string of the configuration that is `Words` is translated
-when a language is first asked for.
+alone, neither values nor what a program reads. Here each `LazyString` of the configuration is translated when a
+language is first requested.
 
 Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_translated_config.py`.
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from components.i18n.language import ENGLISH, language, spoken
+from components.i18n.language import ENGLISH, language, translate
 
 
 def translated(value: Any) -> Any:
-    """A copy of plain lists and dictionaries with all `Words` in them in the current language."""
+    """A copy of plain lists and dictionaries with all `LazyString`s in them in the current language."""
     if isinstance(value, str):
-        return spoken(value)
+        return translate(value)
     if isinstance(value, Mapping):
         return {key: translated(inside) for key, inside in value.items()}
     if isinstance(value, list | tuple):

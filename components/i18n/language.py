@@ -1,8 +1,8 @@
-"""In which language the page speaks: words and numbers in that of whoever is answered at the moment.
+"""Translations of the page's texts, and numbers and dates in the language of the client that is being answered.
 
-English texts are in the code, and are the keys of `assets/texts/LANGUAGE/words.json`. A handler runs in its visitor's
-language (`ui/handlers.py`), so what it says with `say` is right at once. What is said once and read by several, such
-as the progress of a job that two visitors share or a button's label, is said with `later`: it is told anew to each.
+English texts stand in the code and are the keys of `assets/texts/LANGUAGE/words.json`. A handler runs in its client's
+language (`ui/handlers.py`), so `gettext` translates at once. A text that several clients read, such as a button's label
+or the progress of a shared job, is a `lazy_gettext`, which `translate` turns into the language of each reader.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from components.assets import ASSETS
 
 
 class Language(NamedTuple):
-    """What it calls itself, and how it writes numbers and days."""
+    """A language's own name, and how it writes numbers and dates."""
 
     name: str
     decimal: str
@@ -39,13 +39,13 @@ _current: ContextVar[str] = ContextVar("language", default=ENGLISH)
 
 
 def language() -> str:
-    """That of the moment, such as "de"; outside of a visitor's calls it is English."""
+    """The code of the current language, such as "de"; English outside of a client's call."""
     return _current.get()
 
 
 @contextmanager
-def speaking(code: str) -> Iterator[None]:
-    """Speak another language meanwhile."""
+def use_language(code: str) -> Iterator[None]:
+    """Set the current language within the context."""
     token = _current.set(code)
     try:
         yield
@@ -53,67 +53,64 @@ def speaking(code: str) -> Iterator[None]:
         _current.reset(token)
 
 
-def asked_for(query: Mapping[str, str], accepted: str | None) -> str:
-    """The `lang` of an address, else the first of a browser's languages (`Accept-Language`) that the page has.
-
-    English where it has none of them.
-    """
-    wanted = []
+def requested_language(query: Mapping[str, str], accepted: str | None) -> str:
+    """The language in the query's `lang`, else the first of `Accept-Language` that the page has, else English."""
+    preferences = []
     for part in (accepted or "").split(","):
         code, _, weight = part.replace(" ", "").partition(";q=")
         try:
-            wanted.append((-float(weight or 1), code.lower()[:2]))
-        except ValueError:  # a browser's slip is none of its visitor's
+            preferences.append((-float(weight or 1), code.lower()[:2]))
+        except ValueError:  # a malformed weight is the browser's error, not the client's
             continue
-    codes = [query.get("lang", ""), *(code for weight, code in sorted(wanted, key=lambda pair: pair[0]) if weight)]
+    codes = [query.get("lang", ""), *(code for weight, code in sorted(preferences, key=lambda pair: pair[0]) if weight)]
     return next((code for code in codes if code in LANGUAGES), ENGLISH)
 
 
-class Words(str):
-    """Words to be said in whatever language they are read in (`spoken`); as a string they are the English ones."""
+class LazyString(str):
+    """A string whose text is English and which `translate` renders in the current language."""
 
-    made: Callable[[], str]
+    render: Callable[[], str]
 
-    def __new__(cls, made: Callable[[], str]) -> Words:
-        """Of what says them in the language of the moment."""
-        with speaking(ENGLISH):
-            words = super().__new__(cls, made())
-        words.made = made
+    def __new__(cls, render: Callable[[], str]) -> LazyString:
+        """A string from a function that renders it in the current language."""
+        with use_language(ENGLISH):
+            words = super().__new__(cls, render())
+        words.render = render
         return words
 
     def __str__(self) -> str:
         return self
 
-    def __deepcopy__(self, _: Any) -> Words:
+    def __deepcopy__(self, _: Any) -> LazyString:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return str, (self[:],)
 
 
-def spoken(words: str) -> str:
-    """Words in the language of the moment; any other text, such as an error of the library, as it is."""
-    return words.made() if isinstance(words, Words) else words
+def translate(words: str) -> str:
+    """A lazy string in the current language; any other text, such as an error of the library, unchanged."""
+    return words.render() if isinstance(words, LazyString) else words
 
 
-def say(text: str, /, **values: Any) -> str:
-    """An English text in the language of the moment, values in their places.
+def gettext(text: str, /, **values: Any) -> str:
+    """The translation of an English text into the current language, with `values` in its placeholders.
 
-    Places format numbers as Python does, written as the language has it: `say("{share:.1%} removed", share=0.3)`.
+    Numbers are formatted by Python's format codes and written as in the language: `gettext("{ratio:.1%}", ratio=0.3)`.
     """
-    if language() == ENGLISH and not any(isinstance(value, Words) for value in values.values()):
+    if language() == ENGLISH and not any(isinstance(value, LazyString) for value in values.values()):
         return text.format(**values)
-    return _FORMATTER.vformat(words_of(language()).get(text, text), (), values)
+    return _FORMATTER.vformat(catalogue(language()).get(text, text), (), values)
 
 
-def later(text: str, /, **values: Any) -> Words:
-    """As `say`, for whoever reads it."""
-    return Words(lambda: say(text, **values))
+def lazy_gettext(text: str, /, **values: Any) -> LazyString:
+    """As `gettext`, but translated when it is read."""
+    return LazyString(lambda: gettext(text, **values))
 
 
 def term(text: str) -> str:
-    """A name that the library gives, such as a method's, in the language of the moment where it is known there."""
-    return words_of(language()).get(text, text)
+    """A label of the library, such as a method's, translated if the catalogue has it."""
+    return catalogue(language()).get(text, text)
 
 
 def number(value: float | Number, places: str) -> str:
@@ -125,9 +122,9 @@ def number(value: float | Number, places: str) -> str:
     return written.translate(str.maketrans(marks))
 
 
-def on_day(written: str) -> Words:
+def on_day(written: str) -> LazyString:
     """A day that is kept in English, "26 November 2026", for whoever reads it."""
-    return Words(lambda: day(datetime.datetime.strptime(written, LANGUAGES[ENGLISH].day).date()))
+    return LazyString(lambda: day(datetime.datetime.strptime(written, LANGUAGES[ENGLISH].day).date()))
 
 
 def separators() -> str:
@@ -141,14 +138,14 @@ def day(date: datetime.date) -> str:
 
 
 @cache
-def words_of(code: str, name: str = "words") -> Mapping[str, str]:
+def catalogue(code: str, name: str = "words") -> Mapping[str, str]:
     """A language's words by the English ones: those of the page, or of its "scripts"; none for English."""
     return {} if code == ENGLISH else json.loads(long_text(f"{name}.json", code))
 
 
 def for_scripts() -> dict[str, Any]:
     """What the browser's scripts need of the language of the moment (`assets/words.js`)."""
-    return {"code": language(), **LANGUAGES[language()]._asdict(), "words": words_of(language(), "scripts")}
+    return {"code": language(), **LANGUAGES[language()]._asdict(), "words": catalogue(language(), "scripts")}
 
 
 @cache
@@ -165,7 +162,7 @@ class _Localised(Formatter):
     def format_field(self, value: Any, places: str) -> str:
         if isinstance(value, Number) and places:
             return number(value, places)
-        return format(spoken(value), places)
+        return format(translate(value), places)
 
 
 _FORMATTER = _Localised()

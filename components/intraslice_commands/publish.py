@@ -38,7 +38,7 @@ def run(run: Run) -> Answer:
     # The page takes a second to import, which no other command has to wait for.
     from components.export.published import measure
     from components.export.published.html import page
-    from components.i18n.language import LANGUAGES, speaking
+    from components.i18n.language import LANGUAGES, use_language
     from components.state.session import Session
 
     a = run.arguments
@@ -56,7 +56,7 @@ def run(run: Run) -> Answer:
     with run.timed("measure"):
         published = measure.to_the_end(session, request, choice, lambda line: print(line, file=sys.stderr))
     try:
-        with speaking(a.language):
+        with use_language(a.language):
             text = page(published)
     except ValueError as problem:  # too large
         raise UserError(str(problem)) from problem

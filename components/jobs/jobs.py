@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs import limits, status
 from components.jobs.job import Job
 from components.jobs.scheduler import Scheduler
@@ -106,7 +106,7 @@ class Jobs:
                     if type(event) is not type(following):
                         yield event
             if job.stopped and not follows:
-                yield Status(later("Stopped"), "ready")
+                yield Status(lazy_gettext("Stopped"), "ready")
         except EXPECTED as problem:
             yield Status(str(problem) or type(problem).__name__, "error")
         finally:
@@ -121,13 +121,15 @@ class Jobs:
     def _refusal(self, client: str) -> str:
         """Why no further job can be taken on, or nothing."""
         with self._lock:
-            asked_for = [running for running in self._running if running.kind != PREFETCH]
-        clients = [running.client for running in asked_for if not running.job.stopped]
+            requested_language = [running for running in self._running if running.kind != PREFETCH]
+        clients = [running.client for running in requested_language if not running.job.stopped]
         own, waiting = clients.count(client), len(clients)
         if own >= limits.VISITOR_JOBS.value:
-            return later("You already have {count} jobs running. Wait for one, or stop it.", count=own)
+            return lazy_gettext("You already have {count} jobs running. Wait for one, or stop it.", count=own)
         if waiting >= limits.JOBS.value:
-            return later("Too many jobs ({count}) of other sessions are waiting. Try again in a minute.", count=waiting)
+            return lazy_gettext(
+                "Too many jobs ({count}) of other sessions are waiting. Try again in a minute.", count=waiting
+            )
         return ""
 
     def _of(self, client: str) -> list[_Running]:

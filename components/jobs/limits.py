@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from reprlib import Repr
 from typing import Any
 
-from components.i18n.language import Words, later, spoken
+from components.i18n.language import LazyString, lazy_gettext, translate
 from intraslice.core.cache import BOUND
 from intraslice.core.errors import UserError
 
-MOST_SEED = 2**31 - 1  # as the library has it
-MOST_WORDS = 600  # characters of an error
+MAX_SEED = 2**31 - 1  # as the library has it
+MAX_WORDS = 600  # characters of an error
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
     """A whole number between the two. Raises UserError for anything else."""
     if not (_is_number(value) and low <= value <= high and float(value).is_integer()):
         raise UserError(
-            later(
+            lazy_gettext(
                 "{name} must be a whole number from {low:,} to {high:,}, got {value}.",
                 name=name,
                 value=shown(value),
@@ -119,7 +119,7 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     """A number between the two. Raises UserError for anything else."""
     if not (_is_number(value) and low <= value <= high):
         raise UserError(
-            later(
+            lazy_gettext(
                 "{name} must be a number from {low:,} to {high:,}, got {value}.",
                 name=name,
                 value=shown(value),
@@ -130,19 +130,22 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     return value
 
 
-def words(name: str, value: Any, most: int) -> str:
+def words(name: str, value: Any, max_length: int) -> str:
     """A text of so many characters at the most. Raises UserError for anything else."""
     if not isinstance(value, str):
-        raise UserError(later("{name} must be text, got {value}.", name=name, value=shown(value)))
-    if len(value) > most:
+        raise UserError(lazy_gettext("{name} must be text, got {value}.", name=name, value=shown(value)))
+    if len(value) > max_length:
         raise UserError(
-            later(
-                "{name} may have at most {limit:,} characters, got {count:,}.", name=name, count=len(value), limit=most
+            lazy_gettext(
+                "{name} may have at most {limit:,} characters, got {count:,}.",
+                name=name,
+                count=len(value),
+                limit=max_length,
             )
         )
     if "\0" in value or value.encode(errors="ignore").decode() != value:  # no file and no answer can hold that
         raise UserError(
-            later("{name} contains an unpaired surrogate or a null character, which is not text.", name=name)
+            lazy_gettext("{name} contains an unpaired surrogate or a null character, which is not text.", name=name)
         )
     return value
 
@@ -151,7 +154,7 @@ def choice(name: str, value: Any, choices: Collection[str]) -> Any:
     """One of the choices, of whatever literal type they are. Raises UserError for anything else."""
     if not isinstance(value, str) or value not in choices:
         raise UserError(
-            later(
+            lazy_gettext(
                 "{name} must be one of {choices}, got {value}.",
                 name=name,
                 value=shown(value),
@@ -164,7 +167,7 @@ def choice(name: str, value: Any, choices: Collection[str]) -> Any:
 def flag(name: str, value: Any) -> bool:
     """Yes or no. Raises UserError for anything else."""
     if not isinstance(value, bool):
-        raise UserError(later("{name} must be true or false, got {value}.", name=name, value=shown(value)))
+        raise UserError(lazy_gettext("{name} must be true or false, got {value}.", name=name, value=shown(value)))
     return value
 
 
@@ -174,13 +177,13 @@ def told(problem: object) -> str:
     Words of the page's own are `Words` again.
     """
     text = str(problem) or type(problem).__name__
-    return Words(lambda: _bounded(spoken(text))) if isinstance(text, Words) else _bounded(text)
+    return LazyString(lambda: _bounded(translate(text))) if isinstance(text, LazyString) else _bounded(text)
 
 
 def _bounded(text: str) -> str:
     if hosted():
         text = _FOLDERS.sub("", text)
-    return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]} …"
+    return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]} …"
 
 
 def shown(value: Any) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs.job import Cancelled, Job, Result, Shared, SharedWork, Wait
 from components.jobs.threads import ThreadPool
 from components.jobs.turns import LONG, Turns, Urgency
@@ -138,7 +138,7 @@ class Scheduler:
         payer = self._charge(job)
         if payer is not None and payer.seconds > payer.max_seconds and not payer.is_cancelled:
             payer.error = TimeoutError(
-                later(
+                lazy_gettext(
                     "This job reached its limit of {seconds:,.0f} seconds. Choose a smaller one.", seconds=payer.seconds
                 )
             )

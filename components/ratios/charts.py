@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from components.i18n.language import number, say, term
+from components.i18n.language import gettext, number, term
 from components.state.views import ImportanceCurve, LayerView, PlanView
 from components.ui import figure
 from components.ui.figure import Chart, Json
@@ -25,7 +25,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
                 "y": [figure.rounded(getattr(layer, module)) for layer in plan.layers],
                 "marker": {"color": f"@{module}", "line": {"width": 0}},
                 "customdata": [_kept(layer, module) for layer in plan.layers],
-                "hovertemplate": say("<b>layer %{{x}}, {module}</b><br>%{{y:.1%}} removed", module=name)
+                "hovertemplate": gettext("<b>layer %{{x}}, {module}</b><br>%{{y:.1%}} removed", module=name)
                 + "<br>%{customdata}<extra></extra>",
                 "showlegend": False,
                 **axes,
@@ -50,36 +50,36 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     top = min(1.0, plan.cap + 0.07)
     for row, name in enumerate(MODULES.values(), start=1):
         layout[f"yaxis{figure.suffix(row)}"].update(
-            title=figure.title(say("{module} removed", module=name)),
+            title=figure.title(gettext("{module} removed", module=name)),
             tickformat=".0%",
             range=[0, top],
             dtick=0.2,
             hoverformat=".1%",
         )
     layout["xaxis2"].update(
-        title=figure.title(say("layer")), range=[-0.6, len(plan.layers) - 0.4], dtick=figure.step(len(plan.layers))
+        title=figure.title(gettext("layer")), range=[-0.6, len(plan.layers) - 0.4], dtick=figure.step(len(plan.layers))
     )
     layout["xaxis"].update(range=[-0.6, len(plan.layers) - 0.4], matches="x2", showticklabels=False)
     layout["bargap"], layout["barmode"] = 0.28, "overlay"  # a pinned setting's outlines stand where the bars do
     layout["shapes"] = [figure.band(selected)] + [figure.level(row, plan.cap) for row in (1, 2)]
-    layout["annotations"] = [figure.label(1, 1, plan.cap, say("cap {cap:.0%}", cap=plan.cap))]
+    layout["annotations"] = [figure.label(1, 1, plan.cap, gettext("cap {cap:.0%}", cap=plan.cap))]
     return Chart(
-        title=say("Pruning ratio per layer"),
-        note=say(
+        title=gettext("Pruning ratio per layer"),
+        note=gettext(
             "Which layers are pruned, and how much? Bars: percentage of each module that is removed; "
             "estimator: {estimator}.",
             estimator=ESTIMATORS.get(plan.estimator, plan.estimator),
         ),
-        hint=say("Click a layer."),
+        hint=gettext("Click a layer."),
         protocol=plan.provisional,
         data=data,
         layout=layout,
         columns=[
-            say("Layer"),
-            say("Attention removed"),
-            say("Attention keeps"),
-            say("MLP removed"),
-            say("MLP keeps"),
+            gettext("Layer"),
+            gettext("Attention removed"),
+            gettext("Attention keeps"),
+            gettext("MLP removed"),
+            gettext("MLP keeps"),
         ],
         rows=[
             [
@@ -106,8 +106,8 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         axes = figure.axes_of(column)
         floor = _floor(curve)
         for label, values, line, meta in (
-            (say("All layers"), curve.everyone, figure.line("dense", 1.6), {}),
-            (say("Layer {layer}", layer=layer), curve.chosen, figure.line(module, 2.4), figure.DIFFERENT),
+            (gettext("All layers"), curve.everyone, figure.line("dense", 1.6), {}),
+            (gettext("Layer {layer}", layer=layer), curve.chosen, figure.line(module, 2.4), figure.DIFFERENT),
         ):
             shares, heights = figure.thinned([max(value, floor) for value in values])
             data.append(
@@ -121,7 +121,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
                     "y": heights,
                     "line": line,
                     "meta": meta,
-                    "hovertemplate": say(
+                    "hovertemplate": gettext(
                         "{label}: %{{x:.0%}} of its {unit} reach %{{y:.2e}}", label=label, unit=term(curve.unit)
                     )
                     + "<extra></extra>",
@@ -129,10 +129,12 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
                 }
             )
         layout[f"xaxis{figure.suffix(column)}"].update(
-            title=figure.title(say("{unit}, strongest first", unit=term(curve.unit))), tickformat=".0%", range=[0, 1]
+            title=figure.title(gettext("{unit}, strongest first", unit=term(curve.unit))),
+            tickformat=".0%",
+            range=[0, 1],
         )
         layout[f"yaxis{figure.suffix(column)}"].update(
-            title=figure.title(say("importance") if column == 1 else ""),
+            title=figure.title(gettext("importance") if column == 1 else ""),
             type="log",
             exponentformat="power",
             dtick=1,
@@ -142,17 +144,17 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
             shapes.append(figure.threshold_line(axes, max(curve.threshold, floor)))
         if curve.chosen_below > 0:
             shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
-        below = say("{chosen_below:.0%} of layer {layer} below", chosen_below=curve.chosen_below, layer=layer)
-        verdict = below if curve.threshold is not None else say("uniform ratios use no importances")
+        below = gettext("{chosen_below:.0%} of layer {layer} below", chosen_below=curve.chosen_below, layer=layer)
+        verdict = below if curve.threshold is not None else gettext("uniform ratios use no importances")
         headings.append(figure.heading(f"<b>{MODULES[module]}</b>: {verdict}", axes))
-        threshold = say("none") if curve.threshold is None else number(curve.threshold, ".3e")
+        threshold = gettext("none") if curve.threshold is None else number(curve.threshold, ".3e")
         rows.append(
             [MODULES[module], threshold, number(curve.chosen_below, ".1%"), number(curve.everyone_below, ".1%")]
         )
     layout["shapes"], layout["annotations"] = shapes, headings
     return Chart(
-        title=say("Importance of layer {layer} against the global threshold", layer=layer),
-        note=say(
+        title=gettext("Importance of layer {layer} against the global threshold", layer=layer),
+        note=gettext(
             "Why is layer {layer} pruned this much? One threshold holds for all layers. {cut} Grey: all layers "
             "together; blue: this layer.",
             layer=layer,
@@ -162,10 +164,10 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         layout=layout,
         beside=True,
         columns=[
-            say("Module"),
-            say("Threshold"),
-            say("Layer {layer} below it", layer=layer),
-            say("All layers below it"),
+            gettext("Module"),
+            gettext("Threshold"),
+            gettext("Layer {layer} below it", layer=layer),
+            gettext("All layers below it"),
         ],
         rows=rows,
     )
@@ -173,10 +175,12 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
 
 def _kept(layer: LayerView, module: str) -> str:
     if not (layer.neurons if module == "mlp" else layer.heads):
-        return say("nothing: the whole module is removed")
+        return gettext("nothing: the whole module is removed")
     if module == "mlp":
-        return say("{neurons:,} of {neurons_dense:,} neurons", neurons=layer.neurons, neurons_dense=layer.neurons_dense)
-    return say(
+        return gettext(
+            "{neurons:,} of {neurons_dense:,} neurons", neurons=layer.neurons, neurons_dense=layer.neurons_dense
+        )
+    return gettext(
         "{heads} of {heads_dense} heads, {dim} of {dim_dense} channels each",
         heads=layer.heads,
         heads_dense=layer.heads_dense,
@@ -187,8 +191,10 @@ def _kept(layer: LayerView, module: str) -> str:
 
 def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
     if all(curve.one_by_one for curve in curves.values()):
-        return say("Units below it are removed.")
-    return say("Runtime shapes: whole heads and blocks of 32 neurons are removed where their average lies below it.")
+        return gettext("Units below it are removed.")
+    return gettext(
+        "Runtime shapes: whole heads and blocks of 32 neurons are removed where their average lies below it."
+    )
 
 
 def _floor(curve: ImportanceCurve) -> float:

@@ -9,7 +9,7 @@ import gradio as gr
 from components.assets import ASSETS
 from components.frame.context import CHEAP, PRIVATE, Context
 from components.gradio_compat.browser.on_latest import on_latest
-from components.i18n.language import Words, later, say
+from components.i18n.language import LazyString, gettext, lazy_gettext
 from components.ratios import measure
 from components.state.request import Request
 from components.state.session import Session
@@ -20,21 +20,21 @@ from components.ui.labels import MODULES
 
 
 def _template() -> str:
-    how = say(
+    how = gettext(
         "Percentage removed. A ratio that you type or lock is fixed; the others adapt, so that the total stays "
         "the same. You can also save the ratios as a file, edit it, and load it again: it replaces the locked "
         "ratios."
     )
-    lock, modules = say("Lock"), MODULES
-    names = (say("Layer"), modules["attention"], lock, modules["mlp"], lock)
+    lock, modules = gettext("Lock"), MODULES
+    names = (gettext("Layer"), modules["attention"], lock, modules["mlp"], lock)
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return f"""
 <details class="isx-fold isx-overrides">
-  <summary>{say("Set ratios manually")}<span class="isx-count"></span></summary>
+  <summary>{gettext("Set ratios manually")}<span class="isx-count"></span></summary>
   <p class="isx-quiet">{how}</p>
-  <div class="isx-scroll" tabindex="0" role="region" aria-label="{say("Manual ratios")}">
+  <div class="isx-scroll" tabindex="0" role="region" aria-label="{gettext("Manual ratios")}">
     <table><thead><tr>{head}</tr></thead><tbody></tbody></table></div>
-  <button type="button" class="isx-unlock">{say("Unlock all")}</button>
+  <button type="button" class="isx-unlock">{gettext("Unlock all")}</button>
 </details>
 """
 
@@ -87,7 +87,7 @@ def build() -> OverridesPanel:
     """Called inside the Ratios tab, below the bars whose ratios the table repeats."""
     table = gr.HTML(
         "",
-        html_template=Words(_template),
+        html_template=LazyString(_template),
         js_on_load=(ASSETS / "overrides.js").read_text(encoding="utf-8"),
         elem_id="overrides",
         apply_default_css=False,
@@ -95,9 +95,11 @@ def build() -> OverridesPanel:
     problem = gr.HTML(elem_id="overrides-problem", apply_default_css=False)
     with gr.Row(equal_height=True, elem_id="ratio-files"):
         upload = gr.UploadButton(
-            later("Load ratios (.csv, .json)"), file_types=[".csv", ".json"], size="sm", scale=0, min_width=190
+            lazy_gettext("Load ratios (.csv, .json)"), file_types=[".csv", ".json"], size="sm", scale=0, min_width=190
         )
-        button = gr.Button(later("Save these ratios (.csv)"), size="sm", scale=0, min_width=190, elem_id="ratios-save")
+        button = gr.Button(
+            lazy_gettext("Save these ratios (.csv)"), size="sm", scale=0, min_width=190, elem_id="ratios-save"
+        )
     return OverridesPanel(table, problem, upload, button, gr.DownloadButton(visible="hidden"))
 
 

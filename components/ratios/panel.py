@@ -14,7 +14,7 @@ from components.state.request import Request
 from components.state.session import Session
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, at_opening, unchanged
+from components.ui.handlers import LiveOutput, at_opening, unchanged
 
 
 class Charts(NamedTuple):
@@ -28,7 +28,7 @@ class RatiosPanel(NamedTuple):
     """The tab's parts."""
 
     charts: Charts
-    follower: Follower  # of every move, whatever tab is in view: the table of ratios by hand reads the bars, too
+    live_output: LiveOutput  # of every move, whatever tab is in view: the table of ratios by hand reads the bars, too
     overrides: overrides.OverridesPanel
     estimator_check: estimator_check.EstimatorCheckPanel
     prices: prices.PricesPanel
@@ -57,10 +57,10 @@ def build(session: Session, first: Request) -> RatiosPanel:
     why = chart(opening.importances, height=330, elem_id="importance-chart")
     fold("importances")
     charts = Charts(bars, why)
-    follower = Follower("ratios", partial_handler(show, session), charts)
+    live_output = LiveOutput("ratios", partial_handler(show, session), charts)
     was_it_right = estimator_check.build(session, first)
     argument = prices.build(session, first)
-    return RatiosPanel(charts, follower, by_hand, was_it_right, argument, settling.build(session, first))
+    return RatiosPanel(charts, live_output, by_hand, was_it_right, argument, settling.build(session, first))
 
 
 def connect(panel: RatiosPanel, context: Context) -> None:

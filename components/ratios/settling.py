@@ -8,7 +8,7 @@ import gradio as gr
 
 from components.frame.context import Context
 from components.gradio_compat.signatures import partial_handler
-from components.i18n.language import later, number, say, spoken
+from components.i18n.language import gettext, lazy_gettext, number, translate
 from components.state.request import Request
 from components.state.session import Session
 from components.state.views import SettlingView
@@ -16,15 +16,15 @@ from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
 from components.ui.figure import Chart
-from components.ui.handlers import Follower, at_opening, unchanged
+from components.ui.handlers import LiveOutput, at_opening, unchanged
 
-QUESTION = later("Convergence with calibration size")
-NOTHING = later("Available for models calibrated on more than one sequence.")
+QUESTION = lazy_gettext("Convergence with calibration size")
+NOTHING = lazy_gettext("Available for models calibrated on more than one sequence.")
 SETTLED = 0.02  # of a module: a ratio that moves by less is at rest
 LINES = {
-    "attention": (later("Attention, mean of the layers"), figure.line("attention", 2.4)),
-    "mlp": (later("MLP, mean of the layers"), figure.line("mlp", 2.4)),
-    "largest": (later("Module with the largest change"), figure.line("dense", 1.4)),
+    "attention": (lazy_gettext("Attention, mean of the layers"), figure.line("attention", 2.4)),
+    "mlp": (lazy_gettext("MLP, mean of the layers"), figure.line("mlp", 2.4)),
+    "largest": (lazy_gettext("Module with the largest change"), figure.line("dense", 1.4)),
 }
 
 
@@ -44,35 +44,35 @@ class Shown(NamedTuple):
 def settling_chart(view: SettlingView | None) -> Chart:
     """How far the ratios were from the latest, over the sequences that they were estimated from."""
     if view is None:
-        return figure.waiting(spoken(QUESTION), spoken(NOTHING))
+        return figure.waiting(translate(QUESTION), translate(NOTHING))
     sequences = list(view.sequences[:-1])  # the last are the latest themselves
     layout = figure.layout_of(1, revision=f"settling-{view.all_sequences}")
     layout["xaxis"].update(
-        title=figure.title(say("calibration sequences")),
+        title=figure.title(gettext("calibration sequences")),
         type="log",
         tickvals=sequences,
         ticktext=[str(count) for count in sequences],
     )
     layout["yaxis"].update(
-        title=figure.title(say("difference from the latest ratios")), tickformat=".1%", rangemode="tozero", nticks=5
+        title=figure.title(gettext("difference from the latest ratios")), tickformat=".1%", rangemode="tozero", nticks=5
     )
     data = [
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": spoken(name),
+            "name": translate(name),
             "meta": figure.ALWAYS,
             "x": sequences,
             "y": [figure.rounded(distance) for distance in getattr(view, measure)[:-1]],
             "line": line,
-            "hovertemplate": spoken(name) + " %{y:.2%}<extra></extra>",
+            "hovertemplate": translate(name) + " %{y:.2%}<extra></extra>",
         }
         for measure, (name, line) in LINES.items()
     ]
     latest, whole = view.sequences[-1], view.all_sequences
     return Chart(
-        title=spoken(QUESTION),
-        note=say(
+        title=translate(QUESTION),
+        note=gettext(
             "How much calibration is enough? Difference between the ratios estimated from fewer sequences and "
             "those estimated from {latest}. {verdict}",
             latest=latest,
@@ -80,10 +80,10 @@ def settling_chart(view: SettlingView | None) -> Chart:
         ),
         protocol=""
         if latest == whole
-        else say("Calibrated on {sequences} of {of} sequences so far.", sequences=latest, of=whole),
+        else gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=latest, of=whole),
         data=data,
         layout=layout,
-        columns=[say("Sequences"), *(spoken(name) for name, _ in LINES.values())],
+        columns=[gettext("Sequences"), *(translate(name) for name, _ in LINES.values())],
         rows=[
             [str(count), *(number(getattr(view, measure)[index], ".2%") for measure in LINES)]
             for index, count in enumerate(sequences)
@@ -97,10 +97,10 @@ def _verdict(view: SettlingView) -> str:
     settled = [count for count in view.sequences[:-1] if count > max(moving, default=0)]
     points = 100 * SETTLED
     if not settled:
-        return say(
+        return gettext(
             "At least one module's ratio still changes by more than {points:g} percentage points.", points=points
         )
-    return say(
+    return gettext(
         "From {settled} on, no module's ratio changed by more than {points:g} percentage points.",
         settled=settled[0],
         points=points,
@@ -125,5 +125,5 @@ def build(session: Session, first: Request) -> SettlingPanel:
 
 def connect(panel: SettlingPanel, context: Context) -> None:
     """Follow what comes to rest; the calibration counts as that whenever it has seen enough more."""
-    follower = Follower("ratios", partial_handler(show, panel.session), Shown(panel.chart))
-    context.follow(follower, context.at_rest)
+    live_output = LiveOutput("ratios", partial_handler(show, panel.session), Shown(panel.chart))
+    context.subscribe(live_output, context.on_commit)

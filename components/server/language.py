@@ -6,7 +6,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from components.gradio_compat.browser.language import mark_language
-from components.i18n.language import asked_for, speaking
+from components.i18n.language import requested_language, use_language
 
 
 class LanguageMiddleware:
@@ -20,7 +20,7 @@ class LanguageMiddleware:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         query = QueryParams(scope.get("query_string", b""))
-        code = asked_for(query, Headers(scope=scope).get("accept-language"))
-        with speaking(code):
+        code = requested_language(query, Headers(scope=scope).get("accept-language"))
+        with use_language(code):
             is_get = scope["method"] == "GET"
             await self._app(scope, receive, mark_language(send, code, query.get("lang") == code) if is_get else send)

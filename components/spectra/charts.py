@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from components.i18n.language import later, say, spoken
+from components.i18n.language import gettext, lazy_gettext, translate
 from components.spectra.views import Curve, SpectraView
 from components.ui import figure
 from components.ui.figure import Chart, Json
 from components.ui.palette import DASHES
 
 QUESTIONS = {
-    "variance": lambda layer: say("Explained variance, layer {layer}", layer=layer),
-    "ranks": lambda _: say("Effective rank per head"),
-    "pairs": lambda layer: say("Energy per rotary pair, layer {layer}", layer=layer),
+    "variance": lambda layer: gettext("Explained variance, layer {layer}", layer=layer),
+    "ranks": lambda _: gettext("Effective rank per head"),
+    "pairs": lambda layer: gettext("Energy per rotary pair, layer {layer}", layer=layer),
 }
 WIDE = {  # name, colour, dash, width
-    "mlp": (later("MLP input"), "mlp", "solid", 2.4),
-    "directions": (later("Residual stream, tokens at unit length"), "cross", DASHES["cross"], 2.4),
-    "residual": (later("Residual stream, raw"), "cross", "dot", 1.4),
+    "mlp": (lazy_gettext("MLP input"), "mlp", "solid", 2.4),
+    "directions": (lazy_gettext("Residual stream, tokens at unit length"), "cross", DASHES["cross"], 2.4),
+    "residual": (lazy_gettext("Residual stream, raw"), "cross", "dot", 1.4),
 }
 
 ROOM = 1.03  # of an axis: a ring at its end is a whole one
@@ -34,8 +34,8 @@ def variance_chart(view: SpectraView) -> Chart:
         first = next(i for i in range(len(curves.heads)) if (i in kept_heads) == stays)
         data.append(
             {
-                **_curve(curve, say("head {index}", index=index), curve.size),
-                "name": say("Query heads") if stays else say("Query heads removed"),
+                **_curve(curve, gettext("head {index}", index=index), curve.size),
+                "name": gettext("Query heads") if stays else gettext("Query heads removed"),
                 "legendgroup": str(stays),
                 "showlegend": index == first,
                 "line": {
@@ -45,33 +45,35 @@ def variance_chart(view: SpectraView) -> Chart:
                 },
             }
         )
-        rows.append([say("Query head {index}", index=index), *_sizes(curve), str(dim) if stays else say("removed")])
+        rows.append(
+            [gettext("Query head {index}", index=index), *_sizes(curve), str(dim) if stays else gettext("removed")]
+        )
     shared = curves.groups if len(curves.groups) < len(curves.heads) else ()
     for index, curve in enumerate(shared):
-        name = say("value head {index}, all its queries together", index=index)
+        name = gettext("value head {index}, all its queries together", index=index)
         line = {"color": "@attention", "width": 2.6}
         data.append(
             {
                 **_curve(curve, name, curve.size),
-                "name": say("Value heads"),
+                "name": gettext("Value heads"),
                 "showlegend": index == 0,
                 "legendgroup": "value",
                 "line": line,
             }
         )
         rows.append(
-            [say("Value head {index}", index=index), *_sizes(curve), str(dim) if kept_heads else say("removed")]
+            [gettext("Value head {index}", index=index), *_sizes(curve), str(dim) if kept_heads else gettext("removed")]
         )
     rings = [_ring(curve, dim, curve.size, "attention", "") for curve in shared if kept_heads]
     wide = figure.axes_of(2)
     for place, (words, colour, dash, width) in WIDE.items():
-        name = spoken(words)
+        name = translate(words)
         whole: Curve | None = getattr(curves, place)
         if whole is None:
             continue
         line = {"color": f"@{colour}", "width": width, "dash": dash}
         data.append({**_curve(whole, name, 1), "name": name, "line": line, **wide})
-        kept, unknown = (view.neurons, say("removed")) if place == "mlp" else (view.width, "–")
+        kept, unknown = (view.neurons, gettext("removed")) if place == "mlp" else (view.width, "–")
         if kept:
             rings.append(_ring(whole, kept, 1, colour, "2"))
         rows.append([name, *_sizes(whole), str(kept or unknown)])
@@ -79,19 +81,19 @@ def variance_chart(view: SpectraView) -> Chart:
         data.append({"type": "scatter", "x": [None], "y": [None], "showlegend": False, **wide})
     layout["hovermode"] = "closest"
     layout["xaxis"].update(
-        title=figure.title(say("axes of the head")), range=[0, ROOM * view.dim], dtick=_round_step(view.dim)
+        title=figure.title(gettext("axes of the head")), range=[0, ROOM * view.dim], dtick=_round_step(view.dim)
     )
-    layout["xaxis2"].update(title=figure.title(say("fraction of all axes")), tickformat=".0%", range=[0, ROOM])
+    layout["xaxis2"].update(title=figure.title(gettext("fraction of all axes")), tickformat=".0%", range=[0, ROOM])
     for mark in ("", "2"):
         layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.05], dtick=0.25)
-    layout["yaxis"]["title"] = figure.title(say("explained variance"))
+    layout["yaxis"]["title"] = figure.title(gettext("explained variance"))
     layout["shapes"] = [
         {**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim if kept_heads else 0), "x1": view.dim},
         *rings,
     ]
-    heads = neurons = say("the whole module is removed")
+    heads = neurons = gettext("the whole module is removed")
     if kept_heads:
-        heads = say(
+        heads = gettext(
             "{heads} of {heads_dense} heads kept,<br>{dim} of {dim_dense} channels in each",
             heads=len(kept_heads),
             heads_dense=len(curves.heads),
@@ -99,26 +101,26 @@ def variance_chart(view: SpectraView) -> Chart:
             dim_dense=view.dim,
         )
     if view.neurons and curves.mlp:
-        neurons = say("{neurons:,} of {dense:,} neurons kept", neurons=view.neurons, dense=curves.mlp.size)
+        neurons = gettext("{neurons:,} of {dense:,} neurons kept", neurons=view.neurons, dense=curves.mlp.size)
     elif view.neurons:
-        neurons = say("follows in a moment")
+        neurons = gettext("follows in a moment")
     if view.width and curves.residual:
         axes = curves.residual.size
-        neurons += say("<br>cross-module: {width:,} of {axes:,} axes", width=view.width, axes=axes)
+        neurons += gettext("<br>cross-module: {width:,} of {axes:,} axes", width=view.width, axes=axes)
     layout["annotations"] = [
-        _inside("", say("Attention"), heads),
-        _inside("2", say("MLP and residual stream"), neurons),
+        _inside("", gettext("Attention"), heads),
+        _inside("2", gettext("MLP and residual stream"), neurons),
     ]
     return Chart(
         title=QUESTIONS["variance"](layer),
-        note=say(
+        note=gettext(
             "How few directions does the layer use? Fraction of the variance that the first principal axes "
             "explain. A ring marks how many are kept; shading marks what is removed."
         ),
-        protocol=say("Snapshot: {label}", label=view.snapshot) if view.snapshot else "",
+        protocol=gettext("Snapshot: {label}", label=view.snapshot) if view.snapshot else "",
         data=data,
         layout=layout,
-        columns=[say("Where"), say("Axes"), say("Axes for 95 %"), say("Kept")],
+        columns=[gettext("Where"), gettext("Axes"), gettext("Axes for 95 %"), gettext("Kept")],
         rows=rows,
         beside=True,
     )
@@ -126,9 +128,9 @@ def variance_chart(view: SpectraView) -> Chart:
 
 def _curve(curve: Curve, name: str, scale: int) -> Json:
     hold = (
-        say("{name}: %{{x:.0f}} axes explain %{{y:.1%}}", name=name)
+        gettext("{name}: %{{x:.0f}} axes explain %{{y:.1%}}", name=name)
         if scale > 1
-        else say("{name}: %{{x:.0%}} of its axes explain %{{y:.1%}}", name=name)
+        else gettext("{name}: %{{x:.0%}} of its axes explain %{{y:.1%}}", name=name)
     )
     return {
         "type": "scatter",

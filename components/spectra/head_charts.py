@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from components.i18n.language import number, say
+from components.i18n.language import gettext, number
 from components.spectra.charts import QUESTIONS
 from components.spectra.views import SpectraView
 from components.ui import figure
@@ -23,43 +23,43 @@ def rank_chart(view: SpectraView) -> Chart:
         {
             **_heatmap(
                 [list(row) for row in zip(*view.ranks, strict=True)],
-                {0: "0", view.dim: say("{count} axes", count=view.dim)},
+                {0: "0", view.dim: gettext("{count} axes", count=view.dim)},
             ),
             "x": list(range(layers)),
             "y": list(range(heads)),
-            "hovertemplate": say(
+            "hovertemplate": gettext(
                 "<b>layer %{{x}}, head %{{y}}</b><br>%{{z}} of {count} axes explain 95 % of its output", count=view.dim
             )
             + "<extra></extra>",
         },
-        _crosses(removed, say("head removed")),
+        _crosses(removed, gettext("head removed")),
     ]
     layout["hovermode"] = "closest"
-    layout["xaxis"].update(title=figure.title(say("layer")), range=[-0.5, layers - 0.5], dtick=figure.step(layers))
+    layout["xaxis"].update(title=figure.title(gettext("layer")), range=[-0.5, layers - 0.5], dtick=figure.step(layers))
     layout["yaxis"].update(
-        title=figure.title(say("query head")), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
+        title=figure.title(gettext("query head")), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
     )
     layout["shapes"] = [_frame(view.layer)]
     return Chart(
         title=QUESTIONS["ranks"](view.layer),
-        note=say(
+        note=gettext(
             "How many axes does each head need? Number of principal axes, of {count}, that explain 95 % of the "
             "head's output. × marks heads that are removed.",
             count=view.dim,
         ),
-        hint=say("Click a layer."),
+        hint=gettext("Click a layer."),
         data=data,
         layout=layout,
         columns=[
-            say("Layer"),
-            *(say("Head {head}", head=head) for head in range(heads)),
-            *(say("Heads removed"), say("Channels kept")),
+            gettext("Layer"),
+            *(gettext("Head {head}", head=head) for head in range(heads)),
+            *(gettext("Heads removed"), gettext("Channels kept")),
         ],
         rows=[
             [
                 str(layer),
                 *map(str, row),
-                ", ".join(str(head) for head in range(heads) if head not in view.heads[layer]) or say("none"),
+                ", ".join(str(head) for head in range(heads) if head not in view.heads[layer]) or gettext("none"),
                 str(view.dims[layer] if view.heads[layer] else 0),
             ]
             for layer, row in enumerate(view.ranks)
@@ -87,13 +87,13 @@ def pair_chart(view: SpectraView) -> Chart:
                 [[number(share, ".1%"), _tokens(turn)] for share, turn in zip(row, turns, strict=True)]
                 for row in shares
             ],
-            "hovertemplate": say(
+            "hovertemplate": gettext(
                 "<b>key head %{{y}}, pair %{{x}}</b><br>carries %{{customdata[0]}} of the head's energy"
                 "<br>a full turn takes %{{customdata[1]}} tokens"
             )
             + "<extra></extra>",
         },
-        _crosses(cut, say("pair removed")),
+        _crosses(cut, gettext("pair removed")),
     ]
     layout["hovermode"] = "closest"
 
@@ -102,29 +102,29 @@ def pair_chart(view: SpectraView) -> Chart:
 
     marks = {nearest(10**power): 10**power for power in range(1, 8) if turns[-1] >= 10**power}
     layout["xaxis"].update(
-        title=figure.title(say("tokens for a full turn")),
+        title=figure.title(gettext("tokens for a full turn")),
         range=[-0.5, count - 0.5],
         tickvals=list(marks),
         ticktext=[_tokens(turn) for turn in marks.values()],
     )
     layout["yaxis"].update(
-        title=figure.title(say("key head")), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
+        title=figure.title(gettext("key head")), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
     )
     still, loose = pairs.unrotated
     unrotated = (
-        say(" {still} of {loose} channels without rotation are kept as well.", still=still, loose=loose)
+        gettext(" {still} of {loose} channels without rotation are kept as well.", still=still, loose=loose)
         if loose
         else ""
     )
     kept = max(map(sum, pairs.kept))
     stay = (
-        say("each kept key head keeps {kept} of {count}", kept=kept, count=count)
+        gettext("each kept key head keeps {kept} of {count}", kept=kept, count=count)
         if kept
-        else say("no key head is kept")
+        else gettext("no key head is kept")
     )
     return Chart(
         title=QUESTIONS["pairs"](view.layer),
-        note=say(
+        note=gettext(
             "Which rotary pairs carry the attention? Mean |query × key| of each pair. × marks pairs that are "
             "removed, those to which the loss is least sensitive; {stay}.{unrotated}",
             stay=stay,
@@ -132,7 +132,11 @@ def pair_chart(view: SpectraView) -> Chart:
         ),
         data=data,
         layout=layout,
-        columns=[say("Pair"), say("Tokens a turn"), *(say("Key head {head}", head=head) for head in range(heads))],
+        columns=[
+            gettext("Pair"),
+            gettext("Tokens a turn"),
+            *(gettext("Key head {head}", head=head) for head in range(heads)),
+        ],
         rows=[
             [
                 str(pair),
@@ -194,7 +198,7 @@ def _frame(layer: int) -> Json:
 
 
 def _carried(share: float, stays: bool) -> str:
-    return number(share, ".1%") if stays else say("{share:.1%}, removed", share=share)
+    return number(share, ".1%") if stays else gettext("{share:.1%}, removed", share=share)
 
 
 def _tokens(count: float) -> str:

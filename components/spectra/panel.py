@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from components.frame.context import Context
 from components.gradio_compat.signatures import partial_handler
-from components.i18n.language import later, spoken
+from components.i18n.language import lazy_gettext, translate
 from components.spectra.charts import QUESTIONS, variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
 from components.spectra.measure import SpectraViews
@@ -15,9 +15,9 @@ from components.state.session import Session
 from components.ui import figure
 from components.ui.chart_bridge import chart
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, at_opening, unchanged
+from components.ui.handlers import LiveOutput, at_opening, unchanged
 
-WAITING = later("Spectra follow when the model is calibrated.")
+WAITING = lazy_gettext("Spectra follow when the model is calibrated.")
 
 
 class Charts(NamedTuple):
@@ -33,7 +33,7 @@ class SpectraPanel(NamedTuple):
 
     views: SpectraViews
     charts: Charts
-    follower: Follower  # of every move while the tab is in view
+    live_output: LiveOutput  # of every move while the tab is in view
 
 
 def show(views: SpectraViews, request: Request, layer: int, client: str) -> Charts:
@@ -43,7 +43,7 @@ def show(views: SpectraViews, request: Request, layer: int, client: str) -> Char
     except ValueError:  # the first line says what is wrong with the setting
         return unchanged(Charts)
     if view is None:
-        return Charts(*(figure.waiting(asked(layer), spoken(WAITING)).to_json() for asked in QUESTIONS.values()))
+        return Charts(*(figure.waiting(asked(layer), translate(WAITING)).to_json() for asked in QUESTIONS.values()))
     return Charts(variance_chart(view).to_json(), rank_chart(view).to_json(), pair_chart(view).to_json())
 
 
@@ -63,10 +63,10 @@ def build(session: Session, first: Request) -> SpectraPanel:
     pairs = chart(opening.pairs, height=260, elem_id="pair-chart")
     fold("pairs")
     charts = Charts(variance, ranks, pairs)
-    return SpectraPanel(views, charts, Follower("spectra", partial_handler(show, views), charts))
+    return SpectraPanel(views, charts, LiveOutput("spectra", partial_handler(show, views), charts))
 
 
 def connect(panel: SpectraPanel, context: Context) -> None:
     """What takes seconds follows the layer in a lane of its own."""
-    context.catch_up(panel.follower, complete, panel.views)
+    context.on_layer_change(panel.live_output, complete, panel.views)
     context.choose_layer_by(panel.charts.ranks)

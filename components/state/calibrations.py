@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs.job import Job
 from components.jobs.jobs import job_progress
 from components.jobs.places import Places
@@ -32,7 +32,7 @@ from intraslice.core.progress import Progress
 from intraslice.loading import LoadedModel, load_model
 from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
 
-READERS = Places(2, later("Waiting for other uploads to be read"))
+READERS = Places(2, lazy_gettext("Waiting for other uploads to be read"))
 ENOUGH = 4  # sequences, before anything is sliced: of fewer a slice says little
 
 
@@ -104,13 +104,13 @@ class Calibrations:
     def _load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         loaded = self._caches.models.get(key[:2])
         if loaded is None:
-            job.emit(Status(later("Loading {model}", model=key.model)))
+            job.emit(Status(lazy_gettext("Loading {model}", model=key.model)))
             with job.waiting():
                 loaded = load_model(
                     key.model, getattr(torch, key.dtype), self._device, progress=lambda _: job.require_wanted()
                 )
             if loaded.made is not None:
-                raise UserError(later("{model} is already sliced. Choose a dense model.", model=key.model))
+                raise UserError(lazy_gettext("{model} is already sliced. Choose a dense model.", model=key.model))
             self._caches.models.put(key[:2], loaded)
         return loaded
 
@@ -134,11 +134,11 @@ class Calibrations:
         while before := list(takewhile(lambda other: other is not job, self._queue)):
             if sum(self._queue[other] for other in before) + needed <= self._caches.rest:
                 return
-            job.emit(Status(later("Waiting for memory; calibrations ahead: {count}", count=len(before))))
+            job.emit(Status(lazy_gettext("Waiting for memory; calibrations ahead: {count}", count=len(before))))
             job.sleep(0.5)
 
     def _calibrate_now(self, job: Job, key: CalibrationKey, loaded: LoadedModel) -> None:
-        job.emit(Status(later("Reading text: {text}", text=describe_text(key.config.text))))
+        job.emit(Status(lazy_gettext("Reading text: {text}", text=describe_text(key.config.text))))
         evaluation = key.evaluation(self._evaluation_tokens)
         with READERS.taken(job):
             training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)
@@ -148,7 +148,7 @@ class Calibrations:
             key,
             [(count, Source(profile, head_weights, key, count)) for count, profile in kept_profiles(loaded, tokens)],
         )
-        report = job_progress(job, later("Calibrating {model}, sequence", model=Path(key.model).name))
+        report = job_progress(job, lazy_gettext("Calibrating {model}, sequence", model=Path(key.model).name))
 
         def keep(event: Progress, stats: CalibrationStats, sequences: int) -> None:
             """Let everybody use what the first `sequences` gave; repeats `event` while that is prepared."""
@@ -181,4 +181,4 @@ def so_far(sequences: int, of: int) -> str:
     """On how many sequences a calibration has come by now; nothing of a whole one."""
     if sequences == of:
         return ""
-    return later("Calibrated on {sequences} of {of} sequences so far.", sequences=sequences, of=of)
+    return lazy_gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=sequences, of=of)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import get_args
 
-from components.i18n.language import Words, later, term
+from components.i18n.language import LazyString, lazy_gettext, term
 from components.jobs import limits
 from intraslice import data
 from intraslice.calibration.own_estimator import load_estimator
@@ -48,11 +48,11 @@ def offer_own_estimators() -> None:
         load_estimator(place)
 
 
-def describe_text(text: str) -> Words:
+def describe_text(text: str) -> LazyString:
     """What a text is, where it comes from and its licence, for people."""
     told = data.describe(text)
     name, own, _ = told.partition(", your own file")
     if own:
-        return later("{name}, your own file", name=name)
+        return lazy_gettext("{name}, your own file", name=name)
     what, bracket, source = told.partition(" (")
-    return Words(lambda: term(what) + bracket + source)
+    return LazyString(lambda: term(what) + bracket + source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from components.i18n.language import Words, later
+from components.i18n.language import LazyString, lazy_gettext
 from intraslice.methods.crossmodule import plan_crossmodule
 from intraslice.planning.crossmodule_plan import MULTIPLE, CrossModulePlan
 
@@ -17,16 +17,16 @@ def nearest_plan(model: PreTrainedModel, sparsity: float) -> tuple[CrossModulePl
     return plan, abs(plan.removed_fraction - sparsity) <= TOLERANCE
 
 
-def note_of(plan: CrossModulePlan) -> Words:
+def note_of(plan: CrossModulePlan) -> LazyString:
     """The plan's own note, in the page's words."""
     if plan.removed_fraction < 0:
-        return later(
+        return lazy_gettext(
             "Slicing {slicing:.1%} of the width adds {added:.1%} to the decoder: the shortcut matrices have "
             "more parameters than are removed.",
             slicing=plan.slicing,
             added=-plan.removed_fraction,
         )
-    return later(
+    return lazy_gettext(
         "No width that is a multiple of {multiple} removes {target:.1%} of the decoder; the nearest, {width} "
         "of {hidden}, removes {removed:.1%}.",
         multiple=MULTIPLE,

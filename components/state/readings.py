@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
-from components.i18n.language import Words, later, term
+from components.i18n.language import LazyString, lazy_gettext, term
 from components.jobs.job import Job
 from components.jobs.jobs import job_progress
 from components.state.caches import CachedEntry, Caches
@@ -27,10 +27,10 @@ from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
 Slicing = Callable[[Job, SliceKey, Calibrated], PreTrainedModel]
 
 SLICING = {  # by order and shapes
-    ("one-shot", "free"): later("one-shot slicing"),
-    ("one-shot", "runtime"): later("one-shot slicing, runtime shapes"),
-    ("sequential", "free"): later("sequential slicing"),
-    ("sequential", "runtime"): later("sequential slicing, runtime shapes"),
+    ("one-shot", "free"): lazy_gettext("one-shot slicing"),
+    ("one-shot", "runtime"): lazy_gettext("one-shot slicing, runtime shapes"),
+    ("sequential", "free"): lazy_gettext("sequential slicing"),
+    ("sequential", "runtime"): lazy_gettext("sequential slicing, runtime shapes"),
 }
 
 
@@ -129,7 +129,7 @@ class Readings:
             expected=expected,
             sequences=sliced.sequences if sliced and request.slicing.sparsity else best.sequences,
             all_sequences=len(best.tokens),
-            protocol=later(
+            protocol=lazy_gettext(
                 "Perplexity on {tokens:,} tokens in windows of {window} without overlap, the first "
                 "token of each not scored; text: {text}. Calibrated on {sequences} x {length} "
                 "tokens of other documents of the same text, seed {seed}; {slicing}; {dtype}. "
@@ -144,7 +144,7 @@ class Readings:
                 seed=key.config.seed,
                 slicing=_slicing_words(request.slicing),
             ),
-            text=later("held-out Wikipedia") if "Wikipedia" in text else later("held-out text"),
+            text=lazy_gettext("held-out Wikipedia") if "Wikipedia" in text else lazy_gettext("held-out text"),
         )
 
     def _note(self, key: SliceKey, losses: CachedEntry[Losses]) -> None:
@@ -166,25 +166,25 @@ class Readings:
         return float(np.exp(np.interp(sparsity, removed, np.log(measured))))
 
 
-def _slicing_words(config: SliceConfig) -> Words:
+def _slicing_words(config: SliceConfig) -> LazyString:
     """How the model is sliced, for the protocol."""
     words = SLICING[config.order, config.shapes]
     if config.recovery == NO_RECOVERY:
         return words
-    return later(
+    return lazy_gettext(
         "{slicing}, recovery: {recovery}",
         slicing=words,
-        recovery=Words(lambda: term(RECOVERIES[config.recovery].label)),
+        recovery=LazyString(lambda: term(RECOVERIES[config.recovery].label)),
     )
 
 
-def _status_text(method: str) -> Words:
+def _status_text(method: str) -> LazyString:
     """What is being read, for the status."""
     known = {
-        "dense": later("Perplexity of the dense model, window"),
-        "intraslice": later("Perplexity of the sliced model, window"),
+        "dense": lazy_gettext("Perplexity of the dense model, window"),
+        "intraslice": lazy_gettext("Perplexity of the sliced model, window"),
     }
-    return known.get(method) or later("Perplexity of the {method} model, window", method=method)
+    return known.get(method) or lazy_gettext("Perplexity of the {method} model, window", method=method)
 
 
 def _curve_key(key: SliceKey) -> SliceKey:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast, get_args
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs import limits
 from components.state.choices import ESTIMATORS, METHODS, PRECISIONS, RECOVERIES
 from components.state.settings import Settings
@@ -147,7 +147,7 @@ def model_name(model: Any) -> str:
             is_id = not Path(name).exists()  # the library would take it for the folder
         if not is_id:
             raise UserError(
-                later(
+                lazy_gettext(
                     "Model must be a Hub id, such as HuggingFaceTB/SmolLM2-360M-Instruct, or {default!r}, got {name}.",
                     name=limits.shown(name),
                     default=DEFAULT,
@@ -175,16 +175,16 @@ def _precision(dtype: Any) -> Precision:
 def _calibration(settings: Settings) -> CalibrationConfig:
     sequences = limits.whole("sequences", settings.sequences, 1, limits.SEQUENCES.value)
     length = limits.whole("length", settings.length, 2, limits.LENGTH.value)
-    seed = limits.whole("seed", settings.seed, 0, limits.MOST_SEED)
-    if sequences * length > (most := limits.CALIBRATION_TOKENS.value):
+    seed = limits.whole("seed", settings.seed, 0, limits.MAX_SEED)
+    if sequences * length > (max_tokens := limits.CALIBRATION_TOKENS.value):
         raise UserError(
-            later(
+            lazy_gettext(
                 "Calibration may have at most {limit:,} tokens, got {product:,} ({sequences:,} sequences of "
                 "{length:,}). Lower one of them.",
                 sequences=sequences,
                 length=length,
                 product=sequences * length,
-                limit=most,
+                limit=max_tokens,
             )
         )
     return CalibrationConfig(_text(settings), sequences, length, seed)
@@ -197,7 +197,7 @@ def _text(settings: Settings) -> str:
     text = limits.words("text", settings.text, limits.NAME.value)
     if limits.hosted() and text not in data.NAMED_CORPORA:
         raise UserError(
-            later(
+            lazy_gettext(
                 "Text must be one of {texts}, got {text}. Or upload a file of your own.",
                 text=limits.shown(text),
                 texts=", ".join(data.NAMED_CORPORA),
@@ -207,7 +207,7 @@ def _text(settings: Settings) -> str:
 
 
 def _slicing(settings: Settings) -> SliceConfig:
-    locked = limits.words(later("ratios set manually"), settings.locked, limits.LOCKED.value)
+    locked = limits.words(lazy_gettext("ratios set manually"), settings.locked, limits.LOCKED.value)
     order = cast(Order, limits.choice("order", settings.order, ORDERS))
     return SliceConfig(
         limits.number("sparsity", settings.sparsity, 0, 80) / 100,

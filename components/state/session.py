@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs import limits
 from components.jobs.job import Job
 from components.jobs.jobs import Jobs, job_progress
@@ -39,10 +39,10 @@ from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
 
 RECOVERY_STAGES = {  # of the library, and what the status says of them
-    "dense states": later("Computing the dense model's logits for training, sequence"),
-    "distill": later("Training the sliced model, step"),
+    "dense states": lazy_gettext("Computing the dense model's logits for training, sequence"),
+    "distill": lazy_gettext("Training the sliced model, step"),
 }
-NOT_CALIBRATED = later("This model is not calibrated on this text yet. Press Load and calibrate.")
+NOT_CALIBRATED = lazy_gettext("This model is not calibrated on this text yet. Press Load and calibrate.")
 
 
 class Session:
@@ -134,7 +134,7 @@ class Session:
     def memory(self, model: str) -> str:
         """What a model needs, in words. Raises UserError when there is no such model, or it will not fit."""
         estimate = require_memory(model_name(model), getattr(torch, default_precision()), self.device)
-        return later(
+        return lazy_gettext(
             "{millions:,.0f} M parameters; slicing takes {needed:.1f} GiB, {available:.1f} GiB are free.",
             millions=estimate.parameters / 1e6,
             needed=estimate.needed / 2**30,
@@ -187,11 +187,11 @@ class Session:
         key = request.calibration
         best = self.calibrations.best(key)
         if best is None:  # the dense model needs none
-            return Status(later("Ready"), "ready")
+            return Status(lazy_gettext("Ready"), "ready")
         known = {"source": best.loaded.source, "dtype": key.dtype, "length": key.config.length}
         known |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe_text(key.config.text)}
-        whole = later("{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}", **known)
-        part = later(
+        whole = lazy_gettext("{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}", **known)
+        part = lazy_gettext(
             "{source}, {dtype}. Calibrated on {sequences} of {all} sequences so far, x {length} tokens: {text}", **known
         )
         return Status(whole if best.is_whole else part, "ready")
@@ -201,7 +201,7 @@ class Session:
         if self.device != "cpu":
             return ""
         count = torch.get_num_threads()
-        return later(" on {count} CPU threads", count=count) if count > 1 else later(" on 1 CPU thread")
+        return lazy_gettext(" on {count} CPU threads", count=count) if count > 1 else lazy_gettext(" on 1 CPU thread")
 
     def calibrated(self, request: Request) -> Calibrated:
         """The model and its whole calibration, once they are there. Raises UserError before that."""
@@ -249,7 +249,9 @@ class Session:
         def make(job: Job) -> PreTrainedModel:
             plan = plan_by(method, loaded.model, stats, key.config)
             is_own = method == "intraslice"
-            words = later("Slicing, layer") if is_own else later("Slicing ({method}), layer", method=method)
+            words = (
+                lazy_gettext("Slicing, layer") if is_own else lazy_gettext("Slicing ({method}), layer", method=method)
+            )
             tokens, training = calibrated.tokens, calibrated.training
             reports: dict[str, ProgressCallback] = {}  # by their text; each counts its time from its first event
 

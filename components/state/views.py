@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Perplexities:
     dense: float | None = None
     sliced: float | None = None
     protocol: str = ""
-    text: str = later("held-out text")
+    text: str = lazy_gettext("held-out text")
     dense_reading: Reading | None = None
     sliced_reading: Reading | None = None
     ratio: Reading | None = None

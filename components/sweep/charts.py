@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
-from components.i18n.language import number, say, spoken
+from components.i18n.language import gettext, number, translate
 from components.sweep.views import SweepPoint, SweepView
 from components.ui import figure
 from components.ui.figure import Chart, Json
@@ -27,32 +27,32 @@ def pick_of(point: SweepPoint) -> str:
 def removed_chart(view: SweepView) -> Chart:
     """Perplexity against the share of the layers' parameters that is really gone; the dense model as a level."""
     layout = figure.layout_of(1, revision="sweep")
-    data = _lines(view, lambda point: point.removed, say("%{{x:.1%}} removed"), figure.axes_of(1), legend=True)
+    data = _lines(view, lambda point: point.removed, gettext("%{{x:.1%}} removed"), figure.axes_of(1), legend=True)
     layout["xaxis"].update(
-        title=figure.title(say("actual sparsity (layer parameters removed)")), tickformat=".0%", rangemode="tozero"
+        title=figure.title(gettext("actual sparsity (layer parameters removed)")), tickformat=".0%", rangemode="tozero"
     )
     layout["xaxis"]["range"] = [0, 1.08 * max([point.removed or 0 for point in view.points], default=0.5)]
     _perplexity_axis(layout, view, ["yaxis"])
     layout["shapes"], layout["annotations"] = _dense(view, 1)
     return Chart(
-        title=say("Perplexity against parameters removed"),
-        note=say(
+        title=gettext("Perplexity against parameters removed"),
+        note=gettext(
             "What does each removed percentage point cost? {count} of {total} points.",
             count=len(view.points),
             total=view.wanted,
         ),
-        hint=say("Click one to load its setting into the controls."),
+        hint=gettext("Click one to load its setting into the controls."),
         protocol=view.protocol,
         data=data,
         layout=layout,
         columns=[
-            say("Method"),
-            say("Target sparsity"),
-            say("Actual sparsity"),
-            say("Parameters"),
-            say("Perplexity"),
-            say("Times dense"),
-            say("KL from dense, nats per token"),
+            gettext("Method"),
+            gettext("Target sparsity"),
+            gettext("Actual sparsity"),
+            gettext("Parameters"),
+            gettext("Perplexity"),
+            gettext("Times dense"),
+            gettext("KL from dense, nats per token"),
         ],
         rows=[_row(point, view) for point in view.points],
         picks=[pick_of(point) for point in view.points],
@@ -63,14 +63,18 @@ def speed_chart(view: SweepView) -> Chart:
     """Perplexity against measured speed, in times the dense model's: reading a prompt, and writing an answer."""
     layout = figure.layout_of(2, revision="sweep-speed", vertical=False)
     data = _lines(
-        view, lambda point: point.prefill, say("prefill %{{x:.2f}} times as fast"), {"xaxis": "x", "yaxis": "y"}, True
+        view,
+        lambda point: point.prefill,
+        gettext("prefill %{{x:.2f}} times as fast"),
+        {"xaxis": "x", "yaxis": "y"},
+        True,
     )
     data += _lines(
-        view, lambda point: point.decode, say("decode %{{x:.2f}} times as fast"), {"xaxis": "x2", "yaxis": "y2"}
+        view, lambda point: point.decode, gettext("decode %{{x:.2f}} times as fast"), {"xaxis": "x2", "yaxis": "y2"}
     )
     for axis, what in (
-        ("xaxis", say("prefill speed, relative to dense")),
-        ("xaxis2", say("decode speed, relative to dense")),
+        ("xaxis", gettext("prefill speed, relative to dense")),
+        ("xaxis2", gettext("decode speed, relative to dense")),
     ):
         layout[axis].update(title=figure.title(what), tickformat=".2f")
     _perplexity_axis(layout, view, ["yaxis", "yaxis2"])
@@ -84,19 +88,19 @@ def speed_chart(view: SweepView) -> Chart:
         if point.prefill is not None and point.decode is not None and point.perplexity is not None
     ]
     return Chart(
-        title=say("Perplexity against speed"),
-        note=say("What does speed cost? Models to the right of the vertical line are faster than the dense model."),
+        title=gettext("Perplexity against speed"),
+        note=gettext("What does speed cost? Models to the right of the vertical line are faster than the dense model."),
         protocol=view.speed_protocol,
         data=data,
         layout=layout,
         beside=True,
         columns=[
             *(
-                say("Method"),
-                say("Target sparsity"),
-                say("Prefill, times dense"),
-                say("Decode, times dense"),
-                say("Perplexity"),
+                gettext("Method"),
+                gettext("Target sparsity"),
+                gettext("Prefill, times dense"),
+                gettext("Decode, times dense"),
+                gettext("Perplexity"),
             ),
         ],
         rows=[
@@ -135,7 +139,7 @@ def _lines(
                 "customdata": [number(point.asked, ".0%") for *_, point in points],
                 "line": look,
                 "marker": {"size": 9, "color": look["color"], "symbol": SYMBOLS.get(method, "circle")},
-                "hovertemplate": say(
+                "hovertemplate": gettext(
                     "<b>{name}</b>, target %{{customdata}}<br>{words}<br>perplexity %{{y:.2f}}", name=name, words=words
                 )
                 + "<extra></extra>",
@@ -154,7 +158,9 @@ def _perplexity_axis(layout: Json, view: SweepView, axes: Sequence[str]) -> None
     room = 0.06 * math.log10(high / low) + 0.03
     ends = [math.log10(low) - 1.5 * room, math.log10(high) + room]
     for axis in axes:
-        layout[axis].update(title=figure.title(say("perplexity, log scale")), type="log", range=ends, tickvals=ticks)
+        layout[axis].update(
+            title=figure.title(gettext("perplexity, log scale")), type="log", range=ends, tickvals=ticks
+        )
         layout[axis].update(ticktext=[number(tick, ",g") for tick in ticks])
 
 
@@ -171,7 +177,7 @@ def _dense(view: SweepView, panel: int) -> tuple[list[Json], list[Json]]:
     line = {"color": "@dense", "width": 1.4}
     level = {"type": "line", "xref": f"x{mark} domain", "yref": f"y{mark}", "x0": 0, "x1": 1, "line": line}
     name = {
-        "text": say("dense {perplexity:.1f}", perplexity=view.dense),
+        "text": gettext("dense {perplexity:.1f}", perplexity=view.dense),
         "xref": f"x{mark} domain",
         "yref": f"y{mark}",
         "x": 1,
@@ -206,7 +212,7 @@ def _named(point: SweepPoint) -> list[str]:
 
 def _row(point: SweepPoint, view: SweepView) -> list[str]:
     if point.perplexity is None or point.removed is None or point.parameters is None:
-        return [*_named(point), spoken(point.note), *["–"] * 4]
+        return [*_named(point), translate(point.note), *["–"] * 4]
     return [
         *_named(point),
         number(point.removed, ".1%"),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas
 import torch
 
-from components.i18n.language import Words, later
+from components.i18n.language import LazyString, lazy_gettext
 from components.jobs import limits, status
 from components.jobs.job import Job
 from components.jobs.status import Status
@@ -33,9 +33,9 @@ from intraslice.methods.registry import METHODS
 from intraslice.reporting import records
 
 NONE_CHOSEN = {
-    "methods": later("No method is chosen. Choose at least one."),
-    "estimators": later("No estimator is chosen. Choose at least one."),
-    "sparsities": later("No sparsity is chosen. Choose at least one."),
+    "methods": lazy_gettext("No method is chosen. Choose at least one."),
+    "estimators": lazy_gettext("No estimator is chosen. Choose at least one."),
+    "sparsities": lazy_gettext("No sparsity is chosen. Choose at least one."),
 }
 
 
@@ -65,15 +65,15 @@ def asked_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig, tu
     lists = {name: values for name, values in choice._asdict().items() if name != "speed"}
     for name, values in lists.items():
         if not isinstance(values, (list, tuple)):
-            raise UserError(later("{name} must be a list, got {value}.", name=name, value=limits.shown(values)))
+            raise UserError(lazy_gettext("{name} must be a list, got {value}.", name=name, value=limits.shown(values)))
         if not values:
             raise UserError(NONE_CHOSEN[name])
-    if (count := math.prod(map(len, lists.values()))) > (most := limits.SWEEP.value):
+    if (count := math.prod(map(len, lists.values()))) > (max_points := limits.SWEEP.value):
         raise UserError(
-            later(
+            lazy_gettext(
                 "A sweep may have at most {limit:,} points, got {count:,}. Choose fewer {lists}.",
                 count=count,
-                limit=most,
+                limit=max_points,
                 lists=", ".join(lists),
             )
         )
@@ -122,8 +122,8 @@ def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice)
         begun = time.monotonic()
         if done:  # from the second point on, the sweep's own pace foretells best
             rate = sum(costs[:done]) / (begun - start)
-        name = Words(partial(line_name, point.method, point.estimator or ""))
-        words = later("Sweep: {name} at {sparsity:.0%}; points", name=name, sparsity=point.sparsity)
+        name = LazyString(partial(line_name, point.method, point.estimator or ""))
+        words = lazy_gettext("Sweep: {name} at {sparsity:.0%}; points", name=name, sparsity=point.sparsity)
         expected_end = begun + sum(costs[done:]) / rate
         progress = _point_progress(job, Status(words, "busy", done, len(missing)), expected_end)
         sweep(*plan._replace(wanted=(point,)), states, progress=progress)
@@ -156,7 +156,7 @@ def write_csv(session: Session, request: Request, choice: SweepChoice, path: Pat
     """The points that are there, as `python -m intraslice sweep --csv` writes them. Raises UserError for none."""
     frame = plan_of(session, request, choice).frame()
     if frame.empty:
-        raise UserError(later("No point of this sweep is measured yet. Press Run the sweep."))
+        raise UserError(lazy_gettext("No point of this sweep is measured yet. Press Run the sweep."))
     frame.to_csv(path, index=False)
 
 
@@ -188,7 +188,7 @@ def _point(row: Mapping[str, Any]) -> SweepPoint:
 
 
 def _speed_protocol(speed: SpeedConfig, threads: str) -> str:
-    return later(
+    return lazy_gettext(
         "Speed of one sequence{threads}, dense and sliced in turn, medians of {repeats} runs: prefill of "
         "{prompt} tokens, then decoding of {new}, one at a time.",
         threads=threads,

@@ -13,7 +13,7 @@ import gradio as gr
 from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
 from components.gradio_compat.browser.on_latest import on_latest
 from components.gradio_compat.signatures import partial_handler
-from components.i18n.language import Words, later, say, spoken
+from components.i18n.language import LazyString, gettext, lazy_gettext, translate
 from components.jobs.limits import told
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
@@ -27,7 +27,7 @@ from components.ui import formatting
 from components.ui.chart_bridge import chart
 from components.ui.downloads import SAVE, Downloads
 from components.ui.explainers import fold
-from components.ui.handlers import Follower, only_if_active, spread_settings, unchanged
+from components.ui.handlers import LiveOutput, only_if_active, spread_settings, unchanged
 from components.ui.labels import ESTIMATORS, METHODS
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
@@ -74,24 +74,28 @@ def build(session: Session, first: Request) -> SweepPanel:
     """What to sweep over, its progress, two charts. Called inside a `gr.Tab`."""
     usual = SweepChoice()
     with_estimator = [name for name, method in choices.METHODS.items() if method.uses_estimator]
-    gr.HTML(Words(_lead), apply_default_css=False)
+    gr.HTML(LazyString(_lead), apply_default_css=False)
     with gr.Row(elem_id="sweep-choice"):
-        methods = gr.CheckboxGroup(METHODS.options(), value=list(usual.methods), label=later("Methods"), min_width=260)
+        methods = gr.CheckboxGroup(
+            METHODS.options(), value=list(usual.methods), label=lazy_gettext("Methods"), min_width=260
+        )
         estimators = gr.CheckboxGroup(
             ESTIMATORS.options(),
             value=list(usual.estimators),
-            label=Words(lambda: _estimators(with_estimator)),
+            label=LazyString(lambda: _estimators(with_estimator)),
             min_width=260,
         )
         percents = [(f"{percent} %", percent) for percent in SPARSITIES]
-        sparsities = gr.CheckboxGroup(percents, value=list(usual.sparsities), label=later("Removed"), min_width=260)
+        sparsities = gr.CheckboxGroup(
+            percents, value=list(usual.sparsities), label=lazy_gettext("Removed"), min_width=260
+        )
     speed = gr.Checkbox(
-        usual.speed, label=later("Measure speed too (takes longer)"), container=False, elem_id="sweep-speed"
+        usual.speed, label=lazy_gettext("Measure speed too (takes longer)"), container=False, elem_id="sweep-speed"
     )
     with gr.Row(equal_height=True, elem_id="sweep-buttons"):
-        run = gr.Button(later("Run the sweep"), variant="primary", elem_id="sweep-run", min_width=160, scale=0)
-        cancel = gr.Button(later("Cancel"), elem_id="sweep-cancel", min_width=100, scale=0)
-        csv = gr.Button(later("Save CSV"), elem_id="sweep-csv", min_width=120, scale=0)
+        run = gr.Button(lazy_gettext("Run the sweep"), variant="primary", elem_id="sweep-run", min_width=160, scale=0)
+        cancel = gr.Button(lazy_gettext("Cancel"), elem_id="sweep-cancel", min_width=100, scale=0)
+        csv = gr.Button(lazy_gettext("Save CSV"), elem_id="sweep-csv", min_width=120, scale=0)
     file = gr.DownloadButton(visible="hidden")
     progress = gr.HTML(elem_id="sweep-progress", apply_default_css=False)
     removed = chart(height=440, elem_id="sweep-chart")
@@ -120,7 +124,7 @@ def preview(
     try:
         return _shown(measure.known(session, request, choice), measure.seconds(session, request, choice))
     except ValueError as problem:  # not calibrated yet, or a choice of nothing
-        return Shown(f'<p class="isx-quiet">{escape(spoken(told(problem)))}</p>', "", "")
+        return Shown(f'<p class="isx-quiet">{escape(translate(told(problem)))}</p>', "", "")
 
 
 def show_pinned(session: Session, request: Request, layer: int, client: str) -> Shown:
@@ -198,10 +202,10 @@ def connect(panel: SweepPanel, context: Context) -> None:
         **PRIVATE,
     }
     changed = [component.change for component in panel.choice]
-    on_latest([*changed, *context.options_at_rest, controls.iterative.input], **seen)
+    on_latest([*changed, *context.on_options_commit, controls.iterative.input], **seen)
     for end in (context.opened["sweep"], *context.prepared):
         end.then(**seen)
-    context.followers.append(Follower("sweep", partial_handler(show_pinned, session), panel.shown))
+    context.live_outputs.append(LiveOutput("sweep", partial_handler(show_pinned, session), panel.shown))
     swept = [*Swept(context.status, *panel.shown)]
     context.pinned_known.append(
         panel.run.click(spread_settings(sweep, session), asking, swept, api_name="sweep", **HEAVY)
@@ -218,9 +222,9 @@ def connect(panel: SweepPanel, context: Context) -> None:
 
 def _shown(view: SweepView, seconds: float = 0.0) -> Shown:
     missing = view.wanted - len(view.points)
-    words = say("All {total} points are measured.", total=view.wanted)
+    words = gettext("All {total} points are measured.", total=view.wanted)
     if missing:
-        words = say(
+        words = gettext(
             "{missing} of {total} points are not measured yet: about {time} on this machine.",
             missing=missing,
             total=view.wanted,
@@ -238,14 +242,14 @@ def _done(view: SweepView) -> str:
     if len(view.points) == view.wanted:
         return _shown(view).progress
     done = len(view.points)
-    told = say(
+    told = gettext(
         "Stopped after {done} of {total} points. Run the sweep continues from there.", done=done, total=view.wanted
     )
     return f'<p class="isx-quiet">{told}</p>'
 
 
 def _lead() -> str:
-    told = say(
+    told = gettext(
         "Slice the model many times and compare what each removed percentage point costs each method. Bias, "
         "cap, shapes, order and recovery are those of the controls; manual ratios are ignored."
     )
@@ -253,5 +257,5 @@ def _lead() -> str:
 
 
 def _estimators(methods: list[str]) -> str:
-    named = say(" and ").join(METHODS[method] for method in methods)
-    return say("Ratio estimators ({methods})", methods=named)
+    named = gettext(" and ").join(METHODS[method] for method in methods)
+    return gettext("Ratio estimators ({methods})", methods=named)

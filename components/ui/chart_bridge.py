@@ -15,7 +15,7 @@ import gradio as gr
 import plotly
 
 from components.assets import ASSETS
-from components.i18n.language import Words, say
+from components.i18n.language import LazyString, gettext
 from components.ui.pinned.ghost import ghost
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -32,7 +32,7 @@ def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = Fal
     """A chart component, its table open if `table`. Its value is `Chart.to_json()`, its event `select` has `layer`."""
     return gr.HTML(
         value=first,
-        html_template=Words(lambda: template(height, table)),
+        html_template=LazyString(lambda: template(height, table)),
         js_on_load=(ASSETS / "chart.js").read_text(encoding="utf-8"),
         elem_id=elem_id,
         elem_classes=CARD,
@@ -48,10 +48,10 @@ def template(height: int, table: bool = False) -> str:
   <figcaption><h3 class="isx-title"></h3><p class="isx-note"></p></figcaption>
   <div class="isx-plot" role="application" tabindex="-1" style="height:{height}px"></div>
   <div class="isx-under">
-    <details class="isx-twin"{" open" if table else ""}><summary>{say("Table")}</summary>
-      <div class="isx-scroll" tabindex="0" role="region" aria-label="{say("The chart's data")}">
+    <details class="isx-twin"{" open" if table else ""}><summary>{gettext("Table")}</summary>
+      <div class="isx-scroll" tabindex="0" role="region" aria-label="{gettext("The chart's data")}">
         <table><thead class="isx-head"></thead><tbody class="isx-rows"></tbody></table></div></details>
-    <button type="button" class="isx-png">{say("Save PNG")}</button>
+    <button type="button" class="isx-png">{gettext("Save PNG")}</button>
   </div>
 </figure>
 """

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from components.gradio_compat.upload_folder import DOWNLOADS, upload_folder
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs import limits
 from intraslice.core.errors import UserError
 
@@ -90,17 +90,17 @@ class Downloads:
 
     def _make_room(self, size: int) -> None:
         """Delete what is old until there are `size` bytes more; one file alone may be larger. Raises UserError."""
-        now, most = time.monotonic(), limits.EXPORTS.value
+        now, max_bytes = time.monotonic(), limits.EXPORTS.value
 
         def taken() -> int:
             return self._being_written + sum(sent.size for sent in self._sent)
 
-        while self._sent and taken() + size > most and now - self._sent[0].moment > FRESH:
+        while self._sent and taken() + size > max_bytes and now - self._sent[0].moment > FRESH:
             shutil.rmtree(self._sent.pop(0).folder, ignore_errors=True)
-        if taken() and taken() + size > most:
+        if taken() and taken() + size > max_bytes:
             wait = FRESH - (now - self._sent[0].moment) if self._sent else FRESH
             raise UserError(
-                later(
+                lazy_gettext(
                     "The disk space for exports is full of files less than ten minutes old, which may still be "
                     "downloaded. Try again in {minutes} min.",
                     minutes=math.ceil(wait / 60),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.i18n.language import ENGLISH, language, say, separators, spoken
+from components.i18n.language import ENGLISH, gettext, language, separators, translate
 from components.ui.palette import DASHES
 
 Json = dict[str, Any]
@@ -48,7 +48,7 @@ class Chart:
     def caption(self, clickable: bool = True) -> str:
         """The words under the title, without the hint where a click does nothing."""
         told = (self.note, self.hint if clickable else "", self.protocol)
-        return " ".join(spoken(part) for part in told if part)
+        return " ".join(translate(part) for part in told if part)
 
     def plain(self) -> Json:
         """The chart as the browser's side of the bridge reads it (`assets/chart.js`)."""
@@ -183,7 +183,7 @@ def waiting(question: str, words: str) -> Chart:
     layout["annotations"] = [{**middle, "font": {"color": "@quiet", "size": 14}}]
     for name in ("xaxis", "yaxis"):
         layout[name].update(showticklabels=False, showgrid=False, range=[0, 1])
-    return Chart(question, "", [], layout, [say("Numbers")], [[say("none yet")]])
+    return Chart(question, "", [], layout, [gettext("Numbers")], [[gettext("none yet")]])
 
 
 def title(text: str) -> Json:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from components.i18n.language import Words, later, number, say, spoken
+from components.i18n.language import LazyString, gettext, lazy_gettext, number, translate
 from components.jobs import limits
 from components.jobs.status import Status
 from components.state.views import Beside, Perplexities, PlanView, Reading
 from components.ui.labels import MODULES_IN_WORDS
 from components.ui.pinned.differences import sentence, signed
 
-ESTIMATED = later("Interpolated between perplexities measured at other sparsities; the measured value replaces it.")
+ESTIMATED = lazy_gettext(
+    "Interpolated between perplexities measured at other sparsities; the measured value replaces it."
+)
 
 
 def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinned: Beside | None = None) -> str:
@@ -21,13 +23,13 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinn
     `hint` stands where the sliced perplexity is not known.
     """
     if plan is None:
-        waiting = say("Loading the model. Its ratios appear here as soon as it is calibrated.")
+        waiting = gettext("Loading the model. Its ratios appear here as soon as it is calibrated.")
         return f'<p class="isx-headline">{waiting}</p>'
     change = sentence(plan.parameters_sliced, measured.sliced_reading, pinned, millions)
     dense, sliced = millions(plan.parameters_dense), millions(plan.parameters_sliced)
     perplexity = _perplexity(measured, hint)
     if plan.asked == 0:
-        nothing = say(
+        nothing = gettext(
             "Nothing is removed: <b>{dense}</b> parameters{perplexity}. Drag the slider.",
             dense=dense,
             perplexity=perplexity,
@@ -40,9 +42,9 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinn
     )
     (least, least_name, least_layer), (most, most_name, most_layer) = ranked[0], ranked[-1]
     if most - least < 0.005:
-        extremes = say("every layer is pruned by {most:.0%}", most=most)
+        extremes = gettext("every layer is pruned by {most:.0%}", most=most)
     else:
-        extremes = say(
+        extremes = gettext(
             "layer {most_layer}'s {most_name} is pruned most ({most:.0%}), layer {least_layer}'s {least_name} "
             "least ({least:.0%})",
             most_layer=most_layer,
@@ -52,7 +54,7 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinn
             least_name=least_name,
             least=least,
         )
-    told = say(
+    told = gettext(
         "<b>{removed:.0%}</b> of the layer weights removed: <b>{dense}</b> → <b>{sliced}</b> "
         "parameters{perplexity}; {extremes}.",
         removed=plan.removed,
@@ -67,25 +69,25 @@ def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinn
 def _perplexity(measured: Perplexities, hint: str) -> str:
     sliced = measured.sliced_reading
     if sliced is None and measured.expected is not None:
-        told = say(
+        told = gettext(
             'about {expected:.1f}, <span title="{why}">an estimate</span>', expected=measured.expected, why=ESTIMATED
         )
     else:
         told = f"<b>{_reading(sliced)}</b>" if sliced else escape(hint)
     if measured.dense_reading is None:
-        return say("; perplexity {told}", told=told) if told else ""
+        return gettext("; perplexity {told}", told=told) if told else ""
     if sliced and sliced.windows < sliced.of:
-        told += say(" after {windows} of {of} windows", windows=sliced.windows, of=sliced.of)
+        told += gettext(" after {windows} of {of} windows", windows=sliced.windows, of=sliced.of)
     if sliced and measured.sequences < measured.all_sequences:
-        told += say(
+        told += gettext(
             ", calibrated on {sequences} of {all_sequences} sequences,",
             sequences=measured.sequences,
             all_sequences=measured.all_sequences,
         )
-    on = say("on {text}", text=escape(spoken(measured.text)))
-    where = f'<span title="{escape(spoken(measured.protocol))}">{on}</span>'
+    on = gettext("on {text}", text=escape(translate(measured.text)))
+    where = f'<span title="{escape(translate(measured.protocol))}">{on}</span>'
     dense = _reading(measured.dense_reading)
-    return say("; perplexity <b>{dense}</b> → {told} {where}", dense=dense, told=told or "…", where=where)
+    return gettext("; perplexity <b>{dense}</b> → {told} {where}", dense=dense, told=told or "…", where=where)
 
 
 def _reading(reading: Reading | None, digits: int = 1) -> str:
@@ -104,7 +106,7 @@ def removed(plan: PlanView | None) -> str:
     """Asked beside really removed, for the slider's bar."""
     if plan is None:
         return ""
-    shares = {say("target"): plan.asked, say("actual sparsity"): plan.removed}
+    shares = {gettext("target"): plan.asked, gettext("actual sparsity"): plan.removed}
     told = (
         f'<div><dt>{name}</dt><dd data-percent="{100 * share:.1f}">{number(share, ".1%")}</dd></div>'
         for name, share in shares.items()
@@ -115,9 +117,9 @@ def removed(plan: PlanView | None) -> str:
 def readout(plan: PlanView | None, measured: Perplexities, pinned: Beside | None = None) -> str:
     """Dense beside sliced: parameters, cache, memory, perplexity; and what changes against the pinned setting."""
     if plan is None:
-        return f'<p class="isx-quiet">{say("No numbers yet.")}</p>'
+        return f'<p class="isx-quiet">{gettext("No numbers yet.")}</p>'
     rows = _sizes(plan)
-    columns = [say("dense"), say("sliced"), *([say("against A")] if pinned else [])]
+    columns = [gettext("dense"), gettext("sliced"), *([gettext("against A")] if pinned else [])]
     before = _sizes(pinned.plan) if pinned else rows
     lines = [
         (name, words(dense), words(sliced), signed(sliced - other, words))[: len(columns) + 1]
@@ -125,13 +127,13 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: Beside | None
     ]
     ratio = "" if measured.ratio is None else _with_error(measured.ratio, 2)
     readings: list[tuple[str, ...]] = [
-        (say("Perplexity"), _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
-        (say("ratio"), "", ratio or "–"),
+        (gettext("Perplexity"), _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
+        (gettext("ratio"), "", ratio or "–"),
     ]
     if pinned:
         known = [(measured.sliced_reading, pinned.measured.sliced_reading), (measured.ratio, pinned.measured.ratio)]
         readings = [(*line, _change(*pair)) for line, pair in zip(readings, known, strict=True)]
-    flops = say(
+    flops = gettext(
         "FLOPs: two for each weight of a matrix multiplication, and attention to {context} tokens.",
         context=plan.context,
     )
@@ -149,11 +151,11 @@ def _sizes(plan: PlanView) -> list[tuple[str, Callable[[float], str], float, flo
     """The readout's rows that are known without measuring: name, how it is written, dense and sliced."""
     width = plan.bytes_per_value
     return [
-        (say("Parameters"), millions, plan.parameters_dense, plan.parameters_sliced),
-        (say("in the layers"), millions, plan.decoder_dense, plan.decoder_sliced),
-        (say("FLOPs per token"), millions, plan.flops_dense, plan.flops_sliced),
-        (say("KV cache per token"), size, plan.kv_dense, plan.kv_sliced),
-        (say("Weights"), size, width * plan.parameters_dense, width * plan.parameters_sliced),
+        (gettext("Parameters"), millions, plan.parameters_dense, plan.parameters_sliced),
+        (gettext("in the layers"), millions, plan.decoder_dense, plan.decoder_sliced),
+        (gettext("FLOPs per token"), millions, plan.flops_dense, plan.flops_sliced),
+        (gettext("KV cache per token"), size, plan.kv_dense, plan.kv_sliced),
+        (gettext("Weights"), size, width * plan.parameters_dense, width * plan.parameters_sliced),
     ]
 
 
@@ -173,30 +175,30 @@ def status(event: Status) -> str:
     return f'<p class="isx-status isx-{event.kind}" role="{role}"><span>{escape(status_words(event))}</span>{bar}</p>'
 
 
-def starting() -> Words:
+def starting() -> LazyString:
     """The status that the page opens with (HTML)."""
-    return Words(lambda: status(Status(later("Starting"))))
+    return LazyString(lambda: status(Status(lazy_gettext("Starting"))))
 
 
 def status_words(event: Status) -> str:
     """What the page is doing, how far it is and how long it will take (no HTML)."""
     if event.kind != "busy":
-        return spoken(event.text)
-    count = say(" {done} of {total}", done=event.done, total=event.total) if event.total else ""
-    left = "" if event.seconds_left is None else say(", about {time} left", time=seconds(event.seconds_left))
-    return f"{spoken(event.text)}{count}{left}"
+        return translate(event.text)
+    count = gettext(" {done} of {total}", done=event.done, total=event.total) if event.total else ""
+    left = "" if event.seconds_left is None else gettext(", about {time} left", time=seconds(event.seconds_left))
+    return f"{translate(event.text)}{count}{left}"
 
 
 def problem(error: Exception) -> str:
     """An error, in the page and in words."""
-    return f'<p class="isx-status isx-error" role="alert"><span>{escape(spoken(limits.told(error)))}</span></p>'
+    return f'<p class="isx-status isx-error" role="alert"><span>{escape(translate(limits.told(error)))}</span></p>'
 
 
 def protocol(measured: Perplexities) -> str:
     """The perplexity with everything that it depends on; without that it means nothing."""
     if not measured.protocol:
-        return f'<p class="isx-quiet">{say("Perplexity is measured as soon as the slice is ready.")}</p>'
-    return f'<p class="isx-quiet">{escape(spoken(measured.protocol))}{_errors(measured)}</p>'
+        return f'<p class="isx-quiet">{gettext("Perplexity is measured as soon as the slice is ready.")}</p>'
+    return f'<p class="isx-quiet">{escape(translate(measured.protocol))}{_errors(measured)}</p>'
 
 
 def _errors(measured: Perplexities) -> str:
@@ -206,7 +208,7 @@ def _errors(measured: Perplexities) -> str:
         return ""
     if None in (dense.error, sliced.error, ratio.error):
         return ""
-    return say(
+    return gettext(
         " Standard errors: dense ± {dense:.1f}, sliced ± {sliced:.1f}. Their ratio is {ratio:.3f} ± "
         "{error:.3f}; in it the variation of the text cancels.",
         dense=dense.error,
@@ -219,12 +221,12 @@ def _errors(measured: Perplexities) -> str:
 def export(plan: PlanView | None) -> str:
     """What the Export tab's buttons would give now."""
     if plan is None:
-        waiting = say("Files are available as soon as the model is calibrated.")
+        waiting = gettext("Files are available as soon as the model is calibrated.")
         return f'<p class="isx-lead">{waiting}</p>'
     if plan.asked == 0:
-        nothing = say("At 0 % nothing is removed. Move the slider to get files.")
+        nothing = gettext("At 0 % nothing is removed. Move the slider to get files.")
         return f'<p class="isx-lead">{nothing}</p>'
-    told = say(
+    told = gettext(
         "The current setting: <b>{removed:.0%}</b> of the layer weights removed, {parameters} parameters, "
         "about {bytes}. The model is sliced when you request a file, unless it already is.",
         removed=plan.removed,
@@ -237,8 +239,8 @@ def export(plan: PlanView | None) -> str:
 def millions(count: float) -> str:
     """134515008 -> 134.5 M"""
     if count >= 1e9:
-        return say("{count:.2f} B", count=count / 1e9)
-    return say("{count:.1f} M", count=count / 1e6) if count >= 1e6 else number(count, ",.0f")
+        return gettext("{count:.2f} B", count=count / 1e9)
+    return gettext("{count:.1f} M", count=count / 1e6) if count >= 1e6 else number(count, ",.0f")
 
 
 def size(count: float) -> str:

@@ -25,7 +25,7 @@ from components.gradio_compat.signatures import (
     with_default,
     wrap_handler,
 )
-from components.i18n.language import Words, language, later
+from components.i18n.language import LazyString, language, lazy_gettext
 from components.jobs import limits
 from components.state.request import parse
 from components.state.settings import Settings
@@ -37,23 +37,23 @@ FIELDS = [
     inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=None)
     for name, annotation in get_type_hints(Settings).items()
 ]
-MOST_LAYERS = 10_000
+MAX_LAYERS = 10_000
 # Handlers' own inputs, by name.
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "layer": lambda value: limits.whole("layer", value, 0, MOST_LAYERS),
-    "prompt": lambda value: limits.words(later("the prompt"), value, limits.PROMPT.value),
-    "passage": lambda value: limits.words(later("the passage"), value, limits.PASSAGE.value),
-    "sample": lambda value: limits.words(later("the passage"), value, limits.PASSAGE.value),
+    "layer": lambda value: limits.whole("layer", value, 0, MAX_LAYERS),
+    "prompt": lambda value: limits.words(lazy_gettext("the prompt"), value, limits.PROMPT.value),
+    "passage": lambda value: limits.words(lazy_gettext("the passage"), value, limits.PASSAGE.value),
+    "sample": lambda value: limits.words(lazy_gettext("the passage"), value, limits.PASSAGE.value),
     "tokens": lambda value: limits.whole("tokens", value, 1, limits.NEW_TOKENS.value),
     "temperature": lambda value: limits.number("temperature", value, 0, limits.TEMPERATURE.value),
-    "sample_seed": lambda value: limits.whole("sample seed", value or 0, 0, limits.MOST_SEED),
+    "sample_seed": lambda value: limits.whole("sample seed", value or 0, 0, limits.MAX_SEED),
     "raw": lambda value: limits.flag("raw", value),
     "ratios_file": lambda value: uploaded_path(value),
     "speed": lambda value: limits.flag("speed", value),
 }
 
 
-class Follower(NamedTuple):
+class LiveOutput(NamedTuple):
     """What a tab shows of every move: `show(request, layer, client)` answers in milliseconds.
 
     `show_pinned` does for the pinned setting, where that is not the same.
@@ -83,8 +83,8 @@ def at_opening(answer: Callable[[], Outputs]) -> Outputs:
         made = answer()
         return type(made)(*("" if isinstance(value, dict) else value for value in made))
 
-    def told(index: int) -> Words:
-        return Words(lambda: first(language())[index])
+    def told(index: int) -> LazyString:
+        return LazyString(lambda: first(language())[index])
 
     now = first(language())
     return type(now)(*(told(index) if isinstance(value, str) else value for index, value in enumerate(now)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from components.i18n.language import Words, later, spoken, term
+from components.i18n.language import LazyString, lazy_gettext, term, translate
 from components.state import choices
 
 
@@ -21,7 +21,7 @@ class Labels(Mapping[str, str]):
         self._registry, self._extra = registry, extra or {}
 
     def __getitem__(self, name: str) -> str:
-        return spoken(self._extra[name]) if name in self._extra else term(self._registry[name].label)
+        return translate(self._extra[name]) if name in self._extra else term(self._registry[name].label)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._registry)
@@ -31,17 +31,17 @@ class Labels(Mapping[str, str]):
 
     def options(self) -> list[tuple[str, str]]:
         """What a radio or checkbox group offers: (label, name)."""
-        return [(Words(partial(self.__getitem__, name)), name) for name in self]
+        return [(LazyString(partial(self.__getitem__, name)), name) for name in self]
 
 
 class Terms(Mapping[str, str]):
     """Words by name, in the language of the moment."""
 
-    def __init__(self, words: Mapping[str, Words]) -> None:
+    def __init__(self, words: Mapping[str, LazyString]) -> None:
         self._words = words
 
     def __getitem__(self, name: str) -> str:
-        return spoken(self._words[name])
+        return translate(self._words[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._words)
@@ -50,11 +50,11 @@ class Terms(Mapping[str, str]):
         return len(self._words)
 
 
-ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": later("Manual")})
+ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": lazy_gettext("Manual")})
 METHODS = Labels(choices.METHODS)
-RECOVERIES = Labels(choices.RECOVERIES, {choices.NO_RECOVERY: later("None")})
-MODULES = Terms({"attention": later("Attention"), "mlp": later("MLP")})
-MODULES_IN_WORDS = Terms({"attention": later("attention"), "mlp": later("MLP")})  # inside a sentence
+RECOVERIES = Labels(choices.RECOVERIES, {choices.NO_RECOVERY: lazy_gettext("None")})
+MODULES = Terms({"attention": lazy_gettext("Attention"), "mlp": lazy_gettext("MLP")})
+MODULES_IN_WORDS = Terms({"attention": lazy_gettext("attention"), "mlp": lazy_gettext("MLP")})  # inside a sentence
 
 # Of `palette.py`. An estimator without a line of its own has the line of "other".
 LINE_OF = {"uniform": "baseline", "fisher": "other", "pca": "intraslice"}

@@ -16,8 +16,8 @@ from intraslice.diagnostics.prices import (
     best_exchange,
     cost_of,
     disagreements,
-    foretold_price,
     measure_prices,
+    predicted_price,
 )
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
@@ -75,8 +75,8 @@ def price_frame(prices: Prices, profile: Profile) -> pandas.DataFrame:
     for price in prices.modules:
         value, error = price.estimate()
         named = {name: getattr(price, name) for name in ("layer", "module", "ratio", "less", "more", "parameters")}
-        foretold = {f"times_{name}": foretold_price(price, profile, name) for name in profile.estimators}
-        rows.append(named | {"price": value, "standard_error": error, "times": value, "times_error": error} | foretold)
+        predicted = {f"times_{name}": predicted_price(price, profile, name) for name in profile.estimators}
+        rows.append(named | {"price": value, "standard_error": error, "times": value, "times_error": error} | predicted)
     frame = pandas.DataFrame(rows)
     middle = frame.median(numeric_only=True).where(lambda median: median > 0)  # a share of nothing is not known
     frame["times_error"] /= middle["times"]

@@ -36,7 +36,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 NEEDED = ("models", "wheels", "offload")  # they count, and stay: without them there is no model
 BOUND = 20 * 10**9  # bytes
 BOUND_VARIABLE = "INTRASLICE_MAX_CACHE_BYTES"
-MOST_RESULTS = 5_000  # files; to look through them takes a tenth of a second
+MAX_RESULTS = 5_000  # files; to look through them takes a tenth of a second
 PATIENCE = 10.0  # seconds for a lock that is only ever held for moments
 FORGOTTEN = 3600.0  # seconds; drafts of earlier versions have no lock that could tell
 DAMAGED = ".damaged"  # what cannot be read, for whoever wants to look; it goes like a result
@@ -246,7 +246,7 @@ def _make_room(size: int, draft: Path, needed: bool = False) -> None:
         room -= size
     results = sorted(_results(), key=lambda result: max(result[1].st_atime, result[1].st_mtime), reverse=True)
     total = sum(stat.st_size for _, stat in results)
-    while results and (total > room or len(results) >= MOST_RESULTS):
+    while results and (total > room or len(results) >= MAX_RESULTS):
         file, stat = results.pop()
         with suppress(OSError):
             file.unlink()

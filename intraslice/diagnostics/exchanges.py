@@ -37,7 +37,7 @@ EXCHANGES = 200
 AMOUNTS = (0.0005, 0.001, 0.002)  # of the decoder layers' parameters, in one exchange
 NEAR = 0.0004  # of them: what the size may be off on the way
 GRID = 200  # ratios are so many parts of a module
-MOST_TIMES = 4.0  # that a step of the estimator's plan is taken
+MAX_TIMES = 4.0  # that a step of the estimator's plan is taken
 DRAWS = 50  # of an exchange that keeps the size, before there is taken to be none
 KEPT_EVERY = 10  # exchanges
 
@@ -133,7 +133,7 @@ class Budget:
         def grown(times: float) -> dict[Place, float]:
             return {place: min(self._cap, earlier.ratios[place] + times * added[place]) for place in added}
 
-        times = nearest(lambda times: self._total(grown(times)), float(self._total(self.ratios)), MOST_TIMES)
+        times = nearest(lambda times: self._total(grown(times)), float(self._total(self.ratios)), MAX_TIMES)
         return grown(times)
 
     def _size(self, place: Place, ratio: float) -> int:

@@ -165,7 +165,7 @@ def step_around(layer: LayerProfile, module: ModuleKind, ratio: float) -> tuple[
         width += STEP
 
 
-def foretold_price(price: Price, profile: Profile, estimator: str) -> float:
+def predicted_price(price: Price, profile: Profile, estimator: str) -> float:
     """What the estimator says of the same step: importance a parameter that a mask stands for, as plans are made by.
 
     In its own unit, the same for all modules.

@@ -26,14 +26,14 @@ class Misjudged:
     layer: int
     module: ModuleKind
     measured: int
-    foretold: int
+    predicted: int
     of: int
 
     def __str__(self) -> str:
-        way = "more" if self.measured < self.foretold else "less"
+        way = "more" if self.measured < self.predicted else "less"
         return (
             f"layer {self.layer} {self.module} hurts {way} than {self.estimator} foretells: "
-            f"number {self.measured} of {self.of} as measured, number {self.foretold} as foretold"
+            f"number {self.measured} of {self.of} as measured, number {self.predicted} as foretold"
         )
 
 
@@ -61,7 +61,7 @@ def fallen_importance(importance: Float[Tensor, " units"], ratio: float) -> floa
     return ordered[:whole].sum().item() + rest
 
 
-def foretell(profile: Profile, damage: ModuleDamage, estimator: str) -> float:
+def predicted_damage(profile: Profile, damage: ModuleDamage, estimator: str) -> float:
     """What an estimator's importances say of slicing one module; in its own unit, so only the order has a meaning."""
     importances = profile.layers[damage.layer].importances[estimator]
     return fallen_importance(getattr(importances, damage.module), damage.ratio)
@@ -103,14 +103,14 @@ def compare_ranks(sensitivity: Sensitivity, profile: Profile, measure: Measure =
     kinds = {kind: modules["module"] == kind for kind in MODULE_KINDS} | {"all": modules["module"] != ""}
     modules["place"] = _places(modules, "damage")
     for estimator in profile.estimators:
-        modules[estimator] = [foretell(profile, damage, estimator) for damage in sensitivity.modules]
+        modules[estimator] = [predicted_damage(profile, damage, estimator) for damage in sensitivity.modules]
         modules[f"place_{estimator}"] = _places(modules, estimator)
     misjudged = [module for kind in MODULE_KINDS for module in _misjudged(modules[kinds[kind]], profile.estimators)]
     return RankAgreement(
         modules,
         {name: {kind: _spearman(modules[rows], name) for kind, rows in kinds.items()} for name in profile.estimators},
         {kind: noise_ceiling(damages[torch.tensor(rows.tolist())]) for kind, rows in kinds.items()},
-        tuple(sorted(misjudged, key=lambda module: -abs(module.measured - module.foretold))),
+        tuple(sorted(misjudged, key=lambda module: -abs(module.measured - module.predicted))),
     )
 
 
@@ -134,9 +134,9 @@ def _misjudged(modules: pandas.DataFrame, estimators: tuple[str, ...]) -> Iterat
         best = 1 + int((others > row["damage"] + noise).sum())
         worst = 1 + int((others > row["damage"] - noise).sum())
         for estimator in estimators:
-            foretold = row[f"place_{estimator}"]
-            if max(best - foretold, foretold - worst) > count / 3:
-                yield Misjudged(estimator, row["layer"], row["module"], row["place"], foretold, count)
+            predicted = row[f"place_{estimator}"]
+            if max(best - predicted, predicted - worst) > count / 3:
+                yield Misjudged(estimator, row["layer"], row["module"], row["place"], predicted, count)
 
 
 def _spearman(modules: pandas.DataFrame, estimator: str) -> float | None:

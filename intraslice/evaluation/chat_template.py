@@ -11,8 +11,8 @@ from intraslice.data import CHARACTERS_A_TOKEN
 from intraslice.untrusted.process import Bounds, run_apart
 
 BOUNDS = Bounds(memory=256 * 2**20, seconds=2)  # an ordinary template takes 20 MiB and 0.06 s, most of it Python's own
-MOST_RENDERED = 2**21  # characters
-MOST_PROMPT = 2**20  # characters, however many positions a model says it has: tokenising takes 70 bytes for each
+MAX_RENDERED = 2**21  # characters
+MAX_PROMPT = 2**20  # characters, however many positions a model says it has: tokenising takes 70 bytes for each
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
@@ -31,7 +31,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
             template=tokenizer.get_chat_template(),
             messages=[dict(message) for message in messages],
             special_tokens={name: _plain(token) for name, token in tokenizer.special_tokens_map.items()},
-            most=MOST_RENDERED,
+            max_characters=MAX_RENDERED,
         )
     except ValueError as error:
         raise UserError(f"the model's chat template fails ({error}); ask without it, or another model") from error
@@ -39,10 +39,10 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
 
 def require_short(prompt: str, positions: int) -> None:
     """Raise UserError for a prompt that cannot fit into a model's positions, before the work of tokenising it."""
-    most = min(CHARACTERS_A_TOKEN * positions, MOST_PROMPT)
-    if len(prompt) > most:
+    max_characters = min(CHARACTERS_A_TOKEN * positions, MAX_PROMPT)
+    if len(prompt) > max_characters:
         raise UserError(
-            f"the prompt has {len(prompt):,} characters; expected at most {most:,}, "
+            f"the prompt has {len(prompt):,} characters; expected at most {max_characters:,}, "
             f"as the model has {positions:,} positions"
         )
 

@@ -26,10 +26,10 @@ def importances_along(
     """
     layers = []
     for index, layer in enumerate(profile.layers):
-        foretold: Importances = layer.importances[estimator]
+        predicted: Importances = layer.importances[estimator]
         found = {}
         for module in MODULE_KINDS:
-            values: Tensor = getattr(foretold, module)
+            values: Tensor = getattr(predicted, module)
             ratios = [0.0, *(ratios[index, module] for _, ratios in path), 1.0]
             sparsities = [0.0, *(sparsity for sparsity, _ in path), 1.0]
             falls = torch.empty(len(values), dtype=torch.float64)

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 Shapes = dict[str, tuple[int, ...]]
 
-MOST_JSON = 2**22  # bytes of a safetensors header, an index of shards or a configuration: 30,000 tensors
-MOST_TENSORS = 2**15
-MOST_VALUES = 2**20  # in all of a GGUF file's arrays: vocabulary and merges. Each takes gguf-py a kilobyte
-MOST_TEXT = 2**20  # bytes of one string in a GGUF file
-MOST_DIMENSIONS = 8
+MAX_JSON = 2**22  # bytes of a safetensors header, an index of shards or a configuration: 30,000 tensors
+MAX_TENSORS = 2**15
+MAX_VALUES = 2**20  # in all of a GGUF file's arrays: vocabulary and merges. Each takes gguf-py a kilobyte
+MAX_TEXT = 2**20  # bytes of one string in a GGUF file
+MAX_DIMENSIONS = 8
 
 # By the numbers of GGUF's types of values.
 _FORMS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"))) | {10: "<Q", 11: "<q", 12: "<d"}
@@ -28,8 +28,8 @@ _TEXT, _ARRAY = 8, 9
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object of bounded size."""
-    if file.stat().st_size > MOST_JSON:
-        raise ValueError(f"{file.name} has more than {MOST_JSON:,} bytes")
+    if file.stat().st_size > MAX_JSON:
+        raise ValueError(f"{file.name} has more than {MAX_JSON:,} bytes")
     return _json_object(file.read_bytes(), file.name)
 
 
@@ -38,8 +38,8 @@ def safetensors_shapes(file: Path) -> Shapes:
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if not 2 <= length <= min(size - 8, MOST_JSON):
-            raise ValueError(f"{file.name} is cut, or has a header of more than {MOST_JSON:,} bytes")
+        if not 2 <= length <= min(size - 8, MAX_JSON):
+            raise ValueError(f"{file.name} is cut, or has a header of more than {MAX_JSON:,} bytes")
         header = _json_object(opened.read(length), file.name)
     header.pop("__metadata__", None)
     shapes, left = {}, size - 8 - length
@@ -50,7 +50,7 @@ def safetensors_shapes(file: Path) -> Shapes:
         except (TypeError, KeyError, ValueError):
             whole = False
         # No value takes less than half a byte.
-        if not whole or len(shape) > MOST_DIMENSIONS or math.prod(shape) > 2 * (end - start):
+        if not whole or len(shape) > MAX_DIMENSIONS or math.prod(shape) > 2 * (end - start):
             raise ValueError(f"{file.name} has a header that is wrong")
         shapes[name], left = shape, left - (end - start)
     if left < 0:
@@ -78,7 +78,7 @@ class _Cursor:
     """A place in a file, and how many values of arrays may still come."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.place, self.values = data, 0, MOST_VALUES
+        self.data, self.place, self.values = data, 0, MAX_VALUES
 
     def number(self, form: str) -> Any:
         """The next number, an int or a float by `form`, a format of the module struct."""
@@ -93,8 +93,8 @@ class _Cursor:
 
     def text(self) -> str:
         length = self.number("<Q")
-        if length > MOST_TEXT:
-            raise ValueError(f"a text in its header has more than {MOST_TEXT:,} bytes")
+        if length > MAX_TEXT:
+            raise ValueError(f"a text in its header has more than {MAX_TEXT:,} bytes")
         start = self.place
         self.skip(length)
         return self.data[start : self.place].decode("utf-8", "replace")
@@ -103,7 +103,7 @@ class _Cursor:
         kind, length = self.number("<I"), self.number("<Q")
         self.values -= length
         if self.values < 0:
-            raise ValueError(f"the arrays in its header have more than {MOST_VALUES:,} values")
+            raise ValueError(f"the arrays in its header have more than {MAX_VALUES:,} values")
         if kind == _TEXT:
             for _ in range(length):
                 self.skip(self.number("<Q"))
@@ -132,13 +132,13 @@ def _read_gguf(cursor: _Cursor) -> GgufHeader:
     if magic != b"GGUF" or version not in (2, 3):
         raise ValueError("it is no GGUF file of version 2 or 3")
     tensors, count = cursor.number("<Q"), cursor.number("<Q")
-    if max(tensors, count) > MOST_TENSORS:
-        raise ValueError(f"its header counts {max(tensors, count):,} entries; expected at most {MOST_TENSORS:,}")
+    if max(tensors, count) > MAX_TENSORS:
+        raise ValueError(f"its header counts {max(tensors, count):,} entries; expected at most {MAX_TENSORS:,}")
     fields = {cursor.text(): cursor.value() for _ in range(count)}
     shapes, end = {}, 0
     for _ in range(tensors):
         name, dimensions = cursor.text(), cursor.number("<I")
-        if dimensions > MOST_DIMENSIONS:
+        if dimensions > MAX_DIMENSIONS:
             raise ValueError(f"its header has a tensor of {dimensions:,} dimensions")
         sizes = [cursor.number("<Q") for _ in range(dimensions)]
         kind, offset = cursor.number("<I"), cursor.number("<Q")

@@ -34,8 +34,8 @@ from intraslice.core.errors import UserError, first_line
 from intraslice.modeling.families import family_named, family_of
 from intraslice.pretrained.headers import Shapes, gguf_header, read_json, safetensors_shapes
 
-MOST_LAYERS = 512
-MOST_LABELS = 1024  # of a classifier, which none of these models is; transformers lists them all
+MAX_LAYERS = 512
+MAX_LABELS = 1024  # of a classifier, which none of these models is; transformers lists them all
 _ALONE = threading.RLock()
 _LAYER = re.compile(r"\b(?:layers|blk)\.(\d+)\.")
 # Absolute paths, up to the last of their names; not what follows a scheme, as in https://
@@ -99,9 +99,9 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
         given = _gguf_config(weights) if weights.gguf else read_json(weights.folder / "config.json")
         if not isinstance(given.get("model_type"), str):
             raise ValueError("it says no model_type")
-        for field, most in {"num_hidden_layers": MOST_LAYERS, "num_labels": MOST_LABELS}.items():
-            if isinstance(given.get(field), int) and given[field] > most:  # transformers makes lists as long
-                raise ValueError(f"{field} is above {most}")
+        for field, limit in {"num_hidden_layers": MAX_LAYERS, "num_labels": MAX_LABELS}.items():
+            if isinstance(given.get(field), int) and given[field] > limit:  # transformers makes lists as long
+                raise ValueError(f"{field} is above {limit}")
         if "transformers_weights" in given:
             raise ValueError("it names weights of its own")
         family_named(given["model_type"][:40])  # of what cannot be sliced, a configuration is not even made

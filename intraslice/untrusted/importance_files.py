@@ -13,8 +13,8 @@ from typing import Any
 from intraslice.core.config import MODULE_KINDS, ModuleKind
 from intraslice.core.errors import UserError
 
-MOST_BYTES = 2**26
-MOST = 1e30
+MAX_BYTES = 2**26
+MAX_IMPORTANCE = 1e30
 DIGITS = 6  # significant ones: no ranking hangs on more
 
 Units = dict[ModuleKind, list[float]]
@@ -23,8 +23,8 @@ Units = dict[ModuleKind, list[float]]
 def read_importances(path: Path) -> list[Units]:
     """Every layer's importances. Raises UserError, naming the layer, for what is no number, below 0 or missing."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"over {MOST_BYTES:,} bytes")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"over {MAX_BYTES:,} bytes")
         found = json.loads(path.read_bytes())
         layers = found.get("layers") if isinstance(found, dict) else None
         if not isinstance(layers, list) or not layers:
@@ -57,4 +57,4 @@ def _numbers(where: str, row: Any, module: str) -> list[float]:
 
 
 def _is_importance(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_IMPORTANCE

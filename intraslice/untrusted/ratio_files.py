@@ -17,7 +17,7 @@ from typing import Any
 from intraslice.core.config import MODULE_KINDS, Lock
 from intraslice.core.errors import UserError
 
-MOST_CHARACTERS = 2**20
+MAX_CHARACTERS = 2**20
 COLUMNS = ("layer", *(f"{module}_ratio" for module in MODULE_KINDS))
 
 
@@ -29,9 +29,9 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
     path = Path(path).expanduser()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read(MOST_CHARACTERS + 1)
-        if len(text) > MOST_CHARACTERS:
-            raise ValueError(f"over {MOST_CHARACTERS:,} characters")
+            text = file.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"over {MAX_CHARACTERS:,} characters")
         rows = _json_rows(text) if path.suffix.lower() == ".json" else _csv_rows(text)
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error

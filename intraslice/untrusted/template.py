@@ -19,7 +19,7 @@ from jinja2.utils import Namespace
 SAFE = (3, 1, 6)  # earlier versions of jinja2 let templates out of the sandbox
 
 
-def answer(template: str, messages: list[dict[str, str]], special_tokens: dict[str, Any], most: int) -> str:
+def answer(template: str, messages: list[dict[str, str]], special_tokens: dict[str, Any], max_characters: int) -> str:
     """The template's text, with the beginning of an answer. Raises ValueError for more than `most` characters."""
     if tuple(map(int, jinja2.__version__.split(".")[:3])) < SAFE:
         raise ImportError(f"jinja2 {jinja2.__version__} is not safe; run `pip install -U jinja2`")
@@ -38,8 +38,8 @@ def answer(template: str, messages: list[dict[str, str]], special_tokens: dict[s
     for piece in environment.from_string(template).generate(given):
         pieces.append(piece)
         length += len(piece)
-        if length > most:
-            raise ValueError(f"it writes more than {most:,} characters")
+        if length > max_characters:
+            raise ValueError(f"it writes more than {max_characters:,} characters")
     return "".join(pieces)
 
 

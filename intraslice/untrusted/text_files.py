@@ -1,6 +1,6 @@
 """Text files that people bring -> documents, with bounds on whatever a file can ask for.
 
-What counts of a file is its beginning, the same for every caller: `MOST_CHARACTERS` characters and `MOST_ROWS` rows.
+What counts of a file is its beginning, the same for every caller: `MAX_CHARACTERS` characters and `MAX_ROWS` rows.
 No message quotes what stands in a file, or says where it lies.
 """
 
@@ -16,14 +16,14 @@ from pathlib import Path
 from intraslice.core.errors import UserError
 from intraslice.untrusted.process import Bounds, run_apart
 
-MOST_CHARACTERS = 2**25  # of a file that are read; of a parquet file, of its column text. Some eight million tokens
-MOST_ROWS = 2**20  # that are read, be they blank
-MOST_LINE = 2**22  # characters of a line of JSON or CSV: one that is longer is refused
+MAX_CHARACTERS = 2**25  # of a file that are read; of a parquet file, of its column text. Some eight million tokens
+MAX_ROWS = 2**20  # that are read, be they blank
+MAX_LINE = 2**22  # characters of a line of JSON or CSV: one that is longer is refused
 PARQUET_BOUNDS = Bounds(memory=3 * 2**29, seconds=20)
 
 _NUMBER = re.compile(r"[-+]?[\d.,]+")
 _LINE = re.compile(r"[^\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # between what `str.splitlines` parts at
-csv.field_size_limit(MOST_LINE)
+csv.field_size_limit(MAX_LINE)
 
 
 def read_text_file(path: Path) -> list[str]:
@@ -35,7 +35,7 @@ def read_text_file(path: Path) -> list[str]:
     if not path.stat().st_size:
         raise UserError(f"{path.name} is empty; expected text")
     try:
-        documents = list(filter(str.strip, islice(READERS[path.suffix.lower()](path), MOST_ROWS)))
+        documents = list(filter(str.strip, islice(READERS[path.suffix.lower()](path), MAX_ROWS)))
     except UserError:
         raise
     except UnicodeError as error:
@@ -52,8 +52,8 @@ def read_text_file(path: Path) -> list[str]:
 
 def _paragraphs(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig") as file:
-        text = file.read(MOST_CHARACTERS)
-    paragraphs = [paragraph for paragraph in text.split("\n\n", MOST_ROWS) if paragraph]
+        text = file.read(MAX_CHARACTERS)
+    paragraphs = [paragraph for paragraph in text.split("\n\n", MAX_ROWS) if paragraph]
     if len(paragraphs) == 1:  # no blank line in it: a document a line
         return (line[0] for line in _LINE.finditer(text))
     return iter(paragraphs)
@@ -93,7 +93,7 @@ def _csv_rows(path: Path) -> Iterator[str]:
 
 
 def _parquet_rows(path: Path) -> Iterator[str]:
-    found = run_apart("parquet", PARQUET_BOUNDS, path=str(path), characters=MOST_CHARACTERS, rows=MOST_ROWS)
+    found = run_apart("parquet", PARQUET_BOUNDS, path=str(path), characters=MAX_CHARACTERS, rows=MAX_ROWS)
     if "columns" in found:
         raise _no_text_column(path, found["columns"])
     if "type" in found:
@@ -102,12 +102,12 @@ def _parquet_rows(path: Path) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Whole lines, with their ends, until `MOST_CHARACTERS` are read."""
-    left = MOST_CHARACTERS
+    """Whole lines, with their ends, until `MAX_CHARACTERS` are read."""
+    left = MAX_CHARACTERS
     with path.open(encoding="utf-8-sig", newline="") as file:
-        while left > 0 and (line := file.readline(MOST_LINE + 1)):
-            if len(line) > MOST_LINE:
-                raise ValueError(f"a line has more than {MOST_LINE:,} characters")
+        while left > 0 and (line := file.readline(MAX_LINE + 1)):
+            if len(line) > MAX_LINE:
+                raise ValueError(f"a line has more than {MAX_LINE:,} characters")
             left -= len(line)
             yield line
 

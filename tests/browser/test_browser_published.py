@@ -123,7 +123,7 @@ def test_a_small_screen_the_readers_lights_and_paper(opened, scheme) -> None:
 def test_the_default_models_file(chromium, usual_cache, tmp_path) -> None:
     file = tmp_path / "real.html"
     assert main(["publish", "--out", str(file), "--sparsities", "0", "0.3", "--eval-tokens", "2560"]) == 0
-    assert 4_000_000 < file.stat().st_size < html.MOST
+    assert 4_000_000 < file.stat().st_size < html.MAX_BYTES
     page = chromium.new_page()
     page.goto(file.as_uri())
     page.wait_for_selector("#ratios .main-svg")

@@ -26,14 +26,14 @@ from components.gradio_compat.errors import language_of
 from components.i18n.language import (
     ENGLISH,
     LANGUAGES,
-    Words,
-    asked_for,
-    later,
+    LazyString,
+    catalogue,
+    gettext,
+    lazy_gettext,
     number,
-    say,
-    speaking,
-    spoken,
-    words_of,
+    requested_language,
+    translate,
+    use_language,
 )
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
@@ -56,9 +56,9 @@ def python_texts() -> set[str]:
     for path in (ROOT / "app.py", *(ROOT / "components").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = getattr(getattr(node, "func", None), "id", "")
-            if name in ("say", "later") and isinstance(node.args[0], ast.Constant):
+            if name in ("gettext", "lazy_gettext") and isinstance(node.args[0], ast.Constant):
                 found.add(node.args[0].value)
-            elif name in ("say", "later"):
+            elif name in ("gettext", "lazy_gettext"):
                 assert path.name == "language.py", f"{path.name}:{node.lineno} says what no list of words can hold"
     return found
 
@@ -90,7 +90,7 @@ def places(text: str) -> Counter:
     ("file", "said", "terms"), [("words", python_texts, library_terms), ("scripts", script_texts, set)]
 )
 def test_every_word_is_there_with_its_places_and_none_is_left_over(code, file, said, terms) -> None:
-    known, wanted = words_of(code, file), said() | terms()
+    known, wanted = catalogue(code, file), said() | terms()
     assert sorted(wanted - known.keys()) == []
     assert sorted(known.keys() - wanted) == []
     assert [text for text, words in known.items() if not words.strip() and text.strip()] == []
@@ -167,10 +167,10 @@ def test_the_tour_opens_tabs_that_there_are() -> None:
 )
 def test_numbers_are_written_as_the_language_has_them(value, form, german) -> None:
     assert number(value, form) == format(value, form)
-    with speaking("de"):
+    with use_language("de"):
         assert number(value, form) == german
         assert (
-            say("What does each removed percentage point cost? {count} of {total} points.", count=3, total=8)
+            gettext("What does each removed percentage point cost? {count} of {total} points.", count=3, total=8)
             == "Was kostet jedes entfernte Prozent? 3 von 8 Punkten."
         )
 
@@ -191,23 +191,23 @@ def test_numbers_are_written_as_the_language_has_them(value, form, german) -> No
     ],
 )
 def test_the_address_says_the_language_else_the_browser(query, accepted, code) -> None:
-    assert asked_for(query, accepted) == code
+    assert requested_language(query, accepted) == code
     request = SimpleNamespace(query_params=query, headers={"accept-language": accepted})
     assert language_of(request) == language_of([request]) == code
     assert language_of(None) == language_of(SimpleNamespace(session_hash="x", query_params={})) == ENGLISH
 
 
 def test_what_is_said_later_is_said_to_each_reader() -> None:
-    inner = later("Slicing, layer")
-    words = later("This model is being sliced first. {what} {done} of {total}.", what=inner, done=1, total=2)
+    inner = lazy_gettext("Slicing, layer")
+    words = lazy_gettext("This model is being sliced first. {what} {done} of {total}.", what=inner, done=1, total=2)
     assert words == "This model is being sliced first. Slicing, layer 1 of 2."
-    with speaking("de"):
+    with use_language("de"):
         told = "Dieses Modell wird zuerst hergestellt. Wird zugeschnitten, Schicht 1 von 2."
-        assert spoken(words) == spoken(copy.deepcopy(words)) == spoken(str(words)) == told
-        assert spoken(str(ValueError(words))) == told
+        assert translate(words) == translate(copy.deepcopy(words)) == translate(str(words)) == told
+        assert translate(str(ValueError(words))) == told
         assert formatting.problem(ValueError(words)).count(told) == 1
         assert words == "This model is being sliced first. Slicing, layer 1 of 2."
-        assert spoken("an error of {the} library") == "an error of {the} library"
+        assert translate("an error of {the} library") == "an error of {the} library"
 
 
 def test_two_visitors_hear_of_one_job_each_in_their_language() -> None:
@@ -216,10 +216,10 @@ def test_two_visitors_hear_of_one_job_each_in_their_language() -> None:
 
     def work(job):
         for done in range(40):
-            job.emit(Status(later("Slicing, layer"), "busy", done, 40, 0.5))
+            job.emit(Status(lazy_gettext("Slicing, layer"), "busy", done, 40, 0.5))
 
     def hears(code: str) -> list[str]:
-        with speaking(code):
+        with use_language(code):
             both.wait()
             events = jobs.run(code, "measure", lambda job: job.share("slice", work))
             return [formatting.status_words(event) for event in events]
@@ -258,7 +258,7 @@ def test_the_page_comes_in_its_visitors_language(address) -> None:
     assert {"Genauigkeit", "Quoten", "Kalibrierung", "Schätzer der Quoten"} <= labels_of(config_of(german))
     assert {"Precision", "Ratios", "Calibration", "Ratio estimator"} <= labels_of(config_of(english))
     assert "Perplexität" in json.dumps(config_of(german), ensure_ascii=False)
-    assert not any(isinstance(value, Words) for value in config_of(english).values())
+    assert not any(isinstance(value, LazyString) for value in config_of(english).values())
     by_header = httpx.get(address, headers={"Accept-Language": "de-AT,en;q=0.5"}).text
     assert "Genauigkeit" in labels_of(config_of(by_header))
     assert httpx.get(f"{address}/config", params=GERMAN).json()["components"]
@@ -289,7 +289,7 @@ def test_errors_of_the_page_speak_the_visitors_language(address) -> None:
 
 def test_a_session_has_no_language_of_its_own() -> None:
     """What is shared is said in English, whoever asked first: a page's words are told on the reader's side."""
-    with speaking("de"):
+    with use_language("de"):
         measured = Session().perplexities(parse(Settings()))
     assert measured.text == "held-out text"
     assert Path(ASSETS / "texts" / "de" / "words.json").is_file()

@@ -28,7 +28,7 @@ from components.state.settings import Settings
 from components.state.snapshots import plan as snapshot
 from components.state.views import Perplexities
 from components.ui import formatting
-from components.ui.handlers import Follower, only_if_active, spread_settings, unchanged
+from components.ui.handlers import LiveOutput, only_if_active, spread_settings, unchanged
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.planning.ratios import make_plan
@@ -40,8 +40,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def preview(session) -> Callable[..., tuple]:
     """What a move of the slider shows: both charts of the Ratios tab, then the fields of `slider.Moved`."""
-    follower = Follower("ratios", partial_handler(ratios.show, session), ())
-    return partial_handler(slider.preview, session, [follower])
+    live_output = LiveOutput("ratios", partial_handler(ratios.show, session), ())
+    return partial_handler(slider.preview, session, [live_output])
 
 
 def bars(chart_json: str) -> list[list[float]]:
@@ -62,9 +62,9 @@ def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator, shapes)
 
 def test_impossible_settings_become_words_and_leave_the_charts_alone(session, tiny) -> None:
     shown = ratios.Charts(gr.HTML(render=False), gr.HTML(render=False))
-    followers = [Follower("ratios", partial_handler(ratios.show, session), shown)]
-    refuse = partial(slider.refuse_move, followers, followers)
-    move = spread_settings(slider.move, session, followers, followers, refuse=refuse)
+    live_outputs = [LiveOutput("ratios", partial_handler(ratios.show, session), shown)]
+    refuse = partial(slider.refuse_move, live_outputs, live_outputs)
+    move = spread_settings(slider.move, session, live_outputs, live_outputs, refuse=refuse)
     for change, words in (({"sparsity": 75, "cap": 60}, "raise the cap"), ({"locked": "9 mlp 5"}, "layer 9 is locked")):
         settings = tiny.settings._replace(**change)
         *charts, readout, headline, _, _, _, again, _ = move(*settings, 0, "ratios", "", SOMEBODY)

@@ -9,21 +9,21 @@ from dataclasses import replace
 from components.activations.charts import MEASURES, QUESTIONS, shift_chart
 from components.activations.views import ShiftView
 from components.export.published.views import Published, Step
-from components.i18n.language import later, number, say, spoken
+from components.i18n.language import gettext, lazy_gettext, number, translate
 from components.ratios.charts import ratio_chart
 from components.spectra.charts import variance_chart
 from components.sweep.charts import removed_chart
 from components.ui import figure
 from components.ui.figure import Chart
 
-UNMOVED = later("Nothing is removed, so nothing shifts.")
+UNMOVED = lazy_gettext("Nothing is removed, so nothing shifts.")
 
 
 def charts(published: Published, step: Step, tops: Sequence[float]) -> dict[str, Chart]:
     """A step's charts by the name of their place on the page; `tops` of the shift's axes. The spectra are apart."""
     found = {"ratios": ratio_chart(step.plan), "sweep": sweep(published, step)}
     return found | {
-        "shift": shift(step.shift, tops) if step.shift else figure.waiting(QUESTIONS["shift"](0), spoken(UNMOVED))
+        "shift": shift(step.shift, tops) if step.shift else figure.waiting(QUESTIONS["shift"](0), translate(UNMOVED))
     }
 
 
@@ -71,5 +71,7 @@ def sweep(published: Published, step: Step) -> Chart:
         "annotations": [*chart.layout["annotations"], words],
     }
     points = len(published.sweep.points)
-    note = say("{points} sliced models; the vertical line marks the slider's setting.", points=points)
-    return replace(chart, layout=layout, note=note, hint=say("Click a point to move the slider there."), protocol="")
+    note = gettext("{points} sliced models; the vertical line marks the slider's setting.", points=points)
+    return replace(
+        chart, layout=layout, note=note, hint=gettext("Click a point to move the slider there."), protocol=""
+    )

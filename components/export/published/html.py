@@ -15,26 +15,26 @@ from components.compare.views import COLUMNS
 from components.export.published import charts
 from components.export.published.pack import packed
 from components.export.published.views import Published, Step
-from components.i18n.language import ENGLISH, for_scripts, language, later, long_text, number, say, spoken
+from components.i18n.language import ENGLISH, for_scripts, gettext, language, lazy_gettext, long_text, number, translate
 from components.state.views import Reading
 from components.ui import formatting
 from components.ui.chart_bridge import PLOTLY, template
 from components.ui.labels import ESTIMATORS
 from components.ui.palette import css_variables
 
-MOST = 8_000_000  # bytes: more is no page for a blog
+MAX_BYTES = 8_000_000  # bytes: more is no page for a blog
 HEIGHTS = {"ratios": 400, "spectra": 400, "shift": 540, "sweep": 440}
 
 
 def embed(name: str) -> str:
     """The line that puts the file into another page."""
     name = escape(name)
-    title = say("The cost of slicing {name}", name=name)
+    title = gettext("The cost of slicing {name}", name=name)
     return f'<iframe src="{name}.html" title="{title}" width="100%" height="900"></iframe>'
 
 
 def page(published: Published) -> str:
-    """The whole file. Raises ValueError for more than `MOST` bytes."""
+    """The whole file. Raises ValueError for more than `MAX_BYTES` bytes."""
     first, dense = published.steps[published.first], published.steps[0].perplexities
     content = {
         "first": published.first,
@@ -53,20 +53,20 @@ def page(published: Published) -> str:
         first=published.first,
         headline=formatting.headline(first.plan, first.perplexities),
         parameters=formatting.millions(first.plan.parameters_dense),
-        dense=say("unknown") if dense.dense is None else number(dense.dense, ".1f"),
-        ends=say("{first:g} to {last:g} %", first=published.choice.percents[0], last=published.choice.percents[-1]),
-        layers=_options(say("Layer {layer}", layer=layer) for layer in range(len(first.plan.layers))),
+        dense=gettext("unknown") if dense.dense is None else number(dense.dense, ".1f"),
+        ends=gettext("{first:g} to {last:g} %", first=published.choice.percents[0], last=published.choice.percents[-1]),
+        layers=_options(gettext("Layer {layer}", layer=layer) for layer in range(len(first.plan.layers))),
         prompts=_options(published.choice.prompts),
         protocol=_protocol(published),
         command=escape(published.command if language() == ENGLISH else f"{published.command} --language {language()}"),
         **{f"{place}_chart": template(height) for place, height in HEIGHTS.items()},
     )
-    if (size := len(text.encode())) > MOST:
+    if (size := len(text.encode())) > MAX_BYTES:
         raise ValueError(
-            later(
+            lazy_gettext(
                 "The page has {size:.1f} MB, more than the {limit:.0f} allowed. Choose fewer steps.",
                 size=size / 1e6,
-                limit=MOST / 1e6,
+                limit=MAX_BYTES / 1e6,
             )
         )
     return text
@@ -91,7 +91,7 @@ def _numbers(step: Step) -> dict[str, Any]:
         "percent": step.percent,
         "headline": formatting.headline(step.plan, step.perplexities),
         "removed": formatting.removed(step.plan),
-        "said": say(
+        "said": gettext(
             "{percent:g} %, perplexity {perplexity}",
             percent=step.percent,
             perplexity=_reading(step.perplexities.sliced_reading),
@@ -111,14 +111,14 @@ def _table(step: Step) -> str:
     }
     costs = [step.costs.columns.get(name) for name in COLUMNS]
     rows = [
-        (say("Parameters"), *(formatting.millions(cost.parameters) if cost else "–" for cost in costs)),
-        (say("of the layers removed"), *(number(cost.removed, ".1%") if cost else "–" for cost in costs)),
-        (say("KV cache per token"), *(formatting.size(cost.kv) if cost else "–" for cost in costs)),
-        (say("Perplexity"), *(_reading(readings[name][0]) for name in COLUMNS)),
-        (say("times the dense one"), "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
+        (gettext("Parameters"), *(formatting.millions(cost.parameters) if cost else "–" for cost in costs)),
+        (gettext("of the layers removed"), *(number(cost.removed, ".1%") if cost else "–" for cost in costs)),
+        (gettext("KV cache per token"), *(formatting.size(cost.kv) if cost else "–" for cost in costs)),
+        (gettext("Perplexity"), *(_reading(readings[name][0]) for name in COLUMNS)),
+        (gettext("times the dense one"), "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
     ]
     problems = "".join(
-        f'<p class="isx-quiet">{escape(spoken(problem))}</p>' for problem in step.costs.problems.values()
+        f'<p class="isx-quiet">{escape(translate(problem))}</p>' for problem in step.costs.problems.values()
     )
     return formatting.table(list(COLUMNS.values()), rows) + problems
 
@@ -137,16 +137,16 @@ def _protocol(published: Published) -> str:
     shift = next((step.shift for step in published.steps if step.shift), None)
     first = published.steps[0]
     lines = {
-        say("Model"): f"{published.source}.",
-        say("Perplexity"): say("{protocol} ± is one standard error.", protocol=published.protocol),
-        say("Ratios"): say(
+        gettext("Model"): f"{published.source}.",
+        gettext("Perplexity"): gettext("{protocol} ± is one standard error.", protocol=published.protocol),
+        gettext("Ratios"): gettext(
             "Estimator: {estimator}; no module loses more than {cap:.0%}. Ratios and spectra come from the "
             "same calibration.",
             estimator=ESTIMATORS[first.plan.estimator],
             cap=first.plan.cap,
         ),
-        say("Activations"): shift_protocol(shift) if shift else say("Not measured."),
-        say("Answers"): say(
+        gettext("Activations"): shift_protocol(shift) if shift else gettext("Not measured."),
+        gettext("Answers"): gettext(
             "Greedy decoding (always the most likely token), at most {tokens} tokens; a single prompt is no "
             "measurement.",
             tokens=published.choice.tokens,

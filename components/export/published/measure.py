@@ -14,7 +14,7 @@ from components.compare.models import Columns
 from components.compare.views import Question
 from components.export import files
 from components.export.published.views import PROMPTS, Choice, Published, Step
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs import limits
 from components.jobs.job import Job
 from components.jobs.status import Status
@@ -34,7 +34,7 @@ from intraslice.reporting import Recipe
 
 __all__ = ["PROMPTS", "Choice", "Publisher", "request_of", "to_the_end"]
 
-MOST_STEPS, MOST_PROMPTS = 61, 8
+MAX_STEPS, MAX_PROMPTS = 61, 8
 
 
 class Publisher:
@@ -64,7 +64,7 @@ class Publisher:
             job.checkpoint()
         steps, start = [], time.monotonic()
         for done, (percent, setting) in enumerate(zip(choice.percents, at, strict=True)):
-            words = later("Page: {sparsity:g} % removed; steps", sparsity=percent)
+            words = lazy_gettext("Page: {sparsity:g} % removed; steps", sparsity=percent)
             left = (time.monotonic() - start) / done * (len(at) - done) if done else None
             status = Status(words, "busy", done, len(at), left)
             job.emit(status)
@@ -132,17 +132,19 @@ class Publisher:
 def _checked(choice: Choice) -> Choice:
     """The choice with its steps in order, each once. Raises UserError for what is none."""
     percents = sorted({float(limits.number("sparsity", percent, 0, 80)) for percent in choice.percents})
-    if not 2 <= len(percents) <= MOST_STEPS:
+    if not 2 <= len(percents) <= MAX_STEPS:
         raise UserError(
-            later("The slider must have 2 to {limit} steps, got {count}.", count=len(percents), limit=MOST_STEPS)
+            lazy_gettext("The slider must have 2 to {limit} steps, got {count}.", count=len(percents), limit=MAX_STEPS)
         )
-    if not 1 <= len(choice.prompts) <= MOST_PROMPTS:
+    if not 1 <= len(choice.prompts) <= MAX_PROMPTS:
         raise UserError(
-            later("There must be 1 to {limit} prompts, got {count}.", count=len(choice.prompts), limit=MOST_PROMPTS)
+            lazy_gettext(
+                "There must be 1 to {limit} prompts, got {count}.", count=len(choice.prompts), limit=MAX_PROMPTS
+            )
         )
     for prompt in choice.prompts:
-        if not limits.words(later("the prompt"), prompt, limits.PROMPT.value).strip():
-            raise UserError(later("A prompt is empty. Enter some text for each."))
+        if not limits.words(lazy_gettext("the prompt"), prompt, limits.PROMPT.value).strip():
+            raise UserError(lazy_gettext("A prompt is empty. Enter some text for each."))
     tokens = limits.whole("tokens", choice.tokens, 1, limits.NEW_TOKENS.value)
     return Choice(tuple(percents), tuple(choice.prompts), tokens)
 

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.i18n.language import asked_for, say
+from components.i18n.language import gettext, requested_language
 
 PATHS = ("/", "/config")
 NOWHERE = "isx-root.invalid"  # a name that no machine can have (RFC 6761)
@@ -74,10 +74,10 @@ class CachedPage:
             return await self._app(scope, receive, send)
         request = Request(scope)
         if not ORIGIN.fullmatch(origin := origin_of(request)):
-            words = say("The request's Host header is not a valid host name.")
+            words = gettext("The request's Host header is not a valid host name.")
             return await PlainTextResponse(words, 400)(scope, receive, send)
         query = QueryParams(scope.get("query_string", b""))
-        language = asked_for(query, request.headers.get("accept-language"))
+        language = requested_language(query, request.headers.get("accept-language"))
         made = await self._answer(scope, receive, language, query.get("lang") == language)
         if made is None:
             return await self._app(scope, receive, send)

@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.gradio_compat.upload_folder import DOWNLOADS, upload_folder
-from components.i18n.language import say
+from components.i18n.language import gettext
 from components.jobs import limits
 
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
@@ -40,13 +40,13 @@ class BoundedRequests:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         uploads = headers.get("content-type", "").startswith("multipart/")
-        most = limits.UPLOAD.value + ENVELOPE if uploads else limits.REQUEST.value
-        words = say("The request exceeds the maximum allowed size of {limit:,} bytes.", limit=most)
+        max_bytes = limits.UPLOAD.value + ENVELOPE if uploads else limits.REQUEST.value
+        words = gettext("The request exceeds the maximum allowed size of {limit:,} bytes.", limit=max_bytes)
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or len(length) > 18 or int(length) > most:
+        if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
             return await PlainTextResponse(words, 413)(scope, receive, send)
         if uploads:
-            self._arrived += int(length) or most
+            self._arrived += int(length) or max_bytes
             if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
                 self._arrived = 0
                 await run_in_threadpool(make_room, upload_folder(), limits.UPLOADS.value - int(length))
@@ -56,7 +56,7 @@ class BoundedRequests:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > most:  # more than its header said; of an upload gradio then deletes what it has written
+            if seen > max_bytes:  # more than its header said; of an upload gradio then deletes what it has written
                 raise MultiPartException(words) if uploads else HTTPException(413, words)
             return message
 
@@ -65,16 +65,16 @@ class BoundedRequests:
         except TypeError:  # what gradio raises for a part that is no file
             if not uploads:
                 raise
-            words = say("A part of the upload is not a file or has no name.")
+            words = gettext("A part of the upload is not a file or has no name.")
             await PlainTextResponse(words, 400)(scope, receive, send)
 
 
-def make_room(folder: Path, most: int) -> None:
+def make_room(folder: Path, max_bytes: int) -> None:
     """Delete the oldest uploads, whole or broken off, until the others have no more than `most` bytes."""
     uploads = sorted(_uploads(folder))
     total = sum(size for _, size, _ in uploads)
     for _, size, path in uploads:
-        if total <= most:
+        if total <= max_bytes:
             return
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         total -= size

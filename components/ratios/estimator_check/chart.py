@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from components.i18n.language import number, say
+from components.i18n.language import gettext, number
 from components.ratios.estimator_check.views import ModuleVerdict, VerdictView
 from components.state import choices
 from components.ui import figure
@@ -26,13 +26,13 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
     for column, (module, name) in enumerate(MODULES.items(), start=1):
         axes = figure.axes_of(column)
         verdicts = [verdict for verdict in view.modules if verdict.module == module] if view else []
-        foretold = [verdict.foretold[estimator] for verdict in verdicts]
+        predicted = [verdict.predicted[estimator] for verdict in verdicts]
         data.append(_points(verdicts, module, estimator, axes))
         layout[f"xaxis{figure.suffix(column)}"].update(
-            title=figure.title(say("predicted: importance of the removed units")), exponentformat="power", nticks=6
+            title=figure.title(gettext("predicted: importance of the removed units")), exponentformat="power", nticks=6
         )
         layout[f"yaxis{figure.suffix(column)}"].update(
-            title=figure.title(say("measured: KL from dense, nats per token") if column == 1 else ""),
+            title=figure.title(gettext("measured: KL from dense, nats per token") if column == 1 else ""),
             tickformat=".3~f",
             zeroline=True,
             zerolinecolor="@rule",
@@ -40,12 +40,12 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         if view is None:
             for axis in "xy":
                 layout[f"{axis}axis{figure.suffix(column)}"].update(showticklabels=False, range=[0, 1])
-        if any(importance > 0 for importance in foretold):
-            layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks(foretold))
+        if any(importance > 0 for importance in predicted):
+            layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks(predicted))
         layout["annotations"].append(figure.heading(f"<b>{name}</b>: {_rho(view, estimator, module)}", axes))
-    note = say("Slice each module alone, measure the damage, and compare it with what the importances predict.")
+    note = gettext("Slice each module alone, measure the damage, and compare it with what the importances predict.")
     if view:
-        note = say(
+        note = gettext(
             "Was the estimator right? Each point: {ratio:.0%} of one module removed, all other modules dense. "
             "Height: KL divergence of the next-token probabilities from the dense model's, on {measured_on}, ± "
             "one standard error. Horizontal: what {estimator} predicts. ρ: Spearman's rank correlation.",
@@ -55,18 +55,18 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         )
     layers = 1 + max((verdict.layer for verdict in view.modules), default=-1) if view else 0
     return Chart(
-        title=say("Estimator check: predicted against measured damage"),
+        title=gettext("Estimator check: predicted against measured damage"),
         note=note,
-        hint=say("Click a point.") if view else "",
+        hint=gettext("Click a point.") if view else "",
         data=data,
         layout=layout,
         columns=[
-            say("Layer"),
-            say("Module"),
-            say("KL from dense"),
-            say("± error"),
-            say("Rank"),
-            say("Predicted rank, {estimator}", estimator=ESTIMATORS[estimator]),
+            gettext("Layer"),
+            gettext("Module"),
+            gettext("KL from dense"),
+            gettext("± error"),
+            gettext("Rank"),
+            gettext("Predicted rank, {estimator}", estimator=ESTIMATORS[estimator]),
         ],
         rows=[
             [
@@ -97,7 +97,7 @@ def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes
         "mode": "markers",
         "name": MODULES[module],
         "meta": {"module": module, **figure.DIFFERENT},  # `assets/lesson/answers.js` asks for the module
-        "x": [figure.rounded(verdict.foretold[estimator]) for verdict in verdicts],
+        "x": [figure.rounded(verdict.predicted[estimator]) for verdict in verdicts],
         "y": [figure.rounded(verdict.damage) for verdict in verdicts],
         "error_y": {
             "type": "data",
@@ -108,7 +108,7 @@ def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes
         },
         "customdata": [verdict.layer for verdict in verdicts],
         "text": [
-            say(
+            gettext(
                 "measured rank {measured} of {of}, predicted rank {predicted}",
                 measured=verdict.place,
                 of=len(verdicts),
@@ -116,7 +116,7 @@ def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes
             )
             for verdict in verdicts
         ],
-        "hovertemplate": say(
+        "hovertemplate": gettext(
             "<b>layer %{{customdata}}, {module}</b><br>%{{y:+.4f}} nats per token", module=MODULES[module]
         )
         + "<br>%{text}<extra></extra>",
@@ -137,8 +137,10 @@ def _ticks(values: Sequence[float]) -> Json:
 
 def _rho(view: VerdictView | None, estimator: str, module: str) -> str:
     if view is None:
-        return say("not measured yet")
-    return say("ρ {rho}, at best {best}", rho=digits(view.rho[estimator][module]), best=digits(view.ceiling[module]))
+        return gettext("not measured yet")
+    return gettext(
+        "ρ {rho}, at best {best}", rho=digits(view.rho[estimator][module]), best=digits(view.ceiling[module])
+    )
 
 
 def digits(rho: float | None) -> str:

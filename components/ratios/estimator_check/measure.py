@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from components.assets import ASSETS
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs.job import Job
 from components.jobs.jobs import job_progress
 from components.jobs.status import Status
@@ -59,7 +59,7 @@ class Verdicts:
 
         def work(job: Job) -> None:
             calibrated = self._session.calibrations.calibrate(job, request.calibration)
-            progress = job_progress(job, later("Slicing one module alone:"))
+            progress = job_progress(job, lazy_gettext("Slicing one module alone:"))
             loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
             sensitivity = measure_sensitivity(loaded, stats, windows, RATIO, progress=progress)
             job.emit(self._judged(request.calibration, calibrated, sensitivity))
@@ -67,7 +67,9 @@ class Verdicts:
         yield from self._session.jobs.run(client, "sensitivity", work, urgency=Urgency.BACKGROUND)
 
     def _judged(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> VerdictView:
-        measured_on = later("{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding(key))
+        measured_on = lazy_gettext(
+            "{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding(key)
+        )
         return self._known.put(key, verdict_view(sensitivity, calibrated.source.profile, measured_on))
 
 
@@ -75,7 +77,7 @@ def rounding(key: CalibrationKey) -> str:
     """What is to be known of numbers in a low precision."""
     if key.dtype == "float32":
         return ""
-    return later(" in {dtype}, whose rounding alone is some {nats:.3f} nats", dtype=key.dtype, nats=0.002)
+    return lazy_gettext(" in {dtype}, whose rounding alone is some {nats:.3f} nats", dtype=key.dtype, nats=0.002)
 
 
 def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -> VerdictView:
@@ -89,7 +91,7 @@ def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -
             damage=row["damage"],
             error=row["standard_error"] or 0.0,
             place=int(row["place"]),
-            foretold={name: row[name] for name in profile.estimators},
+            predicted={name: row[name] for name in profile.estimators},
             places={name: int(row[f"place_{name}"]) for name in profile.estimators},
         )
         for _, row in agreement.modules.iterrows()
@@ -106,7 +108,7 @@ def verdict_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -
                 int(module.layer),
                 module.module,
                 int(module.measured),
-                int(module.foretold),
+                int(module.predicted),
                 module.of,
             )
             for module in agreement.misjudged

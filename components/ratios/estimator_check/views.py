@@ -19,7 +19,7 @@ class ModuleVerdict:
     damage: float
     error: float
     place: int
-    foretold: Mapping[str, float]
+    predicted: Mapping[str, float]
     places: Mapping[str, int]
 
 
@@ -30,7 +30,7 @@ class Misjudged(NamedTuple):
     layer: int
     module: str
     measured: int
-    foretold: int
+    predicted: int
     of: int
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from components.assets import ASSETS
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs.job import Job
 from components.jobs.jobs import job_progress
 from components.jobs.status import Status
@@ -31,9 +31,9 @@ from intraslice.diagnostics.prices import (
     best_exchange,
     cost_of,
     disagreements,
-    foretold_price,
     kept_prices,
     measure_prices,
+    predicted_price,
 )
 from intraslice.evaluation.perplexity import Estimate
 from intraslice.planning.profile import Profile
@@ -42,7 +42,7 @@ from intraslice.slicing.driver import slice_model
 
 FILE = ASSETS / "prices.json"
 PARTINGS = 4  # modules named, of those on which two plans part most
-NOTHING = later("At 0 % nothing is removed, so there is no marginal cost to measure. Move the slider first.")
+NOTHING = lazy_gettext("At 0 % nothing is removed, so there is no marginal cost to measure. Move the slider first.")
 
 
 class PriceViews:
@@ -82,7 +82,7 @@ class PriceViews:
                 raise UserError(NOTHING)
             calibrated = self._session.calibrations.calibrate(job, request.calibration)
             sliced, plan = self._session.slice(job, request), self._session.slice_plan(request)
-            progress = job_progress(job, later("Slicing one module more and less:"))
+            progress = job_progress(job, lazy_gettext("Slicing one module more and less:"))
             loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
             prices = measure_prices(loaded, stats, sliced, plan, windows, progress=progress)
             view = price_view(prices, calibrated.source.profile, plan, _words(prices))
@@ -102,14 +102,14 @@ def first_measurement(calibrated: Calibrated, progress: ProgressCallback | bool 
 def price_view(prices: Prices, profile: Profile, plan: SlicePlan, measured_on: str) -> PriceView:
     """Measurements, what the estimators foretell of them, and other plans of equal size, as plain numbers."""
     middle = float(np.median([price.estimate().value for price in prices.modules]))
-    foretold = {
-        name: _over_median([foretold_price(price, profile, name) for price in prices.modules])
+    predicted = {
+        name: _over_median([predicted_price(price, profile, name) for price in prices.modules])
         for name in profile.estimators
     }
 
     def module(index: int, price: Price) -> ModulePrice:
         value, error = price.estimate()
-        times = {name: values[index] for name, values in foretold.items()}
+        times = {name: values[index] for name, values in predicted.items()}
         return ModulePrice(price.layer, price.module, price.ratio, value / middle, (error or 0.0) / abs(middle), times)
 
     modules = {id(price): module(index, price) for index, price in enumerate(prices.modules)}
@@ -142,7 +142,7 @@ def _other(name: str, prices: Prices, profile: Profile, plan: SlicePlan) -> Othe
 
 
 def _words(prices: Prices) -> str:
-    return later("{tokens:,} held-out tokens", tokens=prices.tokens)
+    return lazy_gettext("{tokens:,} held-out tokens", tokens=prices.tokens)
 
 
 def _kept(profile: Profile, plan: SlicePlan) -> PriceView:

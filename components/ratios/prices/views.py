@@ -15,7 +15,7 @@ class ModulePrice(NamedTuple):
     ratio: float  # at the plan
     times: float
     error: float
-    foretold: Mapping[str, float]
+    predicted: Mapping[str, float]
 
 
 class Parting(NamedTuple):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.i18n.language import later, on_day
+from components.i18n.language import lazy_gettext, on_day
 
 DIGITS = 5
 
@@ -30,7 +30,7 @@ def load(path: Path) -> dict[str, Any]:
     _, _, written = record["measured_on"].partition(", ")
     if written:
         tokens = record["tokens"]
-        measured_on = later("{tokens:,} held-out tokens, {day}", tokens=tokens, day=on_day(written))
+        measured_on = lazy_gettext("{tokens:,} held-out tokens, {day}", tokens=tokens, day=on_day(written))
         record |= {"measured_on": measured_on}
     return record | {"modules": modules}
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from components.assets import ASSETS
-from components.i18n.language import later, on_day
+from components.i18n.language import lazy_gettext, on_day
 from components.state.plan_views import Source
 from intraslice.core.config import MODULE_KINDS
 from intraslice.planning.estimators import Importances
@@ -88,7 +88,7 @@ def source(path: Path = FILE) -> tuple[Source, dict[float, float]]:
         curve = dict(json.loads(str(arrays["about"])).get("curve", ()))
     # The default model's head is its embeddings; beside these only the last norm lies outside the layers.
     head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
-    return Source(profile, head_weights, provisional=later("Snapshot: {label}", label=told(words))), curve
+    return Source(profile, head_weights, provisional=lazy_gettext("Snapshot: {label}", label=told(words))), curve
 
 
 def told(label: str) -> str:
@@ -97,7 +97,7 @@ def told(label: str) -> str:
     if parts is None:
         return label
     model, sequences, length, written = parts.groups()
-    return later(
+    return lazy_gettext(
         "{model} on {sequences} x {length} tokens of Wikipedia's lead sections, {day}.",
         model=model,
         sequences=sequences,

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 
-from components.i18n.language import later, spoken
+from components.i18n.language import lazy_gettext, translate
 from components.ui.figure import FOLLOWS, Json
 
 NOTHING = "rgba(0,0,0,0)"
 WIDTH = 1.2  # pixels
 KINDS = {  # what a reader sees of each
-    "bar": later("outlines"),
-    "markers": later("circles"),
-    "lines": later("thin lines"),
-    "circle": later("hollow rings"),
-    "line": later("dotted lines"),
+    "bar": lazy_gettext("outlines"),
+    "markers": lazy_gettext("circles"),
+    "lines": lazy_gettext("thin lines"),
+    "circle": lazy_gettext("hollow rings"),
+    "line": lazy_gettext("dotted lines"),
 }
 
 
@@ -31,13 +31,13 @@ def ghost(chart: str) -> str:
     if not traces and not shapes:
         return ""
     drawn = {"data": [_faint(trace) for trace in traces], "shapes": [_outline(shape) for shape in shapes]}
-    said = [spoken(KINDS["circle" if shape["type"] == "circle" else "line"]) for shape in shapes]
+    said = [translate(KINDS["circle" if shape["type"] == "circle" else "line"]) for shape in shapes]
     return json.dumps({**drawn, "said": said, "rows": sent["table"]["rows"]}, separators=(",", ":"))
 
 
 def _faint(trace: Json) -> Json:
     """Bars as outlines, curves thin, markers hollow; its `meta` says which."""
-    said = spoken(KINDS[trace["type"] if trace["type"] == "bar" else trace["mode"].split("+")[0]])
+    said = translate(KINDS[trace["type"] if trace["type"] == "bar" else trace["mode"].split("+")[0]])
     told: Json = {"hovertemplate": f"A: {trace['hovertemplate']}"} if "hovertemplate" in trace else {}
     told |= {"name": f"A: {trace['name']}", "meta": {**trace["meta"], "said": said}}
     trace = {**trace, "showlegend": False, **told}

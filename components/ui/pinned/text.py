@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.jobs import limits
 from components.state.request import Request, parse
 from components.state.settings import Settings
@@ -25,7 +25,7 @@ def write(request: Request) -> str:
 
 def read(text: Any) -> Settings | None:
     """The setting of a text, None of an empty one; its upload is a mark. Raises UserError for what is no setting."""
-    told = dict(parse_qsl(limits.words(later("the pinned setting"), text or "", limits.LINK.value)))
+    told = dict(parse_qsl(limits.words(lazy_gettext("the pinned setting"), text or "", limits.LINK.value)))
     if not told:
         return None
     for name in told:

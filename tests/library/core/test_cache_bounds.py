@@ -160,7 +160,7 @@ def test_results_of_several_files_go_too(folder):
 
 
 def test_files_are_not_too_many_either(monkeypatch):
-    monkeypatch.setattr(cache, "MOST_RESULTS", 5)
+    monkeypatch.setattr(cache, "MAX_RESULTS", 5)
     for number in range(20):
         path = kept(number, 1)
         assert path.exists()

@@ -18,9 +18,9 @@ from intraslice.diagnostics.prices import (
     cost_of,
     disagreements,
     exchange,
-    foretold_price,
     measure_prices,
     parameters_kept,
+    predicted_price,
     step_around,
 )
 from intraslice.diagnostics.sensitivity import cut_alone
@@ -71,9 +71,9 @@ def test_between_the_ends_of_a_step_parameters_go(family_case, module, ratio):
 def test_a_foretold_price_is_importance_over_parameters(tiny_case):
     profile = known_profile(tiny_case("llama-gqa"), [1.0, 2.0, 3.0])
     mlp = Price(1, "mlp", 0.5, 0.25, 0.75, 100, 0, 0, ())
-    assert foretold_price(mlp, profile, "pca") == pytest.approx(0.5 * 132 * 2.0 / 100)
+    assert predicted_price(mlp, profile, "pca") == pytest.approx(0.5 * 132 * 2.0 / 100)
     attention = replace(mlp, module="attention")
-    assert foretold_price(attention, profile, "pca") == pytest.approx(0.5 * 72 * 2.0 / 100 / MASKED_SHARE)
+    assert predicted_price(attention, profile, "pca") == pytest.approx(0.5 * 72 * 2.0 / 100 / MASKED_SHARE)
 
 
 def by_hand(*values: tuple[float, float], removed: int = 50) -> Prices:

@@ -9,7 +9,7 @@ import pytest
 
 from intraslice.core.errors import UserError
 from intraslice.data import CHARACTERS_A_TOKEN
-from intraslice.evaluation.chat_template import MOST_PROMPT, render_chat, require_short
+from intraslice.evaluation.chat_template import MAX_PROMPT, render_chat, require_short
 from intraslice.untrusted import process
 
 CHAT = [
@@ -134,4 +134,4 @@ def test_a_prompt_is_refused_by_its_length_before_it_is_tokenised():
     with pytest.raises(UserError, match="has 6,401 characters; expected at most 6,400, as the model has 100 positions"):
         require_short("x" * (CHARACTERS_A_TOKEN * 100 + 1), 100)
     with pytest.raises(UserError, match="expected at most 1,048,576"):
-        require_short("x" * (MOST_PROMPT + 1), 10**9)
+        require_short("x" * (MAX_PROMPT + 1), 10**9)

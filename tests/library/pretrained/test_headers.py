@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from intraslice.core.errors import UserError
 from intraslice.loading import estimate_memory, load_model
 from intraslice.pretrained import reader
-from intraslice.pretrained.headers import MOST_JSON, MOST_VALUES, gguf_header, safetensors_shapes
+from intraslice.pretrained.headers import MAX_JSON, MAX_VALUES, gguf_header, safetensors_shapes
 
 resource = pytest.importorskip("resource", reason="this system bounds no process")
 
@@ -157,8 +157,8 @@ def test_names_without_their_prefix_are_known(folder):
         pytest.param(array_of(8, 2**62), "more than 1,048,576 values", id="texts"),
         pytest.param(array_of(9, 2**62), "more than 1,048,576 values", id="arrays"),
         pytest.param(array_of(9, 3), "arrays of the unknown type 9", id="nested"),
-        pytest.param(array_of(0, MOST_VALUES), "says more than there is", id="short-numbers"),
-        pytest.param(array_of(8, MOST_VALUES), "ends within its header", id="short-texts"),
+        pytest.param(array_of(0, MAX_VALUES), "says more than there is", id="short-numbers"),
+        pytest.param(array_of(8, MAX_VALUES), "ends within its header", id="short-texts"),
         pytest.param(gguf_bytes(struct.pack("<Q", 2**62)), "has more than 1,048,576 bytes", id="name"),
         pytest.param(gguf_bytes(text("a") + struct.pack("<IQ", 8, 2**62)), "more than 1,048,576 bytes", id="text"),
         pytest.param(gguf_bytes(text("a") + struct.pack("<I", 99)), "unknown type 99", id="kind"),
@@ -234,7 +234,7 @@ def test_a_gguf_file_of_another_family_is_refused_by_its_header(tmp_path, monkey
         ({"model_type": ["llama"]}, "says no model_type"),
         ({"model_type": "x" * 10**6}, "cannot be sliced"),
         ({"transformers_weights": "other.safetensors"}, "names weights of its own"),
-        ({"padding": "x" * MOST_JSON}, "config.json has more than 4,194,304 bytes"),
+        ({"padding": "x" * MAX_JSON}, "config.json has more than 4,194,304 bytes"),
     ],
     ids=lambda value: ",".join(value)[:40] if isinstance(value, dict) else "",
 )

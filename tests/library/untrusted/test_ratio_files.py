@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from intraslice.core.errors import UserError
-from intraslice.untrusted.ratio_files import MOST_CHARACTERS, ratios_csv, read_ratios
+from intraslice.untrusted.ratio_files import MAX_CHARACTERS, ratios_csv, read_ratios
 
 HEAD = "layer,attention_ratio,mlp_ratio\n"
 
@@ -61,7 +61,7 @@ def test_json_is_a_list_of_layers_or_a_plan_that_has_one(tmp_path, wrap):
         (HEAD + "1.5,0.1,\n", "row 1: layer must be a whole number from 0, got '1.5'"),
         (HEAD + "-1,0.1,\n", "row 1: layer is '-1'"),
         (HEAD + "2,0.1,\n3,0.1,\n2,,0.1\n", "row 3: layer 2 stands in row 1 already"),
-        (HEAD + "0,0.1,\n" * MOST_CHARACTERS, "over 1,048,576 characters"),
+        (HEAD + "0,0.1,\n" * MAX_CHARACTERS, "over 1,048,576 characters"),
     ],
 )
 def test_what_is_no_ratio_is_named_by_its_row(tmp_path, text, words):

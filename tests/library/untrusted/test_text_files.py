@@ -14,7 +14,7 @@ from pyarrow.parquet import write_table
 from intraslice.core.errors import UserError
 from intraslice.untrusted import text_files
 from intraslice.untrusted.process import Bounds
-from intraslice.untrusted.text_files import MOST_CHARACTERS, MOST_LINE, read_text_file
+from intraslice.untrusted.text_files import MAX_CHARACTERS, MAX_LINE, read_text_file
 
 SECRET = "root:x:0:0:correct-horse"
 KINDS = [".txt", ".jsonl", ".csv", ".parquet"]
@@ -52,12 +52,12 @@ def test_a_beginning_counts_the_same_for_every_caller(suffix, tmp_path, monkeypa
     documents = [f"{index:03} " + "words " * 16 for index in range(100)]  # of 100 characters
     path = written(tmp_path, suffix, documents)
     assert read_text_file(path) == documents
-    monkeypatch.setattr(text_files, "MOST_CHARACTERS", 5_000)
+    monkeypatch.setattr(text_files, "MAX_CHARACTERS", 5_000)
     beginning = read_text_file(path)
     assert beginning == read_text_file(path)
     assert 40 <= len(beginning) <= 51
     assert beginning[:-1] == documents[: len(beginning) - 1]
-    monkeypatch.setattr(text_files, "MOST_ROWS", 7)
+    monkeypatch.setattr(text_files, "MAX_ROWS", 7)
     assert read_text_file(path) == documents[:7]
 
 
@@ -65,7 +65,7 @@ def test_a_repeated_entry_is_not_written_out(tmp_path):
     write_table(repeated("x" * 4_000_000, 100), tmp_path / "bomb.parquet", compression="zstd")
     assert (tmp_path / "bomb.parquet").stat().st_size < 10_000
     documents = read_text_file(tmp_path / "bomb.parquet")
-    assert sum(map(len, documents)) == MOST_CHARACTERS  # of 400 million
+    assert sum(map(len, documents)) == MAX_CHARACTERS  # of 400 million
     assert len(documents) == 9
 
 
@@ -101,12 +101,12 @@ def test_only_the_column_of_text_is_looked_at(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("long.jsonl", '{"text": "' + "x" * MOST_LINE, "a line has more than 4,194,304 characters"),
-        ("long.csv", "text\n" + "x" * (MOST_LINE + 1), "a line has more than 4,194,304 characters"),
+        ("long.jsonl", '{"text": "' + "x" * MAX_LINE, "a line has more than 4,194,304 characters"),
+        ("long.csv", "text\n" + "x" * (MAX_LINE + 1), "a line has more than 4,194,304 characters"),
         ("deep.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("number.jsonl", "1" * 5000, "line 1 is not JSON"),
         ("list.jsonl", f'["{SECRET}"]', "line 1 is no object"),
-        ("unclosed.csv", 'text\n"' + "x\n" * MOST_LINE, "field larger than field limit"),
+        ("unclosed.csv", 'text\n"' + "x\n" * MAX_LINE, "field larger than field limit"),
         ("ragged.csv", f"text\na\nb,{SECRET}\n", "line 3 has 2 fields and the first line 1"),
         ("passwd.csv", f"{SECRET}\n{SECRET}\n", "no column called text among its 1"),
         ("passwd.jsonl", f"{SECRET}\n", "line 1 is not JSON"),

@@ -15,7 +15,7 @@ from components.export import panel
 from components.export.published import charts, html, measure
 from components.export.published.pack import packed
 from components.export.published.views import Choice, Published
-from components.i18n.language import speaking
+from components.i18n.language import use_language
 from components.state.request import Request
 from components.ui.downloads import Downloads
 from intraslice.__main__ import main
@@ -125,14 +125,14 @@ def test_the_file_asks_for_nothing_and_tells_no_folder(text, tiny) -> None:
     assert "default-src 'none'" in own
     assert not re.search(r"\bsrc=|@import|url\(|fetch\(|XMLHttpRequest", own)
     assert not re.search(r"""href="(?!data:,|https://arxiv\.org/abs/)""", own)
-    assert len(text.encode()) < html.MOST
+    assert len(text.encode()) < html.MAX_BYTES
     assert "w7 &lt;b&gt;" in own
     assert str(Path(tiny.settings.model).parent) not in own
     assert re.search(r"Perplexity on 256 tokens.*Calibrated on 8 x 32", own)
 
 
 def test_a_file_past_its_bound_is_refused(published, monkeypatch) -> None:
-    monkeypatch.setattr(html, "MOST", 1000)
+    monkeypatch.setattr(html, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="fewer steps"):
         html.page(published)
 
@@ -231,7 +231,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(publish, tmp_path, name, 
 
 
 def test_in_german_it_is_all_german(published) -> None:
-    with speaking("de"):
+    with use_language("de"):
         german = html.page(published)
     found = unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', german, re.S)[1])
     assert '<html lang="de">' in german

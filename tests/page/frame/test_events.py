@@ -51,10 +51,10 @@ def test_what_a_button_measures_says_nothing_of_its_setting_once_the_slider_has_
     answers = slider.measure(session, began, 0, None, "ada")
     assert next(answer for answer in answers if answer.headline != gr.skip())
     slider.preview(session, [], moved, 0, None, "ada")
-    later = list(answers)
-    assert "Calibrated" in later[-1].status
-    assert {str(answer.headline) for answer in later} == {str(gr.skip())}
-    assert {str(answer.perplexity) for answer in later} == {str(gr.skip())}
+    lazy_gettext = list(answers)
+    assert "Calibrated" in lazy_gettext[-1].status
+    assert {str(answer.headline) for answer in lazy_gettext} == {str(gr.skip())}
+    assert {str(answer.perplexity) for answer in lazy_gettext} == {str(gr.skip())}
     back = slider.measure(session, began, 0, None, "ada")
     assert list(back)[-1].headline != gr.skip()
 

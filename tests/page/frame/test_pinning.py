@@ -22,7 +22,7 @@ from components.state.views import Beside, Perplexities, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
 from components.ui.figure import ALWAYS, Chart, layout_of
-from components.ui.handlers import Follower, spread_settings, unchanged
+from components.ui.handlers import LiveOutput, spread_settings, unchanged
 from components.ui.pinned import text as pinned
 from components.ui.pinned.differences import FIELDS, name_of, signed
 from components.ui.pinned.ghost import ghost
@@ -167,17 +167,17 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
 def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session, tiny) -> None:
     with gr.Blocks():
         panel, swept = ratios.build(session, tiny), sweep.build(session, tiny)
-    followers = [panel.follower, Follower("sweep", partial_handler(sweep.show_pinned, session), swept.shown)]
-    drawn = pinning.ghosts(followers, tiny, 1, "ratios", tiny.with_settings(sparsity=50), SOMEBODY)
+    live_outputs = [panel.live_output, LiveOutput("sweep", partial_handler(sweep.show_pinned, session), swept.shown)]
+    drawn = pinning.ghosts(live_outputs, tiny, 1, "ratios", tiny.with_settings(sparsity=50), SOMEBODY)
     bars = json.loads(drawn[0]["ghost"])["data"][0]
     plan = session.plan(tiny.with_settings(sparsity=50))
     assert bars["y"] == pytest.approx([layer.attention for layer in plan.layers], rel=1e-4)
     assert "ghost" not in drawn[2]  # gradio's skip
-    none = pinning.ghosts(followers, tiny, 1, "ratios", None, SOMEBODY)
+    none = pinning.ghosts(live_outputs, tiny, 1, "ratios", None, SOMEBODY)
     assert [update["ghost"] for update in none[:2]] == ["", ""]
     beyond = tiny.with_settings(locked="9 mlp 5")
-    assert pinning.ghosts(followers, tiny, 1, "ratios", beyond, SOMEBODY)[0]["ghost"] == ""
-    unmeasured = pinning.ghosts(followers, tiny, 1, "sweep", tiny, SOMEBODY)
+    assert pinning.ghosts(live_outputs, tiny, 1, "ratios", beyond, SOMEBODY)[0]["ghost"] == ""
+    unmeasured = pinning.ghosts(live_outputs, tiny, 1, "sweep", tiny, SOMEBODY)
     assert [update["ghost"] for update in unmeasured[2:]] == ["", ""]
 
 

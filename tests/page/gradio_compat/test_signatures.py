@@ -75,10 +75,10 @@ def test_a_wrapper_converts_each_answer_and_is_a_generator_where_the_handler_is_
 
 
 def test_parameters_have_types_where_the_handlers_are_written_as_text() -> None:
-    def later(value: "float", request: "gr.Request | None") -> "float":
+    def lazy_gettext(value: "float", request: "gr.Request | None") -> "float":
         return value
 
-    assert [parameter.annotation for parameter in parameters_of(later)] == [float, gr.Request | None]
+    assert [parameter.annotation for parameter in parameters_of(lazy_gettext)] == [float, gr.Request | None]
 
 
 def test_a_handler_gets_the_id_of_the_open_page_for_gradios_request(launch) -> None:

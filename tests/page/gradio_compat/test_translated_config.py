@@ -7,7 +7,7 @@ import pytest
 from starlette.middleware import Middleware
 
 from components.gradio_compat.blocks import PatchedBlocks
-from components.i18n.language import later
+from components.i18n.language import lazy_gettext
 from components.server.language import LanguageMiddleware
 
 ENGLISH, GERMAN = "Cancel", "Abbrechen"
@@ -16,7 +16,7 @@ ENGLISH, GERMAN = "Cancel", "Abbrechen"
 @pytest.mark.parametrize(("kind", "german"), [(gr.Blocks, ENGLISH), (PatchedBlocks, GERMAN)])
 def test_plain_gradio_sends_one_configuration_to_all_and_ours_one_for_each_language(launch, kind, german) -> None:
     with kind() as page:
-        gr.Textbox(label=later(ENGLISH))
+        gr.Textbox(label=lazy_gettext(ENGLISH))
     client = launch(page, app_kwargs={"middleware": [Middleware(LanguageMiddleware)]})
     for language, label in (("en", ENGLISH), ("de", german), ("en", ENGLISH)):
         (component,) = (one for one in client.config(language)["components"] if one["type"] == "textbox")

@@ -9,7 +9,7 @@ from tiny_page import SOMEBODY, in_light
 from components.ratios.estimator_check import measure as verdict
 from components.ratios.estimator_check.chart import verdict_chart
 from components.ratios.estimator_check.measure import Verdicts
-from components.ratios.estimator_check.panel import words_of
+from components.ratios.estimator_check.panel import catalogue
 from components.ratios.estimator_check.views import Misjudged, VerdictView
 from components.state.request import Request
 
@@ -73,19 +73,19 @@ def test_points_are_what_was_measured(view, estimator) -> None:
     measured = [one for one in view.modules if one.module == "attention"]
     assert attention["y"] == pytest.approx([one.damage for one in measured], rel=1e-3)
     shown = "fisher" if estimator == "fisher" else "pca"
-    assert attention["x"] == pytest.approx([one.foretold[shown] for one in measured], rel=1e-3)
+    assert attention["x"] == pytest.approx([one.predicted[shown] for one in measured], rel=1e-3)
     assert len(chart.rows) == 6
 
 
 def test_an_unmeasured_model_has_a_question_and_no_points() -> None:
     chart = verdict_chart(None, "pca")
     assert all(trace["x"] == [] for trace in chart.data)
-    assert words_of(None, "pca") == ""
+    assert catalogue(None, "pca") == ""
     assert chart.layers == 0
 
 
 def test_the_misjudged_are_named(view) -> None:
     misjudged = Misjudged("pca", 2, "mlp", 1, 3, 3)
-    words = words_of(VerdictView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
+    words = catalogue(VerdictView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
     assert "Layer 2's MLP does more damage than PCA-aware predicts: measured rank 1 of 3" in words
-    assert "misjudges no module" in words_of(VerdictView(**{**vars(view), "misjudged": ()}), "fisher")
+    assert "misjudges no module" in catalogue(VerdictView(**{**vars(view), "misjudged": ()}), "fisher")

@@ -11,7 +11,7 @@ from tiny_page import SOMEBODY, in_job, in_light
 from components.ratios.prices import measure as module
 from components.ratios.prices.chart import price_chart
 from components.ratios.prices.measure import PriceViews
-from components.ratios.prices.panel import words_of
+from components.ratios.prices.panel import catalogue
 from components.ratios.prices.views import PriceView
 
 
@@ -34,7 +34,7 @@ def test_prices_are_over_the_median_modules(view) -> None:
         (layer, kind) for layer in range(3) for kind in ("attention", "mlp")
     ]
     assert median(one.times for one in view.modules) == pytest.approx(1)
-    assert median(one.foretold["pca"] for one in view.modules) == pytest.approx(1)
+    assert median(one.predicted["pca"] for one in view.modules) == pytest.approx(1)
     assert {other.estimator for other in view.others} <= {"fisher", "uniform"}
 
 
@@ -59,19 +59,19 @@ def test_points_are_what_was_measured(view, estimator) -> None:
     measured = [one for one in view.modules if one.module == "attention"]
     assert points["y"] == pytest.approx([one.times for one in measured], rel=1e-3)
     shown = "fisher" if estimator == "fisher" else "pca"
-    assert line["y"] == pytest.approx([one.foretold[shown] for one in measured], rel=1e-3)
+    assert line["y"] == pytest.approx([one.predicted[shown] for one in measured], rel=1e-3)
     assert len(chart.rows) == 6
 
 
 def test_an_unmeasured_slice_has_a_question_and_no_points() -> None:
     chart = price_chart(None, "pca")
     assert all(trace["x"] == [] for trace in chart.data)
-    assert words_of(None) == ""
+    assert catalogue(None) == ""
     assert chart.layers == 0
 
 
 def test_the_words_name_an_exchange_and_where_plans_part(view) -> None:
-    words = words_of(view)
+    words = catalogue(view)
     best = view.exchanged
     assert f"from layer {best.giver.layer}'s" in words
     assert f"{best.change:+.4f} ± {best.error:.4f}" in words
