@@ -47,8 +47,8 @@ function compare() {
 }
 
 function caption() {
-  const said = ghost ? [...new Set([...haunting.map((trace) => trace.meta.said), ...ghost.said])].join(say(" and ")) : "";
-  return said ? say("{note} {drawn}: the pinned setting A.", { note: chart.note, drawn: `${said[0].toUpperCase()}${said.slice(1)}` }) : chart.note;
+  const kinds = ghost ? [...new Set([...haunting.map((trace) => trace.meta.kind), ...ghost.kinds])].join(say(" and ")) : "";
+  return kinds ? say("{note} {drawn}: the pinned setting A.", { note: chart.note, drawn: `${kinds[0].toUpperCase()}${kinds.slice(1)}` }) : chart.note;
 }
 
 function figure() {
@@ -88,7 +88,7 @@ function halved(words) {
 function stack(layout) {
   layout.margin = { ...layout.margin, l: 46, r: 6 };
   const panels = Object.keys(layout).filter((key) => key.startsWith("xaxis")).length;
-  if (!chart.beside) return;
+  if (!chart.side_by_side) return;
   const gap = 0.2;
   const share = (1 - gap * (panels - 1)) / panels;
   for (let index = 0; index < panels; index++) {
@@ -110,7 +110,7 @@ function drawNow() {
   later = null;
   if (!chart || !plot.clientWidth) return;
   if (!window.Plotly) return void (later = setTimeout(drawNow, 50)); // its script is large and may still be loading
-  plot.style.height = `${chart.beside && plot.clientWidth < 560 ? 1.7 * height : height}px`;
+  plot.style.height = `${chart.side_by_side && plot.clientWidth < 560 ? 1.7 * height : height}px`;
   const { data, layout } = figure();
   Plotly.react(plot, data, layout, config);
   if (plot.dataset.wired) return;
@@ -125,7 +125,7 @@ function tell() {
   find("title").textContent = chart.title;
   compare();
   find("note").textContent = caption();
-  plot.setAttribute("aria-label", chart.layers ? say("{title} Arrow keys choose a layer; layer {layer} is chosen.", { title: chart.title, layer: chart.selected }) : chart.title);
+  plot.setAttribute("aria-label", chart.layers ? say("{title}. Arrow keys choose a layer; layer {layer} is chosen.", { title: chart.title, layer: chart.selected }) : chart.title);
   plot.tabIndex = chart.layers ? 0 : -1;
   plot.classList.toggle("isx-clickable", chart.layers > 0 || chart.picks.length > 0);
   if (find("twin").open) fillTable();
@@ -145,7 +145,7 @@ function fillTable() {
     return line;
   };
   find("head").replaceChildren(row(chart.table.columns, "th"));
-  find("rows").replaceChildren(...chart.table.rows.map((cells, index) => row(beside(cells, index), "td")));
+  find("rows").replaceChildren(...chart.table.rows.map((cells, index) => row(withPinned(cells, index), "td")));
   // Where points can be picked, the row's name picks its point: the way for a keyboard and for fingers.
   chart.picks.forEach((name, index) => {
     const cell = find("rows").rows[index].cells[0];
@@ -156,7 +156,7 @@ function fillTable() {
 }
 
 // A row's cells with the pinned setting's where they differ.
-function beside(cells, index) {
+function withPinned(cells, index) {
   const before = ghost?.rows.length === chart.table.rows.length ? ghost.rows[index] : cells;
   return cells.map((cell, column) => (before[column] === cell || before.length !== cells.length ? cell : `${cell} (A: ${before[column]})`));
 }

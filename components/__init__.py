@@ -1,1 +1,1 @@
-"""The page: a folder for every tab, and what they share in `session`, `ui` and `page`."""
+"""The page: a folder for every tab, and below these what they share. Installed as `intraslice_explorer`."""

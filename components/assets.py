@@ -1,7 +1,9 @@
-"""Where the page's style, scripts, texts and snapshots lie."""
+"""The folder of the page's styles, scripts, texts and snapshots."""
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
-ASSETS = Path(__file__).parents[1] / "assets"
+_PACKAGE = Path(str(files(__package__)))
+ASSETS = _PACKAGE / "assets" if (_PACKAGE / "assets").is_dir() else _PACKAGE.parent / "assets"  # installed, in a clone

@@ -1,8 +1,8 @@
-"""Makes what the page shows before the default model is loaded: `python -m components.make_snapshots`, about an hour.
+"""Measures what the page shows before the default model is loaded: `python -m components.make_snapshots`, an hour.
 
-Four files in `assets/`: what the estimator reads (`session/snapshots/plan.py`), spectra and shifts, thinned
-(`session/snapshots/diagnostics.py`), every module's measured sensitivity (`ratios/estimator_check/measure.py`), and
-its marginal price (`ratios/prices/measure.py`).
+Writes four files in `assets/`: the snapshot of the estimator's profile (`state/snapshots/plan.py`), spectra and
+activation shifts (`state/snapshots/diagnostics.py`), each module's measured sensitivity
+(`ratios/estimator_check/measure.py`), and its marginal cost per parameter (`ratios/marginal_cost/measure.py`).
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.activations.measure import ShiftViews
-from components.activations.views import Histogram, PlaceShift, ShiftView
-from components.ratios.estimator_check import measure as estimator_check
-from components.ratios.prices import measure as price_views
-from components.spectra.measure import CalibratedSpectra
-from components.state.calibrations import Calibrated
-from components.state.request import Request, parse
-from components.state.session import Session
-from components.state.settings import Settings
-from components.state.snapshots import diagnostics as diagnostics_file
-from components.state.snapshots import plan as snapshot
-from components.state.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
+from .activations.measure import ShiftViews
+from .activations.views import Histogram, PlaceShift, ShiftView
+from .ratios.estimator_check import measure as estimator_check
+from .ratios.marginal_cost import measure as marginal_cost
+from .spectra.measure import CalibratedSpectra
+from .state.calibrations import Calibrated
+from .state.request import Request, parse
+from .state.session import Session
+from .state.settings import Settings
+from .state.snapshots import diagnostics as diagnostics_file
+from .state.snapshots import plan as snapshot
+from .state.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
 
-FILES = {file.stem: file for file in (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, price_views.FILE)}
+FILES = {file.stem: file for file in (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, marginal_cost.FILE)}
 
 
 def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view: ShiftView, path: Path = FILE) -> None:
-    """Write what `gather` returns and a measurement of shifts, with a sentence on what both were measured on."""
+    """Write the results of `gather` and a measurement of shifts, with a label that says what they were measured on."""
     methods, places = list(view.methods), list(next(iter(view.methods.values())).places)
     first = view.methods[methods[0]]
 
     def by_method(read: Callable[[PlaceShift], Any]) -> np.ndarray:
-        """(methods, places, layers, ...) of what `read` takes of a shift."""
+        """Values that `read` takes from each shift (methods, places, layers, ...)."""
         return np.array(
             [[[read(shift) for shift in view.methods[name].places[place]] for place in places] for name in methods]
         )
 
     def with_dense(read: Callable[[Histogram], Any]) -> np.ndarray:
-        """(1 + methods, places, layers, ...) of what `read` takes of a histogram, the dense model's first."""
+        """Values that `read` takes from each histogram (1 + methods, places, layers, ...), the dense model's first."""
         dense = np.array([[read(histogram) for histogram in first.dense[place]] for place in places])
         return np.concatenate([dense[None], by_method(lambda shift: read(shift.histogram))])
 
@@ -66,7 +66,7 @@ def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view:
                 **about,
                 "label": label,
                 "shift": {
-                    "asked": view.asked,
+                    "asked": view.target_sparsity,
                     "methods": methods,
                     "removed": [view.methods[name].removed for name in methods],
                     "places": places,
@@ -82,7 +82,7 @@ def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view:
 
 
 def gather(measured: CalibratedSpectra, calibrated: Calibrated) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of `save` that hold spectra, and what else it needs to know of the model."""
+    """The spectra as arrays, and the sizes of the model, for `save`."""
     stats = calibrated.stats
     layers = range(len(stats.layers))
     for layer in layers:
@@ -95,11 +95,13 @@ def gather(measured: CalibratedSpectra, calibrated: Calibrated) -> tuple[dict[st
     }
     arrays: dict[str, Any] = {}
     for name, parts in groups.items():
-        # Of several widths the longest decides; what is past a shorter one's end is never read.
-        longest = max(len(curve.shares) for curve in parts[0])
-        shares = [[[*curve.shares, *[1.0] * (longest - len(curve.shares))] for curve in part] for part in parts]
-        arrays[name] = np.round(np.array(shares) * FULL).astype(np.uint16)
-        arrays[f"{name}_enough"] = np.array([[curve.enough for curve in part] for part in parts], dtype=np.int16)
+        # Curves are padded to the longest; the padding is never read.
+        longest = max(len(curve.explained) for curve in parts[0])
+        padded = [[[*curve.explained, *[1.0] * (longest - len(curve.explained))] for curve in part] for part in parts]
+        arrays[name] = np.round(np.array(padded) * FULL).astype(np.uint16)
+        arrays[f"{name}_enough"] = np.array(
+            [[curve.effective_rank for curve in part] for part in parts], dtype=np.int16
+        )
     for name, values in (
         ("pairs", [layer.channel_products / stats.tokens for layer in stats.layers]),
         ("felt", [layer.query_fisher for layer in stats.layers]),
@@ -112,23 +114,23 @@ def gather(measured: CalibratedSpectra, calibrated: Calibrated) -> tuple[dict[st
 
 
 @contextmanager
-def aside(*files: Path) -> Iterator[None]:
-    """While open, the files are not there, so that none is read; they come back unless new ones were made."""
-    moved = {file: file.with_suffix(".before") for file in files if file.is_file()}
-    for file, before in moved.items():
-        file.replace(before)
+def hidden_files(*files: Path) -> Iterator[None]:
+    """Hide the files within the context, and restore those that have not been written anew."""
+    backups = {file: file.with_suffix(".before") for file in files if file.is_file()}
+    for file, backup in backups.items():
+        file.replace(backup)
     try:
         yield
     finally:
-        for file, before in moved.items():
+        for file, backup in backups.items():
             if file.is_file():
-                before.unlink()
+                backup.unlink()
             else:
-                before.replace(file)
+                backup.replace(file)
 
 
 def perplexities(session: Session, request: Request) -> dict[float, float]:
-    """Perplexity by sparsity (a fraction), dense first: what the first line expects before anything is measured."""
+    """Perplexities by sparsity (a fraction), for the headline's interpolation before anything is measured."""
     curve: dict[float, float] = {}
     for percent in range(0, 61, 10):
         at_percent = request.with_settings(sparsity=percent)
@@ -142,22 +144,22 @@ def perplexities(session: Session, request: Request) -> dict[float, float]:
 
 
 def main() -> None:
-    """Measure the default model at the page's first setting and write all four, or those that are named."""
+    """Measure the default model at the default setting, and write all four files or those given."""
     parser = argparse.ArgumentParser(prog="python -m components.make_snapshots", description=__doc__)
-    parser.add_argument("--only", nargs="+", default=list(FILES), choices=FILES, help="of the files; default: all")
-    wanted = parser.parse_args().only
-    with aside(*(FILES[name] for name in wanted)):  # older ones may hold other things
+    parser.add_argument("--only", nargs="+", default=list(FILES), choices=FILES, help="files to write; default: all")
+    names = parser.parse_args().only
+    with hidden_files(*(FILES[name] for name in names)):  # old files may have another format
         session, request = Session(), parse(Settings(dtype="float32"))
         for event in session.prepare(request, "snapshot"):
             print(event.text, event.done, event.total)
         calibrated = session.calibrated(request)
-        if "sensitivity" in wanted:
+        if "sensitivity" in names:
             estimator_check.save(estimator_check.long_measurement(calibrated))
-        if "prices" in wanted:
-            price_views.save(price_views.first_measurement(calibrated))
-        if "snapshot" in wanted:
+        if "prices" in names:
+            marginal_cost.save(marginal_cost.first_measurement(calibrated))
+        if "snapshot" in names:
             snapshot.save(calibrated.source.profile, snapshot.label(), curve=perplexities(session, request))
-        if "diagnostics" in wanted:
+        if "diagnostics" in names:
             shifts = ShiftViews(session)
             for event in shifts.measure(request, "snapshot"):
                 print(event.text, event.done, event.total)

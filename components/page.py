@@ -1,55 +1,43 @@
-"""IntraSlice Explorer: the page. `python app.py` opens it; a Hugging Face Space runs this same file."""
+"""The whole page: its frame, its tabs and its API, over one session."""
 
 from __future__ import annotations
 
-import os
-
-from components.server import shutdown
-
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-# Threads that wait for each other should sleep: a slider's own must not compete with those that only spin.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-if __name__ == "__main__":
-    shutdown.on_signal()  # maybe while this is imported
-
 import gradio as gr
 
-from components import api, tabs
-from components.frame import controls, events, link, pinning, slider, theme
-from components.gradio_compat.connection import connection_check
-from components.jobs import limits
-from components.server.app import App
-from components.state import choices
-from components.state.request import default_precision, parse
-from components.state.session import Session
-from components.state.settings import Settings
-from components.ui import explainers, formatting
-from intraslice.core.cache import bound_cache
+from . import api, tabs
+from .frame import controls, events, link, pinning, slider, theme
+from .gradio_compat.callers import current_caller
+from .jobs import limits
+from .server.app import App
+from .state import choices
+from .state.request import default_precision, parse
+from .state.session import Session
+from .state.settings import Settings
+from .ui import explainers, formatting
 
 
 def build_app(session: Session) -> App:
-    """The whole page over one session. `launch(**launch_options())` it."""
+    """The whole page for one session, for `launch(**launch_options())`."""
     first = parse(Settings(dtype=default_precision()))
-    session.jobs.connection = connection_check
-    opening = slider.opening(session, first)
+    session.jobs.caller = current_caller
+    initial = slider.initial_texts(session, first)
     with App(session.jobs.scheduler, title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         explainers.header()
-        headline = gr.HTML(opening.headline, elem_id="headline", apply_default_css=False)
+        headline = gr.HTML(initial.headline, elem_id="headline", apply_default_css=False)
         status = gr.HTML(formatting.starting(), elem_id="status", apply_default_css=False)
         toolbar = pinning.build()
         with gr.Row(elem_id="slider-bar"):
             sparsity = controls.sparsity_slider(first.settings.sparsity)
-            removed = gr.HTML(opening.removed, elem_id="removed", apply_default_css=False)
+            removed = gr.HTML(initial.removed, elem_id="removed", apply_default_css=False)
         with sidebar:
-            side = controls.build(session, first.settings, sparsity, opening)
-        with gr.Tabs(elem_id="tabs") as row:
+            sidebar_controls = controls.build(session, first.settings, sparsity, initial)
+        with gr.Tabs(elem_id="tabs") as tab_row:
             panels = tabs.build(session, first)
         explainers.glossary()
         frame = events.Frame(
-            controls=side,
-            tabs=row,
+            controls=sidebar_controls,
+            tabs=tab_row,
             tab=gr.Textbox(link.FIRST_TAB, visible=False),
             status=status,
             headline=headline,
@@ -70,12 +58,8 @@ def launch_options() -> dict[str, object]:
     return theme.launch_options(tabs.labels())
 
 
-def main() -> None:
-    """Open the page on this machine; gradio's own environment variables choose address and port."""
+def serve() -> None:
+    """Serve the page until the process ends."""
     choices.offer_own_estimators()
-    bound_cache(limits.CACHE_BYTES.value)
+    limits.limit_cache()
     build_app(Session()).queue(default_concurrency_limit=8).serve(**launch_options())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The tabs, in their order: a new one is a folder of its own and a line in `TABS`."""
+"""The tabs, in order. A new tab is a package and an entry in `TABS`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 import gradio as gr
 
-from components.activations import panel as activations
-from components.compare import panel as compare
-from components.export import panel as export
-from components.frame.context import Context
-from components.i18n.language import lazy_gettext
-from components.ratios import panel as ratios
-from components.spectra import panel as spectra
-from components.state.request import Request
-from components.state.session import Session
-from components.sweep import panel as sweep
-from components.ui.handlers import LiveOutput
+from .activations import panel as activations
+from .compare import panel as compare
+from .export import panel as export
+from .frame.context import Context
+from .i18n.language import lazy_gettext
+from .ratios import panel as ratios
+from .spectra import panel as spectra
+from .state.request import Request
+from .state.session import Session
+from .sweep import panel as sweep
+from .ui.handlers import LiveOutput
 
-# By id: label, and the module whose `build(session, first)` makes the tab and whose `connect(panel, context)` wires it.
+# By id: the label, and a module with `build(session, first)`, which returns the panel, and `connect(panel, context)`.
 TABS: dict[str, tuple[str, ModuleType]] = {
     "ratios": (lazy_gettext("Ratios"), ratios),
     "spectra": (lazy_gettext("Spectra"), spectra),
@@ -37,7 +37,7 @@ def labels() -> dict[str, str]:
 
 
 def build(session: Session, first: Request) -> dict[str, Any]:
-    """Every tab's panel by its id, with what is known of `first`. Called inside `gr.Tabs()`."""
+    """The tabs' panels by id, showing the request `first`. Called inside `gr.Tabs()`."""
     panels = {}
     for tab, (label, module) in TABS.items():
         with gr.Tab(label, id=tab):
@@ -46,16 +46,19 @@ def build(session: Session, first: Request) -> dict[str, Any]:
 
 
 def always(panels: Mapping[str, Any]) -> list[LiveOutput]:
-    """What moves while the slider is dragged, whatever tab is in view."""
+    """Outputs that are updated while the slider is dragged, whichever tab is active."""
     return [panels["ratios"].live_output]
 
 
 def when_open(panels: Mapping[str, Any]) -> list[LiveOutput]:
-    """What else moves with the slider, in its own tab. Each output costs every move some 2 ms: the rest waits."""
+    """Outputs that are updated while the slider is dragged, if their tab is active.
+
+    All others are updated on release, since each output adds about 2 ms to every move.
+    """
     return [panels["spectra"].live_output]
 
 
 def connect(panels: Mapping[str, Any], context: Context) -> None:
-    """Attach what belongs to one tab alone. Called inside the `gr.Blocks()` that holds them."""
+    """Connect each tab's own events. Called inside the page's `gr.Blocks()`."""
     for tab, (_, module) in TABS.items():
         module.connect(panels[tab], context)

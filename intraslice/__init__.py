@@ -1,4 +1,4 @@
-"""Slice Llama and Phi models by PCA inside their modules, so that every transform fuses into the weights."""
+"""Prune Llama, Phi and similar models by PCA inside each module, so that every transform is fused into the weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The command line: `python -m intraslice COMMAND`. Results on stdout, progress on stderr.
 
-`torchrun --nproc-per-node N -m intraslice COMMAND` shares the work among N processes, of which the first answers.
+`torchrun --nproc-per-node N -m intraslice COMMAND` shares the work among N processes; the first prints the results.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import sys
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
 from intraslice.core.errors import NumericalError, UserError
-from intraslice.distributed.launch import joined
-from intraslice.distributed.sharing import speaks
+from intraslice.distributed.launch import process_group
+from intraslice.distributed.sharing import is_main_process
 from intraslice.pretrained.precision import choose_device
 
 
-def main(words: list[str] | None = None) -> int:
-    """Run one command; 0, or 2 with one line on stderr for bad input."""
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns 0, or 2 with one line on stderr for bad input."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    arguments = parser().parse_args(words)
+    arguments = parser().parse_args(argv)
     try:
-        with joined(choose_device(arguments.device)):
+        with process_group(choose_device(arguments.device)):
             result, text = arguments.run(Run(arguments))
-            if speaks():
+            if is_main_process():
                 print(json.dumps(result) if arguments.json else text)
     except (UserError, NumericalError) as error:
         print(f"python -m intraslice: {error}", file=sys.stderr)

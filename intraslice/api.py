@@ -1,4 +1,4 @@
-"""The one call: a model and a sparsity in, a sliced model out, with what people do with it."""
+"""The public API: `compress` slices a model, and `CompressedModel` evaluates, generates, saves and exports it."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from intraslice.evaluation.generation import Sampling, answer_text, stream_token
 from intraslice.loading import LoadedModel, prepare_model
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import parameters_of
-from intraslice.modeling.linear import NO_FORMAT
+from intraslice.modeling.linear import CANNOT_BE_SAVED
 from intraslice.modeling.offload import Placement
 from intraslice.pipeline import Pipeline, require_dense
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
-from intraslice.reporting import Recipe, layer_table, measured, ratio_chart, record
+from intraslice.reporting import Recipe, evaluation_statistics, layer_table, ratio_chart, slice_record
 
 
 class Options(TypedDict, total=False):
-    """What `compress` takes by name beside its parameters; the defaults are those of `Recipe` and `SliceConfig`.
+    """Further keyword arguments of `compress`; the defaults are those of `Recipe` and `SliceConfig`.
 
-    `dtype` ("auto", "float32", "bfloat16" or a torch dtype), `device` and `device_map` ("auto" or "disk") say how a
-    model is loaded, and are refused for one that is loaded already. All others are the fields of `SliceConfig`, and
-    `method` is a name in `METHODS`.
+    `dtype` ("auto", "float32", "bfloat16" or a torch dtype), `device` and `device_map` ("auto" or "disk") control
+    loading, and are refused for a model that is loaded already. `method` is a name in `METHODS`. All others are fields
+    of `SliceConfig`.
     """
 
     dtype: str | torch.dtype
@@ -59,7 +59,7 @@ class Options(TypedDict, total=False):
     recovery: str
 
 
-LOADING = ("dtype", "device", "device_map")
+LOADING_OPTIONS = ("dtype", "device", "device_map")
 
 
 def compress(
@@ -72,29 +72,31 @@ def compress(
     progress: ProgressCallback | bool = True,
     **options: Unpack[Options],
 ) -> CompressedModel:
-    """Remove a fraction of the decoder layers' parameters; `python -m intraslice evaluate` gives the same numbers.
+    """Remove a fraction of the decoder layers' parameters. `python -m intraslice evaluate` returns the same numbers.
 
         result = intraslice.compress("HuggingFaceTB/SmolLM2-135M-Instruct", sparsity=0.3, order="one-shot")
 
     Args:
         model: a Hub id, a folder in transformers format, a .gguf file, "default", or a loaded transformers model, which
-            stays as it is (see `prepare_model`). `load_model` gives one that several calls can share.
+            is not modified (see `prepare_model`). A result of `load_model` can be shared by several calls.
         sparsity: fraction of the decoder layers' parameters to remove.
-        tokenizer: that of a loaded transformers model; else it comes with the weights.
-        calibration: text for the statistics, by name or file, or all about it.
-        evaluation: held-out text for `evaluate`, by name or file, or all about it.
-        progress: False for no display, or a function of one `Progress`. Whatever it raises ends the call.
-        options: how the model is loaded and sliced, by the names in `Options`.
+        tokenizer: the tokenizer of a loaded transformers model; otherwise it is loaded with the weights.
+        calibration: text for the statistics: a name, a file, or a full configuration.
+        evaluation: held-out text for `evaluate`: a name, a file, or a full configuration.
+        progress: False for no display, or a function of one `Progress`. Any exception it raises ends the call.
+        options: options for loading and slicing; see `Options`.
 
     Raises:
-        UserError: there is no such model, it cannot be sliced, or not so far.
-        TypeError: an option that is not there.
+        UserError: there is no such model, it cannot be sliced, or the sparsity cannot be reached.
+        TypeError: an option is unknown.
     """
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"compress has no option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}")
     loaded = _loaded(model, tokenizer, options)
     device = choose_device(options.get("device", AUTO))
-    slicing: dict[str, Any] = {name: value for name, value in options.items() if name not in (*LOADING, "method")}
+    slicing: dict[str, Any] = {
+        name: value for name, value in options.items() if name not in (*LOADING_OPTIONS, "method")
+    }
     recipe = Recipe(
         model=str(model) if loaded is None else loaded.name,
         slicing=SliceConfig(sparsity, **slicing),
@@ -108,7 +110,7 @@ def compress(
 
 
 def compress_loaded(pipeline: Pipeline, loaded: LoadedModel) -> CompressedModel:
-    """Calibrate and slice a dense model as the pipeline's recipe says."""
+    """Calibrate and slice a dense model by the pipeline's recipe."""
     stats, tokens = pipeline.calibrate_for_method(loaded)
     model, plan = pipeline.slice(loaded, stats, tokens)
     return CompressedModel(model, loaded.tokenizer, plan, loaded, pipeline.recipe)
@@ -116,7 +118,7 @@ def compress_loaded(pipeline: Pipeline, loaded: LoadedModel) -> CompressedModel:
 
 @dataclass(repr=False)
 class CompressedModel:
-    """A sliced model with its plan, and the dense model that it is compared with, which stays in memory."""
+    """A sliced model with its plan, and its dense model, which stays in memory for comparisons."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -127,24 +129,26 @@ class CompressedModel:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """`dense_total`, `sliced_total`, and of the decoder layers alone `dense_decoder`, `sliced_decoder`."""
+        """`dense_total` and `sliced_total`, and for the decoder layers only `dense_decoder` and `sliced_decoder`."""
         return parameters_of(self.dense.model, "dense") | parameters_of(self.model, "sliced")
 
     @property
     def removed_fraction(self) -> float:
-        """The actual sparsity: the fraction of the decoder layers' parameters that the model's tensors lack."""
+        """The actual sparsity: the removed fraction of the decoder layers' parameters, counted on the tensors."""
         counts = self.parameters
         return 1 - counts["sliced_decoder"] / counts["dense_decoder"]
 
     @property
     def made(self) -> dict[str, Any]:
-        """How the model was made, as its folder says it, with the perplexities once `evaluate` has measured them."""
-        made = record(self.recipe, self.dense, self.plan)
-        return made | (measured(self._evaluation.dense, self._evaluation.sliced) if self._evaluation else {})
+        """The record of how the model was made, as saved in its folder; with perplexities after `evaluate`."""
+        made = slice_record(self.recipe, self.dense, self.plan)
+        return made | (
+            evaluation_statistics(self._evaluation.dense, self._evaluation.sliced) if self._evaluation else {}
+        )
 
     @property
     def loaded(self) -> LoadedModel:
-        """The sliced model as `load_model` gives it, once it is saved."""
+        """The sliced model as `load_model` would return it after saving."""
         return replace(self.dense, model=self.model, made=self.made)
 
     def evaluate(
@@ -153,7 +157,7 @@ class CompressedModel:
         """Perplexities of the dense and the sliced model, and the KL divergence between them.
 
         Args:
-            tokens: held-out windows; by default those of the recipe's evaluation text.
+            tokens: held-out windows; by default, of the recipe's evaluation text.
         """
         windows = tokens
         if windows is None:
@@ -167,29 +171,29 @@ class CompressedModel:
     def generate(
         self, prompt: str, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0, chat: bool = True
     ) -> str:
-        """The sliced model's answer; greedy at temperature 0.
+        """Generate an answer with the sliced model; greedy at temperature 0.
 
-        With `chat` the prompt goes through the chat template, where the tokenizer has one. `stream_tokens` gives the
-        answer token by token. Raises UserError for a prompt that is empty or too long.
+        `chat` applies the chat template if the tokenizer has one. `stream_tokens` yields the answer token by token.
+        Raises UserError for a prompt that is empty or too long.
         """
         sampling = Sampling(max_new_tokens, temperature, seed, chat)
         tokens = stream_tokens(self.model, self.tokenizer, prompt, sampling)
         return answer_text(self.tokenizer, list(tokens))
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write a folder that `load_model`, and `AutoModelForCausalLM` after `import intraslice`, open.
+        """Write a folder that `load_model`, and `AutoModelForCausalLM` after `import intraslice`, can load.
 
-        It appears whole or not at all. Raises UserError when it exists, the disk is full, or the method's models have
-        no format.
+        The folder is created atomically. Raises UserError if it exists, if the disk is full, or if models of the method
+        cannot be saved.
         """
         if not METHODS[self.recipe.method].can_be_saved:
-            raise UserError(f"{NO_FORMAT}; take another method")
+            raise UserError(f"{CANNOT_BE_SAVED}; take another method")
         checkpoints.save(self.model, self.tokenizer, save_directory, self.made)
 
     def to_gguf(
         self, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressCallback | bool = True
     ) -> GGUFReport:
-        """Write a GGUF file for llama.cpp, and a model card beside it. Raises UserError as `write_gguf` does."""
+        """Write a GGUF file for llama.cpp, and a model card next to it. Raises UserError as `write_gguf` does."""
         return export_gguf(self.loaded, file, gguf_type, progress=progress)
 
     def push_to_hub(
@@ -200,7 +204,10 @@ class CompressedModel:
         token: str | bool | None = None,
         commit_message: str = "Upload a sliced model",
     ) -> str:
-        """Upload what `save_pretrained` writes to a model repository of the Hub, made where there is none; its URL."""
+        """Upload the folder of `save_pretrained` to a model repository on the Hub, which is created if needed.
+
+        Returns the URL of the repository.
+        """
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, repo_id.rpartition("/")[2])
@@ -230,7 +237,7 @@ class CompressedModel:
 def export_gguf(
     loaded: LoadedModel, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressCallback | bool = True
 ) -> GGUFReport:
-    """Write a model, sliced or dense, as a GGUF file, and a model card beside it unless there is one."""
+    """Write a model, sliced or dense, as a GGUF file, and a model card next to it unless there is one."""
     file = Path(file).expanduser()
     report = write_gguf(loaded.model, loaded.tokenizer, file, gguf_type, loaded.name, loaded.made, progress=progress)
     card, made = file.with_suffix(".md"), loaded.made or {"source": loaded.source, "asked": {"model": loaded.name}}
@@ -242,13 +249,16 @@ def export_gguf(
 def _loaded(
     model: str | Path | PreTrainedModel | LoadedModel, tokenizer: PreTrainedTokenizerBase | None, options: Options
 ) -> LoadedModel | None:
-    """The model, where it is in memory already."""
+    """The prepared model if `model` is in memory already, else None."""
     if isinstance(model, str | Path):
         if tokenizer is not None:
-            raise UserError("the tokenizer comes with the weights; pass one with a loaded transformers model alone")
+            raise UserError("tokenizer needs a loaded transformers model, got a name or path; leave it out")
         return None
-    if given := sorted(options.keys() & set(LOADING)):
-        raise UserError(f"{given[0]} says how a model is loaded, and this one is; leave it out, or pass the model's id")
+    if loading_options := sorted(options.keys() & set(LOADING_OPTIONS)):
+        raise UserError(
+            f"{loading_options[0]} controls loading, and the model is loaded already; leave it out, or pass the "
+            "model's id"
+        )
     if isinstance(model, LoadedModel):
         require_dense(model)
         return model
@@ -258,7 +268,7 @@ def _loaded(
 
 
 def _precision(dtype: str | torch.dtype) -> Precision | Literal["auto"]:
-    """A dtype, or its name, as `choose_dtype` takes it."""
+    """A dtype or its name, as an argument for `choose_dtype`."""
     name = str(dtype).removeprefix("torch.")
     if name not in (AUTO, *get_args(Precision)):
         raise UserError(f"dtype must be one of {', '.join((AUTO, *get_args(Precision)))}, got {name!r}")

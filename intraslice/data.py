@@ -1,7 +1,7 @@
-"""Text -> token windows, for calibration and for evaluation, from documents that the two never share.
+"""Token windows for calibration and evaluation, from disjoint documents.
 
-Documents are joined by blank lines, tokenised without special tokens, and cut into windows that do not overlap. Of a
-file of one's own its beginning counts, within the bounds of `untrusted/text_files.py`.
+Documents are joined by blank lines, tokenised without special tokens, and cut into non-overlapping windows. Of user
+files only the beginning is read, up to the limits in `untrusted/text_files.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
 from intraslice.core.errors import UserError
-from intraslice.pretrained.hub import hub_answers
+from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.wheels import WIKIPEDIA, fetch
 from intraslice.untrusted.text_files import READERS, read_text_file
 
@@ -32,7 +32,7 @@ Part = Literal["calibration", "evaluation"]
 
 WIKITEXT = "Salesforce/wikitext"
 _WIKITEXT_FILES = {"calibration": "train", "evaluation": "test"}
-_WIKITEXT_TITLE = re.compile(r" = [^=].* = \n?")  # sections have more equals signs
+_WIKITEXT_TITLE = re.compile(r" = [^=].* = \n?")  # of an article; titles of sections have more equals signs
 
 _WIKIPEDIA_SENTENCE = (
     f"lead sections of 10,033 English Wikipedia articles (Wikipedia contributors, {WIKIPEDIA.licence}; "
@@ -45,9 +45,9 @@ NAMED_CORPORA: dict[str, str] = {
 }
 
 _CHOICES = f"one of {', '.join(NAMED_CORPORA)}, or a {', '.join(READERS)} file"
-# Hardly a text has as many characters a token; those of one that has are not worth the memory of tokenising them.
-CHARACTERS_A_TOKEN = 64
-TRAINING_TIMES = 3  # the calibration's text
+# Limits the memory for tokenising unusual texts, such as long runs of blanks.
+CHARACTERS_PER_TOKEN = 64
+TRAINING_TIMES = 3  # training tokens per calibration token
 
 
 def calibration_tokens(
@@ -56,8 +56,8 @@ def calibration_tokens(
     """Calibration windows, from documents shuffled by the config's seed.
 
     Args:
-        evaluation_text: what perplexity will be taken on. When it is the same file, only the first 80 % of its
-            documents are used here; the named corpora have fixed parts anyway.
+        evaluation_text: the text for perplexity. If it is the same file, only the first 80 % of its documents are used
+            here; the named corpora have fixed splits.
 
     Raises:
         UserError: the text cannot be read or is too short.
@@ -71,9 +71,9 @@ def training_tokens(
     evaluation_text: str | None = None,
     times: int = TRAINING_TIMES,
 ) -> Int64[Tensor, "sequences length"]:
-    """The calibration windows and those that follow them in the text, for what is trained.
+    """The calibration windows and the following ones of the text, for training.
 
-    Altogether `times` as many, or as many as the text has. Raises UserError as `calibration_tokens` does.
+    `times` as many windows as for calibration, or as many as the text has. Raises UserError as `calibration_tokens`.
     """
     documents = read_documents(config.text, "calibration", evaluation_text)
     random.Random(config.seed).shuffle(documents)
@@ -83,8 +83,8 @@ def training_tokens(
         sequences = len(tokens) // config.length
         advice = f"lower sequences to {sequences} or length, or" if sequences else "lower sequences and length, or"
         raise UserError(
-            f"{_called(config.text)!r} has {len(tokens)} tokens for calibration, expected {config.sequences} x "
-            f"{config.length} = {count}; {advice} name a longer text"
+            f"{_display_name(config.text)!r} has {len(tokens)} tokens for calibration, expected {config.sequences} x "
+            f"{config.length} = {count}; {advice} choose a longer text"
         )
     return tokens[: len(tokens) // config.length * config.length].view(-1, config.length)
 
@@ -92,11 +92,11 @@ def training_tokens(
 def evaluation_tokens(
     tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, calibration_text: str | None = None
 ) -> Int64[Tensor, "windows window"]:
-    """Evaluation windows, from documents in their own order: as many whole windows as fit into the config's tokens.
+    """Evaluation windows, from documents in order: as many whole windows as fit into the config's tokens.
 
     Args:
-        calibration_text: what the model was calibrated on. When it is the same file, only the last 20 % of its
-            documents are used here; the named corpora have fixed parts anyway.
+        calibration_text: the calibration text. If it is the same file, only the last 20 % of its documents are used
+            here; the named corpora have fixed splits.
 
     Raises:
         UserError: the text cannot be read or is too short.
@@ -108,26 +108,26 @@ def evaluation_tokens(
     if len(tokens) < count:
         advice = f"lower the number of tokens to {len(tokens)} or less, or " if len(tokens) >= config.window else ""
         raise UserError(
-            f"{_called(config.text)!r} has {len(tokens)} tokens for evaluation, expected {count} in windows of "
-            f"{config.window}; {advice}name a longer text"
+            f"{_display_name(config.text)!r} has {len(tokens)} tokens for evaluation, expected {count} in windows of "
+            f"{config.window}; {advice}choose a longer text"
         )
     return tokens.view(windows, config.window)
 
 
 def count_evaluation_tokens(tokenizer: PreTrainedTokenizerBase, text: str, calibration_text: str | None = None) -> int:
-    """How many tokens `evaluation_tokens` can take of a text at most. Raises UserError where it cannot be read."""
+    """The number of tokens of a text for `evaluation_tokens`. Raises UserError where it cannot be read."""
     documents = read_documents(text, "evaluation", calibration_text)
     characters = sum(len(document.encode()) + 2 for document in documents)  # no token is shorter than a byte
     return len(_first_tokens(tokenizer, documents, characters))
 
 
 def describe(text: str) -> str:
-    """A sentence for people: what the text is, where it comes from, its licence."""
-    return NAMED_CORPORA.get(text) or f"{_called(text)}, your own file"
+    """A description of the text for people, with source and licence."""
+    return NAMED_CORPORA.get(text) or f"{_display_name(text)}, your own file"
 
 
 def read_documents(text: str, part: Part, other: str | None = None) -> list[str]:
-    """The documents of one part of a text. `other` is the text of the other part.
+    """The documents of one part of a text: only some of a file that is also `other`, the text of the other part.
 
     Raises:
         UserError: `text` is neither a named corpus nor a readable file with text in it.
@@ -142,8 +142,8 @@ def read_documents(text: str, part: Part, other: str | None = None) -> list[str]
         return documents
     if len(documents) < 2:
         raise UserError(
-            f"{path.name!r} is one document and serves both calibration and evaluation, which wants two or more; "
-            "part it by blank lines, or name another file for one of them"
+            f"{path.name!r} is one document, expected two or more for both calibration and evaluation; "
+            "separate documents by blank lines, or choose another file for one of them"
         )
     cut = max(1, len(documents) * 4 // 5)
     return documents[:cut] if part == "calibration" else documents[cut:]
@@ -151,7 +151,7 @@ def read_documents(text: str, part: Part, other: str | None = None) -> list[str]
 
 def _wikipedia(part: Part) -> list[str]:
     articles = json.loads(fetch(WIKIPEDIA).read_text(encoding="utf-8"))
-    # The file is sorted by subject; the order of hashes mixes the subjects and is the same everywhere.
+    # The file is sorted by subject; the order of hashes mixes subjects, and is the same on all platforms.
     digests = {title: int.from_bytes(hashlib.sha256(title.encode()).digest()[:8]) for title in articles}
     titles = sorted(
         (title for title in articles if (digests[title] % 5 == 0) == (part == "evaluation")), key=digests.__getitem__
@@ -164,10 +164,10 @@ def _wikitext2(part: Part) -> list[str]:
     try:
         path = hf_hub_download(WIKITEXT, file, repo_type="dataset", local_files_only=True)
     except LocalEntryNotFoundError:
-        if not hub_answers():
+        if not hub_is_reachable():
             raise UserError(
-                "wikitext2 is not in the local Hugging Face cache and the Hub does not answer; "
-                "connect this machine, or take 'default' or a file of your own"
+                "wikitext2 is not in the local Hugging Face cache, and the Hub is not reachable; "
+                "connect this machine, or use 'default' or a file of your own"
             ) from None
         try:
             path = hf_hub_download(WIKITEXT, file, repo_type="dataset")
@@ -177,7 +177,7 @@ def _wikitext2(part: Part) -> list[str]:
 
 
 def _articles(lines: Iterable[str]) -> list[str]:
-    """WikiText's rows grouped into articles. Joined again they are the usual WikiText-2 stream."""
+    """Group WikiText's rows into articles, whose concatenation is the usual WikiText-2 stream."""
     articles: list[list[str]] = [[]]
     for line in lines:
         if _WIKITEXT_TITLE.fullmatch(line) and any(map(str.strip, articles[-1])):
@@ -186,17 +186,18 @@ def _articles(lines: Iterable[str]) -> list[str]:
     return ["\n\n".join(article) for article in articles]
 
 
-def _called(text: str) -> str:
-    """A text's name in messages: where a file lies is nobody's business, and a name is no place for a novel."""
+def _display_name(text: str) -> str:
+    """A text's name for messages: without its folder, which is private, and not too long."""
     return Path(text).name[:100]
 
 
 def _readable_path(text: str) -> Path:
     path = _existing(text)
     if path is None:
-        raise UserError(f"no text {_called(text)!r}; expected {_CHOICES}")
+        raise UserError(f"no text {_display_name(text)!r}; expected {_CHOICES}")
     if path.suffix.lower() not in READERS:
-        raise UserError(f"{path.name!r} is a {path.suffix or 'nameless'} file; expected {_CHOICES}")
+        kind = f"a {path.suffix} file" if path.suffix else "a file without extension"
+        raise UserError(f"{path.name!r} is {kind}; expected {_CHOICES}")
     return path
 
 
@@ -204,22 +205,22 @@ def _existing(text: str) -> Path | None:
     try:
         path = Path(text).expanduser()
         return path if path.is_file() else None
-    except (OSError, RuntimeError):  # a name of thousands of characters, or the home of nobody
+    except (OSError, RuntimeError):  # a name that is too long, or the home folder of an unknown user
         return None
 
 
 def _same_file(path: Path, other: str) -> bool:
-    second = _existing(other)
-    return second is not None and path.samefile(second)
+    other_path = _existing(other)
+    return other_path is not None and path.samefile(other_path)
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, documents: list[str], count: int) -> Int64[Tensor, " tokens"]:
-    """The first `count` tokens of the joined documents, or all there are. Does not tokenise much more than that."""
-    whole = sum(map(len, documents)) + 2 * (len(documents) - 1)
-    max_characters, characters = min(whole, CHARACTERS_A_TOKEN * (count + 16)), 6 * count
+    """The first `count` tokens of the joined documents, or all if there are fewer. Does not tokenise much more."""
+    total = sum(map(len, documents)) + 2 * (len(documents) - 1)
+    max_characters, characters = min(total, CHARACTERS_PER_TOKEN * (count + 16)), 6 * count
     while True:
         ids = tokenizer(_beginning(documents, characters), add_special_tokens=False, verbose=False)["input_ids"]
-        # The last few tokens of a cut text may not be what the whole text has there.
+        # The last few tokens of a truncated text may differ from those of the whole text.
         if len(ids) >= count + 16 or characters >= max_characters:
             return torch.tensor(ids[:count], dtype=torch.int64)
         characters *= 2

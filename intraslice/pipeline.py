@@ -1,4 +1,4 @@
-"""The stages of one recipe, from its model to its slice, and the seconds that each of them took."""
+"""The stages of one recipe, from loading to slicing, and the time of each stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
-from intraslice.distributed.sharing import from_first
+from intraslice.distributed.sharing import broadcast
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, slice_by
 from intraslice.modeling.offload import Placement
@@ -27,9 +27,9 @@ from intraslice.reporting import Recipe
 
 @dataclass
 class Pipeline:
-    """Every stage of a recipe on one device; `seconds` has the time of each stage that has run.
+    """All stages of a recipe on one device; `seconds` has the time of each finished stage.
 
-    `slicing` is the fraction of the residual stream's axes that the cross-module method cuts, instead of a sparsity.
+    `slicing` is the fraction of the residual stream's axes that the cross-module method removes, instead of a sparsity.
     """
 
     recipe: Recipe
@@ -41,53 +41,53 @@ class Pipeline:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[dict[str, float]]:
-        """Add the time that passes inside to the seconds of `stage`."""
+        """Add the time inside the context to the seconds of `stage`."""
         start = time.perf_counter()
         yield self.seconds
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
 
     def load(self) -> LoadedModel:
-        """The recipe's model, dense or a sliced checkpoint. Raises UserError where it cannot be had."""
+        """Load the recipe's model, dense or a sliced checkpoint. Raises UserError if it cannot be loaded."""
         dtype = getattr(torch, self.recipe.dtype)
         with self.timed("load"):
             return load_model(self.recipe.model, dtype, self.device, self.device_map, progress=self.progress)
 
     def load_dense(self) -> LoadedModel:
-        """As `load`, but a sliced checkpoint is a UserError."""
+        """As `load`, but raises UserError for a sliced checkpoint."""
         loaded = self.load()
         require_dense(loaded)
         return loaded
 
     def windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
-        """Held-out tokens, disjoint from the calibration's."""
+        """Held-out tokens, disjoint from the calibration tokens."""
         text = self.recipe.calibration.text if loaded.made is None else loaded.made["protocol"]["calibration"]
         return data.evaluation_tokens(loaded.tokenizer, self.recipe.evaluation, text)
 
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:
-        """The calibration's statistics, and the tokens that they were taken on."""
+        """The calibration statistics and the calibration tokens."""
         tokens = self._calibration_tokens(loaded)
         with self.timed("calibrate"):
             stats = calibrate(loaded, tokens, self.recipe.calibration.targets, progress=self.progress)
-            _ = stats.profile  # computed once, and counted here
+            _ = stats.profile  # computed on first access, and counted here
         return stats, tokens
 
     def calibrate_for_method(self, loaded: LoadedModel) -> tuple[CalibrationStats | None, Tokens]:
-        """As `calibrate`, but only the tokens where the recipe's method needs no more."""
+        """As `calibrate`, but without statistics if the recipe's method needs none."""
         if METHODS.require(self.recipe.method).needs_statistics(self.recipe.slicing):
             return self.calibrate(loaded)
         with self.timed("calibrate"):
             return None, self._calibration_tokens(loaded)
 
     def plan(self, loaded: LoadedModel, stats: CalibrationStats | None, method: str | None = None) -> Plan:
-        """The plan of the recipe's method, or of another one that is named."""
+        """The plan of `method`, by default the recipe's."""
         slicing = None if method else self.slicing
         plan = plan_by(method or self.recipe.method, loaded.model, stats, self.recipe.slicing, slicing)
-        return from_first(plan)  # one plan for all processes, should machines round differently
+        return broadcast(plan)  # one plan for all processes, as machines may round differently
 
     def slice(
         self, loaded: LoadedModel, stats: CalibrationStats | None, tokens: Tokens, method: str | None = None
     ) -> tuple[PreTrainedModel, Plan]:
-        """The sliced model and its plan, by the recipe's method, or by another one that is named."""
+        """The sliced model and its plan, by `method`, by default the recipe's."""
         plan, name = self.plan(loaded, stats, method), method or self.recipe.method
         with self.timed("slice"):
             training_tokens = None if plan.recovery == NO_RECOVERY else self.training_tokens(loaded)
@@ -95,7 +95,7 @@ class Pipeline:
         return model, plan
 
     def training_tokens(self, loaded: LoadedModel) -> Tokens:
-        """The calibration's tokens and more of its text, for recoveries."""
+        """The calibration tokens and more of the calibration text, for recoveries."""
         return data.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
 
     def _calibration_tokens(self, loaded: LoadedModel) -> Tokens:

@@ -1,4 +1,4 @@
-"""What a run comes to, as JSON and as words: one form for the command line, the page and saved folders."""
+"""Results of a run as JSON and as text, in one format for the command line, the page and saved folders."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from intraslice.modeling.counts import kv_bytes_per_token
 from intraslice.planning.budget import LowRankPlan
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 
-CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # what only a cross-module plan has
-COLOURS = {"attention": "#4c78a8", "MLP": "#f58518"}  # of bars
+CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # fields that only a cross-module plan has
+COLOURS = {"attention": "#4c78a8", "MLP": "#f58518"}  # bar colours
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that makes a sliced model and its numbers again."""
+    """All settings that are needed to reproduce a sliced model and its evaluation."""
 
     model: str
     slicing: SliceConfig
@@ -32,8 +32,8 @@ class Recipe:
     method: str = "intraslice"
     dtype: str = "float32"
 
-    def asked(self) -> dict[str, Any]:
-        """What was asked of the slice, as JSON."""
+    def slice_options(self) -> dict[str, Any]:
+        """The settings of the slice, as JSON."""
         config = self.slicing
         return {
             "model": self.model,
@@ -52,7 +52,7 @@ class Recipe:
         } | ({} if config.recovery == NO_RECOVERY else {"recovery": config.recovery})
 
     def protocol(self) -> dict[str, Any]:
-        """What perplexities and statistics are taken on, as JSON: without it the numbers mean nothing."""
+        """Texts, windows and precision of the evaluation and the calibration, as JSON."""
         return {
             "eval": self.evaluation.text,
             "eval_tokens": self.evaluation.tokens // self.evaluation.window * self.evaluation.window,
@@ -65,20 +65,20 @@ class Recipe:
         }
 
 
-def record(recipe: Recipe, loaded: LoadedModel, plan: Plan) -> dict[str, Any]:
-    """How a sliced model is made, as its folder says it."""
+def slice_record(recipe: Recipe, loaded: LoadedModel, plan: Plan) -> dict[str, Any]:
+    """The record of how a sliced model is made, as saved in its folder."""
     return {
         "version": intraslice.__version__,
         "source": loaded.source,
-        "asked": recipe.asked(),
+        "asked": recipe.slice_options(),
         "protocol": recipe.protocol(),
         "plan": plan_record(plan),
-        **described(plan, loaded.model),
+        **plan_statistics(plan, loaded.model),
     }
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
-    """What a plan keeps of every layer, and why, as JSON."""
+    """The kept units of every layer and the reasons for the ratios, as JSON."""
     if isinstance(plan, CrossModulePlan):
         absent = ("recovery", "epochs") if plan.recovery == NO_RECOVERY else ()
         return {key: value for key, value in asdict(plan).items() if key not in absent}
@@ -86,37 +86,37 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)} | ranks
 
 
-def described(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
-    """What a plan comes to, as JSON. A cross-module plan has no ratios, but a width."""
+def plan_statistics(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
+    """Parameters, cache size and ratios of a plan, as JSON. A cross-module plan has a width instead of ratios."""
     common = {"removed_fraction": plan.removed_fraction, "parameters": asdict(plan.parameters)}
     if isinstance(plan, CrossModulePlan):
-        cache = kv_bytes_per_token(dense)  # keys and values are left alone
-        special = {name: getattr(plan, name) for name in CROSS_MODULE}
-        return common | {"kv_bytes_per_token": {"dense": cache, "sliced": cache}, "ratios": None, **special}
+        cache = kv_bytes_per_token(dense)  # keys and values are not sliced
+        cross_module = {name: getattr(plan, name) for name in CROSS_MODULE}
+        return common | {"kv_bytes_per_token": {"dense": cache, "sliced": cache}, "ratios": None, **cross_module}
     return common | {
         "kv_bytes_per_token": dict(zip(("dense", "sliced"), plan.kv_bytes_per_token, strict=True)),
         "ratios": [[layer.attention_ratio, layer.mlp_ratio] for layer in plan.layers],
     }
 
 
-def measured(dense: Losses, sliced: Losses) -> dict[str, Any]:
-    """Perplexities, their errors, the ratio of the two with its paired error, and KL to the dense model, as JSON."""
+def evaluation_statistics(dense: Losses, sliced: Losses) -> dict[str, Any]:
+    """Perplexities, their errors, their ratio with its paired error, and KL from the dense model, as JSON."""
     estimates = {"dense": dense.perplexity(), "sliced": sliced.perplexity()}
     return {
         "perplexity": {name: estimate.value for name, estimate in estimates.items()},
         "perplexity_error": {name: estimate.standard_error for name, estimate in estimates.items()},
         "perplexity_ratio": sliced.ratio(dense)._asdict(),
-        "divergence": None if (found := sliced.divergence()) is None else found._asdict(),
+        "divergence": None if (divergence := sliced.divergence()) is None else divergence._asdict(),
     }
 
 
 def summary(plan: Plan) -> str:
-    """What a plan comes to, in a line or two for people."""
-    counts, asked = plan.parameters, plan.asked if isinstance(plan, CrossModulePlan) else plan.config.sparsity
+    """A one-line summary of a plan."""
+    counts, target = plan.parameters, plan.asked if isinstance(plan, CrossModulePlan) else plan.config.sparsity
     line = (
         f"removed {plan.removed_fraction:.4f} of the decoder layers' parameters "
-        f"(asked {'for a width' if asked is None else f'{asked:g}'}): "
-        f"{counts.dense_total:,} -> {counts.sliced_total:,} in all"
+        f"({'by --slicing' if target is None else f'target {target:g}'}): "
+        f"{counts.dense_total:,} -> {counts.sliced_total:,} in total"
     )
     if isinstance(plan, CrossModulePlan):
         return line + f"; width {plan.width} of {plan.hidden} (slicing {plan.slicing:.1%}). {plan.note}".rstrip()
@@ -124,12 +124,12 @@ def summary(plan: Plan) -> str:
 
 
 def records(frame: pandas.DataFrame) -> list[dict[str, Any]]:
-    """A frame's rows as JSON, in which a missing number is null."""
+    """The rows of a frame as JSON, with null for missing numbers."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def layer_table(plan: Plan) -> str:
-    """Ratios and sizes, a line for each layer; empty for a cross-module plan, whose layers are all alike."""
+    """Ratios and sizes, one line per layer; empty for a cross-module plan, whose layers all have the same width."""
     if isinstance(plan, CrossModulePlan):
         return ""
     rows = ["layer  attention    MLP   heads  dim  neurons"]
@@ -140,7 +140,7 @@ def layer_table(plan: Plan) -> str:
 
 
 def ratio_chart(plan: Plan) -> str:
-    """The ratios of every layer as two bars in an SVG; empty for a cross-module plan."""
+    """An SVG bar chart of the ratios of every layer; empty for a cross-module plan."""
     if isinstance(plan, CrossModulePlan):
         return ""
     width, height = 16 * len(plan.layers), 100

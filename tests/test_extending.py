@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,9 +22,9 @@ from tiny_page import SOMEBODY
 from torch.testing import assert_close
 from transformers import PreTrainedModel, SeedOssConfig, SeedOssForCausalLM
 
-import app
 import intraslice as sl
 from components import tabs
+from components.page import build_app, launch_options
 from components.ratios import panel as ratios_panel
 from components.state.session import Session
 from components.sweep import panel as sweep_panel
@@ -44,6 +45,7 @@ RANDOM_HEADS = "intraslice/methods/random_heads.py"
 FAMILY = "intraslice/modeling/families.py"
 SUMMARY = "components/summary/panel.py"
 FILES = (ENERGY, RANDOM_HEADS, SUMMARY)
+WIDE = {"COLUMNS": "9999"}  # so that argparse breaks no line of its help, which it does at hyphens too
 NEIGHBOURS = {ENERGY: "uniform", RANDOM_HEADS: "baselines"}  # the last of its folder's import line
 
 
@@ -58,10 +60,6 @@ def inline(start: str) -> str:
     """The one expression between backticks that begins like this."""
     (found,) = re.findall(rf"`({re.escape(start)}[^`]*)`", TEXT)
     return found
-
-
-def in_words(text: str) -> str:
-    return " ".join(text.split())
 
 
 @pytest.fixture
@@ -111,9 +109,10 @@ def test_a_file_and_its_name_are_all_that_the_library_wants(tmp_path):
         face.write_text(text, encoding="utf-8")
 
     def call(*words: str) -> str:
-        done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True)
+        command, environment = [sys.executable, "-m", *words], os.environ | WIDE
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        return in_words(done.stdout)
+        return done.stdout
 
     call("ruff", "format", "--check", *FILES)
     call("ruff", "check", ".")
@@ -125,11 +124,12 @@ def test_a_file_and_its_name_are_all_that_the_library_wants(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sweep"])
-def test_help_offers_both(energy, random_heads, command, capsys):
+def test_help_offers_both(energy, random_heads, command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", WIDE["COLUMNS"])
     with pytest.raises(SystemExit) as left:
         parser().parse_args([command, "--help"])
     assert left.value.code == 0
-    said = in_words(capsys.readouterr().out)
+    said = capsys.readouterr().out
     assert f"energy: {ESTIMATORS[energy].explanation}" in said
     assert f"random-heads: {METHODS[random_heads].explanation}" in said
 
@@ -209,7 +209,7 @@ def test_a_sweep_has_both(energy, random_heads, tiny_case, own_cache):
 
 
 def test_the_page_offers_and_shows_both(energy, random_heads, own_session, tiny):
-    components = app.build_app(own_session).blocks.values()
+    components = build_app(own_session).blocks.values()
     radio, *groups = [one for one in components if ("Energy", energy) in (getattr(one, "choices", None) or ())]
     assert radio.elem_id == "estimator"
     assert len(groups) == 1  # the Sweep tab's
@@ -219,7 +219,7 @@ def test_the_page_offers_and_shows_both(energy, random_heads, own_session, tiny)
     bars = json.loads(ratios_panel.show(own_session, settings, 0, SOMEBODY).ratios)
     drawn = [trace["y"] for trace in bars["data"] if trace["type"] == "bar"]
     plan = own_session.slice_plan(settings)
-    assert "Bars: Energy." in bars["note"]
+    assert "estimator: Energy." in bars["note"]
     assert drawn[1] == pytest.approx([layer.mlp_ratio for layer in plan.layers], rel=1e-4)
     *_, swept, _ = sweep_panel.sweep(own_session, tiny, [random_heads], [energy], [30], False, SOMEBODY)
     assert [trace["name"] for trace in json.loads(swept.removed)["data"]] == ["Random heads"]
@@ -265,13 +265,13 @@ def summary(monkeypatch) -> ModuleType:
 
 
 def test_the_tab_is_in_the_page_and_follows_the_settings(summary, own_session, tiny):
-    page = app.build_app(own_session)
+    page = build_app(own_session)
     (tab,) = [one for one in page.blocks.values() if isinstance(one, gr.Tab) and one.id == "summary"]
     (table,) = [one for one in page.blocks.values() if one.elem_id == "summary"]
     assert (tab.label, table.parent) == ("Summary", tab)
-    assert '"summary": "Summary"' in app.launch_options()["head"]
+    assert '"summary": "Summary"' in launch_options()["head"]
     answering = [function.fn for function in page.fns.values() if list(function.outputs) == [table]]
-    assert len(answering) >= 3  # settings at rest, a calibration that ends, the tab opened
+    assert len(answering) >= 3  # a setting committed, a calibration that ends, the tab opened
     for percent in (20, 50):
         settings = tiny.with_settings(sparsity=percent, bias=1)
         kept = [len(layer.heads) for layer in own_session.slice_plan(settings).layers]

@@ -1,4 +1,4 @@
-// The lesson: a panel beside the live page. Each step sets the page to a state (components/page/lesson.py does it, as a
+// The lesson: a panel beside the live page. Each step sets the page to a state (components/frame/lesson.py does it, as a
 // link would), asks first, and then shows the answer as the page measures it. Texts are texts/LANGUAGE/lesson.json; the controls of the
 // predictions are controls.js, the answers answers.js. Progress stays in this browser.
 (() => {
@@ -197,7 +197,7 @@
     return lesson.slider() === Number(sparsity) && document.querySelector("#estimator input:checked")?.value === estimator;
   }
 
-  // Looks at the page again and again: has it taken the state, has it measured, has the visitor moved something?
+  // Looks at the page again and again: has it taken the state, has it measured, has the user moved something?
   function look() {
     const state = step().states[phase];
     veil(shown() ? [] : step().veil);

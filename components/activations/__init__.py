@@ -1,1 +1,1 @@
-"""The Activations tab: how far either way of slicing moves the activations."""
+"""The Activations tab: how far intra-module and cross-module slicing shift the activations."""

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from itertools import accumulate
 from statistics import fmean
 
-from components.activations.views import Histogram, PlaceShift, ShiftView
-from components.i18n.language import gettext, lazy_gettext, number, translate
-from components.ui import figure
-from components.ui.figure import Chart, Json
-from components.ui.labels import METHOD_COLOURS, METHODS, Terms
+from ..i18n.language import gettext, lazy_gettext, number, translate
+from ..ui import figure
+from ..ui.figure import Chart, Json
+from ..ui.labels import METHOD_COLOURS, METHODS, Terms
+from .views import Histogram, PlaceShift, ShiftView
 
-QUESTIONS = {
+TITLES = {
     "shift": lambda _: gettext("Activation shift: intra-module against cross-module"),
     "histograms": lambda layer: gettext("Activation distribution, layer {layer}", layer=layer),
 }
@@ -35,21 +35,21 @@ MEASURES = Terms(
 
 
 def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
-    """By layer, the residual stream's error, cosine and distribution distance: a line a method."""
+    """The residual stream's error, cosine and distribution distance by layer, one line per method."""
     layers = len(next(iter(view.methods.values())).places["residual"])
     layout = figure.layout_of(3, revision=f"shift-{layers}")
     data: list[Json] = []
-    for row, (measure, words) in enumerate(MEASURES.items(), start=1):
+    for row, (measure, label) in enumerate(MEASURES.items(), start=1):
         axes = figure.axes_of(row)
         for method, method_shift in view.methods.items():
             name, colour = METHODS[method], METHOD_COLOURS[method]
             values = [getattr(shift, measure) for shift in method_shift.places["residual"]]
             line = {**_line(name, values, figure.line(colour, 2.4)), **axes}
-            data.append({**line, "legendgroup": method, "showlegend": row == 1, "meta": figure.ALWAYS})
+            data.append({**line, "legendgroup": method, "showlegend": row == 1, "meta": figure.GHOST_ALWAYS})
             if measure == "distance":
                 continue
             values = [getattr(shift, f"massive_{measure}") for shift in method_shift.places["residual"]]
-            # They tell another story on another scale, so they wait in the legend.
+            # Massive tokens have another scale: their lines are hidden until the reader turns them on in the legend.
             massive = {
                 **_line(gettext("{method}, massive tokens", method=name), values, figure.line(colour, 1.2)),
                 **axes,
@@ -57,7 +57,7 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
             data.append(
                 {**massive, "legendgroup": f"{method}-massive", "showlegend": row == 1, "visible": "legendonly"}
             )
-        layout[f"yaxis{figure.suffix(row)}"].update(title=figure.title(words), nticks=5)
+        layout[f"yaxis{figure.suffix(row)}"].update(title=figure.title(label), nticks=5)
     layout["yaxis"].update(tickformat=".0%", rangemode="tozero")
     layout["yaxis3"].update(rangemode="tozero")
     for mark in ("", "2", "3"):
@@ -67,7 +67,7 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
     layout["xaxis3"].update(title=figure.title(gettext("layer")))
     layout["shapes"] = [figure.band(selected)]
     return Chart(
-        title=QUESTIONS["shift"](selected),
+        title=TITLES["shift"](selected),
         note=gettext(
             "Which method stays closer to the dense model? The residual stream after each layer, compared with "
             "the dense model's; {removed}. Closer means a lower error and distance and a higher cosine.",
@@ -78,7 +78,7 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
         layout=layout,
         columns=[
             gettext("Layer"),
-            *(f"{METHODS[method]}: {translate(words)}" for method in view.methods for words in _COLUMNS),
+            *(f"{METHODS[method]}: {translate(column)}" for method in view.methods for column in _COLUMNS),
         ],
         rows=[
             [
@@ -99,33 +99,33 @@ _COLUMNS = (
 
 
 def histogram_chart(view: ShiftView, layer: int) -> Chart:
-    """For one layer, how the values of the residual stream, the attention and the MLP output are spread."""
+    """The distributions of the residual stream, the attention output and the MLP output of one layer."""
     layout = figure.layout_of(len(PLACES), revision=f"histograms-{layer}", vertical=False)
     layout["annotations"] = []
     layout["legend"]["y"] = 1.1  # above the panels' headings
-    first = next(iter(view.methods.values()))
-    layer = min(layer, len(first.dense["residual"]) - 1)
+    reference = next(iter(view.methods.values()))
+    layer = min(layer, len(reference.dense["residual"]) - 1)
     data: list[Json] = []
     rows: list[list[str]] = []
-    for column, (place, words) in enumerate(PLACES.items(), start=1):
+    for column, (place, label) in enumerate(PLACES.items(), start=1):
         axes = figure.axes_of(column)
-        dense = first.dense[place][layer]
+        dense = reference.dense[place][layer]
         curves: list[tuple[str, str, Histogram, PlaceShift | None]] = [(gettext("Dense"), "dense", dense, None)]
         for method, method_shift in view.methods.items():
-            of_method = method_shift.places[place][layer]
-            curves.append((METHODS[method], METHOD_COLOURS[method], of_method.histogram, of_method))
+            place_shift = method_shift.places[place][layer]
+            curves.append((METHODS[method], METHOD_COLOURS[method], place_shift.histogram, place_shift))
         for name, colour, histogram, shift in curves:
-            fill = {"fill": "tozeroy", "fillcolor": "@grid"} if colour == "dense" else {"meta": figure.ALWAYS}
+            fill = {"fill": "tozeroy", "fillcolor": "@grid"} if colour == "dense" else {"meta": figure.GHOST_ALWAYS}
             data.append({**_steps(name, histogram, colour), **fill, **axes, "showlegend": column == 1})
-            rows.append([words, name, *_moments(histogram), *(_shift(shift) if shift else ["–", "–", "–"])])
+            rows.append([label, name, *_moments(histogram), *(_shift(shift) if shift else ["–", "–", "–"])])
         mark = figure.suffix(column)
         layout[f"xaxis{mark}"].update(title=figure.title(gettext("value of a channel")), nticks=5, range=_middle(dense))
         layout[f"yaxis{mark}"].update(
             title=figure.title(gettext("density") if column == 1 else ""), nticks=4, rangemode="tozero"
         )
-        layout["annotations"].append(figure.heading(f"<b>{words}</b>", axes))
+        layout["annotations"].append(figure.heading(f"<b>{label}</b>", axes))
     return Chart(
-        title=QUESTIONS["histograms"](layer),
+        title=TITLES["histograms"](layer),
         note=gettext(
             "How does slicing change the values? All channels of ordinary tokens, {removed}. Shown: the middle "
             "98 % of the dense values.",
@@ -144,40 +144,40 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
             *(gettext("Error"), gettext("Cosine"), gettext("Distance")),
         ],
         rows=rows,
-        beside=True,
+        side_by_side=True,
     )
 
 
 def finding(view: ShiftView) -> str:
-    """The mean over layers of each method's error, in words."""
+    """Each method's error averaged over the layers, as text."""
     means = {name: fmean(shift.error for shift in method.places["residual"]) for name, method in view.methods.items()}
     return ", ".join(gettext("{method} by {mean:.0%}", method=METHODS[name], mean=mean) for name, mean in means.items())
 
 
 def protocol(view: ShiftView) -> str:
-    """What the shifts were measured on, in words."""
+    """The text and the settings of the measurement, as text."""
     massive = gettext("no massive tokens")
     if view.massive:
         massive = gettext("{count} massive tokens, measured separately", count=view.massive)
     measured_on = gettext("Text: {text}.", text=view.text)
     if view.snapshot:
         measured_on = gettext("Snapshot: {label}", label=view.snapshot)
-    known = {"tokens": view.tokens, "window": view.window, "massive": massive, "measured_on": measured_on}
+    values = {"tokens": view.tokens, "window": view.window, "massive": massive, "measured_on": measured_on}
     if view.order == "one-shot":
         return gettext(
             "Both methods sliced in the one-shot order. Medians over the ordinary ones of {tokens:,} held-out "
             "tokens in windows of {window} ({massive}). {measured_on}",
-            **known,
+            **values,
         )
     return gettext(
         "Both methods sliced in the sequential order. Medians over the ordinary ones of {tokens:,} held-out "
         "tokens in windows of {window} ({massive}). {measured_on}",
-        **known,
+        **values,
     )
 
 
 def removed(view: ShiftView) -> str:
-    """What each method really removed, in words."""
+    """The actual sparsity of each method, as text."""
     shares = gettext(" and ").join(
         gettext("{method} removes {share:.1%}", method=METHODS[name], share=method.removed)
         for name, method in view.methods.items()
@@ -198,16 +198,16 @@ def _line(name: str, values: list[float], line: Json) -> Json:
 
 
 def _middle(histogram: Histogram) -> list[float]:
-    """From where to where the middle 98 % of the values lie."""
+    """The value range that holds the middle 98 % of the distribution."""
     bins = len(histogram.density)
     width = (histogram.high - histogram.low) / bins
-    below = [share * width for share in accumulate(histogram.density)]
-    first, last = bisect_left(below, 0.01), bisect_left(below, 0.99)
-    return [figure.rounded(histogram.low + width * end) for end in (first, min(last, bins - 1) + 1)]
+    cumulative = [total * width for total in accumulate(histogram.density)]
+    first, last = bisect_left(cumulative, 0.01), bisect_left(cumulative, 0.99)
+    return [figure.rounded(histogram.low + width * edge) for edge in (first, min(last, bins - 1) + 1)]
 
 
 def _steps(name: str, histogram: Histogram, colour: str) -> Json:
-    """The density without its end bins, which hold everything beyond the edges."""
+    """The density curve without the end bins, which count all values beyond the edges."""
     bins = len(histogram.density)
     width = (histogram.high - histogram.low) / bins
     return {
@@ -232,8 +232,8 @@ def _cells(shift: PlaceShift) -> list[str]:
     ]
 
 
-def _or_dash(value: float, words: Callable[[float], str]) -> str:
-    return "–" if math.isnan(value) else words(value)
+def _or_dash(value: float, formatter: Callable[[float], str]) -> str:
+    return "–" if math.isnan(value) else formatter(value)
 
 
 def _moments(histogram: Histogram) -> list[str]:

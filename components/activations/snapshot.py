@@ -1,4 +1,4 @@
-"""What the Activations tab shows before the default model is loaded."""
+"""The content of the Activations tab before the default model is loaded."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
-from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
-from components.state.snapshots.diagnostics import BYTE, FILE, load
-from components.state.snapshots.plan import told
+from ..state.snapshots.diagnostics import BYTE, FILE, load
+from ..state.snapshots.plan import translatable_label
+from .views import Histogram, MethodShift, PlaceShift, ShiftView
 
 
 def shift(path: Path = FILE) -> ShiftView | None:
-    """The snapshot's shifts, where there is a snapshot."""
+    """The snapshot's shifts, or None without a snapshot."""
     if not path.is_file():
         return None
     arrays, about = load(path)
     view = about["shift"]
 
     def histograms(method: int, place: int) -> list[Histogram]:
-        ends, moments = np.split(arrays["moments"][method, place], [2], axis=-1)
+        edges, moments = np.split(arrays["moments"][method, place], [2], axis=-1)
         densities = arrays["densities"][method, place] * (arrays["peaks"][method, place][:, None] / BYTE)
-        rows = zip(ends.tolist(), densities.tolist(), moments.tolist(), strict=True)
-        return [Histogram(low, high, bins, *shape) for (low, high), bins, shape in rows]
+        rows = zip(edges.tolist(), densities.tolist(), moments.tolist(), strict=True)
+        return [Histogram(low, high, density, *values) for (low, high), density, values in rows]
 
     dense = {place: histograms(0, index) for index, place in enumerate(view["places"])}
     methods = {
@@ -48,5 +48,5 @@ def shift(path: Path = FILE) -> ShiftView | None:
         view["window"],
         view["massive"],
         view["text"],
-        snapshot=told(about["label"]),
+        snapshot=translatable_label(about["label"]),
     )

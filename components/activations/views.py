@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Histogram:
-    """How values are spread: densities of equal bins between `low` and `high`, and moments of all values."""
+    """A distribution: densities of equal bins between `low` and `high`, and moments of all values."""
 
     low: float
     high: float
@@ -20,9 +20,9 @@ class Histogram:
 
 @dataclass(frozen=True)
 class PlaceShift:
-    """How far one method is from the dense model at one layer and place; medians over tokens.
+    """The distance of one method from the dense model at one layer and place; medians over tokens.
 
-    The massive ones are nan where no token is massive. `distance` is 1-Wasserstein, in dense spreads.
+    The massive values are nan if no token is massive. `distance` is 1-Wasserstein, in dense standard deviations.
     """
 
     error: float
@@ -35,7 +35,7 @@ class PlaceShift:
 
 @dataclass(frozen=True)
 class MethodShift:
-    """One method beside the dense model: by place ("residual", "attention", "mlp"), then by layer."""
+    """One method's shifts, and the dense distributions, by place ("residual", "attention", "mlp"), then by layer."""
 
     removed: float  # fraction of the layers' weights
     places: Mapping[str, Sequence[PlaceShift]]
@@ -44,9 +44,9 @@ class MethodShift:
 
 @dataclass(frozen=True)
 class ShiftView:
-    """Methods at equal removed parameters. `missing` says in words why one is not there, or not yet."""
+    """All methods at equal removed parameters. `missing` explains why a method is absent."""
 
-    asked: float
+    target_sparsity: float
     methods: Mapping[str, MethodShift]
     tokens: int
     window: int

@@ -1,1 +1,1 @@
-"""The Compare tab: three models answer one prompt, each with what it costs."""
+"""The Compare tab: three models answer one prompt, with the costs of each model."""

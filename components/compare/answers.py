@@ -1,4 +1,4 @@
-"""Three models answer one prompt in turn, token by token, each compared with the dense one."""
+"""Three models answer one prompt, one token each in turn; every answer is compared with the dense one."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from components.compare.models import Columns
-from components.compare.views import COLUMNS, PINNED, Answer, Question
-from components.i18n.language import lazy_gettext
-from components.jobs.job import Job, Shared
-from components.jobs.status import Status
-from components.jobs.turns import Urgency
-from components.state.request import Request
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.diagnostics.first_divergence import first_divergence
-from intraslice.evaluation.generation import HALF, Sampling, answer_text, end_tokens, stream_tokens
+from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text, end_tokens, stream_tokens
+
+from ..i18n.language import lazy_gettext
+from ..jobs.job import Job, Shared
+from ..jobs.status import Status
+from ..jobs.turns import Urgency
+from ..state.request import Request
+from .models import Columns
+from .views import COLUMNS, PINNED, Answer, Question
 
 Answers = Mapping[str, Answer]
-TURN = 0.4  # seconds that models are made for, between two tokens of the columns that answer
+SLICING_SECONDS = 0.4  # of slicing between two tokens of the columns that already answer
 
 
 def answer(
     columns: Columns, request: Request, question: Question, client: str, pinned: Request | None = None
 ) -> Iterator[Status | Answers]:
-    """All columns' answers whenever one has grown, and what is being done; ends with a ready or an error status.
+    """All columns' answers after every token, and the status; ends with a ready or an error status.
 
-    No column waits for a model that another needs: the dense one not even for the calibration.
+    No column waits for the model of another column; the dense column does not even wait for the calibration.
     """
     work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned)
     yield from columns.session.jobs.run(client, "answer", work, urgency=Urgency.FIRST)
@@ -39,43 +40,43 @@ def answer(
 def write_answers(
     job: Job, columns: Columns, request: Request, question: Question, pinned: Request | None = None
 ) -> Answers:
-    """What `answer` does, and the whole answers. Raises UserError for an empty prompt."""
+    """The work of `answer`, inside a job; returns the whole answers. Raises UserError for an empty prompt."""
     if not question.prompt.strip():
         raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
     loaded = columns.dense(job, request)
-    board = Board(job, loaded.tokenizer, question.prompt, sampling)
-    board.begin("dense", loaded.model)
-    wanted = {name: (request, name) for name in COLUMNS if name != "dense"}
+    decoder = InterleavedDecoder(job, loaded.tokenizer, question.prompt, sampling)
+    decoder.start("dense", loaded.model)
+    sources = {name: (request, name) for name in COLUMNS if name != "dense"}
     if pinned is not None:
-        wanted[PINNED] = pinned, "intraslice"
+        sources[PINNED] = pinned, "intraslice"
     with ExitStack() as stack:
-        models = {name: stack.enter_context(_begin_model(job, columns, *what)) for name, what in wanted.items()}
+        models = {name: stack.enter_context(_begin_model(job, columns, *source)) for name, source in sources.items()}
         for name in models:
-            board.show_later(name)
+            decoder.show_pending(name)
         job.emit(Status(lazy_gettext("Answering")))
-        while models or board.running:
-            for name in list(models):  # one after the other; the columns that have theirs go on meanwhile
+        while models or decoder.running:
+            for name in list(models):  # slice one model at a time; columns that have a model continue
                 try:
-                    if not models[name].wait(TURN if board.running else math.inf):
+                    if not models[name].wait(SLICING_SECONDS if decoder.running else math.inf):
                         break
-                    board.begin(name, models.pop(name).result())
+                    decoder.start(name, models.pop(name).result())
                     job.emit(Status(lazy_gettext("Answering")))
                 except (UserError, NumericalError) as problem:
-                    board.refuse(name, str(problem))
-            board.write_tokens()
+                    decoder.refuse(name, str(problem))
+            decoder.step()
     job.emit(columns.session.ready(request))
-    return board.answers
+    return decoder.answers
 
 
 def _begin_model(job: Job, columns: Columns, request: Request, name: str) -> Shared[PreTrainedModel]:
-    """Begin to make a column's model by what the calibration has seen so far."""
+    """Start slicing a column's model, from the sequences that the calibration has read so far."""
     key = ("column", request, name)
-    return job.begin(key, lambda job: columns.model(job, request, name, whole=False))
+    return job.begin(key, lambda job: columns.model(job, request, name, full_calibration=False))
 
 
-class Board:
-    """The columns while they are written. Models take turns, a token each, so none waits for another's last word."""
+class InterleavedDecoder:
+    """Decodes the columns in turn, one token each, so that no column waits for another to end."""
 
     def __init__(self, job: Job, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> None:
         self._job = job
@@ -86,24 +87,24 @@ class Board:
 
     @property
     def answers(self) -> Answers:
-        """All columns as they are now."""
+        """The answers so far."""
         return dict(self._answers)
 
-    def show_later(self, name: str) -> None:
-        """Say that a column's model is still to be made."""
-        self._show(name, Answer(state="later"))
+    def show_pending(self, name: str) -> None:
+        """Show that a column's model is not sliced yet."""
+        self._show(name, Answer(state="pending"))
 
     def refuse(self, name: str, problem: str) -> None:
-        """Say in words why a column has no answer."""
+        """Show why a column has no answer."""
         self._show(name, Answer(state="refused", problem=problem))
 
-    def begin(self, name: str, model: PreTrainedModel) -> None:
-        """Let a column answer."""
+    def start(self, name: str, model: PreTrainedModel) -> None:
+        """Start a column's answer."""
         stream = stream_tokens(model, self._tokenizer, self._prompt, self._sampling, pause=self._job.checkpoint)
         self.running[name] = model, stream
 
-    def write_tokens(self) -> None:
-        """A token for every column that answers; shows all columns after each. Raises UserError for a bad prompt."""
+    def step(self) -> None:
+        """Decode one token per running column; shows all columns after each. Raises UserError for a bad prompt."""
         for name, (model, stream) in list(self.running.items()):
             try:
                 token = next(stream)
@@ -123,14 +124,14 @@ class Board:
         tokens, dense = self._tokens[name], self._tokens["dense"]
         text, count = answer_text(self._tokenizer, tokens), len(tokens)
         if state == "growing":
-            text = text.rstrip(HALF)
-        common = min(count, len(dense))  # what is longer by now may yet turn out the same
-        parting = first_divergence(self._tokenizer, dense[:common], tokens[:common])
-        if parting is None:
-            return Answer(same=text, count=count, state=state)
-        start, end = self._length(tokens, parting.position), self._length(tokens, parting.position + 1)
-        instead = answer_text(self._tokenizer, dense[parting.position : parting.position + 1])
-        return Answer(text[:start], text[start:end], text[end:], count, state, parting.position, instead)
+            text = text.rstrip(REPLACEMENT_CHARACTER)
+        common = min(count, len(dense))  # compare only positions that both answers have reached
+        divergence = first_divergence(self._tokenizer, dense[:common], tokens[:common])
+        if divergence is None:
+            return Answer(shared=text, count=count, state=state)
+        start, end = self._length(tokens, divergence.position), self._length(tokens, divergence.position + 1)
+        dense_token = answer_text(self._tokenizer, dense[divergence.position : divergence.position + 1])
+        return Answer(text[:start], text[start:end], text[end:], count, state, divergence.position, dense_token)
 
     def _length(self, tokens: Sequence[int], count: int) -> int:
-        return len(answer_text(self._tokenizer, tokens[:count]).rstrip(HALF))
+        return len(answer_text(self._tokenizer, tokens[:count]).rstrip(REPLACEMENT_CHARACTER))

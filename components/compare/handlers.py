@@ -1,4 +1,4 @@
-"""What the Compare tab does, from control values to HTML. Knows no layout; `models` and `passages` do the work."""
+"""The Compare tab's handlers, from control values to HTML. No layout; `models` and `passages` do the work."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.compare import answers, html, passages
-from components.compare.models import Columns
-from components.compare.views import COLUMNS, PINNED, Answer, Costs, Question
-from components.i18n.language import lazy_gettext
-from components.jobs.status import Status
-from components.state.request import Request
-from components.ui import formatting
-from components.ui.handlers import unchanged
+from ..i18n.language import lazy_gettext
+from ..jobs.status import Status
+from ..state.request import Request
+from ..ui import formatting
+from ..ui.handlers import unchanged
+from . import answers, html, passages
+from .models import Columns
+from .views import COLUMNS, PINNED, Answer, Costs, Question
 
-PAUSE = 0.15  # seconds between two looks at growing answers: each costs a browser some 50 ms, on a busy machine more
-UNFINISHED = ("waiting", "later", "growing")
+UPDATE_SECONDS = 0.15  # between two updates of growing answers; each takes a browser about 50 ms
+UNFINISHED = ("waiting", "pending", "growing")
 
 
 class Answered(NamedTuple):
-    """The status and a column's answer each; fields are named as the methods."""
+    """The status and each column's answer; fields are named like the columns."""
 
     status: Any
     dense: Any
@@ -33,7 +33,7 @@ class Answered(NamedTuple):
 
 
 class CostTexts(NamedTuple):
-    """What each column costs, and how that was measured."""
+    """The costs of each column, and how they were measured."""
 
     dense: Any
     intraslice: Any
@@ -57,7 +57,7 @@ class Result(NamedTuple):
     """The status and one result."""
 
     status: Any
-    found: Any
+    value: Any
 
 
 class AfterSlice(NamedTuple):
@@ -79,72 +79,72 @@ def answer(
     pinned: Request | None,
     client: str,
 ) -> Iterator[Answered]:
-    """Answer one prompt with the dense, the IntraSlice and the cross-module model, side by side; and with A's.
+    """Answer one prompt with the dense, the IntraSlice and the cross-module model, and with the pinned setting's model.
 
-    Yields the status and the answers (HTML). Temperature 0 is greedy; raw leaves out the chat template.
+    Yields the status and the answers (HTML). Temperature 0 is greedy; raw omits the chat template.
     """
     question = Question(prompt, int(tokens), float(temperature), int(sample_seed or 0), bool(raw))
     shown: Mapping[str, Answer] = {}
     latest: Mapping[str, Answer] = {}
-    moment = 0.0
+    shown_at = 0.0
     yield unchanged(Answered)
     columns.note_end(client, stopped=False)
     for event in answers.answer(columns, request, question, client, pinned):
         status = gr.skip()
         if isinstance(event, Status):
-            status, event = formatting.status(event), _making(latest, event)
+            status, event = formatting.status(event), _with_slicing_progress(latest, event)
         latest = event
-        if isinstance(status, str) or _states(latest) != _states(shown) or time.monotonic() > moment + PAUSE:
+        if isinstance(status, str) or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
             yield _changed(shown, latest, request, pinned)._replace(status=status)
-            shown, moment = latest, time.monotonic()
+            shown, shown_at = latest, time.monotonic()
     if not latest or any(column.state in UNFINISHED for column in latest.values()):
         columns.note_end(client, stopped=True)
-        yield _changed(shown, {name: _halted(column) for name, column in latest.items()}, request, pinned)
+        yield _changed(shown, {name: _stopped(column) for name, column in latest.items()}, request, pinned)
 
 
-def known_costs(columns: Columns, request: Request, layer: int, pinned: Request | None, client: str) -> CostTexts:
-    """Parameters, cache, perplexity and speed of each column as far as they are known, and how measured (HTML)."""
-    known = _known(columns, request)
-    texts = {name: html.cost(name, known) for name in COLUMNS}
-    texts[PINNED] = html.cost("intraslice", _known(columns, pinned), html.label(PINNED)) if pinned else ""
-    return CostTexts(**texts, protocol=html.protocol(known))
+def cached_costs(columns: Columns, request: Request, layer: int, pinned: Request | None, client: str) -> CostTexts:
+    """Parameters, cache, perplexity and speed of each column so far, and how they were measured (HTML)."""
+    costs = _costs(columns, request)
+    texts = {name: html.cost(name, costs) for name in COLUMNS}
+    texts[PINNED] = html.cost("intraslice", _costs(columns, pinned), html.label(PINNED)) if pinned else ""
+    return CostTexts(**texts, protocol=html.protocol(costs))
 
 
 def costs(columns: Columns, request: Request, pinned: Request | None, client: str) -> Iterator[CostsMeasured]:
-    """Measure perplexities and speeds that are not known; yields the status and all of `known_costs`.
+    """Measure the missing perplexities and speeds; yields the status and the result of `cached_costs`.
 
-    Unless the visitor's last answer was stopped: no more work follows that.
+    Does nothing if the client stopped its last answer.
     """
     yield unchanged(CostsMeasured)
     if columns.was_stopped(client):
         return
     for event in columns.measure(request, client, pinned):
-        yield CostsMeasured(formatting.status(event), *known_costs(columns, request, 0, pinned, client))
+        yield CostsMeasured(formatting.status(event), *cached_costs(columns, request, 0, pinned, client))
 
 
 def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[Result]:
-    """The likeliest first tokens of an answer, dense beside IntraSlice; yields status and table (HTML)."""
+    """The most likely first tokens of an answer, dense and IntraSlice; yields status and table (HTML)."""
     yield unchanged(Result)
     for event in passages.next_tokens(columns, request, prompt, bool(raw), client):
-        yield _in_words(event, lambda candidates: html.candidates(candidates, prompt))
+        yield _result(event, lambda candidates: html.candidates(candidates, prompt))
 
 
 def passage(columns: Columns, request: Request, passage: str, client: str) -> Iterator[Result]:
-    """Colour a text by the extra loss that slicing costs each of its tokens; yields status and passage (HTML)."""
+    """Score a text: colour each token by its loss increase through slicing; yields status and passage (HTML)."""
     yield unchanged(Result)
     for event in passages.score(columns, request, passage, client):
-        yield _in_words(event, html.passage)
+        yield _result(event, html.passage)
 
 
 def after_slice(
     columns: Columns, request: Request, prompt: str, raw: bool, sample: str, client: str
 ) -> Iterator[AfterSlice]:
-    """Next tokens and passage once a slice is there; yields status and both (HTML)."""
+    """Next tokens and passage, if the slice is ready; yields status and both (HTML)."""
     if columns.is_ready(request):
         for event in next_tokens(columns, request, prompt, raw, client):
-            yield unchanged(AfterSlice)._replace(status=event.status, candidates=event.found)
+            yield unchanged(AfterSlice)._replace(status=event.status, candidates=event.value)
         for event in passage(columns, request, sample, client):
-            yield unchanged(AfterSlice)._replace(status=event.status, scored=event.found)
+            yield unchanged(AfterSlice)._replace(status=event.status, scored=event.value)
 
 
 def stop(columns: Columns, client: str) -> str:
@@ -153,29 +153,33 @@ def stop(columns: Columns, client: str) -> str:
     return formatting.status(Status(lazy_gettext("Stopped."), "ready"))
 
 
-def _known(columns: Columns, request: Request) -> Costs:
+def _costs(columns: Columns, request: Request) -> Costs:
     try:
-        return columns.known(request)
-    except ValueError:  # the first line of the page says it
+        return columns.cached_costs(request)
+    except ValueError:  # the headline shows what is wrong with the setting
         return Costs({}, {})
 
 
-def _changed(before: answers.Answers, now: answers.Answers, request: Request, pinned: Request | None) -> Answered:
-    sparsities = {name: (pinned if pinned and name == PINNED else request).settings.sparsity for name in now}
-    changed = {name: html.answer(name, now[name], sparsities[name]) for name in now if before.get(name) != now[name]}
+def _changed(previous: answers.Answers, current: answers.Answers, request: Request, pinned: Request | None) -> Answered:
+    sparsities = {name: (pinned if pinned and name == PINNED else request).settings.sparsity for name in current}
+    changed = {
+        name: html.answer(name, content, sparsities[name])
+        for name, content in current.items()
+        if previous.get(name) != content
+    }
     return unchanged(Answered)._replace(**changed)
 
 
-def _making(shown: answers.Answers, event: Status) -> answers.Answers:
-    """The columns, of which one whose model is being made says how far that is."""
-    words = lazy_gettext(
+def _with_slicing_progress(shown: answers.Answers, event: Status) -> answers.Answers:
+    """The columns; one whose model is being sliced shows the progress of that."""
+    progress = lazy_gettext(
         "This model is being sliced first. {what} {done} of {total}.",
         what=event.text,
         done=event.done,
         total=event.total,
     )
     return {
-        name: replace(column, problem=words) if column.state == "later" and event.total else column
+        name: replace(column, problem=progress) if column.state == "pending" and event.total else column
         for name, column in shown.items()
     }
 
@@ -184,14 +188,14 @@ def _states(columns: answers.Answers) -> list[str]:
     return [column.state for column in columns.values()]
 
 
-def _halted(column: Answer) -> Answer:
+def _stopped(column: Answer) -> Answer:
     return replace(column, state="stopped") if column.state in UNFINISHED else column
 
 
-def _in_words(event: Status | passages.Found, words: Callable[[Any], str]) -> Result:
-    """Status and result: an error stands where the result would."""
+def _result(event: Status | passages.PassageResult, render: Callable[[Any], str]) -> Result:
+    """The status, or the rendered result; an error takes the place of the result."""
     if not isinstance(event, Status):
-        return unchanged(Result)._replace(found=words(event))
+        return unchanged(Result)._replace(value=render(event))
     if event.kind == "error":
-        return unchanged(Result)._replace(found=formatting.problem(ValueError(event.text)))
+        return unchanged(Result)._replace(value=formatting.problem(ValueError(event.text)))
     return unchanged(Result)._replace(status=formatting.status(event))

@@ -1,4 +1,4 @@
-"""The three models that the Compare tab sets side by side, made when they are needed, and what each costs."""
+"""The three models of the Compare tab, sliced on demand, and the costs of each."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from functools import partial
 
 from transformers import PreTrainedModel
 
-from components.compare.views import Cost, Costs
-from components.i18n.language import lazy_gettext
-from components.jobs.job import Job
-from components.jobs.jobs import job_progress
-from components.jobs.status import Status
-from components.jobs.turns import Urgency
-from components.state.caches import BoundedCache
-from components.state.crossmodule import nearest_plan
-from components.state.request import DENSE, CalibrationKey, Request
-from components.state.session import Session
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
@@ -26,24 +16,35 @@ from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 
+from ..i18n.language import lazy_gettext
+from ..jobs.job import Job
+from ..jobs.jobs import job_progress
+from ..jobs.status import Status
+from ..jobs.turns import Urgency
+from ..state.caches import BoundedCache
+from ..state.crossmodule import nearest_plan
+from ..state.request import DENSE, CalibrationKey, Request
+from ..state.session import Session
+from .views import Cost, Costs
+
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 
 
 class Columns:
-    """Models and their costs, by settings; what is measured is kept."""
+    """Models and their costs by setting; measurements are cached."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self._stopped: set[str] = set()
-        self._cross: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
+        self._plans: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
 
     def is_ready(self, request: Request) -> bool:
-        """Whether dense and sliced model are in memory, so that asking either takes no preparation."""
+        """Whether the dense and the sliced model are in memory."""
         return self.session.is_calibrated(request) and self.session.is_sliced(request)
 
     def dense(self, job: Job, request: Request) -> LoadedModel:
-        """The dense model, which needs no calibration."""
+        """The dense model; needs no calibration."""
         return self.session.calibrations.load(job, request.calibration)
 
     def pair(self, job: Job, request: Request) -> dict[str, PreTrainedModel]:
@@ -51,26 +52,26 @@ class Columns:
         sliced = self.session.slice(job, request)
         return {"dense": self.session.calibrated(request).loaded.model, "intraslice": sliced}
 
-    def model(self, job: Job, request: Request, name: str, whole: bool = True) -> PreTrainedModel:
-        """A column's model; without `whole` by what the calibration has seen so far.
+    def model(self, job: Job, request: Request, name: str, full_calibration: bool = True) -> PreTrainedModel:
+        """A column's model; without `full_calibration` from the sequences that the calibration has read so far.
 
-        Raises UserError where the cross-module method cannot remove as much on this model.
+        Raises UserError if the cross-module method cannot reach the sparsity on this model.
         """
         loaded = self.dense(job, request)
         if name == DENSE or request.slicing.sparsity == 0:
             return loaded.model
-        if name == "crossmodule" and (problem := self._unequal(request, loaded.model)):
+        if name == "crossmodule" and (problem := self._unreachable(request, loaded.model)):
             raise UserError(problem)
-        return self.session.slice(job, request, name, whole or not request.is_live)
+        return self.session.slice(job, request, name, full_calibration or not request.is_live)
 
-    def _unequal(self, request: Request, dense: PreTrainedModel) -> str:
-        (plan, near), asked = self._nearest_plan(request, dense), request.slicing.sparsity
-        if near:
+    def _unreachable(self, request: Request, dense: PreTrainedModel) -> str:
+        plan, is_close = self._nearest_plan(request, dense)
+        if is_close:
             return ""
         return lazy_gettext(
             "Cross-module slicing cannot remove {target:.0%} of this model's layer parameters: the nearest "
             "width, {width} of {hidden}, removes {removed:.1%}, which is not a fair comparison.",
-            target=asked,
+            target=request.slicing.sparsity,
             width=plan.width,
             hidden=plan.hidden,
             removed=plan.removed_fraction,
@@ -78,12 +79,12 @@ class Columns:
 
     def _nearest_plan(self, request: Request, dense: PreTrainedModel) -> tuple[CrossModulePlan, bool]:
         key = (request.calibration, request.slicing.sparsity)
-        return self._cross.get(key) or self._cross.put(key, nearest_plan(dense, request.slicing.sparsity))
+        return self._plans.get(key) or self._plans.put(key, nearest_plan(dense, request.slicing.sparsity))
 
     # Costs
 
-    def known(self, request: Request) -> Costs:
-        """What is known without computing. Raises UserError where this model cannot be sliced so."""
+    def cached_costs(self, request: Request) -> Costs:
+        """The costs measured so far, without computing. Raises UserError for an impossible setting."""
         plan = self.session.plan(request)
         if plan is None:
             return Costs({}, {})
@@ -97,40 +98,40 @@ class Columns:
             columns["crossmodule"] = columns["dense"]
         elif self.session.is_calibrated(request):
             dense = self.session.calibrated(request).loaded.model
-            if problem := self._unequal(request, dense):
+            if problem := self._unreachable(request, dense):
                 problems["crossmodule"] = problem
             else:
                 cross, _ = self._nearest_plan(request, dense)
                 value = self.session.readings.perplexity(request.slice_key("crossmodule"))
-                # It cuts what heads read and write, not what they keep.
-                kept = kv_bytes_per_token(dense)
-                columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kept, value)
+                # Cross-module slicing cuts the inputs and outputs of the heads, not their keys and values.
+                kv_bytes = kv_bytes_per_token(dense)
+                columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kv_bytes, value)
         speeds = self._speeds.get((key, request.slicing)) or {}
         for name, speed in speeds.items():
             columns[name] = replace(columns[name], prefill=speed.prefill, decode=speed.decode)
         for name in columns.keys() - {"dense"} if request.slicing.sparsity else ():
-            if far := self.session.readings.divergence(request.slice_key(name)):
-                columns[name] = replace(columns[name], divergence=(far.value, far.error))
+            if divergence := self.session.readings.divergence(request.slice_key(name)):
+                columns[name] = replace(columns[name], divergence=(divergence.value, divergence.error))
         return Costs(columns, problems, measured.protocol, self._speed_protocol() if speeds else "")
 
     def measure(self, request: Request, client: str, pinned: Request | None = None) -> Iterator[Status]:
-        """Perplexities and speeds that are not known yet, in the background of what people ask for."""
+        """Measure the missing perplexities and speeds, with background priority."""
         work = partial(self._measure, request=request, pinned=pinned)
         yield from self.session.jobs.run(client, "costs", work, urgency=Urgency.BACKGROUND, request=request)
 
     def note_end(self, client: str, stopped: bool) -> None:
-        """A client's answer came to its end, or to none."""
+        """Record whether a client's answer was stopped."""
         (self._stopped.add if stopped else self._stopped.discard)(client)
 
     def was_stopped(self, client: str) -> bool:
-        """Whether a client's last answer came to no end."""
+        """Whether a client's last answer was stopped."""
         return client in self._stopped
 
     def _measure(self, job: Job, request: Request, pinned: Request | None) -> None:
         self.session.measure_perplexities(job, request)
         models = self.pair(job, request)
         if request.slicing.sparsity:
-            with suppress(UserError, NumericalError):  # `known` says so in words
+            with suppress(UserError, NumericalError):  # `cached_costs` has the reason
                 models["crossmodule"] = self.model(job, request, "crossmodule")
             calibrated = self.session.calibrated(request)
             for name in [name for name in models if name != "dense"]:
@@ -144,7 +145,7 @@ class Columns:
         job.emit(self.session.ready(request))
 
     def _measure_speed(self, job: Job, request: Request, models: dict[str, PreTrainedModel]) -> None:
-        """Take the speeds of a setting's models, unless they are known."""
+        """Measure the speeds of a setting's models, unless they are cached."""
         key = request.calibration, request.slicing
         cached = self._speeds.get(key) or {}
         if request.slicing.sparsity and not models.keys() <= cached.keys():

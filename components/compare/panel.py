@@ -1,4 +1,4 @@
-"""The Compare tab: three models answer one prompt side by side, each with what it costs."""
+"""The Compare tab: three models answer one prompt side by side, with the costs of each model."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from components.compare import handlers, html, passage_panel
-from components.compare.handlers import Answered, CostsMeasured, CostTexts
-from components.compare.models import Columns
-from components.compare.passage_panel import PassagePanel
-from components.compare.views import COLUMNS, PINNED
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.gradio_compat.browser.on_latest import on_latest
-from components.gradio_compat.signatures import partial_handler
-from components.i18n.language import LazyString, lazy_gettext
-from components.jobs import limits
-from components.state.request import Request
-from components.state.session import Session
-from components.state.settings import PROMPT
-from components.ui.handlers import LiveOutput, spread_settings
+from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..gradio_compat.browser.on_latest import on_latest
+from ..gradio_compat.signatures import partial_handler
+from ..i18n.language import LazyString, lazy_gettext
+from ..jobs import limits
+from ..state.request import Request
+from ..state.session import Session
+from ..state.settings import PROMPT
+from ..ui.handlers import LiveOutput, spread_settings
+from . import handlers, html, passage_panel
+from .handlers import Answered, CostsMeasured, CostTexts
+from .models import Columns
+from .passage_panel import PassagePanel
+from .views import COLUMNS, PINNED
 
 EXAMPLES = [
     PROMPT,
@@ -28,8 +28,8 @@ EXAMPLES = [
     "What is the capital of France, and what is it known for?",
     "Explain to a child what a magnet does.",
 ]
-# Screen readers hear an answer when it is whole, not at every token.
-ALOUD = """element.setAttribute("aria-live", "polite");
+# Screen readers announce an answer once it is complete, not at every token.
+ARIA_LIVE_JS = """element.setAttribute("aria-live", "polite");
 const settle = () => element.setAttribute("aria-busy", String(Boolean(element.querySelector("[aria-busy]"))));
 watch("value", settle);"""
 
@@ -48,7 +48,7 @@ class ComparePanel(NamedTuple):
     answers: dict[str, gr.HTML]  # by column
     costs: CostTexts
     perplexity: gr.HTML
-    below: PassagePanel
+    passage: PassagePanel
 
 
 def build(session: Session, first: Request) -> ComparePanel:
@@ -88,7 +88,9 @@ def build(session: Session, first: Request) -> ComparePanel:
         with gr.Row(elem_id="answers"):
             for name in (*COLUMNS, PINNED):
                 empty = LazyString(partial(html.answer, name))
-                answers[name] = gr.HTML(empty, js_on_load=ALOUD, elem_id=f"{name}-answer", apply_default_css=False)
+                answers[name] = gr.HTML(
+                    empty, js_on_load=ARIA_LIVE_JS, elem_id=f"{name}-answer", apply_default_css=False
+                )
                 costs[name] = gr.HTML(elem_id=f"{name}-cost", apply_default_css=False)
     perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)
     costs["protocol"] = gr.HTML(elem_id="cost-protocol", apply_default_css=False)
@@ -104,7 +106,7 @@ def build(session: Session, first: Request) -> ComparePanel:
         answers=answers,
         costs=CostTexts(**costs),
         perplexity=perplexity,
-        below=passage_panel.build(),
+        passage=passage_panel.build(),
     )
 
 
@@ -112,21 +114,21 @@ def connect(panel: ComparePanel, context: Context) -> None:
     """Attach the tab's handlers."""
     columns, settings = panel.columns, context.controls.settings
     pinned = context.controls.pinned
-    asking = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw, pinned]
-    # A question that is sent while another is answered is served after it.
+    inputs = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw, pinned]
+    # A prompt that is sent during an answer is answered after it.
     outputs = [*Answered(context.status, **panel.answers)]
-    answering = {"fn": spread_settings(handlers.answer, columns), "inputs": asking, "outputs": outputs, **HEAVY}
-    asked = [panel.generate.click, panel.prompt.submit]
-    answered = on_latest(asked, **answering, api_name="answer")
+    listener = {"fn": spread_settings(handlers.answer, columns), "inputs": inputs, "outputs": outputs, **HEAVY}
+    triggers = [panel.generate.click, panel.prompt.submit]
+    answered = on_latest(triggers, **listener, api_name="answer")
     measured = [*CostsMeasured(context.status, *panel.costs)]
     answered.then(spread_settings(handlers.costs, columns), [*settings, pinned], measured, api_name="costs", **HEAVY)
     panel.stop.click(partial_handler(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)
 
-    known_costs = partial_handler(handlers.known_costs, columns)
-    context.subscribe(LiveOutput("compare", known_costs, panel.costs), [*context.on_commit, pinned.change])
+    cached_costs = partial_handler(handlers.cached_costs, columns)
+    context.subscribe(LiveOutput("compare", cached_costs, panel.costs), [*context.on_commit, pinned.change])
     for end in (*context.measured, *context.released):
         end.then(
-            spread_settings(known_costs),
+            spread_settings(cached_costs),
             [*settings, context.controls.layer, pinned],
             [*panel.costs],
             **PRIVATE,
@@ -135,4 +137,4 @@ def connect(panel: ComparePanel, context: Context) -> None:
     on_latest(
         [pinned.change], fn=lambda: html.answer(PINNED), inputs=None, outputs=panel.answers[PINNED], **PRIVATE, **CHEAP
     )
-    passage_panel.connect(panel.below, columns, panel.raw, answered, context)
+    passage_panel.connect(panel.passage, columns, panel.raw, answered, context)

@@ -1,4 +1,4 @@
-"""Below the answers: what either model would say next, and a passage coloured by what slicing costs each token."""
+"""Below the answers: next-token probabilities of both models, and a passage coloured by the loss increase per token."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from components.assets import ASSETS
-from components.compare import handlers
-from components.compare.handlers import AfterSlice, Result
-from components.compare.models import Columns
-from components.frame.context import HEAVY, PRIVATE, Context
-from components.i18n.language import LazyString, gettext, lazy_gettext
-from components.jobs import limits
-from components.ui.explainers import fold
-from components.ui.handlers import only_if_active, spread_settings, unchanged
+from ..assets import ASSETS
+from ..frame.context import HEAVY, PRIVATE, Context
+from ..i18n.language import LazyString, gettext, lazy_gettext
+from ..jobs import limits
+from ..ui.explainers import fold
+from ..ui.handlers import only_if_active, spread_settings, unchanged
+from . import handlers
+from .handlers import AfterSlice, Result
+from .models import Columns
 
 SAMPLE = (
     "The Moon is the only natural satellite of the Earth. It orbits at an average distance of 384,400 kilometres, "
@@ -25,7 +25,7 @@ SAMPLE = (
 
 
 class PassagePanel(NamedTuple):
-    """The part's components."""
+    """The section's components."""
 
     candidates: gr.HTML
     text: gr.Textbox
@@ -34,18 +34,18 @@ class PassagePanel(NamedTuple):
 
 
 def build() -> PassagePanel:
-    """Next tokens, and a passage to colour. Called inside a `gr.Tab`."""
-    waiting = LazyString(lambda: f'<p class="isx-quiet">{gettext("Follows as soon as the slice is ready.")}</p>')
-    likeliest = LazyString(lambda: f"<h3>{gettext('Next-token probabilities')}</h3>")
-    dearest = LazyString(lambda: f"<h3>{gettext('Loss increase per token')}</h3>")
+    """Next tokens, and a passage to score. Called inside a `gr.Tab`."""
+    placeholder = LazyString(lambda: f'<p class="isx-quiet">{gettext("Follows as soon as the slice is ready.")}</p>')
+    next_tokens_heading = LazyString(lambda: f"<h3>{gettext('Next-token probabilities')}</h3>")
+    passage_heading = LazyString(lambda: f"<h3>{gettext('Loss increase per token')}</h3>")
     with gr.Column(elem_classes="isx-stop"):
-        gr.HTML(likeliest, apply_default_css=False, elem_classes="isx-heading")
-        candidates = gr.HTML(waiting, elem_id="next-tokens", apply_default_css=False)
+        gr.HTML(next_tokens_heading, apply_default_css=False, elem_classes="isx-heading")
+        candidates = gr.HTML(placeholder, elem_id="next-tokens", apply_default_css=False)
     fold("next")
     with gr.Column(elem_classes="isx-stop"):
-        gr.HTML(dearest, apply_default_css=False, elem_classes="isx-heading")
+        gr.HTML(passage_heading, apply_default_css=False, elem_classes="isx-heading")
         scored = gr.HTML(
-            waiting,
+            placeholder,
             js_on_load=(ASSETS / "passage.js").read_text(encoding="utf-8"),
             elem_id="passage",
             apply_default_css=False,
@@ -63,15 +63,15 @@ def build() -> PassagePanel:
 def connect(
     panel: PassagePanel, columns: Columns, raw: gr.Checkbox, answered: gr.events.Dependency, context: Context
 ) -> None:
-    """Attach the part's handlers. `answered` is the end of an answer: the prompt may be another one by then."""
+    """Attach the section's handlers. `answered` is the end of an answer; the prompt may have changed since."""
     settings, status = context.controls.settings, context.status
-    asked = [*settings, context.prompt, raw]
+    inputs = [*settings, context.prompt, raw]
     candidates, scored = [*Result(status, panel.candidates)], [*Result(status, panel.scored)]
-    answered.then(spread_settings(handlers.next_tokens, columns), asked, candidates, api_name="next_tokens", **HEAVY)
+    answered.then(spread_settings(handlers.next_tokens, columns), inputs, candidates, api_name="next_tokens", **HEAVY)
     panel.score.click(
         spread_settings(handlers.passage, columns), [*settings, panel.text], scored, api_name="passage", **HEAVY
     )
-    both = AfterSlice(status, panel.candidates, panel.scored)
+    outputs = AfterSlice(status, panel.candidates, panel.scored)
     after_slice = only_if_active("compare", unchanged(AfterSlice), handlers.after_slice, columns)
     for end in (*context.measured, context.opened["compare"]):
-        end.then(after_slice, [*asked, panel.text, context.tab], [*both], **PRIVATE, **HEAVY)
+        end.then(after_slice, [*inputs, panel.text, context.tab], [*outputs], **PRIVATE, **HEAVY)

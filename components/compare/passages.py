@@ -1,29 +1,30 @@
-"""What dense and sliced model would say next, and what slicing costs every token of a passage, as plain numbers."""
+"""Next-token candidates of both models, and the loss increase per token of a passage, as plain numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
-from components.compare.models import Columns
-from components.compare.views import Candidate, PassageToken, PassageView
-from components.i18n.language import lazy_gettext
-from components.jobs.job import Job
-from components.jobs.status import Status
-from components.state.request import Request
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
 
-NEXT = 8  # candidates of either model
-ALTERNATIVES = 3
-MAX_TOKENS = 512  # tokens of a passage: each is an element of the page
-Found = tuple[Candidate, ...] | PassageView
+from ..i18n.language import lazy_gettext
+from ..jobs.job import Job
+from ..jobs.status import Status
+from ..state.request import Request
+from .models import Columns
+from .views import Candidate, PassageToken, PassageView
+
+MAX_CANDIDATES = 8  # of either model
+MAX_ALTERNATIVES = 3  # per token of the passage
+MAX_TOKENS = 512  # of a passage: each token is an element of the page
+PassageResult = tuple[Candidate, ...] | PassageView
 
 
 def next_tokens(
     columns: Columns, request: Request, prompt: str, raw: bool, client: str
 ) -> Iterator[Status | tuple[Candidate, ...]]:
-    """The likeliest first tokens of the answer; ends with a ready or an error status."""
+    """The most likely first tokens of the answer; ends with a ready or an error status."""
 
     def work(job: Job) -> None:
         if not prompt.strip():
@@ -31,7 +32,9 @@ def next_tokens(
         models = columns.pair(job, request)
         tokenizer = columns.session.calibrated(request).loaded.tokenizer
         job.emit(Status(lazy_gettext("Reading the prompt")))
-        tokens = compare_next_tokens(models["dense"], models["intraslice"], tokenizer, prompt, NEXT, chat=not raw)
+        tokens = compare_next_tokens(
+            models["dense"], models["intraslice"], tokenizer, prompt, MAX_CANDIDATES, chat=not raw
+        )
         job.emit(tuple(map(_candidate, tokens)))
         job.emit(columns.session.ready(request))
 
@@ -39,18 +42,18 @@ def next_tokens(
 
 
 def score(columns: Columns, request: Request, text: str, client: str) -> Iterator[Status | PassageView]:
-    """Every token of a text under both models; ends with a ready or an error status."""
+    """Score every token of a text with both models; ends with a ready or an error status."""
 
     def work(job: Job) -> None:
         models = columns.pair(job, request)
         tokenizer = columns.session.calibrated(request).loaded.tokenizer
         count = len(tokenizer(text.strip(), add_special_tokens=False).input_ids)
-        if count > MAX_TOKENS:
+        if not 2 <= count <= MAX_TOKENS:  # the first has no score
             raise UserError(
                 lazy_gettext("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=MAX_TOKENS)
             )
         job.emit(Status(lazy_gettext("Scoring the passage")))
-        passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), ALTERNATIVES)
+        passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), MAX_ALTERNATIVES)
         job.emit(PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement))
         job.emit(columns.session.ready(request))
 
@@ -58,8 +61,8 @@ def score(columns: Columns, request: Request, text: str, client: str) -> Iterato
 
 
 def _token(score: TokenScore) -> PassageToken:
-    likeliest = tuple(map(_candidate, score.likeliest))
-    return PassageToken(score.text, math.exp(score.dense), math.exp(score.sliced), score.extra_loss, likeliest)
+    candidates = tuple(map(_candidate, score.likeliest))
+    return PassageToken(score.text, math.exp(score.dense), math.exp(score.sliced), score.extra_loss, candidates)
 
 
 def _candidate(token: NextToken) -> Candidate:

@@ -1,4 +1,4 @@
-"""What the Compare tab shows, as plain numbers and texts: no tensors, no gradio."""
+"""The data that the Compare tab shows, as plain numbers and texts: no tensors, no gradio."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from components.i18n.language import LazyString, lazy_gettext
-from components.ui.labels import METHODS, Terms
+from ..i18n.language import LazyString, lazy_gettext
+from ..ui.labels import METHODS, Terms
 
-PINNED = "pinned"  # the column of the pinned setting A, where there is one
+PINNED = "pinned"  # the column of the pinned setting A, if a setting is pinned
 COLUMNS = Terms(
     {
         "dense": lazy_gettext("Dense"),
@@ -20,10 +20,10 @@ COLUMNS = Terms(
 
 
 class Question(NamedTuple):
-    """What is asked of every column. `raw` leaves the tokenizer's chat template out."""
+    """The prompt and the sampling options, equal for all columns. `raw` omits the tokenizer's chat template."""
 
     prompt: str
-    tokens: int = 64  # new ones, at most
+    tokens: int = 64  # maximum number of new tokens
     temperature: float = 0.0
     seed: int = 0
     raw: bool = False
@@ -31,37 +31,37 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """One column's answer as it grows: what it shares with the dense one, the token where it parts, and the rest.
+    """One column's answer so far: the text shared with the dense answer, the first divergent token, and the rest.
 
-    `state` is waiting, later (its model is still to be made), growing, ended (by itself), cut (at the most tokens),
-    stopped or refused (see `problem`).
+    `state` is waiting, pending (its model is not sliced yet), growing, ended (by an end token), cut (at the maximum
+    number of tokens), stopped or refused (see `problem`).
     """
 
-    same: str = ""
+    shared: str = ""
     token: str = ""
     rest: str = ""
-    count: int = 0  # new tokens, the end token included
+    count: int = 0  # new tokens, including the end token
     state: str = "waiting"
-    parts_at: int | None = None  # how many tokens are shared before the first that is not
-    instead_of: str = ""  # the dense model's token there
+    diverges_at: int | None = None  # position of the first divergent token
+    dense_token: str = ""  # the dense model's token at that position
     problem: str = ""
 
     @property
     def text(self) -> str:
-        """All of it."""
-        return self.same + self.token + self.rest
+        """The whole answer."""
+        return self.shared + self.token + self.rest
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one column's model costs; None where not measured yet. Speeds are in tokens a second.
+    """The costs of one column's model; None if not measured yet. Speeds are in tokens per second.
 
-    `divergence` is KL from the dense model, in nats a token, with its standard error where it is known.
+    `divergence` is KL from the dense model in nats per token, with its standard error if that is known.
     """
 
     parameters: int
-    removed: float  # of the layers' parameters, a fraction
-    kv: float  # bytes a token
+    removed: float  # fraction of the layers' parameters
+    kv: float  # bytes per token
     perplexity: float | None = None
     prefill: float | None = None
     decode: float | None = None
@@ -70,7 +70,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """The columns' costs by method, a problem in words where a method has none, and how they were measured."""
+    """The costs by column, the reason if a column has none, and how they were measured."""
 
     columns: Mapping[str, Cost]
     problems: Mapping[str, str]
@@ -80,7 +80,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that may come next, with its probability under both models."""
+    """A candidate for the next token, with its probability under both models."""
 
     text: str
     dense: float
@@ -89,18 +89,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class PassageToken:
-    """One token of a passage: its probability under both models, what slicing costs it (nats), and the likeliest."""
+    """One token of a passage: its probability under both models, and the most likely tokens at its position."""
 
     text: str
     dense: float
     sliced: float
-    extra: float
-    likeliest: tuple[Candidate, ...]
+    loss_increase: float  # by slicing, in nats
+    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
 class PassageView:
-    """A scored passage; its first token has no score. `agreement` is the share of places with the same best token."""
+    """A scored passage; its first token has no score.
+
+    `agreement` is the fraction of positions at which both models have the same most likely token.
+    """
 
     first: str
     tokens: tuple[PassageToken, ...]

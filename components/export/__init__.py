@@ -1,1 +1,1 @@
-"""The Export tab: the sliced model, its plan, a report, and the words that make them again."""
+"""The Export tab: the sliced model, its plan, a report, and the commands that reproduce them."""

@@ -1,4 +1,4 @@
-"""Taking the result home: the sliced checkpoint as a zip, its plan, and the words that make both again elsewhere."""
+"""Exported files: the sliced checkpoint as a zip, its plan, and the commands and code that reproduce both."""
 
 from __future__ import annotations
 
@@ -12,98 +12,99 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from components.i18n.language import lazy_gettext
-from components.jobs.job import Job
-from components.jobs.places import Places
-from components.jobs.status import Status
-from components.state.request import DENSE, Request
-from components.state.session import Session
-from components.ui.downloads import Downloads
 from intraslice import checkpoints
 from intraslice.checkpoints.to_gguf import require_deci, write_gguf
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.pretrained.sources import DEFAULT
-from intraslice.reporting import Recipe, measured, record
+from intraslice.reporting import Recipe, evaluation_statistics, slice_record
+
+from ..i18n.language import lazy_gettext
+from ..jobs.job import Job
+from ..jobs.places import Places
+from ..jobs.status import Status
+from ..state.request import DENSE, Request
+from ..state.session import Session
+from ..ui.downloads import Downloads
 
 WRITERS = Places(2, lazy_gettext("Waiting for other exports to finish"))
 
 
 class Export(NamedTuple):
-    """A file to take home, and what is to be said of it."""
+    """An exported file, and a remark on it."""
 
     path: Path
-    words: str = ""
+    remark: str = ""
 
 
-def command_words(wanted: Recipe, device: str, command: str = "evaluate", *more: str) -> list[str]:
-    """The arguments of `python -m intraslice` that make the page's model and numbers."""
-    slicing, calibration, evaluation = wanted.slicing, wanted.calibration, wanted.evaluation
-    words = [command, "--model", wanted.model, "--sparsity", _number(slicing.sparsity)]
-    words += ["--estimator", slicing.estimator]
-    words += [] if slicing.bias is None else ["--bias", _number(slicing.bias)]
-    words += ["--cap", _number(slicing.cap), "--order", slicing.order]
-    words += ["--iterative"] if slicing.iterative else []
-    words += [] if slicing.shapes == "free" else ["--shapes", slicing.shapes]
-    words += [] if slicing.recovery == NO_RECOVERY else ["--recover", slicing.recovery]
+def command_arguments(recipe: Recipe, device: str, command: str = "evaluate", *options: str) -> list[str]:
+    """The arguments of `python -m intraslice` that reproduce the page's model and numbers."""
+    slicing, calibration, evaluation = recipe.slicing, recipe.calibration, recipe.evaluation
+    arguments = [command, "--model", recipe.model, "--sparsity", _number(slicing.sparsity)]
+    arguments += ["--estimator", slicing.estimator]
+    arguments += [] if slicing.bias is None else ["--bias", _number(slicing.bias)]
+    arguments += ["--cap", _number(slicing.cap), "--order", slicing.order]
+    arguments += ["--iterative"] if slicing.iterative else []
+    arguments += [] if slicing.shapes == "free" else ["--shapes", slicing.shapes]
+    arguments += [] if slicing.recovery == NO_RECOVERY else ["--recover", slicing.recovery]
     for layer, module, ratio in slicing.locked:
-        words += ["--lock", str(layer), module, _number(100 * ratio)]
-    words += ["--calibration", calibration.text, "--eval", evaluation.text]
-    words += ["--sequences", str(calibration.sequences), "--length", str(calibration.length)]
-    words += ["--seed", str(calibration.seed), "--eval-tokens", str(evaluation.tokens)]
-    return [*words, "--device", device, "--dtype", wanted.dtype, *more]
+        arguments += ["--lock", str(layer), module, _number(100 * ratio)]
+    arguments += ["--calibration", calibration.text, "--eval", evaluation.text]
+    arguments += ["--sequences", str(calibration.sequences), "--length", str(calibration.length)]
+    arguments += ["--seed", str(calibration.seed), "--eval-tokens", str(evaluation.tokens)]
+    return [*arguments, "--device", device, "--dtype", recipe.dtype, *options]
 
 
 def command_lines(session: Session, request: Request, prompt: str) -> str:
-    """The page's numbers, its checkpoint and its answer (greedy), as three lines for a shell."""
+    """Three shell commands that reproduce the page's numbers, its checkpoint and its greedy answer."""
     recipe, device = request.recipe(session.evaluation_tokens), session.device
-    lines = [
-        command_words(recipe, device),
-        command_words(recipe, device, "slice", "--out", checkpoint_name(request)),
-        command_words(recipe, device, "generate", "--prompt", prompt),
+    commands = [
+        command_arguments(recipe, device),
+        command_arguments(recipe, device, "slice", "--out", checkpoint_name(request)),
+        command_arguments(recipe, device, "generate", "--prompt", prompt),
     ]
-    return "\n".join(shlex.join(["python", "-m", "intraslice", *words]) for words in lines)
+    return "\n".join(shlex.join(["python", "-m", "intraslice", *arguments]) for arguments in commands)
 
 
 def checkpoint_name(request: Request) -> str:
-    """The folder in the zip: SmolLM2-135M-Instruct-sliced-30"""
+    """The name of the folder in the zip, such as SmolLM2-135M-Instruct-sliced-30."""
     return f"{model_label(request.calibration.model)}-sliced-{request.settings.sparsity:g}"
 
 
 def model_label(model: str) -> str:
-    """The model's own name, without whose it is or where it lies."""
+    """The model's name without its owner or folder."""
     return "SmolLM2-135M-Instruct" if model == DEFAULT else Path(model).name
 
 
 def snippet(request: Request, prompt: str) -> str:
-    """Three lines of Python that open the unpacked zip and let it answer."""
+    """Three lines of Python that load the unpacked zip and generate an answer."""
     return (
         "import intraslice\n"
-        f'model, tokenizer, made = intraslice.load("{checkpoint_name(request)}")\n'
+        f'model, tokenizer, record = intraslice.load("{checkpoint_name(request)}")\n'
         f"print(*intraslice.generate_text(model, tokenizer, {prompt!r}), sep='')"
     )
 
 
 def plan_record(session: Session, request: Request) -> dict[str, Any]:
-    """What `python -m intraslice slice` keeps of how a model was made. Raises UserError before the calibration."""
+    """The record that `python -m intraslice slice` saves. Raises UserError if the model is not calibrated."""
     loaded = session.calibrated(request).loaded
-    return record(request.recipe(session.evaluation_tokens), loaded, session.slice_plan(request))
+    return slice_record(request.recipe(session.evaluation_tokens), loaded, session.slice_plan(request))
 
 
 def evaluation(job: Job, session: Session, request: Request) -> dict[str, Any]:
-    """What `python -m intraslice evaluate --json` says of the page's model, times and memory left out."""
+    """The output of `python -m intraslice evaluate --json` for the page's model, without times and memory."""
     calibrated = session.calibrations.calibrate(job, request.calibration)
     dense = sliced = session.readings.losses(job, request.slice_key(DENSE), calibrated)
     if request.slicing.sparsity:
         sliced = session.readings.losses(job, request.slice_key("intraslice"), calibrated)
-    return plan_record(session, request) | measured(dense, sliced)
+    return plan_record(session, request) | evaluation_statistics(dense, sliced)
 
 
 def answers(
     job: Job, session: Session, request: Request, prompt: str, tokens: int, temperature: float, seed: int
 ) -> dict[str, str]:
-    """The dense and the sliced model's whole answers. Raises UserError for numbers out of range or an empty prompt."""
+    """The answers of the dense and the sliced model. Raises UserError for invalid numbers or an empty prompt."""
     if not prompt.strip():
         raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
     sliced = session.slice(job, request)
@@ -119,19 +120,19 @@ def answers(
 
 
 def write_plan(session: Session, request: Request, path: Path) -> None:
-    """The plan as JSON. Raises UserError before the calibration is there."""
+    """Write the plan as JSON. Raises UserError if the model is not calibrated."""
     path.write_text(json.dumps(plan_record(session, request), indent=1), encoding="utf-8")
 
 
 def write_checkpoint(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:
-    """Slice, or find the slice in memory, and zip its folder. Raises UserError where nothing is sliced, or no room."""
-    model, tokenizer, made = _sliced(job, session, request)
+    """Slice, or take the slice from memory, and zip its folder. Raises UserError at 0 % or if the disk is full."""
+    model, tokenizer, record = _sliced(job, session, request)
     name, size = checkpoint_name(request), sum(tensor.nbytes for tensor in model.state_dict().values())
     job.emit(Status(lazy_gettext("Writing {size:.0f} MB", size=size / 1e6)))
 
     def write(path: Path) -> None:
         free = shutil.disk_usage(path.parent).free
-        if free < 2.2 * size:  # the folder, and the zip of it
+        if free < 2.2 * size:  # for the folder and its zip
             raise UserError(
                 lazy_gettext(
                     "The file needs {needed:.0f} MB of disk, {free:.0f} MB are free. Choose a smaller model.",
@@ -139,9 +140,9 @@ def write_checkpoint(job: Job, session: Session, request: Request, downloads: Do
                     needed=2.2 * size / 1e6,
                 )
             )
-        with tempfile.TemporaryDirectory(dir=path.parent) as home:
-            folder = Path(home) / name
-            checkpoints.save(model, tokenizer, folder, made)
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            folder = Path(temporary) / name
+            checkpoints.save(model, tokenizer, folder, record)
             with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # weights do not compress
                 for file in sorted(folder.iterdir()):
                     archive.write(file, f"{name}/{file.name}")
@@ -151,11 +152,11 @@ def write_checkpoint(job: Job, session: Session, request: Request, downloads: Do
 
 
 def write_gguf_file(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:
-    """Slice, or find the slice in memory, and write it for llama.cpp; its words say how much of the file is padding.
+    """Slice, or take the slice from memory, and write it for llama.cpp; the remark has the amount of padding.
 
-    Raises UserError where that cannot be.
+    Raises UserError for a model that llama.cpp cannot run.
     """
-    model, tokenizer, made = _sliced(job, session, request)
+    model, tokenizer, record = _sliced(job, session, request)
     require_deci(model, tokenizer)
     job.emit(Status(lazy_gettext("Writing for llama.cpp, float16")))
 
@@ -163,18 +164,18 @@ def write_gguf_file(job: Job, session: Session, request: Request, downloads: Dow
 
     def write(path: Path) -> None:
         nonlocal padding
-        padding = write_gguf(model, tokenizer, path, made=made, progress=False).padding_bytes
+        padding = write_gguf(model, tokenizer, path, made=record, progress=False).padding_bytes
 
     size = sum(2 * parameter.numel() for parameter in model.parameters())
     with WRITERS.taken(job):
         path = downloads.put(f"{checkpoint_name(request)}.gguf", write, size)
-    return Export(path, _padded(padding))
+    return Export(path, _padding_remark(padding))
 
 
 def _sliced(
     job: Job, session: Session, request: Request
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """The sliced model, its tokenizer, and how it was made."""
+    """The sliced model, its tokenizer, and its record."""
     if request.slicing.sparsity == 0:
         raise UserError(
             lazy_gettext("At 0 % nothing is removed, so there is no sliced model to save. Move the slider first.")
@@ -183,8 +184,8 @@ def _sliced(
     return model, session.calibrated(request).loaded.tokenizer, plan_record(session, request)
 
 
-def _padded(count: int) -> str:
-    """How many bytes are zeros that make up for what llama.cpp's shapes have no place for."""
+def _padding_remark(count: int) -> str:
+    """The amount of zeros that pad the weights to shapes that llama.cpp supports."""
     return lazy_gettext("{size:.3g} MB are padding", size=count / 1e6) if count else lazy_gettext("nothing is padded")
 
 

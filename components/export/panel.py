@@ -1,4 +1,4 @@
-"""The Export tab: the sliced model, its plan, a report, and the words and the link that make this view again."""
+"""The Export tab: the sliced model, its plan, a report, and the commands and the link that reproduce this view."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.export import files
-from components.export.parts import copied, heading, link, note, words
-from components.export.published.html import embed, page
-from components.export.published.measure import Publisher
-from components.export.published.views import Choice
-from components.export.report import Report, html
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.gradio_compat.browser.on_latest import on_latest
-from components.i18n.language import LazyString, gettext, language, lazy_gettext, number, translate, use_language
-from components.jobs.job import Job
-from components.jobs.status import Status
-from components.ratios.charts import importance_chart, ratio_chart
-from components.state.request import Request
-from components.state.session import NOT_CALIBRATED, Session
-from components.sweep import measure as sweeps
-from components.sweep.charts import removed_chart, speed_chart
-from components.sweep.views import SweepChoice
-from components.ui import formatting
-from components.ui.chart_bridge import PLOTLY
-from components.ui.downloads import SAVE, Downloads
-from components.ui.handlers import only_if_active, spread_settings, unchanged
+from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..gradio_compat.browser.on_latest import on_latest
+from ..i18n.language import LazyString, gettext, language, lazy_gettext, number, translate, use_language
+from ..jobs.job import Job
+from ..jobs.status import Status
+from ..ratios.charts import importance_chart, ratio_chart
+from ..state.request import Request
+from ..state.session import NOT_CALIBRATED, Session
+from ..sweep import measure as sweeps
+from ..sweep.charts import removed_chart, speed_chart
+from ..sweep.views import SweepChoice
+from ..ui import formatting
+from ..ui.chart_bridge import PLOTLY
+from ..ui.downloads import SAVE, Downloads
+from ..ui.handlers import only_if_active, spread_settings, unchanged
+from . import files
+from .parts import code_block, copyable, heading, link_field, note
+from .published.html import embed, page
+from .published.measure import Publisher
+from .published.views import Choice
+from .report import Report, html
 
 
 class Shown(NamedTuple):
-    """What the buttons would give (HTML), and the words that make the view again."""
+    """A description of the files (HTML), and the code that reproduces the view."""
 
     about: Any
     snippet: Any
@@ -52,7 +52,7 @@ class Buttons(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Hidden download buttons that hand what was asked for to the browser."""
+    """Hidden download buttons that pass the written file to the browser."""
 
     checkpoint: gr.DownloadButton
     gguf: gr.DownloadButton
@@ -79,18 +79,18 @@ class ExportPanel(NamedTuple):
 
 
 def preview(session: Session, request: Request, prompt: str) -> Shown:
-    """What the buttons would give, the snippet and the command lines, for the current settings."""
+    """A description of the files, the snippet and the command lines, for the current settings."""
     try:
         plan = session.plan(request)
         command = files.command_lines(session, request, prompt)
     except ValueError as problem:
         return unchanged(Shown)._replace(about=formatting.problem(problem))
-    line = embed(files.model_label(request.calibration.model))
-    return Shown(formatting.export(plan), files.snippet(request, prompt), command, line)
+    embed_line = embed(files.model_label(request.calibration.model))
+    return Shown(formatting.export(plan), files.snippet(request, prompt), command, embed_line)
 
 
 def checkpoint(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[Written]:
-    """The sliced model as a zip: safetensors, JSON and tokenizer; slices first where that is still to do.
+    """The sliced model as a zip: safetensors, JSON and tokenizer; slices first if necessary.
 
     Yields two status lines (HTML), then the file.
     """
@@ -99,7 +99,7 @@ def checkpoint(session: Session, downloads: Downloads, request: Request, client:
 
 
 def gguf(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[Written]:
-    """The sliced model as one file for llama.cpp, in float16; slices first where that is still to do.
+    """The sliced model as one file for llama.cpp, in float16; slices first if necessary.
 
     Yields two status lines (HTML), then the file.
     """
@@ -110,19 +110,20 @@ def gguf(session: Session, downloads: Downloads, request: Request, client: str) 
 def published(
     session: Session, downloads: Downloads, publisher: Publisher, request: Request, client: str
 ) -> Iterator[Written]:
-    """All of 0 to 60 % as one HTML file that needs no server: measures what is not measured yet, which takes minutes.
+    """All steps from 0 to 60 % as one HTML file that needs no server: measures the missing ones, which takes minutes.
 
     Yields two status lines (HTML), then the file.
     """
-
-    code = language()  # the visitor's: the work itself is done elsewhere
+    code = language()  # the client's language, which the thread of the job does not know
 
     def write(job: Job) -> files.Export:
-        found = publisher.publish(job, request, Choice())
+        published_page = publisher.publish(job, request, Choice())
         job.emit(Status(lazy_gettext("Writing the page")))
         with job.waiting(), use_language(code):
-            text = page(found)
-        return files.Export(downloads.put(f"{found.name}.html", lambda path: path.write_text(text, encoding="utf-8")))
+            text = page(published_page)
+        return files.Export(
+            downloads.put(f"{published_page.name}.html", lambda path: path.write_text(text, encoding="utf-8"))
+        )
 
     yield from _written(session, "page", write, client)
 
@@ -131,15 +132,15 @@ def _written(session: Session, kind: str, write: Callable[[Job], files.Export], 
     written: list[Path] = []
 
     def work(job: Job) -> None:
-        path, words = write(job)
+        path, remark = write(job)
         written.append(path)
         size = path.stat().st_size / 1e6
         done = lazy_gettext(
             "{name}, {size} MB", name=path.name, size=LazyString(lambda: number(size, ".0f" if size > 10 else ".1f"))
         )
-        job.emit(Status(LazyString(lambda: f"{translate(done)}{words and ', '}{translate(words)}"), "ready"))
+        job.emit(Status(LazyString(lambda: f"{translate(done)}{remark and ', '}{translate(remark)}"), "ready"))
 
-    yield unchanged(Written)._replace(file=None)  # the last one's file must not be given again
+    yield unchanged(Written)._replace(file=None)  # clear the previous file
     for event in session.jobs.run(client, kind, work):
         line = formatting.status(event)
         yield Written(line, line, str(written[0]) if written else gr.skip())
@@ -147,7 +148,7 @@ def _written(session: Session, kind: str, write: Callable[[Job], files.Export], 
 
 def plan(session: Session, downloads: Downloads, request: Request) -> str:
     """What every layer keeps and why, with sizes and protocol, as a JSON file."""
-    session.slice_plan(request)  # or an error says why there is no plan, before any file is written
+    session.slice_plan(request)  # raises an error before any file is written
     name = f"{files.checkpoint_name(request)}-plan.json"
     return str(downloads.put(name, lambda path: files.write_plan(session, request, path)))
 
@@ -165,7 +166,7 @@ def report(
 ) -> str:
     """The current view as one HTML file that opens offline: charts, tables, request, perplexities, command lines.
 
-    `methods`, `estimators`, `sparsities` and `speed` choose the sweep that it shows, where one is measured.
+    `methods`, `estimators`, `sparsities` and `speed` select the measured points of the sweep that it shows.
     """
     choice = SweepChoice(methods, estimators, sparsities, speed)
     content = _report(session, request, layer, prompt, choice)
@@ -180,18 +181,17 @@ def _report(session: Session, request: Request, layer: int, prompt: str, choice:
     layer = min(layer, len(view.layers) - 1)
     charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
     if choice.methods and choice.estimators and choice.sparsities and not view.provisional:
-        sweep = sweeps.known(session, request, choice)
+        sweep = sweeps.cached_view(session, request, choice)
         charts += [removed_chart(sweep)] if sweep.points else []
         charts += [speed_chart(sweep)] if any(point.prefill for point in sweep.points) else []
-    words = {
+    code = {
         gettext("The same from a command line"): files.command_lines(session, request, prompt),
         gettext("Open the sliced model again"): files.snippet(request, prompt),
     }
     title = files.checkpoint_name(request)
-    # Where an upload lies is nobody's business.
-    settings = request.settings
-    named = settings._replace(upload=settings.upload and Path(settings.upload).name)
-    return Report(title, named._asdict(), view, session.perplexities(request), charts, words)
+    settings = request.settings  # the report must not disclose the folder of an upload
+    settings = settings._replace(upload=settings.upload and Path(settings.upload).name)
+    return Report(title, settings._asdict(), view, session.perplexities(request), charts, code)
 
 
 def build(session: Session, first: Request) -> ExportPanel:
@@ -216,7 +216,7 @@ def build(session: Session, first: Request) -> ExportPanel:
             report = gr.Button(lazy_gettext("Report (.html)"), elem_id="export-report")
             note(lazy_gettext("This view's charts, tables and numbers as one page that opens offline."))
         with gr.Column(min_width=220):
-            whole = gr.Button(lazy_gettext("Static page (.html)"), elem_id="export-page")
+            static_page = gr.Button(lazy_gettext("Static page (.html)"), elem_id="export-page")
             note(
                 lazy_gettext(
                     "For slides and blogs: one file with a live slider from 0 to 60 %. Measuring takes about "
@@ -226,46 +226,46 @@ def build(session: Session, first: Request) -> ExportPanel:
     hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
     heading(lazy_gettext("Link to this view"))
-    copied(link, "export-link")
-    again, command_line = lazy_gettext("Open it again"), lazy_gettext("The same from a command line")
-    heading(again)
+    copyable(link_field, "export-link")
+    reload, command_line = lazy_gettext("Open it again"), lazy_gettext("The same from a command line")
+    heading(reload)
     note(lazy_gettext("Unpack the zip, and in a Python that has this library installed:"))
-    snippet = copied(partial(words, again), "export-snippet")
+    snippet = copyable(partial(code_block, reload), "export-snippet")
     heading(command_line)
     note(lazy_gettext("This page's perplexity; the folder that the zip holds; this page's greedy answer."))
-    command = copied(partial(words, command_line), "export-command")
+    command = copyable(partial(code_block, command_line), "export-command")
     heading(lazy_gettext("Embed the static page in another page"))
     note(lazy_gettext("Put the file next to that page and this line where it should appear:"))
-    line = copied(partial(words, lazy_gettext("The line that embeds the page")), "export-embed")
+    embed_line = copyable(partial(code_block, lazy_gettext("The line that embeds the page")), "export-embed")
     return ExportPanel(
-        shown=Shown(about, snippet, command, line),
-        buttons=Buttons(checkpoint, gguf, plan, report, whole),
+        shown=Shown(about, snippet, command, embed_line),
+        buttons=Buttons(checkpoint, gguf, plan, report, static_page),
         files=hidden,
         progress=progress,
     )
 
 
 def connect(panel: ExportPanel, context: Context) -> None:
-    """Attach the tab's handlers. A report shows the sweep that the Sweep tab is set to."""
+    """Attach the tab's handlers. The report shows the points selected on the Sweep tab."""
     session, controls, downloads = context.session, context.controls, context.downloads
     settings, buttons, hidden = controls.settings, panel.buttons, panel.files
-    seen = {
+    preview_listener = {
         "fn": only_if_active("export", unchanged(Shown), preview, session),
         "inputs": [*settings, context.prompt, context.tab],
         "outputs": [*panel.shown],
         **CHEAP,
         **PRIVATE,
     }
-    on_latest([*context.on_commit, controls.iterative.input, controls.model.change], **seen)
+    on_latest([*context.on_commit, controls.iterative.input, controls.model.change], **preview_listener)
     for end in (context.opened["export"], *context.prepared):
-        end.then(**seen)
+        end.then(**preview_listener)
 
     checkpoint_written = [*Written(context.status, panel.progress, hidden.checkpoint)]
     gguf_written = [*Written(context.status, panel.progress, hidden.gguf)]
     page_written = [*Written(context.status, panel.progress, hidden.page)]
     spectra, shifts, columns = (context.panels[tab] for tab in ("spectra", "activations", "compare"))
     publisher = Publisher(spectra.views, shifts.views, columns.columns)
-    with_view = [*settings, controls.layer, context.prompt, *context.panels["sweep"].choice]
+    report_inputs = [*settings, controls.layer, context.prompt, *context.panels["sweep"].choice]
     ends = {
         hidden.checkpoint: buttons.checkpoint.click(
             spread_settings(checkpoint, session, downloads),
@@ -288,7 +288,7 @@ def connect(panel: ExportPanel, context: Context) -> None:
             spread_settings(plan, session, downloads), settings, hidden.plan, api_name="plan", **CHEAP
         ),
         hidden.report: buttons.report.click(
-            spread_settings(report, session, downloads), with_view, hidden.report, api_name="report", **CHEAP
+            spread_settings(report, session, downloads), report_inputs, hidden.report, api_name="report", **CHEAP
         ),
     }
     for file, end in ends.items():

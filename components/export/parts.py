@@ -1,4 +1,4 @@
-"""What the Export tab is laid out with: headings, quiet lines, and words with a button that copies them."""
+"""Building blocks of the Export tab: headings, notes, and code with a copy button."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from components.assets import ASSETS
-from components.i18n.language import LazyString, gettext, translate
+from ..assets import ASSETS
+from ..i18n.language import LazyString, gettext, translate
 
 
-def link() -> str:
+def link_field() -> str:
     """A field for the link to this view (HTML)."""
     return (
         f'<div class="isx-copy"><input type="text" readonly aria-label="{gettext("Link to this view")}">'
@@ -18,26 +18,26 @@ def link() -> str:
     )
 
 
-def words(what: LazyString) -> str:
-    """A place for words set as code, by what they are (HTML)."""
-    label = translate(what)
+def code_block(label: LazyString) -> str:
+    """A code block and its copy button (HTML)."""
+    name = translate(label)
     return (
-        f'<div class="isx-copy"><pre tabindex="0" role="region" aria-label="{label}"></pre>'
-        f'<button type="button" aria-label="{gettext("Copy: {what}", what=label)}">{gettext("Copy")}</button></div>'
+        f'<div class="isx-copy"><pre tabindex="0" role="region" aria-label="{name}"></pre>'
+        f'<button type="button" aria-label="{gettext("Copy: {what}", what=name)}">{gettext("Copy")}</button></div>'
     )
 
 
-def copied(template: Callable[[], str], elem_id: str) -> gr.HTML:
-    """Words and a button that copies them (`assets/copy.js`)."""
+def copyable(template: Callable[[], str], elem_id: str) -> gr.HTML:
+    """A component with a copy button (`assets/copy.js`)."""
     script = (ASSETS / "copy.js").read_text(encoding="utf-8")
     return gr.HTML(html_template=LazyString(template), js_on_load=script, elem_id=elem_id, apply_default_css=False)
 
 
 def heading(text: LazyString) -> None:
-    """Of a part of the tab."""
+    """The heading of a section."""
     gr.HTML(LazyString(lambda: f"<h3>{translate(text)}</h3>"), apply_default_css=False)
 
 
 def note(text: LazyString) -> None:
-    """A quiet line."""
+    """A note in quiet text."""
     gr.HTML(LazyString(lambda: f'<p class="isx-quiet">{translate(text)}</p>'), apply_default_css=False)

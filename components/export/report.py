@@ -1,4 +1,4 @@
-"""One page that says everything about the current view and opens anywhere, offline. Pure; knows no gradio."""
+"""The report: one HTML page with the whole current view, which opens offline. Pure; no gradio."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from components.i18n.language import gettext, language, translate
-from components.state.views import Perplexities, PlanView
-from components.ui import formatting
-from components.ui.figure import Chart
-from components.ui.palette import COLOURS, FAINT
+from ..i18n.language import gettext, language, translate
+from ..state.views import Perplexities, PlanView
+from ..ui import formatting
+from ..ui.figure import Chart
+from ..ui.palette import COLOURS, FAINT
 
 STYLE = """
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; color: INK;
@@ -36,30 +36,31 @@ for (const plot of document.querySelectorAll(".plot")) {
 
 @dataclass(frozen=True)
 class Report:
-    """What the page holds. `settings` maps a name to its value, `words` a heading to text set as code."""
+    """The content of the report. `settings` maps names to values, `code` maps headings to code blocks."""
 
     title: str
     settings: Mapping[str, Any]
     plan: PlanView
-    measured: Perplexities
+    perplexities: Perplexities
     charts: Sequence[Chart]
-    words: Mapping[str, str]
+    code: Mapping[str, str]
 
 
 def html(report: Report, plotly: str) -> str:
-    """The page, with plotly.js (the source, not its address) inside."""
-    look = STYLE
+    """The page as HTML. `plotly` is the source of plotly.js, which is included."""
+    plan, perplexities = report.plan, report.perplexities
+    style = STYLE
     for name in ("ink", "quiet", "rule", "panel"):
-        look = look.replace(name.upper(), _colour(name))
+        style = style.replace(name.upper(), _colour(name))
     settings = "".join(_row([name, str(value)]) for name, value in report.settings.items() if value not in (None, ""))
-    code = "".join(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in report.words.items())
+    code = "".join(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in report.code.items())
     return (
         f'<!doctype html><html lang="{language()}"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{look}</style><script>{plotly}</script>"
-        f"<h1>{escape(report.title)}</h1>{formatting.headline(report.plan, report.measured, gettext('not measured'))}"
-        f"{formatting.readout(report.plan, report.measured)}"
-        f'<p class="note">{escape(translate(report.measured.protocol) or gettext("Perplexity was not measured."))}</p>'
+        f"<title>{escape(report.title)}</title><style>{style}</style><script>{plotly}</script>"
+        f"<h1>{escape(report.title)}</h1>{formatting.headline(plan, perplexities, gettext('not measured'))}"
+        f"{formatting.readout(plan, perplexities)}"
+        f'<p class="note">{escape(translate(perplexities.protocol) or gettext("Perplexity was not measured."))}</p>'
         f"{''.join(_chart(chart) for chart in report.charts)}"
         f"<h2>{gettext('Settings')}</h2><table><tbody>{settings}</tbody></table>{code}"
         f"<script>{DRAW}</script></html>"
@@ -67,7 +68,9 @@ def html(report: Report, plotly: str) -> str:
 
 
 def _chart(chart: Chart) -> str:
-    figure = json.dumps({"data": in_light(chart.data), "layout": in_light(chart.layout)}).replace("</", "<\\/")
+    figure = json.dumps({"data": with_light_colours(chart.data), "layout": with_light_colours(chart.layout)}).replace(
+        "</", "<\\/"
+    )
     head, rows = _row(chart.columns, "th"), "".join(_row(row) for row in chart.rows)
     table = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     return (
@@ -81,14 +84,14 @@ def _row(cells: Iterable[str], tag: str = "td") -> str:
     return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
-def in_light(node: Any) -> Any:
-    """A figure with the light page's colours in the place of their names."""
+def with_light_colours(node: Any) -> Any:
+    """A figure with the names of colours replaced by the colours of the light theme."""
     if isinstance(node, str):
         return _colour(node[1:]) if node.startswith("@") else node
     if isinstance(node, list):
-        return [in_light(item) for item in node]
+        return [with_light_colours(item) for item in node]
     if isinstance(node, dict):
-        return {key: in_light(value) for key, value in node.items()}
+        return {key: with_light_colours(value) for key, value in node.items()}
     return node
 
 

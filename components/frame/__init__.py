@@ -1,1 +1,1 @@
-"""The frame around the tabs: sidebar, slider, address bar, theme, and what happens when somebody does something."""
+"""The frame around the tabs: sidebar, slider, address bar, theme, pinned setting, and their event handlers."""

@@ -1,4 +1,4 @@
-"""What a tab needs to wire itself to the rest of the page, and the lanes that its work runs in."""
+"""The context in which a tab connects its events to the rest of the page, and the options of those events."""
 
 from __future__ import annotations
 
@@ -8,56 +8,57 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.frame.controls import Controls
-from components.gradio_compat.browser.on_latest import on_latest
-from components.gradio_compat.browser.silent import SILENT
-from components.state.session import Session
-from components.ui.downloads import Downloads
-from components.ui.handlers import LiveOutput, only_if_active, unchanged
+from ..gradio_compat.browser.on_latest import on_latest
+from ..gradio_compat.browser.silent import SILENT
+from ..state.session import Session
+from ..ui.downloads import Downloads
+from ..ui.handlers import LiveOutput, only_if_active, unchanged
+from .controls import Controls
 
-# Cheap answers skip the queue. In its one lane people only wait for their jobs, which the session puts in order; each
-# holds a thread meanwhile (`max_threads` in theme.py).
+# Events that wait for a job. They share one gradio queue, in which each call holds a thread (`max_threads` in
+# theme.py); the session's scheduler decides the order of the jobs.
 HEAVY: dict[str, Any] = {"concurrency_id": "jobs", "concurrency_limit": 100, **SILENT}
+# Events that answer in milliseconds, outside of the queue.
 CHEAP: dict[str, Any] = {"queue": False, **SILENT}
-# A step of a longer answer, which has a name of its own elsewhere.
+# Events that are no API endpoint.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "api_name": "step"}
 
 
 class Context(NamedTuple):
-    """The frame's parts and the moments that tabs hang on to.
+    """The frame's components, and the events to which tabs attach handlers.
 
-    Outputs of the methods are NamedTuples of components, whose class answers too; handlers take
-    `(*bound, request, layer, client)`, and before the client `pinned` where they want it.
+    The methods' outputs are NamedTuples of components; handlers return the same NamedTuple class. Handlers take
+    `(*bound, request, layer, client)`, or `(*bound, request, layer, pinned, client)`.
     """
 
     session: Session
     controls: Controls
     status: gr.HTML
-    tab: gr.Textbox  # the id of the tab in view
+    tab: gr.Textbox  # the id of the active tab
     prompt: gr.Textbox
-    refresh: gr.Textbox  # another value here, after a handler has set controls, does what dragging them would
+    refresh: gr.Textbox  # a new value has the effect of dragging; for handlers that set controls
     downloads: Downloads
-    opened: dict[str, gr.events.Dependency]  # a tab's id -> what follows when it is opened
-    prepared: list[gr.events.Dependency]  # ends of what loads and calibrates; filled by `events.connect`
-    measured: list[gr.events.Dependency]  # ends of what slices and measures without the settings having moved
-    released: list[gr.events.Dependency]  # the same, after they have come to rest
-    live_outputs: list[LiveOutput]  # whose charts have the pinned setting as a ghost
-    pinned_known: list[gr.events.Dependency]  # ends of what measures that; filled by the tabs
-    panels: Mapping[str, Any]  # every tab's by its id, for a tab that shows what another is set to
+    opened: dict[str, gr.events.Dependency]  # by tab id: the end of the event that opens it
+    prepared: list[gr.events.Dependency]  # ends of loading and calibrating; filled by `events.connect`
+    measured: list[gr.events.Dependency]  # ends of slicing and measuring after `prepared` or by a button
+    released: list[gr.events.Dependency]  # ends of slicing and measuring after `on_commit`
+    live_outputs: list[LiveOutput]  # with charts that show the pinned setting as a ghost
+    pinned_measured: list[gr.events.Dependency]  # ends of measuring the pinned setting; filled by the tabs
+    panels: Mapping[str, Any]  # by tab id, for tabs that show another tab's settings
 
     @property
     def on_commit(self) -> list[Any]:
-        """Events after which the settings of a slice have come to rest.
+        """Events that commit a new setting of the slice, such as the release of the slider.
 
-        Whether MLPs are refined is none: nothing is sliced anew for that until a button asks for it.
+        Without the checkbox that refines MLPs: that only takes effect when a button slices.
         """
         controls = self.controls
-        slice_alone = [controls.sparsity.release, controls.estimator.input, controls.locked.change]
-        return [*slice_alone, *self.on_options_commit]
+        outside_sweeps = [controls.sparsity.release, controls.estimator.input, controls.locked.change]
+        return [*outside_sweeps, *self.on_options_commit]
 
     @property
     def on_options_commit(self) -> list[Any]:
-        """Those of the settings that all slices of a sweep have in common: bias, cap, shapes, order and recovery."""
+        """Events that commit options shared by all slices of a sweep: bias, cap, shapes, order and recovery."""
         controls = self.controls
         return [
             controls.bias_slider.release,
@@ -69,19 +70,19 @@ class Context(NamedTuple):
         ]
 
     def subscribe(self, live_output: LiveOutput, events: Sequence[Any]) -> None:
-        """Let a tab in view follow these events, besides being up to date when it is opened."""
+        """Update the live output after these events while its tab is active, and when the tab is opened."""
         self.live_outputs.append(live_output)
         call = self._call(live_output.tab, live_output.outputs, live_output.show) | CHEAP
         on_latest(events, **call)
         for end in (*self.prepared, self.opened[live_output.tab]):
             end.then(**call)
 
-    def beside(
+    def measure_on_commit(
         self, tab: str, outputs: tuple[Any, ...], handlers: Sequence[Callable[..., Any]], *bound: Any
     ) -> list[gr.events.Dependency]:
-        """Call slow handlers, one after the other, while `tab` is in view; returns their ends.
+        """Call slow handlers in sequence while `tab` is active; returns the ends of the last handler.
 
-        As soon as the settings have come to rest, or a slice is there.
+        They are called after `on_commit`, after `measured`, and when the tab is opened.
         """
         first, *others = (self._call(tab, outputs, handler, *bound) | HEAVY for handler in handlers)
         ends = [end.then(**first) for end in (*self.measured, self.opened[tab])]
@@ -91,18 +92,21 @@ class Context(NamedTuple):
         return ends
 
     def on_layer_change(self, live_output: LiveOutput, handler: Callable[..., Any], *bound: Any) -> None:
-        """When another layer comes into view call `handler`, which takes seconds, in a lane of its own; then show."""
-        lane = {"concurrency_id": live_output.tab, "concurrency_limit": 2, **SILENT}
-        first = self._call(live_output.tab, None, handler, *bound) | lane
-        then = self._call(live_output.tab, live_output.outputs, live_output.show) | CHEAP
-        on_latest([self.controls.layer.change], **first).then(**then)
+        """Call `handler`, which takes seconds, when another layer is chosen, then update the live output.
+
+        The calls have a gradio queue of their own.
+        """
+        queue = {"concurrency_id": live_output.tab, "concurrency_limit": 2, **SILENT}
+        compute = self._call(live_output.tab, None, handler, *bound) | queue
+        show = self._call(live_output.tab, live_output.outputs, live_output.show) | CHEAP
+        on_latest([self.controls.layer.change], **compute).then(**show)
         for end in (*self.prepared, self.opened[live_output.tab]):
-            end.then(**first).then(**then)
+            end.then(**compute).then(**show)
 
     def _call(
         self, tab: str, outputs: tuple[Any, ...] | None, handler: Callable[..., Any], *bound: Any
     ) -> dict[str, Any]:
-        """Keyword arguments of an event that calls `handler(*bound, request, layer, client)` while `tab` is open."""
+        """Keyword arguments of an event that calls `handler(*bound, request, layer, client)` if `tab` is active."""
         pinned = [self.controls.pinned] if "pinned" in inspect.signature(handler).parameters else []
         return {
             "fn": only_if_active(tab, outputs and unchanged(type(outputs)), handler, *bound),
@@ -112,7 +116,7 @@ class Context(NamedTuple):
         }
 
     def choose_layer_by(self, chart: gr.HTML) -> None:
-        """Let a click on a layer of `chart` choose that layer everywhere."""
+        """Let a click on a layer of `chart` set the layer slider."""
         chart.select(_clicked_layer, None, self.controls.layer, **PRIVATE, **CHEAP)
 
 

@@ -1,4 +1,4 @@
-"""The controls: the sidebar with model, calibration, slicing and readout, and the slider that stays in sight."""
+"""The controls: the sidebar with model, calibration, slicing and readout, and the sparsity slider."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from components.frame.slider import Moved
-from components.i18n.language import LazyString, lazy_gettext, translate
-from components.jobs import limits
-from components.state.choices import NO_RECOVERY, PRECISIONS
-from components.state.session import Session
-from components.state.settings import Settings
-from components.ui.labels import ESTIMATORS, RECOVERIES
+from ..i18n.language import LazyString, lazy_gettext, translate
+from ..jobs import limits
+from ..state.choices import NO_RECOVERY, PRECISIONS
+from ..state.session import Session
+from ..state.settings import Settings
+from ..ui.labels import ESTIMATORS, RECOVERIES
+from .slider import Moved
 
 UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
 SLIDERS = {"sparsity": (0, 60), "cap": (60, 100)}
 
 
 class Controls(NamedTuple):
-    """The sidebar's components. `settings` are the inputs that make a `Settings`, in its order."""
+    """The sidebar's components, and the sparsity slider."""
 
     model: gr.Dropdown
     memory: gr.HTML
@@ -52,16 +52,16 @@ class Controls(NamedTuple):
 
     @property
     def settings(self) -> list[gr.components.Component]:
-        """Inputs of every handler that needs a `Settings`."""
+        """The components of the fields of `Settings`, in that order: inputs of all handlers that take a request."""
         return [getattr(self, name) for name in Settings._fields]
 
 
-def _heading(words: LazyString) -> None:
-    gr.HTML(LazyString(lambda: f"<h2>{translate(words)}</h2>"), apply_default_css=False)
+def _heading(text: LazyString) -> None:
+    gr.HTML(LazyString(lambda: f"<h2>{translate(text)}</h2>"), apply_default_css=False)
 
 
 def sparsity_slider(value: float) -> gr.Slider:
-    """The largest control of the page; it stays at the top of the window on every screen."""
+    """The sparsity slider, which stays at the top of the window."""
     return gr.Slider(
         *SLIDERS["sparsity"],
         value=value,
@@ -72,9 +72,9 @@ def sparsity_slider(value: float) -> gr.Slider:
     )
 
 
-def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved) -> Controls:
-    """Fill the sidebar, with the readout and the bias of `opening`. Called inside `gr.Sidebar()`."""
-    found_bias = opening.bias_found or 1
+def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved) -> Controls:
+    """Fill the sidebar, with the initial readout and bias. Called inside `gr.Sidebar()`."""
+    found_bias = initial.bias_found or 1
     _heading(lazy_gettext("Model"))
     model = gr.Dropdown(
         list(session.models),
@@ -153,7 +153,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, opening: Moved
         train = gr.Button(lazy_gettext("Slice and train"), size="md", elem_id="train", min_width=120, visible=False)
         cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
     _heading(lazy_gettext("Readout"))
-    readout = gr.HTML(opening.readout, elem_id="readout", apply_default_css=False)
+    readout = gr.HTML(initial.readout, elem_id="readout", apply_default_css=False)
     layer = gr.Slider(0, 29, value=0, step=1, label=lazy_gettext("Layer shown in detail"), elem_id="layer", buttons=[])
     pinned = gr.Textbox("", label=lazy_gettext("Pinned setting"), visible=False)
     return Controls(

@@ -1,4 +1,4 @@
-"""Which event of the page's frame calls which handler. What belongs to one tab alone is wired in that tab's folder."""
+"""Connects the events of the page's frame to their handlers. Events of a single tab are connected in its package."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.frame import handlers, lesson, link, slider
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.frame.controls import Controls
-from components.gradio_compat.browser.on_latest import on_latest
-from components.gradio_compat.signatures import partial_handler
-from components.state.choices import NO_RECOVERY
-from components.state.session import Session
-from components.ui.downloads import Downloads
-from components.ui.handlers import LiveOutput, leave_unchanged, spread_settings
+from ..gradio_compat.browser.on_latest import on_latest
+from ..gradio_compat.signatures import partial_handler
+from ..state.choices import NO_RECOVERY
+from ..state.session import Session
+from ..ui.downloads import Downloads
+from ..ui.handlers import LiveOutput, leave_unchanged, spread_settings
+from . import handlers, lesson, link, slider
+from .context import CHEAP, HEAVY, PRIVATE, Context
+from .controls import Controls
 
 
 class Frame(NamedTuple):
-    """The page's parts that several tabs share."""
+    """The page's components that several tabs share."""
 
     controls: Controls
     tabs: gr.Tabs
-    tab: gr.Textbox  # the id of the tab in view, hidden
+    tab: gr.Textbox  # the id of the active tab; hidden
     status: gr.HTML
     headline: gr.HTML
     removed: gr.HTML
     prompt: gr.Textbox
     perplexity: gr.HTML
-    panels: Mapping[str, Any]  # every tab's, by its id
+    panels: Mapping[str, Any]  # by tab id
 
 
 def connect(
     page: gr.Blocks, session: Session, frame: Frame, always: Sequence[LiveOutput], when_open: Sequence[LiveOutput]
 ) -> Context:
-    """Attach what several tabs share. Called inside the `gr.Blocks()` that holds the components.
+    """Connect the events that several tabs share. Called inside the page's `gr.Blocks()`.
 
     Args:
-        always: what follows every move, whatever tab is in view.
-        while_open: what follows every move while its tab is in view.
+        always: updated after every move of the slider.
+        when_open: updated after every move while their tab is active.
     """
     controls = frame.controls
     with_layer = [*controls.settings, controls.layer]
     with_pinned = [*with_layer, controls.pinned]
     texts = slider.Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)
-    shown = [output for live_output in always for output in live_output.outputs]
-    shown += slider.Moved(*texts, controls.bias_found)
+    move_outputs = [output for live_output in always for output in live_output.outputs]
+    move_outputs += slider.Moved(*texts, controls.bias_found)
     move: dict[str, Any] = {
         "fn": spread_settings(
             slider.move, session, always, when_open, refuse=partial(slider.refuse_move, always, when_open)
         ),
         "inputs": [*with_layer, frame.tab, controls.pinned],
-        "outputs": [*shown, *(output for live_output in when_open for output in live_output.outputs)],
+        "outputs": [*move_outputs, *(output for live_output in when_open for output in live_output.outputs)],
         **PRIVATE,
         **CHEAP,
     }
     preview: dict[str, Any] = {
         "fn": spread_settings(slider.preview, session, always, refuse=partial(slider.refuse_move, always, ())),
         "inputs": with_pinned,
-        "outputs": shown,
+        "outputs": move_outputs,
         **CHEAP,
     }
     measured_outputs = [*slider.Measured(frame.status, *texts)]
@@ -71,15 +71,21 @@ def connect(
         "outputs": measured_outputs,
         **HEAVY,
     }
-    refresh = gr.Textbox(visible=False)  # a gr.State tells of no change outside the queue
-    # One listener makes all moves, one call at a time: a late answer would draw an older setting over a newer one.
-    moved = gr.Textbox(visible=False)
-    to_move: dict[str, Any] = {"fn": None, "outputs": moved, "js": "() => String(Date.now())", **PRIVATE, **CHEAP}
-    begun = [*handlers.Prepared(frame.status, refresh)]
+    refresh = gr.Textbox(visible=False)  # not gr.State, which has no change event outside of the queue
+    # One listener handles all moves, one call at a time: otherwise a late answer could replace that of a newer setting.
+    move_signal = gr.Textbox(visible=False)
+    signal_move: dict[str, Any] = {
+        "fn": None,
+        "outputs": move_signal,
+        "js": "() => String(Date.now())",
+        **PRIVATE,
+        **CHEAP,
+    }
+    prepare_outputs = [*handlers.Prepared(frame.status, refresh)]
     prepare: dict[str, Any] = {
         "fn": spread_settings(handlers.prepare, session),
         "inputs": controls.settings,
-        "outputs": begun,
+        "outputs": prepare_outputs,
         **HEAVY,
     }
     fit: dict[str, Any] = {
@@ -93,7 +99,7 @@ def connect(
     released: list[gr.events.Dependency] = []
 
     def after_preparing(ready: gr.events.Dependency) -> None:
-        prepared.append(ready.then(**fit, **PRIVATE).then(**to_move))
+        prepared.append(ready.then(**fit, **PRIVATE).then(**signal_move))
         measured.append(prepared[-1].then(**measure, **PRIVATE))
 
     linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
@@ -114,7 +120,7 @@ def connect(
 
     opened = _connect_tabs(session, frame)
     for dependency in opened.values():
-        dependency.then(**to_move)
+        dependency.then(**signal_move)
     context = Context(
         session=session,
         controls=controls,
@@ -128,30 +134,30 @@ def connect(
         measured=measured,
         released=released,
         live_outputs=[*always, *when_open],
-        pinned_known=[],
+        pinned_measured=[],
         panels=frame.panels,
     )
 
     _show_bias(controls, refresh)
     lesson.connect(controls, refresh)
-    dragged = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
-    dragged += [
+    moves = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
+    moves += [
         controls.recovery.input,
         controls.shapes.input,
         controls.bias.change,
         controls.layer.change,
         controls.locked.change,
     ]
-    dragged += [refresh.change, controls.pinned.change, moved.change]
-    on_latest(dragged, **move)
+    moves += [refresh.change, controls.pinned.change, move_signal.change]
+    on_latest(moves, **move)
     released.append(on_latest(context.on_commit, **measure, api_name="measure_live"))
 
     on_latest([controls.model.change], **memory, api_name="memory")
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
-    ordered = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
-    asked = {**measure, "fn": spread_settings(slider.measure, session)}
-    measured.append(ordered.then(**to_move).then(**asked, api_name="measure"))
-    measured.append(controls.train.click(**asked, **PRIVATE))
+    order_set = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
+    measure_by_button = {**measure, "fn": spread_settings(slider.measure, session)}
+    measured.append(order_set.then(**signal_move).then(**measure_by_button, api_name="measure"))
+    measured.append(controls.train.click(**measure_by_button, **PRIVATE))
     on_latest(
         [controls.recovery.change],
         fn=lambda recovery: gr.update(visible=recovery != NO_RECOVERY),
@@ -165,10 +171,10 @@ def connect(
 
 
 def _connect_tabs(session: Session, frame: Frame) -> dict[str, gr.events.Dependency]:
-    """What follows when a tab is opened, by its id.
+    """By tab id, the end of the event that opens the tab.
 
-    The browser itself notes which tab is in view, and the handler is called for one after the other: a late answer
-    would leave the tab in view without its content.
+    The browser itself records the active tab, and one call at a time signals it: otherwise a late answer could leave
+    the active tab without its content.
     """
     in_browser: dict[str, Any] = {"fn": None, **PRIVATE, **CHEAP}
     signals = {}
@@ -182,11 +188,11 @@ def _connect_tabs(session: Session, frame: Frame) -> dict[str, gr.events.Depende
 
 
 def _show_bias(controls: Controls, refresh: gr.Textbox) -> None:
-    """Only in the browser: the slider or the checkbox says what the bias is, and both show what it is."""
+    """Synchronise the bias with its slider and its checkbox, in the browser alone."""
     bias, found, bias_slider, auto = controls.bias, controls.bias_found, controls.bias_slider, controls.bias_auto
     in_browser: dict[str, Any] = {"fn": None, **PRIVATE, **CHEAP}
     bias_slider.input(inputs=bias_slider, outputs=bias, js="(bias) => bias", **in_browser)
-    ticked = "(auto, bias) => [auto ? null : bias, String(Date.now())]"
-    auto.input(inputs=[auto, bias_slider], outputs=[bias, refresh], js=ticked, **in_browser)
-    shown_as = "(bias, found) => [bias ?? found, (bias ?? null) === null]"
-    gr.on([bias.change, found.change], inputs=[bias, found], outputs=[bias_slider, auto], js=shown_as, **in_browser)
+    set_bias = "(auto, bias) => [auto ? null : bias, String(Date.now())]"
+    auto.input(inputs=[auto, bias_slider], outputs=[bias, refresh], js=set_bias, **in_browser)
+    show_bias = "(bias, found) => [bias ?? found, (bias ?? null) === null]"
+    gr.on([bias.change, found.change], inputs=[bias, found], outputs=[bias_slider, auto], js=show_bias, **in_browser)

@@ -1,4 +1,4 @@
-"""What happens on the page's frame beside the slider: a model is chosen and prepared, a tab opened, the page closed."""
+"""Handlers of the frame's events other than the slider's: choose and prepare a model, open a tab, close the page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.i18n.language import translate
-from components.state.request import Request
-from components.state.session import Session
-from components.ui import formatting
+from ..i18n.language import translate
+from ..state.request import Request
+from ..state.session import Session
+from ..ui import formatting
 
 
 def memory(session: Session, model: str) -> str:
-    """What the model will need, before it is loaded (HTML)."""
+    """The model's size and memory requirement before it is loaded (HTML)."""
     try:
         return f'<p class="isx-quiet">{escape(translate(session.memory(model)))}</p>'
     except (ValueError, OSError) as problem:
@@ -24,36 +24,36 @@ def memory(session: Session, model: str) -> str:
 
 
 class Prepared(NamedTuple):
-    """The status, and another value whenever the calibration has seen enough more for better plans."""
+    """The status, and a new value of `Context.refresh` whenever the calibration includes more sequences."""
 
     status: Any
     refresh: Any
 
 
 def prepare(session: Session, request: Request, client: str) -> Iterator[Prepared]:
-    """Load the model and calibrate it (or find both in the cache).
+    """Load the model and calibrate it, unless both are cached.
 
-    Yields the status line (HTML), and how many sequences plans come from whenever these have grown.
+    Yields the status line (HTML), and the number of calibration sequences whenever it has grown.
     """
-    seen = session.sequences(request)
+    sequences = session.sequences(request)
     for event in session.prepare(request, client):
-        before, seen = seen, session.sequences(request)
-        grown = seen != before and not session.is_calibrated(request)  # what follows the end sees to that
-        yield Prepared(formatting.status(event), f"{seen} sequences, {time.time():.1f}" if grown else gr.skip())
+        before, sequences = sequences, session.sequences(request)
+        grown = sequences != before and not session.is_calibrated(request)  # a following event handles the end
+        yield Prepared(formatting.status(event), f"{sequences} sequences, {time.time():.1f}" if grown else gr.skip())
 
 
 def fit_layers(session: Session, request: Request) -> dict[str, Any]:
-    """Let the layer slider end at the model's last layer."""
+    """Set the layer slider's maximum to the model's last layer."""
     plan = session.plan(request)
     return gr.update(maximum=len(plan.layers) - 1) if plan else gr.skip()
 
 
-def open_tab(session: Session, tabs: Sequence[str], opened: str, client: str) -> tuple[Any, ...]:
-    """Note which of `tabs` comes into view; what only another one shows stops. Another value for that tab's signal."""
-    session.jobs.look(client, tab=opened)
-    return tuple(f"{time.time()}" if tab == opened else gr.skip() for tab in tabs)
+def open_tab(session: Session, tabs: Sequence[str], active_tab: str, client: str) -> tuple[Any, ...]:
+    """Stop the jobs that only other tabs need. Returns a value for each tab's signal: a new one for the active tab."""
+    session.jobs.look(client, tab=active_tab)
+    return tuple(f"{time.time()}" if tab == active_tab else gr.skip() for tab in tabs)
 
 
 def leave(session: Session, client: str) -> None:
-    """Stop all work for a page that was closed."""
+    """Stop all jobs of a closed page."""
     session.jobs.halt(client)

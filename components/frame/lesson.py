@@ -1,4 +1,4 @@
-"""The lesson's wire: the state of a step, which the browser's panel asks for by number, is set as a link's is."""
+"""Sets the controls to the initial state of a lesson's step, which the browser's panel requests by number."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 
 import gradio as gr
 
-from components.frame import link
-from components.frame.context import CHEAP, PRIVATE
-from components.frame.controls import Controls
-from components.lesson.steps import state_of
-from components.state.settings import Settings
+from ..lesson.steps import state_of
+from ..state.settings import Settings
+from . import link
+from .context import CHEAP, PRIVATE
+from .controls import Controls
 
-# The layer in view, and what a model and its calibration depend on: as the visitor has it, unless a step names it.
-STAYS = ("model", "text", "upload", "sequences", "length", "seed", "dtype", "layer")
-WIRE = 'addEventListener("isx-lesson", ({ detail }) => trigger("select", detail));'
+# Controls that keep their values unless a step sets them.
+KEPT = ("model", "text", "upload", "sequences", "length", "seed", "dtype", "layer")
+FORWARD_EVENT = 'addEventListener("isx-lesson", ({ detail }) => trigger("select", detail));'
 
 
 def connect(controls: Controls, refresh: gr.Textbox) -> None:
-    """Attach the panel of `assets/lesson/`. Called inside the `gr.Blocks()` that holds the controls."""
-    wire = gr.HTML("<i></i>", js_on_load=WIRE, elem_id="lesson-wire", apply_default_css=False)
-    wire.select(begin, None, [*controls.settings, controls.layer, refresh], **PRIVATE, **CHEAP)
+    """Connect the panel of `assets/lesson/`. Called inside the page's `gr.Blocks()`."""
+    receiver = gr.HTML("<i></i>", js_on_load=FORWARD_EVENT, elem_id="lesson-wire", apply_default_css=False)
+    receiver.select(begin, None, [*controls.settings, controls.layer, refresh], **PRIVATE, **CHEAP)
 
 
 def begin(event: gr.EventData) -> tuple[Any, ...]:
-    """The settings and the layer that a step begins with, and what tells the page that they have come to rest."""
+    """Values of the settings and the layer for a step, and a new value of `Context.refresh`."""
     state = state_of(event.step, event.phase)
     names = (*Settings._fields, "layer")
     if not state:
         return (gr.skip(),) * (len(names) + 1)
-    wanted = link.read(state)._asdict()
-    kept = {name: gr.skip() for name in STAYS if name not in state}
-    return *((wanted | kept)[name] for name in names), str(time.time())
+    values = link.read(state)._asdict()
+    kept = {name: gr.skip() for name in KEPT if name not in state}
+    return *((values | kept)[name] for name in names), str(time.time())

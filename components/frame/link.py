@@ -1,4 +1,4 @@
-"""The address bar: what a link carries, and how the page is restored from one."""
+"""Links: the settings in the address bar, from which the page is restored."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any
 
 import gradio as gr
 
-from components.frame.controls import SLIDERS
-from components.jobs import limits
-from components.lesson.steps import state_of
-from components.state.choices import PRECISIONS
-from components.state.request import default_precision, parse
-from components.state.settings import PROMPT, Settings
-from components.ui.handlers import CHECKS
-from components.ui.pinned import text as pinned_text
-from components.ui.pinned.text import typed
+from ..jobs import limits
+from ..lesson.steps import state_of
+from ..state.choices import PRECISIONS
+from ..state.request import default_precision, parse
+from ..state.settings import PROMPT, Settings
+from ..ui.handlers import CHECKS
+from ..ui.pinned import text as pinned_text
+from ..ui.pinned.text import typed
+from .controls import SLIDERS
 
 
 def _record(name: str, fields: Sequence[str]) -> Any:
-    """A class of named tuples. Any to a type checker, which cannot derive the fields from those of Settings."""
+    """A class of named tuples; typed as Any, since a type checker cannot derive its fields from those of Settings."""
     return namedtuple(name, fields)
 
 
-# What a link carries. `assets/page.js` takes the names, in this order, from what the page opens with.
+# The query parameters of a link except the tab. `assets/page.js` takes their names and order from `default_link`.
 Linked = _record("Linked", [*Settings._fields, "layer", "prompt", "pinned"])
 Restored = _record("Restored", [*Linked._fields, "tabs"])
 FIRST_TAB = "ratios"
 
 
-def usual() -> Any:
-    """A `Linked` of what the page opens with anyway, and what therefore stays out of a link."""
+def default_link() -> Any:
+    """A `Linked` of the default values, which a link leaves out."""
     return Linked(**Settings()._asdict(), layer=0, prompt=PROMPT, pinned="")
 
 
 def restore(caller: gr.Request) -> Any:
-    """Read the address bar into a `Restored`: the settings, those pinned, the layer, the prompt and the tab of a link.
+    """Read the address bar into a `Restored`: settings, pinned setting, layer, prompt and tab of a link.
 
-    What the page would refuse is left as it opens anyway, and so is all of a link that is too long. A link always names
-    the precision, so that another machine gives the same numbers; without one it is this machine's. A step of the
-    lesson (`?lesson=3`) stands for the state that it begins with.
+    Invalid values are replaced by the defaults; a link that is too long is ignored. A link always names the precision,
+    so that other machines show the same numbers; without a link it is this machine's default. A step of the lesson
+    (`?lesson=3`) stands for its initial state.
     """
     query: Mapping[str, str] = dict(caller.query_params) if caller else {}
     if sum(len(name) + len(value) for name, value in query.items()) > limits.LINK.value:
@@ -50,16 +50,17 @@ def restore(caller: gr.Request) -> Any:
 
 
 def read(query: Mapping[str, str]) -> Any:
-    """A `Linked` of what a link's query carries, without the tab; what the page would refuse is as it opens anyway."""
-    linked = {name: _allowed(name, typed(query.get(name), value), value) for name, value in usual()._asdict().items()}
-    linked["upload"] = None  # no link names a file
+    """A `Linked` of a link's query, without the tab; invalid values are replaced by the defaults."""
+    defaults = default_link()._asdict()
+    linked = {name: _checked(name, typed(query.get(name), default), default) for name, default in defaults.items()}
+    linked["upload"] = None  # a link never names a file
     linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else default_precision()
     linked["prompt"] = linked["prompt"] or PROMPT
     return Linked(**linked)
 
 
-def _allowed(name: str, value: Any, default: Any) -> Any:
-    """What a link gives, unless the page would refuse it."""
+def _checked(name: str, value: Any, default: Any) -> Any:
+    """The value if it is valid, or else the default."""
     try:
         if name in CHECKS:
             return CHECKS[name](value)
@@ -74,11 +75,11 @@ def _allowed(name: str, value: Any, default: Any) -> Any:
 
 
 def _pinned(text: str) -> str:
-    """The text of the pinned setting as the page itself writes it, without an upload: no link names a file."""
+    """The normalised text of a pinned setting; empty if it has an upload. Raises UserError for an invalid setting."""
     settings = pinned_text.read(text)
     if settings is None or settings.upload:
         return ""
-    for name, ends in SLIDERS.items():
-        limits.number(name, getattr(settings, name), *ends)
+    for name, bounds in SLIDERS.items():
+        limits.number(name, getattr(settings, name), *bounds)
     request = parse(settings)
     return pinned_text.write(request.with_settings(dtype=request.calibration.dtype))

@@ -1,4 +1,4 @@
-"""Pin and compare: one setting is kept as A, beside which every other one is seen; and undo and redo of settings."""
+"""The toolbar: pin a setting as A, to which the page compares the current setting; undo and redo of settings."""
 
 from __future__ import annotations
 
@@ -8,132 +8,134 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.frame import slider
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.frame.events import Frame
-from components.gradio_compat.browser.on_latest import on_latest
-from components.i18n.language import gettext, lazy_gettext
-from components.state.request import Request
-from components.state.settings import Settings
-from components.ui.chart_bridge import ghost_update, is_chart
-from components.ui.handlers import LiveOutput, leave_unchanged, spread_settings
-from components.ui.pinned import text as pinned_text
-from components.ui.pinned.differences import name_of
+from ..gradio_compat.browser.on_latest import on_latest
+from ..i18n.language import gettext, lazy_gettext
+from ..state.request import Request
+from ..state.settings import Settings
+from ..ui.chart_bridge import ghost_update, is_chart
+from ..ui.handlers import LiveOutput, leave_unchanged, spread_settings
+from ..ui.pinned import text as pinned_text
+from ..ui.pinned.differences import name_of
+from . import slider
+from .context import CHEAP, HEAVY, PRIVATE, Context
+from .events import Frame
 
-# What undo and redo set again. `assets/history.js` takes the values from what a link remembers.
-UNDONE = [name for name in (*Settings._fields, "pinned") if name != "upload"]
+# The controls that undo and redo set. `assets/history.js` takes their values from those of the link.
+HISTORY_FIELDS = [name for name in (*Settings._fields, "pinned") if name != "upload"]
 
 
 class Toolbar(NamedTuple):
-    """The row's components."""
+    """The toolbar's components."""
 
     pin: gr.Button
     unpin: gr.Button
-    words: gr.HTML
+    description: gr.HTML
     undo: gr.Button
     redo: gr.Button
 
 
-class Told(NamedTuple):
-    """What is pinned, in words, and whether it can be let go."""
+class Description(NamedTuple):
+    """The description of the pinned setting, and the button that unpins it."""
 
-    words: Any
+    text: Any
     unpin: Any
 
 
 def build() -> Toolbar:
-    """The row over the slider."""
+    """The toolbar above the slider."""
     with gr.Row(elem_id="actions"):
         pin = gr.Button(lazy_gettext("Pin this setting"), size="md", elem_id="pin", min_width=60, scale=0)
         unpin = gr.Button(lazy_gettext("Unpin A"), size="md", elem_id="unpin", min_width=60, scale=0, visible=False)
-        words = gr.HTML(elem_id="pinned", apply_default_css=False)
+        description = gr.HTML(elem_id="pinned", apply_default_css=False)
         undo = gr.Button(lazy_gettext("Undo"), size="md", elem_id="undo", min_width=60, scale=0)
         redo = gr.Button(lazy_gettext("Redo"), size="md", elem_id="redo", min_width=60, scale=0)
-    return Toolbar(pin, unpin, words, undo, redo)
+    return Toolbar(pin, unpin, description, undo, redo)
 
 
 def pin(request: Request) -> str:
-    """Keep these settings as A; returns their text, which a link carries as `pinned`."""
+    """Pin these settings as A; returns their text, which a link carries as `pinned`."""
     return pinned_text.write(request)
 
 
-def tell(request: Request, kept: str) -> Told:
-    """What A is (HTML), or why it is not shown now."""
-    settings, setting = request.settings, pinned_text.read(kept)
-    if setting is None:
-        return Told("", gr.update(visible=False))
-    if pinned_text.beside(kept, request) is not None:
-        words = name_of(setting, settings._replace(upload=setting.upload))
-    elif setting.model != settings.model:
-        words = gettext("a setting of {model}; it is shown when that model is chosen again", model=setting.model)
+def describe(request: Request, pinned_setting: str) -> Description:
+    """The pinned setting's name (HTML), or the reason why it is not shown."""
+    settings, pinned = request.settings, pinned_text.read(pinned_setting)
+    if pinned is None:
+        return Description("", gr.update(visible=False))
+    if pinned_text.comparable_request(pinned_setting, request) is not None:
+        name = name_of(pinned, settings._replace(upload=pinned.upload))
+    elif pinned.model != settings.model:
+        name = gettext("a setting of {model}; it is shown when that model is chosen again", model=pinned.model)
     else:
-        words = gettext("calibrated on a file that is no longer available")
-    told = gettext("<b>A</b> is {words}.", words=escape(words))
-    return Told(f'<p class="isx-quiet">{told}</p>', gr.update(visible=True))
+        name = gettext("calibrated on a file that is no longer available")
+    text = gettext("<b>A</b> is {words}.", words=escape(name))
+    return Description(f'<p class="isx-quiet">{text}</p>', gr.update(visible=True))
 
 
 def ghosts(
     live_outputs: Sequence[LiveOutput],
     request: Request,
     layer: int,
-    opened: str,
+    active_tab: str,
     pinned: Request | None,
     client: str,
 ) -> tuple[Any, ...]:
-    """The pinned setting's ghosts for the charts of the open tab; those of the others stay as they are."""
+    """Updates of the pinned setting's ghosts on the charts of the active tab; other tabs' charts are unchanged."""
     updates: list[Any] = []
     for live_output in live_outputs:
-        charts = [is_chart(component) for component in live_output.outputs]
-        if live_output.tab != opened or not any(charts):
-            updates += [gr.skip()] * sum(charts)
+        are_charts = [is_chart(component) for component in live_output.outputs]
+        if live_output.tab != active_tab or not any(are_charts):
+            updates += [gr.skip()] * sum(are_charts)
             continue
         show = live_output.show_pinned or live_output.show
-        shown = show(pinned, layer, client) if pinned else [None] * len(charts)
-        updates += [ghost_update(value) for value, drawn in zip(shown, charts, strict=True) if drawn]
+        values = show(pinned, layer, client) if pinned else [None] * len(are_charts)
+        updates += [ghost_update(value) for value, is_drawn in zip(values, are_charts, strict=True) if is_drawn]
     return tuple(updates)
 
 
 def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
-    """Attach the row, and the ghosts of all tabs, which say before what followers they have."""
+    """Connect the toolbar, and the ghosts of all tabs' live outputs; called after the tabs are connected."""
     controls, session = context.controls, context.session
-    kept, settings = controls.pinned, controls.settings
-    toolbar.pin.click(spread_settings(pin), settings, kept, api_name="pin", **CHEAP)
-    toolbar.unpin.click(lambda: "", None, kept, **PRIVATE, **CHEAP)
+    pinned, settings = controls.pinned, controls.settings
+    toolbar.pin.click(spread_settings(pin), settings, pinned, api_name="pin", **CHEAP)
+    toolbar.unpin.click(lambda: "", None, pinned, **PRIVATE, **CHEAP)
 
-    telling = {
-        "fn": spread_settings(tell, refuse=leave_unchanged),
-        "inputs": [*settings, kept],
-        "outputs": [*Told(toolbar.words, toolbar.unpin)],
+    describe_pinned = {
+        "fn": spread_settings(describe, refuse=leave_unchanged),
+        "inputs": [*settings, pinned],
+        "outputs": [*Description(toolbar.description, toolbar.unpin)],
     }
-    on_latest([kept.change, controls.model.change, context.refresh.change], **telling, **PRIVATE, **CHEAP)
+    on_latest([pinned.change, controls.model.change, context.refresh.change], **describe_pinned, **PRIVATE, **CHEAP)
 
-    drawing = {
+    outputs = [output for live_output in context.live_outputs for output in live_output.outputs]
+    draw_ghosts = {
         "fn": spread_settings(ghosts, context.live_outputs, refuse=leave_unchanged),
-        "inputs": [*settings, controls.layer, context.tab, kept],
-        "outputs": [output for one in context.live_outputs for output in one.outputs if is_chart(output)],
+        "inputs": [*settings, controls.layer, context.tab, pinned],
+        "outputs": [output for output in outputs if is_chart(output)],
         **PRIVATE,
         **CHEAP,
     }
-    on_latest([kept.change, controls.layer.change, context.refresh.change], **drawing)
-    for end in (*context.opened.values(), *context.prepared, *context.pinned_known):
-        end.then(**drawing)
-    measuring = {
+    on_latest([pinned.change, controls.layer.change, context.refresh.change], **draw_ghosts)
+    for end in (*context.opened.values(), *context.prepared, *context.pinned_measured):
+        end.then(**draw_ghosts)
+    measure_pinned = {
         "fn": spread_settings(slider.measure_pinned, session, refuse=leave_unchanged),
-        "inputs": [*settings, kept],
+        "inputs": [*settings, pinned],
         "outputs": frame.status,
         **PRIVATE,
         **HEAVY,
     }
-    comparing = {
+    compare_pinned = {
         "fn": spread_settings(slider.compare_pinned, session, refuse=leave_unchanged),
-        "inputs": [*settings, kept],
+        "inputs": [*settings, pinned],
         "outputs": [*slider.Compared(controls.readout, frame.headline)],
         **PRIVATE,
         **CHEAP,
     }
-    for end in (on_latest([kept.change], **measuring), *(end.then(**measuring) for end in context.measured)):
-        end.then(**comparing).then(**drawing)
+    measured = (end.then(**measure_pinned) for end in context.measured)
+    for end in (on_latest([pinned.change], **measure_pinned), *measured):
+        end.then(**compare_pinned).then(**draw_ghosts)
 
-    undone = [*(getattr(controls, name) for name in UNDONE), context.refresh]
+    history_outputs = [*(getattr(controls, name) for name in HISTORY_FIELDS), context.refresh]
     for button, step in ((toolbar.undo, -1), (toolbar.redo, 1)):
-        button.click(None, None, undone, js=f"() => window.isxStep({step})", **PRIVATE, **CHEAP)
+        button.click(None, None, history_outputs, js=f"() => window.isxStep({step})", **PRIVATE, **CHEAP)

@@ -1,4 +1,4 @@
-"""The sparsity slider: what the page shows while it moves, and what is measured when it is let go."""
+"""Handlers of the sparsity slider: what the page shows while it moves, and measures when it is released."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.i18n.language import gettext, lazy_gettext
-from components.jobs.status import Status
-from components.jobs.turns import Urgency
-from components.state.request import Request
-from components.state.session import Session
-from components.state.views import Beside, PlanView
-from components.ui import formatting
-from components.ui.handlers import LiveOutput, at_opening, unchanged
-from components.ui.pinned.differences import name_of
+from ..i18n.language import gettext, lazy_gettext
+from ..jobs.status import Status
+from ..jobs.turns import Urgency
+from ..state.request import Request
+from ..state.session import Session
+from ..state.views import PinnedView, PlanView
+from ..ui import formatting
+from ..ui.handlers import LiveOutput, initial_values, unchanged
+from ..ui.pinned.differences import name_of
 
 
 class Texts(NamedTuple):
-    """The words that follow the slider, whatever tab is in view."""
+    """Texts outside of the tabs that depend on the settings (HTML)."""
 
     readout: Any
     headline: Any
@@ -29,7 +29,7 @@ class Texts(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What each move changes beside the tabs."""
+    """What each move of the slider changes outside of the tabs."""
 
     readout: Any
     headline: Any
@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What changes when the perplexity of the pinned setting is known."""
+    """What changes after the pinned setting's perplexity is measured."""
 
     readout: Any
     headline: Any
@@ -63,14 +63,14 @@ def preview(
     pinned: Request | None,
     client: str,
 ) -> tuple[Any, ...]:
-    """Ratios, importances and sizes for a setting, from the calibration that is at hand; answers in milliseconds.
+    """Ratios, importances and sizes for a setting, from the calibration so far; answers in milliseconds.
 
-    Returns the two charts (JSON), the readout, the first line, asked/removed and the perplexity block (HTML), and
-    the bias that the importances found. Readout and first line give the differences to the pinned setting, if any.
+    Returns the two charts (JSON), the readout, the headline, target and actual sparsity and the perplexity (HTML), and
+    the bias set by the importances. Readout and headline include the differences from the pinned setting, if any.
     """
     session.jobs.look(client, request=request)
-    shown = [value for live_output in always for value in live_output.show(request, layer, client)]
-    return *shown, *texts_of(session, request, pinned)
+    values = [value for live_output in always for value in live_output.show(request, layer, client)]
+    return *values, *texts_of(session, request, pinned)
 
 
 def move(
@@ -79,57 +79,59 @@ def move(
     when_open: Sequence[LiveOutput],
     request: Request,
     layer: int,
-    opened: str,
+    active_tab: str,
     pinned: Request | None,
     client: str,
 ) -> tuple[Any, ...]:
-    """`preview` and what the open tab shows in one answer: a request for each would be slower than a drag."""
-    shown = preview(session, always, request, layer, pinned, client)
+    """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging."""
+    values = preview(session, always, request, layer, pinned, client)
     session.prefetch(request, client)
     for live_output in when_open:
-        seen = live_output.tab == opened
-        shown += live_output.show(request, layer, client) if seen else (gr.skip(),) * len(live_output.outputs)
-    return shown
+        is_active = live_output.tab == active_tab
+        values += live_output.show(request, layer, client) if is_active else (gr.skip(),) * len(live_output.outputs)
+    return values
 
 
 def texts_of(session: Session, request: Request, pinned: Request | None = None) -> Moved:
-    """The texts of a setting, and the bias that its importances found."""
+    """The texts of a setting, and the bias set by its importances."""
     try:
         plan = session.plan(request)
-    except ValueError as error:  # this model cannot be sliced so
+    except ValueError as error:  # the model does not allow this setting
         return refused(error)
     bias = gr.skip() if plan is None or request.slicing.bias is not None else round(plan.bias, 2)
     return Moved(*_texts(session, request, plan, pinned), bias)
 
 
 def refused(error: ValueError) -> Moved:
-    """The first line says what is wrong with the controls; everything else stays as it is."""
+    """An answer with the error as the headline; everything else is unchanged."""
     return unchanged(Moved)._replace(headline=formatting.problem(error))
 
 
 def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], error: ValueError) -> tuple[Any, ...]:
-    """`refused` as an answer of `move`, or of `preview` with none `while_open`."""
-    before, after = ([gr.skip() for one in live_outputs for _ in one.outputs] for live_outputs in (always, when_open))
+    """`refused` as an answer of `move`, or of `preview` if `when_open` is empty."""
+    before, after = (
+        [gr.skip() for live_output in live_outputs for _ in live_output.outputs] for live_outputs in (always, when_open)
+    )
     return *before, *refused(error), *after
 
 
-def opening(session: Session, request: Request) -> Moved:
-    """What the page opens with, before any visitor is there; empty where nothing is known."""
-    return at_opening(lambda: texts_of(session, request))
+def initial_texts(session: Session, request: Request) -> Moved:
+    """The texts with which the page opens; empty without a source of plans."""
+    return initial_values(lambda: texts_of(session, request))
 
 
 def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Iterator[Measured]:
-    """Slice and take the perplexity; yields status, readout, first line, asked/removed, perplexity (HTML).
+    """Slice and measure perplexity; yields status, readout, headline, target and actual sparsity, perplexity (HTML).
 
-    In one shot and without recovery this follows every release of the slider; else only a button starts it, and it goes
-    on when the slider moves: the words are then those of the new setting, and only the status is told.
+    A live request is measured after every release of the slider. Any other is measured by a button and continues when
+    the slider moves; the texts then describe the new setting, so only the status is updated.
     """
     shown = None
     for event in session.measure(request, client):
         answer = unchanged(Measured)._replace(status=formatting.status(event))
         perplexities = session.perplexities(request)
-        is_seen = not session.jobs.looks_elsewhere(client, request=request)
-        if is_seen and (perplexities != shown or event.kind == "ready"):
+        is_in_view = not session.jobs.looks_elsewhere(client, request=request)
+        if is_in_view and (perplexities != shown or event.kind == "ready"):
             texts = _texts(session, request, session.plan(request), pinned, gettext("… (being measured)"))
             answer = answer._replace(**texts._asdict())
         yield answer
@@ -139,28 +141,28 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
 def on_release(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[Measured]:
-    """`measure`, unless that takes so long that only a button may start it."""
-    yield unchanged(Measured)  # gradio empties the outputs of a generator that yields nothing
+    """`measure` for live requests; the others take so long that a button starts them."""
+    yield unchanged(Measured)  # gradio clears the outputs of a generator that yields nothing
     if request.is_live:
         yield from measure(session, request, layer, pinned, client)
 
 
 def measure_pinned(session: Session, request: Request, pinned: Request | None, client: str) -> Iterator[Any]:
-    """Take the perplexity of the pinned setting where it is not known, such as of one that came with a link.
+    """Measure the pinned setting's perplexity if it is not cached, for example after opening a link.
 
-    Yields the status (HTML). `compare_pinned` says the result, since the slider may have moved meanwhile.
+    Yields the status (HTML). `compare_pinned` shows the result, since the slider may have moved meanwhile.
     """
-    yield gr.skip()  # gradio empties the outputs of a generator that yields nothing
+    yield gr.skip()  # gradio clears the outputs of a generator that yields nothing
     if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).sliced is not None:
         return
-    if pinned.is_live or session.is_sliced(pinned):  # what takes long is only sliced on request
+    if pinned.is_live or session.is_sliced(pinned):  # slow settings are only sliced by their button
         work = partial(session.measure_perplexities, request=pinned)
         for event in session.jobs.run(client, "pinned", work, urgency=Urgency.BACKGROUND):
             yield formatting.status(event)
 
 
 def compare_pinned(session: Session, request: Request, pinned: Request | None) -> Compared:
-    """Readout and first line, with the differences to the pinned setting where its perplexity is known."""
+    """Readout and headline with the differences from the pinned setting, if its perplexity is measured."""
     if pinned is None or session.perplexities(pinned).sliced is None:
         return unchanged(Compared)
     texts = _texts(session, request, session.plan(request), pinned)
@@ -168,39 +170,39 @@ def compare_pinned(session: Session, request: Request, pinned: Request | None) -
 
 
 def stop(session: Session, client: str) -> str:
-    """Stop this page's running job: a slice, a measurement or an answer. Returns the status line (HTML)."""
+    """Stop all running jobs of this page. Returns the status line (HTML)."""
     session.jobs.halt(client)
     return formatting.status(Status(lazy_gettext("Stopped."), "ready"))
 
 
 def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Request | None, hint: str = "") -> Texts:
-    measured, beside = session.perplexities(request), _beside(session, request, pinned)
+    measured, pinned_view = session.perplexities(request), _pinned_view(session, request, pinned)
     if plan is not None and plan.provisional and measured.sliced_reading is None:
         hint = gettext("follows in a moment") if measured.protocol else gettext("follows when the model is loaded")
     elif not hint:
         hint = _how_to_measure(request)
     return Texts(
-        readout=formatting.readout(plan, measured, beside),
-        headline=formatting.headline(plan, measured, hint, beside),
+        readout=formatting.readout(plan, measured, pinned_view),
+        headline=formatting.headline(plan, measured, hint, pinned_view),
         removed=formatting.removed(plan),
         perplexity=formatting.protocol(measured),
     )
 
 
 def _how_to_measure(request: Request) -> str:
-    """What has to be done for the perplexity to be measured."""
+    """The user's action that measures the perplexity."""
     if request.is_live:
         return gettext("… when you release the slider")
     one_shot = request.slicing.order == "one-shot"
     return gettext('… press "Slice and train"') if one_shot else gettext('… press "Slice as in the paper"')
 
 
-def _beside(session: Session, request: Request, pinned: Request | None) -> Beside | None:
-    """The pinned setting, where anything is known of it that could be set beside the current one."""
+def _pinned_view(session: Session, request: Request, pinned: Request | None) -> PinnedView | None:
+    """The pinned setting, or None if it has no plan."""
     if pinned is None:
         return None
     try:
         plan = session.plan(pinned)
-    except ValueError:  # it was within reach of another calibration
+    except ValueError:  # the setting was possible with another calibration
         return None
-    return Beside(name_of(pinned.settings, request.settings), plan, session.perplexities(pinned)) if plan else None
+    return PinnedView(name_of(pinned.settings, request.settings), plan, session.perplexities(pinned)) if plan else None

@@ -1,4 +1,4 @@
-"""The theme and everything that goes into the page's head: css, javascript, fonts of the reader's own system."""
+"""The theme, the content of the page's head (CSS, JavaScript, system fonts), and gradio's launch options."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from components.assets import ASSETS
-from components.frame.link import usual
-from components.frame.pinning import UNDONE
-from components.gradio_compat.http.request_size import BoundedRequests
-from components.i18n.language import LazyString, for_scripts, long_text, translate
-from components.jobs import limits
-from components.ui.chart_bridge import plotly_head
-from components.ui.palette import COLOURS, FAINT, Colour, css_variables
+from ..assets import ASSETS
+from ..gradio_compat.http.request_size import BoundedRequests
+from ..i18n.language import LazyString, for_scripts, long_text, translate
+from ..jobs import limits
+from ..ui.chart_bridge import plotly_head
+from ..ui.palette import COLOURS, FAINT, Colour, css_variables
+from .link import default_link
+from .pinning import HISTORY_FIELDS
 
 BLUE = gr.themes.Color(
     *["#f0f7fc", "#dcedf8", "#b8daf0", "#8cc3e5", "#4d9fd0"],
@@ -29,7 +29,7 @@ MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
 
 
 def theme() -> gr.themes.Base:
-    """A quiet theme: one accent, thin rules, no shadows, no fonts from elsewhere."""
+    """The theme: one accent colour, thin rules, no shadows, no downloaded fonts."""
 
     def both(name: str, colours: Mapping[str, Colour] = FAINT) -> tuple[str, str]:
         return colours[name].light, colours[name].dark
@@ -83,9 +83,9 @@ def theme() -> gr.themes.Base:
 
 
 def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
-    """Keyword arguments for `launch()`: theme, css, head and bounds. `tabs` are the tabs' labels by their ids.
+    """Keyword arguments for `launch()`: theme, CSS, head and limits. `tabs` are the tabs' labels by their ids.
 
-    Raises UserError where the environment sets a bound to what is none.
+    Raises UserError if the environment sets an invalid limit.
     """
     limits.require()
     return {
@@ -96,27 +96,27 @@ def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
         "ssr_mode": False,
         "app_kwargs": {"middleware": [Middleware(BoundedRequests)]},
         "max_file_size": limits.UPLOAD.value,
-        "enable_monitoring": False,  # `/monitoring/summary` tells everybody what is called, and how often
-        "max_threads": 160,  # all who wait for a job hold one (`context.HEAVY`), and the slider wants the rest
-        "run_history": False,  # it writes every move of the slider to the browser's storage
+        "enable_monitoring": False,  # `/monitoring/summary` shows every client which functions are called how often
+        "max_threads": 160,  # up to 100 calls wait for jobs (`context.HEAVY`); the slider needs the rest
+        "run_history": False,  # writes every move of the slider to the browser's storage
     }
 
 
 def _head(tabs: Mapping[str, str]) -> str:
-    """Styles, scripts, and what these know of the page and of its language."""
+    """Styles, scripts, and the global variables of these scripts."""
     scripts = "".join(map(_read, (*SCRIPTS, *LESSON)))
     styles = "".join(map(_read, ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css")))
-    given = {
+    variables = {
         "isxLanguage": json.dumps(for_scripts()),
-        "isxUsual": json.dumps(usual()._asdict()),
+        "isxUsual": json.dumps(default_link()._asdict()),
         "isxTabs": json.dumps({tab: translate(label) for tab, label in tabs.items()}),
-        "isxUndone": json.dumps(UNDONE),
+        "isxUndone": json.dumps(HISTORY_FIELDS),
         "isxTour": long_text("tour.json"),
         "isxKeys": long_text("keys.json"),
         "isxLesson": long_text("lesson.json"),
     }
-    values = "".join(f"window.{name} = {value};" for name, value in given.items())
-    return f"{plotly_head()}<style>{styles}</style><script>{values}{scripts}</script>"
+    assignments = "".join(f"window.{name} = {value};" for name, value in variables.items())
+    return f"{plotly_head()}<style>{styles}</style><script>{assignments}{scripts}</script>"
 
 
 def _read(name: str) -> str:

@@ -6,12 +6,12 @@ from typing import Any, Self
 
 import gradio as gr
 
-from components.gradio_compat.errors import language_of, translate_errors
-from components.gradio_compat.inputs import require_readable
-from components.gradio_compat.queue import SteadyQueue, steady_queue
-from components.gradio_compat.shared_config import share_config
-from components.gradio_compat.translated_config import TranslatedConfig
-from components.i18n.language import use_language
+from ..i18n.language import use_language
+from .errors import language_of, translate_errors
+from .inputs import require_readable
+from .queue import SteadyQueue, steady_queue
+from .shared_config import share_config
+from .translated_config import TranslatedConfig
 
 
 class PatchedBlocks(gr.Blocks):

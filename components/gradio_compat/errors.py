@@ -15,9 +15,9 @@ from typing import Any
 
 import gradio as gr
 
-from components.i18n.language import gettext, requested_language, translate
-from components.jobs import limits
-from components.jobs.jobs import EXPECTED
+from ..i18n.language import gettext, requested_language, translate
+from ..jobs import limits
+from ..jobs.jobs import EXPECTED
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,10 @@ def translate_errors() -> Iterator[None]:
     try:
         yield
     except gr.Error as problem:
-        problem.message, problem.print_exception = translate(limits.told(problem.message)), False
+        problem.message, problem.print_exception = translate(limits.error_text(problem.message)), False
         raise
     except (ValueError, *EXPECTED) as problem:
-        raise gr.Error(translate(limits.told(problem)), print_exception=False) from problem
+        raise gr.Error(translate(limits.error_text(problem)), print_exception=False) from problem
     except Exception as problem:
         log.exception("a handler failed")
         words = gettext(

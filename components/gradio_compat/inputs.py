@@ -19,9 +19,9 @@ from typing import Any
 import gradio as gr
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
-from components.gradio_compat.upload_folder import is_uploaded
-from components.i18n.language import lazy_gettext
-from components.jobs import limits
+from ..i18n.language import lazy_gettext
+from ..jobs import limits
+from .upload_folder import is_uploaded
 
 NOT_UPLOADED = lazy_gettext("The file was not uploaded to this page. Pass it with `handle_file` of gradio_client.")
 
@@ -58,9 +58,9 @@ def require_readable(components: Sequence[Any], values: Sequence[Any], state: An
         )
     traverse(values, uploaded_path, is_file_obj)
     for component, value in zip(components, values, strict=False):
-        own = state[component._id] if state and component._id in state else component
-        if isinstance(own, gr.Slider) or (isinstance(own, gr.Number) and value is not None):
-            low = -math.inf if own.minimum is None else own.minimum
-            limits.number(str(own.label), value, low, math.inf if own.maximum is None else own.maximum)
-        if isinstance(own, gr.File) and not (value is None or is_file_obj_with_meta(value)):
+        current = state[component._id] if state and component._id in state else component
+        if isinstance(current, gr.Slider) or (isinstance(current, gr.Number) and value is not None):
+            low = -math.inf if current.minimum is None else current.minimum
+            limits.number(str(current.label), value, low, math.inf if current.maximum is None else current.maximum)
+        if isinstance(current, gr.File) and not (value is None or is_file_obj_with_meta(value)):
             raise ValueError(NOT_UPLOADED)

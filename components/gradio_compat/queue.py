@@ -24,8 +24,10 @@ from typing import Any, Literal
 import gradio as gr
 from gradio.queueing import Event, Queue
 
-from components.i18n.language import gettext
-from components.jobs import limits
+from ..i18n.language import gettext
+from ..jobs import limits
+from .http.addresses import address_of
+from .http.mcp import mcp_caller
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class SteadyQueue(Queue):
         super().__init__(*args, **options)
         # Gradio's is an LRUCache, of which it uses what dictionaries have.
         self.pending_messages_per_session: Mailboxes = Mailboxes(self._begin)  # type: ignore[assignment]
-        self._aside: dict[str, list[Event]] = {}  # calls that nobody reads, by session, the oldest first
+        self._unread_calls: dict[str, list[Event]] = {}  # calls that nobody reads, by session, the oldest first
         self._is_closed = False
 
     @property
@@ -97,34 +99,61 @@ class SteadyQueue(Queue):
         self, body: Any, request: Any, username: str | None
     ) -> tuple[bool, Any, Literal["success", "error", "queue_full", "validator_error"]]:
         """Accept a call, or say why not."""
-        if refusal := self._refusal(body.session_hash):
+        if refusal := self._refusal(body.session_hash, request):
             return False, refusal, "queue_full"
         answer = await super().push(body, request, username)
         event = self.event_ids_to_events.get(str(answer[1])) if answer[0] else None
         if event is not None and not self.pending_messages_per_session[event.session_hash].readers:
             self.event_queue_per_concurrency_id[event.concurrency_id].queue.remove(event)
-            self._aside.setdefault(event.session_hash, []).append(event)
+            self._unread_calls.setdefault(event.session_hash, []).append(event)
         return answer
 
-    def _refusal(self, session: str | None) -> str:
+    def _refusal(self, session: str | None, request: Any) -> str:
         """Why a session's call cannot be accepted, or nothing; makes room where some can be made."""
-        own = sum(event.session_hash == session for event in self.event_ids_to_events.values())
-        if own >= limits.VISITOR_CALLS.value:
-            return gettext("This page already has {count} calls waiting. Continue when some are answered.", count=own)
-        max_calls = limits.CALLS.value
-        if self.open_calls >= max_calls and self._aside:
-            self._forget(next(iter(self._aside)))
-        if (waiting := self.open_calls) >= max_calls:
-            return gettext("The server already has {count} calls waiting. Try again in a minute.", count=waiting)
-        if len(self.pending_messages_per_session) >= 2 * max_calls:
+        calls = self.event_ids_to_events.values()
+        if (caller := mcp_caller(request)) is not None:  # each of its calls is a session
+            others = (mcp_caller(event.request) for event in calls)
+            own_calls = sum(other is not None and other.address == caller.address for other in others)
+        else:
+            own_calls = sum(event.session_hash == session for event in calls)
+        if own_calls >= limits.VISITOR_CALLS.value:
+            return gettext(
+                "This page already has {count} calls waiting. Continue when some are answered.", count=own_calls
+            )
+        if not limits.has_room(limits.CALLS, self.open_calls, True) and not self._make_room(address_of(request)):
+            return gettext(
+                "The server already has {count} calls waiting. Try again in a minute.", count=self.open_calls
+            )
+        if len(self.pending_messages_per_session) >= 2 * limits.CALLS.value:
             calling = self._sessions_with_calls()
             boxes = self.pending_messages_per_session.items()
             self._forget(next((idle for idle, box in boxes if not (box.readers or idle in calling)), ""))
         return ""
 
+    def _make_room(self, address: str) -> bool:
+        """Whether a call from an address is accepted while the queue is nearly full; an unread call gives way to it.
+
+        An address that has calls displaces the oldest of its own, another address the oldest of all.
+        """
+        has_some = self._has_calls(address)
+        if limits.has_room(limits.CALLS, self.open_calls, has_some):
+            return True
+        sessions = (
+            session
+            for session, calls in self._unread_calls.items()
+            if not has_some or address_of(calls[0].request) == address
+        )
+        self._forget(next(sessions, ""))
+        return limits.has_room(limits.CALLS, self.open_calls, self._has_calls(address))
+
+    def _has_calls(self, address: str) -> bool:
+        """Whether an address has calls that wait or run; never of an unknown address."""
+        addresses = map(address_of, (event.request for event in self.event_ids_to_events.values()))
+        return bool(address) and address in addresses
+
     def _begin(self, session: str) -> None:
         """Somebody reads: the session's calls that were set aside take their places in line."""
-        for event in self._aside.pop(session, ()):
+        for event in self._unread_calls.pop(session, ()):
             line = self.event_queue_per_concurrency_id[event.concurrency_id].queue
             line.append(event)
             self.broadcast_estimations(event.concurrency_id, len(line) - 1)
@@ -146,18 +175,18 @@ class SteadyQueue(Queue):
 
     def _drop(self, is_dropped: Callable[[Event], bool]) -> None:
         """Forget some of the calls that were set aside."""
-        for session, events in list(self._aside.items()):
+        for session, events in list(self._unread_calls.items()):
             for event in filter(is_dropped, events):
                 self.event_ids_to_events.pop(event._id, None)
                 self.pending_event_ids_session.get(session, set()).discard(event._id)
             if kept := [event for event in events if not is_dropped(event)]:
-                self._aside[session] = kept
+                self._unread_calls[session] = kept
             else:
-                del self._aside[session]
+                del self._unread_calls[session]
 
     def _forget(self, session: str) -> None:
         """Forget all of a session that nobody reads."""
-        for event in self._aside.pop(session, ()):
+        for event in self._unread_calls.pop(session, ()):
             self.event_ids_to_events.pop(event._id, None)
         self.pending_messages_per_session.pop(session, None)
         self.pending_event_ids_session.pop(session, None)
@@ -165,7 +194,7 @@ class SteadyQueue(Queue):
     def tidy(self) -> None:
         """Give up the calls, then the sessions, that nobody has read for long."""
         unread, patience = self._unread, limits.UNREAD_SECONDS.value
-        for session in [session for session in self._aside if unread(session) > patience]:
+        for session in [session for session in self._unread_calls if unread(session) > patience]:
             self._forget(session)
         for event in [event for job in self.active_jobs if job for event in job]:
             event.alive = event.alive and unread(event.session_hash) < patience

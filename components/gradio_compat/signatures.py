@@ -17,14 +17,11 @@ from typing import Any, get_args
 
 import gradio as gr
 
+from .callers import client_of
+
 GIVEN_BY_GRADIO = {gr.Request, gr.EventData}
 CLIENT = "client"  # the parameter that gradio's request is converted for
 Handler = Callable[..., Any]
-
-
-def client_of(caller: gr.Request | str | None) -> str:
-    """The id of the open page that calls; "somebody" for a program that has none."""
-    return caller if isinstance(caller, str) else getattr(caller, "session_hash", None) or "somebody"
 
 
 def partial_handler(handler: Handler, *bound: Any) -> Handler:
@@ -55,24 +52,24 @@ def wrap_handler(
 
         def wrapper(*values: Any) -> Any:
             try:
-                given = read(values)
+                converted = read(values)
             except ValueError as error:
                 if refuse is None:
                     raise
                 yield convert(refuse(error))
                 return
-            yield from map(convert, handler(*given))
+            yield from map(convert, handler(*converted))
 
     else:
 
         def wrapper(*values: Any) -> Any:
             try:
-                given = read(values)
+                converted = read(values)
             except ValueError as error:
                 if refuse is None:
                     raise
                 return convert(refuse(error))
-            return convert(handler(*given))
+            return convert(handler(*converted))
 
     return with_signature(wrapper, handler, parameters)
 
@@ -84,7 +81,7 @@ def guard_handler(handler: Handler, name: str, value: str, otherwise: Any) -> Ha
     """
     parameters = parameters_of(handler)
     inputs = [parameter for parameter in parameters if not is_given_by_gradio(parameter)]
-    given = [parameter for parameter in parameters if is_given_by_gradio(parameter)]
+    from_gradio = [parameter for parameter in parameters if is_given_by_gradio(parameter)]
     guard = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
     index = len(inputs)
 
@@ -100,7 +97,7 @@ def guard_handler(handler: Handler, name: str, value: str, otherwise: Any) -> Ha
         def guarded(*values: Any) -> Any:
             return handler(*values[:index], *values[index + 1 :]) if values[index] == value else otherwise
 
-    return with_signature(guarded, handler, [*inputs, guard, *given])
+    return with_signature(guarded, handler, [*inputs, guard, *from_gradio])
 
 
 def parameters_of(handler: Handler) -> list[inspect.Parameter]:

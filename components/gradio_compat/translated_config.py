@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from components.i18n.language import ENGLISH, language, translate
+from ..i18n.language import ENGLISH, language, translate
 
 
 def translated(value: Any) -> Any:

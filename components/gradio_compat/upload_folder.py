@@ -1,21 +1,21 @@
 """The folder of uploads, which gradio has for files that come in and go out.
 
 Gradio has no public name for it. The page writes its downloads there, since gradio copies a file from anywhere else
-before it serves it. And it deletes the uploads of a page itself when the process ends: `gr.Blocks.close()` waits for
-the calls that run, up to 5 seconds, and leaves the uploads there if one of them goes on.
+before it serves it.
 
 Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_upload_folder.py`.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
-import gradio as gr
-from gradio.route_utils import delete_files_created_by_app
 from gradio.utils import get_upload_folder, is_in_or_equal
 
 DOWNLOADS = "downloads-"  # how the names of folders begin that hold the page's downloads, not uploads
+BYTES_PER_INODE = 16 * 2**10  # which file systems provide by default: so few bytes of space use up an inode
 
 
 def upload_folder() -> Path:
@@ -28,6 +28,15 @@ def is_uploaded(path: str) -> bool:
     return is_in_or_equal(path, get_upload_folder())
 
 
-def delete_uploads(page: gr.Blocks) -> None:
-    """Delete all files that were uploaded to a page or made by it."""
-    delete_files_created_by_app(page, age=None)
+def allocated_bytes(path: Path) -> int:
+    """The disk space of a file, or of a folder with all in it: allocated blocks, and for each at least an inode's.
+
+    Links are not followed. What another thread deletes meanwhile counts as nothing.
+    """
+    try:
+        status = path.lstat()
+        inside = [Path(entry.path) for entry in os.scandir(path)] if stat.S_ISDIR(status.st_mode) else []
+    except OSError:
+        return 0
+    blocks = getattr(status, "st_blocks", status.st_size // 512)
+    return max(512 * blocks, BYTES_PER_INODE) + sum(map(allocated_bytes, inside))

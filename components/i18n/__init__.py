@@ -1,1 +1,1 @@
-"""Languages of the page."""
+"""Translation and formats of numbers and dates."""

@@ -1,8 +1,8 @@
-"""Translations of the page's texts, and numbers and dates in the language of the client that is being answered.
+"""Translations of the page's texts, and numbers and dates in the client's language.
 
-English texts stand in the code and are the keys of `assets/texts/LANGUAGE/words.json`. A handler runs in its client's
-language (`ui/handlers.py`), so `gettext` translates at once. A text that several clients read, such as a button's label
-or the progress of a shared job, is a `lazy_gettext`, which `translate` turns into the language of each reader.
+The English texts in the code are the keys of `assets/texts/LANGUAGE/words.json`. A handler runs in its client's
+language, so `gettext` translates at once. A text for several clients, such as a button's label or the progress of a
+shared job, is a `lazy_gettext`, which `translate` renders in the language of each client.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from numbers import Number
 from string import Formatter
 from typing import Any, NamedTuple
 
-from components.assets import ASSETS
+from ..assets import ASSETS
 
 
 class Language(NamedTuple):
-    """A language's own name, and how it writes numbers and dates."""
+    """A language's name in itself, and its formats of numbers and dates."""
 
     name: str
     decimal: str
     thousands: str
-    percent: str  # a no-break space before the sign, where it has one
-    day: str
+    percent: str  # with the no-break space before it, if any
+    day: str  # for strftime
 
 
 ENGLISH = "en"
@@ -39,7 +39,7 @@ _current: ContextVar[str] = ContextVar("language", default=ENGLISH)
 
 
 def language() -> str:
-    """The code of the current language, such as "de"; English outside of a client's call."""
+    """The code of the current language, such as "de"; "en" outside of a client's call."""
     return _current.get()
 
 
@@ -54,29 +54,29 @@ def use_language(code: str) -> Iterator[None]:
 
 
 def requested_language(query: Mapping[str, str], accepted: str | None) -> str:
-    """The language in the query's `lang`, else the first of `Accept-Language` that the page has, else English."""
+    """The query's `lang`, else the preferred language of `Accept-Language` that the page has, else English."""
     preferences = []
     for part in (accepted or "").split(","):
         code, _, weight = part.replace(" ", "").partition(";q=")
         try:
             preferences.append((-float(weight or 1), code.lower()[:2]))
-        except ValueError:  # a malformed weight is the browser's error, not the client's
+        except ValueError:  # a malformed weight; ignore this language
             continue
     codes = [query.get("lang", ""), *(code for weight, code in sorted(preferences, key=lambda pair: pair[0]) if weight)]
     return next((code for code in codes if code in LANGUAGES), ENGLISH)
 
 
 class LazyString(str):
-    """A string whose text is English and which `translate` renders in the current language."""
+    """A string with an English text that `translate` renders in the current language."""
 
     render: Callable[[], str]
 
     def __new__(cls, render: Callable[[], str]) -> LazyString:
         """A string from a function that renders it in the current language."""
         with use_language(ENGLISH):
-            words = super().__new__(cls, render())
-        words.render = render
-        return words
+            string = super().__new__(cls, render())
+        string.render = render
+        return string
 
     def __str__(self) -> str:
         return self
@@ -88,15 +88,15 @@ class LazyString(str):
         return str, (self[:],)
 
 
-def translate(words: str) -> str:
+def translate(text: str) -> str:
     """A lazy string in the current language; any other text, such as an error of the library, unchanged."""
-    return words.render() if isinstance(words, LazyString) else words
+    return text.render() if isinstance(text, LazyString) else text
 
 
 def gettext(text: str, /, **values: Any) -> str:
     """The translation of an English text into the current language, with `values` in its placeholders.
 
-    Numbers are formatted by Python's format codes and written as in the language: `gettext("{ratio:.1%}", ratio=0.3)`.
+    Numbers take Python's format codes and the language's separators: `gettext("{ratio:.1%}", ratio=0.3)`.
     """
     if language() == ENGLISH and not any(isinstance(value, LazyString) for value in values.values()):
         return text.format(**values)
@@ -104,47 +104,47 @@ def gettext(text: str, /, **values: Any) -> str:
 
 
 def lazy_gettext(text: str, /, **values: Any) -> LazyString:
-    """As `gettext`, but translated when it is read."""
+    """As `gettext`, but translated later by `translate`."""
     return LazyString(lambda: gettext(text, **values))
 
 
 def term(text: str) -> str:
-    """A label of the library, such as a method's, translated if the catalogue has it."""
+    """A label of the library, such as a method's, translated if the catalogue contains it."""
     return catalogue(language()).get(text, text)
 
 
-def number(value: float | Number, places: str) -> str:
-    """A number formatted as Python does by `places`, such as ".1f" or ".0%", and written as the language has it."""
-    written, here = format(value, places), LANGUAGES[language()]
+def number(value: float | Number, code: str) -> str:
+    """A number formatted by Python's format `code`, such as ".1f" or ".0%", with the language's separators."""
+    formatted, current = format(value, code), LANGUAGES[language()]
     if language() == ENGLISH:
-        return written
-    marks: dict[str, str | int | None] = {",": here.thousands, ".": here.decimal, "%": here.percent}
-    return written.translate(str.maketrans(marks))
+        return formatted
+    marks: dict[str, str | int | None] = {",": current.thousands, ".": current.decimal, "%": current.percent}
+    return formatted.translate(str.maketrans(marks))
 
 
-def on_day(written: str) -> LazyString:
-    """A day that is kept in English, "26 November 2026", for whoever reads it."""
-    return LazyString(lambda: day(datetime.datetime.strptime(written, LANGUAGES[ENGLISH].day).date()))
+def lazy_day(english_date: str) -> LazyString:
+    """A lazy string of a date in English, such as "26 November 2026"."""
+    return LazyString(lambda: day(datetime.datetime.strptime(english_date, LANGUAGES[ENGLISH].day).date()))
 
 
 def separators() -> str:
-    """Of decimals and of thousands, as plotly wants them."""
+    """The separators of decimals and thousands, in the form that plotly expects."""
     return LANGUAGES[language()].decimal + LANGUAGES[language()].thousands
 
 
 def day(date: datetime.date) -> str:
-    """A day as the language writes it."""
+    """A date in the language's format."""
     return f"{date:{LANGUAGES[language()].day}}"
 
 
 @cache
 def catalogue(code: str, name: str = "words") -> Mapping[str, str]:
-    """A language's words by the English ones: those of the page, or of its "scripts"; none for English."""
+    """A language's translations by English text: of the page ("words") or its "scripts"; empty for English."""
     return {} if code == ENGLISH else json.loads(long_text(f"{name}.json", code))
 
 
 def for_scripts() -> dict[str, Any]:
-    """What the browser's scripts need of the language of the moment (`assets/words.js`)."""
+    """The current language's data for the browser's scripts (`assets/words.js`)."""
     return {"code": language(), **LANGUAGES[language()]._asdict(), "words": catalogue(language(), "scripts")}
 
 
@@ -154,15 +154,15 @@ def _read(code: str, file: str) -> str:
 
 
 def long_text(file: str, code: str = "") -> str:
-    """A file of `assets/texts/` in a language, or in that of the moment."""
+    """A file of `assets/texts/` in the given or the current language."""
     return _read(code or language(), file)
 
 
 class _Localised(Formatter):
-    def format_field(self, value: Any, places: str) -> str:
-        if isinstance(value, Number) and places:
-            return number(value, places)
-        return format(translate(value), places)
+    def format_field(self, value: Any, code: str) -> str:
+        if isinstance(value, Number) and code:
+            return number(value, code)
+        return format(translate(value), code)
 
 
 _FORMATTER = _Localised()

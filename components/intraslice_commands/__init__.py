@@ -1,1 +1,1 @@
-"""Commands that `python -m intraslice` has where the page is there."""
+"""Commands of `python -m intraslice` that need the page."""

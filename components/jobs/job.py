@@ -10,9 +10,9 @@ import math
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from components.jobs.turns import Account, Urgency
+from .turns import Account, Urgency
 
 Result = TypeVar("Result")
 
@@ -22,6 +22,16 @@ class Cancelled(BaseException):
 
     No `Exception`, so that code which handles failures of its own work, the library's included, lets it pass.
     """
+
+
+class Caller(NamedTuple):
+    """Who started a job: the network address, "" where it is unknown, and whether they are still connected."""
+
+    address: str = ""
+    is_connected: Callable[[], bool] = lambda: True
+
+
+NOBODY = Caller()
 
 
 class Runner(Protocol):
@@ -55,11 +65,11 @@ class Job(Account):
         client: str,
         work: Callable[[Job], Any],
         urgency: Urgency = Urgency.USUAL,
-        is_connected: Callable[[], bool] = lambda: True,
+        caller: Caller = NOBODY,
         max_seconds: float = math.inf,
     ) -> None:
-        super().__init__(client, urgency)
-        self.work, self.is_connected, self.max_seconds = work, is_connected, max_seconds
+        super().__init__(client, caller.address, urgency)
+        self.work, self.is_connected, self.max_seconds = work, caller.is_connected, max_seconds
         self.result: Any = None  # what `work` returned
         self.error: BaseException | None = None
         self.stopped = self.ended = False

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from components.i18n.language import lazy_gettext
-from components.jobs import limits, status
-from components.jobs.job import Job
-from components.jobs.scheduler import Scheduler
-from components.jobs.status import Status
-from components.jobs.turns import Urgency
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Progress, ProgressCallback
+
+from ..i18n.language import lazy_gettext
+from . import limits, status
+from .job import Caller, Job
+from .scheduler import Scheduler
+from .status import Status
+from .turns import Urgency
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,7 @@ class Jobs:
 
     def __init__(self, scheduler: Scheduler | None = None) -> None:
         self.scheduler = scheduler or Scheduler()
-        # Called where a job begins: what tells, from then on, whether its caller is still connected.
-        self.connection: Callable[[], Callable[[], bool]] = lambda: lambda: True
+        self.caller: Callable[[], Caller] = Caller  # called where a job is started: who starts it
         self._running: list[_Running] = []
         self._lock = threading.Lock()
 
@@ -64,7 +64,7 @@ class Jobs:
     def looks_elsewhere(self, client: str, **at: object) -> bool:
         """Whether a client has looked at something else since a job of theirs began that still runs."""
         running = self._of(client)
-        return any(one.seen.get(what, value) != value for one in running for what, value in at.items())
+        return any(job.seen.get(what, value) != value for job in running for what, value in at.items())
 
     def prefetch(self, client: str, work: Callable[[Job], Any], **follows: object) -> None:
         """Run what a client will soon ask for, once they have rested for a moment and nobody has anything running.
@@ -92,10 +92,11 @@ class Jobs:
         something else (`look`); else a stopped one says so.
         """
         self.halt(client, kind)
-        if refusal := self._refusal(client):
+        caller = self.caller()
+        if refusal := self._refusal(client, caller.address):
             yield Status(refusal, "error")
             return
-        job = self.scheduler.start(client, work, urgency, self.connection(), limits.JOB_SECONDS.value)
+        job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
         running = _Running(client, kind, job, follows, {})
         with self._lock:
             self._running.append(running)
@@ -118,15 +119,16 @@ class Jobs:
             memory = psutil.Process().memory_info().rss / 1e6
             log.info(line, kind, how, time.monotonic() - began, job.seconds, memory)
 
-    def _refusal(self, client: str) -> str:
+    def _refusal(self, client: str, address: str) -> str:
         """Why no further job can be taken on, or nothing."""
         with self._lock:
-            requested_language = [running for running in self._running if running.kind != PREFETCH]
-        clients = [running.client for running in requested_language if not running.job.stopped]
-        own, waiting = clients.count(client), len(clients)
-        if own >= limits.VISITOR_JOBS.value:
-            return lazy_gettext("You already have {count} jobs running. Wait for one, or stop it.", count=own)
-        if waiting >= limits.JOBS.value:
+            waited_for = [running for running in self._running if running.kind != PREFETCH]
+        jobs = [running.job for running in waited_for if not running.job.stopped]
+        of_client = sum(job.client == client for job in jobs)
+        if of_client >= limits.VISITOR_JOBS.value:
+            return lazy_gettext("You already have {count} jobs running. Wait for one, or stop it.", count=of_client)
+        waiting, has_some = len(jobs), bool(address) and any(job.address == address for job in jobs)
+        if not limits.has_room(limits.JOBS, waiting, has_some):
             return lazy_gettext(
                 "Too many jobs ({count}) of other sessions are waiting. Try again in a minute.", count=waiting
             )

@@ -1,7 +1,7 @@
-"""The page's bounds, each with the reason for it, and the checks of single values that come from outside.
+"""The page's limits, each with the reason for it, and the checks of single values that come from outside.
 
-A page is hosted where strangers use it: on a Space, or where `INTRASLICE_HOSTED=1` says so. There bounds are tighter,
-and nothing of the server is read or told.
+A page is hosted where untrusted clients use it: on a Space, or where `INTRASLICE_HOSTED=1` says so. There limits are
+tighter, and no file of the server is read or named.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from reprlib import Repr
 from typing import Any
 
-from components.i18n.language import LazyString, lazy_gettext, translate
-from intraslice.core.cache import BOUND
+from intraslice.core.cache import MAX_CACHE_BYTES, set_max_cache_bytes
 from intraslice.core.errors import UserError
+
+from ..i18n.language import LazyString, lazy_gettext, translate
 
 MAX_SEED = 2**31 - 1  # as the library has it
 MAX_WORDS = 600  # characters of an error
+HOPS_VARIABLE = "INTRASLICE_TRUSTED_HOPS"
+KEPT_FREE = 5  # one of so many places is kept for network addresses that have none
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,12 @@ class Limit:
     @property
     def value(self) -> int:
         """The bound that holds here. Raises UserError where the environment has no whole number above 0."""
-        given = os.environ.get(self.variable, "").strip()
-        if not given:
+        text = os.environ.get(self.variable, "").strip()
+        if not text:
             return self.hosted if hosted() else self.desktop
-        if not given.isdecimal() or not int(given):
-            raise UserError(f"{self.variable} must be a whole number above 0, got {shown(given)}")
-        return int(given)
+        if not text.isdecimal() or not int(text):
+            raise UserError(f"{self.variable} must be a whole number above 0, got {shown(text)}")
+        return int(text)
 
 
 SEQUENCES = Limit("SEQUENCES", "calibration sequences", 1_024, 256, "each takes a forward and a backward pass")
@@ -62,18 +65,20 @@ TEMPERATURE = Limit("TEMPERATURE", "temperature of an answer", 5, 5, "above that
 SWEEP = Limit("SWEEP", "points of a sweep", 500, 100, "each is a model to slice and measure")
 REQUEST = Limit("REQUEST", "bytes of a call", 4 * 2**20, 2**20, "it is read whole before anything looks at it")
 UPLOAD = Limit("UPLOAD", "bytes of an uploaded file", 2**29, 20 * 2**20, "it lies on the disk, and is read as text")
-UPLOADS = Limit("UPLOADS", "bytes of all uploads", 2**40, 2**31, "the oldest are deleted first")
+UPLOADS = Limit("UPLOADS", "bytes of disk of all uploads", 2**40, 2**31, "the oldest are deleted first")
 UPLOAD_SECONDS = Limit("UPLOAD_SECONDS", "seconds that an upload is kept", 86_400, 3_600, "the disk is everybody's")
-EXPORTS = Limit("EXPORTS", "bytes of all exported files", 2**36, 2**31, "each is kept for ten minutes")
+EXPORTS = Limit("EXPORTS", "bytes of disk of all exported files", 2**36, 2**31, "each is kept for ten minutes")
 JOBS = Limit("JOBS", "jobs that run or wait", 100, 60, "each holds a thread")
-VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one visitor", 12, 12, "an open page has up to eleven")
+VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one session", 12, 12, "an open page has up to eleven")
 JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "others must get their turns")
 CALLS = Limit("CALLS", "calls that wait or run", 1_000, 500, "each holds its values, and a session's messages")
 VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one open page", 40, 40, "a page at work has up to twenty")
 UNREAD_SECONDS = Limit("UNREAD_SECONDS", "seconds that a call waits for a reader", 30, 30, "then it is dropped")
 STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of one step of a job", 600, 120, "`/healthz` then calls the page stuck")
 PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes 353 kB")
-CACHE_BYTES = Limit("CACHE_BYTES", "bytes of the cache folder", BOUND, 5 * 10**9, "the least recently used are deleted")
+CACHE_BYTES = Limit(
+    "CACHE_BYTES", "bytes of the cache folder", MAX_CACHE_BYTES, 5 * 10**9, "the least recently used are deleted"
+)
 MEMORY = Limit("MEMORY", "bytes of memory of this process", 2**40, 2**40, "less, where other processes need the memory")
 CACHE_SHARE = Limit("CACHE_SHARE", "per cent of the free memory for all caches", 60, 50, "the rest is for the work")
 UNUSED_SECONDS = Limit("UNUSED_SECONDS", "seconds that memory keeps what nobody uses", 3_600, 600, "others need it")
@@ -81,14 +86,40 @@ LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, 
 
 
 def hosted() -> bool:
-    """Whether strangers use this page."""
+    """Whether untrusted clients use this page."""
     return bool(os.environ.get("SPACE_ID")) or os.environ.get("INTRASLICE_HOSTED", "") not in ("", "0")
 
 
+def has_room(limit: Limit, taken: int, has_some: bool) -> bool:
+    """Whether one more is within a limit of which a part is kept for network addresses that have none.
+
+    Args:
+        has_some: whether the address that asks has some of those that are taken.
+    """
+    return taken < limit.value - (limit.value // KEPT_FREE if has_some else 0)
+
+
+def trusted_hops() -> int:
+    """The number of proxies before the page: 1 on a Space, else 0, or what the environment says.
+
+    Raises UserError where that is no whole number.
+    """
+    value = os.environ.get(HOPS_VARIABLE, "").strip() or ("1" if os.environ.get("SPACE_ID") else "0")
+    if not value.isdecimal():
+        raise UserError(f"{HOPS_VARIABLE} must be a whole number from 0, got {shown(value)}")
+    return int(value)
+
+
 def require() -> None:
-    """Raises UserError, before the page opens, where the environment sets a bound to what is none."""
+    """Raises UserError, before the page opens, where the environment has a limit that is not a whole number."""
+    trusted_hops()
     for limit in LIMITS:
         limit.value  # noqa: B018
+
+
+def limit_cache() -> None:
+    """Let the cache folder hold at most `CACHE_BYTES`, in this process and those that it starts."""
+    set_max_cache_bytes(CACHE_BYTES.value)
 
 
 def table() -> str:
@@ -171,8 +202,8 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def told(problem: object) -> str:
-    """What a visitor reads of an error: no more than fits, and where the page is hosted no folder of the server.
+def error_text(problem: object) -> str:
+    """What a client reads of an error: no more than fits, and where the page is hosted no folder of the server.
 
     Words of the page's own are `Words` again.
     """

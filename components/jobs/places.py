@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from components.jobs.job import Job
-from components.jobs.status import Status
+from .job import Job
+from .status import Status
 
 LOOK = 0.25  # seconds between two looks for a free place
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
-from components.i18n.language import lazy_gettext
-from components.jobs.job import Cancelled, Job, Result, Shared, SharedWork, Wait
-from components.jobs.threads import ThreadPool
-from components.jobs.turns import LONG, Turns, Urgency
+from ..i18n.language import lazy_gettext
+from .job import NOBODY, Caller, Cancelled, Job, Result, Shared, SharedWork, Wait
+from .threads import ThreadPool
+from .turns import LONG, Turns, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +53,11 @@ class Scheduler:
         client: str,
         work: Callable[[Job], Any],
         urgency: Urgency = Urgency.USUAL,
-        is_connected: Callable[[], bool] = lambda: True,
+        caller: Caller = NOBODY,
         max_seconds: float = math.inf,
     ) -> Job:
         """Take on a job of a client. It ends in a TimeoutError after `max_seconds` of its own turns."""
-        job = self.job_class(self, client, work, urgency, is_connected, max_seconds)
+        job = self.job_class(self, client, work, urgency, caller, max_seconds)
         with self.lock:
             self._turns.admit(job, self.jobs)
             self.jobs.append(job)

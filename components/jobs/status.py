@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from components.jobs import limits
+from . import limits
 
 EVERY = 0.5  # seconds between two statuses of a job: each costs the page some milliseconds of what it reports on
 
@@ -13,7 +13,7 @@ EVERY = 0.5  # seconds between two statuses of a job: each costs the page some m
 class Status:
     """What the page is doing. `total` 0 means nothing to count; `kind` is busy, ready or error.
 
-    The text of an error is what a visitor may read of it.
+    The text of an error is what a client may read of it.
     """
 
     text: str
@@ -24,4 +24,4 @@ class Status:
 
     def __post_init__(self) -> None:
         if self.kind == "error":
-            object.__setattr__(self, "text", limits.told(self.text))
+            object.__setattr__(self, "text", limits.error_text(self.text))

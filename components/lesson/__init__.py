@@ -1,1 +1,1 @@
-"""The lesson: ten questions on the live page. Its texts and its panel are `assets/lesson/`."""
+"""The lesson: ten questions on the live page. Its panel is in `assets/lesson/`."""

@@ -1,4 +1,4 @@
-"""The lesson's steps as the server knows them: the state of the page that each one begins with."""
+"""The page's initial state for each step of the lesson."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import json
 from functools import cache
 from typing import Any
 
-from components.assets import ASSETS
+from ..assets import ASSETS
 
 
 @cache
 def texts() -> dict[str, Any]:
-    """All of the lesson: its words, and its steps in their order."""
+    """The lesson's texts, and its steps in order."""
     return json.loads((ASSETS / "texts" / "en" / "lesson.json").read_text(encoding="utf-8"))
 
 
 def state_of(step: Any, phase: Any = 0) -> dict[str, str]:
-    """What a link to a step's state would carry; nothing for a step or a phase that there is not.
+    """The query parameters of a link to a step's initial state; empty for an unknown step or phase.
 
     Args:
-        step: from 1, as a link has it: a number, or its digits.
-        phase: from 0; steps that compare several settings have as many.
+        step: from 1, as a number or its digits.
+        phase: from 0; a step that compares several settings has a phase for each.
     """
-    steps = {str(number): described for number, described in enumerate(texts()["steps"], start=1)}
-    described = steps.get(str(step), {"states": []})
-    states = {str(number): state for number, state in enumerate(described["states"])}
+    steps = {str(number): content for number, content in enumerate(texts()["steps"], start=1)}
+    content = steps.get(str(step), {"states": []})
+    states = {str(number): state for number, state in enumerate(content["states"])}
     if str(phase) not in states:
         return {}
-    return {**states[str(phase)], "tab": described["tab"]}
+    return {**states[str(phase)], "tab": content["tab"]}

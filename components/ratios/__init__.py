@@ -1,1 +1,1 @@
-"""The Ratios tab: how much every layer gives, why, and whether that was right."""
+"""The Ratios tab: pruning ratio per layer, the importances behind it, and how well they predict the damage."""

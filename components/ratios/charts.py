@@ -1,18 +1,18 @@
-"""Results to figures: pure functions from plain numbers (`views.py`) to a `Chart`, one a question."""
+"""The charts of pruning ratios and importances: pure functions from plain numbers (`views.py`) to a `Chart`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from components.i18n.language import gettext, number, term
-from components.state.views import ImportanceCurve, LayerView, PlanView
-from components.ui import figure
-from components.ui.figure import Chart, Json
-from components.ui.labels import ESTIMATORS, LINE_OF, MODULES
+from ..i18n.language import gettext, number, term
+from ..state.views import ImportanceCurve, LayerView, PlanView
+from ..ui import figure
+from ..ui.figure import Chart, Json
+from ..ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
 
 
 def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
-    """How much of every layer goes: bars for the chosen estimator, a line for each other one, and the cap."""
+    """Pruning ratio per layer: bars for the chosen estimator, a line for each other estimator, and the cap."""
     data: list[Json] = []
     for row, (module, name) in enumerate(MODULES.items(), start=1):
         axes = figure.axes_of(row)
@@ -20,7 +20,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
             {
                 "type": "bar",
                 "name": name,
-                "meta": {"module": module, **figure.ALWAYS},  # `assets/overrides.js` asks for the module
+                "meta": {"module": module, **figure.GHOST_ALWAYS},  # `assets/overrides.js` reads the module
                 "x": list(range(len(plan.layers))),
                 "y": [figure.rounded(getattr(layer, module)) for layer in plan.layers],
                 "marker": {"color": f"@{module}", "line": {"width": 0}},
@@ -41,7 +41,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
                     "showlegend": row == 1,
                     "x": list(range(len(ratios))),
                     "y": [figure.rounded(ratio[row - 1]) for ratio in ratios],
-                    "line": figure.line(LINE_OF.get(estimator, "other"), 1.6),
+                    "line": figure.line(ESTIMATOR_COLOURS.get(estimator, "other"), 1.6),
                     "hovertemplate": ESTIMATORS.get(estimator, estimator) + " %{y:.1%}<extra></extra>",
                     **axes,
                 }
@@ -60,7 +60,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
         title=figure.title(gettext("layer")), range=[-0.6, len(plan.layers) - 0.4], dtick=figure.step(len(plan.layers))
     )
     layout["xaxis"].update(range=[-0.6, len(plan.layers) - 0.4], matches="x2", showticklabels=False)
-    layout["bargap"], layout["barmode"] = 0.28, "overlay"  # a pinned setting's outlines stand where the bars do
+    layout["bargap"], layout["barmode"] = 0.28, "overlay"  # the pinned setting's outlines are drawn over the bars
     layout["shapes"] = [figure.band(selected)] + [figure.level(row, plan.cap) for row in (1, 2)]
     layout["annotations"] = [figure.label(1, 1, plan.cap, gettext("cap {cap:.0%}", cap=plan.cap))]
     return Chart(
@@ -97,7 +97,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
 
 
 def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart:
-    """Why a layer has its ratio: its sorted importances beside all layers', and the threshold that cut both."""
+    """The sorted importances of one layer and of all layers, and the global threshold that determines the ratio."""
     data: list[Json] = []
     rows: list[list[str]] = []
     layout = figure.layout_of(len(curves), revision="importance", vertical=False)
@@ -106,10 +106,10 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         axes = figure.axes_of(column)
         floor = _floor(curve)
         for label, values, line, meta in (
-            (gettext("All layers"), curve.everyone, figure.line("dense", 1.6), {}),
-            (gettext("Layer {layer}", layer=layer), curve.chosen, figure.line(module, 2.4), figure.DIFFERENT),
+            (gettext("All layers"), curve.all_layers, figure.line("dense", 1.6), {}),
+            (gettext("Layer {layer}", layer=layer), curve.chosen, figure.line(module, 2.4), figure.GHOST_IF_DIFFERENT),
         ):
-            shares, heights = figure.thinned([max(value, floor) for value in values])
+            fractions, heights = figure.thinned([max(value, floor) for value in values])
             data.append(
                 {
                     "type": "scatter",
@@ -117,7 +117,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
                     "name": label,
                     "legendgroup": label,
                     "showlegend": False,
-                    "x": shares,
+                    "x": fractions,
                     "y": heights,
                     "line": line,
                     "meta": meta,
@@ -148,9 +148,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         verdict = below if curve.threshold is not None else gettext("uniform ratios use no importances")
         headings.append(figure.heading(f"<b>{MODULES[module]}</b>: {verdict}", axes))
         threshold = gettext("none") if curve.threshold is None else number(curve.threshold, ".3e")
-        rows.append(
-            [MODULES[module], threshold, number(curve.chosen_below, ".1%"), number(curve.everyone_below, ".1%")]
-        )
+        rows.append([MODULES[module], threshold, number(curve.chosen_below, ".1%"), number(curve.all_below, ".1%")])
     layout["shapes"], layout["annotations"] = shapes, headings
     return Chart(
         title=gettext("Importance of layer {layer} against the global threshold", layer=layer),
@@ -162,7 +160,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         ),
         data=data,
         layout=layout,
-        beside=True,
+        side_by_side=True,
         columns=[
             gettext("Module"),
             gettext("Threshold"),
@@ -198,5 +196,5 @@ def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
 
 
 def _floor(curve: ImportanceCurve) -> float:
-    # A log axis has no zero: dead units are drawn at the bottom, six decades under the strongest.
-    return max(max(curve.everyone, default=1.0), 1e-30) * 1e-6
+    # A log axis has no zero: units of zero importance are drawn six decades below the strongest.
+    return max(max(curve.all_layers, default=1.0), 1e-30) * 1e-6

@@ -1,4 +1,4 @@
-"""*How soon do the ratios settle?* on the Ratios tab: how far they were from the latest, after fewer sequences."""
+"""*Convergence with calibration size* on the Ratios tab: differences of ratios from fewer sequences to the latest."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.frame.context import Context
-from components.gradio_compat.signatures import partial_handler
-from components.i18n.language import gettext, lazy_gettext, number, translate
-from components.state.request import Request
-from components.state.session import Session
-from components.state.views import SettlingView
-from components.ui import figure
-from components.ui.chart_bridge import chart
-from components.ui.explainers import fold
-from components.ui.figure import Chart
-from components.ui.handlers import LiveOutput, at_opening, unchanged
+from ..frame.context import Context
+from ..gradio_compat.signatures import partial_handler
+from ..i18n.language import gettext, lazy_gettext, number, translate
+from ..state.request import Request
+from ..state.session import Session
+from ..state.views import ConvergenceView
+from ..ui import figure
+from ..ui.chart_bridge import chart
+from ..ui.explainers import fold
+from ..ui.figure import Chart
+from ..ui.handlers import LiveOutput, initial_values, unchanged
 
-QUESTION = lazy_gettext("Convergence with calibration size")
+TITLE = lazy_gettext("Convergence with calibration size")
 NOTHING = lazy_gettext("Available for models calibrated on more than one sequence.")
-SETTLED = 0.02  # of a module: a ratio that moves by less is at rest
+TOLERANCE = 0.02  # fraction of a module; a ratio that changes by less has converged
 LINES = {
     "attention": (lazy_gettext("Attention, mean of the layers"), figure.line("attention", 2.4)),
     "mlp": (lazy_gettext("MLP, mean of the layers"), figure.line("mlp", 2.4)),
@@ -28,8 +28,8 @@ LINES = {
 }
 
 
-class SettlingPanel(NamedTuple):
-    """The section's chart, and its numbers' source."""
+class ConvergencePanel(NamedTuple):
+    """The section's chart, and the source of its numbers."""
 
     session: Session
     chart: gr.HTML
@@ -41,12 +41,12 @@ class Shown(NamedTuple):
     chart: Any
 
 
-def settling_chart(view: SettlingView | None) -> Chart:
-    """How far the ratios were from the latest, over the sequences that they were estimated from."""
+def convergence_chart(view: ConvergenceView | None) -> Chart:
+    """Difference of the ratios to the latest ones, over the number of sequences that they were estimated from."""
     if view is None:
-        return figure.waiting(translate(QUESTION), translate(NOTHING))
-    sequences = list(view.sequences[:-1])  # the last are the latest themselves
-    layout = figure.layout_of(1, revision=f"settling-{view.all_sequences}")
+        return figure.waiting(translate(TITLE), translate(NOTHING))
+    sequences = list(view.sequences[:-1])  # the last entry is the latest estimate itself
+    layout = figure.layout_of(1, revision=f"convergence-{view.all_sequences}")
     layout["xaxis"].update(
         title=figure.title(gettext("calibration sequences")),
         type="log",
@@ -61,7 +61,7 @@ def settling_chart(view: SettlingView | None) -> Chart:
             "type": "scatter",
             "mode": "lines+markers",
             "name": translate(name),
-            "meta": figure.ALWAYS,
+            "meta": figure.GHOST_ALWAYS,
             "x": sequences,
             "y": [figure.rounded(distance) for distance in getattr(view, measure)[:-1]],
             "line": line,
@@ -69,9 +69,9 @@ def settling_chart(view: SettlingView | None) -> Chart:
         }
         for measure, (name, line) in LINES.items()
     ]
-    latest, whole = view.sequences[-1], view.all_sequences
+    latest, total = view.sequences[-1], view.all_sequences
     return Chart(
-        title=translate(QUESTION),
+        title=translate(TITLE),
         note=gettext(
             "How much calibration is enough? Difference between the ratios estimated from fewer sequences and "
             "those estimated from {latest}. {verdict}",
@@ -79,8 +79,8 @@ def settling_chart(view: SettlingView | None) -> Chart:
             verdict=_verdict(view),
         ),
         protocol=""
-        if latest == whole
-        else gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=latest, of=whole),
+        if latest == total
+        else gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=latest, of=total),
         data=data,
         layout=layout,
         columns=[gettext("Sequences"), *(translate(name) for name, _ in LINES.values())],
@@ -91,39 +91,39 @@ def settling_chart(view: SettlingView | None) -> Chart:
     )
 
 
-def _verdict(view: SettlingView) -> str:
-    """From when on no ratio moved any more."""
-    moving = [count for count, distance in zip(view.sequences, view.largest, strict=True) if distance > SETTLED]
-    settled = [count for count in view.sequences[:-1] if count > max(moving, default=0)]
-    points = 100 * SETTLED
-    if not settled:
+def _verdict(view: ConvergenceView) -> str:
+    """The number of sequences from which on all ratios have converged."""
+    changing = [count for count, distance in zip(view.sequences, view.largest, strict=True) if distance > TOLERANCE]
+    converged = [count for count in view.sequences[:-1] if count > max(changing, default=0)]
+    points = 100 * TOLERANCE
+    if not converged:
         return gettext(
             "At least one module's ratio still changes by more than {points:g} percentage points.", points=points
         )
     return gettext(
-        "From {settled} on, no module's ratio changed by more than {points:g} percentage points.",
-        settled=settled[0],
+        "From {sequences} on, no module's ratio changed by more than {points:g} percentage points.",
+        sequences=converged[0],
         points=points,
     )
 
 
 def show(session: Session, request: Request, layer: int, client: str) -> Shown:
-    """How the ratios of a setting came to rest while the model was calibrated (JSON)."""
+    """The convergence of a setting's ratios during the calibration (JSON)."""
     try:
-        view = session.settling(request)
-    except ValueError:  # the first line says what is wrong with the setting
+        view = session.convergence(request)
+    except ValueError:  # the headline shows what is wrong with the setting
         return unchanged(Shown)
-    return Shown(settling_chart(view).to_json())
+    return Shown(convergence_chart(view).to_json())
 
 
-def build(session: Session, first: Request) -> SettlingPanel:
-    """The chart with its fold. Called inside the Ratios tab."""
-    points = chart(at_opening(lambda: show(session, first, 0, "")).chart, height=250, elem_id="settling-chart")
-    fold("settling")
-    return SettlingPanel(session, points)
+def build(session: Session, first: Request) -> ConvergencePanel:
+    """The chart, with an explanation. Called inside the Ratios tab."""
+    points = chart(initial_values(lambda: show(session, first, 0, "")).chart, height=250, elem_id="settling-chart")
+    fold("convergence")
+    return ConvergencePanel(session, points)
 
 
-def connect(panel: SettlingPanel, context: Context) -> None:
-    """Follow what comes to rest; the calibration counts as that whenever it has seen enough more."""
+def connect(panel: ConvergencePanel, context: Context) -> None:
+    """Update the chart after every committed setting, and while the calibration proceeds."""
     live_output = LiveOutput("ratios", partial_handler(show, panel.session), Shown(panel.chart))
     context.subscribe(live_output, context.on_commit)

@@ -1,29 +1,30 @@
-"""Files of ratios, for the page: those that people bring become locks as text, and a plan becomes such a file."""
+"""Ratio files: an uploaded file becomes locked ratios as text, and a plan becomes such a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from components.state.request import Request
-from components.state.session import Session
 from intraslice.untrusted.ratio_files import ratios_csv, read_ratios
+
+from ..state.request import Request
+from ..state.session import Session
 
 
 def with_ratios(request: Request, file: str | None) -> Request:
-    """The request with a file's ratios locked; where `locked` gives one, too, that counts. Raises UserError."""
+    """The request with a file's ratios locked; ratios that are already locked take precedence. Raises UserError."""
     if file is None:
         return request
-    by_hand = [part.strip() for part in request.settings.locked.split(",") if part.strip()]
+    manual_locks = [part.strip() for part in request.settings.locked.split(",") if part.strip()]
     locked = {lock[:2] for lock in request.slicing.locked}
-    words = [
+    file_locks = [
         f"{layer} {module} {100 * ratio:.12g}"
         for layer, module, ratio in read_ratios(file)
         if (layer, module) not in locked
     ]
-    return request.with_settings(locked=", ".join([*words, *by_hand]))
+    return request.with_settings(locked=", ".join([*file_locks, *manual_locks]))
 
 
 def write_ratios(session: Session, request: Request, path: Path) -> None:
-    """The present plan's ratios as a CSV file. Raises UserError before the model is calibrated."""
+    """Write the current plan's ratios as a CSV file. Raises UserError if the model is not calibrated."""
     layers = session.slice_plan(request).layers
     path.write_text(ratios_csv([(layer.attention_ratio, layer.mlp_ratio) for layer in layers]), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Ratios by hand, on the Ratios tab: a table in which a locked ratio stays and the others make up for it."""
+"""Manual ratios on the Ratios tab: a table in which locked ratios are fixed and the others adapt."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.assets import ASSETS
-from components.frame.context import CHEAP, PRIVATE, Context
-from components.gradio_compat.browser.on_latest import on_latest
-from components.i18n.language import LazyString, gettext, lazy_gettext
-from components.ratios import measure
-from components.state.request import Request
-from components.state.session import Session
-from components.ui import formatting
-from components.ui.downloads import SAVE, Downloads
-from components.ui.handlers import spread_settings, unchanged
-from components.ui.labels import MODULES
+from ..assets import ASSETS
+from ..frame.context import CHEAP, PRIVATE, Context
+from ..gradio_compat.browser.on_latest import on_latest
+from ..i18n.language import LazyString, gettext, lazy_gettext
+from ..state.request import Request
+from ..state.session import Session
+from ..ui import formatting
+from ..ui.downloads import SAVE, Downloads
+from ..ui.handlers import spread_settings, unchanged
+from ..ui.labels import MODULES
+from . import measure
 
 
 def _template() -> str:
-    how = gettext(
+    instructions = gettext(
         "Percentage removed. A ratio that you type or lock is fixed; the others adapt, so that the total stays "
         "the same. You can also save the ratios as a file, edit it, and load it again: it replaces the locked "
         "ratios."
@@ -31,7 +31,7 @@ def _template() -> str:
     return f"""
 <details class="isx-fold isx-overrides">
   <summary>{gettext("Set ratios manually")}<span class="isx-count"></span></summary>
-  <p class="isx-quiet">{how}</p>
+  <p class="isx-quiet">{instructions}</p>
   <div class="isx-scroll" tabindex="0" role="region" aria-label="{gettext("Manual ratios")}">
     <table><thead><tr>{head}</tr></thead><tbody></tbody></table></div>
   <button type="button" class="isx-unlock">{gettext("Unlock all")}</button>
@@ -40,7 +40,7 @@ def _template() -> str:
 
 
 class OverridesPanel(NamedTuple):
-    """The table, whose value is the locks as text, what is wrong with them in words, and ratios as files."""
+    """The table, whose value is the locked ratios as text; an error message; and buttons for ratio files."""
 
     table: gr.HTML
     problem: gr.HTML
@@ -50,14 +50,14 @@ class OverridesPanel(NamedTuple):
 
 
 class Edited(NamedTuple):
-    """What an edit of the table changes."""
+    """Outputs of `edit` and `load`."""
 
     locked: Any
     problem: Any
 
 
 def edit(session: Session, request: Request, event: gr.EventData) -> Edited:
-    """Take the locks of the table where they can be met; explain where they cannot, and change nothing."""
+    """Apply the locks of the table; if they are impossible, show why and change nothing."""
     try:
         session.plan(request.with_settings(locked=event.locked))
     except ValueError as problem:
@@ -66,9 +66,9 @@ def edit(session: Session, request: Request, event: gr.EventData) -> Edited:
 
 
 def load(session: Session, request: Request, ratios_file: str) -> Edited:
-    """Lock the ratios of a file (.csv or .json) where they can be met; explain where they cannot, and change nothing.
+    """Lock the ratios of a file (.csv or .json); if they are impossible, show why and change nothing.
 
-    Columns: layer, attention_ratio, mlp_ratio, shares from 0 to 1; what is left empty shares what is left.
+    Columns: layer, attention_ratio, mlp_ratio; fractions from 0 to 1. Empty cells are left to the estimator.
     """
     try:
         request = measure.with_ratios(request.with_settings(locked=""), ratios_file)
@@ -79,12 +79,12 @@ def load(session: Session, request: Request, ratios_file: str) -> Edited:
 
 
 def save(session: Session, downloads: Downloads, request: Request) -> str:
-    """The present plan's ratios as a CSV file, which `load` and the command line's `--ratios` read again."""
+    """The current plan's ratios as a CSV file, which `load` and the command line's `--ratios` can read."""
     return str(downloads.put("ratios.csv", lambda path: measure.write_ratios(session, request, path)))
 
 
 def build() -> OverridesPanel:
-    """Called inside the Ratios tab, below the bars whose ratios the table repeats."""
+    """Build the section. Called inside the Ratios tab, below the bars that show the same ratios."""
     table = gr.HTML(
         "",
         html_template=LazyString(_template),
@@ -104,21 +104,21 @@ def build() -> OverridesPanel:
 
 
 def connect(panel: OverridesPanel, context: Context) -> None:
-    """An edit becomes the page's setting, and another setting is shown in the table."""
+    """Attach the handlers: an edit of the table changes the setting, and a change of the setting updates the table."""
     controls = context.controls
     edited = Edited(controls.locked, panel.problem)
     panel.table.select(spread_settings(edit, context.session), controls.settings, [*edited], **PRIVATE, **CHEAP)
-    told = [panel.table, panel.problem]
+    outputs = [panel.table, panel.problem]
     on_latest(
         [controls.locked.change],
         fn=lambda locked: (locked, ""),
         inputs=controls.locked,
-        outputs=told,
+        outputs=outputs,
         **PRIVATE,
         **CHEAP,
     )
-    asked = [*controls.settings, panel.upload]
-    panel.upload.upload(spread_settings(load, context.session), asked, [*edited], **PRIVATE, **CHEAP)
-    saving = spread_settings(save, context.session, context.downloads)
-    saved = panel.save.click(saving, controls.settings, panel.file, api_name="save_ratios", **CHEAP)
+    inputs = [*controls.settings, panel.upload]
+    panel.upload.upload(spread_settings(load, context.session), inputs, [*edited], **PRIVATE, **CHEAP)
+    save_handler = spread_settings(save, context.session, context.downloads)
+    saved = panel.save.click(save_handler, controls.settings, panel.file, api_name="save_ratios", **CHEAP)
     saved.success(None, panel.file, None, js=SAVE, **CHEAP)

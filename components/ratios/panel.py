@@ -1,20 +1,20 @@
-"""The Ratios tab: how much of every layer goes, and why the chosen layer has the ratio it has."""
+"""The Ratios tab: pruning ratio per layer, and the importances that determine it."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from components.frame.context import Context
-from components.gradio_compat.signatures import partial_handler
-from components.ratios import overrides, settling
-from components.ratios.charts import importance_chart, ratio_chart
-from components.ratios.estimator_check import panel as estimator_check
-from components.ratios.prices import panel as prices
-from components.state.request import Request
-from components.state.session import Session
-from components.ui.chart_bridge import chart
-from components.ui.explainers import fold
-from components.ui.handlers import LiveOutput, at_opening, unchanged
+from ..frame.context import Context
+from ..gradio_compat.signatures import partial_handler
+from ..state.request import Request
+from ..state.session import Session
+from ..ui.chart_bridge import chart
+from ..ui.explainers import fold
+from ..ui.handlers import LiveOutput, initial_values, unchanged
+from . import convergence, overrides
+from .charts import importance_chart, ratio_chart
+from .estimator_check import panel as estimator_check
+from .marginal_cost import panel as marginal_cost
 
 
 class Charts(NamedTuple):
@@ -25,21 +25,21 @@ class Charts(NamedTuple):
 
 
 class RatiosPanel(NamedTuple):
-    """The tab's parts."""
+    """The tab's sections."""
 
     charts: Charts
-    live_output: LiveOutput  # of every move, whatever tab is in view: the table of ratios by hand reads the bars, too
+    live_output: LiveOutput  # updated on every move, on any tab: the table of manual ratios reads the bars too
     overrides: overrides.OverridesPanel
     estimator_check: estimator_check.EstimatorCheckPanel
-    prices: prices.PricesPanel
-    settling: settling.SettlingPanel
+    marginal_cost: marginal_cost.MarginalCostPanel
+    convergence: convergence.ConvergencePanel
 
 
 def show(session: Session, request: Request, layer: int, client: str) -> Charts:
-    """The ratio of every layer, and the importances behind those of the chosen one (JSON)."""
+    """The ratio of every layer, and the importances of the chosen layer (JSON)."""
     try:
         plan = session.plan(request)
-    except ValueError:  # the first line says what is wrong with the setting
+    except ValueError:  # the headline shows what is wrong with the setting
         return unchanged(Charts)
     if plan is None:
         return unchanged(Charts)
@@ -49,25 +49,30 @@ def show(session: Session, request: Request, layer: int, client: str) -> Charts:
 
 
 def build(session: Session, first: Request) -> RatiosPanel:
-    """Two charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
-    opening = at_opening(lambda: show(session, first, 0, ""))
-    bars = chart(opening.ratios, height=440, elem_id="ratio-chart")
+    """All charts, each with an explanation, initially for `first`. Called inside a `gr.Tab`."""
+    opening = initial_values(lambda: show(session, first, 0, ""))
+    ratios = chart(opening.ratios, height=440, elem_id="ratio-chart")
     fold("ratios")
-    by_hand = overrides.build()
-    why = chart(opening.importances, height=330, elem_id="importance-chart")
+    overrides_panel = overrides.build()
+    importances = chart(opening.importances, height=330, elem_id="importance-chart")
     fold("importances")
-    charts = Charts(bars, why)
+    charts = Charts(ratios, importances)
     live_output = LiveOutput("ratios", partial_handler(show, session), charts)
-    was_it_right = estimator_check.build(session, first)
-    argument = prices.build(session, first)
-    return RatiosPanel(charts, live_output, by_hand, was_it_right, argument, settling.build(session, first))
+    return RatiosPanel(
+        charts,
+        live_output,
+        overrides_panel,
+        estimator_check.build(session, first),
+        marginal_cost.build(session, first),
+        convergence.build(session, first),
+    )
 
 
 def connect(panel: RatiosPanel, context: Context) -> None:
-    """The charts follow by themselves (`follower`); a click on one chooses its layer."""
-    for layers in panel.charts:
-        context.choose_layer_by(layers)
+    """Attach the tab's handlers; `live_output` updates the charts. A click on a chart selects its layer."""
+    for clickable in panel.charts:
+        context.choose_layer_by(clickable)
     overrides.connect(panel.overrides, context)
     estimator_check.connect(panel.estimator_check, context)
-    prices.connect(panel.prices, context)
-    settling.connect(panel.settling, context)
+    marginal_cost.connect(panel.marginal_cost, context)
+    convergence.connect(panel.convergence, context)

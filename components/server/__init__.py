@@ -1,1 +1,1 @@
-"""The page as a web server: its class, the language of its answers, its health, its shutdown. Knows no tab."""
+"""The web server: the page's class, language of responses, health check, shutdown. Imports no tab."""

@@ -1,4 +1,4 @@
-"""The page's class: gradio's, with health, bounds for untrusted clients, and an orderly end."""
+"""The page's class: `gr.Blocks` with a health check, limits for untrusted clients, and an orderly shutdown."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from starlette.middleware import Middleware
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
-from components.gradio_compat.blocks import PatchedBlocks
-from components.gradio_compat.http.cached_page import CachedPage
-from components.gradio_compat.http.routes import NeededRoutes
-from components.gradio_compat.upload_folder import delete_uploads
-from components.jobs import limits
-from components.jobs.scheduler import Scheduler
-from components.server import shutdown
-from components.server.health import Health
-from components.server.language import LanguageMiddleware
-from components.ui.chart_bridge import PLOTLY
+from ..gradio_compat.blocks import PatchedBlocks
+from ..gradio_compat.http.cached_page import CachedPage
+from ..gradio_compat.http.mcp import McpCallers
+from ..gradio_compat.http.routes import NeededRoutes
+from ..jobs import limits
+from ..jobs.scheduler import Scheduler
+from ..ui.chart_bridge import PLOTLY
+from . import shutdown
+from .health import Health
+from .language import LanguageMiddleware
+
+PACKAGE = __name__.partition(".")[0]
 
 
 class App(PatchedBlocks):
-    """`gr.Blocks` for untrusted clients; what they upload is deleted after a while.
+    """`gr.Blocks` for untrusted clients; deletes their uploads after a while.
 
     Args:
-        scheduler: whose jobs `/healthz` looks after.
-        options: as `gr.Blocks` has them.
+        scheduler: checked by `/healthz`; its jobs are stopped on shutdown.
+        options: of `gr.Blocks`.
     """
 
     def __init__(self, scheduler: Scheduler, **options: Any) -> None:
@@ -37,23 +39,24 @@ class App(PatchedBlocks):
         super().__init__(**{"delete_cache": (max(1, seconds // 6), seconds), **options})
 
     def launch(self, *args: Any, **options: Any) -> Any:
-        """As in gradio, with `/healthz`, no more pages' state than there is room for, and MCP where it is hosted.
+        """As in gradio, with `/healthz`, a maximum number of pages with state, and an MCP server if hosted.
 
-        plotly.js has an address of its own: gradio's would tell everybody where this machine keeps its packages.
+        plotly.js has its own route: gradio's file route would reveal where this machine installs packages.
         """
         options.setdefault("state_session_capacity", limits.PAGES.value)
         options.setdefault("mcp_server", True if limits.hosted() else None)
-        own = [
+        routes = [
             Route("/healthz", partial(self._health.answer, self.calls)),
             Route(f"/{PLOTLY.name}", lambda _: FileResponse(PLOTLY, media_type="text/javascript")),
         ]
         kwargs = options.pop("app_kwargs", None) or {}
         kwargs = {
             **kwargs,
-            "routes": [*own, *kwargs.get("routes", ())],
+            "routes": [*routes, *kwargs.get("routes", ())],
             "middleware": [
-                Middleware(NeededRoutes, [route.path for route in own], self._has_called),
+                Middleware(NeededRoutes, [route.path for route in routes], self._has_called),
                 Middleware(CachedPage),
+                Middleware(McpCallers),
                 Middleware(LanguageMiddleware),
                 *kwargs.get("middleware", ()),
             ],
@@ -64,16 +67,16 @@ class App(PatchedBlocks):
         return session in self.calls.pending_messages_per_session
 
     def serve(self, **options: Any) -> None:
-        """`launch`, with a line a job in the log, until the process is told to end."""
+        """`launch` with logging of each job, until the process receives a signal to end."""
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("components").setLevel(logging.INFO)
-        shutdown.on_signal(self._stop_jobs, partial(delete_uploads, self))
+        logging.getLogger(PACKAGE).setLevel(logging.INFO)
+        shutdown.on_signal(self._stop_jobs)
         gc.collect()
-        gc.freeze()  # else a full collection looks through all imports, a third of a second in which nothing answers
+        gc.freeze()  # otherwise a full collection scans all imported modules, which blocks for a third of a second
         self.launch(**options)
 
     def _stop_jobs(self) -> None:
-        """End every job at its next step, if that comes soon."""
+        """Stop every job at its next checkpoint, and wait briefly for that."""
         for job in list(self._scheduler.jobs):
             job.stop()
         shutdown.wait_for(lambda: not self._scheduler.jobs)

@@ -1,4 +1,4 @@
-"""Whether the page works: what `/healthz` tells whoever watches over it."""
+"""The health check `/healthz`, for monitoring."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ import time
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from components.gradio_compat.queue import SteadyQueue
-from components.jobs import limits
-from components.jobs.job import Job
-from components.jobs.scheduler import Scheduler
+from ..gradio_compat.queue import SteadyQueue
+from ..jobs import limits
+from ..jobs.job import Job
+from ..jobs.scheduler import Scheduler
 
-SOON = 0.5  # seconds in which a new job has its turn, unless another one keeps it
-BEGAN = time.time()
+PROBE_SECONDS = 0.5  # in which a new job has its first turn, unless another job does not give up its turn
+START_TIME = time.time()
 
 
 class Health:
-    """Answers by what happens: it starts an empty job, which ends once the job that runs has given up its turn."""
+    """Checks the scheduler by an empty probe job, which ends as soon as the running job has given up its turn."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._asked: tuple[Job, float] | None = None
+        self._probe: tuple[Job, float] | None = None  # and when it was started
 
-    async def waits(self) -> float:
-        """Seconds that one job has kept the turn, as far as that is known; 0.0 where others have theirs."""
-        if self._asked is None or self._asked[0].ended:
-            self._asked = self._scheduler.start("health", lambda job: None), time.monotonic()
-        job, since = self._asked
-        until = time.monotonic() + SOON
+    async def blocked_seconds(self) -> float:
+        """Seconds for which one job has not given up its turn, measured since the probe's start; 0.0 if none blocks."""
+        if self._probe is None or self._probe[0].ended:
+            self._probe = self._scheduler.start("health", lambda job: None), time.monotonic()
+        job, start = self._probe
+        until = time.monotonic() + PROBE_SECONDS
         while not job.ended and time.monotonic() < until:
             await asyncio.sleep(0.01)
-        return 0.0 if job.ended else time.monotonic() - since
+        return 0.0 if job.ended else time.monotonic() - start
 
     async def report(self, queue: SteadyQueue) -> dict[str, object]:
-        """What there is to tell; `ok` is all in one."""
-        waits = await self.waits()
+        """The state of queue and scheduler; `ok` summarises it."""
+        blocked = await self.blocked_seconds()
         running = queue.is_running
         return {
-            "ok": running and waits < limits.STUCK_SECONDS.value,
+            "ok": running and blocked < limits.STUCK_SECONDS.value,
             "queue": "running" if running else "stopped",
             "calls": queue.open_calls,
-            "worker": "free" if not waits else f"in one step for {waits:.1f} s",
-            "began": BEGAN,
+            "worker": "free" if not blocked else f"in one step for {blocked:.1f} s",
+            "began": START_TIME,
         }
 
     async def answer(self, queue: SteadyQueue, _: Request) -> Response:
-        """The report as JSON: 200, or 503 where something is wrong."""
+        """The report as JSON, with status 200, or 503 if it is not ok."""
         report = await self.report(queue)
         return JSONResponse(report, 200 if report["ok"] else 503, {"Cache-Control": "no-store"})

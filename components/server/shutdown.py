@@ -1,6 +1,6 @@
-"""How the process ends when it is told to: at once, with exit status 0, and with no file of its own left behind.
+"""Shutdown on a signal: at once, with exit status 0, and without leaving temporary files behind.
 
-Imports nothing that takes long, so that it can be called before the rest is imported.
+Imports only the standard library, so that it can be set up before slow imports.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 
-STEP_SECONDS = 1.0  # for a job to end its step
-MAX_SECONDS = 2.5  # after which the process ends, whatever hangs
+STEP_SECONDS = 1.0  # that jobs have to end their steps
+MAX_SECONDS = 2.5  # after which the process ends even if a cleanup hangs
 
 
 def on_signal(*cleanups: Callable[[], object]) -> None:
-    """Let SIGTERM and Ctrl-C call these functions, remove temporary files, and end the process.
+    """On SIGTERM and Ctrl-C, call these functions, remove temporary files, and end the process.
 
-    A plain exit of the interpreter would end threads inside torch, which then aborts.
+    A normal exit of the interpreter would end threads inside torch, which then aborts.
     """
 
     def end(*_: object) -> None:
@@ -30,8 +30,8 @@ def on_signal(*cleanups: Callable[[], object]) -> None:
         for step in (*cleanups, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):
             try:
                 step()
-            except Exception as problem:  # the other steps still follow
-                print(f"while ending: {type(problem).__name__}", file=sys.stderr)
+            except Exception as error:  # continue with the other steps
+                print(f"error during shutdown: {type(error).__name__}", file=sys.stderr)
         os._exit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):

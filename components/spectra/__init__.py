@@ -1,1 +1,1 @@
-"""The Spectra tab: how many directions each part of a layer uses."""
+"""The Spectra tab: explained variance, effective rank per head, and energy per rotary pair."""

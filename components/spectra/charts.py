@@ -2,51 +2,50 @@
 
 from __future__ import annotations
 
-from components.i18n.language import gettext, lazy_gettext, translate
-from components.spectra.views import Curve, SpectraView
-from components.ui import figure
-from components.ui.figure import Chart, Json
-from components.ui.palette import DASHES
+from ..i18n.language import gettext, lazy_gettext, translate
+from ..ui import figure
+from ..ui.figure import Chart, Json
+from ..ui.palette import DASHES
+from .views import Curve, SpectraView
 
-QUESTIONS = {
+TITLES = {
     "variance": lambda layer: gettext("Explained variance, layer {layer}", layer=layer),
     "ranks": lambda _: gettext("Effective rank per head"),
     "pairs": lambda layer: gettext("Energy per rotary pair, layer {layer}", layer=layer),
 }
-WIDE = {  # name, colour, dash, width
+WIDE_CURVES = {  # name, colour, dash, width
     "mlp": (lazy_gettext("MLP input"), "mlp", "solid", 2.4),
     "directions": (lazy_gettext("Residual stream, tokens at unit length"), "cross", DASHES["cross"], 2.4),
     "residual": (lazy_gettext("Residual stream, raw"), "cross", "dot", 1.4),
 }
-
-ROOM = 1.03  # of an axis: a ring at its end is a whole one
+AXIS_MARGIN = 1.03  # so that a ring at the end of an axis is not cut off
 
 
 def variance_chart(view: SpectraView) -> Chart:
-    """How few axes carry the variance: one panel for the heads, one for the wide places; what stays is marked."""
+    """Explained variance over principal axes, with the kept ranks: heads on the left, MLP and residual stream right."""
     layout = figure.layout_of(2, revision=f"variance-{view.dim}", vertical=False)
     curves, layer = view.curves, view.layer
     kept_heads, dim = view.heads[layer], view.dims[layer]
     data: list[Json] = []
     rows: list[list[str]] = []
     for index, curve in enumerate(curves.heads):
-        stays = index in kept_heads
-        first = next(i for i in range(len(curves.heads)) if (i in kept_heads) == stays)
+        is_kept = index in kept_heads
+        first_of_kind = next(i for i in range(len(curves.heads)) if (i in kept_heads) == is_kept)
         data.append(
             {
                 **_curve(curve, gettext("head {index}", index=index), curve.size),
-                "name": gettext("Query heads") if stays else gettext("Query heads removed"),
-                "legendgroup": str(stays),
-                "showlegend": index == first,
+                "name": gettext("Query heads") if is_kept else gettext("Query heads removed"),
+                "legendgroup": str(is_kept),
+                "showlegend": index == first_of_kind,
                 "line": {
-                    "color": "@attention" if stays else "@quiet",
+                    "color": "@attention" if is_kept else "@quiet",
                     "width": 1.2,
-                    "dash": "solid" if stays else "dot",
+                    "dash": "solid" if is_kept else "dot",
                 },
             }
         )
         rows.append(
-            [gettext("Query head {index}", index=index), *_sizes(curve), str(dim) if stays else gettext("removed")]
+            [gettext("Query head {index}", index=index), *_sizes(curve), str(dim) if is_kept else gettext("removed")]
         )
     shared = curves.groups if len(curves.groups) < len(curves.heads) else ()
     for index, curve in enumerate(shared):
@@ -66,24 +65,27 @@ def variance_chart(view: SpectraView) -> Chart:
         )
     rings = [_ring(curve, dim, curve.size, "attention", "") for curve in shared if kept_heads]
     wide = figure.axes_of(2)
-    for place, (words, colour, dash, width) in WIDE.items():
-        name = translate(words)
-        whole: Curve | None = getattr(curves, place)
-        if whole is None:
+    for place, (label, colour, dash, width) in WIDE_CURVES.items():
+        name = translate(label)
+        curve_of_place: Curve | None = getattr(curves, place)
+        if curve_of_place is None:
             continue
         line = {"color": f"@{colour}", "width": width, "dash": dash}
-        data.append({**_curve(whole, name, 1), "name": name, "line": line, **wide})
-        kept, unknown = (view.neurons, gettext("removed")) if place == "mlp" else (view.width, "–")
+        data.append({**_curve(curve_of_place, name, 1), "name": name, "line": line, **wide})
+        kept, otherwise = (view.neurons, gettext("removed")) if place == "mlp" else (view.width, "–")
         if kept:
-            rings.append(_ring(whole, kept, 1, colour, "2"))
-        rows.append([name, *_sizes(whole), str(kept or unknown)])
-    if not any(getattr(curves, place) for place in WIDE):  # axes without a trace are not drawn, and their words astray
+            rings.append(_ring(curve_of_place, kept, 1, colour, "2"))
+        rows.append([name, *_sizes(curve_of_place), str(kept or otherwise)])
+    if not any(getattr(curves, place) for place in WIDE_CURVES):
+        # plotly does not draw axes without a trace, and misplaces their annotations
         data.append({"type": "scatter", "x": [None], "y": [None], "showlegend": False, **wide})
     layout["hovermode"] = "closest"
     layout["xaxis"].update(
-        title=figure.title(gettext("axes of the head")), range=[0, ROOM * view.dim], dtick=_round_step(view.dim)
+        title=figure.title(gettext("axes of the head")), range=[0, AXIS_MARGIN * view.dim], dtick=_round_step(view.dim)
     )
-    layout["xaxis2"].update(title=figure.title(gettext("fraction of all axes")), tickformat=".0%", range=[0, ROOM])
+    layout["xaxis2"].update(
+        title=figure.title(gettext("fraction of all axes")), tickformat=".0%", range=[0, AXIS_MARGIN]
+    )
     for mark in ("", "2"):
         layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.05], dtick=0.25)
     layout["yaxis"]["title"] = figure.title(gettext("explained variance"))
@@ -112,7 +114,7 @@ def variance_chart(view: SpectraView) -> Chart:
         _inside("2", gettext("MLP and residual stream"), neurons),
     ]
     return Chart(
-        title=QUESTIONS["variance"](layer),
+        title=TITLES["variance"](layer),
         note=gettext(
             "How few directions does the layer use? Fraction of the variance that the first principal axes "
             "explain. A ring marks how many are kept; shading marks what is removed."
@@ -122,12 +124,12 @@ def variance_chart(view: SpectraView) -> Chart:
         layout=layout,
         columns=[gettext("Where"), gettext("Axes"), gettext("Axes for 95 %"), gettext("Kept")],
         rows=rows,
-        beside=True,
+        side_by_side=True,
     )
 
 
 def _curve(curve: Curve, name: str, scale: int) -> Json:
-    hold = (
+    hover = (
         gettext("{name}: %{{x:.0f}} axes explain %{{y:.1%}}", name=name)
         if scale > 1
         else gettext("{name}: %{{x:.0%}} of its axes explain %{{y:.1%}}", name=name)
@@ -136,22 +138,22 @@ def _curve(curve: Curve, name: str, scale: int) -> Json:
         "type": "scatter",
         "mode": "lines",
         "x": [0, *(figure.rounded(rank * scale / curve.size) for rank in curve.ranks)],
-        "y": [0, *map(figure.rounded, curve.shares)],
-        "hovertemplate": hold + "<extra></extra>",
+        "y": [0, *map(figure.rounded, curve.explained)],
+        "hovertemplate": hover + "<extra></extra>",
     }
 
 
 def _sizes(curve: Curve) -> tuple[str, str]:
-    return str(curve.size), str(curve.enough)
+    return str(curve.size), str(curve.effective_rank)
 
 
-def _ring(curve: Curve, rank: int, scale: int, colour: str, mark: str) -> Json:
-    """What stays, on a curve. A shape rather than a trace, as it moves with the slider and the curves do not."""
+def _ring(curve: Curve, rank: int, scale: int, colour: str, axis: str) -> Json:
+    """Marks the kept rank on a curve. A shape rather than a trace: it moves with the slider, the curves do not."""
     return {
         "type": "circle",
-        "name": figure.FOLLOWS,
-        "xref": f"x{mark}",
-        "yref": f"y{mark}",
+        "name": figure.SETTING_SHAPE,
+        "xref": f"x{axis}",
+        "yref": f"y{axis}",
         "xsizemode": "pixel",
         "ysizemode": "pixel",
         "xanchor": rank * scale / curve.size,
@@ -165,12 +167,12 @@ def _ring(curve: Curve, rank: int, scale: int, colour: str, mark: str) -> Json:
     }
 
 
-def _inside(mark: str, name: str, words: str) -> Json:
-    """Words at the lower right of a panel, which cumulated curves leave empty."""
+def _inside(axis: str, name: str, text: str) -> Json:
+    """Text at the lower right of a panel, which cumulative curves leave empty."""
     return {
-        "text": f"<b>{name}</b><br>{words}",
-        "xref": f"x{mark} domain",
-        "yref": f"y{mark} domain",
+        "text": f"<b>{name}</b><br>{text}",
+        "xref": f"x{axis} domain",
+        "yref": f"y{axis} domain",
         "x": 0.97,
         "y": 0.05,
         "xanchor": "right",

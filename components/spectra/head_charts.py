@@ -1,21 +1,21 @@
-"""The charts of the Spectra tab that show all heads: the axes each needs, and its rotary pairs. Pure."""
+"""The charts of the Spectra tab that show all heads: their effective ranks, and their rotary pairs. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
-from components.i18n.language import gettext, number
-from components.spectra.charts import QUESTIONS
-from components.spectra.views import SpectraView
-from components.ui import figure
-from components.ui.figure import Chart, Json
+from ..i18n.language import gettext, number
+from ..ui import figure
+from ..ui.figure import Chart, Json
+from .charts import TITLES
+from .views import SpectraView
 
-SHARES = {-3: 0.1, -2: 1, -1: 10, -0.5: None}  # per cent of a head's energy, by its logarithm
+COLOUR_TICKS = {-3: 0.1, -2: 1, -1: 10, -0.5: None}  # per cent of a head's energy, by the logarithm of the fraction
 
 
 def rank_chart(view: SpectraView) -> Chart:
-    """Layer x head: how many axes hold 95 % of the head's output; crosses where the head goes."""
+    """Layer x head: the number of axes that explain 95 % of the head's output; crosses mark removed heads."""
     layers, heads = len(view.ranks), len(view.ranks[0])
     layout = figure.layout_of(1, revision=f"ranks-{layers}-{heads}")
     removed = [(layer, head) for layer in range(layers) for head in range(heads) if head not in view.heads[layer]]
@@ -41,7 +41,7 @@ def rank_chart(view: SpectraView) -> Chart:
     )
     layout["shapes"] = [_frame(view.layer)]
     return Chart(
-        title=QUESTIONS["ranks"](view.layer),
+        title=TITLES["ranks"](view.layer),
         note=gettext(
             "How many axes does each head need? Number of principal axes, of {count}, that explain 95 % of the "
             "head's output. × marks heads that are removed.",
@@ -70,22 +70,24 @@ def rank_chart(view: SpectraView) -> Chart:
 
 
 def pair_chart(view: SpectraView) -> Chart:
-    """Key head x rotary pair, fastest first: what each carries of queries times keys; cut pairs are struck out."""
+    """Key head x rotary pair, fastest first: the energy of queries times keys per pair; crosses mark removed pairs."""
     pairs = view.pairs
     heads, count = len(pairs.energy), len(pairs.angles)
     layout = figure.layout_of(1, revision=f"pairs-{heads}-{count}")
     turns = [2 * math.pi / angle for angle in pairs.angles]
-    shares = [[value / max(sum(row), 1e-30) for value in row] for row in pairs.energy]
-    cut = [(pair, head) for head in range(heads) for pair in range(count) if not pairs.kept[head][pair]]
-    marks_of_shares = {power: "" if share is None else f"{number(share, 'g')} %" for power, share in SHARES.items()}
+    fractions = [[value / max(sum(row), 1e-30) for value in row] for row in pairs.energy]
+    removed = [(pair, head) for head in range(heads) for pair in range(count) if not pairs.kept[head][pair]]
+    colour_ticks = {
+        power: "" if percent is None else f"{number(percent, 'g')} %" for power, percent in COLOUR_TICKS.items()
+    }
     data = [
         {
-            **_heatmap([[math.log10(max(share, 1e-6)) for share in row] for row in shares], marks_of_shares),
+            **_heatmap([[math.log10(max(fraction, 1e-6)) for fraction in row] for row in fractions], colour_ticks),
             "x": list(range(count)),
             "y": list(range(heads)),
             "customdata": [
-                [[number(share, ".1%"), _tokens(turn)] for share, turn in zip(row, turns, strict=True)]
-                for row in shares
+                [[number(fraction, ".1%"), _tokens(turn)] for fraction, turn in zip(row, turns, strict=True)]
+                for row in fractions
             ],
             "hovertemplate": gettext(
                 "<b>key head %{{y}}, pair %{{x}}</b><br>carries %{{customdata[0]}} of the head's energy"
@@ -93,41 +95,43 @@ def pair_chart(view: SpectraView) -> Chart:
             )
             + "<extra></extra>",
         },
-        _crosses(cut, gettext("pair removed")),
+        _crosses(removed, gettext("pair removed")),
     ]
     layout["hovermode"] = "closest"
 
     def nearest(tokens: int) -> int:
         return min(range(count), key=lambda pair: abs(math.log(turns[pair] / tokens)))
 
-    marks = {nearest(10**power): 10**power for power in range(1, 8) if turns[-1] >= 10**power}
+    ticks = {nearest(10**power): 10**power for power in range(1, 8) if turns[-1] >= 10**power}
     layout["xaxis"].update(
         title=figure.title(gettext("tokens for a full turn")),
         range=[-0.5, count - 0.5],
-        tickvals=list(marks),
-        ticktext=[_tokens(turn) for turn in marks.values()],
+        tickvals=list(ticks),
+        ticktext=[_tokens(turn) for turn in ticks.values()],
     )
     layout["yaxis"].update(
         title=figure.title(gettext("key head")), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
     )
-    still, loose = pairs.unrotated
+    kept_unrotated, all_unrotated = pairs.unrotated
     unrotated = (
-        gettext(" {still} of {loose} channels without rotation are kept as well.", still=still, loose=loose)
-        if loose
+        gettext(
+            " {still} of {loose} channels without rotation are kept as well.", still=kept_unrotated, loose=all_unrotated
+        )
+        if all_unrotated
         else ""
     )
     kept = max(map(sum, pairs.kept))
-    stay = (
+    kept_pairs = (
         gettext("each kept key head keeps {kept} of {count}", kept=kept, count=count)
         if kept
         else gettext("no key head is kept")
     )
     return Chart(
-        title=QUESTIONS["pairs"](view.layer),
+        title=TITLES["pairs"](view.layer),
         note=gettext(
             "Which rotary pairs carry the attention? Mean |query × key| of each pair. × marks pairs that are "
             "removed, those to which the loss is least sensitive; {stay}.{unrotated}",
-            stay=stay,
+            stay=kept_pairs,
             unrotated=unrotated,
         ),
         data=data,
@@ -141,7 +145,7 @@ def pair_chart(view: SpectraView) -> Chart:
             [
                 str(pair),
                 _tokens(turns[pair]),
-                *(_carried(shares[head][pair], pairs.kept[head][pair]) for head in range(heads)),
+                *(_carried(fractions[head][pair], pairs.kept[head][pair]) for head in range(heads)),
             ]
             for pair in range(count)
         ],
@@ -182,7 +186,7 @@ def _crosses(points: Sequence[tuple[int, int]], name: str) -> Json:
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "meta": figure.ALWAYS,
+        "meta": figure.GHOST_ALWAYS,
         "x": [x for x, _ in points],
         "y": [y for _, y in points],
         "marker": {"symbol": "x-thin", "size": 8, "color": "@ink", "line": {"color": "@ink", "width": 1.5}},
@@ -192,13 +196,13 @@ def _crosses(points: Sequence[tuple[int, int]], name: str) -> Json:
 
 
 def _frame(layer: int) -> Json:
-    # A fill under a heatmap is not seen, so the chosen layer gets an outline.
+    # A heatmap hides a fill below it, so the chosen layer gets an outline.
     band = {**figure.band(layer), "xref": "x", "layer": "above", "fillcolor": "rgba(0,0,0,0)"}
     return {**band, "line": {"width": 2, "color": "@ink"}}
 
 
-def _carried(share: float, stays: bool) -> str:
-    return number(share, ".1%") if stays else gettext("{share:.1%}, removed", share=share)
+def _carried(fraction: float, is_kept: bool) -> str:
+    return number(fraction, ".1%") if is_kept else gettext("{share:.1%}, removed", share=fraction)
 
 
 def _tokens(count: float) -> str:

@@ -1,4 +1,4 @@
-"""Spectra of a calibration as the page shows them: each curve found once, the marks on it at every move of the slider.
+"""Spectra of a calibration: each curve is computed once, the kept ranks on it at every move of the slider.
 
 Before the default model is loaded, everything comes from the snapshot (`snapshot.py`).
 """
@@ -9,21 +9,22 @@ from typing import Protocol
 
 from torch import Tensor
 
-from components.spectra import snapshot
-from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, drawn_ranks
-from components.state.caches import BoundedCache
-from components.state.calibrations import Calibrated
-from components.state.crossmodule import nearest_plan
-from components.state.request import CalibrationKey, Request
-from components.state.session import Session
 from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
 
-SHARE = 0.95
+from ..state.caches import BoundedCache
+from ..state.calibrations import Calibrated
+from ..state.crossmodule import nearest_plan
+from ..state.request import CalibrationKey, Request
+from ..state.session import Session
+from . import snapshot
+from .views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
+
+EXPLAINED = 0.95  # fraction of the variance that defines the effective rank
 
 
-class Spectra(Protocol):
-    """Where one model's spectra come from: its calibration, or the snapshot."""
+class SpectraSource(Protocol):
+    """The source of a model's spectra: its calibration, or the snapshot."""
 
     label: str
 
@@ -39,7 +40,7 @@ class Spectra(Protocol):
 
 
 class CalibratedSpectra:
-    """Spectra of a calibration that is there."""
+    """Spectra of a calibrated model."""
 
     label = ""
 
@@ -51,7 +52,7 @@ class CalibratedSpectra:
         self._ranks: list[list[int]] | None = None
 
     def curves(self, layer: int) -> LayerCurves:
-        """What is known of a layer; the narrow curves at least."""
+        """The curves of a layer; without the wide ones until `complete` has computed them."""
         if layer not in self._curves:
             spectra = layer_spectra(self._stats, layer)
             heads, groups = (tuple(map(curve, part)) for part in (spectra.heads, spectra.groups))
@@ -59,59 +60,59 @@ class CalibratedSpectra:
         return self._curves[layer]
 
     def complete(self, layer: int) -> None:
-        """Find the layer's wide curves too: seconds for a wide model."""
-        known = self.curves(layer)
-        if known.mlp is None:
+        """Compute the layer's wide curves too, which takes seconds for a wide model."""
+        narrow = self.curves(layer)
+        if narrow.mlp is None:
             spectra = layer_spectra(self._stats, layer)
             wide = (curve(part) for part in (spectra.mlp, spectra.residual, spectra.directions))
-            self._curves[layer] = LayerCurves(known.heads, known.groups, *wide)
+            self._curves[layer] = LayerCurves(narrow.heads, narrow.groups, *wide)
 
     def ranks(self) -> list[list[int]]:
-        """By layer and head, how many axes hold 95 % of the head's output."""
+        """By layer and head, the number of axes that explain 95 % of the head's output."""
         if self._ranks is None:
-            self._ranks = head_ranks(self._stats, SHARE)
+            self._ranks = head_ranks(self._stats, EXPLAINED)
         return self._ranks
 
     def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
         """The layer's rotary pairs, and which of them the plan keeps."""
-        found = pair_energies(self._model, self._stats, layer, plan)
-        order = found.angle.argsort(descending=True)
-        kept = found.unrotated_kept[sorted({self._stats.kv_heads[layer][head] for head in plan.heads})]
+        pairs = pair_energies(self._model, self._stats, layer, plan)
+        order = pairs.angle.argsort(descending=True)
+        unrotated = pairs.unrotated_kept[sorted({self._stats.kv_heads[layer][head] for head in plan.heads})]
         return PairsView(
-            found.energy[:, order].tolist(),
-            found.kept[:, order].tolist(),
-            found.angle[order].tolist(),
-            (int(kept.sum(-1).max()), kept.shape[-1]) if kept.numel() else (0, 0),
+            pairs.energy[:, order].tolist(),
+            pairs.kept[:, order].tolist(),
+            pairs.angle[order].tolist(),
+            (int(unrotated.sum(-1).max()), unrotated.shape[-1]) if unrotated.numel() else (0, 0),
         )
 
     def width(self, sparsity: float) -> int | None:
-        """Residual axes that the cross-module method keeps to remove as much, where it can."""
+        """Residual axes that the cross-module method keeps at equal parameters; None if the sparsity is unreachable."""
         if sparsity not in self._widths:
-            plan, near = nearest_plan(self._model, sparsity)
-            self._widths[sparsity] = plan.width if sparsity > 0 and near else None
+            plan, is_close = nearest_plan(self._model, sparsity)
+            self._widths[sparsity] = plan.width if sparsity > 0 and is_close else None
         return self._widths[sparsity]
 
 
-def curve(explained: Tensor) -> Curve:
-    """A cumulated spectrum (n) at the ranks that are drawn."""
-    size = len(explained)
-    ranks = drawn_ranks(size)
-    shares = explained.double().clamp(0, 1)[[rank - 1 for rank in ranks]].tolist()
-    return Curve(size, ranks, shares, int(effective_rank(explained, SHARE)))
+def curve(spectrum: Tensor) -> Curve:
+    """A cumulative spectrum (n) at the ranks of the curve."""
+    size = len(spectrum)
+    ranks = curve_ranks(size)
+    explained = spectrum.double().clamp(0, 1)[[rank - 1 for rank in ranks]].tolist()
+    return Curve(size, ranks, explained, int(effective_rank(spectrum, EXPLAINED)))
 
 
 class SpectraViews:
-    """Views of every model that is calibrated, and of the snapshot."""
+    """Views of all calibrated models, and of the snapshot."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._known: BoundedCache[CalibrationKey, tuple[Calibrated, CalibratedSpectra]] = BoundedCache(4)
-        self._kept = snapshot.spectra()
+        self._spectra: BoundedCache[CalibrationKey, tuple[Calibrated, CalibratedSpectra]] = BoundedCache(4)
+        self._snapshot = snapshot.spectra()
 
     def view(self, request: Request, layer: int) -> SpectraView | None:
-        """What is known, in milliseconds; None for a model that is not calibrated yet.
+        """The curves computed so far, in milliseconds; None for a model that is not calibrated yet.
 
-        Raises UserError where this model cannot be sliced so.
+        Raises UserError for an impossible setting.
         """
         source = self._source(request)
         if source is None:
@@ -125,24 +126,24 @@ class SpectraViews:
             pairs=source.pairs(layer, plan.layers[layer]),
             dim=curves.heads[0].size,
             ranks=ranks,
-            heads=[kept.heads for kept in plan.layers],
-            dims=[kept.dim for kept in plan.layers],
+            heads=[layer_plan.heads for layer_plan in plan.layers],
+            dims=[layer_plan.dim for layer_plan in plan.layers],
             neurons=plan.layers[layer].neurons,
             width=source.width(round(request.slicing.sparsity, 4)),
             snapshot=source.label,
         )
 
     def complete(self, request: Request, layer: int) -> None:
-        """Find what takes seconds of a layer, so that later views have it."""
+        """Compute the wide curves of a layer, which takes seconds; later views include them."""
         if (source := self._source(request)) is not None:
             source.complete(min(int(layer), len(source.ranks()) - 1))
 
-    def _source(self, request: Request) -> Spectra | None:
+    def _source(self, request: Request) -> SpectraSource | None:
         key = request.calibration
         if not self._session.is_calibrated(request):
-            return self._kept if request.is_default_calibration else None
+            return self._snapshot if request.is_default_calibration else None
         calibrated = self._session.calibrated(request)
-        known = self._known.get(key)
-        if known is None or known[0] is not calibrated:
-            known = self._known.put(key, (calibrated, CalibratedSpectra(calibrated)))
-        return known[1]
+        cached = self._spectra.get(key)
+        if cached is None or cached[0] is not calibrated:
+            cached = self._spectra.put(key, (calibrated, CalibratedSpectra(calibrated)))
+        return cached[1]

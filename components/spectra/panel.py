@@ -1,21 +1,21 @@
-"""The Spectra tab: how many directions each part of a layer uses, and what the current setting keeps of them."""
+"""The Spectra tab: how many directions each part of a layer uses, and how many the current setting keeps."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from components.frame.context import Context
-from components.gradio_compat.signatures import partial_handler
-from components.i18n.language import lazy_gettext, translate
-from components.spectra.charts import QUESTIONS, variance_chart
-from components.spectra.head_charts import pair_chart, rank_chart
-from components.spectra.measure import SpectraViews
-from components.state.request import Request
-from components.state.session import Session
-from components.ui import figure
-from components.ui.chart_bridge import chart
-from components.ui.explainers import fold
-from components.ui.handlers import LiveOutput, at_opening, unchanged
+from ..frame.context import Context
+from ..gradio_compat.signatures import partial_handler
+from ..i18n.language import lazy_gettext, translate
+from ..state.request import Request
+from ..state.session import Session
+from ..ui import figure
+from ..ui.chart_bridge import chart
+from ..ui.explainers import fold
+from ..ui.handlers import LiveOutput, initial_values, unchanged
+from .charts import TITLES, variance_chart
+from .head_charts import pair_chart, rank_chart
+from .measure import SpectraViews
 
 WAITING = lazy_gettext("Spectra follow when the model is calibrated.")
 
@@ -29,33 +29,33 @@ class Charts(NamedTuple):
 
 
 class SpectraPanel(NamedTuple):
-    """The tab's charts, and where their numbers come from."""
+    """The tab's charts, and the source of their numbers."""
 
     views: SpectraViews
     charts: Charts
-    live_output: LiveOutput  # of every move while the tab is in view
+    live_output: LiveOutput  # updated on every move while the tab is active
 
 
 def show(views: SpectraViews, request: Request, layer: int, client: str) -> Charts:
-    """Explained variance, ranks of all heads and rotary pairs of a layer (JSON), with what the setting keeps."""
+    """Explained variance, ranks of all heads and rotary pairs of a layer (JSON), and what the setting keeps."""
     try:
         view = views.view(request, layer)
-    except ValueError:  # the first line says what is wrong with the setting
+    except ValueError:  # the headline shows what is wrong with the setting
         return unchanged(Charts)
     if view is None:
-        return Charts(*(figure.waiting(asked(layer), translate(WAITING)).to_json() for asked in QUESTIONS.values()))
+        return Charts(*(figure.waiting(title(layer), translate(WAITING)).to_json() for title in TITLES.values()))
     return Charts(variance_chart(view).to_json(), rank_chart(view).to_json(), pair_chart(view).to_json())
 
 
 def complete(views: SpectraViews, request: Request, layer: int, client: str) -> None:
-    """Find the curves of a layer that take seconds; `show` has them from then on."""
+    """Compute the wide curves of a layer, which takes seconds; `show` includes them from then on."""
     views.complete(request, layer)
 
 
 def build(session: Session, first: Request) -> SpectraPanel:
-    """Three charts with what is known of `first`, each with its fold. Called inside a `gr.Tab`."""
+    """Three charts, each with an explanation, initially for `first`. Called inside a `gr.Tab`."""
     views = SpectraViews(session)
-    opening = at_opening(lambda: show(views, first, 0, ""))
+    opening = initial_values(lambda: show(views, first, 0, ""))
     variance = chart(opening.variance, height=380, elem_id="variance-chart")
     fold("variance")
     ranks = chart(opening.ranks, height=330, elem_id="rank-chart")
@@ -67,6 +67,6 @@ def build(session: Session, first: Request) -> SpectraPanel:
 
 
 def connect(panel: SpectraPanel, context: Context) -> None:
-    """What takes seconds follows the layer in a lane of its own."""
+    """Attach the tab's handlers; slow curves are computed separately after a change of the layer."""
     context.on_layer_change(panel.live_output, complete, panel.views)
     context.choose_layer_by(panel.charts.ranks)

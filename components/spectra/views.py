@@ -1,4 +1,4 @@
-"""What the Spectra tab shows, as plain numbers: no tensors, no gradio."""
+"""The data that the Spectra tab shows, as plain numbers: no tensors, no gradio."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-DRAWN = 120  # points of a curve; more cannot be told apart on a screen
+MAX_POINTS = 120  # of a curve; a screen does not resolve more
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Explained variance of one place: `shares[i]` of it lies on the first `ranks[i]` of its `size` principal axes.
+    """Explained variance of one place: the first `ranks[i]` of its `size` principal axes explain `explained[i]` of it.
 
-    `enough` is how many axes hold 95 %. Ranks ascend and end at `size`; between them the curve is read off a line.
+    `effective_rank` is the number of axes that explain 95 %. Ranks ascend and end at `size`; `at` interpolates.
     """
 
     size: int
     ranks: Sequence[int]
-    shares: Sequence[float]
-    enough: int
+    explained: Sequence[float]
+    effective_rank: int
 
     def at(self, rank: int) -> float:
-        """The share that the first `rank` axes hold, for a rank from 0 to `size`."""
+        """The fraction that the first `rank` axes explain, for a rank from 0 to `size`."""
         after = bisect_left(self.ranks, rank)
-        before_rank, before = (self.ranks[after - 1], self.shares[after - 1]) if after else (0, 0.0)
+        before_rank, before = (self.ranks[after - 1], self.explained[after - 1]) if after else (0, 0.0)
         step = (rank - before_rank) / (self.ranks[after] - before_rank)
-        return before + step * (self.shares[after] - before)
+        return before + step * (self.explained[after] - before)
 
 
-def drawn_ranks(size: int) -> list[int]:
-    """The ranks at which a curve over `size` axes is kept: all, or evenly spaced ones with both ends."""
-    points = min(size, DRAWN)
+def curve_ranks(size: int) -> list[int]:
+    """The ranks at which a curve over `size` axes is stored: all, or evenly spaced ones that include both ends."""
+    points = min(size, MAX_POINTS)
     return [1 + round(index * (size - 1) / max(points - 1, 1)) for index in range(points)]
 
 
 @dataclass(frozen=True)
 class LayerCurves:
-    """One layer's curves. The wide ones are None until they are found, which can take seconds."""
+    """One layer's curves. The wide ones are None until they are computed, which can take seconds."""
 
-    heads: tuple[Curve, ...]  # what enters o_proj, a query head each
-    groups: tuple[Curve, ...]  # the same, all heads of a value head together: the basis that slicing keeps
-    mlp: Curve | None = None  # what enters down_proj
+    heads: tuple[Curve, ...]  # the input of o_proj, by query head
+    groups: tuple[Curve, ...]  # the same by value head, all its query heads together: the basis that slicing uses
+    mlp: Curve | None = None  # the input of down_proj
     residual: Curve | None = None  # the layer's input
-    directions: Curve | None = None  # the same, every token scaled to length 1
+    directions: Curve | None = None  # the same, with every token scaled to length 1
 
 
-class KeptChannels(Protocol):
-    """What of a layer's plan decides about its rotary pairs."""
+class PlannedHeads(Protocol):
+    """The part of a layer's plan that determines its rotary pairs."""
 
     @property
     def heads(self) -> Sequence[int]: ...
@@ -59,9 +59,9 @@ class KeptChannels(Protocol):
 
 @dataclass(frozen=True)
 class PairsView:
-    """Rotary pairs of one layer, fastest first: energy and survival, a row each key head.
+    """Rotary pairs of one layer, fastest first: their energy and whether they are kept, one row per key head.
 
-    `angles` is what a pair turns by a token, in radians. Channels that do not rotate are counted as (kept, all).
+    `angles` is the rotation of a pair per token, in radians. `unrotated` counts channels without rotation (kept, all).
     """
 
     energy: Sequence[Sequence[float]]
@@ -72,11 +72,11 @@ class PairsView:
 
 @dataclass(frozen=True)
 class SpectraView:
-    """One layer's spectra with what the current setting keeps of them, and all layers' ranks.
+    """One layer's spectra, the parts that the current setting keeps, and the ranks of all layers.
 
-    `ranks[layer][head]` is how many of the `dim` axes hold 95 % of the head's output; `heads[layer]` are the heads that
-    stay, each with `dims[layer]` channels. `width` is how many residual axes the cross-module method would keep for the
-    same parameters, None where it cannot remove as many.
+    `ranks[layer][head]` is the number of the `dim` axes that explain 95 % of the head's output; `heads[layer]` are the
+    kept heads, each with `dims[layer]` channels. `width` is the number of residual axes that the cross-module method
+    keeps at equal parameters, None if it cannot reach the sparsity.
     """
 
     layer: int
@@ -88,4 +88,4 @@ class SpectraView:
     dims: Sequence[int]
     neurons: int  # kept in this layer
     width: int | None
-    snapshot: str = ""  # what the numbers were measured on, when not now and here
+    snapshot: str = ""  # the label of the snapshot, if the numbers come from one

@@ -1,1 +1,1 @@
-"""State that all tabs share, and the only door to the library's models."""
+"""State shared by all tabs, and the only access to the library's models."""

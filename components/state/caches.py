@@ -1,8 +1,8 @@
-"""Dictionaries that are bounded, one by one by the piece and all together by bytes: memory is not.
+"""Bounded in-memory caches: each has a maximum number of entries, and all of them share a maximum number of bytes.
 
-A process has one memory, so all its caches share one `BUDGET`. When it is full the least valuable goes: what takes the
-fewest seconds a byte to make again and was not used for longest (GreedyDual-Size, Cao and Irani 1997). What nobody uses
-for a while goes too.
+All caches of the process share one `BUDGET`. When it is full, it evicts the entries that take the fewest seconds per
+byte to recompute and were used least recently (GreedyDual-Size, Cao and Irani 1997). It also evicts large entries that
+have not been used for a while.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakSet
@@ -22,177 +22,187 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel
 
-from components.jobs import limits
-from components.state.request import CalibrationKey, SliceKey
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 
+from ..jobs import limits
+from .request import CalibrationKey, SliceKey
+
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
-LARGE = 2**20  # bytes of what is looked at one by one; smaller ones are bounded by the piece
-NUMBER = 32  # bytes of one in a list
-OURS = ("components.", "intraslice.")
+LARGE = 2**20  # bytes from which the budget may evict an entry; it counts smaller ones too, but never evicts them
+NUMBER_BYTES = 32  # of a number in a list
+OWN_MODULES = (f"{__name__.partition('.')[0]}.", "intraslice.")
 
 
 @dataclass(eq=False)
 class _Entry(Generic[Value]):
-    """A value, its bytes when it came, and where the budget's clock and the world's stood when it was used."""
+    """A value, its bytes when it was stored, and the budget's inflation and the time when it was last used."""
 
     value: Value
-    weight: int
-    clock: float
-    moment: float
+    size: int
+    inflation: float
+    last_used: float
 
 
 class BoundedCache(Generic[Key, Value]):
-    """The `limit` most recently used values, as far as the BUDGET of bytes has room for them.
-
-    Safe to use from several threads. A value that falls out lives on for whoever still holds it.
+    """The `max_entries` most recently used values, as long as they fit into `BUDGET`. Thread-safe.
 
     Args:
-        seconds: to make a value again, about.
+        seconds: approximate time to recompute a value.
     """
 
-    def __init__(self, limit: float = math.inf, seconds: float = 1.0) -> None:
-        self.limit, self.seconds = limit, seconds
+    def __init__(self, max_entries: float = math.inf, seconds: float = 1.0) -> None:
+        self.max_entries, self.seconds = max_entries, seconds
         self._lock = threading.Lock()
-        self._held: OrderedDict[Key, _Entry[Value]] = OrderedDict()
+        self._entries: OrderedDict[Key, _Entry[Value]] = OrderedDict()
         BUDGET.caches.add(self)
 
     def get(self, key: Key) -> Value | None:
-        """The value, which counts as used now, or None."""
+        """The value, which is marked as used now, or None."""
         with self._lock:
-            entry = self._held.get(key)
+            entry = self._entries.get(key)
             if entry is None:
                 return None
-            self._held.move_to_end(key)
-            entry.clock, entry.moment = BUDGET.clock, time.monotonic()
+            self._entries.move_to_end(key)
+            entry.inflation, entry.last_used = BUDGET.inflation, time.monotonic()
             return entry.value
 
     def put(self, key: Key, value: Value) -> Value:
-        """Keep `value` and return it; the least recently used makes room, and what BUDGET chooses."""
-        weight = sum(bytes_in(value).values())
+        """Store `value` and return it; may evict the least recently used entry, and entries of other caches."""
+        size = sum(bytes_in(value).values())
         with self._lock:
-            self._held.pop(key, None)
-            self._held[key] = _Entry(value, weight, BUDGET.clock, time.monotonic())
-            if len(self._held) > self.limit:
-                self._held.popitem(last=False)
-        if weight >= LARGE:
-            BUDGET.keep(value)
+            self._entries.pop(key, None)
+            self._entries[key] = _Entry(value, size, BUDGET.inflation, time.monotonic())
+            if len(self._entries) > self.max_entries:
+                self._entries.popitem(last=False)
+        if size >= LARGE:
+            BUDGET.make_room(value)
         return value
 
     def drop(self, entry: _Entry[Any]) -> None:
-        """Forget an entry, if it is still there."""
+        """Remove an entry, if it is still cached."""
         with self._lock:
-            for key in [key for key, held in self._held.items() if held is entry]:
-                del self._held[key]
+            for key in [key for key, cached in self._entries.items() if cached is entry]:
+                del self._entries[key]
 
     def entries(self) -> list[_Entry[Any]]:
-        """What is held now."""
+        """The entries cached now."""
         with self._lock:
-            return list(self._held.values())
+            return list(self._entries.values())
 
 
 class Budget:
-    """What all caches of this process may hold together, in bytes."""
+    """The bytes that all caches of this process may hold together."""
 
     def __init__(self) -> None:
         self.caches: WeakSet[BoundedCache[Any, Any]] = WeakSet()
-        self.clock = 0.0  # the value of what went last: later uses count from there
-        self.bytes: float = math.inf
+        self.inflation = 0.0  # GreedyDual-Size's L: the value of the last evicted entry, added to that of later uses
+        self.max_bytes: float = math.inf
         self._lock = threading.Lock()
-        self._timer: threading.Timer | None = None  # until the next look at what is unused
+        self._timer: threading.Timer | None = None  # runs `evict_unused`
 
-    def set(self, free: int) -> None:
-        """Give the caches their share of so many free bytes."""
-        self.bytes = free * limits.CACHE_SHARE.value / 100
+    def set(self, free_bytes: int) -> None:
+        """Give the caches their percentage of the free memory."""
+        self.max_bytes = free_bytes * limits.CACHE_SHARE.value / 100
 
-    def held(self) -> int:
-        """Bytes held now; what several values share counts once."""
-        large, small = self._large()
-        return small + sum({address: size for _, _, parts in large for address, size in parts.items()}.values())
+    def held_bytes(self) -> int:
+        """Bytes held now; memory that several values share counts once."""
+        large, small_bytes = self._large_entries()
+        return small_bytes + sum({address: size for _, _, parts in large for address, size in parts.items()}.values())
 
-    def keep(self, newest: object) -> None:
-        """Let the least valuable go until what is held fits, and never the newest. Who shares bytes has a part each."""
+    def make_room(self, newest: object, max_bytes: float = math.inf) -> None:
+        """Evict the least valuable entries until the rest fits, but never `newest`.
+
+        Entries that share memory are each charged an equal part of it. With `max_bytes` the rest fits into that, too.
+        """
+        max_bytes = min(max_bytes, self.max_bytes)
         with self._lock:
-            large, total = self._large()
+            large, total = self._large_entries()
             sizes = {address: size for _, _, parts in large for address, size in parts.items()}
             sharers = Counter(address for _, _, parts in large for address in parts)
             total += sum(sizes.values())
-            large = [held for held in large if held[1].value is not newest]
-            gone = bool(large) and total > self.bytes
-            while large and total > self.bytes:
-                shares = [sum(size / sharers[part] for part, size in parts.items()) for _, _, parts in large]
+            large = [candidate for candidate in large if candidate[1].value is not newest]
+            evicts = bool(large) and total > max_bytes
+            while large and total > max_bytes:
+                charged = [sum(size / sharers[part] for part, size in parts.items()) for _, _, parts in large]
                 values = [
-                    entry.clock + cache.seconds * LARGE / max(share, 1.0)
-                    for (cache, entry, _), share in zip(large, shares, strict=True)
+                    entry.inflation + cache.seconds * LARGE / max(entry_bytes, 1.0)
+                    for (cache, entry, _), entry_bytes in zip(large, charged, strict=True)
                 ]
                 least = min(values)
                 cache, entry, parts = large.pop(values.index(least))
                 cache.drop(entry)
                 sharers.subtract(parts.keys())
                 total -= sum(size for address, size in parts.items() if not sharers[address])
-                self.clock = max(self.clock, least)
+                self.inflation = max(self.inflation, least)
             if self._timer is None:
-                self._look_after(limits.UNUSED_SECONDS.value)
-        if gone:
-            del cache, entry, large  # or what went would be held until here
+                self._start_timer(limits.UNUSED_SECONDS.value)
+        if evicts:
+            del cache, entry, large  # these references would keep the evicted values alive
             return_freed_memory()
 
-    def rest(self) -> None:
-        """Let go what is large and was not used for a while, and look again when the next has its time."""
+    def release(self, needed: int, free_bytes: Callable[[], int], in_use: object) -> None:
+        """Return memory to the operating system, then evict entries, until `needed` bytes are free; never `in_use`."""
+        if free_bytes() < needed:
+            return_freed_memory()
+        if (missing := needed - free_bytes()) > 0:
+            self.make_room(in_use, self.held_bytes() - missing)
+
+    def evict_unused(self) -> None:
+        """Evict large entries that have not been used for a while, and schedule the next check."""
         with self._lock:
             self._timer = None
             oldest = time.monotonic() - limits.UNUSED_SECONDS.value
-            large = [(entry.moment, cache, entry) for cache, entry in self._held() if entry.weight >= LARGE]
-            unused = [(cache, entry) for moment, cache, entry in large if moment <= oldest]
+            large = [(entry.last_used, cache, entry) for cache, entry in self._entries() if entry.size >= LARGE]
+            unused = [(cache, entry) for last_used, cache, entry in large if last_used <= oldest]
             for cache, entry in unused:
                 cache.drop(entry)
-            if left := [moment for moment, _, _ in large if moment > oldest]:
-                self._look_after(min(left) - oldest)
+            if still_used := [last_used for last_used, _, _ in large if last_used > oldest]:
+                self._start_timer(min(still_used) - oldest)
         if unused:
-            del cache, entry, large, unused  # or what went would be held until here
+            del cache, entry, large, unused  # these references would keep the evicted values alive
             return_freed_memory()
 
-    def _look_after(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self.rest)
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self.evict_unused)
         self._timer.daemon = True
         self._timer.start()
 
-    def _held(self) -> list[tuple[BoundedCache[Any, Any], _Entry[Any]]]:
+    def _entries(self) -> list[tuple[BoundedCache[Any, Any], _Entry[Any]]]:
         return [(cache, entry) for cache in list(self.caches) for entry in cache.entries()]
 
-    def _large(self) -> tuple[list[tuple[BoundedCache[Any, Any], _Entry[Any], dict[int, int]]], int]:
-        """The large entries with the bytes they hold now, some grow, and the bytes of all others."""
-        held = self._held()
-        large = [(cache, entry, bytes_in(entry.value)) for cache, entry in held if entry.weight >= LARGE]
-        return large, sum(entry.weight for _, entry in held if entry.weight < LARGE)
+    def _large_entries(self) -> tuple[list[tuple[BoundedCache[Any, Any], _Entry[Any], dict[int, int]]], int]:
+        """The large entries with their current bytes by address (some entries grow), and the bytes of all others."""
+        entries = self._entries()
+        large = [(cache, entry, bytes_in(entry.value)) for cache, entry in entries if entry.size >= LARGE]
+        return large, sum(entry.size for _, entry in entries if entry.size < LARGE)
 
 
 BUDGET = Budget()
 
 
 class CachedEntry(NamedTuple, Generic[Value]):
-    """What was made by a calibration on so many sequences."""
+    """A value, and the number of calibration sequences that it was computed from."""
 
     value: Value
     sequences: int
 
 
 class Caches:
-    """What the page keeps in memory, each kind by what it was made of. `free` are the bytes that there are.
+    """All that the page keeps in memory, keyed by what it was computed from.
 
-    Models, calibrations and slices are bounded by the budget alone; what is small by the piece too.
+    Models, calibrations and slices are bounded by the budget alone; small values also by their number.
     """
 
-    def __init__(self, free: int) -> None:
-        BUDGET.set(free)
-        self.rest = free - BUDGET.bytes  # is for the work
+    def __init__(self, free_bytes: int) -> None:
+        BUDGET.set(free_bytes)
+        self.job_bytes = free_bytes - BUDGET.max_bytes  # left for running jobs
         self.models: BoundedCache[tuple[str, str], LoadedModel] = BoundedCache(seconds=10)
         self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache(seconds=60)
-        self.settling: BoundedCache[CalibrationKey, list[Any]] = BoundedCache(100, seconds=0.2)
+        self.partial_sources: BoundedCache[CalibrationKey, list[Any]] = BoundedCache(100, seconds=0.2)
         self.slices: BoundedCache[SliceKey, CachedEntry[PreTrainedModel]] = BoundedCache(seconds=3)
         self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
         self.losses: BoundedCache[SliceKey, CachedEntry[Losses]] = BoundedCache(10_000)
@@ -200,42 +210,42 @@ class Caches:
 
 
 def bytes_in(value: object) -> dict[int, int]:
-    """Bytes that a value holds, by address: tensors and arrays wherever in it, and about what else there is."""
-    found: dict[int, int] = {}
+    """Bytes that a value holds, by address: exact for nested tensors and arrays, approximate for all else."""
+    sizes: dict[int, int] = {}
     seen: set[int] = set()
-    rest = [value]
-    while rest:
-        one = rest.pop()
-        if id(one) in seen or isinstance(one, int | float | None):
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if id(item) in seen or isinstance(item, int | float | None):
             continue
-        seen.add(id(one))
-        if isinstance(one, Tensor):
-            storage = one.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(one, np.ndarray):
-            found[id(one)] = one.nbytes
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            storage = item.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(item, np.ndarray):
+            sizes[id(item)] = item.nbytes
         else:
-            inside = list(_inside(one))
-            numbers = bool(inside) and isinstance(inside[0], int | float)
-            found[id(one)] = 64 + len(one if isinstance(one, str | bytes) else inside) * NUMBER
-            rest.extend([] if numbers else inside)
-    return found
+            members = list(_members(item))
+            is_numeric = bool(members) and isinstance(members[0], int | float)
+            sizes[id(item)] = 64 + len(item if isinstance(item, str | bytes) else members) * NUMBER_BYTES
+            pending.extend([] if is_numeric else members)
+    return sizes
 
 
-def _inside(value: object) -> Iterator[object]:
-    """What a value consists of."""
+def _members(value: object) -> Iterator[object]:
+    """The objects that a value holds: parameters and buffers, items, or attributes."""
     if isinstance(value, Module):
         yield from (*value.parameters(), *value.buffers())
     elif isinstance(value, Mapping):
         yield from list(value.values())
     elif isinstance(value, list | tuple | set | frozenset):
         yield from list(value)
-    elif type(value).__module__.startswith(OURS):
+    elif type(value).__module__.startswith(OWN_MODULES):
         yield from list(getattr(value, "__dict__", {}).values())
 
 
 def return_freed_memory() -> None:
-    """Return freed memory to the system, where the C library keeps it."""
+    """Return freed memory to the operating system where the C library supports it (glibc's `malloc_trim`)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,7 +1,7 @@
-"""Models and their calibrations: loaded and made when they are needed, and used while they are still being made.
+"""Models and their calibrations: loaded and computed on demand, and used while calibration is still running.
 
-A calibration's sums are valid after every sequence, so plans and slices come from what is there, and are replaced when
-there is more.
+A calibration's sums are valid after every sequence. Plans and slices use the sequences seen so far, and are replaced
+after more sequences.
 """
 
 from __future__ import annotations
@@ -14,91 +14,92 @@ from pathlib import Path
 
 import torch
 
-from components.i18n.language import lazy_gettext
-from components.jobs.job import Job
-from components.jobs.jobs import job_progress
-from components.jobs.places import Places
-from components.jobs.status import Status
-from components.state.caches import Caches, return_freed_memory
-from components.state.choices import describe_text
-from components.state.plan_views import Source
-from components.state.request import CalibrationKey
-from components.state.snapshots.settling import keep_profile, kept_profiles
 from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
 from intraslice.loading import LoadedModel, load_model
-from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
+from intraslice.pretrained.memory import available_bytes, calibration_bytes, require_calibration_memory
+
+from ..i18n.language import lazy_gettext
+from ..jobs.job import Job
+from ..jobs.jobs import job_progress
+from ..jobs.places import Places
+from ..jobs.status import Status
+from .caches import BUDGET, Caches, return_freed_memory
+from .choices import describe_text
+from .plan_views import Source
+from .request import CalibrationKey
+from .snapshots.convergence import keep_profile, kept_profiles
 
 READERS = Places(2, lazy_gettext("Waiting for other uploads to be read"))
-ENOUGH = 4  # sequences, before anything is sliced: of fewer a slice says little
+MIN_SEQUENCES = 4  # that a slice needs: one from fewer sequences says little
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A model with its calibration, on the first `sequences` of its tokens, and what is derived from it once."""
+    """A model with its calibration on the first `sequences` of its tokens, and the plans' source derived from it."""
 
     loaded: LoadedModel
     stats: CalibrationStats
-    training: torch.Tensor  # (more, length): the calibration's tokens, and what follows them, for methods that train
-    tokens: torch.Tensor  # (sequences, length), all of the calibration's
+    training: torch.Tensor  # (more sequences, length): calibration tokens and the text after them, for training
+    tokens: torch.Tensor  # (all sequences, length): the calibration tokens
     windows: torch.Tensor  # held-out text (windows, window)
     source: Source
     sequences: int
 
     @property
     def is_whole(self) -> bool:
-        """Whether all sequences are in it."""
+        """Whether the calibration includes all sequences."""
         return self.sequences == len(self.tokens)
 
     @property
     def is_enough(self) -> bool:
-        """Whether it is worth slicing by."""
-        return self.is_whole or self.sequences >= ENOUGH
+        """Whether the calibration includes enough sequences to slice from."""
+        return self.is_whole or self.sequences >= MIN_SEQUENCES
 
 
 class Calibrations:
-    """By what they are made of. Methods that take a `job` run in it; who wants the same shares the work."""
+    """Cached models and calibrations. Methods that take a `job` run in it; jobs that need the same share the work."""
 
     def __init__(self, caches: Caches, device: str, evaluation_tokens: int) -> None:
         self._caches, self._device, self._evaluation_tokens = caches, device, evaluation_tokens
-        self._queue: dict[Job, int] = {}  # bytes of those that go on or wait for memory, in their order
+        self._needed_bytes: dict[Job, int] = {}  # of calibrations that run or wait for memory, in order of arrival
 
     def best(self, key: CalibrationKey) -> Calibrated | None:
-        """What a calibration has come to so far."""
+        """The calibration on the sequences seen so far, or None."""
         return self._caches.calibrations.get(key)
 
     def whole(self, key: CalibrationKey) -> Calibrated | None:
-        """A calibration that has seen all its sequences."""
+        """The calibration if it includes all sequences, or None."""
         calibrated = self.best(key)
         return calibrated if calibrated is not None and calibrated.is_whole else None
 
-    def settling(self, key: CalibrationKey) -> list[tuple[int, Source]]:
-        """What plans were made of while the calibration grew: after how many sequences, and what."""
-        return self._caches.settling.get(key) or []
+    def partial_sources(self, key: CalibrationKey) -> list[tuple[int, Source]]:
+        """The sources of plans while the calibration was running: (number of sequences, source), in that order."""
+        return self._caches.partial_sources.get(key) or []
 
     def load(self, job: Job, key: CalibrationKey) -> LoadedModel:
-        """The dense model, ready for use. Raises UserError where it cannot be had or is sliced already."""
+        """The dense model. Raises UserError if it cannot be loaded or is already sliced."""
         return job.share(("model", key.model, key.dtype), lambda job: self._load(job, key))
 
     def calibrate(self, job: Job, key: CalibrationKey, whole: bool = True, more_than: int = 0) -> Calibrated:
-        """Calibrate on all sequences; without `whole` until it is worth slicing, on `more_than` so many sequences."""
+        """Calibrate on all sequences; without `whole` on enough to slice from, and on more than `more_than`."""
 
-        def found() -> Calibrated | None:
+        def sufficient() -> Calibrated | None:
             calibrated = self.best(key)
             is_enough = calibrated is not None and calibrated.is_enough and calibrated.sequences > more_than
             return self.whole(key) or (calibrated if is_enough and not whole else None)
 
-        while (calibrated := found()) is None:  # others' may have pushed it out of memory at once
+        while (calibrated := sufficient()) is None:  # again if the cache has already evicted the result
             with job.begin(("calibration", key), lambda job: self._calibrate(job, key)) as calibration:
-                if calibration.wait(until=lambda: found() is not None):
-                    calibration.result()  # or it raises what went wrong
+                if calibration.wait(until=lambda: sufficient() is not None):
+                    calibration.result()  # raises the calibration's error, if any
         return calibrated
 
     def holding(self, job: Job, key: CalibrationKey) -> AbstractContextManager[None]:
-        """While open, what has been calibrated so far is not given up."""
+        """A context in which a running calibration is kept even while no job waits for it."""
         return job.holding(("calibration", key))
 
     def _load(self, job: Job, key: CalibrationKey) -> LoadedModel:
@@ -119,22 +120,23 @@ class Calibrations:
             return
         loaded = self.load(job, key)
         model, config = loaded.model, key.config
-        # Twice the sums: what has been seen so far is copied for use.
+        # Two copies of the sums: plans and slices use a copy while calibration continues.
         sizes = model.config, config.sequences, config.length, model.dtype
         try:
-            self._wait_for_memory(job, calibration_bytes(*sizes, copies=2))
+            self._wait_for_memory(job, needed := calibration_bytes(*sizes, copies=2))
+            BUDGET.release(needed, lambda: available_bytes(self._device), loaded)
             require_calibration_memory(*sizes, self._device, copies=2)
             self._calibrate_now(job, key, loaded)
         finally:
-            self._queue.pop(job, None)
+            self._needed_bytes.pop(job, None)
 
     def _wait_for_memory(self, job: Job, needed: int) -> None:
-        """Wait until those who came before leave room for `needed` bytes. Who is the first waits for nobody."""
-        self._queue[job] = needed
-        while before := list(takewhile(lambda other: other is not job, self._queue)):
-            if sum(self._queue[other] for other in before) + needed <= self._caches.rest:
+        """Wait until earlier calibrations leave `needed` bytes free. The earliest calibration never waits."""
+        self._needed_bytes[job] = needed
+        while earlier := list(takewhile(lambda other: other is not job, self._needed_bytes)):
+            if sum(self._needed_bytes[other] for other in earlier) + needed <= self._caches.job_bytes:
                 return
-            job.emit(Status(lazy_gettext("Waiting for memory; calibrations ahead: {count}", count=len(before))))
+            job.emit(Status(lazy_gettext("Waiting for memory; calibrations ahead: {count}", count=len(earlier))))
             job.sleep(0.5)
 
     def _calibrate_now(self, job: Job, key: CalibrationKey, loaded: LoadedModel) -> None:
@@ -144,41 +146,41 @@ class Calibrations:
             training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)
             windows = data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
         tokens, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()
-        self._caches.settling.put(
+        self._caches.partial_sources.put(
             key,
             [(count, Source(profile, head_weights, key, count)) for count, profile in kept_profiles(loaded, tokens)],
         )
         report = job_progress(job, lazy_gettext("Calibrating {model}, sequence", model=Path(key.model).name))
 
         def keep(event: Progress, stats: CalibrationStats, sequences: int) -> None:
-            """Let everybody use what the first `sequences` gave; repeats `event` while that is prepared."""
+            """Publish the calibration on the first `sequences`; reports `event` again while it is prepared."""
             profile = stats.make_profile(progress=lambda _: report(event))
-            stats.ranked_neurons = {}  # the slider slices often
-            words = so_far(sequences, len(tokens))
-            source = Source(profile, head_weights, key, sequences, words)
-            if words:
+            stats.ranked_neurons = {}  # turns on caching of rankings, since the slider slices often
+            provisional = so_far(sequences, len(tokens))
+            source = Source(profile, head_weights, key, sequences, provisional)
+            if provisional:
                 keep_profile(loaded, tokens, sequences, profile)
-                others = [entry for entry in self.settling(key) if entry[0] != sequences]
-                self._caches.settling.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)))
+                others = [entry for entry in self.partial_sources(key) if entry[0] != sequences]
+                self._caches.partial_sources.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)))
             self._caches.calibrations.put(key, Calibrated(loaded, stats, training, tokens, windows, source, sequences))
 
-        following, last = 1, Progress("calibrate", 0, 0)  # it is kept whenever its sequences have doubled
+        next_count, last = 1, Progress("calibrate", 0, 0)  # published whenever the number of sequences has doubled
 
         def progress(event: Progress) -> None:
-            nonlocal following, last
+            nonlocal next_count, last
             last = event
             report(event)
-            if event.partial is not None and following <= event.done < event.total:
+            if event.partial is not None and next_count <= event.done < event.total:
                 keep(event, event.partial(), event.done)
-                following = 2 * event.done
+                next_count = 2 * event.done
 
         stats = calibrate(loaded, tokens, progress=progress)
         keep(last, stats, len(tokens))
-        return_freed_memory()  # its backward passes took much; the C library would keep that for this thread
+        return_freed_memory()  # from the backward passes; the C library would keep it for this thread
 
 
-def so_far(sequences: int, of: int) -> str:
-    """On how many sequences a calibration has come by now; nothing of a whole one."""
-    if sequences == of:
+def so_far(sequences: int, total: int) -> str:
+    """The number of sequences that a partial calibration includes, as text; empty for a whole one."""
+    if sequences == total:
         return ""
-    return lazy_gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=sequences, of=of)
+    return lazy_gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=sequences, of=total)

@@ -1,7 +1,6 @@
-"""What can be chosen on the page: the library's registries, texts and precisions.
+"""The options that the page offers: the library's registries, texts and precisions.
 
-For `ui/` and charts, which import no library.
-Whatever registers itself there is offered here.
+`ui/` and charts import them from here, since they import nothing of the library.
 """
 
 from __future__ import annotations
@@ -9,16 +8,17 @@ from __future__ import annotations
 import os
 from typing import get_args
 
-from components.i18n.language import LazyString, lazy_gettext, term
-from components.jobs import limits
 from intraslice import data
-from intraslice.calibration.own_estimator import load_estimator
+from intraslice.calibration.user_estimator import load_estimator
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.precision import Precision
 from intraslice.recovery import RECOVERIES
+
+from ..i18n.language import LazyString, lazy_gettext, term
+from ..jobs import limits
 
 __all__ = [
     "ESTIMATORS",
@@ -33,26 +33,26 @@ __all__ = [
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TEXTS = ("default", "wikitext2")
-OWN_ESTIMATORS = "INTRASLICE_ESTIMATOR"  # in the environment: path.py:function, several apart by blanks
+OWN_ESTIMATORS = "INTRASLICE_ESTIMATOR"  # environment variable: path.py:function, several separated by blanks
 
 
 def offer_own_estimators() -> None:
-    """Run the files that the environment names and offer their estimators; called before the page is built.
+    """Run the files that the environment names and register their estimators; called before the page is built.
 
-    Raises UserError where one cannot be run, and where the page is hosted, whatever is named: nothing is run there.
+    Raises UserError if one cannot be run, or if the page is hosted: a hosted page runs no files.
     """
-    named = os.environ.get(OWN_ESTIMATORS, "").split()
-    if named and limits.hosted():
+    files = os.environ.get(OWN_ESTIMATORS, "").split()
+    if files and limits.hosted():
         raise UserError(f"{OWN_ESTIMATORS} names files to run, which a hosted page never does; unset it")
-    for place in named:
-        load_estimator(place)
+    for file in files:
+        load_estimator(file)
 
 
 def describe_text(text: str) -> LazyString:
-    """What a text is, where it comes from and its licence, for people."""
-    told = data.describe(text)
-    name, own, _ = told.partition(", your own file")
-    if own:
+    """A readable description of a text: its name, source and licence."""
+    description = data.describe(text)
+    name, is_own_file, _ = description.partition(", your own file")
+    if is_own_file:
         return lazy_gettext("{name}, your own file", name=name)
-    what, bracket, source = told.partition(" (")
-    return LazyString(lambda: term(what) + bracket + source)
+    title, bracket, source = description.partition(" (")
+    return LazyString(lambda: term(title) + bracket + source)

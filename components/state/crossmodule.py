@@ -1,24 +1,25 @@
-"""Which cross-module plan is an equal comparison."""
+"""The cross-module plan that is comparable with an IntraSlice plan."""
 
 from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from components.i18n.language import LazyString, lazy_gettext
 from intraslice.methods.crossmodule import plan_crossmodule
 from intraslice.planning.crossmodule_plan import MULTIPLE, CrossModulePlan
 
-TOLERANCE = 0.02  # of the layers' parameters: what is further apart is no equal removal
+from ..i18n.language import LazyString, lazy_gettext
+
+TOLERANCE = 0.02  # fraction of the layers' parameters by which comparable plans may differ
 
 
 def nearest_plan(model: PreTrainedModel, sparsity: float) -> tuple[CrossModulePlan, bool]:
-    """The cross-module plan that removes nearest to `sparsity`, and whether that is near enough to compare."""
+    """The cross-module plan whose actual sparsity is nearest to `sparsity`, and whether the two are comparable."""
     plan = plan_crossmodule(model, sparsity)
     return plan, abs(plan.removed_fraction - sparsity) <= TOLERANCE
 
 
 def note_of(plan: CrossModulePlan) -> LazyString:
-    """The plan's own note, in the page's words."""
+    """The reason why the plan misses its target sparsity."""
     if plan.removed_fraction < 0:
         return lazy_gettext(
             "Slicing {slicing:.1%} of the width adds {added:.1%} to the decoder: the shortcut matrices have "

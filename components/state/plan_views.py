@@ -1,4 +1,4 @@
-"""Plans and sorted importances of a calibration, made once, and as the page shows them. Belongs to `session.py`."""
+"""Cached plans and sorted importances of a calibration, and their views for the page. Part of `session.py`."""
 
 from __future__ import annotations
 
@@ -9,57 +9,58 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from components.state.caches import BoundedCache
-from components.state.request import CalibrationKey
-from components.state.views import ImportanceCurve, LayerView, PlanView, SettlingView
 from intraslice.core.config import ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_token, make_plan
 
+from .caches import BoundedCache
+from .request import CalibrationKey
+from .views import ConvergenceView, ImportanceCurve, LayerView, PlanView
+
 PlanCache = BoundedCache[tuple[CalibrationKey | None, int, SliceConfig], SlicePlan | UserError]
-DRAWN = 160  # points of a curve; more cannot be told apart on a screen
+CURVE_POINTS = 160  # more cannot be told apart on a screen
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """Ascending importances of one kind of unit: of every layer, and of all together."""
+class SortedImportances:
+    """Ascending importances of one kind of unit: per layer, and of all layers together."""
 
     unit: str
     layers: Sequence[Tensor]
-    everyone: Tensor
+    all_layers: Tensor
 
     def curve(self, layer: int, threshold: float | None, one_by_one: bool = True) -> ImportanceCurve:
-        """The curve of one layer beside everyone's, with the shares that lie below the threshold."""
+        """The curves of one layer and of all layers, with the fractions of units below the threshold."""
         chosen = self.layers[layer]
-        of_all = of_layer = 0.0
+        all_below = layer_below = 0.0
         if threshold is not None:
-            of_all, of_layer = (
-                int(torch.searchsorted(units, threshold)) / len(units) for units in (self.everyone, chosen)
+            all_below, layer_below = (
+                int(torch.searchsorted(units, threshold)) / len(units) for units in (self.all_layers, chosen)
             )
-        curves = _drawn(self.everyone), _drawn(chosen)
-        return ImportanceCurve(self.unit, *curves, threshold, of_all, of_layer, one_by_one)
+        curves = _curve_points(self.all_layers), _curve_points(chosen)
+        return ImportanceCurve(self.unit, *curves, threshold, all_below, layer_below, one_by_one)
 
 
-def sort_importances(profile: Profile) -> dict[str, dict[ModuleKind, Sorted]]:
-    """By estimator and kind of module."""
+def sort_importances(profile: Profile) -> dict[str, dict[ModuleKind, SortedImportances]]:
+    """Sorted importances by estimator and kind of module."""
     return {
         estimator: {
             "attention": _sorted(ESTIMATORS[estimator].units, profile.importances(estimator, "attention")),
             "mlp": _sorted("neurons", profile.importances(estimator, "mlp")),
         }
         for estimator in profile.estimators
-        if estimator in ESTIMATORS  # a kept profile may know one of somebody's own that is not offered now
+        if estimator in ESTIMATORS  # a cached profile may have a user's estimator that is not registered now
     }
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where plans come from: a profile, its importances sorted once, and words where it is no whole calibration.
+    """What plans are computed from: a profile, either from a calibration on `sequences` or from the snapshot.
 
-    `head_weights` are those of the model's output head. It was measured by a calibration on so many `sequences`, or
-    comes from the snapshot.
+    `head_weights` is the number of weights of the output head. `provisional` says why the profile is not final, and is
+    empty for a whole calibration.
     """
 
     profile: Profile
@@ -69,50 +70,50 @@ class Source:
     provisional: str = ""
 
     @cached_property
-    def importances(self) -> dict[str, dict[ModuleKind, Sorted]]:
-        """By estimator and kind of module."""
+    def importances(self) -> dict[str, dict[ModuleKind, SortedImportances]]:
+        """Sorted importances by estimator and kind of module."""
         return sort_importances(self.profile)
 
 
 class Plans:
-    """Plans by what they are made of: a source and the settings of the slice."""
+    """Cached plans by source and slicing config."""
 
     def __init__(self) -> None:
         self._cache: PlanCache = BoundedCache(2_000)
 
     def plan(self, source: Source, config: SliceConfig) -> SlicePlan:
-        """What goes from every layer. Raises UserError for what this model cannot have; found once, it is kept too."""
+        """What is removed from each layer. Raises UserError if the model does not allow it; errors are cached too."""
         key = (source.calibration, source.sequences, config)
         plan = self._cache.get(key)
         if plan is None:
             try:
                 plan = make_plan(source.profile, config)
             except UserError as error:
-                plan = UserError(*error.args)  # without its traceback, which holds frames
+                plan = UserError(*error.args)  # without its traceback, which keeps stack frames alive
             self._cache.put(key, plan)
         if isinstance(plan, UserError):
             raise UserError(*plan.args)
         return plan
 
     def view(self, source: Source, config: SliceConfig) -> PlanView:
-        """The plan as plain numbers, with the ratios of the other estimators beside it. Raises UserError as `plan`."""
+        """The plan as plain numbers, with the ratios of the other estimators. Raises UserError as `plan` does."""
         names = [
             name
-            for name in reversed(ESTIMATORS)  # the first, which is the usual one, is drawn last and so above the others
+            for name in reversed(ESTIMATORS)  # the first, which is the default, is drawn last and so on top
             if (name in source.profile.estimators or not ESTIMATORS[name].importance)
             and (name != config.estimator or config.locked)
         ]
-        configs = [config, *(replace(config, estimator=name, locked=()) for name in names)]
-        plan, *others = [self.plan(source, one) for one in configs]
+        plan = self.plan(source, config)
+        others = [self.plan(source, replace(config, estimator=name, locked=())) for name in names]
         flops_dense, flops_sliced = flops_per_token(source.profile, plan, source.head_weights)
         return PlanView(
             estimator="manual" if config.locked else config.estimator,
             provisional=source.provisional,
-            asked=config.sparsity,
+            target_sparsity=config.sparsity,
             removed=plan.removed_fraction,
             bias=plan.reasons.bias,
             cap=config.cap,
-            layers=tuple(_layer(*pair) for pair in zip(plan.layers, source.profile.layers, strict=True)),
+            layers=tuple(_layer_view(*pair) for pair in zip(plan.layers, source.profile.layers, strict=True)),
             others={
                 name: tuple((layer.attention_ratio, layer.mlp_ratio) for layer in other.layers)
                 for name, other in zip(names, others, strict=True)
@@ -131,17 +132,18 @@ class Plans:
 
 
 def importance_curves(source: Source, plan: SlicePlan, layer: int) -> dict[str, ImportanceCurve]:
-    """What the chosen estimator saw of `layer`, by kind of module.
+    """The importances of `layer` that the plan's estimator used, by kind of module.
 
-    One that looks at no importances has no threshold; the curves are the first estimator's then.
+    An estimator without importances has no threshold; the curves are then those of the profile's first estimator.
     """
-    seen = plan.config.estimator if plan.config.estimator in source.importances else source.profile.estimators[0]
+    estimator = plan.config.estimator if plan.config.estimator in source.importances else source.profile.estimators[0]
     thresholds = {"attention": plan.reasons.attention_threshold, "mlp": plan.reasons.mlp_threshold}
     free = plan.config.shapes == "free"
-    return {module: units.curve(layer, thresholds[module], free) for module, units in source.importances[seen].items()}
+    importances = source.importances[estimator]
+    return {module: units.curve(layer, thresholds[module], free) for module, units in importances.items()}
 
 
-def _layer(kept: LayerPlan, dense: LayerProfile) -> LayerView:
+def _layer_view(kept: LayerPlan, dense: LayerProfile) -> LayerView:
     return LayerView(
         attention=kept.attention_ratio,
         mlp=kept.mlp_ratio,
@@ -154,22 +156,23 @@ def _layer(kept: LayerPlan, dense: LayerProfile) -> LayerView:
     )
 
 
-def _sorted(unit: str, layers: Sequence[Tensor]) -> Sorted:
+def _sorted(unit: str, layers: Sequence[Tensor]) -> SortedImportances:
     layers = [layer.detach().float().cpu().sort().values for layer in layers]
-    return Sorted(unit, layers, torch.cat(layers).sort().values)
+    return SortedImportances(unit, layers, torch.cat(layers).sort().values)
 
 
-def _drawn(ascending: Tensor) -> list[float]:
-    count = min(DRAWN, len(ascending))
-    picks = torch.linspace(len(ascending) - 1, 0, count).round().long()
-    return ascending[picks].tolist()
+def _curve_points(ascending: Tensor) -> list[float]:
+    """At most `CURVE_POINTS` evenly spaced values, descending."""
+    count = min(CURVE_POINTS, len(ascending))
+    indices = torch.linspace(len(ascending) - 1, 0, count).round().long()
+    return ascending[indices].tolist()
 
 
-def settling_view(plans: Mapping[int, SlicePlan], all_sequences: int) -> SettlingView:
-    """How far plans after so many sequences are from the last of them."""
+def convergence_view(plans: Mapping[int, SlicePlan], all_sequences: int) -> ConvergenceView:
+    """The distances of plans to the last one; `plans` are by the number of calibration sequences."""
     ratios = torch.tensor(
         [[(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers] for plan in plans.values()]
     )
     distances = (ratios - ratios[-1]).abs()  # (plans, layers, modules)
     attention, mlp = distances.mean(1).T.tolist()
-    return SettlingView(tuple(plans), attention, mlp, distances.flatten(1).amax(1).tolist(), all_sequences)
+    return ConvergenceView(tuple(plans), attention, mlp, distances.flatten(1).amax(1).tolist(), all_sequences)

@@ -1,4 +1,4 @@
-"""Perplexities as they grow: losses window by window, kept by what they are of, and what to expect between them."""
+"""Cached losses of dense and sliced models, updated after each window, and perplexities interpolated between them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
-from components.i18n.language import LazyString, lazy_gettext, term
-from components.jobs.job import Job
-from components.jobs.jobs import job_progress
-from components.state.caches import CachedEntry, Caches
-from components.state.calibrations import Calibrated
-from components.state.choices import RECOVERIES, describe_text
-from components.state.request import DENSE, CalibrationKey, Request, SliceKey, default_slicing
-from components.state.views import Perplexities, Reading
 from intraslice.core.cache import cache_path
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.progress import Progress
-from intraslice.core.records import keep_record, kept_record
+from intraslice.core.records import read_record, write_record
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
 
+from ..i18n.language import LazyString, lazy_gettext, term
+from ..jobs.job import Job
+from ..jobs.jobs import job_progress
+from .caches import CachedEntry, Caches
+from .calibrations import Calibrated
+from .choices import RECOVERIES, describe_text
+from .request import DENSE, CalibrationKey, Request, SliceKey, default_slicing
+from .views import Perplexities, Reading
+
 Slicing = Callable[[Job, SliceKey, Calibrated], PreTrainedModel]
 
-SLICING = {  # by order and shapes
+SLICING_NAMES = {  # by order and shapes
     ("one-shot", "free"): lazy_gettext("one-shot slicing"),
     ("one-shot", "runtime"): lazy_gettext("one-shot slicing, runtime shapes"),
     ("sequential", "free"): lazy_gettext("sequential slicing"),
@@ -35,38 +36,38 @@ SLICING = {  # by order and shapes
 
 
 class Readings:
-    """What is known of every model's losses.
+    """The losses of every model on the held-out text.
 
     Args:
-        sliced: makes the model of a method, or finds it in memory.
-        curve: perplexity by sparsity (a fraction) of what the page opens with, measured before.
+        sliced: returns a method's model, sliced now or cached.
+        curve: the snapshot's perplexities of the default setting by sparsity (a fraction).
     """
 
     def __init__(self, caches: Caches, sliced: Slicing, curve: Mapping[float, float]) -> None:
         self._caches, self._sliced, self._curve = caches, sliced, curve
 
-    def known(self, key: SliceKey) -> CachedEntry[Losses] | None:
-        """A method's losses as far as they are read, or those of the "dense" model."""
+    def cached_losses(self, key: SliceKey) -> CachedEntry[Losses] | None:
+        """The losses of a method or of the "dense" model, possibly on the first windows only."""
         return self._caches.losses.get(key)
 
     def perplexity(self, key: SliceKey) -> float | None:
-        """A method's perplexity, where all windows are read."""
-        known = self.known(key)
-        return known.value.perplexity().value if known and _is_whole(known.value) else None
+        """A method's perplexity, or None before all windows are measured."""
+        cached = self.cached_losses(key)
+        return cached.value.perplexity().value if cached and _is_whole(cached.value) else None
 
     def losses(self, job: Job, key: SliceKey, calibrated: Calibrated, compared: bool = False) -> Losses:
-        """What a method's model, or the "dense" one, loses on the held-out text; slices first where need be.
+        """Measure the losses of a method's model or of the "dense" one; slices first if necessary.
 
-        With `compared` also its divergence from the dense model, which the slider's readings do without: it takes the
-        head twice, and after a start the dense model once more.
+        `compared` adds the divergence from the dense model. The slider leaves it out: it runs the head twice, and the
+        dense model once more if its states are not cached.
         """
         is_dense = key.method == DENSE
         sequences = 0 if is_dense else calibrated.sequences
         cached = self._caches.losses.get(key)
-        known = cached.value if cached is not None and cached.sequences >= sequences else None
-        is_known = known is not None and _is_whole(known)
-        if known is not None and is_known and (known.divergences or not compared):
-            return known  # maybe by more of the calibration than is in memory now
+        cached_losses = cached.value if cached is not None and cached.sequences >= sequences else None
+        is_whole = cached_losses is not None and _is_whole(cached_losses)
+        if cached_losses is not None and is_whole and (cached_losses.divergences or not compared):
+            return cached_losses  # possibly from more calibration sequences than `calibrated`
         dense = calibrated.loaded
         model = dense.model if is_dense else self._sliced(job, key, calibrated)
 
@@ -74,19 +75,19 @@ class Readings:
             report = job_progress(job, _status_text(key.method), when_done=True)
 
             def progress(event: Progress) -> None:
-                if event.partial is not None and event.done and not is_known:  # a whole one is not taken back
-                    self._note(key, CachedEntry(event.partial(), sequences))
+                if event.partial is not None and event.done and not is_whole:  # partial losses never replace whole ones
+                    self._store(key, CachedEntry(event.partial(), sequences))
                 report(event)
 
-            # The dense ones are of the model and the text alone.
+            # The dense losses depend on the model and the text alone, so they are cached on disk.
             path = cache_path("losses", ".json", dense.fingerprint, model.dtype, calibrated.windows)
-            losses = _kept(path) if is_dense else None
+            losses = _read_losses(path) if is_dense else None
             if losses is None:
                 states = self._states_of(key.calibration, dense.model) if compared else None
                 losses = measure_losses(model, calibrated.windows, dense=states, progress=progress)
                 if is_dense:
-                    keep_record(path, asdict(losses), "the dense losses")
-            self._note(key, CachedEntry(losses, sequences))
+                    write_record(path, asdict(losses), "the dense losses")
+            self._store(key, CachedEntry(losses, sequences))
             points = self._caches.curves.get(_curve_key(key)) or {}
             self._caches.curves.put(_curve_key(key), points | {key.config.sparsity: losses.perplexity().value})
             return losses
@@ -94,21 +95,21 @@ class Readings:
         return job.share(("losses", key, sequences, compared), measure)
 
     def _states_of(self, key: CalibrationKey, dense: PreTrainedModel) -> DenseStates:
-        """Those that all models of a calibration are held against."""
+        """The dense states with which all models of a calibration are compared."""
         return self._caches.states.get(key) or self._caches.states.put(key, DenseStates(dense))
 
     def divergence(self, key: SliceKey) -> Reading | None:
-        """A method's KL divergence from the dense model, nats a token, where it is measured."""
-        known = self.known(key)
-        if known is None or not _is_whole(known.value) or (found := known.value.divergence()) is None:
+        """A method's KL divergence from the dense model in nats per token, or None before it is measured."""
+        cached = self.cached_losses(key)
+        if cached is None or not _is_whole(cached.value) or (divergence := cached.value.divergence()) is None:
             return None
-        return Reading(*found, known.value.done, known.value.total)
+        return Reading(*divergence, cached.value.done, cached.value.total)
 
     def perplexities(self, request: Request, best: Calibrated | None) -> Perplexities:
-        """Whatever has been measured for a setting, and what is to be expected where nothing has.
+        """The perplexities measured for a setting, and an interpolated one.
 
         Args:
-            best: the best calibration that there is of it.
+            best: the setting's calibration on the sequences seen so far.
         """
         key, expected = request.calibration, self._expected(request)
         if best is None:
@@ -116,7 +117,7 @@ class Readings:
         text, (windows, window) = describe_text(key.config.text), best.windows.shape
         dense_key = request.slice_key(DENSE)
         sliced_key = request.slice_key("intraslice") if request.slicing.sparsity else dense_key
-        dense, sliced = self.known(dense_key), self.known(sliced_key)
+        dense, sliced = self.cached_losses(dense_key), self.cached_losses(sliced_key)
         ratio = None
         if dense and sliced:
             ratio = Reading(*sliced.value.ratio(dense.value), sliced.value.done, sliced.value.total)
@@ -142,19 +143,19 @@ class Readings:
                 sequences=key.config.sequences,
                 length=key.config.length,
                 seed=key.config.seed,
-                slicing=_slicing_words(request.slicing),
+                slicing=_slicing_name(request.slicing),
             ),
             text=lazy_gettext("held-out Wikipedia") if "Wikipedia" in text else lazy_gettext("held-out text"),
         )
 
-    def _note(self, key: SliceKey, losses: CachedEntry[Losses]) -> None:
-        """Keep losses, unless all are known by more of a calibration."""
-        known = self._caches.losses.get(key)
-        if known is None or known.sequences <= losses.sequences or not _is_whole(known.value):
+    def _store(self, key: SliceKey, losses: CachedEntry[Losses]) -> None:
+        """Cache losses, unless whole ones from more calibration sequences are cached."""
+        cached = self._caches.losses.get(key)
+        if cached is None or cached.sequences <= losses.sequences or not _is_whole(cached.value):
             self._caches.losses.put(key, losses)
 
     def _expected(self, request: Request) -> float | None:
-        """Between perplexities that are measured, by straight lines through their logarithms."""
+        """The perplexity, interpolated linearly in its logarithm between measured ones; None outside of these."""
         key, sparsity = _curve_key(request.slice_key("intraslice")), request.slicing.sparsity
         is_default = request.is_default_calibration and key.config == replace(default_slicing(), sparsity=0.0)
         points = dict(self._curve) if is_default else {}
@@ -166,29 +167,29 @@ class Readings:
         return float(np.exp(np.interp(sparsity, removed, np.log(measured))))
 
 
-def _slicing_words(config: SliceConfig) -> LazyString:
+def _slicing_name(config: SliceConfig) -> LazyString:
     """How the model is sliced, for the protocol."""
-    words = SLICING[config.order, config.shapes]
+    name = SLICING_NAMES[config.order, config.shapes]
     if config.recovery == NO_RECOVERY:
-        return words
+        return name
     return lazy_gettext(
         "{slicing}, recovery: {recovery}",
-        slicing=words,
+        slicing=name,
         recovery=LazyString(lambda: term(RECOVERIES[config.recovery].label)),
     )
 
 
 def _status_text(method: str) -> LazyString:
-    """What is being read, for the status."""
-    known = {
+    """The text of the status while a method's perplexity is measured."""
+    texts = {
         "dense": lazy_gettext("Perplexity of the dense model, window"),
         "intraslice": lazy_gettext("Perplexity of the sliced model, window"),
     }
-    return known.get(method) or lazy_gettext("Perplexity of the {method} model, window", method=method)
+    return texts.get(method) or lazy_gettext("Perplexity of the {method} model, window", method=method)
 
 
 def _curve_key(key: SliceKey) -> SliceKey:
-    """What all points of a curve have in common."""
+    """The key of a curve of perplexity by sparsity: the slice's key without its sparsity."""
     return key._replace(config=replace(key.config, sparsity=0.0))
 
 
@@ -201,9 +202,9 @@ def _reading(losses: Losses) -> Reading:
 
 
 def _paired(sliced: Losses, dense: Losses | None) -> Reading:
-    """The sliced model's perplexity; while it grows what its ratio to the dense one's makes of that on all windows.
+    """The sliced model's perplexity; before all windows are measured, its ratio times the dense perplexity.
 
-    The first windows may be easy or hard, and both models read the same ones.
+    The first windows may be easy or hard; in the ratio on the same windows that cancels.
     """
     if _is_whole(sliced) or dense is None or not _is_whole(dense):
         return _reading(sliced)
@@ -212,9 +213,9 @@ def _paired(sliced: Losses, dense: Losses | None) -> Reading:
     return Reading(whole * ratio.value, error, sliced.done, sliced.total)
 
 
-def _kept(path: Path) -> Losses | None:
-    kept = kept_record(path)
-    if not kept:
+def _read_losses(path: Path) -> Losses | None:
+    record = read_record(path)
+    if not record:
         return None
-    sums, sizes, divergences = tuple(map(tuple, kept["sums"])), tuple(kept["sizes"]), tuple(kept["divergences"])
-    return Losses(kept["done"], kept["total"], sums, sizes, divergences)
+    sums, sizes, divergences = tuple(map(tuple, record["sums"])), tuple(record["sizes"]), tuple(record["divergences"])
+    return Losses(record["done"], record["total"], sums, sizes, divergences)

@@ -1,8 +1,8 @@
-"""What the page is asked for: the values of its controls, checked once, as the library's configs and cache keys.
+"""A request to the page: the values of its controls, validated once, as the library's configs and cache keys.
 
-Values come in at the page's edge: its events (`ui/handlers.py`), links and pinned settings, programs, command lines.
-There `parse` turns them into a `Request`. Everything behind the edge takes that, and checks nothing again; what depends
-on the loaded model is checked where the plan is made (`Session`).
+`parse` turns values from outside into a `Request`: those of events (`ui/handlers.py`), links, pinned settings, programs
+and command lines. All other code takes a `Request` and does not validate again. Limits that depend on the loaded model
+are checked when the plan is computed (`Session`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ from typing import Any, NamedTuple, cast, get_args
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from components.i18n.language import lazy_gettext
-from components.jobs import limits
-from components.state.choices import ESTIMATORS, METHODS, PRECISIONS, RECOVERIES
-from components.state.settings import Settings
 from intraslice import data
 from intraslice.core.config import (
     NO_RECOVERY,
@@ -34,7 +30,12 @@ from intraslice.pretrained.precision import AUTO, Precision, choose_device, choo
 from intraslice.pretrained.sources import DEFAULT
 from intraslice.reporting import Recipe
 
-DENSE = "dense"  # the method's name in the key of the model that nothing is removed from
+from ..i18n.language import lazy_gettext
+from ..jobs import limits
+from .choices import ESTIMATORS, METHODS, PRECISIONS, RECOVERIES
+from .settings import Settings
+
+DENSE = "dense"  # the method in the dense model's key
 NOTHING_REMOVED = SliceConfig(0.0)
 ORDERS: tuple[Order, ...] = get_args(Order)
 SHAPES: tuple[Shapes, ...] = get_args(Shapes)
@@ -48,7 +49,7 @@ class CalibrationKey(NamedTuple):
     config: CalibrationConfig
 
     def evaluation(self, tokens: int) -> EvaluationConfig:
-        """Held-out text of the same source, in windows as long as a calibration sequence, one at least."""
+        """Held-out text of the same source, in windows of the calibration's length; at least one window."""
         config = self.config
         return EvaluationConfig(config.text, max(tokens, config.length), config.length)
 
@@ -63,9 +64,9 @@ class SliceKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """Checked values of the page's controls, and what they mean to the library. Made by `parse`.
+    """Validated values of the page's controls, and the library's configs for them. Created by `parse`.
 
-    Requests are equal where their settings are. `settings` are the controls' own values, for links, pins and reports.
+    Requests are equal if their `settings` are: the values of the controls, for links, pinned settings and reports.
     """
 
     settings: Settings
@@ -74,45 +75,45 @@ class Request:
 
     @property
     def is_default_calibration(self) -> bool:
-        """Whether model and calibration are those that the page opens with, in whatever precision."""
-        usual = Settings()
-        config = CalibrationConfig(usual.text, usual.sequences, usual.length, usual.seed)
-        return (self.calibration.model, self.calibration.config) == (usual.model, config)
+        """Whether model and calibration are the page's defaults, in any precision."""
+        default = Settings()
+        config = CalibrationConfig(default.text, default.sequences, default.length, default.seed)
+        return (self.calibration.model, self.calibration.config) == (default.model, config)
 
     @property
     def is_default(self) -> bool:
-        """Whether the slice is the one that the page opens with, in whatever precision."""
+        """Whether model, calibration and slicing are the page's defaults, in any precision."""
         return self.is_default_calibration and self.slicing == default_slicing()
 
     @property
     def is_live(self) -> bool:
-        """Whether slicing follows every release of the slider: in one shot, without training. Else a button asks."""
+        """Whether releasing the slider slices at once: one-shot and without recovery. Otherwise a button does."""
         return self.slicing.order == "one-shot" and self.slicing.recovery == NO_RECOVERY
 
     @property
     def without_recovery(self) -> Request:
-        """The same slice as it is before any recovery."""
+        """The same slice before recovery."""
         slicing = replace(self.slicing, recovery=NO_RECOVERY)
         return replace(self, settings=self.settings._replace(recovery=NO_RECOVERY), slicing=slicing)
 
     def slice_key(self, method: str) -> SliceKey:
-        """The key of a method's model, or of the "dense" one: without the settings that the method does not use."""
+        """The key of a method's model or of the "dense" one; settings that the method ignores have fixed values."""
         if method == DENSE:
             return SliceKey(self.calibration, NOTHING_REMOVED, method)
-        entry, config = METHODS.require(method), self.slicing
-        recovery = entry.recovery(config)
-        if not entry.uses_estimator:
-            order, shapes = config.order if entry.uses_order else "sequential", config.shapes
-            shapes = shapes if entry.uses_shapes else "free"
+        slicing_method, config = METHODS.require(method), self.slicing
+        recovery = slicing_method.recovery(config)
+        if not slicing_method.uses_estimator:
+            order = config.order if slicing_method.uses_order else "sequential"
+            shapes = config.shapes if slicing_method.uses_shapes else "free"
             config = SliceConfig(config.sparsity, order=order, shapes=shapes, recovery=recovery)
         elif recovery != config.recovery:
             config = replace(config, recovery=recovery)
         return SliceKey(self.calibration, config, method)
 
     def recipe(self, evaluation_tokens: int) -> Recipe:
-        """All that makes the page's model and numbers again.
+        """Everything that reproduces the page's model and numbers.
 
-        An upload is named by its file name alone: that is how it lies on the person's own disk.
+        An upload appears by its file name alone, under which the user has it on disk.
         """
         key = self.calibration
         text = Path(key.config.text).name if self.settings.upload else key.config.text
@@ -120,15 +121,15 @@ class Request:
         return Recipe(key.model, self.slicing, replace(key.config, text=text), evaluation, dtype=key.dtype)
 
     def with_settings(self, **values: Any) -> Request:
-        """Another request, with other values of some settings. Raises UserError as `parse` does."""
+        """A copy with other values of some settings. Raises UserError as `parse` does."""
         return parse(self.settings._replace(**values))
 
 
 def parse(settings: Settings) -> Request:
-    """Check the values of the controls, and turn them into what the library takes.
+    """Validate the values of the controls and convert them to the library's configs.
 
-    Raises UserError for values that are no settings, for numbers out of range and, where the page is hosted, for what
-    lies on the server. Whether a path is an upload `gradio_compat/inputs.py` checks before.
+    Raises UserError for values of a wrong type, numbers out of range and, on a hosted page, files of the server.
+    `gradio_compat/inputs.py` checks beforehand that a path is an upload.
     """
     config = _calibration(settings)
     key = CalibrationKey(model_name(settings.model), _precision(settings.dtype), config)
@@ -136,7 +137,7 @@ def parse(settings: Settings) -> Request:
 
 
 def model_name(model: Any) -> str:
-    """The name of a model that clients may ask for: where the page is hosted that is none of the server's folders."""
+    """Check a model's name. Raises UserError if it is no text or, on a hosted page, no Hub id, such as a folder."""
     name = limits.words("model", model, limits.NAME.value)
     if limits.hosted() and name != DEFAULT:
         try:
@@ -144,7 +145,7 @@ def model_name(model: Any) -> str:
         except HFValidationError:
             is_id = False
         else:
-            is_id = not Path(name).exists()  # the library would take it for the folder
+            is_id = not Path(name).exists()  # the library would load the folder
         if not is_id:
             raise UserError(
                 lazy_gettext(
@@ -158,12 +159,12 @@ def model_name(model: Any) -> str:
 
 @cache
 def default_slicing() -> SliceConfig:
-    """The slice that the page opens with."""
+    """The slicing config that the page opens with."""
     return _slicing(Settings())
 
 
 def default_precision() -> Precision:
-    """What the model runs in where nobody chooses: what suits this machine."""
+    """The precision that suits this machine, for when none is chosen."""
     return choose_dtype(AUTO, choose_device())
 
 
@@ -191,7 +192,7 @@ def _calibration(settings: Settings) -> CalibrationConfig:
 
 
 def _text(settings: Settings) -> str:
-    """The upload, else the text; where the page is hosted that has a name."""
+    """The upload, or else the text. Raises UserError if the page is hosted and the text is no named corpus."""
     if settings.upload:
         return settings.upload
     text = limits.words("text", settings.text, limits.NAME.value)

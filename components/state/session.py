@@ -1,7 +1,7 @@
-"""What every tab's files share of the library: loaded models, bounded caches, and jobs that can be stopped.
+"""The library as all tabs use it: loaded models, bounded caches, and jobs that can be stopped.
 
-Everything is kept by what it was made of (model, text, settings), never by who asked, and is read-only once made, so
-people share work and nobody can disturb another's slice. All heavy work is done in jobs (`components/jobs/`).
+Cache keys are what a value depends on (model, text, settings), never the client, and cached values are read-only. So
+clients share work and cannot change each other's slices. All heavy work runs in jobs (`components/jobs/`).
 """
 
 from __future__ import annotations
@@ -13,21 +13,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from components.i18n.language import lazy_gettext
-from components.jobs import limits
-from components.jobs.job import Job
-from components.jobs.jobs import Jobs, job_progress
-from components.jobs.scheduler import Scheduler
-from components.jobs.status import Status
-from components.jobs.turns import Urgency
-from components.state.caches import CachedEntry, Caches
-from components.state.calibrations import Calibrated, Calibrations
-from components.state.choices import ESTIMATORS, TEXTS, describe_text
-from components.state.plan_views import Plans, Source, importance_curves, settling_view
-from components.state.readings import Readings
-from components.state.request import DENSE, Request, SliceKey, default_precision, model_name
-from components.state.snapshots import plan as snapshot
-from components.state.views import ImportanceCurve, Perplexities, PlanView, SettlingView
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.loading import SUGGESTED_MODELS, require_memory
@@ -38,7 +23,23 @@ from intraslice.pretrained.memory import available_bytes
 from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
 
-RECOVERY_STAGES = {  # of the library, and what the status says of them
+from ..i18n.language import lazy_gettext
+from ..jobs import limits
+from ..jobs.job import Job
+from ..jobs.jobs import Jobs, job_progress
+from ..jobs.scheduler import Scheduler
+from ..jobs.status import Status
+from ..jobs.turns import Urgency
+from .caches import CachedEntry, Caches
+from .calibrations import Calibrated, Calibrations
+from .choices import ESTIMATORS, TEXTS, describe_text
+from .plan_views import Plans, Source, convergence_view, importance_curves
+from .readings import Readings
+from .request import DENSE, Request, SliceKey, default_precision, model_name
+from .snapshots import plan as snapshot
+from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView
+
+RECOVERY_STAGES = {  # the library's stages, and their texts in the status
     "dense states": lazy_gettext("Computing the dense model's logits for training, sequence"),
     "distill": lazy_gettext("Training the sliced model, step"),
 }
@@ -46,10 +47,10 @@ NOT_CALIBRATED = lazy_gettext("This model is not calibrated on this text yet. Pr
 
 
 class Session:
-    """One for the whole app. `client` is any string that tells open pages apart.
+    """The state of the whole app. `client` is a string that identifies an open page.
 
     Args:
-        evaluation_tokens: how many tokens every perplexity on the page is taken on.
+        evaluation_tokens: number of tokens on which the page measures perplexity.
     """
 
     models = SUGGESTED_MODELS
@@ -70,13 +71,13 @@ class Session:
             self._snapshot, curve = snapshot.source()
         self.readings = Readings(self._caches, self._sliced, curve)
 
-    # What is known at once
+    # Answers in milliseconds
 
     def plan(self, request: Request) -> PlanView | None:
-        """The plan of a setting with the other estimators' beside it, or None where nothing is known of the model yet.
+        """The plan of a setting with the other estimators' ratios, or None if there is no source for it yet.
 
-        Before its calibration is there, it comes from what that has seen so far, or for the default setting from the
-        snapshot, and says so.
+        While the calibration is running, the plan comes from the sequences seen so far, or for the default calibration
+        from the snapshot; `provisional` then says so.
         """
         source = self.source(request)
         return None if source is None else self._plans.view(source, request.slicing)
@@ -89,14 +90,14 @@ class Session:
         return importance_curves(source, self._plans.plan(source, request.slicing), layer)
 
     def slice_plan(self, request: Request) -> SlicePlan:
-        """What goes from every layer. Raises UserError where nothing is known of the model or too much is asked."""
+        """What is removed from each layer. Raises UserError if there is no source or the target is out of reach."""
         source = self.source(request)
         if source is None:
             raise UserError(NOT_CALIBRATED)
         return self._plans.plan(source, request.slicing)
 
-    def settling(self, request: Request) -> SettlingView | None:
-        """How the ratios came to rest while the calibration grew; None where that is not known.
+    def convergence(self, request: Request) -> ConvergenceView | None:
+        """How the ratios converged with the number of calibration sequences; None without earlier ratios.
 
         Raises UserError as `slice_plan` does.
         """
@@ -104,16 +105,16 @@ class Session:
         best = self.calibrations.best(key)
         if best is None:
             return None
-        earlier = [(count, source) for count, source in self.calibrations.settling(key) if count < best.sequences]
-        if ESTIMATORS[config.estimator].importance:  # one of somebody's own may be newer than what is kept
-            earlier = [kept for kept in earlier if config.estimator in kept[1].profile.estimators]
-        plans = {count: self._plans.plan(source, config) for count, source in earlier}
+        earlier = {count: source for count, source in self.calibrations.partial_sources(key) if count < best.sequences}
+        if ESTIMATORS[config.estimator].importance:  # cached profiles may be older than a user's own estimator
+            earlier = {n: source for n, source in earlier.items() if config.estimator in source.profile.estimators}
+        plans = {count: self._plans.plan(source, config) for count, source in earlier.items()}
         if not plans:
             return None
-        return settling_view(plans | {best.sequences: self.slice_plan(request)}, len(best.tokens))
+        return convergence_view(plans | {best.sequences: self.slice_plan(request)}, len(best.tokens))
 
     def sequences(self, request: Request) -> int:
-        """On how many sequences the model is calibrated by now."""
+        """The number of sequences on which the model is calibrated so far."""
         best = self.calibrations.best(request.calibration)
         return best.sequences if best else 0
 
@@ -122,17 +123,17 @@ class Session:
         return self.calibrations.whole(request.calibration) is not None
 
     def is_sliced(self, request: Request, method: str = "intraslice") -> bool:
-        """Whether the sliced model of these settings is in memory, or no other than the dense one."""
+        """Whether the sliced model of these settings is in memory; always true at sparsity 0."""
         sliced = self._caches.slices.get(request.slice_key(method))
         return request.slicing.sparsity == 0 or (sliced is not None and sliced.sequences == self.sequences(request))
 
     def perplexities(self, request: Request) -> Perplexities:
-        """Whatever has been measured for this setting, and what is to be expected where nothing has."""
+        """The perplexities measured for this setting, and an interpolated one."""
         best = self.calibrations.best(request.calibration)
         return self.readings.perplexities(request, best)
 
     def memory(self, model: str) -> str:
-        """What a model needs, in words. Raises UserError when there is no such model, or it will not fit."""
+        """A model's size and memory requirement as text. Raises UserError if it does not exist or does not fit."""
         estimate = require_memory(model_name(model), getattr(torch, default_precision()), self.device)
         return lazy_gettext(
             "{millions:,.0f} M parameters; slicing takes {needed:.1f} GiB, {available:.1f} GiB are free.",
@@ -144,9 +145,9 @@ class Session:
     # Jobs
 
     def prepare(self, request: Request, client: str) -> Iterator[Status]:
-        """Load and calibrate, or find both in memory; ends with a ready or an error status.
+        """Load and calibrate, unless both are cached; ends with a ready or an error status.
 
-        In the background, once there is enough to go on with.
+        Continues with background urgency as soon as there are enough sequences to slice from.
         """
 
         def work(job: Job) -> None:
@@ -159,76 +160,77 @@ class Session:
             def find(job: Job) -> None:
                 find_axes(calibrated.loaded.model, calibrated.stats, progress=lambda _: job.checkpoint())
 
-            # So that nobody waits for them later.
+            # The cross-module axes are needed later; no client waits for this job.
             axes = ("axes", request.calibration)
             self.jobs.scheduler.start("nobody", lambda job: job.share(axes, find), Urgency.BACKGROUND)
 
         yield from self.jobs.run(client, "prepare", work)
 
     def measure(self, request: Request, client: str) -> Iterator[Status]:
-        """Slice, then take dense and sliced perplexity; ends with a ready or an error status, or nothing if stopped.
+        """Slice, then measure dense and sliced perplexity; ends with a ready or an error status, or none if stopped.
 
-        While the calibration grows, again whenever there is more.
+        Measures again whenever the running calibration includes more sequences.
         """
         live = request.is_live
-        follows: dict[str, Any] = {"request": request} if live else {}
+        view: dict[str, Any] = {"request": request} if live else {}  # a live job ends when the request changes
         work = partial(self.measure_perplexities, request=request, whole=not live)
-        yield from self.jobs.run(client, "measure", work, **follows)
+        yield from self.jobs.run(client, "measure", work, **view)
 
     def prefetch(self, request: Request, client: str) -> None:
-        """Begin what releasing the slider would, once it has rested for a moment; the next move ends it."""
-        live = request.is_live and self.is_calibrated(request)
-        if live and self.readings.perplexity(request.slice_key("intraslice")) is None:
+        """Start measuring before the slider is released, once it has not moved for a moment; the next move stops it."""
+        can_measure = request.is_live and self.is_calibrated(request)
+        if can_measure and self.readings.perplexity(request.slice_key("intraslice")) is None:
             work = partial(self.measure_perplexities, request=request)
             self.jobs.prefetch(client, work, request=request)
 
     def ready(self, request: Request) -> Status:
-        """What is loaded and calibrated, as a job's last status."""
+        """A job's last status: the loaded model and its calibration."""
         key = request.calibration
         best = self.calibrations.best(key)
-        if best is None:  # the dense model needs none
+        if best is None:  # the dense model needs no calibration
             return Status(lazy_gettext("Ready"), "ready")
-        known = {"source": best.loaded.source, "dtype": key.dtype, "length": key.config.length}
-        known |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe_text(key.config.text)}
-        whole = lazy_gettext("{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}", **known)
-        part = lazy_gettext(
-            "{source}, {dtype}. Calibrated on {sequences} of {all} sequences so far, x {length} tokens: {text}", **known
+        values = {"source": best.loaded.source, "dtype": key.dtype, "length": key.config.length}
+        values |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe_text(key.config.text)}
+        whole = lazy_gettext("{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}", **values)
+        partial_text = lazy_gettext(
+            "{source}, {dtype}. Calibrated on {sequences} of {all} sequences so far, x {length} tokens: {text}",
+            **values,
         )
-        return Status(whole if best.is_whole else part, "ready")
+        return Status(whole if best.is_whole else partial_text, "ready")
 
     def threads(self) -> str:
-        """What speeds on a CPU are measured on, such as " on 2 CPU threads"; nothing on another device."""
+        """The number of threads for protocols of CPU speeds, such as " on 2 CPU threads"; empty on other devices."""
         if self.device != "cpu":
             return ""
         count = torch.get_num_threads()
         return lazy_gettext(" on {count} CPU threads", count=count) if count > 1 else lazy_gettext(" on 1 CPU thread")
 
     def calibrated(self, request: Request) -> Calibrated:
-        """The model and its whole calibration, once they are there. Raises UserError before that."""
+        """The model and its whole calibration. Raises UserError before that is in memory."""
         calibrated = self.calibrations.whole(request.calibration)
         if calibrated is None:
             raise UserError(NOT_CALIBRATED)
         return calibrated
 
     def source(self, request: Request) -> Source | None:
-        """Where plans of this model and text come from: its calibration, for the default also the snapshot."""
+        """What plans are computed from: the calibration so far; for the default one otherwise the snapshot; or None."""
         best = self.calibrations.best(request.calibration)
         if best is not None:
             return best.source
         return self._snapshot if request.is_default_calibration else None
 
-    # What a job does
+    # Work inside a job
 
     def slice(self, job: Job, request: Request, method: str = "intraslice", whole: bool = True) -> PreTrainedModel:
-        """The sliced model, made now or found in memory; the dense one where nothing is removed.
+        """The sliced model, sliced now or cached; the dense model at sparsity 0.
 
-        Made by the whole calibration, or if that is not wanted by what it has seen so far.
+        Sliced from the whole calibration, or without `whole` from the sequences seen so far.
         """
         calibrated = self.calibrations.calibrate(job, request.calibration, whole)
         return self._sliced(job, request.slice_key(method), calibrated)
 
     def measure_perplexities(self, job: Job, request: Request, whole: bool = True) -> None:
-        """What `measure` does; with `whole` by the whole calibration alone."""
+        """The work of `measure`; with `whole` only from the whole calibration."""
         sequences, calibrated = 0, None
         with self.calibrations.holding(job, request.calibration):
             while calibrated is None or not calibrated.is_whole:
@@ -246,17 +248,19 @@ class Session:
         if key.config.sparsity == 0:
             return loaded.model
 
-        def make(job: Job) -> PreTrainedModel:
+        def slice_model(job: Job) -> PreTrainedModel:
             plan = plan_by(method, loaded.model, stats, key.config)
-            is_own = method == "intraslice"
-            words = (
-                lazy_gettext("Slicing, layer") if is_own else lazy_gettext("Slicing ({method}), layer", method=method)
+            is_default_method = method == "intraslice"
+            slicing_text = (
+                lazy_gettext("Slicing, layer")
+                if is_default_method
+                else lazy_gettext("Slicing ({method}), layer", method=method)
             )
             tokens, training = calibrated.tokens, calibrated.training
-            reports: dict[str, ProgressCallback] = {}  # by their text; each counts its time from its first event
+            reports: dict[str, ProgressCallback] = {}  # by their text; each times from its first event
 
             def progress(event: Progress) -> None:
-                text = RECOVERY_STAGES.get(event.stage, words)
+                text = RECOVERY_STAGES.get(event.stage, slicing_text)
                 if text not in reports:
                     reports[text] = job_progress(job, text)
                 reports[text](event)
@@ -268,4 +272,4 @@ class Session:
         cached = self._caches.slices.get(key)
         if cached is not None and cached.sequences == calibrated.sequences:
             return cached.value
-        return job.share(("slice", key, calibrated.sequences), make)
+        return job.share(("slice", key, calibrated.sequences), slice_model)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-PROMPT = "Why does it rain?"  # that the page opens with
+PROMPT = "Why does it rain?"  # shown when the page opens
 
 
 class Settings(NamedTuple):
-    """The values of the controls, in the order in which the handlers receive them."""
+    """The values of the controls, in the order in which handlers receive them."""
 
     model: str = "default"
     text: str = "default"
@@ -16,13 +16,13 @@ class Settings(NamedTuple):
     sequences: int = 32
     length: int = 512
     seed: int = 0
-    sparsity: float = 30  # per cent, as the slider shows it
+    sparsity: float = 30  # per cent, as on the slider
     estimator: str = "pca"
-    bias: float | None = None  # as the importances have it
+    bias: float | None = None  # None: set by the importances
     cap: float = 80  # per cent
     order: str = "one-shot"
     iterative: bool = False
-    locked: str = ""  # ratios given by hand: "7 attention 25, 3 mlp 0", per cent
+    locked: str = ""  # manual ratios in per cent: "7 attention 25, 3 mlp 0"
     dtype: str = "auto"
     shapes: str = "free"
     recovery: str = "none"

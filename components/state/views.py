@@ -1,16 +1,16 @@
-"""What the page shows, as plain numbers: no tensors, no gradio. Charts and texts read them."""
+"""Plain numbers that charts and texts show: no tensors, no gradio."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from components.i18n.language import lazy_gettext
+from ..i18n.language import lazy_gettext
 
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer: the estimated ratios (fractions removed) and the sizes that are really kept, of the dense ones."""
+    """One layer: its pruning ratios (fractions removed), and its sizes after slicing and in the dense model."""
 
     attention: float
     mlp: float
@@ -24,12 +24,12 @@ class LayerView:
 
 @dataclass(frozen=True)
 class PlanView:
-    """A whole plan. `others` maps another estimator's name to its (attention, MLP) ratio of every layer."""
+    """A whole plan. `others` maps the other estimators' names to their (attention, MLP) ratios of each layer."""
 
     estimator: str
-    asked: float
-    removed: float
-    bias: float  # given, or found by the importances
+    target_sparsity: float  # fraction of the layers' parameters to remove
+    removed: float  # actual sparsity
+    bias: float  # set by the user or by the importances
     cap: float
     layers: tuple[LayerView, ...]
     others: Mapping[str, tuple[tuple[float, float], ...]]
@@ -39,46 +39,46 @@ class PlanView:
     decoder_sliced: int
     kv_dense: float
     kv_sliced: float
-    flops_dense: int = 0  # a token that attends to `context` tokens
+    flops_dense: int = 0  # of a token that attends to `context` tokens
     flops_sliced: int = 0
     context: int = 0
     bytes_per_value: int = 4
-    provisional: str = ""  # what the numbers come from, while the whole calibration is not there
+    provisional: str = ""  # where the numbers come from; empty for a whole calibration
 
 
 @dataclass(frozen=True)
 class ImportanceCurve:
-    """Importances of all layers' units and of one layer's, descending, sampled evenly over the units.
+    """Importances of the units of all layers and of the chosen layer, descending, sampled evenly over the units.
 
-    What lies below `threshold` goes; `everyone_below` and `chosen_below` are these shares, counted on all units.
-    Without a threshold the estimator did not look at importances. Units go one by one, or many together.
+    Units below `threshold` are removed; `all_below` and `chosen_below` are their fractions, counted on all units.
+    `threshold` is None if the estimator uses no importances. Units are removed `one_by_one`, or several together.
     """
 
     unit: str
-    everyone: Sequence[float]
+    all_layers: Sequence[float]
     chosen: Sequence[float]
     threshold: float | None
-    everyone_below: float
+    all_below: float
     chosen_below: float
     one_by_one: bool = True
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A number as far as it is known: after `windows` of `of`, with its standard error."""
+    """A measurement with its standard error, after `windows` of `all_windows` evaluation windows."""
 
     value: float
     error: float | None
     windows: int
-    of: int
+    all_windows: int
 
 
 @dataclass(frozen=True)
 class Perplexities:
-    """Dense and sliced perplexity, once all windows are read, and on what text (`protocol`).
+    """Dense and sliced perplexity after all windows, and the protocol by which they are measured.
 
-    The readings grow window by window; `ratio` is sliced over dense on the same windows. `expected` lies between what
-    is measured. The sliced model comes from a calibration on `sequences` of `all_sequences`.
+    The readings are updated after each window; `ratio` is sliced over dense on the same windows. `expected` is
+    interpolated between measured perplexities. The sliced model was calibrated on `sequences` of `all_sequences`.
     """
 
     dense: float | None = None
@@ -94,20 +94,20 @@ class Perplexities:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """The pinned setting A, for differences to it: what it is called, its plan, and what is measured of it."""
+class PinnedView:
+    """The pinned setting A, with which the current setting is compared."""
 
-    words: str
+    name: str
     plan: PlanView
     measured: Perplexities
 
 
 @dataclass(frozen=True)
-class SettlingView:
-    """How far the ratios were from the latest ones, after how many of `all_sequences`. Fractions of a module."""
+class ConvergenceView:
+    """Differences of the ratios to the latest ones by number of calibration sequences; fractions of a module."""
 
     sequences: Sequence[int]
     attention: Sequence[float]  # mean over layers
-    mlp: Sequence[float]
+    mlp: Sequence[float]  # mean over layers
     largest: Sequence[float]
     all_sequences: int

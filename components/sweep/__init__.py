@@ -1,1 +1,1 @@
-"""The Sweep tab: perplexity of many models against what was removed of them."""
+"""The Sweep tab: perplexity of many models against parameters removed and against speed."""

@@ -1,4 +1,4 @@
-"""A sweep's points to figures: perplexity against what is removed, and against measured speed. Pure."""
+"""The charts of a sweep: perplexity against parameters removed, and against measured speed. Pure."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
-from components.i18n.language import gettext, number, translate
-from components.sweep.views import SweepPoint, SweepView
-from components.ui import figure
-from components.ui.figure import Chart, Json
-from components.ui.labels import ESTIMATORS, LINE_OF, METHOD_COLOURS, METHODS, SYMBOLS
+from ..i18n.language import gettext, number, translate
+from ..ui import figure
+from ..ui.figure import Chart, Json
+from ..ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, METHOD_COLOURS, METHODS, SYMBOLS
+from .views import SweepPoint, SweepView
 
 
 def line_name(method: str, estimator: str) -> str:
-    """IntraSlice, PCA-aware"""
+    """The name of a line, such as "IntraSlice, PCA-aware"."""
     name = METHODS.get(method, method)
     return f"{name}, {ESTIMATORS.get(estimator, estimator)}" if estimator else name
 
 
-def pick_of(point: SweepPoint) -> str:
-    """What a click on the point sends: sparsity in per cent, and the estimator or nothing."""
-    return f"{100 * point.asked:g} {point.estimator}".strip()
+def pick_value(point: SweepPoint) -> str:
+    """The value that a click on the point sends: sparsity in per cent, and the estimator if there is one."""
+    return f"{100 * point.target_sparsity:g} {point.estimator}".strip()
 
 
 def removed_chart(view: SweepView) -> Chart:
-    """Perplexity against the share of the layers' parameters that is really gone; the dense model as a level."""
+    """Perplexity against actual sparsity; the dense model as a horizontal line."""
     layout = figure.layout_of(1, revision="sweep")
     data = _lines(view, lambda point: point.removed, gettext("%{{x:.1%}} removed"), figure.axes_of(1), legend=True)
     layout["xaxis"].update(
@@ -39,7 +39,7 @@ def removed_chart(view: SweepView) -> Chart:
         note=gettext(
             "What does each removed percentage point cost? {count} of {total} points.",
             count=len(view.points),
-            total=view.wanted,
+            total=view.total,
         ),
         hint=gettext("Click one to load its setting into the controls."),
         protocol=view.protocol,
@@ -55,12 +55,12 @@ def removed_chart(view: SweepView) -> Chart:
             gettext("KL from dense, nats per token"),
         ],
         rows=[_row(point, view) for point in view.points],
-        picks=[pick_of(point) for point in view.points],
+        picks=[pick_value(point) for point in view.points],
     )
 
 
 def speed_chart(view: SweepView) -> Chart:
-    """Perplexity against measured speed, in times the dense model's: reading a prompt, and writing an answer."""
+    """Perplexity against measured prefill and decode speed, relative to the dense model."""
     layout = figure.layout_of(2, revision="sweep-speed", vertical=False)
     data = _lines(
         view,
@@ -72,16 +72,16 @@ def speed_chart(view: SweepView) -> Chart:
     data += _lines(
         view, lambda point: point.decode, gettext("decode %{{x:.2f}} times as fast"), {"xaxis": "x2", "yaxis": "y2"}
     )
-    for axis, what in (
+    for axis, title in (
         ("xaxis", gettext("prefill speed, relative to dense")),
         ("xaxis2", gettext("decode speed, relative to dense")),
     ):
-        layout[axis].update(title=figure.title(what), tickformat=".2f")
+        layout[axis].update(title=figure.title(title), tickformat=".2f")
     _perplexity_axis(layout, view, ["yaxis", "yaxis2"])
     layout["yaxis2"]["title"] = figure.title("")
-    (first, _), (second, name) = (_dense(view, panel) for panel in (1, 2))
-    layout["shapes"] = [*first, *second, *(_as_fast(panel) for panel in (1, 2))]
-    layout["annotations"] = name
+    (first_line, _), (second_line, label) = (_dense(view, panel) for panel in (1, 2))
+    layout["shapes"] = [*first_line, *second_line, *(_equal_speed(panel) for panel in (1, 2))]
+    layout["annotations"] = label
     timed = [
         (point, point.prefill, point.decode, point.perplexity)
         for point in view.points
@@ -93,7 +93,7 @@ def speed_chart(view: SweepView) -> Chart:
         protocol=view.speed_protocol,
         data=data,
         layout=layout,
-        beside=True,
+        side_by_side=True,
         columns=[
             *(
                 gettext("Method"),
@@ -107,40 +107,40 @@ def speed_chart(view: SweepView) -> Chart:
             [*_named(point), number(prefill, ".2f"), number(decode, ".2f"), number(perplexity, ".2f")]
             for point, prefill, decode, perplexity in timed
         ],
-        picks=[pick_of(point) for point, *_ in timed],
+        picks=[pick_value(point) for point, *_ in timed],
     )
 
 
 def _lines(
-    view: SweepView, place: Callable[[SweepPoint], float | None], words: str, axes: Json, legend: bool = False
+    view: SweepView, x_of: Callable[[SweepPoint], float | None], hover: str, axes: Json, legend: bool = False
 ) -> list[Json]:
-    """One line a method x estimator, over the points that have a place and a perplexity."""
+    """One line per method and estimator, over the points that have an x value and a perplexity."""
     grouped: dict[tuple[str, str], list[tuple[float, float, SweepPoint]]] = {}
     for point in view.points:
-        x, y = place(point), point.perplexity
+        x, y = x_of(point), point.perplexity
         if x is not None and _drawable(y):
             grouped.setdefault((point.method, point.estimator), []).append((x, y, point))
     lines = []
     for (method, estimator), points in grouped.items():
         name = line_name(method, estimator)
-        colour = LINE_OF.get(estimator, "other") if estimator else METHOD_COLOURS.get(method, "baseline")
-        look = figure.line(colour, 2)
+        colour = ESTIMATOR_COLOURS.get(estimator, "other") if estimator else METHOD_COLOURS.get(method, "baseline")
+        line = figure.line(colour, 2)
         lines.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": name,
-                "meta": figure.ALWAYS,
+                "meta": figure.GHOST_ALWAYS,
                 "legendgroup": name,
                 "showlegend": legend,
                 "x": [figure.rounded(x) for x, _, _ in points],
                 "y": [figure.rounded(y) for _, y, _ in points],
-                "ids": [pick_of(point) for *_, point in points],
-                "customdata": [number(point.asked, ".0%") for *_, point in points],
-                "line": look,
-                "marker": {"size": 9, "color": look["color"], "symbol": SYMBOLS.get(method, "circle")},
+                "ids": [pick_value(point) for *_, point in points],
+                "customdata": [number(point.target_sparsity, ".0%") for *_, point in points],
+                "line": line,
+                "marker": {"size": 9, "color": line["color"], "symbol": SYMBOLS.get(method, "circle")},
                 "hovertemplate": gettext(
-                    "<b>{name}</b>, target %{{customdata}}<br>{words}<br>perplexity %{{y:.2f}}", name=name, words=words
+                    "<b>{name}</b>, target %{{customdata}}<br>{words}<br>perplexity %{{y:.2f}}", name=name, words=hover
                 )
                 + "<extra></extra>",
                 **axes,
@@ -155,22 +155,22 @@ def _perplexity_axis(layout: Json, view: SweepView, axes: Sequence[str]) -> None
     low, high = min(values, default=1.0), max(values, default=10.0)
     steps = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [step * 10**power for power in range(12) for step in steps if 0.8 * low <= step * 10**power <= 1.2 * high]
-    room = 0.06 * math.log10(high / low) + 0.03
-    ends = [math.log10(low) - 1.5 * room, math.log10(high) + room]
+    margin = 0.06 * math.log10(high / low) + 0.03
+    limits = [math.log10(low) - 1.5 * margin, math.log10(high) + margin]
     for axis in axes:
         layout[axis].update(
-            title=figure.title(gettext("perplexity, log scale")), type="log", range=ends, tickvals=ticks
+            title=figure.title(gettext("perplexity, log scale")), type="log", range=limits, tickvals=ticks
         )
         layout[axis].update(ticktext=[number(tick, ",g") for tick in ticks])
 
 
 def _drawable(perplexity: float | None) -> TypeGuard[float]:
-    """A model that is broken altogether has an infinite perplexity: that stands in the table alone."""
+    """Whether the perplexity can be drawn; an infinite one of a broken model is shown in the table only."""
     return perplexity is not None and math.isfinite(perplexity)
 
 
 def _dense(view: SweepView, panel: int) -> tuple[list[Json], list[Json]]:
-    """The dense model's perplexity as a level with its name."""
+    """The dense model's perplexity as a horizontal line, and its label."""
     if not _drawable(view.dense):
         return [], []
     mark = figure.suffix(panel)
@@ -191,7 +191,7 @@ def _dense(view: SweepView, panel: int) -> tuple[list[Json], list[Json]]:
     )
 
 
-def _as_fast(panel: int) -> Json:
+def _equal_speed(panel: int) -> Json:
     mark = figure.suffix(panel)
     line = {"color": "@dense", "width": 1, "dash": "2px,3px"}
     return {
@@ -207,7 +207,7 @@ def _as_fast(panel: int) -> Json:
 
 
 def _named(point: SweepPoint) -> list[str]:
-    return [line_name(point.method, point.estimator), number(point.asked, ".0%")]
+    return [line_name(point.method, point.estimator), number(point.target_sparsity, ".0%")]
 
 
 def _row(point: SweepPoint, view: SweepView) -> list[str]:

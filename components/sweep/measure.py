@@ -1,4 +1,4 @@
-"""Sweeps for the page: the library's points, which it keeps on disk one by one, as plain numbers."""
+"""Sweeps for the page: the library's points, which it caches on disk one by one, as plain numbers."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import Any, NamedTuple
 import pandas
 import torch
 
-from components.i18n.language import LazyString, lazy_gettext
-from components.jobs import limits, status
-from components.jobs.job import Job
-from components.jobs.status import Status
-from components.state.request import Request
-from components.state.session import Session
-from components.sweep.charts import line_name
-from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
-from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
+from intraslice.evaluation.sweep import Point, Texts, cached_points, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.reporting import records
+
+from ..i18n.language import LazyString, lazy_gettext
+from ..jobs import limits, status
+from ..jobs.job import Job
+from ..jobs.status import Status
+from ..state.request import Request
+from ..state.session import Session
+from .charts import line_name
+from .views import SweepChoice, SweepPoint, SweepView
 
 NONE_CHOSEN = {
     "methods": lazy_gettext("No method is chosen. Choose at least one."),
@@ -40,27 +41,27 @@ NONE_CHOSEN = {
 
 
 class Plan(NamedTuple):
-    """Everything the library wants to know for a sweep."""
+    """The arguments of the library's `sweep`."""
 
     loaded: LoadedModel
     texts: Texts
-    wanted: tuple[Point, ...]
+    points: tuple[Point, ...]
     base: SliceConfig
     speed: SpeedConfig | None
 
-    def kept(self) -> tuple[Point, ...]:
-        """The points that are on the disk already."""
-        return kept_points(*self)
+    def cached(self) -> tuple[Point, ...]:
+        """The points that are cached on disk."""
+        return cached_points(*self)
 
     def frame(self) -> pandas.DataFrame:
-        """The rows of the kept points, as the command line writes them."""
-        return sweep(*self._replace(wanted=self.kept()), progress=False)
+        """The rows of the cached points, as the command line writes them."""
+        return sweep(*self._replace(points=self.cached()), progress=False)
 
 
-def asked_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig, tuple[Point, ...]]:
-    """What all points have in common, and the points. Touches no model.
+def selected_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig, tuple[Point, ...]]:
+    """The base configuration of all points, and the points. Loads no model.
 
-    Raises UserError for an empty choice, for what is nothing to choose, for too many points or numbers out of range.
+    Raises UserError for an empty or unknown choice, too many points, or numbers out of range.
     """
     lists = {name: values for name, values in choice._asdict().items() if name != "speed"}
     for name, values in lists.items():
@@ -80,81 +81,81 @@ def asked_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig, tu
     for kind, names, registered in (("method", choice.methods, METHODS), ("estimator", choice.estimators, ESTIMATORS)):
         for name in names:
             limits.choice(kind, name, registered)
-    base = replace(request.slicing, locked=())  # what is given by hand belongs to one sparsity alone
+    base = replace(request.slicing, locked=())  # manual ratios belong to a single sparsity
     fractions = [limits.number("sparsity", percent, 0, 80) / 100 for percent in choice.sparsities]
     for fraction in fractions:
         replace(base, sparsity=fraction)
     return base, points(choice.methods, choice.estimators, fractions)
 
 
-def plan_of(session: Session, request: Request, choice: SweepChoice) -> Plan:
-    """Raises UserError as `asked_points` does, or before the calibration is there."""
-    base, wanted = asked_points(request, choice)
+def sweep_plan(session: Session, request: Request, choice: SweepChoice) -> Plan:
+    """The plan of a sweep. Raises UserError as `selected_points` does, or if the model is not calibrated."""
+    base, sweep_points = selected_points(request, choice)
     calibrated = session.calibrated(request)
     texts = Texts(calibrated.stats, calibrated.tokens, calibrated.windows, calibrated.training)
-    return Plan(calibrated.loaded, texts, wanted, base, SpeedConfig() if choice.speed else None)
+    return Plan(calibrated.loaded, texts, sweep_points, base, SpeedConfig() if choice.speed else None)
 
 
-def known(session: Session, request: Request, choice: SweepChoice) -> SweepView:
-    """Whatever of the sweep is there already. Raises UserError as `plan_of` does."""
-    return _view(session, request, plan_of(session, request, choice))
+def cached_view(session: Session, request: Request, choice: SweepChoice) -> SweepView:
+    """The points measured so far. Raises UserError as `sweep_plan` does."""
+    return _view(session, request, sweep_plan(session, request, choice))
 
 
-def seconds(session: Session, request: Request, choice: SweepChoice) -> float:
-    """About how long the missing points will take on this machine, as busy as it is now."""
-    plan = plan_of(session, request, choice)
-    kept = set(plan.kept())
-    return sum(_cost(plan, point) for point in plan.wanted if point not in kept) / _rate()
+def estimated_seconds(session: Session, request: Request, choice: SweepChoice) -> float:
+    """The estimated time for the missing points on this machine at its current load."""
+    plan = sweep_plan(session, request, choice)
+    cached = set(plan.cached())
+    return sum(_flops(plan, point) for point in plan.points if point not in cached) / _flops_per_second()
 
 
 def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice) -> None:
-    """Measure the missing points one by one; emits progress, and all there is whenever a point is done."""
-    asked_points(request, choice)  # before any work
+    """Measure the missing points one by one; emits progress, and the view after every point."""
+    selected_points(request, choice)  # raises errors before any work
     session.calibrations.calibrate(job, request.calibration)
-    plan = plan_of(session, request, choice)
-    kept = plan.kept()
+    plan = sweep_plan(session, request, choice)
+    cached = plan.cached()
     job.checkpoint()
-    missing, states = [point for point in plan.wanted if point not in kept], DenseStates(plan.loaded.model)
-    costs, rate = [_cost(plan, point) for point in missing], _rate()
+    missing, states = [point for point in plan.points if point not in cached], DenseStates(plan.loaded.model)
+    flops, rate = [_flops(plan, point) for point in missing], _flops_per_second()
     job.emit(_view(session, request, plan))
     start = time.monotonic()
     for done, point in enumerate(missing):
-        begun = time.monotonic()
-        if done:  # from the second point on, the sweep's own pace foretells best
-            rate = sum(costs[:done]) / (begun - start)
+        point_start = time.monotonic()
+        if done:  # from the second point on, the sweep's own rate predicts best
+            rate = sum(flops[:done]) / (point_start - start)
         name = LazyString(partial(line_name, point.method, point.estimator or ""))
-        words = lazy_gettext("Sweep: {name} at {sparsity:.0%}; points", name=name, sparsity=point.sparsity)
-        expected_end = begun + sum(costs[done:]) / rate
-        progress = _point_progress(job, Status(words, "busy", done, len(missing)), expected_end)
-        sweep(*plan._replace(wanted=(point,)), states, progress=progress)
+        label = lazy_gettext("Sweep: {name} at {sparsity:.0%}; points", name=name, sparsity=point.sparsity)
+        expected_end = point_start + sum(flops[done:]) / rate
+        progress = _point_progress(job, Status(label, "busy", done, len(missing)), expected_end)
+        sweep(*plan._replace(points=(point,)), states, progress=progress)
         job.emit(_view(session, request, plan))
     job.emit(session.ready(request))
 
 
-def _point_progress(job: Job, status_of_point: Status, expected_end: float) -> ProgressCallback:
-    """A callback that emits the status of a sweep's point with the time that is left for all points."""
-    moment = -math.inf
+def _point_progress(job: Job, point_status: Status, expected_end: float) -> ProgressCallback:
+    """A callback that emits the status of a point, with the time left for all points."""
+    last_emitted = -math.inf
 
     def progress(_: Progress) -> None:
-        nonlocal moment
-        if time.monotonic() < moment + status.EVERY:
+        nonlocal last_emitted
+        if time.monotonic() < last_emitted + status.EVERY:
             job.checkpoint()
             return
-        moment = time.monotonic()
-        job.emit(replace(status_of_point, seconds_left=max(0.0, expected_end - moment)))
+        last_emitted = time.monotonic()
+        job.emit(replace(point_status, seconds_left=max(0.0, expected_end - last_emitted)))
 
     return progress
 
 
 def table(job: Job, session: Session, request: Request, choice: SweepChoice) -> list[dict[str, Any]]:
-    """`run_sweep`, and then the rows that `python -m intraslice sweep --json` prints."""
+    """Run the sweep; returns the rows that `python -m intraslice sweep --json` prints."""
     run_sweep(job, session, request, choice)
-    return records(plan_of(session, request, choice).frame())
+    return records(sweep_plan(session, request, choice).frame())
 
 
 def write_csv(session: Session, request: Request, choice: SweepChoice, path: Path) -> None:
-    """The points that are there, as `python -m intraslice sweep --csv` writes them. Raises UserError for none."""
-    frame = plan_of(session, request, choice).frame()
+    """Write the measured points like `python -m intraslice sweep --csv`. Raises UserError if there are none."""
+    frame = sweep_plan(session, request, choice).frame()
     if frame.empty:
         raise UserError(lazy_gettext("No point of this sweep is measured yet. Press Run the sweep."))
     frame.to_csv(path, index=False)
@@ -165,7 +166,7 @@ def _view(session: Session, request: Request, plan: Plan) -> SweepView:
     return SweepView(
         dense=rows[0]["dense_perplexity"] if rows else None,
         points=tuple(_point(row) for row in rows),
-        wanted=len(plan.wanted),
+        total=len(plan.points),
         protocol=session.perplexities(request).protocol,
         speed_protocol=_speed_protocol(plan.speed, session.threads()) if plan.speed else "",
     )
@@ -198,25 +199,25 @@ def _speed_protocol(speed: SpeedConfig, threads: str) -> str:
     )
 
 
-def _cost(plan: Plan, point: Point) -> float:
-    """About what a point computes, in floating-point operations: every token costs two a parameter."""
-    read = plan.texts.calibration.numel()
-    tokens = plan.texts.evaluation.numel() + LINEAR_ALGEBRA
+def _flops(plan: Plan, point: Point) -> float:
+    """The estimated floating-point operations of a point: two per token and parameter."""
+    calibration_tokens = plan.texts.calibration.numel()
+    tokens = plan.texts.evaluation.numel() + LINEAR_ALGEBRA_TOKENS
     method = METHODS[point.method]
     recovers = method.recovery(plan.base) != "none"
     if recovers or (method.uses_order and plan.base.order == "sequential"):
-        tokens += 2 * read
+        tokens += 2 * calibration_tokens
     if recovers:
-        tokens += (1 + 3 * plan.base.epochs) * plan.texts.read_by(point.method, plan.base).numel()
+        tokens += (1 + 3 * plan.base.epochs) * plan.texts.tokens_for(point.method, plan.base).numel()
     if method.uses_order and plan.base.iterative:
-        tokens += 20 * read
-    if plan.speed:  # a token written alone costs like many that are read together
+        tokens += 20 * calibration_tokens
+    if plan.speed:  # a decoded token takes as long as about ten tokens of prefill
         tokens += 2 * (plan.speed.repeats + 1) * (plan.speed.prompt + 10 * plan.speed.new)
     return 2.0 * tokens * sum(parameter.numel() for parameter in plan.loaded.model.parameters())
 
 
-def _rate() -> float:
-    """Floating-point operations a second of this machine, with what else it is doing now."""
+def _flops_per_second() -> float:
+    """Floating-point operations per second of this machine at its current load."""
     size = 512
     matrix = torch.ones(size, size)
     start = time.perf_counter()
@@ -225,4 +226,4 @@ def _rate() -> float:
     return 8 * 2 * size**3 / (time.perf_counter() - start)
 
 
-LINEAR_ALGEBRA = 3000  # tokens that take as long to read as the principal axes of one slice take to find
+LINEAR_ALGEBRA_TOKENS = 3000  # their forward pass takes as long as computing the principal axes of one slice

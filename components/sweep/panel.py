@@ -1,4 +1,4 @@
-"""The Sweep tab: perplexity of many models against what was removed of them, and against their measured speed."""
+"""The Sweep tab: perplexity of many models against parameters removed, and against measured speed."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.gradio_compat.browser.on_latest import on_latest
-from components.gradio_compat.signatures import partial_handler
-from components.i18n.language import LazyString, gettext, lazy_gettext, translate
-from components.jobs.limits import told
-from components.jobs.status import Status
-from components.jobs.turns import Urgency
-from components.state import choices
-from components.state.request import Request
-from components.state.session import Session
-from components.sweep import measure
-from components.sweep.charts import removed_chart, speed_chart
-from components.sweep.views import SweepChoice, SweepView
-from components.ui import formatting
-from components.ui.chart_bridge import chart
-from components.ui.downloads import SAVE, Downloads
-from components.ui.explainers import fold
-from components.ui.handlers import LiveOutput, only_if_active, spread_settings, unchanged
-from components.ui.labels import ESTIMATORS, METHODS
+from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..gradio_compat.browser.on_latest import on_latest
+from ..gradio_compat.signatures import partial_handler
+from ..i18n.language import LazyString, gettext, lazy_gettext, translate
+from ..jobs.limits import error_text
+from ..jobs.status import Status
+from ..jobs.turns import Urgency
+from ..state import choices
+from ..state.request import Request
+from ..state.session import Session
+from ..ui import formatting
+from ..ui.chart_bridge import chart
+from ..ui.downloads import SAVE, Downloads
+from ..ui.explainers import fold
+from ..ui.handlers import LiveOutput, only_if_active, spread_settings, unchanged
+from ..ui.labels import ESTIMATORS, METHODS
+from . import measure
+from .charts import removed_chart, speed_chart
+from .views import SweepChoice, SweepView
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 
 
 class Shown(NamedTuple):
-    """How far the sweep is: words (HTML) and two charts (JSON)."""
+    """The progress of the sweep (HTML), and its two charts (JSON)."""
 
     progress: Any
     removed: Any
-    fast: Any
+    speed: Any
 
 
 class Swept(NamedTuple):
-    """The page's status, and how far the sweep is."""
+    """The page's status, and the outputs of `Shown`."""
 
     status: Any
     progress: Any
     removed: Any
-    fast: Any
+    speed: Any
 
 
 class Picked(NamedTuple):
-    """What a click on a point sets."""
+    """The controls that a click on a point sets."""
 
     sparsity: Any
     estimator: Any
@@ -71,26 +71,26 @@ class SweepPanel(NamedTuple):
 
 
 def build(session: Session, first: Request) -> SweepPanel:
-    """What to sweep over, its progress, two charts. Called inside a `gr.Tab`."""
-    usual = SweepChoice()
+    """The choice of points, the progress and two charts. Called inside a `gr.Tab`."""
+    default = SweepChoice()
     with_estimator = [name for name, method in choices.METHODS.items() if method.uses_estimator]
     gr.HTML(LazyString(_lead), apply_default_css=False)
     with gr.Row(elem_id="sweep-choice"):
         methods = gr.CheckboxGroup(
-            METHODS.options(), value=list(usual.methods), label=lazy_gettext("Methods"), min_width=260
+            METHODS.options(), value=list(default.methods), label=lazy_gettext("Methods"), min_width=260
         )
         estimators = gr.CheckboxGroup(
             ESTIMATORS.options(),
-            value=list(usual.estimators),
+            value=list(default.estimators),
             label=LazyString(lambda: _estimators(with_estimator)),
             min_width=260,
         )
         percents = [(f"{percent} %", percent) for percent in SPARSITIES]
         sparsities = gr.CheckboxGroup(
-            percents, value=list(usual.sparsities), label=lazy_gettext("Removed"), min_width=260
+            percents, value=list(default.sparsities), label=lazy_gettext("Removed"), min_width=260
         )
     speed = gr.Checkbox(
-        usual.speed, label=lazy_gettext("Measure speed too (takes longer)"), container=False, elem_id="sweep-speed"
+        default.speed, label=lazy_gettext("Measure speed too (takes longer)"), container=False, elem_id="sweep-speed"
     )
     with gr.Row(equal_height=True, elem_id="sweep-buttons"):
         run = gr.Button(lazy_gettext("Run the sweep"), variant="primary", elem_id="sweep-run", min_width=160, scale=0)
@@ -99,11 +99,11 @@ def build(session: Session, first: Request) -> SweepPanel:
     file = gr.DownloadButton(visible="hidden")
     progress = gr.HTML(elem_id="sweep-progress", apply_default_css=False)
     removed = chart(height=440, elem_id="sweep-chart")
-    fast = chart(height=360, elem_id="sweep-speed-chart")
+    speed_curves = chart(height=360, elem_id="sweep-speed-chart")
     fold("sweep")
     return SweepPanel(
         choice=(methods, estimators, sparsities, speed),
-        shown=Shown(progress, removed, fast),
+        shown=Shown(progress, removed, speed_curves),
         run=run,
         cancel=cancel,
         csv=csv,
@@ -119,19 +119,21 @@ def preview(
     sparsities: list[float],
     speed: bool,
 ) -> Shown:
-    """What is there of this sweep already, and how long the rest will take."""
+    """The measured points of this sweep, and the estimated time for the rest."""
     choice = SweepChoice(methods, estimators, sparsities, speed)
     try:
-        return _shown(measure.known(session, request, choice), measure.seconds(session, request, choice))
-    except ValueError as problem:  # not calibrated yet, or a choice of nothing
-        return Shown(f'<p class="isx-quiet">{escape(translate(told(problem)))}</p>', "", "")
+        return _shown(
+            measure.cached_view(session, request, choice), measure.estimated_seconds(session, request, choice)
+        )
+    except ValueError as problem:  # not calibrated yet, or an empty choice
+        return Shown(f'<p class="isx-quiet">{escape(translate(error_text(problem)))}</p>', "", "")
 
 
 def show_pinned(session: Session, request: Request, layer: int, client: str) -> Shown:
-    """The pinned setting's own point of a sweep, where one has measured it; ratios given by hand have none."""
+    """The sweep point of the pinned setting, if it is measured; a setting with manual ratios has none."""
     choice = SweepChoice(("intraslice",), (request.slicing.estimator,), (request.settings.sparsity,), speed=True)
     try:
-        view = measure.known(session, request, choice)
+        view = measure.cached_view(session, request, choice)
     except ValueError:  # not calibrated yet
         return unchanged(Shown)
     return unchanged(Shown) if request.slicing.locked or not view.points else _shown(view)
@@ -146,10 +148,10 @@ def sweep(
     speed: bool,
     client: str,
 ) -> Iterator[Swept]:
-    """Measure perplexity, and speed if asked, of every method x estimator x sparsity (per cent).
+    """Measure perplexity, and optionally speed, of every method x estimator x sparsity (per cent).
 
-    Points that are measured already are read from the disk; a sweep that was stopped goes on where it was. Yields
-    two status lines (HTML) and two charts (JSON).
+    Measured points are read from disk, so a stopped sweep continues where it was. Yields two status lines (HTML) and
+    two charts (JSON).
     """
     view: SweepView | None = None
     choice = SweepChoice(methods, estimators, sparsities, speed)
@@ -157,12 +159,12 @@ def sweep(
     for event in session.jobs.run(client, "sweep", work, urgency=Urgency.BACKGROUND):
         if isinstance(event, Status):
             line = formatting.status(event)
-            done = line if event.kind != "ready" or view is None else _done(view)
-            yield unchanged(Swept)._replace(status=line, progress=done)
+            progress = line if event.kind != "ready" or view is None else _done(view)
+            yield unchanged(Swept)._replace(status=line, progress=progress)
         else:
             view = event
             charts = _shown(view)
-            yield unchanged(Swept)._replace(removed=charts.removed, fast=charts.fast)
+            yield unchanged(Swept)._replace(removed=charts.removed, speed=charts.speed)
 
 
 def save(
@@ -174,7 +176,7 @@ def save(
     sparsities: list[float],
     speed: bool,
 ) -> str:
-    """The points of a sweep that are measured already, as a CSV file."""
+    """The measured points of a sweep, as a CSV file."""
     choice = SweepChoice(methods, estimators, sparsities, speed)
     return str(downloads.put("sweep.csv", lambda path: measure.write_csv(session, request, choice, path)))
 
@@ -193,69 +195,71 @@ def pick(event: gr.EventData) -> Picked:
 def connect(panel: SweepPanel, context: Context) -> None:
     """Attach the tab's handlers. Called inside the `gr.Blocks()` that holds the panel."""
     session, controls = context.session, context.controls
-    asking = [*controls.settings, *panel.choice]
-    seen = {
+    inputs = [*controls.settings, *panel.choice]
+    preview_listener = {
         "fn": only_if_active("sweep", unchanged(Shown), preview, session),
-        "inputs": [*asking, context.tab],
+        "inputs": [*inputs, context.tab],
         "outputs": [*panel.shown],
         **CHEAP,
         **PRIVATE,
     }
     changed = [component.change for component in panel.choice]
-    on_latest([*changed, *context.on_options_commit, controls.iterative.input], **seen)
+    on_latest([*changed, *context.on_options_commit, controls.iterative.input], **preview_listener)
     for end in (context.opened["sweep"], *context.prepared):
-        end.then(**seen)
+        end.then(**preview_listener)
     context.live_outputs.append(LiveOutput("sweep", partial_handler(show_pinned, session), panel.shown))
     swept = [*Swept(context.status, *panel.shown)]
-    context.pinned_known.append(
-        panel.run.click(spread_settings(sweep, session), asking, swept, api_name="sweep", **HEAVY)
+    context.pinned_measured.append(
+        panel.run.click(spread_settings(sweep, session), inputs, swept, api_name="sweep", **HEAVY)
     )
     panel.cancel.click(partial_handler(stop, session), None, None, **CHEAP, **PRIVATE)
     saved = panel.csv.click(
-        spread_settings(save, session, context.downloads), asking, panel.file, api_name="sweep_csv", **CHEAP
+        spread_settings(save, session, context.downloads), inputs, panel.file, api_name="sweep_csv", **CHEAP
     )
     saved.success(None, panel.file, None, js=SAVE, **CHEAP)
     picked = Picked(controls.sparsity, controls.estimator, controls.locked, context.refresh)
-    for points in (panel.shown.removed, panel.shown.fast):
-        points.select(pick, None, [*picked], **CHEAP, **PRIVATE)
+    for point_chart in (panel.shown.removed, panel.shown.speed):
+        point_chart.select(pick, None, [*picked], **CHEAP, **PRIVATE)
 
 
 def _shown(view: SweepView, seconds: float = 0.0) -> Shown:
-    missing = view.wanted - len(view.points)
-    words = gettext("All {total} points are measured.", total=view.wanted)
+    missing = view.total - len(view.points)
+    progress = gettext("All {total} points are measured.", total=view.total)
     if missing:
-        words = gettext(
+        progress = gettext(
             "{missing} of {total} points are not measured yet: about {time} on this machine.",
             missing=missing,
-            total=view.wanted,
+            total=view.total,
             time=formatting.seconds(seconds),
         )
     timed = any(point.prefill is not None for point in view.points)
     return Shown(
-        progress=f'<p class="isx-quiet">{words}</p>',
+        progress=f'<p class="isx-quiet">{progress}</p>',
         removed=removed_chart(view).to_json() if view.points else "",
-        fast=speed_chart(view).to_json() if timed else "",
+        speed=speed_chart(view).to_json() if timed else "",
     )
 
 
 def _done(view: SweepView) -> str:
-    if len(view.points) == view.wanted:
+    if len(view.points) == view.total:
         return _shown(view).progress
     done = len(view.points)
-    told = gettext(
-        "Stopped after {done} of {total} points. Run the sweep continues from there.", done=done, total=view.wanted
+    stopped = gettext(
+        "Stopped after {done} of {total} points. Press Run the sweep to continue from there.",
+        done=done,
+        total=view.total,
     )
-    return f'<p class="isx-quiet">{told}</p>'
+    return f'<p class="isx-quiet">{stopped}</p>'
 
 
 def _lead() -> str:
-    told = gettext(
+    lead = gettext(
         "Slice the model many times and compare what each removed percentage point costs each method. Bias, "
         "cap, shapes, order and recovery are those of the controls; manual ratios are ignored."
     )
-    return f'<p class="isx-lead">{told}</p>'
+    return f'<p class="isx-lead">{lead}</p>'
 
 
 def _estimators(methods: list[str]) -> str:
-    named = gettext(" and ").join(METHODS[method] for method in methods)
-    return gettext("Ratio estimators ({methods})", methods=named)
+    names = gettext(" and ").join(METHODS[method] for method in methods)
+    return gettext("Ratio estimators ({methods})", methods=names)

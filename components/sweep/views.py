@@ -1,4 +1,4 @@
-"""What a sweep is asked and what it shows, as plain numbers."""
+"""The choice and the data of a sweep, as plain numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class SweepChoice(NamedTuple):
-    """Which points a sweep has: sparsities in per cent; `speed` asks for measured speed as well."""
+    """The points of a sweep: sparsities in per cent; with `speed` the speed is measured too."""
 
     methods: Sequence[str] = ("intraslice", "crossmodule")
     estimators: Sequence[str] = ("pca", "uniform")
@@ -18,15 +18,15 @@ class SweepChoice(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One model of a sweep. `estimator` is empty where the method uses none, `perplexity` None where out of reach.
+    """One model of a sweep. `estimator` is empty if the method uses none, `perplexity` None for an unreachable target.
 
-    `divergence` is KL from the dense model, in nats a token.
-    `asked` and `removed` are fractions of the layers' parameters; `prefill` and `decode` are speeds, in times dense.
+    `target_sparsity` and `removed` are fractions of the layers' parameters; `prefill` and `decode` are speeds relative
+    to dense; `divergence` is KL from the dense model in nats per token.
     """
 
     method: str
     estimator: str
-    asked: float
+    target_sparsity: float
     removed: float | None
     parameters: int | None
     perplexity: float | None
@@ -38,10 +38,10 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class SweepView:
-    """The points of a sweep that are there, of how many, and what they were measured on."""
+    """The measured points of a sweep, the number of all its points, and the protocols of the measurements."""
 
     dense: float | None
     points: tuple[SweepPoint, ...]
-    wanted: int
+    total: int
     protocol: str
     speed_protocol: str = ""

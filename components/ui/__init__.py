@@ -1,1 +1,1 @@
-"""A toolkit for pages with charts: it knows no tab."""
+"""A toolkit for pages with charts. Imports no tab."""

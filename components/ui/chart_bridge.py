@@ -1,9 +1,9 @@
-"""Python's half of the chart bridge: a `gr.HTML` that holds one plotly chart and redraws it in place.
+"""The Python side of the chart component: a `gr.HTML` with one plotly chart that is redrawn in place.
 
-`gr.Plot` throws its chart away at every new value; here the div stays, its value is the JSON of a `figure.Chart`, and
-`assets/chart.js` hands it to `Plotly.react`. A click on a layer comes back as the event `select`, whose `gr.EventData`
-has the attribute `layer`. Its property `ghost`, of the pinned setting's chart (`pinned/ghost.py`), stays while values
-come and go. plotly.js is the file inside the installed plotly package: no CDN.
+`gr.Plot` creates its chart anew for every value. This component keeps its div: its value is the JSON of a
+`figure.Chart`, which `assets/chart.js` passes to `Plotly.react`. A click on a layer triggers the event `select`, whose
+`gr.EventData` has the attribute `layer`. The property `ghost` (`pinned/ghost.py`) is independent of the value.
+plotly.js is the file of the installed plotly package: no CDN.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import gradio as gr
 import plotly
 
-from components.assets import ASSETS
-from components.i18n.language import LazyString, gettext
-from components.ui.pinned.ghost import ghost
+from ..assets import ASSETS
+from ..i18n.language import LazyString, gettext
+from .pinned.ghost import ghost
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
@@ -24,12 +24,12 @@ CARD = "isx-card"
 
 
 def plotly_head() -> str:
-    """The script tag that loads plotly.js, which `Served` serves. Goes to `launch(head=...)`."""
+    """The script tag that loads plotly.js, which `server.app.App` serves; for `launch(head=...)`."""
     return f'<script src="{PLOTLY.name}"></script>'
 
 
 def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = False) -> gr.HTML:
-    """A chart component, its table open if `table`. Its value is `Chart.to_json()`, its event `select` has `layer`."""
+    """A chart component. Its value is `Chart.to_json()`; `first` is the initial one. `table` opens its data table."""
     return gr.HTML(
         value=first,
         html_template=LazyString(lambda: template(height, table)),
@@ -42,7 +42,7 @@ def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = Fal
 
 
 def template(height: int, table: bool = False) -> str:
-    """A chart's place on a page (HTML), its table open if `table`."""
+    """The HTML of a chart without content; `table` opens its data table."""
     return f"""
 <figure class="isx-chart">
   <figcaption><h3 class="isx-title"></h3><p class="isx-note"></p></figcaption>
@@ -58,10 +58,10 @@ def template(height: int, table: bool = False) -> str:
 
 
 def is_chart(component: gr.components.Component) -> bool:
-    """Whether a component is one that `chart` has made."""
+    """Whether a component was created by `chart`."""
     return CARD in (component.elem_classes or ())
 
 
 def ghost_update(value: object) -> dict[str, Any]:
-    """The update that gives a chart the ghost of what is shown of the pinned setting, or takes it away."""
+    """The update that sets a chart's ghost to the pinned setting's chart (JSON), or removes the ghost."""
     return gr.update(ghost=ghost(value) if isinstance(value, str) and value else "")

@@ -1,9 +1,7 @@
-"""Files that people download: in one temporary folder, bounded by bytes, gone when the app ends.
+"""Files that clients download: in one temporary folder, within a limit of disk space, deleted when the app ends.
 
-A finished file is kept for ten minutes at least, since a slow reader still fetches it: where no older one can make
-room, a new one is refused.
-
-What a killed app left goes when the next one starts: a live one holds its folder by a lock.
+A finished file is kept for at least ten minutes, since a slow client may still download it. A new file is refused where
+no older one can be deleted for it.
 """
 
 from __future__ import annotations
@@ -14,20 +12,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
-
-from components.gradio_compat.upload_folder import DOWNLOADS, upload_folder
-from components.i18n.language import lazy_gettext
-from components.jobs import limits
 from intraslice.core.errors import UserError
 
-LOCK = ".lock"
-FRESH = 600.0  # seconds that a finished file is kept
-# Gives the browser a file that a hidden download button has just received.
+from ..gradio_compat.upload_folder import DOWNLOADS, allocated_bytes, upload_folder
+from ..i18n.language import lazy_gettext
+from ..jobs import limits
+
+MIN_KEPT_SECONDS = 600.0  # seconds that a finished file is kept
+# Saves the file that a hidden download button has just received.
 SAVE = """(file) => {
     if (file) Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name }).click();
     return [];
@@ -35,11 +30,11 @@ SAVE = """(file) => {
 
 
 class Sent(NamedTuple):
-    """A file that somebody may fetch."""
+    """A file that a client may download."""
 
     folder: Path
     size: int  # bytes
-    moment: float  # when it was there, by the monotonic clock
+    moment: float  # when it was finished, by the monotonic clock
 
 
 class Downloads:
@@ -51,24 +46,19 @@ class Downloads:
     def __init__(self) -> None:
         home = upload_folder()
         home.mkdir(parents=True, exist_ok=True)
-        for left in home.glob(f"{DOWNLOADS}*"):
-            with suppress(Timeout, OSError), FileLock(left / LOCK, timeout=0):
-                shutil.rmtree(left, ignore_errors=True)
         self._folder = tempfile.TemporaryDirectory(dir=home, prefix=DOWNLOADS, ignore_cleanup_errors=True)
-        self._alive = FileLock(Path(self._folder.name) / LOCK, thread_local=False)
-        self._alive.acquire()
         self._sent: list[Sent] = []
         self._being_written = 0  # bytes
         self._lock = threading.Lock()
 
     def put(self, name: str, write: Callable[[Path], object], size: int = 0) -> Path:
-        """Let `write` make the file `name`, in a folder that nobody can guess; older files make room for it.
+        """Let `write` write the file `name` in a folder with a random name; deletes older files to make room.
 
         Args:
-            size: bytes of disk that writing takes, where they are known before.
+            size: bytes of disk that writing takes, if known beforehand.
 
         Raises:
-            UserError: there is no room, before anything is written where `size` is given.
+            UserError: there is no room; if `size` is given, nothing has been written yet.
         """
         with self._lock:
             self._make_room(size)
@@ -81,24 +71,24 @@ class Downloads:
                 with self._lock:
                     self._being_written -= size
             with self._lock:
-                self._make_room(path.stat().st_size)
-                self._sent.append(Sent(folder, path.stat().st_size, time.monotonic()))
+                self._make_room(allocated := allocated_bytes(folder))
+                self._sent.append(Sent(folder, allocated, time.monotonic()))
         except BaseException:
             shutil.rmtree(folder)
             raise
         return path
 
     def _make_room(self, size: int) -> None:
-        """Delete what is old until there are `size` bytes more; one file alone may be larger. Raises UserError."""
+        """Delete old files until `size` more bytes fit; a single file may exceed the limit. Raises UserError."""
         now, max_bytes = time.monotonic(), limits.EXPORTS.value
 
-        def taken() -> int:
+        def used_bytes() -> int:
             return self._being_written + sum(sent.size for sent in self._sent)
 
-        while self._sent and taken() + size > max_bytes and now - self._sent[0].moment > FRESH:
+        while self._sent and used_bytes() + size > max_bytes and now - self._sent[0].moment > MIN_KEPT_SECONDS:
             shutil.rmtree(self._sent.pop(0).folder, ignore_errors=True)
-        if taken() and taken() + size > max_bytes:
-            wait = FRESH - (now - self._sent[0].moment) if self._sent else FRESH
+        if used_bytes() and used_bytes() + size > max_bytes:
+            wait = MIN_KEPT_SECONDS - (now - self._sent[0].moment) if self._sent else MIN_KEPT_SECONDS
             raise UserError(
                 lazy_gettext(
                     "The disk space for exports is full of files less than ten minutes old, which may still be "

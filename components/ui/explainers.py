@@ -1,19 +1,19 @@
-"""What explains the page: the title with its buttons, the folds under the charts, and the glossary."""
+"""Explanations on the page: the title with its buttons, the texts below the charts, and the glossary."""
 
 from __future__ import annotations
 
 import gradio as gr
 
-from components.i18n.language import LANGUAGES, LazyString, gettext, language, long_text
+from ..i18n.language import LANGUAGES, LazyString, gettext, language, long_text
 
 
 def header() -> None:
-    """The page's title, the buttons of the tour, the lesson, the presenter mode and the list of keys, the languages."""
+    """The title, the buttons for tour, lesson, presenter mode and keyboard shortcuts, and the languages."""
     gr.HTML(LazyString(_header), elem_id="page-title", apply_default_css=False)
 
 
 def glossary() -> None:
-    """The field's words, folded away at the end of the page."""
+    """The glossary, folded at the end of the page."""
     gr.HTML(
         LazyString(lambda: _folded(gettext("Glossary"), "glossary", "isx-fold isx-glossary")),
         apply_default_css=False,
@@ -21,7 +21,7 @@ def glossary() -> None:
 
 
 def fold(name: str) -> None:
-    """The "What am I looking at?" under a chart, from `assets/texts/LANGUAGE/NAME.html`."""
+    """The folded "What am I looking at?" below a chart, from `assets/texts/LANGUAGE/NAME.html`."""
     gr.HTML(LazyString(lambda: _folded(gettext("What am I looking at?"), name, "isx-fold")), apply_default_css=False)
 
 
@@ -33,11 +33,11 @@ def _header() -> str:
         "keys": gettext("Keys"),
     }
     buttons = "".join(f'<button type="button" id="{name}">{label}</button>' for name, label in names.items())
-    # A link keeps the settings: `assets/page.js` gives it the address as it is now.
+    # `assets/page.js` replaces the links' addresses, so that they keep the settings.
     languages = "".join(
         f'<a href="?lang={code}" lang="{code}" hreflang="{code}"{" aria-current=true" if code == language() else ""}>'
-        f"{one.name}</a>"
-        for code, one in LANGUAGES.items()
+        f"{entry.name}</a>"
+        for code, entry in LANGUAGES.items()
     )
     switch = f'<nav class="isx-languages" aria-label="{gettext("Language")}">{languages}</nav>'
     return f'<div class="isx-top"><h1>IntraSlice Explorer</h1>{buttons}{switch}</div>'

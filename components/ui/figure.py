@@ -1,7 +1,7 @@
-"""What every figure is made of: the `Chart` itself, quiet axes, lines, bands and labels. Pure; knows no gradio.
+"""Building blocks of all figures: the `Chart` itself, axes, lines, bands and labels. Pure; imports no gradio.
 
-Figures are plain dicts in plotly's own JSON form, since building `go.Figure` objects alone would eat the slider's time
-budget; the tests hand every one of them to plotly for validation. Colours are `"@name"` of `palette.py`.
+Figures are plain dicts in plotly's JSON format: constructing `go.Figure` objects is too slow for the slider. The tests
+validate every figure with plotly. Colours are `"@name"` of `palette.py`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.i18n.language import ENGLISH, gettext, language, separators, translate
-from components.ui.palette import DASHES
+from ..i18n.language import ENGLISH, gettext, language, separators, translate
+from .palette import DASHES
 
 Json = dict[str, Any]
 
-POINTS = 160  # of a drawn curve; more cannot be told apart on a screen
-# What follows the settings, and therefore has a ghost (`pinned/ghost.py`).
-FOLLOWS = "follows-the-setting"  # the name of a shape
-ALWAYS = {"ghost": "always"}  # the meta of a trace
-DIFFERENT = {"ghost": "different"}  # of one whose ghost is drawn only where it is another curve
+POINTS = 160  # of a curve; more cannot be told apart on a screen
+# Marks of what depends on the settings, and therefore has a ghost (`pinned/ghost.py`).
+SETTING_SHAPE = "follows-the-setting"  # the name of a shape
+GHOST_ALWAYS = {"ghost": "always"}  # the meta of a trace
+GHOST_IF_DIFFERENT = {"ghost": "different"}  # the meta of a trace whose ghost is only drawn if the curves differ
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its question as title, and the same numbers as a table for readers who cannot see it.
+    """A figure with its title, and its numbers as a data table.
 
-    `note` says what is drawn, `hint` what a click does, `protocol` on what the numbers were measured. `layers` is the
-    number of layers along the x axis when a click there chooses a layer, else 0. `picks` has one name a row of the
-    table where points can be picked: a click on a point sends its id, a click on a row its name.
+    `note` says what is drawn, `hint` what a click does, `protocol` how the numbers were measured. `layers` is the
+    number of layers along the x axis if a click chooses a layer, else 0. If points can be picked, `picks` has a name
+    for each row of the table: a click on a point sends its id, a click on a row sends its name.
     """
 
     title: str
@@ -40,18 +40,18 @@ class Chart:
     rows: Sequence[Sequence[str]]
     layers: int = 0
     selected: int = 0
-    beside: bool = False  # panels side by side, which a narrow screen stacks
+    side_by_side: bool = False  # panels are next to each other; a narrow screen stacks them
     picks: Sequence[str] = ()
     hint: str = ""
     protocol: str = ""
 
     def caption(self, clickable: bool = True) -> str:
-        """The words under the title, without the hint where a click does nothing."""
-        told = (self.note, self.hint if clickable else "", self.protocol)
-        return " ".join(translate(part) for part in told if part)
+        """The text below the title; without `clickable` it leaves the hint out."""
+        parts = (self.note, self.hint if clickable else "", self.protocol)
+        return " ".join(translate(part) for part in parts if part)
 
     def plain(self) -> Json:
-        """The chart as the browser's side of the bridge reads it (`assets/chart.js`)."""
+        """The chart as `assets/chart.js` reads it."""
         return {
             "title": self.title,
             "note": self.caption(),
@@ -60,7 +60,7 @@ class Chart:
             "table": {"columns": list(self.columns), "rows": [list(row) for row in self.rows]},
             "layers": self.layers,
             "selected": self.selected,
-            "beside": self.beside,
+            "side_by_side": self.side_by_side,
             "picks": list(self.picks),
         }
 
@@ -70,17 +70,17 @@ class Chart:
 
 
 def rounded(value: float) -> float:
-    """Five significant digits: no more can be seen, and the JSON stays small."""
+    """Rounds to five significant digits, to keep the JSON small."""
     return float(f"{value:.5g}")
 
 
 def line(name: str, width: float) -> Json:
-    """A line in a colour of `palette.py`, with the dash that belongs to it."""
+    """A line in a colour of `palette.py`, with that colour's dash."""
     return {"color": f"@{name}", "width": width, "dash": DASHES.get(name, "solid")}
 
 
 def suffix(index: int) -> str:
-    """What plotly writes after `xaxis` and `yaxis` of a panel, counted from 1."""
+    """Plotly's suffix of `xaxis` and `yaxis` for a panel, counted from 1."""
     return "" if index == 1 else str(index)
 
 
@@ -90,17 +90,17 @@ def axes_of(row: int) -> Json:
 
 
 def thinned(values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most `POINTS` evenly spaced points of a curve: (share of its length, value)."""
+    """At most `POINTS` evenly spaced points of a curve: (fractions of its length, values)."""
     size = len(values)
     if size == 0:
         return [], []
     steps = min(size, POINTS)
-    picks = [round(step * (size - 1) / max(steps - 1, 1)) for step in range(steps)]
-    return [rounded((pick + 1) / size) for pick in picks], [rounded(values[pick]) for pick in picks]
+    indices = [round(step * (size - 1) / max(steps - 1, 1)) for step in range(steps)]
+    return [rounded((index + 1) / size) for index in indices], [rounded(values[index]) for index in indices]
 
 
 def band(selected: int) -> Json:
-    """The shade behind the chosen layer; `assets/chart.js` knows it by its name and moves it."""
+    """The shaded band behind the selected layer; `assets/chart.js` finds it by its name and moves it."""
     return {
         "type": "rect",
         "name": "selected-layer",
@@ -123,7 +123,7 @@ def level(row: int, height: float) -> Json:
 
 def threshold_line(axes: Json, height: float) -> Json:
     """A strong dashed line across a panel."""
-    return _across(axes["xaxis"], axes["yaxis"], height, "@ink", 1.4, "5px,3px") | {"name": FOLLOWS}
+    return _across(axes["xaxis"], axes["yaxis"], height, "@ink", 1.4, "5px,3px") | {"name": SETTING_SHAPE}
 
 
 def _across(xaxis: str, yaxis: str, height: float, color: str, width: float, dash: str) -> Json:
@@ -140,10 +140,10 @@ def _across(xaxis: str, yaxis: str, height: float, color: str, width: float, das
 
 
 def removed_region(axes: Json, start: float) -> Json:
-    """The shade of what goes: from `start` to 1 along the x axis, over a panel's whole height."""
+    """The shaded region of removed units: from `start` to 1 along the x axis, over a panel's whole height."""
     return {
         "type": "rect",
-        "name": FOLLOWS,
+        "name": SETTING_SHAPE,
         "xref": axes["xaxis"],
         "yref": f"{axes['yaxis']} domain",
         "layer": "below",
@@ -157,7 +157,7 @@ def removed_region(axes: Json, start: float) -> Json:
 
 
 def label(row: int, x: float, y: float, text: str) -> Json:
-    """Quiet words that end at `x` (a share of the panel's width) above `y` (a value)."""
+    """A grey text that ends at `x` (a fraction of the panel's width), above `y` (a value)."""
     return {
         "text": text,
         "xref": f"x{suffix(row)} domain",
@@ -172,18 +172,18 @@ def label(row: int, x: float, y: float, text: str) -> Json:
 
 
 def step(count: int) -> int:
-    """Between the ticks of an axis over so many layers or heads."""
+    """The step between the ticks of an axis over `count` layers or heads."""
     return 1 if count <= 16 else 2 if count <= 24 else 5
 
 
-def waiting(question: str, words: str) -> Chart:
-    """Empty axes that say what they wait for."""
+def waiting(title: str, message: str) -> Chart:
+    """A chart with empty axes and a message that says what it waits for."""
     layout = layout_of(1, revision="waiting")
-    middle = {"text": words, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
+    middle = {"text": message, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
     layout["annotations"] = [{**middle, "font": {"color": "@quiet", "size": 14}}]
     for name in ("xaxis", "yaxis"):
         layout[name].update(showticklabels=False, showgrid=False, range=[0, 1])
-    return Chart(question, "", [], layout, [gettext("Numbers")], [[gettext("none yet")]])
+    return Chart(title, "", [], layout, [gettext("Numbers")], [[gettext("none yet")]])
 
 
 def title(text: str) -> Json:
@@ -192,7 +192,7 @@ def title(text: str) -> Json:
 
 
 def layout_of(panels: int, revision: str, vertical: bool = True) -> Json:
-    """Quiet axes for `panels` plots, stacked or side by side. While `revision` stays, so does the reader's zoom."""
+    """The layout of `panels` plots, stacked or side by side. The zoom is kept as long as `revision` is the same."""
     axis = {
         "gridcolor": "@grid",
         "linecolor": "@rule",
@@ -229,24 +229,24 @@ def layout_of(panels: int, revision: str, vertical: bool = True) -> Json:
     if language() != ENGLISH:
         layout["separators"] = separators()
     gap = 0.09 if vertical else 0.14
-    share = (1 - gap * (panels - 1)) / panels
+    length = (1 - gap * (panels - 1)) / panels  # of a panel, as a fraction of the figure
     for index in range(1, panels + 1):
-        start = (index - 1) * (share + gap)
-        domain = [round(max(0.0, start), 4), round(min(1.0, start + share), 4)]
+        start = (index - 1) * (length + gap)
+        domain = [round(max(0.0, start), 4), round(min(1.0, start + length), 4)]
         flipped = [round(1 - domain[1], 4), round(1 - domain[0], 4)]
-        mark = suffix(index)
-        layout[f"xaxis{mark}"] = {
+        panel = suffix(index)
+        layout[f"xaxis{panel}"] = {
             **axis,
             "showgrid": False,
-            "anchor": f"y{mark}",
+            "anchor": f"y{panel}",
             **({} if vertical else {"domain": domain}),
         }
-        layout[f"yaxis{mark}"] = {**axis, "anchor": f"x{mark}", **({"domain": flipped} if vertical else {})}
+        layout[f"yaxis{panel}"] = {**axis, "anchor": f"x{panel}", **({"domain": flipped} if vertical else {})}
     return layout
 
 
 def heading(text: str, axes: Json) -> Json:
-    """A panel's own title, above its left end."""
+    """A panel's title, above its left end."""
     return {
         "text": text,
         "xref": f"{axes['xaxis']} domain",

@@ -1,11 +1,11 @@
-"""From the values that gradio passes to a handler's arguments, and back.
+"""Converts the values that gradio passes into a handler's arguments, and a handler's answers into outputs.
 
-A handler is `handler(*bound, request, own inputs ..., client)`: `bound` is what it works with, such as the session;
-`request` are the checked values of the page's controls; `client` is the id of the open page. It answers with one value,
-or with a NamedTuple that has a field for each output; components are kept in the same NamedTuple class.
+A handler is `handler(*bound, request, other inputs ..., client)`: `bound` are objects such as the session, `request`
+the validated values of the page's controls, `client` the id of the open page. It returns one value, or a NamedTuple
+with a field for each output; components are held in the same NamedTuple class.
 
-All values from outside are checked here, once: those of the controls by `state/request.py`, a handler's own inputs by
-their names, an upload by where it lies.
+All values from outside are validated here, once: those of the controls by `state/request.py`, other inputs by their
+names, an upload by its folder.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import gradio as gr
 
-from components.gradio_compat.inputs import uploaded_path
-from components.gradio_compat.signatures import (
+from ..gradio_compat.inputs import uploaded_path
+from ..gradio_compat.signatures import (
     guard_handler,
     parameters_of,
     partial_handler,
     with_default,
     wrap_handler,
 )
-from components.i18n.language import LazyString, language, lazy_gettext
-from components.jobs import limits
-from components.state.request import parse
-from components.state.settings import Settings
-from components.ui.pinned import text as pinned_text
+from ..i18n.language import LazyString, language, lazy_gettext
+from ..jobs import limits
+from ..state.request import parse
+from ..state.settings import Settings
+from .pinned import text as pinned_text
 
 Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
 
@@ -38,7 +38,7 @@ FIELDS = [
     for name, annotation in get_type_hints(Settings).items()
 ]
 MAX_LAYERS = 10_000
-# Handlers' own inputs, by name.
+# Validation of handlers' other inputs, by name.
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "layer": lambda value: limits.whole("layer", value, 0, MAX_LAYERS),
     "prompt": lambda value: limits.words(lazy_gettext("the prompt"), value, limits.PROMPT.value),
@@ -54,9 +54,9 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 class LiveOutput(NamedTuple):
-    """What a tab shows of every move: `show(request, layer, client)` answers in milliseconds.
+    """Outputs of a tab that are updated after every move: `show(request, layer, client)` answers in milliseconds.
 
-    `show_pinned` does for the pinned setting, where that is not the same.
+    `show_pinned` does the same for the pinned setting, if another function is needed.
     """
 
     tab: str
@@ -66,63 +66,62 @@ class LiveOutput(NamedTuple):
 
 
 def unchanged(outputs: type[Outputs]) -> Outputs:
-    """The answer that leaves every output as it is; `_replace` what changes."""
+    """An answer that leaves every output unchanged; `_replace` the fields that change."""
     return outputs(*(gr.skip() for _ in outputs._fields))  # type: ignore[attr-defined]  # of a NamedTuple
 
 
 def leave_unchanged(error: ValueError) -> Any:
-    """A refusal without words: every output stays as it is, and the page's first line says what is wrong."""
+    """An answer to invalid values that leaves every output unchanged; the headline already shows the error."""
     return gr.skip()
 
 
-def at_opening(answer: Callable[[], Outputs]) -> Outputs:
-    """An answer as the components' first values, in every language: nothing where it leaves them as they are."""
+def initial_values(answer: Callable[[], Outputs]) -> Outputs:
+    """The components' initial values from an answer, as lazy strings; empty where it leaves outputs unchanged."""
 
     @functools.cache
-    def first(_: str) -> Outputs:
-        made = answer()
-        return type(made)(*("" if isinstance(value, dict) else value for value in made))
+    def values(_: str) -> Outputs:
+        outputs = answer()
+        return type(outputs)(*("" if isinstance(value, dict) else value for value in outputs))
 
-    def told(index: int) -> LazyString:
-        return LazyString(lambda: first(language())[index])
+    def lazy_value(index: int) -> LazyString:
+        return LazyString(lambda: values(language())[index])
 
-    now = first(language())
-    return type(now)(*(told(index) if isinstance(value, str) else value for index, value in enumerate(now)))
+    current = values(language())
+    return type(current)(*(lazy_value(i) if isinstance(value, str) else value for i, value in enumerate(current)))
 
 
 def spread_settings(
     handler: Callable[..., Any], *bound: Any, refuse: Callable[[ValueError], Any] | None = None
 ) -> Callable[..., Any]:
-    """`handler(*bound, request, ...)` as a function of the fields of `Settings`, a parameter each, then of the rest.
+    """`handler(*bound, request, ...)` as a function with a parameter for each field of `Settings`, then the others.
 
-    Gradio calls it with the value of each control, and its API shows every parameter by name. An answer with one field
-    becomes its value, since gradio expects no tuple for a single output. A parameter `pinned` is parsed from its text:
-    a `Request`, or None where no setting is pinned. With `refuse` it answers `refuse(error)` to values that the page
-    cannot be set to; else the error is raised, which gradio shows.
+    Gradio calls it with the value of each control, and its API shows every parameter by name. A tuple of one output
+    becomes its value, as gradio expects. The parameter `pinned` is parsed into a `Request`, or None if no setting is
+    pinned. For invalid values it returns `refuse(error)`; without `refuse` it raises the error, which gradio shows.
     """
     rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) + 1 :]]
 
     def arguments(values: Sequence[Any]) -> tuple[Any, ...]:
         settings = Settings(*values[: len(FIELDS)])
         request = parse(settings._replace(upload=uploaded_path(settings.upload)))
-        checks = CHECKS | {"pinned": lambda text: pinned_text.beside(text, request)}
-        own = zip(rest, values[len(FIELDS) :], strict=False)
-        return *bound, request, *(checks.get(parameter.name, _as_it_is)(value) for parameter, value in own)
+        checks = CHECKS | {"pinned": lambda text: pinned_text.comparable_request(text, request)}
+        others = zip(rest, values[len(FIELDS) :], strict=False)
+        return *bound, request, *(checks.get(parameter.name, _unchecked)(value) for parameter, value in others)
 
-    def unwrapped(answer: Any) -> Any:
+    def unwrap(answer: Any) -> Any:
         return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
 
-    return wrap_handler(handler, arguments, [*FIELDS, *rest], unwrapped, refuse)
+    return wrap_handler(handler, arguments, [*FIELDS, *rest], unwrap, refuse)
 
 
 def only_if_active(tab: str, otherwise: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
-    """As `spread_settings`, with the open tab as the last input: while that is not `tab` the answer is `otherwise`.
+    """As `spread_settings`, with the active tab as the last input: the answer is `otherwise` if that is not `tab`.
 
-    So it is to values that the page cannot be set to: its first line says what is wrong (`frame/slider.py`).
+    So is the answer to invalid values, whose error is the headline (`frame/slider.py`).
     """
-    guarded = guard_handler(partial_handler(handler, *bound), "opened", tab, otherwise)
+    guarded = guard_handler(partial_handler(handler, *bound), "active_tab", tab, otherwise)
     return spread_settings(guarded, refuse=lambda error: otherwise)
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchecked(value: Any) -> Any:
     return value

@@ -1,4 +1,4 @@
-"""What estimators, methods and modules are called, and the colours, dashes and symbols that tell them apart."""
+"""Labels of estimators, methods and modules, and their colours, dashes and symbols."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from components.i18n.language import LazyString, lazy_gettext, term, translate
-from components.state import choices
+from ..i18n.language import LazyString, lazy_gettext, term, translate
+from ..state import choices
 
 
 class Labels(Mapping[str, str]):
-    """Labels by name, read off one of the library's registries: what registers itself later is there, too.
+    """Labels by name from one of the library's registries, in the current language.
 
-    Like `Terms` in the language of the moment. `extra` are names of the page's own; they have a label, but are nothing
-    to choose.
+    Entries that are registered later are included. `extra` are further names that have a label, but are no options.
     """
 
     def __init__(self, registry: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> None:
@@ -30,24 +29,24 @@ class Labels(Mapping[str, str]):
         return len(self._registry)
 
     def options(self) -> list[tuple[str, str]]:
-        """What a radio or checkbox group offers: (label, name)."""
+        """The options of a radio or checkbox group: (label, name)."""
         return [(LazyString(partial(self.__getitem__, name)), name) for name in self]
 
 
 class Terms(Mapping[str, str]):
-    """Words by name, in the language of the moment."""
+    """Texts by name, in the current language."""
 
-    def __init__(self, words: Mapping[str, LazyString]) -> None:
-        self._words = words
+    def __init__(self, texts: Mapping[str, LazyString]) -> None:
+        self._texts = texts
 
     def __getitem__(self, name: str) -> str:
-        return translate(self._words[name])
+        return translate(self._texts[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._words)
+        return iter(self._texts)
 
     def __len__(self) -> int:
-        return len(self._words)
+        return len(self._texts)
 
 
 ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": lazy_gettext("Manual")})
@@ -56,11 +55,11 @@ RECOVERIES = Labels(choices.RECOVERIES, {choices.NO_RECOVERY: lazy_gettext("None
 MODULES = Terms({"attention": lazy_gettext("Attention"), "mlp": lazy_gettext("MLP")})
 MODULES_IN_WORDS = Terms({"attention": lazy_gettext("attention"), "mlp": lazy_gettext("MLP")})  # inside a sentence
 
-# Of `palette.py`. An estimator without a line of its own has the line of "other".
-LINE_OF = {"uniform": "baseline", "fisher": "other", "pca": "intraslice"}
-# Columns and lines that stand for a whole model, whatever estimator it is sliced by.
+# Colours of `palette.py` for estimators; those that are not listed have the colour "other".
+ESTIMATOR_COLOURS = {"uniform": "baseline", "fisher": "other", "pca": "intraslice"}
+# Colours of methods, for columns and lines that do not depend on an estimator.
 METHOD_COLOURS = {"dense": "dense", "intraslice": "intraslice", "crossmodule": "cross"}
-# Colour and dash tell estimators and kinds of method apart, symbols tell the methods that share these.
+# Symbols of methods that share a colour and a dash.
 SYMBOLS = {
     "intraslice+": "diamond",
     "crossmodule": "square",

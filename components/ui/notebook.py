@@ -1,4 +1,4 @@
-"""A chart of the page as an ordinary plotly figure, for notebooks and scripts. Pure."""
+"""Charts of the page as ordinary plotly figures, for notebooks and scripts. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from components.ui.figure import Chart
-from components.ui.palette import COLOURS, FAINT, PAGE
+from .figure import Chart
+from .palette import COLOURS, FAINT, PAGE
 
 
 def plotly_figure(chart: Chart, dark: bool = False) -> go.Figure:
-    """The chart in the colours of the light or the dark page, its question as title and its words under that."""
+    """The chart in the colours of the light or the dark page, with its caption as subtitle."""
 
     def coloured(node: Any) -> Any:
-        """As `coloured` of `assets/chart.js`."""
+        """As `coloured` in `assets/chart.js`."""
         if isinstance(node, str) and node.startswith("@"):
             shades = {**COLOURS, **FAINT}[node[1:]]
             return shades.dark if dark else shades.light

@@ -1,7 +1,7 @@
-"""Every colour and dash of the page, once. A method keeps its colour and its dash on every chart.
+"""The colours and dashes of the page. A method has the same colour and dash on every chart.
 
-Charts name a colour as `"@name"`; the browser looks the name up in the css variables made here, so that a figure needs
-no redrawing on the server when the reader turns the lights off.
+Charts refer to a colour as `"@name"`. The browser looks the name up in the CSS variables defined here, so that the
+server need not redraw figures when the user switches between the light and the dark page.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Colour(NamedTuple):
-    """One meaning, its shade on the light and on the dark page (both at least 4.5:1 against it)."""
+    """A colour's shades on the light and on the dark page, each with a contrast of at least 4.5:1."""
 
     light: str
     dark: str
@@ -30,7 +30,7 @@ COLOURS: dict[str, Colour] = {
     "quiet": Colour("#5b6470", "#a2abb6"),
 }
 
-# Lines and fills that carry no text and no data, so no contrast is asked of them.
+# Lines and fills without text or data, which need no minimum contrast.
 FAINT: dict[str, Colour] = {
     "page": PAGE,
     "panel": Colour("#f7f8f9", "#171b20"),
@@ -43,7 +43,7 @@ DASHES: dict[str, str] = {"cross": "dash", "baseline": "dot", "other": "dashdot"
 
 
 def css_variables() -> str:
-    """The css that defines `--isx-NAME` for the light page, and again under `.dark`."""
+    """The CSS that defines `--isx-NAME` for the light page, and again under `.dark`."""
     everything = {**COLOURS, **FAINT}
     light = "".join(f"--isx-{name}:{colour.light};" for name, colour in everything.items())
     dark = "".join(f"--isx-{name}:{colour.dark};" for name, colour in everything.items())

@@ -1,1 +1,1 @@
-"""Tokens to statistics: second moments and mask gradients of the dense model."""
+"""Calibration: second moments and mask gradients of the dense model over tokens."""

@@ -1,8 +1,8 @@
 """From tokens to `CalibrationStats`: mask gradients and second moments of the dense model, in one streamed pass.
 
-No activation outlives its batch: the statistics are one gradient for each sequence and one moment for each module. They
-are sums, so they can be used after every batch (`Progress.partial`), and several processes can take some sequences
-each. They are kept on disk under the model's fingerprint, the tokens and this file's version.
+Activations are freed after each batch: the statistics are one gradient per sequence and one moment per module. They are
+sums, so that they can be used after every batch (`Progress.partial`), and several processes can share the sequences.
+They are cached by the model's fingerprint, the tokens and the format version of this file.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from transformers import PreTrainedModel
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.layerwise import LossGradient, calibrate_layerwise, final_gradient
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
-from intraslice.core.cache import cache_path, keep, kept
+from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.core.config import Targets
 from intraslice.core.errors import NumericalError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import (
     all_reduce_,
-    from_first,
+    broadcast,
     rank,
     require_agreement,
     require_enough,
-    share_of,
+    shard_of,
     size,
 )
 from intraslice.loading import LoadedModel
@@ -41,22 +41,22 @@ from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.offload import is_offloaded, resident
 
 FORMAT = "7"
-TOKENS_A_BATCH = 512  # what the backward pass needs of all layers at once is most of the memory
-LOSS_TOKENS = 128  # whose logits exist at a time
-SEED = 0  # of the targets that the model draws
-BY_SEQUENCE = ("attention_gradients", "mlp_gradients")  # one row each
+TOKENS_PER_BATCH = 512  # bounds the activations of all layers for the backward pass, which need most of the memory
+LOSS_TOKENS = 128  # tokens whose logits are in memory at a time
+SEED = 0  # for sampled targets
+BY_SEQUENCE = ("attention_gradients", "mlp_gradients")  # one row per sequence
 GRADIENTS = (*BY_SEQUENCE, "query_fisher", "mlp_fisher")
 
 
-def draw_tokens(
+def sample_tokens(
     probabilities: Float[Tensor, "tokens vocabulary"], generator: torch.Generator
 ) -> Int[Tensor, " tokens"]:
-    """A token for each row, drawn by its probabilities in a race of exponentials.
+    """Sample one token per row, with exponential noise.
 
-    As `torch.multinomial` does, but from `torch.rand`, whose numbers are the same on every processor.
+    As `torch.multinomial`, but based on `torch.rand`, whose numbers are the same on every processor.
     """
     uniform = torch.rand(probabilities.shape, generator=generator, device=probabilities.device)
-    return uniform.log_().div_(probabilities).argmax(-1)  # whoever arrives first, counted backwards
+    return uniform.log_().div_(probabilities).argmax(-1)  # the smallest exponential time: log(u) / p is its negative
 
 
 def _loss_gradient(
@@ -66,23 +66,23 @@ def _loss_gradient(
     pause: Pause,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "sequences length hidden"]:
-    """Gradient of the sum over sequences of the mean next-token loss; logits exist for a few tokens at a time.
+    """Gradient of the sum over sequences of the mean next-token loss; logits are computed for a few tokens at a time.
 
-    Targets are the tokens of `batch`, or where a `generator` is given tokens that the model draws with it. Pauses
-    between chunks of logits.
+    Targets are the tokens of `batch`, or with a `generator` tokens sampled from the model. Pauses between chunks of
+    logits.
     """
     length = batch.shape[1] - 1
     rows, targets = hidden[:, :-1].detach().flatten(0, 1), batch[:, 1:].flatten()
     gradients = []
-    for chunk, following in zip(rows.split(LOSS_TOKENS), targets.split(LOSS_TOKENS), strict=True):
+    for chunk, chunk_targets in zip(rows.split(LOSS_TOKENS), targets.split(LOSS_TOKENS), strict=True):
         with torch.enable_grad():
             leaf = chunk.detach().requires_grad_()
             logits = model.lm_head(leaf)
         probabilities = logits.detach().softmax(-1, dtype=torch.float32)
         if generator is not None:
-            following = draw_tokens(probabilities, generator)
-        # The loss's gradient at the logits is what the model says less what comes.
-        probabilities[torch.arange(len(following), device=following.device), following] -= 1
+            chunk_targets = sample_tokens(probabilities, generator)
+        # Gradient of the cross-entropy at the logits: probabilities minus the one-hot target.
+        probabilities[torch.arange(len(chunk_targets), device=chunk_targets.device), chunk_targets] -= 1
         logits.backward(probabilities.to(logits.dtype))
         gradients.append(leaf.grad / length)
         pause()
@@ -101,11 +101,11 @@ def calibrate(
     """Mask gradients (paper §4) and second moments of the dense model over `tokens`.
 
     The gradients are those of the loss on `targets`, as in CalibrationConfig. Costs about a forward, a backward without
-    weight gradients, and the moments. Among several processes each takes a share of the sequences, all end with the
-    same sums, and the first keeps them.
+    weight gradients, and the moments. With several processes each takes a shard of the sequences, all return the same
+    sums, and the first writes the cache.
 
-    After every batch `progress` gets an event whose `partial()` copies the statistics of the sequences so far: a
-    calibration on fewer tokens. There is none for a model with offloaded weights, nor among several processes.
+    After every batch `progress` receives an event whose `partial()` returns a copy of the statistics so far, which are
+    a calibration on fewer tokens. It is None for a model with offloaded weights, and with several processes.
 
     Raises:
         NumericalError: gradients are not finite.
@@ -115,58 +115,58 @@ def calibrate(
     report, model, layers = progress_callback(progress), loaded.model, blocks(loaded.model)
     path = _cache_path(loaded, tokens, targets)
     require_agreement("model and calibration text", path.name)
-    stats = kept(path, partial(_read, layers=len(layers), device=model.device)) if rank() == 0 else None
-    found = from_first(stats is not None)
+    stats = read_result(path, partial(_read, layers=len(layers), device=model.device)) if rank() == 0 else None
+    is_cached = broadcast(stats is not None)
     if stats is None:
         stats = [empty_stats(block, len(tokens), model.device) for block in layers]
-    if not found:
-        _calibrate_share(model, stats, tokens, targets, report)
-    # Where a process adds nothing there are zeros: others' sequences, or all that the first found on its disk.
+    if not is_cached:
+        _calibrate_shard(model, stats, tokens, targets, report)
+    # Sums over processes: each has zeros for sequences of others, or for everything if the first read the cache.
     for layer in stats:
         all_reduce_(*vars(layer).values())
         layer.mirror_()
-    if not found:
+    if not is_cached:
         _require_finite(stats)
         if rank() == 0:
             _save(path, stats)
     return _statistics(model, stats, tokens.numel(), targets)
 
 
-def _calibrate_share(
+def _calibrate_shard(
     model: PreTrainedModel,
     stats: list[LayerStats],
     tokens: Int[Tensor, "sequences length"],
     targets: Targets,
     progress: ProgressCallback,
 ) -> None:
-    """Fill `stats`, one for each layer, in place, with what this process's share of the sequences gives."""
-    share = share_of(len(tokens), _batch(tokens))
-    # Views of the share's rows; of what is summed over sequences, the tensors themselves.
-    own = [replace(layer, **{name: getattr(layer, name)[share] for name in BY_SEQUENCE}) for layer in stats]
+    """Add this process's shard of the sequences to `stats`, one for each layer, in place."""
+    shard = shard_of(len(tokens), _batch(tokens))
+    # Views of the shard's rows; of sums over sequences, the tensors themselves.
+    shard_stats = [replace(layer, **{name: getattr(layer, name)[shard] for name in BY_SEQUENCE}) for layer in stats]
     generator = torch.Generator(model.device).manual_seed(SEED) if targets == "sampled" else None
     if generator is not None:
-        _skip_draws(generator, tokens[: share.start], model.lm_head.out_features)
+        _skip_samples(generator, tokens[: shard.start], model.lm_head.out_features)
     loss_gradient = partial(_loss_gradient, generator=generator)
     if is_offloaded(model):
-        calibrate_layerwise(model, own, tokens[share], loss_gradient, progress)
+        calibrate_layerwise(model, shard_stats, tokens[shard], loss_gradient, progress)
     else:
-        _calibrate(model, own, tokens[share], targets, loss_gradient, progress)
+        _calibrate(model, shard_stats, tokens[shard], targets, loss_gradient, progress)
 
 
-def _skip_draws(generator: torch.Generator, tokens: Int[Tensor, "sequences length"], vocabulary: int) -> None:
-    """Draw what `_loss_gradient` draws for `tokens`, in the same chunks: what comes next is as if they had been there.
+def _skip_samples(generator: torch.Generator, tokens: Int[Tensor, "sequences length"], vocabulary: int) -> None:
+    """Advance the generator as `_loss_gradient` does for `tokens`, so that samples do not depend on the sharding.
 
-    Exactly so on a CPU, and on a GPU where the share begins with a whole batch.
+    Exact on a CPU, and on a GPU if the shard begins with a whole batch.
     """
-    # One generator runs through all sequences. On SmolLM2 drawing costs 2 % of calibrating on the same tokens.
+    # On SmolLM2 this costs 2 % of calibrating on the same tokens.
     for batch in tokens.split(_batch(tokens)):
         for chunk in batch[:, 1:].flatten().split(LOSS_TOKENS):
             torch.rand(len(chunk), vocabulary, generator=generator, device=generator.device)
 
 
 def _batch(tokens: Int[Tensor, "sequences length"]) -> int:
-    """Sequences that are calibrated on at once."""
-    return max(1, TOKENS_A_BATCH // tokens.shape[1])
+    """Sequences per batch."""
+    return max(1, TOKENS_PER_BATCH // tokens.shape[1])
 
 
 def _calibrate(
@@ -182,20 +182,20 @@ def _calibrate(
     progress(Progress("calibrate", done, sequences))
 
     def partial_statistics() -> CalibrationStats:
-        first = [
+        layers = [
             LayerStats(**{name: _first(name, value, done).clone() for name, value in vars(layer).items()})
             for layer in stats
         ]
-        for layer in first:
+        for layer in layers:
             layer.mirror_()
-        _require_finite(first)
-        return _statistics(model, first, done * tokens.shape[1], targets)
+        _require_finite(layers)
+        return _statistics(model, layers, done * tokens.shape[1], targets)
 
     for batch in tokens.split(_batch(tokens)):
         pause = partial(progress, Progress("calibrate", done, sequences))
         _calibrate_batch(model, stats, batch.to(model.device), done, loss_gradient, pause)
         done += len(batch)
-        # One process's share of the sequences is no calibration.
+        # A shard alone is not a calibration on the first sequences.
         result = partial_statistics if size() == 1 else None
         progress(Progress("calibrate", done, sequences, partial=result))
 
@@ -231,9 +231,9 @@ def _calibrate_batch(
     loss_gradient: LossGradient,
     pause: Pause,
 ) -> None:
-    """Add one batch of sequences, of which `done` came before, to `stats`, in place; pauses between layers.
+    """Add one batch, which follows `done` sequences, to `stats`, in place; pauses between layers.
 
-    Hooks are open only while a layer works: others may use the model in a pause.
+    Hooks are only registered while a layer runs, since other jobs may use the model during a pause.
     """
     with torch.no_grad():
         (hidden,), (arguments,) = vars(embed(model, batch)).values()
@@ -266,7 +266,7 @@ def _cache_path(loaded: LoadedModel, tokens: Tensor, targets: Targets) -> Path:
 
 
 def _read(path: Path, layers: int, device: torch.device) -> list[LayerStats]:
-    """Kept stats. Raises whatever a damaged file leads to."""
+    """Cached stats. May raise any exception for a damaged file."""
     names = LayerStats.__dataclass_fields__
     with zipfile.ZipFile(path) as archive:
         return [
@@ -276,7 +276,7 @@ def _read(path: Path, layers: int, device: torch.device) -> list[LayerStats]:
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> numpy.ndarray:
-    """A member's array. Raises BadZipFile where its checksum differs, which is compared at the member's end alone."""
+    """A member's array. Raises BadZipFile where its checksum differs, which zipfile compares at its end."""
     with archive.open(name) as file:
         array = numpy.lib.format.read_array(file, allow_pickle=False)
         if file.read(1):
@@ -285,13 +285,13 @@ def _array(archive: zipfile.ZipFile, name: str) -> numpy.ndarray:
 
 
 def _save(path: Path, stats: list[LayerStats]) -> None:
-    size = sum(layer.packed_bytes + 512 * len(vars(layer)) for layer in stats)  # with what says what it is
-    keep(path, lambda draft: _write(draft, stats), f"the calibration ({size / 1e6:.0f} MB)", size)
+    size = sum(layer.packed_bytes + 512 * len(vars(layer)) for layer in stats)  # and headers
+    write_result(path, lambda file: _write(file, stats), f"the calibration ({size / 1e6:.0f} MB)", size)
 
 
-def _write(draft: Path, stats: list[LayerStats]) -> None:
-    """As `numpy.savez` does, which would want a copy of all moments at once."""
-    with zipfile.ZipFile(draft, "w") as archive:
+def _write(path: Path, stats: list[LayerStats]) -> None:
+    """As `numpy.savez`, which would need a copy of all moments at once."""
+    with zipfile.ZipFile(path, "w") as archive:
         for index, layer in enumerate(stats):
             for name, array in layer.packed():
                 with archive.open(f"{index}.{name}.npy", "w", force_zip64=True) as file:

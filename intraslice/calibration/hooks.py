@@ -1,4 +1,4 @@
-"""What is read off a layer while calibration tokens pass: moments forward, mask gradients backward."""
+"""Hooks that collect moments of a layer in the forward pass, and mask gradients in the backward pass."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ InputHook = Callable[[nn.Module, tuple[Tensor]], None]  # a forward pre-hook
 
 @contextmanager
 def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
-    """While open, the layer's moments add up in `stats`, in place, as tokens pass forward.
+    """While open, add the layer's moments to `stats`, in place, in the forward pass.
 
-    Below their diagonals: at the end they want `stats.mirror_`.
+    Only lower triangles are added; `stats.mirror_` completes them at the end.
     """
     attention, angles = block.attention, []
-    stream: dict[str, Tensor] = {}  # what entered the layer, and that with what is written to it
+    stream: dict[str, Tensor] = {}  # the layer's input, and its sum with the module outputs so far
 
     def at_output_map(moment: Tensor, total: Tensor) -> InputHook:
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -54,9 +54,9 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
             energy.add_(states.float().square().sum((0, 2)))
         stats.value_moment.add_(torch.einsum("bktp,bktq->kpq", value.float(), value.float()))
 
-    def at_written(module: nn.Module, _: tuple[Any, ...], output: Tensor | tuple[Tensor, None]) -> None:
+    def at_output(module: nn.Module, _: tuple[Any, ...], output: Tensor | tuple[Tensor, None]) -> None:
         stream["after"] = stream["after"] + (output[0] if isinstance(output, tuple) else output).detach()
-        if module is block.mlp:  # which writes last
+        if module is block.mlp:  # the last module of the layer
             cosines = nn.functional.cosine_similarity(stream.pop("before"), stream.pop("after"), dim=-1)
             stats.influence.add_((1 - cosines).sum())
 
@@ -66,8 +66,8 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
         attention.qkv_proj.register_forward_hook(at_queries),
         attention.o_proj.register_forward_pre_hook(at_output_map(stats.attention_moment, stats.attention_sum)),
         block.mlp.down_proj.register_forward_pre_hook(at_output_map(stats.mlp_moment, stats.mlp_sum)),
-        attention.register_forward_hook(at_written),
-        block.mlp.register_forward_hook(at_written),
+        attention.register_forward_hook(at_output),
+        block.mlp.register_forward_hook(at_output),
     ]
     if not block.parallel:
         handles.append(block.mlp_norm.register_forward_pre_hook(at_middle))
@@ -80,11 +80,11 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
 
 @contextmanager
 def collecting_gradients(block: Block, stats: LayerStats, sequences: slice) -> Iterator[None]:
-    """While open, what tokens passing forward make is watched on its way back, where gradients need only exist.
+    """While open, collect mask gradients in `stats`, in place, in the backward pass.
 
-    A mask of ones on what enters an output map would get the sum over tokens of activation times gradient: those of
-    attention and MLP go to the rows `sequences` of `stats`. The token-by-token Fisher information of queries and
-    neurons adds up, in place.
+    The gradient of a mask of ones on the input of an output map is the sum over tokens of activation times gradient.
+    Those of attention and MLP are written to the rows `sequences`. The token-wise Fisher information of queries and
+    neurons is added.
     """
     attention = block.attention
     rotated = (attention.frequency != UNROTATED)[attention.kv_head]

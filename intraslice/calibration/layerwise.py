@@ -1,7 +1,7 @@
-"""Calibration of a model larger than memory: forward keeping every layer's inputs, then backward layer by layer.
+"""Calibration of a model larger than memory: a forward that stores every layer's inputs, then backward by layer.
 
-Sums and gradients are those of an ordinary calibration. Each layer's weights are fetched twice, for all tokens at once;
-it costs one more forward, and memory for one state a token and layer. Moments of all layers stay in memory.
+The statistics equal those of an ordinary calibration. Each layer's weights are loaded twice, for all tokens at once.
+Costs one more forward, and memory for one state per token and layer. Moments of all layers are in memory.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _backward_(
     arguments: list[Arguments],
     gradients: list[Float[Tensor, "batch tokens hidden"]],
 ) -> None:
-    """Mask gradients of one layer, from the gradients of what leaves it, which become those of what enters it."""
+    """Collect mask gradients of one layer; replaces the `gradients` of its outputs by those of its inputs, in place."""
     done = 0
     for index, (hidden, batch_arguments) in enumerate(zip(inputs, arguments, strict=True)):
         rows = slice(done, done + len(hidden))

@@ -1,4 +1,4 @@
-"""How much each rotary pair of query and key channels matters: what it carries, what the loss feels of it. Pure."""
+"""Scores of rotary pairs of query and key channels: energies, and the sensitivity of the loss. Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def channel_products(
 def query_fisher(
     attribution: Float[Tensor, "batch tokens heads dim"], rotated: Bool[Tensor, "heads pairs"]
 ) -> Float[Tensor, "heads dim"]:
-    """Fisher information of masks on query channels, given their `attribution` `q_j dL/dq_j`, summed over tokens.
+    """Empirical Fisher (diagonal) of masks on query channels, summed over tokens, from `attribution` `q_j dL/dq_j`.
 
-    Channels that turn together have one mask, `(q_j dL/dq_j + q_j' dL/dq_j')^2`, whose information they share; it is
-    the same before and after the rotation.
+    The two channels of a rotated pair have one mask, `(q_j dL/dq_j + q_j' dL/dq_j')^2`, and half of its value each; it
+    is the same before and after the rotation.
     """
     first, second = attribution.flatten(0, 1).chunk(2, dim=-1)
     shared = (first + second).square().sum(0) / 2

@@ -1,4 +1,4 @@
-"""What a calibration leaves behind: every layer's sums and mask gradients, and the profile that plans are made of."""
+"""Results of a calibration: sums and mask gradients of every layer, and the profile for planning."""
 
 from __future__ import annotations
 
@@ -30,31 +30,33 @@ MOMENTS = ("residual_moment", "direction_moment", "middle_moment", "attention_mo
 class LayerStats:
     """Sums over the calibration tokens of one dense layer. C = heads * dim channels, I neurons, B sequences.
 
-    A handful of massive tokens own most of the residual moment; in the direction moment, of states scaled to unit
-    length, every token counts alike, as it does to the norms that read the stream.
+    A few massive tokens dominate the residual moment. The direction moment is that of states scaled to unit length, in
+    which all tokens have the same weight, as after the norms.
     """
 
     residual_moment: Float[Tensor, "hidden hidden"]  # of the layer's input, before any norm
     direction_moment: Float[Tensor, "hidden hidden"]
-    middle_moment: Float[Tensor, "middle middle"]  # of what enters the MLP's norm; empty where both read one norm
-    attention_moment: Float[Tensor, "C C"]  # X^T X of what enters o_proj
+    middle_moment: Float[
+        Tensor, "middle middle"
+    ]  # of the input of the MLP's norm; empty if attention and MLP share a norm
+    attention_moment: Float[Tensor, "C C"]  # X^T X of the input of o_proj
     attention_sum: Float[Tensor, " C"]
     channel_products: Float[Tensor, "heads dim"]  # sum of |q_j k_j| after the rotary embedding
     query_energy: Float[Tensor, "heads dim"]  # sum of q_j^2 after the rotary embedding
     key_energy: Float[Tensor, "kv_heads dim"]
     value_moment: Float[Tensor, "kv_heads value_dim value_dim"]  # of each head's values, uncentred
-    query_fisher: Float[Tensor, "heads dim"]  # token by token, as `calibration.query_fisher` has it
-    mlp_moment: Float[Tensor, "I I"]  # A^T A of what enters down_proj
+    query_fisher: Float[Tensor, "heads dim"]  # sum over tokens, as in `rotary_pair_scores.query_fisher`
+    mlp_moment: Float[Tensor, "I I"]  # A^T A of the input of down_proj
     mlp_sum: Float[Tensor, " I"]
     attention_gradients: Float[Tensor, "B C"]
     mlp_gradients: Float[Tensor, "B I"]
-    mlp_fisher: Float[Tensor, " I"]  # token by token: sum over them of (a_tj dL/da_tj)^2
-    influence: Float[Tensor, ""]  # sum of 1 - cos(what enters the layer, what leaves it)
+    mlp_fisher: Float[Tensor, " I"]  # sum over tokens of (a_tj dL/da_tj)^2
+    influence: Float[Tensor, ""]  # sum over tokens of 1 - cos(layer input, layer output)
 
     def mirror_(self) -> None:
-        """Complete the moments, of which only what lies below the diagonal adds up while tokens pass.
+        """Complete the moments, whose lower triangles alone are summed during calibration.
 
-        They are then symmetric to the last bit, wherever they were multiplied: a triangle of them is all of them.
+        They are then exactly symmetric, on every device, so that one triangle is enough to store them.
         """
         for moment in (getattr(self, name) for name in MOMENTS):
             mirror_(moment)
@@ -63,7 +65,7 @@ class LayerStats:
                 block.copy_(block.tril() + block.tril(-1).T)
 
     def packed(self) -> Iterator[tuple[str, numpy.ndarray]]:
-        """What is worth keeping, by name: of the moments the lower triangle, row by row."""
+        """All arrays to store, by name; of the moments the lower triangle, row by row."""
         for name, value in vars(self).items():
             array = value.numpy(force=True)
             if name in MOMENTS:
@@ -80,7 +82,7 @@ class LayerStats:
 
     @classmethod
     def unpacked(cls, arrays: Mapping[str, numpy.ndarray], device: torch.device) -> LayerStats:
-        """From what `packed` gave. The moments want `mirror_`."""
+        """The inverse of `packed`, except that `mirror_` must complete the moments."""
         values = dict(arrays)
         for name in MOMENTS:
             size = (math.isqrt(8 * len(arrays[name]) + 1) - 1) // 2
@@ -92,7 +94,7 @@ class LayerStats:
 
 
 def empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStats:
-    """Zeros, for a calibration on so many sequences."""
+    """Zeros, for a calibration on `sequences` sequences."""
     attention, mlp = block.attention, block.mlp
     channels, hidden = attention.heads * attention.value_dim, attention.o_proj.out_features
     middle = 0 if block.parallel else hidden
@@ -122,7 +124,7 @@ def empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStat
 
 @dataclass
 class CalibrationStats:
-    """What one calibration leaves behind. `tokens` is how many it saw, `targets` what its gradients were taken on."""
+    """Results of one calibration on `tokens` tokens, with gradients of the loss on `targets`."""
 
     layers: list[LayerStats]
     tokens: int
@@ -132,35 +134,37 @@ class CalibrationStats:
     kv_heads: list[tuple[int, ...]]
     other_parameters: int
     bytes_per_value: int
-    # What follows is found when it is first needed, and of other layers' sums is another.
-    # Of what each read of the residual stream sees: whatever the width, their first columns are the basis.
+    # Caches, filled on first use.
+    # Principal axes at each read of the residual stream: the first columns are the basis for any width.
     residual_axes: dict[int, Float[Tensor, "hidden hidden"]] = field(default_factory=dict, init=False, repr=False)
-    # Of every layer's neurons, best first: whatever the width, the first ones stay. As large as the MLPs' moments, so
-    # kept only by whoever slices often and puts a dictionary here.
+    # Neurons of every layer, best first: the first ones are kept, for any width. As large as the MLPs' moments, so only
+    # cached if a caller that slices often sets it to a dictionary.
     ranked_neurons: dict[int, OrderedFactor] | None = field(default=None, init=False, repr=False)
-    # Of what attention and MLP read, layer by layer: `calibration.inputs`.
+    # Moments of the inputs of attention and MLP, by layer: see `calibration.inputs`.
     input_moments: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     @cached_property
     def profile(self) -> Profile:
-        """What plans are made of, with the estimators' usual units."""
+        """Inputs of plans, with the estimators' default units."""
         return self._profile(None, GRADIENT_GROUP, ignore_progress)
 
     def profile_for(self, config: SliceConfig) -> Profile:
-        """What plans are made of, with the units and gradient groups of `config`."""
-        usual = (config.head_fraction, config.gradient_group) == (None, GRADIENT_GROUP)
-        return self.profile if usual else self._profile(config.head_fraction, config.gradient_group, ignore_progress)
+        """Inputs of plans, with the units and gradient groups of `config`."""
+        is_default = (config.head_fraction, config.gradient_group) == (None, GRADIENT_GROUP)
+        return (
+            self.profile if is_default else self._profile(config.head_fraction, config.gradient_group, ignore_progress)
+        )
 
     def make_profile(self, *, progress: ProgressCallback | bool = True) -> Profile:
-        """`profile`, with progress by layer where it is not known yet."""
+        """`profile`, with progress by layer if it is not computed yet."""
         if "profile" not in vars(self):
             self.profile = self._profile(None, GRADIENT_GROUP, progress_callback(progress))
         return self.profile
 
     def _profile(self, head_fraction: float | None, gradient_group: int, progress: ProgressCallback) -> Profile:
         layers: list[LayerProfile] = []
-        parts = zip(self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True)
-        for index, (stats, sizes, energies, kv_head) in enumerate(parts):
+        layer_data = zip(self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True)
+        for index, (stats, sizes, energies, kv_head) in enumerate(layer_data):
             layer = LayerCalibration(
                 sizes,
                 group_gradients(stats.attention_gradients, gradient_group),
@@ -182,14 +186,14 @@ class CalibrationStats:
 
 
 def _channel_scores(layer: LayerCalibration) -> Float[Tensor, "heads dim"]:
-    """By what heads stay: as with neurons, what they carry (the paper's) times what the loss feels of them."""
-    carried = channel_scores(layer.attention_moment, layer.output_energies)
-    fisher = layer.attention_gradients.square().sum(0).view_as(carried).sum(-1, keepdim=True)
-    return carried * (fisher / fisher.mean() if fisher.any() else 1.0)
+    """Scores for choosing heads: as for neurons, energy (the paper's score) times the sensitivity of the loss."""
+    energies = channel_scores(layer.attention_moment, layer.output_energies)
+    fisher = layer.attention_gradients.square().sum(0).view_as(energies).sum(-1, keepdim=True)
+    return energies * (fisher / fisher.mean() if fisher.any() else 1.0)
 
 
 def layer_sizes(block: Block) -> LayerSizes:
-    """Sizes of one layer, read off its tensors."""
+    """Sizes of one layer, from its tensors."""
     attention, mlp = block.attention, block.mlp
     norms = {block.attention_norm, block.mlp_norm}
     output_biases = [b for b in (attention.o_proj.bias, mlp.down_proj.bias) if b is not None]

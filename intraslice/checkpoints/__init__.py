@@ -1,6 +1,6 @@
-"""A sliced model on disk: our own folder format, and transformers'.
+"""Saves and loads sliced models, and exports them to other formats.
 
-Folders that were saved import `load` from here, so this path stays.
+Saved folders import `load` from here, so this path must not change.
 """
 
 from intraslice.checkpoints.format import is_checkpoint, load, require_free, save

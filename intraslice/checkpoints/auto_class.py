@@ -1,6 +1,6 @@
-"""Sliced models as models of transformers' own: what its Auto classes open, build, save and push.
+"""Sliced models as a transformers model type, which its Auto classes open, build, save and push.
 
-Importing this registers the model type; the families' own classes are imported once one of theirs is opened.
+Importing this module registers the model type. The class of a family is imported when one of its models is opened.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_intraslice.IntraSliceForCausalLM",
 }
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-UNSAID = ("_name_or_path", "dtype")  # of the dense configuration: a place on this machine, and what the weights tell
+EXCLUDED_FIELDS = ("_name_or_path", "dtype")  # of the dense configuration: a local path, and the dtype of the weights
 
 
 class IntraSliceConfig(PreTrainedConfig):
-    """The configuration of the dense model, the shape of every layer, and how the model was made."""
+    """The configuration of the dense model, the shape of every layer, and `made`, the record of how it was sliced."""
 
     model_type = "intraslice"
 
@@ -47,37 +47,37 @@ class IntraSliceConfig(PreTrainedConfig):
         dense: dict[str, Any] | None = None,
         layers: list[Shape] | None = None,
         made: dict[str, Any] | None = None,
-        **rest: Any,
+        **options: Any,
     ) -> None:
         self.dense, self.layers, self.made = dense or {}, layers or [], made
-        super().__init__(**rest)
+        super().__init__(**options)
 
     @classmethod
     def of(cls, model: PreTrainedModel, made: dict[str, Any] | None) -> IntraSliceConfig:
-        """Read off the model as it is now. `made` is kept as it is, so it must be JSON."""
-        dense = {name: value for name, value in model.config.to_dict().items() if name not in UNSAID}
+        """The configuration of the model in its present state. `made` is saved unchanged, so it must be JSON."""
+        dense = {name: value for name, value in model.config.to_dict().items() if name not in EXCLUDED_FIELDS}
         return cls(dense=dense, layers=[shape_of(layer) for layer in model.model.layers], made=made, dtype=model.dtype)
 
     def dense_config(self, **changes: Any) -> PreTrainedConfig:
-        """The dense model's own configuration, with some values changed."""
+        """The configuration of the dense model, with some values changed."""
         return AutoConfig.for_model(**(self.dense | changes))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """Where transformers looks for sizes and tokens."""
+        """The configuration in which transformers looks up sizes and special tokens."""
         return self.dense_config() if self.dense else self
 
     def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
-        """Write config.json, and beside it the code that opens the folder where the library was not imported."""
+        """Write config.json, and the code that opens the folder with `trust_remote_code`."""
         self.auto_map = AUTO_MAP
         super().save_pretrained(save_directory, push_to_hub, **options)
         shutil.copyfile(Path(__file__).with_name(REMOTE_CODE), Path(save_directory) / REMOTE_CODE)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Nothing: transformers would copy this file into what it saves."""
+        """Do nothing: transformers would copy this file into every folder that it saves."""
 
 
-# The other base, a family's own class, is only known when a model is opened (`_class_of`).
+# The other base, the class of a family, is only known when a model is opened (`_class_of`).
 if TYPE_CHECKING:
     _Family = PreTrainedModel
 else:
@@ -85,15 +85,15 @@ else:
 
 
 class IntraSliceForCausalLM(_Family):
-    """A family's own class for text with sliced layers in it. `made` says how it was made, where that is known.
+    """The causal language model class of a family, with sliced layers. `made` records how it was sliced, if known.
 
-    Its configuration is the dense model's; what is saved is an `IntraSliceConfig` of the layers as they then are.
+    `config` is the configuration of the dense model. `save_pretrained` writes an `IntraSliceConfig` of the layers.
     """
 
     config_class = IntraSliceConfig
     config: PreTrainedConfig
     made: dict[str, Any] | None = None
-    # The layers attend by torch's own kernel, whatever their shapes.
+    # The layers use torch's attention kernel at any shape.
     _supports_flash_attn = False
     _supports_flex_attn = False
     _supports_attention_backend = False
@@ -112,14 +112,14 @@ class IntraSliceForCausalLM(_Family):
         config: PreTrainedConfig | str | PathLike[str] | None = None,
         **options: Any,
     ) -> Any:
-        """The sliced model in a folder or on the Hub, with all of transformers' options: `device_map`, `dtype` ..."""
+        """Load a sliced model from a folder or the Hub, with all options of transformers: `device_map`, `dtype` ..."""
         hub: dict[str, Any] = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
         name: Any = pretrained_model_name_or_path
         if not isinstance(config, IntraSliceConfig):
             source: Any = config or name
             config = IntraSliceConfig.from_pretrained(source, **hub)
         if not config.layers:
-            config = _config_of_before(name, hub)
+            config = _config_of_previous_format(name, hub)
         changes = {key: options.pop(key) for key in options.keys() & config.dense.keys()}
         dense = config.dense_config(attn_implementation=config._attn_implementation, **changes)
         opened = super(IntraSliceForCausalLM, _sliced_class(dense)).from_pretrained(
@@ -127,7 +127,7 @@ class IntraSliceForCausalLM(_Family):
         )
         model = opened[0] if isinstance(opened, tuple) else opened  # with `output_loading_info`
         fill_buffers_(model, config.layers)
-        _require_near_shortcuts(model)
+        _require_shortcuts_on_device(model)
         model.made = config.made
         return opened
 
@@ -142,7 +142,7 @@ class IntraSliceForCausalLM(_Family):
         return model
 
     def save_pretrained(self, save_directory: str | PathLike[str], *arguments: Any, **options: Any) -> None:
-        """As transformers does it, with a configuration of the layers as they are."""
+        """Save as transformers does, with a configuration of the present layers."""
         dense, self.config = self.config, IntraSliceConfig.of(self, self.made)
         try:
             super().save_pretrained(save_directory, *arguments, **options)
@@ -151,20 +151,20 @@ class IntraSliceForCausalLM(_Family):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
-        """Nothing, as with the configuration."""
+        """Do nothing, as for the configuration."""
 
     def _get_static_cache_init_shape(self) -> None:
-        """Layers differ: a static cache takes its shapes from the first keys and values, not from the configuration."""
+        """None, as layers differ: a static cache takes its shapes from the first keys and values instead."""
 
 
 @functools.cache
 def _class_of(dense: type[PreTrainedModel]) -> Any:
-    # By the one name that the Auto classes know.
+    # The Auto classes look the class up by this name.
     return type(IntraSliceForCausalLM.__name__, (IntraSliceForCausalLM, dense), {"__module__": __name__})
 
 
 def _sliced_class(config: PreTrainedConfig) -> Any:
-    """The class for sliced models of a dense configuration: `IntraSliceForCausalLM` and the family's own.
+    """The class of sliced models for a dense configuration: it inherits from `IntraSliceForCausalLM` and the family's.
 
     Raises UserError for a family that cannot be sliced.
     """
@@ -172,25 +172,25 @@ def _sliced_class(config: PreTrainedConfig) -> Any:
     return _class_of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
 
-def _require_near_shortcuts(model: PreTrainedModel) -> None:
+def _require_shortcuts_on_device(model: PreTrainedModel) -> None:
     if any(matrix.is_meta for layer in model.model.layers for matrix in getattr(layer, "shortcuts", ())):
         raise UserError(
-            "a cross-module model cannot be kept on disk or beside its device, as nothing fetches its shortcuts; "
-            "take a device map with room for all of it, or leave it out"
+            "a cross-module model cannot be offloaded to disk or CPU memory, as nothing fetches its shortcuts; "
+            "take a device map that places all layers on devices, or leave it out"
         )
 
 
-def _config_of_before(name: str | PathLike[str], hub: dict[str, Any]) -> IntraSliceConfig:
-    """Of a folder whose shapes are not in its config.json but in its record."""
+def _config_of_previous_format(name: str | PathLike[str], hub: dict[str, Any]) -> IntraSliceConfig:
+    """The configuration of a folder that has its shapes in its record instead of its config.json."""
     record, weights = (Path(str(cached_file(name, file, **hub))) for file in (RECORD, WEIGHTS))
     return config_of_record(json.loads(record.read_text(encoding="utf-8")), weights)
 
 
 def config_of_record(record: dict[str, Any], weights: Path) -> IntraSliceConfig:
-    """The configuration that a record of format 2 holds; which maps have a bias is read off the weights."""
+    """The configuration in a record of format 2. Which maps have a bias is read from the weights."""
     with safe_open(weights, framework="pt") as file:
         layers = with_biases(record["layers"], set(file.keys()))
-    dense = {name: value for name, value in record["config"].items() if name not in UNSAID}
+    dense = {name: value for name, value in record["config"].items() if name not in EXCLUDED_FIELDS}
     return IntraSliceConfig(dense=dense, layers=layers, made=record["made"])
 
 

@@ -1,6 +1,6 @@
-"""Copied into every folder that is written for vLLM, whose `nemotron_nas` wants every layer's settings as attributes.
+"""Configuration class for vLLM's `nemotron_nas`, which reads the settings of each layer as attributes.
 
-It needs transformers alone.
+This file is copied into every folder that is written for vLLM, so it imports transformers only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 
 class Settings(dict[str, Any]):
-    """A JSON object whose values are attributes, too."""
+    """A JSON object whose values are also attributes."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in self:
@@ -21,12 +21,12 @@ class Settings(dict[str, Any]):
 
 
 class NemotronNASConfig(LlamaConfig):
-    """A Llama's, and `attention` and `ffn` of every layer in `block_configs`."""
+    """A Llama configuration, with the `attention` and `ffn` settings of every layer in `block_configs`."""
 
     model_type = "nemotron-nas"
 
-    def __init__(self, block_configs: Sequence[dict[str, dict[str, Any]]] = (), **rest: Any) -> None:
+    def __init__(self, block_configs: Sequence[dict[str, dict[str, Any]]] = (), **options: Any) -> None:
         self.block_configs = [
             Settings({part: Settings(settings) for part, settings in block.items()}) for block in block_configs
         ]
-        super().__init__(**rest)
+        super().__init__(**options)

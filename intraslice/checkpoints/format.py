@@ -1,7 +1,7 @@
-"""A sliced model as a folder: safetensors, JSON and tokenizer, reopened without the dense model. Nothing is unpickled.
+"""Saves a sliced model as a folder and loads it without the dense model. Nothing is unpickled.
 
-It is a transformers folder whose `config.json` says how every layer is shaped (see auto_class.py). `intraslice.json`
-says how the model was made; its SHA-256 covers that, the shapes and the weights.
+The folder is in transformers format; its `config.json` has the shape of every layer (see auto_class.py).
+`intraslice.json` records how the model was made, with a SHA-256 of that record, the shapes and the weights.
 """
 
 from __future__ import annotations
@@ -29,34 +29,35 @@ from intraslice.checkpoints.auto_class import (
     config_of_record,
 )
 from intraslice.checkpoints.model_card import CARD, model_card
-from intraslice.core.cache import scratch_beside
+from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
-from intraslice.modeling.offload import fetched
+from intraslice.modeling.offload import fetch_tensor
 from intraslice.pretrained.headers import read_json
 from intraslice.pretrained.reader import quiet_transformers
 
 FORMAT = 3
-FORMAT_BEFORE = 2  # its record holds the shapes, too
+PREVIOUS_FORMAT = 2  # its record also holds the shapes
 CONFIG = "config.json"
 
 
 def is_checkpoint(folder: str | Path) -> bool:
-    """Whether the folder holds a sliced model, be it that `save` wrote it or its own `save_pretrained`."""
+    """Whether the folder holds a sliced model, written by `save` or by `save_pretrained`."""
     folder = Path(folder).expanduser()
-    return (folder / RECORD).is_file() or _said_by(folder / CONFIG).get("model_type") == IntraSliceConfig.model_type
+    model_type = _read_json_or_empty(folder / CONFIG).get("model_type")
+    return (folder / RECORD).is_file() or model_type == IntraSliceConfig.model_type
 
 
 def require_free(folder: Path) -> None:
-    """Raise UserError when `folder` is there already: a checkpoint never overwrites anything."""
+    """Raise UserError if `folder` exists and is not empty: a checkpoint never overwrites anything."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; name a new folder, or remove that one first")
 
 
 def require_new_file(file: str | Path, suffix: str) -> Path:
-    """The path, to be written later. Raises UserError, before any work, where that cannot be or something is there."""
+    """The expanded path of a file to write later. Raises UserError if it exists or cannot be written."""
     file = Path(file).expanduser()
     if file.suffix != suffix:
-        raise UserError(f"{file} is no name for such a file; expected one that ends in {suffix}")
+        raise UserError(f"the file name must end in {suffix}, got {file}")
     if file.exists():
         raise UserError(f"{file} exists; name a new file, or remove that one first")
     try:
@@ -68,39 +69,41 @@ def require_new_file(file: str | Path, suffix: str) -> Path:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, made: dict[str, Any]) -> None:
-    """Write a sliced model. `made` (source, plan, protocol ...) is kept as it is, so it must be JSON.
+    """Write a sliced model. `made` (source, plan, protocol ...) is saved unchanged, so it must be JSON.
 
-    The folder appears whole or not at all. Raises UserError when it exists, or when the disk is full.
+    The folder is created atomically. Raises UserError if it exists or the disk is full.
     """
     folder = Path(folder).expanduser()
     require_free(folder)
-    tensors = {name: fetched(model, name, tensor).contiguous().cpu() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: fetch_tensor(model, name, tensor).contiguous().cpu() for name, tensor in model.state_dict().items()
+    }
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     config = IntraSliceConfig.of(model, made)
-    with new_folder(folder, tensors) as draft:
-        write_parts(draft, model, tokenizer, config, model_card(config, folder.name))
+    with new_folder(folder, tensors) as temporary:
+        write_parts(temporary, model, tokenizer, config, model_card(config, folder.name))
         record = {"format": FORMAT, "made": made}
-        record["sha256"] = _digest(draft, record)
-        (draft / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        record["sha256"] = _digest(temporary, record)
+        (temporary / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 @contextmanager
 def new_folder(folder: Path, tensors: dict[str, Tensor]) -> Iterator[Path]:
-    """Where to write what goes into `folder` beside the tensors; it appears there whole, on leaving, or not at all.
+    """A temporary folder with the tensors, for further files. It is moved to `folder` on exit, atomically.
 
-    Raises UserError when the disk is full.
+    Raises UserError if the disk is full.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_beside(folder) as scratch:
-            draft = scratch / folder.name
-            draft.mkdir()
-            save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
-            yield draft
+        with temporary_sibling(folder) as scratch:
+            temporary = scratch / folder.name
+            temporary.mkdir()
+            save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+            yield temporary
             if folder.exists():
                 folder.rmdir()
-            os.replace(draft, folder)
+            os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
         size = sum(tensor.nbytes for tensor in tensors.values())
         raise UserError(
@@ -109,26 +112,28 @@ def new_folder(folder: Path, tensors: dict[str, Tensor]) -> Iterator[Path]:
 
 
 def write_parts(
-    draft: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, card: str
+    temporary: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, card: str
 ) -> None:
-    """What any folder has beside its tensors."""
+    """Write the files of a model folder except its tensors."""
     for part in (model.generation_config, tokenizer, config):
-        part.save_pretrained(draft)
-    (draft / CARD).write_text(card, encoding="utf-8")
+        part.save_pretrained(temporary)
+    (temporary / CARD).write_text(card, encoding="utf-8")
 
 
 def load(
     folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Reopen what `save` wrote: the model (with `generate()`), its tokenizer, and how it was made.
+    """Load a folder that `save` wrote: the model (with `generate()`), its tokenizer, and the record `made`.
 
-    Raises UserError when a file is missing, truncated, or not the one that was saved.
+    Raises UserError if a file is missing, truncated, or not the one that was saved.
     """
     folder = Path(folder).expanduser()
     record = _verified_record(folder)
     try:
-        before = record["format"] == FORMAT_BEFORE
-        config = config_of_record(record, folder / WEIGHTS) if before else IntraSliceConfig.from_pretrained(folder)
+        if record["format"] == PREVIOUS_FORMAT:
+            config = config_of_record(record, folder / WEIGHTS)
+        else:
+            config = IntraSliceConfig.from_pretrained(folder)
         with quiet_transformers():
             model, report = IntraSliceForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype or "auto", output_loading_info=True
@@ -138,13 +143,13 @@ def load(
             raise ValueError(f"tensors do not fit: {wrong[0]}")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} is not a whole sliced checkpoint ({reason}); copy the folder again") from error
+        raise UserError(f"{folder} is not a complete sliced checkpoint ({reason}); copy the folder again") from error
     tokenizer.padding_side = "left"
     return model.requires_grad_(False).to(device), tokenizer, config.made or {"source": str(folder)}
 
 
-def _said_by(file: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing where there is none that can be read."""
+def _read_json_or_empty(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if the file is missing or cannot be read."""
     try:
         return read_json(file)
     except (OSError, ValueError, RecursionError):
@@ -152,17 +157,17 @@ def _said_by(file: Path) -> dict[str, Any]:
 
 
 def _verified_record(folder: Path) -> dict[str, Any]:
-    """What `save` left beside the model, after a look at all of it; transformers' own `save_pretrained` leaves none."""
+    """The record that `save` wrote, once its SHA-256 is verified. transformers' `save_pretrained` writes no record."""
     if not is_checkpoint(folder):
         raise UserError(f"{folder} holds no sliced model; name a folder that slicing wrote")
     if not (folder / RECORD).is_file():
         return {"format": FORMAT}
-    record = _said_by(folder / RECORD)
+    record = _read_json_or_empty(folder / RECORD)
     version = record.get("format")
-    wanted = {FORMAT: {"made"}, FORMAT_BEFORE: {"made", "config", "layers"}}
-    if version not in wanted or not wanted[version] <= record.keys():
+    required = {FORMAT: {"made"}, PREVIOUS_FORMAT: {"made", "config", "layers"}}
+    if version not in required or not required[version] <= record.keys():
         raise UserError(
-            f"{folder / RECORD} cannot be read or is of format {version!r}, this version reads {FORMAT}; "
+            f"{folder / RECORD} cannot be read or is of format {version!r}, expected {FORMAT}; "
             "copy the folder again, or slice the model again"
         )
     if not (folder / WEIGHTS).is_file() or _digest(folder, record) != record.get("sha256"):
@@ -173,11 +178,11 @@ def _verified_record(folder: Path) -> dict[str, Any]:
 
 
 def _digest(folder: Path, record: dict[str, Any]) -> str:
-    """SHA-256 of the weights and of all else that is said of them: one head map edited makes another model."""
+    """SHA-256 of the weights, the record and the configuration: an edited head map makes a different model."""
     with (folder / WEIGHTS).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-    said = {name: value for name, value in json.loads(json.dumps(record)).items() if name != "sha256"}
-    if record["format"] != FORMAT_BEFORE:
-        said["config"] = _said_by(folder / CONFIG)
-    digest.update(json.dumps(said, sort_keys=True).encode())
+    described = {name: value for name, value in json.loads(json.dumps(record)).items() if name != "sha256"}
+    if record["format"] != PREVIOUS_FORMAT:
+        described["config"] = _read_json_or_empty(folder / CONFIG)
+    digest.update(json.dumps(described, sort_keys=True).encode())
     return digest.hexdigest()

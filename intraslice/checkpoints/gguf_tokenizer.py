@@ -1,7 +1,7 @@
-"""A tokenizer as llama.cpp wants it in a GGUF file: byte-level BPE or SentencePiece, with its special tokens.
+"""Converts a tokenizer to the metadata of a GGUF file: byte-level BPE or SentencePiece, with its special tokens.
 
-llama.cpp's pre-tokenizers are built in and go by names. The name is found by what the tokenizer does, as its
-tokenizer.json says it, so that a tokenizer that lost a step on its way is still written as it is.
+llama.cpp's pre-tokenizers are built in and have names. The name is derived from the steps in tokenizer.json, not from
+the model's name, so a tokenizer with a changed step is written correctly or refused.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from transformers import PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
 
-# How Llama 3 and Qwen 2 split text: they differ in how many digits go together.
+# How Llama 3 and Qwen 2 split text: they differ in the number of digits per token.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}TIMES| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3, _QWEN2 = _SPLIT.replace("TIMES", "{1,3}"), _SPLIT.replace("TIMES", "")
 GPT2, DIGITS = "the pattern of GPT-2", "single digits"
-# The steps of a byte-level pre-tokenizer, and whether a whole word that is a token skips the merges.
+# Steps of a byte-level pre-tokenizer, and `ignore_merges`: whether a word that is a token skips the merges.
 PRE_TOKENIZERS = {
     ((GPT2,), False): "gpt-2",
     ((DIGITS, GPT2), False): "smollm",
@@ -38,7 +38,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class GGUFTokenizer:
-    """All that a GGUF file says of a tokenizer. `tokens[n]` is the text of token n; `special` maps kinds to ids."""
+    """The tokenizer metadata of a GGUF file. `tokens[n]` is the text of token n; `special` maps kinds to ids."""
 
     model: str  # "gpt2" is byte-level BPE, "llama" SentencePiece
     pre: str
@@ -49,11 +49,11 @@ class GGUFTokenizer:
     adds_eos: bool
     chat_template: str | list[dict[str, str]] | None
     merges: list[str] | None = None  # of byte-level BPE
-    scores: list[float] | None = None  # of SentencePiece: the greatest merges first
+    scores: list[float] | None = None  # of SentencePiece: the greatest is merged first
     adds_space: bool = False  # before the text
 
     def add_to(self, writer: GGUFWriter) -> None:
-        """Write it into the metadata of a file."""
+        """Write the fields to the metadata of a file."""
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
@@ -72,22 +72,22 @@ class GGUFTokenizer:
 
 
 def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collection[int] = ()) -> GGUFTokenizer:
-    """What a GGUF file says of a tokenizer; `rows` are the model's embeddings, `stops` the tokens that end an answer.
+    """The GGUF metadata of a tokenizer; `rows` is the number of embeddings, `stops` are the end-of-turn tokens.
 
-    Raises UserError for a tokenizer that llama.cpp does not have.
+    Raises UserError for a tokenizer that llama.cpp does not support.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError("the tokenizer has no tokenizer.json, which GGUF is written from; take a fast tokenizer")
-    described = json.loads(backend.to_str())
-    model = described["model"]
+        raise UserError("the tokenizer has no tokenizer.json, which the GGUF export reads; use a fast tokenizer")
+    tokenizer_json = json.loads(backend.to_str())
+    model = tokenizer_json["model"]
     if model["type"] != "BPE":
         raise UserError(
-            f"a GGUF file holds byte-level BPE and SentencePiece's BPE, and the tokenizer is {model['type']}; "
+            f"the tokenizer must be byte-level BPE or SentencePiece's BPE for GGUF, got {model['type']}; "
             "keep the folder, which transformers opens"
         )
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    tokens, types = _vocabulary(described, rows)
+    tokens, types = _vocabulary(tokenizer_json, rows)
     if model["byte_fallback"] and tokenizer.unk_token_id is not None:
         types[tokenizer.unk_token_id] = TokenType.UNKNOWN
     start = tokenizer("a").input_ids
@@ -101,25 +101,25 @@ def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collect
     }
     if model["byte_fallback"]:
         return GGUFTokenizer(
-            "llama", "default", scores=_scores(tokens, merges), adds_space=_adds_space(described), **common
+            "llama", "default", scores=_scores(tokens, merges), adds_space=_adds_space(tokenizer_json), **common
         )
-    return GGUFTokenizer("gpt2", _pre_tokenizer(described), merges=[" ".join(merge) for merge in merges], **common)
+    return GGUFTokenizer("gpt2", _pre_tokenizer(tokenizer_json), merges=[" ".join(merge) for merge in merges], **common)
 
 
-def _vocabulary(described: dict[str, Any], rows: int) -> tuple[list[str], list[TokenType]]:
-    """The text and the type of every row of the embeddings; rows without a token are named, and unused."""
+def _vocabulary(tokenizer_json: dict[str, Any], rows: int) -> tuple[list[str], list[TokenType]]:
+    """Text and type of every row of the embeddings; rows without a token get a name and the type UNUSED."""
     tokens = [f"[PAD{row}]" for row in range(rows)]
     types = [TokenType.UNUSED] * rows
-    model = described["model"]
-    largest = max((*model["vocab"].values(), *(added["id"] for added in described["added_tokens"])), default=-1)
+    model = tokenizer_json["model"]
+    largest = max((*model["vocab"].values(), *(added["id"] for added in tokenizer_json["added_tokens"])), default=-1)
     if largest >= rows:
         raise UserError(
-            f"the tokenizer has token ids up to {largest} and the model {rows} embeddings; expected its own"
+            f"the tokenizer has token ids up to {largest} and the model {rows} embeddings; pass the model's tokenizer"
         )
     for text, token in model["vocab"].items():
         tokens[token] = text
         types[token] = TokenType.BYTE if model["byte_fallback"] and _BYTE.fullmatch(text) else TokenType.NORMAL
-    for added in described["added_tokens"]:
+    for added in tokenizer_json["added_tokens"]:
         tokens[added["id"]] = added["content"]
         types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     return tokens, types
@@ -127,11 +127,11 @@ def _vocabulary(described: dict[str, Any], rows: int) -> tuple[list[str], list[T
 
 def _special(tokenizer: PreTrainedTokenizerBase, stops: Collection[int]) -> dict[str, int]:
     special = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "unk", "pad")}
-    # The end of a turn is the stop that the chat template writes, where that is not the end of the text.
+    # The end-of-turn token is the stop token that the chat template writes, if it is not the end-of-text token.
     template = str(tokenizer.chat_template)
     texts = {token: str(tokenizer.decode([token])) for token in stops if token != special["eos"]}
-    written = [token for token, text in texts.items() if text and text in template]
-    special["eot"] = next(iter(written), None)
+    template_stops = [token for token, text in texts.items() if text and text in template]
+    special["eot"] = next(iter(template_stops), None)
     return {kind: token for kind, token in special.items() if token is not None}
 
 
@@ -141,17 +141,17 @@ def _chat_template(template: str | dict[str, str] | None) -> str | list[dict[str
     return template
 
 
-def _steps(step: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or a pre-tokenizer, which may be a sequence of them."""
+def _flatten_steps(step: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or a pre-tokenizer, which may be a single step or a sequence."""
     if step is None:
         return []
     return step[members] if step["type"] == "Sequence" else [step]
 
 
-def _pre_tokenizer(described: dict[str, Any]) -> str:
-    """llama.cpp's name for how a byte-level tokenizer splits text before its merges."""
+def _pre_tokenizer(tokenizer_json: dict[str, Any]) -> str:
+    """llama.cpp's name for the pre-tokenizer of a byte-level tokenizer."""
     names = []
-    for step in _steps(described["pre_tokenizer"], "pretokenizers"):
+    for step in _flatten_steps(tokenizer_json["pre_tokenizer"], "pretokenizers"):
         if step == {"type": "Digits", "individual_digits": True}:
             names.append(DIGITS)
         elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
@@ -160,24 +160,24 @@ def _pre_tokenizer(described: dict[str, Any]) -> str:
             names += [GPT2] if step["use_regex"] else []
         else:
             names.append(step["type"])
-    name = PRE_TOKENIZERS.get((tuple(names), described["model"].get("ignore_merges", False)))
-    # llama.cpp does not normalise: composed text, which is what people type, is NFC already.
-    normalizers = [step["type"] for step in _steps(described["normalizer"], "normalizers")]
+    name = PRE_TOKENIZERS.get((tuple(names), tokenizer_json["model"].get("ignore_merges", False)))
+    # llama.cpp does not normalise. Text that people type is usually in NFC already.
+    normalizers = [step["type"] for step in _flatten_steps(tokenizer_json["normalizer"], "normalizers")]
     if name is None or set(normalizers) - {"NFC"}:
         raise UserError(
-            f"the tokenizer prepares text by {[*normalizers, *names]}, which is none of the ways that a GGUF file is "
-            f"written for ({', '.join(PRE_TOKENIZERS.values())}); keep the folder, which transformers opens"
+            f"the tokenizer prepares text by {[*normalizers, *names]}; expected the steps of one of llama.cpp's "
+            f"pre-tokenizers {', '.join(PRE_TOKENIZERS.values())}; keep the folder, which transformers opens"
         )
     return name
 
 
-def _adds_space(described: dict[str, Any]) -> bool:
-    """Whether a SentencePiece tokenizer writes a space before the text. Raises UserError where it does more.
+def _adds_space(tokenizer_json: dict[str, Any]) -> bool:
+    """Whether a SentencePiece tokenizer adds a space before the text. Raises UserError for any other preparation.
 
-    llama.cpp does so as SentencePiece itself: also before a text that begins with one, which Metaspace leaves alone.
+    llama.cpp, like SentencePiece itself, also adds it before a text that begins with a space; Metaspace does not.
     """
-    normalizers = _steps(described["normalizer"], "normalizers")
-    splits = _steps(described["pre_tokenizer"], "pretokenizers")
+    normalizers = _flatten_steps(tokenizer_json["normalizer"], "normalizers")
+    splits = _flatten_steps(tokenizer_json["pre_tokenizer"], "pretokenizers")
     prepend = {"type": "Prepend", "prepend": _SPACE}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     if not splits and normalizers in ([replace], [prepend, replace]):
@@ -192,7 +192,7 @@ def _adds_space(described: dict[str, Any]) -> bool:
 
 
 def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
-    """SentencePiece takes the pair whose token has the greatest score: here that of the earliest merge to it."""
+    """Scores in the order of the merges: SentencePiece first merges the pair whose token has the greatest score."""
     rank: dict[str, int] = {}
     for index, (left, right) in enumerate(merges):
         rank.setdefault(left + right, index)

@@ -1,6 +1,6 @@
-"""Copied into every saved folder, for transformers' `trust_remote_code=True`; it needs the library installed.
+"""Copied into every saved folder, for transformers' `trust_remote_code=True`. Needs the library installed.
 
-After `import intraslice` the Auto classes know such folders, and nobody reads this file.
+After `import intraslice` the Auto classes know the model type, and this file is not used.
 """
 
 from intraslice.checkpoints.auto_class import IntraSliceConfig, IntraSliceForCausalLM

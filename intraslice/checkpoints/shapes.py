@@ -1,4 +1,4 @@
-"""What a saved model says of every layer's shape, and the empty modules of such shapes, ready for their weights."""
+"""The saved shape of every layer, and empty modules of these shapes into which weights are loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from intraslice.core.weights import AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import DenseModule, family_of
-from intraslice.modeling.linear import NO_FORMAT, LowRankMap
+from intraslice.modeling.linear import CANNOT_BE_SAVED, LowRankMap
 from intraslice.modeling.mlp import SlicedMLP
 
 Shape = dict[str, Any]  # of one layer, as JSON
@@ -22,10 +22,10 @@ LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.up
 
 
 def shape_of(layer: DenseModule) -> Shape:
-    """The shape of a canonical layer, dense or sliced. Raises UserError for maps of two factors."""
+    """The shape of a canonical layer, dense or sliced. Raises UserError for maps with low-rank factors."""
     attention, mlp = layer.self_attn, layer.mlp
     if isinstance(attention.qkv_proj, LowRankMap):
-        raise UserError(f"{NO_FORMAT}; take another method")
+        raise UserError(f"{CANNOT_BE_SAVED}; take another method")
     shortcuts = [list(matrix.shape) for matrix in layer.shortcuts] if isinstance(layer, CrossModuleLayer) else []
     return {
         "heads": attention.heads,
@@ -44,31 +44,31 @@ def shape_of(layer: DenseModule) -> Shape:
 
 
 def _biased(parameters: Collection[str], prefix: str = "") -> list[str]:
-    """The linear maps of a layer that have a bias, by the names of its parameters."""
+    """The linear maps of a layer that have a bias, found among the names of its parameters."""
     return [name for name in LINEARS if f"{prefix}{name}.bias" in parameters]
 
 
 def with_biases(shapes: Iterable[Shape], tensors: Collection[str]) -> list[Shape]:
-    """Shapes of a folder that does not name its biases, which the names of the model's tensors tell."""
+    """Add the biases to shapes that lack them, from the names of the model's tensors."""
     return [shape | {"biases": _biased(tensors, f"model.layers.{index}.")} for index, shape in enumerate(shapes)]
 
 
 def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
-    """Put empty modules of these shapes in the place of the dense layers, in place, on torch's default device.
+    """Replace the dense layers, in place, by empty modules of these shapes, on torch's default device.
 
-    Raises ValueError for another number of layers, and what torch raises for sizes that cannot be.
+    Raises ValueError if the number of layers differs; torch raises for impossible sizes.
     """
     family, hidden = family_of(model.config), model.config.hidden_size
     if len(shapes) != len(model.model.layers):
-        raise ValueError(f"{len(shapes)} layers are described and {len(model.model.layers)} are wanted")
+        raise ValueError(f"expected shapes of {len(model.model.layers)} layers, got {len(shapes)}")
     for index, (layer, shape) in enumerate(zip(model.model.layers, shapes, strict=True)):
         shortcuts = shape["shortcuts"]
-        widths = shortcuts or [(hidden, hidden)]  # where attention and MLP are parallel there is one around both
+        widths = shortcuts or [(hidden, hidden)]  # parallel attention and MLP share one shortcut
         attention = SlicedAttention(_attention(shape, *widths[0]), index)
         mlp = SlicedMLP(_mlp(shape, *widths[-1]))
         if shortcuts:
             norms = [BasisNorm.of(getattr(layer, name)) for name in (family.attention_norm, family.mlp_norm)]
-            # Transformers fills linear maps with random numbers, and leaves these alone.
+            # transformers initialises linear maps, but not these.
             matrices = [torch.eye(*sizes) for sizes in shortcuts]
             model.model.layers[index] = CrossModuleLayer(family, attention, mlp, norms, matrices)
         else:
@@ -78,7 +78,7 @@ def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
 
 
 def fill_buffers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
-    """Write what is read off the shapes, not off the weights, into modules that were made without memory, in place."""
+    """Fill the buffers that come from the shapes, in place, in modules that were built on the meta device."""
     for layer, shape in zip(model.model.layers, shapes, strict=True):
         layer.self_attn.fill_layout_(torch.tensor(shape["kv_head"], dtype=torch.long), _frequency(shape))
 
@@ -120,7 +120,7 @@ def _mlp(shape: Shape, reads: int, writes: int) -> MLPWeights:
 
 
 def _embedding(model: PreTrainedModel, width: int) -> nn.Embedding:
-    """Of the first basis: fused into the table, unless the head shares that."""
+    """The embedding in the first basis, which is fused into the table unless the head shares the table."""
     table, hidden = model.model.embed_tokens, model.config.hidden_size
     if model.config.tie_word_embeddings:
         return BasisEmbedding(nn.Parameter(table.weight, False), torch.eye(hidden, width), table.padding_idx)

@@ -1,4 +1,4 @@
-"""A model, sliced or dense, as one GGUF file for llama.cpp: whole or not at all, with its tokenizer."""
+"""Writes a model, sliced or dense, and its tokenizer as a GGUF file for llama.cpp, atomically."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import require_new_file
-from intraslice.checkpoints.gguf_tensors import INSTEAD, deci_tensors, shared_heads
+from intraslice.checkpoints.gguf_tensors import SAVE_AS_FOLDER, deci_tensors, shared_heads
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
-from intraslice.core.cache import scratch_beside
+from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.modeling.crossmodule_layers import CrossModuleLayer
@@ -27,24 +27,24 @@ from intraslice.planning.widths import BLOCK
 GGUFType = Literal["f32", "f16", "q8_0"]
 GGUF_TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
 _FILE_TYPES = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
-NO_CROSS_MODULE = f"a cross-module slice has shortcut matrices, which llama.cpp does not know; {INSTEAD}"
+NO_CROSS_MODULE = f"a cross-module slice has shortcut matrices, which llama.cpp does not support; {SAVE_AS_FOLDER}"
 
 
 @dataclass(frozen=True)
 class GGUFReport:
-    """What was written. `padding_bytes` are zeros that make up for narrow heads, ragged groups and odd widths."""
+    """The written file. `padding_bytes` counts the zeros that pad narrow heads, ragged groups and odd widths."""
 
     file: str
     type: GGUFType
     bytes: int
     padding_bytes: int
-    as_f16: tuple[str, ...]  # tensors that q8_0 cannot hold, since their rows are no whole blocks
+    as_f16: tuple[str, ...]  # tensors that q8_0 cannot hold, as their rows are not whole blocks
     context_length: int
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Shape and stored type of every tensor, by name, and bytes of all that is padding in them."""
+    """Shape and stored type of every tensor, by name, and the number of padding bytes."""
 
     shapes: dict[str, tuple[int, ...]]
     types: dict[str, GGMLQuantizationType]
@@ -55,27 +55,28 @@ class _Sizes:
         return int(numpy.prod(self.shapes[name])) // block * size
 
 
-def padding_in_words(count: int) -> str:
-    """So many bytes of a file are zeros that make up for what llama.cpp's shapes have no place for."""
+def padding_text(count: int) -> str:
+    """A phrase for the number of padding bytes in a file."""
     return f"{count / 1e6:.3g} MB are padding" if count else "nothing is padded"
 
 
 def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GGUFTokenizer:
-    """The tokenizer as it goes into the file.
+    """The tokenizer metadata for the file. Raises UserError if llama.cpp's `deci` does not support model or tokenizer.
 
-    Raises UserError, in one line, for a model or a tokenizer that llama.cpp's `deci` does not compute.
-    What holds of a dense model holds of its slices, but for the cross-module ones.
+    The result for a dense model holds for its slices too, except for cross-module ones.
     """
     if isinstance(model.model.layers[0], CrossModuleLayer):
         raise UserError(NO_CROSS_MODULE)
     block = blocks(model)[0]
     if block.parallel or not hasattr(block.mlp_norm, "variance_epsilon") or model.lm_head.bias is not None:
         raise UserError(
-            "llama.cpp's deci wants RMSNorm and one module after the other, and a model of type "
-            f"{model.config.model_type} has LayerNorm or parallel ones; {INSTEAD}"
+            "llama.cpp's deci requires RMSNorm and sequential modules, and a model of type "
+            f"{model.config.model_type} has LayerNorm or parallel modules; {SAVE_AS_FOLDER}"
         )
     if not block.mlp.gated or block.mlp.activation != "silu":
-        raise UserError(f"llama.cpp's deci wants gated MLPs with silu, this one has {block.mlp.activation}; {INSTEAD}")
+        raise UserError(
+            f"llama.cpp's deci requires gated MLPs with silu, this one has {block.mlp.activation}; {SAVE_AS_FOLDER}"
+        )
     shared_heads(model)
     return _tokenizer_of(model, tokenizer)
 
@@ -92,20 +93,20 @@ def write_gguf(
 ) -> GGUFReport:
     """Write a canonical model and its tokenizer to `file`, with one tensor in memory at a time.
 
-    Norms and biases stay float32. `name` is what the model is called, `made` how a slice was made, as its folder says
-    it. `progress` counts tensors. Raises UserError for what `require_new_file` and `require_deci` refuse, for values
-    that float16 does not hold, and where there is no room.
+    Norms and biases stay float32. `name` is the name of the model, `made` the record of a slice. `progress` counts
+    tensors. Raises UserError as `require_new_file` and `require_deci` do, for values beyond the range of float16, and
+    if the disk is full.
     """
     file = require_new_file(file, ".gguf")
     vocabulary = require_deci(model, tokenizer)
     sizes = _sizes(model, gguf_type)
     needed, free = sum(map(sizes.bytes, sizes.shapes)), shutil.disk_usage(file.parent).free
     if needed > free:
-        raise UserError(f"{file} takes {needed / 1e6:.0f} MB and {free / 1e6:.0f} are free; free some space")
+        raise UserError(f"{file} needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; free some space")
     try:
-        with scratch_beside(file) as scratch:
-            draft = scratch / file.name
-            writer = GGUFWriter(draft, "deci")
+        with temporary_sibling(file) as scratch:
+            temporary_file = scratch / file.name
+            writer = GGUFWriter(temporary_file, "deci")
             try:
                 _add_origin(writer, name, made or {}, sizes.padding)
                 _add_metadata(writer, model, sizes, gguf_type)
@@ -113,7 +114,7 @@ def write_gguf(
                 _write_tensors(writer, model, sizes, progress_callback(progress))
             finally:
                 writer.close()
-            os.replace(draft, file)
+            os.replace(temporary_file, file)
     except OSError as error:
         raise UserError(f"cannot write {needed / 1e6:.0f} MB to {file}: {error}; nothing was kept") from error
     smaller = tuple(name for name, kind in sizes.types.items() if gguf_type == "q8_0" and kind.name == "F16")
@@ -138,12 +139,12 @@ def _stored_type(values: Tensor, gguf_type: GGUFType) -> GGMLQuantizationType:
 
 
 def _add_origin(writer: GGUFWriter, name: str, made: dict[str, Any], padding: int) -> None:
-    """What it is a slice of; llama.cpp knows some tokenizers' habits by the name of the model."""
+    """Name and description of the model; llama.cpp recognises some tokenizers by the name of the dense model."""
     if name := Path(made.get("asked", {}).get("model", name)).name:
         writer.add_name(name)
     if "removed_fraction" in made:
         removed = f"{made['removed_fraction']:.1%} of the decoder layers' parameters removed"
-        writer.add_description(f"{removed}; {padding_in_words(padding)}")
+        writer.add_description(f"{removed}; {padding_text(padding)}")
 
 
 def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, gguf_type: GGUFType) -> None:
@@ -184,13 +185,13 @@ def _write_tensors(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, pr
         with numpy.errstate(over="ignore"):
             stored = gguf.quantize(values.contiguous().numpy(), sizes.types[name])
         if stored.dtype == numpy.float16 and not numpy.isfinite(stored).all():
-            raise UserError(f"{name} has values that float16 does not hold; write f32")
+            raise UserError(f"{name} has values beyond the range of float16; write f32")
         writer.write_tensor_data(stored)
     progress(Progress("gguf", len(sizes.shapes), len(sizes.shapes)))
 
 
 def _context_length(model: PreTrainedModel) -> int:
-    """How far a text is computed as the model does: no longer than its window of attention, which deci has not."""
+    """The context length, limited to a sliding attention window, which deci does not support."""
     lengths = (model.config.max_position_embeddings, getattr(model.config, "sliding_window", None))
     return min(length for length in lengths if length)
 

@@ -1,7 +1,7 @@
-"""An ordinary transformers checkpoint of a sliced model, where its plan makes every layer alike.
+"""Converts a sliced model to a plain transformers model, if all its layers have the same shape.
 
-transformers can hold another head count and another MLP width, alike in all layers; it cannot hold narrower heads (its
-rotary frequencies and softmax scale follow the head width) nor groups of unequal size.
+transformers allows other head counts and MLP widths if they are the same in all layers. It does not allow narrower
+heads (its rotary frequencies and softmax scale follow from the head width) nor groups of unequal size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from intraslice.modeling.families import blocks, head_width, write_layer_
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The same function as an unmodified transformers model, ready for `save_pretrained`; its tensors are copies.
+    """An unmodified transformers model that computes the same function; its tensors are copies.
 
-    Raises UserError, naming the layer, when the layers are not alike or heads were narrowed.
+    Raises UserError, naming the layer, if layers have different shapes or heads are narrower.
     """
     if isinstance(model.model.layers[0], CrossModuleLayer):
-        raise UserError("a cross-module model has shortcut matrices, which transformers cannot hold; save it as it is")
+        raise UserError(
+            "a cross-module model has shortcut matrices, which transformers' classes do not support; "
+            "save the IntraSlice checkpoint instead"
+        )
     layers = blocks(model)
     config = copy.deepcopy(model.config)
     first = layers[0]
@@ -32,11 +35,11 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
         if (attention.dim, attention.value_dim) != (dim, dim) or not attention.even_groups:
             raise UserError(
                 f"layer {index} has heads of {attention.dim} channels or unequal groups, which transformers "
-                "cannot hold; save the IntraSlice checkpoint instead, or slice the MLPs alone"
+                "does not support; save the IntraSlice checkpoint instead, or slice only the MLPs"
             )
         if sizes != (first.attention.heads, first.attention.kv_heads, first.mlp.neurons):
             raise UserError(
-                f"layer {index} differs from layer 0, and transformers' own classes want layers alike; "
+                f"layer {index} has another shape than layer 0, and transformers' classes need the same shape in all; "
                 "take the uniform estimator, or save the IntraSlice checkpoint instead"
             )
     config.head_dim = dim

@@ -1,6 +1,6 @@
-"""A model whose MLPs alone were sliced, as a folder for vLLM: its `nemotron_nas` gives every layer's MLP its own width.
+"""Writes a model with sliced MLPs as a folder for vLLM, whose `nemotron_nas` has an MLP width for each layer.
 
-Query heads are alike in all of its layers, so that a slice with fewer or narrower heads does not fit.
+Its heads are the same in all layers, so slices with fewer or narrower heads are not supported.
 """
 
 from __future__ import annotations
@@ -16,40 +16,49 @@ from intraslice.checkpoints import configuration_nas
 from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.configuration_nas import NemotronNASConfig
 from intraslice.checkpoints.format import new_folder, require_free, write_parts
-from intraslice.checkpoints.gguf_tensors import INSTEAD
+from intraslice.checkpoints.gguf_tensors import SAVE_AS_FOLDER
 from intraslice.checkpoints.model_card import DenseHeads, model_card, only_mlps
 from intraslice.core.errors import UserError
 from intraslice.modeling.families import Pair, blocks, linear_maps
 from intraslice.modeling.offload import resident
 
-ARCHITECTURE = "DeciLMForCausalLM"  # by which vLLM finds its nemotron_nas
+ARCHITECTURE = "DeciLMForCausalLM"  # vLLM's name for nemotron_nas
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
-_ROTARY = ("default", "linear", "llama3")  # whose frequencies do not depend on how long the text is
+_ROTARY = ("default", "linear", "llama3")  # frequencies do not depend on the length of the text
 _LLAMA = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version", "_name_or_path"}
 
 
 def require_nas(config: IntraSliceConfig) -> None:
-    """Raise UserError, in one line, for a model that vLLM's `nemotron_nas` does not compute."""
+    """Raise UserError if vLLM's `nemotron_nas` does not support the model."""
     dense, layers = config.dense, config.layers
-    kind = dense["model_type"]
+    model_type = dense["model_type"]
     if any(layer["shortcuts"] for layer in layers):
-        raise UserError(f"a cross-module slice has shortcut matrices, which vLLM does not know; {INSTEAD}")
+        raise UserError(f"a cross-module slice has shortcut matrices, which vLLM does not support; {SAVE_AS_FOLDER}")
     if not all(layer["gated"] and layer["activation"] == "silu" for layer in layers):
-        raise UserError(f"vLLM's nemotron_nas wants gated MLPs with silu, which {kind} models have not; {INSTEAD}")
+        raise UserError(
+            f"vLLM's nemotron_nas requires gated MLPs with silu, which {model_type} models do not have; "
+            f"{SAVE_AS_FOLDER}"
+        )
     if not only_mlps(config):
         raise UserError(
-            f"vLLM's nemotron_nas has the same heads in every layer, and here some are cut; {INSTEAD}, "
-            "or slice the MLPs alone, with the attention of every layer locked at 0"
+            "vLLM's nemotron_nas requires the same heads in every layer, and here some are removed or narrowed; "
+            f"{SAVE_AS_FOLDER}, or slice only the MLPs, with the attention of every layer locked at 0"
         )
     if any(not layer["neurons"] and "mlp.down_proj" in layer["biases"] for layer in layers):
-        raise UserError(f"of an MLP that is gone vLLM's nemotron_nas keeps no bias; {INSTEAD}")
+        raise UserError(f"vLLM's nemotron_nas does not keep the output bias of a removed MLP; {SAVE_AS_FOLDER}")
     window = dense.get("sliding_window") if dense.get("use_sliding_window", True) else None
     if window and window < dense["max_position_embeddings"]:
-        raise UserError(f"a token of this {kind} model sees {window} others, in vLLM's nemotron_nas all; {INSTEAD}")
+        raise UserError(
+            f"this {model_type} model has a sliding attention window of {window} tokens, which vLLM's nemotron_nas "
+            f"does not support; {SAVE_AS_FOLDER}"
+        )
     heads, rotary = DenseHeads.of(dense), (dense.get("rope_parameters") or {}).get("rope_type", "default")
     pairs = list(range(heads.width // 2))
     if rotary not in _ROTARY or any(row != pairs for layer in layers for row in layer["frequency"]):
-        raise UserError(f"vLLM's nemotron_nas rotates every channel alike, and this {kind} model does not; {INSTEAD}")
+        raise UserError(
+            f"vLLM's nemotron_nas rotates all channels of every layer, and this {model_type} model does not; "
+            f"{SAVE_AS_FOLDER}"
+        )
 
 
 def to_vllm(
@@ -57,8 +66,8 @@ def to_vllm(
 ) -> None:
     """Write a canonical model, sliced or dense, that vLLM opens with `trust_remote_code`; `made` goes into its card.
 
-    The folder appears whole or not at all. Raises UserError for what `require_nas` refuses, and when the folder exists
-    or the disk is full.
+    The folder is created atomically. Raises UserError as `require_nas` does, and if the folder exists or the disk is
+    full.
     """
     folder = Path(folder).expanduser()
     require_free(folder)
@@ -66,13 +75,13 @@ def to_vllm(
     require_nas(sliced)
     config = nas_config(sliced)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model, config).items()}
-    with new_folder(folder, tensors) as draft:
-        write_parts(draft, model, tokenizer, config, model_card(sliced, folder.name, "vllm"))
-        shutil.copy(configuration_nas.__file__, draft)
+    with new_folder(folder, tensors) as temporary:
+        write_parts(temporary, model, tokenizer, config, model_card(sliced, folder.name, "vllm"))
+        shutil.copy(configuration_nas.__file__, temporary)
 
 
 def nas_config(config: IntraSliceConfig) -> NemotronNASConfig:
-    """What vLLM reads of a model that `require_nas` lets pass."""
+    """The configuration for vLLM of a model that `require_nas` accepts."""
     heads = DenseHeads.of(config.dense)
     biased = {name.split(".")[0] for layer in config.layers for name in layer["biases"]}
     attention = {"n_heads_in_group": heads.queries // heads.groups, "no_op": False, "replace_with_linear": False}
@@ -98,7 +107,7 @@ def nas_config(config: IntraSliceConfig) -> NemotronNASConfig:
 
 
 def _tensors(model: PreTrainedModel, config: NemotronNASConfig) -> dict[str, Tensor]:
-    """All weights by the names that a Llama's have in transformers. A tied head is not among them."""
+    """All weights under the names of transformers' Llama, without a tied head."""
     tensors = {"model.embed_tokens.weight": model.model.embed_tokens.weight}
     for index, block in enumerate(blocks(model)):
         layer = f"model.layers.{index}"
@@ -116,7 +125,7 @@ def _tensors(model: PreTrainedModel, config: NemotronNASConfig) -> dict[str, Ten
 
 
 def _linears(module: str, maps: dict[str, Pair], names: tuple[str, ...], biased: bool) -> dict[str, Tensor]:
-    """Weights of a module's linear maps, and biases of all, of zeros for those that have none, or of none."""
+    """Weights of a module's linear maps, and if `biased` the biases of all of them, zeros for maps without one."""
     tensors = {}
     for name in names:
         weight, bias = maps[name]

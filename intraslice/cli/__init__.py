@@ -1,1 +1,1 @@
-"""The command line: what may be said, one run of it, and what each command answers."""
+"""The command line: its options, the stages of a run, and the output of each command."""

@@ -1,4 +1,4 @@
-"""The commands that explain: inspect, sensitivity, sweep. Each returns its JSON object and its text."""
+"""The commands inspect, sensitivity and sweep. Each returns its JSON object and its text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas
 import torch
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.cli.run import Answer, Run, require_folder
+from intraslice.cli.run import CommandResult, Run, require_folder
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.ablation import measure_ablations
 from intraslice.diagnostics.rank_agreement import RankAgreement, compare_ranks
@@ -21,7 +21,7 @@ from intraslice.diagnostics.sensitivity import (
 )
 from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
-from intraslice.distributed.sharing import speaks
+from intraslice.distributed.sharing import is_main_process
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import LoadedModel
@@ -32,33 +32,34 @@ from intraslice.reporting import records
 PARTS = ("spectra", "shift", "faults")
 
 
-def inspect(run: Run) -> Answer:
-    """Spectra of the dense model, each method's activation shift, and whose fault the cross-module damage is."""
+def inspect(run: Run) -> CommandResult:
+    """Spectra of the dense model, activation shift of each method, and ablations of the cross-module method."""
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)
-    result, texts = run.recipe.asked() | {"protocol": run.recipe.protocol()}, []
+    result, texts = run.recipe.slice_options() | {"protocol": run.recipe.protocol()}, []
     for part in dict.fromkeys(run.arguments.parts):
-        found, text = {"spectra": _spectra, "shift": _shift, "faults": _ablations}[part](run, loaded, stats, tokens)
-        result |= found
+        analyse = {"spectra": _spectra, "shift": _shift, "faults": _ablations}[part]
+        part_result, text = analyse(run, loaded, stats, tokens)
+        result |= part_result
         texts.append(text)
     return result | {"seconds": run.seconds}, "\n\n".join(texts)
 
 
-def _spectra(run: Run, loaded: LoadedModel, stats: CalibrationStats, _: torch.Tensor) -> Answer:
-    chosen = run.plan(loaded, stats)
-    plan = chosen if isinstance(chosen, SlicePlan) else None  # a cross-module plan cuts none of these parts
+def _spectra(run: Run, loaded: LoadedModel, stats: CalibrationStats, _: torch.Tensor) -> CommandResult:
+    recipe_plan = run.plan(loaded, stats)
+    plan = recipe_plan if isinstance(recipe_plan, SlicePlan) else None  # a cross-module plan prunes none of these
     with run.timed("spectra"):
         frame = spectra_frame(stats, plan)
     pairs = []
     for layer in range(len(stats.layers)):
-        found = pair_energies(loaded.model, stats, layer, None if plan is None else plan.layers[layer])
-        pairs.append({name: value.tolist() for name, value in vars(found).items()})
+        energies = pair_energies(loaded.model, stats, layer, None if plan is None else plan.layers[layer])
+        pairs.append({name: value.tolist() for name, value in vars(energies).items()})
     table = frame.assign(part=frame["part"].str.replace(r" \d+", "s (mean)", regex=True))
     table = table.groupby(["layer", "part"], sort=False).mean(numeric_only=True).round(1).reset_index()
     return {"spectra": records(frame), "pairs": pairs}, table.to_string(index=False, na_rep="")
 
 
-def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:
+def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> CommandResult:
     models, removed = {}, {}
     for method in dict.fromkeys(run.arguments.methods):
         models[method], plan = run.slice(loaded, stats, tokens, method)
@@ -67,48 +68,49 @@ def _shift(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch
         report = measure_shift(loaded.model, models, run.windows(loaded))
     frame = report.frame()
     counts = {"tokens": report.tokens, "massive_tokens": report.massive, "removed_fraction": removed}
-    notes = ", ".join(f"{method} {fraction:.4f}" for method, fraction in removed.items())
-    head = f"{report.massive} of {report.tokens} tokens are massive; decoder parameters removed: {notes}"
+    fractions = ", ".join(f"{method} {fraction:.4f}" for method, fraction in removed.items())
+    head = f"{report.massive} of {report.tokens} tokens are massive; decoder parameters removed: {fractions}"
     return {"shift": records(frame), "shift_of": counts}, f"{head}\n{frame.round(3).to_string(index=False)}"
 
 
-def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> Answer:
+def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor) -> CommandResult:
     plan = run.plan(loaded, stats, "crossmodule")
     assert isinstance(plan, CrossModulePlan)
     width = plan.width
     with run.timed("faults"):
         perplexities = measure_ablations(loaded.model, width, tokens, run.windows(loaded))
-    lines = [f"perplexity when only this is cut to {width} axes, the residual stream kept whole:"]
+    lines = [f"perplexity when only this module is reduced to {width} axes, with a full residual stream:"]
     lines += [f"  {ablation:<18}{value:9.3f}" for ablation, value in perplexities.items()]
     return {"faults": {"width": width, "perplexity": perplexities}}, "\n".join(lines)
 
 
-def sensitivity(run: Run) -> Answer:
-    """What slicing each module alone costs, or all but it in context, and a verdict on the estimators."""
+def sensitivity(run: Run) -> CommandResult:
+    """Damage of slicing each module alone, or in context, compared with the ranks of the estimators."""
     a = run.arguments
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)
     windows = run.windows(loaded)
     with run.timed("sensitivity"):
         if a.context:
-            measured = [_in_context(run, loaded, stats, tokens, windows)]
+            sensitivities = [_in_context(run, loaded, stats, tokens, windows)]
         else:
-            measured = [measure_sensitivity(loaded, stats, windows, ratio) for ratio in _ratios(a.ratio)]
+            sensitivities = [measure_sensitivity(loaded, stats, windows, ratio) for ratio in _ratios(a.ratio)]
     profile = stats.profile_for(run.recipe.slicing)
-    agreements = [compare_ranks(found, profile, a.measure) for found in measured]
-    verdicts = [_record(found, agreement) for found, agreement in zip(measured, agreements, strict=True)]
-    result = {"model": a.model, "measure": a.measure, **verdicts[0]}
-    if len(verdicts) > 1:
-        result["ratios"] = verdicts
+    agreements = [compare_ranks(sensitivity, profile, a.measure) for sensitivity in sensitivities]
+    pairs = list(zip(sensitivities, agreements, strict=True))
+    rank_records = [_record(sensitivity, agreement) for sensitivity, agreement in pairs]
+    result = {"model": a.model, "measure": a.measure, **rank_records[0]}
+    if len(rank_records) > 1:
+        result["ratios"] = rank_records
     result |= {"protocol": run.recipe.protocol(), "seconds": run.seconds}
-    texts = [_verdict(found, agreement, a.measure) for found, agreement in zip(measured, agreements, strict=True)]
+    texts = [_text(sensitivity, agreement, a.measure) for sensitivity, agreement in pairs]
     return result, "\n\n".join(texts)
 
 
-def _ratios(given: list[float]) -> list[float]:
-    for ratio in given:  # all of them, before the first is measured
+def _ratios(ratios: list[float]) -> list[float]:
+    for ratio in ratios:  # validate all before measuring the first
         require_ratio(ratio)
-    return list(dict.fromkeys(given))
+    return list(dict.fromkeys(ratios))
 
 
 def _in_context(
@@ -118,42 +120,46 @@ def _in_context(
     sliced, plan = run.slice(loaded, stats, tokens)
     if not isinstance(plan, SlicePlan):
         raise UserError(
-            f"{method} slices no modules that could be dense again; expected another --method, or no --context"
+            f"--context needs a method that prunes single modules, got {method}; take another --method, or leave "
+            "--context out"
         )
     return measure_in_context(loaded, stats, sliced, plan, windows, method)
 
 
-def _record(found: Sensitivity, agreement: RankAgreement) -> dict[str, Any]:
-    """One measurement of all modules and what it says of the estimators, as JSON."""
+def _record(sensitivity: Sensitivity, agreement: RankAgreement) -> dict[str, Any]:
+    """One measurement of all modules and its agreement with the estimators, as JSON."""
     return {
-        "ratio": found.ratio,
-        "base_loss": found.base_loss,
-        "context": found.context and found.context._asdict(),
-        "tokens": found.tokens,
+        "ratio": sensitivity.ratio,
+        "base_loss": sensitivity.base_loss,
+        "context": sensitivity.context and sensitivity.context._asdict(),
+        "tokens": sensitivity.tokens,
         "modules": records(agreement.modules),
         "rho": agreement.rho,
         "ceiling": agreement.ceiling,
-        "misjudged": [vars(module) for module in agreement.misjudged],
+        "misjudged": [
+            {"foretold" if name == "predicted" else name: value for name, value in vars(module).items()}
+            for module in agreement.misjudged
+        ],
     }
 
 
-def _verdict(found: Sensitivity, agreement: RankAgreement, measure: Measure) -> str:
+def _text(sensitivity: Sensitivity, agreement: RankAgreement, measure: Measure) -> str:
     columns = ["layer", "module", "ratio", "removed", "damage", "standard_error", "place"]
     columns += [f"place_{estimator}" for estimator in agreement.rho]
-    what = {"kl": "KL divergence from the dense model", "loss": "increase of the loss"}[measure]
-    how = "each module alone" if found.context is None else "each module dense again, and what that heals"
-    head = f"{how}: {what}, nats a token, on {found.tokens:,} tokens"
-    if found.ratio is not None:
-        head = f"ratio {found.ratio:g}; {head}"
-    lines = [head, agreement.modules[columns].round(5).to_string(index=False, na_rep=""), ""]
-    lines.append("Spearman's rho, measured against foretold:")
-    for name, by_module in [*agreement.rho.items(), ("at best, for the noise of the tokens", agreement.ceiling)]:
+    quantity = {"kl": "KL divergence from the dense model", "loss": "increase of the loss"}[measure]
+    change = "each module sliced alone" if sensitivity.context is None else "decrease with each module dense again"
+    heading = f"{change}: {quantity}, nats per token, on {sensitivity.tokens:,} tokens"
+    if sensitivity.ratio is not None:
+        heading = f"ratio {sensitivity.ratio:g}; {heading}"
+    lines = [heading, agreement.modules[columns].round(5).to_string(index=False, na_rep=""), ""]
+    lines.append("Spearman's rho of measured and predicted damage:")
+    for name, by_module in [*agreement.rho.items(), ("upper bound by sampling noise", agreement.ceiling)]:
         numbers = ", ".join(f"{kind} {'-' if rho is None else f'{rho:.2f}'}" for kind, rho in by_module.items())
         lines.append(f"  {name}: {numbers}")
     return "\n".join([*lines, "", *map(str, agreement.misjudged)])
 
 
-def sweep_(run: Run) -> Answer:
+def sweep_(run: Run) -> CommandResult:
     """Perplexity, KL from the dense model, parameters and speed of methods x estimators x sparsities."""
     a = run.arguments
     if a.csv is not None:
@@ -163,10 +169,10 @@ def sweep_(run: Run) -> Answer:
     windows, others = run.windows(loaded), run.other_windows(loaded)
     stats, tokens = run.calibrate(loaded)
     texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others)
-    wanted = points(a.methods, a.estimators, a.sparsities)
+    grid = points(a.methods, a.estimators, a.sparsities)
     with run.timed("sweep"):
-        frame = sweep(loaded, texts, wanted, run.recipe.slicing, speed)
-    if a.csv is not None and speaks():
+        frame = sweep(loaded, texts, grid, run.recipe.slicing, speed)
+    if a.csv is not None and is_main_process():
         frame.to_csv(a.csv, index=False)
     result = {"model": a.model, "rows": records(frame), "protocol": run.recipe.protocol(), "seconds": run.seconds}
     columns = [*_SHOWN, *(f"{column} {name}" for name in others for column in ("perplexity", "divergence"))]

@@ -1,4 +1,4 @@
-"""The command that measures what the others cost: benchmark. Returns its JSON object and its text, as Markdown."""
+"""The command `benchmark`: cost of the other commands. Returns its JSON object and its text, as Markdown."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 import torch
 
 from intraslice import data
-from intraslice.cli.run import Answer, Run, peak_memory
+from intraslice.cli.run import CommandResult, Run, peak_memory
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import size
-from intraslice.evaluation.benchmark import USUAL_TOKENS, Costs, measure_costs
+from intraslice.evaluation.benchmark import REFERENCE_TOKENS, Costs, measure_costs
 from intraslice.evaluation.growth import JOBS, measure_growth
 from intraslice.pretrained.precision import choose_dtype
 
 
-def benchmark(run: Run) -> Answer:
-    """Costs of every job in every precision that is asked for, and how they grow."""
+def benchmark(run: Run) -> CommandResult:
+    """Costs of every job in every requested precision, and how they scale."""
     if size() > 1:
-        raise UserError(f"a benchmark times one process and there are {size()}; start it without torchrun")
-    own = run.recipe.dtype
-    costs = {dtype: _costs(run, dtype) for dtype in dict.fromkeys([own, *run.arguments.dtypes])}
+        raise UserError(f"a benchmark runs in one process, got {size()}; start it without torchrun")
+    main_dtype = run.recipe.dtype
+    costs = {dtype: _costs(run, dtype) for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes])}
     with run.timed("growth"):
         growth = asdict(measure_growth(run.device))
     result = {
         "model": run.arguments.model,
-        "ratios": costs[own].ratios,
-        "plan_ms": costs[own].plan_ms,
+        "ratios": costs[main_dtype].ratios,
+        "plan_ms": costs[main_dtype].plan_ms,
         "peak_rss_bytes": peak_memory(),
         "growth": growth,
-        "by_dtype": {dtype: found.ratios for dtype, found in costs.items()},
-        "dense_ms_per_token": {dtype: found.dense_ms for dtype, found in costs.items()},
+        "by_dtype": {dtype: dtype_costs.ratios for dtype, dtype_costs in costs.items()},
+        "dense_ms_per_token": {dtype: dtype_costs.dense_ms for dtype, dtype_costs in costs.items()},
         "protocol": run.recipe.protocol()
         | {
-            "usual_tokens": USUAL_TOKENS,
+            "usual_tokens": REFERENCE_TOKENS,
             "sparsity": run.recipe.slicing.sparsity,
             "estimator": run.recipe.slicing.estimator,
             "threads": torch.get_num_threads(),
@@ -50,7 +50,7 @@ def benchmark(run: Run) -> Answer:
 
 
 def _costs(run: Run, dtype: str) -> Costs:
-    """Of the run's model, loaded in another precision."""
+    """Costs of the run's model in one precision."""
     other = Run(argparse.Namespace(**vars(run.arguments) | {"dtype": dtype}))
     other.seconds = run.seconds
     loaded, recipe = other.load_dense(), other.recipe
@@ -61,25 +61,25 @@ def _costs(run: Run, dtype: str) -> Costs:
 
 
 def _text(run: Run, costs: dict[str, Costs], result: dict[str, Any]) -> str:
-    """Two tables, and between them what their numbers are."""
-    ratios = [[job, *(f"{found[job]:.3g}" for found in result["by_dtype"].values())] for job in result["ratios"]]
-    plans = ["plan", *(f"{found.plan_ms:.1f} ms" for found in costs.values())]
-    dense = ["dense forward", *(f"{found.dense_ms:.2f} ms a token" for found in costs.values())]
+    """Two tables, with a caption between them."""
+    ratios = [[job, *(f"{by_job[job]:.3g}" for by_job in result["by_dtype"].values())] for job in result["ratios"]]
+    plans = ["plan", *(f"{dtype_costs.plan_ms:.1f} ms" for dtype_costs in costs.values())]
+    dense = ["dense forward", *(f"{dtype_costs.dense_ms:.2f} ms per token" for dtype_costs in costs.values())]
     powers = [[job, *(f"{by_job[job]:.2f}" for by_job in result["growth"].values())] for job in JOBS]
     calibration, protocol, peak = run.recipe.calibration, result["protocol"], result["peak_rss_bytes"]
     clock = "time" if run.device.startswith("cuda") else "CPU time"
     caption = f"""\
 {run.arguments.model}: {clock} on {run.device} ({protocol["cpu"]}, CPU threads: {protocol["threads"]}), \
 peak memory {"unknown" if peak is None else f"{peak / 1e9:.2f} GB"}.
-Calibrating and slicing count in dense forwards over the usual {USUAL_TOKENS:,} calibration tokens (measured on \
+Calibrating and slicing are in dense forwards over the default {REFERENCE_TOKENS:,} calibration tokens (measured on \
 {calibration.sequences} x {calibration.length};
-what passes tokens is scaled by their number), perplexity in dense forwards over the same text; prefill and decode are
-seconds a token over the dense model's: below 1 is faster."""
-    grown = ["time grows with the power", *(f"of {axis}" for axis in result["growth"])]
-    return "\n\n".join([markdown(["job", *costs], [*ratios, plans, dense]), caption, markdown(grown, powers)])
+the time of forwards is scaled by the number of tokens), perplexity in dense forwards over the same text; prefill and
+decode are seconds per token relative to the dense model: below 1 is faster."""
+    growth_head = ["exponent of the time", *(f"of {axis}" for axis in result["growth"])]
+    return "\n\n".join([markdown(["job", *costs], [*ratios, plans, dense]), caption, markdown(growth_head, powers)])
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, all columns but the first to the right."""
+    """A Markdown table, with all columns except the first aligned to the right."""
     rule = ["---", *("---:" for _ in head[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))

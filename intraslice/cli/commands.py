@@ -1,4 +1,4 @@
-"""Commands that make models: ratios, evaluate, slice, export, generate. Each returns its JSON object and its text."""
+"""The commands ratios, evaluate, slice, export and generate. Each returns its JSON object and its text."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ import torch
 from intraslice import checkpoints
 from intraslice.api import compress_loaded, export_gguf
 from intraslice.checkpoints.format import require_new_file
-from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_in_words, require_deci
+from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
 from intraslice.checkpoints.to_vllm import to_vllm
-from intraslice.cli.run import Answer, Run, peak_memory, require_folder
+from intraslice.cli.run import CommandResult, Run, peak_memory, require_folder
 from intraslice.core.errors import UserError
-from intraslice.distributed.sharing import speaks
+from intraslice.distributed.sharing import is_main_process
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
-from intraslice.modeling.linear import NO_FORMAT
+from intraslice.modeling.linear import CANNOT_BE_SAVED
 from intraslice.planning.crossmodule_plan import CrossModulePlan
-from intraslice.reporting import CROSS_MODULE, described, layer_table, measured, plan_record, summary
+from intraslice.reporting import CROSS_MODULE, evaluation_statistics, layer_table, plan_record, plan_statistics, summary
 from intraslice.untrusted.ratio_files import ratios_csv
 
 
-def ratios(run: Run) -> Answer:
-    """What each layer gives, also as a file of ratios."""
+def ratios(run: Run) -> CommandResult:
+    """Pruning ratios of every layer, also as a file."""
     file = run.arguments.csv
     if file is not None:
         require_folder(file)
         if run.recipe.method == "crossmodule":
-            raise UserError("crossmodule has a width for all layers and no ratios to write; leave --csv out")
+            raise UserError("crossmodule has one width for all layers and no ratios to write; leave --csv out")
     loaded = run.load_dense()
     stats, _ = run.calibrate_for_method(loaded)
     plan = run.plan(loaded, stats)
-    result = run.recipe.asked() | described(plan, loaded.model)
-    rows = []
+    result = run.recipe.slice_options() | plan_statistics(plan, loaded.model)
+    texts = []
     if not isinstance(plan, CrossModulePlan):
         result |= plan_record(plan)
-        if file is not None and speaks():
+        if file is not None and is_main_process():
             file.write_text(
                 ratios_csv([(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers]), encoding="utf-8"
             )
-        rows.append(layer_table(plan))
-    return result | {"protocol": run.recipe.protocol(), "seconds": run.seconds}, "\n".join([*rows, summary(plan)])
+        texts.append(layer_table(plan))
+    return result | {"protocol": run.recipe.protocol(), "seconds": run.seconds}, "\n".join([*texts, summary(plan)])
 
 
-def evaluate(run: Run) -> Answer:
+def evaluate(run: Run) -> CommandResult:
     """Perplexity, dense and sliced, and the KL divergence between the two."""
     loaded = run.load()
     windows = run.windows(loaded)
@@ -57,14 +57,14 @@ def evaluate(run: Run) -> Answer:
     compressed = compress_loaded(run, loaded)
     with run.timed("evaluate"):
         evaluation = compressed.evaluate(windows)
-    result = run.recipe.asked() | described(compressed.plan, loaded.model)
-    result |= measured(evaluation.dense, evaluation.sliced) | {"protocol": run.recipe.protocol()}
-    result["parameters"] |= compressed.parameters  # counted on the tensors, not taken from the plan
+    result = run.recipe.slice_options() | plan_statistics(compressed.plan, loaded.model)
+    result |= evaluation_statistics(evaluation.dense, evaluation.sliced) | {"protocol": run.recipe.protocol()}
+    result["parameters"] |= compressed.parameters  # counted on the tensors instead of the plan
     result["removed_fraction"] = compressed.removed_fraction
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
     values, ratio = result["perplexity"], result["perplexity_ratio"]
     line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {_with_error(ratio, 3)} times"
-    line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats a token"
+    line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats per token"
     return result, f"{summary(compressed.plan)}\n{line} {run.recipe.protocol()}"
 
 
@@ -73,12 +73,12 @@ def _with_error(estimate: dict[str, float | None], digits: int) -> str:
     return f"{estimate['value']:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
 
 
-def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -> Answer:
-    """A sliced checkpoint alone: what is dense is read off its record, since the dense model is not there."""
+def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -> CommandResult:
+    """Evaluate a sliced checkpoint. Values of the dense model come from its record, as that model is not loaded."""
     with run.timed("evaluate"):
         value, error = measure_losses(loaded.model, windows, "perplexity sliced").perplexity()
     made = loaded.made
-    assert made is not None  # as of every checkpoint
+    assert made is not None  # every checkpoint has a record
     protocol = run.recipe.protocol() | {
         key: made["protocol"][key] for key in ("calibration", "calibration_tokens", "seed")
     }
@@ -92,18 +92,18 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
     return result, f"perplexity {value:.3f} {protocol}"
 
 
-def slice_(run: Run) -> Answer:
+def slice_(run: Run) -> CommandResult:
     """Write the sliced model to a folder, to a GGUF file, or both."""
     out, file = run.arguments.out, run.arguments.gguf
-    _require_places(run)
+    _require_outputs(run)
     loaded = run.load_dense()
     if file is not None:
         require_deci(loaded.model, loaded.tokenizer)
     compressed = compress_loaded(run, loaded)
-    if not speaks():
+    if not is_main_process():
         return {}, ""
     plan = compressed.plan
-    result, lines = run.recipe.asked() | described(plan, loaded.model), [summary(plan)]
+    result, lines = run.recipe.slice_options() | plan_statistics(plan, loaded.model), [summary(plan)]
     if out is not None:
         with run.timed("save"):
             compressed.save_pretrained(out)
@@ -111,19 +111,18 @@ def slice_(run: Run) -> Answer:
         result |= {"out": str(out), "bytes": size}
         lines.append(f"wrote {out} ({size / 1e6:.0f} MB)")
     if file is not None:
-        written, line = _write_gguf(run, compressed.loaded)
-        result["gguf"] = written
+        result["gguf"], line = _write_gguf(run, compressed.loaded)
         lines.append(line)
     return result | {"seconds": run.seconds}, "\n".join(lines)
 
 
-def _require_places(run: Run) -> None:
-    """Raise UserError, before any work, unless the slice can be written where it is wanted."""
+def _require_outputs(run: Run) -> None:
+    """Raise UserError unless the slice can be written to the given folder and file."""
     out, file = run.arguments.out, run.arguments.gguf
     if out is None and file is None:
-        raise UserError("nowhere to write to; expected --out FOLDER, --gguf FILE, or both")
+        raise UserError("expected --out FOLDER, --gguf FILE, or both, got neither")
     if not METHODS[run.recipe.method].can_be_saved:
-        raise UserError(f"{NO_FORMAT}; take another --method, or evaluate")
+        raise UserError(f"{CANNOT_BE_SAVED}; take another --method, or evaluate")
     if out is not None:
         checkpoints.require_free(out)
     if file is not None:
@@ -132,17 +131,17 @@ def _require_places(run: Run) -> None:
             raise UserError(NO_CROSS_MODULE)
 
 
-def export(run: Run) -> Answer:
-    """Write a model that a folder holds, sliced or dense, as a GGUF file, a folder for vLLM, or both."""
+def export(run: Run) -> CommandResult:
+    """Write a saved model, sliced or dense, as a GGUF file, a folder for vLLM, or both."""
     file, folder = run.arguments.gguf, run.arguments.vllm
     if file is None and folder is None:
-        raise UserError("nothing to write; expected --gguf FILE, --vllm FOLDER, or both")
+        raise UserError("expected --gguf FILE, --vllm FOLDER, or both, got neither")
     if file is not None:
         require_new_file(file, ".gguf")
     if folder is not None:
         checkpoints.require_free(folder)
     loaded = run.load()
-    if not speaks():
+    if not is_main_process():
         return {}, ""
     result: dict[str, Any] = {"model": loaded.name}
     lines = []
@@ -157,23 +156,25 @@ def export(run: Run) -> Answer:
     return result | {"seconds": run.seconds}, "\n".join(lines)
 
 
-def _write_gguf(run: Run, loaded: LoadedModel) -> Answer:
-    """Write a model in memory as the GGUF file that the command line names."""
+def _write_gguf(run: Run, loaded: LoadedModel) -> CommandResult:
+    """Write a loaded model to the GGUF file of the command line."""
     a = run.arguments
     with run.timed("gguf"):
         report = export_gguf(loaded, a.gguf, a.type)
-    size = f"{report.bytes / 1e6:.0f} MB, {padding_in_words(report.padding_bytes)}"
+    size = f"{report.bytes / 1e6:.0f} MB, {padding_text(report.padding_bytes)}"
     line = f"wrote {report.file} ({report.type}, {size})"
     if report.as_f16:
-        line += f"; {len(report.as_f16)} tensors are f16, as their rows are no multiple of 32"
+        line += f"; {len(report.as_f16)} tensors are f16, as the length of their rows is not a multiple of 32"
     return asdict(report), line
 
 
-def generate(run: Run) -> Answer:
+def generate(run: Run) -> CommandResult:
     """Dense and sliced answers to one prompt."""
     a = run.arguments
-    if a.max_new_tokens < 1 or not a.temperature >= 0:
-        raise UserError("--max-new-tokens must be at least 1 and --temperature at least 0")
+    if a.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens must be 1 or more, got {a.max_new_tokens}")
+    if not a.temperature >= 0:
+        raise UserError(f"--temperature must be 0 or more, got {a.temperature}")
     loaded = run.load()
     models = {"sliced": loaded.model}
     if loaded.made is None:
@@ -182,7 +183,7 @@ def generate(run: Run) -> Answer:
     for name, model in models.items():
         pieces = generate_text(model, loaded.tokenizer, a.prompt, a.max_new_tokens, a.temperature, a.seed)
         texts[name] = "".join(pieces)
-    result = run.recipe.asked() | {
+    result = run.recipe.slice_options() | {
         "prompt": a.prompt,
         "text": texts,
         "protocol": run.recipe.protocol(),

@@ -1,4 +1,4 @@
-"""The command that repeats the paper's measurement: paper. Returns its JSON object and its text, as Markdown."""
+"""The command `paper`: repeats the paper's measurement. Returns its JSON object and its text, as Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from intraslice import data
 from intraslice.cli.benchmark import markdown
-from intraslice.cli.run import Answer, Run
+from intraslice.cli.run import CommandResult, Run
 from intraslice.core.errors import UserError
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import DEFAULT, LoadedModel
@@ -17,17 +17,17 @@ from intraslice.methods.registry import METHODS
 from intraslice.pretrained.memory import require_calibration_memory
 from intraslice.reporting import records
 
-WHOLE = 2**31 - 1  # tokens: however many the text has
+ALL_TOKENS = 2**31 - 1  # all tokens of the text
 PROTOCOL: dict[str, Any] = {
     "calibration": "wikitext2",
     "eval": "wikitext2",
     "sequences": 128,
     "length": 2048,
-    "eval_tokens": WHOLE,
+    "eval_tokens": ALL_TOKENS,
 }
-# Where WikiText-2 cannot be had, of the default model: what the README's tables are measured on, in minutes.
+# The protocol for the default model if WikiText-2 is not available: that of the README's tables. Takes minutes.
 SMALL = {"calibration": "default", "eval": "default", "sequences": 32, "length": 512, "eval_tokens": 8192}
-# By method and sparsity; a cell that is not here is one that we have not seen in the paper.
+# By method and sparsity. Other cells are not published in the paper.
 PUBLISHED: dict[str, Any] = {
     "source": "arXiv 2602.01975",
     "model": "Llama-2-7B",
@@ -35,53 +35,61 @@ PUBLISHED: dict[str, Any] = {
     "perplexity": {"crossmodule": {0.3: 8.64}, "intraslice": {0.3: 7.11}},
 }
 
-KEPT = ("method", "estimator", "sparsity", "removed_fraction", "perplexity", "divergence", "note")  # of a sweep's point
+ROW_KEYS = (
+    "method",
+    "estimator",
+    "sparsity",
+    "removed_fraction",
+    "perplexity",
+    "divergence",
+    "note",
+)  # of a sweep's point
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """What only this command takes, and the paper's protocol in place of the usual one."""
+    """Add the options of this command, and set the paper's protocol as the default."""
     add = command.add_argument
-    add("--methods", nargs="+", default=["crossmodule", "flap", "intraslice"], choices=METHODS, help="the table's rows")
-    add("--sparsities", nargs="+", type=float, default=[0.2, 0.3, 0.4], metavar="F", help="its columns")
+    add("--methods", nargs="+", default=["crossmodule", "flap", "intraslice"], choices=METHODS, help="a row each")
+    add("--sparsities", nargs="+", type=float, default=[0.2, 0.3, 0.4], metavar="F", help="a column each")
     command.set_defaults(**PROTOCOL)
 
 
-def paper(run: Run) -> Answer:
-    """Perplexities of sliced models by the paper's protocol, beside those that the paper has for its own model."""
-    run = _with_text(run)
+def paper(run: Run) -> CommandResult:
+    """Perplexities of sliced models by the paper's protocol, next to the published ones."""
+    run = _with_available_texts(run)
     a, recipe = run.arguments, run.recipe
     for sparsity in a.sparsities:
-        replace(recipe.slicing, sparsity=sparsity)  # refused before any work
+        replace(recipe.slicing, sparsity=sparsity)  # validates it before any work
     loaded = run.load_dense()
     if a.device_map is None:
         sizes = recipe.calibration.sequences, recipe.calibration.length
         require_calibration_memory(loaded.model.config, *sizes, loaded.model.dtype, run.device)
-    there = data.count_evaluation_tokens(loaded.tokenizer, a.eval, a.calibration)
-    evaluation = replace(recipe.evaluation, tokens=max(a.length, min(a.eval_tokens, there)))
+    text_tokens = data.count_evaluation_tokens(loaded.tokenizer, a.eval, a.calibration)
+    evaluation = replace(recipe.evaluation, tokens=max(a.length, min(a.eval_tokens, text_tokens)))
     windows = data.evaluation_tokens(loaded.tokenizer, evaluation, a.calibration)
     stats, tokens = run.calibrate(loaded)
-    wanted = points(a.methods, [recipe.slicing.estimator], a.sparsities)
+    grid = points(a.methods, [recipe.slicing.estimator], a.sparsities)
     texts = Texts(stats, tokens, windows, run.training_tokens(loaded))
     with run.timed("sweep"):
-        frame = sweep(loaded, texts, wanted, recipe.slicing)
+        frame = sweep(loaded, texts, grid, recipe.slicing)
     protocol = replace(recipe, evaluation=evaluation).protocol()
     result = {
         "model": a.model,
         "source": loaded.source,
         "dense_perplexity": frame["dense_perplexity"].iloc[0],
-        "rows": [_beside(row) for row in records(frame)],
+        "rows": [_with_published(row) for row in records(frame)],
         "published": {name: PUBLISHED[name] for name in ("source", "model", "dense")},
-        "differences": _differences(protocol, there),
+        "differences": _differences(protocol, text_tokens),
         "protocol": protocol,
         "seconds": run.seconds,
     }
     return result, _text(loaded, result)
 
 
-def _with_text(run: Run) -> Run:
-    """The run, or the small one of the default model where WikiText-2 cannot be had and nothing else was asked for.
+def _with_available_texts(run: Run) -> Run:
+    """The run or, if WikiText-2 is not available and all options are at their defaults, the run of the small protocol.
 
-    Raises UserError where a text is missing, before a model is loaded.
+    Raises UserError if a text is missing, before a model is loaded.
     """
     a = run.arguments
     try:
@@ -94,36 +102,36 @@ def _with_text(run: Run) -> Run:
     return run
 
 
-def _beside(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A sweep's point with what the paper has for its model."""
+def _with_published(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a sweep with the published value."""
     published = PUBLISHED["perplexity"].get(row["method"], {}).get(row["sparsity"])
     return {
-        **{name: row[name] for name in KEPT},
+        **{name: row[name] for name in ROW_KEYS},
         "times_dense": row["perplexity"] and row["perplexity"] / row["dense_perplexity"],
         "published": published,
         "published_times_dense": published and published / PUBLISHED["dense"],
     }
 
 
-def _differences(protocol: Mapping[str, Any], there: int) -> list[str]:
-    """In which ways a run is not by the paper's protocol, in words; `there` are the tokens of the evaluation's text."""
+def _differences(protocol: Mapping[str, Any], text_tokens: int) -> list[str]:
+    """Differences between a run and the paper's protocol, as phrases; the held-out text has `text_tokens` tokens."""
     text, sequences, length = (PROTOCOL[name] for name in ("eval", "sequences", "length"))
-    found = []
+    differences = []
     if {protocol["eval"], protocol["calibration"]} != {text}:
         names = dict.fromkeys((protocol["calibration"], protocol["eval"]))
-        found.append(f"text: {'; '.join(map(data.describe, names))}, not WikiText-2")
+        differences.append(f"text: {'; '.join(map(data.describe, names))}, not WikiText-2")
     if protocol["window"] != length:
-        found.append(f"windows of {protocol['window']:,} tokens, not {length:,}")
+        differences.append(f"windows of {protocol['window']:,} tokens, not {length:,}")
     if protocol["calibration_tokens"] != sequences * length:
         count = protocol["calibration_tokens"] // protocol["window"]
-        found.append(f"calibrated on {count:,} x {protocol['window']:,} tokens, not {sequences} x {length:,}")
-    if protocol["eval_tokens"] < there // protocol["window"] * protocol["window"]:
-        found.append(f"perplexity of {protocol['eval_tokens']:,} tokens, not of all {there:,}")
-    return found
+        differences.append(f"calibrated on {count:,} x {protocol['window']:,} tokens, not {sequences} x {length:,}")
+    if protocol["eval_tokens"] < text_tokens // protocol["window"] * protocol["window"]:
+        differences.append(f"perplexity of {protocol['eval_tokens']:,} tokens, not of all {text_tokens:,}")
+    return differences
 
 
 def _text(loaded: LoadedModel, result: Mapping[str, Any]) -> str:
-    """The table, two rows a method where the paper has it, and what its numbers are."""
+    """The table with a row per method, and another if it is published, followed by a caption."""
     sparsities = sorted({row["sparsity"] for row in result["rows"]})
     lines = []
     for method in dict.fromkeys(row["method"] for row in result["rows"]):
@@ -135,24 +143,24 @@ def _text(loaded: LoadedModel, result: Mapping[str, Any]) -> str:
             lines.append([f"{label}, published", f"{PUBLISHED['dense']:.2f}", *cells])
     table = markdown(["perplexity (times dense)", "dense", *(f"{sparsity:.0%}" for sparsity in sparsities)], lines)
     protocol, differences = result["protocol"], result["differences"]
-    verdict = f"Not the paper's protocol: {'; '.join(differences)}." if differences else "The paper's protocol."
-    missed = [f"{row['method']} at {row['sparsity']:.0%}: {row['note']}" for row in result["rows"] if row["note"]]
+    deviations = f"Not the paper's protocol: {'; '.join(differences)}." if differences else "The paper's protocol."
+    notes = [f"{row['method']} at {row['sparsity']:.0%}: {row['note']}" for row in result["rows"] if row["note"]]
     caption = (
         f"Here: {loaded.source}; {protocol['eval_tokens']:,} tokens of {protocol['eval']} in windows of "
         f"{protocol['window']:,}, {protocol['calibration_tokens']:,} calibration tokens, {protocol['dtype']}. "
-        f"{verdict} Published: {PUBLISHED['model']} ({PUBLISHED['source']}; cross-module is its SliceGPT). "
-        "Between unlike models compare the times dense, not the perplexities."
+        f"{deviations} Published: {PUBLISHED['model']} ({PUBLISHED['source']}; cross-module is its SliceGPT). "
+        "For different models, compare the ratios to dense, not the perplexities."
     )
-    return "\n\n".join([table, caption, *missed])
+    return "\n\n".join([table, caption, *notes])
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    """What was measured, and how much was really removed where that is not what was asked."""
+    """The measured perplexity, with the actual sparsity if it differs from the target."""
     if row["perplexity"] is None:
         return "out of reach"
     removed = row["removed_fraction"]
-    share = "" if abs(removed - row["sparsity"]) < 0.002 else f" at {removed:.1%}"
-    return _times(row["perplexity"], row["times_dense"]) + share
+    actual = "" if abs(removed - row["sparsity"]) < 0.002 else f" at {removed:.1%}"
+    return _times(row["perplexity"], row["times_dense"]) + actual
 
 
 def _times(perplexity: float | None, times: float | None) -> str:

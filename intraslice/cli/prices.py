@@ -1,4 +1,4 @@
-"""The command that argues about a plan: what a parameter costs in every module, and where two plans part."""
+"""The command `prices`: marginal cost per parameter in every module, and differences between two plans."""
 
 from __future__ import annotations
 
@@ -7,96 +7,99 @@ from typing import Any
 
 import pandas
 
-from intraslice.cli.run import Answer, Run
+from intraslice.cli.run import CommandResult, Run
 from intraslice.core.config import ModuleKind
 from intraslice.core.errors import UserError
-from intraslice.diagnostics.prices import (
-    Disagreement,
-    Prices,
-    best_exchange,
-    cost_of,
-    disagreements,
-    measure_prices,
-    predicted_price,
+from intraslice.diagnostics.marginal_costs import (
+    MarginalCost,
+    MarginalCosts,
+    PlanDifference,
+    divergence_change,
+    find_best_swap,
+    measure_marginal_costs,
+    plan_differences,
+    predicted_cost,
 )
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.reporting import records
 
-SHOWN = 8  # modules on which two plans part most
+SHOWN = 8  # modules in which two plans differ most
 
 
-def prices(run: Run) -> Answer:
-    """The marginal price of a parameter in every module of the sliced model, by measurement and by each estimator."""
+def prices(run: Run) -> CommandResult:
+    """Marginal cost per parameter in every module of the sliced model, measured and predicted by each estimator."""
     method, against = run.recipe.method, run.arguments.against
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)
     sliced, plan = run.slice(loaded, stats, tokens)
     if not isinstance(plan, SlicePlan):
-        raise UserError(f"{method} cuts no single modules; expected a method whose parameters each have a module")
+        raise UserError(f"{method} does not prune single modules; expected a --method that does")
     profile = stats.profile_for(plan.config)
     differences = None
     if against is not None:  # before anything is measured
         other = make_plan(profile, replace(plan.config, estimator=against, locked=()))
-        differences = disagreements(plan, other, profile)
+        differences = plan_differences(plan, other, profile)
     with run.timed("prices"):
-        found = measure_prices(loaded, stats, sliced, plan, run.windows(loaded), method)
-    frame = price_frame(found, profile)
-    result = run.recipe.asked() | {
-        "divergence": found.divergence._asdict(),
-        "tokens": found.tokens,
+        costs = measure_marginal_costs(loaded, stats, sliced, plan, run.windows(loaded), method)
+    frame = cost_frame(costs, profile)
+    result = run.recipe.slice_options() | {
+        "divergence": costs.divergence._asdict(),
+        "tokens": costs.tokens,
         "modules": records(frame),
         "exchange": None,
         "against": None,
     }
-    shown = frame.round({name: 4 for name in frame if frame[name].dtype == float})
+    rounded = frame.round({name: 4 for name in frame if frame[name].dtype == float})
     lines = [
-        f"KL gained a parameter, nats a token, on {found.tokens:,} tokens; `times` are over the median module's:",
-        shown.drop(columns=["price", "standard_error"]).to_string(index=False),
+        f"KL per parameter, in nats per token, on {costs.tokens:,} tokens; `times` are relative to the median module:",
+        rounded.drop(columns=["price", "standard_error"]).to_string(index=False),
     ]
-    if (best := best_exchange(found, plan.config.cap)) is not None:
-        places = {"from": _place(best.giver), "to": _place(best.taker)}
-        result["exchange"] = places | {"parameters": best.parameters} | best.change._asdict()
-        error = "" if best.change.standard_error is None else f" +- {best.change.standard_error:.5f}"
+    if (swap := find_best_swap(costs, plan.config.cap)) is not None:
+        modules = {"from": _module_key(swap.source), "to": _module_key(swap.target)}
+        result["exchange"] = modules | {"parameters": swap.parameters} | swap.change._asdict()
+        error = "" if swap.change.standard_error is None else f" +- {swap.change.standard_error:.5f}"
         lines.append(
-            f"moving {best.parameters / found.decoder:.2%} of the layers' parameters from {_said(**places['from'])} to "
-            f"{_said(**places['to'])} would change KL by {best.change.value:+.5f}{error}"
+            f"moving {swap.parameters / costs.decoder:.2%} of the layers' parameters from "
+            f"{_module_name(**modules['from'])} to "
+            f"{_module_name(**modules['to'])} would change KL by {swap.change.value:+.5f}{error}"
         )
     if differences is not None:
-        told, words = _against(against, differences, found)
-        result["against"] = told
-        lines.append(words)
+        comparison, text = _against(against, differences, costs)
+        result["against"] = comparison
+        lines.append(text)
     return result | {"protocol": run.recipe.protocol(), "seconds": run.seconds}, "\n".join(lines)
 
 
-def price_frame(prices: Prices, profile: Profile) -> pandas.DataFrame:
-    """A row a module: the measured price with its error, and all prices over their median module's."""
+def cost_frame(costs: MarginalCosts, profile: Profile) -> pandas.DataFrame:
+    """A row per module: the measured cost with its error, and all costs relative to the median module."""
     rows = []
-    for price in prices.modules:
-        value, error = price.estimate()
-        named = {name: getattr(price, name) for name in ("layer", "module", "ratio", "less", "more", "parameters")}
-        predicted = {f"times_{name}": predicted_price(price, profile, name) for name in profile.estimators}
-        rows.append(named | {"price": value, "standard_error": error, "times": value, "times_error": error} | predicted)
+    for cost in costs.modules:
+        value, error = cost.estimate()
+        row = {name: getattr(cost, name) for name in ("layer", "module", "ratio", "less", "more", "parameters")}
+        predicted = {f"times_{name}": predicted_cost(cost, profile, name) for name in profile.estimators}
+        rows.append(row | {"price": value, "standard_error": error, "times": value, "times_error": error} | predicted)
     frame = pandas.DataFrame(rows)
-    middle = frame.median(numeric_only=True).where(lambda median: median > 0)  # a share of nothing is not known
-    frame["times_error"] /= middle["times"]
+    medians = frame.median(numeric_only=True).where(lambda median: median > 0)  # NaN where the median is zero
+    frame["times_error"] /= medians["times"]
     for column in ("times", *(f"times_{name}" for name in profile.estimators)):
-        frame[column] /= middle[column]
+        frame[column] /= medians[column]
     return frame
 
 
-def _against(name: str, differences: tuple[Disagreement, ...], prices: Prices) -> tuple[dict[str, Any], str]:
-    change = cost_of(prices, differences)
+def _against(name: str, differences: tuple[PlanDifference, ...], costs: MarginalCosts) -> tuple[dict[str, Any], str]:
+    change = divergence_change(costs, differences)
     error = "" if change.standard_error is None else f" +- {change.standard_error:.5f}"
-    head = f"against {name}: by these prices its plan would change KL by {change.value:+.5f}{error}, to first order"
-    table = pandas.DataFrame([vars(one) for one in differences[:SHOWN]]).round(3)
-    told = {"estimator": name, "change": change._asdict(), "modules": [vars(one) for one in differences]}
-    return told, f"{head}; they part most on\n{table.to_string(index=False)}"
+    summary = f"against {name}: its plan is predicted to change KL by {change.value:+.5f}{error}, to first order"
+    modules = [vars(difference) for difference in differences]
+    comparison = {"estimator": name, "change": change._asdict(), "modules": modules}
+    table = pandas.DataFrame(modules[:SHOWN]).round(3)
+    return comparison, f"{summary}; largest differences:\n{table.to_string(index=False)}"
 
 
-def _place(price: Any) -> dict[str, Any]:
-    return {"layer": price.layer, "module": price.module}
+def _module_key(cost: MarginalCost) -> dict[str, Any]:
+    return {"layer": cost.layer, "module": cost.module}
 
 
-def _said(layer: int, module: ModuleKind) -> str:
+def _module_name(layer: int, module: ModuleKind) -> str:
     return f"layer {layer}'s {module}"

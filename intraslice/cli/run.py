@@ -1,4 +1,4 @@
-"""One command's run: its settings, validated before anything is loaded, and its stages."""
+"""The run of one command: its settings, validated before anything is loaded, and its stages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if sys.platform != "win32":
 from intraslice import data
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
 from intraslice.core.errors import UserError
-from intraslice.distributed.sharing import require_enough, speaks
+from intraslice.distributed.sharing import is_main_process, require_enough
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import require_shareable
 from intraslice.pipeline import Pipeline
@@ -29,20 +29,20 @@ from intraslice.pretrained.sources import verify_weights
 from intraslice.reporting import Recipe
 from intraslice.untrusted.ratio_files import read_ratios
 
-Answer = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
-# Commands that slice each model in one process, however many there are.
-SLICED_ALONE = ("sweep", "sensitivity", "paper")
+CommandResult = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
+# Commands that slice each model in a single process.
+SINGLE_PROCESS = ("sweep", "sensitivity", "paper")
 
 
 class Run(Pipeline):
-    """One command line, validated, and the stages that it asks for."""
+    """A validated command line, and the stages of its command."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         device = choose_device(arguments.device)
         super().__init__(recipe_of(arguments), device, arguments.device_map, arguments.slicing)
         require_enough(self.recipe.calibration.sequences)
-        if arguments.command not in SLICED_ALONE or getattr(arguments, "context", False):
+        if arguments.command not in SINGLE_PROCESS or getattr(arguments, "context", False):
             for method in (self.recipe.method, *getattr(arguments, "methods", ())):
                 require_shareable(method, self.recipe.slicing)
         if arguments.threads is not None:
@@ -51,31 +51,31 @@ class Run(Pipeline):
             torch.set_num_threads(arguments.threads)
 
     def load(self) -> LoadedModel:
-        """As the pipeline does, and say on stderr which weights these are."""
+        """Load the model as the pipeline does, and print the source of its weights to stderr."""
         if self.arguments.verify:
             verify_weights(self.recipe.model)
         loaded = super().load()
-        if speaks():
+        if is_main_process():
             print(f"model: {loaded.source}", file=sys.stderr)
         return loaded
 
     def other_windows(self, loaded: LoadedModel) -> dict[str, Int[Tensor, "windows window"]]:
-        """Held-out windows of every text that `--also-eval` names, by its name without its folder.
+        """Held-out windows of every text of `--also-eval`, by file name without folder and suffix.
 
-        Raises UserError where two have one name, or a text cannot be had.
+        Raises UserError if two texts have the same name, or a text cannot be read.
         """
         texts = {Path(text).stem: replace(self.recipe.evaluation, text=text) for text in self.arguments.also_eval}
         if len(texts) < len(self.arguments.also_eval):
-            raise UserError("two texts of --also-eval have the same name; give each a name of its own")
-        apart = self.recipe.calibration.text
-        return {name: data.evaluation_tokens(loaded.tokenizer, text, apart) for name, text in texts.items()}
+            raise UserError("two texts of --also-eval have the same name; rename one of them")
+        calibration = self.recipe.calibration.text
+        return {name: data.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in texts.items()}
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """What the words of a command line ask for. Raises UserError for numbers out of range, or no file of ratios."""
+    """The recipe of a command line. Raises UserError for numbers out of range, or an invalid file of ratios."""
     a = arguments
-    by_hand = tuple(parse_lock(" ".join(words)) for words in a.lock)
-    from_file = read_ratios(a.ratios) if a.ratios else ()
+    locks = tuple(parse_lock(" ".join(lock)) for lock in a.lock)
+    file_locks = read_ratios(a.ratios) if a.ratios else ()
     return Recipe(
         model=a.model,
         slicing=SliceConfig(
@@ -85,7 +85,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
             cap=a.cap,
             order=a.order,
             iterative=a.iterative,
-            locked=(*(lock for lock in from_file if lock[:2] not in {other[:2] for other in by_hand}), *by_hand),
+            locked=(*(lock for lock in file_locks if lock[:2] not in {other[:2] for other in locks}), *locks),
             head_fraction=a.head_fraction,
             gradient_group=a.gradient_group,
             epochs=a.epochs,
@@ -100,15 +100,15 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 
 
 def require_folder(file: Path) -> None:
-    """Raise UserError, before any work, where there is no folder for a file that is to be written."""
+    """Raise UserError if the folder of a file to write does not exist."""
     if not file.parent.is_dir():
-        raise UserError(f"there is no folder {file.parent} to write {file.name} to; make it first")
+        raise UserError(f"the folder {file.parent} for {file.name} does not exist; create it first")
 
 
 def peak_memory() -> int | None:
-    """Bytes of this process's own largest resident set so far, None where the system does not count them.
+    """Peak resident set size of this process in bytes, None if the system does not report it.
 
-    `ru_maxrss` will not do on Linux: a child's begins at what its parent held when it was forked.
+    On Linux `ru_maxrss` is not used, as that of a forked child starts at its parent's value.
     """
     status = Path("/proc/self/status")
     if status.is_file():

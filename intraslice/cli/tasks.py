@@ -1,4 +1,4 @@
-"""The command that asks lm-eval: tasks. Returns its JSON object and its text."""
+"""The command `tasks`: scores in lm-eval's tasks. Returns its JSON object and its text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas
 
-from intraslice.cli.run import Answer, Run
+from intraslice.cli.run import CommandResult, Run
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import size
 from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
@@ -17,22 +17,34 @@ from intraslice.reporting import records
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """What only this command takes, by lm-eval's words."""
+    """Add the options of this command, under lm-eval's names."""
     add = command.add_argument
-    add("--tasks", nargs="+", required=True, metavar="TASK", help="such as arc_easy; `lm-eval ls tasks` prints all")
-    add("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS, help="beside the dense model")
-    add("--include-path", type=Path, metavar="FOLDER", help="of YAML files of tasks of yours")
-    add("--limit", type=int, metavar="N", help="documents of each task; all by default")
-    add("--num-fewshot", type=int, metavar="N", help="examples before each question; as the task says by default")
+    add(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help="task names, such as arc_easy; `lm-eval ls tasks` lists all",
+    )
+    add(
+        "--methods",
+        nargs="+",
+        default=["intraslice", "crossmodule"],
+        choices=METHODS,
+        help="methods to compare with the dense model",
+    )
+    add("--include-path", type=Path, metavar="FOLDER", help="folder with YAML files of your own tasks")
+    add("--limit", type=int, metavar="N", help="documents per task (default: all)")
+    add("--num-fewshot", type=int, metavar="N", help="examples before each question (default: set by the task)")
     add("--batch-size", type=int, default=TasksConfig.batch, metavar="N")
 
 
-def tasks(run: Run) -> Answer:
-    """Scores of the dense model and of its slices by each method, or of a sliced checkpoint alone."""
+def tasks(run: Run) -> CommandResult:
+    """Scores of the dense model and of its slices by each method, or of a sliced checkpoint only."""
     a = run.arguments
     config = TasksConfig(tuple(dict.fromkeys(a.tasks)), a.include_path, a.limit, a.num_fewshot, a.batch_size)
     if size() > 1:
-        raise UserError(f"lm-eval is asked by one process and there are {size()}; start it without torchrun")
+        raise UserError(f"tasks runs in one process, got {size()}; start it without torchrun")
     manager = require_tasks(config)
     loaded = run.load()
     if loaded.made is not None:
@@ -51,7 +63,7 @@ def tasks(run: Run) -> Answer:
 
 
 def _table(frame: pandas.DataFrame) -> str:
-    """A line for each metric of each task, a column for each model."""
+    """A table with a line for each metric of each task, and a column for each model."""
     errors = frame["standard_error"].map(lambda error: "" if pandas.isna(error) else f" ± {error:.4f}")
     frame = frame.assign(score=frame["value"].map("{:.4f}".format) + errors)
     table = frame.pivot_table("score", ["task", "metric"], "model", aggfunc="first", sort=False)

@@ -1,1 +1,1 @@
-"""What everything else stands on: configs, errors, progress, cache, linear algebra. Knows no model."""
+"""Base layer of the library: configs, errors, progress, cache, linear algebra. Imports no model code."""

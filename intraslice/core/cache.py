@@ -1,8 +1,8 @@
-"""Results kept on disk: each under a digest of everything it depends on, whole or not at all.
+"""Disk cache of results: each file is named by a digest of everything it depends on, and written atomically.
 
-The folder has a bound in bytes: whatever has not been used for longest goes first. What is being written lies in a
-draft folder, which its writer holds by a lock; that of a dead process is swept. A result that cannot be kept is right
-all the same, so a full disk is a warning here and never an error.
+The folder has a maximum size in bytes; the least recently used results are removed first. A result is written in a
+temporary folder that its process locks; folders of dead processes are removed. A failed write never affects the
+result itself, so a full disk causes a warning and no error.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 Kind = Literal["calibration", "losses", "perplexity", "sensitivity", "settling", "sweep"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-NEEDED = ("models", "wheels", "offload")  # they count, and stay: without them there is no model
-BOUND = 20 * 10**9  # bytes
-BOUND_VARIABLE = "INTRASLICE_MAX_CACHE_BYTES"
-MAX_RESULTS = 5_000  # files; to look through them takes a tenth of a second
-PATIENCE = 10.0  # seconds for a lock that is only ever held for moments
-FORGOTTEN = 3600.0  # seconds; drafts of earlier versions have no lock that could tell
-DAMAGED = ".damaged"  # what cannot be read, for whoever wants to look; it goes like a result
+NEVER_REMOVED = ("models", "wheels", "offload")  # folders that count towards the size; models cannot load without them
+MAX_CACHE_BYTES = 20 * 10**9  # bytes
+MAX_BYTES_VARIABLE = "INTRASLICE_MAX_CACHE_BYTES"
+MAX_RESULTS = 5_000  # files; listing them takes a tenth of a second
+LOCK_TIMEOUT = 10.0  # seconds to wait for a lock, which is only held for moments
+STALE_AFTER = 3600.0  # seconds; temporary folders of earlier versions have no lock
+DAMAGED = ".damaged"  # suffix of unreadable files, kept for inspection and removed like results
 
 _DIGEST = re.compile(r"[0-9a-f]{32}(\.\w+)?")
-_DRAFT = re.compile(r"(\d+)-[0-9a-f]{32}")
-_EARLIER_DRAFTS = ["models/.convert-*", "wheels/.download-*", "wheels/*/*.partial"]
-_EARLIER_DRAFTS += [f"{kind}/tmp????????" for kind in KINDS]
-_swept: set[Path] = set()
+_TEMPORARY_NAME = re.compile(r"(\d+)-[0-9a-f]{32}")
+_EARLIER_TEMPORARIES = ["models/.convert-*", "wheels/.download-*", "wheels/*/*.partial"]
+_EARLIER_TEMPORARIES += [f"{kind}/tmp????????" for kind in KINDS]
+_cleaned_folders: set[Path] = set()
 _warned: set[tuple[Path, int | None]] = set()
-_held_by_parent: list[FileLock] = []
+_locks_of_parent: list[FileLock] = []
 
 
 def cache_path(kind: Kind, suffix: str, *parts: object) -> Path:
-    """Where a result of this kind is kept that depends on `parts`; tensors count with every value and their shape.
+    """Path of the result of this kind that depends on `parts`; of tensors, dtype, shape and all values count.
 
-    One kind has one suffix: files with another are of an earlier format, and go.
+    A kind has one suffix: `write_result` removes files with another one, which are of an earlier format.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -65,42 +65,42 @@ def cache_path(kind: Kind, suffix: str, *parts: object) -> Path:
     return cache_folder() / kind / f"{digest.hexdigest()[:32]}{suffix}"
 
 
-def keep(path: Path, write: Callable[[Path], object], what: str, size: int = 0) -> None:
-    """Let `write` make a file, and put it at `path`, in the cache, once it is whole. A warning where that fails.
+def write_result(path: Path, write: Callable[[Path], object], what: str, size: int = 0) -> None:
+    """Let `write` write a temporary file, and move it to `path` in the cache. Logs a warning where that fails.
 
-    Where its `size` in bytes is known beforehand there is room before a byte is written.
+    `what` names the result in the warning. If the `size` in bytes is known, space is freed before the file is written.
     """
     try:
-        with draft_folder(size) as folder:
-            draft = folder / path.name
-            write(draft)
+        with temporary_folder(size) as folder:
+            file = folder / path.name
+            write(file)
             with _lock():
-                if (written := draft.stat().st_size) > size:
-                    _make_room(written, folder)
+                if (written := file.stat().st_size) > size:
+                    _free_space(written, folder)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _drop_earlier(path)
-                os.replace(draft, path)
+                _remove_earlier_formats(path)
+                os.replace(file, path)
     except OSError as error:
-        # Once: where one result cannot be kept, no other can.
+        # One warning for each cause: where one result cannot be written, no other can.
         if (cause := (cache_folder(), error.errno)) not in _warned:
             _warned.add(cause)
             reason = error.strerror or error
             log.warning(
-                "cannot keep %s in %s: %s; free some space or point INTRASLICE_CACHE elsewhere", what, cause[0], reason
+                "cannot write %s to %s: %s; free some space or point INTRASLICE_CACHE elsewhere", what, cause[0], reason
             )
 
 
-def kept(path: Path, read: Callable[[Path], Value]) -> Value | None:
-    """What `read` makes of the file at `path`; None if there is none, or a damaged one, which is moved aside."""
+def read_result(path: Path, read: Callable[[Path], Value]) -> Value | None:
+    """What `read` returns for the file at `path`. None if there is no file, or a damaged one, which is renamed."""
     try:
         value = read(path)
     except FileNotFoundError:
         return None
-    except (MemoryError, torch.OutOfMemoryError):  # which says nothing of the file
+    except (MemoryError, torch.OutOfMemoryError):  # not caused by the file
         raise
     except Exception as error:  # a parser may raise anything on damaged bytes
-        log.warning("%s in the cache is damaged (%s) and is made anew", path.name, first_line(error))
-        with suppress(OSError):  # a folder that can only be read keeps it
+        log.warning("%s in the cache is damaged (%s) and will be computed again", path.name, first_line(error))
+        with suppress(OSError):  # of a read-only folder
             path.rename(path.with_suffix(DAMAGED))
         return None
     mark_used(path)
@@ -108,15 +108,15 @@ def kept(path: Path, read: Callable[[Path], Value]) -> Value | None:
 
 
 def mark_used(path: Path) -> None:
-    """What was read just now goes last. That stands in its access time, whether or not the system notes accesses."""
-    with suppress(OSError):  # a folder that can only be read keeps its times
+    """Set the access time, which orders removal, to now: not every file system updates it on reading."""
+    with suppress(OSError):  # of a read-only folder
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def cache_folder() -> Path:
-    """Where converted weights, text and calibrations are kept: INTRASLICE_CACHE, else the platform's user cache."""
-    if chosen := os.environ.get("INTRASLICE_CACHE"):
-        return Path(chosen).expanduser()
+    """The folder of converted weights, texts and results: INTRASLICE_CACHE, else the platform's user cache."""
+    if configured := os.environ.get("INTRASLICE_CACHE"):
+        return Path(configured).expanduser()
     home = Path.home()
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
@@ -127,83 +127,85 @@ def cache_folder() -> Path:
     return base / "intraslice"
 
 
-def cache_bound() -> int:
-    """Bytes that the cache folder may hold. Raises UserError where the environment has no whole number."""
-    given = os.environ.get(BOUND_VARIABLE, "").strip() or str(BOUND)
-    if not given.isdecimal():
-        raise UserError(f"{BOUND_VARIABLE} must be a whole number of bytes, such as {BOUND}, got {given[:80]!r}")
-    return int(given)
+def max_cache_bytes() -> int:
+    """Maximum size of the cache folder, in bytes. Raises UserError where the environment has no whole number."""
+    value = os.environ.get(MAX_BYTES_VARIABLE, "").strip() or str(MAX_CACHE_BYTES)
+    if not value.isdecimal():
+        raise UserError(
+            f"{MAX_BYTES_VARIABLE} must be a whole number of bytes, such as {MAX_CACHE_BYTES}, got {value[:80]!r}"
+        )
+    return int(value)
 
 
-def bound_cache(size: int) -> None:
-    """Let the cache folder hold `size` bytes, in this process and those that it starts."""
-    os.environ[BOUND_VARIABLE] = str(size)
+def set_max_cache_bytes(size: int) -> None:
+    """Set the maximum size of the cache folder in bytes, for this process and its child processes."""
+    os.environ[MAX_BYTES_VARIABLE] = str(size)
 
 
 @contextmanager
-def draft_folder(size: int = 0, needed: bool = False) -> Iterator[Path]:
-    """A folder of the cache to write in, gone afterwards; if this process is killed the next one sweeps it.
+def temporary_folder(size: int = 0, required: bool = False) -> Iterator[Path]:
+    """A temporary folder in the cache, removed on exit, or by the next process if this one is killed.
 
-    There is room for `size` bytes, which are its own until then. Raises OSError where it cannot be made, and where so
-    much does not fit into the cache's bound, unless it is `needed`.
+    `size` bytes are reserved for it. Raises OSError where it cannot be created, or where `size` exceeds the maximum
+    size of the cache, unless `required`.
     """
     folder = cache_folder() / "drafts" / f"{size}-{uuid4().hex}"
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with _lock():
-            _sweep(folder for folder, _ in _draft_folders())
+            _remove_unlocked(folder for folder, _ in _temporary_folders())
             if size:
-                _make_room(size, folder, needed)
-            held.enter_context(_held(folder))
+                _free_space(size, folder, required)
+            stack.enter_context(_locked_folder(folder))
         yield folder
 
 
 @contextmanager
-def scratch_beside(place: Path) -> Iterator[Path]:
-    """A folder to write in beside `place`, where what is whole is moved to; gone afterwards.
+def temporary_sibling(target: Path) -> Iterator[Path]:
+    """A temporary folder in the folder of `target`, from which finished files can be moved there; removed on exit.
 
-    If this process is killed, the next that writes to the same place removes it. Raises OSError where none can be made.
+    If this process is killed, the next one that writes to `target` removes it. Raises OSError if it is not created.
     """
-    name = re.compile(rf"\.{re.escape(place.name)}-[0-9a-f]{{32}}")
-    _sweep([other for other in place.parent.iterdir() if name.fullmatch(other.name)])
-    with _held(place.with_name(f".{place.name}-{uuid4().hex}")) as folder:
+    name = re.compile(rf"\.{re.escape(target.name)}-[0-9a-f]{{32}}")
+    _remove_unlocked([other for other in target.parent.iterdir() if name.fullmatch(other.name)])
+    with _locked_folder(target.with_name(f".{target.name}-{uuid4().hex}")) as folder:
         yield folder
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[Path]:
-    """A new folder that `_sweep` lets be while this process lives; gone afterwards."""
-    alive, process = FileLock(folder / ".lock", thread_local=False), os.getpid()  # another thread may end the work
+def _locked_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that `_remove_unlocked` keeps while this process runs; removed on exit."""
+    lock, process = FileLock(folder / ".lock", thread_local=False), os.getpid()  # another thread may release it
     folder.mkdir(parents=True)
-    alive.acquire(timeout=PATIENCE)
+    lock.acquire(timeout=LOCK_TIMEOUT)
     try:
         yield folder
     finally:
-        if os.getpid() != process:  # a fork gives up what its parent holds: its copy of the lock must not be deleted
-            _held_by_parent.append(alive)
+        if os.getpid() != process:  # in a fork: deleting its copy of the lock would release the parent's
+            _locks_of_parent.append(lock)
         else:
-            alive.release()
+            lock.release()
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep_drafts() -> None:
-    """Remove, once a process, what killed ones left half written. Raises UserError as `cache_bound` does."""
-    cache_bound()
+def remove_stale_folders() -> None:
+    """Remove temporary folders of killed processes, once per process. Raises UserError as `max_cache_bytes` does."""
+    max_cache_bytes()
     folder = cache_folder()
-    if folder in _swept:
+    if folder in _cleaned_folders:
         return
-    _swept.add(folder)
-    with suppress(OSError):  # where nothing can be removed, nothing can be
+    _cleaned_folders.add(folder)
+    with suppress(OSError):  # of a read-only folder
         if (folder / "drafts").is_dir():
             with _lock():
-                _sweep(folder for folder, _ in _draft_folders())
-        for draft in chain.from_iterable(folder.glob(pattern) for pattern in _EARLIER_DRAFTS):
-            if time.time() - draft.stat().st_mtime > FORGOTTEN:
-                shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+                _remove_unlocked(folder for folder, _ in _temporary_folders())
+        for path in chain.from_iterable(folder.glob(pattern) for pattern in _EARLIER_TEMPORARIES):
+            if time.time() - path.stat().st_mtime > STALE_AFTER:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
-def empty_cache() -> Iterator[Path]:
-    """While open, results are kept in an empty folder, and gone afterwards: what is timed is made, not read."""
+def temporary_cache() -> Iterator[Path]:
+    """Use an empty cache folder while open, so that benchmarks compute everything; the folder is removed on exit."""
     before = os.environ.get("INTRASLICE_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["INTRASLICE_CACHE"] = folder
@@ -216,14 +218,14 @@ def empty_cache() -> Iterator[Path]:
 
 
 def _lock() -> FileLock:
-    """Held while drafts are made and swept, results put in their places and removed: by one process at a time."""
+    """Lock for all changes to the cache folder: one process at a time creates, moves and removes files."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock", timeout=PATIENCE)
+    return FileLock(folder / ".lock", timeout=LOCK_TIMEOUT)
 
 
-def _sweep(folders: Iterable[Path]) -> None:
-    """Remove those that nobody holds."""
+def _remove_unlocked(folders: Iterable[Path]) -> None:
+    """Remove the folders that no process holds a lock on."""
     for folder in folders:
         try:
             with FileLock(folder / ".lock", timeout=0):
@@ -233,38 +235,38 @@ def _sweep(folders: Iterable[Path]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make_room(size: int, draft: Path, needed: bool = False) -> None:
-    """Remove results, the longest unused first, until the draft may have `size` bytes. Raises OSError as a draft does.
+def _free_space(size: int, folder: Path, required: bool = False) -> None:
+    """Remove least recently used results until `folder` may hold `size` bytes. Raises OSError if it never may.
 
-    An opened file that is removed can still be read; a system where that is not so refuses to remove it.
+    Files that another process has open stay readable, or cannot be removed, depending on the system.
     """
-    taken = sum(_bytes(cache_folder() / name) for name in NEEDED)
-    taken += sum(max(claimed, _bytes(folder)) for folder, claimed in _draft_folders() if folder != draft)
-    room = cache_bound() - taken
-    fits = size <= room
-    if fits or needed:
-        room -= size
+    used = sum(_bytes(cache_folder() / name) for name in NEVER_REMOVED)
+    used += sum(max(reserved, _bytes(other)) for other, reserved in _temporary_folders() if other != folder)
+    available = max_cache_bytes() - used
+    fits = size <= available
+    if fits or required:
+        available -= size
     results = sorted(_results(), key=lambda result: max(result[1].st_atime, result[1].st_mtime), reverse=True)
     total = sum(stat.st_size for _, stat in results)
-    while results and (total > room or len(results) >= MAX_RESULTS):
+    while results and (total > available or len(results) >= MAX_RESULTS):
         file, stat = results.pop()
         with suppress(OSError):
             file.unlink()
             total -= stat.st_size
-            file.parent.rmdir()  # if it was the last one there
-    if not fits and not needed:
-        raise OSError(errno.EFBIG, f"it is more than {BOUND_VARIABLE} leaves room for")
+            file.parent.rmdir()  # if it is empty
+    if not fits and not required:
+        raise OSError(errno.EFBIG, f"{size:,} bytes exceed the space that {MAX_BYTES_VARIABLE} allows")
 
 
-def _draft_folders() -> Iterator[tuple[Path, int]]:
-    """The drafts there are, and the bytes that each may have."""
+def _temporary_folders() -> Iterator[tuple[Path, int]]:
+    """The existing temporary folders, and the bytes reserved for each."""
     for folder in (cache_folder() / "drafts").glob("*"):
-        if name := _DRAFT.fullmatch(folder.name):
+        if name := _TEMPORARY_NAME.fullmatch(folder.name):
             yield folder, int(name[1])
 
 
 def _results() -> list[tuple[Path, os.stat_result]]:
-    """Every file that a result consists of. Only names as `cache_path` makes them count: others' files are theirs."""
+    """All files of results. Only names from `cache_path` count: other files belong to someone else."""
     results = []
     for kind in KINDS:
         with suppress(OSError), os.scandir(cache_folder() / kind) as entries:
@@ -275,23 +277,23 @@ def _results() -> list[tuple[Path, os.stat_result]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
 
 
 def _stats(files: Iterable[Path]) -> list[tuple[Path, os.stat_result]]:
-    found = []
+    stats = []
     for file in files:
-        with suppress(FileNotFoundError):  # another process was faster
-            found.append((file, file.lstat()))
-    return found
+        with suppress(FileNotFoundError):  # another process removed it
+            stats.append((file, file.lstat()))
+    return stats
 
 
 def _bytes(folder: Path) -> int:
     return sum(stat.st_size for _, stat in _stats(_files(folder)))
 
 
-def _drop_earlier(path: Path) -> None:
-    """Remove results of an earlier format, which nothing reads any more, from the folder of one that is kept."""
+def _remove_earlier_formats(path: Path) -> None:
+    """Remove results of earlier formats, which no code reads any more, from the folder of `path`."""
     for other in path.parent.iterdir():
         if _DIGEST.fullmatch(other.name) and other.suffix not in (path.suffix, DAMAGED):
             with suppress(OSError):

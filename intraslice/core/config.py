@@ -1,7 +1,4 @@
-"""What a run is asked to do. Knows no tensors.
-
-The dataclasses validate at birth, so that a wrong number is refused before any model is loaded.
-"""
+"""Configuration dataclasses. They validate on construction, so that errors are raised before a model is loaded."""
 
 from __future__ import annotations
 
@@ -39,10 +36,10 @@ def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """Which text the moments and mask gradients are taken on: `sequences` windows of `length` tokens.
+    """The text for second moments and mask gradients: `sequences` windows of `length` tokens.
 
-    Gradients are those of the loss on `targets`: next tokens that the model itself draws after each prefix (Fisher's
-    information proper), or those that the text goes on with (the empirical one, as published).
+    Gradients are those of the loss on `targets`: next tokens sampled from the model ("sampled", the Fisher
+    information), or the text's next tokens ("text", the empirical Fisher, as published).
     """
 
     text: str = "default"
@@ -60,7 +57,7 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which text perplexity is taken on: `tokens` tokens in non-overlapping windows of `window`."""
+    """The text for perplexity: `tokens` tokens in non-overlapping windows of `window` tokens."""
 
     text: str = "default"
     tokens: int = 16384
@@ -75,11 +72,11 @@ class EvaluationConfig:
 class SliceConfig:
     """How much to remove and by which rule.
 
-    `sparsity` is the fraction of decoder-layer parameters to remove. `bias` (the paper's lambda_b) above 1 cuts MLPs
-    harder, below 1 the attention; None leaves that to the importances, and is 1 where the estimator has none. `cap`
-    bounds every estimated ratio. `locked` ratios are given by hand: they stay as they are and the other modules make up
-    for them, so that the total holds. Shapes for a `runtime` such as llama.cpp are heads of full width, with as many
-    queries in every group of a layer, and MLP widths in multiples of 32; `free` ones cost less perplexity.
+    `sparsity` is the fraction of decoder-layer parameters to remove. A `bias` (the paper's lambda_b) above 1 prunes
+    MLPs more, below 1 attention; with None the importances decide, or it is 1 if the estimator has none. `cap` is the
+    maximum of every estimated ratio. `locked` ratios are fixed by the user; the other modules compensate, so that the
+    total stays the same. "runtime" `shapes`, for runtimes such as llama.cpp, have full-width heads, the same number of
+    queries in every group of a layer, and MLP widths in multiples of 32; "free" ones have a lower perplexity.
     """
 
     sparsity: float = 0.3
@@ -87,12 +84,12 @@ class SliceConfig:
     bias: float | None = None
     cap: float = 0.8
     order: Order = "sequential"
-    iterative: bool = False  # refine the MLPs of layers whose ratio is above `iterative_above`; sequential order only
+    iterative: bool = False  # refine MLPs whose ratio is above `iterative_above`; sequential order only
     iterative_above: float = 0.35
     locked: tuple[Lock, ...] = ()
-    head_fraction: float | None = None  # of a head in one unit of attention; None: a channel for pca, a head for fisher
+    head_fraction: float | None = None  # of a head per unit of attention; None: a channel for pca, a head for fisher
     gradient_group: int = GRADIENT_GROUP
-    epochs: int = 1  # of the recovery; 0 leaves it out
+    epochs: int = 1  # of the recovery; 0 skips it
     shapes: Shapes = "free"
     recovery: str = NO_RECOVERY  # training after slicing: a name in `registry.RECOVERIES`
 
@@ -100,7 +97,7 @@ class SliceConfig:
         _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
         if self.bias is not None:
             _require_range("bias", self.bias, 0.2, 2.0)
-        _require_range("cap", self.cap, 0.0, 1.0, "1 lets a module go whole")
+        _require_range("cap", self.cap, 0.0, 1.0, "1 allows removing a whole module")
         ESTIMATORS.require(self.estimator)
         _require_choice("order", self.order, get_args(Order))
         _require_choice("recovery", self.recovery, (NO_RECOVERY, *RECOVERIES))
@@ -111,25 +108,30 @@ class SliceConfig:
         if self.head_fraction is not None:
             _require_range("head_fraction", self.head_fraction, 1e-3, 1.0, "1 is a whole head")
         if self.iterative and self.order != "sequential":
-            raise UserError("iterative needs the sequential order's activations; choose that order, or leave it off")
+            raise UserError(
+                "iterative requires order 'sequential', got 'one-shot'; change the order, or set iterative to False"
+            )
         for layer, module, ratio in self.locked:
             _require_count("a locked layer", layer, 0)
             _require_choice("a locked module", module, MODULE_KINDS)
             _require_range(f"the locked ratio of layer {layer}'s {module}", ratio, 0.0, 1.0)
         if len({lock[:2] for lock in self.locked}) < len(self.locked):
-            raise UserError("a module is locked twice; give at most one ratio for each")
+            raise UserError("a module is locked twice; expected at most one ratio per module")
         if self.sparsity > self.cap:
-            raise UserError(f"sparsity must be at most the cap of {self.cap:g}, got {self.sparsity:g}; change one")
+            raise UserError(
+                f"sparsity must be at most the cap, {self.cap:g}, got {self.sparsity:g}; "
+                "raise the cap or lower the sparsity"
+            )
 
 
 def parse_lock(text: str) -> Lock:
-    """A ratio given by hand: layer, module and per cent, as in "7 mlp 25". Raises UserError for anything else."""
+    """Parse a locked ratio: layer, module and percentage, as in "7 mlp 25". Raises UserError for anything else."""
     try:
         layer, module, percent = text.split()
-        number, share = int(layer), float(percent) / 100
+        index, ratio = int(layer), float(percent) / 100
     except ValueError:
         raise UserError(
             f"{text.strip()!r} is not a locked ratio; expected layer, module and percentage, as in 7 mlp 25"
         ) from None
     _require_choice("a locked module", module, MODULE_KINDS)
-    return number, cast(ModuleKind, module), share
+    return index, cast(ModuleKind, module), ratio

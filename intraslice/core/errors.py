@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault: each message says what was received, what was expected and what to do next."""
+"""Exceptions. Each message says what was received, what was expected and what to do next."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ _FOLDERS = re.compile(r"(?<![\w:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line: what was received, what was expected, what to do next."""
+    """Invalid input. The message is one line."""
 
 
 class NumericalError(ArithmeticError):
-    """A moment that is not finite or a system that is singular. The message says which and what to try."""
+    """A non-finite moment or a singular system. The message says which one, and what to try."""
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message as part of one line, with the names of files but not of the folders they lie in."""
+    """An error's message on one line, without the folders of file paths."""
     return (_FOLDERS.sub("", " ".join(str(error).split())) or type(error).__name__)[:200]

@@ -7,28 +7,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from intraslice.core.cache import keep, kept
+from intraslice.core.cache import read_result, write_result
 
 
-def keep_record(path: Path, record: dict[str, Any], what: str) -> None:
-    """Keep a JSON object, with a checksum in a second line."""
+def write_record(path: Path, record: dict[str, Any], what: str) -> None:
+    """Write a JSON object to the cache, with a checksum in a second line. `what` names it in warnings."""
     content = json.dumps(record)
     lines = f"{content}\n{_checksum(content)}".encode()
-    keep(path, lambda draft: draft.write_bytes(lines), what, len(lines))
+    write_result(path, lambda file: file.write_bytes(lines), what, len(lines))
 
 
-def kept_record(path: Path) -> dict[str, Any]:
-    """The JSON object kept at `path`; empty when there is none that is whole."""
-    return kept(path, _read_record) or {}
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object at `path`; empty if there is none, or a damaged one."""
+    return read_result(path, _parse_record) or {}
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _parse_record(path: Path) -> dict[str, Any]:
     content, _, checksum = path.read_text(encoding="utf-8").partition("\n")
     record = json.loads(content)
     if not isinstance(record, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("not a JSON object")
     if checksum and checksum != _checksum(content):  # records of earlier versions have none
-        raise ValueError("its checksum differs")
+        raise ValueError("the checksum does not match")
     return record
 
 

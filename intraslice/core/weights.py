@@ -1,8 +1,7 @@
-"""One layer's weights in one canonical form, dense or sliced, whatever the family: tensors and their names, no module.
+"""Weights of one layer, dense or sliced, in one canonical form for all model families. Tensors only, no modules.
 
-Channel layout of queries and keys: the first half of a head's channels and the second half form rotation pairs
-`(j, j + dim/2)`, each turned by one rotary frequency. Channels that the model does not rotate (partial rotary) are
-paired two by two with the frequency index `UNROTATED`.
+Channel layout of queries and keys: channels `(j, j + dim/2)` of a head form a pair that is rotated by one rotary
+frequency. Channels that the model does not rotate (partial rotary) also form pairs, whose frequency is `UNROTATED`.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ UNROTATED = -1
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """H query heads and K key/value heads; `dim` is the query/key channels of a head, `value_dim` those of a value.
+    """H query heads and K key/value heads; a head has `dim` query and key channels and `value_dim` value channels.
 
-    `written` is `hidden` but where the residual stream changes its width (cross-module slicing).
+    `written` equals `hidden`, except where the residual stream changes its width (cross-module slicing).
     """
 
     query: Float[Tensor, "heads dim hidden"]
@@ -32,12 +31,12 @@ class AttentionWeights:
     output_bias: Float[Tensor, " written"] | None
     kv_head: Int[Tensor, " heads"]  # the key/value head that each query head reads
     frequency: Int[Tensor, "kv_heads pairs"]  # rotary frequency of each pair, or UNROTATED
-    scale: float  # of the softmax; stays the dense model's when channels are cut
+    scale: float  # of the softmax; not changed when channels are cut
 
 
 @dataclass(frozen=True)
 class MLPWeights:
-    """A gated MLP `down(act(gate x) * up x)`, or without `gate` a plain one, `down(act(up x))`."""
+    """A gated MLP `down(act(gate x) * up x)`, or without `gate` a plain MLP `down(act(up x))`."""
 
     gate: Float[Tensor, "neurons hidden"] | None
     up: Float[Tensor, "neurons hidden"]

@@ -1,1 +1,1 @@
-"""Instruments: where variance lies, how far slicing moves activations, and whether the estimator was right."""
+"""Diagnostics: explained variance, activation shift, marginal costs, and checks of the estimators."""

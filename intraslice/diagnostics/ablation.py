@@ -1,9 +1,9 @@
-"""Is it the residual's fault? The damage of cross-module slicing, one part at a time, on a residual stream kept whole.
+"""Ablations of cross-module slicing: which part of it causes the damage, with an uncut residual stream.
 
-Each `Ablation` cuts the dense model at one kind of place only and removes no parameter: a diagnosis, not a method. As
-in cross-module slicing each layer's axes come from the hidden states as the cuts before it leave them. Axes of the
-dense hidden states are another question: on SmolLM2 at 432 of 576 they make "writes" 5.5 and "reads and writes" 13
-times the dense perplexity, where these make 9 and 7.
+Each `Ablation` projects one kind of activation of the dense model and removes no parameters. As in cross-module
+slicing, the axes of each layer come from the hidden states after the projections before it. Results differ with axes of
+the dense hidden states: on SmolLM2 at width 432 of 576 the perplexity of "writes" is 9 times the dense one (5.5 with
+dense axes), and that of "reads and writes" 7 times (13).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.distributed.sharing import require_enough, share_of
+from intraslice.distributed.sharing import require_enough, shard_of
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
@@ -31,14 +31,14 @@ from intraslice.modeling.residual import (
     residual_branches,
     writer_name,
 )
-from intraslice.modeling.surgery import with_parts
+from intraslice.modeling.surgery import replace_modules
 
 Ablation = Literal["outputs", "reads", "reads and writes", "writes"]
 ABLATIONS: dict[Ablation, str] = {
-    "outputs": "what modules write, on the principal axes of the module's own output",
-    "reads": "what modules read, on the state's principal axes",
-    "reads and writes": "what modules read and write, on the state's principal axes",
-    "writes": "what modules write, on the principal axes of the state once it is written",
+    "outputs": "module outputs, projected on the principal axes of the module's own output",
+    "reads": "module inputs, projected on the principal axes of the hidden state",
+    "reads and writes": "module inputs and outputs, projected on the principal axes of the hidden state",
+    "writes": "module outputs, projected on the principal axes of the hidden state after the module",
 }
 Parts = dict[nn.Module, nn.Module]
 Projection = Float[Tensor, "hidden hidden"]
@@ -52,23 +52,23 @@ def ablated_model(
     *,
     progress: ProgressCallback | bool = True,
 ) -> PreTrainedModel:
-    """A dense canonicalised model with one kind of place cut to `width` axes, and its residual stream whole.
+    """A canonicalised dense model with one kind of activation projected on `width` axes, and an uncut residual stream.
 
-    The last module's write goes to the head, in no basis of the stream, and is cut on its own axes only. All that is
-    not cut is shared with the dense model. Costs a forward over `tokens`; `progress` counts layers. Raises UserError
-    for an unknown ablation or a width that the stream does not have.
+    The output of the last module is only projected by "outputs", since the head reads it in the dense basis. Modules
+    without a projection are shared with the dense model. Costs a forward over `tokens`; `progress` counts layers.
+    Raises UserError for an unknown ablation or a width that is not from 1 to the hidden size.
     """
     report = progress_callback(progress)
     if ablation not in ABLATIONS:
-        raise UserError(f"fault must be one of {', '.join(ABLATIONS)}, got {ablation!r}")
+        raise UserError(f"ablation must be one of {', '.join(ABLATIONS)}, got {ablation!r}")
     hidden, layers = model.lm_head.in_features, blocks(model)
     if not 1 <= width <= hidden:
-        raise UserError(f"width must be 1 to {hidden}, the hidden size, got {width}")
+        raise UserError(f"width must be between 1 and {hidden}, the hidden size, got {width}")
     require_enough(len(tokens))
     report(Progress(ablation, 0, len(layers)))
     parts: Parts = {}
     with torch.no_grad():
-        hidden_states = embed(model, tokens[share_of(len(tokens))])
+        hidden_states = embed(model, tokens[shard_of(len(tokens))])
         hidden_states.map_(lambda states, _: centre(states, layers[0].attention_norm))
         before = _projection(hidden_states, width)
     for index, block in enumerate(layers):
@@ -79,11 +79,11 @@ def ablated_model(
                 cut_parts, before = _cut_branch_(hidden_states, branch, norm, before, ablation, width, last)
                 parts |= cut_parts
         report(Progress(ablation, index + 1, len(layers)))
-    return with_parts(model, parts)
+    return replace_modules(model, parts)
 
 
 def _projection(states: HiddenStates, width: int) -> Projection:
-    """Onto the first `width` principal axes of the states."""
+    """Projection on the first `width` principal axes of the states."""
     axes = principal_axes_of(states)[:, :width]
     return axes @ axes.T
 
@@ -97,10 +97,10 @@ def _cut_branch_(
     width: int,
     last: bool,
 ) -> tuple[Parts, Projection]:
-    """Cut modules that share a norm and send the hidden states through them, in place.
+    """Project modules that share a norm, and pass the hidden states through them, in place.
 
-    `before` projects onto the principal axes of the states that the modules read; the projection that is returned, onto
-    those of the states once all is written, before any write is cut.
+    `before` projects on the principal axes of the modules' input states. Also returns the projection on those of the
+    states after the modules, without projections of their outputs.
     """
     dtype = hidden_states.hidden[0].dtype
     reads = "reads" in ablation
@@ -139,7 +139,7 @@ def measure_ablations(
     *,
     progress: ProgressCallback | bool = True,
 ) -> dict[str, float]:
-    """Perplexity on `tokens` under every ablation, to compare with the dense and the cross-module model's."""
+    """Perplexity on `tokens` with every ablation, to compare with the dense and the cross-module model's."""
     perplexities: dict[str, float] = {}
     report = progress_callback(progress)
     for ablation in ABLATIONS:

@@ -1,7 +1,7 @@
-"""One layer of a model changed at a time: how far each changed model is from the dense one.
+"""KL divergence and loss of a model with one layer replaced at a time.
 
-Each forward starts at the changed layer, and each finished change is kept on disk, so that a run that was stopped goes
-on where it was.
+Each forward starts at the replaced layer. Finished changes are cached, so that an interrupted run continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.core.records import keep_record, kept_record
-from intraslice.distributed.sharing import from_first, gathered, rank, size
-from intraslice.evaluation.divergence import read_head
+from intraslice.core.records import read_record, write_record
+from intraslice.distributed.sharing import all_gather, broadcast, rank, size
+from intraslice.evaluation.divergence import head_losses
 from intraslice.modeling.hidden_states import embed, last_states
 
 
 @dataclass(frozen=True)
 class Change:
-    """What one layer becomes. It is made when its turn comes, and let go afterwards."""
+    """A replacement for one layer, built by `make` when it is measured and freed afterwards."""
 
     layer: int
     make: Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A model on equal windows: means over each window's scored tokens, in nats."""
+class Measurement:
+    """One model on windows of equal length: means over each window's scored tokens, in nats."""
 
     divergences: tuple[float, ...]  # KL, dense to this model
     losses: tuple[float, ...]
-    parameters: int = 0  # of the changed layer
+    parameters: int = 0  # of the replaced layer
 
 
 @dataclass(frozen=True)
-class Readings:
-    """The model that is changed, and what it is after each change alone."""
+class Measurements:
+    """Measurements of the unchanged model, and of the model with each change alone."""
 
-    base: Reading
-    changed: tuple[Reading, ...]
+    base: Measurement
+    changed: tuple[Measurement, ...]
 
 
 def measure_changes(
@@ -57,47 +57,50 @@ def measure_changes(
     stage: str,
     *,
     progress: ProgressCallback | bool = True,
-) -> Readings:
+) -> Measurements:
     """Measure `base`, and `base` with each of the changes alone.
 
-    Changes come in the order of their layers. Finished ones are kept at `path`, whose name must depend on all that they
-    depend on. Costs about half a forward a change, and memory for two hidden states a token. Several processes take
-    turns at the changes, and all get all results. `progress` counts changes.
+    Costs about half a forward per change, and memory for two hidden states per token. Several processes share the
+    changes, and all return all results. `progress` counts changes.
+
+    Args:
+        changes: in the order of their layers.
+        path: of the cached results; its name must depend on everything that they depend on.
     """
     report = progress_callback(progress)
-    readings = _known(from_first(kept_record(path)))
-    done = list(readings.changed) if readings else []
+    measurements = _parse(broadcast(read_record(path)))
+    done = list(measurements.changed) if measurements else []
     report(Progress(stage, len(done), len(changes)))
     if len(done) < len(changes):
 
         def pause() -> None:
             report(Progress(stage, len(done), len(changes)))
 
-        def keep(base_reading: Reading, fresh: list[Reading]) -> None:
-            nonlocal readings
-            done.extend(fresh)
-            readings = Readings(base_reading, tuple(done))
+        def store(base_measurement: Measurement, new: list[Measurement]) -> None:
+            nonlocal measurements
+            done.extend(new)
+            measurements = Measurements(base_measurement, tuple(done))
             if rank() == 0:
-                keep_record(path, asdict(readings), "what changed modules cost, so far")
+                write_record(path, asdict(measurements), "the measurements of changed modules")
             pause()
 
-        _measure(dense, base, changes[len(done) :], tokens, keep, pause)
-    if readings is None:
-        raise ValueError("there are no changes to measure; give at least one")
-    return readings
+        _measure(dense, base, changes[len(done) :], tokens, store, pause)
+    if measurements is None:
+        raise ValueError("changes is empty; expected at least one")
+    return measurements
 
 
-def kept_changes(path: Path, count: int) -> Readings | None:
-    """What `measure_changes` would only read from the disk; None while any of so many is still to be measured."""
-    readings = _known(kept_record(path))
-    return readings if readings and len(readings.changed) == count else None
+def cached_changes(path: Path, count: int) -> Measurements | None:
+    """The cached result of `measure_changes` if all `count` changes are measured, else None."""
+    measurements = _parse(read_record(path))
+    return measurements if measurements and len(measurements.changed) == count else None
 
 
-def _known(record: dict[str, Any]) -> Readings | None:
-    def reading(kept: dict[str, Any]) -> Reading:
-        return Reading(tuple(kept["divergences"]), tuple(kept["losses"]), kept["parameters"])
+def _parse(record: dict[str, Any]) -> Measurements | None:
+    def measurement(values: dict[str, Any]) -> Measurement:
+        return Measurement(tuple(values["divergences"]), tuple(values["losses"]), values["parameters"])
 
-    return Readings(reading(record["base"]), tuple(map(reading, record["changed"]))) if record else None
+    return Measurements(measurement(record["base"]), tuple(map(measurement, record["changed"]))) if record else None
 
 
 @torch.no_grad()
@@ -106,44 +109,44 @@ def _measure(
     base: PreTrainedModel,
     changes: Sequence[Change],
     tokens: Int[Tensor, "windows window"],
-    keep: Callable[[Reading, list[Reading]], None],
+    store: Callable[[Measurement, list[Measurement]], None],
     pause: Pause,
 ) -> None:
-    """Give `keep` the reading of `base` and those of its changes, in order, as many at a time as there are processes.
+    """Call `store` with the measurement of `base` and those of the next changes, one per process, in order.
 
     `pause` is called after each layer of each batch, and after each chunk of logits.
     """
     layers, targets = base.model.layers, tokens[:, 1:].flatten()
     hidden_states = embed(base, tokens)
 
-    def last(model: PreTrainedModel, layers: Iterable[nn.Module]) -> Tensor:
+    def final_states(model: PreTrainedModel, layers: Iterable[nn.Module]) -> Tensor:
         return last_states(model, layers, hidden_states, pause)
 
-    dense_states = last(dense, dense.model.layers)
+    dense_states = final_states(dense, dense.model.layers)
 
-    def read(states: Tensor, parameters: int) -> Reading:
-        losses, divergences = read_head(base, states, targets, (dense, dense_states), pause)
+    def measure(states: Tensor, parameters: int) -> Measurement:
+        losses, divergences = head_losses(base, states, targets, (dense, dense_states), pause)
         by_window = [tuple(values.view(len(tokens), -1).mean(1).tolist()) for values in (divergences, losses)]
-        return Reading(by_window[0], by_window[1], parameters)
+        return Measurement(by_window[0], by_window[1], parameters)
 
-    base_states = dense_states if base is dense else last(base, layers)
-    base_reading = read(base_states, 0)
-    turn, reached, found = 0, 0, []
+    base_states = dense_states if base is dense else final_states(base, layers)
+    base_measurement = measure(base_states, 0)
+    turn, next_layer, results = 0, 0, []
     for number, change in enumerate(changes, 1):
-        for layer in layers[reached : change.layer]:
+        for layer in layers[next_layer : change.layer]:
             hidden_states.pass_through_(layer, pause)
-        reached = change.layer
+        next_layer = change.layer
         if turn == rank():
             changed = change.make()
             pause()
-            states = last(base, [changed, *layers[change.layer + 1 :]])
-            found.append(read(states, parameters_in(changed)))
+            states = final_states(base, [changed, *layers[change.layer + 1 :]])
+            results.append(measure(states, parameters_in(changed)))
         turn += 1
         if turn == size() or number == len(changes):
-            keep(base_reading, gathered(found))
-            turn, found = 0, []
+            store(base_measurement, all_gather(results))
+            turn, results = 0, []
 
 
 def parameters_in(layer: nn.Module) -> int:
-    """Parameters of one layer, as its tensors have them."""
+    """Parameters of one layer, counted from its tensors."""
     return sum(parameter.numel() for parameter in layer.parameters())

@@ -1,4 +1,4 @@
-"""Distributions of many values, streamed: mean, spread, kurtosis, a histogram on given edges, a distance. Pure."""
+"""Streaming statistics of distributions: mean, standard deviation, kurtosis, histogram and a distance. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 BINS = 120
-TAIL = 0.001  # share of the first values on either side that lie outside the edges
+TAIL = 0.001  # fraction of the first values below the lowest edge, and above the highest
 SAMPLE = 1_000_000
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """What is known of a set of values. The end bins hold what lies outside the edges: the density integrates to 1."""
+    """Statistics of a set of values. The end bins include values outside the edges, so the density integrates to 1."""
 
     mean: float
     spread: float  # standard deviation
@@ -26,18 +26,18 @@ class Distribution:
 
 
 def histogram_edges(values: Float[Tensor, "*any"], bins: int = BINS) -> Float[Tensor, " edges"]:
-    """Equal bins between the outer quantiles of the values: a few outliers would leave everything else in one bin."""
-    flat = values.flatten()
-    flat = flat[:: max(1, len(flat) // SAMPLE)].double().cpu()
-    low, high = numpy.quantile(flat.numpy(), [TAIL, 1 - TAIL]).tolist()  # torch's sorts all values: four times as long
-    if not high > low:  # all alike
+    """Equal bins between outer quantiles of the values: with a few outliers, most values would share one bin."""
+    sample = values.flatten()
+    sample = sample[:: max(1, len(sample) // SAMPLE)].double().cpu()
+    low, high = numpy.quantile(sample.numpy(), [TAIL, 1 - TAIL]).tolist()  # torch's sorts all values: four times slower
+    if not high > low:  # all values are equal
         low, high = low - 0.5, high + 0.5
     return torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
 
 @dataclass
 class Moments:
-    """Power sums and bin counts of the values seen so far, around the first values' mean so that none cancels."""
+    """Power sums and bin counts of the values seen so far, centred on the first values' mean to avoid cancellation."""
 
     count: int = 0
     origin: float = 0.0
@@ -60,7 +60,7 @@ class Moments:
         self.count += values.numel()
 
     def distribution(self, edges: Float[Tensor, " edges"]) -> Distribution:
-        """What the values seen so far are like. NaN and a flat zero histogram before any was."""
+        """Statistics of the values seen so far. Without any, NaN and a histogram of zeros."""
         if self.bins is None:
             nan = float("nan")
             return Distribution(nan, nan, nan, edges, torch.zeros(len(edges) - 1, dtype=torch.float64))
@@ -73,10 +73,10 @@ class Moments:
 
 
 def distance(first: Distribution, second: Distribution) -> float:
-    """1-Wasserstein distance of two histograms on the same edges: the area between their cumulated shares.
+    """1-Wasserstein distance of two histograms on the same edges: the area between their cumulative distributions.
 
-    In the values' unit. What lies outside the edges counts as lying at the end, so it is never more than the distance
-    of the values themselves.
+    In the unit of the values. Values outside the edges count in the end bins, so this is at most the distance of the
+    values themselves.
     """
     step = first.edges[1] - first.edges[0]
     return ((first.density - second.density).cumsum(0).abs().sum() * step * step).item()

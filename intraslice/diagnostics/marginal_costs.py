@@ -1,9 +1,9 @@
-"""What a parameter costs at the margin: each module of a sliced model cut further and less, by measurement.
+"""Marginal cost per parameter: KL divergence with each module of a sliced model pruned more and less, by measurement.
 
-At the best plan of a size all marginal prices are equal: else parameters moved from a cheap module to a dear one would
-bring the model nearer to the dense one at no cost. Prices are taken at the plan itself, inside the sliced model, and
-not from curves of modules sliced alone, since what one cut costs depends on the others. Both ends of a step are fitted
-in one shot, whatever order the rest was sliced in.
+At the best plan of a size all marginal costs are equal: otherwise moving parameters from a module with a low cost to
+one with a high cost would lower the KL divergence. Costs are measured inside the sliced model and not on modules sliced
+alone, since the cost of one cut depends on the others. Both ends of a step are fitted in one shot, in whatever order
+the rest was sliced.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import MODULE_KINDS, ModuleKind
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
-from intraslice.diagnostics.changes import Change, Readings, kept_changes, measure_changes
-from intraslice.diagnostics.rank_agreement import fallen_importance
+from intraslice.diagnostics.changes import Change, Measurements, cached_changes, measure_changes
+from intraslice.diagnostics.rank_agreement import removed_importance
 from intraslice.diagnostics.sensitivity import cut_alone, modules_of, sensitivity_path, slice_alone, with_module
 from intraslice.evaluation.perplexity import Estimate, mean_over_windows
 from intraslice.loading import LoadedModel
-from intraslice.planning.profile import MASKED_SHARE, LayerProfile, Profile
+from intraslice.planning.profile import MASKED_FRACTION, LayerProfile, Profile
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 
-STEP = 0.1  # of a module, to either side: sizes go in steps, and less would measure these
-DEEPEST = 0.95  # no module is cut further
-UNEQUAL = 0.03  # share of the decoder layers' parameters; sizes of small models go in coarse steps
-MOVED = 0.01  # of the decoder layers' parameters, in one exchange
+STEP = 0.1  # of the ratio, to either side: sizes change in steps, which smaller values would measure
+MAX_RATIO = 0.95  # maximum ratio of a module
+MAX_SIZE_DIFFERENCE = 0.03  # of plans, as a fraction of the decoder layers' parameters; small models have coarse sizes
+SWAP_FRACTION = 0.01  # of the decoder layers' parameters, moved in one swap
 
 
 @dataclass(frozen=True)
-class Price:
-    """One module's marginal price, and what it was found by."""
+class MarginalCost:
+    """The marginal cost of one module, and its measurement."""
 
     layer: int
     module: ModuleKind
-    ratio: float  # at the plan
-    less: float  # the ratios between which the price is measured
+    ratio: float  # in the plan
+    less: float  # the cost is measured between the ratios `less` and `more`
     more: float
-    parameters: int  # that go between the two
-    removed: int  # parameters, at the plan
+    parameters: int  # removed from `less` to `more`
+    removed: int  # parameters, in the plan
     left: int
-    by_window: tuple[float, ...]  # KL gained a parameter, nats a token
+    by_window: tuple[float, ...]  # KL per parameter, in nats per token
 
     def estimate(self) -> Estimate:
         """The mean over windows, with its standard error."""
@@ -55,37 +55,37 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Prices:
-    """Every module's, layer by layer, attention first; and the plan's own KL from the dense model."""
+class MarginalCosts:
+    """Marginal costs of all modules, layer by layer, attention first; and the KL divergence of the plan's model."""
 
     divergence: Estimate
     tokens: int  # scored
     decoder: int  # parameters of the dense decoder layers
-    modules: tuple[Price, ...]
+    modules: tuple[MarginalCost, ...]
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """So many parameters taken from one module and given back to another change KL by so much, to first order."""
+class Swap:
+    """Moves `parameters` from `source`, which is pruned more, to `target`. `change` of KL is a first-order estimate."""
 
-    giver: Price
-    taker: Price
+    source: MarginalCost
+    target: MarginalCost
     parameters: int
-    change: Estimate  # of KL, nats a token
+    change: Estimate  # of KL, in nats per token
 
 
 @dataclass(frozen=True)
-class Disagreement:
-    """A module that two plans treat differently: its ratio under either, and parameters that the other one removes."""
+class PlanDifference:
+    """The ratios of one module in two plans, and the difference of its parameters."""
 
     layer: int
     module: ModuleKind
     ratio: float
     other: float
-    parameters: int  # that the other plan removes beyond this one; below zero where it keeps more
+    parameters: int  # removed by the other plan less those removed by this one
 
 
-def measure_prices(
+def measure_marginal_costs(
     loaded: LoadedModel,
     stats: CalibrationStats,
     sliced: PreTrainedModel,
@@ -94,11 +94,11 @@ def measure_prices(
     method: str = "intraslice",
     *,
     progress: ProgressCallback | bool = True,
-) -> Prices:
-    """Cut each module of a sliced model further and less.
+) -> MarginalCosts:
+    """Prune each module of a sliced model more and less, and measure the KL divergence.
 
-    `sliced` is what `method` makes of `plan`; finished steps are kept under both. Costs about a forward a module.
-    `progress` counts steps, two a module.
+    `sliced` is the model of `plan` by `method`; finished steps are cached under both. Costs about one forward per
+    module. `progress` counts steps, two per module.
     """
     profile = stats.profile_for(plan.config)
     steps = [
@@ -112,22 +112,22 @@ def measure_prices(
 
     changes = [Change(step[0], partial(changed, *step)) for step in steps]
     path = _path(loaded, stats, plan, tokens, method)
-    readings = measure_changes(loaded.model, sliced, changes, tokens, path, "prices", progress=progress)
-    return prices_of(readings, profile, plan, tokens[:, 1:].numel())
+    measurements = measure_changes(loaded.model, sliced, changes, tokens, path, "prices", progress=progress)
+    return marginal_costs_from(measurements, profile, plan, tokens[:, 1:].numel())
 
 
-def kept_prices(
+def cached_marginal_costs(
     loaded: LoadedModel,
     stats: CalibrationStats,
     plan: SlicePlan,
     tokens: Int[Tensor, "windows window"],
     method: str = "intraslice",
-) -> Prices | None:
-    """What `measure_prices` would only read from the disk; None while any step is still to be measured."""
-    readings = kept_changes(_path(loaded, stats, plan, tokens, method), 4 * len(plan.layers))
-    if readings is None:
+) -> MarginalCosts | None:
+    """The result of `measure_marginal_costs` if all steps are cached, else None."""
+    measurements = cached_changes(_path(loaded, stats, plan, tokens, method), 4 * len(plan.layers))
+    if measurements is None:
         return None
-    return prices_of(readings, stats.profile_for(plan.config), plan, tokens[:, 1:].numel())
+    return marginal_costs_from(measurements, stats.profile_for(plan.config), plan, tokens[:, 1:].numel())
 
 
 def _path(
@@ -136,98 +136,102 @@ def _path(
     return sensitivity_path(loaded, stats, tokens, "prices", STEP, method, plan.config, plan.layers)
 
 
-def prices_of(readings: Readings, profile: Profile, plan: SlicePlan, tokens: int) -> Prices:
+def marginal_costs_from(measurements: Measurements, profile: Profile, plan: SlicePlan, tokens: int) -> MarginalCosts:
     """Differences of KL over differences of parameters. Pure."""
-    found = []
-    places = [(layer, module) for layer in range(len(plan.layers)) for module in MODULE_KINDS]
-    pairs = zip(readings.changed[::2], readings.changed[1::2], strict=True)
-    for (layer, module), (less, more) in zip(places, pairs, strict=True):
-        known, given = profile.layers[layer], plan.layers[layer]
-        ends = step_around(known, module, _ratio(given, module))
+    modules = []
+    module_ids = [(layer, module) for layer in range(len(plan.layers)) for module in MODULE_KINDS]
+    pairs = zip(measurements.changed[::2], measurements.changed[1::2], strict=True)
+    for (layer, module), (less, more) in zip(module_ids, pairs, strict=True):
+        layer_profile, layer_plan = profile.layers[layer], plan.layers[layer]
+        ratio = _ratio(layer_plan, module)
+        ends = step_around(layer_profile, module, ratio)
         parameters = less.parameters - more.parameters
-        gains = zip(more.divergences, less.divergences, strict=True)
-        left = parameters_kept(known, given, module)
-        removed = _dense_parameters(known, module) - left
-        by_window = tuple((worse - better) / parameters for worse, better in gains)
-        ratio = _ratio(given, module)
-        found.append(Price(layer, module, ratio, *ends, parameters, removed, left, by_window))
-    divergence = mean_over_windows(readings.base.divergences)
-    return Prices(divergence, tokens, profile.dense_decoder, tuple(found))
+        windows = zip(more.divergences, less.divergences, strict=True)
+        left = parameters_kept(layer_profile, layer_plan, module)
+        removed = _dense_parameters(layer_profile, module) - left
+        by_window = tuple((higher - lower) / parameters for higher, lower in windows)
+        modules.append(MarginalCost(layer, module, ratio, *ends, parameters, removed, left, by_window))
+    divergence = mean_over_windows(measurements.base.divergences)
+    return MarginalCosts(divergence, tokens, profile.dense_decoder, tuple(modules))
 
 
 def step_around(layer: LayerProfile, module: ModuleKind, ratio: float) -> tuple[float, float]:
-    """Two ratios about a given one between which parameters go: `STEP` to either side, or more where sizes need it."""
+    """Ratios below and above `ratio` with different parameters: `STEP` to either side, or more if sizes require it."""
     width = STEP
     while True:
-        less, more = max(0.0, ratio - width), min(DEEPEST, ratio + width)
+        less, more = max(0.0, ratio - width), min(MAX_RATIO, ratio + width)
         if parameters_at(layer, module, less) > parameters_at(layer, module, more) or width >= 1:
             return less, more
         width += STEP
 
 
-def predicted_price(price: Price, profile: Profile, estimator: str) -> float:
-    """What the estimator says of the same step: importance a parameter that a mask stands for, as plans are made by.
+def predicted_cost(cost: MarginalCost, profile: Profile, estimator: str) -> float:
+    """The estimator's prediction for the same step: importance per parameter that the masks account for.
 
-    In its own unit, the same for all modules.
+    In the estimator's own unit, the same for all modules.
     """
-    importance = getattr(profile.layers[price.layer].importances[estimator], price.module)
-    fallen = fallen_importance(importance, price.more) - fallen_importance(importance, price.less)
-    return fallen / price.parameters / (MASKED_SHARE if price.module == "attention" else 1.0)
+    importance = getattr(profile.layers[cost.layer].importances[estimator], cost.module)
+    removed = removed_importance(importance, cost.more) - removed_importance(importance, cost.less)
+    return removed / cost.parameters / (MASKED_FRACTION if cost.module == "attention" else 1.0)
 
 
-def exchange(prices: Prices, giver: Price, taker: Price, share: float = MOVED) -> Exchange:
-    """Move `share` of the decoder's parameters, or as many as one module has left and the other has lost.
+def swap_parameters(
+    costs: MarginalCosts, source: MarginalCost, target: MarginalCost, fraction: float = SWAP_FRACTION
+) -> Swap:
+    """Move `fraction` of the decoder's parameters, or as many as the source has left and the target has lost.
 
-    By a straight line through the measured steps.
+    The change of KL is extrapolated linearly from the measured steps.
     """
-    moved = round(min(share * prices.decoder, giver.left, taker.removed))
-    pairs = zip(giver.by_window, taker.by_window, strict=True)
-    return Exchange(giver, taker, moved, mean_over_windows([moved * (one - other) for one, other in pairs]))
+    moved = round(min(fraction * costs.decoder, source.left, target.removed))
+    pairs = zip(source.by_window, target.by_window, strict=True)
+    return Swap(source, target, moved, mean_over_windows([moved * (loss - gain) for loss, gain in pairs]))
 
 
-def best_exchange(prices: Prices, cap: float = 0.8) -> Exchange | None:
-    """From the cheapest module that may give more to the dearest that has lost any; None where no two are there."""
-    givers = [price for price in prices.modules if price.ratio < cap and price.left]
-    takers = [price for price in prices.modules if price.removed]
-    if not givers or not takers:
+def find_best_swap(costs: MarginalCosts, cap: float = 0.8) -> Swap | None:
+    """The swap from the module of lowest cost below the cap to the pruned one of highest cost, or None."""
+    sources = [cost for cost in costs.modules if cost.ratio < cap and cost.left]
+    targets = [cost for cost in costs.modules if cost.removed]
+    if not sources or not targets:
         return None
-    giver = min(givers, key=lambda price: price.estimate().value)
-    return exchange(prices, giver, max(takers, key=lambda price: price.estimate().value))
+    source = min(sources, key=lambda cost: cost.estimate().value)
+    return swap_parameters(costs, source, max(targets, key=lambda cost: cost.estimate().value))
 
 
-def disagreements(plan: SlicePlan, other: SlicePlan, profile: Profile) -> tuple[Disagreement, ...]:
-    """What two plans of equal size make of every module, the largest difference first. Pure.
+def plan_differences(plan: SlicePlan, other: SlicePlan, profile: Profile) -> tuple[PlanDifference, ...]:
+    """The differences of two plans of equal size in every module, the largest first. Pure.
 
-    Raises UserError where one removes over `UNEQUAL` of the layers' parameters more.
+    Raises UserError where the sizes differ by over `MAX_SIZE_DIFFERENCE` of the layers' parameters.
     """
-    if abs(plan.removed_fraction - other.removed_fraction) > UNEQUAL:
+    if abs(plan.removed_fraction - other.removed_fraction) > MAX_SIZE_DIFFERENCE:
         raise UserError(
-            f"the plans remove {plan.removed_fraction:.3f} and {other.removed_fraction:.3f} of the layers' parameters; "
-            "expected two of one size"
+            f"the plans must remove the same fraction of the layers' parameters, to {MAX_SIZE_DIFFERENCE:g}, got "
+            f"{plan.removed_fraction:.3f} and {other.removed_fraction:.3f}"
         )
-    found = [
-        Disagreement(
+    differences = [
+        PlanDifference(
             index,
             module,
-            _ratio(ours, module),
-            _ratio(theirs, module),
-            parameters_kept(known, ours, module) - parameters_kept(known, theirs, module),
+            _ratio(layer_plan, module),
+            _ratio(other_plan, module),
+            parameters_kept(layer, layer_plan, module) - parameters_kept(layer, other_plan, module),
         )
-        for index, (known, ours, theirs) in enumerate(zip(profile.layers, plan.layers, other.layers, strict=True))
+        for index, (layer, layer_plan, other_plan) in enumerate(
+            zip(profile.layers, plan.layers, other.layers, strict=True)
+        )
         for module in MODULE_KINDS
     ]
-    return tuple(sorted(found, key=lambda one: -abs(one.parameters)))
+    return tuple(sorted(differences, key=lambda difference: -abs(difference.parameters)))
 
 
-def cost_of(prices: Prices, differences: Sequence[Disagreement]) -> Estimate:
-    """What going over to the other plan would change KL by, nats a token: to first order, so right for small ones."""
-    moved = {(one.layer, one.module): one.parameters for one in differences}
-    by_module = [[moved[price.layer, price.module] * value for value in price.by_window] for price in prices.modules]
+def divergence_change(costs: MarginalCosts, differences: Sequence[PlanDifference]) -> Estimate:
+    """First-order estimate of the change of KL from this plan to the other one, in nats per token."""
+    moved = {(difference.layer, difference.module): difference.parameters for difference in differences}
+    by_module = [[moved[cost.layer, cost.module] * value for value in cost.by_window] for cost in costs.modules]
     return mean_over_windows([sum(window) for window in zip(*by_module, strict=True)])
 
 
 def parameters_kept(layer: LayerProfile, plan: LayerPlan, module: ModuleKind) -> int:
-    """Parameters of one module under a plan."""
+    """Parameters of one module in a plan."""
     if module == "mlp":
         return plan.neurons * layer.sizes.neuron_cost
     return layer.sizes.parameters(len(plan.heads), plan.kv_heads, plan.dim, 0) - layer.sizes.fixed
@@ -238,7 +242,7 @@ def _dense_parameters(layer: LayerProfile, module: ModuleKind) -> int:
 
 
 def parameters_at(layer: LayerProfile, module: ModuleKind, ratio: float) -> int:
-    """Parameters of one module once it has given `ratio`."""
+    """Parameters of one module after pruning it by `ratio`."""
     return parameters_kept(layer, _cut(layer, module, ratio), module)
 
 

@@ -1,4 +1,4 @@
-"""Was the ratio estimator right? What importances foretell of each module, against what slicing it alone did. Pure."""
+"""Check of the ratio estimators: predicted against measured damage of each module, by rank. Pure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from intraslice.core.config import MODULE_KINDS, ModuleKind
 from intraslice.diagnostics.sensitivity import Measure, ModuleDamage, Sensitivity
 from intraslice.planning.profile import Profile
 
-SURE = 2.0  # standard errors
-SPLITS = 1000  # of the windows in two halves; their mean rho is then known to 0.01 or better
+NOISE_ERRORS = 2.0  # standard errors that count as noise
+RESAMPLES = 1000  # random splits of the windows; the mean rho is then exact to 0.01
 
 
 @dataclass(frozen=True)
 class Misjudged:
-    """A module whose place among its kind is far from the foretold one, noise allowed for. Place 1 hurts most."""
+    """A module whose measured rank among its kind is far from the predicted one, beyond noise. Rank 1: most damage."""
 
     estimator: str
     layer: int
@@ -32,18 +32,18 @@ class Misjudged:
     def __str__(self) -> str:
         way = "more" if self.measured < self.predicted else "less"
         return (
-            f"layer {self.layer} {self.module} hurts {way} than {self.estimator} foretells: "
-            f"number {self.measured} of {self.of} as measured, number {self.predicted} as foretold"
+            f"layer {self.layer} {self.module} does {way} damage than {self.estimator} predicts: "
+            f"measured rank {self.measured} of {self.of}, predicted rank {self.predicted}"
         )
 
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """`modules` has a row a module; `rho[estimator]` Spearman's rho among "attention", "mlp" and "all" modules.
+    """`modules` has one row per module; `rho[estimator]` is Spearman's rho for "attention", "mlp" and "all" modules.
 
-    The estimators are those that look at importances. `ceiling` is the rho that a perfect estimator would be expected
-    to read, the noise of the evaluation tokens being what it is. A number is None where it does not exist, as the rho
-    of a single layer. `misjudged` comes worst first.
+    The estimators are those with importances. `ceiling` is the expected rho of a perfect estimator, given the sampling
+    noise of the evaluation tokens. A number is None where it is undefined, such as the rho of a single layer.
+    `misjudged` is sorted, the largest difference of ranks first.
     """
 
     modules: pandas.DataFrame
@@ -52,8 +52,8 @@ class RankAgreement:
     misjudged: tuple[Misjudged, ...]
 
 
-def fallen_importance(importance: Float[Tensor, " units"], ratio: float) -> float:
-    """The sum over the `ratio` least important units, the last one in part: the loss that an estimator expects."""
+def removed_importance(importance: Float[Tensor, " units"], ratio: float) -> float:
+    """Sum of the `ratio` least important units, the last one in part: the loss increase that an estimator predicts."""
     ordered = importance.double().sort().values
     cut = ratio * len(ordered)
     whole = int(cut)
@@ -62,27 +62,27 @@ def fallen_importance(importance: Float[Tensor, " units"], ratio: float) -> floa
 
 
 def predicted_damage(profile: Profile, damage: ModuleDamage, estimator: str) -> float:
-    """What an estimator's importances say of slicing one module; in its own unit, so only the order has a meaning."""
+    """The damage that an estimator predicts for slicing one module, in its own unit: only the order is meaningful."""
     importances = profile.layers[damage.layer].importances[estimator]
-    return fallen_importance(getattr(importances, damage.module), damage.ratio)
+    return removed_importance(getattr(importances, damage.module), damage.ratio)
 
 
 def noise_ceiling(damages: Float[Tensor, "modules windows"]) -> float | None:
-    """Spearman's rho between measured damages and what they would be on endless text: a perfect estimator's.
+    """Expected Spearman's rho between measured and true damages, which a perfect estimator would reach.
 
-    Windows are resampled: half of them, drawn by lot, against the other half, many times. The mean rho r of the halves
-    makes `2r / (1 + r)` the reliability of all windows (Spearman and Brown), whose root is the correlation with the
-    truth. A bootstrap would not do: its resamples agree with a sample that is all noise. None for fewer than two
-    windows or modules, or where all modules are alike.
+    Compares many random halves of the windows with the other half. With their mean rho r, `2r / (1 + r)` is the
+    reliability of all windows (Spearman-Brown), and its root the correlation with the true damages. A bootstrap would
+    overestimate it: its resamples agree even with pure noise. None for fewer than two windows or modules, or if all
+    modules have the same damage.
     """
     modules, windows = damages.shape
     if min(modules, windows) < 2 or not (damages.mean(1).var() > 0):
         return None
     generator = torch.Generator().manual_seed(0)
-    lots = torch.rand(SPLITS, windows, generator=generator).argsort(1) < windows // 2
-    chosen = lots.double() / (windows // 2)
-    others = (~lots).double() / (windows - windows // 2)
-    first, second = (_centred_ranks(shares @ damages.double().T) for shares in (chosen, others))
+    in_first = torch.rand(RESAMPLES, windows, generator=generator).argsort(1) < windows // 2
+    first_weights = in_first.double() / (windows // 2)
+    second_weights = (~in_first).double() / (windows - windows // 2)
+    first, second = (_centred_ranks(weights @ damages.double().T) for weights in (first_weights, second_weights))
     rho = (first * second).sum(1).mean().item() / first[0].square().sum().item()
     return max(0.0, 2 * rho / (1 + rho)) ** 0.5 if rho > 0 else 0.0
 
@@ -93,18 +93,18 @@ def _centred_ranks(values: Float[Tensor, "splits modules"]) -> Float[Tensor, "sp
 
 
 def compare_ranks(sensitivity: Sensitivity, profile: Profile, measure: Measure = "kl") -> RankAgreement:
-    """Compare measured damages, as KL or as loss, with what each estimator foretells, by rank.
+    """Compare measured damages, as KL or as loss, with the predictions of each estimator, by rank.
 
-    Attention and MLPs are ranked apart, as the estimator does. A module counts as misjudged when its rank would be off
-    by more than a third of the layers even with its damage two standard errors nearer to what was foretold.
+    Attention and MLPs are ranked separately, as by the estimators. A module is misjudged if its rank differs by more
+    than a third of the layers even with a damage two standard errors nearer to the prediction.
     """
     modules = pandas.DataFrame([_row(damage, measure) for damage in sensitivity.modules])
     damages = torch.tensor([damage.by_window(measure) for damage in sensitivity.modules], dtype=torch.float64)
     kinds = {kind: modules["module"] == kind for kind in MODULE_KINDS} | {"all": modules["module"] != ""}
-    modules["place"] = _places(modules, "damage")
+    modules["place"] = _ranks(modules, "damage")
     for estimator in profile.estimators:
         modules[estimator] = [predicted_damage(profile, damage, estimator) for damage in sensitivity.modules]
-        modules[f"place_{estimator}"] = _places(modules, estimator)
+        modules[f"place_{estimator}"] = _ranks(modules, estimator)
     misjudged = [module for kind in MODULE_KINDS for module in _misjudged(modules[kinds[kind]], profile.estimators)]
     return RankAgreement(
         modules,
@@ -115,22 +115,22 @@ def compare_ranks(sensitivity: Sensitivity, profile: Profile, measure: Measure =
 
 
 def _row(damage: ModuleDamage, measure: Measure) -> dict[str, object]:
-    """A module's line: its damage by the measure, in nats a token, None for an error that is not known."""
+    """The row of one module, with its damage in nats per token; an unknown error is None."""
     value, error = damage.damage(measure)
-    named = {name: getattr(damage, name) for name in ("layer", "module", "ratio", "removed")}
-    return named | {"damage": value, "standard_error": error}
+    row = {name: getattr(damage, name) for name in ("layer", "module", "ratio", "removed")}
+    return row | {"damage": value, "standard_error": error}
 
 
-def _places(modules: pandas.DataFrame, column: str) -> pandas.Series:
+def _ranks(modules: pandas.DataFrame, column: str) -> pandas.Series:
     return modules.groupby("module")[column].rank(ascending=False, method="first").astype(int)
 
 
 def _misjudged(modules: pandas.DataFrame, estimators: tuple[str, ...]) -> Iterator[Misjudged]:
-    """Those of one kind of module."""
+    """The misjudged modules among those of one kind."""
     count = len(modules)
     for index, row in modules.iterrows():
         others = modules["damage"].drop(index)
-        noise = SURE * (row["standard_error"] or 0.0)
+        noise = NOISE_ERRORS * (row["standard_error"] or 0.0)
         best = 1 + int((others > row["damage"] + noise).sum())
         worst = 1 + int((others > row["damage"] - noise).sum())
         for estimator in estimators:

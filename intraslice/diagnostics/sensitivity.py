@@ -1,7 +1,7 @@
-"""Measured sensitivity: what one module's slice alone costs, as KL divergence from the dense model or as loss.
+"""Measured sensitivity: the damage of slicing single modules, as KL divergence from the dense model or as loss.
 
-*Alone*: each module is sliced while the rest stays dense. *In context*: each module of a sliced model is dense again,
-and what that heals is its damage. What the estimators foretell of it is judged in rank_agreement.py.
+*Alone*: one module is sliced, the rest stays dense. *In context*: one module of a sliced model is replaced by the dense
+one, and its damage is the improvement. `rank_agreement.py` compares it with the estimators' predictions.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from intraslice.core.cache import cache_path
 from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
-from intraslice.diagnostics.changes import Change, Readings, kept_changes, measure_changes, parameters_in
+from intraslice.diagnostics.changes import Change, Measurements, cached_changes, measure_changes, parameters_in
 from intraslice.evaluation.perplexity import Estimate, mean_over_windows
 from intraslice.loading import LoadedModel
-from intraslice.modeling.surgery import with_parts
+from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
 from intraslice.planning.widths import neurons_kept
@@ -37,14 +37,14 @@ Measure = Literal["kl", "loss"]
 
 @dataclass(frozen=True)
 class ModuleDamage:
-    """What slicing one module costs, by window of the text, in nats a token."""
+    """The damage of slicing one module, by window of the text, in nats per token."""
 
     layer: int
     module: ModuleKind
     ratio: float  # of the module that is sliced
     removed: int  # parameters
-    divergences: tuple[float, ...]  # KL from the dense model; in context it may be below zero
-    increases: tuple[float, ...]  # of the loss; below zero where the sliced model does better
+    divergences: tuple[float, ...]  # of KL from the dense model; in context it may be negative
+    increases: tuple[float, ...]  # of the loss; negative where the sliced model is better
 
     def by_window(self, measure: Measure) -> tuple[float, ...]:
         """The damage in each window."""
@@ -57,17 +57,17 @@ class ModuleDamage:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Every module, layer by layer, attention first."""
+    """Damages of all modules, layer by layer, attention first."""
 
-    ratio: float | None  # of the one module that is sliced; None in context, where each has its own
-    base_loss: float  # of the model that modules are changed in, dense unless in context; mean, in nats a token
+    ratio: float | None  # of the sliced module; None in context, where ratios differ
+    base_loss: float  # mean loss of the unchanged model (dense, or sliced in context), in nats per token
     tokens: int  # scored
     modules: tuple[ModuleDamage, ...]
-    context: Estimate | None = None  # in context: the whole sliced model's KL from the dense one
+    context: Estimate | None = None  # in context: KL of the sliced model from the dense one
 
 
 def cut_alone(dense: LayerPlan, profile: LayerProfile, module: ModuleKind, ratio: float) -> LayerPlan:
-    """A layer's plan in which one module gives `ratio` of its channels or neurons and the other nothing."""
+    """The layer's plan with one module pruned by `ratio` and the other one dense."""
     if module == "mlp":
         return replace(dense, mlp_ratio=ratio, neurons=neurons_kept(profile.sizes.neurons, ratio))
     keep = round(profile.sizes.channels * (1 - ratio))
@@ -79,16 +79,16 @@ def cut_alone(dense: LayerPlan, profile: LayerProfile, module: ModuleKind, ratio
 def slice_alone(
     model: PreTrainedModel, stats: CalibrationStats, layer: int, module: ModuleKind, ratio: float
 ) -> nn.Module:
-    """The layer with one module sliced, in one shot; every other layer is the dense one and costs nothing."""
+    """The layer with one module sliced in one shot; no other layer is sliced."""
     plan = make_plan(stats.profile, SliceConfig(0.0, order="one-shot"))
     layers = list(plan.layers)
     layers[layer] = cut_alone(layers[layer], stats.profile.layers[layer], module, ratio)
     return slice_model(model, replace(plan, layers=tuple(layers)), stats, progress=False).model.layers[layer]
 
 
-def with_module(layer: nn.Module, module: ModuleKind, other: nn.Module) -> nn.Module:
-    """A copy of a layer that has one module of another layer in its place."""
-    return with_parts(layer, {getattr(layer, PARTS[module]): getattr(other, PARTS[module])})
+def with_module(layer: nn.Module, module: ModuleKind, source: nn.Module) -> nn.Module:
+    """A copy of `layer` with one module replaced by that of the layer `source`."""
+    return replace_modules(layer, {getattr(layer, PARTS[module]): getattr(source, PARTS[module])})
 
 
 def measure_sensitivity(
@@ -101,26 +101,26 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Slice each module alone at `ratio`, in one shot, and measure the damage on `tokens`; `progress` counts modules.
 
-    Finished modules are kept under the model, the calibration, the tokens and the ratio (see `measure_changes`). Raises
-    UserError for a ratio that is not above 0 and up to 0.95.
+    Finished modules are cached by model, calibration, tokens and ratio (see `measure_changes`). Raises UserError for a
+    ratio that is not above 0 and at most 0.95.
     """
     path = _alone_path(loaded, stats, tokens, ratio)
     model = loaded.model
     changes = [
         Change(layer, partial(slice_alone, model, stats, layer, module, ratio)) for layer, module in modules_of(model)
     ]
-    readings = measure_changes(model, model, changes, tokens, path, "sensitivity", progress=progress)
-    return _sensitivity(model, readings, tokens, [ratio] * len(changes), 1)
+    measurements = measure_changes(model, model, changes, tokens, path, "sensitivity", progress=progress)
+    return _sensitivity(model, measurements, tokens, [ratio] * len(changes), 1)
 
 
-def kept_sensitivity(
+def cached_sensitivity(
     loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float = 0.3
 ) -> Sensitivity | None:
-    """What `measure_sensitivity` would only read from the disk; None while any module is still to be measured."""
-    readings = kept_changes(_alone_path(loaded, stats, tokens, ratio), 2 * len(stats.layers))
-    if readings is None:
+    """The cached result of `measure_sensitivity` if all modules are measured, else None."""
+    measurements = cached_changes(_alone_path(loaded, stats, tokens, ratio), 2 * len(stats.layers))
+    if measurements is None:
         return None
-    return _sensitivity(loaded.model, readings, tokens, [ratio] * len(readings.changed), 1)
+    return _sensitivity(loaded.model, measurements, tokens, [ratio] * len(measurements.changed), 1)
 
 
 def measure_in_context(
@@ -133,9 +133,9 @@ def measure_in_context(
     *,
     progress: ProgressCallback | bool = True,
 ) -> Sensitivity:
-    """Make each module of a sliced model dense again, and measure what that heals on `tokens`.
+    """Replace each module of a sliced model by the dense one, and measure the improvement on `tokens`.
 
-    `sliced` is what `method` makes of `plan`; finished modules are kept under both (see `measure_changes`). `progress`
+    `sliced` is the model of `plan` by `method`; finished modules are cached by both (see `measure_changes`). `progress`
     counts modules.
     """
     dense = loaded.model
@@ -144,22 +144,22 @@ def measure_in_context(
         for layer, module in modules_of(dense)
     ]
     path = sensitivity_path(loaded, stats, tokens, "in context", method, plan.config, plan.layers)
-    readings = measure_changes(dense, sliced, changes, tokens, path, "sensitivity in context", progress=progress)
+    measurements = measure_changes(dense, sliced, changes, tokens, path, "sensitivity in context", progress=progress)
     ratios = [ratio for layer in plan.layers for ratio in (layer.attention_ratio, layer.mlp_ratio)]
-    found = _sensitivity(sliced, readings, tokens, ratios, -1)
-    return replace(found, ratio=None, context=mean_over_windows(readings.base.divergences))
+    sensitivity = _sensitivity(sliced, measurements, tokens, ratios, -1)
+    return replace(sensitivity, ratio=None, context=mean_over_windows(measurements.base.divergences))
 
 
 def modules_of(model: PreTrainedModel) -> list[tuple[int, ModuleKind]]:
-    """Every module, layer by layer, attention first."""
+    """All modules, layer by layer, attention first."""
     return [(layer, module) for layer in range(len(model.model.layers)) for module in MODULE_KINDS]
 
 
 def sensitivity_path(
     loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], *what: object
 ) -> Path:
-    """Where measurements of one model, calibration and text are kept."""
-    attention_sum = stats.layers[-1].attention_sum  # tells one calibration from another
+    """Cache path for measurements of this model, calibration and text; `what` distinguishes them."""
+    attention_sum = stats.layers[-1].attention_sum  # identifies the calibration
     calibration = stats.tokens, stats.targets, attention_sum
     parts = (FORMAT, loaded.fingerprint, loaded.model.dtype, *calibration, tokens, *what)
     return cache_path("sensitivity", ".json", *parts)
@@ -173,24 +173,24 @@ def _alone_path(
 
 
 def require_ratio(ratio: float) -> None:
-    """Raise UserError unless that share of a module can go."""
+    """Raise UserError unless the ratio of a single module is in range."""
     if not 0 < ratio <= 0.95:
         raise UserError(f"ratio must be above 0 and at most 0.95, got {ratio!r}")
 
 
 def _sensitivity(
-    base: PreTrainedModel, readings: Readings, tokens: Tensor, ratios: Sequence[float], sign: int
+    base: PreTrainedModel, measurements: Measurements, tokens: Tensor, ratios: Sequence[float], sign: int
 ) -> Sensitivity:
-    """What each change adds to the base's divergence and loss; with the sign -1 what it takes away."""
+    """The change of divergence and loss with each change, multiplied by `sign`."""
 
-    def difference(ours: tuple[float, ...], theirs: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(sign * (one - other) for one, other in zip(ours, theirs, strict=True))
+    def difference(changed: tuple[float, ...], unchanged: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sign * (value - before) for value, before in zip(changed, unchanged, strict=True))
 
     damages = []
-    for (layer, module), changed, ratio in zip(modules_of(base), readings.changed, ratios, strict=True):
+    for (layer, module), changed, ratio in zip(modules_of(base), measurements.changed, ratios, strict=True):
         removed = sign * (parameters_in(base.model.layers[layer]) - changed.parameters)
-        divergences = difference(changed.divergences, readings.base.divergences)
-        increases = difference(changed.losses, readings.base.losses)
+        divergences = difference(changed.divergences, measurements.base.divergences)
+        increases = difference(changed.losses, measurements.base.losses)
         damages.append(ModuleDamage(layer, module, ratio, removed, divergences, increases))
-    loss = mean_over_windows(readings.base.losses).value
+    loss = mean_over_windows(measurements.base.losses).value
     return Sensitivity(ratios[0], loss, tokens[:, 1:].numel(), tuple(damages))

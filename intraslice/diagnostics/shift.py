@@ -1,8 +1,8 @@
-"""Activation shift: how far a sliced model's activations are from the dense model's, measured fairly.
+"""Activation shift: how far a sliced model's activations are from the dense model's.
 
-Every method's states are mapped back to the dense basis first. From the middle layers on a handful of tokens carry most
-of the stream's energy, so these *massive* tokens and the ordinary ones are told apart, and a layer's number is the
-median over tokens. Under LayerNorm the states are centred, since no reader sees their mean.
+All states are mapped to the dense basis first. From the middle layers on, a few *massive* tokens carry most of the
+residual stream's energy, so they are separated from the ordinary tokens, and values are medians over tokens. With
+LayerNorm the states are centred, since the norm removes their mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from intraslice.modeling.families import DenseModule, blocks
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.residual import centre
 
-Place = Literal["residual", "attention", "mlp"]  # the stream after a block, and what its two modules add to it
+Place = Literal["residual", "attention", "mlp"]  # the residual stream after a block, and the outputs of its modules
 PLACES: tuple[Place, ...] = get_args(Place)
 MASSIVE = 10.0  # times the norm of the median token of its window, after any block but the last
 
@@ -35,39 +35,39 @@ States = dict[tuple[int, Place], Float[Tensor, "tokens hidden"]]
 
 @dataclass(frozen=True)
 class Shift:
-    """One method, layer and place against the dense model. Token-wise numbers are medians over tokens."""
+    """One method compared with the dense model at one layer and place. Token-wise values are medians over tokens."""
 
     method: str
     layer: int
     place: Place
     error: float  # |x' - x| / |x|, ordinary tokens
-    massive_error: float  # nan where no token is massive
-    pooled_error: float  # the same from sums of squares over ordinary tokens, where large tokens weigh more
+    massive_error: float  # nan if no token is massive
+    pooled_error: float  # as `error`, from sums of squares over ordinary tokens, which weights large tokens more
     cosine: float
     massive_cosine: float
-    mean_shift: float  # of all values of ordinary tokens, in dense spreads
-    spread_shift: float  # relative: 0.1 is a spread 10 % wider than the dense one
-    kurtosis: float  # excess; the dense one's is in `distributions`
-    distance: float  # 1-Wasserstein between the histograms, in dense spreads
+    mean_shift: float  # of all values of ordinary tokens, in dense standard deviations
+    spread_shift: float  # relative: 0.1 is a standard deviation 10 % larger than the dense one
+    kurtosis: float  # excess; that of the dense model is in `distributions`
+    distance: float  # 1-Wasserstein between the histograms, in dense standard deviations
 
 
 @dataclass(frozen=True)
 class ShiftReport:
-    """All of one measurement. `distributions` has an entry for "dense" too, by (method, layer, place)."""
+    """All shifts; `distributions` are by (method, layer, place), including the method "dense"."""
 
     shifts: tuple[Shift, ...]
     distributions: dict[tuple[str, int, Place], Distribution]
     tokens: int
-    massive: int  # how many of the tokens are massive
+    massive: int  # number of massive tokens
 
     def frame(self) -> pandas.DataFrame:
-        """One row a method, layer and place."""
+        """One row per method, layer and place."""
         return pandas.DataFrame([vars(shift) for shift in self.shifts])
 
 
 @dataclass
 class _Tally:
-    """What is kept of one method at one layer and place while tokens pass."""
+    """Running statistics of one method at one layer and place."""
 
     edges: Float[Tensor, " edges"]
     values: Moments = field(default_factory=Moments)
@@ -101,12 +101,12 @@ def measure_shift(
 ) -> ShiftReport:
     """Compare each method's activations with the dense model's, window by window.
 
-    One pass through every model; only one window's activations are in memory. Give held-out tokens. `progress` counts
-    windows and is called after each layer. Raises UserError for a method named "dense", or a cross-module model without
-    its bases (one that was reopened from a folder).
+    One pass through every model; only one window's activations are in memory. `tokens` should be held-out. `progress`
+    counts windows and is called after each layer. Raises UserError for a method named "dense", or a cross-module model
+    without its bases (one loaded from a folder).
     """
     if "dense" in methods:
-        raise UserError("a method is named 'dense'; that name is taken by what methods are compared with")
+        raise UserError("a method is named 'dense', the name of the reference model; expected another name")
     report = progress_callback(progress)
     tallies: Tallies = {}
     ordinary_tokens: list[Tensor] = []
@@ -152,9 +152,9 @@ def _compare_(
 
 
 def massive_tokens(states: States) -> Bool[Tensor, " tokens"]:
-    """Tokens of one window whose residual stream, after any block but the last, is `MASSIVE` times the median token's.
+    """Tokens whose residual stream, after any block but the last, has over `MASSIVE` times the window's median norm.
 
-    One set serves all layers, so that a line over layers is about the same tokens everywhere.
+    All layers use the same set, so that values of different layers refer to the same tokens.
     """
     by_layer = [value.norm(dim=-1) for (_, place), value in states.items() if place == "residual"]
     norms = torch.stack(by_layer[:-1] or by_layer)
@@ -202,7 +202,7 @@ def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTr
 
 @contextmanager
 def _recording(layer: DenseModule, index: int, norm: nn.Module) -> Iterator[States]:
-    """While open, what one layer computes is kept in the states that are given, as the dense norm sees it."""
+    """While open, record the states of one layer, centred as the dense norm does, in the yielded dict."""
     states: States = {}
     places: dict[Place, nn.Module] = {"attention": layer.self_attn, "mlp": layer.mlp, "residual": layer}
 
@@ -224,14 +224,16 @@ def _recording(layer: DenseModule, index: int, norm: nn.Module) -> Iterator[Stat
 
 
 def _basis(layer: nn.Module, place: Place) -> Float[Tensor, "hidden width"] | None:
-    """The axes that a layer's states are written on, as columns; None for the dense basis.
+    """The axes of a layer's states, as columns; None for the dense basis.
 
-    A layer with a basis of its own has `bases`: before it, after its attention where that is a step of its own, and
-    after it. A module's output is in the basis that it writes to.
+    A cross-module layer has `bases`: before it, after its attention unless modules are parallel, and after it. A
+    module's output is in the basis after the module.
     """
     bases = getattr(layer, "bases", None)
     if bases is None:
         return None
     if not bases:
-        raise UserError("a cross-module model reopened from a folder has no bases to compare in; slice it again here")
+        raise UserError(
+            "a cross-module model loaded from a folder has no bases to compare in; slice the dense model again"
+        )
     return bases[1] if place == "attention" else bases[-1]

@@ -1,6 +1,6 @@
-"""Where the variance of a dense layer lies: how many axes each part needs, and which rotary pairs carry its attention.
+"""Explained variance of a dense layer's activations, and the energies of its rotary pairs.
 
-Read off a calibration alone. Eigenvalues are found when first asked for: those of a wide MLP take a second a layer.
+Computed from a calibration alone. Spectra are computed on first access: those of a wide MLP take a second per layer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from intraslice.modeling.families import blocks
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.slicing.attention import choose_channels
 
-SHARES = (0.90, 0.95, 0.99)
+FRACTIONS = (0.90, 0.95, 0.99)  # of the variance
 
 
-def effective_rank(explained: Float[Tensor, "*batch n"], share: float) -> Int[Tensor, "*batch"]:
-    """How many axes hold `share` of the variance, read off cumulated shares (see linalg.explained_variance)."""
-    return ((explained < share).sum(-1) + 1).clamp_max(explained.shape[-1])
+def effective_rank(explained: Float[Tensor, "*batch n"], fraction: float) -> Int[Tensor, "*batch"]:
+    """Number of axes with `fraction` of the variance, from cumulative fractions (see linalg.explained_variance)."""
+    return ((explained < fraction).sum(-1) + 1).clamp_max(explained.shape[-1])
 
 
 def _spectrum(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n"]:
@@ -38,7 +38,7 @@ def _spectrum(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n"]:
 
 
 class LayerSpectra:
-    """Explained variance of one layer: the share that the first 1..n principal axes hold. All moments are uncentred."""
+    """Explained variance of one layer: cumulative fractions over 1..n principal axes. All moments are uncentred."""
 
     def __init__(self, stats: LayerStats, kv_head: Sequence[int]) -> None:
         self._stats = stats
@@ -46,29 +46,29 @@ class LayerSpectra:
 
     @cached_property
     def heads(self) -> Float[Tensor, "heads d"]:
-        """Each query head's output (what enters `o_proj`) on its own axes."""
+        """Each query head's output (input of `o_proj`) on its own axes."""
         return _spectrum(self._head_moments)
 
     @cached_property
     def groups(self) -> Float[Tensor, "kv_heads d"]:
-        """Outputs of all heads that share a value head, on shared axes: the basis that slicing keeps."""
+        """Outputs of the heads that share a value head, on shared axes, which are the basis for slicing."""
         moments = self._head_moments
         shared = moments.new_zeros(int(self._kv_head.max()) + 1, *moments.shape[1:])
         return _spectrum(shared.index_add_(0, self._kv_head.to(moments.device), moments))
 
     @cached_property
     def mlp(self) -> Float[Tensor, " neurons"]:
-        """What enters `down_proj`."""
+        """Input of `down_proj`."""
         return _spectrum(self._stats.mlp_moment)
 
     @cached_property
     def residual(self) -> Float[Tensor, " hidden"]:
-        """The residual stream at the layer's input, as a cross-module method sees it: massive tokens own most of it."""
-        return _spectrum(self._stats.residual_moment.double()).float()  # a few eigenvalues dwarf all others
+        """The residual stream at the layer's input, as in cross-module methods; massive tokens dominate it."""
+        return _spectrum(self._stats.residual_moment.double()).float()  # a few eigenvalues dominate
 
     @cached_property
     def directions(self) -> Float[Tensor, " hidden"]:
-        """The residual stream with every token scaled to unit length, as the norms that read it see it."""
+        """The residual stream with every token scaled to unit length, as by the norms."""
         return _spectrum(self._stats.direction_moment.double()).float()
 
     @property
@@ -77,21 +77,21 @@ class LayerSpectra:
 
 
 def layer_spectra(stats: CalibrationStats, layer: int) -> LayerSpectra:
-    """The spectra of one layer, each found when it is first read."""
+    """The spectra of one layer, each computed on first access."""
     return LayerSpectra(stats.layers[layer], stats.kv_heads[layer])
 
 
-def head_ranks(stats: CalibrationStats, share: float = 0.95) -> list[list[int]]:
-    """For every layer, how many axes hold `share` of each query head's output."""
-    return [effective_rank(layer_spectra(stats, layer).heads, share).tolist() for layer in range(len(stats.layers))]
+def head_ranks(stats: CalibrationStats, fraction: float = 0.95) -> list[list[int]]:
+    """The effective rank of each query head's output, by layer."""
+    return [effective_rank(layer_spectra(stats, layer).heads, fraction).tolist() for layer in range(len(stats.layers))]
 
 
 @dataclass(frozen=True)
 class PairEnergies:
-    """What each rotary pair (and unrotated channel) of one layer's queries and keys carries, and which of them stay.
+    """Energy of each rotary pair (and unrotated channel) of one layer's queries and keys, and which ones are kept.
 
     Energy is the mean over tokens of `|q_j k_j|`, summed over both channels of a pair and over the queries that share
-    the key head. `angle` is what a pair turns by from one position to the next, in radians.
+    the key head. `angle` is the rotation of a pair from one position to the next, in radians.
     """
 
     energy: Float[Tensor, "kv_heads pairs"]
@@ -104,9 +104,9 @@ class PairEnergies:
 def pair_energies(
     model: PreTrainedModel, stats: CalibrationStats, layer: int, plan: LayerPlan | None = None
 ) -> PairEnergies:
-    """Energies of the dense layer, and what `plan` keeps of them (all of them without a plan).
+    """Energies of the dense layer, and the pairs that `plan` keeps (all without a plan).
 
-    Those stay that the loss feels most, which need not be those that carry most.
+    Pairs are chosen by the sensitivity of the loss, not by energy.
     """
     attention, layer_stats = blocks(model)[layer].attention, stats.layers[layer]
     products = layer_stats.channel_products / stats.tokens
@@ -134,7 +134,7 @@ def pair_energies(
 def spectra_frame(
     stats: CalibrationStats, plan: SlicePlan | None = None, layers: Sequence[int] | None = None
 ) -> pandas.DataFrame:
-    """A row for each part of a layer: width, axes that hold 90, 95 and 99 % of its variance, and what a plan keeps."""
+    """One row per part of a layer: width, axes for 90, 95 and 99 % of its variance, and the width that `plan` keeps."""
     rows = []
     for layer in range(len(stats.layers)) if layers is None else layers:
         spectra, layer_plan = layer_spectra(stats, layer), None if plan is None else plan.layers[layer]
@@ -154,6 +154,6 @@ def spectra_frame(
             ("directions", spectra.directions, None),
         ]
         for part, curve, kept in parts:
-            ranks = {f"rank_{share * 100:.0f}": int(effective_rank(curve, share)) for share in SHARES}
+            ranks = {f"rank_{fraction * 100:.0f}": int(effective_rank(curve, fraction)) for fraction in FRACTIONS}
             rows.append({"layer": layer, "part": part, "width": len(curve), **ranks, "kept": kept})
     return pandas.DataFrame(rows).astype({"kept": "Int64"})

@@ -1,4 +1,4 @@
-"""Token by token: what a passage's tokens suffer under slicing, and what either model would say next."""
+"""Loss increase per token of a passage, and next-token candidates of both models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from intraslice.modeling.logits import logits_in_chunks
 
 @dataclass(frozen=True)
 class NextToken:
-    """One candidate, and its probability under both models, from 0 to 1."""
+    """One candidate token, and its probability in both models, from 0 to 1."""
 
     text: str
     token: int
@@ -28,41 +28,41 @@ class NextToken:
 
 @dataclass(frozen=True)
 class TokenScore:
-    """One token of a passage under two models; logarithms are natural. The first token of a passage has no score."""
+    """One token of a passage in both models; logarithms are natural. The first token of a passage has no score."""
 
     text: str
     token: int
     dense: float  # log-probability given the tokens before it
     sliced: float
-    divergence: float  # Kullback-Leibler, dense to sliced, of the whole distribution at this place, in nats
-    agree: bool  # both models hold the same token for the likeliest
-    likeliest: tuple[NextToken, ...] = ()  # the best candidates of either model, where asked for
+    divergence: float  # KL, dense to sliced, of the distributions at this position, in nats
+    agree: bool  # both models have the same most likely token
+    likeliest: tuple[NextToken, ...] = ()  # the best candidates of either model, if requested
 
     @property
     def extra_loss(self) -> float:
-        """What slicing costs this token, in nats; below zero where the sliced model foresees it better."""
+        """Loss increase of this token, in nats; negative where the sliced model predicts it better."""
         return self.dense - self.sliced
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A scored passage, whose text is `first` and then every token's."""
+    """A scored passage. Its text is `first` followed by the texts of all tokens."""
 
     first: str
     tokens: tuple[TokenScore, ...]
 
     @property
     def agreement(self) -> float:
-        """The share of places where both models hold the same token for the likeliest."""
+        """The fraction of positions where both models have the same most likely token."""
         return sum(token.agree for token in self.tokens) / len(self.tokens)
 
     @property
     def divergence(self) -> float:
-        """Mean Kullback-Leibler divergence, in nats a token."""
+        """Mean KL divergence, in nats per token."""
         return sum(token.divergence for token in self.tokens) / len(self.tokens)
 
     def frame(self) -> pandas.DataFrame:
-        """One row a token."""
+        """One row per token."""
         return pandas.DataFrame(
             [
                 {name: value for name, value in vars(token).items() if name != "likeliest"}
@@ -76,17 +76,16 @@ class Passage:
 def score_passage(
     dense: PreTrainedModel, sliced: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, candidates: int = 0
 ) -> Passage:
-    """Score every token of a text but the first, as it stands, without a chat template.
+    """Score every token of a text but the first, without a chat template.
 
-    With `candidates`, each score also has that many of the likeliest tokens of either model at its place.
-
-    Raises UserError for fewer than two tokens, or more than the model has positions for.
+    With `candidates`, each score includes that many of the most likely tokens of either model at its position. Raises
+    UserError for fewer than two tokens, or more than the model has positions.
     """
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
     count, positions = ids.shape[1], dense.config.max_position_embeddings
     if not 2 <= count <= positions:
         raise UserError(f"the passage has {count} tokens; expected 2 to {positions}, the first of which is not scored")
-    hidden = [_hidden(model, ids)[:-1] for model in (dense, sliced)]  # the last token foretells none of the passage
+    hidden = [_hidden(model, ids)[:-1] for model in (dense, sliced)]  # the last token predicts no token of the passage
     dense_chunks, sliced_chunks = logits_in_chunks(dense, hidden[0], ids[0, 1:]), logits_in_chunks(sliced, hidden[1])
     scores: list[TokenScore] = []
     for (dense_logits, following), (sliced_logits,) in zip(dense_chunks, sliced_chunks, strict=True):
@@ -104,7 +103,7 @@ def score_passage(
 
 
 def _hidden(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"]) -> Float[Tensor, "tokens hidden"]:
-    """What the head reads of every token."""
+    """Final hidden states, the input of the head."""
     return model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state[0]
 
 
@@ -117,18 +116,21 @@ def compare_next_tokens(
     count: int = 10,
     chat: bool = True,
 ) -> tuple[NextToken, ...]:
-    """The `count` likeliest first tokens of either model's answer with both probabilities, the dense best first.
+    """The `count` most likely next tokens of either model with both probabilities, the dense model's best first.
 
-    Raises UserError for a prompt without tokens, or with more than the model has positions for.
+    Raises UserError for a prompt without tokens, or with more than the model has positions.
     """
     of_dense, of_sliced = (_next_log_probabilities(model, tokenizer, prompt, chat) for model in (dense, sliced))
     return _best(tokenizer, of_dense, of_sliced, count)
 
 
 def _best(
-    tokenizer: PreTrainedTokenizerBase, dense: Float[Tensor, " words"], sliced: Float[Tensor, " words"], count: int
+    tokenizer: PreTrainedTokenizerBase,
+    dense: Float[Tensor, " vocabulary"],
+    sliced: Float[Tensor, " vocabulary"],
+    count: int,
 ) -> tuple[NextToken, ...]:
-    """The `count` likeliest of either table of log-probabilities, the dense best first."""
+    """The `count` most likely tokens of either table of log-probabilities, the dense model's best first."""
     tables = [table.exp().cpu() for table in (dense, sliced)]
     best = {token for table in tables for token in table.topk(min(count, len(table))).indices.tolist()}
     ordered = sorted(best, key=lambda token: (-tables[0][token].item(), -tables[1][token].item()))
@@ -139,11 +141,11 @@ def _best(
 
 def _next_log_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool
-) -> Float[Tensor, " words"]:
+) -> Float[Tensor, " vocabulary"]:
     ids = prompt_tokens(tokenizer, prompt, chat)["input_ids"]
     count, positions = ids.shape[1], model.config.max_position_embeddings
     if not count:
-        raise UserError("the prompt has no tokens; write a word or two")
+        raise UserError("the prompt has no tokens; expected at least one word")
     if count > positions:
         raise UserError(f"the prompt has {count:,} tokens; expected at most {positions:,}, the model's positions")
     return model.lm_head(_hidden(model, ids)[-1:]).float().log_softmax(-1)[0]

@@ -1,1 +1,1 @@
-"""Several processes that do one job: how they meet, and how they share its work."""
+"""Distributes a job over several processes: process group, sharding and reductions."""

@@ -1,4 +1,4 @@
-"""How the processes that torchrun starts meet, each with a device of its own, and part again."""
+"""Joins the processes that torchrun starts into a process group, each with its own device."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from torch import distributed as torch_distributed
 
 from intraslice.core.errors import UserError
-from intraslice.distributed.sharing import gathered
+from intraslice.distributed.sharing import all_gather
 
-# How long some may work while others wait for them, such as on the last point of a sweep. Who ends is missed at once;
-# this is for those that hang.
-PATIENCE = timedelta(hours=6)
+# Longest wait for another process, such as for the last point of a sweep. A process that ends is noticed at once; this
+# is for processes that hang.
+TIMEOUT = timedelta(hours=6)
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
-    """While open, this process shares its work with those that torchrun started beside it, if any.
+def process_group(device: str) -> Iterator[None]:
+    """Inside the context, this process shares its work with the others that torchrun started, if any.
 
-    Sums meet through gloo in CPU memory and NCCL between GPUs; on "cuda" each process gets one GPU of its machine. All
-    leave together, except where one leaves by an error. Raises UserError where they cannot meet.
+    Reductions use gloo in CPU memory and NCCL between GPUs; on "cuda" each process gets one GPU of its machine. All
+    processes leave together, unless one raises an error. Raises UserError if they cannot connect.
     """
     count = _variable("WORLD_SIZE", 1)
     if count > 1:
@@ -31,7 +31,7 @@ def joined(device: str) -> Iterator[None]:
     try:
         yield
         if count > 1:
-            gathered([])  # all are here
+            all_gather([])  # wait for all
     finally:
         if count > 1:
             torch_distributed.destroy_process_group()
@@ -41,11 +41,11 @@ def _join(device: str, count: int) -> None:
     _choose_device(device, count)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
-        torch_distributed.init_process_group(backend, timeout=PATIENCE)
+        torch_distributed.init_process_group(backend, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"{count} processes cannot meet ({str(error).splitlines()[0][:200]}); start them by torchrun, on several "
-            "machines with the same --rdzv-endpoint"
+            f"{count} processes cannot connect ({str(error).splitlines()[0][:200]}); start them by torchrun, on "
+            "several machines with the same --rdzv-endpoint"
         ) from error
 
 
@@ -53,7 +53,7 @@ def _choose_device(device: str, count: int) -> None:
     if device == "cpu":
         return
     if device != "cuda":
-        raise UserError(f"device is {device!r} and there are {count} processes; expected cpu, or cuda for one GPU each")
+        raise UserError(f"device must be cpu, or cuda for one GPU each, with {count} processes, got {device!r}")
     local, gpus = _variable("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= gpus:
         raise UserError(f"this machine has {gpus} GPUs, too few for its processes; start --nproc-per-node {gpus}")
@@ -61,8 +61,8 @@ def _choose_device(device: str, count: int) -> None:
 
 
 def _variable(name: str, default: int) -> int:
-    """A whole number that torchrun leaves in the environment."""
+    """A whole number that torchrun sets in the environment."""
     value = os.environ.get(name) or str(default)
     if not value.isdecimal():
-        raise UserError(f"{name} is {value!r} in the environment; expected a whole number, or start by torchrun")
+        raise UserError(f"the environment variable {name} must be a whole number, got {value!r}; start by torchrun")
     return int(value)

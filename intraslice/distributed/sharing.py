@@ -1,6 +1,6 @@
-"""Work shared among the processes that torch.distributed joined. A process by itself has all of it, at no cost.
+"""Shards work over the processes of torch.distributed. Without a process group, one process does all of it, at no cost.
 
-Whatever is not a tensor travels pickled: these are a job's own processes, and trust one another.
+Objects that are not tensors are pickled: the processes belong to one job and trust each other.
 """
 
 from __future__ import annotations
@@ -16,60 +16,60 @@ from torch import distributed as torch_distributed
 from intraslice.core.errors import UserError
 
 T = TypeVar("T")
-_alone = False
+_single = False
 
 
 def size() -> int:
-    """How many processes share the work now."""
-    return 1 if _alone or not _joined() else torch_distributed.get_world_size()
+    """Number of processes that share the work now."""
+    return 1 if _single or not _is_initialized() else torch_distributed.get_world_size()
 
 
 def rank() -> int:
-    """This process's number among those that share the work now, from 0."""
+    """Rank of this process among those that share the work now, from 0."""
     return 0 if size() == 1 else torch_distributed.get_rank()
 
 
-def speaks() -> bool:
-    """Whether this process is the one that writes to files and to the terminal, whatever it works on."""
-    return not _joined() or torch_distributed.get_rank() == 0
+def is_main_process() -> bool:
+    """Whether this process is the one that writes to files and to the terminal, also inside `single_process`."""
+    return not _is_initialized() or torch_distributed.get_rank() == 0
 
 
-def _joined() -> bool:
+def _is_initialized() -> bool:
     return torch_distributed.is_available() and torch_distributed.is_initialized()
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """While open, this process works as if it were the only one: what is done inside is done by it, and whole."""
-    global _alone
-    before, _alone = _alone, _alone or size() > 1
+def single_process() -> Iterator[None]:
+    """Inside the context, this process works as if it were the only one: it does all the work itself."""
+    global _single
+    previous, _single = _single, _single or size() > 1
     try:
         yield
     finally:
-        _alone = before
+        _single = previous
 
 
-def share_of(count: int, unit: int = 1) -> slice:
-    """Which of `count` things in order are this process's; shares in the order of ranks are all of them.
+def shard_of(count: int, unit: int = 1) -> slice:
+    """This process's slice of `count` ordered items. The shards of all ranks, in order, cover all items.
 
-    They come in whole units of so many, if there is at least one for each process. A share may be empty.
+    A shard consists of whole units of `unit` items if every process can get one, and may be empty.
     """
     unit = unit if count > unit * (size() - 1) else 1
     units = -(-count // unit)
-    return slice(*(min(unit * (units * turn // size()), count) for turn in (rank(), rank() + 1)))
+    return slice(*(min(unit * (units * index // size()), count) for index in (rank(), rank() + 1)))
 
 
 def require_enough(sequences: int) -> None:
-    """Raises UserError for fewer sequences of calibration text than processes."""
+    """Raise UserError for fewer sequences of calibration text than processes."""
     if sequences < size():
         raise UserError(
-            f"{sequences} calibration sequences are too few for {size()} processes, which want one each at least; "
+            f"sequences must be at least {size()}, one for each process, got {sequences}; "
             "start fewer processes or raise sequences"
         )
 
 
 def all_reduce_(*tensors: Tensor) -> None:
-    """Every tensor becomes the sum, in place, of what the processes have there."""
+    """Replace every tensor, in place, by its sum over all processes."""
     if size() > 1:
         for tensor in tensors:
             if tensor.numel():
@@ -77,18 +77,18 @@ def all_reduce_(*tensors: Tensor) -> None:
                     torch_distributed.all_reduce(tensor)
 
 
-def gathered(own: Sequence[T]) -> list[T]:
-    """What all processes have, in the order of their ranks."""
+def all_gather(items: Sequence[T]) -> list[T]:
+    """The items of all processes, in the order of their ranks."""
     if size() == 1:
-        return list(own)
-    every: list[Sequence[T]] = [()] * size()
+        return list(items)
+    items_by_rank: list[Sequence[T]] = [()] * size()
     with _waiting():
-        torch_distributed.all_gather_object(every, own)
-    return list(chain.from_iterable(every))
+        torch_distributed.all_gather_object(items_by_rank, items)
+    return list(chain.from_iterable(items_by_rank))
 
 
-def from_first(value: T) -> T:
-    """The first process's value, so that all decide alike."""
+def broadcast(value: T) -> T:
+    """The value of the first process, so that all processes use the same."""
     if size() == 1:
         return value
     values = [value]
@@ -98,8 +98,8 @@ def from_first(value: T) -> T:
 
 
 def require_agreement(what: str, digest: str) -> None:
-    """Raises UserError in every process, unless all have the same digest of `what`."""
-    if len(set(gathered([digest]))) > 1:
+    """Raise UserError in every process, unless all have the same digest of `what`."""
+    if len(set(all_gather([digest]))) > 1:
         raise UserError(f"the processes do not have the same {what}; give all machines the same files and options")
 
 
@@ -107,9 +107,9 @@ def require_agreement(what: str, digest: str) -> None:
 def _waiting() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # as every backend says that another process has gone, or is too late
+    except RuntimeError as error:  # every backend raises it if another process has ended or timed out
         reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"process {rank()} of {size()} waits for others in vain ({reason}); see what the first of them to stop "
-            "says, and start all of them again"
+            f"process {rank()} of {size()} lost the others ({reason}); see the message of the first process that "
+            "stopped, and start all of them again"
         ) from error

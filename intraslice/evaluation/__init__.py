@@ -1,1 +1,1 @@
-"""What a model is worth: loss, answers, speed, and sweeps over many models."""
+"""Evaluates models: loss, generated text, speed, lm-eval tasks, and sweeps over many models."""

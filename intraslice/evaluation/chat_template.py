@@ -1,4 +1,4 @@
-"""A prompt through a model's chat template, which is a stranger's program and runs in a bounded process of its own."""
+"""Renders a prompt through a model's chat template, an untrusted program, in a subprocess with bounds."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
-from intraslice.data import CHARACTERS_A_TOKEN
-from intraslice.untrusted.process import Bounds, run_apart
+from intraslice.data import CHARACTERS_PER_TOKEN
+from intraslice.untrusted.process import Bounds, run_in_subprocess
 
-BOUNDS = Bounds(memory=256 * 2**20, seconds=2)  # an ordinary template takes 20 MiB and 0.06 s, most of it Python's own
+BOUNDS = Bounds(memory=256 * 2**20, seconds=2)  # an ordinary template takes 20 MiB and 0.06 s, mostly Python's start
 MAX_RENDERED = 2**21  # characters
-MAX_PROMPT = 2**20  # characters, however many positions a model says it has: tokenising takes 70 bytes for each
+MAX_PROMPT = 2**20  # characters, whatever the model's number of positions: tokenising takes 70 bytes per character
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
-    """The text of a chat up to where the model answers, as `tokenizer.apply_chat_template` gives it.
+    """The text of a chat with the generation prompt, the same as `tokenizer.apply_chat_template` returns.
 
     Args:
         messages: role and content of each, such as `{"role": "user", "content": "Hello"}`.
 
     Raises:
-        UserError: the template is broken, refuses the messages, or takes too much memory, time or room.
+        UserError: the template is invalid, refuses the messages, or exceeds the bounds on memory, time or length.
     """
     try:
-        return run_apart(
+        return run_in_subprocess(
             "template",
             BOUNDS,
             template=tokenizer.get_chat_template(),
@@ -34,12 +34,12 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
             max_characters=MAX_RENDERED,
         )
     except ValueError as error:
-        raise UserError(f"the model's chat template fails ({error}); ask without it, or another model") from error
+        raise UserError(f"the model's chat template fails ({error}); turn it off, or take another model") from error
 
 
 def require_short(prompt: str, positions: int) -> None:
-    """Raise UserError for a prompt that cannot fit into a model's positions, before the work of tokenising it."""
-    max_characters = min(CHARACTERS_A_TOKEN * positions, MAX_PROMPT)
+    """Raise UserError for a prompt that cannot fit into a model's positions, without tokenising it."""
+    max_characters = min(CHARACTERS_PER_TOKEN * positions, MAX_PROMPT)
     if len(prompt) > max_characters:
         raise UserError(
             f"the prompt has {len(prompt):,} characters; expected at most {max_characters:,}, "

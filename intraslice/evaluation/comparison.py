@@ -1,4 +1,4 @@
-"""A sliced model against its dense one on held-out tokens: both perplexities, their ratio, and the KL divergence."""
+"""Compares a sliced model with its dense model on held-out tokens: perplexities, their ratio, and KL divergence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from intraslice.evaluation.perplexity import Estimate, Losses, measure_losses
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """The losses of both models on the same windows, and what follows from them."""
+    """The losses of both models on the same windows, and the estimates derived from them."""
 
     dense: Losses
     sliced: Losses
@@ -33,12 +33,12 @@ class Evaluation:
 
     @property
     def perplexity_ratio(self) -> Estimate:
-        """Sliced over dense perplexity, with its paired standard error."""
+        """Ratio of sliced to dense perplexity, with its paired standard error."""
         return self.sliced.ratio(self.dense)
 
     @property
     def divergence(self) -> Estimate:
-        """Mean KL divergence of the sliced model from the dense one, in nats a token, with its standard error."""
+        """Mean KL divergence of the sliced model from the dense one, in nats per token, with its standard error."""
         divergence = self.sliced.divergence()
         assert divergence is not None  # `evaluate` measures it
         return divergence
@@ -50,7 +50,7 @@ class Evaluation:
             [
                 f"{'':<12}{'dense':>{width}}  {'sliced':>{width}}",
                 f"{'perplexity':<12}{dense:>{width}}  {sliced:>{width}}  {_rounded(self.perplexity_ratio, 3)} times",
-                f"KL divergence from the dense model: {_rounded(self.divergence, 4)} nats a token",
+                f"KL divergence from the dense model: {_rounded(self.divergence, 4)} nats per token",
                 f"on {self.sliced.total * self.window:,} tokens in windows of {self.window:,}; ± is one standard error",
             ]
         )
@@ -63,9 +63,9 @@ def evaluate(
     *,
     progress: ProgressCallback | bool = True,
 ) -> Evaluation:
-    """Measure both models on held-out windows, the first token of each of which is not scored.
+    """Measure both models on held-out windows. The first token of a window is not scored.
 
-    Costs a forward of each model, and memory for one hidden state a token.
+    Takes one forward of each model, and memory for one hidden state per token.
     """
     report, states = progress_callback(progress), DenseStates(dense)
     dense_losses = measure_losses(dense, tokens, "perplexity dense", states, progress=report)

@@ -1,9 +1,9 @@
-"""How far a model is from the dense one: Kullback-Leibler divergence of its next-token distributions, in nats.
+"""Kullback-Leibler divergence of a model's next-token distributions from those of the dense model, in nats.
 
-It has no noise of the text's own next tokens, is never below zero, and near the dense model grows with the square of
-what was changed. For it the dense model's last hidden states are kept, `hidden` numbers a token, and go through the
-head once more for every model held against them: logits kept would be the vocabulary's numbers a token (85 times as
-many for SmolLM2), and layers run again would cost four times what the head does.
+Unlike the loss, it has no noise from the sampled labels. It is never negative, and near the dense model it grows with
+the square of the change. The dense model's last hidden states are kept, and the head runs again for every model that is
+compared with them: stored logits would take 85 times the memory for SmolLM2, and running the layers again four times
+the time of the head.
 """
 
 from __future__ import annotations
@@ -25,66 +25,66 @@ from intraslice.modeling.logits import logits_in_chunks
 def divergences(
     dense: Float[Tensor, "tokens vocabulary"], other: Float[Tensor, "tokens vocabulary"]
 ) -> Float[Tensor, " tokens"]:
-    """KL(dense || other) of each token's distribution, given as logits; in nats, never below zero. Pure."""
+    """KL(dense || other) of each token's distribution, from logits; in nats, at least 0."""
     dense, other = dense.log_softmax(-1), other.log_softmax(-1)
     return (dense - other).mul_(dense.exp()).sum(-1).clamp_min_(0)
 
 
 @dataclass(frozen=True)
 class DenseStates:
-    """The dense model's last hidden states of every window, computed on first use and kept on the model's device."""
+    """The dense model's last hidden states of every window, computed on first use and cached on the model's device."""
 
     model: PreTrainedModel
-    _kept: dict[int, Float[Tensor, "scored hidden"]] = field(default_factory=dict)  # by the window's number
+    _cached: dict[int, Float[Tensor, "scored hidden"]] = field(default_factory=dict)  # by window number
 
     @torch.no_grad()
     def of(
         self, windows: Int[Tensor, "windows window"], first: int, pause: Pause = no_pause
     ) -> Float[Tensor, "tokens hidden"]:
-        """The states of consecutive windows, the first of which has the number `first`.
+        """The states of consecutive windows, whose numbers begin at `first`.
 
         `pause` is called after each layer that has to run.
         """
         numbers = range(first, first + len(windows))
-        if not all(number in self._kept for number in numbers):
+        if not all(number in self._cached for number in numbers):
             states = last_states(self.model, self.model.model.layers, embed(self.model, windows), pause)
-            self._kept.update(zip(numbers, states.unflatten(0, (len(windows), -1)), strict=True))
-        return torch.cat([self._kept[number] for number in numbers])
+            self._cached.update(zip(numbers, states.unflatten(0, (len(windows), -1)), strict=True))
+        return torch.cat([self._cached[number] for number in numbers])
 
 
-States = tuple[PreTrainedModel, Float[Tensor, "tokens hidden"]]  # a model, and what its head reads
+States = tuple[PreTrainedModel, Float[Tensor, "tokens hidden"]]  # a model, and the inputs of its head
 
 
 @overload
-def read_head(
+def head_losses(
     model: PreTrainedModel, states: Tensor, targets: Tensor, dense: States, pause: Pause = no_pause
 ) -> tuple[Tensor, Tensor]: ...
 
 
 @overload
-def read_head(
+def head_losses(
     model: PreTrainedModel, states: Tensor, targets: Tensor, dense: States | None, pause: Pause = no_pause
 ) -> tuple[Tensor, Tensor | None]: ...
 
 
-def read_head(
+def head_losses(
     model: PreTrainedModel,
     states: Float[Tensor, "tokens hidden"],
     targets: Int[Tensor, " tokens"],
     dense: States | None,
     pause: Pause = no_pause,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
-    """Each token's loss from the states that the head reads, and its divergence from a dense model's, in nats.
+    """Loss of each token from the inputs of the head and, with `dense`, divergence from the dense model, in nats.
 
-    Both models' logits exist for a few tokens at a time; `pause` is called after each chunk.
+    The logits of both models exist for a few tokens at a time; `pause` is called after each chunk.
     """
     losses: list[Tensor] = []
-    distances: list[Tensor] = []
+    kl: list[Tensor] = []
     dense_chunks = logits_in_chunks(*dense) if dense else None
-    for logits, following in logits_in_chunks(model, states, targets.to(states.device)):
-        losses.append(functional.cross_entropy(logits, following, reduction="none"))
+    for logits, labels in logits_in_chunks(model, states, targets.to(states.device)):
+        losses.append(functional.cross_entropy(logits, labels, reduction="none"))
         if dense_chunks is not None:
             (dense_logits,) = next(dense_chunks)
-            distances.append(divergences(dense_logits.to(logits.device), logits))
+            kl.append(divergences(dense_logits.to(logits.device), logits))
         pause()
-    return torch.cat(losses).double(), torch.cat(distances).double() if distances else None
+    return torch.cat(losses).double(), torch.cat(kl).double() if kl else None

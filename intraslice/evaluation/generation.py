@@ -1,4 +1,4 @@
-"""Answers as they are generated, token by token."""
+"""Generates text token by token, greedily or by sampling."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, no_pause
 from intraslice.evaluation.chat_template import render_chat, require_short
-from intraslice.modeling.logits import read_on
+from intraslice.modeling.logits import next_token_logits
 
-PREFILL_TOKENS = 128  # of a prompt in one forward, so that whoever cancels waits for no more
-HALF = "\ufffd"  # what a character decodes to whose other bytes are still to come
+PREFILL_TOKENS = 128  # tokens of a prompt per forward, between which a caller can cancel
+REPLACEMENT_CHARACTER = "\ufffd"  # decoded from a character whose last bytes are not generated yet
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn. Greedy at temperature 0; `chat` puts the prompt into the tokenizer's template, if any.
+    """Sampling parameters. Greedy at temperature 0; `chat` applies the tokenizer's chat template, if any.
 
-    The same seed gives the same answer, and two models that agree draw the same tokens. Raises UserError when a number
-    is out of range.
+    The same seed gives the same answer, and models with equal logits sample the same tokens. Raises UserError if a
+    number is out of range.
     """
 
     max_new_tokens: int = 64
@@ -42,13 +42,13 @@ class Sampling:
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True) -> dict[str, Tensor]:
-    """The prompt as input ids and attention mask: through the chat template where there is one and `chat`, else raw."""
+    """Input ids and attention mask of a prompt, through the chat template if there is one and `chat` is set."""
     if chat and tokenizer.chat_template:
         text = render_chat(tokenizer, [{"role": "user", "content": prompt}])
-        encoding = tokenizer(text, add_special_tokens=False, return_tensors="pt")  # the template writes its own
+        encoding = tokenizer(text, add_special_tokens=False, return_tensors="pt")  # the template includes them
     else:
         encoding = tokenizer(prompt, return_tensors="pt")
-    return {name: encoding[name] for name in ("input_ids", "attention_mask")}  # some add token types: nobody reads them
+    return {name: encoding[name] for name in ("input_ids", "attention_mask")}  # some tokenizers add token types
 
 
 @torch.no_grad()
@@ -60,11 +60,10 @@ def stream_tokens(
     *,
     pause: Pause = no_pause,
 ) -> Iterator[int]:
-    """The model's answer, one token id at a time, the end token last if the model generates it.
+    """Generate an answer lazily, one token id at a time, including the end token if the model generates it.
 
-    Computes a token only when it is asked for. Ends where the model's positions do. A long prompt is read in pieces of
-    `PREFILL_TOKENS` tokens, between which `pause` is called. Raises UserError for a prompt that is empty or leaves no
-    position for an answer.
+    Stops at the model's last position. A long prompt is processed in chunks of `PREFILL_TOKENS` tokens, between which
+    `pause` is called. Raises UserError for a prompt that is empty or leaves no position for an answer.
     """
     sampling, positions = sampling or Sampling(), model.config.max_position_embeddings
     require_short(prompt, positions)
@@ -77,42 +76,42 @@ def stream_tokens(
             f"the prompt has {count:,} tokens; expected at most {positions - 1:,}, "
             f"as the model has {positions:,} positions"
         )
-    choose, ends = _chooser(sampling), end_tokens(model)
-    unread = list(ids.split(PREFILL_TOKENS, dim=1))
+    sample, ends = _sampler(sampling), end_tokens(model)
+    chunks = list(ids.split(PREFILL_TOKENS, dim=1))
     cache: dict[str, Any] = {}
     for _ in range(min(sampling.max_new_tokens, positions - count)):
-        for index, piece in enumerate(unread):
+        for index, chunk in enumerate(chunks):
             if index:
                 pause()
-            logits, cache = read_on(model, piece, cache)
-        token = choose(logits[0])
+            logits, cache = next_token_logits(model, chunk, cache)
+        token = sample(logits[0])
         yield token
         if token in ends:
             return
-        unread = [torch.tensor([[token]], device=model.device)]
+        chunks = [torch.tensor([[token]], device=model.device)]
 
 
-def _chooser(sampling: Sampling) -> Callable[[Tensor], int]:
-    """The likeliest token, or a draw: the greatest once Gumbel noise is added. It has random numbers of its own."""
+def _sampler(sampling: Sampling) -> Callable[[Tensor], int]:
+    """A function that picks the most likely token, or samples one by adding Gumbel noise, with its own generator."""
     generator = torch.Generator().manual_seed(sampling.seed)
 
-    def choose(logits: Float[Tensor, " words"]) -> int:
+    def sample(logits: Float[Tensor, " vocabulary"]) -> int:
         if sampling.temperature == 0:
             return int(logits.argmax())
         noise = -torch.empty(len(logits)).exponential_(generator=generator).log()
         return int((logits.float().cpu() / sampling.temperature + noise).argmax())
 
-    return choose
+    return sample
 
 
 def end_tokens(model: PreTrainedModel) -> set[int]:
-    """The tokens that end an answer."""
+    """The token ids that end an answer."""
     ends = model.generation_config.eos_token_id
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of an answer's tokens. It only ever grows at its end, but for a character that is not whole yet."""
+    """The text of an answer's tokens. More tokens only append to it, except to a last character that is incomplete."""
     return text_of(tokenizer, tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
@@ -131,17 +130,16 @@ def generate_text(
     *,
     pause: Pause = no_pause,
 ) -> Iterator[str]:
-    """The model's answer as text, piece by piece; greedy at temperature 0.
+    """Generate an answer lazily, as pieces of text; greedy at temperature 0.
 
-    Computes a piece only when it is asked for; `pause` as in `stream_tokens`. Raises UserError as that does, and for
-    numbers out of range.
+    `pause` is called as in `stream_tokens`. Raises UserError as that does, and for numbers out of range.
     """
-    tokens, shown = [], ""
+    tokens, emitted = [], ""
     for token in stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens, temperature, seed), pause=pause):
         tokens.append(token)
         text = answer_text(tokenizer, tokens)
-        if len(text) > len(shown) and not text.endswith(HALF):
-            yield text[len(shown) :]
-            shown = text
-    if rest := answer_text(tokenizer, tokens)[len(shown) :]:
+        if len(text) > len(emitted) and not text.endswith(REPLACEMENT_CHARACTER):
+            yield text[len(emitted) :]
+            emitted = text
+    if rest := answer_text(tokenizer, tokens)[len(emitted) :]:
         yield rest

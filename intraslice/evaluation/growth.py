@@ -1,4 +1,4 @@
-"""How costs grow: the power of a model's tokens, layers and width that each job's time goes by, on synthetic Llamas."""
+"""Measures on synthetic Llamas how the time of each job scales with a model's tokens, layers and width."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from intraslice.calibration.driver import calibrate
-from intraslice.core.cache import empty_cache
+from intraslice.core.cache import temporary_cache
 from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.evaluation.benchmark import clock
@@ -24,12 +24,12 @@ from intraslice.modeling.families import canonicalise
 
 JOBS = ("calibrate", "slice_sequential", "slice_one_shot")
 REPEATS = 3
-LENGTH, HEAD, VOCABULARY = 256, 64, 256  # tokens a sequence, channels a head, words
+LENGTH, HEAD, VOCABULARY = 256, 64, 256  # tokens per sequence, channels per head, number of token ids
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of one synthetic model and its calibration; `width` is that of the residual stream."""
+    """Size of one synthetic model and its calibration; `width` is that of the residual stream."""
 
     tokens: int = 1024
     layers: int = 2
@@ -45,7 +45,7 @@ SIZES: dict[str, tuple[Size, ...]] = {
 
 @dataclass(frozen=True)
 class Growth:
-    """Exponents of the time of each of `JOBS`, all else equal: 1 is in proportion, 0 not at all."""
+    """Exponents of the time of each of `JOBS` along each axis: 1 is proportional, 0 is constant."""
 
     tokens: dict[str, float]
     layers: dict[str, float]
@@ -53,48 +53,49 @@ class Growth:
 
 
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    """The power that comes nearest: the least-squares slope of log seconds over log sizes."""
+    """The least-squares slope of log seconds over log sizes."""
     return float(numpy.polyfit(numpy.log(sizes), numpy.log(seconds), 1)[0])
 
 
 def measure_growth(device: str = "cpu", *, progress: ProgressCallback | bool = True) -> Growth:
-    """Time `JOBS` on Llamas of random weights, along one axis at a time; medians of repeats that take turns."""
-    every = list(dict.fromkeys(size for along in SIZES.values() for size in along))
-    seconds: dict[Size, list[dict[str, float]]] = {size: [] for size in every}
-    report, steps = progress_callback(progress), REPEATS * len(every)
+    """Time `JOBS` on Llamas with random weights, along one axis at a time; medians over interleaved repeats."""
+    all_sizes = list(dict.fromkeys(size for axis_sizes in SIZES.values() for size in axis_sizes))
+    seconds: dict[Size, list[dict[str, float]]] = {size: [] for size in all_sizes}
+    report, steps = progress_callback(progress), REPEATS * len(all_sizes)
     report(Progress("growth", 0, steps))
     for step in range(steps):
-        size = every[step % len(every)]
+        size = all_sizes[step % len(all_sizes)]
         seconds[size].append(_seconds(size, device))
         report(Progress("growth", step + 1, steps))
 
     def exponents(axis: str) -> dict[str, float]:
-        along = SIZES[axis]
-        lengths = [getattr(size, axis) for size in along]
-        return {job: exponent(lengths, [median(turn[job] for turn in seconds[size]) for size in along]) for job in JOBS}
+        axis_sizes = SIZES[axis]
+        lengths = [getattr(size, axis) for size in axis_sizes]
+        medians = {job: [median(repeat[job] for repeat in seconds[size]) for size in axis_sizes] for job in JOBS}
+        return {job: exponent(lengths, medians[job]) for job in JOBS}
 
     return Growth(*(exponents(axis) for axis in ("tokens", "layers", "width")))
 
 
 def _seconds(size: Size, device: str) -> dict[str, float]:
-    """Of each job, at one size."""
+    """Seconds of each job at one size."""
     loaded = _random_llama(size, device)
     model, generator = loaded.model, torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCABULARY, (size.tokens // LENGTH, LENGTH), generator=generator)
-    moments = [clock(model.device)]
-    with empty_cache():
+    times = [clock(model.device)]
+    with temporary_cache():
         stats = calibrate(loaded, tokens, progress=False)
         _ = stats.profile
-    moments.append(clock(model.device))
+    times.append(clock(model.device))
     for order in ("sequential", "one-shot"):
         plan = plan_by("intraslice", model, stats, SliceConfig(estimator="uniform", order=order))
         slice_by("intraslice", model, plan, stats, tokens, progress=False)
-        moments.append(clock(model.device))
-    return {job: after - before for job, (before, after) in zip(JOBS, itertools.pairwise(moments), strict=True)}
+        times.append(clock(model.device))
+    return {job: after - before for job, (before, after) in zip(JOBS, itertools.pairwise(times), strict=True)}
 
 
 def _random_llama(size: Size, device: str) -> LoadedModel:
-    """A canonicalised Llama with random weights, and a tokenizer that nobody asks."""
+    """A canonicalised Llama with random weights, and a tokenizer that is never used."""
     heads = size.width // HEAD
     config = LlamaConfig(
         vocab_size=VOCABULARY,

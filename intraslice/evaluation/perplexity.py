@@ -1,4 +1,4 @@
-"""What a model is worth: the loss of every token, perplexity, distance from the dense model, and how sure each is."""
+"""Measures the loss of every token, perplexity and KL divergence from the dense model, with standard errors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.distributed.sharing import gathered, share_of
-from intraslice.evaluation.divergence import DenseStates, read_head
+from intraslice.distributed.sharing import all_gather, shard_of
+from intraslice.evaluation.divergence import DenseStates, head_losses
 from intraslice.modeling.hidden_states import embed, last_states
 
-TOKENS_A_BATCH = 512
-BLOCK = 64  # tokens; losses of neighbours hang together, those of such blocks hardly
+TOKENS_PER_BATCH = 512
+BLOCK = 64  # tokens; losses of neighbouring tokens are correlated, those of such blocks hardly
 
 
 class Estimate(NamedTuple):
-    """A number with its standard error, None where too little was read to know it."""
+    """A number with its standard error, None if there are too few samples to estimate it."""
 
     value: float
     standard_error: float | None
@@ -33,36 +33,39 @@ class Estimate(NamedTuple):
 class Losses:
     """A model's losses on the first `done` of `total` windows: sums over blocks of tokens, in nats.
 
-    Every window has blocks of the same sizes, so that two models that read the same text can be paired.
+    Every window has blocks of the same sizes, so that the losses of two models on the same text can be paired.
     """
 
     done: int
     total: int
     sums: tuple[tuple[float, ...], ...] = ()  # (windows, blocks)
     sizes: tuple[int, ...] = ()  # tokens of each block
-    divergences: tuple[float, ...] = ()  # from the dense model, a sum a window; empty where not measured
+    divergences: tuple[float, ...] = ()  # from the dense model, summed over each window; empty if not measured
 
     def perplexity(self) -> Estimate:
-        """`exp` of the mean loss, with the standard error of the mean over blocks. Of one block there is no error."""
+        """`exp` of the mean loss, with the standard error of the mean over blocks. One block has no error."""
         return _exponential(self.sums, self.sizes)
 
     def ratio(self, dense: Losses) -> Estimate:
-        """This perplexity over the dense model's on the same windows, with its paired, and so much smaller, error."""
-        pairs = zip(self.sums, dense.sums, strict=False)  # one of them may have read further
-        differences = [[ours - theirs for ours, theirs in zip(*pair, strict=True)] for pair in pairs]
+        """Ratio of this perplexity to the dense model's on the same windows, with its (much smaller) paired error."""
+        pairs = zip(self.sums, dense.sums, strict=False)  # one of them may have more windows
+        differences = [[this - other for this, other in zip(*pair, strict=True)] for pair in pairs]
         return _exponential(differences, self.sizes)
 
     def divergence(self) -> Estimate | None:
-        """Mean KL divergence from the dense model, nats a token, and its standard error over windows; or not known."""
+        """Mean KL divergence from the dense model in nats per token, with its standard error; None if not measured."""
         if not self.divergences:
             return None
         return mean_over_windows([total / sum(self.sizes) for total in self.divergences])
 
 
 def mean_over_windows(means: Sequence[float]) -> Estimate:
-    """The mean of equal windows' means, with its standard error, which one window has not. ValueError for no window."""
+    """The mean over windows of equal size, with its standard error; one window has no error.
+
+    Raises ValueError if there is no window.
+    """
     if not means:
-        raise ValueError("there is no window to take the mean over; measure on at least one")
+        raise ValueError("expected at least one window, got none")
     windows = torch.tensor(means, dtype=torch.float64)
     error = windows.std().item() / len(windows) ** 0.5 if len(windows) > 1 else None
     return Estimate(windows.mean().item(), error)
@@ -76,18 +79,18 @@ def _exponential(sums: Sequence[Sequence[float]], sizes: Sequence[int]) -> Estim
     return Estimate(value, error if math.isfinite(error) else None)
 
 
-def _read(
+def _token_losses(
     model: PreTrainedModel, windows: Int[Tensor, "windows window"], dense: DenseStates | None, first: int, pause: Pause
 ) -> tuple[Float[Tensor, "windows scored"], Float[Tensor, "windows scored"] | None]:
-    """Every token's loss and, where dense states are given, its divergence from them."""
-    states = against = None
+    """Loss of every token and, if `dense` is not None, its divergence from the dense model."""
+    states = dense_states = None
     if dense is not None:
-        against = dense.model, dense.of(windows, first, pause)
-        states = against[1] if model is dense.model else None
+        dense_states = dense.model, dense.of(windows, first, pause)
+        states = dense_states[1] if model is dense.model else None
     if states is None:
         states = last_states(model, model.model.layers, embed(model, windows), pause)
-    losses, distances = read_head(model, states, windows[:, 1:].flatten(), against, pause)
-    return losses.view(len(windows), -1), None if distances is None else distances.view(len(windows), -1)
+    losses, kl = head_losses(model, states, windows[:, 1:].flatten(), dense_states, pause)
+    return losses.view(len(windows), -1), None if kl is None else kl.view(len(windows), -1)
 
 
 @torch.no_grad()
@@ -101,40 +104,41 @@ def measure_losses(
 ) -> Losses:
     """Losses of all windows. The first token of a window is not scored.
 
-    Among several processes each reads a share of the windows.
+    With several processes, each evaluates a shard of the windows.
 
     Args:
-        dense: the dense model's states, which are computed where they are not there yet. The divergence from the dense
-            model is then measured in the same pass; that of the dense model itself is zero.
-        progress: called after each layer; `partial()` gives the losses of this process's windows so far.
+        dense: the dense model's states, computed if they are not cached. The divergence from the dense model is then
+            measured in the same pass; that of the dense model itself is zero.
+        progress: called after each layer; `partial()` returns the losses of this process's windows so far.
     """
     report = progress_callback(progress)
-    share, scored = share_of(len(tokens)), tokens.shape[1] - 1
+    shard, scored = shard_of(len(tokens)), tokens.shape[1] - 1
     count = max(1, round(scored / BLOCK))
     sizes = tuple(len(block) for block in torch.arange(scored).tensor_split(count))
-    known = Losses(0, share.stop - share.start, sizes=sizes)
+    losses = Losses(0, shard.stop - shard.start, sizes=sizes)
 
     def event() -> Progress:
-        return Progress(stage, known.done, known.total, partial=partial(replace, known))
+        return Progress(stage, losses.done, losses.total, partial=partial(replace, losses))
 
     report(event())
-    for batch in tokens[share].split(max(1, TOKENS_A_BATCH // tokens.shape[1])) if known.total else ():
-        losses, distances = _read(model, batch, dense, share.start + known.done, partial(report, event()))
-        sums = torch.stack([block.sum(1) for block in losses.split(sizes, dim=1)], dim=1).tolist()
-        divergences = () if distances is None else distances.sum(1).tolist()
-        known = replace(
-            known,
-            done=known.done + len(batch),
-            sums=(*known.sums, *map(tuple, sums)),
-            divergences=(*known.divergences, *divergences),
+    for batch in tokens[shard].split(max(1, TOKENS_PER_BATCH // tokens.shape[1])) if losses.total else ():
+        first, pause = shard.start + losses.done, partial(report, event())
+        token_losses, token_kl = _token_losses(model, batch, dense, first, pause)
+        sums = torch.stack([block.sum(1) for block in token_losses.split(sizes, dim=1)], dim=1).tolist()
+        divergences = () if token_kl is None else token_kl.sum(1).tolist()
+        losses = replace(
+            losses,
+            done=losses.done + len(batch),
+            sums=(*losses.sums, *map(tuple, sums)),
+            divergences=(*losses.divergences, *divergences),
         )
         report(event())
     return replace(
-        known,
+        losses,
         done=len(tokens),
         total=len(tokens),
-        sums=tuple(gathered(known.sums)),
-        divergences=tuple(gathered(known.divergences)),
+        sums=tuple(all_gather(losses.sums)),
+        divergences=tuple(all_gather(losses.divergences)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Measured speed: tokens a second of reading a prompt and of writing an answer, dense and sliced in turn."""
+"""Measures the speed of prefill and decode, in tokens per second, on dense and sliced models in turn."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.modeling.logits import read_on
+from intraslice.modeling.logits import next_token_logits
 
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    """One sequence of `prompt` tokens is read, then `new` tokens are written one by one; `repeats` times each."""
+    """Prefill of one sequence of `prompt` tokens, then decode of `new` tokens; `repeats` times."""
 
     prompt: int = 256
     new: int = 16
@@ -32,7 +32,7 @@ class SpeedConfig:
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over the repeats, in tokens a second."""
+    """Medians over the repeats, in tokens per second."""
 
     prefill: float
     decode: float
@@ -45,10 +45,10 @@ def measure_speed(
     *,
     progress: ProgressCallback | bool = True,
 ) -> dict[str, Speed]:
-    """Speeds of every model. They take turns, so that a busy machine slows them all alike.
+    """Speeds of every model. Models take turns, so that a busy machine slows all of them equally.
 
-    The first turn warms up and does not count. Compare ratios: another machine, or another load, gives other seconds.
-    `progress` counts turns and is called after each token; what happens meanwhile is not timed.
+    The first turn is a warm-up and is not counted. Compare ratios, as seconds depend on the machine and its load.
+    `progress` counts turns and is called after each token; the time inside the callback is not counted.
     """
     config, report = config or SpeedConfig(), progress_callback(progress)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
@@ -62,23 +62,25 @@ def measure_speed(
             seconds[name].append(_time(model, config, pause))
             pause()
     return {
-        name: Speed(config.prompt / median(read for read, _ in times), config.new / median(write for _, write in times))
+        name: Speed(
+            config.prompt / median(prefill for prefill, _ in times), config.new / median(decode for _, decode in times)
+        )
         for name, (_, *times) in seconds.items()
     }
 
 
 def _time(model: PreTrainedModel, config: SpeedConfig, pause: Pause) -> tuple[float, float]:
-    """Seconds of prefill, and of decoding the new tokens one after the other from the cache.
+    """Seconds of prefill, and of decoding all new tokens with the cache.
 
     `pause` is called after the prompt and after each token.
     """
     vocabulary = model.model.embed_tokens.num_embeddings
-    tokens = (torch.arange(config.prompt, device=model.device) * 7919 % vocabulary)[None]  # any tokens cost the same
+    tokens = (torch.arange(config.prompt, device=model.device) * 7919 % vocabulary)[None]  # arbitrary tokens
     cache: dict[str, Any] = {}
     seconds = []
     for _ in range(1 + config.new):
         start = _now(model)
-        logits, cache = read_on(model, tokens, cache)
+        logits, cache = next_token_logits(model, tokens, cache)
         tokens = logits.argmax(-1, keepdim=True)
         seconds.append(_now(model) - start)
         pause()
@@ -86,6 +88,6 @@ def _time(model: PreTrainedModel, config: SpeedConfig, pause: Pause) -> tuple[fl
 
 
 def _now(model: PreTrainedModel) -> float:
-    if model.device.type == "cuda":  # work is only queued there until somebody waits for it
+    if model.device.type == "cuda":  # kernels run asynchronously
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

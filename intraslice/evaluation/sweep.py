@@ -1,4 +1,4 @@
-"""Methods x estimators x sparsities: perplexity, KL from dense, parameters and speed of each, kept point by point."""
+"""Sweeps over methods x estimators x sparsities: perplexity, KL divergence, parameters and speed, cached per point."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from intraslice.core.cache import cache_path
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.core.records import keep_record, kept_record
-from intraslice.distributed.sharing import alone, from_first, gathered, rank, share_of
+from intraslice.core.records import read_record, write_record
+from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of, single_process
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
@@ -28,12 +28,12 @@ from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 
 FORMAT = "7"
-DIVERGENCE = ("divergence", "divergence_error")  # KL from the dense model, nats a token
+DIVERGENCE = ("divergence", "divergence_error")  # KL from the dense model, nats per token
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model of the sweep. `estimator` is None where the method uses none."""
+    """One model of the sweep. `estimator` is None if the method uses none."""
 
     method: str
     estimator: str | None
@@ -41,7 +41,7 @@ class Point:
 
 
 def points(methods: Iterable[str], estimators: Iterable[str], sparsities: Sequence[float]) -> tuple[Point, ...]:
-    """All combinations, the smallest sparsity first; a method without a ratio estimator appears once a sparsity."""
+    """All combinations by increasing sparsity. A method without a ratio estimator appears once per sparsity."""
     return tuple(
         Point(method, estimator, sparsity)
         for sparsity in sorted(set(sparsities))
@@ -52,10 +52,10 @@ def points(methods: Iterable[str], estimators: Iterable[str], sparsities: Sequen
 
 @dataclass(frozen=True)
 class Texts:
-    """What a sweep is run on: the calibration tokens with what they left behind, and held-out windows.
+    """The texts of a sweep: calibration tokens and their statistics, and held-out windows.
 
-    `training` are the calibration's tokens and more, for recoveries, which otherwise train on the calibration's.
-    `others` are held-out windows of further texts, by name: each adds its columns, such as `perplexity NAME`.
+    `training` has the calibration tokens and more, for recoveries, which otherwise train on the calibration tokens.
+    `others` has held-out windows of further texts, by name: each adds columns, such as `perplexity NAME`.
     """
 
     stats: CalibrationStats
@@ -64,70 +64,70 @@ class Texts:
     training: Int[Tensor, "more length"] | None = None
     others: Mapping[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
 
-    def read_by(self, method: str, config: SliceConfig) -> Tokens:
-        """The longest text that a method and its recovery read."""
-        recovers = METHODS.require(method).recovery(config) != NO_RECOVERY
-        return self.training if recovers and self.training is not None else self.calibration
+    def tokens_for(self, method: str, config: SliceConfig) -> Tokens:
+        """The longest text that a method and its recovery use."""
+        has_recovery = METHODS.require(method).recovery(config) != NO_RECOVERY
+        return self.training if has_recovery and self.training is not None else self.calibration
 
 
 def sweep(
     loaded: LoadedModel,
     texts: Texts,
-    wanted: Sequence[Point],
+    grid: Sequence[Point],
     base: SliceConfig | None = None,
     speed: SpeedConfig | None = None,
     states: DenseStates | None = None,
     *,
     progress: ProgressCallback | bool = True,
 ) -> pandas.DataFrame:
-    """One row a point, in order. Bias, cap and order come from `base`; speed is measured where its config is given.
+    """Measure every point of `grid`; returns one row per point, in order.
 
-    Each finished point is kept under everything it depends on, so that a stopped sweep goes on and a larger one reuses
-    what is there. A point that a method cannot reach has a `note` and no perplexity. Among several processes each takes
-    a share of the points, and all get the rows. Whoever sweeps point by point gives the same `states` each time, so
-    that the dense model reads only once. `progress` receives the events of each step, and counts points in the stage
-    "sweep".
+    Bias, cap and order come from `base`; speed is measured if its config is not None. Finished points are cached, so a
+    cancelled sweep continues where it stopped and a larger one reuses them. A point that a method cannot reach has a
+    `note` and no perplexity. With several processes, each measures a shard of the points, and all return every row.
+    Callers that sweep point by point pass the same `states` each time, so that the dense model runs only once.
+    `progress` receives the events of each step, and counts points in the stage "sweep".
     """
     report = progress_callback(progress)
     base, states = base or SliceConfig(), states or DenseStates(loaded.model)
-    read = {"": (texts.evaluation, states)}
-    read |= {f" {name}": (windows, DenseStates(loaded.model)) for name, windows in texts.others.items()}
+    held_out = {"": (texts.evaluation, states)}
+    held_out |= {f" {name}": (windows, DenseStates(loaded.model)) for name, windows in texts.others.items()}
     path = _path(loaded, texts, "dense")
-    dense, own = from_first(kept_record(path)), wanted[share_of(len(wanted))]
-    report(Progress("sweep", 0, len(own)))
-    if own and not dense:
+    dense, shard = broadcast(read_record(path)), grid[shard_of(len(grid))]
+    report(Progress("sweep", 0, len(shard)))
+    if shard and not dense:
         dense = {}
-        for name, (windows, _) in read.items():
+        for name, (windows, _) in held_out.items():
             stage = f"perplexity dense{name}"
             dense[f"dense_perplexity{name}"] = perplexity(loaded.model, windows, stage, progress=report)
         if rank() == 0:
-            keep_record(path, dense, "a point of the sweep")
+            write_record(path, dense, "a point of the sweep")
     rows = []
-    for done, point in enumerate(own, 1):
+    for done, point in enumerate(shard, 1):
         config, path = _config(point, base), _point_path(loaded, texts, point, base, speed)
-        row = kept_record(path)
+        row = read_record(path)
         if not row:
             start = time.perf_counter()
-            with alone():
-                row = _measure(loaded.model, texts, point.method, config, read, speed, report)
+            with single_process():
+                row = _measure(loaded.model, texts, point.method, config, held_out, speed, report)
             row["seconds"] = round(time.perf_counter() - start, 3)
-            keep_record(path, row, "a point of the sweep")
+            write_record(path, row, "a point of the sweep")
         recovery = {} if base.recovery == NO_RECOVERY else {"recovery": base.recovery}
         rows.append(asdict(point) | recovery | dense | row)
-        report(Progress("sweep", done, len(own)))
-    return pandas.DataFrame(gathered(rows))
+        report(Progress("sweep", done, len(shard)))
+    return pandas.DataFrame(all_gather(rows))
 
 
-def kept_points(
+def cached_points(
     loaded: LoadedModel,
     texts: Texts,
-    wanted: Sequence[Point],
+    grid: Sequence[Point],
     base: SliceConfig | None = None,
     speed: SpeedConfig | None = None,
 ) -> tuple[Point, ...]:
-    """Those points that `sweep` would only read from the disk."""
+    """The points that `sweep` would read from the cache."""
     base = base or SliceConfig()
-    return tuple(point for point in wanted if _point_path(loaded, texts, point, base, speed).is_file())
+    return tuple(point for point in grid if _point_path(loaded, texts, point, base, speed).is_file())
 
 
 def _config(point: Point, base: SliceConfig) -> SliceConfig:
@@ -136,7 +136,7 @@ def _config(point: Point, base: SliceConfig) -> SliceConfig:
 
 def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConfig, speed: SpeedConfig | None) -> Path:
     config, method = _config(point, base), METHODS.require(point.method)
-    # What a method does not look at makes no other point.
+    # Options that a method ignores do not change the cache key.
     if not method.uses_estimator:
         config = replace(config, estimator="uniform")
     if not method.uses_order:
@@ -145,13 +145,13 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
         config = replace(config, epochs=0)
     if not method.uses_shapes:
         config = replace(config, shapes="free")
-    tokens = texts.calibration, texts.read_by(point.method, config), texts.stats.targets
-    return _path(loaded, texts, f"{point.method} {config} {speed}", *tokens)
+    inputs = texts.calibration, texts.tokens_for(point.method, config), texts.stats.targets
+    return _path(loaded, texts, f"{point.method} {config} {speed}", *inputs)
 
 
-def _path(loaded: LoadedModel, texts: Texts, what: str, *read: Any) -> Path:
-    judged = texts.evaluation, *(part for named in texts.others.items() for part in named)
-    return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *read, *judged, what)
+def _path(loaded: LoadedModel, texts: Texts, key: str, *inputs: Any) -> Path:
+    held_out = texts.evaluation, *(part for item in texts.others.items() for part in item)
+    return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
 
 
 def _measure(
@@ -159,15 +159,15 @@ def _measure(
     texts: Texts,
     method: str,
     config: SliceConfig,
-    read: Mapping[str, tuple[Tensor, DenseStates]],
+    held_out: Mapping[str, tuple[Tensor, DenseStates]],
     speed: SpeedConfig | None,
     progress: ProgressCallback,
 ) -> dict[str, Any]:
-    """One row; `read` are the windows of each text and the dense model's states on them, by what its columns add."""
+    """One row. `held_out` has the windows of each text and the dense model's states, by the suffix of its columns."""
     try:
         plan = plan_by(method, dense, texts.stats, config)
     except UserError as problem:
-        columns = [f"{column}{name}" for name in read for column in ("perplexity", *DIVERGENCE)]
+        columns = [f"{column}{name}" for name in held_out for column in ("perplexity", *DIVERGENCE)]
         return dict.fromkeys(("removed_fraction", *columns)) | {"note": str(problem)}
     model = slice_by(method, dense, plan, texts.stats, texts.calibration, texts.training, progress=progress)
     counts = parameters_of(dense, "dense") | parameters_of(model, "sliced")
@@ -176,10 +176,10 @@ def _measure(
         **counts,
         "kv_bytes_per_token": kv_bytes_per_token(model),
     }
-    for name, (windows, states) in read.items():
+    for name, (windows, states) in held_out.items():
         losses = measure_losses(model, windows, f"perplexity {method}{name}", states, progress=progress)
         divergence = losses.divergence()
-        assert divergence is not None  # the dense states are given
+        assert divergence is not None  # `states` is not None
         values = losses.perplexity().value, *divergence
         row |= {f"{column}{name}": value for column, value in zip(("perplexity", *DIVERGENCE), values, strict=True)}
     row["note"] = getattr(plan, "note", "")

@@ -1,4 +1,4 @@
-"""What models that share a tokenizer score in tasks of lm-eval, EleutherAI's harness, which is an extra of its own."""
+"""Scores models that share a tokenizer in tasks of lm-eval, EleutherAI's harness, an optional dependency."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from intraslice.core.progress import Progress, ProgressCallback, progress_callba
 
 @dataclass(frozen=True)
 class TasksConfig:
-    """Tasks and groups by lm-eval's names, and by those of the YAML files in `include_path`.
+    """Tasks and groups, by lm-eval's names or those of the YAML files in `include_path`.
 
-    `limit` is the number of documents that count of each task, `shots` that of the examples before each of them; None
-    is all, and what the task says.
+    `limit` is the number of documents per task, None for all; `shots` the number of few-shot examples, None for the
+    task's default.
     """
 
     tasks: tuple[str, ...]
@@ -34,23 +34,23 @@ class TasksConfig:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise UserError("no task is named; expected at least one, such as arc_easy")
-        for field, least in {"limit": 1, "shots": 0, "batch": 1}.items():
+            raise UserError("expected at least one task, such as arc_easy, got none")
+        for field, minimum in {"limit": 1, "shots": 0, "batch": 1}.items():
             value = getattr(self, field)
-            if value is not None and value < least:
-                raise UserError(f"{field} must be {least} or more, got {value}")
+            if value is not None and value < minimum:
+                raise UserError(f"{field} must be {minimum} or more, got {value}")
 
 
 def require_tasks(config: TasksConfig) -> Any:
-    """lm-eval's manager of these tasks, whose data are there.
+    """lm-eval's task manager, once the tasks and their data are available.
 
-    Raises UserError, before any model is needed, where lm-eval, a task or its data cannot be had.
+    Raises UserError, before a model is loaded, if lm-eval, a task or its data is missing.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError('tasks are those of lm-eval, which is not installed; run `pip install "lm-eval[hf]"`')
+        raise UserError('tasks need lm-eval, which is not installed; run `pip install "lm-eval[hf]"`')
     if config.include_path is not None and not config.include_path.is_dir():
-        raise UserError(f"{config.include_path} is no folder; expected one with the YAML files of tasks")
-    from lm_eval.tasks import TaskManager  # takes seconds, and is no dependency
+        raise UserError(f"{config.include_path} is not a folder; expected a folder with YAML files of tasks")
+    from lm_eval.tasks import TaskManager  # slow to import, and optional
 
     with _quiet():
         manager = TaskManager(include_path=config.include_path)
@@ -62,10 +62,10 @@ def require_tasks(config: TasksConfig) -> Any:
     try:
         with _quiet():
             manager.load(list(config.tasks))
-    except Exception as error:  # of lm-eval, datasets, the Hub, and of code that comes with a task
+    except Exception as error:  # from lm-eval, datasets, the Hub, or code of a task
         raise UserError(
-            f"the data of {', '.join(config.tasks)} cannot be had ({first_line(error)}); connect this machine, "
-            "or take a task over a file of yours"
+            f"the data of {', '.join(config.tasks)} cannot be loaded ({first_line(error)}); connect this machine, "
+            "or choose a task on a local file"
         ) from error
     return manager
 
@@ -80,8 +80,8 @@ def measure_tasks(
 ) -> pandas.DataFrame:
     """A row for each metric of each task and model, with the columns task, metric, model, value, standard_error.
 
-    `manager` is what `require_tasks` returned. Groups have rows of their own beside those of their tasks. `progress`
-    counts models. Raises UserError for tasks that cannot be run.
+    `manager` is the result of `require_tasks`. Groups have rows in addition to those of their tasks. `progress` counts
+    models. Raises UserError for tasks that cannot be run.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -92,7 +92,7 @@ def measure_tasks(
         report(Progress("tasks", done, len(models)))
         try:
             with _quiet():
-                found = simple_evaluate(
+                output = simple_evaluate(
                     HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch),
                     tasks=list(config.tasks),
                     num_fewshot=config.shots,
@@ -103,23 +103,23 @@ def measure_tasks(
         except Exception as error:
             names = ", ".join(config.tasks)
             raise UserError(
-                f"lm-eval cannot run {names} ({first_line(error)}); take others, or fewer at once"
+                f"lm-eval cannot run {names} ({first_line(error)}); choose other tasks, or run fewer at once"
             ) from error
-        rows += _rows(name, found["results"])
+        rows += _rows(name, output["results"])
     report(Progress("tasks", len(models), len(models)))
     return pandas.DataFrame(rows)
 
 
 def _rows(model: str, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """lm-eval names a metric `acc,none` and its error `acc_stderr,none`, where `none` is how answers are filtered."""
+    """Rows of lm-eval's results, in which keys are `METRIC,FILTER`, such as `acc,none` and `acc_stderr,none`."""
     for task, metrics in results.items():
         for key, value in metrics.items():
-            metric, _, how = key.partition(",")
-            if how and not metric.endswith("_stderr") and isinstance(value, (int, float)):
-                error = metrics.get(f"{metric}_stderr,{how}")
+            metric, _, filter_name = key.partition(",")
+            if filter_name and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+                error = metrics.get(f"{metric}_stderr,{filter_name}")
                 yield {
                     "task": task,
-                    "metric": metric if how == "none" else f"{metric} ({how})",
+                    "metric": metric if filter_name == "none" else f"{metric} ({filter_name})",
                     "model": model,
                     "value": value,
                     "standard_error": error if isinstance(error, (int, float)) else None,  # else "N/A"
@@ -128,7 +128,7 @@ def _rows(model: str, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What lm-eval prints goes to stderr, and of what it logs only errors."""
+    """Redirect lm-eval's output to stderr, and log only its errors."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

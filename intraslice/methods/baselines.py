@@ -1,8 +1,8 @@
-"""Simple rivals: whole heads and neurons go by a score, under the same exact parameter budget as IntraSlice.
+"""Baselines: whole heads and neurons are removed by a score, with the same parameter budget as IntraSlice.
 
-*magnitude*: weights alone, nothing repaired. *wanda* (Wanda-sp's score) and *flap* (FLAP's fluctuation, standardised by
-layer and ranked over all of them) choose as those methods do, and keep IntraSlice's least-squares repair of the output
-maps, so that only the choice differs.
+*magnitude* uses weights alone, without repair. *wanda* (Wanda-sp's score) and *flap* (FLAP's fluctuation, standardised
+by layer and ranked over all layers) use the scores of those methods, and IntraSlice's least-squares repair of the
+output maps, so that only the choice of units differs.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ Scores = tuple[Float[Tensor, " heads"], Float[Tensor, " neurons"]]
 
 
 class Baseline(OneShotMethod):
-    """Keeps the heads and neurons of the highest scores, and repairs the output maps by least squares."""
+    """Keeps the heads and neurons with the highest scores, and repairs the output maps by least squares."""
 
     @abstractmethod
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
-        """Scores of a layer's heads and neurons; `stats` are sums over so many `tokens`."""
+        """Scores of a layer's heads and neurons; `stats` are sums over `tokens` tokens."""
 
     def comparable(self, scores: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
-        """A layer's scores on a scale for all layers: their ranks, so that all layers lose the same fraction."""
+        """A layer's scores on a common scale for all layers: their ranks, so that all layers have the same ratio."""
         return scores.argsort().argsort().float() / len(scores)
 
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
-        """Which heads and neurons to remove. `config` gives the sparsity, the bias (1 by default) and the cap.
+        """Choose heads and neurons by scores. Uses the sparsity, bias (default 1) and cap of `config`.
 
-        Raises UserError for a sparsity out of reach.
+        Raises UserError for a sparsity that is out of reach.
         """
         layers = []
         for block, layer, layer_stats in zip(blocks(model), stats.profile.layers, stats.layers, strict=True):
             heads, neurons = self.scores(block, layer_stats, stats.tokens)
             scores = Importances(self.comparable(heads), self.comparable(neurons))
             table = whole_head_table(heads, layer.sizes.dim)
-            layers.append(replace(layer, table=table, importances={"fisher": scores}))  # whose unit is the head, too
+            layers.append(replace(layer, table=table, importances={"fisher": scores}))  # its unit is also a head
         by_scores = replace(
             config, estimator="fisher", bias=config.bias or 1.0, head_fraction=None, gradient_group=GRADIENT_GROUP
         )
@@ -79,11 +79,11 @@ class Baseline(OneShotMethod):
 
 
 class Magnitude(Baseline):
-    """Squared weights, and no repair."""
+    """Squared weights, without repair."""
 
     name = "magnitude"
     label = "Magnitude"
-    explanation = "whole heads and neurons by their weights alone, nothing repaired"
+    explanation = "whole heads and neurons by their squared weights, without repair"
 
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
         return magnitude_scores(block)
@@ -105,7 +105,7 @@ class Wanda(Baseline):
 
     name = "wanda"
     label = "Wanda"
-    explanation = "by weights times activations (Wanda-sp's score), output maps repaired"
+    explanation = "whole heads and neurons by weights times activations (Wanda-sp), with repaired output maps"
 
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
         def by_channel(weight: Tensor, moment: Tensor, total: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class FLAP(Baseline):
 
     name = "flap"
     label = "FLAP"
-    explanation = "by how much activations fluctuate (FLAP's score), output maps repaired"
+    explanation = "whole heads and neurons by the fluctuation of activations (FLAP), with repaired output maps"
 
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
         def by_channel(weight: Tensor, moment: Tensor, total: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class FLAP(Baseline):
 
 
 def magnitude_scores(block: Block) -> Scores:
-    """Squared weights of every head, with its share of the key/value head, and of every neuron."""
+    """Squared weights of every head, including its fraction of the key/value head, and of every neuron."""
     attention, mlp = block.attention.weights(), block.mlp.weights()
     shared = attention.key.float().square().sum((1, 2)) + attention.value.float().square().sum((1, 2))
     readers = torch.bincount(attention.kv_head)
@@ -147,7 +147,7 @@ def magnitude_scores(block: Block) -> Scores:
 def activation_scores(
     block: Block, stats: LayerStats, by_channel: Callable[[Tensor, Tensor, Tensor], Float[Tensor, " channels"]]
 ) -> Scores:
-    """Scores by channel of what enters the output maps, given each map's weight, moment and sum of inputs."""
+    """Scores of heads and neurons from `by_channel(weight, moment, sum of inputs)` of the output maps."""
     attention, mlp = block.attention, block.mlp
     channels = by_channel(attention.o_proj.weight, stats.attention_moment, stats.attention_sum)
     return (
@@ -157,11 +157,11 @@ def activation_scores(
 
 
 def whole_head_table(scores: Float[Tensor, " heads"], dim: int) -> HeadTable:
-    """The heads that stay for every channel budget: the best scores, at full width, and one at least."""
+    """Kept heads for every channel budget: those with the best scores, at full width, at least one."""
     heads = len(scores)
     count = (torch.arange(heads * dim + 1, device=scores.device) / dim).round().clamp(1, heads)
-    place = scores.argsort(descending=True).argsort()
-    return HeadTable(place < count[:, None], torch.full_like(count, dim, dtype=torch.long))
+    rank = scores.argsort(descending=True).argsort()
+    return HeadTable(rank < count[:, None], torch.full_like(count, dim, dtype=torch.long))
 
 
 METHODS.register(Magnitude())

@@ -1,7 +1,7 @@
-"""The cross-module contrast (SliceGPT, arXiv 2401.15024): principal axes of the residual stream itself.
+"""The cross-module method (SliceGPT, arXiv 2401.15024): principal axes of the residual stream.
 
-`plan_crossmodule` finds the width D' and counts what it removes, `slice_crossmodule` builds the model. The last basis
-is the identity, so final norm and head stay the dense model's own: nothing to fold there, and a tied head stays tied.
+`plan_crossmodule` chooses the width D' and counts parameters, `slice_crossmodule` builds the model. The last basis is
+the identity, so that the final norm and the head are not changed, and a tied head stays tied.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from intraslice.modeling.residual import (
     writer_name,
     writing_map,
 )
-from intraslice.modeling.surgery import with_parts
+from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.crossmodule_plan import MULTIPLE, CrossModulePlan
 from intraslice.planning.sizes import Parameters
 
@@ -51,18 +51,17 @@ def plan_crossmodule(
     slicing: float | None = None,
     order: Order = "sequential",
 ) -> CrossModulePlan:
-    """Choose D' for a canonicalised model: by the decoder parameters to remove, or by the axes to cut.
+    """Choose D' for a canonicalised model, by the fraction of decoder parameters to remove, or of axes to cut.
 
-    `order` tells where the bases are to come from, and changes nothing about the size. A sparsity takes the width that
-    comes nearest; 0 cuts nothing, and only adds the shortcuts. Raises UserError unless exactly one of the two is given,
-    from 0 to below 1.
+    A sparsity selects the width with the nearest number of parameters; 0 cuts nothing and only adds the shortcuts.
+    `order` does not affect the width. Raises UserError unless exactly one of the two is given, from 0 to below 1.
     """
     if sparsity is not None and slicing is None:
         name, value = "sparsity", sparsity
     elif slicing is not None and sparsity is None:
         name, value = "slicing", slicing
     else:
-        raise UserError(f"got sparsity {sparsity} and slicing {slicing}; give exactly one of the two")
+        raise UserError(f"expected either sparsity or slicing, got sparsity {sparsity} and slicing {slicing}")
     if not 0 <= value < 1:
         raise UserError(f"{name} must be a fraction from 0 to below 1, such as 0.3, got {value!r}")
     hidden = model.lm_head.in_features
@@ -78,19 +77,19 @@ def plan_crossmodule(
     return min(plans, key=lambda plan: abs(plan.removed_fraction - value))
 
 
-def _plan(model: PreTrainedModel, width: int, asked: float | None, order: Order) -> CrossModulePlan:
+def _plan(model: PreTrainedModel, width: int, target: float | None, order: Order) -> CrossModulePlan:
     hidden, vocabulary = model.lm_head.in_features, model.model.embed_tokens.num_embeddings
     dense_total, dense_decoder = sum(p.numel() for p in model.parameters()), decoder_parameters(model)
     decoder = _decoder_parameters(blocks(model), width, hidden)
-    uncut_embeddings = dense_total - dense_decoder + decoder
-    untied_total = uncut_embeddings + vocabulary * (width if _is_tied(model) else width - hidden)
-    total = uncut_embeddings + hidden * width if _is_tied(model) else untied_total
+    total_with_dense_embeddings = dense_total - dense_decoder + decoder
+    untied_total = total_with_dense_embeddings + vocabulary * (width if _is_tied(model) else width - hidden)
+    total = total_with_dense_embeddings + hidden * width if _is_tied(model) else untied_total
     parameters = Parameters(dense_total, total, dense_decoder, decoder)
-    return CrossModulePlan(hidden, width, asked, parameters, order, untied_total)
+    return CrossModulePlan(hidden, width, target, parameters, order, untied_total)
 
 
 def _decoder_parameters(layers: Sequence[Block], width: int, hidden: int) -> int:
-    """Of all layers at D' = `width`, shortcuts included; the last shortcut leads back to the dense width."""
+    """Parameters of all layers at D' = `width`, with shortcuts; the last shortcut leads back to the dense width."""
     *before, last = layers
     return sum(_layer_parameters(block, width, width) for block in before) + _layer_parameters(last, width, hidden)
 
@@ -102,8 +101,8 @@ def _layer_parameters(block: Block, width: int, width_after: int) -> int:
         total += width * after  # the shortcut
         for module in branch:
             reader, writer = getattr(module, reader_name(module)), getattr(module, writer_name(module))
-            shifted = reader.bias is not None or getattr(norm_of(block, module), "bias", None) is not None
-            total += reader.out_features * (width + shifted) + after * (writer.in_features + (writer.bias is not None))
+            has_bias = reader.bias is not None or getattr(norm_of(block, module), "bias", None) is not None
+            total += reader.out_features * (width + has_bias) + after * (writer.in_features + (writer.bias is not None))
     return total
 
 
@@ -125,9 +124,9 @@ def slice_crossmodule(
 ) -> PreTrainedModel:
     """Rotate and cut the residual stream of a canonicalised model, block by block.
 
-    Every basis comes from the hidden states as the already sliced layers produce them (SliceGPT's own order), or in the
-    one-shot order from the dense model's moments in `stats`, without any pass over `tokens`. The dense model is
-    untouched; the result shares its final norm and head. Raises NumericalError where a moment is not finite.
+    Bases come from the hidden states of the already sliced layers (SliceGPT's order), or in the one-shot order from the
+    dense model's moments in `stats`, without a pass over `tokens`. The dense model is not changed; the result shares
+    its final norm and head. Raises NumericalError where a moment is not finite.
     """
     report, family, layers = progress_callback(progress), family_of(model.config), blocks(model)
     pause = partial(report, Progress("slice", 0, len(layers)))
@@ -139,7 +138,7 @@ def slice_crossmodule(
     elif stats is not None:
         source = DenseMoments(layers, stats)
     else:
-        raise ValueError("the one-shot order takes its bases from stats and got None; pass the calibration's")
+        raise ValueError("order 'one-shot' requires stats, got None; pass those of the calibration")
     first_basis = basis = source.first_axes(pause)[:, : plan.width].float()
     parts: dict[nn.Module, nn.Module] = {}
     for done, (layer, block) in enumerate(zip(model.model.layers, layers, strict=True), 1):
@@ -148,8 +147,8 @@ def slice_crossmodule(
         pause()
     # Centring the columns of the basis centres every embedding.
     parts[model.model.embed_tokens] = _embedding(model, centre(first_basis.T, norm).T)
-    sliced = with_parts(model, parts)
-    sliced.config.tie_word_embeddings = _is_tied(model)  # so that tie_weights() never joins what differs
+    sliced = replace_modules(model, parts)
+    sliced.config.tie_word_embeddings = _is_tied(model)  # so that tie_weights() does not tie different weights
     return sliced
 
 
@@ -161,7 +160,7 @@ def _slice_layer(
     last: bool,
     pause: Pause,
 ) -> tuple[CrossModuleLayer, Float[Tensor, "hidden width_after"]]:
-    """One layer in its bases, and the basis that it leaves; the source moves on to the next layer."""
+    """One layer in its bases, and the basis after it; advances the source to the next layer."""
     hidden, width = basis.shape
     dtype = block.attention.o_proj.weight.dtype
     bases: list[Tensor] = [basis]
@@ -186,23 +185,23 @@ def _slice_layer(
 
 def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     weight, bias = reading_map(module, norm)
-    return _exchange(module, reader_name(module), (weight @ basis, bias))
+    return _with_linear(module, reader_name(module), (weight @ basis, bias))
 
 
 def _writing_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     weight, bias = writing_map(module, norm)
-    return _exchange(module, writer_name(module), (basis.T @ weight, None if bias is None else basis.T @ bias))
+    return _with_linear(module, writer_name(module), (basis.T @ weight, None if bias is None else basis.T @ bias))
 
 
-def _exchange(module: SlicedModule, name: str, folded: Folded) -> SlicedModule:
-    """The module with another linear map under the given name, in the module's own precision."""
+def _with_linear(module: SlicedModule, name: str, folded: Folded) -> SlicedModule:
+    """A copy of the module with the linear map `name` replaced, in the module's precision."""
     linear, (weight, bias) = getattr(module, name), folded
     dtype = linear.weight.dtype
-    return with_parts(module, {linear: frozen_linear(weight.to(dtype), None if bias is None else bias.to(dtype))})
+    return replace_modules(module, {linear: frozen_linear(weight.to(dtype), None if bias is None else bias.to(dtype))})
 
 
 def _embedding(model: PreTrainedModel, basis: Float[Tensor, "hidden width"]) -> nn.Embedding:
-    """Tokens into the first basis: fused into the table, unless the head shares it."""
+    """Embedding in the first basis, which is fused into the table unless the head shares it."""
     table = model.model.embed_tokens
     if _is_tied(model):
         return BasisEmbedding(table.weight, basis.to(table.weight.dtype), table.padding_idx)
@@ -211,12 +210,12 @@ def _embedding(model: PreTrainedModel, basis: Float[Tensor, "hidden width"]) -> 
 
 
 class CrossModule(SlicingMethod[CrossModulePlan]):
-    """SliceGPT (arXiv 2401.15024): principal axes of the residual stream, with the shortcut matrices counted."""
+    """SliceGPT (arXiv 2401.15024): principal axes of the residual stream; shortcut matrices count as parameters."""
 
     name = "crossmodule"
     label = "Cross-module"
     explanation = (
-        "SliceGPT: PCA of the residual stream between modules, in the order that --order names, shortcuts counted"
+        "SliceGPT: PCA of the residual stream between modules, in the order of --order; shortcuts count as parameters"
     )
     uses_order = True
     uses_shapes = False  # all heads and neurons are kept

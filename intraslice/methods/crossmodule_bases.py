@@ -1,4 +1,4 @@
-"""Bases of the residual stream for the cross-module method: principal axes of the states that each norm reads."""
+"""Bases of the residual stream for the cross-module method: principal axes of the inputs of each norm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.linalg import principal_axes
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.distributed.sharing import require_enough, share_of
+from intraslice.distributed.sharing import require_enough, shard_of
 from intraslice.modeling.crossmodule_layers import BasisNorm
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import Arguments, embed
@@ -23,21 +23,21 @@ Axes = Float[Tensor, "hidden hidden"]
 
 
 class SlicedStates:
-    """Bases of the hidden states as the sliced layers make them: sequential. States stay in the dense basis."""
+    """Sequential: bases of the hidden states after the sliced layers. The states are in the dense basis."""
 
     def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], norm: nn.Module) -> None:
         require_enough(len(tokens))
-        self._states = embed(model, tokens[share_of(len(tokens))])
+        self._states = embed(model, tokens[shard_of(len(tokens))])
         self._states.map_(lambda hidden, _: centre(hidden, norm))
 
     def first_axes(self, pause: Pause) -> Axes:
-        """Of what enters the first layer."""
+        """Axes of the first layer's input."""
         return principal_axes_of(self._states, pause)
 
     def next_axes(
         self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
     ) -> Axes:
-        """Cut the states to the basis, as the sliced model carries them, and add what the modules write, uncut."""
+        """Project the states on the basis, as in the sliced model, and add the uncut outputs of the modules."""
         axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm.of(norm)
 
         def step(states: Tensor, arguments: Arguments) -> Tensor:
@@ -52,33 +52,33 @@ class SlicedStates:
 
 
 class DenseMoments:
-    """Bases of the dense model's hidden states, read by read: one-shot. Moments are centred as the norms centre."""
+    """One-shot: bases of the dense model's hidden states at each norm. Moments are centred as by the norms."""
 
     def __init__(self, layers: Sequence[Block], stats: CalibrationStats) -> None:
         moments = []
         for block, layer in zip(layers, stats.layers, strict=True):
             moments += [layer.residual_moment] if block.parallel else [layer.residual_moment, layer.middle_moment]
-        self._norm, self._moments, self._found = layers[0].attention_norm, enumerate(moments), stats.residual_axes
+        self._norm, self._moments, self._axes = layers[0].attention_norm, enumerate(moments), stats.residual_axes
 
     def first_axes(self, pause: Pause) -> Axes:
-        """Of what enters the first layer."""
+        """Axes of the first layer's input."""
         read, moment = next(self._moments)
-        if read not in self._found:
+        if read not in self._axes:
             moment = centre(moment.double(), self._norm)
             pause()
-            self._found[read] = principal_axes(centre(moment.T, self._norm))[1].float()
-        return self._found[read]
+            self._axes[read] = principal_axes(centre(moment.T, self._norm))[1].float()
+        return self._axes[read]
 
     def next_axes(
         self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
     ) -> Axes:
-        """Of what the next modules read."""
+        """Axes of the next modules' input."""
         return self.first_axes(pause)
 
 
 @torch.no_grad()
 def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: ProgressCallback | bool = True) -> None:
-    """Find the axes that one-shot slicing takes from `stats`, which do not depend on the width, and keep them there."""
+    """Compute the axes for one-shot slicing, which do not depend on the width, and cache them in `stats`."""
     report, layers = progress_callback(progress), blocks(model)
     source, reads = DenseMoments(layers, stats), sum(1 if block.parallel else 2 for block in layers)
     for read in range(reads):

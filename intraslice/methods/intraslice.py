@@ -1,4 +1,4 @@
-"""IntraSlice, the paper's method: PCA inside the modules, by ratios that an estimator gives."""
+"""IntraSlice, the paper's method: PCA inside the modules, with ratios from an estimator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class IntraSlice(SlicingMethod[SlicePlan]):
 
     name = "intraslice"
     label = "IntraSlice"
-    explanation = "the paper's: PCA inside each module, in the order that --order names"
+    explanation = "the paper's method: PCA inside each module, in the order of --order"
     uses_estimator = True
     uses_order = True
     supports_offload = True
@@ -44,7 +44,7 @@ class IntraSlicePlus(IntraSlice):
 
     name = "intraslice+"
     label = "IntraSlice+"
-    explanation = "the same sizes in one shot, all weights then distilled: --order one-shot --recover distill"
+    explanation = "intraslice with --order one-shot --recover distill"
     uses_order = False
     supports_offload = False
 

@@ -1,14 +1,14 @@
-"""MoDeGPT (arXiv 2408.09632): modules by classical decompositions, layers by an entropic share of the sparsity.
+"""MoDeGPT (arXiv 2408.09632): classical decompositions of modules, with entropic ratios per layer.
 
-*MLPs* by Nystroem: neurons of the highest ridge leverage scores stay, the output map takes the others over. *Queries
-and keys* by CR decomposition: the channels whose norms have the highest product. *Values and outputs* by the singular
-values of their product, whitened by what they read. All heads stay, each narrower, unless a ratio of 1 takes them
-whole; nothing is left at run time.
+*MLPs*, Nystroem: neurons with the highest ridge leverage scores are kept, the output map compensates for the others.
+*Queries and keys*, CR decomposition: channels with the highest products of norms are kept. *Values and outputs*, SVD of
+their product, whitened by their inputs. All heads are kept with fewer channels, unless the ratio is 1. All transforms
+are fused into the weights.
 
-Where the paper leaves a choice: rotary embeddings turn channels in pairs, so CR picks pairs, by the norms of both their
-channels; with grouped queries the norm is that of all queries which read the key, and their output maps are decomposed
-as one. Widths are even, so MLPs make up for what that rounds. Biases stay, where an output map has one the neurons that
-go leave their mean in it.
+Choices that the paper leaves open: rotary embeddings rotate channels in pairs, so CR chooses pairs, by the norms of
+both channels. With grouped queries the norm is that of all queries of a key, and their output maps are decomposed
+together. Widths of heads are even; MLPs compensate for the rounding. Biases are kept; that of an output map includes
+the mean of the removed neurons.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from intraslice.methods.registry import METHODS
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.planning.budget import entropic_ratios, nearest
+from intraslice.planning.budget import bisect_count, entropic_ratios
 from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios
 from intraslice.planning.sizes import Parameters
 from intraslice.planning.widths import neurons_kept
@@ -40,26 +40,26 @@ TEMPERATURE = 0.1  # the paper's epsilon; on SmolLM2 0.1 to 0.3 are within 2 %, 
 
 
 class MoDeGPT(OneShotMethod):
-    """MoDeGPT (arXiv 2408.09632), as the head of this file says."""
+    """MoDeGPT (arXiv 2408.09632); see the docstring of this file."""
 
     name = "modegpt"
     label = "MoDeGPT"
-    explanation = "Nystroem, CR and SVD inside the modules, ratios by how much each layer turns its input"
+    explanation = "MoDeGPT: Nystroem, CR and SVD inside the modules, ratios by how much each layer changes its input"
     uses_shapes = False  # its heads are narrower
 
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
-        """Ratios by how much each layer turns the residual stream. `config` gives the sparsity, the cap and the locks.
+        """Ratios by how much each layer rotates the residual stream. Uses sparsity, cap and locks of `config`.
 
-        Raises UserError for a sparsity out of reach.
+        Raises UserError for a sparsity that is out of reach.
         """
         sizes = stats.sizes
         influence = [layer.influence.item() / stats.tokens for layer in stats.layers]
-        shares = entropic_ratios(influence, config.sparsity, TEMPERATURE)
-        given = {(layer, module): ratio for layer, module, ratio in config.locked}
+        uncapped = entropic_ratios(influence, config.sparsity, TEMPERATURE)
+        locked_ratios = {(layer, module): ratio for layer, module, ratio in config.locked}
 
         def ratios(module: ModuleKind, scale: float) -> list[float]:
-            capped = cap_ratios([scale * share for share in shares], [size.channels for size in sizes], config.cap)
-            return [given.get((index, module), ratio) for index, ratio in enumerate(capped)]
+            capped = cap_ratios([scale * ratio for ratio in uncapped], [size.channels for size in sizes], config.cap)
+            return [locked_ratios.get((index, module), ratio) for index, ratio in enumerate(capped)]
 
         def layers(scale: float, attention: list[float] | None = None) -> list[LayerPlan]:
             return [
@@ -80,20 +80,20 @@ class MoDeGPT(OneShotMethod):
             return min(max(2 * round(dim * (1 - ratio) / 2), 2), dim)
 
         def count(plans: list[LayerPlan]) -> int:
-            kept = zip(sizes, plans, strict=True)
-            return sum(size.parameters(len(own.heads), own.kv_heads, own.dim, own.neurons) for size, own in kept)
+            pairs = zip(sizes, plans, strict=True)
+            return sum(size.parameters(len(plan.heads), plan.kv_heads, plan.dim, plan.neurons) for size, plan in pairs)
 
         dense, others = sum(size.dense_parameters for size in sizes), stats.other_parameters
-        wanted, highest = (
+        target, highest = (
             (1 - config.sparsity) * dense,
-            config.cap / max(min(shares), 1e-12) if config.sparsity else 0.0,
+            config.cap / max(min(uncapped), 1e-12) if config.sparsity else 0.0,
         )
-        scale = nearest(lambda scale: count(layers(scale)), wanted, highest)
+        scale = bisect_count(lambda scale: count(layers(scale)), target, highest)
         kept = layers(scale)
         attention = [plan.attention_ratio for plan in kept]
-        if count(layers(highest, attention)) <= wanted <= count(layers(0.0, attention)):
-            # Heads go in wide steps, which the neurons make up for.
-            kept = layers(nearest(lambda scale: count(layers(scale, attention)), wanted, highest), attention)
+        if count(layers(highest, attention)) <= target <= count(layers(0.0, attention)):
+            # Widths of heads change in coarse steps; neurons compensate.
+            kept = layers(bisect_count(lambda scale: count(layers(scale, attention)), target, highest), attention)
         parameters = Parameters(dense + others, count(kept) + others, dense, count(kept))
         cache_dense, cache_sliced = (
             stats.bytes_per_value * sum(2 * layer.kv_heads * layer.dim for layer in model) for model in (sizes, kept)
@@ -113,7 +113,7 @@ class MoDeGPT(OneShotMethod):
 
 
 def leverage_scores(moment: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    """Ridge leverage scores `[C (C + ridge)^-1]_jj`: how little of each neuron the others tell (Nystroem, type I)."""
+    """Ridge leverage scores `[C (C + ridge)^-1]_jj`: how little the others explain each neuron (Nystroem, type I)."""
     moment = moment.double()
     return solve(damp(moment), moment).diagonal().to(torch.float32)
 
@@ -124,16 +124,16 @@ def pair_norms(
     kv_head: Int[Tensor, " heads"],
     frequency: Int[Tensor, "kv_heads pairs"],
 ) -> Float[Tensor, "heads dim"]:
-    """CR scores `||Q_j|| ||K_j||` of query and key channels (type II); those that turn together share one.
+    """CR scores `||Q_j|| ||K_j||` of query and key channels (type II); the channels of a rotated pair share one.
 
-    Every query head of a key has the same, so that their sum ranks as one of them does.
+    All query heads of a key have the same scores, so that sums over them do not change the ranking.
     """
     query = torch.zeros_like(key_energy).index_add_(0, kv_head, query_energy)
-    turned = frequency != UNROTATED
+    rotated = frequency != UNROTATED
 
     def shared(energy: Float[Tensor, "kv_heads dim"]) -> Float[Tensor, "kv_heads dim"]:
         first, second = energy.chunk(2, dim=-1)
-        return torch.cat([torch.where(turned, first + second, own) for own in (first, second)], dim=-1)
+        return torch.cat([torch.where(rotated, first + second, single) for single in (first, second)], dim=-1)
 
     return (shared(query) * shared(key_energy)).sqrt()[kv_head]
 
@@ -143,13 +143,13 @@ def narrow_values(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Values, their bias and output maps of `dim` channels whose product is nearest to the dense one (type III).
 
-    Nearest in what is written, head by head, for values of this second `moment`: the singular vectors of
-    `W_o L`, where `L L^T` is the moment, that is, of the product whitened by what it reads.
+    Minimises the error of each head's output for values with this second `moment`: singular vectors of `W_o L`, where
+    `L L^T` is the moment.
     """
     values, biases, outputs = [], [], torch.zeros_like(weights.output[..., :dim])
-    for group, own in enumerate(moment.double()):
+    for group, group_moment in enumerate(moment.double()):
         readers = (weights.kv_head == group).nonzero().flatten()
-        root = torch.linalg.cholesky(damp(own, 1e-6))
+        root = torch.linalg.cholesky(damp(group_moment, 1e-6))
         output = weights.output[:, readers].double() @ root  # (written, readers, d)
         _, axes = principal_axes(torch.einsum("whp,whq->pq", output, output))
         back = torch.linalg.solve_triangular(root.T, axes[:, :dim], upper=True).T  # axes^T root^-1

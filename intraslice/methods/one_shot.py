@@ -1,4 +1,4 @@
-"""What the rivals have in common that slice one layer after the other from the dense model's statistics alone."""
+"""Base class of methods that slice each layer from the dense model's statistics alone."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.methods.registry import SlicingMethod, Tokens
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.surgery import with_parts
+from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 
 
 class OneShotMethod(SlicingMethod[SlicePlan]):
-    """A subclass says what becomes of a layer."""
+    """Slices layer by layer; a subclass implements `parts`."""
 
     @abstractmethod
     def parts(self, block: Block, plan: LayerPlan, stats: LayerStats, tokens: int) -> dict[nn.Module, nn.Module]:
-        """The layer's modules that change, and what replaces them; `stats` are sums over so many `tokens`."""
+        """Replacements of the layer's modules; `stats` are sums over `tokens` tokens."""
 
     @torch.no_grad()
     def slice(
@@ -39,4 +39,4 @@ class OneShotMethod(SlicingMethod[SlicePlan]):
         for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
             parts |= self.parts(block, layer, moments, stats.tokens)
             report(Progress("slice", done, len(plan.layers)))
-        return with_parts(model, parts)
+        return replace_modules(model, parts)

@@ -1,4 +1,4 @@
-"""Slicing methods: what one is, and how one is called by its name, at equal removed parameters."""
+"""The base class of slicing methods, and `plan_by` and `slice_by`, which run a method by its name."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ Tokens = Int[Tensor, "sequences length"]
 
 
 class SlicingMethod(ABC, Generic[PlanType]):
-    """One way to slice a dense model, which it leaves untouched. A subclass is registered as an instance in `METHODS`.
+    """One way to slice a dense model, without changing it. An instance of each subclass is registered in `METHODS`.
 
-    The class attributes say what a method needs and can do; a subclass sets those that differ. Results are cached by
-    the method's name, so equal arguments must give equal models.
+    The class attributes declare what a method supports; subclasses override the defaults. Results are cached by the
+    method's name, so equal arguments must produce equal models.
     """
 
     name: ClassVar[str]  # one word
     label: ClassVar[str]  # on charts and buttons
     explanation: ClassVar[str]  # one line of help
 
-    uses_estimator: ClassVar[bool] = False  # ratios come from the config's estimator
-    uses_order: ClassVar[bool] = False  # follows the config's order, and its `iterative`
-    uses_shapes: ClassVar[bool] = True  # follows the config's shapes
+    uses_estimator: ClassVar[bool] = False  # ratios come from the estimator of the config
+    uses_order: ClassVar[bool] = False  # uses `order` and `iterative` of the config
+    uses_shapes: ClassVar[bool] = True  # uses `shapes` of the config
     supports_offload: ClassVar[bool] = False  # slices models with offloaded layers
-    can_be_saved: ClassVar[bool] = True  # a saved folder can hold its models
+    can_be_saved: ClassVar[bool] = True  # its models can be saved to a folder
 
     @abstractmethod
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> PlanType:
-        """What to remove, so that the decoder layers lose `config.sparsity` of their parameters.
+        """A plan that removes `config.sparsity` of the decoder layers' parameters.
 
         Raises UserError for a sparsity that is out of reach.
         """
@@ -59,23 +59,23 @@ class SlicingMethod(ABC, Generic[PlanType]):
         *,
         progress: ProgressCallback | bool = True,
     ) -> PreTrainedModel:
-        """Build the model of `plan`, without any recovery. `tokens` are those of the calibration."""
+        """Build the model of `plan`, without recovery. `tokens` are those of the calibration."""
 
     def plan_width(self, model: PreTrainedModel, slicing: float, config: SliceConfig) -> PlanType:
-        """What to remove, so that the residual stream loses the fraction `slicing` of its axes.
+        """A plan that removes the fraction `slicing` of the residual stream's axes.
 
-        Raises UserError where the method leaves the residual stream alone, which is the default.
+        By default raises UserError, for methods that do not change the residual stream.
         """
         raise UserError(
-            f"slicing {slicing:g} is a share of the residual stream, which {self.name} leaves alone; use sparsity"
+            f"method {self.name} does not change the residual stream, got slicing {slicing:g}; use sparsity instead"
         )
 
     def needs_statistics(self, config: SliceConfig) -> bool:
-        """Whether plan and slice read `stats`. If not, `stats` may be None."""
+        """Whether `plan` and `slice` use `stats`, which may be None otherwise."""
         return True
 
     def recovery(self, config: SliceConfig) -> str:
-        """The recovery that follows slicing, or "none"."""
+        """The recovery after slicing, or "none"."""
         return config.recovery
 
 
@@ -83,13 +83,14 @@ METHODS: Registry[SlicingMethod[Any]] = Registry("method")
 
 
 def require_shareable(method: str, config: SliceConfig) -> None:
-    """Raises UserError where several processes are to share gradient steps, which one process takes on all tokens."""
+    """Raise UserError for methods with training steps if there are several processes, which cannot share them."""
     entry = METHODS.require(method)
     recovery, refines = entry.recovery(config), entry.uses_order and config.iterative
     if size() > 1 and (refines or recovery != NO_RECOVERY):
-        what = "iterative refinement" if refines else f"recovery {recovery}"
+        training = "iterative refinement" if refines else f"recovery {recovery}"
         raise UserError(
-            f"{method} with {what} trains on all tokens in one process; start one process, or leave the training out"
+            f"{method} with {training} requires one process, got {size()}; start it without torchrun, or leave the "
+            "training out"
         )
 
 
@@ -100,15 +101,17 @@ def plan_by(
     config: SliceConfig,
     slicing: float | None = None,
 ) -> Plan:
-    """What the method would remove to lose `config.sparsity` of the decoder's parameters.
+    """The method's plan to remove `config.sparsity` of the decoder's parameters.
 
-    `slicing` asks the cross-module method for a share of the residual stream's axes instead. Raises UserError for what
-    the method cannot do.
+    With `slicing`, the cross-module method removes that fraction of the residual stream's axes instead. Raises
+    UserError for settings that the method does not support.
     """
     entry = METHODS.require(method)
     require_shareable(method, config)
     if not entry.supports_offload and is_offloaded(model):
-        raise UserError(f"{method} reads all layers at once; load the model without a device map, or take intraslice")
+        raise UserError(
+            f"method {method} requires all layers in memory; load the model without a device map, or use intraslice"
+        )
     if entry.recovery(config) != NO_RECOVERY:
         require_trainable(model)
     stats = cast(CalibrationStats, stats)
@@ -125,7 +128,7 @@ def slice_by(
     *,
     progress: ProgressCallback | bool = True,
 ) -> PreTrainedModel:
-    """Build the model of `plan_by`, and recover it where the plan says so. The dense model is untouched.
+    """Build the model of a plan from `plan_by`, with the plan's recovery. The dense model is not changed.
 
     `tokens` are those of the calibration. A recovery trains on `training_tokens`, by default on `tokens`.
     """
@@ -133,5 +136,5 @@ def slice_by(
     sliced = METHODS.require(method).slice(model, plan, cast(CalibrationStats, stats), tokens, progress=report)
     if plan.recovery == NO_RECOVERY:
         return sliced
-    read = tokens if training_tokens is None else training_tokens
-    return recover(model, sliced, read, plan.recovery, plan.epochs, progress=report)
+    text = tokens if training_tokens is None else training_tokens
+    return recover(model, sliced, text, plan.recovery, plan.epochs, progress=report)

@@ -1,8 +1,8 @@
-"""SVD-LLM (arXiv 2403.07378), its truncation-aware whitening: every linear map as two of a lower rank, at one ratio.
+"""SVD-LLM (arXiv 2403.07378) with truncation-aware whitening: low-rank factors of every linear map, at one ratio.
 
-With `S S^T` the second moment of what a map reads, `W S = U Sigma V^T` is cut to its largest singular values, which is
-the least error in what the map gives. Both factors are counted, so at a ratio of 0.2 a square map keeps 40 % of its
-ranks. Left out is the paper's later update of the weights, which trains.
+With `S S^T` the second moment of a map's input, truncating `W S = U Sigma V^T` to its largest singular values minimises
+the error of the map's output. The parameters of both factors count, so at a ratio of 0.2 a square map keeps 40 % of its
+ranks. The paper's subsequent update of the weights by training is not implemented.
 """
 
 from __future__ import annotations
@@ -21,37 +21,41 @@ from intraslice.core.progress import Progress, ProgressCallback, progress_callba
 from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.linear import Factors, LowRankMap
-from intraslice.modeling.surgery import with_parts
-from intraslice.planning.budget import LowRankPlan, map_shapes, nearest, rank_for, saved
+from intraslice.modeling.surgery import replace_modules
+from intraslice.planning.budget import LowRankPlan, bisect_count, map_shapes, rank_for, saved_parameters
 from intraslice.planning.ratios import LayerPlan, Reasons
 from intraslice.planning.sizes import Parameters
 
-DAMPING = 1e-6  # of the mean of the diagonal, so that a moment of few tokens has a Cholesky factor
+DAMPING = 1e-6  # of the mean of the diagonal, so that moments of few tokens have a Cholesky factor
 
 
 class SVD(SlicingMethod[LowRankPlan]):
-    """SVD-LLM (arXiv 2403.07378): every linear map becomes two of low rank, at one ratio for all maps."""
+    """SVD-LLM (arXiv 2403.07378): replaces every linear map by two low-rank factors, at one ratio for all maps."""
 
     name = "svd"
     label = "SVD"
-    explanation = "SVD-LLM: every linear map as two of low rank, whitened by what it reads, both counted"
+    explanation = "SVD-LLM: low-rank factors of every linear map, whitened by its input"
     uses_shapes = False
     can_be_saved = False
 
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> LowRankPlan:
-        """Ranks that keep the same fraction of every map. `config` gives the sparsity alone.
+        """Ranks with the same fraction of parameters for every map. Uses only the sparsity of `config`.
 
-        Raises UserError for a sparsity out of reach, or for ratios given by hand.
+        Raises UserError for a sparsity that is out of reach, or for locked ratios.
         """
         if config.locked:
-            raise UserError("svd has one ratio for all maps and takes none by hand; leave them out, or take intraslice")
+            raise UserError(
+                "svd has one ratio for all maps and does not support locked ratios; unlock them, or use intraslice"
+            )
         shapes = [map_shapes(size) for size in stats.sizes]
         dense = sum(size.dense_parameters for size in stats.sizes)
 
         def count(removed: float) -> int:
-            return dense - sum(saved(shape, rank_for(shape, 1 - removed)) for maps in shapes for shape in maps.values())
+            return dense - sum(
+                saved_parameters(shape, rank_for(shape, 1 - removed)) for maps in shapes for shape in maps.values()
+            )
 
-        ratio = nearest(count, (1 - config.sparsity) * dense, 1.0) if config.sparsity else 0.0
+        ratio = bisect_count(count, (1 - config.sparsity) * dense, 1.0) if config.sparsity else 0.0
         sliced, others = count(ratio) if config.sparsity else dense, stats.other_parameters
         parameters = Parameters(dense + others, sliced + others, dense, sliced)
         layers = tuple(
@@ -76,43 +80,47 @@ class SVD(SlicingMethod[LowRankPlan]):
         *,
         progress: ProgressCallback | bool = True,
     ) -> PreTrainedModel:
-        """Build the model, after a pass over `tokens` for the moments of the maps' inputs where these are not known."""
+        """Build the model, after a pass over `tokens` for the moments of the maps' inputs unless `stats` has them."""
         report, parts = progress_callback(progress), dict[nn.Module, nn.Module]()
         if plan.ranks:
             find_input_moments(model, stats, tokens, report)
         report(Progress("slice", 0, len(plan.ranks)))
-        # Without ranks there is nothing to do, and no layer is looked at.
-        for done, (block, moments, read, ranks) in enumerate(
+        # At sparsity 0 there are no ranks, and the loop is empty.
+        for done, (block, moments, inputs, ranks) in enumerate(
             zip(blocks(model), stats.layers, stats.input_moments, plan.ranks, strict=bool(plan.ranks)), 1
         ):
-            entered = (*read, moments.attention_moment, moments.mlp_moment)
-            for (linear, weights), moment in zip(_maps(block), entered, strict=True):
+            map_moments = (*inputs, moments.attention_moment, moments.mlp_moment)
+            for (linear, weights), moment in zip(_maps(block), map_moments, strict=True):
                 factors = [low_rank(weight, moment, ranks[name]) for name, weight in weights.items()]
                 parts[linear] = LowRankMap(factors, linear.bias)
                 report(Progress("slice", done - 1, len(plan.ranks)))
             report(Progress("slice", done, len(plan.ranks)))
-        return with_parts(model, parts)
+        return replace_modules(model, parts)
 
 
 def _maps(block: Block) -> list[tuple[nn.Linear, dict[str, Tensor]]]:
-    """The modules that hold a block's linear maps, and those maps by name: readers of attention and MLP, writers."""
+    """A block's linear modules and their maps by name: input maps of attention and MLP, then output maps."""
     attention, mlp = block.attention, block.mlp
-    read, fed = attention.weights(), mlp.weights()
-    heads = {"q": read.query.flatten(0, 1), "k": read.key.flatten(0, 1), "v": read.value.flatten(0, 1)}
-    gate = {} if fed.gate is None else {"gate": fed.gate}
+    attention_weights, mlp_weights = attention.weights(), mlp.weights()
+    heads = {
+        "q": attention_weights.query.flatten(0, 1),
+        "k": attention_weights.key.flatten(0, 1),
+        "v": attention_weights.value.flatten(0, 1),
+    }
+    gate = {} if mlp_weights.gate is None else {"gate": mlp_weights.gate}
     return [
         (attention.qkv_proj, heads),
-        (mlp.gate_up_proj if mlp.gated else mlp.up_proj, gate | {"up": fed.up}),
+        (mlp.gate_up_proj if mlp.gated else mlp.up_proj, gate | {"up": mlp_weights.up}),
         (attention.o_proj, {"o": attention.o_proj.weight}),
-        (mlp.down_proj, {"down": fed.down}),
+        (mlp.down_proj, {"down": mlp_weights.down}),
     ]
 
 
 def low_rank(weight: Float[Tensor, "rows columns"], moment: Float[Tensor, "columns columns"], rank: int) -> Factors:
-    """Two factors of the weight, the best for inputs of this second moment, in the weight's precision.
+    """The best two factors of the weight for inputs with this second moment, in the weight's precision.
 
-    Singular vectors on the smaller side of `W S`: on the left `U_k U_k^T W`, where `S` cancels, on the right
-    `W S V_k V_k^T S^-1`.
+    Uses singular vectors on the smaller side of `W S`: `U_k U_k^T W` on the left, where `S` cancels, or
+    `W S V_k V_k^T S^-1` on the right.
     """
     exact, moment = weight.double(), damp(moment.double(), DAMPING)
     if len(weight) <= weight.shape[1]:

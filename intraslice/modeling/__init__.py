@@ -1,1 +1,1 @@
-"""Every `nn.Module`: how the layers of each family are read, written, copied and counted."""
+"""Every `nn.Module` of the library: reads, writes, copies and counts the layers of each model family."""

@@ -1,6 +1,6 @@
-"""The one attention module, dense or sliced: its own head counts, head widths and rotary pairs, and its forward.
+"""The attention module, dense or sliced, with its own head counts, head widths and rotary pairs.
 
-It replaces `self_attn` of the transformers layer. Sizes are read off the tensors, never off a model config, so layers
+It replaces `self_attn` of the transformers layer. Its sizes come from the tensors, never from a model config, so layers
 of one model may differ: fewer heads, ragged query groups, narrower heads.
 """
 
@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import Cache
 
 from intraslice.core.weights import UNROTATED, AttentionWeights
-from intraslice.modeling.linear import frozen_linear, joined
+from intraslice.modeling.linear import concatenated, frozen_linear
 
 
 def rotate(
@@ -23,24 +23,24 @@ def rotate(
     cos: Float[Tensor, "#batch #heads tokens pairs"],
     sin: Float[Tensor, "#batch #heads tokens pairs"],
 ) -> Float[Tensor, "batch heads tokens dim"]:
-    """Turn each channel pair by its position's angle (rotary embedding)."""
+    """Rotate each channel pair by the angle of its position (rotary embedding)."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class SlicedAttention(nn.Module):
-    """Grouped-query attention whose head counts, head widths and rotary pairs are its own.
+    """Grouped-query attention with its own head counts, head widths and rotary pairs.
 
-    Replaces `self_attn` of a transformers decoder layer and takes the same call. Value and query/key widths may differ.
-    Without any head its output bias is all that is left.
+    Replaces `self_attn` of a transformers decoder layer and has the same signature. Value width and query/key width may
+    differ. Without heads the output is the output bias.
     """
 
-    # Buffers, as `_layout` has them.
+    # Buffers; see `_layout`.
     kv_head: Tensor
     frequency: Tensor
-    slots: Tensor
-    places: Tensor
-    turned: Tensor
+    group_heads: Tensor
+    head_positions: Tensor
+    rotary_columns: Tensor
 
     def __init__(self, weights: AttentionWeights, layer_idx: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class SlicedAttention(nn.Module):
         self.scale = weights.scale
         self.qkv_proj = frozen_linear(
             torch.cat([w.flatten(0, 1) for w in (weights.query, weights.key, weights.value)]),
-            joined(
+            concatenated(
                 [b if b is None else b.flatten() for b in (weights.query_bias, weights.key_bias, weights.value_bias)]
             ),
         )
@@ -83,17 +83,18 @@ class SlicedAttention(nn.Module):
         )
 
     def fill_layout_(self, kv_head: Int[Tensor, " heads"], frequency: Int[Tensor, "kv_heads pairs"]) -> None:
-        """Write which key/value head and rotary pairs belong to whom into a module made without memory, in place."""
+        """Fill the layout buffers, in place, of a module that was built on the meta device."""
         for name, index in _layout(kv_head, frequency).items():
             getattr(self, name).copy_(index)
 
     def _angles(self, table: Tensor, unrotated: float) -> Tensor:
-        """Every query's and key's columns, or those all share, of a cosine or sine table (batch, tokens, channels)."""
+        """Select the columns of each query and key head from a cosine or sine table (batch, tokens, channels)."""
         table = table[..., : table.shape[-1] // 2]
         if self.has_unrotated:
             table = functional.pad(table, (1, 0), value=unrotated)
         # index_select takes a tenth to half of the time of indexing
-        return table.index_select(-1, self.turned.flatten()).unflatten(-1, self.turned.shape).transpose(1, 2)
+        columns = self.rotary_columns
+        return table.index_select(-1, columns.flatten()).unflatten(-1, columns.shape).transpose(1, 2)
 
     def project(
         self, hidden: Float[Tensor, "batch tokens hidden"], position_embeddings: tuple[Tensor, Tensor]
@@ -104,27 +105,27 @@ class SlicedAttention(nn.Module):
     def split_and_rotate(
         self, projected: Float[Tensor, "batch tokens rows"], position_embeddings: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `project` returns, from what leaves `qkv_proj`."""
-        turning = self.heads + self.kv_heads
-        states, value = projected.split([turning * self.dim, self.kv_heads * self.value_dim], dim=-1)
-        states = states.unflatten(-1, (turning, self.dim)).transpose(1, 2)
+        """The result of `project`, computed from the output of `qkv_proj`."""
+        rotated_heads = self.heads + self.kv_heads
+        states, value = projected.split([rotated_heads * self.dim, self.kv_heads * self.value_dim], dim=-1)
+        states = states.unflatten(-1, (rotated_heads, self.dim)).transpose(1, 2)
         value = value.unflatten(-1, (self.kv_heads, self.value_dim)).transpose(1, 2)
         cos, sin = position_embeddings
-        turned = rotate(states, self._angles(cos, 1.0), self._angles(sin, 0.0))
-        return turned[:, : self.heads], turned[:, self.heads :], value
+        rotated = rotate(states, self._angles(cos, 1.0), self._angles(sin, 0.0))
+        return rotated[:, : self.heads], rotated[:, self.heads :], value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Head outputs (batch, tokens, heads * value_dim), that is, what enters `o_proj`.
+        """Head outputs (batch, tokens, heads * value_dim), the input of `o_proj`.
 
-        Without a mask, several queries are causal and a single one sees everything, as in transformers.
+        Without a mask, several queries attend causally and a single query attends to every token, as in transformers.
         """
         if not self.heads:
             return query.transpose(1, 2).flatten(2)
-        if query.shape[2] == 1:  # a group reads its key/value head together, so that the cache is never copied
-            heads = functional.pad(query[:, :, 0], (0, 0, 0, 1)).index_select(1, self.slots.flatten())
-            groups = heads.unflatten(1, self.slots.shape)
+        if query.shape[2] == 1:  # the queries of a group attend together, so that the cache is never copied
+            heads = functional.pad(query[:, :, 0], (0, 0, 0, 1)).index_select(1, self.group_heads.flatten())
+            groups = heads.unflatten(1, self.group_heads.shape)
             outputs = _attend(groups, key, value, self.scale, attention_mask, causal=False)
-            return outputs.flatten(1, 2).index_select(1, self.places).flatten(1).unsqueeze(1)
+            return outputs.flatten(1, 2).index_select(1, self.head_positions).flatten(1).unsqueeze(1)
         if not self.even_groups:
             key, value = (states.index_select(1, self.kv_head) for states in (key, value))
         return attend(query, key, value, self.scale, attention_mask)
@@ -143,14 +144,14 @@ class SlicedAttention(nn.Module):
         cache = past_key_values if cache is None else cache  # transformers renames the keyword until 5.40
         if cache is not None and self.heads:
             key, value = cache.update(key, value, self.layer_idx)
-        elif cache is not None:  # transformers counts tokens by what the first layer has kept
+        elif cache is not None:  # transformers takes the number of cached tokens from the first layer
             token = key.new_ones(len(key), 1, key.shape[2], 1)
             cache.update(token, token, self.layer_idx)
         return self.o_proj(self.attend(query, key, value, attention_mask)), None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, attention_mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention. Query heads are a multiple of the key/value heads, group by group.
+    """Scaled dot-product attention. The number of query heads is a multiple of the number of key/value heads.
 
     query (batch, heads, tokens, dim), key and value (batch, kv_heads, tokens', ·) -> (batch, tokens, heads * value_dim)
     """
@@ -162,7 +163,7 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, attention_mask: Tensor | None, causal: bool
 ) -> Float[Tensor, "batch heads tokens value_dim"]:
     width, value_dim = query.shape[-1], value.shape[-1]
-    if width != value_dim:  # the fast CPU kernel wants one width for all three
+    if width != value_dim:  # the fast CPU kernel requires the same width for all three
         widest = max(width, value_dim)
         query, key = (functional.pad(states, (0, widest - width)) for states in (query, key))
         value = functional.pad(value, (0, widest - value_dim))
@@ -179,18 +180,23 @@ def _attend(
 
 
 def _layout(kv_head: Int[Tensor, " heads"], frequency: Int[Tensor, "kv_heads pairs"]) -> dict[str, Tensor]:
-    """The two, and what follows from them, on the CPU.
+    """The layout buffers of the module, on the CPU: the two arguments, and three that are derived from them.
 
-    slots: (kv_heads, largest) query heads of every group, filled up with the number of heads.
-    places: (heads,) where among those each head stands.
-    turned: (heads + kv_heads, pairs) frequencies of queries and keys, or (1, pairs) where they have the same; counted
-        from 1 where some are unrotated, which is 0 then.
+    group_heads: (kv_heads, largest group) query heads of every group, padded with the number of heads.
+    head_positions: (heads,) position of each head in the flattened `group_heads`.
+    rotary_columns: (heads + kv_heads, pairs) frequencies of queries and keys, or (1, pairs) where all are the same.
+        Where some pairs are unrotated, these are 0 and all frequencies are shifted by 1.
     """
     groups = [(kv_head == group).nonzero().flatten() for group in range(len(frequency))]
-    slots = nn.utils.rnn.pad_sequence(groups or [kv_head], batch_first=True, padding_value=len(kv_head))
-    places = slots.flatten().argsort(stable=True)[: len(kv_head)]
+    group_heads = nn.utils.rnn.pad_sequence(groups or [kv_head], batch_first=True, padding_value=len(kv_head))
     shared = bool((frequency == frequency[:1]).all())
-    turned = frequency[:1] if shared else torch.cat((frequency[kv_head], frequency))
+    rotary_columns = frequency[:1] if shared else torch.cat((frequency[kv_head], frequency))
     if (frequency == UNROTATED).any():
-        turned = turned - UNROTATED
-    return {"kv_head": kv_head, "frequency": frequency, "slots": slots, "places": places, "turned": turned}
+        rotary_columns = rotary_columns - UNROTATED
+    return {
+        "kv_head": kv_head,
+        "frequency": frequency,
+        "group_heads": group_heads,
+        "head_positions": group_heads.flatten().argsort(stable=True)[: len(kv_head)],
+        "rotary_columns": rotary_columns,
+    }

@@ -1,7 +1,7 @@
 """The modules of a cross-module sliced model: a residual stream that changes its basis at every module (SliceGPT).
 
-Between two modules the stream has a basis `Q (D, width)` of its own, so that every residual add needs a shortcut matrix
-`Q_l^T Q_{l+1}`. Sizes are read off the tensors; the model config keeps the dense hidden size.
+Between two modules the stream has its own basis `Q (D, width)`, so every residual add needs a shortcut matrix
+`Q_l^T Q_{l+1}`. Sizes come from the tensors; the model config keeps the dense hidden size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from intraslice.modeling.mlp import SlicedMLP
 
 
 class BasisNorm(nn.Module):
-    """`h / sqrt(sum h^2 / D + eps)` with the dense D, whatever the width of `h`; its weights went into the readers."""
+    """`h / sqrt(sum h^2 / D + eps)` with the dense D at any width of `h`. Its weights are fused into the next maps."""
 
     def __init__(self, dense_width: int, epsilon: float) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class BasisNorm(nn.Module):
 
     @classmethod
     def of(cls, norm: DenseModule) -> BasisNorm:
-        """What is left of a dense LayerNorm or RMSNorm."""
+        """The norm without weights that replaces a dense LayerNorm or RMSNorm."""
         return cls(len(norm.weight), norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon)
 
     def forward(self, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
@@ -36,14 +36,14 @@ class BasisNorm(nn.Module):
 
 
 class BasisEmbedding(nn.Embedding):
-    """The dense table, which a tied head shares, followed by the first basis as a matrix of its own."""
+    """The dense embedding table, which a tied head shares, followed by the first basis as a separate matrix."""
 
     def __init__(
         self, weight: nn.Parameter, basis: Float[Tensor, "hidden width"], padding_idx: int | None = None
     ) -> None:
         rows, columns = weight.shape
         super().__init__(rows, columns, padding_idx, _weight=weight, _freeze=True)
-        self.weight = weight  # the very parameter, so that it stays tied
+        self.weight = weight  # the same parameter object, so that it stays tied
         self.basis = nn.Parameter(basis, requires_grad=False)
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -51,11 +51,11 @@ class BasisEmbedding(nn.Embedding):
 
 
 class CrossModuleLayer(nn.Module):
-    """A decoder layer whose residual stream changes its basis at every module. Takes transformers' own call.
+    """A decoder layer whose residual stream changes its basis at every module. Takes the same call as transformers'.
 
-    Two shortcuts when attention and MLP follow each other, one when they are parallel. `bases` are the axes before each
-    shortcut and after the last one: `x @ bases[i].T` maps a state back to the dense basis. The forward does without
-    them, so they are neither counted nor saved: together they are larger than the shortcuts.
+    It has two shortcuts when attention and MLP are sequential, one when they are parallel. `bases` are the axes before
+    each shortcut and after the last one: `x @ bases[i].T` maps a state back to the dense basis. The forward does not
+    use them, so they are neither counted nor saved: together they are larger than the shortcuts.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class CrossModuleLayer(nn.Module):
 
     @property
     def bases(self) -> list[Float[Tensor, "hidden width"]]:
-        """The axes, as columns, before each shortcut and after the last one; none where none were given."""
+        """The axes, as columns, before each shortcut and after the last one; empty if the layer was built without."""
         return [getattr(self, f"basis_{index}") for index in range(self.basis_count)]
 
     def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:

@@ -1,7 +1,7 @@
-"""The only file that knows transformers' attribute names: how each family's layers are read into the canonical blocks.
+"""Reads the layers of each model family into canonical blocks. Only this file knows transformers' attribute names.
 
-A new family costs one entry in `FAMILIES` and one tiny model in tests/support/library/tiny_models.py. Fused projections
-split here.
+A new family takes one entry in `FAMILIES` and one tiny model in tests/support/library/tiny_models.py. Fused projections
+are split here.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from intraslice.core.errors import UserError
 from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.linear import joined
+from intraslice.modeling.linear import concatenated
 from intraslice.modeling.mlp import SlicedMLP
 
 Pair = tuple[Tensor, Tensor | None]  # a weight and its bias
-DenseModule = Any  # a module of transformers, whose attributes no type checker knows
+DenseModule = Any  # a transformers module, whose attributes have no static types
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one `config.model_type` is read. `parallel`: attention and MLP read one norm and add to one residual."""
+    """How to read the layers of one `config.model_type`.
+
+    `parallel`: attention and MLP read the same norm and add to the same residual state.
+    """
 
     projections: Callable[[DenseModule, int, int], list[Pair]]  # query, key, value, output
-    mlp: Callable[[DenseModule], tuple[Pair | None, Pair, Pair]]  # gate (None where there is none), up, down
+    mlp: Callable[[DenseModule], tuple[Pair | None, Pair, Pair]]  # gate (None for a plain MLP), up, down
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     final_norm: str = "norm"
@@ -80,11 +83,11 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(_separate_attention, _separate_mlp),
     "mistral": Family(_separate_attention, _separate_mlp),
     "qwen2": Family(_separate_attention, _separate_mlp),  # queries, keys and values have biases
-    "smollm3": Family(_separate_attention, _separate_mlp),  # every fourth layer knows no positions
+    "smollm3": Family(_separate_attention, _separate_mlp),  # every fourth layer has no position embedding
     "phi3": Family(_fused_attention, _fused_mlp),
     "phi": Family(_phi_attention, _plain_mlp, mlp_norm="input_layernorm", final_norm="final_layernorm", parallel=True),
 }
-REFUSED = {  # why
+REFUSED = {  # model types that are not supported, and the reason
     "intraslice": "it is sliced already; name the folder that it is in",
     "qwen3": "it normalises every query and key over the head's width, which slicing would change",
 }
@@ -92,7 +95,7 @@ REFUSED = {  # why
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder layer as the drivers see it."""
+    """One decoder layer in canonical form."""
 
     attention: SlicedAttention
     mlp: SlicedMLP
@@ -102,12 +105,12 @@ class Block:
 
 
 def head_width(config: PreTrainedConfig) -> int:
-    """Channels of each of a dense model's heads."""
+    """Number of channels per head of a dense model."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def linear_maps(block: Block) -> dict[str, Pair]:
-    """Weights and biases of a block's linear maps as transformers' layers have them, by the names that Llama's do."""
+    """Weights and biases of a block's linear maps in transformers' channel order, under the names of Llama's layers."""
     attention, mlp = block.attention.weights(), block.mlp.weights()
     order, _ = _head_layout(block.attention.dim, 2 * int((attention.frequency[0] != UNROTATED).sum()))
     inverse = order.argsort()
@@ -127,7 +130,7 @@ def linear_maps(block: Block) -> dict[str, Pair]:
 
 
 def write_layer_(layer: DenseModule, block: Block) -> None:
-    """Fill a dense transformers layer of the same sizes with a block's weights, in place: the inverse of reading."""
+    """Copy a block's weights, in place, into a dense transformers layer of the same sizes: the inverse of reading."""
     targets = linear_maps(block)
     targets["qkv_proj"] = _fused(*(targets[name] for name in ("q_proj", "k_proj", "v_proj")))
     targets |= {"dense": targets["o_proj"], "fc1": targets["up_proj"], "fc2": targets["down_proj"]}
@@ -143,11 +146,11 @@ def write_layer_(layer: DenseModule, block: Block) -> None:
 
 
 def _fused(*pairs: Pair) -> Pair:
-    return torch.cat([weight for weight, _ in pairs]), joined([bias for _, bias in pairs])
+    return torch.cat([weight for weight, _ in pairs]), concatenated([bias for _, bias in pairs])
 
 
 def family_named(name: str) -> Family:
-    """The entry for a `model_type`; UserError when there is none."""
+    """The entry for a `model_type`. Raises UserError if there is none."""
     if name not in FAMILIES:
         reason = f": {REFUSED[name]}" if name in REFUSED else ""
         raise UserError(
@@ -158,19 +161,19 @@ def family_named(name: str) -> Family:
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The entry for a config's `model_type`; UserError when there is none, or when its layers see different tokens."""
+    """The entry for a config's `model_type`. Raises UserError if there is none, or if its layers' masks differ."""
     name = config.model_type
     family = family_named(name)
     if len(kinds := set(getattr(config, "layer_types", None) or ())) > 1:
         raise UserError(
             f"this {name} model mixes layers of {' and '.join(sorted(kinds))}, whose masks differ; "
-            "only models whose layers all see the same tokens can be sliced"
+            "only models whose layers all have the same attention mask can be sliced"
         )
     return family
 
 
 def _head_layout(dim: int, rotated: int) -> tuple[Tensor, Tensor]:
-    """Channel order of a dense head that puts every pair at (j, j + dim/2), and each pair's frequency."""
+    """Channel order of a dense head that puts every pair at (j, j + dim/2), and the frequency of each pair."""
     half = rotated // 2
     unrotated = torch.arange(2 * half, dim).view(-1, 2)
     order = torch.cat([torch.arange(half), unrotated[:, 0], torch.arange(half, 2 * half), unrotated[:, 1]])
@@ -209,22 +212,22 @@ def _read_attention(family: Family, attention: DenseModule, config: PreTrainedCo
 
 
 def _read_mlp(family: Family, mlp: DenseModule, config: PreTrainedConfig) -> MLPWeights:
-    gated, (up, up_bias), (down, down_bias) = family.mlp(mlp)
-    gate, gate_bias = (None, None) if gated is None else gated
+    gate_pair, (up, up_bias), (down, down_bias) = family.mlp(mlp)
+    gate, gate_bias = (None, None) if gate_pair is None else gate_pair
     return MLPWeights(gate, up, down, gate_bias, up_bias, down_bias, config.hidden_act)
 
 
 def canonicalise(model: PreTrainedModel) -> None:
     """Replace, in place, every layer's attention and MLP by the canonical modules at full rank.
 
-    Logits stay the same to rounding. Raises UserError for a family that is not in `FAMILIES`.
+    Logits are unchanged up to rounding. Raises UserError for a family that is not in `FAMILIES`.
     """
     for index in range(len(model.model.layers)):
         canonicalise_layer_(model, index)
 
 
 def canonicalise_layer_(model: PreTrainedModel, index: int) -> None:
-    """`canonicalise` for one layer; a layer that is canonical already stays."""
+    """`canonicalise` for one layer. Does nothing if the layer is canonical already."""
     family, layer = family_of(model.config), model.model.layers[index]
     if not isinstance(layer.self_attn, SlicedAttention):
         layer.self_attn = SlicedAttention(_read_attention(family, layer.self_attn, model.config), index)

@@ -1,4 +1,4 @@
-"""Calibration tokens on their way through a model, layer by layer, so that a layer can be changed before the next."""
+"""Runs calibration tokens through a model layer by layer, so that a layer can be changed before the next one runs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from transformers import PreTrainedModel
 from intraslice.core.progress import Pause, no_pause
 from intraslice.modeling.families import family_of
 
-TOKENS_A_BATCH = 2048
+TOKENS_PER_BATCH = 2048
 Arguments = dict[str, Any]  # what a layer is called with besides the hidden states
 
 
-class _Reached(Exception):
-    """Thrown by the first layer once its inputs are known."""
+class _InputsCaptured(Exception):
+    """Raised by a hook on the first layer, to skip the rest of the forward."""
 
 
 @dataclass
 class HiddenStates:
-    """One hidden state a token, batch by batch, and what else a layer is called with."""
+    """One hidden state per token, batch by batch, and the other arguments of a layer."""
 
     hidden: list[Float[Tensor, "batch tokens hidden"]]
     arguments: list[Arguments]  # attention mask and position embeddings of each batch
@@ -41,29 +41,29 @@ class HiddenStates:
             pause()
 
     def pass_through_(self, layer: torch.nn.Module, pause: Pause = no_pause) -> None:
-        """Replace the states of each batch, in place, by what the decoder layer makes of them."""
+        """Replace the states of each batch, in place, by the output of the decoder layer."""
         self.map_(lambda hidden, arguments: layer(hidden, **arguments), pause)
 
-    def add_(self, written: Iterable[Float[Tensor, "batch tokens hidden"]]) -> None:
-        """Add to each batch, in place, what a module writes to it."""
-        self.hidden = [hidden + added for hidden, added in zip(self.hidden, written, strict=True)]
+    def add_(self, outputs: Iterable[Float[Tensor, "batch tokens hidden"]]) -> None:
+        """Add a module's outputs to the states, in place, batch by batch."""
+        self.hidden = [hidden + output for hidden, output in zip(self.hidden, outputs, strict=True)]
 
 
 def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> HiddenStates:
-    """What enters the first layer, and the mask and position embeddings that transformers itself makes for it."""
+    """The inputs of the first layer, with the mask and position embeddings that transformers computes for it."""
     hidden_states = HiddenStates([], [])
 
-    def catch(_: torch.nn.Module, inputs: tuple[Any, ...], keywords: Arguments) -> None:
+    def capture(_: torch.nn.Module, inputs: tuple[Any, ...], keywords: Arguments) -> None:
         hidden_states.hidden.append(inputs[0])
         hidden_states.arguments.append({key: keywords[key] for key in ("attention_mask", "position_embeddings")})
-        raise _Reached
+        raise _InputsCaptured
 
-    handle = model.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+    handle = model.model.layers[0].register_forward_pre_hook(capture, with_kwargs=True)
     try:
-        for batch in tokens.split(max(1, TOKENS_A_BATCH // tokens.shape[1])):
+        for batch in tokens.split(max(1, TOKENS_PER_BATCH // tokens.shape[1])):
             try:
                 model.model(input_ids=batch.to(model.device), use_cache=False)
-            except _Reached:
+            except _InputsCaptured:
                 continue
     finally:
         handle.remove()
@@ -73,9 +73,9 @@ def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Hi
 def last_states(
     model: PreTrainedModel, layers: Iterable[torch.nn.Module], hidden_states: HiddenStates, pause: Pause = no_pause
 ) -> Float[Tensor, "tokens hidden"]:
-    """What the head reads of every token but each sequence's last, after `layers` and the final norm.
+    """Inputs of the head, after `layers` and the final norm, for every token except the last of each sequence.
 
-    `hidden_states` are left as they are. `pause` is called after each layer of each batch.
+    Does not modify `hidden_states`. `pause` is called after each layer of each batch.
     """
     norm = getattr(model.model, family_of(model.config).final_norm)
     states = []

@@ -1,4 +1,4 @@
-"""Linear maps around tensors that are there already: one matrix, or two whose product stands for it."""
+"""Linear maps around existing tensors: one matrix, or two low-rank factors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from intraslice.core.errors import UserError
 
 Factors = tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _"]]  # (rows, rank), (rank, columns)
-NO_FORMAT = "a model of two-factor maps (svd) can be measured and asked, but no format here holds it"
+CANNOT_BE_SAVED = "a model with low-rank factors (svd) can be evaluated but not saved, as no format here holds it"
 
 
 def frozen_linear(weight: Float[Tensor, "rows columns"], bias: Float[Tensor, " rows"] | None = None) -> nn.Linear:
-    """A linear map around tensors that are there already; they get no gradient."""
-    with torch.device("meta"):  # no throw-away initialisation
-        linear = nn.Linear(1, 1, bias=bias is not None)  # torch warns of maps without rows or columns
+    """A linear map around existing tensors, without gradients."""
+    with torch.device("meta"):  # skips the initialisation
+        linear = nn.Linear(1, 1, bias=bias is not None)  # torch warns about maps without rows or columns
     linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     if bias is not None:
@@ -25,14 +25,14 @@ def frozen_linear(weight: Float[Tensor, "rows columns"], bias: Float[Tensor, " r
     return linear
 
 
-def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """All parts, one below the other; None where they are None, of which either all or none are."""
+def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All parts along the first axis. None if all parts are None; either all or none must be."""
     present = [part for part in parts if part is not None]
     return torch.cat(present) if present else None
 
 
 class LowRankMap(nn.Module):
-    """Maps of the same input, one below the other, each of which is two factors: `y_i = left_i right_i x`."""
+    """Stacked maps of the same input, each with two low-rank factors: `y_i = left_i right_i x`."""
 
     def __init__(self, factors: Sequence[Factors], bias: Float[Tensor, " rows"] | None) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class LowRankMap(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Raises UserError: whoever wants to write it down or to slice it again would need the one matrix."""
-        raise UserError(f"{NO_FORMAT}; take another method")
+        """Raises UserError: saving the map or slicing it again would need the full matrix."""
+        raise UserError(f"{CANNOT_BE_SAVED}; take another method")
 
     def forward(self, states: Float[Tensor, "*tokens columns"]) -> Float[Tensor, "*tokens rows"]:
         narrow = self.right(states).split(self.ranks, dim=-1)

@@ -1,4 +1,4 @@
-"""Logits of a few tokens at a time: over all tokens they would be most of a run's memory, and of its time."""
+"""Logits in chunks of a few tokens: for all tokens at once they would take most of a run's memory and time."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-# A larger piece is as much work, but of a vocabulary's logits its memory is then mapped anew each time: a third slower.
+# Larger chunks are a third slower, as the memory for their logits is mapped anew each time.
 LOGIT_TOKENS = 128
 
 
 def logits_in_chunks(
     model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"], *aligned: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Float32 logits (tokens, vocabulary) of `LOGIT_TOKENS` tokens at a time, each with its rows of every `aligned`."""
+    """Float32 logits (tokens, vocabulary) in chunks of `LOGIT_TOKENS` tokens, with the same rows of each `aligned`."""
     for rows, *aligned_rows in zip(*(tensor.split(LOGIT_TOKENS) for tensor in (hidden, *aligned)), strict=True):
         yield model.lm_head(rows).float(), *aligned_rows
 
 
-def read_on(
+def next_token_logits(
     model: PreTrainedModel, tokens: Int[Tensor, "batch tokens"], cache: Mapping[str, Any]
 ) -> tuple[Float[Tensor, "batch vocabulary"], dict[str, Any]]:
-    """Logits of what follows these tokens, and the cache for the next call. The first call gives an empty one.
+    """Logits of the token after `tokens`, and the cache for the next call. Pass an empty cache to the first call.
 
-    The head reads a matrix: of a slice of longer hidden states, which `logits_to_keep` gives it, torch makes a batched
-    product that copies the head's weights, and in bfloat16 costs as much as a third of the layers.
+    The head gets a matrix. `logits_to_keep` would pass it a three-dimensional slice, for which torch runs a batched
+    product that copies the head's weights; in bfloat16 this costs a third of the time of all layers.
     """
     output = model.model(input_ids=tokens, use_cache=True, **cache)
     keyword = cache_keyword(model)
@@ -36,8 +36,8 @@ def read_on(
 
 
 def cache_keyword(model: PreTrainedModel) -> str:
-    """What the model's forward, and its output, call the key/value cache.
+    """The name of the key/value cache in the model's forward and in its output.
 
-    transformers renames it: 5.24 warns of `past_key_values`, earlier versions do not know `cache`.
+    transformers renames it: 5.24 warns about `past_key_values`; earlier versions do not accept `cache`.
     """
     return "cache" if "cache" in inspect.signature(model.model.forward).parameters else "past_key_values"

@@ -1,4 +1,4 @@
-"""The one MLP module, dense or sliced: gated or plain, at any width. It replaces `mlp` of the transformers layer."""
+"""The MLP module, dense or sliced, gated or plain, at any width. It replaces `mlp` of the transformers layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from intraslice.core.weights import MLPWeights
-from intraslice.modeling.linear import frozen_linear, joined
+from intraslice.modeling.linear import concatenated, frozen_linear
 
 
 class SlicedMLP(nn.Module):
@@ -24,7 +24,7 @@ class SlicedMLP(nn.Module):
         self.activate: Callable[[Tensor], Tensor] = ACT2FN[weights.activation]
         if weights.gate is not None:
             self.gate_up_proj = frozen_linear(
-                torch.cat([weights.gate, weights.up]), joined([weights.gate_bias, weights.up_bias])
+                torch.cat([weights.gate, weights.up]), concatenated([weights.gate_bias, weights.up_bias])
             )
         else:
             self.up_proj = frozen_linear(weights.up, weights.up_bias)
@@ -42,7 +42,7 @@ class SlicedMLP(nn.Module):
         return MLPWeights(gate, up, down.weight, gate_bias, up_bias, down.bias, self.activation)
 
     def inner(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens neurons"]:
-        """What enters `down_proj`."""
+        """The input of `down_proj`."""
         if not self.gated:
             return self.activate(self.up_proj(hidden))
         gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)

@@ -1,7 +1,7 @@
-"""Models larger than memory, through accelerate: weights that stay on disk, or beside a GPU, until they are used.
+"""Models larger than memory, through accelerate: weights are offloaded to disk or CPU memory until they are used.
 
-Only the linear maps of the canonical attention and MLP are kept away. accelerate's hooks fetch them one by one in every
-forward; `resident` fetches those of one module once, for whoever works with them. All computing is on one device.
+Only the linear maps of the canonical attention and MLP are offloaded. accelerate's hooks fetch them one by one in every
+forward; `resident` fetches those of one module once and holds them. All computing is on one device.
 """
 
 from __future__ import annotations
@@ -20,18 +20,25 @@ from accelerate.utils import OffloadedWeightsLoader, offload_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from intraslice.core.cache import cache_folder, draft_folder
+from intraslice.core.cache import cache_folder, temporary_folder
 from intraslice.modeling.families import canonicalise_layer_
 
-Placement = Literal["auto", "disk"]  # what fits stays in memory, or no layer does
+Placement = Literal["auto", "disk"]  # auto: layers that fit are in memory; disk: no layer is
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
 
 def place_layers(
-    config: PreTrainedConfig, dtype: torch.dtype, device: str, placement: Placement, free: int, beside: int = 0
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: str,
+    placement: Placement,
+    device_bytes: int,
+    cpu_bytes: int = 0,
 ) -> dict[str, str]:
-    """accelerate's device map: layers on `device` while the model fills less than half of its `free` bytes, then in CPU
-    memory while they fill less than half of the `beside` bytes there, then on disk. All else is on `device`.
+    """accelerate's device map, from the free bytes of the device and of the CPU.
+
+    Layers are on `device` while the model fills less than half of `device_bytes`, then in CPU memory while they fill
+    less than half of `cpu_bytes`, then on disk. Everything else is on `device`.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
@@ -39,34 +46,34 @@ def place_layers(
     places |= {f"model.{name}": device for name, _ in model.model.named_children() if name != "layers"}
     sizes = {id(p): p.nbytes for p in model.parameters()}
     layers = {id(p) for p in model.model.layers.parameters()}
-    room = {device: free / 2 - sum(nbytes for key, nbytes in sizes.items() if key not in layers)}
+    free_bytes = {device: device_bytes / 2 - sum(nbytes for key, nbytes in sizes.items() if key not in layers)}
     if device != "cpu":
-        room["cpu"] = beside / 2
+        free_bytes["cpu"] = cpu_bytes / 2
     for index, layer in enumerate(model.model.layers):
         needed = sum(p.nbytes for p in layer.parameters())
-        fitting = [place for place, nbytes in room.items() if nbytes >= needed and placement == "auto"]
+        fitting = [place for place, nbytes in free_bytes.items() if nbytes >= needed and placement == "auto"]
         places[f"model.layers.{index}"] = (fitting or ["disk"])[0]
         if fitting:
-            room[fitting[0]] -= needed
+            free_bytes[fitting[0]] -= needed
     return places
 
 
 def _hook(module: nn.Module) -> Any:
-    """accelerate's `AlignDevicesHook` that fetches the module's own tensors, where they are kept away, else None."""
+    """accelerate's `AlignDevicesHook` that fetches the module's tensors, or None if they are not offloaded."""
     hook = getattr(module, "_hf_hook", None)
-    for part in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
-        if isinstance(part, AlignDevicesHook) and part.offload:
-            return part
+    for candidate in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
+        if isinstance(candidate, AlignDevicesHook) and candidate.offload:
+            return candidate
     return None
 
 
 def is_offloaded(model: nn.Module) -> bool:
-    """Whether any weight of the model is kept away."""
+    """Whether any weight of the model is offloaded."""
     return any(_hook(module) for module in model.modules())
 
 
-def fetched(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """The model's parameter or buffer of that name with its values, wherever they are kept."""
+def fetch_tensor(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """The values of the model's parameter or buffer `name`, fetched if it is offloaded."""
     if not tensor.is_meta:
         return tensor
     owner, _, attribute = name.rpartition(".")
@@ -74,7 +81,7 @@ def fetched(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
 
 
 def _values(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The values of the module's own parameters that are kept away."""
+    """The values of the module's offloaded parameters, without those of its submodules."""
     hook = _hook(module)
     return {
         name: nn.Parameter(hook.weights_map[name].to(hook.execution_device), requires_grad=False)
@@ -85,9 +92,9 @@ def _values(module: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def resident(module: nn.Module) -> Iterator[None]:
-    """The module's weights in memory, fetched once; left as it was found. Nothing to do for an ordinary module.
+    """Hold the module's weights in memory inside the context. Does nothing for a module that is not offloaded.
 
-    Jobs that share the model may hold the same module at a time: the last one to leave offloads it again.
+    Several jobs may hold the same module at the same time: the last one to leave offloads it again.
     """
     offloaded = [part for part in module.modules() if _hook(part)]
     for part in offloaded:
@@ -119,7 +126,7 @@ def _release(part: nn.Module) -> None:
 
 
 def fetch_(module: nn.Module) -> None:
-    """Bring the module's weights back for good."""
+    """Load the module's weights and remove its hooks, in place."""
     for part in module.modules():
         if _hook(part):
             for name, value in _values(part).items():
@@ -128,7 +135,7 @@ def fetch_(module: nn.Module) -> None:
 
 
 def offload_(module: nn.Module, device: str | torch.device, on_disk: bool) -> None:
-    """Keep the weights of the module's linear maps on disk or in CPU memory; `device` is where they are used."""
+    """Offload the weights of the module's linear maps to disk or CPU memory, in place; they are used on `device`."""
     for linear in module.modules():
         if isinstance(linear, nn.Linear):
             weights: Any = {name: value.cpu() for name, value in linear.state_dict().items()}
@@ -140,23 +147,23 @@ def offload_(module: nn.Module, device: str | torch.device, on_disk: bool) -> No
 
 
 def offload_like_(module: nn.Module, dense: nn.Module) -> None:
-    """Keep a sliced module's weights where those of its dense one are."""
+    """Offload a sliced module's weights to where those of its dense module are."""
     hook = next(filter(None, map(_hook, dense.modules())), None)
     if hook is not None and module is not dense:
         offload_(module, hook.execution_device, isinstance(hook.weights_map, OffloadedWeightsLoader))
 
 
 def _scratch_folder() -> Path:
-    """A folder in the cache that is gone when the process ends, or with the next one where it was killed."""
-    return Path(tempfile.mkdtemp(dir=_scratch(cache_folder())))
+    """A new temporary folder in the cache, removed when the process ends, or by the next process if it is killed."""
+    return Path(tempfile.mkdtemp(dir=_offload_folder(cache_folder())))
 
 
 @cache
-def _scratch(_: Path) -> Path:
-    """Where this process keeps what it puts on the disk, one place a cache folder."""
-    drafts = ExitStack()
-    atexit.register(drafts.close)
-    return drafts.enter_context(draft_folder(needed=True))
+def _offload_folder(_: Path) -> Path:
+    """The folder of this process for offloaded weights, one for each cache folder."""
+    exit_stack = ExitStack()
+    atexit.register(exit_stack.close)
+    return exit_stack.enter_context(temporary_folder(required=True))
 
 
 def canonicalise_offloaded_(model: PreTrainedModel, places: dict[str, str], device: str) -> None:
@@ -172,4 +179,4 @@ def canonicalise_offloaded_(model: PreTrainedModel, places: dict[str, str], devi
     for part in (model, model.model, *model.children(), *model.model.children()):
         if part is not model.model.layers:
             remove_hook_from_module(part)
-    model.__dict__.pop("hf_device_map", None)  # all computing is on one device: generation needs to know nothing of it
+    model.__dict__.pop("hf_device_map", None)  # all computing is on one device, so generation must not see a map

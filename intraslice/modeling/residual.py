@@ -1,4 +1,4 @@
-"""How a canonical block reads the residual stream and writes to it: what a change of the stream's basis touches."""
+"""The linear maps of a canonical block that read or write the residual stream, which a change of its basis affects."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ Folded = tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]  # 
 
 
 def residual_branches(block: Block) -> list[tuple[SlicedModule, ...]]:
-    """The modules between two residual adds, in order: attention, then MLP; both at once where they are parallel."""
+    """The modules between two residual adds, in order: attention, then MLP; both together if they are parallel."""
     return [(block.attention, block.mlp)] if block.parallel else [(block.attention,), (block.mlp,)]
 
 
 def reader_name(module: SlicedModule) -> str:
-    """The attribute of the one linear map that reads the normed residual stream."""
+    """Attribute name of the linear map that reads the normed residual stream."""
     if isinstance(module, SlicedAttention):
         return "qkv_proj"
     return "gate_up_proj" if module.gated else "up_proj"
 
 
 def writer_name(module: SlicedModule) -> str:
-    """The attribute of the one linear map that writes to the residual stream."""
+    """Attribute name of the linear map that writes to the residual stream."""
     return "o_proj" if isinstance(module, SlicedAttention) else "down_proj"
 
 
 def norm_of(block: Block, module: SlicedModule) -> nn.Module:
-    """The norm that the module reads through."""
+    """The norm before the module."""
     return block.attention_norm if module is block.attention else block.mlp_norm
 
 
 def centre(states: Float[Tensor, "*tokens hidden"], norm: nn.Module) -> Float[Tensor, "*tokens hidden"]:
-    """The states as a LayerNorm sees them, less their mean over the channels; an RMSNorm sees them as they are."""
+    """The states minus their mean over the channels if `norm` is a LayerNorm, else the states unchanged."""
     return states - states.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else states
 
 
 def reading_map(module: SlicedModule, norm: nn.Module) -> Folded:
-    """The reading map with the norm's weight folded in; a LayerNorm's shift passes the unscaled map into the bias."""
+    """The reading map with the norm's weight folded in. A LayerNorm's shift is folded into the bias."""
     reader = getattr(module, reader_name(module))
     weight = reader.weight.float()
     bias = None if reader.bias is None else reader.bias.float()
@@ -57,16 +57,16 @@ def reading_map(module: SlicedModule, norm: nn.Module) -> Folded:
 
 
 def writing_map(module: SlicedModule, norm: nn.Module) -> Folded:
-    """The writing map; under LayerNorm it writes states of mean zero, as all their readers centre them anyway."""
+    """The writing map. Under LayerNorm its output is centred, as every reader centres it anyway."""
     writer = getattr(module, writer_name(module))
     bias = None if writer.bias is None else centre(writer.bias.float(), norm)
     return centre(writer.weight.float().T, norm).T, bias
 
 
 def principal_axes_of(hidden_states: HiddenStates, pause: Pause = no_pause) -> Float[Tensor, "hidden hidden"]:
-    """Axes, as columns, of the uncentred second moment of all hidden states, in float64.
+    """Principal axes, as columns, of the uncentred second moment of all hidden states, in float64.
 
-    Among several processes, of the states of all of them. `pause` is called after each batch.
+    With several processes, the moment is summed over all of them. `pause` is called after each batch.
     """
     width = hidden_states.hidden[0].shape[-1]
     moment = torch.zeros(width, width, dtype=torch.float64, device=hidden_states.hidden[0].device)
@@ -78,5 +78,5 @@ def principal_axes_of(hidden_states: HiddenStates, pause: Pause = no_pause) -> F
 
 
 def output_of(module: SlicedModule, normed: Float[Tensor, "batch tokens width"], arguments: Arguments) -> Tensor:
-    """What the module adds to the residual stream (batch, tokens, hidden)."""
+    """The module's contribution to the residual stream (batch, tokens, hidden)."""
     return module(normed, **arguments)[0] if isinstance(module, SlicedAttention) else module(normed)

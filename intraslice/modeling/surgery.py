@@ -1,4 +1,4 @@
-"""A module with some of its parts exchanged, all other tensors shared."""
+"""Copies a module with some submodules replaced; all other tensors are shared."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-def with_parts(module: M, parts: Mapping[nn.Module, nn.Module]) -> M:
-    """A copy of the module with new parts in place of old ones (old: new); every tensor is shared, not copied."""
+def replace_modules(module: M, replacements: Mapping[nn.Module, nn.Module]) -> M:
+    """A copy of the module with submodules replaced (old: new). Tensors are shared, not copied."""
     memo: dict[int, object] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    memo.update({id(old): new for old, new in parts.items()})
+    memo.update({id(old): new for old, new in replacements.items()})
     return copy.deepcopy(module, memo)

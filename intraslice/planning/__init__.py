@@ -1,1 +1,1 @@
-"""The slider's mathematics: importances in, a plan for every layer out. Free of models."""
+"""Planning: from importances and a sparsity to the ratios and sizes of every layer. Imports no models."""

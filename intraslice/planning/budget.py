@@ -1,4 +1,4 @@
-"""What rivals plan by: an entropic share for every layer, ranks of two-factor maps, the search for a budget. Pure."""
+"""Planning of the other methods: entropic ratios per layer, ranks of low-rank maps, bisection to a budget. Pure."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from intraslice.core.errors import UserError
 from intraslice.planning.ratios import SlicePlan
 from intraslice.planning.sizes import LayerSizes
 
-STEPS = 48  # halvings of a search
-NEAR = 0.01  # of the parameters that are to stay: what a plan may miss
+BISECTION_STEPS = 48
+TOLERANCE = 0.01  # allowed deviation of a plan, relative to the target number of parameters
 
 
-def nearest(count: Callable[[float], int], wanted: float, high: float) -> float:
-    """Where from 0 to `high` a count of parameters that only falls is nearest to `wanted`, by halving.
+def bisect_count(count: Callable[[float], int], target: float, high: float) -> float:
+    """The argument from 0 to `high` at which a decreasing parameter count is nearest to `target`, by bisection.
 
-    Raises UserError where it stays above `wanted`, or below, by more than one per cent of it.
+    Raises UserError where no count in this range is within one per cent of `target`.
     """
     low = 0.0
-    if not count(high) - NEAR * wanted <= wanted <= count(low) + NEAR * wanted:
+    if not count(high) - TOLERANCE * target <= target <= count(low) + TOLERANCE * target:
         raise UserError(
-            f"from {count(high):,} to {count(low):,} of the decoder layers' parameters can stay, and {wanted:,.0f} are "
-            "asked for; raise the cap, unlock what is locked, or ask for another sparsity"
+            f"the parameters kept in the decoder layers must be between {count(high):,} and {count(low):,}, got "
+            f"{target:,.0f}; raise the cap, unlock modules, or change the sparsity"
         )
-    for _ in range(STEPS):
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if count(middle) > wanted else (low, middle)
-    return min((low, high), key=lambda place: abs(count(place) - wanted))
+        low, high = (middle, high) if count(middle) > target else (low, middle)
+    return min((low, high), key=lambda argument: abs(count(argument) - target))
 
 
 def entropic_ratios(importance: Sequence[float], mean: float, temperature: float) -> list[float]:
-    """Ratios of so high a mean that `sum s_i (1 - r_i) + temperature * entropy(r)` is the greatest.
+    """The ratios with this mean that maximise `sum s_i (1 - r_i) + temperature * entropy(r)`, uncapped.
 
-    `r = L * mean * softmax(-s / temperature)` (MoDeGPT, arXiv 2408.09632, global sparsity allocation); none is capped.
+    `r = L * mean * softmax(-s / temperature)` (MoDeGPT, arXiv 2408.09632, global sparsity allocation).
     """
-    shares = (-torch.tensor(importance, dtype=torch.float64) / temperature).softmax(0)
-    return (len(importance) * mean * shares).tolist()
+    weights = (-torch.tensor(importance, dtype=torch.float64) / temperature).softmax(0)
+    return (len(importance) * mean * weights).tolist()
 
 
 @dataclass(frozen=True)
 class LowRankPlan(SlicePlan):
-    """A plan that leaves every size of a layer alone, and gives its linear maps ranks, layer by layer."""
+    """A plan that keeps all sizes of a layer and sets the ranks of its linear maps."""
 
-    ranks: tuple[dict[str, int], ...] = ()  # by the name of the map; none where nothing is removed
+    ranks: tuple[dict[str, int], ...] = ()  # of each layer, by the name of the map; empty where nothing is removed
 
 
 def map_shapes(sizes: LayerSizes) -> dict[str, tuple[int, int]]:
@@ -56,14 +56,14 @@ def map_shapes(sizes: LayerSizes) -> dict[str, tuple[int, int]]:
     return attention | gate | {"up": (neurons, hidden), "down": (hidden, neurons)}
 
 
-def rank_for(shape: tuple[int, int], kept: float) -> int:
-    """The rank at which two factors hold the share `kept` of a map's entries, nearly: 1 at least, and fewer than it."""
+def rank_for(shape: tuple[int, int], kept_fraction: float) -> int:
+    """The rank, at least 1, of two factors with about `kept_fraction` of a map's entries, and fewer than all."""
     rows, columns = shape
-    exact = kept * rows * columns / (rows + columns)
+    exact = kept_fraction * rows * columns / (rows + columns)
     return max(1, min(round(exact), (rows * columns - 1) // (rows + columns)))
 
 
-def saved(shape: tuple[int, int], rank: int) -> int:
-    """How many entries fewer the two factors hold than the map; biases stay."""
+def saved_parameters(shape: tuple[int, int], rank: int) -> int:
+    """Entries of the map less those of the two factors; biases do not change."""
     rows, columns = shape
     return rows * columns - rank * (rows + columns)

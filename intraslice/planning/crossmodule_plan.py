@@ -1,4 +1,4 @@
-"""A plan of the cross-module contrast (SliceGPT, arXiv 2401.15024): one width for the whole residual stream. Pure."""
+"""Plan of the cross-module method (SliceGPT, arXiv 2401.15024): one width for the whole residual stream. Pure."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
 
 @dataclass(frozen=True)
 class CrossModulePlan:
-    """Which D' is used and what that removes, every shortcut matrix counted."""
+    """The width D' and the resulting parameter counts, including all shortcut matrices."""
 
     hidden: int
     width: int  # D'
-    asked: float | None  # sparsity asked for; None when the slicing fraction was given
-    parameters: Parameters  # with a tied head kept tied
-    order: Order  # where the bases come from: "one-shot" from the dense model's moments
-    untied_total: int  # had the embeddings been untied, as SliceGPT's own code does; the same for an untied model
-    recovery: str = NO_RECOVERY  # that follows slicing
+    asked: float | None  # target sparsity; None when the slicing fraction was given
+    parameters: Parameters  # a tied head stays tied
+    order: Order  # "one-shot": the bases come from the dense model's moments
+    untied_total: int  # sliced total with untied embeddings, as in SliceGPT's own code
+    recovery: str = NO_RECOVERY  # after slicing
     epochs: int = 1  # of the recovery
 
     @property
     def slicing(self) -> float:
-        """The fraction of the residual stream's axes that is cut (SliceGPT's own percentage)."""
+        """The fraction of the residual stream's axes that is cut (SliceGPT's percentage)."""
         return 1 - self.width / self.hidden
 
     @property
@@ -34,7 +34,7 @@ class CrossModulePlan:
 
     @property
     def note(self) -> str:
-        """One sentence for people when the parameters do not come out as asked, else empty."""
+        """A sentence on the difference between target and actual sparsity, empty if there is none."""
         removed = self.removed_fraction
         if removed < 0:
             return f"Slicing {self.slicing:.1%} adds {-removed:.1%} to the decoder: the shortcuts outweigh the cut."

@@ -1,4 +1,4 @@
-"""Heads that may stay where all are of full width and every group of a layer has as many queries. Pure."""
+"""Candidate sets of heads with full width and the same number of queries in every group of a layer. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from intraslice.planning.sizes import LayerSizes
 
 @dataclass(frozen=True)
 class EvenHeads:
-    """Heads that stay together, what goes with the others, and what the loss is expected to suffer."""
+    """A set of kept heads, the parameters removed with the others, and the expected increase of the loss."""
 
     heads: tuple[int, ...]
     kv_heads: int
@@ -27,11 +27,11 @@ def even_heads(
     rank: Float[Tensor, " heads"],
     importance: Float[Tensor, " heads"],
 ) -> list[EvenHeads]:
-    """All heads, then whatever may stay of them: the best queries of the best groups, down to none, the largest first.
+    """All candidate sets, from all heads to none, the largest first: the best queries of the best groups.
 
-    `groups` names the query heads of each key/value head. `rank` says which of them stay. The queries of a group look
-    through the same keys and values and make up for each other, so that the importance of those that go counts by the
-    share of their group that goes.
+    `groups` lists the query heads of each key/value head; heads with a higher `rank` are kept first. The queries of a
+    group share keys and values and compensate for each other, so that the importance of removed queries is multiplied
+    by the removed fraction of their group.
     """
     kv_heads, queries = groups.shape
     best_first = groups.gather(1, rank[groups].argsort(dim=1, descending=True, stable=True))
@@ -40,21 +40,21 @@ def even_heads(
     for kept in range(1, queries + 1):
         order = rank[best_first[:, :kept]].sum(1).argsort(dim=0, descending=True, stable=True)
         heads = best_first[order]
-        # On SmolLM2 the loss grew by 1.5 of the importance of one query in three, by 3.0 of two, by over 3.4 of all.
-        gone = importance[heads[:, kept:]].sum(1) * (queries - kept) / queries
-        whole = importance[heads].sum(1)
+        # On SmolLM2 the loss increased by 1.5 times the importance for one query of three, 3.0 for two, 3.4 for all.
+        partial_loss = importance[heads[:, kept:]].sum(1) * (queries - kept) / queries
+        group_loss = importance[heads].sum(1)
         for count in range(1, kv_heads + 1):
-            loss = gone[:count].sum() + whole[count:].sum()
-            stay = tuple(sorted(heads[:count, :kept].flatten().tolist()))
+            loss = partial_loss[:count].sum() + group_loss[count:].sum()
+            kept_heads = tuple(sorted(heads[:count, :kept].flatten().tolist()))
             removed = dense - sizes.parameters(count * kept, count, sizes.dim, 0)
-            choices.append(EvenHeads(stay, count, removed, loss.item()))
+            choices.append(EvenHeads(kept_heads, count, removed, loss.item()))
     return sorted(choices, key=lambda choice: (choice.removed, choice.loss))
 
 
 def frontier(choices: Sequence[EvenHeads]) -> list[EvenHeads]:
-    """Those of the choices that lose least for what they remove: each step costs more a parameter than the one before.
+    """The convex frontier of the choices: each step costs more per parameter than the one before.
 
-    The first choice stays the first.
+    The first choice is kept.
     """
     best = [choices[0]]
     for choice in choices[1:]:

@@ -1,4 +1,4 @@
-"""Which heads stay for every channel budget, and how wide each of them is (paper §3). Pure."""
+"""Kept heads and their width for every channel budget (paper §3). Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from intraslice.core.linalg import diagonal_blocks, principal_axes
 
-NARROWEST = 0.75  # a kept head is at least this share of the dense head: narrow heads are slow and inaccurate
+MIN_HEAD_FRACTION = 0.75  # minimum width of a kept head, as a fraction: narrow heads are slow and inaccurate
 
 
 def channel_scores(
     moment: Float[Tensor, "channels channels"], output_energies: Float[Tensor, "heads d"]
 ) -> Float[Tensor, "heads d"]:
-    """`S_jj ||W_o[:, j]||^2`, given the squared norms: how much of the layer's output each channel carries."""
+    """`S_jj ||W_o[:, j]||^2`, given the squared norms: the contribution of each channel to the layer's output."""
     return moment.diagonal().view(output_energies.shape) * output_energies
 
 
@@ -32,27 +32,28 @@ def head_energies(
 
 @dataclass(frozen=True)
 class HeadTable:
-    """Row `keep` answers: when `keep` of the H*d channels stay, which heads stay and how wide is each of them?"""
+    """Row `keep`: the kept heads and their width when `keep` of the H*d channels are kept."""
 
-    alive: Bool[Tensor, "keeps heads"]
+    alive: Bool[Tensor, "keeps heads"]  # kept heads
     dim: Int[Tensor, " keeps"]
 
 
 def round_even(count: Float[Tensor, "*any"]) -> Int[Tensor, "*any"]:
-    """The nearest even whole number."""
+    """Round to the nearest even integer."""
     return (count / 2).round().long() * 2
 
 
 def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads d"]) -> HeadTable:
-    """Decide the heads for every channel budget 0..H*d at once.
+    """Choose the heads for all channel budgets 0..H*d at once.
 
-    Heads with under a quarter of the mean share of the best `keep` channels go first; then the weakest head goes while
-    that grows the captured energy, or while heads are narrower than `NARROWEST` of the dense width. One head stays.
+    First removes heads with less than a quarter of the mean number of the best `keep` channels. Then removes the
+    weakest head while that increases the captured energy, or while heads are narrower than `MIN_HEAD_FRACTION` of the
+    dense width. At least one head is kept.
     """
     heads, width = energies.shape
     device = energies.device
     keep = torch.arange(heads * width + 1, device=device).clamp_min(2)
-    captured_by = functional.pad(energies.cumsum(-1), (1, 0)).T  # (d + 1, heads): energy in the first p axes
+    captured_at = functional.pad(energies.cumsum(-1), (1, 0)).T  # (d + 1, heads): energy in the first p axes
     owner = scores.flatten().argsort(descending=True, stable=True) // width
     among_best = functional.pad(functional.one_hot(owner, heads).cumsum(0), (0, 0, 1, 0))[keep]
     alive = among_best >= keep[:, None] / heads / 4
@@ -63,12 +64,12 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
     for _ in range(heads - 1):
         count = alive.sum(1)
         dim = width_for(count)
-        captured = captured_by[dim]
+        captured = captured_at[dim]
         weakest = functional.one_hot(captured.masked_fill(~alive, torch.inf).argmin(1), heads).bool()
         fewer = alive & ~weakest
-        now = (captured * alive).sum(1)
-        then = (captured_by[width_for((count - 1).clamp_min(1))] * fewer).sum(1)
-        drop = (count > 1) & ((then > now) | (dim < NARROWEST * width))
+        energy = (captured * alive).sum(1)
+        energy_without = (captured_at[width_for((count - 1).clamp_min(1))] * fewer).sum(1)
+        drop = (count > 1) & ((energy_without > energy) | (dim < MIN_HEAD_FRACTION * width))
         if not drop.any():
             break
         alive = torch.where(drop[:, None], fewer, alive)

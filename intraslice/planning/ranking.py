@@ -1,4 +1,4 @@
-"""All units of one kind over all layers in one order, and the threshold that a budget cuts it at. Pure."""
+"""The global ranking of all units of one kind, and the threshold for a budget. Pure."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranking:
-    """All units of one kind over all layers, the least important first, each with the layer it belongs to."""
+    """All units of one kind over all layers with their layers, the least important first."""
 
     importance: Float[Tensor, " units"]
     layer: Int[Tensor, " units"]
     counts: tuple[int, ...]  # units of each layer
 
     def ratios(self, fraction: float) -> tuple[list[float], float]:
-        """The share of each layer's units among the `fraction` least important, and the threshold that cuts them."""
+        """Each layer's fraction of units among the `fraction` least important ones, and the importance threshold."""
         total = len(self.importance)
         cut = min(max(fraction, 0.0), 1.0) * total
         whole = int(cut)
-        fallen = torch.bincount(self.layer[:whole], minlength=len(self.counts)).tolist()
-        if whole < total:  # the unit that straddles the budget falls in part, so that ratios move smoothly
-            fallen[int(self.layer[whole])] += cut - whole
+        removed = torch.bincount(self.layer[:whole], minlength=len(self.counts)).tolist()
+        if whole < total:  # remove the next unit in part, so that ratios change smoothly with the budget
+            removed[int(self.layer[whole])] += cut - whole
         threshold = float(self.importance[min(whole, total - 1)])
-        return [count / units for count, units in zip(fallen, self.counts, strict=True)], threshold
+        return [count / units for count, units in zip(removed, self.counts, strict=True)], threshold
 
 
 def rank(importances: Sequence[Tensor]) -> Ranking:
-    """The ranking of all units, given the importances (units) of every layer, whose counts may differ."""
+    """Rank all units, given the importances (units) of every layer; the number of units may differ."""
     counts = tuple(len(units) for units in importances)
     order = torch.cat(list(importances)).sort(stable=True)
     layer = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[order.indices.cpu()]

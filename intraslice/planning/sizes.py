@@ -1,4 +1,4 @@
-"""Sizes of one layer, and what any smaller one costs. Pure."""
+"""Sizes of one layer, and the parameter counts of smaller ones. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """Sizes of one dense layer, and from them what any smaller one costs."""
+    """Sizes of one dense layer, and the parameter counts of smaller ones."""
 
     hidden: int
     heads: int
@@ -17,7 +17,7 @@ class LayerSizes:
     gated: bool
     attention_bias: bool  # on queries, keys and values
     mlp_bias: bool
-    fixed: int  # parameters that slicing leaves alone: norms and output biases
+    fixed: int  # parameters that slicing does not change: norms and output biases
 
     @property
     def channels(self) -> int:
@@ -25,16 +25,16 @@ class LayerSizes:
 
     @property
     def channel_cost(self) -> float:
-        """Parameters of one query-head channel when whole groups go."""
-        share = self.kv_heads / self.heads
-        return 2 * self.hidden * (1 + share) + self.attention_bias * (1 + 2 * share)
+        """Parameters per query-head channel when whole groups are removed."""
+        kv_fraction = self.kv_heads / self.heads
+        return 2 * self.hidden * (1 + kv_fraction) + self.attention_bias * (1 + 2 * kv_fraction)
 
     @property
     def neuron_cost(self) -> int:
         return self.hidden * (2 + self.gated) + self.mlp_bias * (1 + self.gated)
 
     def parameters(self, heads: int, kv_heads: int, dim: int, neurons: int) -> int:
-        """Parameters of this layer at the given sizes."""
+        """Parameters of this layer at these sizes."""
         rows = dim * (heads + 2 * kv_heads)
         attention = self.hidden * (rows + heads * dim) + self.attention_bias * rows
         return self.fixed + attention + neurons * self.neuron_cost
@@ -46,7 +46,7 @@ class LayerSizes:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameter counts; `decoder` are the decoder layers alone, which is what sparsity refers to."""
+    """Parameter counts. Sparsity refers to the decoder layers alone (`decoder`)."""
 
     dense_total: int
     sliced_total: int

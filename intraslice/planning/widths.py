@@ -1,15 +1,15 @@
-"""How many neurons stay for a ratio. Pure."""
+"""MLP widths for a ratio. Pure."""
 
 from __future__ import annotations
 
-MULTIPLE = 8  # neurons are removed in eights, which is what fast kernels like
-BLOCK = 32  # values that quantised rows hold together
+MULTIPLE = 8  # neurons are removed in multiples of it, for fast kernels
+BLOCK = 32  # values per block of quantised rows
 
 
 def neurons_kept(neurons: int, ratio: float) -> int:
-    """Width left when `ratio` of the neurons goes; the number removed is rounded down to a multiple of 8.
+    """Width after removing `ratio` of the neurons, whose number is rounded down to a multiple of 8.
 
-    Some stay, unless the ratio is 1.
+    At least min(8, `neurons`) are kept, unless the ratio is 1.
     """
     if ratio >= 1:
         return 0
@@ -18,5 +18,5 @@ def neurons_kept(neurons: int, ratio: float) -> int:
 
 
 def block_widths(neurons: int) -> list[int]:
-    """The dense width, and all multiples of 32 below it, down to none."""
+    """The dense width and all multiples of 32 below it, down to 0."""
     return [neurons, *range((neurons - 1) // BLOCK * BLOCK, -1, -BLOCK)]

@@ -1,1 +1,1 @@
-"""Where weights come from, and whether they fit."""
+"""Finds, downloads and reads the weights of pretrained models, and estimates whether they fit into memory."""

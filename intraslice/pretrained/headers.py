@@ -1,7 +1,7 @@
-"""What weight files hold, from their headers alone: names and shapes of tensors, and a GGUF file's own fields.
+"""Reads the headers of weight files: names and shapes of tensors, and the metadata fields of a GGUF file.
 
-Whatever reads such a file takes memory by what its header says. So headers are read within bounds, and nothing is
-believed that the file is too short for. All raise ValueError, with the end of a sentence about the file.
+A reader allocates memory by what the header claims. Headers are therefore read within bounds, and a claim that the file
+is too short for is refused. Every function raises ValueError, with a clause that completes a sentence about the file.
 """
 
 from __future__ import annotations
@@ -17,56 +17,56 @@ Shapes = dict[str, tuple[int, ...]]
 
 MAX_JSON = 2**22  # bytes of a safetensors header, an index of shards or a configuration: 30,000 tensors
 MAX_TENSORS = 2**15
-MAX_VALUES = 2**20  # in all of a GGUF file's arrays: vocabulary and merges. Each takes gguf-py a kilobyte
+MAX_VALUES = 2**20  # in all arrays of a GGUF file: vocabulary and merges. gguf-py takes a kilobyte for each
 MAX_TEXT = 2**20  # bytes of one string in a GGUF file
 MAX_DIMENSIONS = 8
 
-# By the numbers of GGUF's types of values.
-_FORMS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"))) | {10: "<Q", 11: "<q", 12: "<d"}
+# struct formats by GGUF's value type.
+_FORMATS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"))) | {10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _ARRAY = 8, 9
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of bounded size."""
+    """Read a file with a JSON object of bounded size."""
     if file.stat().st_size > MAX_JSON:
         raise ValueError(f"{file.name} has more than {MAX_JSON:,} bytes")
     return _json_object(file.read_bytes(), file.name)
 
 
 def safetensors_shapes(file: Path) -> Shapes:
-    """Shapes by name."""
+    """Shapes of all tensors, by name."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(size - 8, MAX_JSON):
-            raise ValueError(f"{file.name} is cut, or has a header of more than {MAX_JSON:,} bytes")
+            raise ValueError(f"{file.name} is truncated, or has a header of more than {MAX_JSON:,} bytes")
         header = _json_object(opened.read(length), file.name)
     header.pop("__metadata__", None)
-    shapes, left = {}, size - 8 - length
+    shapes, unclaimed = {}, size - 8 - length
     for name, entry in header.items():
         try:
             shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-            whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+            valid = all(type(number) is int and number >= 0 for number in (*shape, start, end))
         except (TypeError, KeyError, ValueError):
-            whole = False
+            valid = False
         # No value takes less than half a byte.
-        if not whole or len(shape) > MAX_DIMENSIONS or math.prod(shape) > 2 * (end - start):
-            raise ValueError(f"{file.name} has a header that is wrong")
-        shapes[name], left = shape, left - (end - start)
-    if left < 0:
+        if not valid or len(shape) > MAX_DIMENSIONS or math.prod(shape) > 2 * (end - start):
+            raise ValueError(f"{file.name} has an invalid header")
+        shapes[name], unclaimed = shape, unclaimed - (end - start)
+    if unclaimed < 0:
         raise ValueError(f"{file.name} is shorter than its header says")
     return shapes
 
 
 class GgufHeader(NamedTuple):
-    """`fields` has single numbers and texts, and of arrays the length."""
+    """Header of a GGUF file. `fields` holds numbers and strings, and the length of each array."""
 
     shapes: Shapes
     fields: dict[str, str | int | float]
 
 
 def gguf_header(file: Path) -> GgufHeader:
-    """Shapes by GGUF's own names, in the order of torch's axes, and the fields. Wants the package gguf."""
+    """Shapes by GGUF's tensor names, in the order of torch's axes, and the fields. Needs the package gguf."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _read_gguf(_Cursor(data))
@@ -75,40 +75,40 @@ def gguf_header(file: Path) -> GgufHeader:
 
 
 class _Cursor:
-    """A place in a file, and how many values of arrays may still come."""
+    """A position in a file, and the number of array values that may still follow."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.place, self.values = data, 0, MAX_VALUES
+        self.data, self.position, self.values_left = data, 0, MAX_VALUES
 
-    def number(self, form: str) -> Any:
-        """The next number, an int or a float by `form`, a format of the module struct."""
-        (value,) = struct.unpack_from(form, self.data, self.place)
-        self.place += struct.calcsize(form)
+    def number(self, format: str) -> Any:
+        """The next number, an int or a float, by its struct format."""
+        (value,) = struct.unpack_from(format, self.data, self.position)
+        self.position += struct.calcsize(format)
         return value
 
     def skip(self, count: int) -> None:
-        self.place += count
-        if self.place > len(self.data):
-            raise ValueError("its header says more than there is")
+        self.position += count
+        if self.position > len(self.data):
+            raise ValueError("it is shorter than its header says")
 
     def text(self) -> str:
         length = self.number("<Q")
         if length > MAX_TEXT:
             raise ValueError(f"a text in its header has more than {MAX_TEXT:,} bytes")
-        start = self.place
+        start = self.position
         self.skip(length)
-        return self.data[start : self.place].decode("utf-8", "replace")
+        return self.data[start : self.position].decode("utf-8", "replace")
 
     def array(self) -> int:
         kind, length = self.number("<I"), self.number("<Q")
-        self.values -= length
-        if self.values < 0:
+        self.values_left -= length
+        if self.values_left < 0:
             raise ValueError(f"the arrays in its header have more than {MAX_VALUES:,} values")
         if kind == _TEXT:
             for _ in range(length):
                 self.skip(self.number("<Q"))
-        elif kind in _FORMS:
-            self.skip(length * struct.calcsize(_FORMS[kind]))
+        elif kind in _FORMATS:
+            self.skip(length * struct.calcsize(_FORMATS[kind]))
         else:
             raise ValueError(f"its header has arrays of the unknown type {kind}")
         return length
@@ -119,9 +119,9 @@ class _Cursor:
             return self.text()
         if kind == _ARRAY:
             return self.array()
-        if kind not in _FORMS:
+        if kind not in _FORMATS:
             raise ValueError(f"its header has values of the unknown type {kind}")
-        return self.number(_FORMS[kind])
+        return self.number(_FORMATS[kind])
 
 
 def _read_gguf(cursor: _Cursor) -> GgufHeader:
@@ -130,7 +130,7 @@ def _read_gguf(cursor: _Cursor) -> GgufHeader:
     block_sizes = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
     magic, version = cursor.number("<I").to_bytes(4, "little"), cursor.number("<I")
     if magic != b"GGUF" or version not in (2, 3):
-        raise ValueError("it is no GGUF file of version 2 or 3")
+        raise ValueError("it is not a GGUF file of version 2 or 3")
     tensors, count = cursor.number("<Q"), cursor.number("<Q")
     if max(tensors, count) > MAX_TENSORS:
         raise ValueError(f"its header counts {max(tensors, count):,} entries; expected at most {MAX_TENSORS:,}")
@@ -144,10 +144,10 @@ def _read_gguf(cursor: _Cursor) -> GgufHeader:
         kind, offset = cursor.number("<I"), cursor.number("<Q")
         if kind not in block_sizes:
             raise ValueError(f"its header has tensors of the unknown type {kind}")
-        values, stored = block_sizes[kind]
+        block_values, block_bytes = block_sizes[kind]
         shapes[name] = tuple(reversed(sizes))
-        end = max(end, offset + math.prod(sizes) // values * stored)
-    if cursor.place + end > len(cursor.data):
+        end = max(end, offset + math.prod(sizes) // block_values * block_bytes)
+    if cursor.position + end > len(cursor.data):
         raise ValueError("it is shorter than its header says")
     return GgufHeader(shapes, fields)
 
@@ -158,5 +158,5 @@ def _json_object(text: bytes, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f"{name} is no JSON object")
+        raise ValueError(f"{name} is not a JSON object")
     return value

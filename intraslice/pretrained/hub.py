@@ -1,4 +1,4 @@
-"""Whether the Hugging Face Hub can be reached, asked once a process and never for longer than a few seconds."""
+"""Checks once per process, within a few seconds, whether the Hugging Face Hub can be reached."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import threading
 import huggingface_hub
 from huggingface_hub import constants
 
-PATIENCE = 4.0  # seconds
+TIMEOUT = 4.0  # seconds
 
 
 @functools.cache
-def hub_answers() -> bool:
-    """True when the Hub (or the mirror that HF_ENDPOINT names) answers. With HF_HUB_OFFLINE=1 False, without asking."""
+def hub_is_reachable() -> bool:
+    """Whether the Hub (or the mirror in HF_ENDPOINT) answers. Always False with HF_HUB_OFFLINE=1."""
     if constants.is_offline_mode():
         return False
-    answered = threading.Event()
+    reached = threading.Event()
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            response = huggingface_hub.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-        except Exception:  # no route, no name, no certificate: whatever it is, the answer is no
+            response = huggingface_hub.get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+        except Exception:  # no route, no name, no certificate: the Hub is out of reach
             return
-        if response.status_code < 400:  # a firewall's refusal is an answer too, but not the Hub's
-            answered.set()
+        if response.status_code < 400:  # a firewall may answer in place of the Hub, with an error
+            reached.set()
 
-    # A name look-up knows no timeout, so the wait is on the thread.
-    thread = threading.Thread(target=ask, daemon=True)
+    # DNS look-ups have no timeout, so this waits for a thread.
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
-    return answered.is_set()
+    thread.join(TIMEOUT)
+    return reached.is_set()

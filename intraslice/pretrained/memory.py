@@ -1,7 +1,8 @@
-"""Whether a model fits, known before it is loaded from the headers of its files, and whether a calibration of it does.
+"""Estimates whether a model and its calibration fit into memory, before the model is loaded.
 
-What a calibration takes is derived from the shapes of what it holds at once. On SmolLM2-135M, with windows of 256 to
-2,048 tokens in float32 and bfloat16, the peaks measured are 0.85 to 0.92 of it.
+The size of the model comes from the headers of its files, that of a calibration from the shapes of the tensors it holds
+at once. On SmolLM2-135M, with windows of 256 to 2,048 tokens in float32 and bfloat16, the measured peak is 0.85 to 0.92
+of the estimate.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from transformers import PreTrainedConfig
 
 from intraslice.core.errors import UserError, first_line
 from intraslice.modeling.families import head_width
-from intraslice.pretrained.hub import hub_answers
+from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.reader import Weights, tensor_shapes
-from intraslice.pretrained.sources import DEFAULT, find_weights, out_of_reach
+from intraslice.pretrained.sources import DEFAULT, find_weights, unreachable_error
 
 MEMORY_VARIABLE = "INTRASLICE_MAX_MEMORY"
 DEFAULT_PARAMETERS = 134_515_008
-# Moments, one layer's activations and the interpreter, beside the weights.
+# Moments, the activations of one layer and the interpreter, in addition to the weights.
 OVERHEAD = 256 * 2**20
-TOKENS_AT_ONCE, LOGITS_AT_ONCE = 512, 128  # in calibration/driver.py; of the former at least one sequence
-MARGIN = 1.1  # for what allocators keep
+TOKENS_PER_BATCH, LOGIT_TOKENS = 512, 128  # as in calibration/driver.py; a batch has at least one sequence
+MARGIN = 1.1  # for memory that allocators cache
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """`bytes` of the dense weights in the dtype asked for, and the bytes `available` on the device now.
+    """`bytes` of the dense weights in the requested dtype, and the bytes `available` on the device now.
 
-    `weights` are the ones on this disk that were counted; None where they have yet to be fetched.
+    `weights` are the files on disk that were counted; None if they have yet to be downloaded.
     """
 
     parameters: int
@@ -45,12 +46,12 @@ class MemoryEstimate:
 
     @property
     def needed(self) -> int:
-        """Bytes to slice: the dense model, a sliced copy that is no larger, and what is computed between them."""
+        """Bytes needed to slice: the dense model, a sliced copy of at most its size, and intermediate results."""
         return 2 * self.bytes + OVERHEAD
 
 
 def estimate_memory(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> MemoryEstimate:
-    """How much memory the model `name` takes, without loading it.
+    """Estimate the memory of the model `name` without loading it.
 
     Raises:
         UserError: there is no such model, or its files are not safetensors or GGUF.
@@ -61,7 +62,7 @@ def estimate_memory(name: str, dtype: torch.dtype = torch.float32, device: str =
 
 
 def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> MemoryEstimate:
-    """The estimate. Raises UserError, with both numbers, when the model and its sliced copy will not fit."""
+    """The memory estimate. Raises UserError, with both numbers, if the model and its sliced copy do not fit."""
     estimate = estimate_memory(name, dtype, device)
     if estimate.needed > estimate.available:
         remedy = "take a smaller model" if dtype.itemsize <= 2 else "take bfloat16 or a smaller model"
@@ -76,17 +77,17 @@ def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = 
 def calibration_bytes(
     config: PreTrainedConfig, sequences: int, length: int, dtype: torch.dtype, copies: int = 1
 ) -> int:
-    """Bytes that calibrating on windows of `length` tokens, and slicing on all of them, take beside the dense model.
+    """Bytes needed to calibrate on windows of `length` tokens and to slice on all of them, without the dense model.
 
     Args:
-        copies: of the moments; a page that shows them while they grow holds two.
+        copies: number of copies of the moments; a caller that shows intermediate results holds two.
     """
     layers, hidden, channels, kv_channels, neurons = _sizes(config)
     moments = 4 * layers * (3 * hidden**2 + channels**2 + neurons**2 + sequences * (channels + neurons))
-    # What the backward pass needs of all layers, and gradients of one. A low precision's norms work in float32.
+    # Activations of all layers for the backward pass, and gradients of one. Norms are computed in float32.
     values = 3 * hidden + 6 * channels + 2 * kv_channels + 4 * neurons
-    a_token = (layers + 1) * (values * dtype.itemsize + 2 * hidden * (4 - min(dtype.itemsize, 4)))
-    calibrating = _at_once(length) * a_token + 6 * 4 * LOGITS_AT_ONCE * config.vocab_size
+    bytes_per_token = (layers + 1) * (values * dtype.itemsize + 2 * hidden * (4 - min(dtype.itemsize, 4)))
+    calibrating = _batch_tokens(length) * bytes_per_token + 6 * 4 * LOGIT_TOKENS * config.vocab_size
     states = sequences * length * (neurons + 4 * hidden) * dtype.itemsize
     sliced = layers * hidden * (2 * channels + 2 * kv_channels + 3 * neurons) * dtype.itemsize
     return int(MARGIN * (copies * moments + max(calibrating, states + sliced)))
@@ -95,9 +96,9 @@ def calibration_bytes(
 def require_calibration_memory(
     config: PreTrainedConfig, sequences: int, length: int, dtype: torch.dtype, device: str = "cpu", copies: int = 1
 ) -> int:
-    """The bytes that are needed. Raises UserError, with what would fit, where they are not free or positions end.
+    """The needed bytes. Raises UserError if they are not free, with a size that fits, or if `length` is too long.
 
-    Called when the model is loaded.
+    Call it once the model is loaded.
     """
     if length > config.max_position_embeddings:
         raise UserError(
@@ -109,30 +110,30 @@ def require_calibration_memory(
         shorter = next((n for n in fits if calibration_bytes(config, sequences, n, dtype, copies) <= free), None)
         remedy = f"take a length of {shorter:,} or less" if shorter else "take fewer sequences or a smaller model"
         raise UserError(
-            f"calibrating on {sequences:,} x {length:,} tokens needs {needed / 2**30:.1f} GiB beside the model, and "
-            f"{free / 2**30:.1f} GiB are free on {device}; {remedy}"
+            f"calibrating on {sequences:,} x {length:,} tokens needs {needed / 2**30:.1f} GiB in addition to the "
+            f"model, and {free / 2**30:.1f} GiB are free on {device}; {remedy}"
         )
     return needed
 
 
 def _sizes(config: PreTrainedConfig) -> tuple[int, int, int, int, int]:
-    """Layers, hidden size, channels of all heads, channels of all key/value heads, neurons."""
+    """Layers, hidden size, channels of all query heads, channels of all key/value heads, neurons."""
     dim = head_width(config)
     heads = config.num_attention_heads
     channels, kv_channels = heads * dim, (getattr(config, "num_key_value_heads", None) or heads) * dim
     return config.num_hidden_layers, config.hidden_size, channels, kv_channels, config.intermediate_size
 
 
-def _at_once(length: int) -> int:
-    """Tokens of a batch of whole sequences."""
-    return max(1, TOKENS_AT_ONCE // length) * length
+def _batch_tokens(length: int) -> int:
+    """Number of tokens in a batch of whole sequences."""
+    return max(1, TOKENS_PER_BATCH // length) * length
 
 
 def available_bytes(device: str = "cpu") -> int:
-    """Bytes that can be allocated now: of the GPU, else of the machine or of the container that limits it.
+    """Bytes that can be allocated now: on the GPU, or on the machine or in the container that limits it.
 
-    Of those no more than the process may have by `MEMORY_VARIABLE` in the environment. Raises UserError where that is
-    no whole number.
+    The environment variable `MEMORY_VARIABLE` bounds the memory of this process. Raises UserError if it is not a whole
+    number.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -144,10 +145,12 @@ def available_bytes(device: str = "cpu") -> int:
         pages = dict(line.split() for line in reclaimable.read_text().splitlines())
         in_use = int(used.read_text()) - int(pages["inactive_file"])
         available = min(available, max(0, int(bound) - in_use))
-    if given := os.environ.get(MEMORY_VARIABLE, "").strip():
-        if not given.isdecimal():
-            raise UserError(f"{MEMORY_VARIABLE} must be a whole number of bytes, such as {2**33}, got {given[:80]!r}")
-        available = min(available, max(0, int(given) - psutil.Process().memory_info().rss))
+    if max_bytes := os.environ.get(MEMORY_VARIABLE, "").strip():
+        if not max_bytes.isdecimal():
+            raise UserError(
+                f"{MEMORY_VARIABLE} must be a whole number of bytes, such as {2**33}, got {max_bytes[:80]!r}"
+            )
+        available = min(available, max(0, int(max_bytes) - psutil.Process().memory_info().rss))
     return available
 
 
@@ -156,11 +159,11 @@ def _count_parameters(name: str, weights: Weights | None) -> int:
         return sum(map(math.prod, tensor_shapes(weights).values()))
     if name == DEFAULT:
         return DEFAULT_PARAMETERS
-    if not hub_answers():
-        raise out_of_reach(name)
+    if not hub_is_reachable():
+        raise unreachable_error(name)
     try:
         return sum(get_safetensors_metadata(name).parameter_count.values())
     except NotASafetensorsRepoError as error:
-        raise UserError(f"{name!r} has no weights as safetensors (pickled .bin files are not read)") from error
+        raise UserError(f"{name!r} has no safetensors weights (pickled .bin files are not read)") from error
     except (OSError, ValueError, IndexError, SafetensorsParsingError) as error:
         raise UserError(f"the weights of {name!r} cannot be read ({first_line(error)}); fetch them again") from error

@@ -1,4 +1,4 @@
-"""On which device, and in which precision, a model runs when nobody says so."""
+"""Default device and precision of a model."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 
 Precision = Literal["float32", "bfloat16"]
 AUTO: Literal["auto"] = "auto"
-NATIVE = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and ARM, as torch names them
+NATIVE = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names of CPU capabilities, on x86 and ARM
 
 
 def choose_device(name: str = AUTO) -> str:
-    """`name` itself, or for "auto" a CUDA device where there is one, else the CPU."""
+    """`name` itself, or for "auto" a CUDA device if there is one, else the CPU."""
     if name != AUTO:
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_dtype(name: Precision | Literal["auto"] = AUTO, device: str = "cpu") -> Precision:
-    """`name` itself, or for "auto" bfloat16 where the device multiplies it natively, else float32.
+    """`name` itself, or for "auto" bfloat16 if the device multiplies it natively, else float32.
 
-    Elsewhere bfloat16 is emulated, and slower than float32. Moments, solves and losses are float32 or better in both.
+    Emulated bfloat16 is slower than float32. Moments, solves and losses are float32 or better in either case.
     """
     if name != "auto":
         return name
@@ -31,5 +31,5 @@ def choose_dtype(name: Precision | Literal["auto"] = AUTO, device: str = "cpu") 
 def _multiplies_bfloat16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 tells of none
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.10
     return device == "cpu" and any(capabilities.get(name, False) for name in NATIVE)

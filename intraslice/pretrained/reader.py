@@ -1,7 +1,7 @@
-"""Weights on this disk -> a transformers model and its tokenizer.
+"""Reads weights on disk into a transformers model and its tokenizer.
 
-Only safetensors and GGUF are read, so nothing is unpickled, and no code that comes with a model is run. Before anything
-is built, headers say whether the files hold what the configuration speaks of.
+Only safetensors and GGUF are read, so nothing is unpickled, and no code that comes with a model is run. The headers of
+the files are checked against the configuration before anything is built.
 """
 
 from __future__ import annotations
@@ -35,56 +35,55 @@ from intraslice.modeling.families import family_named, family_of
 from intraslice.pretrained.headers import Shapes, gguf_header, read_json, safetensors_shapes
 
 MAX_LAYERS = 512
-MAX_LABELS = 1024  # of a classifier, which none of these models is; transformers lists them all
-_ALONE = threading.RLock()
+MAX_LABELS = 1024  # of a classifier head, which none of these models has; transformers lists all labels
+_transformers_lock = threading.RLock()
 _LAYER = re.compile(r"\b(?:layers|blk)\.(\d+)\.")
-# Absolute paths, up to the last of their names; not what follows a scheme, as in https://
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights on this disk. `source` is a sentence for people; `gguf` the file in `folder` when it is one."""
+    """Weights on disk. `source` describes them for people; `gguf` is the file name in `folder` of a GGUF file."""
 
     folder: Path
     source: str
     gguf: str | None = None
 
     @property
-    def called(self) -> str:
-        """What they are called in messages: never where they lie, but for a folder that somebody named."""
+    def display_name(self) -> str:
+        """Name for messages. It has no path, except that of a folder that the user named."""
         return self.gguf or self.source or self.folder.name
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads in a model folder, there or not.
+    """The safetensors files that transformers would read in a model folder, whether or not they exist.
 
     Raises:
-        ValueError, OSError: the index of shards cannot be read, or names files elsewhere.
+        ValueError, OSError: the index of shards cannot be read, or names files outside the folder.
     """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.exists() or not index.exists():
-        return [whole]
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists() or not index.exists():
+        return [single]
     names = read_json(index).get("weight_map")
     names = set(names.values()) if isinstance(names, dict) else set()
     if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
-        raise ValueError(f"{index.name} names no files beside it")
+        raise ValueError(f"{index.name} names no files in its folder")
     return [folder / name for name in sorted(names)]
 
 
 def tensor_shapes(weights: Weights) -> Shapes:
-    """Shapes of all tensors by name, from the files' headers.
+    """Shapes of all tensors by name, from the headers of the files.
 
     Raises:
-        UserError: a file is missing, or its header is wrong or out of bounds.
+        UserError: a file is missing, or its header is invalid or out of bounds.
     """
-    with _refusing(f"{weights.called} cannot be read", "fetch it again"):
+    with _as_user_error(f"{weights.display_name} cannot be read", "fetch it again"):
         if weights.gguf:
             require_gguf(weights.folder / weights.gguf)
             return gguf_header(weights.folder / weights.gguf).shapes
         files = weight_files(weights.folder)
         if missing := [file.name for file in files if not file.exists()]:
             raise UserError(
-                f"{weights.called} has no {missing[0]}; expected safetensors (pickled .bin files are not read)"
+                f"{weights.display_name} has no {missing[0]}; expected safetensors (pickled .bin files are not read)"
             )
         return {name: shape for file in files for name, shape in safetensors_shapes(file).items()}
 
@@ -93,27 +92,27 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     """The model's configuration.
 
     Raises:
-        UserError: there is none, it is broken or absurd, or it is of a model that cannot be sliced.
+        UserError: there is none, it is invalid or out of bounds, or the model cannot be sliced.
     """
-    with _refusing(f"{weights.called} has no readable configuration", "fetch it again"):
-        given = _gguf_config(weights) if weights.gguf else read_json(weights.folder / "config.json")
-        if not isinstance(given.get("model_type"), str):
-            raise ValueError("it says no model_type")
+    with _as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
+        values = _gguf_config(weights) if weights.gguf else read_json(weights.folder / "config.json")
+        if not isinstance(values.get("model_type"), str):
+            raise ValueError("it has no model_type")
         for field, limit in {"num_hidden_layers": MAX_LAYERS, "num_labels": MAX_LABELS}.items():
-            if isinstance(given.get(field), int) and given[field] > limit:  # transformers makes lists as long
+            if isinstance(values.get(field), int) and values[field] > limit:  # transformers makes lists as long
                 raise ValueError(f"{field} is above {limit}")
-        if "transformers_weights" in given:
-            raise ValueError("it names weights of its own")
-        family_named(given["model_type"][:40])  # of what cannot be sliced, a configuration is not even made
+        if "transformers_weights" in values:
+            raise ValueError("it has the field transformers_weights")
+        family_named(values["model_type"][:40])  # refuses other models before their configuration is built
         config = AutoConfig.from_pretrained(weights.folder, gguf_file=weights.gguf, trust_remote_code=False)
     family_of(config)
     if getattr(config, "quantization_config", None) and not weights.gguf:
-        raise UserError(f"{weights.called} is quantised and cannot be sliced; take the unquantised model")
+        raise UserError(f"{weights.display_name} is quantised and cannot be sliced; take the unquantised model")
     return config
 
 
 def _gguf_config(weights: Weights) -> dict[str, Any]:
-    """What a GGUF file's header says of the configuration, by transformers' names."""
+    """The configuration values in a GGUF file's header, under transformers' names."""
     require_gguf(weights.folder / str(weights.gguf))
     fields = gguf_header(weights.folder / str(weights.gguf)).fields
     architecture = fields.get("general.architecture")
@@ -121,30 +120,36 @@ def _gguf_config(weights: Weights) -> dict[str, Any]:
 
 
 def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> None:
-    """Raise UserError where weight files do not hold the tensors that the configuration speaks of.
+    """Raise UserError if the weight files lack tensors that the configuration describes.
 
-    What it speaks of would be made in memory all the same. A GGUF file has names of its own: there, so many tensors of
-    each shape will do.
+    transformers would allocate those tensors all the same. A GGUF file has its own tensor names, so there only the
+    number of tensors of each shape is compared.
     """
-    name, shapes = weights.called, tensor_shapes(weights)
+    name, shapes = weights.display_name, tensor_shapes(weights)
     layers = len({found[1] for tensor in shapes if (found := _LAYER.search(tensor))})
     if config.num_hidden_layers != layers:
-        raise UserError(f"{name} has not as many layers as its configuration says but {layers}; fetch it again")
-    with _refusing(f"{name} has an absurd configuration", "fetch it again"), torch.device("meta"), quiet_transformers():
-        # In the default's precision, whatever the weights have: another would be all threads' default meanwhile.
+        raise UserError(
+            f"{name} has {layers} layers, expected {config.num_hidden_layers} by its configuration; fetch it again"
+        )
+    with (
+        _as_user_error(f"{name} has an invalid configuration", "fetch it again"),
+        torch.device("meta"),
+        quiet_transformers(),
+    ):
+        # In the default precision: transformers would make any other the default of all threads meanwhile.
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key not in tied}
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key not in tied}
     if weights.gguf:
-        for shape, count in (Counter(wanted.values()) - Counter(shapes.values())).items():
+        for shape, count in (Counter(expected.values()) - Counter(shapes.values())).items():
             raise UserError(f"{name} lacks {count} tensors of shape {shape}, by its configuration; fetch it again")
         return
-    held = {key: shapes.get(key, shapes.get(key.removeprefix("model."))) for key in wanted}
-    if absent := sorted(key for key, shape in held.items() if shape is None):
+    actual = {key: shapes.get(key, shapes.get(key.removeprefix("model."))) for key in expected}
+    if absent := sorted(key for key, shape in actual.items() if shape is None):
         raise UserError(f"{name} lacks {len(absent)} tensors of the model, such as {absent[0]}; fetch it again")
-    if wrong := sorted(key for key, shape in held.items() if shape != wanted[key]):
+    if wrong := sorted(key for key, shape in actual.items() if shape != expected[key]):
         raise UserError(
-            f"{name} has {wrong[0]} of shape {held[wrong[0]]}, and by its configuration {wanted[wrong[0]]}; "
+            f"{name} has {wrong[0]} of shape {actual[wrong[0]]}, expected {expected[wrong[0]]} by its configuration; "
             "fetch it again"
         )
 
@@ -152,15 +157,15 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
 def read_weights(
     weights: Weights, dtype: torch.dtype, device_map: dict[str, str] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer as transformers gives them, on the CPU or where `device_map` puts each part.
+    """Model and tokenizer as transformers loads them, on the CPU or placed by `device_map`.
 
     Raises:
-        UserError: weights or tokenizer are missing, broken, incomplete, or of a model that cannot be sliced.
+        UserError: weights or tokenizer are missing, invalid or incomplete, or the model cannot be sliced.
     """
     config = read_config(weights)
     require_match(config, weights)
     options: dict[str, Any] = {"trust_remote_code": False} | ({"gguf_file": weights.gguf} if weights.gguf else {})
-    with _refusing(f"{weights.called} cannot be read", "fetch it again"), quiet_transformers():
+    with _as_user_error(f"{weights.display_name} cannot be read", "fetch it again"), quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, by `output_loading_info`
             weights.folder,
             config=config,
@@ -174,19 +179,19 @@ def read_weights(
     model, loading = loaded
     # transformers fills what is missing with random numbers and only warns.
     if absent := sorted(loading["missing_keys"]):
-        raise UserError(f"{weights.called} lacks {len(absent)} tensors, such as {absent[0]}; fetch it again")
+        raise UserError(f"{weights.display_name} lacks {len(absent)} tensors, such as {absent[0]}; fetch it again")
     remedy = "put tokenizer.json or tokenizer.model beside the weights"
-    with _refusing(f"{weights.called} has no tokenizer that can be read", remedy), quiet_transformers():
+    with _as_user_error(f"{weights.display_name} has no tokenizer that can be read", remedy), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(weights.folder, **options)
     if weights.gguf:
-        # The tensors are plain floats now; without this the model refuses to be saved.
+        # The tensors are dequantised; with a quantizer the model refuses to be saved.
         model.hf_quantizer = None
         del model.config.quantization_config
     return model, tokenizer
 
 
 def require_gguf(file: Path) -> None:
-    """Raise UserError when `file` is no GGUF file or there is nothing to read it with."""
+    """Raise UserError if `file` is not a GGUF file or the package gguf is not installed."""
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"{file.name} needs the package gguf to be read; run `pip install gguf`")
     with file.open("rb") as opened:
@@ -195,14 +200,14 @@ def require_gguf(file: Path) -> None:
 
 
 @contextmanager
-def _refusing(problem: str, remedy: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a UserError: what strangers wrote can make libraries raise anything."""
+def _as_user_error(problem: str, remedy: str) -> Iterator[None]:
+    """Turn any exception inside into a UserError: untrusted files can make libraries raise anything."""
     try:
         yield
     except UserError:
         raise
     except BaseException as error:
-        # tokenizers, written in Rust, raises its panics past `Exception`.
+        # tokenizers, written in Rust, raises a panic that is not an `Exception`.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{problem} ({first_line(error)}); {remedy}") from error
@@ -210,15 +215,15 @@ def _refusing(problem: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers on stderr; our own errors say what matters.
+    """Silence the progress bars and warnings of transformers, whose important cases have errors of our own.
 
-    One thread at a time: while transformers builds a model, it changes its classes for the whole process, and two that
-    do so at once leave them changed.
+    One thread at a time: while transformers builds a model, it changes its classes for the whole process, and two
+    threads at once would leave them changed.
     """
     library, accelerate = transformers.utils.logging, logging.getLogger("accelerate.big_modeling")
-    with _ALONE:
+    with _transformers_lock:
         verbosity, bars, level = library.get_verbosity(), library.is_progress_bar_enabled(), accelerate.level
-        gguf_bar = modeling_gguf_pytorch_utils.tqdm  # which heeds none of the settings below
+        gguf_bar = modeling_gguf_pytorch_utils.tqdm  # ignores the settings below
         library.set_verbosity_error()
         library.disable_progress_bar()
         accelerate.setLevel(logging.ERROR)

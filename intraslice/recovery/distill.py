@@ -1,9 +1,9 @@
-"""Distillation: the weights of a sliced model are trained for a short time towards the dense model's distributions.
+"""Distillation: trains the weights of a sliced model for a short time towards the dense model's distributions.
 
-Slicing fits each layer to its own output, but the next token's distribution is what counts. Here some steps of Adam
-train all layers together, on more text than the slicing used. The loss is the KL divergence from the dense model's
-distributions plus, with less weight, the cross-entropy of the text's next tokens (Hinton et al., arXiv 1503.02531).
-No size changes, and no tensor that the two models share.
+Slicing fits each layer to its own output; this trains all layers together, with Adam, for the next-token distribution,
+on more text. The loss is the KL divergence from the dense model's distributions plus, with less weight, the
+cross-entropy of the text's next tokens (Hinton et al., arXiv 1503.02531). Sizes, and tensors that the two models share,
+do not change.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from intraslice.modeling.logits import logits_in_chunks
 from intraslice.pretrained.memory import available_bytes
 from intraslice.recovery.registry import Recovery
 
-IGNORE_INDEX = -100  # label of the last token, which none follows
-BYTES_PER_WEIGHT = 16  # of its float32 master, Adam's two means and the gradient
+IGNORE_INDEX = -100  # label of the last token
+BYTES_PER_WEIGHT = 16  # float32 master weight, gradient and two moments of Adam
 
 
 @dataclass(frozen=True)
 class Distillation(Recovery):
-    """Adam on all matrices of the sliced layers, towards the dense model's distributions and the text's labels."""
+    """Trains all matrices of the sliced layers with Adam, on the dense model's distributions and the text's labels."""
 
     name = "distill"
     label = "Distillation"
-    explanation = "all weights of the sliced layers trained towards the dense model and the text's next tokens"
+    explanation = (
+        "trains all weights of the sliced layers on the dense model's distributions and the text's next tokens"
+    )
 
-    learning_rate: float = 0.001  # of a matrix's root mean square, after the warm-up; falls linearly to 0
+    learning_rate: float = 0.001  # relative to a matrix's root mean square, after the warm-up; decays linearly to 0
     warm_up: int = 6  # steps
-    ce_weight: float = 0.5  # of the cross-entropy, beside the KL divergence
+    ce_weight: float = 0.5  # weight of the cross-entropy; that of the KL divergence is 1
     tokens_per_step: int = 1024
 
     def recover(
@@ -51,15 +53,15 @@ class Distillation(Recovery):
     ) -> PreTrainedModel:
         """Train the matrices of `sliced`, in place.
 
-        Costs one dense forward over `tokens`, and a forward and a backward of the sliced model for each epoch. There is
-        no early stop: in one epoch every step is taken on text that is new to it.
+        Costs one dense forward over `tokens`, and a forward and a backward of the sliced model per epoch. There is no
+        early stopping, since in the first epoch every step sees new text.
 
         Raises:
             UserError: the training does not fit into memory.
-            NumericalError: a step leads to weights that are not finite.
+            NumericalError: the weights are not finite after training.
         """
         report, tokens = progress_callback(progress), tokens.to(sliced.device)
-        matrices = _own_matrices(dense, sliced)
+        matrices = _unshared_matrices(dense, sliced)
         if not matrices or epochs == 0:
             return sliced
         _require_memory(matrices, sliced.device)
@@ -86,11 +88,11 @@ class Distillation(Recovery):
     ) -> None:
         batch = max(1, self.tokens_per_step // tokens.shape[1])
         steps = epochs * -(-len(tokens) // batch)
-        masters = [weight.detach().float().clone() for weight in matrices]  # bfloat16 would round small steps away
+        masters = [weight.detach().float().clone() for weight in matrices]  # small steps would be lost in bfloat16
         optimiser = torch.optim.Adam([{"params": [m], "rms": m.square().mean().sqrt().item()} for m in masters])
-        order, done = torch.Generator().manual_seed(0), 0
+        rng, done = torch.Generator().manual_seed(0), 0
         for _ in range(epochs):
-            shuffled = torch.randperm(len(tokens), generator=order).tolist()
+            shuffled = torch.randperm(len(tokens), generator=rng).tolist()
             for start in range(0, len(shuffled), batch):
                 indices = shuffled[start : start + batch]
                 for index in indices:
@@ -107,7 +109,7 @@ class Distillation(Recovery):
                 done += 1
                 progress(Progress("distill", done, steps))
         if not all(torch.isfinite(master).all() for master in masters):
-            raise NumericalError("distillation diverged; leave the recovery out, or calibrate on other text")
+            raise NumericalError("distillation diverged; slice without recovery, or calibrate on other text")
 
     def _add_gradients_(
         self,
@@ -117,7 +119,7 @@ class Distillation(Recovery):
         dense_hidden: Float[Tensor, "length hidden"],
         scale: float,
     ) -> None:
-        """Add to the matrices' gradients `scale` times that of the sequence's mean loss, in nats per token."""
+        """Add `scale` times the gradient of the sequence's mean loss, in nats per token, to the matrices' gradients."""
         for weight in matrices:
             weight.requires_grad_(True)
         try:
@@ -140,19 +142,19 @@ class Distillation(Recovery):
                 weight.requires_grad_(False)
 
 
-def _own_matrices(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[nn.Parameter]:
-    """Weights of the sliced model's layers, without those that it shares with the dense model, and without biases."""
+def _unshared_matrices(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[nn.Parameter]:
+    """Matrices of the sliced model's layers that are not shared with the dense model."""
     shared = {id(parameter) for parameter in dense.parameters()}
     parameters = sliced.model.layers.parameters()
     return [weight for weight in parameters if weight.ndim == 2 and weight.numel() and id(weight) not in shared]
 
 
 def _require_memory(matrices: list[nn.Parameter], device: torch.device) -> None:
-    needed, free = BYTES_PER_WEIGHT * sum(weight.numel() for weight in matrices), available_bytes(str(device))
-    if needed > free:
+    required, free = BYTES_PER_WEIGHT * sum(weight.numel() for weight in matrices), available_bytes(str(device))
+    if required > free:
         raise UserError(
-            f"distilling this model needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device}; "
-            "leave the recovery out"
+            f"distillation requires {required / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device}; "
+            "slice without recovery"
         )
 
 
@@ -163,7 +165,7 @@ def _write_(matrices: list[nn.Parameter], values: list[Tensor]) -> None:
 
 
 def _last_hidden(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> Float[Tensor, "length hidden"]:
-    """The states that the head reads, of every token."""
+    """Final hidden states, the input of the head."""
     return model.model(input_ids=sequence[None], use_cache=False).last_hidden_state[0]
 
 

@@ -1,4 +1,4 @@
-"""Recoveries: what one is, and how one is called by its name."""
+"""The base class of recoveries, and `recover`, which runs one by its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from intraslice.modeling.offload import is_offloaded
 
 
 class Recovery(ABC):
-    """One way to train a sliced model after slicing. A subclass is registered as an instance in `RECOVERIES`."""
+    """One way to train a model after slicing. An instance of each subclass is registered in `RECOVERIES`."""
 
     name: ClassVar[str]  # one word
     label: ClassVar[str]  # on charts and buttons
@@ -33,7 +33,7 @@ class Recovery(ABC):
         *,
         progress: ProgressCallback | bool = True,
     ) -> PreTrainedModel:
-        """Train `sliced` in place on `tokens`, and return it. Tensors that it shares with `dense` are not changed."""
+        """Train `sliced` in place on `tokens`, and return it. Must not change tensors that it shares with `dense`."""
 
 
 def recover(
@@ -48,13 +48,13 @@ def recover(
     """Train a sliced model towards the dense one, in place, and return it. Works after every slicing method.
 
     Args:
-        dense: the model that `sliced` was made of; it is not changed.
-        tokens: what to train on, such as the calibration's tokens and more of its text.
+        dense: the dense model of `sliced`; it is not changed.
+        tokens: to train on, such as the calibration tokens and more of the text.
         recovery: a name in `RECOVERIES`, or "none", which returns `sliced` as it is.
         epochs: passes over `tokens`.
 
     Raises:
-        UserError: there is no such recovery, a model has offloaded or quantised weights, or memory does not suffice.
+        UserError: the name is unknown, a model has offloaded or quantised weights, or memory does not suffice.
         NumericalError: the training diverged; `sliced` is not usable then.
     """
     if recovery == NO_RECOVERY:
@@ -66,8 +66,8 @@ def recover(
 
 
 def require_trainable(model: PreTrainedModel) -> None:
-    """Raises UserError unless all weights of the layers are in memory, as floating-point numbers."""
+    """Raise UserError unless all weights of the layers are in memory, as floating-point numbers."""
     if is_offloaded(model):
-        raise UserError("recovery trains all layers together, in memory; load the model without a device map")
+        raise UserError("recovery requires all layers in memory; load the model without a device map")
     if not all(weight.is_floating_point() for weight in model.model.layers.parameters()):
-        raise UserError("recovery trains floating-point weights, and this model has others; load it unquantised")
+        raise UserError("recovery requires floating-point weights; load the model unquantised")

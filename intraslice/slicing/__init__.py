@@ -1,1 +1,1 @@
-"""The paper's section 3: one attention, one MLP, and the drivers over all layers."""
+"""Slicing (paper §3) of one attention, of one MLP, and of all layers of a model."""

@@ -1,7 +1,6 @@
-"""Slicing one attention layer: which rotary pairs, which value basis, which output map; planning chose the heads.
+"""Slicing of one attention layer: rotary pairs, value basis and output map for the heads of the plan (paper §3). Pure.
 
-Tensors in, tensors out (paper §3). No hooks, no model, no device of its own.
-H query heads, K key/value heads, d channels a head, D hidden size; primes mark what is kept.
+H query heads, K key/value heads, d channels per head, D hidden size; primes mark kept dimensions.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from intraslice.core.weights import UNROTATED, AttentionWeights
 def choose_channels(
     scores: Float[Tensor, "heads d"], weights: AttentionWeights, heads: Int[Tensor, " kept"], dim: int
 ) -> tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept pairs"]]:
-    """Query/key channels of every surviving key/value head, and the rotary frequency of each kept pair.
+    """Kept query/key channels of every kept key/value head, and the rotary frequency of each kept pair.
 
-    `scores[h, j]` tells how much channel j of query head h matters. Rotated channels survive as pairs, by the sum over
-    the group's kept queries; unrotated ones are single and pair up in the order of their scores. At full width all stay
-    as they are.
+    `scores[h, j]` is the score of channel j of query head h. Rotated channels are kept in pairs, by the sum over the
+    group's kept queries; unrotated ones are single, and pair up in the order of their scores. At full width nothing
+    changes.
     """
     half = scores.shape[1] // 2
     if dim == scores.shape[1]:
@@ -51,7 +50,7 @@ def cut_queries_and_keys(
     channels: Int[Tensor, "kv_kept dim"],
     frequency: Int[Tensor, "kv_kept pairs"],
 ) -> AttentionWeights:
-    """Keep the given heads, their key/value heads and their query/key channels; values stay as wide as they were."""
+    """Keep these heads, their key/value heads and their query/key channels; values keep their width."""
     groups, kv_head = weights.kv_head[heads].unique(return_inverse=True)
     query_channels = channels[kv_head]
 
@@ -75,9 +74,9 @@ def cut_queries_and_keys(
 def value_axes(
     moment: Float[Tensor, "channels channels"], kv_head: Int[Tensor, " heads"], dim: int
 ) -> Float[Tensor, "kv_heads d dim"]:
-    """Principal axes of the head outputs, one basis a key/value head, since its queries share the value head.
+    """Principal axes of the head outputs, one basis per key/value head, since its queries share the value head.
 
-    At full width the basis is the identity: nothing is lost, so nothing is rotated. Of no head there is no basis.
+    At full width the basis is the identity. It is empty if no head is kept.
     """
     if not len(kv_head):
         return moment.new_zeros(0, dim, dim)
@@ -91,7 +90,7 @@ def value_axes(
 
 @dataclass(frozen=True)
 class OutputMoments:
-    """What the output map is fitted on, over N tokens: `X'` kept heads' outputs (C' channels), `X` the dense ones."""
+    """Moments for fitting the output map over N tokens: `X'` from kept heads (C' channels), `X` from dense ones."""
 
     kept: Float[Tensor, "kept kept"]  # X'^T X'
     cross: Float[Tensor, "kept dense"]  # X'^T X
@@ -105,9 +104,9 @@ def fit_output(
 ) -> tuple[Float[Tensor, "hidden heads dim"], Float[Tensor, " hidden"] | None]:
     """Ridge least squares of the dense layer's output on `Z = X' V`; `axes` holds V for every kept query head.
 
-    Solves for the fused output map at once (D right-hand sides): `W = W_o X^T Z damp(Z^T Z)^-1`. Where the layer has an
-    output bias the fit is centred and the bias takes the difference of the means; otherwise the bias is None. Where no
-    head is kept the bias alone is left. Raises NumericalError where the damped moment is not finite or singular.
+    Solves for the fused output map at once (D right-hand sides): `W = W_o X^T Z damp(Z^T Z)^-1`. If the layer has an
+    output bias, the fit is centred and the bias compensates for the difference of the means; otherwise it is None. If
+    no head is kept, only the bias is left. Raises NumericalError where the damped moment is not finite or singular.
     """
     heads, width, dim = axes.shape
     dense_output = weights.output.flatten(1).to(moments.kept.dtype)  # (D, H * d)
@@ -132,7 +131,7 @@ def fuse(
     output: Float[Tensor, "hidden heads dim"],
     output_bias: Float[Tensor, " hidden"] | None,
 ) -> AttentionWeights:
-    """Absorb the value basis and the output map: `W_v <- V^T W_v`, bias too. Nothing is left at run time."""
+    """Fuse the value basis and the output map into the weights: `W_v <- V^T W_v`, likewise the bias."""
     dtype = cut.value.dtype
     bias = cut.value_bias
     return replace(

@@ -1,7 +1,7 @@
-"""The two drivers: from a plan and a dense model to a smaller model. The dense model is never touched.
+"""Slicing of all layers, in one of two orders. The dense model is not changed.
 
 *Sequential* (the paper's): layer by layer, attention then MLP, each fitted on activations of the already sliced layers.
-*One-shot*: all moments from the dense model's calibration, so that only linear algebra is left.
+*One-shot*: all moments come from the dense model's calibration, so that only linear algebra is left.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.linalg import OrderedFactor, add_moment_, typical_damping
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.core.weights import AttentionWeights, MLPWeights
-from intraslice.distributed.sharing import all_reduce_, require_enough, share_of
+from intraslice.distributed.sharing import all_reduce_, require_enough, shard_of
 from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.offload import offload_like_, resident
 from intraslice.modeling.residual import SlicedModule, output_of
-from intraslice.modeling.surgery import with_parts
+from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.slicing.attention import (
     OutputMoments,
@@ -49,18 +49,18 @@ def slice_model(
     *,
     progress: ProgressCallback | bool = True,
 ) -> PreTrainedModel:
-    """Build the model that `plan` describes, in the order its config names.
+    """Build the model of `plan`, in the order of its config.
 
-    The sequential order needs `tokens`, the one-shot order reads `stats` alone. Embeddings, norms and untouched modules
-    are shared with the dense model. Among several processes each passes a share of the tokens, and all build the model.
-    Raises NumericalError where a moment is not finite or singular.
+    The sequential order requires `tokens`, the one-shot order reads `stats` alone. Embeddings, norms and unchanged
+    modules are shared with the dense model. With several processes each passes a shard of the tokens, and all build the
+    model. Raises NumericalError where a moment is not finite or singular.
     """
     one_shot, total = plan.config.order == "one-shot", len(plan.layers)
     if not one_shot and tokens is None:
-        raise ValueError("the sequential order slices on tokens and got none; pass the calibration's")
+        raise ValueError("order 'sequential' requires tokens, got None; pass those of the calibration")
     report = progress_callback(progress)
     report(Progress("slice", 0, total))
-    hidden_states = None if one_shot or tokens is None else _embed_share(model, tokens)
+    hidden_states = None if one_shot or tokens is None else _embed_shard(model, tokens)
     token_count = 0 if tokens is None else tokens.numel()
     parts: dict[nn.Module, nn.Module] = {}
     for index, (block, layer) in enumerate(zip(blocks(model), plan.layers, strict=True)):
@@ -75,10 +75,10 @@ def slice_model(
             offload_like_(sliced, dense)
             parts[dense] = sliced
         report(Progress("slice", index + 1, total))
-    return with_parts(model, parts)
+    return replace_modules(model, parts)
 
 
-def _untouched(attention: SlicedAttention, plan: LayerPlan) -> bool:
+def _is_unchanged(attention: SlicedAttention, plan: LayerPlan) -> bool:
     return len(plan.heads) == attention.heads and plan.dim == attention.dim
 
 
@@ -86,8 +86,8 @@ def _untouched(attention: SlicedAttention, plan: LayerPlan) -> bool:
 
 
 def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:
-    """The attention that `plan` describes, fitted on the dense calibration alone; the dense one where nothing goes."""
-    if _untouched(dense, plan):
+    """The attention of `plan`, fitted on the dense calibration alone; `dense` itself if nothing is removed."""
+    if _is_unchanged(dense, plan):
         return dense
     weights = dense.weights()
     heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
@@ -109,20 +109,20 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
 def _fit_attention(
     dense: AttentionWeights, cut: AttentionWeights, moments: OutputMoments, dim: int, layer: int
 ) -> tuple[SlicedAttention, Float[Tensor, "heads d dim"]]:
-    """The sliced attention, and the axes that its heads' outputs are on."""
+    """The sliced attention, and the axes of its heads' outputs."""
     axes = value_axes(moments.kept, cut.kv_head, dim)
     output, bias = fit_output(moments, axes[cut.kv_head], dense)
     return SlicedAttention(fuse(cut, axes, output, bias), layer), axes[cut.kv_head]
 
 
 def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer: int) -> SlicedMLP:
-    """The MLP of `width` neurons, fitted on the dense calibration alone; the dense one where nothing goes."""
+    """The MLP of `width` neurons, fitted on the dense calibration alone; `dense` itself if nothing is removed."""
     if width == dense.neurons:
         return dense
     moments, mean = stats.layers[layer], stats.layers[layer].mlp_sum / stats.tokens
-    weights, known = dense.weights(), {} if stats.ranked_neurons is None else stats.ranked_neurons
-    ranked = known.get(layer) or _ranked(weights, moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
-    known[layer] = ranked
+    weights, rankings = dense.weights(), {} if stats.ranked_neurons is None else stats.ranked_neurons
+    ranked = rankings.get(layer) or _ranked(weights, moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
+    rankings[layer] = ranked
     return SlicedMLP(keep_best(weights, ranked, mean, width))
 
 
@@ -134,12 +134,12 @@ def _ranked(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int, fish
 # Sequential
 
 
-Written = list[Float[Tensor, "batch tokens hidden"]]  # what a module adds to the hidden states, batch by batch
+Outputs = list[Float[Tensor, "batch tokens hidden"]]  # of a module, to add to the hidden states, by batch
 
 
-def _embed_share(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> HiddenStates:
+def _embed_shard(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> HiddenStates:
     require_enough(len(tokens))
-    return embed(model, tokens[share_of(len(tokens))])
+    return embed(model, tokens[shard_of(len(tokens))])
 
 
 @dataclass(frozen=True)
@@ -154,28 +154,28 @@ class _SequentialFit:
     config: SliceConfig
 
     def slice_(self, pause: Pause) -> tuple[SlicedAttention, SlicedMLP]:
-        """Slice the layer, and add what it writes to the hidden states, in place. Pauses after each batch."""
-        attention, attended = self._slice_attention(pause)
+        """Slice the layer, and add its outputs to the hidden states, in place. Pauses after each batch."""
+        attention, attention_outputs = self._slice_attention(pause)
         if not self.block.parallel:
-            self.hidden_states.add_(attended)
-        mlp, answered = self._slice_mlp(pause)
+            self.hidden_states.add_(attention_outputs)
+        mlp, mlp_outputs = self._slice_mlp(pause)
         if self.block.parallel:
-            self.hidden_states.add_(attended)
-        self.hidden_states.add_(answered)
+            self.hidden_states.add_(attention_outputs)
+        self.hidden_states.add_(mlp_outputs)
         return attention, mlp
 
-    def _written(self, module: SlicedModule, norm: nn.Module, pause: Pause) -> Written:
-        written = []
+    def _outputs(self, module: SlicedModule, norm: nn.Module, pause: Pause) -> Outputs:
+        outputs = []
         for hidden, arguments in self.hidden_states.normed(norm):
-            written.append(output_of(module, hidden, arguments))
+            outputs.append(output_of(module, hidden, arguments))
             pause()
-        return written
+        return outputs
 
-    def _slice_attention(self, pause: Pause) -> tuple[SlicedAttention, Written]:
-        """Recompute the head outputs with the chosen query and key channels, and fit the rest on those."""
+    def _slice_attention(self, pause: Pause) -> tuple[SlicedAttention, Outputs]:
+        """Recompute the head outputs with the kept query and key channels, and fit values and output map to them."""
         dense, plan, norm = self.block.attention, self.plan, self.block.attention_norm
-        if _untouched(dense, plan):
-            return dense, self._written(dense, norm, pause)
+        if _is_unchanged(dense, plan):
+            return dense, self._outputs(dense, norm, pause)
         weights = dense.weights()
         heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
         channels, frequency = choose_channels(self.stats.query_fisher, weights, heads, plan.dim)
@@ -193,7 +193,7 @@ class _SequentialFit:
             dense_outputs = dense.attend(query, key, value, mask)
             if plan.dim == dense.dim:
                 kept_outputs = dense_outputs.unflatten(-1, (dense.heads, -1))[..., heads, :].flatten(-2)
-            else:  # a query without some channels attends as if its key had none of them either
+            else:  # masking channels of the query suffices for scores without them
                 narrow = query[:, heads] * kept_channels
                 kept_outputs = attend(narrow, key[:, owners], value[:, owners], dense.scale, mask)
             add_moment_(moments[0], kept_outputs)
@@ -207,18 +207,18 @@ class _SequentialFit:
         attention, axes = _fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx)
         pause()
         axes = axes.to(weights.value.dtype)
-        written = []
-        for outputs in head_outputs:
-            narrow = torch.einsum("bthd,hdp->bthp", outputs.unflatten(-1, axes.shape[:2]), axes)
-            written.append(attention.o_proj(narrow.flatten(-2)))
+        outputs = []
+        for heads_of_batch in head_outputs:
+            narrow = torch.einsum("bthd,hdp->bthp", heads_of_batch.unflatten(-1, axes.shape[:2]), axes)
+            outputs.append(attention.o_proj(narrow.flatten(-2)))
             pause()
-        return attention, written
+        return attention, outputs
 
-    def _slice_mlp(self, pause: Pause) -> tuple[SlicedMLP, Written]:
-        """Fit on what enters the dense output map, of which the sliced MLP has the neurons that it keeps."""
+    def _slice_mlp(self, pause: Pause) -> tuple[SlicedMLP, Outputs]:
+        """Fit the output map to inputs of the dense one; the sliced MLP has the kept neurons among them."""
         dense, plan, norm = self.block.mlp, self.plan, self.block.mlp_norm
         if plan.neurons == dense.neurons:
-            return dense, self._written(dense, norm, pause)
+            return dense, self._outputs(dense, norm, pause)
         weights, device = dense.weights(), self.hidden_states.hidden[0].device
         moment, total = (torch.zeros(*shape, device=device) for shape in (2 * [dense.neurons], [dense.neurons]))
         neurons = []
@@ -235,10 +235,10 @@ class _SequentialFit:
         if self.config.iterative and plan.neurons and plan.mlp_ratio > self.config.iterative_above:
             inputs = (hidden for hidden, _ in self.hidden_states.normed(norm))
             mlp = SlicedMLP(refine_mlp(weights, mlp.weights(), inputs, progress=lambda _: pause()))
-            return mlp, self._written(mlp, norm, pause)
+            return mlp, self._outputs(mlp, norm, pause)
         kept = ranked.order[: plan.neurons].sort().values
-        written = []
+        outputs = []
         for rows in neurons:
-            written.append(mlp.down_proj(rows[..., kept]))
+            outputs.append(mlp.down_proj(rows[..., kept]))
             pause()
-        return mlp, written
+        return mlp, outputs

@@ -1,4 +1,4 @@
-"""Slicing one MLP: which neurons stay, and how the output map makes up for the rest (paper §3). Pure."""
+"""Slicing of one MLP: kept neurons, and an output map that compensates for the others (paper §3). Pure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from intraslice.core.weights import MLPWeights
 def neuron_scores(
     moment: Float[Tensor, "neurons neurons"], down: Float[Tensor, "hidden neurons"]
 ) -> Float[Tensor, " neurons"]:
-    """`S_jj ||W_down[:, j]||^2`: how much of the MLP's output each neuron carries."""
+    """`S_jj ||W_down[:, j]||^2`: the contribution of each neuron to the MLP's output."""
     return moment.diagonal() * down.to(moment.dtype).square().sum(0)
 
 
 def fitted_moment(
     weights: MLPWeights, moment: Float[Tensor, "neurons neurons"], mean: Float[Tensor, " neurons"], tokens: int
 ) -> Float[Tensor, "neurons neurons"]:
-    """What neurons are chosen and repaired by: the moment, less the means where the bias of `down` takes those over."""
+    """The moment for scores and fit; centred if `down` has a bias, which compensates for the means."""
     return moment if weights.down_bias is None else moment - tokens * torch.outer(mean, mean)
 
 
@@ -35,11 +35,11 @@ def slice_mlp(
     damping: float = DAMPING,
     fisher: Float[Tensor, " neurons"] | None = None,
 ) -> MLPWeights:
-    """Keep the `width` best neurons and express the others in them.
+    """Keep the `width` best neurons, and compensate for the others by least squares.
 
-    `moment` is `A^T A` over `tokens` tokens of what enters `down`, `mean` its mean. With `S = damp(A^T A)`,
-    `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. Where `down` has a bias, scores and fit are centred and
-    the bias takes the constant part of the neurons that go.
+    `moment` is `A^T A` over `tokens` tokens of the input of `down`, `mean` its mean. With `S = damp(A^T A)`,
+    `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. If `down` has a bias, scores and fit are centred, and the
+    bias includes the constant part of the removed neurons.
     """
     fitted = fitted_moment(weights, moment, mean, tokens)
     return keep_best(weights, rank_neurons(weights, fitted, damping, fisher), mean, width)
@@ -51,10 +51,10 @@ def rank_neurons(
     damping: float = DAMPING,
     fisher: Float[Tensor, " neurons"] | None = None,
 ) -> OrderedFactor:
-    """Neurons by their score, by the `fitted_moment` (the paper's).
+    """Rank neurons by their score from the `fitted_moment` (the paper's).
 
-    Given `fisher`, `sum_t (a_tj dL/da_tj)^2`, by the product of both: what a neuron carries, and what the loss would
-    feel of it. Raises NumericalError where the damped moment is not finite or singular.
+    With `fisher`, `sum_t (a_tj dL/da_tj)^2`, the score is multiplied by it: energy times sensitivity of the loss.
+    Raises NumericalError where the damped moment is not finite or singular.
     """
     damped = damp(fitted, damping)
     scores = neuron_scores(damped, weights.down)
@@ -64,20 +64,19 @@ def rank_neurons(
 
 
 def keep_best(weights: MLPWeights, ranked: OrderedFactor, mean: Float[Tensor, " neurons"], width: int) -> MLPWeights:
-    """Keep the `width` best neurons and express the others in them, as `slice_mlp` does.
+    """Keep the `width` best neurons, and compensate for the others, as `slice_mlp` does.
 
-    The factor's first rows are that of the kept neurons' own moment, whatever the width: `S_ck S_kk^-1` is
-    `L_ck L_kk^-1`.
+    The factor's first rows factor the moment of the kept neurons, for any width: `S_ck S_kk^-1 = L_ck L_kk^-1`.
     """
     kept, cut = ranked.order[:width], ranked.order[width:]
     down = weights.down.to(ranked.factor.dtype)
-    of_cut = down.index_select(1, cut) @ ranked.factor[width:, :width]
-    repair = torch.linalg.solve_triangular(ranked.factor[:width, :width], of_cut, upper=False, left=False)
+    cut_output = down.index_select(1, cut) @ ranked.factor[width:, :width]
+    repair = torch.linalg.solve_triangular(ranked.factor[:width, :width], cut_output, upper=False, left=False)
     bias = weights.down_bias
     if bias is not None:
         bias = (bias + down[:, cut] @ mean[cut] - repair @ mean[kept]).to(weights.down.dtype)
-    kept, place = kept.sort()
-    repaired = down.index_select(1, kept) + repair.index_select(1, place)
+    kept, order = kept.sort()
+    repaired = down.index_select(1, kept) + repair.index_select(1, order)
     return select_neurons(weights, kept, repaired.to(weights.down.dtype), bias)
 
 
@@ -89,7 +88,7 @@ def keep_neurons(
     kept: Int[Tensor, " kept"],
     damping: float = DAMPING,
 ) -> MLPWeights:
-    """Keep the given neurons, whoever chose them, and express the others in them, as `slice_mlp` does.
+    """Keep these neurons, and compensate for the others, as `slice_mlp` does.
 
     Raises NumericalError where the damped moment is not finite or singular.
     """
@@ -101,7 +100,7 @@ def keep_neurons(
 def select_neurons(
     weights: MLPWeights, kept: Int[Tensor, " kept"], down: Float[Tensor, "hidden kept"], down_bias: Tensor | None
 ) -> MLPWeights:
-    """The kept rows of `gate` and `up` with their biases, over a new output map."""
+    """The kept rows of `gate` and `up` with their biases, and a new output map."""
 
     def rows(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.index_select(0, kept)

@@ -1,18 +1,17 @@
-"""The iterative variant of MLP slicing (paper §3.4): selected neurons, refined until they imitate the dense MLP. Pure.
+"""The iterative variant of MLP slicing (paper §3.4): trains the selected neurons to match the dense MLP. Pure.
 
 The paper learns projections `Q_a, Q_b (neurons, kept)`, slice by slice, so that `act(gate Q_b) * (up Q_a)` matches the
-principal part of what enters the output map. Here the fused maps `gate' = Q_b^T gate`, `up' = Q_a^T up` and `down'` are
-learned themselves, all at once, against the dense MLP's *output*. With no fewer neurons than hidden channels the
-functions to choose from are the same; on SmolLM2 it takes half the time and the held-out error falls several times as
-far. Three choices make that carry over to text that was not seen:
+principal part of the output map's input. Here the fused maps `gate' = Q_b^T gate`, `up' = Q_a^T up` and `down'` are
+trained directly, all at once, against the dense MLP's *output*. With at least as many neurons as hidden channels both
+parametrise the same functions; on SmolLM2 this takes half the time, and reduces the held-out error several times as
+much. Three choices make it generalise:
 
-- The dense MLP can answer for any input, so each step perturbs its tokens a little and asks for the true answer there;
-  without this a few thousand tokens are soon learned by heart.
-- A token's squared error is divided by its output's energy, but by no less than the median token's: neither the few
-  massive tokens nor the many faint ones, whose error drowns in the residual stream, decide the fit.
-- The selection's output map was fitted on all tokens, the held-out ones too, and so looks better on them than it is
-  (0.39 for 0.43 on SmolLM2). It is therefore fitted anew on the training tokens; there refining begins, and that is
-  what it has to beat.
+- Each step adds noise to its tokens and computes the dense MLP's output for them; without it a few thousand tokens are
+  soon overfitted.
+- The squared error of a token is divided by the energy of its output, but at least by that of the median token, so that
+  neither the few massive tokens nor the many small ones, whose error is negligible in the residual stream, dominate.
+- The selection's output map was fitted on all tokens, including the held-out ones, on which its error is too low (0.39
+  instead of 0.43 on SmolLM2). So it is fitted again on the training tokens; this is the start, and the baseline.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from intraslice.core.weights import MLPWeights
 from intraslice.modeling.mlp import SlicedMLP
 
 TINY = torch.finfo(torch.float32).tiny
-WARM_UP = 10  # steps; Adam's first ones are as long as any, however little they know of the gradient
+WARM_UP = 10  # steps; Adam's first steps have full size with poor estimates of the gradient
 
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """How long and how boldly to refine. `rate` is a step's size relative to a map's root mean square.
+    """Settings of the refinement. `rate` is the learning rate relative to a map's root mean square.
 
-    `noise` is the perturbation of an input channel, relative to its standard deviation. The last `held_out` of the
-    tokens are never trained on; refining stops after `patience` passes without a smaller error on them.
+    `noise` is the perturbation of an input channel, relative to its standard deviation. The last fraction `held_out` of
+    the tokens is never trained on; refining stops after `patience` passes without a smaller error on them.
     """
 
     passes: int = 4
@@ -55,30 +54,32 @@ class RefineConfig:
     def __post_init__(self) -> None:
         for field in ("passes", "batch", "patience"):
             if getattr(self, field) < 1:
-                raise UserError(f"{field} must be 1 or more, got {getattr(self, field)!r}")
+                raise UserError(f"{field} must be at least 1, got {getattr(self, field)!r}")
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out must be a fraction between 0 and 1, got {self.held_out!r}")
         if not (self.rate > 0 and self.noise >= 0):
-            raise UserError(f"rate must be above 0 and noise at least 0, got {self.rate!r} and {self.noise!r}")
+            raise UserError(
+                f"rate must be above 0 and noise at least 0, got rate {self.rate!r} and noise {self.noise!r}"
+            )
 
 
 class Errors(NamedTuple):
-    """Relative errors of an MLP's output: over all energy, and with each token's weight bounded. 0 when exact."""
+    """Relative errors of an MLP's output: of the total energy, and with bounded token weights. 0 is exact."""
 
     plain: float
     bounded: float
 
     def improves_on(self, other: Errors) -> bool:
-        """No error grew and one fell. False for nan, so that a run that diverged is never kept."""
+        """Whether no error is larger and one is smaller. False for nan, so that a diverged run is never kept."""
         return self.plain <= other.plain and self.bounded <= other.bounded and self != other
 
 
 @dataclass(frozen=True)
 class _Target:
-    """What the dense MLP answers, and how much an error there counts."""
+    """Outputs of the dense MLP, and weights of their errors."""
 
     dense: SlicedMLP
-    typical: Float[Tensor, ""]  # energy below which a token's weight grows no more
+    typical: Float[Tensor, ""]  # energy below which the weight of a token is constant
 
     def __call__(self, inputs: Float[Tensor, "tokens hidden"]) -> tuple[Tensor, Tensor]:
         """Outputs (tokens, hidden) and weights of their squared errors (tokens)."""
@@ -94,13 +95,13 @@ def refine_mlp(
     config: RefineConfig = RefineConfig(),
     progress: ProgressCallback = ignore_progress,
 ) -> MLPWeights:
-    """Refine `selected`, which `slice_mlp` made of the dense `weights`, to an MLP of the same width.
+    """Refine `selected`, the result of `slice_mlp` for the dense `weights`, to an MLP of the same width.
 
-    `batches` are the normed hidden states that enter the MLP, tokens in order, read once. `progress` is
-    called after each step; nothing that was passed in is ever changed. Returns `selected` itself unless both
-    held-out errors of the refinement, in the dtype it is kept in, are at most those of the selection fitted on the same
-    training tokens, and one is smaller. Arithmetic is in float32. Costs about `passes` forwards of the dense MLP and as
-    many forwards and backwards of the narrow one. Raises ValueError for fewer than two tokens.
+    `batches` are the normed hidden states that enter the MLP, tokens in order, read once. `progress` is called after
+    each step; no argument is changed. Returns `selected` itself unless both held-out errors of the refinement, in the
+    final dtype, are at most those of the selection fitted on the same training tokens, and one is smaller. Computes in
+    float32. Costs about `passes` forwards of the dense MLP, and as many forwards and backwards of the narrow one.
+    Raises ValueError for fewer than two tokens.
     """
     if selected.up.shape == weights.up.shape:  # nothing was cut
         return selected
@@ -108,7 +109,7 @@ def refine_mlp(
     with torch.no_grad():
         tokens = torch.cat([batch.flatten(0, -2).float() for batch in batches])
         if len(tokens) < 2:
-            raise ValueError(f"refining got {len(tokens)} tokens; expected some to train on and some to hold out")
+            raise ValueError(f"refining got {len(tokens)} tokens; expected at least 2, to train on and to hold out")
         count = math.ceil(len(tokens) * config.held_out)
         train, held_out = tokens.split([len(tokens) - count, count])
         dense = _module(weights)
@@ -116,15 +117,15 @@ def refine_mlp(
         start = _fit_output(target, selected, train, config.batch)
         best, best_errors = selected, output_errors(target, _cast(start, dtype), held_out)
 
-    learned, waited = _module(start), 0
+    mlp, waited = _module(start), 0
     batch = min(config.batch, len(train))
     total = config.passes * (len(train) // batch)
-    optimiser, schedule = _optimiser(learned, total, config)
+    optimiser, schedule = _optimiser(mlp, total, config)
     for done, perturbed in zip(range(1, total + 1), _perturbed_batches(train, batch, config), strict=False):
-        _step_(learned, target, perturbed, optimiser)
+        _step_(mlp, target, perturbed, optimiser)
         schedule.step()
         if done % (total // config.passes) == 0:
-            candidate = _cast(learned.weights(), dtype)
+            candidate = _cast(mlp.weights(), dtype)
             errors = output_errors(target, candidate, held_out)
             waited += 1
             if errors.improves_on(best_errors):
@@ -140,7 +141,7 @@ def refine_mlp(
 
 
 def output_errors(target: _Target, weights: MLPWeights, inputs: Float[Tensor, "tokens hidden"]) -> Errors:
-    """How far an MLP is from the dense one on `inputs`."""
+    """Errors of an MLP against the dense one on `inputs`."""
     dense_outputs, error_weights = target(inputs)
     with torch.no_grad():
         errors = _energy(_outputs(_module(weights), inputs) - dense_outputs)
@@ -176,9 +177,9 @@ def _optimiser(
     """Adam on all maps of `mlp`, and its schedule: a warm-up, then half a cosine down to 0 at `steps`."""
     groups = []
     for linear in (module for module in mlp.modules() if isinstance(module, nn.Linear)):
-        scale = linear.weight.square().mean().sqrt().item()  # of the biases too, which may well begin at zero
+        scale = linear.weight.square().mean().sqrt().item()  # also for the biases, which may be zero at the start
         groups.append({"params": [*linear.requires_grad_().parameters()], "lr": config.rate * scale})
-    adam = torch.optim.Adam(groups, betas=(0.9, 0.95))  # a short memory: there are about a hundred steps
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.95))  # a short memory, for about a hundred steps
 
     def factor(step: int) -> float:
         return min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
@@ -189,7 +190,7 @@ def _optimiser(
 def _perturbed_batches(
     train: Float[Tensor, "tokens hidden"], batch: int, config: RefineConfig
 ) -> Iterator[Float[Tensor, "batch hidden"]]:
-    """Without end: the training tokens in random order, `batch` at a time, each with noise added to its channels."""
+    """Endless batches of the training tokens in random order, with noise added to their channels."""
     random = torch.Generator(train.device).manual_seed(config.seed)
     spread = config.noise * train.std(0, correction=0)
     while True:
@@ -204,7 +205,7 @@ def _step_(
 ) -> None:
     """One step on the weighted squared error of the outputs for `tokens`."""
     dense_outputs, error_weights = target(tokens)
-    with torch.enable_grad():  # drivers slice under no_grad
+    with torch.enable_grad():  # slicing runs under no_grad
         loss = (error_weights * _energy(_outputs(mlp, tokens) - dense_outputs)).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -212,7 +213,7 @@ def _step_(
 
 
 def _fit_output(target: _Target, weights: MLPWeights, train: Float[Tensor, "tokens hidden"], batch: int) -> MLPWeights:
-    """The output map by weighted ridge least squares, in float32; its bias stays. Unchanged where that is singular."""
+    """Fit the output map by weighted ridge least squares, in float32; its bias is kept. Unchanged if it is singular."""
     mlp = _module(weights)
     down, bias = mlp.down_proj.weight, mlp.down_proj.bias
     moment, cross = torch.zeros(mlp.neurons, mlp.neurons, device=down.device), torch.zeros_like(down)

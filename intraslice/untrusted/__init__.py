@@ -1,1 +1,1 @@
-"""What strangers bring, read within bounds: text files, and what is worked on in a process of its own."""
+"""Reads untrusted files within bounds, in part in a separate process."""

@@ -1,4 +1,7 @@
-"""The other side of `process.run_apart`: a process that bounds itself, then works. Knows the standard library alone."""
+"""The child process of `process.run_in_subprocess`: sets its resource limits, then runs a script.
+
+Imports only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,26 @@ if sys.platform != "win32":
 
 
 def main() -> None:
-    """Read a task from stdin, and write what its script's `answer` returns, or what went wrong, to stdout."""
+    """Read a task from stdin, call `run` of its script, and write the result or the error to stdout."""
     task = json.load(sys.stdin)
     if sys.platform != "win32":
         bounds = {"RLIMIT_CORE": 0, "RLIMIT_CPU": task["seconds"], "RLIMIT_AS": task["memory"]}
         for name, bound in bounds.items():
             try:
-                # A second more until the process is killed: it ends by a signal that says why.
+                # The hard limit on time is a second later, so that the process ends by SIGXCPU, not by SIGKILL.
                 resource.setrlimit(getattr(resource, name), (bound, bound + (name == "RLIMIT_CPU")))
-            except (ValueError, OSError):  # macOS bounds no address space
+            except (ValueError, OSError):  # macOS cannot limit the address space
                 continue
     sys.path[:] = task["path"]
     try:
-        result = {"answer": runpy.run_path(task["script"])["answer"](**task["given"])}
-        written = json.dumps(result, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        result = {"result": runpy.run_path(task["script"])["run"](**task["arguments"])}
+        output = json.dumps(result, ensure_ascii=False).encode("utf-8", "surrogatepass")
     except MemoryError:
-        written = json.dumps({"error": f"it takes more than {task['memory'] / 2**20:.0f} MiB"}).encode()
+        output = json.dumps({"error": f"it takes more than {task['memory'] / 2**20:.0f} MiB"}).encode()
     except Exception as error:
-        words = " ".join(str(error).split()) or type(error).__name__
-        written = json.dumps({"error": words[:200]}).encode()
-    sys.stdout.buffer.write(written)
+        message = " ".join(str(error).split()) or type(error).__name__
+        output = json.dumps({"error": message[:200]}).encode()
+    sys.stdout.buffer.write(output)
 
 
 if __name__ == "__main__":

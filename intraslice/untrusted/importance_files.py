@@ -1,6 +1,6 @@
-"""Importances of one's own as a file: JSON with a list `layers` of objects that have `attention` and `mlp`.
+"""User-defined importances in a file: JSON with a list `layers` of objects that have `attention` and `mlp`.
 
-Each is a list of numbers, one a unit: what the loss, or what stands for it, is expected to suffer without that unit.
+Each is a list of numbers, one per unit: the expected increase of the loss, or of a proxy, if that unit is removed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from intraslice.core.errors import UserError
 
 MAX_BYTES = 2**26
 MAX_IMPORTANCE = 1e30
-DIGITS = 6  # significant ones: no ranking hangs on more
+DIGITS = 6  # significant digits, enough for any ranking
 
 Units = dict[ModuleKind, list[float]]
 
 
 def read_importances(path: Path) -> list[Units]:
-    """Every layer's importances. Raises UserError, naming the layer, for what is no number, below 0 or missing."""
+    """The importances of every layer. Raises UserError, naming the layer, for values that are not numbers from 0."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"over {MAX_BYTES:,} bytes")
-        found = json.loads(path.read_bytes())
-        layers = found.get("layers") if isinstance(found, dict) else None
+        content = json.loads(path.read_bytes())
+        layers = content.get("layers") if isinstance(content, dict) else None
         if not isinstance(layers, list) or not layers:
             raise ValueError("no list of layers")
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         expected = 'expected JSON such as {"layers": [{"attention": [0.1, 0.2], "mlp": [0.3, 0.1]}]}'
-        raise UserError(f"{path.name} gives no importances ({reason}); {expected}") from error
+        raise UserError(f"{path.name} has no importances ({reason}); {expected}") from error
     return [
         {module: _numbers(f"{path.name}, layer {index}", row, module) for module in MODULE_KINDS}
         for index, row in enumerate(layers)
@@ -40,7 +40,7 @@ def read_importances(path: Path) -> list[Units]:
 
 
 def importances_json(layers: Sequence[Units]) -> str:
-    """Importances, layer by layer, as `read_importances` reads them again."""
+    """Importances of all layers, in the format of `read_importances`."""
     rows = [{module: [_rounded(value) for value in values] for module, values in row.items()} for row in layers]
     return json.dumps({"layers": rows})
 
@@ -52,7 +52,7 @@ def _rounded(value: float) -> float:
 def _numbers(where: str, row: Any, module: str) -> list[float]:
     values = row.get(module) if isinstance(row, dict) else None
     if not isinstance(values, list) or not all(_is_importance(value) for value in values):
-        raise UserError(f"{where}: {module} is no list of importances; expected numbers from 0, one a unit")
+        raise UserError(f"{where}: {module} is not a list of importances; expected numbers from 0, one per unit")
     return values
 
 

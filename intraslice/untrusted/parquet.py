@@ -1,4 +1,4 @@
-"""The column called text of a parquet file, row by row until there is enough. Runs in a process of its own."""
+"""Reads the column `text` of a parquet file, row by row up to a limit. Runs in a separate process."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import pyarrow
 from pyarrow.parquet import ParquetFile
 
-BATCH = 2**24  # bytes of text read at once, by what the file says of itself: a row may be a word or a book
-BUFFER = 2**20  # bytes; without one, a whole column chunk is read at once
+BATCH = 2**24  # bytes of text per batch, by the sizes in the file's metadata: a row may be a word or a book
+BUFFER = 2**20  # bytes; without a buffer, a whole column chunk is read at once
 
 
-def answer(path: str, characters: int, rows: int) -> dict[str, Any]:
-    """`documents`, or where there are none to be had the file's `columns` (a number) or the column's `type`.
+def run(path: str, characters: int, rows: int) -> dict[str, Any]:
+    """`documents`, or, if there is no text column, the number of `columns`, or the `type` of a column that is not text.
 
-    The last document is cut where the characters are used up.
+    The last document is truncated to the limit on characters.
 
     Raises:
-        ValueError: it is no parquet file, or a broken one.
+        ValueError: it is not a valid parquet file.
     """
     try:
         schema = ParquetFile(path).schema_arrow
@@ -27,7 +27,7 @@ def answer(path: str, characters: int, rows: int) -> dict[str, Any]:
         kind = schema.field("text").type
         if not _is_text(kind):
             return {"type": str(kind)[:40]}
-        # Entries of a dictionary stay what they are: written out row by row, a few bytes become gigabytes.
+        # Dictionary-encoded columns stay encoded: decoded, a few bytes could become gigabytes.
         dictionaries = ["text"] if pyarrow.types.is_string(kind) else None
         file = ParquetFile(path, buffer_size=BUFFER, read_dictionary=dictionaries)
         return {"documents": list(_texts(file, characters, rows))}
@@ -36,7 +36,7 @@ def answer(path: str, characters: int, rows: int) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError("its text is not UTF-8") from None
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"it is no parquet file, or a broken one: {type(error).__name__}") from error
+        raise ValueError(f"it is not a valid parquet file: {type(error).__name__}") from error
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:
@@ -53,8 +53,8 @@ def _texts(file: ParquetFile, characters: int, rows: int) -> Iterator[str]:
     column = metadata.schema.names.index("text")
     groups = [metadata.row_group(index).column(column) for index in range(metadata.num_row_groups)]
     size = max(1, sum(group.total_uncompressed_size for group in groups))
-    rows_a_batch = min(max(1, BATCH * metadata.num_rows // size), 2**14)
-    for batch in file.iter_batches(rows_a_batch, columns=["text"], use_threads=False):
+    batch_rows = min(max(1, BATCH * metadata.num_rows // size), 2**14)
+    for batch in file.iter_batches(batch_rows, columns=["text"], use_threads=False):
         for value in batch.column(0):
             if rows <= 0 or characters <= 0:
                 return

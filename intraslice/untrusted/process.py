@@ -1,7 +1,7 @@
-"""Work on what strangers brought, in a process of its own that is ended when it takes too much memory or time.
+"""Processes untrusted data in a subprocess with limits on memory and time.
 
-What runs there is a script of this folder, which imports one library and nothing of ours. Where the platform cannot
-bound a process (Windows), its time is bounded all the same.
+The subprocess runs a script of this folder, which imports one library and nothing of this package. On Windows, which
+cannot limit the memory of a process, only the time is limited.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-# Threads of its own would take memory for nothing; the system's allocator gives up where the bound is.
-QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
-KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ")  # of the environment, which has secrets
-WAITING = 4  # times the seconds of work that pass on a busy machine until it is done
+# Further threads would only take memory; the system allocator fails at the memory limit.
+SET_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ")  # others may hold secrets
+TIMEOUT_FACTOR = 4  # wall-clock limit over the limit on CPU seconds, for busy machines
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a process may take."""
+    """Resource limits of a process."""
 
     memory: int  # bytes of address space
-    seconds: int  # of work
+    seconds: int  # of CPU time
 
 
-def run_apart(script: str, bounds: Bounds, **given: Any) -> Any:
-    """What the function `answer` of a script in this folder makes of `given`, in a process of its own. All is JSON.
+def run_in_subprocess(script: str, bounds: Bounds, **arguments: Any) -> Any:
+    """Call the function `run` of a script in this folder in a subprocess. Arguments and result are JSON.
 
     Raises:
-        ValueError: it went wrong, or took too much; the message says which, as part of a sentence.
+        ValueError: the script failed or exceeded a limit; the message is a clause about the input.
     """
-    task = {"path": sys.path, "script": str(HERE / f"{script}.py"), "given": given, **asdict(bounds)}
+    task = {"path": sys.path, "script": str(HERE / f"{script}.py"), "arguments": arguments, **asdict(bounds)}
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-I", str(HERE / "child.py")],
             input=json.dumps(task).encode(),
             capture_output=True,
             check=False,
-            timeout=WAITING * bounds.seconds,
-            env={name: os.environ[name] for name in KEPT if name in os.environ} | QUIET,
+            timeout=TIMEOUT_FACTOR * bounds.seconds,
+            env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ} | SET_VARIABLES,
         )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"it takes more than {WAITING * bounds.seconds} s") from None
-    if done.returncode == -getattr(signal, "SIGXCPU", 0) != 0:
+        raise ValueError(f"it takes more than {TIMEOUT_FACTOR * bounds.seconds} s") from None
+    if completed.returncode == -getattr(signal, "SIGXCPU", 0) != 0:
         raise ValueError(f"it takes more than {bounds.seconds} s")
-    if done.returncode:  # libraries that cannot go on without memory end the process
-        raise ValueError(f"it takes more than {bounds.memory / 2**20:.0f} MiB, or breaks what reads it")
-    result = json.loads(done.stdout.decode("utf-8", "surrogatepass"))
+    if completed.returncode:  # some libraries abort the process when they run out of memory
+        raise ValueError(f"it takes more than {bounds.memory / 2**20:.0f} MiB, or crashes the library that reads it")
+    result = json.loads(completed.stdout.decode("utf-8", "surrogatepass"))
     if "error" in result:
         raise ValueError(result["error"])
-    return result["answer"]
+    return result["result"]

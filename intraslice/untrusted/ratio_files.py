@@ -1,8 +1,8 @@
-"""Ratios of one's own as a file: a row a layer, read with a message for each row that is none, and written the same.
+"""Reads and writes files of user-defined pruning ratios, one row per layer.
 
-CSV has the columns `layer`, `attention_ratio` and `mlp_ratio`, JSON a list of objects that have those. Ratios are
-shares from 0 to 1; one that is left empty or out is left to the estimator. Whatever else stands in a row is not
-looked at, so what `ratios --json` prints and the page's plan are such files, too: theirs is the list under `layers`.
+CSV files have the columns `layer`, `attention_ratio` and `mlp_ratio`, JSON files a list of objects with these keys.
+Ratios are fractions from 0 to 1; the estimator chooses those that are empty or missing. Other columns are ignored. The
+list may be under `layers`, so the output of `ratios --json` and the page's plan can be read too.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from intraslice.core.config import MODULE_KINDS, Lock
 from intraslice.core.errors import UserError
 
 MAX_CHARACTERS = 2**20
+LAYER = "a whole number from 0"
 COLUMNS = ("layer", *(f"{module}_ratio" for module in MODULE_KINDS))
 
 
 def read_ratios(path: str | Path) -> tuple[Lock, ...]:
-    """The ratios that a .csv or .json file gives, as locks in its order.
+    """The ratios in a .csv or .json file, as locks in its order.
 
-    Raises UserError, naming the row, for what is no ratio, no layer or given twice, and for a file that is none.
+    Raises UserError, naming the row, for invalid ratios, invalid or repeated layers, and for unreadable files.
     """
     path = Path(path).expanduser()
     try:
@@ -38,18 +39,18 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
         raise UserError(
             f"{path.name} has no ratios ({reason}); expected .csv with the columns {', '.join(COLUMNS)}, or such .json"
         ) from error
-    seen: dict[int, int] = {}
+    rows_by_layer: dict[int, int] = {}
     locks: list[Lock] = []
     for number, row in enumerate(rows, 1):
         where = f"{path.name}, row {number}"
-        layer = _number(where, "layer", row["layer"])
+        layer = _number(where, "layer", row["layer"], LAYER)
         if layer is None or layer < 0 or layer != int(layer):
-            raise UserError(f"{where}: layer must be a whole number from 0, got {_shown(row['layer'])}")
-        if layer in seen:
+            raise UserError(f"{where}: layer must be {LAYER}, got {_shortened(row['layer'])}")
+        if layer in rows_by_layer:
             raise UserError(
-                f"{where}: layer {layer:g} stands in row {seen[int(layer)]} already; expected one row a layer"
+                f"{where}: layer {layer:g} is in row {rows_by_layer[int(layer)]} already; expected one row per layer"
             )
-        seen[int(layer)] = number
+        rows_by_layer[int(layer)] = number
         for module, column in zip(MODULE_KINDS, COLUMNS[1:], strict=True):
             ratio = _number(f"{where} (layer {layer:g})", column, row.get(column))
             if ratio is not None and not 0 <= ratio <= 1:
@@ -61,11 +62,11 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
 
 
 def ratios_csv(ratios: Sequence[tuple[float, float]]) -> str:
-    """Ratios of attention and MLP, layer by layer, as `read_ratios` reads them again, to the last digit."""
+    """Ratios of attention and MLP in every layer, in the format of `read_ratios`, at full precision."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows((layer, *map(float, both)) for layer, both in enumerate(ratios))
+    writer.writerows((layer, *map(float, pair)) for layer, pair in enumerate(ratios))
     return file.getvalue()
 
 
@@ -80,17 +81,17 @@ def _csv_rows(text: str) -> list[dict[str, Any]]:
 
 
 def _json_rows(text: str) -> list[dict[str, Any]]:
-    found = json.loads(text)
-    if isinstance(found, dict):
-        found = found.get("plan", found)
-        found = found.get("layers") if isinstance(found, dict) else None
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+    rows = json.loads(text)
+    if isinstance(rows, dict):
+        rows = rows.get("plan", rows)
+        rows = rows.get("layers") if isinstance(rows, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("no list of layers")
-    return [{"layer": index} | row for index, row in enumerate(found)]
+    return [{"layer": index} | row for index, row in enumerate(rows)]
 
 
-def _number(where: str, column: str, value: Any) -> float | None:
-    """None where the cell is empty."""
+def _number(where: str, column: str, value: Any, expected: str = "a number or empty") -> float | None:
+    """The number in a cell, None if it is empty."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
@@ -100,10 +101,10 @@ def _number(where: str, column: str, value: Any) -> float | None:
         if abs(number) >= 1e9 or number != number:  # NaN alone differs from itself
             raise ValueError
     except (ValueError, OverflowError):
-        raise UserError(f"{where}: {column} must be a number, or nothing, got {_shown(value)}") from None
+        raise UserError(f"{where}: {column} must be {expected}, got {_shortened(value)}") from None
     return number
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = "empty" if value in (None, "") else repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

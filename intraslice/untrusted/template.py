@@ -1,6 +1,6 @@
-"""A chat template's text, in the environment that transformers gives it. Runs in a process of its own.
+"""Renders a chat template in the same environment as transformers. Runs in a separate process.
 
-Templates are programs: a few lines double a string until memory ends, or count until somebody stops them.
+Templates are programs: a few lines can double a string until memory is exhausted, or loop without end.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-SAFE = (3, 1, 6)  # earlier versions of jinja2 let templates out of the sandbox
+MIN_JINJA2 = (3, 1, 6)  # earlier versions let templates escape the sandbox
 
 
-def answer(template: str, messages: list[dict[str, str]], special_tokens: dict[str, Any], max_characters: int) -> str:
-    """The template's text, with the beginning of an answer. Raises ValueError for more than `most` characters."""
-    if tuple(map(int, jinja2.__version__.split(".")[:3])) < SAFE:
+def run(template: str, messages: list[dict[str, str]], special_tokens: dict[str, Any], max_characters: int) -> str:
+    """The rendered text with the generation prompt. Raises ValueError for more than `max_characters` characters."""
+    if tuple(map(int, jinja2.__version__.split(".")[:3])) < MIN_JINJA2:
         raise ImportError(f"jinja2 {jinja2.__version__} is not safe; run `pip install -U jinja2`")
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
@@ -33,9 +33,9 @@ def answer(template: str, messages: list[dict[str, str]], special_tokens: dict[s
         "dict": Dictionaries(),
         "namespace": PlainNamespace,
     }
-    given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True} | special_tokens
+    variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True} | special_tokens
     pieces, length = [], 0
-    for piece in environment.from_string(template).generate(given):
+    for piece in environment.from_string(template).generate(variables):
         pieces.append(piece)
         length += len(piece)
         if length > max_characters:
@@ -44,7 +44,7 @@ def answer(template: str, messages: list[dict[str, str]], special_tokens: dict[s
 
 
 class Generation(Extension):
-    """`{% generation %}` marks what the model wrote, for training; here its contents are text like all else."""
+    """`{% generation %}` marks the model's text for training; here its contents are rendered as plain text."""
 
     tags = {"generation"}  # noqa: RUF012  jinja2's own declaration
 
@@ -54,20 +54,20 @@ class Generation(Extension):
 
 
 class Dictionaries:
-    """`dict`, without the class."""
+    """`dict` as a plain callable, without access to the class."""
 
     def __call__(self, *entries: Any, **named: Any) -> dict[Any, Any]:
         return dict(*entries, **named)
 
-    def fromkeys(self, *given: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*given)
+    def fromkeys(self, *arguments: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*arguments)
 
 
 class PlainNamespace(Namespace):
-    """`namespace`, without names that mean something to Python."""
+    """`namespace`, without names that begin with an underscore."""
 
-    def __init__(*given: Any, **named: Any) -> None:
-        self, *entries = given
+    def __init__(*arguments: Any, **named: Any) -> None:
+        self, *entries = arguments
         values = dict(*entries, **named)
         for name in values:
             _require_plain(name)
@@ -80,7 +80,7 @@ class PlainNamespace(Namespace):
 
 def _require_plain(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace has no place for {name[:40]!r}")
+        raise SecurityError(f"a name in a namespace must not begin with an underscore, got {name[:40]!r}")
 
 
 def _refuse(message: str) -> None:

@@ -1,7 +1,7 @@
-"""Text files that people bring -> documents, with bounds on whatever a file can ask for.
+"""Reads users' text files into documents, within bounds on every resource.
 
-What counts of a file is its beginning, the same for every caller: `MAX_CHARACTERS` characters and `MAX_ROWS` rows.
-No message quotes what stands in a file, or says where it lies.
+Only the beginning of a file is read, the same for every caller: `MAX_CHARACTERS` characters and `MAX_ROWS` rows.
+Messages neither quote the content of a file nor contain its path.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from itertools import islice
 from pathlib import Path
 
 from intraslice.core.errors import UserError
-from intraslice.untrusted.process import Bounds, run_apart
+from intraslice.untrusted.process import Bounds, run_in_subprocess
 
-MAX_CHARACTERS = 2**25  # of a file that are read; of a parquet file, of its column text. Some eight million tokens
-MAX_ROWS = 2**20  # that are read, be they blank
-MAX_LINE = 2**22  # characters of a line of JSON or CSV: one that is longer is refused
+MAX_CHARACTERS = 2**25  # per file; per text column of a parquet file. About eight million tokens
+MAX_ROWS = 2**20  # per file, including blank ones
+MAX_LINE = 2**22  # characters per line of JSON or CSV; a file with a longer line is refused
 PARQUET_BOUNDS = Bounds(memory=3 * 2**29, seconds=20)
 
 _NUMBER = re.compile(r"[-+]?[\d.,]+")
-_LINE = re.compile(r"[^\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # between what `str.splitlines` parts at
+_LINE = re.compile(r"[^\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # lines as of `str.splitlines`
 csv.field_size_limit(MAX_LINE)
 
 
 def read_text_file(path: Path) -> list[str]:
-    """The documents of a file's beginning: paragraphs of a .txt file, else rows of the column text. Blank ones go.
+    """The non-blank documents at the beginning of a file: paragraphs of a .txt file, else rows of the column `text`.
 
     Raises:
         UserError: the file cannot be read, is of another kind, or has no text.
@@ -54,13 +54,13 @@ def _paragraphs(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig") as file:
         text = file.read(MAX_CHARACTERS)
     paragraphs = [paragraph for paragraph in text.split("\n\n", MAX_ROWS) if paragraph]
-    if len(paragraphs) == 1:  # no blank line in it: a document a line
+    if len(paragraphs) == 1:  # without blank lines, every line is a document
         return (line[0] for line in _LINE.finditer(text))
     return iter(paragraphs)
 
 
 def _json_rows(path: Path) -> Iterator[str]:
-    columns, named = 0, False  # of the first row, and whether any has a text
+    columns, has_text = 0, False  # columns of the first row; whether any row has a text
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
@@ -69,14 +69,14 @@ def _json_rows(path: Path) -> Iterator[str]:
         except (ValueError, RecursionError):
             raise ValueError(f"line {number} is not JSON") from None
         if not isinstance(row, dict):
-            raise ValueError(f'line {number} is no object such as {{"text": "words"}}')
-        columns, named = columns or len(row), named or "text" in row
+            raise ValueError(f'line {number} is not an object such as {{"text": "words"}}')
+        columns, has_text = columns or len(row), has_text or "text" in row
         text = row.get("text")
         if not isinstance(text, str | None):
             raise _not_text(path, type(text).__name__)
-        (text or "").encode()  # half of a pair of surrogates can be written, but is no text
+        (text or "").encode()  # raises UnicodeError for a lone surrogate
         yield text or ""
-    if columns and not named:
+    if columns and not has_text:
         raise _no_text_column(path, columns)
 
 
@@ -88,32 +88,32 @@ def _csv_rows(path: Path) -> Iterator[str]:
     column = header.index("text")
     for row in rows:
         if len(row) > len(header):
-            raise ValueError(f"line {rows.line_num} has {len(row)} fields and the first line {len(header)}")
+            raise ValueError(f"line {rows.line_num} has {len(row)} fields, expected {len(header)} as in the first line")
         yield row[column] if column < len(row) else ""
 
 
 def _parquet_rows(path: Path) -> Iterator[str]:
-    found = run_apart("parquet", PARQUET_BOUNDS, path=str(path), characters=MAX_CHARACTERS, rows=MAX_ROWS)
-    if "columns" in found:
-        raise _no_text_column(path, found["columns"])
-    if "type" in found:
-        raise _not_text(path, found["type"])
-    return iter(found["documents"])
+    result = run_in_subprocess("parquet", PARQUET_BOUNDS, path=str(path), characters=MAX_CHARACTERS, rows=MAX_ROWS)
+    if "columns" in result:
+        raise _no_text_column(path, result["columns"])
+    if "type" in result:
+        raise _not_text(path, result["type"])
+    return iter(result["documents"])
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Whole lines, with their ends, until `MAX_CHARACTERS` are read."""
-    left = MAX_CHARACTERS
+    """Whole lines, with their line ends, until `MAX_CHARACTERS` are read."""
+    remaining = MAX_CHARACTERS
     with path.open(encoding="utf-8-sig", newline="") as file:
-        while left > 0 and (line := file.readline(MAX_LINE + 1)):
+        while remaining > 0 and (line := file.readline(MAX_LINE + 1)):
             if len(line) > MAX_LINE:
                 raise ValueError(f"a line has more than {MAX_LINE:,} characters")
-            left -= len(line)
+            remaining -= len(line)
             yield line
 
 
 def _no_text_column(path: Path, columns: int) -> UserError:
-    return UserError(f"{path.name} has no column called text among its {columns:,}; name one so")
+    return UserError(f"{path.name} has no column called text among its {columns:,} columns; rename one to text")
 
 
 def _not_text(path: Path, kind: str) -> UserError:

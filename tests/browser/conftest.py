@@ -16,7 +16,7 @@ from browsing import ARGUMENTS, CHROMIUM, PATIENCE, Opened, running_app
 from playwright import sync_api as playwright
 from tiny_page import PageSession, in_job, tiny_settings
 
-from app import build_app, launch_options
+from components.page import build_app, launch_options
 from components.state.request import Request, parse
 from components.state.session import Session
 from intraslice.core.cache import cache_folder

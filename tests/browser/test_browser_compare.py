@@ -65,7 +65,7 @@ def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(compare) ->
     page.evaluate(
         """() => {
             const column = document.querySelector('#dense-answer');
-            new MutationObserver(() => { window.halted ||= column.innerText.includes('stopped there'); })
+            new MutationObserver(() => { window.halted ||= column.innerText.includes(', stopped'); })
                 .observe(column, { childList: true, subtree: true, characterData: true });
         }"""
     )
@@ -92,7 +92,7 @@ def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> N
     page.fill("#passage-text textarea", "w7")
     page.click("#score")
     page.wait_for_selector("#passage [role=alert]")
-    assert "expected 2 to" in page.inner_text("#passage")
+    assert "must have 2 to" in page.inner_text("#passage")
 
     ask_for(opened, 8, "  ")
     page.wait_for_selector("#status [role=alert]")

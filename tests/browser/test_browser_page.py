@@ -7,7 +7,7 @@ import pytest
 from browsing import Opened
 
 from components.activations.snapshot import shift
-from components.ratios.estimator_check.measure import Verdicts
+from components.ratios.estimator_check.measure import EstimatorCheckCache
 from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
@@ -104,7 +104,8 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plai
     page.wait_for_selector("#verdict-chart .hovertext")
     page.mouse.click(*spot)
     opened.says("#importance-chart .isx-title", "layer 27")
-    misjudged = [own for own in Verdicts(page_session).known(parse(Settings())).misjudged if own[0] == "pca"]
+    view = EstimatorCheckCache(page_session).cached(parse(Settings()))
+    misjudged = [module for module in view.misjudged if module[0] == "pca"]
     shown = page.inner_text("#verdict-words")
     assert misjudged
     assert all(f"Layer {layer}'s" in shown for _, layer, *_ in misjudged)

@@ -30,7 +30,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     before = opened.bars()
     cell(page, 7, "attention", "per cent removed").fill("40")
     cell(page, 7, "attention", "per cent removed").press("Enter")
-    opened.says(NOTE, "By hand")
+    opened.says(NOTE, "estimator: Manual")
     assert close(opened.bars(), ratios(page_session, locked="7 attention 40"))
     assert cell(page, 7, "attention", "locked").is_checked()
     opened.addressed("locked=7+attention+40")
@@ -40,7 +40,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     assert "40.0%" in page.inner_text("#removed")
     opened.drag(30)
     opened.moved_by(lambda: page.click("#overrides .isx-unlock"))  # the note comes before the bars
-    opened.says(NOTE, "PCA-aware")
+    opened.says(NOTE, "estimator: PCA-aware")
     assert close(opened.bars(), before)
     page.wait_for_function("!location.search.includes('locked')")
 
@@ -83,7 +83,7 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'Hello there'")
     assert page.get_attribute("#tabs button[role=tab] >> text=Compare", "aria-selected") == "true"
     opened.open_tab("ratios")
-    opened.says(NOTE, "By hand")
+    opened.says(NOTE, "estimator: Manual")
     opened.says("#importance-chart", "blocks of 32 neurons")
     own = {"estimator": "fisher", "locked": "7 attention 25, 3 mlp 0", "bias": 1.4, "shapes": "runtime"}
     assert close(opened.bars(), ratios(page_session, sparsity=44, **own))

@@ -102,7 +102,7 @@ def test_the_defaults_are_the_command_lines(monkeypatch):
 
 def test_every_field_of_the_slicing_config_is_an_option():
     names = {field.name for field in fields(SliceConfig)} - {"sparsity", "iterative_above"}
-    assert names == set(api.Options.__annotations__) - {*api.LOADING, "method"}
+    assert names == set(api.Options.__annotations__) - {*api.LOADING_OPTIONS, "method"}
 
 
 def test_a_loaded_model_gives_the_same_slice_and_stays_as_it_is(home, texts, result):
@@ -148,12 +148,12 @@ def test_what_cannot_be_compressed_is_refused(home, result, tmp_path):
     model, tokenizer = original(home), AutoTokenizer.from_pretrained(home / "tiny")
     cases: dict[str, tuple[Any, dict]] = {
         "needs its tokenizer": (model, {}),
-        "comes with the weights": ("default", {"tokenizer": tokenizer}),
-        "dtype says how a model is loaded": (model, {"tokenizer": tokenizer, "dtype": "float32"}),
+        "needs a loaded transformers model": ("default", {"tokenizer": tokenizer}),
+        "dtype controls loading": (model, {"tokenizer": tokenizer, "dtype": "float32"}),
         "got torch.float16": (original(home).half(), {"tokenizer": tokenizer}),
         "was prepared or sliced before": (result.model, {"tokenizer": tokenizer}),
         "dtype must be one of auto, float32, bfloat16, got 'float64'": ("default", {"dtype": torch.float64}),
-        "method is 'none'": (str(home / "tiny"), {"method": "none"}),
+        "method must be one of intraslice, .*, got 'none'": (str(home / "tiny"), {"method": "none"}),
         "sparsity": (str(home / "tiny"), {"sparsity": 0.9}),
     }
     for words, (what, options) in cases.items():

@@ -162,7 +162,7 @@ def test_a_text_of_little_else_than_blanks_is_not_tokenised_whole(tmp_path, toke
     monkeypatch.setattr(type(tokenizer), "__call__", counting)
     with pytest.raises(UserError, match="has 1 tokens for evaluation, expected 60"):
         evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=60, window=60))
-    assert max(longest) < 2 * data.CHARACTERS_A_TOKEN * 76
+    assert max(longest) < 2 * data.CHARACTERS_PER_TOKEN * 76
 
 
 # Bad input
@@ -172,9 +172,9 @@ def test_too_few_tokens_says_how_many_there_are(tmp_path, tokenizer):
     path = str(write(tmp_path, "own.txt"))
     with pytest.raises(UserError, match=r"has 200 tokens for calibration, expected 5 x 64 = 320; lower sequences to 3"):
         calibration_tokens(tokenizer, CalibrationConfig(path, sequences=5, length=64))
-    with pytest.raises(UserError, match=r"expected 1 x 512 = 512; lower sequences and length, or name"):
+    with pytest.raises(UserError, match=r"expected 1 x 512 = 512; lower sequences and length, or choose"):
         calibration_tokens(tokenizer, CalibrationConfig(path, sequences=1))
-    with pytest.raises(UserError, match=r"expected 16384 in windows of 512; name a longer"):
+    with pytest.raises(UserError, match=r"expected 16384 in windows of 512; choose a longer"):
         evaluation_tokens(tokenizer, EvaluationConfig(path))
     with pytest.raises(UserError, match=r"expected 640 in windows of 64; lower the number of tokens to 200"):
         evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=640, window=64))
@@ -223,7 +223,7 @@ def test_a_file_without_a_text_column(name, tmp_path):
         ".csv": lambda: frame.to_csv(path, index=False),
         ".parquet": lambda: frame.to_parquet(path),
     }[path.suffix]()
-    assert refusal(path) == f"{name} has no column called text among its 2; name one so"
+    assert refusal(path) == f"{name} has no column called text among its 2 columns; rename one to text"
 
 
 def test_broken_files(tmp_path, capfd):
@@ -272,16 +272,16 @@ def test_wikitext_without_the_hub_is_one_clear_line(tmp_path, monkeypatch):
         raise data.LocalEntryNotFoundError("not cached")
 
     monkeypatch.setattr(data, "hf_hub_download", absent)
-    assert "take 'default'" in refusal("wikitext2")
+    assert "use 'default'" in refusal("wikitext2")
 
 
 def test_wikitext_is_the_usual_stream_in_articles(tmp_path, monkeypatch):
     rows = ["", " = One = \n", "", " text = of one \n", " = = Section = = \n", "", " = Two = \n", " text \n"]
-    asked: list[str] = []
+    requested: list[str] = []
     pandas.DataFrame({"text": rows}).to_parquet(tmp_path / "part.parquet")
 
     def served(repository: str, file: str, **options: object) -> str:
-        asked.append(file)
+        requested.append(file)
         return str(tmp_path / "part.parquet")
 
     monkeypatch.setattr(data, "hf_hub_download", served)
@@ -289,7 +289,7 @@ def test_wikitext_is_the_usual_stream_in_articles(tmp_path, monkeypatch):
     assert [article.strip().splitlines()[0].strip() for article in articles] == ["= One =", "= Two ="]
     assert "\n\n".join(articles) == "\n\n".join(rows)
     read_documents("wikitext2", "calibration")
-    assert ["test" in asked[0], "train" in asked[1]] == [True, True]
+    assert ["test" in requested[0], "train" in requested[1]] == [True, True]
 
 
 def test_descriptions_name_source_and_licence():

@@ -224,7 +224,7 @@ def test_a_job_that_is_cancelled_leaves_the_model_as_it_was(tiny_case, monkeypat
 @pytest.mark.parametrize("name", ["sequential", "cross-module sequential", "shift", "sensitivity"])
 def test_between_two_progress_calls_no_more_than_one_layer_is_passed(tiny_case, monkeypatch, name):
     """So the time between two calls does not grow with the model's depth."""
-    monkeypatch.setattr("intraslice.modeling.hidden_states.TOKENS_A_BATCH", 96)  # of 48 a sequence
+    monkeypatch.setattr("intraslice.modeling.hidden_states.TOKENS_PER_BATCH", 96)  # of 48 a sequence
     case, seen = tiny_case("llama-gqa"), {"reads": 0, "writes": 0}
     counts = []
 

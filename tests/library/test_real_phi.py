@@ -14,7 +14,7 @@ from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import LoadedModel, load_model
 from intraslice.planning.ratios import make_plan
-from intraslice.pretrained.hub import hub_answers
+from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.sources import find_weights, obtain_weights
 from intraslice.slicing.driver import slice_model
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.hub, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 @pytest.fixture(scope="module")
 def phi() -> LoadedModel:
-    if find_weights(PHI) is None and not hub_answers():
+    if find_weights(PHI) is None and not hub_is_reachable():
         pytest.skip(
             "phi-1_5 is not in the local Hugging Face cache and no Hub answers; HF_HUB_OFFLINE=0 lets it be asked"
         )

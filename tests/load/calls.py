@@ -35,7 +35,7 @@ class Notes:
     def failed(self, kind: str, words: str) -> None:
         """A refusal where it says so in words, else an error."""
         with self._lock:
-            if any(word in words for word in POLITE):
+            if any(word in words.lower() for word in POLITE):
                 self.refusals[kind] += 1
             else:
                 self.errors.append(f"{kind}: {words[:300]}")

@@ -26,13 +26,13 @@ from components.jobs.limits import CACHE_SHARE, LINK
 from components.state.settings import Settings
 from tests.load.calls import Page
 from tests.load.host import Host, hosted
+from tests.load.inputs.models import MARK
+from tests.load.inputs.uploads import files, mangled
+from tests.load.inputs.values import drawn, paths
 from tests.load.memory import Memory
-from tests.load.models import MARK
-from tests.load.uploads import files, mangled
-from tests.load.values import drawn, paths
 
-FAULT = "which is no fault of yours"  # the page's words for what it did not expect
-LEAVES = 4.0  # seconds after which a stranger leaves, mostly
+FAULT = "An internal error occurred"  # the page's words for what it did not expect
+LEAVES = 4.0  # seconds after which a client leaves, mostly
 STAYS = 60.0
 SOON = 5.0  # seconds within which a new visitor is served
 

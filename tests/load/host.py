@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from components.jobs.limits import MEMORY
 from intraslice.core.cache import cache_folder
+from tests.load.inputs.models import write_models
 from tests.load.memory import MEBI
-from tests.load.models import write_models
 from tests.support.page.browsing import ROOT, running_app
 
 NEEDED = ("app.py", "assets", "components", "intraslice", "README.md", "requirements.txt")
@@ -40,7 +40,12 @@ class Host(NamedTuple):
         """What of the server stands in an answer. Gradio's protocol says where an upload or a download lies."""
         uploads = re.escape(str(self.home / "uploads"))
         text = re.sub(rf'("path": ?"|file=){uploads}[^"]*', "", text.replace("\\/", "/"))
-        lines = [SECRET, "root:x:0:0", "bound_cache(limits.CACHE_BYTES.value)"]
+        lines = [
+            SECRET,
+            "root:x:0:0",
+            "limits.limit_cache()",
+            "from components.start import main",
+        ]
         folders = [self.home, ROOT, cache_folder(), HOME, Path(sys.prefix), *map(Path, sys.path[1:])]
         told = [str(folder) + "/" for folder in folders if len(folder.parts) > 1]
         return [secret for secret in (*lines, *told, "Traceback (most recent", "site-packages/") if secret in text]

@@ -30,7 +30,7 @@ from tests.support.page.browsing import ROOT
 
 SMALL = ["--sequences", "4", "--length", "128", "--order", "one-shot", "--json"]
 MEASURED = ["--eval-tokens", "512", "--no-speed"]
-BOUND = "tests/library/test_cache_bounds.py::test_processes_that_write_at_once_stay_within_the_bound"
+BOUND = "tests/library/core/test_cache_bounds.py::test_processes_that_write_at_once_stay_within_the_bound"
 
 
 def convert(_: Path) -> Any:

@@ -17,11 +17,11 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from tiny_page import tiny_settings
 
-from app import build_app, launch_options
 from components.export import files
 from components.jobs import limits
 from components.jobs.job import Job
 from components.jobs.status import Status
+from components.page import build_app, launch_options
 from components.state.session import Session
 from components.state.settings import Settings
 from intraslice.checkpoints.format import RECORD
@@ -86,9 +86,9 @@ def test_every_endpoint_has_a_name_types_and_words(client) -> None:
 def test_bad_input_comes_back_in_words(client) -> None:
     with pytest.raises(AppError, match="raise the cap"):
         client.predict(sparsity=70, cap=60, api_name="/evaluate")
-    with pytest.raises(AppError, match="no locked ratio"):
+    with pytest.raises(AppError, match="'much' is not a locked ratio; expected layer, module and percentage"):
         client.predict(locked="much", api_name="/command_lines")
-    with pytest.raises(AppError, match="no methods"):
+    with pytest.raises(AppError, match="No method is chosen"):
         client.predict(methods=[], api_name="/sweep_table")
 
 
@@ -119,7 +119,7 @@ def test_a_file_of_ratios_goes_round(client, tmp_path) -> None:
     again = client.predict(sparsity=asked, locked=locked, estimator="uniform", api_name="/evaluate")
     assert again["ratios"] == [pytest.approx(both, abs=1e-9) for both in ratios]
     (tmp_path / "bad.csv").write_text("layer,mlp_ratio\n0,0.1\n1,lots\n")
-    with pytest.raises(AppError, match=r"bad.csv, row 2 \(layer 1\): mlp_ratio is 'lots'"):
+    with pytest.raises(AppError, match=r"bad.csv, row 2 \(layer 1\): mlp_ratio must be a number or empty, got 'lots'"):
         client.predict(ratios_file=handle_file(tmp_path / "bad.csv"), api_name="/locked_ratios")
 
 

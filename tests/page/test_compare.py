@@ -81,11 +81,11 @@ def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperat
     tokens = {name: tokenizer(one.text).input_ids for name, one in answers.items()}
     for name in ("intraslice", "crossmodule"):
         parting = first_divergence(tokenizer, tokens["dense"], tokens[name])
-        assert answers[name].parts_at == parting.position
-        assert answers[name].same.split() == parting.common.split()
+        assert answers[name].diverges_at == parting.position
+        assert answers[name].shared.split() == parting.common.split()
         assert answers[name].token.strip() == parting.second
-        assert answers[name].instead_of.strip() == parting.first
-    assert answers["dense"].parts_at is None
+        assert answers[name].dense_token.strip() == parting.first
+    assert answers["dense"].diverges_at is None
 
 
 def test_a_seed_gives_each_column_its_own_answer_again(columns, tiny) -> None:
@@ -98,7 +98,7 @@ def test_a_seed_gives_each_column_its_own_answer_again(columns, tiny) -> None:
 def test_models_that_agree_draw_the_same(columns, tiny) -> None:
     answers = asked(columns, tiny.with_settings(sparsity=0), temperature=2.0)
     assert answers["dense"].text == answers["intraslice"].text == answers["crossmodule"].text
-    assert answers["intraslice"].parts_at is None
+    assert answers["intraslice"].diverges_at is None
 
 
 def test_tokens_are_counted_as_they_come(columns, tiny) -> None:
@@ -108,7 +108,7 @@ def test_tokens_are_counted_as_they_come(columns, tiny) -> None:
 
 
 def test_the_dense_model_answers_while_the_others_are_calibrated_for_and_made(tiny, monkeypatch) -> None:
-    monkeypatch.setattr(streaming, "TURN", 0.0)
+    monkeypatch.setattr(streaming, "SLICING_SECONDS", 0.0)
     columns = Columns(stepwise(Session(evaluation_tokens=256)))
     seen = []
     for event in streaming.answer(columns, tiny.with_settings(seed=7), Question(PROMPT, 400), "somebody"):
@@ -122,7 +122,7 @@ def test_the_dense_model_answers_while_the_others_are_calibrated_for_and_made(ti
     assert state == "growing"
     assert count > 10
     middle = next(event for event in states if event["intraslice"][0] == "growing")
-    assert middle["crossmodule"][0] == "later"
+    assert middle["crossmodule"][0] == "pending"
     assert {state for state, _ in states[-1].values()} == {"cut"}
 
 
@@ -131,7 +131,7 @@ def test_where_cross_module_slicing_cannot_remove_as_much_it_says_so(columns, ti
     assert answers["crossmodule"].state == "refused"
     assert "cannot remove 40%" in answers["crossmodule"].problem
     assert answers["intraslice"].count == 12
-    costs = columns.known(tiny.with_settings(sparsity=40))
+    costs = columns.cached_costs(tiny.with_settings(sparsity=40))
     assert "cannot remove" in costs.problems["crossmodule"]
 
 
@@ -148,7 +148,7 @@ def test_a_raw_prompt_leaves_the_template_out(columns, session, tiny, monkeypatc
     [
         ({"prompt": "  "}, "prompt is empty"),
         ({"tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": -1.0}, "temperature must be 0 (greedy) or more, got -1.0"),
         ({"prompt": "w10 " * 600}, "600 tokens; expected at most 511"),
     ],
 )
@@ -168,7 +168,7 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     assert 0 < len(left) < 6
     last = [html for html in left[-1][1:] if isinstance(html, str)]
     assert last
-    assert all("stopped there" in html and "aria-busy" not in html for html in last)
+    assert all(", stopped" in html and "aria-busy" not in html for html in last)
     assert list(handlers.costs(columns, tiny, None, SOMEBODY))[1:] == []  # no more work follows
     *_, end = handlers.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, SOMEBODY)
     assert "Calibrated on" in end[0]
@@ -179,7 +179,7 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
 
 def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
     assert [event.kind for event in columns.measure(tiny, "somebody")][-1] == "ready"
-    costs = columns.known(tiny)
+    costs = columns.cached_costs(tiny)
     windows, dense = session.calibrated(tiny).windows, session.calibrated(tiny).loaded.model
     models = {"dense": dense} | {name: model(session, tiny, name) for name in ("intraslice", "crossmodule")}
     for name, one in models.items():
@@ -213,7 +213,7 @@ def test_a_slower_model_is_called_slower() -> None:
 
 
 def test_before_anything_is_loaded_the_snapshots_sizes_are_known() -> None:
-    costs = Columns(Session()).known(parse(Settings()))
+    costs = Columns(Session()).cached_costs(parse(Settings()))
     assert set(costs.columns) == {"dense", "intraslice"}
     assert "134.5 M" in compare_words.cost("dense", costs)
 

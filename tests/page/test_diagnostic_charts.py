@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import plotly.graph_objects as go
@@ -12,12 +13,12 @@ from components.activations.charts import PLACES, finding, histogram_chart, shif
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.spectra.charts import variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
-from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, drawn_ranks
+from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 from components.ui import figure
 from components.ui.figure import Chart
 
 HEAD = Curve(4, (1, 2, 3, 4), (0.5, 0.8, 0.96, 1.0), 3)
-WIDE = Curve(300, drawn_ranks(300), [rank / 300 for rank in drawn_ranks(300)], 285)
+WIDE = Curve(300, curve_ranks(300), [rank / 300 for rank in curve_ranks(300)], 285)
 
 
 def spectra_view(**changes) -> SpectraView:
@@ -56,17 +57,19 @@ def every_chart() -> dict[str, Chart]:
         "shift": shift_chart(shift_view(0.1), 1),
         "intraslice alone": shift_chart(alone),
         "histograms": histogram_chart(shift_view(), 2),
-        "waiting": figure.waiting("What is it?", "It follows."),
+        "waiting": figure.waiting("Effective rank per head", "It follows."),
     }
 
 
 @pytest.mark.parametrize("name", list(every_chart()))
-def test_figures_are_valid_plotly_and_tables_are_full(name: str) -> None:
+def test_figures_are_valid_plotly_with_a_heading_and_a_question_and_tables_are_full(name: str) -> None:
     chart = every_chart()[name]
     sent = json.loads(chart.to_json())
     drawn = go.Figure(data=in_light(sent["data"]), layout=in_light(sent["layout"]))
     assert len(drawn.data) == len(sent["data"])
-    assert chart.title.endswith("?")
+    assert chart.title
+    assert not chart.title.endswith(("?", "."))
+    assert name == "waiting" or re.match(r"[A-Z][^.?:]*\? [A-Z]", chart.note)
     assert chart.rows
     assert {len(row) for row in chart.rows} == {len(chart.columns)}
 
@@ -94,14 +97,14 @@ def test_a_module_that_goes_whole_has_no_rings() -> None:
     shade, *rings = chart.layout["shapes"]
     assert (shade["x0"], shade["x1"], len(rings)) == (0, 4, 2)  # those of the residual stream
     assert [note["text"].count("the whole module is removed") for note in chart.layout["annotations"]] == [1, 1]
-    assert [row[-1] for row in chart.rows] == ["goes"] * 7 + ["150"] * 2
+    assert [row[-1] for row in chart.rows] == ["removed"] * 7 + ["150"] * 2
     assert rank_chart(gone).rows[1][-2:] == ["0, 1, 2, 3", "0"]
     assert "no key head is kept" in pair_chart(gone).note
 
 
 def test_pairs_say_how_long_they_turn_and_which_are_cut() -> None:
     chart = pair_chart(spectra_view())
-    assert chart.rows == [["0", "6", "75.0%", "50.0%, cut"], ["1", "6,283", "25.0%, cut", "50.0%"]]
+    assert chart.rows == [["0", "6", "75.0%", "50.0%, removed"], ["1", "6,283", "25.0%, removed", "50.0%"]]
     (crosses,) = (trace for trace in chart.data if trace["type"] == "scatter")
     assert list(zip(crosses["x"], crosses["y"], strict=True)) == [(1, 0), (0, 1)]
 
@@ -139,6 +142,6 @@ def test_the_finding_is_the_mean_over_layers() -> None:
 
 
 def test_few_axes_are_all_drawn_and_many_are_thinned_to_both_ends() -> None:
-    assert drawn_ranks(5) == [1, 2, 3, 4, 5]
-    assert (len(drawn_ranks(1536)), drawn_ranks(1536)[0], drawn_ranks(1536)[-1]) == (120, 1, 1536)
-    assert drawn_ranks(1) == [1]
+    assert curve_ranks(5) == [1, 2, 3, 4, 5]
+    assert (len(curve_ranks(1536)), curve_ranks(1536)[0], curve_ranks(1536)[-1]) == (120, 1, 1536)
+    assert curve_ranks(1) == [1]

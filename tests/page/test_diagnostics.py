@@ -61,7 +61,7 @@ def test_curves_are_the_librarys(session, tiny, spectra) -> None:
     found = layer_spectra(stats, 1)
     for name in ("mlp", "residual", "directions"):
         curve, whole = getattr(curves, name), getattr(found, name)
-        assert curve.enough == int(effective_rank(whole, 0.95))
+        assert curve.effective_rank == int(effective_rank(whole, 0.95))
         assert curve.at(5) == pytest.approx(whole[4].item(), abs=1e-6)
         assert curve.at(curve.size) == pytest.approx(1, abs=1e-5)
     assert [curve.at(3) for curve in curves.heads] == pytest.approx(found.heads[:, 2].tolist(), abs=1e-6)
@@ -175,7 +175,7 @@ def test_another_setting_keeps_what_one_saw_last_and_nobody_else_sees_it(activat
     list(activations_panel.measure(activations, settings, 0, SOMEBODY))
     other = settings.with_settings(sparsity=11)
     words, shift, _ = activations_panel.show(activations, other, 2, SOMEBODY)
-    assert f"At {settings.settings.sparsity:.0f}% slicing moves" in words
+    assert f"At {settings.settings.sparsity:.0f}% slicing changes a token" in words
     assert json.loads(shift)["selected"] == 2
     assert "data" in json.loads(activations_panel.show(activations, other, 2, ELSE)[1])
     assert not json.loads(activations_panel.show(activations, other, 2, ELSE)[1])["data"]
@@ -183,7 +183,7 @@ def test_another_setting_keeps_what_one_saw_last_and_nobody_else_sees_it(activat
 
 def test_the_papers_order_waits_for_its_button_and_nothing_removed_for_the_slider(activations, tiny) -> None:
     sequential, nothing = tiny.with_settings(order="sequential"), tiny.with_settings(sparsity=0)
-    for settings, words in ((sequential, "Slice as in the paper"), (nothing, "drag the slider")):
+    for settings, words in ((sequential, "Slice as in the paper"), (nothing, "Drag the slider.")):
         assert list(activations_panel.measure(activations, settings, 0, SOMEBODY)) == []
         assert words in activations_panel.show(activations, settings, 0, ELSE)[0]
 
@@ -211,8 +211,8 @@ def test_a_snapshot_shows_what_was_measured(session, tiny, activations, reached,
     assert kept.label == "A label."
     assert kept.ranks() == measured.ranks()
     for own, other in zip(flat(kept.curves(1)), flat(measured.curves(1)), strict=True):
-        assert (own.size, own.enough, own.ranks) == (other.size, other.enough, other.ranks)
-        assert own.shares == pytest.approx(other.shares, abs=1e-4)
+        assert (own.size, own.effective_rank, own.ranks) == (other.size, other.effective_rank, other.ranks)
+        assert own.explained == pytest.approx(other.explained, abs=1e-4)
     for percent in (20, 50):
         plan = session.slice_plan(tiny.with_settings(sparsity=percent)).layers[1]
         own, other = kept.pairs(1, plan), measured.pairs(1, plan)
@@ -238,8 +238,8 @@ def test_the_snapshot_is_the_default_models() -> None:
     measured, kept = CalibratedSpectra(session.calibrated(opening)), spectra_snapshot.spectra()
     measured.complete(7)
     for own, other in zip(flat(kept.curves(7)), flat(measured.curves(7)), strict=True):
-        assert own.shares == pytest.approx(other.shares, abs=1e-3)
-        assert own.enough == other.enough
+        assert own.explained == pytest.approx(other.explained, abs=1e-3)
+        assert own.effective_rank == other.effective_rank
     plan = session.slice_plan(opening).layers[7]
     assert kept.pairs(7, plan).kept == measured.pairs(7, plan).kept
 

@@ -15,11 +15,12 @@ from tiny_page import SOMEBODY, in_job
 from components.export import files as exports
 from components.export import panel
 from components.export.report import Report, html
+from components.gradio_compat.upload_folder import BYTES_PER_INODE
 from components.ratios.charts import ratio_chart
 from components.state.request import Request
 from components.state.session import Session
 from components.ui import downloads as module_of_downloads
-from components.ui.downloads import FRESH, LOCK, Downloads
+from components.ui.downloads import MIN_KEPT_SECONDS, Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
@@ -72,7 +73,7 @@ def page_text(session: Session, settings: Request) -> str:
 
 def test_the_command_lines_words_mean_the_pages_own_recipe(session, settings):
     def recipe_by(request: Request) -> Recipe:
-        words = exports.command_words(request.recipe(session.evaluation_tokens), session.device)
+        words = exports.command_arguments(request.recipe(session.evaluation_tokens), session.device)
         return recipe_of(parser().parse_args(words))
 
     assert recipe_by(settings) == settings.recipe(session.evaluation_tokens)
@@ -143,7 +144,7 @@ def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:
 
 def test_an_upload_goes_by_its_name(session, tiny) -> None:
     uploaded = tiny.with_settings(upload="/somewhere/secret/mine.txt")
-    words = exports.command_words(uploaded.recipe(session.evaluation_tokens), session.device)
+    words = exports.command_arguments(uploaded.recipe(session.evaluation_tokens), session.device)
     assert words.count("mine.txt") == 2
     assert not any("secret" in word for word in words)
 
@@ -156,23 +157,23 @@ def test_a_prompt_is_quoted_for_shell_and_python(session, tiny) -> None:
 
 
 def test_downloads_keep_what_is_fresh_then_the_newest_and_end_with_the_app(monkeypatch) -> None:
-    monkeypatch.setenv("INTRASLICE_MAX_EXPORTS", "10")
+    monkeypatch.setenv("INTRASLICE_MAX_EXPORTS", str(4 * BYTES_PER_INODE))  # two files, each in a folder
     downloads, clock = Downloads(), SimpleNamespace(monotonic=lambda: 1000.0)
     monkeypatch.setattr(module_of_downloads, "time", clock)
     paths = [downloads.put("file", lambda path: path.write_bytes(b"12345")) for _ in range(2)]
-    for size in (0, 5):  # told before, or found once it is written
-        with pytest.raises(UserError, match="try again in 10 min"):
+    for size in (0, BYTES_PER_INODE):  # told before, or found once it is written
+        with pytest.raises(UserError, match="Try again in 10 min"):
             downloads.put("file", lambda path: path.write_bytes(b"12345"), size)
-    clock.monotonic = lambda: 1000.0 + FRESH + 1
+    clock.monotonic = lambda: 1000.0 + MIN_KEPT_SECONDS + 1
     paths.append(downloads.put("file", lambda path: path.write_bytes(b"12345")))
     assert [path.exists() for path in paths] == [False, True, True]
     with pytest.raises(ZeroDivisionError):
         downloads.put("broken", lambda path: 1 / 0, 5)
-    clock.monotonic = lambda: 1000.0 + 2 * FRESH + 2
-    large = downloads.put("large", lambda path: path.write_bytes(bytes(40)), 40)
+    clock.monotonic = lambda: 1000.0 + 2 * MIN_KEPT_SECONDS + 2
+    large = downloads.put("large", lambda path: path.write_bytes(bytes(2**20)), 2**20)
     assert [path.exists() for path in (*paths, large)] == [False, False, False, True]
     home = large.parent.parent
-    assert {entry.name for entry in home.iterdir()} == {large.parent.name, LOCK}
+    assert {entry.name for entry in home.iterdir()} == {large.parent.name}
     del downloads
     assert not home.exists()
 
@@ -186,7 +187,7 @@ def test_the_report_stands_alone(session, tiny) -> None:
     )
     assert not re.search(r"(src|href)=|https?://", text)
     assert "</script><b>" not in text
-    assert "Share of each module removed." in text
+    assert "Bars: percentage of each module that is removed" in text
     assert "Click" not in text
     for said in (f"{measured.sliced:.2f}", "windows of 32", f"{plan.layers[1].mlp:.1%}", "--eval-tokens 256", "pca"):
         assert said in text

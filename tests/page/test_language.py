@@ -18,10 +18,9 @@ import pytest
 from gradio_client import Client
 from tiny_page import PageSession
 
-from app import build_app, launch_options
 from components import tabs
 from components.assets import ASSETS
-from components.frame.link import usual
+from components.frame.link import default_link
 from components.gradio_compat.errors import language_of
 from components.i18n.language import (
     ENGLISH,
@@ -37,6 +36,7 @@ from components.i18n.language import (
 )
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
+from components.page import build_app, launch_options
 from components.state import choices
 from components.state.request import parse
 from components.state.session import Session
@@ -202,7 +202,7 @@ def test_what_is_said_later_is_said_to_each_reader() -> None:
     words = lazy_gettext("This model is being sliced first. {what} {done} of {total}.", what=inner, done=1, total=2)
     assert words == "This model is being sliced first. Slicing, layer 1 of 2."
     with use_language("de"):
-        told = "Dieses Modell wird zuerst hergestellt. Wird zugeschnitten, Schicht 1 von 2."
+        told = "Dieses Modell wird zuerst zugeschnitten. Wird zugeschnitten, Schicht 1 von 2."
         assert translate(words) == translate(copy.deepcopy(words)) == translate(str(words)) == told
         assert translate(str(ValueError(words))) == told
         assert formatting.problem(ValueError(words)).count(told) == 1
@@ -222,7 +222,7 @@ def test_two_visitors_hear_of_one_job_each_in_their_language() -> None:
         with use_language(code):
             both.wait()
             events = jobs.run(code, "measure", lambda job: job.share("slice", work))
-            return [formatting.status_words(event) for event in events]
+            return [formatting.status_text(event) for event in events]
 
     with ThreadPoolExecutor(2) as pool:
         english, german = pool.map(hears, ("en", "de"))
@@ -266,7 +266,7 @@ def test_the_page_comes_in_its_visitors_language(address) -> None:
 
 def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) -> None:
     clients = {code: Client(address, headers={"Accept-Language": code}, verbose=False) for code in ("de", "en")}
-    fields = [value for name, value in usual()._asdict().items() if name in Settings._fields]
+    fields = [value for name, value in default_link()._asdict().items() if name in Settings._fields]
 
     def asks(turn: int) -> tuple[str, str]:
         code = ("de", "en")[turn % 2]
@@ -276,14 +276,14 @@ def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) ->
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(asks, range(16)))
     for code, answer in answers:
-        assert ("Welche Schichten geben ab, und wie viel?" in answer) == (code == "de")
+        assert ("Welche Schichten werden beschnitten, und wie stark?" in answer) == (code == "de")
         assert ("Pruning ratio per layer" in answer) == (code == "en")
         assert ("der Gewichte der Schichten entfernt" in answer) == (code == "de")
 
 
 def test_errors_of_the_page_speak_the_visitors_language(address) -> None:
     client = Client(address, headers={"Accept-Language": "de"}, verbose=False)
-    with pytest.raises(Exception, match="erlaubt ist eine Zahl von 0 bis 60"):
+    with pytest.raises(Exception, match=r"muss eine Zahl von 0 bis 60 sein, nicht 99\.0"):
         client.predict(*Settings()._replace(sparsity=99.0, dtype="float32"), 0, "", api_name="/ratios")
 
 

@@ -32,7 +32,7 @@ def test_every_state_is_one_that_the_page_takes(number) -> None:
         for name, wanted in state.items():
             assert str(values[name]).removesuffix(".0") == wanted
         assert state_of(number, phase)["tab"] in tabs.TABS
-        assert all(is_skipped(values[name]) for name in lesson.STAYS)
+        assert all(is_skipped(values[name]) for name in lesson.KEPT)
         assert values["locked"] == ""
         assert values["refresh"]
 

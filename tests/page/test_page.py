@@ -15,10 +15,10 @@ import pytest
 from gradio.utils import get_type_hints, is_special_typed_parameter
 from tiny_page import SOMEBODY, plan_view, stepwise
 
-from app import build_app
 from components.frame import handlers, link, slider
 from components.gradio_compat.signatures import partial_handler
 from components.jobs.status import Status
+from components.page import build_app
 from components.ratios import panel as ratios
 from components.state import plan_views
 from components.state.caches import BoundedCache
@@ -229,7 +229,7 @@ def test_the_snapshot_shows_the_default_model_before_it_is_loaded(session) -> No
     assert len(bars(charts.ratios)[0]) == 30
     assert "Snapshot" in json.loads(charts.ratios)["note"]
     assert json.loads(charts.importances)["data"]
-    assert "134.5 M" in slider.opening(session, parse(Settings())).readout
+    assert "134.5 M" in slider.initial_texts(session, parse(Settings())).readout
 
 
 def test_a_snapshot_gives_the_plans_of_its_profile(session, tiny, tmp_path) -> None:

@@ -25,8 +25,8 @@ def test_candidates_are_the_librarys(columns, session, tiny) -> None:
     loaded = session.calibrated(tiny).loaded
     expected = compare_next_tokens(loaded.model, in_job(session, session.slice, tiny), loaded.tokenizer, PROMPT, 8)
     rows = re.findall('<tr><th scope="row"><code>(.*?)</code></th>.*?<b>(.*?)</b>.*?<b>(.*?)</b>', shown[-1])
-    share = compare_words.share
-    assert rows == [(escape(one.text), share(one.dense), share(one.sliced)) for one in expected]
+    percentage = compare_words.percentage
+    assert rows == [(escape(one.text), percentage(one.dense), percentage(one.sliced)) for one in expected]
 
 
 def test_the_passage_carries_the_librarys_scores(columns, session, tiny) -> None:
@@ -39,12 +39,13 @@ def test_the_passage_carries_the_librarys_scores(columns, session, tiny) -> None
     for line, one in zip(said, expected.tokens, strict=True):
         assert line.startswith(one.text)
         assert f"{one.extra_loss:+.2f} nats" in line
-    assert f"{expected.agreement:.0%} of the places" in html
+    assert f"{expected.agreement:.0%} of the positions" in html
     assert html.count('tabindex="0"') == 2  # the first token, and the table
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("w10", "2 to .* tokens, got 1"), ("w10 " * 600, "2 to .* tokens, got 600")]
+    ("text", "words"),
+    [("w10", "must have 2 to 512 tokens, got 1."), ("w10 " * 600, "must have 2 to 512 tokens, got 600.")],
 )
 def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(columns, tiny, text, words) -> None:
     *_, (_, html) = handlers.passage(columns, tiny, text, SOMEBODY)

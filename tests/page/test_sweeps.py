@@ -7,12 +7,12 @@ import plotly.graph_objects as go
 import pytest
 from tiny_page import stepwise
 
-from components.export.report import in_light
+from components.export.report import with_light_colours
 from components.jobs.status import Status
 from components.state.request import Request
 from components.state.session import Session
 from components.sweep import measure as sweeps
-from components.sweep.charts import pick_of, removed_chart, speed_chart
+from components.sweep.charts import pick_value, removed_chart, speed_chart
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.__main__ import main
 from intraslice.core.errors import UserError
@@ -41,14 +41,14 @@ def test_a_sweeps_numbers_are_the_sliders(session, tiny) -> None:
     # What is locked belongs to one sparsity, not to a sweep.
     settings = tiny.with_settings(bias=1.1, locked="1 mlp 5", shapes="runtime")
     view = views(run(session, settings, CHOICE))[-1]
-    assert [(p.method, p.estimator, p.asked) for p in view.points] == [
+    assert [(p.method, p.estimator, p.target_sparsity) for p in view.points] == [
         (method, estimator, asked)
         for asked in (0.2, 0.4)
         for method, estimator in (("intraslice", "pca"), ("intraslice", "uniform"), ("crossmodule", ""))
     ]
     fresh = Session(evaluation_tokens=256)
     for point in view.points[:2]:
-        own = settings.with_settings(sparsity=100 * point.asked, estimator=point.estimator, locked="")
+        own = settings.with_settings(sparsity=100 * point.target_sparsity, estimator=point.estimator, locked="")
         list(fresh.measure(own, "somebody"))
         measured = fresh.perplexities(own)
         assert (view.dense, point.perplexity) == pytest.approx((measured.dense, measured.sliced))
@@ -76,15 +76,15 @@ def test_a_sweeps_numbers_are_the_command_lines(session, tiny, capsys, tmp_path)
 
 
 def test_points_appear_as_they_come_and_the_time_left_with_them(session, tiny) -> None:
-    assert sweeps.known(session, tiny, CHOICE).points == ()
-    assert sweeps.seconds(session, tiny, CHOICE) > 0
+    assert sweeps.cached_view(session, tiny, CHOICE).points == ()
+    assert sweeps.estimated_seconds(session, tiny, CHOICE) > 0
     events = run(session, tiny, CHOICE)
     assert [len(view.points) for view in views(events)] == [0, 1, 2, 3, 4, 5, 6]
     busy = [event for event in events if isinstance(event, Status) and event.total]
     assert [event.done for event in busy] == sorted(event.done for event in busy)
     assert all(event.seconds_left >= 0 for event in busy)
     assert events[-1].kind == "ready"
-    assert sweeps.seconds(session, tiny, CHOICE) == 0
+    assert sweeps.estimated_seconds(session, tiny, CHOICE) == 0
 
 
 def test_a_stopped_sweep_goes_on(session, tiny, monkeypatch) -> None:
@@ -98,7 +98,7 @@ def test_a_stopped_sweep_goes_on(session, tiny, monkeypatch) -> None:
             session.jobs.halt("somebody", "sweep")
     assert events[-1].text == "Stopped"
     assert len(measured) == 2
-    assert len(sweeps.known(session, tiny, CHOICE).points) == 2
+    assert len(sweeps.cached_view(session, tiny, CHOICE).points) == 2
     assert len(views(run(session, tiny, CHOICE))[-1].points) == 6
     assert len(measured) == 6
 
@@ -124,14 +124,16 @@ def test_speed_is_measured_where_it_is_asked_for(session, tiny) -> None:
     assert chart.data[1]["x"] == pytest.approx([view.points[0].decode], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["methods", "estimators", "sparsities"])
-def test_a_choice_of_nothing_is_refused_in_words(session, tiny, name) -> None:
-    with pytest.raises(UserError, match=f"no {name}"):
-        sweeps.known(session, tiny, CHOICE._replace(**{name: ()}))
+@pytest.mark.parametrize(
+    ("name", "one"), [("methods", "method"), ("estimators", "estimator"), ("sparsities", "sparsity")]
+)
+def test_a_choice_of_nothing_is_refused_in_words(session, tiny, name, one) -> None:
+    with pytest.raises(UserError, match=f"No {one} is chosen. Choose at least one."):
+        sweeps.cached_view(session, tiny, CHOICE._replace(**{name: ()}))
 
 
 def test_a_sweep_of_nothing_measured_has_no_csv(session, tiny, tmp_path) -> None:
-    with pytest.raises(UserError, match="no point"):
+    with pytest.raises(UserError, match="No point of this sweep is measured yet"):
         sweeps.write_csv(session, tiny, CHOICE, tmp_path / "rows.csv")
 
 
@@ -157,12 +159,12 @@ def test_a_method_keeps_its_colour_and_dash_and_a_point_its_setting(chart) -> No
     assert {name for trace in chart.data for name in trace["ids"]} == {"20 pca", "20 uniform", "20"}
     assert len(chart.picks) == len(chart.rows)
     assert all(len(row) == len(chart.columns) for row in chart.rows)
-    go.Figure(data=in_light(chart.data), layout=in_light(chart.layout))  # which plotly validates
+    go.Figure(data=with_light_colours(chart.data), layout=with_light_colours(chart.layout))  # which plotly validates
     assert [shape["y0"] for shape in chart.layout["shapes"] if shape.get("y0") == 15.0]
 
 
 def test_a_pick_names_the_setting() -> None:
-    assert [pick_of(point) for point in POINTS[:3]] == ["20 pca", "20 uniform", "20"]
+    assert [pick_value(point) for point in POINTS[:3]] == ["20 pca", "20 uniform", "20"]
 
 
 def test_a_broken_model_stands_in_the_table_alone() -> None:

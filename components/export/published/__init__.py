@@ -1,1 +1,1 @@
-"""A page without a server: everything that the slider shows, measured beforehand, in one HTML file."""
+"""The static page: one HTML file without a server, with all values of the slider measured in advance."""

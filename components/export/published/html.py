@@ -1,4 +1,4 @@
-"""The published file itself: one page of HTML with its numbers, its script and plotly.js inside. Pure."""
+"""The published file: one HTML page that includes its data, its script and plotly.js. Pure."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from html import escape
 from string import Template
 from typing import Any
 
-from components.activations.charts import protocol as shift_protocol
-from components.assets import ASSETS
-from components.compare.html import answer
-from components.compare.views import COLUMNS
-from components.export.published import charts
-from components.export.published.pack import packed
-from components.export.published.views import Published, Step
-from components.i18n.language import ENGLISH, for_scripts, gettext, language, lazy_gettext, long_text, number, translate
-from components.state.views import Reading
-from components.ui import formatting
-from components.ui.chart_bridge import PLOTLY, template
-from components.ui.labels import ESTIMATORS
-from components.ui.palette import css_variables
+from ...activations.charts import protocol as shift_protocol
+from ...assets import ASSETS
+from ...compare.html import answer
+from ...compare.views import COLUMNS
+from ...i18n.language import ENGLISH, for_scripts, gettext, language, lazy_gettext, long_text, number, translate
+from ...state.views import Reading
+from ...ui import formatting
+from ...ui.chart_bridge import PLOTLY, template
+from ...ui.labels import ESTIMATORS
+from ...ui.palette import css_variables
+from . import charts
+from .pack import pack
+from .views import Published, Step
 
-MAX_BYTES = 8_000_000  # bytes: more is no page for a blog
+MAX_BYTES = 8_000_000  # a larger file does not suit a blog
 HEIGHTS = {"ratios": 400, "spectra": 400, "shift": 540, "sweep": 440}
 
 
 def embed(name: str) -> str:
-    """The line that puts the file into another page."""
+    """The line of HTML that embeds the file in another page."""
     name = escape(name)
     title = gettext("The cost of slicing {name}", name=name)
     return f'<iframe src="{name}.html" title="{title}" width="100%" height="900"></iframe>'
 
 
 def page(published: Published) -> str:
-    """The whole file. Raises ValueError for more than `MAX_BYTES` bytes."""
+    """The whole file. Raises ValueError if it exceeds `MAX_BYTES`."""
     first, dense = published.steps[published.first], published.steps[0].perplexities
     content = {
         "first": published.first,
@@ -48,7 +48,7 @@ def page(published: Published) -> str:
         words=f"window.isxLanguage = {json.dumps(for_scripts())};{(ASSETS / 'words.js').read_text(encoding='utf-8')}",
         chart=(ASSETS / "chart.js").read_text(encoding="utf-8"),
         script=_asset("page.js"),
-        content=packed(content),
+        content=pack(content),
         last=len(published.steps) - 1,
         first=published.first,
         headline=formatting.headline(first.plan, first.perplexities),
@@ -77,16 +77,16 @@ def _asset(name: str) -> str:
 
 
 def _charts(published: Published) -> dict[str, list[Any]]:
-    """By place and step; the spectra by step and layer."""
-    tops = charts.shift_tops(published.steps)
-    by_step = [charts.charts(published, step, tops) for step in published.steps]
-    found: dict[str, list[Any]] = {place: [step[place].plain() for step in by_step] for place in by_step[0]}
-    found["spectra"] = [[chart.plain() for chart in charts.spectra(step)] for step in published.steps]
-    return found
+    """Charts by place and step; the spectra by step and layer."""
+    axis_limits = charts.shift_axis_limits(published.steps)
+    by_step = [charts.charts(published, step, axis_limits) for step in published.steps]
+    by_place: dict[str, list[Any]] = {place: [step[place].plain() for step in by_step] for place in by_step[0]}
+    by_place["spectra"] = [[chart.plain() for chart in charts.spectra(step)] for step in published.steps]
+    return by_place
 
 
 def _numbers(step: Step) -> dict[str, Any]:
-    """What a step shows beside its charts (HTML); the answers by prompt."""
+    """A step's content except its charts (HTML); the answers by prompt."""
     return {
         "percent": step.percent,
         "headline": formatting.headline(step.plan, step.perplexities),
@@ -97,16 +97,18 @@ def _numbers(step: Step) -> dict[str, Any]:
             perplexity=_reading(step.perplexities.sliced_reading),
         ),
         "table": _table(step),
-        "answers": ["".join(answer(name, given[name], step.percent) for name in COLUMNS) for given in step.answers],
+        "answers": [
+            "".join(answer(name, by_column[name], step.percent) for name in COLUMNS) for by_column in step.answers
+        ],
     }
 
 
 def _table(step: Step) -> str:
-    """What each model has and how good it is."""
-    measured = step.perplexities
+    """The sizes and perplexities of each model."""
+    perplexities = step.perplexities
     readings = {
-        "dense": (measured.dense_reading, None),
-        "intraslice": (measured.sliced_reading, measured.ratio),
+        "dense": (perplexities.dense_reading, None),
+        "intraslice": (perplexities.sliced_reading, perplexities.ratio),
         "crossmodule": (step.cross, step.cross_ratio),
     }
     costs = [step.costs.columns.get(name) for name in COLUMNS]
@@ -124,7 +126,7 @@ def _table(step: Step) -> str:
 
 
 def _reading(reading: Reading | None) -> str:
-    """A number with its standard error."""
+    """A perplexity with its standard error."""
     if reading is None:
         return "–"
     if reading.error is None or not math.isfinite(reading.error):
@@ -133,7 +135,7 @@ def _reading(reading: Reading | None) -> str:
 
 
 def _protocol(published: Published) -> str:
-    """How everything was measured, a line each."""
+    """How everything was measured, one line per topic."""
     shift = next((step.shift for step in published.steps if step.shift), None)
     first = published.steps[0]
     lines = {
@@ -152,7 +154,7 @@ def _protocol(published: Published) -> str:
             tokens=published.choice.tokens,
         ),
     }
-    return "".join(f"<dt>{name}</dt><dd>{escape(words)}</dd>" for name, words in lines.items())
+    return "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in lines.items())
 
 
 def _options(names: Any) -> str:

@@ -1,4 +1,4 @@
-"""Measures what a published page shows, step by step of its slider, as a job of the page or for the command line."""
+"""Measures the steps of a published page, as a job of the page or for the command line."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from components.activations.measure import ShiftViews
-from components.compare.answers import write_answers
-from components.compare.models import Columns
-from components.compare.views import Question
-from components.export import files
-from components.export.published.views import PROMPTS, Choice, Published, Step
-from components.i18n.language import lazy_gettext
-from components.jobs import limits
-from components.jobs.job import Job
-from components.jobs.status import Status
-from components.jobs.turns import Urgency
-from components.spectra.measure import SpectraViews
-from components.state.caches import BoundedCache
-from components.state.calibrations import Calibrated
-from components.state.request import DENSE, Request, SliceKey, parse
-from components.state.session import Session
-from components.state.settings import Settings
-from components.state.views import Reading
-from components.sweep.views import SweepPoint, SweepView
-from components.ui import formatting
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.perplexity import Losses
 from intraslice.reporting import Recipe
 
-__all__ = ["PROMPTS", "Choice", "Publisher", "request_of", "to_the_end"]
+from ...activations.measure import ShiftViews
+from ...compare.answers import write_answers
+from ...compare.models import Columns
+from ...compare.views import Question
+from ...i18n.language import lazy_gettext
+from ...jobs import limits
+from ...jobs.job import Job
+from ...jobs.status import Status
+from ...jobs.turns import Urgency
+from ...spectra.measure import SpectraViews
+from ...state.caches import BoundedCache
+from ...state.calibrations import Calibrated
+from ...state.request import DENSE, Request, SliceKey, parse
+from ...state.session import Session
+from ...state.settings import Settings
+from ...state.views import Reading
+from ...sweep.views import SweepPoint, SweepView
+from ...ui import formatting
+from .. import files
+from .views import PROMPTS, Choice, Published, Step
+
+__all__ = ["PROMPTS", "Choice", "Publisher", "publish_now", "request_from_recipe"]
 
 MAX_STEPS, MAX_PROMPTS = 61, 8
 
 
 class Publisher:
-    """Measures the steps of published pages, and keeps them: one that was stopped goes on where it was.
+    """Measures the steps of published pages and caches them, so that a stopped page continues where it was.
 
-    What the tabs Spectra, Activations and Compare have measured already is not measured again.
+    Measurements of the tabs Spectra, Activations and Compare are reused.
     """
 
     def __init__(self, spectra: SpectraViews, shifts: ShiftViews, columns: Columns) -> None:
@@ -48,53 +49,53 @@ class Publisher:
         self._steps: BoundedCache[tuple[SliceKey, Choice], Step] = BoundedCache(100, seconds=30)
 
     def publish(self, job: Job, request: Request, choice: Choice) -> Published:
-        """Measure everything on a published page that opens at these settings; ratios given by hand are left out.
+        """Measure everything on a published page that opens at these settings; ignores manual ratios.
 
-        Raises UserError, before any work, for a choice or for settings out of range.
+        Raises UserError before any work if the choice or the settings are invalid.
         """
-        request, choice = request.with_settings(locked=""), _checked(choice)
-        at = [request.with_settings(sparsity=percent) for percent in choice.percents]
+        request, choice = request.with_settings(locked=""), _validated(choice)
+        requests = [request.with_settings(sparsity=percent) for percent in choice.percents]
         job.urgency = Urgency.BACKGROUND
         calibrated = self._session.calibrations.calibrate(job, request.calibration)
-        for setting in at:  # what cannot be reached is told now, not after minutes
-            self._session.slice_plan(setting)
+        for step_request in requests:  # report an unreachable sparsity now, not after minutes
+            self._session.slice_plan(step_request)
             job.checkpoint()
         for layer in range(len(calibrated.stats.layers)):
             self._spectra.complete(request, layer)
             job.checkpoint()
         steps, start = [], time.monotonic()
-        for done, (percent, setting) in enumerate(zip(choice.percents, at, strict=True)):
-            words = lazy_gettext("Page: {sparsity:g} % removed; steps", sparsity=percent)
-            left = (time.monotonic() - start) / done * (len(at) - done) if done else None
-            status = Status(words, "busy", done, len(at), left)
+        for done, (percent, step_request) in enumerate(zip(choice.percents, requests, strict=True)):
+            label = lazy_gettext("Page: {sparsity:g} % removed; steps", sparsity=percent)
+            left = (time.monotonic() - start) / done * (len(requests) - done) if done else None
+            status = Status(label, "busy", done, len(requests), left)
             job.emit(status)
             with job.emitting_only(status):
-                steps.append(self._step(job, setting, choice))
+                steps.append(self._step(job, step_request, choice))
         recipe = request.recipe(self._session.evaluation_tokens)
-        told = _without_folders(recipe)
-        source = calibrated.loaded.source.replace(recipe.model, told.model)
+        public_recipe = _without_folders(recipe)
+        source = calibrated.loaded.source.replace(recipe.model, public_recipe.model)
         distances = [abs(percent - request.settings.sparsity) for percent in choice.percents]
         return Published(
-            name=files.model_label(told.model),
+            name=files.model_label(public_recipe.model),
             source=f"{source}, {calibrated.loaded.model.dtype}".replace("torch.", ""),
             choice=choice,
             first=distances.index(min(distances)),
             steps=tuple(steps),
             sweep=_sweep(request, steps),
-            command=command(told, self._session.device, choice),
+            command=command(public_recipe, self._session.device, choice),
         )
 
     def _step(self, job: Job, request: Request, choice: Choice) -> Step:
         key = request.slice_key("intraslice"), choice._replace(percents=())
-        if (kept := self._steps.get(key)) is not None:
-            return kept
+        if (cached := self._steps.get(key)) is not None:
+            return cached
         session = self._session
         calibrated = session.calibrated(request)
         dense = session.readings.losses(job, request.slice_key(DENSE), calibrated)
         if request.slicing.sparsity:
             session.readings.losses(job, request.slice_key("intraslice"), calibrated)
         plan, cross = session.plan(request), self._cross(job, request, calibrated)
-        assert plan is not None  # as of every model that is calibrated
+        assert plan is not None  # every calibrated model has one
         shift = None
         if request.slicing.sparsity:
             self._shifts.measure_both(job, request)
@@ -110,7 +111,7 @@ class Publisher:
             percent=request.settings.sparsity,
             plan=plan,
             perplexities=session.perplexities(request),
-            costs=self._columns.known(request),
+            costs=self._columns.cached_costs(request),
             cross=None if cross is None else Reading(*cross.perplexity(), cross.done, cross.total),
             cross_ratio=None if cross is None else Reading(*cross.ratio(dense), cross.done, cross.total),
             spectra=tuple(spectra),
@@ -120,7 +121,7 @@ class Publisher:
         return self._steps.put(key, step)
 
     def _cross(self, job: Job, request: Request, calibrated: Calibrated) -> Losses | None:
-        """The cross-module model's losses, None where it cannot remove as much: the costs say so in words."""
+        """The cross-module model's losses, None if it cannot reach the sparsity; the costs then have the reason."""
         try:
             self._columns.model(job, request, "crossmodule")
         except (UserError, NumericalError):
@@ -129,8 +130,8 @@ class Publisher:
         return self._session.readings.losses(job, request.slice_key(method), calibrated)
 
 
-def _checked(choice: Choice) -> Choice:
-    """The choice with its steps in order, each once. Raises UserError for what is none."""
+def _validated(choice: Choice) -> Choice:
+    """The choice with sorted, unique steps. Raises UserError if it is invalid."""
     percents = sorted({float(limits.number("sparsity", percent, 0, 80)) for percent in choice.percents})
     if not 2 <= len(percents) <= MAX_STEPS:
         raise UserError(
@@ -150,7 +151,7 @@ def _checked(choice: Choice) -> Choice:
 
 
 def _without_folders(recipe: Recipe) -> Recipe:
-    """With what lies on this machine by its name alone: the file goes out into the world."""
+    """The recipe with local paths reduced to their names: the published file must not disclose folders."""
     names = recipe.model, recipe.calibration.text
     model, text = (Path(name).name if Path(name).exists() else name for name in names)
     calibration, evaluation = replace(recipe.calibration, text=text), replace(recipe.evaluation, text=text)
@@ -163,32 +164,32 @@ def _sweep(request: Request, steps: list[Step]) -> SweepView:
         if step.percent == 0:
             continue
         for method, estimator in (("intraslice", request.slicing.estimator), ("crossmodule", "")):
-            asked, cost = step.percent / 100, step.costs.columns.get(method)
+            target, cost = step.percent / 100, step.costs.columns.get(method)
             removed, parameters, perplexity = (
                 (cost.removed, cost.parameters, cost.perplexity) if cost else (None, None, None)
             )
             note = step.costs.problems.get(method, "")
-            points.append(SweepPoint(method, estimator, asked, removed, parameters, perplexity, note=note))
+            points.append(SweepPoint(method, estimator, target, removed, parameters, perplexity, note=note))
     points.sort(key=lambda point: point.method != "intraslice")
-    measured = steps[0].perplexities
-    return SweepView(measured.dense, tuple(points), len(points), measured.protocol)
+    perplexities = steps[0].perplexities
+    return SweepView(perplexities.dense, tuple(points), len(points), perplexities.protocol)
 
 
 def command(recipe: Recipe, device: str, choice: Choice) -> str:
-    """The line for a shell that measures the same and writes the file."""
-    words = ["--out", f"{files.model_label(recipe.model)}.html"]
+    """The shell command that reproduces the file."""
+    options = ["--out", f"{files.model_label(recipe.model)}.html"]
     if tuple(choice.percents) != Choice().percents:
-        words += ["--sparsities", *(f"{percent / 100:g}" for percent in choice.percents)]
+        options += ["--sparsities", *(f"{percent / 100:g}" for percent in choice.percents)]
     if tuple(choice.prompts) != PROMPTS:
-        words += ["--prompts", *choice.prompts]
-    return shlex.join(["python", "-m", "intraslice", *files.command_words(recipe, device, "publish", *words)])
+        options += ["--prompts", *choice.prompts]
+    return shlex.join(["python", "-m", "intraslice", *files.command_arguments(recipe, device, "publish", *options)])
 
 
-def request_of(wanted: Recipe) -> Request:
-    """The page set as a recipe has it, as far as there are controls for that. Raises UserError for what is refused."""
-    slicing, calibration = wanted.slicing, wanted.calibration
+def request_from_recipe(recipe: Recipe) -> Request:
+    """The request of a recipe, as far as the page has controls for it. Raises UserError for invalid values."""
+    slicing, calibration = recipe.slicing, recipe.calibration
     settings = Settings(
-        model=wanted.model,
+        model=recipe.model,
         text=calibration.text,
         sequences=calibration.sequences,
         length=calibration.length,
@@ -201,24 +202,24 @@ def request_of(wanted: Recipe) -> Request:
         iterative=slicing.iterative,
         shapes=slicing.shapes,
         recovery=slicing.recovery,
-        dtype=wanted.dtype,
+        dtype=recipe.dtype,
     )
     return parse(settings)
 
 
-def to_the_end(session: Session, request: Request, choice: Choice, tell: Callable[[str], object]) -> Published:
-    """Measure everything now, and tell how far it got. Raises UserError for whatever goes wrong."""
-    results, told = [], ""
+def publish_now(session: Session, request: Request, choice: Choice, report: Callable[[str], object]) -> Published:
+    """Measure everything now; calls `report` with every new status line. Raises UserError if it fails."""
+    results, reported = [], ""
     publisher = Publisher(SpectraViews(session), ShiftViews(session), Columns(session))
 
     def work(job: Job) -> None:
         results.append(publisher.publish(job, request, choice))
 
     for event in session.jobs.run("command line", "publish", work):
-        line = formatting.status_words(event)
+        line = formatting.status_text(event)
         if event.kind == "error":
             raise UserError(line)
-        if line != told:
-            tell(line)
-        told = line
+        if line != reported:
+            report(line)
+        reported = line
     return results[0]

@@ -1,7 +1,7 @@
-"""Much that is alike, small: JSON in which equal parts stand once, compressed. Pure.
+"""Compresses JSON in which equal parts are stored once. Pure.
 
-Charts of neighbouring steps share most of their curves, and a table's rows are alike from step to step.
-`assets/published/page.js` opens it.
+Charts of neighbouring steps have most curves in common, and table rows are similar from step to step.
+`assets/published/page.js` unpacks it.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ import gzip
 import json
 from typing import Any
 
-LEAST = 24  # characters of a part that is worth a reference
-REFERENCE = "$"  # {"$": 7} stands for the eighth part; no key of a chart is called so
+MIN_CHARACTERS = 24  # shorter parts are not worth a reference
+REFERENCE = "$"  # {"$": 7} refers to the eighth part; no key of a chart has this name
 
 
-def packed(content: Any) -> str:
-    """A JSON value as base64 of its gzip. Raises ValueError for numbers that JSON does not have."""
+def pack(content: Any) -> str:
+    """A JSON value as base64 of its gzip. Raises ValueError for numbers that JSON does not support."""
     parts: list[Any] = []
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
 
-    def shared(node: Any) -> Any:
+    def with_references(node: Any) -> Any:
         if isinstance(node, dict):
-            node = {key: shared(value) for key, value in node.items()}
+            node = {key: with_references(value) for key, value in node.items()}
         elif isinstance(node, (list, tuple)):
-            node = [shared(value) for value in node]
+            node = [with_references(value) for value in node]
         elif not isinstance(node, str):
             return node
         text = _json(node)
-        if len(text) < LEAST:
+        if len(text) < MIN_CHARACTERS:
             return node
-        if text not in places:
-            places[text] = len(parts)
+        if text not in indices:
+            indices[text] = len(parts)
             parts.append(node)
-        return {REFERENCE: places[text]}
+        return {REFERENCE: indices[text]}
 
-    whole = shared(content)
+    whole = with_references(content)
     return base64.b64encode(gzip.compress(_json({"parts": parts, "whole": whole}).encode(), 9, mtime=0)).decode()
 
 

@@ -1,4 +1,4 @@
-"""What a published page shows, as plain numbers: no tensors, no gradio."""
+"""The data of a published page, as plain numbers: no tensors, no gradio."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from components.activations.views import ShiftView
-from components.compare.views import Answer, Costs
-from components.spectra.views import SpectraView
-from components.state.settings import PROMPT
-from components.state.views import Perplexities, PlanView, Reading
-from components.sweep.views import SweepView
+from ...activations.views import ShiftView
+from ...compare.views import Answer, Costs
+from ...spectra.views import SpectraView
+from ...state.settings import PROMPT
+from ...state.views import Perplexities, PlanView, Reading
+from ...sweep.views import SweepView
 
 PROMPTS = (PROMPT, "Write a short letter to a friend.", "Explain what a language model is to a child.")
 
 
 class Choice(NamedTuple):
-    """The slider's steps in per cent, and what the three models answer at each, with so many tokens at the most."""
+    """The slider's steps in per cent, the prompts answered at each step, and the maximum number of new tokens."""
 
     percents: Sequence[float] = tuple(range(0, 61, 5))
     prompts: Sequence[str] = PROMPTS
@@ -28,8 +28,9 @@ class Choice(NamedTuple):
 class Step:
     """Everything at one position of the slider.
 
-    `spectra` has a layer each, `answers` a prompt each, by column. The cross-module model's perplexity, `cross`, and
-    its ratio to the dense one's are None where it cannot remove as much, and `shift` where nothing is removed.
+    `spectra` is by layer, `answers` by prompt and column. `cross` is the perplexity of the cross-module model and
+    `cross_ratio` its ratio to the dense one; both are None if the method cannot reach the sparsity. `shift` is None at
+    0 %.
     """
 
     percent: float
@@ -45,17 +46,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Published:
-    """All steps, what they have in common, and the command line that measures the same."""
+    """All steps, their common data, and the command line that reproduces the page."""
 
     name: str
     source: str
     choice: Choice
-    first: int  # the step that the page opens with
+    first: int  # index of the step that the page opens with
     steps: tuple[Step, ...]
     sweep: SweepView
     command: str
 
     @property
     def protocol(self) -> str:
-        """What perplexities were taken on."""
+        """The protocol of the perplexities."""
         return self.steps[0].perplexities.protocol

@@ -13,7 +13,7 @@ import json
 from starlette.datastructures import Headers
 from starlette.types import Message, Send
 
-from components.i18n.language import ENGLISH
+from ...i18n.language import ENGLISH
 
 
 def mark_language(send: Send, code: str, is_asked: bool) -> Send:

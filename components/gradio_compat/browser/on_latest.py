@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.gradio_compat.browser.silent import SILENT
+from .silent import SILENT
 
 
 def on_latest(events: Sequence[Any], **call: Any) -> gr.events.Dependency:

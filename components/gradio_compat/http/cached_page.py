@@ -5,7 +5,7 @@ and it sends a megabyte, which stays in memory for whoever does not read it. Onl
 request to request, since gradio takes it from the request's headers. So the answer is made once for an address that
 nobody has, and the request's own is put in its place; what was sent last is kept compressed.
 
-Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_cached_page.py`.
+Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/http/test_cached_page.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.i18n.language import gettext, requested_language
+from ...i18n.language import gettext, requested_language
 
 PATHS = ("/", "/config")
 NOWHERE = "isx-root.invalid"  # a name that no machine can have (RFC 6761)
@@ -51,7 +51,7 @@ async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
         yield body[start : start + CHUNK]
 
 
-class Made(NamedTuple):
+class Rendered(NamedTuple):
     """An answer of gradio's, and a name for its content."""
 
     body: bytes
@@ -64,7 +64,7 @@ class CachedPage:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._made: dict[tuple[str, str, bool], Made] = {}
+        self._rendered: dict[tuple[str, str, bool], Rendered] = {}
         self._sent: dict[tuple[str, str, bool], bytes] = {}  # the one that was used last comes last
         self._making = asyncio.Lock()
 
@@ -78,44 +78,44 @@ class CachedPage:
             return await PlainTextResponse(words, 400)(scope, receive, send)
         query = QueryParams(scope.get("query_string", b""))
         language = requested_language(query, request.headers.get("accept-language"))
-        made = await self._answer(scope, receive, language, query.get("lang") == language)
-        if made is None:
+        rendered = await self._answer(scope, receive, language, query.get("lang") == language)
+        if rendered is None:
             return await self._app(scope, receive, send)
-        etag = f'"{made.version}-{zlib.crc32(origin.encode()):x}"'
+        etag = f'"{rendered.version}-{zlib.crc32(origin.encode()):x}"'
         headers = {"etag": etag, "cache-control": "no-cache", "vary": "accept-language, accept-encoding"}
         if request.headers.get("if-none-match") == etag:
             return await Response(status_code=304, headers=headers)(scope, receive, send)
         zipped = "gzip" in request.headers.get("accept-encoding", "")
         headers |= {"content-encoding": "gzip"} if zipped else {}
-        body = self._as_sent(made, origin, zipped)
+        body = self._as_sent(rendered, origin, zipped)
         headers["content-length"] = str(len(body))
-        await StreamingResponse(in_chunks(body), headers=headers, media_type=made.media_type)(scope, receive, send)
+        await StreamingResponse(in_chunks(body), headers=headers, media_type=rendered.media_type)(scope, receive, send)
 
-    def _as_sent(self, made: Made, origin: str, zipped: bool) -> bytes:
-        key = (made.version, origin, zipped)
+    def _as_sent(self, rendered: Rendered, origin: str, zipped: bool) -> bytes:
+        key = (rendered.version, origin, zipped)
         if (body := self._sent.pop(key, None)) is None:
-            body = made.body.replace(f"http://{NOWHERE}".encode(), origin.encode())
+            body = rendered.body.replace(f"http://{NOWHERE}".encode(), origin.encode())
             body = gzip.compress(body, 1, mtime=0) if zipped else body
         self._sent[key] = body
         while len(self._sent) > SENT:
             del self._sent[next(iter(self._sent))]
         return body
 
-    async def _answer(self, scope: Scope, receive: Receive, language: str, is_asked: bool) -> Made | None:
+    async def _answer(self, scope: Scope, receive: Receive, language: str, is_asked: bool) -> Rendered | None:
         """Gradio's answer to this path in a language; None where it is no page, which is not kept.
 
         A page says whether its address names the language.
         """
         key = (scope["path"], language, is_asked)
         async with self._making:
-            if key not in self._made:
+            if key not in self._rendered:
                 query = f"lang={language}".encode() if is_asked else b""
-                if (made := await self._make({**scope, "query_string": query}, receive)) is None:
+                if (rendered := await self._make({**scope, "query_string": query}, receive)) is None:
                     return None
-                self._made[key] = made
-            return self._made[key]
+                self._rendered[key] = rendered
+            return self._rendered[key]
 
-    async def _make(self, scope: Scope, receive: Receive) -> Made | None:
+    async def _make(self, scope: Scope, receive: Receive) -> Rendered | None:
         messages: list[Message] = []
 
         async def collect(message: Message) -> None:
@@ -128,4 +128,4 @@ class CachedPage:
             return None
         body = b"".join(part.get("body", b"") for part in parts)
         media_type = dict(start["headers"])[b"content-type"].decode()
-        return Made(body, media_type, hashlib.sha256(body).hexdigest()[:16])
+        return Rendered(body, media_type, hashlib.sha256(body).hexdigest()[:16])

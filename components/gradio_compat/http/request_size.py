@@ -1,9 +1,10 @@
 """Bounds for the size of requests.
 
-Gradio bounds each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor all files of an
-upload, nor all uploads together. A part of an upload that is no file is a TypeError with a traceback.
+Gradio limits each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor the sum of the files
+of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is a TypeError with
+a traceback.
 
-Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_request_size.py`.
+Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/http/test_request_size.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
+from email.message import Message as Headed
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -20,11 +23,12 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.gradio_compat.upload_folder import DOWNLOADS, upload_folder
-from components.i18n.language import gettext
-from components.jobs import limits
+from ...i18n.language import gettext
+from ...jobs import limits
+from ..upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
 
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
+MAX_FILES = 10  # of an upload; the page sends one
 LOOKS = 50  # at all uploads, until they are as many bytes as they may be
 
 
@@ -46,16 +50,19 @@ class BoundedRequests:
         if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
             return await PlainTextResponse(words, 413)(scope, receive, send)
         if uploads:
-            self._arrived += int(length) or max_bytes
+            self._arrived += (int(length) or max_bytes) + 2 * MAX_FILES * BYTES_PER_INODE  # each has a folder
             if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
                 self._arrived = 0
-                await run_in_threadpool(make_room, upload_folder(), limits.UPLOADS.value - int(length))
-        seen = 0
+                reserved = int(length) + limits.UPLOADS.value // LOOKS
+                await run_in_threadpool(make_room, upload_folder(), limits.UPLOADS.value - reserved)
+        seen, files = 0, Delimiters(headers.get("content-type", ""))
 
         async def bounded() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
+            if uploads and files.count(message.get("body", b"")) > MAX_FILES + 1:  # one delimiter is at the end
+                raise MultiPartException(gettext("An upload may have at most {limit} files.", limit=MAX_FILES))
             if seen > max_bytes:  # more than its header said; of an upload gradio then deletes what it has written
                 raise MultiPartException(words) if uploads else HTTPException(413, words)
             return message
@@ -69,8 +76,26 @@ class BoundedRequests:
             await PlainTextResponse(words, 400)(scope, receive, send)
 
 
+class Delimiters:
+    """Counts the delimiters of a multipart body, which comes in pieces."""
+
+    def __init__(self, content_type: str) -> None:
+        headed = Headed()
+        headed["content-type"] = content_type
+        self._delimiter, self._count, self._end = f"--{headed.get_boundary('')}".encode(), 0, b""
+
+    def count(self, piece: bytes) -> int:
+        """The number of delimiters so far, with those of another piece."""
+        text = self._end + piece
+        self._count += text.count(self._delimiter)
+        # What a delimiter may begin in, but no whole one.
+        self._end = text[text.rfind(self._delimiter) + len(self._delimiter) :] if self._delimiter in text else text
+        self._end = self._end[-len(self._delimiter) + 1 :]
+        return self._count
+
+
 def make_room(folder: Path, max_bytes: int) -> None:
-    """Delete the oldest uploads, whole or broken off, until the others have no more than `most` bytes."""
+    """Delete the oldest uploads, whole or broken off, until the others allocate at most `max_bytes` bytes of disk."""
     uploads = sorted(_uploads(folder))
     total = sum(size for _, size, _ in uploads)
     for _, size, path in uploads:
@@ -81,12 +106,10 @@ def make_room(folder: Path, max_bytes: int) -> None:
 
 
 def _uploads(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """Time of writing, bytes and path of each upload."""
+    """Time of the last change, allocated bytes and path of each upload."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.startswith(DOWNLOADS):
+        if path.name.startswith((DOWNLOADS, ".")):
             continue
-        try:
-            files = [file.stat() for file in path.iterdir()] if path.is_dir() else [path.stat()]
-        except OSError:  # another request has just deleted it
-            continue
-        yield max((file.st_mtime for file in files), default=0.0), sum(file.st_size for file in files), path
+        with suppress(OSError):  # another request has just deleted it
+            files = list(path.iterdir()) if path.is_dir() else [path]
+            yield max((file.stat().st_mtime for file in files), default=0.0), allocated_bytes(path), path

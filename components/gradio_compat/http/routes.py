@@ -5,7 +5,7 @@ tell about other clients (`monitoring`), or are meant for development. A route t
 calls it needs is answered 404 before gradio sees the request. So are messages for a session that has called nothing,
 which gradio answers with a traceback in the log.
 
-Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_routes.py`.
+Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/http/test_routes.py`.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class NeededRoutes:
     """ASGI middleware: answers 404 to whatever is neither one of `NEEDED` nor one of the page's own paths.
 
     Args:
-        own: the page's own paths, which are read.
+        page_paths: the page's own paths, which are read.
         is_session: whether a session has called something.
     """
 
-    def __init__(self, app: ASGIApp, own: Sequence[str], is_session: Callable[[str], bool]) -> None:
+    def __init__(self, app: ASGIApp, page_paths: Sequence[str], is_session: Callable[[str], bool]) -> None:
         self._app, self._is_session = app, is_session
-        needed = NEEDED | dict.fromkeys(own, READ)
+        needed = NEEDED | dict.fromkeys(page_paths, READ)
         self._routes = [Route(path, _unreachable, methods=methods) for path, methods in needed.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

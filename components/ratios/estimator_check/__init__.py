@@ -1,1 +1,1 @@
-"""*Was it right?* on the Ratios tab: every module sliced alone, against what was foretold of it."""
+"""*Estimator check* on the Ratios tab: measured damage of every module sliced alone, against the predicted damage."""

@@ -1,33 +1,33 @@
-"""The chart under *Was it right?*: measured against foretold, a point a module. Pure."""
+"""The chart of the *Estimator check*: predicted against measured damage, one point per module. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from components.i18n.language import gettext, number
-from components.ratios.estimator_check.views import ModuleVerdict, VerdictView
-from components.state import choices
-from components.ui import figure
-from components.ui.figure import Chart, Json
-from components.ui.labels import ESTIMATORS, MODULES
+from ...i18n.language import gettext, number
+from ...state import choices
+from ...ui import figure
+from ...ui.figure import Chart, Json
+from ...ui.labels import ESTIMATORS, MODULES
+from .views import EstimatorCheckView, ModuleCheck
 
 
-def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -> Chart:
-    """KL from the dense model with each module sliced alone, over what was foretold; empty axes before it is measured.
+def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selected: int = 0) -> Chart:
+    """KL from the dense model with each module sliced alone, over the predicted damage; empty axes if not measured.
 
-    Uniform ratios foretell nothing, so the first estimator that does is shown for them.
+    Uniform ratios predict nothing; the chart then shows the first estimator that predicts.
     """
-    estimator = judged(view, estimator)
-    layout = figure.layout_of(2, revision=f"verdict-{view is None}", vertical=False)
+    estimator = shown_estimator(view, estimator)
+    layout = figure.layout_of(2, revision=f"estimator-check-{view is None}", vertical=False)
     layout["hovermode"], layout["showlegend"] = "closest", False
     layout["annotations"], layout["shapes"] = [], []
     data = []
     for column, (module, name) in enumerate(MODULES.items(), start=1):
         axes = figure.axes_of(column)
-        verdicts = [verdict for verdict in view.modules if verdict.module == module] if view else []
-        predicted = [verdict.predicted[estimator] for verdict in verdicts]
-        data.append(_points(verdicts, module, estimator, axes))
+        checks = [check for check in view.modules if check.module == module] if view else []
+        predicted = [check.predicted[estimator] for check in checks]
+        data.append(_points(checks, module, estimator, axes))
         layout[f"xaxis{figure.suffix(column)}"].update(
             title=figure.title(gettext("predicted: importance of the removed units")), exponentformat="power", nticks=6
         )
@@ -53,7 +53,7 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
             measured_on=view.measured_on,
             estimator=ESTIMATORS[estimator],
         )
-    layers = 1 + max((verdict.layer for verdict in view.modules), default=-1) if view else 0
+    layers = 1 + max((check.layer for check in view.modules), default=-1) if view else 0
     return Chart(
         title=gettext("Estimator check: predicted against measured damage"),
         note=note,
@@ -70,51 +70,51 @@ def verdict_chart(view: VerdictView | None, estimator: str, selected: int = 0) -
         ],
         rows=[
             [
-                str(verdict.layer),
-                MODULES[verdict.module],
-                number(verdict.damage, ".5f"),
-                number(verdict.error, ".5f"),
-                str(verdict.place),
-                str(verdict.places[estimator]),
+                str(check.layer),
+                MODULES[check.module],
+                number(check.damage, ".5f"),
+                number(check.error, ".5f"),
+                str(check.rank),
+                str(check.predicted_ranks[estimator]),
             ]
-            for verdict in (view.modules if view else ())
+            for check in (view.modules if view else ())
         ],
         layers=layers,
         selected=selected,
-        beside=True,
+        side_by_side=True,
     )
 
 
-def judged(view: VerdictView | None, estimator: str) -> str:
-    """The estimator whose foretelling is shown: the chosen one if it foretells anything, else the first that does."""
-    foretelling = list(view.rho) if view else [name for name, entry in choices.ESTIMATORS.items() if entry.importance]
-    return estimator if estimator in foretelling else foretelling[0]
+def shown_estimator(view: EstimatorCheckView | None, estimator: str) -> str:
+    """The estimator whose prediction is shown: the chosen one if it predicts anything, else the first that does."""
+    predicting = list(view.rho) if view else [name for name, entry in choices.ESTIMATORS.items() if entry.importance]
+    return estimator if estimator in predicting else predicting[0]
 
 
-def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes: Json) -> Json:
+def _points(checks: Sequence[ModuleCheck], module: str, estimator: str, axes: Json) -> Json:
     return {
         "type": "scatter",
         "mode": "markers",
         "name": MODULES[module],
-        "meta": {"module": module, **figure.DIFFERENT},  # `assets/lesson/answers.js` asks for the module
-        "x": [figure.rounded(verdict.predicted[estimator]) for verdict in verdicts],
-        "y": [figure.rounded(verdict.damage) for verdict in verdicts],
+        "meta": {"module": module, **figure.GHOST_IF_DIFFERENT},  # `assets/lesson/answers.js` reads the module
+        "x": [figure.rounded(check.predicted[estimator]) for check in checks],
+        "y": [figure.rounded(check.damage) for check in checks],
         "error_y": {
             "type": "data",
-            "array": [figure.rounded(verdict.error) for verdict in verdicts],
+            "array": [figure.rounded(check.error) for check in checks],
             "color": f"@{module}",
             "thickness": 0.8,
             "width": 0,
         },
-        "customdata": [verdict.layer for verdict in verdicts],
+        "customdata": [check.layer for check in checks],
         "text": [
             gettext(
                 "measured rank {measured} of {of}, predicted rank {predicted}",
-                measured=verdict.place,
-                of=len(verdicts),
-                predicted=verdict.places[estimator],
+                measured=check.rank,
+                of=len(checks),
+                predicted=check.predicted_ranks[estimator],
             )
-            for verdict in verdicts
+            for check in checks
         ],
         "hovertemplate": gettext(
             "<b>layer %{{customdata}}, {module}</b><br>%{{y:+.4f}} nats per token", module=MODULES[module]
@@ -128,21 +128,21 @@ def _points(verdicts: Sequence[ModuleVerdict], module: str, estimator: str, axes
 
 
 def _ticks(values: Sequence[float]) -> Json:
-    # plotly writes 2 and 5 between powers of ten as lone digits, which nobody reads as 0.0002
+    # plotly labels the ticks between powers of ten with a digit only, such as 2 for 0.0002
     top = max(values)
     exponents = range(math.floor(math.log10(max(min(values), 1e-6 * top))), math.ceil(math.log10(top)) + 1)
     marks = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
     return {"tickvals": marks, "ticktext": [number(mark, ".10f").rstrip("0").rstrip(".,") for mark in marks]}
 
 
-def _rho(view: VerdictView | None, estimator: str, module: str) -> str:
+def _rho(view: EstimatorCheckView | None, estimator: str, module: str) -> str:
     if view is None:
         return gettext("not measured yet")
     return gettext(
-        "ρ {rho}, at best {best}", rho=digits(view.rho[estimator][module]), best=digits(view.ceiling[module])
+        "ρ {rho}, at best {best}", rho=format_rho(view.rho[estimator][module]), best=format_rho(view.ceiling[module])
     )
 
 
-def digits(rho: float | None) -> str:
-    """Two of them, or a dash where there is none."""
+def format_rho(rho: float | None) -> str:
+    """Rho with two digits, or a dash for None."""
     return "–" if rho is None else number(rho, ".2f")

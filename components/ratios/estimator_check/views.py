@@ -1,4 +1,4 @@
-"""What *Was it right?* shows, as plain numbers."""
+"""The data of the *Estimator check* section, as plain numbers."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True)
-class ModuleVerdict:
-    """One module sliced alone: KL from the dense model (nats a token), its standard error, and what was foretold of it.
+class ModuleCheck:
+    """One module sliced alone: `damage` is KL from the dense model in nats per token, `error` its standard error.
 
-    `foretold` and `places` are by estimator; place 1 hurts most among the modules of its kind.
+    `predicted` is by estimator. Ranks are among the modules of the same kind; rank 1 does the most damage.
     """
 
     layer: int
     module: str
     damage: float
     error: float
-    place: int
+    rank: int
     predicted: Mapping[str, float]
-    places: Mapping[str, int]
+    predicted_ranks: Mapping[str, int]
 
 
 class Misjudged(NamedTuple):
-    """A module whose measured place is far from the foretold one, among `of` modules of its kind."""
+    """A module whose measured rank is far from the predicted rank, among `of` modules of its kind."""
 
     estimator: str
     layer: int
@@ -35,16 +35,16 @@ class Misjudged(NamedTuple):
 
 
 @dataclass(frozen=True)
-class VerdictView:
-    """Every module sliced alone at `ratio`. `rho` is Spearman's, by estimator and kind of module, where it exists.
+class EstimatorCheckView:
+    """Every module sliced alone at `ratio`. `rho` is Spearman's correlation by estimator and kind of module, or None.
 
-    `ceiling` is the rho that a perfect estimator would be expected to read, the noise of the tokens being what it is.
-    `misjudged` comes worst first.
+    `ceiling` is the expected rho of a perfect estimator, given the sampling noise of the tokens. `misjudged` is sorted,
+    worst first.
     """
 
     ratio: float
     tokens: int
-    modules: tuple[ModuleVerdict, ...]
+    modules: tuple[ModuleCheck, ...]
     rho: Mapping[str, Mapping[str, float | None]]
     ceiling: Mapping[str, float | None]
     misjudged: tuple[Misjudged, ...]

@@ -1,1 +1,1 @@
-"""*What does a parameter cost?* in *Was it right?*: every module of the slice cut further and less, by measurement."""
+"""*Marginal cost per parameter* on the Ratios tab: measured by pruning each module slightly more and less."""

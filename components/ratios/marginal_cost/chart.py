@@ -1,42 +1,42 @@
-"""The chart of marginal prices: measured and foretold, layer by layer. Pure."""
+"""The chart of marginal costs, measured and predicted, by layer. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from components.i18n.language import gettext, lazy_gettext, number, translate
-from components.ratios.prices.views import ModulePrice, PriceView
-from components.ui import figure
-from components.ui.figure import Chart, Json
-from components.ui.labels import ESTIMATORS, LINE_OF, MODULES
+from ...i18n.language import gettext, lazy_gettext, number, translate
+from ...ui import figure
+from ...ui.figure import Chart, Json
+from ...ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
+from .views import MarginalCostView, ModuleCost
 
 WAITING = lazy_gettext(
     "Slice every module slightly more and slightly less, and measure what one parameter of it costs."
 )
 
 
-def price_chart(view: PriceView | None, estimator: str, selected: int = 0) -> Chart:
-    """Price of a parameter over the median module's, measured and foretold; empty axes before it is measured."""
-    layout = figure.layout_of(2, revision=f"prices-{view is None}")
+def marginal_cost_chart(view: MarginalCostView | None, estimator: str, selected: int = 0) -> Chart:
+    """Marginal cost per parameter in multiples of the median; empty axes if nothing is measured."""
+    layout = figure.layout_of(2, revision=f"marginal-cost-{view is None}")
     modules = view.modules if view else ()
     estimators = list(modules[0].predicted) if modules else []
     shown = [name for name in estimators if name == estimator] or estimators[:1]
-    layers = 1 + max((price.layer for price in modules), default=-1)
+    layers = 1 + max((cost.layer for cost in modules), default=-1)
     layout["hovermode"] = "closest"
     data: list[Json] = []
     for row, (module, name) in enumerate(MODULES.items(), start=1):
         axes = figure.axes_of(row)
-        prices = [price for price in modules if price.module == module]
-        data += [_predicted(prices, name, axes, row == 1) for name in shown]
-        data.append(_measured(prices, module, axes))
+        costs = [cost for cost in modules if cost.module == module]
+        data += [_predicted(costs, estimator_name, axes, row == 1) for estimator_name in shown]
+        data.append(_measured(costs, module, axes))
         layout[f"yaxis{figure.suffix(row)}"].update(
             title=figure.title(gettext("{module}, times the median", module=name)), tickformat=".3~g"
         )
         if not view:
             layout[f"yaxis{figure.suffix(row)}"].update(showticklabels=False, range=[0, 2])
-    reach = [-0.6, max(layers, 1) - 0.4]
-    layout["xaxis2"].update(title=figure.title(gettext("layer")), range=reach, dtick=figure.step(layers))
-    layout["xaxis"].update(range=reach, matches="x2", showticklabels=False)
+    layer_range = [-0.6, max(layers, 1) - 0.4]
+    layout["xaxis2"].update(title=figure.title(gettext("layer")), range=layer_range, dtick=figure.step(layers))
+    layout["xaxis"].update(range=layer_range, matches="x2", showticklabels=False)
     layout["shapes"] = [figure.band(selected), *(figure.level(row, 1.0) for row in (1, 2))] if view else []
     layout["xaxis2"]["showticklabels"] = view is not None
     note = translate(WAITING)
@@ -62,36 +62,36 @@ def price_chart(view: PriceView | None, estimator: str, selected: int = 0) -> Ch
         ],
         rows=[
             [
-                str(price.layer),
-                MODULES[price.module],
-                number(price.ratio, ".0%"),
-                number(price.times, ".2f"),
-                number(price.error, ".2f"),
-                *(number(price.predicted[name], ".2f") for name in estimators),
+                str(cost.layer),
+                MODULES[cost.module],
+                number(cost.ratio, ".0%"),
+                number(cost.cost, ".2f"),
+                number(cost.error, ".2f"),
+                *(number(cost.predicted[name], ".2f") for name in estimators),
             ]
-            for price in modules
+            for cost in modules
         ],
         layers=layers,
         selected=selected,
     )
 
 
-def _measured(prices: Sequence[ModulePrice], module: str, axes: Json) -> Json:
+def _measured(costs: Sequence[ModuleCost], module: str, axes: Json) -> Json:
     return {
         "type": "scatter",
         "mode": "markers",
         "name": gettext("{module}, measured", module=MODULES[module]),
-        "meta": figure.ALWAYS,
-        "x": [price.layer for price in prices],
-        "y": [figure.rounded(price.times) for price in prices],
+        "meta": figure.GHOST_ALWAYS,
+        "x": [cost.layer for cost in costs],
+        "y": [figure.rounded(cost.cost) for cost in costs],
         "error_y": {
             "type": "data",
-            "array": [figure.rounded(price.error) for price in prices],
+            "array": [figure.rounded(cost.error) for cost in costs],
             "color": f"@{module}",
             "thickness": 0.8,
             "width": 0,
         },
-        "customdata": [gettext("{share:.0%} removed", share=price.ratio) for price in prices],
+        "customdata": [gettext("{share:.0%} removed", share=cost.ratio) for cost in costs],
         "hovertemplate": gettext("<b>layer %{{x}}, {module}</b><br>%{{y:.2f}} times the median", module=MODULES[module])
         + "<br>%{customdata}<extra></extra>",
         "marker": {"color": f"@{module}", "size": 8},
@@ -100,7 +100,7 @@ def _measured(prices: Sequence[ModulePrice], module: str, axes: Json) -> Json:
     }
 
 
-def _predicted(prices: Sequence[ModulePrice], estimator: str, axes: Json, legend: bool) -> Json:
+def _predicted(costs: Sequence[ModuleCost], estimator: str, axes: Json, legend: bool) -> Json:
     name = gettext("{estimator}, predicted", estimator=ESTIMATORS[estimator])
     return {
         "type": "scatter",
@@ -108,10 +108,10 @@ def _predicted(prices: Sequence[ModulePrice], estimator: str, axes: Json, legend
         "name": name,
         "legendgroup": estimator,
         "showlegend": legend,
-        "meta": figure.ALWAYS,
-        "x": [price.layer for price in prices],
-        "y": [figure.rounded(price.predicted[estimator]) for price in prices],
-        "line": figure.line(LINE_OF.get(estimator, "other"), 1.6),
+        "meta": figure.GHOST_ALWAYS,
+        "x": [cost.layer for cost in costs],
+        "y": [figure.rounded(cost.predicted[estimator]) for cost in costs],
+        "line": figure.line(ESTIMATOR_COLOURS.get(estimator, "other"), 1.6),
         "hovertemplate": gettext("{name} %{{y:.2f}} times the median", name=name) + "<extra></extra>",
         **axes,
     }

@@ -1,4 +1,4 @@
-"""*What does one more parameter cost?* in *Was it right?*: chart, the best exchange, and where other plans part."""
+"""*Marginal cost per parameter* on the Ratios tab: chart, best swap, and differences to other plans."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from components.frame.context import CHEAP, HEAVY, PRIVATE, Context
-from components.gradio_compat.signatures import partial_handler
-from components.i18n.language import LazyString, gettext, lazy_gettext, translate
-from components.ratios.prices.chart import price_chart
-from components.ratios.prices.measure import PriceViews
-from components.ratios.prices.views import ModulePrice, OtherPlan, PriceView
-from components.state.request import Request
-from components.state.session import Session
-from components.ui import formatting
-from components.ui.chart_bridge import chart
-from components.ui.explainers import fold
-from components.ui.handlers import LiveOutput, spread_settings, unchanged
-from components.ui.labels import ESTIMATORS, MODULES_IN_WORDS
+from ...frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ...gradio_compat.signatures import partial_handler
+from ...i18n.language import LazyString, gettext, lazy_gettext, translate
+from ...state.request import Request
+from ...state.session import Session
+from ...ui import formatting
+from ...ui.chart_bridge import chart
+from ...ui.explainers import fold
+from ...ui.handlers import LiveOutput, spread_settings, unchanged
+from ...ui.labels import ESTIMATORS, MODULES_IN_WORDS
+from .chart import marginal_cost_chart
+from .measure import MarginalCostCache
+from .views import MarginalCostView, ModuleCost, OtherPlan
 
-PATIENCE = lazy_gettext("Other measurements wait meanwhile. Finished parts are kept when you cancel.")
+NOTICE = lazy_gettext("Other measurements wait meanwhile. Finished parts are kept when you cancel.")
 
 
 class Shown(NamedTuple):
     """Outputs of `show`."""
 
     chart: Any
-    words: Any
+    summary: Any
     job: Any  # the row of buttons, while there is something to measure
 
 
@@ -37,39 +37,39 @@ class Measured(NamedTuple):
     """Outputs of `measure`."""
 
     chart: Any
-    words: Any
+    summary: Any
     job: Any
     progress: Any
 
 
-class PricesPanel(NamedTuple):
-    """The section's components, and where their numbers come from."""
+class MarginalCostPanel(NamedTuple):
+    """The section's components, and the source of their numbers."""
 
-    prices: PriceViews
+    costs: MarginalCostCache
     shown: Shown
     measure: gr.Button
     cancel: gr.Button
     progress: gr.HTML
 
 
-def show(prices: PriceViews, request: Request, layer: int, client: str) -> Shown:
-    """Measured and foretold prices of this slice, where they are known: chart (JSON), words (HTML)."""
+def show(costs: MarginalCostCache, request: Request, layer: int, client: str) -> Shown:
+    """Measured and predicted marginal costs of this slice, if they are measured: chart (JSON), summary (HTML)."""
     try:
-        view = prices.known(request)
-    except ValueError:  # the first line says what is wrong with the setting
+        view = costs.cached(request)
+    except ValueError:  # the headline shows what is wrong with the setting
         return unchanged(Shown)
-    points = price_chart(view, request.slicing.estimator, int(layer)).to_json()
+    points = marginal_cost_chart(view, request.slicing.estimator, int(layer)).to_json()
     return Shown(points, catalogue(view), gr.update(visible=view is None))
 
 
-def measure(prices: PriceViews, request: Request, layer: int, client: str) -> Iterator[Measured]:
-    """Cut each module of the slice further and less; yields chart (JSON), words and progress (HTML). Takes minutes."""
-    for event in prices.measure(request, client):
-        if isinstance(event, PriceView):
-            yield Measured(*show(prices, request, layer, client), progress="")
+def measure(costs: MarginalCostCache, request: Request, layer: int, client: str) -> Iterator[Measured]:
+    """Prune each module slightly more and less; yields chart (JSON), summary and progress (HTML). Takes minutes."""
+    for event in costs.measure(request, client):
+        if isinstance(event, MarginalCostView):
+            yield Measured(*show(costs, request, layer, client), progress="")
         else:
-            patience = f'<p class="isx-quiet">{translate(PATIENCE)}</p>' if event.kind == "busy" else ""
-            yield unchanged(Measured)._replace(progress=formatting.status(event) + patience)
+            notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
+            yield unchanged(Measured)._replace(progress=formatting.status(event) + notice)
 
 
 def stop(session: Session, client: str) -> None:
@@ -77,72 +77,74 @@ def stop(session: Session, client: str) -> None:
     session.jobs.halt(client, "prices")
 
 
-def build(session: Session, first: Request) -> PricesPanel:
-    """Chart, words, and the job's buttons, with what is known of `first`. Called inside the Ratios tab."""
-    prices = PriceViews(session)
-    view, estimator = prices.known(first), first.slicing.estimator
-    points = chart(LazyString(lambda: price_chart(view, estimator).to_json()), height=440, elem_id="price-chart")
-    words = gr.HTML(LazyString(lambda: catalogue(view)), elem_id="price-words", apply_default_css=False)
+def build(session: Session, first: Request) -> MarginalCostPanel:
+    """Chart, summary and the job's buttons, initially for `first`. Called inside the Ratios tab."""
+    costs = MarginalCostCache(session)
+    view, estimator = costs.cached(first), first.slicing.estimator
+    points = chart(
+        LazyString(lambda: marginal_cost_chart(view, estimator).to_json()), height=440, elem_id="price-chart"
+    )
+    summary = gr.HTML(LazyString(lambda: catalogue(view)), elem_id="price-words", apply_default_css=False)
     with gr.Row(elem_classes="isx-job", visible=view is None) as job:
         button = gr.Button(lazy_gettext("Measure marginal costs"), size="md", elem_id="price-measure", min_width=210)
         cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="price-cancel", min_width=70)
     progress = gr.HTML(elem_id="price-progress", apply_default_css=False)
-    fold("prices")
-    return PricesPanel(prices, Shown(points, words, job), button, cancel, progress)
+    fold("marginal_cost")
+    return MarginalCostPanel(costs, Shown(points, summary, job), button, cancel, progress)
 
 
-def connect(panel: PricesPanel, context: Context) -> None:
-    """Show what is known whenever it may have changed; measure on request."""
+def connect(panel: MarginalCostPanel, context: Context) -> None:
+    """Update the section after every change of the settings; measure on request."""
     context.choose_layer_by(panel.shown.chart)
-    context.subscribe(LiveOutput("ratios", partial_handler(show, panel.prices), panel.shown), context.on_commit)
+    context.subscribe(LiveOutput("ratios", partial_handler(show, panel.costs), panel.shown), context.on_commit)
     inputs = [*context.controls.settings, context.controls.layer]
     outputs = [*Measured(*panel.shown, panel.progress)]
-    panel.measure.click(spread_settings(measure, panel.prices), inputs, outputs, api_name="prices", **HEAVY)
+    panel.measure.click(spread_settings(measure, panel.costs), inputs, outputs, api_name="prices", **HEAVY)
     panel.cancel.click(partial_handler(stop, context.session), None, None, **PRIVATE, **CHEAP)
 
 
-def catalogue(view: PriceView | None) -> str:
-    """The best exchange there is, and where other estimators' plans of equal size part from this one (HTML)."""
+def catalogue(view: MarginalCostView | None) -> str:
+    """The best swap, and the differences to other estimators' plans of equal size (HTML)."""
     if view is None:
         return ""
-    lines = []
-    if (best := view.exchanged) is not None:
-        told = gettext(
+    paragraphs = []
+    if (best := view.best_swap) is not None:
+        swap = gettext(
             "Moving {fraction:.2%} of the layer parameters from {source} to {target} would change KL by "
             "<b>{change:+.4f} ± {error:.4f}</b> nats per token; KL of the whole slice is {divergence:.3f}.",
-            fraction=best.share,
-            source=_place(best.giver),
-            target=_place(best.taker),
+            fraction=best.fraction,
+            source=_place(best.source),
+            target=_place(best.target),
             change=best.change,
             error=best.error,
             divergence=view.divergence,
         )
-        lines.append(f"<p>{told}</p>")
-    lines += [_other(other) for other in view.others]
-    return f'<div class="isx-words">{"".join(lines)}</div>'
+        paragraphs.append(f"<p>{swap}</p>")
+    paragraphs += [_other(other) for other in view.others]
+    return f'<div class="isx-words">{"".join(paragraphs)}</div>'
 
 
 def _other(other: OtherPlan) -> str:
-    partings = "; ".join(
+    differences = "; ".join(
         gettext(
             "layer {layer}'s {module}, {here:.0%} here and {there:.0%} there",
-            layer=one.layer,
-            module=MODULES_IN_WORDS[one.module],
-            here=one.ratio,
-            there=one.other,
+            layer=difference.layer,
+            module=MODULES_IN_WORDS[difference.module],
+            here=difference.ratio,
+            there=difference.other_ratio,
         )
-        for one in other.partings
+        for difference in other.differences
     )
-    told = gettext(
+    comparison = gettext(
         "The {estimator} ratios of equal size differ most from these on {differences}. By these marginal costs "
         "(linear, for small steps), adopting them would change KL by <b>{change:+.3f} ± {error:.3f}</b>.",
         estimator=escape(ESTIMATORS[other.estimator]),
-        differences=partings,
+        differences=differences,
         change=other.change,
         error=other.error,
     )
-    return f"<p>{told}</p>"
+    return f"<p>{comparison}</p>"
 
 
-def _place(price: ModulePrice) -> str:
-    return gettext("layer {layer}'s {module}", layer=price.layer, module=MODULES_IN_WORDS[price.module])
+def _place(cost: ModuleCost) -> str:
+    return gettext("layer {layer}'s {module}", layer=cost.layer, module=MODULES_IN_WORDS[cost.module])

@@ -1,4 +1,4 @@
-"""What the marginal prices show, as plain numbers."""
+"""The data of the marginal cost section, as plain numbers."""
 
 from __future__ import annotations
 
@@ -7,53 +7,56 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class ModulePrice(NamedTuple):
-    """One module's price of a parameter, with its error and what each estimator foretold, over the median module's."""
+class ModuleCost(NamedTuple):
+    """The marginal cost per parameter of one module, in multiples of the median module's: measured and predicted."""
 
     layer: int
     module: str
-    ratio: float  # at the plan
-    times: float
-    error: float
-    predicted: Mapping[str, float]
+    ratio: float  # in the plan
+    cost: float
+    error: float  # standard error of `cost`
+    predicted: Mapping[str, float]  # by estimator
 
 
-class Parting(NamedTuple):
-    """A module that two plans of equal size treat differently: its ratio here and there."""
+class RatioDifference(NamedTuple):
+    """A module's pruning ratio in this plan, and in another plan of equal size."""
 
     layer: int
     module: str
     ratio: float
-    other: float
+    other_ratio: float
 
 
 @dataclass(frozen=True)
-class Exchanged:
-    """Parameters moved from one module to another, as a share of the layers', change KL by so much, nats a token."""
+class Swap:
+    """Pruning `source` more and `target` less by `fraction` of the layers' parameters changes KL by `change`.
 
-    giver: ModulePrice
-    taker: ModulePrice
-    share: float
+    KL is in nats per token.
+    """
+
+    source: ModuleCost
+    target: ModuleCost
+    fraction: float
     change: float
     error: float
 
 
 @dataclass(frozen=True)
 class OtherPlan:
-    """Another estimator's plan of equal size: where it parts most, and what going over would change KL by."""
+    """Another estimator's plan of equal size: its largest differences, and the change of KL if it were adopted."""
 
     estimator: str
     change: float
     error: float
-    partings: tuple[Parting, ...]
+    differences: tuple[RatioDifference, ...]
 
 
 @dataclass(frozen=True)
-class PriceView:
-    """Every module's price at one plan, whose own KL from the dense model is `divergence`, nats a token."""
+class MarginalCostView:
+    """The marginal costs of all modules at one plan; `divergence` is its KL from the dense model, in nats per token."""
 
     divergence: float
-    modules: tuple[ModulePrice, ...]
-    exchanged: Exchanged | None
+    modules: tuple[ModuleCost, ...]
+    best_swap: Swap | None
     others: tuple[OtherPlan, ...]
     measured_on: str

@@ -1,1 +1,1 @@
-"""What the page opens with: files in `assets/`, measured once on the default model."""
+"""Files in `assets/` with measurements of the default model, which the page shows when it opens."""

@@ -1,4 +1,4 @@
-"""What plans were made of while a calibration grew, kept beside it: a profile whenever its sequences had doubled."""
+"""Cached profiles of a running calibration, one whenever its number of sequences has doubled."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from pathlib import Path
 
 from torch import Tensor
 
-from components.state.snapshots import plan as snapshot
-from intraslice.core.cache import cache_path, keep, kept
+from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.loading import LoadedModel
 from intraslice.planning.profile import Profile
 
+from . import plan as snapshot
+
 
 def keep_profile(loaded: LoadedModel, tokens: Tensor, sequences: int, profile: Profile) -> None:
-    """Keep what the first `sequences` of the calibration tokens (sequences, length) gave."""
-    words = f"after {sequences} sequences"
+    """Cache the profile from the first `sequences` of the calibration tokens (sequences, length)."""
+    label = f"after {sequences} sequences"
     path = _folder(loaded, tokens) / f"{sequences}.npz"
-    keep(path, lambda draft: snapshot.save(profile, words, draft), "how the ratios settle")
+    write_result(path, lambda temporary: snapshot.save(profile, label, temporary), "the convergence of the ratios")
 
 
 def kept_profiles(loaded: LoadedModel, tokens: Tensor) -> list[tuple[int, Profile]]:
-    """The profiles that are kept, and after how many sequences they were found; none that is damaged."""
-    profiles = {path: kept(path, snapshot.load) for path in _folder(loaded, tokens).glob("*.npz")}
-    return sorted((int(path.stem), found[0]) for path, found in profiles.items() if found)
+    """The cached profiles by their number of sequences, in that order; without damaged files."""
+    profiles = {path: read_result(path, snapshot.load) for path in _folder(loaded, tokens).glob("*.npz")}
+    return sorted((int(path.stem), loaded_file[0]) for path, loaded_file in profiles.items() if loaded_file)
 
 
 def _folder(loaded: LoadedModel, tokens: Tensor) -> Path:

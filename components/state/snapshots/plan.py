@@ -1,7 +1,7 @@
-"""What the page shows in its first seconds: the estimator's view of the default model, measured once and kept here.
+"""The snapshot: a file with the `Profile` of the default model, without weights.
 
-Remake it with `python -m components.make_snapshots`. It holds a `Profile` and no weights, so ratios and sizes
-follow the slider while the model still loads.
+With it the page computes ratios and sizes while the model is still loading. `python -m components.make_snapshots`
+measures it again.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.assets import ASSETS
-from components.i18n.language import lazy_gettext, on_day
-from components.state.plan_views import Source
 from intraslice.core.config import MODULE_KINDS
 from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
 
+from ...assets import ASSETS
+from ...i18n.language import lazy_day, lazy_gettext
+from ..plan_views import Source
+
 FILE = ASSETS / "snapshot.npz"
 
 
 def save(profile: Profile, label: str, path: Path = FILE, curve: Mapping[float, float] | None = None) -> None:
-    """Write a profile of equal layers, with a sentence on what it was measured on, and perplexity by sparsity."""
+    """Write a profile with layers of equal size, a label that says what it was measured on, and perplexity by sparsity.
+
+    `curve` maps sparsities (fractions) to perplexities.
+    """
     layers = profile.layers
     importances = {
         f"{estimator}_{module}": torch.stack(profile.importances(estimator, module)).float().cpu().numpy()
@@ -56,7 +60,7 @@ def save(profile: Profile, label: str, path: Path = FILE, curve: Mapping[float, 
 
 
 def load(path: Path = FILE) -> tuple[Profile, str]:
-    """The profile and its sentence."""
+    """The profile and its label."""
     with np.load(path) as arrays:
         about = json.loads(str(arrays["about"]))
         sizes = LayerSizes(**about["sizes"])
@@ -82,30 +86,31 @@ def load(path: Path = FILE) -> tuple[Profile, str]:
 
 
 def source(path: Path = FILE) -> tuple[Source, dict[float, float]]:
-    """The snapshot as a source of plans, and perplexity by sparsity (a fraction), measured with it."""
-    profile, words = load(path)
+    """The snapshot as a source of plans, and its perplexities by sparsity (a fraction)."""
+    profile, raw_label = load(path)
     with np.load(path) as arrays:
         curve = dict(json.loads(str(arrays["about"])).get("curve", ()))
-    # The default model's head is its embeddings; beside these only the last norm lies outside the layers.
+    # The default model's head is tied to its embeddings; outside of the layers there is only the last norm besides.
     head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
-    return Source(profile, head_weights, provisional=lazy_gettext("Snapshot: {label}", label=told(words))), curve
+    provisional = lazy_gettext("Snapshot: {label}", label=translatable_label(raw_label))
+    return Source(profile, head_weights, provisional=provisional), curve
 
 
-def told(label: str) -> str:
-    """A snapshot's sentence for whoever reads it, as `label` writes it."""
+def translatable_label(label: str) -> str:
+    """A snapshot's label as a lazy string, if it has the form that `label` writes; otherwise unchanged."""
     parts = re.fullmatch(r"(\S+) on (\d+) x (\d+) tokens of Wikipedia's lead sections, (\d+ \w+ \d{4})\.", label)
     if parts is None:
         return label
-    model, sequences, length, written = parts.groups()
+    model, sequences, length, date = parts.groups()
     return lazy_gettext(
         "{model} on {sequences} x {length} tokens of Wikipedia's lead sections, {day}.",
         model=model,
         sequences=sequences,
         length=length,
-        day=on_day(written),
+        day=lazy_day(date),
     )
 
 
 def label() -> str:
-    """What a snapshot made today is made of."""
+    """The label of a snapshot measured today."""
     return f"SmolLM2-135M-Instruct on 32 x 512 tokens of Wikipedia's lead sections, {datetime.date.today():%d %B %Y}."

@@ -1,4 +1,4 @@
-"""What the pinned setting A is called, and how another one differs from it, in words. Pure."""
+"""The name of the pinned setting A, and the differences of the current setting from it, as text. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from components.i18n.language import gettext, lazy_gettext, number
-from components.state.settings import Settings
-from components.state.views import Beside, Reading
-from components.ui.labels import ESTIMATORS, RECOVERIES, Terms
+from ...i18n.language import gettext, lazy_gettext, number
+from ...state.settings import Settings
+from ...state.views import PinnedView, Reading
+from ..labels import ESTIMATORS, RECOVERIES, Terms
 
 ORDERS = Terms({"one-shot": lazy_gettext("one-shot"), "sequential": lazy_gettext("sequential")})
 SHAPES = Terms({"free": lazy_gettext("free shapes"), "runtime": lazy_gettext("runtime shapes")})
 
-# What is told of A beside its sparsity and estimator, where the current setting has it otherwise.
+# Further parts of A's name, for settings that differ from the current ones.
 FIELDS: dict[str, Callable[[Settings], str]] = {
     "bias": lambda pinned: (
         gettext("automatic bias") if pinned.bias is None else gettext("bias {bias:g}", bias=pinned.bias)
@@ -34,18 +34,25 @@ FIELDS: dict[str, Callable[[Settings], str]] = {
 
 
 def name_of(pinned: Settings, settings: Settings) -> str:
-    """`20 %, Fisher, sequential`: A, with whatever else tells it from the current setting."""
+    """A's name, such as "20 %, Fisher, sequential": sparsity, estimator, and all else that differs from `settings`."""
     estimator = gettext("manual") if pinned.locked else ESTIMATORS.get(pinned.estimator, pinned.estimator)
-    others = [tell(pinned) for name, tell in FIELDS.items() if getattr(pinned, name) != getattr(settings, name)]
+    others = [describe(pinned) for name, describe in FIELDS.items() if getattr(pinned, name) != getattr(settings, name)]
     return ", ".join([f"{number(pinned.sparsity, 'g')} %", estimator, *others])
 
 
-def sentence(parameters: int, sliced: Reading | None, pinned: Beside | None, words: Callable[[float], str]) -> str:
-    """How a model of so many parameters differs from A's (HTML), nothing where no setting is pinned."""
+def sentence(
+    parameters: int, sliced: Reading | None, pinned: PinnedView | None, format_count: Callable[[float], str]
+) -> str:
+    """How a sliced model differs from A's (HTML); empty if no setting is pinned.
+
+    Args:
+        parameters: of the sliced model.
+        sliced: its perplexity.
+    """
     if pinned is None:
         return ""
     change = parameters - pinned.plan.parameters_sliced
-    count = words(abs(change))
+    count = format_count(abs(change))
     if change == 0:
         weights = gettext("equally many parameters")
     else:
@@ -56,26 +63,25 @@ def sentence(parameters: int, sliced: Reading | None, pinned: Beside | None, wor
         )
     before = pinned.measured.sliced_reading
     if sliced is None or before is None:
-        worse = gettext("; perplexities are compared when both are measured")
+        perplexity = gettext("; perplexities are compared when both are measured")
     else:
-        more = signed(sliced.value - before.value, lambda value: number(value, ".1f"))
-        whole = _is_whole(sliced) and _is_whole(before)
-        worse = (
-            gettext(", perplexity <b>{change}</b>", change=more)
-            if whole
-            else gettext(", perplexity about <b>{change}</b>", change=more)
+        difference = signed(sliced.value - before.value, lambda value: number(value, ".1f"))
+        perplexity = (
+            gettext(", perplexity <b>{change}</b>", change=difference)
+            if _is_whole(sliced) and _is_whole(before)
+            else gettext(", perplexity about <b>{change}</b>", change=difference)
         )
-    told = gettext(
-        "Against <b>A</b> ({words}): {weights}{worse}.", words=escape(pinned.words), weights=weights, worse=worse
+    text = gettext(
+        "Against <b>A</b> ({words}): {weights}{worse}.", words=escape(pinned.name), weights=weights, worse=perplexity
     )
-    return f' <span class="isx-beside">{told}</span>'
+    return f' <span class="isx-beside">{text}</span>'
 
 
-def signed(change: float, words: Callable[[float], str]) -> str:
-    """A difference with its sign, and the unit that `words` gives: `−10.6 M`."""
-    shown = words(abs(change))
-    return "0" if shown == words(0) else f"{'+' if change > 0 else '−'}{shown}"
+def signed(change: float, format_size: Callable[[float], str]) -> str:
+    """A difference with its sign and its unit, such as `−10.6 M`; `format_size` formats its absolute value."""
+    size = format_size(abs(change))
+    return "0" if size == format_size(0) else f"{'+' if change > 0 else '−'}{size}"
 
 
 def _is_whole(reading: Reading) -> bool:
-    return reading.windows == reading.of
+    return reading.windows == reading.all_windows

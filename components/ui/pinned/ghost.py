@@ -1,19 +1,19 @@
-"""A chart's ghost: what of it belongs to the pinned setting A, drawn so that another one can be drawn over it. Pure.
+"""A chart's ghost: the traces and shapes of the pinned setting A, drawn faintly with those of the current one. Pure.
 
-A chart names what follows the settings: traces by their `meta`, shapes by their name. A ghost is sent when something is
-pinned, and stays in the browser while the slider moves (`assets/chart.js` adds it to whatever is drawn).
+Charts mark what depends on the settings: traces by their `meta`, shapes by their name. A ghost is sent when a setting
+is pinned, and stays in the browser while the slider moves (`assets/chart.js` adds it to each figure).
 """
 
 from __future__ import annotations
 
 import json
 
-from components.i18n.language import lazy_gettext, translate
-from components.ui.figure import FOLLOWS, Json
+from ...i18n.language import lazy_gettext, translate
+from ..figure import SETTING_SHAPE, Json
 
-NOTHING = "rgba(0,0,0,0)"
+TRANSPARENT = "rgba(0,0,0,0)"
 WIDTH = 1.2  # pixels
-KINDS = {  # what a reader sees of each
+KINDS = {  # names of what is drawn, for the chart's caption
     "bar": lazy_gettext("outlines"),
     "markers": lazy_gettext("circles"),
     "lines": lazy_gettext("thin lines"),
@@ -23,26 +23,26 @@ KINDS = {  # what a reader sees of each
 
 
 def ghost(chart: str) -> str:
-    """The ghost of a chart as it is sent (JSON); nothing where nothing of it follows the settings."""
-    sent = json.loads(chart)
-    seen = [trace for trace in sent["data"] if trace.get("visible", True) is True]  # others wait in the legend
-    traces = [trace for trace in seen if "ghost" in trace.get("meta", ()) and trace["x"]]
-    shapes = [shape for shape in sent["layout"].get("shapes", ()) if shape.get("name") == FOLLOWS]
+    """The ghost (JSON) of a chart (JSON); empty if nothing on the chart depends on the settings."""
+    content = json.loads(chart)
+    visible = [trace for trace in content["data"] if trace.get("visible", True) is True]  # not only in the legend
+    traces = [trace for trace in visible if "ghost" in trace.get("meta", ()) and trace["x"]]
+    shapes = [shape for shape in content["layout"].get("shapes", ()) if shape.get("name") == SETTING_SHAPE]
     if not traces and not shapes:
         return ""
     drawn = {"data": [_faint(trace) for trace in traces], "shapes": [_outline(shape) for shape in shapes]}
-    said = [translate(KINDS["circle" if shape["type"] == "circle" else "line"]) for shape in shapes]
-    return json.dumps({**drawn, "said": said, "rows": sent["table"]["rows"]}, separators=(",", ":"))
+    kinds = [translate(KINDS["circle" if shape["type"] == "circle" else "line"]) for shape in shapes]
+    return json.dumps({**drawn, "kinds": kinds, "rows": content["table"]["rows"]}, separators=(",", ":"))
 
 
 def _faint(trace: Json) -> Json:
-    """Bars as outlines, curves thin, markers hollow; its `meta` says which."""
-    said = translate(KINDS[trace["type"] if trace["type"] == "bar" else trace["mode"].split("+")[0]])
-    told: Json = {"hovertemplate": f"A: {trace['hovertemplate']}"} if "hovertemplate" in trace else {}
-    told |= {"name": f"A: {trace['name']}", "meta": {**trace["meta"], "said": said}}
-    trace = {**trace, "showlegend": False, **told}
+    """A trace with bars as outlines, curves thin, markers hollow; its `meta` names the kind."""
+    kind = translate(KINDS[trace["type"] if trace["type"] == "bar" else trace["mode"].split("+")[0]])
+    labels: Json = {"hovertemplate": f"A: {trace['hovertemplate']}"} if "hovertemplate" in trace else {}
+    labels |= {"name": f"A: {trace['name']}", "meta": {**trace["meta"], "kind": kind}}
+    trace = {**trace, "showlegend": False, **labels}
     if trace["type"] == "bar":
-        return trace | {"marker": {"color": NOTHING, "line": {"color": "@ink", "width": WIDTH}}}
+        return trace | {"marker": {"color": TRANSPARENT, "line": {"color": "@ink", "width": WIDTH}}}
     if "markers" in trace["mode"]:
         size = trace.get("marker", {}).get("size", 6) + 3
         color = trace.get("line", {}).get("color", "@ink")
@@ -55,10 +55,10 @@ def _faint(trace: Json) -> Json:
 
 
 def _outline(shape: Json) -> Json:
-    """A ring hollow and wider, a line and a region's edge dotted."""
+    """A shape as a hollow, wider ring, or as a dotted line: of a region, its edge."""
     line = {"color": shape["line"].get("color", "@ink"), "width": WIDTH}
     if shape["type"] == "circle":
         wider = {end: shape[end] * 1.7 for end in ("x0", "x1", "y0", "y1")}
-        return {**shape, **wider, "fillcolor": NOTHING, "line": line}
+        return {**shape, **wider, "fillcolor": TRANSPARENT, "line": line}
     edge = {"type": "line", "x1": shape["x0"], "layer": "above"} if shape["type"] == "rect" else {}
     return {**shape, **edge, "line": {**line, "dash": "2px,3px"}}

@@ -1,9 +1,9 @@
-"""Ratio estimators, a file each: what the loss is expected to suffer without each unit of a layer (paper §4).
+"""Ratio estimators, one file each: the expected increase of the loss without each unit of a layer (paper §4).
 
 To add one, write a file here that registers an `Estimator`, and name it below; or register it from outside.
 """
 
-from intraslice.planning.estimators import pca, fisher, uniform  # noqa: F401, I001  in the order on offer
+from intraslice.planning.estimators import pca, fisher, uniform  # noqa: F401, I001  in the order they are listed
 from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration
 from intraslice.core.registry import ESTIMATORS
 

@@ -1,4 +1,4 @@
-"""What a ratio estimator is: a function from one layer's calibration to the importance of its units. Pure."""
+"""Ratio estimators: functions from the calibration of one layer to the importance of its units. Pure."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from intraslice.planning.sizes import LayerSizes
 
 @dataclass(frozen=True)
 class LayerCalibration:
-    """What an estimator may read of one layer, over all calibration tokens.
+    """Calibration statistics of one layer, over all calibration tokens.
 
     Gradients are those of the loss with respect to masks of ones, summed over the tokens of a group of sequences.
     Second moments are uncentred sums over tokens.
     """
 
     sizes: LayerSizes
-    attention_gradients: Float[Tensor, "groups channels"]  # masks on what enters o_proj
-    mlp_gradients: Float[Tensor, "groups neurons"]  # masks on what enters down_proj
-    attention_moment: Float[Tensor, "channels channels"]  # of what enters o_proj
-    mlp_moment: Float[Tensor, "neurons neurons"]  # of what enters down_proj
+    attention_gradients: Float[Tensor, "groups channels"]  # of masks on the input of o_proj
+    mlp_gradients: Float[Tensor, "groups neurons"]  # of masks on the input of down_proj
+    attention_moment: Float[Tensor, "channels channels"]  # of the input of o_proj
+    mlp_moment: Float[Tensor, "neurons neurons"]  # of the input of down_proj
     output_energies: Float[Tensor, "heads dim"]  # squared norms of the columns of o_proj
     head_fraction: float | None = None  # as in SliceConfig
     index: int = 0  # of the layer
 
     @property
     def unit_channels(self) -> int | None:
-        """Channels of one unit of attention, where the config asks for a fraction of a head. Raises UserError."""
+        """Channels per unit of attention for the config's `head_fraction`, else None. Raises as the function does."""
         return None if self.head_fraction is None else unit_channels(self.sizes.dim, self.head_fraction)
 
 
 @dataclass(frozen=True)
 class Importances:
-    """What the loss is expected to suffer without each unit of one layer; any positive scale, the same in all layers.
+    """Expected increase of the loss without each unit of one layer, on any positive scale that all layers share.
 
-    Units of attention are equal parts of its channels in their order, from single channels to whole heads. Where no
-    bias is given, attention's units and neurons are ranked against each other, by importance a parameter.
+    Units of attention are equal parts of its channels in their order, from single channels to whole heads. Without a
+    bias in the config, attention units and neurons share one ranking by importance per parameter.
     """
 
     attention: Float[Tensor, " units"]
@@ -51,9 +51,9 @@ class Importances:
 
 @dataclass(frozen=True)
 class Estimator:
-    """One way to share the sparsity out over layers.
+    """One way to distribute the sparsity over layers.
 
-    `units` is what its units of attention are called on charts. Without `importance` every layer gives alike.
+    `units` names its units of attention on charts. Without `importance` all layers have the same ratio.
     """
 
     name: str
@@ -71,14 +71,14 @@ def group_gradients(
 
 
 def unit_channels(dim: int, fraction: float) -> int:
-    """Channels of a unit that is a fraction of a head. Raises UserError when such units do not fill the head."""
+    """Channels of a unit that is a fraction of a head. Raises UserError if a head is not a multiple of such units."""
     unit = round(fraction * dim)
     if unit < 1 or dim % unit:
-        fitting = ", ".join(f"{size / dim:.4g}" for size in range(1, dim + 1) if dim % size == 0)
-        raise UserError(f"head_fraction is {fraction!r}; for heads of {dim} channels wanted one of {fitting}")
+        allowed = ", ".join(f"{size / dim:.4g}" for size in range(1, dim + 1) if dim % size == 0)
+        raise UserError(f"head_fraction must be one of {allowed} for heads of {dim} channels, got {fraction!r}")
     return unit
 
 
 def neuron_importance(gradients: Float[Tensor, "groups neurons"]) -> Float[Tensor, " neurons"]:
-    """Importance of each MLP neuron: its squared mask gradient, summed over the calibration."""
+    """Importance of each MLP neuron: its squared mask gradient, summed over the calibration groups."""
     return gradients.square().sum(0)

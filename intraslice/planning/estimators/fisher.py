@@ -12,15 +12,15 @@ from intraslice.planning.estimators.estimator import Estimator, Importances, Lay
 def fisher_head_importance(
     gradients: Float[Tensor, "groups channels"], heads: int, unit: int | None = None
 ) -> Float[Tensor, " units"]:
-    """Importance of each `unit` consecutive channels of each head, by default of the whole head.
+    """Importance of every `unit` consecutive channels of each head, by default of the whole head.
 
-    The squared gradient of one mask over the unit, summed over the calibration.
+    It is the squared gradient of one mask over the unit, summed over the calibration groups.
     """
     return gradients.unflatten(-1, (-1, unit or gradients.shape[-1] // heads)).sum(-1).square().sum(0)
 
 
 def importances(layer: LayerCalibration) -> Importances:
-    """Heads, or the fraction of a head that is asked for, and neurons."""
+    """Importances of heads, or of the config's fraction of a head, and of neurons."""
     heads = fisher_head_importance(layer.attention_gradients, layer.sizes.heads, layer.unit_channels)
     return Importances(heads, neuron_importance(layer.mlp_gradients))
 

@@ -17,10 +17,10 @@ def pca_importance(
     heads: int,
     unit: int = 1,
 ) -> Float[Tensor, " units"]:
-    """Importance of each `unit` consecutive principal channels of each head: `sum_B ((g Q)_k)^2` (the paper's I_i).
+    """Importance of every `unit` consecutive principal channels of each head: `sum_B ((g Q)_k)^2` (the paper's I_i).
 
-    Squared channel by channel, so the arbitrary signs of eigenvectors do not matter. The larger the unit, the less is
-    left of the rotation: summed over a whole head it cancels.
+    Channels are squared one by one, so the arbitrary signs of eigenvectors do not matter. Larger units depend less on
+    the rotation: summed over a whole head it cancels.
     """
     _, axes = principal_axes(diagonal_blocks(moment, heads))
     rotated = torch.einsum("bhd,hdk->bhk", gradients.unflatten(-1, (heads, -1)), axes)
@@ -28,7 +28,7 @@ def pca_importance(
 
 
 def importances(layer: LayerCalibration) -> Importances:
-    """Principal channels, or the fraction of a head that is asked for, and neurons."""
+    """Importances of principal channels, or of the config's fraction of a head, and of neurons."""
     unit = layer.unit_channels or 1
     channels = pca_importance(layer.attention_gradients, layer.attention_moment, layer.sizes.heads, unit)
     return Importances(channels, neuron_importance(layer.mlp_gradients))

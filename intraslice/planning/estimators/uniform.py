@@ -1,8 +1,8 @@
-"""Uniform ratios: every module of every layer gives the same share of its units."""
+"""Uniform ratios: the same fraction of every module is removed."""
 
 from __future__ import annotations
 
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Estimator
 
-ESTIMATORS.register(Estimator("uniform", "Uniform", "all layers give alike", None))
+ESTIMATORS.register(Estimator("uniform", "Uniform", "the same ratio for all layers", None))

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from intraslice.calibration import driver
-from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, draw_tokens, layer_sizes
+from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, layer_sizes, sample_tokens
 from intraslice.core.errors import NumericalError
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.attention import SlicedAttention
@@ -121,7 +121,7 @@ def test_moments_and_gradients_are_what_plain_collection_finds(family_case, targ
 def test_tokens_are_drawn_as_often_as_they_are_probable():
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)) * 2
     expected = logits[0].softmax(-1)
-    drawn = draw_tokens(expected.expand(20_000, -1), torch.Generator().manual_seed(0))
+    drawn = sample_tokens(expected.expand(20_000, -1), torch.Generator().manual_seed(0))
     share = torch.bincount(drawn, minlength=40) / 20_000
     deviation = (expected * (1 - expected) / 20_000).sqrt()
     assert ((share - expected).abs() < 4.5 * deviation + 1e-4).all()
@@ -230,9 +230,9 @@ def test_query_fisher_is_that_of_one_mask_a_token_and_pair(family_case, monkeypa
 @pytest.mark.parametrize("batch", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)])
 def test_the_batch_size_changes_nothing(family_case, batch, monkeypatch):
     tokens = family_case.tokens[:5]
-    monkeypatch.setattr(driver, "kept", lambda *_: None)
+    monkeypatch.setattr(driver, "read_result", lambda *_: None)
     expected = calibrate(family_case.loaded, tokens, progress=False)
-    monkeypatch.setattr(driver, "TOKENS_A_BATCH", batch * tokens.shape[1])
+    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", batch * tokens.shape[1])
     monkeypatch.setattr(driver, "LOSS_TOKENS", 17)
     assert_same(calibrate(family_case.loaded, tokens, progress=False), expected, atol=1e-3, rtol=1e-3)
 
@@ -249,7 +249,7 @@ def hooks_of(model: PreTrainedModel) -> list:
 
 
 def test_cancelling_removes_the_hooks_and_keeps_nothing(loaded, cache, monkeypatch):
-    monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
+    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
     with pytest.raises(Stopped):
         calibrate(loaded, TOKENS, progress=stop_at(2))
     assert not hooks_of(loaded.model)

@@ -17,13 +17,13 @@ from test_calibration import TOKENS, assert_same
 
 from intraslice.calibration import driver
 from intraslice.calibration.driver import LayerStats, calibrate
-from intraslice.core.cache import BOUND_VARIABLE, bound_cache
+from intraslice.core.cache import MAX_BYTES_VARIABLE, set_max_cache_bytes
 from intraslice.core.progress import Progress
 
 
 @pytest.fixture(autouse=True)
 def cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(BOUND_VARIABLE, str(10**9))
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, str(10**9))
     return own_cache / "calibration"
 
 
@@ -79,14 +79,14 @@ def test_moments_are_symmetric_to_the_last_bit_however_they_were_multiplied(load
 def test_it_is_kept_where_it_fits_and_there_is_room_before_it_is_written(loaded, cache, monkeypatch, caplog):
     first = calibrate(loaded, TOKENS, progress=False)
     (file,) = cache.iterdir()
-    bound_cache(file.stat().st_size + 20_000)  # not for two
+    set_max_cache_bytes(file.stat().st_size + 20_000)  # not for two
     calibrate(loaded, TOKENS + 1, progress=False)
     assert len(list(cache.iterdir())) == 1
     assert not file.exists()
-    bound_cache(1_000)
+    set_max_cache_bytes(1_000)
     monkeypatch.setattr(driver, "_write", lambda *_: pytest.fail("written"))
     assert_same(calibrate(loaded, TOKENS, progress=False), first, atol=0, rtol=0)
-    assert f"more than {BOUND_VARIABLE}" in caplog.text
+    assert f"space that {MAX_BYTES_VARIABLE} allows" in caplog.text
 
 
 @pytest.mark.parametrize("change", ["tokens", "shape", "weights", "dtype"])
@@ -154,4 +154,4 @@ def test_a_cache_folder_that_cannot_be_made_is_a_warning(loaded, tmp_path, monke
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "file"))
     calibrate(loaded, TOKENS, progress=False)
-    assert "cannot keep the calibration" in caplog.text
+    assert "cannot write the calibration" in caplog.text

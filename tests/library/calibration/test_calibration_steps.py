@@ -22,7 +22,7 @@ def cache(own_cache: Path) -> Path:
 
 @pytest.fixture
 def loaded(tiny_llama_gqa, as_loaded, monkeypatch):
-    monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
+    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
     return as_loaded(tiny_llama_gqa())
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from intraslice.calibration.own_estimator import load_estimator
+from intraslice.calibration.user_estimator import load_estimator
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
@@ -42,14 +42,14 @@ def test_a_file_of_importances_plans_as_what_it_was_made_of(tiny_case, tmp_path,
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "gives no importances"),
+        ("", "has no importances"),
         ("[1, 2]", "no list of layers"),
         ('{"layers": []}', "no list of layers"),
-        ("[" * 100_000, "gives no importances"),
-        (json.dumps({"layers": [{"attention": [1.0]}]}), "layer 0: mlp is no list"),
-        (json.dumps({"layers": [{"attention": [-1.0], "mlp": [1]}]}), "layer 0: attention is no list"),
-        ('{"layers": [{"attention": [NaN], "mlp": [1]}]}', "layer 0: attention is no list"),
-        ('{"layers": [{"attention": [1e999], "mlp": [1]}]}', "layer 0: attention is no list"),
+        ("[" * 100_000, "has no importances"),
+        (json.dumps({"layers": [{"attention": [1.0]}]}), "layer 0: mlp is not a list"),
+        (json.dumps({"layers": [{"attention": [-1.0], "mlp": [1]}]}), "layer 0: attention is not a list"),
+        ('{"layers": [{"attention": [NaN], "mlp": [1]}]}', "layer 0: attention is not a list"),
+        ('{"layers": [{"attention": [1e999], "mlp": [1]}]}', "layer 0: attention is not a list"),
     ],
 )
 def test_what_is_no_file_of_importances_is_refused_in_one_line(tmp_path, text, words) -> None:

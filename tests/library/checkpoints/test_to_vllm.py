@@ -131,8 +131,8 @@ def test_a_plan_with_its_attention_locked_fits(tiny_case, tmp_path):
         ("llama-gqa", "intraslice", "the same heads in every layer"),
         ("llama-gqa", "crossmodule", "shortcut"),
         ("phi", None, "gated MLPs"),
-        ("phi3-windowed", None, "sees 8 others"),
-        ("mistral", None, "sees 8 others"),
+        ("phi3-windowed", None, "sliding attention window of 8 tokens"),
+        ("mistral", None, "sliding attention window of 8 tokens"),
         ("smollm3", None, "rotates"),
     ],
 )
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused_in_one_line(family, method, named, tiny_ca
 
 
 def test_a_bias_that_is_all_of_an_mlp_is_refused(tmp_path, word_tokenizer):
-    with pytest.raises(UserError, match="keeps no bias"):
+    with pytest.raises(UserError, match="does not keep the output bias"):
         to_vllm(narrowed(FAMILIES["llama-biased"](), [40, 0, 37]), word_tokenizer(), tmp_path / "out", {})
 
 

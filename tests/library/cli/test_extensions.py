@@ -26,10 +26,11 @@ def run(run):
 
 
 def test_a_file_in_the_folder_is_a_command(tmp_path: Path, monkeypatch, capsys) -> None:
-    folder = tmp_path / "greetings" / extensions.FOLDER
+    folder = tmp_path / "greetings" / extensions.GROUP
     folder.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").touch()
     (folder / "greet.py").write_text(GREET.lstrip())
-    monkeypatch.setattr(extensions, "BESIDE", tmp_path)
+    monkeypatch.setattr(extensions, "CLONE", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["greet", "--whom", "you", "--sparsity", "0.2"]) == 0
     assert capsys.readouterr().out == "hello you, at 0.2\n"
@@ -39,7 +40,7 @@ def test_a_file_in_the_folder_is_a_command(tmp_path: Path, monkeypatch, capsys) 
 
 
 def test_without_the_folder_there_are_the_librarys_own(monkeypatch) -> None:
-    monkeypatch.setattr(extensions, "FOLDER", "no_such_folder")
+    monkeypatch.setattr(extensions, "GROUP", "no_such_folder")
     assert extensions.extensions() == {}
     assert parser().parse_args(["ratios"]).command == "ratios"
 
@@ -49,4 +50,6 @@ def test_a_commands_file_is_light() -> None:
     found = extensions.extensions()
     assert "publish" in found
     text = Path(found["publish"].__file__).read_text(encoding="utf-8")
-    assert not [line for line in text.splitlines() if line.startswith(("from components", "import components"))]
+    assert not [
+        line for line in text.splitlines() if line.startswith(("from .", "from components", "import components"))
+    ]

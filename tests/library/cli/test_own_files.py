@@ -10,7 +10,7 @@ import pytest
 
 from intraslice.__main__ import main
 from intraslice.core.registry import ESTIMATORS
-from intraslice.diagnostics import exchanges
+from intraslice.diagnostics import ratio_search
 
 WORDS = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt", "--sequences", "16", "--length", "24"]
 WORDS += ["--eval-tokens", "96", "--device", "cpu", "--dtype", "float32", "--json"]
@@ -69,14 +69,16 @@ def test_a_few_ratios_stay_and_the_rest_makes_up_for_them(run, home):
 
 def test_bad_files_of_ratios_are_refused_by_their_row(refused, home):
     (home / "bad.csv").write_text("layer,attention_ratio,mlp_ratio\n0,0.3,0.3\n1,0.3,lots\n")
-    assert "bad.csv, row 2 (layer 1): mlp_ratio is 'lots'" in refused("evaluate", "--ratios", "bad.csv")
-    assert "none.csv gives no ratios" in refused("evaluate", "--ratios", "none.csv")
+    assert "bad.csv, row 2 (layer 1): mlp_ratio must be a number or empty, got 'lots'" in refused(
+        "evaluate", "--ratios", "bad.csv"
+    )
+    assert "none.csv has no ratios" in refused("evaluate", "--ratios", "none.csv")
     (home / "deep.csv").write_text("layer,mlp_ratio\n30,0.3\n")
     assert "layer 30 is locked; expected one from 0 to 2" in refused("ratios", "--ratios", "deep.csv")
     (home / "much.csv").write_text("layer,attention_ratio,mlp_ratio\n" + "".join(f"{i},0.9,0.9\n" for i in range(3)))
     assert "the locked ratios remove 0.8" in refused("ratios", "--ratios", "much.csv")
     assert "no ratios to write" in refused("ratios", "--method", "crossmodule", "--csv", "there.csv")
-    assert "no folder" in refused("ratios", "--csv", "nowhere/there.csv")
+    assert "does not exist" in refused("ratios", "--csv", "nowhere/there.csv")
 
 
 def test_what_no_format_holds_is_refused_before_any_work(refused, home):
@@ -109,8 +111,8 @@ def test_an_estimator_of_ones_own_plans_sweeps_and_is_judged(run, home):
 
 
 def test_exchanges_write_importances_that_plan_as_they_found(run, refused, home, monkeypatch):
-    monkeypatch.setattr(exchanges, "AMOUNTS", (0.02, 0.05))  # a tiny model's sizes go in steps of some per cent of it
-    monkeypatch.setattr(exchanges, "NEAR", 0.03)
+    monkeypatch.setattr(ratio_search, "AMOUNTS", (0.02, 0.05))  # a tiny model's sizes have coarse steps
+    monkeypatch.setattr(ratio_search, "SIZE_TOLERANCE", 0.03)
     few = ["--exchanges", "12", "--windows", "4"]
     found = run("exchange", "--sparsities", "0.4", "0.2", "--out", "measured.json", *few)
     assert [plan["sparsity"] for plan in found["plans"]] == [0.2, 0.4]
@@ -123,9 +125,9 @@ def test_exchanges_write_importances_that_plan_as_they_found(run, refused, home,
     finally:
         for name in [name for name in ESTIMATORS if name.startswith("measured.json")]:
             del ESTIMATORS[name]
-    assert "no place for the importances" in refused("exchange", "--out", "nowhere/there.json")
-    assert "wanted --windows from 2" in refused("exchange", "--out", "there.json", "--windows", "1")
-    assert "no importances to begin with" in refused("exchange", "--out", "there.json", "--estimator", "uniform")
+    assert "--out must be a .json file" in refused("exchange", "--out", "nowhere/there.json")
+    assert "--windows must be between 2" in refused("exchange", "--out", "there.json", "--windows", "1")
+    assert "needs initial importances" in refused("exchange", "--out", "there.json", "--estimator", "uniform")
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def no_wikitext(monkeypatch) -> None:
 
 
 def test_without_wikitext_the_default_model_takes_what_is_here(no_wikitext):
-    run = paper._with_text(arguments())
+    run = paper._with_available_texts(arguments())
     assert {name: getattr(run.arguments, name) for name in paper.SMALL} == paper.SMALL
     assert run.recipe.calibration.text == run.recipe.evaluation.text == "default"
     assert len(paper._differences(run.recipe.protocol(), 200_000)) == 4
@@ -97,7 +97,7 @@ def test_without_wikitext_nothing_else_is_measured_in_its_place(no_wikitext, wor
 def test_with_wikitext_it_is_the_paper_s_protocol(monkeypatch):
     monkeypatch.setattr(data, "read_documents", lambda *_: ["a text"])
     run = arguments()
-    assert paper._with_text(run) is run
+    assert paper._with_available_texts(run) is run
     calibration = run.recipe.calibration
     assert (calibration.text, calibration.sequences, calibration.length) == ("wikitext2", 128, 2048)
     assert run.recipe.evaluation.window == 2048
@@ -107,7 +107,7 @@ def test_with_wikitext_it_is_the_paper_s_protocol(monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        (["--sparsities", "0.3", "1.5"], "sparsity is 1.5"),
+        (["--sparsities", "0.3", "1.5"], "fraction of the decoder layers' parameters, such as 0.3), got 1.5"),
         (["--length", "600"], "the model's positions"),
         (["--sequences", "900000000"], "GiB are free"),
     ],
@@ -121,8 +121,8 @@ def test_what_cannot_be_is_refused_before_any_work(words, wrong, named, capsys, 
 
 
 def test_what_is_out_of_reach_is_said_in_its_cell():
-    row = dict.fromkeys(paper.KEPT) | {"method": "flap", "sparsity": 0.8, "note": "too much"}
-    beside = paper._beside(row | {"dense_perplexity": 10.0})
+    row = dict.fromkeys(paper.ROW_KEYS) | {"method": "flap", "sparsity": 0.8, "note": "too much"}
+    beside = paper._with_published(row | {"dense_perplexity": 10.0})
     assert beside["times_dense"] is None
     assert paper._cell(beside) == "out of reach"
 
@@ -131,4 +131,4 @@ def test_it_explains_itself(capsys):
     with pytest.raises(SystemExit) as left:
         main(["paper", "--help"])
     assert left.value.code == 0
-    assert "the table's rows" in capsys.readouterr().out
+    assert "a row each" in capsys.readouterr().out

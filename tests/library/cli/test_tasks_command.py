@@ -101,7 +101,7 @@ def test_the_command_of_lm_eval_reads_a_sliced_folder(home, harness, capsys):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "named"), [(["--limit", "0"], "limit"), (["--include-path", "nowhere"], "nowhere is no folder")]
+    ("wrong", "named"), [(["--limit", "0"], "limit"), (["--include-path", "nowhere"], "nowhere is not a folder")]
 )
 def test_bad_input_is_one_line_and_two(home, harness, wrong, named, capsys):
     assert main(["tasks", *WORDS, *ASKED, *wrong]) == 2

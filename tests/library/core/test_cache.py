@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from intraslice.core.cache import cache_path, draft_folder, keep, kept, scratch_beside
-from intraslice.core.records import keep_record, kept_record
+from intraslice.core.cache import cache_path, read_result, temporary_folder, temporary_sibling, write_result
+from intraslice.core.records import read_record, write_record
 
 
 def test_every_part_tells_paths_apart(own_cache):
@@ -37,9 +37,9 @@ def path(own_cache) -> Path:
 
 
 def test_a_record_comes_back(path):
-    assert kept_record(path) == {}
-    keep_record(path, {"a": [1, 2.5]}, "it")
-    assert kept_record(path) == {"a": [1, 2.5]}
+    assert read_record(path) == {}
+    write_record(path, {"a": [1, 2.5]}, "it")
+    assert read_record(path) == {"a": [1, 2.5]}
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -47,45 +47,45 @@ def test_a_record_comes_back(path):
 def test_a_damaged_record_counts_as_none_and_is_moved_aside(path, damaged, caplog):
     path.parent.mkdir(parents=True)
     path.write_text(damaged, encoding="latin-1")
-    assert kept_record(path) == {}
+    assert read_record(path) == {}
     (line,) = caplog.messages
     assert path.name in line
     assert "\n" not in line
     assert [file.suffix for file in path.parent.iterdir()] == [".damaged"]
-    keep_record(path, {"a": 1}, "it")
-    assert kept_record(path) == {"a": 1}
+    write_record(path, {"a": 1}, "it")
+    assert read_record(path) == {"a": 1}
 
 
 def test_a_record_with_any_bit_flipped_is_none_or_the_same(path):
     record = {"perplexity": 14.85, "rows": [1, 2, 3]}
-    keep_record(path, record, "it")
+    write_record(path, record, "it")
     whole = path.read_bytes()
     for bit in range(8 * len(whole)):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        assert kept_record(path) in ({}, record), bit
+        assert read_record(path) in ({}, record), bit
 
 
 def test_a_lack_of_memory_is_no_damage(path):
-    keep_record(path, {"a": 1}, "it")
+    write_record(path, {"a": 1}, "it")
 
     def read(path: Path) -> None:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        kept(path, read)
-    assert kept_record(path) == {"a": 1}
+        read_result(path, read)
+    assert read_record(path) == {"a": 1}
 
 
 def test_a_record_of_an_earlier_version_without_a_checksum_is_read(path):
     path.parent.mkdir(parents=True)
     path.write_text('{"a": 1}')
-    assert kept_record(path) == {"a": 1}
+    assert read_record(path) == {"a": 1}
 
 
 def test_an_interrupted_write_leaves_the_old_record_and_nothing_else(own_cache, path):
-    keep_record(path, {"a": 1}, "it")
+    write_record(path, {"a": 1}, "it")
     before = {file for file in own_cache.rglob("*") if file.name != "drafts"}
 
     def interrupted(draft: Path) -> None:
@@ -93,8 +93,8 @@ def test_an_interrupted_write_leaves_the_old_record_and_nothing_else(own_cache, 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        keep(path, interrupted, "it")
-    assert kept_record(path) == {"a": 1}
+        write_result(path, interrupted, "it")
+    assert read_record(path) == {"a": 1}
     assert {file for file in own_cache.rglob("*") if file.name != "drafts"} == before
 
 
@@ -103,9 +103,11 @@ def test_what_cannot_be_kept_is_one_warning(own_cache, size, caplog):
     own_cache.write_text("in the way")
     with caplog.at_level(logging.WARNING):
         for number in range(3):
-            keep(cache_path("sweep", ".json", number), lambda draft: draft.write_bytes(b"12345678"), "the result", size)
+            write_result(
+                cache_path("sweep", ".json", number), lambda draft: draft.write_bytes(b"12345678"), "the result", size
+            )
     (record,) = caplog.records
-    assert "cannot keep the result" in record.message
+    assert "cannot write the result" in record.message
     assert "INTRASLICE_CACHE" in record.message
     assert own_cache.read_text() == "in the way"
 
@@ -113,11 +115,11 @@ def test_what_cannot_be_kept_is_one_warning(own_cache, size, caplog):
 def test_a_home_that_cannot_be_written_does_not_matter_where_the_cache_can(path, monkeypatch, caplog):
     for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR"):
         monkeypatch.setenv(name, "/dev/null")
-    keep_record(path, {"a": 1}, "it")
-    assert kept_record(path) == {"a": 1}
+    write_record(path, {"a": 1}, "it")
+    assert read_record(path) == {"a": 1}
     assert not caplog.records
     monkeypatch.delenv("INTRASLICE_CACHE")
-    keep_record(cache_path("sweep", ".json", "it"), {"a": 1}, "it")
+    write_record(cache_path("sweep", ".json", "it"), {"a": 1}, "it")
     assert len(caplog.records) == 1
 
 
@@ -126,7 +128,7 @@ def test_what_a_killed_writer_left_beside_its_place_goes_with_the_next(tmp_path)
     other.mkdir()
 
     def work() -> None:
-        with scratch_beside(place) as scratch:
+        with temporary_sibling(place) as scratch:
             (scratch / "half").write_bytes(b"x")
             time.sleep(60)
 
@@ -134,25 +136,28 @@ def test_what_a_killed_writer_left_beside_its_place_goes_with_the_next(tmp_path)
     process.start()
     while not list(tmp_path.glob("*/half")):
         time.sleep(0.005)
-    with scratch_beside(place), scratch_beside(tmp_path / "slice"):  # those at work stay, and what others named so
+    with (
+        temporary_sibling(place),
+        temporary_sibling(tmp_path / "slice"),
+    ):  # those at work stay, and what others named so
         assert len(list(tmp_path.glob(".sliced-*"))) == 3
     process.kill()
     process.join()
-    with scratch_beside(place) as scratch:
+    with temporary_sibling(place) as scratch:
         assert set(tmp_path.iterdir()) == {scratch, other}
     assert list(tmp_path.iterdir()) == [other]
 
 
 def test_a_fork_leaves_alone_what_its_parent_holds(own_cache):
     drafts = ExitStack()
-    folder = drafts.enter_context(draft_folder())
+    folder = drafts.enter_context(temporary_folder())
     # As where the last reference to it is dropped: Python 3.13 clears what is registered for the exit in a fork.
     child = multiprocessing.get_context("fork").Process(target=drafts.close)
     child.start()
     child.join()
     assert child.exitcode == 0
     assert folder.is_dir()
-    with draft_folder():  # which removes what nobody holds
+    with temporary_folder():  # which removes what nobody holds
         assert folder.is_dir()
     drafts.close()
     assert not folder.exists()

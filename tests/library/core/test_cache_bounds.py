@@ -16,17 +16,17 @@ from filelock import FileLock
 
 from intraslice.core import cache
 from intraslice.core.cache import (
-    BOUND_VARIABLE,
-    bound_cache,
-    cache_bound,
+    MAX_BYTES_VARIABLE,
     cache_path,
-    draft_folder,
-    keep,
     mark_used,
-    sweep_drafts,
+    max_cache_bytes,
+    remove_stale_folders,
+    set_max_cache_bytes,
+    temporary_folder,
+    write_result,
 )
 from intraslice.core.errors import UserError
-from intraslice.core.records import keep_record, kept_record
+from intraslice.core.records import read_record, write_record
 
 SIZE = 1_000
 
@@ -34,14 +34,14 @@ SIZE = 1_000
 @pytest.fixture(autouse=True)
 def folder(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that ten results of `SIZE` bytes fill."""
-    monkeypatch.setenv(BOUND_VARIABLE, str(10 * SIZE))
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, str(10 * SIZE))
     return own_cache
 
 
 def kept(number: int, size: int = SIZE, told: bool = True) -> Path:
     """Keep a result; told, its size is known beforehand."""
     path = cache_path("sweep", ".json", number)
-    keep(path, lambda draft: draft.write_bytes(bytes(size)), "it", size if told else 0)
+    write_result(path, lambda draft: draft.write_bytes(bytes(size)), "it", size if told else 0)
     return path
 
 
@@ -97,7 +97,7 @@ def test_reading_is_using(folder):
     for path in paths[:2]:
         path.write_text('{"a": 1}'.ljust(SIZE))
         age(path, 20)
-    assert kept_record(paths[0]) == {"a": 1}
+    assert read_record(paths[0]) == {"a": 1}
     mark_used(paths[2])
     kept(10)
     assert [path.exists() for path in paths] == [True, False] + [True] * 8
@@ -110,13 +110,13 @@ def test_what_is_larger_than_the_bound_is_not_kept_and_costs_nothing(folder, tol
         too_large = kept(10, 11 * SIZE, told)
     assert not too_large.exists()
     assert all(path.exists() for path in paths)
-    assert BOUND_VARIABLE in caplog.text
+    assert MAX_BYTES_VARIABLE in caplog.text
     assert drafts(folder) == []
 
 
 def test_nothing_is_written_that_is_known_not_to_fit():
     written: list[Path] = []
-    keep(cache_path("sweep", ".json", "it"), written.append, "it", 11 * SIZE)
+    write_result(cache_path("sweep", ".json", "it"), written.append, "it", 11 * SIZE)
     assert written == []
 
 
@@ -130,7 +130,7 @@ def test_weights_and_texts_count_and_stay(folder):
     new = kept(10)
     assert [path.exists() for path in paths] == [False] * 7 + [True] * 3
     assert new.exists()
-    with draft_folder(9 * SIZE, needed=True) as draft:  # as for weights, which come first
+    with temporary_folder(9 * SIZE, required=True) as draft:  # as for weights, which come first
         assert draft.is_dir()
         assert not any(path.exists() for path in [*paths, new])
     assert bytes_in(folder) == 6 * SIZE
@@ -152,7 +152,7 @@ def test_files_of_others_neither_count_nor_go(folder):
 def test_results_of_several_files_go_too(folder):
     (old, *_), parts = filled(), cache_path("settling", "", "it")
     for number in (1, 2):
-        keep(parts / f"{number}.npz", lambda draft: draft.write_bytes(bytes(SIZE)), "it")
+        write_result(parts / f"{number}.npz", lambda draft: draft.write_bytes(bytes(SIZE)), "it")
         age(parts / f"{number}.npz", 100)
     assert not old.exists()
     kept(10, 2 * SIZE)
@@ -175,34 +175,34 @@ def test_results_of_an_earlier_format_go(folder):
         file.write_bytes(b"x")
     other = kept(0)  # of another kind
     assert earlier.exists()
-    keep(path, lambda draft: draft.write_bytes(b"x"), "it")
+    write_result(path, lambda draft: draft.write_bytes(b"x"), "it")
     assert not earlier.exists()
     assert all(file.exists() for file in (path, foreign, other))
 
 
 def test_the_bound_is_a_whole_number_of_bytes(monkeypatch):
-    bound_cache(5)
-    assert cache_bound() == 5
-    monkeypatch.setenv(BOUND_VARIABLE, "20 GB")
-    for asked in (cache_bound, sweep_drafts):
+    set_max_cache_bytes(5)
+    assert max_cache_bytes() == 5
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, "20 GB")
+    for function in (max_cache_bytes, remove_stale_folders):
         with pytest.raises(
-            UserError, match=f"{BOUND_VARIABLE} must be a whole number of bytes, such as .*, got '20 GB'"
+            UserError, match=f"{MAX_BYTES_VARIABLE} must be a whole number of bytes, such as .*, got '20 GB'"
         ):
-            asked()
-    monkeypatch.delenv(BOUND_VARIABLE)
-    assert cache_bound() == 20_000_000_000
+            function()
+    monkeypatch.delenv(MAX_BYTES_VARIABLE)
+    assert max_cache_bytes() == 20_000_000_000
 
 
 # Several processes
 
 
 def test_processes_that_write_at_once_stay_within_the_bound(folder):
-    bound_cache(50 * SIZE)
+    set_max_cache_bytes(50 * SIZE)
 
     def work(first: int) -> None:
         for number in range(first, first + 30):
             path = cache_path("sweep", ".json", number)
-            keep(path, lambda draft: draft.write_bytes(bytes(7 * SIZE)), "it", 7 * SIZE)
+            write_result(path, lambda draft: draft.write_bytes(bytes(7 * SIZE)), "it", 7 * SIZE)
 
     folder.mkdir()
     processes, most = [start(lambda first=first: work(first)) for first in (0, 100, 200)], 0
@@ -221,7 +221,7 @@ def test_a_draft_is_its_writers_until_that_is_dead(folder):
     paths = filled()
 
     def work() -> None:
-        with draft_folder(4 * SIZE) as draft:
+        with temporary_folder(4 * SIZE) as draft:
             (draft / "half").write_bytes(bytes(SIZE))
             time.sleep(60)
 
@@ -229,7 +229,7 @@ def test_a_draft_is_its_writers_until_that_is_dead(folder):
     while not list((folder / "drafts").glob("*/half")):
         time.sleep(0.005)
     (draft,) = drafts(folder)
-    with draft_folder() as own:  # nor does one take the other's in the same process
+    with temporary_folder() as own:  # nor does one take the other's in the same process
         kept(10)
         assert set(drafts(folder)) == {draft, own}
     # What it said that it would write is its own already.
@@ -249,7 +249,7 @@ def test_what_earlier_versions_left_is_swept_once_it_is_old(folder):
         (draft / "half").write_bytes(b"x")
     for draft in (live[1], *dead):
         age(draft, 2)
-    sweep_drafts()
+    remove_stale_folders()
     assert [draft.exists() for draft in (*live, *dead)] == [True, True, False, False, False]
 
 
@@ -267,8 +267,8 @@ def test_whatever_moment_a_writer_is_killed_at_nothing_half_is_found_or_left(fol
 
     def work() -> None:
         for number, record in enumerate(records):
-            keep_record(cache_path("losses", ".json", number), record, "it")
-            keep(cache_path("sweep", ".json", number), slowly, "it", SIZE)
+            write_record(cache_path("losses", ".json", number), record, "it")
+            write_result(cache_path("sweep", ".json", number), slowly, "it", SIZE)
 
     found = 0
     for _ in range(20):
@@ -278,12 +278,12 @@ def test_whatever_moment_a_writer_is_killed_at_nothing_half_is_found_or_left(fol
             time.sleep(0.0001)
         process.kill()
         process.join()
-        monkeypatch.setattr(cache, "_swept", set())
-        sweep_drafts()  # as the next start does
+        monkeypatch.setattr(cache, "_cleaned_folders", set())
+        remove_stale_folders()  # as the next start does
         assert drafts(folder) == []
         assert bytes_in(folder) <= 10 * SIZE
         for number, record in enumerate(records):
-            assert kept_record(cache_path("losses", ".json", number)) in ({}, record)
+            assert read_record(cache_path("losses", ".json", number)) in ({}, record)
         sizes = {file.stat().st_size for file in (folder / "sweep").glob("*")}
         assert sizes <= {SIZE}
         found += len(sizes)

@@ -102,5 +102,5 @@ def test_ablations_are_measured_by_name(dense):
 
 
 def test_a_width_that_the_stream_does_not_have_is_refused(dense):
-    with pytest.raises(UserError, match="width is 0"):
+    with pytest.raises(UserError, match=r"width must be between 1 and .*, got 0"):
         cut(dense, "reads", 0)

@@ -1,4 +1,4 @@
-"""Marginal prices against plain slicing; exchanges and disagreements by hand."""
+"""Marginal costs against plain slicing; swaps and plan differences by hand."""
 
 from __future__ import annotations
 
@@ -11,55 +11,55 @@ from test_sensitivity import divergences_at_once
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.diagnostics.prices import (
-    Price,
-    Prices,
-    best_exchange,
-    cost_of,
-    disagreements,
-    exchange,
-    measure_prices,
+from intraslice.diagnostics.marginal_costs import (
+    MarginalCost,
+    MarginalCosts,
+    divergence_change,
+    find_best_swap,
+    measure_marginal_costs,
     parameters_kept,
-    predicted_price,
+    plan_differences,
+    predicted_cost,
     step_around,
+    swap_parameters,
 )
 from intraslice.diagnostics.sensitivity import cut_alone
 from intraslice.evaluation.perplexity import Estimate
-from intraslice.planning.profile import MASKED_SHARE
+from intraslice.planning.profile import MASKED_FRACTION
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def test_a_price_is_the_divergence_between_two_cuts_over_their_parameters(family_case):
+def test_a_marginal_cost_is_the_divergence_between_two_cuts_over_their_parameters(family_case):
     loaded, stats, tokens = family_case.loaded, family_case.stats, family_case.tokens[:4, :20]
     plan = make_plan(stats.profile, SliceConfig(0.4, order="one-shot"))
     sliced = slice_model(loaded.model, plan, stats, progress=False)
-    prices = measure_prices(loaded, stats, sliced, plan, tokens, progress=False)
+    costs = measure_marginal_costs(loaded, stats, sliced, plan, tokens, progress=False)
     whole = divergences_at_once(loaded.model, sliced, tokens).mean().item()
-    assert prices.divergence.value == pytest.approx(whole, rel=1e-3)
-    assert len(prices.modules) == 6
-    for price in prices.modules:
+    assert costs.divergence.value == pytest.approx(whole, rel=1e-3)
+    assert len(costs.modules) == 6
+    for cost in costs.modules:
         distances, sizes = [], []
-        for ratio in (price.less, price.more):
+        for ratio in (cost.less, cost.more):
             layers = list(plan.layers)
-            layers[price.layer] = cut_alone(layers[price.layer], stats.profile.layers[price.layer], price.module, ratio)
+            layers[cost.layer] = cut_alone(layers[cost.layer], stats.profile.layers[cost.layer], cost.module, ratio)
             cut = slice_model(loaded.model, replace(plan, layers=tuple(layers)), stats, progress=False)
             distances.append(divergences_at_once(loaded.model, cut, tokens).mean().item())
             sizes.append(sum(p.numel() for p in cut.parameters()))
-        assert price.less <= price.ratio <= price.more
-        assert price.parameters == sizes[0] - sizes[1] > 0
-        assert price.estimate().value * price.parameters == pytest.approx(distances[1] - distances[0], abs=1e-5)
-    removed = sum(price.removed for price in prices.modules)
+        assert cost.less <= cost.ratio <= cost.more
+        assert cost.parameters == sizes[0] - sizes[1] > 0
+        assert cost.estimate().value * cost.parameters == pytest.approx(distances[1] - distances[0], abs=1e-5)
+    removed = sum(cost.removed for cost in costs.modules)
     assert removed == plan.parameters.dense_decoder - plan.parameters.sliced_decoder
-    again = measure_prices(loaded, stats, sliced, plan, tokens, progress=False)  # kept
-    assert again == prices
+    again = measure_marginal_costs(loaded, stats, sliced, plan, tokens, progress=False)  # kept
+    assert again == costs
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.5, 0.94])
 @pytest.mark.parametrize("module", ["attention", "mlp"])
-def test_between_the_ends_of_a_step_parameters_go(family_case, module, ratio):
+def test_between_the_ends_of_a_step_parameters_are_removed(family_case, module, ratio):
     layer = family_case.stats.profile.layers[0]
     less, more = step_around(layer, module, ratio)
     assert 0 <= less <= ratio <= more <= 0.95
@@ -68,69 +68,70 @@ def test_between_the_ends_of_a_step_parameters_go(family_case, module, ratio):
     assert kept[0] > kept[1]
 
 
-def test_a_foretold_price_is_importance_over_parameters(tiny_case):
+def test_a_predicted_cost_is_importance_over_parameters(tiny_case):
     profile = known_profile(tiny_case("llama-gqa"), [1.0, 2.0, 3.0])
-    mlp = Price(1, "mlp", 0.5, 0.25, 0.75, 100, 0, 0, ())
-    assert predicted_price(mlp, profile, "pca") == pytest.approx(0.5 * 132 * 2.0 / 100)
+    mlp = MarginalCost(1, "mlp", 0.5, 0.25, 0.75, 100, 0, 0, ())
+    assert predicted_cost(mlp, profile, "pca") == pytest.approx(0.5 * 132 * 2.0 / 100)
     attention = replace(mlp, module="attention")
-    assert predicted_price(attention, profile, "pca") == pytest.approx(0.5 * 72 * 2.0 / 100 / MASKED_SHARE)
+    assert predicted_cost(attention, profile, "pca") == pytest.approx(0.5 * 72 * 2.0 / 100 / MASKED_FRACTION)
 
 
-def by_hand(*values: tuple[float, float], removed: int = 50) -> Prices:
+def by_hand(*values: tuple[float, float], removed: int = 50) -> MarginalCosts:
     modules = [
-        Price(index, "mlp", 0.5, 0.4, 0.6, 20, removed, 100 - removed, windows) for index, windows in enumerate(values)
+        MarginalCost(index, "mlp", 0.5, 0.4, 0.6, 20, removed, 100 - removed, windows)
+        for index, windows in enumerate(values)
     ]
-    return Prices(Estimate(1.0, 0.1), 10, 1000, tuple(modules))
+    return MarginalCosts(Estimate(1.0, 0.1), 10, 1000, tuple(modules))
 
 
-def test_an_exchange_by_hand():
-    prices = by_hand((0.1, 0.3), (0.5, 0.5), (0.7, 0.9))
-    best = best_exchange(prices)
-    assert (best.giver.layer, best.taker.layer, best.parameters) == (0, 2, 10)  # 1 % of 1000
+def test_a_swap_by_hand():
+    costs = by_hand((0.1, 0.3), (0.5, 0.5), (0.7, 0.9))
+    best = find_best_swap(costs)
+    assert (best.source.layer, best.target.layer, best.parameters) == (0, 2, 10)  # 1 % of 1000
     assert best.change == pytest.approx((10 * (0.2 - 0.8), 0.0))
-    value, error = exchange(prices, prices.modules[1], prices.modules[0]).change
+    value, error = swap_parameters(costs, costs.modules[1], costs.modules[0]).change
     assert (value, error) == pytest.approx((3.0, 1.0))  # windows give 4 and 2
-    assert exchange(by_hand((0.1, 0.3), (0.5, 0.5), removed=7), *prices.modules[:2]).parameters == 10
+    assert swap_parameters(by_hand((0.1, 0.3), (0.5, 0.5), removed=7), *costs.modules[:2]).parameters == 10
     few = by_hand((0.1, 0.3), (0.5, 0.5), removed=7)
-    assert exchange(few, *few.modules).parameters == 7  # no more than was taken from it
+    assert swap_parameters(few, *few.modules).parameters == 7  # no more than was taken from it
 
 
-def test_a_module_at_the_cap_gives_no_more_and_a_dense_one_takes_nothing():
-    prices = by_hand((0.1, 0.1), (0.5, 0.5), (0.9, 0.9))
-    modules = list(prices.modules)
+def test_a_swap_takes_nothing_from_a_module_at_the_cap_and_adds_nothing_to_a_dense_one():
+    costs = by_hand((0.1, 0.1), (0.5, 0.5), (0.9, 0.9))
+    modules = list(costs.modules)
     modules[0] = replace(modules[0], ratio=0.8)
     modules[2] = replace(modules[2], removed=0)
-    best = best_exchange(replace(prices, modules=tuple(modules)))
-    assert (best.giver.layer, best.taker.layer) == (1, 1)
-    assert best_exchange(by_hand((0.1, 0.1), removed=0)) is None
+    best = find_best_swap(replace(costs, modules=tuple(modules)))
+    assert (best.source.layer, best.target.layer) == (1, 1)
+    assert find_best_swap(by_hand((0.1, 0.1), removed=0)) is None
 
 
-def test_plans_of_equal_size_disagree_where_their_parameters_differ(family_case):
+def test_plans_of_equal_size_differ_where_their_parameters_do(family_case):
     profile = family_case.stats.profile
     plan, other = (make_plan(profile, SliceConfig(0.3, name)) for name in ("pca", "uniform"))
-    found = disagreements(plan, other, profile)
+    found = plan_differences(plan, other, profile)
     assert sum(one.parameters for one in found) == plan.parameters.sliced_decoder - other.parameters.sliced_decoder
     sizes = [abs(one.parameters) for one in found]
     assert sizes == sorted(sizes, reverse=True)
-    assert not any(one.parameters for one in disagreements(plan, plan, profile))
+    assert not any(one.parameters for one in plan_differences(plan, plan, profile))
     first = found[0]
     assert (first.parameters > 0) == (first.other > first.ratio)
-    with pytest.raises(UserError, match="of one size"):
-        disagreements(plan, make_plan(profile, SliceConfig(0.5)), profile)
+    with pytest.raises(UserError, match="must remove the same fraction"):
+        plan_differences(plan, make_plan(profile, SliceConfig(0.5)), profile)
 
 
-def test_going_over_to_another_plan_costs_prices_times_parameters(tiny_case):
+def test_another_plan_changes_kl_by_costs_times_parameters(tiny_case):
     profile = tiny_case("llama-gqa").stats.profile
     plan, other = (make_plan(profile, SliceConfig(0.3, name)) for name in ("pca", "uniform"))
-    found = disagreements(plan, other, profile)
+    found = plan_differences(plan, other, profile)
     generator = torch.Generator().manual_seed(0)
     modules = [
-        Price(layer, module, 0.3, 0.2, 0.4, 10, 5, 5, tuple(torch.rand(3, generator=generator).tolist()))
+        MarginalCost(layer, module, 0.3, 0.2, 0.4, 10, 5, 5, tuple(torch.rand(3, generator=generator).tolist()))
         for layer in range(3)
         for module in ("attention", "mlp")
     ]
-    prices = Prices(Estimate(1.0, 0.1), 10, 1000, tuple(modules))
-    change = cost_of(prices, found)
+    costs = MarginalCosts(Estimate(1.0, 0.1), 10, 1000, tuple(modules))
+    change = divergence_change(costs, found)
     parameters = {(one.layer, one.module): one.parameters for one in found}
-    expected = sum(parameters[price.layer, price.module] * price.estimate().value for price in modules)
+    expected = sum(parameters[cost.layer, cost.module] * cost.estimate().value for cost in modules)
     assert change.value == pytest.approx(expected)

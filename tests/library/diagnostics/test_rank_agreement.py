@@ -8,17 +8,17 @@ import pandas
 import pytest
 import torch
 
-from intraslice.diagnostics.rank_agreement import compare_ranks, fallen_importance, noise_ceiling
+from intraslice.diagnostics.rank_agreement import compare_ranks, noise_ceiling, removed_importance
 from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, measure_sensitivity
 from intraslice.planning.estimators import Importances
 
 
 def test_fallen_importance_sums_the_least_important_units():
     importance = torch.tensor([4.0, 1.0, 3.0, 2.0])
-    assert fallen_importance(importance, 0.5) == 3.0
-    assert fallen_importance(importance, 0.6) == pytest.approx(3.0 + 0.4 * 3.0)
-    assert fallen_importance(importance, 1.0) == 10.0
-    assert fallen_importance(importance, 0.0) == 0.0
+    assert removed_importance(importance, 0.5) == 3.0
+    assert removed_importance(importance, 0.6) == pytest.approx(3.0 + 0.4 * 3.0)
+    assert removed_importance(importance, 1.0) == 10.0
+    assert removed_importance(importance, 0.0) == 0.0
 
 
 def known_profile(case, values: list[float]):
@@ -56,7 +56,7 @@ def test_ranks_and_rho_by_hand(tiny_case):
     assert frame.loc["attention", "place"].tolist() == [3, 2, 1]
     assert frame.loc["attention", "place_pca"].tolist() == [3, 2, 1]
     assert frame.loc["attention", "place_fisher"].tolist() == [1, 2, 3]
-    # Off by more than one place of three: MLP 0 under both, attention 0 and 2 under fisher.
+    # Off by more than one rank of three: MLP 0 under both, attention 0 and 2 under fisher.
     misjudged = {(module.estimator, module.module, module.layer) for module in agreement.misjudged}
     assert misjudged == {
         ("pca", "mlp", 0),
@@ -65,8 +65,8 @@ def test_ranks_and_rho_by_hand(tiny_case):
         ("fisher", "attention", 2),
     }
     worst = next(module for module in agreement.misjudged if module.module == "mlp")
-    assert str(worst).startswith("layer 0 mlp hurts more than")
-    assert "number 1 of 3 as measured, number 3 as foretold" in str(worst)
+    assert str(worst).startswith("layer 0 mlp does more damage than")
+    assert str(worst).endswith("predicts: measured rank 1 of 3, predicted rank 3")
 
 
 def test_the_loss_may_be_the_measure(tiny_case):

@@ -47,9 +47,9 @@ def logits(model, tokens: Tensor) -> Tensor:
 
 
 # Shares of whole batches, and where there are too few.
-@pytest.mark.parametrize("tokens_a_batch", [100, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_a_calibration_is_the_same(family_case, together, monkeypatch, tokens_a_batch):
-    monkeypatch.setattr(driver, "TOKENS_A_BATCH", tokens_a_batch)
+@pytest.mark.parametrize("tokens_per_batch", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_a_calibration_is_the_same(family_case, together, monkeypatch, tokens_per_batch):
+    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", tokens_per_batch)
 
     def work() -> tuple[CalibrationStats, list[Progress]]:
         events: list[Progress] = []
@@ -211,16 +211,16 @@ def test_what_one_process_must_do_alone_is_refused_before_it_is_planned(tiny_cas
     trains = {"intraslice+", *(("intraslice", "crossmodule") if iterative else ())}
     for refusals in together(2, work):
         assert {method for method, words in refusals.items() if words} == trains
-        assert all("in one process" in refusals[method] for method in trains)
+        assert all("requires one process" in refusals[method] for method in trains)
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("evaluate --method intraslice+", "intraslice+ with recovery distill trains"),
+        ("evaluate --method intraslice+", "intraslice+ with recovery distill requires one process, got 2"),
         ("slice --iterative --out folder", "iterative refinement"),
-        ("inspect --methods crossmodule intraslice+", "intraslice+ with recovery distill trains"),
-        ("evaluate --sequences 1", "too few for 2 processes"),
+        ("inspect --methods crossmodule intraslice+", "intraslice+ with recovery distill requires one process, got 2"),
+        ("evaluate --sequences 1", "sequences must be at least 2, one for each process, got 1"),
         ("sweep --methods intraslice+", None),
         ("sensitivity --iterative", None),
     ],

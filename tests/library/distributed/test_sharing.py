@@ -11,30 +11,30 @@ import torch
 
 from intraslice.core.errors import UserError
 from intraslice.distributed import launch, sharing
-from intraslice.distributed.launch import joined
+from intraslice.distributed.launch import process_group
 from intraslice.distributed.sharing import (
+    all_gather,
     all_reduce_,
-    alone,
-    from_first,
-    gathered,
+    broadcast,
+    is_main_process,
     rank,
     require_agreement,
     require_enough,
-    share_of,
+    shard_of,
+    single_process,
     size,
-    speaks,
 )
 
 
 def test_a_process_by_itself_has_all_the_work():
     rows, values = torch.arange(3.0), [4, 5]
     all_reduce_(rows)
-    with joined("cpu"), alone():
-        assert (size(), rank(), speaks()) == (1, 0, True)
-        assert range(7)[share_of(7)] == range(7)
+    with process_group("cpu"), single_process():
+        assert (size(), rank(), is_main_process()) == (1, 0, True)
+        assert range(7)[shard_of(7)] == range(7)
     assert rows.tolist() == [0, 1, 2]
-    assert gathered(values) == values
-    assert from_first(values) is values
+    assert all_gather(values) == values
+    assert broadcast(values) is values
     require_agreement("text", "digest")
     require_enough(1)
 
@@ -46,7 +46,7 @@ def test_shares_in_order_are_all_there_is(count, unit, processes, monkeypatch):
     shares = []
     for turn in range(processes):
         monkeypatch.setattr(sharing, "rank", lambda turn=turn: turn)
-        shares.append(list(range(count))[share_of(count, unit)])
+        shares.append(list(range(count))[shard_of(count, unit)])
     assert list(chain(*shares)) == list(range(count))
     filled = [share for share in shares if share]
     assert len(filled) == min(processes, count)
@@ -59,15 +59,15 @@ def test_three_processes_add_gather_and_decide_alike(together):
     def work() -> dict:
         moments = [torch.full((2, 2), 10.0 ** rank(), dtype=torch.float64), torch.empty(0, 0), torch.ones(3) * rank()]
         all_reduce_(*moments)
-        with alone():
-            by_oneself = (size(), rank(), speaks(), gathered([1]))
+        with single_process():
+            by_oneself = (size(), rank(), is_main_process(), all_gather([1]))
             all_reduce_(own := torch.ones(1))
         return {
             "rank": rank(),
-            "speaks": speaks(),
+            "speaks": is_main_process(),
             "moments": [moment.flatten().tolist() for moment in moments],
-            "rows": gathered([(rank(), row) for row in range(rank())]),
-            "first": from_first({"rank": rank()}),
+            "rows": all_gather([(rank(), row) for row in range(rank())]),
+            "first": broadcast({"rank": rank()}),
             "alone": (by_oneself, own.item()),
         }
 
@@ -89,35 +89,35 @@ def test_processes_with_other_text_are_refused_in_all(together):
 
 def test_too_few_sequences_are_refused(together):
     answers = together(2, lambda: [require_enough(2), require_enough(1)])
-    assert all("1 calibration sequences are too few for 2 processes" in str(answer) for answer in answers)
+    assert all("sequences must be at least 2, one for each process, got 1" in str(answer) for answer in answers)
 
 
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_nobody_waits_for_one_that_stopped(together, culprit):
     def work() -> list[int]:
-        gathered([])  # all have met
+        all_gather([])  # all have met
         if rank() == culprit:
             raise UserError("no such text")
-        return gathered([rank()])
+        return all_gather([rank()])
 
     answers = together(3, work)
     assert str(answers.pop(culprit)) == "no such text"
-    assert all("in vain" in str(answer) and "start all of them again" in str(answer) for answer in answers)
+    assert all("lost the others" in str(answer) and "start all of them again" in str(answer) for answer in answers)
 
 
 def test_who_is_done_waits_for_all_to_be(together):
     def work() -> str:
-        gathered([])  # all have met
+        all_gather([])  # all have met
         if rank() == 0:
             time.sleep(0.5)
             raise UserError("the disk is full")
         return "done"
 
-    assert all("in vain" in str(answer) for answer in together(3, work)[1:])
+    assert all("lost the others" in str(answer) for answer in together(3, work)[1:])
 
 
 def test_nobody_waits_for_ever_for_one_that_hangs(together, monkeypatch):
-    monkeypatch.setattr(launch, "PATIENCE", timedelta(seconds=4))  # they have to meet within it, too
+    monkeypatch.setattr(launch, "TIMEOUT", timedelta(seconds=4))  # they have to meet within it, too
 
     def work() -> None:
         if rank() == 1:
@@ -125,16 +125,16 @@ def test_nobody_waits_for_ever_for_one_that_hangs(together, monkeypatch):
         all_reduce_(torch.ones(3))
 
     start = time.monotonic()
-    assert all("in vain" in str(answer) for answer in together(2, work))
+    assert all("lost the others" in str(answer) for answer in together(2, work))
     assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(
     ("environment", "device", "named"),
     [
-        ({"WORLD_SIZE": "two"}, "cpu", "WORLD_SIZE is 'two'"),
-        ({"WORLD_SIZE": "2"}, "cpu", "2 processes cannot meet"),
-        ({"WORLD_SIZE": "2"}, "cuda:1", "expected cpu, or cuda"),
+        ({"WORLD_SIZE": "two"}, "cpu", "WORLD_SIZE must be a whole number, got 'two'"),
+        ({"WORLD_SIZE": "2"}, "cpu", "2 processes cannot connect"),
+        ({"WORLD_SIZE": "2"}, "cuda:1", "must be cpu, or cuda"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "64"}, "cuda", "too few"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_torchrun_would_not_do_is_named(environment, device, named, monkeyp
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as caught, joined(device):
+    with pytest.raises(UserError) as caught, process_group(device):
         pass
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -13,12 +13,12 @@ import torch
 
 from intraslice.__main__ import main
 from intraslice.calibration.driver import calibrate
-from intraslice.core.cache import cache_folder, empty_cache
+from intraslice.core.cache import cache_folder, temporary_cache
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
 from intraslice.evaluation import benchmark, growth
-from intraslice.evaluation.benchmark import Turns, measure_costs
+from intraslice.evaluation.benchmark import InterleavedTimer, measure_costs
 from intraslice.evaluation.growth import JOBS, Size, exponent, measure_growth
 from intraslice.evaluation.speed import Speed
 
@@ -53,7 +53,7 @@ def clock(monkeypatch) -> Clock:
 
 
 @pytest.fixture
-def turns(case, clock, tiny_llama_gqa) -> Turns:
+def turns(case, clock, tiny_llama_gqa) -> InterleavedTimer:
     """A dense forward of 10 x 48 tokens takes 4.8 seconds: 10 ms a token."""
 
     def forward(input_ids, use_cache):
@@ -62,7 +62,7 @@ def turns(case, clock, tiny_llama_gqa) -> Turns:
 
     model = tiny_llama_gqa()
     model.forward = forward
-    return Turns(model, case.tokens)
+    return InterleavedTimer(model, case.tokens)
 
 
 # Turns
@@ -80,13 +80,13 @@ def test_a_job_is_worth_the_tokens_of_a_dense_forward_in_the_same_time(clock, tu
     events: list[Progress] = []
     timed = turns.time(partial(job, clock, seconds), events.append)
     assert timed.value == "done"
-    assert (timed.worth, timed.last) == pytest.approx((seconds / 0.01, seconds / 0.05))
+    assert (timed.dense_tokens, timed.closing_tokens) == pytest.approx((seconds / 0.01, seconds / 0.05))
     assert events == [Progress("job", step, 5) for step in range(5)]
 
 
 def test_dense_forwards_get_a_share_of_the_time_of_a_long_job(clock, turns):
     turns.time(partial(job, clock, 1000, steps=200), ignore_progress)
-    assert sum(turns.dense) * 480 == pytest.approx(1000 * benchmark.DENSE_SHARE, rel=0.05)
+    assert sum(turns.dense) * 480 == pytest.approx(1000 * benchmark.DENSE_FRACTION, rel=0.05)
 
 
 def test_a_short_job_counts_by_its_median(clock, turns):
@@ -98,7 +98,7 @@ def test_what_the_callback_takes_does_not_count(clock, turns):
     def slow(event: Progress) -> None:
         clock.seconds += 1000
 
-    assert turns.time(partial(job, clock, 1.0), slow).worth == pytest.approx(1.0 / 0.01)
+    assert turns.time(partial(job, clock, 1.0), slow).dense_tokens == pytest.approx(1.0 / 0.01)
 
 
 # Costs
@@ -141,7 +141,7 @@ def by_hand(case, clock, monkeypatch):
         monkeypatch.setattr(benchmark, made.__name__, made)
     monkeypatch.setattr(benchmark, "_profile", profile)
     monkeypatch.setattr(benchmark, "measure_speed", speeds)
-    monkeypatch.setattr(Turns, "_forward", forward)
+    monkeypatch.setattr(InterleavedTimer, "_forward", forward)
     return lambda tokens: measure_costs(case.loaded, tokens, case.tokens[:2], SliceConfig(), progress=False)
 
 
@@ -198,13 +198,13 @@ def test_the_empty_cache_is_gone_afterwards_whatever_happened(before, monkeypatc
     if before:
         monkeypatch.setenv("INTRASLICE_CACHE", before)
     outside = cache_folder()
-    with empty_cache():
+    with temporary_cache():
         inside = cache_folder()
         assert inside != outside
         assert list(inside.iterdir()) == []
     assert cache_folder() == outside
     assert not inside.exists()
-    with pytest.raises(ArithmeticError), empty_cache():
+    with pytest.raises(ArithmeticError), temporary_cache():
         raise ArithmeticError
     assert cache_folder() == outside
 
@@ -295,5 +295,5 @@ def test_without_json_the_command_prints_tables(words, capsys):
     assert (head, rule) == ("| job | float32 |", "| --- | ---: |")
     assert {row.split("|")[1].strip() for row in rows} == RATIOS | {"plan", "dense forward"}
     assert "measured on 16 x 24" in caption
-    assert powers.splitlines()[0] == "| time grows with the power | of tokens | of layers | of width |"
+    assert powers.splitlines()[0] == "| exponent of the time | of tokens | of layers | of width |"
     assert len(powers.splitlines()) == 2 + len(JOBS)

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from intraslice.core.errors import UserError
-from intraslice.data import CHARACTERS_A_TOKEN
+from intraslice.data import CHARACTERS_PER_TOKEN
 from intraslice.evaluation.chat_template import MAX_PROMPT, render_chat, require_short
 from intraslice.untrusted import process
 
@@ -103,13 +103,13 @@ def test_the_default_of_several_templates(with_template):
         ("{{ messages.nothing.at_all }}", "no attribute"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ (messages | attr('__class__')).mro() }}", "unsafe|undefined"),
-        ("{% set ns = namespace(__class__=1) %}", "no place for '__class__'"),
-        ("{% set ns = namespace() %}{% set ns._a = 1 %}", "no place for '_a'"),
+        ("{% set ns = namespace(__class__=1) %}", "must not begin with an underscore, got '__class__'"),
+        ("{% set ns = namespace() %}{% set ns._a = 1 %}", "must not begin with an underscore, got '_a'"),
         ("{{ messages.append(1) }}", "unsafe"),
     ],
 )
 def test_a_template_that_fails_is_one_clear_line(template, words, with_template):
-    with pytest.raises(UserError, match=f"chat template fails .*({words}).*; ask without it") as caught:
+    with pytest.raises(UserError, match=f"chat template fails .*({words}).*; turn it off") as caught:
         render_chat(with_template(template), CHAT)
     assert "\n" not in str(caught.value)
 
@@ -124,14 +124,14 @@ def test_a_template_that_fails_is_one_clear_line(template, words, with_template)
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems bound no memory")
 def test_a_template_takes_no_more_than_its_share(template, words, with_template, monkeypatch):
-    monkeypatch.setattr(process, "WAITING", 30)  # so that what ends it is what it takes, on a busy machine too
+    monkeypatch.setattr(process, "TIMEOUT_FACTOR", 30)  # so that what ends it is what it takes, on a busy machine too
     with pytest.raises(UserError, match=words):
         render_chat(with_template(template), CHAT[1:2])
 
 
 def test_a_prompt_is_refused_by_its_length_before_it_is_tokenised():
-    require_short("x" * CHARACTERS_A_TOKEN * 100, 100)
+    require_short("x" * CHARACTERS_PER_TOKEN * 100, 100)
     with pytest.raises(UserError, match="has 6,401 characters; expected at most 6,400, as the model has 100 positions"):
-        require_short("x" * (CHARACTERS_A_TOKEN * 100 + 1), 100)
+        require_short("x" * (CHARACTERS_PER_TOKEN * 100 + 1), 100)
     with pytest.raises(UserError, match="expected at most 1,048,576"):
         require_short("x" * (MAX_PROMPT + 1), 10**9)

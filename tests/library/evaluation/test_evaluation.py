@@ -53,7 +53,7 @@ def test_losses_are_by_window_and_token(case, monkeypatch):
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
     expected = perplexity(case.loaded.model, case.tokens, progress=False)
-    monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", batch * case.tokens.shape[1])
+    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", batch * case.tokens.shape[1])
     monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
     events: list[Progress] = []
     assert perplexity(case.loaded.model, case.tokens, progress=events.append) == pytest.approx(expected, rel=1e-5)
@@ -76,7 +76,7 @@ def test_estimates_against_numbers_worked_out_by_hand():
 
 
 def test_losses_grow_by_the_window_and_end_at_the_perplexity_of_all(case, monkeypatch):
-    monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", 1)
+    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", 1)
     monkeypatch.setattr(perplexity_module, "BLOCK", 7)
     events: list[Progress] = []
     losses = measure_losses(case.loaded.model, case.tokens, progress=events.append)
@@ -119,7 +119,7 @@ def test_divergences_by_hand():
 
 @pytest.mark.parametrize("batch", [5])
 def test_divergence_is_measured_in_the_same_pass(family_case, batch, monkeypatch):
-    monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", batch * family_case.tokens.shape[1])
+    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", batch * family_case.tokens.shape[1])
     monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
     dense, cut = (

@@ -82,7 +82,7 @@ def test_sampling_is_alone_with_its_random_numbers(never_ends):
 
 
 def test_draws_have_the_models_probabilities():
-    choose = generation._chooser(Sampling(temperature=2.0))
+    choose = generation._sampler(Sampling(temperature=2.0))
     logits = torch.tensor([0.0, 2.0, 4.0])
     counts = torch.bincount(torch.tensor([choose(logits) for _ in range(4000)])) / 4000
     assert_close(counts, (logits / 2).softmax(0), atol=0.03, rtol=0)
@@ -91,8 +91,8 @@ def test_draws_have_the_models_probabilities():
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": -1.0}, "temperature must be .* or more, got -1.0"),
+        ({"temperature": math.nan}, "temperature must be .* or more, got nan"),
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
     ],
 )

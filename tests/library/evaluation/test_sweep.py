@@ -14,7 +14,7 @@ from intraslice.evaluation import sweep as module
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
-from intraslice.evaluation.sweep import Point, Texts, kept_points, points, sweep
+from intraslice.evaluation.sweep import Point, Texts, cached_points, points, sweep
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -86,7 +86,7 @@ def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_mea
     with pytest.raises(Stopped):
         sweep(case.loaded, texts(case), wanted, progress=stop_when(lambda event: event == Progress("sweep", 2, 3)))
     assert count_measurements == [("intraslice", 0.2), ("intraslice", 0.3)]
-    assert kept_points(case.loaded, texts(case), wanted) == wanted[:2]
+    assert cached_points(case.loaded, texts(case), wanted) == wanted[:2]
     frame = sweep(case.loaded, texts(case), wanted, progress=False)
     assert count_measurements[2:] == [("intraslice", 0.4)]
     larger = points(["intraslice", "magnitude"], ["pca"], [0.2, 0.4])
@@ -100,7 +100,7 @@ def test_a_method_that_trains_reads_more_and_no_other(tiny_case, count_measureme
     case, wanted = tiny_case("llama-gqa"), points(["intraslice", "intraslice+"], ["pca"], [0.3])
     own = texts(case)
     more = module.replace(own, training=torch.cat([own.calibration, own.calibration.flip(1)]))
-    assert [more.read_by(point.method, SliceConfig()) is more.training for point in wanted] == [False, True]
+    assert [more.tokens_for(point.method, SliceConfig()) is more.training for point in wanted] == [False, True]
     first, second = (sweep(case.loaded, those, wanted, progress=False) for those in (own, more))
     assert count_measurements == [("intraslice", 0.3), ("intraslice+", 0.3), ("intraslice+", 0.3)]
     assert first["perplexity"][0] == second["perplexity"][0]

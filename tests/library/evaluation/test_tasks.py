@@ -70,11 +70,11 @@ def log_probability(model: PreTrainedModel, question: str, answer: str) -> float
 
 def accuracy(model: PreTrainedModel, questions: list[dict], by_length: bool) -> float:
     right = 0
-    for asked in questions:
-        sums = [log_probability(model, asked["question"], choice) for choice in asked["choices"]]
-        lengths = [len(choice) for choice in asked["choices"]]
+    for question in questions:
+        sums = [log_probability(model, question["question"], choice) for choice in question["choices"]]
+        lengths = [len(choice) for choice in question["choices"]]
         scores = [total / length if by_length else total for total, length in zip(sums, lengths, strict=True)]
-        right += max(range(4), key=scores.__getitem__) == asked["answer"]
+        right += max(range(4), key=scores.__getitem__) == question["answer"]
     return right / len(questions)
 
 
@@ -108,12 +108,12 @@ def test_scores_are_those_of_the_log_probabilities(models, questions, tmp_path):
 def test_answers_are_generated(models, questions, tmp_path):
     models, tokenizer = models
     file = tmp_path / "questions.json"
-    for asked in questions:  # what the dense model says is right, up to where it is told to stop
-        prompt = tokenizer(asked["question"], return_tensors="pt")
+    for question in questions:  # what the dense model says is right, up to where it is told to stop
+        prompt = tokenizer(question["question"], return_tensors="pt")
         answer = models["dense"].generate(**prompt, max_new_tokens=4, do_sample=False)[
             0, prompt["input_ids"].shape[1] :
         ]
-        asked["said"] = tokenizer.decode(answer, skip_special_tokens=True).split("w9")[0]
+        question["said"] = tokenizer.decode(answer, skip_special_tokens=True).split("w9")[0]
     file.write_text("\n".join(map(json.dumps, questions)))
     frame = measured(models, tokenizer, TasksConfig(("answer",), tmp_path / "tasks"))
     scores = frame.set_index("model")["value"]
@@ -152,8 +152,8 @@ def test_a_group_has_rows_of_its_own(tiny_case, questions, tmp_path):
         ({"shots": -1}, "shots is -1"),
         ({"batch": 0}, "batch is 0"),
         ({"tasks": ("no_such_task",)}, "no task 'no_such_task'"),
-        ({"include_path": Path("nowhere")}, "nowhere is no folder"),
-        ({"tasks": ("choice", "broken")}, "data of choice, broken cannot be had"),
+        ({"include_path": Path("nowhere")}, "nowhere is not a folder"),
+        ({"tasks": ("choice", "broken")}, "data of choice, broken cannot be loaded"),
     ],
 )
 def test_wrong_input_is_one_line(wrong, named, questions, tmp_path):

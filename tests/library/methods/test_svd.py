@@ -14,7 +14,7 @@ from intraslice.methods.registry import plan_by, slice_by
 from intraslice.methods.svd import low_rank
 from intraslice.modeling.families import blocks
 from intraslice.modeling.linear import LowRankMap
-from intraslice.planning.budget import map_shapes, rank_for, saved
+from intraslice.planning.budget import map_shapes, rank_for, saved_parameters
 from intraslice.planning.sizes import LayerSizes
 
 
@@ -55,7 +55,7 @@ def test_the_error_is_the_tail_of_the_singular_values(shape):
 def test_ranks_by_hand():
     """A square map of 8 x 8 at one half keeps rank 2: two factors of 16 are half of 64."""
     assert rank_for((8, 8), 0.5) == 2
-    assert saved((8, 8), 2) == 32
+    assert saved_parameters((8, 8), 2) == 32
     assert rank_for((8, 8), 1.0) == 3  # of rank 4 the two factors would hold all 64
     assert rank_for((8, 8), 0.0) == 1
     sizes = LayerSizes(8, 2, 1, 4, 16, gated=False, attention_bias=False, mlp_bias=False, fixed=0)
@@ -131,5 +131,5 @@ def test_no_format_holds_it(tiny_case, tmp_path):
 
 def test_it_takes_no_ratios_by_hand(tiny_case):
     case = tiny_case("llama-gqa")
-    with pytest.raises(UserError, match="takes none by hand"):
+    with pytest.raises(UserError, match="does not support locked ratios"):
         plan_by("svd", case.loaded.model, case.stats, SliceConfig(0.3, locked=((0, "mlp", 0.1),)))

@@ -97,7 +97,7 @@ def test_a_unit_is_a_whole_number_of_channels_that_fills_the_head():
     assert [unit_channels(64, fraction) for fraction in (1 / 64, 0.25, 1.0)] == [1, 16, 64]
     assert unit_channels(96, 0.333) == 32
     for fraction in (0.3, 0.001):
-        with pytest.raises(UserError, match=r"heads of 64 channels wanted one of 0\.01562, 0\.03125,"):
+        with pytest.raises(UserError, match=r"must be one of 0\.01562, 0\.03125, .* for heads of 64 channels"):
             unit_channels(64, fraction)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.planning.head_table import NARROWEST, channel_scores, head_energies, head_table, round_even
+from intraslice.planning.head_table import MIN_HEAD_FRACTION, channel_scores, head_energies, head_table, round_even
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -66,7 +66,7 @@ def heads_by_the_book(energies: Tensor, scores: Tensor, keep: int) -> tuple[list
 
     while len(alive) > 1 and total(without_weakest()) > total(alive):
         alive = without_weakest()
-    while len(alive) > 1 and width_for(keep, len(alive), dim) < NARROWEST * dim:
+    while len(alive) > 1 and width_for(keep, len(alive), dim) < MIN_HEAD_FRACTION * dim:
         alive = without_weakest()
     return alive, width_for(keep, len(alive), dim)
 
@@ -93,7 +93,7 @@ def test_every_row_is_even_wide_and_within_the_head(seed):
     assert (kept >= 1).all()
     assert (table.dim % 2 == 0).all()
     assert ((table.dim >= 2) & (table.dim <= 16)).all()
-    assert ((table.dim >= NARROWEST * 16) | (kept == 1)).all()  # the 3/4 rule
+    assert ((table.dim >= MIN_HEAD_FRACTION * 16) | (kept == 1)).all()  # the 3/4 rule
     assert table.alive[-1].all()  # nothing asked, nothing dropped
     assert table.dim[-1] == 16
 

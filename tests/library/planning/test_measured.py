@@ -9,18 +9,18 @@ import torch
 
 from intraslice.core.config import MODULE_KINDS, SliceConfig
 from intraslice.planning.estimators import Importances
-from intraslice.planning.measured import fallen_at, importances_along
+from intraslice.planning.measured import importances_along, removal_sparsities
 from intraslice.planning.ratios import make_plan
 
 
 def test_a_unit_falls_at_the_sparsity_where_its_modules_ratio_passes_it() -> None:
     # Units in the middles of quarters: 1/8, 3/8, 5/8, 7/8. Half is gone at 0.2, three quarters at 0.4, all at 1.
-    falls = fallen_at([0.0, 0.5, 0.75, 1.0], [0.0, 0.2, 0.4, 1.0], 4)
+    falls = removal_sparsities([0.0, 0.5, 0.75, 1.0], [0.0, 0.2, 0.4, 1.0], 4)
     torch.testing.assert_close(falls, torch.tensor([0.05, 0.15, 0.3, 0.7], dtype=torch.float64))
 
 
 def test_a_module_that_gives_nothing_yet_keeps_its_first_unit_for_later() -> None:
-    falls = fallen_at([0.0, 0.0, 0.5, 1.0], [0.0, 0.2, 0.4, 1.0], 2)
+    falls = removal_sparsities([0.0, 0.0, 0.5, 1.0], [0.0, 0.2, 0.4, 1.0], 2)
     torch.testing.assert_close(falls, torch.tensor([0.3, 0.7], dtype=torch.float64))
 
 

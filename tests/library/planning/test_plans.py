@@ -15,7 +15,7 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import head_energies, head_table
-from intraslice.planning.profile import MASKED_SHARE, LayerProfile, Profile
+from intraslice.planning.profile import MASKED_FRACTION, LayerProfile, Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.planning.sizes import LayerSizes
 from intraslice.planning.widths import MULTIPLE
@@ -138,7 +138,7 @@ def test_without_a_bias_the_least_important_parameters_go():
     """One threshold for both kinds of unit, by the parameters that their masks stand for."""
     profile = profile_of(*MODELS["smollm2"])
     reasons = make_plan(profile, SliceConfig(0.3, cap=0.95)).reasons
-    attention = reasons.attention_threshold / (SMOLLM2.channel_cost * MASKED_SHARE)
+    attention = reasons.attention_threshold / (SMOLLM2.channel_cost * MASKED_FRACTION)
     assert attention == pytest.approx(reasons.mlp_threshold / SMOLLM2.neuron_cost, rel=0.02)
 
 
@@ -175,7 +175,7 @@ def test_the_share_of_neurons_by_hand():
     table = head_table(channels[:, None], channels[:, None])
     profile = Profile((LayerProfile(sizes, table, (0, 1), {"pca": Importances(channels, neurons)}),), 0)
     for removed, thirds in ((0, 0), (1.5, 0), (3, 1), (5, 1), (7, 1), (10, 2), (14, 2), (17, 3), (99, 3)):
-        assert profile.neurons_among("pca", float(removed)) == pytest.approx(thirds / 3)
+        assert profile.neuron_fraction("pca", float(removed)) == pytest.approx(thirds / 3)
 
 
 def test_important_layers_keep_more():
@@ -239,10 +239,10 @@ def test_locked_ratios_stay_and_the_rest_makes_up_for_them(profile) -> None:
 
 def test_impossible_locks_are_refused_in_one_line(profile) -> None:
     everything = tuple((layer, module, 0.9) for layer in range(len(profile.layers)) for module in ("attention", "mlp"))
-    with pytest.raises(UserError, match="unlock some or ask for more"):
+    with pytest.raises(UserError, match="unlock some or raise the sparsity"):
         make_plan(profile, SliceConfig(0.1, locked=everything))
     nothing = tuple((layer, module, 0.0) for layer, module, _ in everything)
-    with pytest.raises(UserError, match="beside the locked ratios: at most"):
+    with pytest.raises(UserError, match="and the locked ratios: at most"):
         make_plan(profile, SliceConfig(0.3, locked=nothing))
     with pytest.raises(UserError, match="layer 99 is locked; expected one from 0"):
         make_plan(profile, SliceConfig(0.3, locked=((99, "mlp", 0.1),)))

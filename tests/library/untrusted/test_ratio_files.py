@@ -50,17 +50,17 @@ def test_json_is_a_list_of_layers_or_a_plan_that_has_one(tmp_path, wrap):
         (HEAD + "0,,\n", "expected a row for at least one layer"),
         (
             HEAD + "0,0.1,0.2\n1,much,0.2\n",
-            "mine.csv, row 2 (layer 1): attention_ratio must be a number, or nothing, got 'much'",
+            "mine.csv, row 2 (layer 1): attention_ratio must be a number or empty, got 'much'",
         ),
         (HEAD + "0,0.1,1.5\n", "mine.csv, row 1 (layer 0): mlp_ratio must be a fraction from 0 to 1, got 1.5"),
         (HEAD + "0,30,\n", "row 1 (layer 0): attention_ratio must be a fraction from 0 to 1, got 30"),
-        (HEAD + "0,-0.1,\n", "attention_ratio is -0.1"),
-        (HEAD + "0,nan,\n", "attention_ratio is 'nan'"),
-        (HEAD + "0,inf,\n", "attention_ratio is 'inf'"),
+        (HEAD + "0,-0.1,\n", "attention_ratio must be a fraction from 0 to 1, got -0.1"),
+        (HEAD + "0,nan,\n", "attention_ratio must be a number or empty, got 'nan'"),
+        (HEAD + "0,inf,\n", "attention_ratio must be a number or empty, got 'inf'"),
         (HEAD + "0,0.1,0.2\n,0.1,\n", "row 2: layer must be a whole number from 0, got empty"),
         (HEAD + "1.5,0.1,\n", "row 1: layer must be a whole number from 0, got '1.5'"),
-        (HEAD + "-1,0.1,\n", "row 1: layer is '-1'"),
-        (HEAD + "2,0.1,\n3,0.1,\n2,,0.1\n", "row 3: layer 2 stands in row 1 already"),
+        (HEAD + "-1,0.1,\n", "row 1: layer must be a whole number from 0, got '-1'"),
+        (HEAD + "2,0.1,\n3,0.1,\n2,,0.1\n", "row 3: layer 2 is in row 1 already"),
         (HEAD + "0,0.1,\n" * MAX_CHARACTERS, "over 1,048,576 characters"),
     ],
 )
@@ -75,14 +75,14 @@ def test_what_is_no_ratio_is_named_by_its_row(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "gives no ratios"),
-        ("[" * 100_000, "gives no ratios"),
+        ("{", "has no ratios"),
+        ("[" * 100_000, "has no ratios"),
         ("3", "no list of layers"),
         ('{"plan": 3}', "no list of layers"),
         ("[3]", "no list of layers"),
-        ('[{"mlp_ratio": true}]', "row 1 (layer 0): mlp_ratio is True"),
-        ('[{"mlp_ratio": [0.1]}]', "row 1 (layer 0): mlp_ratio is [0.1]"),
-        ('[{"layer": "a", "mlp_ratio": 0.1}]', "row 1: layer is 'a'"),
+        ('[{"mlp_ratio": true}]', "row 1 (layer 0): mlp_ratio must be a number or empty, got True"),
+        ('[{"mlp_ratio": [0.1]}]', "row 1 (layer 0): mlp_ratio must be a number or empty, got [0.1]"),
+        ('[{"layer": "a", "mlp_ratio": 0.1}]', "row 1: layer must be a whole number from 0, got 'a'"),
     ],
 )
 def test_what_is_no_json_of_ratios_is_refused(tmp_path, text, words):
@@ -94,5 +94,5 @@ def test_what_is_no_json_of_ratios_is_refused(tmp_path, text, words):
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     for name in ("none.csv", "bytes.csv", "."):
-        with pytest.raises(UserError, match="gives no ratios"):
+        with pytest.raises(UserError, match="has no ratios"):
             read_ratios(tmp_path / name)

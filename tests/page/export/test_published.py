@@ -13,7 +13,7 @@ from tiny_page import SOMEBODY, in_job, publisher
 
 from components.export import panel
 from components.export.published import charts, html, measure
-from components.export.published.pack import packed
+from components.export.published.pack import pack
 from components.export.published.views import Choice, Published
 from components.i18n.language import use_language
 from components.state.request import Request
@@ -62,10 +62,10 @@ def content(text) -> dict:
 def test_equal_parts_are_packed_once_and_come_back() -> None:
     curve = [round(math.sin(step), 6) for step in range(400)]
     content = {"charts": [{"curve": curve, "at": step} for step in range(50)], "words": "short", "none": None}
-    assert unpacked(packed(content)) == content
-    assert len(packed(content)) < 1.5 * len(packed({"charts": [{"curve": curve, "at": 0}]}))
+    assert unpacked(pack(content)) == content
+    assert len(pack(content)) < 1.5 * len(pack({"charts": [{"curve": curve, "at": 0}]}))
     with pytest.raises(ValueError, match="JSON"):
-        packed([math.nan])
+        pack([math.nan])
 
 
 def test_every_step_says_what_the_session_measured(session, tiny, published, content) -> None:
@@ -81,7 +81,7 @@ def test_every_step_says_what_the_session_measured(session, tiny, published, con
         sliced, step = measured.sliced_reading, published.steps[index]
         assert f"{sliced.value:.2f} ± {sliced.error:.2f}" in table
         if step.cross is None:
-            assert "would be no equal comparison" in table
+            assert "removes 63.0%, which is not a fair comparison" in table
         else:
             assert f"{step.cross.value:.2f} ± {step.cross.error:.2f}" in table
         assert (step.cross is None) == (percent == 60)  # which so few axes cannot come near
@@ -116,7 +116,7 @@ def test_axes_of_the_shift_have_room_for_every_step(published, content) -> None:
         traces = [trace for chart in drawn[1:] for trace in chart["data"] if trace["yaxis"] == axis]
         values = [value for trace in traces if "massive" not in trace["name"] for value in trace["y"]]
         assert low <= min(values) <= max(values) <= high
-    assert charts.shift_tops(published.steps[:1]) == [1.05, -0.05, 1.05]
+    assert charts.shift_axis_limits(published.steps[:1]) == [1.05, -0.05, 1.05]
 
 
 def test_the_file_asks_for_nothing_and_tells_no_folder(text, tiny) -> None:
@@ -148,20 +148,20 @@ def test_the_command_in_the_file_makes_the_same(session, tiny, published, change
     assert (python, minus_m, module) == ("python", "-m", "intraslice")
     a = parser().parse_args(words)
     assert recipe_of(a) == tiny.recipe(session.evaluation_tokens)
-    assert measure.request_of(recipe_of(a)).with_settings(dtype="auto") == tiny
+    assert measure.request_from_recipe(recipe_of(a)).with_settings(dtype="auto") == tiny
     assert (a.sparsities, tuple(a.prompts)) == ([0, 0.3, 0.6], CHOICE.prompts)
 
 
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        (CHOICE._replace(percents=(30,)), "1 steps"),
-        (CHOICE._replace(percents=(0, 90)), "sparsity is 90"),
-        (CHOICE._replace(percents=(0, 70)), "above the cap of 0.5"),
-        (CHOICE._replace(percents=range(80)), "80 steps"),
-        (CHOICE._replace(prompts=()), "0 prompts"),
-        (CHOICE._replace(prompts=(" ",)), "empty"),
-        (CHOICE._replace(tokens=0), "tokens is 0"),
+        (CHOICE._replace(percents=(30,)), "2 to 61 steps, got 1"),
+        (CHOICE._replace(percents=(0, 90)), "sparsity must be a number from 0 to 80, got 90"),
+        (CHOICE._replace(percents=(0, 70)), r"at most the cap, 0\.5, got 0\.7; raise the cap or lower the sparsity"),
+        (CHOICE._replace(percents=range(80)), "2 to 61 steps, got 80"),
+        (CHOICE._replace(prompts=()), "1 to 8 prompts, got 0"),
+        (CHOICE._replace(prompts=(" ",)), "A prompt is empty"),
+        (CHOICE._replace(tokens=0), "tokens must be a whole number from 1 to 2,048, got 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(session, tiny, choice, words) -> None:
@@ -211,12 +211,12 @@ def test_the_command_writes_one_file(publish, tmp_path) -> None:
     [
         ("there.html", (), "exists"),
         ("nowhere/page.html", (), "cannot write to"),
-        ("page.txt", (), "ends in .html"),
+        ("page.txt", (), "end in .html"),
         ("page.html", ("--model", "nobody-has/such-a-model"), "nobody-has/such-a-model"),
         ("page.html", ("--targets", "text"), "targets is 'text'"),
         ("page.html", ("--device-map", "disk"), "--device-map"),
         ("page.html", ("--lock", "0", "mlp", "5"), "locked is"),
-        ("page.html", ("--sparsities", "0", "0.9"), "sparsity is 90"),
+        ("page.html", ("--sparsities", "0", "0.9"), "sparsity must be a number from 0 to 80, got 90"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing(publish, tmp_path, name, more, words) -> None:
@@ -243,5 +243,5 @@ def test_in_german_it_is_all_german(published) -> None:
     assert re.search(r"30\u00a0%</b> der Gewichte|\d\u00a0%</b> der Gewichte", step["headline"])
     assert '<th scope="col">Modulübergreifend</th>' in step["table"]
     charts_told = json.dumps([chart[1] for place, chart in found["charts"].items() if place != "spectra"])
-    assert "Welche Schichten geben ab" in charts_told
+    assert "Welche Schichten werden beschnitten" in charts_told
     assert not re.search(r"(?<![\w-])(the|removed|heads|perplexity)(?![\w-])", charts_told)

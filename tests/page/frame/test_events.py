@@ -4,9 +4,9 @@ from collections import Counter
 
 import gradio as gr
 
-from app import build_app
 from components.frame import handlers, slider
 from components.jobs.job import Job
+from components.page import build_app
 
 
 def test_no_call_shows_gradios_progress_for_which_the_browser_copies_all_outputs(session) -> None:

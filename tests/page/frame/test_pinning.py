@@ -18,10 +18,10 @@ from components.ratios.charts import importance_chart, ratio_chart
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
-from components.state.views import Beside, Perplexities, Reading
+from components.state.views import Perplexities, PinnedView, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
-from components.ui.figure import ALWAYS, Chart, layout_of
+from components.ui.figure import GHOST_ALWAYS, Chart, layout_of
 from components.ui.handlers import LiveOutput, spread_settings, unchanged
 from components.ui.pinned import text as pinned
 from components.ui.pinned.differences import FIELDS, name_of, signed
@@ -69,19 +69,21 @@ def test_a_pinned_upload_is_known_again_and_never_named() -> None:
     mine, usual = parse(Settings(upload="/tmp/somewhere/mine.txt")), parse(Settings())
     text = pinned.write(mine)
     assert "mine" not in text
-    assert pinned.beside(text, mine.with_settings(sparsity=50)) == mine
-    assert pinned.beside(text, usual) is None
-    assert pinned.beside(text, mine.with_settings(upload="/tmp/somewhere/other.txt")) is None
-    assert "no longer has" in pinning.tell(usual, text).words
-    assert pinned.beside(pinned.write(usual), mine) == usual  # A was calibrated without it
+    assert pinned.comparable_request(text, mine.with_settings(sparsity=50)) == mine
+    assert pinned.comparable_request(text, usual) is None
+    assert pinned.comparable_request(text, mine.with_settings(upload="/tmp/somewhere/other.txt")) is None
+    assert "is calibrated on a file that is no longer available" in pinning.describe(usual, text).text
+    assert pinned.comparable_request(pinned.write(usual), mine) == usual  # A was calibrated without it
 
 
 def test_a_setting_of_another_model_waits_for_that() -> None:
     text, elsewhere = pinned.write(parse(Settings())), parse(Settings(model="other/model"))
-    assert pinned.beside(text, elsewhere) is None
-    assert "shown when that is chosen again" in pinning.tell(elsewhere, text).words
-    assert "30 %, PCA-aware" in pinning.tell(parse(OTHER), text).words
-    assert pinning.tell(parse(OTHER), "").words == ""
+    assert pinned.comparable_request(text, elsewhere) is None
+    assert (
+        "is a setting of default; it is shown when that model is chosen again" in pinning.describe(elsewhere, text).text
+    )
+    assert "30 %, PCA-aware" in pinning.describe(parse(OTHER), text).text
+    assert pinning.describe(parse(OTHER), "").text == ""
 
 
 def test_handlers_get_the_setting_of_the_text() -> None:
@@ -97,7 +99,7 @@ def test_handlers_get_the_setting_of_the_text() -> None:
 def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
     assert name_of(Settings(), Settings(sparsity=50)) == "30 %, PCA-aware"
     assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45 %, Fisher, sequential, MLPs refined, seed 3"
-    assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "30 %, by hand"
+    assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "30 %, manual"
     assert FIELDS.keys() == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
     assert name_of(Settings(recovery="distill"), Settings()) == "30 %, PCA-aware, recovery: Distillation"
     assert name_of(Settings(shapes="runtime"), Settings()) == "30 %, PCA-aware, runtime shapes"
@@ -116,7 +118,7 @@ def test_headline_and_readout_give_the_differences() -> None:
     now = Perplexities(dense_reading=reading(20), sliced_reading=reading(30), ratio=reading(1.5))
     before = Perplexities(dense_reading=reading(20), sliced_reading=reading(26), ratio=reading(1.3))
     plan = plan_view()
-    smaller = Beside("30 %, <Fisher>", replace(plan_view(), parameters_sliced=900), before)
+    smaller = PinnedView("30 %, <Fisher>", replace(plan_view(), parameters_sliced=900), before)
     words = formatting.headline(plan, now, "", smaller)
     assert "Against <b>A</b> (30 %, &lt;Fisher&gt;): 200 parameters fewer, perplexity <b>+4.0</b>." in words
     table = formatting.readout(plan, now, smaller)
@@ -125,7 +127,7 @@ def test_headline_and_readout_give_the_differences() -> None:
     assert "<td>+0.20</td>" in table
     growing = Perplexities(dense_reading=reading(20), sliced_reading=reading(30, windows=2))
     assert "about <b>+4.0</b>" in formatting.headline(plan, growing, "", smaller)
-    unknown = Beside("A", plan, Perplexities())
+    unknown = PinnedView("A", plan, Perplexities())
     assert "equally many parameters; perplexities are compared when" in formatting.headline(plan, now, "", unknown)
     assert "A" not in formatting.headline(plan, now)
     assert "against" not in formatting.readout(plan, now)
@@ -149,7 +151,7 @@ def test_a_ghost_is_valid_plotly_and_has_the_charts_numbers(chart) -> None:
 def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
     bars = json.loads(ghost(ratio_chart(plan_view()).to_json()))["data"]
     assert all(bar["marker"]["color"] == "rgba(0,0,0,0)" and bar["marker"]["line"]["width"] > 0 for bar in bars)
-    marks = {"type": "scatter", "mode": "lines+markers", "name": "line", "x": [1], "y": [2], "meta": ALWAYS}
+    marks = {"type": "scatter", "mode": "lines+markers", "name": "line", "x": [1], "y": [2], "meta": GHOST_ALWAYS}
     marks |= {"line": {"width": 3, "color": "@mlp"}, "marker": {"size": 9}, "fill": "tozeroy"}
     hidden = {**marks, "visible": "legendonly"}
     ring = {"type": "circle", "name": "follows-the-setting", "x0": -5, "x1": 5, "y0": -5, "y1": 5}
@@ -160,7 +162,7 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
     assert trace["line"]["width"] < 3
     assert "fill" not in trace
     assert (shape["fillcolor"], shape["x1"]) == ("rgba(0,0,0,0)", 8.5)
-    assert sent["said"] == ["hollow rings"]
+    assert sent["kinds"] == ["hollow rings"]
     assert ghost(Chart("A?", "", [], layout_of(1, "test"), ["a"], [["b"]]).to_json()) == ""
 
 
@@ -209,7 +211,7 @@ def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
     assert shown["pinned"].split("</h3>")[1] == alone["intraslice"].split("</h3>")[1]
     assert "pinned" not in alone
     *_, costs = compare.costs(columns, mine, other, SOMEBODY)
-    assert f"{columns.known(other).columns['intraslice'].perplexity:.2f}" in costs.pinned
+    assert f"{columns.cached_costs(other).columns['intraslice'].perplexity:.2f}" in costs.pinned
     assert costs.pinned.count("tokens/s") == 2
-    assert columns.known(other).columns["intraslice"].divergence is not None
-    assert compare.known_costs(columns, mine, 0, None, SOMEBODY).pinned == ""
+    assert columns.cached_costs(other).columns["intraslice"].divergence is not None
+    assert compare.cached_costs(columns, mine, 0, None, SOMEBODY).pinned == ""

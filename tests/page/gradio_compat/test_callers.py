@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import gradio as gr
 
 from components.gradio_compat.blocks import PatchedBlocks
-from components.gradio_compat.connection import connection_check
+from components.gradio_compat.callers import current_caller
 
 
 def test_plain_gradio_tells_a_running_handler_nothing_and_ours_asks(launch) -> None:
     checks, may_end, ended = [], threading.Event(), threading.Event()
 
     def work() -> Iterator[float]:
-        checks.append(connection_check())
+        checks.append(current_caller().is_connected)
         try:
             yield 0.0
             may_end.wait(60)
@@ -40,4 +40,4 @@ def test_plain_gradio_tells_a_running_handler_nothing_and_ours_asks(launch) -> N
 
 
 def test_outside_of_a_call_there_is_nobody_to_leave() -> None:
-    assert connection_check()()
+    assert current_caller().is_connected()

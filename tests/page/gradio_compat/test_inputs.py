@@ -14,9 +14,9 @@ UNREADABLE = {
     "too few values": ("two", (1,), "1 of 2 values are missing"),
     "another type": ("slider", ("a",), "must be a number from 0 to 10, got"),
     "nothing": ("slider", (None,), "must be a number from 0 to 10, got"),
-    "a path for a file": ("file", ("/etc/hostname",), "was uploaded here"),
-    "an address for a file": ("file", (ADDRESS,), "was uploaded here"),
-    "an address for a text": ("text", (ADDRESS,), "was uploaded here"),
+    "a path for a file": ("file", ("/etc/hostname",), "was not uploaded to this page"),
+    "an address for a file": ("file", (ADDRESS,), "was not uploaded to this page"),
+    "an address for a text": ("text", (ADDRESS,), "was not uploaded to this page"),
 }
 
 
@@ -67,7 +67,7 @@ def test_plain_gradio_hands_on_a_path_outside_of_the_uploads_and_ours_refuses(cl
         assert (kind, answer) == ("complete", [str(ELSEWHERE)])
     else:
         assert kind == "error"
-        assert "was uploaded here" in answer["error"]
+        assert "was not uploaded to this page" in answer["error"]
 
 
 def test_readable_values_arrive(client) -> None:

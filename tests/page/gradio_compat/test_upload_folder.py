@@ -1,46 +1,8 @@
-"""The folder of uploads, and how they are deleted."""
-
-import threading
-from pathlib import Path
+"""The folder of uploads, and the disk space of files."""
 
 import gradio as gr
-import pytest
 
-from components.gradio_compat.upload_folder import delete_uploads, is_uploaded, upload_folder
-
-
-def upload(client) -> Path:
-    (path,) = client.http.post(f"{client.api}/upload", files={"files": ("a.txt", b"text")}).json()
-    return Path(path)
-
-
-@pytest.mark.slow
-def test_plain_gradio_leaves_uploads_behind_when_it_closes_during_a_call(launch) -> None:
-    begun, may_end = threading.Event(), threading.Event()
-
-    def work() -> float:
-        begun.set()
-        may_end.wait(60)
-        return 1.0
-
-    with gr.Blocks(delete_cache=(1000, 1000)) as page:
-        gr.api(work, api_name="work")
-    client = launch(page)
-    path = upload(client)
-    calling = threading.Thread(target=lambda: client.ask("work"), daemon=True)
-    calling.start()
-    assert begun.wait(30)
-    closing = threading.Thread(target=lambda: page.close(verbose=False))
-    closing.start()
-    closing.join(1.0)
-    try:
-        assert closing.is_alive()
-        assert path.exists()
-        delete_uploads(page)
-        assert not path.exists()
-    finally:
-        may_end.set()
-        closing.join()
+from components.gradio_compat.upload_folder import BYTES_PER_INODE, allocated_bytes, is_uploaded, upload_folder
 
 
 def test_plain_gradio_copies_what_lies_elsewhere_before_it_serves_it(launch, tmp_path, monkeypatch) -> None:
@@ -63,3 +25,17 @@ def test_a_path_is_uploaded_if_it_lies_in_the_folder(tmp_path, monkeypatch) -> N
     assert is_uploaded(str(tmp_path / "uploads" / "1" / "a.txt"))
     assert not is_uploaded(str(tmp_path / "uploads" / ".." / "a.txt"))
     assert not is_uploaded("/etc/hostname")
+
+
+def test_disk_space_is_allocated_blocks_and_at_least_an_inode_for_each_file(tmp_path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert allocated_bytes(folder) == BYTES_PER_INODE
+    for name in range(20):
+        (folder / str(name)).write_bytes(b"x")
+    assert allocated_bytes(folder) == 21 * BYTES_PER_INODE
+    (folder / "large").write_bytes(bytes(2**20))
+    assert allocated_bytes(folder) >= 21 * BYTES_PER_INODE + 2**20
+    (folder / "sparse").open("wb").truncate(2**30)
+    assert allocated_bytes(folder) < 2**22
+    assert allocated_bytes(tmp_path / "gone") == 0

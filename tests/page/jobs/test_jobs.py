@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from stepping import OnlyWhileAwaited, Stepped
 
-from components.jobs.job import Job
+from components.jobs.job import Caller, Job
 from components.jobs.jobs import Jobs, job_progress
 from components.jobs.status import EVERY, Status
 from components.state.settings import Settings
@@ -77,7 +77,7 @@ def test_a_closed_page_and_a_caller_who_left_end_their_jobs(jobs) -> None:
     jobs.halt("closed")
     assert list(closed) == [Status("Stopped", "ready")]
     connected = [True]
-    jobs.connection = lambda: lambda: connected[0]
+    jobs.caller = lambda: Caller(is_connected=lambda: connected[0])
     left = begun(jobs, "left", "evaluate")
     connected[0] = False
     assert list(left) == [Status("Stopped", "ready")]
@@ -112,13 +112,28 @@ def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, mon
     own.append(begun(jobs, "c", "measure"))
 
 
+def test_an_address_with_jobs_leaves_places_for_addresses_without(jobs, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_JOBS", "5")
+
+    def begin(client: str, address: str) -> Status:
+        jobs.caller = lambda: Caller(address)
+        events.append(jobs.run(client, "evaluate", endless))
+        return next(events[-1])
+
+    events: list[Iterator[Status]] = []
+    assert [begin(f"session {n}", "127.0.0.2").kind for n in range(6)] == ["busy"] * 4 + ["error"] * 2
+    assert begin("another session", "127.0.0.3").kind == "busy"
+    assert begin("a third one", "127.0.0.4").kind == "error"
+    assert begin("hidden by a proxy", "").kind == "error"
+
+
 def test_a_job_has_so_many_seconds(jobs, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_JOB_SECONDS", "1")
     now = iter(range(1000))
     jobs.scheduler = OnlyWhileAwaited(clock=lambda: next(now) / 4)
     *_, last = jobs.run("a", "sweep", endless)
     assert last.kind == "error"
-    assert "ask for less" in last.text
+    assert "reached its limit" in last.text
 
 
 def test_the_log_has_a_line_a_job_and_nothing_that_a_client_wrote(jobs, caplog) -> None:
@@ -173,7 +188,7 @@ def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_th
     jobs.look("ada", request=31)  # let go where it is
     scheduler.step()
     assert taken == ["second"] * 2
-    assert jobs._refusal("ada") == ""
+    assert jobs._refusal("ada", "") == ""
     jobs.look("ada", request=32)
     scheduler.step()
     assert not scheduler.jobs

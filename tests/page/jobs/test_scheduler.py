@@ -5,6 +5,7 @@ import threading
 import pytest
 from stepping import Stepped
 
+from components.jobs.job import Caller
 from components.jobs.scheduler import Scheduler
 from components.jobs.turns import LONG, SHARE, WEIGHT, Urgency
 
@@ -64,6 +65,16 @@ def test_clients_take_turns_whatever_the_number_of_their_jobs(scheduler):
     scheduler.run()
     assert log[:8].count("modest") == 4
     assert log.count("greedy") == 30
+
+
+def test_addresses_take_turns_whatever_the_number_of_their_clients(scheduler):
+    log = []
+    for client in range(60):
+        scheduler.start(f"session {client}", counting(log, "greedy", 10), caller=Caller("127.0.0.2"))
+    scheduler.start("modest", counting(log, "modest", 4), caller=Caller("127.0.0.3"))
+    scheduler.start("hidden", counting(log, "hidden", 4))  # by a proxy
+    scheduler.run()
+    assert log[:12].count("modest") == log[:12].count("hidden") == 4
 
 
 def test_who_asks_again_and_again_keeps_nobody_from_a_turn(scheduler):
@@ -166,7 +177,7 @@ def test_a_job_that_takes_too_long_ends_and_says_so(scheduler, clock):
     short = scheduler.start("b", counting(log, "short", 11, clock, 0.5), max_seconds=10)
     scheduler.run()
     assert (log.count("long"), log.count("short")) == (11, 11)  # what others take is not counted
-    with pytest.raises(TimeoutError, match="took 11 seconds"):
+    with pytest.raises(TimeoutError, match="limit of 11 seconds"):
         events(long)
     assert len(events(short)) == 11
 

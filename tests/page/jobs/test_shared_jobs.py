@@ -61,7 +61,7 @@ def test_who_pays_for_too_much_leaves_and_the_others_go_on(scheduler, clock):
     hasty = scheduler.start("a", taking("model", work), max_seconds=3)
     patient = scheduler.start("b", taking("model", work))
     scheduler.run()
-    with pytest.raises(TimeoutError, match="which is all there is"):
+    with pytest.raises(TimeoutError, match="reached its limit"):
         events(hasty)
     assert patient.result == len(log) == 30
 

@@ -6,7 +6,7 @@ import pytest
 from stepping import Stepped
 from test_scheduler import Clock, counting, events
 
-from components.jobs.job import Cancelled
+from components.jobs.job import Caller, Cancelled
 from components.jobs.scheduler import Scheduler
 from components.jobs.turns import Urgency
 
@@ -47,7 +47,7 @@ def test_a_job_that_is_stopped_before_its_first_turn_never_begins(scheduler):
 
 def test_a_job_whose_client_has_gone_ends_at_its_next_checkpoint(scheduler):
     log, connected = [], [True]
-    job = scheduler.start("a", counting(log, "a", 100), is_connected=lambda: connected[0])
+    job = scheduler.start("a", counting(log, "a", 100), caller=Caller(is_connected=lambda: connected[0]))
     scheduler.step()
     connected[0] = False
     scheduler.run()

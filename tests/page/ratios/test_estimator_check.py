@@ -1,4 +1,4 @@
-"""Was it right? Measured through the page's own code on a tiny model; chart and words say what was measured."""
+"""Estimator check: measured through the page's own code on a tiny model; chart and words say what was measured."""
 
 import json
 
@@ -6,35 +6,35 @@ import plotly.graph_objects as go
 import pytest
 from tiny_page import SOMEBODY, in_light
 
-from components.ratios.estimator_check import measure as verdict
-from components.ratios.estimator_check.chart import verdict_chart
-from components.ratios.estimator_check.measure import Verdicts
+from components.ratios.estimator_check import measure as check
+from components.ratios.estimator_check.chart import estimator_check_chart
+from components.ratios.estimator_check.measure import EstimatorCheckCache
 from components.ratios.estimator_check.panel import catalogue
-from components.ratios.estimator_check.views import Misjudged, VerdictView
+from components.ratios.estimator_check.views import EstimatorCheckView, Misjudged
 from components.state.request import Request
 
 
 @pytest.fixture(scope="module")
-def verdicts(session) -> Verdicts:
-    return Verdicts(session)
+def checks(session) -> EstimatorCheckCache:
+    return EstimatorCheckCache(session)
 
 
 @pytest.fixture(scope="module")
-def view(verdicts, tiny) -> VerdictView:
+def view(checks, tiny) -> EstimatorCheckView:
     """Stopped after the second module, then taken up again."""
-    assert verdicts.known(tiny) is None
+    assert checks.cached(tiny) is None
     texts = []
-    for event in verdicts.measure(tiny, SOMEBODY):
+    for event in checks.measure(tiny, SOMEBODY):
         texts.append(event.text)
         if (event.done, event.total) == (2, 6):
-            verdicts._session.jobs.halt(SOMEBODY)
+            checks._session.jobs.halt(SOMEBODY)
     assert texts[-1] == "Stopped"
-    assert verdicts.known(tiny) is None
-    *events, last = verdicts.measure(tiny, SOMEBODY)
+    assert checks.cached(tiny) is None
+    *events, last = checks.measure(tiny, SOMEBODY)
     done = [event.done for event in events if event.total]
     assert done[0] >= 2
     assert done[-1] == 6
-    assert verdicts.known(tiny) is last
+    assert checks.cached(tiny) is last
     return last
 
 
@@ -46,7 +46,7 @@ def test_a_stopped_measurement_goes_on_where_it_was_and_has_every_module(view) -
 
 
 def test_what_is_measured_is_known_at_once_to_another_page(view, session, tiny) -> None:
-    assert Verdicts(session).known(tiny) == view
+    assert EstimatorCheckCache(session).cached(tiny) == view
 
 
 def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, tiny, tmp_path, monkeypatch) -> None:
@@ -56,16 +56,16 @@ def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, 
     ]
     record = {"ratio": 0.3, "base_loss": 5.0, "tokens": 9, "modules": modules, "measured_on": "kept"}
     (tmp_path / "kept.json").write_text(json.dumps(record))
-    monkeypatch.setattr(verdict, "FILE", tmp_path / "kept.json")
-    monkeypatch.setattr(verdict, "kept_sensitivity", lambda *_: None)
-    assert Verdicts(session).known(tiny) is None
+    monkeypatch.setattr(check, "FILE", tmp_path / "kept.json")
+    monkeypatch.setattr(check, "cached_sensitivity", lambda *_: None)
+    assert EstimatorCheckCache(session).cached(tiny) is None
     monkeypatch.setattr(Request, "is_default_calibration", True)
-    assert Verdicts(session).known(tiny).measured_on == "kept"
+    assert EstimatorCheckCache(session).cached(tiny).measured_on == "kept"
 
 
 @pytest.mark.parametrize("estimator", ["pca", "fisher", "uniform"])
 def test_points_are_what_was_measured(view, estimator) -> None:
-    chart = verdict_chart(view, estimator, selected=1)
+    chart = estimator_check_chart(view, estimator, selected=1)
     sent = json.loads(chart.to_json())
     go.Figure(data=in_light(sent["data"]), layout=in_light(sent["layout"]))
     attention = sent["data"][0]
@@ -78,7 +78,7 @@ def test_points_are_what_was_measured(view, estimator) -> None:
 
 
 def test_an_unmeasured_model_has_a_question_and_no_points() -> None:
-    chart = verdict_chart(None, "pca")
+    chart = estimator_check_chart(None, "pca")
     assert all(trace["x"] == [] for trace in chart.data)
     assert catalogue(None, "pca") == ""
     assert chart.layers == 0
@@ -86,6 +86,6 @@ def test_an_unmeasured_model_has_a_question_and_no_points() -> None:
 
 def test_the_misjudged_are_named(view) -> None:
     misjudged = Misjudged("pca", 2, "mlp", 1, 3, 3)
-    words = catalogue(VerdictView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
+    words = catalogue(EstimatorCheckView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
     assert "Layer 2's MLP does more damage than PCA-aware predicts: measured rank 1 of 3" in words
-    assert "misjudges no module" in catalogue(VerdictView(**{**vars(view), "misjudged": ()}), "fisher")
+    assert "Fisher ranks no module wrong" in catalogue(EstimatorCheckView(**{**vars(view), "misjudged": ()}), "fisher")

@@ -1,6 +1,7 @@
 """Charts are pure: plain numbers in, valid plotly figures and the same numbers as a table out."""
 
 import json
+import re
 from dataclasses import replace
 
 import plotly.graph_objects as go
@@ -8,12 +9,12 @@ import pytest
 from tiny_page import curves, in_light, plan_view
 
 from components.ratios import charts as charts
-from components.ratios.settling import settling_chart
-from components.state.views import SettlingView
+from components.ratios.convergence import convergence_chart
+from components.state.views import ConvergenceView
 from components.ui import palette
 from components.ui.figure import Chart, thinned
 
-SETTLING = SettlingView((1, 2, 4, 8), (0.2, 0.05, 0.01, 0.0), (0.1, 0.03, 0.02, 0.0), (0.4, 0.1, 0.015, 0.0), 32)
+CONVERGENCE = ConvergenceView((1, 2, 4, 8), (0.2, 0.05, 0.01, 0.0), (0.1, 0.03, 0.02, 0.0), (0.4, 0.1, 0.015, 0.0), 32)
 
 
 def every_chart() -> dict[str, Chart]:
@@ -21,8 +22,8 @@ def every_chart() -> dict[str, Chart]:
         "ratios": charts.ratio_chart(plan_view(), selected=2),
         "importances": charts.importance_chart(curves(), layer=1),
         "uniform": charts.importance_chart(curves(None), layer=1),
-        "settling": settling_chart(SETTLING),
-        "nothing settles": settling_chart(None),
+        "convergence": convergence_chart(CONVERGENCE),
+        "no convergence": convergence_chart(None),
     }
 
 
@@ -34,9 +35,11 @@ def test_figures_are_valid_plotly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(every_chart()))
-def test_every_chart_has_a_question_and_a_table_of_full_rows(name: str) -> None:
+def test_every_chart_has_a_heading_a_question_and_a_table_of_full_rows(name: str) -> None:
     chart = every_chart()[name]
-    assert chart.title.endswith("?")
+    assert chart.title
+    assert not chart.title.endswith(("?", "."))
+    assert name == "no convergence" or re.match(r"[A-Z][^.?:]*\? [A-Z]", chart.note)
     assert chart.rows
     assert {len(row) for row in chart.rows} == {len(chart.columns)}
 
@@ -123,13 +126,16 @@ def test_contrast_of_black_on_white() -> None:
     assert palette.contrast("#000000", "#ffffff") == pytest.approx(21)
 
 
-def test_what_settles_is_drawn_up_to_the_latest_and_judged() -> None:
-    chart = settling_chart(SETTLING)
+def test_convergence_is_drawn_up_to_the_latest_and_summarized() -> None:
+    chart = convergence_chart(CONVERGENCE)
     assert [trace["x"] for trace in chart.data] == [[1, 2, 4]] * 3
     assert chart.data[2]["y"] == [0.4, 0.1, 0.015]
     assert "From 4 on, no module's ratio changed by more than 2 percentage points" in chart.caption()
     assert "8 of 32 sequences so far" in chart.caption()
     assert chart.rows[1] == ["2", "5.00%", "3.00%", "10.00%"]
-    restless = replace(SETTLING, largest=(0.4, 0.1, 0.05, 0.0), all_sequences=8)
-    assert "still moved by more than 2 percentage points" in settling_chart(restless).caption()
-    assert "so far" not in settling_chart(restless).caption()
+    restless = replace(CONVERGENCE, largest=(0.4, 0.1, 0.05, 0.0), all_sequences=8)
+    assert (
+        "At least one module's ratio still changes by more than 2 percentage points"
+        in convergence_chart(restless).caption()
+    )
+    assert "so far" not in convergence_chart(restless).caption()

@@ -15,7 +15,7 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint, version
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -23,11 +23,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-import app
-import intraslice.__main__
+import intraslice
 
 ROOT = Path(__file__).parents[3]
-INSTALLED = ("intraslice", "components", "assets", "app.py")
+INSTALLED = {"intraslice": "intraslice", "components": "intraslice_explorer", "assets": "intraslice_explorer/assets"}
 SOURCES = (*INSTALLED, "pyproject.toml", "README.md", "requirements.txt", "LICENSE")
 VERSION = intraslice.__version__
 BUILD = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
@@ -47,15 +46,15 @@ def wheel(tmp_path_factory) -> Path:
     return wheel
 
 
-def test_it_has_every_file_of_library_and_page(wheel) -> None:
-    wanted = set()
-    for name in INSTALLED:
-        paths = (ROOT / name).rglob("*") if (ROOT / name).is_dir() else [ROOT / name]
-        wanted |= {path.relative_to(ROOT).as_posix() for path in paths if path.is_file()}
-    wanted = {path for path in wanted if "__pycache__" not in path}
+def test_it_has_every_file_of_library_and_page_in_two_packages(wheel) -> None:
+    expected = set()
+    for folder, package in INSTALLED.items():
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        expected |= {f"{package}/{path.relative_to(ROOT / folder).as_posix()}" for path in files}
     with zipfile.ZipFile(wheel) as opened:
         found = {name for name in opened.namelist() if ".dist-info/" not in name}
-    assert found == wanted
+    assert found == expected
+    assert {name.partition("/")[0] for name in found} == {"intraslice", "intraslice_explorer"}
 
 
 def test_it_says_what_it_is_and_what_it_wants(wheel) -> None:
@@ -64,12 +63,13 @@ def test_it_says_what_it_is_and_what_it_wants(wheel) -> None:
         about = email.message_from_bytes(opened.read(f"{place}/METADATA"))
         commands = opened.read(f"{place}/entry_points.txt").decode()
     assert about["Version"] == VERSION
-    wanted = {Requirement(line) for line in about.get_all("Requires-Dist") if "extra ==" not in line}
-    assert wanted == set(requirements("requirements.txt"))
-    named = re.findall(r"(\S+) = (\S+)", commands)
-    points = {name: EntryPoint(name, value, "console_scripts") for name, value in named}
-    assert points["intraslice"].load() is intraslice.__main__.main
-    assert points["intraslice-explorer"].load() is app.main
+    required = {Requirement(line) for line in about.get_all("Requires-Dist") if "extra ==" not in line}
+    assert required == set(requirements("requirements.txt"))
+    assert dict(re.findall(r"(\S+) = (\S+)", commands)) == {
+        "intraslice": "intraslice.__main__:main",
+        "intraslice-explorer": "intraslice_explorer.start:main",
+        "publish": "intraslice_explorer.intraslice_commands.publish",
+    }
 
 
 def requirements(file: str) -> list[Requirement]:
@@ -135,6 +135,8 @@ def test_its_commands_run_anywhere(commands, served, tmp_path) -> None:
     address, page = served
     told = subprocess.run([commands / "intraslice", "--version"], cwd=tmp_path, capture_output=True, text=True)
     assert told.stdout.strip() == VERSION, told.stderr
+    told = subprocess.run([commands / "intraslice", "publish", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert "the slider's steps" in told.stdout, told.stderr
     start = time.monotonic()
     while True:
         assert page.poll() is None, "it ended by itself"

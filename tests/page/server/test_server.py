@@ -12,18 +12,19 @@ import pytest
 from gradio_client import Client
 from tiny_page import PageSession
 
-from app import build_app, launch_options
 from components.gradio_compat import queue as serving_queue
 from components.jobs.scheduler import Scheduler
+from components.page import build_app, launch_options
 from components.server.app import App
 from components.state.settings import Settings
 
 
 class Caller:
-    """Plain HTTP, which joins and may or may not read."""
+    """Plain HTTP from an address of this machine, which joins and may or may not read."""
 
-    def __init__(self, url: str) -> None:
-        self.api, self.http = f"{url}gradio_api", httpx.Client(timeout=60)
+    def __init__(self, url: str, address: str = "127.0.0.1") -> None:
+        transport = httpx.HTTPTransport(local_address=address)
+        self.url, self.api, self.http = url, f"{url}gradio_api", httpx.Client(transport=transport, timeout=60)
 
     def join(self, seconds: float, session: str | None = None) -> httpx.Response:
         asked = {"data": [seconds]} | ({"session_hash": session} if session else {})
@@ -102,17 +103,19 @@ def test_too_many_calls_are_refused_in_words(serve) -> None:
         caller.join(0.0, "greedy")
     refused = caller.join(0.0, "greedy")
     assert refused.status_code == 503
-    assert "3 calls of this page wait already" in refused.json()["detail"]
+    assert refused.json()["detail"].startswith("This page already has 3 calls waiting.")
     with contextlib.ExitStack() as readers:
-        for _ in range(7):
+        for _ in range(5):
             event = caller.join(30.0).json()["event_id"]
             readers.enter_context(caller.http.stream("GET", f"{caller.api}/call/work/{event}"))
         for _ in range(3):
             event = caller.join(30.0).json()["event_id"]  # instead of the greedy one's, which nobody reads
             readers.enter_context(caller.http.stream("GET", f"{caller.api}/call/work/{event}"))
         refused = caller.join(0.0)
+        others = [Caller(caller.url, f"127.0.0.{number}").join(30.0) for number in (2, 3)]  # for whom a part is kept
     assert refused.status_code == 503
-    assert "10 calls wait already, and yours would come after them" in refused.json()["detail"]
+    assert refused.json()["detail"].startswith("The server already has 8 calls waiting.")
+    assert [answer.status_code for answer in others] == [200, 200]
 
 
 def test_a_reader_who_stops_reading_is_given_up(serve, monkeypatch) -> None:

@@ -93,7 +93,7 @@ def as_anybody() -> list[str]:
     # An interpreter in root's own folder cannot be run by others: then root goes on, but without its privileges.
     for words in (["--reuid=65534", "--regid=65534", "--clear-groups"], ["--bounding-set=-all", "--inh-caps=-all"]):
         tried = [shutil.which("setpriv"), *words]
-        if not subprocess.run([*tried, sys.executable, "-c", ""], capture_output=True).returncode:
+        if not subprocess.run([*tried, sys.executable, "-c", "import gradio_client"], capture_output=True).returncode:
             return tried
     return []
 
@@ -179,8 +179,9 @@ def test_a_space_paints_measures_and_ends(space, home) -> None:
     print(f"first sliced perplexity after {time.monotonic() - start:.1f} s")
     app.send_signal(signal.SIGTERM)
     assert app.wait(timeout=3) == 0
-    left = [path for path in (home / "cache" / "tmp").rglob("*") if path.is_file()]
-    assert left == []
+    temporary = home / "cache" / "tmp"
+    left = [str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file()]
+    assert left in ([], ["gradio/.lock"])  # which all processes share
 
 
 def _packages(file: str) -> list[str]:

@@ -16,8 +16,8 @@ from components.state.caches import BUDGET, BoundedCache, bytes_in
 def budget(monkeypatch) -> None:
     """Room for three megabytes in all caches of this process, and none is there yet."""
     monkeypatch.setattr(BUDGET, "caches", type(BUDGET.caches)())
-    monkeypatch.setattr(BUDGET, "bytes", 3 * 2**20 + 2**16)
-    monkeypatch.setattr(BUDGET, "clock", 0.0)
+    monkeypatch.setattr(BUDGET, "max_bytes", 3 * 2**20 + 2**16)
+    monkeypatch.setattr(BUDGET, "inflation", 0.0)
 
 
 def megabytes(count: int) -> torch.Tensor:
@@ -30,7 +30,7 @@ def test_the_least_valuable_goes_from_whatever_cache(budget) -> None:
     cheap.put("b", megabytes(1))
     cheap.put("c", megabytes(1))
     cheap.get("b")
-    assert BUDGET.held() <= BUDGET.bytes
+    assert BUDGET.held_bytes() <= BUDGET.max_bytes
     cheap.put("d", megabytes(1))
     kept = [key for cache in (cheap, dear) for key in "abcd" if cache.get(key) is not None]
     assert len(kept) == 3
@@ -38,7 +38,7 @@ def test_the_least_valuable_goes_from_whatever_cache(budget) -> None:
     for number in range(60):  # what costs much to make goes too, if nobody asks for it
         cheap.put(number, megabytes(1))
     assert dear.get("a") is None
-    assert BUDGET.held() <= BUDGET.bytes
+    assert BUDGET.held_bytes() <= BUDGET.max_bytes
 
 
 def test_what_is_shared_counts_once(budget) -> None:
@@ -46,7 +46,7 @@ def test_what_is_shared_counts_once(budget) -> None:
     shared = megabytes(2)
     one.put("shared", {"weights": shared})
     other.put("shared", [shared, shared[:1]])
-    assert BUDGET.held() < 2.1 * 2**20
+    assert BUDGET.held_bytes() < 2.1 * 2**20
     other.put("own", megabytes(1))
     assert all(cache.get("shared") is not None for cache in (one, other))
     one.put("large", megabytes(9))
@@ -84,5 +84,22 @@ def test_what_nobody_uses_goes_after_a_while(budget, monkeypatch) -> None:
         assert now[0] == moment
         assert not looks
         look()
-        assert set(cache._held) == left
+        assert set(cache._entries) == left
     assert not looks
+
+
+def test_memory_that_is_needed_is_taken_from_the_caches_but_not_from_what_is_in_use(budget) -> None:
+    cache, in_use = BoundedCache(), megabytes(1)
+    cache.put("model", in_use)
+    for key in "ab":
+        cache.put(key, megabytes(1))
+
+    def free_bytes() -> int:
+        return 4 * 2**20 - BUDGET.held_bytes()
+
+    BUDGET.release(2**19, free_bytes, in_use)
+    assert len(cache.entries()) == 3
+    BUDGET.release(2 * 2**20, free_bytes, in_use)
+    assert len(cache.entries()) == 2
+    BUDGET.release(100 * 2**20, free_bytes, in_use)
+    assert [entry.value is in_use for entry in cache.entries()] == [True]

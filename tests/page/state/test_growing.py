@@ -21,8 +21,8 @@ from intraslice.pretrained import memory
 def one_by_one(monkeypatch, tmp_path) -> None:
     """A sequence and a window at a time, and nothing kept from before."""
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(driver, "TOKENS_A_BATCH", 1)
-    monkeypatch.setattr(perplexity_module, "TOKENS_A_BATCH", 1)
+    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", 1)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_plans_come_from_what_the_calibration_has_seen_so_far(fresh, tiny) -> No
 def test_a_slice_is_measured_before_the_calibration_is_whole_and_again_after(fresh, tiny) -> None:
     *growing, last = measured(fresh, tiny)
     early = [known for known in growing if known.sliced is not None and known.sequences < 8]
-    assert {known.sequences for known in early} == {calibrations.ENOUGH}
+    assert {known.sequences for known in early} == {calibrations.MIN_SEQUENCES}
     assert (last.sequences, last.all_sequences) == (8, 8)
     assert early[0].sliced != last.sliced
     whole = stepwise(Session(evaluation_tokens=256))
@@ -99,9 +99,9 @@ def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> No
 
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fresh, tiny, leaves) -> None:
-    fresh._caches.rest = 0
+    fresh._caches.job_bytes = 0
     first, second = (fresh.prepare(tiny.with_settings(seed=seed), str(seed)) for seed in (1, 2))
-    while not fresh.calibrations._queue:
+    while not fresh.calibrations._needed_bytes:
         next(first)
     while "Waiting" not in (text := next(second).text):
         pass
@@ -112,13 +112,13 @@ def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fr
     *_, last = second
     assert last.kind == "ready"
     assert fresh.calibrations.whole(known) is not None
-    assert fresh.calibrations._queue == {}
+    assert fresh.calibrations._needed_bytes == {}
 
 
 def test_where_there_is_memory_calibrations_go_side_by_side(fresh, tiny) -> None:
     first, second = (fresh.prepare(tiny.with_settings(seed=seed), str(seed)) for seed in (1, 2))
     texts: list[str] = []
-    while len(fresh.calibrations._queue) < 2:
+    while len(fresh.calibrations._needed_bytes) < 2:
         texts += [next(first).text, next(second).text]
     assert not any("Waiting" in text for text in texts)
     first.close()
@@ -126,9 +126,9 @@ def test_where_there_is_memory_calibrations_go_side_by_side(fresh, tiny) -> None
 
 
 def test_how_the_ratios_settle_is_known_and_kept(fresh, tiny) -> None:
-    assert fresh.settling(tiny) is None
+    assert fresh.convergence(tiny) is None
     list(fresh.prepare(tiny, "somebody"))
-    view = fresh.settling(tiny)
+    view = fresh.convergence(tiny)
     assert view.sequences == (1, 2, 4, 8)
     assert view.attention[-1] == view.mlp[-1] == view.largest[-1] == 0
     stats = fresh.calibrated(tiny).stats
@@ -138,7 +138,7 @@ def test_how_the_ratios_settle_is_known_and_kept(fresh, tiny) -> None:
     assert view.mlp[1] == pytest.approx(sum(distances) / len(distances), abs=1e-6)
     again = stepwise(Session(evaluation_tokens=256))
     list(again.prepare(tiny, "somebody"))  # from the disk, where nothing grows
-    assert again.settling(tiny) == view
+    assert again.convergence(tiny) == view
 
 
 def test_what_to_expect_lies_between_what_is_measured(fresh, tiny) -> None:
@@ -168,18 +168,18 @@ def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, m
     monkeypatch.setattr(calibrations, "calibrate", None)
     *_, last = fresh.prepare(tiny, "somebody")
     assert last.kind == "error"
-    assert "GiB beside the model" in last.text
+    assert "GiB in addition to the model" in last.text
 
 
 def test_what_is_known_by_the_whole_calibration_is_not_replaced_by_less(fresh, tiny, monkeypatch, tmp_path) -> None:
     """Where memory was short and another visitor calibrates anew."""
     in_job(fresh, fresh.measure_perplexities, tiny)
-    whole = fresh.readings.known(tiny.slice_key("intraslice"))
+    whole = fresh.readings.cached_losses(tiny.slice_key("intraslice"))
     key = tiny.calibration
     fresh._caches.calibrations.drop(*fresh._caches.calibrations.entries())
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
     early = in_job(fresh, fresh.calibrations.calibrate, key, whole=False)
     assert early.sequences < 8
     assert in_job(fresh, fresh.readings.losses, tiny.slice_key("intraslice"), early) == whole.value
-    assert fresh.readings.known(tiny.slice_key("intraslice")) == whole
+    assert fresh.readings.cached_losses(tiny.slice_key("intraslice")) == whole
     assert fresh.calibrations.best(key) == early

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from intraslice.core.errors import UserError
-from intraslice.distributed.launch import joined
+from intraslice.distributed.launch import process_group
 
 Work = Callable[[], Any]
 
@@ -22,7 +22,7 @@ def _work(work: Work, rank: int, size: int, port: int, answer: Connection) -> No
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        with joined("cpu"):
+        with process_group("cpu"):
             found = work()
     except UserError as error:
         found = error

@@ -86,7 +86,7 @@ def plan_view(layers: int = 4, estimator: str = "pca") -> PlanView:
     ratios = [(0.1 * index, 0.5 - 0.1 * index) for index in range(layers)]
     return PlanView(
         estimator=estimator,
-        asked=0.3,
+        target_sparsity=0.3,
         removed=0.298,
         bias=1.1,
         cap=0.8,

@@ -1,0 +1,60 @@
+"""Who is behind a call by MCP.
+
+Gradio's MCP server passes each queued call on to itself through an HTTP client of its own, with the request's headers.
+So each call is a new session from this machine, and a job goes on when its MCP client has gone. This middleware gives
+every request to the MCP server a secret number, in a header that gradio's client repeats.
+
+Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/http/test_mcp.py`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ...jobs.job import Caller
+from .addresses import address_of
+
+PATH = "/gradio_api/mcp"
+HEADER = "x-intraslice-mcp"
+_connected: dict[str, Caller] = {}  # MCP requests that are being answered, by their numbers
+
+
+class McpCallers:
+    """ASGI middleware: notes every request to the MCP server until its client has gone or has its answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on."""
+        if scope["type"] != "http" or not scope["path"].startswith(PATH):
+            return await self._app(scope, receive, send)
+        number = secrets.token_hex(16)
+        address = address_of(Request(scope))
+        _connected[number] = Caller(address, lambda: number in _connected)
+        headers = [pair for pair in scope["headers"] if pair[0] != HEADER.encode()]
+
+        async def receive_until_disconnect() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                _connected.pop(number, None)
+            return message
+
+        try:
+            await self._app(
+                {**scope, "headers": [*headers, (HEADER.encode(), number.encode())]}, receive_until_disconnect, send
+            )
+        finally:
+            _connected.pop(number, None)
+
+
+def mcp_caller(request: Any) -> Caller | None:
+    """The MCP client behind a request of gradio's own client; one that has gone is not connected. None for others."""
+    number = request.headers.get(HEADER) if request is not None and hasattr(request, "headers") else None
+    if number is None:
+        return None
+    return _connected.get(number, Caller("", lambda: False))

@@ -1,0 +1,21 @@
+"""Starts the page as a process of its own. Gradio and torch read the environment that is set here when imported."""
+
+from __future__ import annotations
+
+import os
+
+from .server import shutdown
+from .server.temporary_folder import open_temporary_folder
+
+
+def main() -> None:
+    """Serve the page; gradio's environment variables set the address and the port."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Waiting OpenMP threads sleep instead of spinning, so that they do not slow down the slider's threads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    shutdown.on_signal()  # before the import below, which takes seconds
+    open_temporary_folder()
+    from .page import serve
+
+    serve()

@@ -1,0 +1,286 @@
+"""`python -m tests.load.attacks [NAME ...]`: what has hurt a hosted page once, each for some seconds; one table.
+
+Beside every attack another client, at an address of its own, opens the page and moves the slider. When the attack is
+over it asks for an evaluation. Ends with 1 where a line does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import multiprocessing
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import pyarrow
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
+from pyarrow.parquet import write_table
+
+from components.gradio_compat.upload_folder import allocated_bytes
+from components.jobs.limits import CACHE_BYTES, EXPORTS, HOPS_VARIABLE, UPLOADS
+from components.state.settings import Settings
+from tests.load.host import hosted
+from tests.load.memory import MEBI, Memory
+
+ATTACKER, WITNESS = "127.0.0.2", "127.0.0.3"
+PATIENCE = 120.0  # seconds
+PAGE_SECONDS, SLIDER_SECONDS, BEGIN_SECONDS = 3.0, 0.2, 10.0
+MOVES = random.Random(0)
+
+
+def client(address: str) -> httpx.Client:
+    """An HTTP client at an address of this machine."""
+    limits = httpx.Limits(max_connections=None)
+    return httpx.Client(transport=httpx.HTTPTransport(local_address=address, limits=limits), timeout=PATIENCE)
+
+
+def settings(**changed: Any) -> list[Any]:
+    """The values of `/evaluate`, cheap ones but for what is changed."""
+    return [*Settings(**{"sequences": 4, "length": 128, "dtype": "float32"} | changed)]
+
+
+def ratios(http: httpx.Client, url: str, session: str, sparsity: float) -> httpx.Response:
+    """A move of the slider."""
+    data = [*Settings(dtype="float32", sparsity=sparsity), 0, ""]
+    return http.post(f"{url}/gradio_api/run/ratios", json={"data": data, "session_hash": session})
+
+
+def at_once(count: int, work: Callable[[int], Any]) -> None:
+    """Let so many threads work; what fails fails for the attacker alone."""
+
+    def attempt(number: int) -> None:
+        with suppress(httpx.HTTPError, OSError):
+            work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(attempt, range(count)))
+
+
+# The attacks: each takes the page's address and the seconds that it should last
+
+
+def deep_links(url: str, seconds: float) -> None:
+    """A slider move and a deep link, which gradio writes to disk, in new sessions."""
+    end = time.monotonic() + seconds
+    with client(ATTACKER) as http:
+        while time.monotonic() < end:
+            session = uuid4().hex
+            ratios(http, url, session, MOVES.uniform(0, 60))
+            http.get(f"{url}/gradio_api/deep_link", params={"session_hash": session})
+
+
+def tiny_uploads(url: str, seconds: float) -> None:
+    """A thousand files of three bytes in every request."""
+    end = time.monotonic() + seconds
+    with client(ATTACKER) as http:
+        while time.monotonic() < end:
+            files = [("files", (f"{uuid4().hex}.txt", f"{number}".encode())) for number in range(1000)]
+            with suppress(httpx.HTTPError):
+                http.post(f"{url}/gradio_api/upload", files=files)
+
+
+def large_parquet(url: str, _: float) -> None:
+    """A small parquet file of 30 rows of 30 million characters, read by twenty sessions."""
+    file = io.BytesIO()
+    rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 30, pyarrow.int32()), ["x" * 30_000_000])
+    write_table(pyarrow.table({"text": rows}), file, compression="zstd")
+
+    def read(number: int) -> None:
+        with client(ATTACKER) as http:
+            content = {"files": (f"{number}.parquet", file.getvalue())}
+            path = http.post(f"{url}/gradio_api/upload", files=content).json()[0]
+            upload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            evaluate(http, url, settings(upload=upload, seed=number), 60.0)
+
+    at_once(20, read)
+
+
+def many_sessions(url: str, seconds: float) -> None:
+    """An evaluation in each of sixty sessions."""
+
+    def ask(number: int) -> None:
+        with client(ATTACKER) as http:
+            evaluate(http, url, settings(seed=number, sequences=64, length=512), seconds)
+
+    at_once(60, ask)
+
+
+def mcp_left(url: str, seconds: float) -> None:
+    """Twelve calls by MCP whose clients leave at once."""
+
+    def httpx_client(**options: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(local_address=ATTACKER), **options)
+
+    async def call(number: int) -> None:
+        with suppress(Exception):  # it leaves in the middle of whatever there is
+            async with (
+                asyncio.timeout(3.0),
+                streamablehttp_client(f"{url}/gradio_api/mcp/", httpx_client_factory=httpx_client) as (read, write, _),
+                ClientSession(read, write) as session,
+            ):
+                await session.initialize()
+                names = [tool.name for tool in (await session.list_tools()).tools]
+                name = next(name for name in names if name.endswith("evaluate"))
+                await session.call_tool(name, {"seed": number, "sequences": 64})
+
+    at_once(12, lambda number: asyncio.run(call(number)))
+    time.sleep(seconds)
+
+
+def unread_pages(url: str, seconds: float) -> None:
+    """300 requests for the page on sockets that are closed at once, then 1,000 whose answers nobody reads."""
+    with open_requests(url, 300):
+        pass
+    with open_requests(url, 1000):
+        time.sleep(seconds)
+
+
+def exports(url: str, seconds: float) -> None:
+    """Twelve sliced models at once."""
+
+    def ask(number: int) -> None:
+        with client(ATTACKER) as http:
+            evaluate(http, url, settings(sparsity=10 + number), seconds, "checkpoint")
+
+    at_once(12, ask)
+
+
+ATTACKS = {
+    attack.__name__: attack
+    for attack in (deep_links, tiny_uploads, large_parquet, many_sessions, mcp_left, unread_pages, exports)
+}
+
+
+@contextmanager
+def open_requests(url: str, count: int) -> Iterator[None]:
+    """Requests for the page whose answers are not read."""
+    where = urlsplit(url)
+    sockets = []
+    for _ in range(count):
+        one = socket.create_connection((where.hostname, where.port), timeout=PATIENCE, source_address=(ATTACKER, 0))
+        one.sendall(f"GET / HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode())
+        sockets.append(one)
+    try:
+        yield
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def evaluate(http: httpx.Client, url: str, values: list[Any], seconds: float, name: str = "evaluate") -> str:
+    """What a call answers, or nothing where it has no answer after so many seconds."""
+    answer = http.post(f"{url}/gradio_api/call/{name}", json={"data": values})
+    if answer.status_code != 200:
+        return answer.text
+    end, event = time.monotonic() + seconds, ""
+    with http.stream("GET", f"{url}/gradio_api/call/{name}/{answer.json()['event_id']}") as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: ") and event in ("event: complete", "event: error"):
+                return f"{event} {line}"
+            event = line if line.startswith("event: ") else event
+            if time.monotonic() > end:
+                break
+    return ""
+
+
+def witness(url: str, begun: Any, ended: Any, found: Any) -> None:
+    """Another client, in a process of its own: opens the page and moves the slider until the attack has ended.
+
+    Puts the longest times (s) of both and the failures. Then it asks for an answer, and puts the seconds until a model
+    begins to write it.
+    """
+    session, longest, problems = uuid4().hex, {"page": 0.0, "slider": 0.0}, []
+    begun.set()
+    while not ended.wait(0.5):
+        for what in longest:
+            start = time.monotonic()
+            try:
+                with client(WITNESS) as http:
+                    move = partial(ratios, http, url, session, MOVES.uniform(0, 60))
+                    (move() if what == "slider" else http.get(url)).raise_for_status()
+            except httpx.HTTPError as problem:
+                problems.append(f"{what}: {type(problem).__name__}")
+            longest[what] = max(longest[what], time.monotonic() - start)
+    with client(WITNESS) as http:
+        start = time.monotonic()
+        answer = evaluate(http, url, settings(sparsity=MOVES.uniform(5, 50)), PATIENCE)
+    if not answer.startswith("event: complete"):
+        problems.append(answer[:300])
+    found.put((longest["page"], longest["slider"], time.monotonic() - start, problems))
+
+
+def disk(place: Path) -> float:
+    """MiB that a page's folders take beside the weights, which are links."""
+    return sum(allocated_bytes(place / name) for name in ("uploads", "cache")) / MEBI
+
+
+def _timed_evaluation(http: httpx.Client, url: str) -> float:
+    start = time.monotonic()
+    evaluate(http, url, settings(sparsity=MOVES.uniform(5, 50)), 5 * PATIENCE)
+    return time.monotonic() - start
+
+
+def main() -> None:
+    """Start a hosted page, attack it, and tell what held."""
+    parser = argparse.ArgumentParser(prog="python -m tests.load.attacks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*ATTACKS, []], default=[])
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each attack")
+    parser.add_argument("--budget", type=int, default=6144, help="MiB of memory")
+    arguments = parser.parse_args()
+    os.environ[HOPS_VARIABLE] = "0"
+    holds = True
+    spawn = multiprocessing.get_context("spawn")
+    with hosted(arguments.budget, 0) as (host, _):
+        with client(WITNESS) as http:  # so that the model and its text are there
+            alone = min(_timed_evaluation(http, host.address) for _ in range(3))
+        print(f"An evaluation takes {alone:.1f} s on the idle page.")
+        print("| attack | page (s) | slider (s) | evaluation after it (s) | disk (MiB) | memory (MiB) | holds |")
+        print("|---|---|---|---|---|---|---|")
+        for name in arguments.names or ATTACKS:
+            log_before, memory, found = host.log.stat().st_size, Memory(), spawn.Queue()
+            begun, ended = spawn.Event(), spawn.Event()
+            threading.Thread(target=memory.watch, daemon=True).start()
+            watching = spawn.Process(target=witness, args=(host.address, begun, ended, found))
+            watching.start()
+            begun.wait(PATIENCE)
+            ATTACKS[name](host.address, arguments.seconds)
+            ended.set()
+            page, slider, seconds, problems = found.get(timeout=2 * PATIENCE)
+            watching.join()
+            memory.end()
+            used, bound = disk(host.home), (UPLOADS.hosted + EXPORTS.hosted + CACHE_BYTES.hosted) / MEBI
+            right = {
+                "page": page < PAGE_SECONDS,
+                "slider": slider < SLIDER_SECONDS,
+                "evaluation": seconds < alone + BEGIN_SECONDS,
+                "disk": used < bound,
+                "memory": memory.most_of_all < arguments.budget,
+                "log": b"Traceback (most recent" not in host.log.read_bytes()[log_before:],
+                "answers": not problems,
+            }
+            wrong = ", ".join(what for what, is_right in right.items() if not is_right)
+            holds = holds and not wrong
+            numbers = f"{page:.2f} | {slider:.3f} | {seconds:.1f} | {used:,.0f} | {memory.most_of_all:,}"
+            print(f"| {name} | {numbers} | {f'NO: {wrong}' if wrong else 'yes'} |", flush=True)
+            if wrong:
+                print(problems[:5], flush=True)
+    sys.exit(not holds)
+
+
+if __name__ == "__main__":
+    main()
