@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from ..gradio_compat.blocks import PatchedBlocks
 from ..gradio_compat.http.cached_page import CachedPage
-from ..gradio_compat.http.mcp import McpCallers
+from ..gradio_compat.http.mcp import McpCallers, describe_once
 from ..gradio_compat.http.routes import NeededRoutes
 from ..jobs import limits
 from ..jobs.scheduler import Scheduler
@@ -61,7 +61,10 @@ class App(PatchedBlocks):
                 *kwargs.get("middleware", ()),
             ],
         }
-        return super().launch(*args, **options, app_kwargs=kwargs)
+        launched = super().launch(*args, **options, app_kwargs=kwargs)
+        if self.mcp_server_obj is not None:
+            describe_once(self.mcp_server_obj)
+        return launched
 
     def _has_called(self, session: str) -> bool:
         return session in self.calls.pending_messages_per_session

@@ -6,6 +6,7 @@ after more sequences.
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import takewhile
@@ -34,6 +35,7 @@ from .request import CalibrationKey
 from .snapshots.convergence import keep_profile, kept_profiles
 
 READERS = Places(2, lazy_gettext("Waiting for other uploads to be read"))
+MEMORY_SECONDS = 60.0  # of waiting for memory that other jobs use
 MIN_SEQUENCES = 4  # that a slice needs: one from fewer sequences says little
 
 
@@ -123,20 +125,30 @@ class Calibrations:
         # Two copies of the sums: plans and slices use a copy while calibration continues.
         sizes = model.config, config.sequences, config.length, model.dtype
         try:
-            self._wait_for_memory(job, needed := calibration_bytes(*sizes, copies=2))
-            BUDGET.release(needed, lambda: available_bytes(self._device), loaded)
+            self._wait_for_memory(job, calibration_bytes(*sizes, copies=2), loaded)
             require_calibration_memory(*sizes, self._device, copies=2)
             self._calibrate_now(job, key, loaded)
         finally:
             self._needed_bytes.pop(job, None)
 
-    def _wait_for_memory(self, job: Job, needed: int) -> None:
-        """Wait until earlier calibrations leave `needed` bytes free. The earliest calibration never waits."""
+    def _wait_for_memory(self, job: Job, needed: int, loaded: LoadedModel) -> None:
+        """Wait until earlier calibrations leave `needed` bytes, then until caches and other jobs do.
+
+        Other jobs give back what they use in a while, so the wait for them ends after `MEMORY_SECONDS`; there is none
+        where so much is never free.
+        """
         self._needed_bytes[job] = needed
         while earlier := list(takewhile(lambda other: other is not job, self._needed_bytes)):
             if sum(self._needed_bytes[other] for other in earlier) + needed <= self._caches.job_bytes:
-                return
+                break
             job.emit(Status(lazy_gettext("Waiting for memory; calibrations ahead: {count}", count=len(earlier))))
+            job.sleep(0.5)
+        until = time.monotonic() + (MEMORY_SECONDS if needed <= self._caches.job_bytes else 0)
+        while True:
+            BUDGET.release(needed, lambda: available_bytes(self._device), loaded)
+            if available_bytes(self._device) >= needed or time.monotonic() >= until:
+                return
+            job.emit(Status(lazy_gettext("Waiting for memory")))
             job.sleep(0.5)
 
     def _calibrate_now(self, job: Job, key: CalibrationKey, loaded: LoadedModel) -> None:

@@ -204,21 +204,21 @@ def witness(url: str, begun: Any, ended: Any, found: Any) -> None:
     Puts the longest times (s) of both and the failures. Then it asks for an answer, and puts the seconds until a model
     begins to write it.
     """
-    session, longest, problems = uuid4().hex, {"page": 0.0, "slider": 0.0}, []
+    session, longest, problems, moves = uuid4().hex, {"page": 0.0, "slider": 0.0}, [], random.Random()
     begun.set()
     while not ended.wait(0.5):
         for what in longest:
             start = time.monotonic()
             try:
                 with client(WITNESS) as http:
-                    move = partial(ratios, http, url, session, MOVES.uniform(0, 60))
+                    move = partial(ratios, http, url, session, moves.uniform(0, 60))
                     (move() if what == "slider" else http.get(url)).raise_for_status()
             except httpx.HTTPError as problem:
                 problems.append(f"{what}: {type(problem).__name__}")
             longest[what] = max(longest[what], time.monotonic() - start)
     with client(WITNESS) as http:
         start = time.monotonic()
-        answer = evaluate(http, url, settings(sparsity=MOVES.uniform(5, 50)), PATIENCE)
+        answer = evaluate(http, url, settings(sparsity=moves.uniform(5, 50)), PATIENCE)
     if not answer.startswith("event: complete"):
         problems.append(answer[:300])
     found.put((longest["page"], longest["slider"], time.monotonic() - start, problems))

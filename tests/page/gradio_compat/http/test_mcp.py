@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 
 from components.gradio_compat.blocks import PatchedBlocks
 from components.gradio_compat.callers import client_of, current_caller
-from components.gradio_compat.http.mcp import HEADER, McpCallers, mcp_caller
+from components.gradio_compat.http.mcp import HEADER, McpCallers, describe_once, mcp_caller
 from components.jobs import limits
 from components.jobs.job import Caller
 
@@ -102,6 +102,27 @@ def test_plain_gradio_knows_no_client_of_a_call_and_ours_one_for_each_address(ki
     finally:
         may_leave.set()
         work.may_end.set()
+
+
+@pytest.mark.parametrize("kind", ["plain", "ours"])
+def test_plain_gradio_describes_tools_for_each_request_and_ours_once(kind, launch, monkeypatch) -> None:
+    def tool(value: float) -> float:
+        """Return a number."""
+        return value
+
+    with gr.Blocks() as page:
+        gr.api(tool, api_name="work")
+    client, described, may_leave = launch(page, mcp_server=True), [], threading.Event()
+    simplify = page.mcp_server_obj.simplify_filedata_schema
+    monkeypatch.setattr(
+        page.mcp_server_obj, "simplify_filedata_schema", lambda schema: described.append(1) or simplify(schema)
+    )
+    if kind == "ours":
+        describe_once(page.mcp_server_obj)
+    may_leave.set()
+    for _ in range(3):
+        call_from("127.0.0.1", client.address, may_leave.is_set)
+    assert len(described) == 1 if kind == "ours" else len(described) >= 3
 
 
 def test_a_number_that_nobody_was_given_is_of_nobody_who_is_connected() -> None:
