@@ -38,10 +38,10 @@
     const now = await ask();
     waiting = now === null && began !== null;
     if (waiting) {
-      tell(say("The server does not answer: it sleeps, or is starting. This page waits for it."));
+      tell(say("The server is not responding: it is asleep or starting up. This page waits for it."));
       setTimeout(look, AGAIN);
     } else if (began === null) began = now;
-    else if (now !== began) tell(say("The server has restarted. Reload to go on with these settings."), true);
+    else if (now !== began) tell(say("The server has restarted. Reload to continue with these settings."), true);
     else line?.remove();
   };
 

@@ -21,7 +21,7 @@
     const rows = window.isxKeys.map(({ keys, does }) => `<div><dt>${keys.map((key) => `<kbd>${key}</kbd>`).join(" ")}</dt><dd>${does}</dd></div>`);
     dialog.innerHTML =
       `<h3 id="isx-keys-title">${say("Keys")}</h3><dl>${rows.join("")}</dl>` +
-      `<label><input type="checkbox"> ${say("Single keys do something")}</label><button type="button">${say("Close")}</button>`;
+      `<label><input type="checkbox"> ${say("Enable single-key shortcuts")}</label><button type="button">${say("Close")}</button>`;
     const box = dialog.querySelector("input");
     box.checked = !localStorage.getItem(OFF);
     box.addEventListener("change", () => (box.checked ? localStorage.removeItem(OFF) : localStorage.setItem(OFF, "yes")));

@@ -8,7 +8,7 @@ const tell = (token) => {
     row.append(Object.assign(document.createElement("span"), { className: "isx-quiet", textContent: name }), ` ${text}`);
     return row;
   };
-  detail.replaceChildren(line(window.isxSay("Dense → IntraSlice"), token.dataset.said), line(window.isxSay("Likeliest here"), token.dataset.others));
+  detail.replaceChildren(line(window.isxSay("Dense → IntraSlice"), token.dataset.said), line(window.isxSay("Most likely tokens here"), token.dataset.others));
   element.querySelector(".isx-told")?.classList.remove("isx-told");
   token.classList.add("isx-told");
 };

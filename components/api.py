@@ -1,4 +1,4 @@
-"""API endpoints for programs: they return the command line's JSON, and every parameter has a default.
+"""API endpoints for programs, with a default for every parameter. Some return the command line's values as JSON.
 
 `gradio_client` and MCP clients call them by name. They share the page's caches and its queue for jobs.
 """

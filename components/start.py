@@ -1,4 +1,4 @@
-"""Starts the page as a process of its own. Gradio and torch read the environment that is set here when imported."""
+"""Entry point of the page: sets the environment, which gradio and torch read when they are imported, then serves."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class CompressedModel:
         cannot be saved.
         """
         if not METHODS[self.recipe.method].can_be_saved:
-            raise UserError(f"{CANNOT_BE_SAVED}; take another method")
+            raise UserError(f"{CANNOT_BE_SAVED}; choose another method")
         checkpoints.save(self.model, self.tokenizer, save_directory, self.made)
 
     def to_gguf(

@@ -81,7 +81,7 @@ def training_tokens(
     tokens = _first_tokens(tokenizer, documents, times * count)
     if len(tokens) < count:
         sequences = len(tokens) // config.length
-        advice = f"lower sequences to {sequences} or length, or" if sequences else "lower sequences and length, or"
+        advice = f"lower sequences to {sequences}, lower length, or" if sequences else "lower sequences and length, or"
         raise UserError(
             f"{_display_name(config.text)!r} has {len(tokens)} tokens for calibration, expected {config.sequences} x "
             f"{config.length} = {count}; {advice} choose a longer text"
@@ -167,7 +167,7 @@ def _wikitext2(part: Part) -> list[str]:
         if not hub_is_reachable():
             raise UserError(
                 "wikitext2 is not in the local Hugging Face cache, and the Hub is not reachable; "
-                "connect this machine, or use 'default' or a file of your own"
+                "connect to the internet, or use 'default' or a file of your own"
             ) from None
         try:
             path = hf_hub_download(WIKITEXT, file, repo_type="dataset")

@@ -106,7 +106,7 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     if any(isinstance(layer.self_attn, SlicedAttention) for layer in layers):
         raise UserError(f"{name} was prepared or sliced before; pass the model as transformers loads it, or its id")
     if getattr(model.config, "quantization_config", None):
-        raise UserError(f"{name} is quantised and cannot be sliced; take the unquantised model")
+        raise UserError(f"{name} is quantised and cannot be sliced; use the unquantised model")
     if len(devices) > 1 or model.device.type == "meta":
         raise UserError(f"{name} is spread over several devices; pass its id or folder, with device_map='auto'")
     if model.dtype not in (torch.float32, torch.bfloat16):

@@ -26,10 +26,10 @@ MINUTES = 600_000  # ms, of patience
 YARDSTICK = 1.8  # s
 MOVES = 40
 READY = "document.querySelector('#ratio-chart .isx-plot')?.data?.length > 0"
-OWN_RATIOS = "!document.querySelector('#ratio-chart').innerText.includes('Snapshot')"
-SLICED = "/→ [0-9.]+( ±|,| on)/.test(document.querySelector('#headline').innerText.split('perplexity')[1])"
+OWN_RATIOS = "!document.querySelector('#ratio-chart').innerText.includes('Precomputed')"
+SLICED = "/→ [0-9.]+( ±|,| \\()/.test(document.querySelector('#headline').innerText.split('perplexity')[1])"
 WHOLE = "document.querySelector('#status').innerText.includes('Calibrated on 32 x')"
-FINAL = "/perplexity [0-9.]+ → [0-9.]+ on/.test(document.querySelector('#headline').innerText)"
+FINAL = "/perplexity [0-9.]+ → [0-9.]+ \\(/.test(document.querySelector('#headline').innerText)"
 ANSWERING = """['intraslice', 'crossmodule'].every((name) =>
     /{percent} % removed[^]*[1-9][0-9]* tokens?{ending}/.test(document.querySelector(`#${name}-answer`).innerText))
     && /[1-9][0-9]* token/.test(document.querySelector('#dense-answer').innerText)"""

@@ -90,5 +90,5 @@ window.addEventListener("afterprint", () => {
 
 unpacked(at("content").textContent).then(live, (problem) => {
   at("problem").hidden = false;
-  at("problem").textContent = window.isxSay("This browser cannot open the file's numbers ({problem}); a newer one can.", { problem: problem.message });
+  at("problem").textContent = window.isxSay("This browser cannot decode the data in this file ({problem}). Use a newer browser.", { problem: problem.message });
 });

@@ -93,7 +93,12 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
 
 
 _COLUMNS = (
-    *(lazy_gettext("error"), lazy_gettext("massive error"), lazy_gettext("cosine"), lazy_gettext("massive cosine")),
+    *(
+        lazy_gettext("error"),
+        lazy_gettext("error (massive tokens)"),
+        lazy_gettext("cosine"),
+        lazy_gettext("cosine (massive tokens)"),
+    ),
     lazy_gettext("distance"),
 )
 
@@ -135,7 +140,7 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
         layout=layout,
         columns=[
             *(
-                gettext("Where"),
+                gettext("Activation"),
                 gettext("Model"),
                 gettext("Mean"),
                 gettext("Standard deviation"),
@@ -161,17 +166,17 @@ def protocol(view: ShiftView) -> str:
         massive = gettext("{count} massive tokens, measured separately", count=view.massive)
     measured_on = gettext("Text: {text}.", text=view.text)
     if view.snapshot:
-        measured_on = gettext("Snapshot: {label}", label=view.snapshot)
+        measured_on = gettext("Precomputed: {label}", label=view.snapshot)
     values = {"tokens": view.tokens, "window": view.window, "massive": massive, "measured_on": measured_on}
     if view.order == "one-shot":
         return gettext(
-            "Both methods sliced in the one-shot order. Medians over the ordinary ones of {tokens:,} held-out "
-            "tokens in windows of {window} ({massive}). {measured_on}",
+            "Both methods are applied in the one-shot order. Medians over the ordinary tokens among {tokens:,} "
+            "held-out tokens in windows of {window} ({massive}). {measured_on}",
             **values,
         )
     return gettext(
-        "Both methods sliced in the sequential order. Medians over the ordinary ones of {tokens:,} held-out "
-        "tokens in windows of {window} ({massive}). {measured_on}",
+        "Both methods are applied in the sequential order. Medians over the ordinary tokens among {tokens:,} "
+        "held-out tokens in windows of {window} ({massive}). {measured_on}",
         **values,
     )
 
@@ -179,7 +184,7 @@ def protocol(view: ShiftView) -> str:
 def removed(view: ShiftView) -> str:
     """The actual sparsity of each method, as text."""
     shares = gettext(" and ").join(
-        gettext("{method} removes {share:.1%}", method=METHODS[name], share=method.removed)
+        gettext("{method} {share:.1%}", method=METHODS[name], share=method.removed)
         for name, method in view.methods.items()
     )
     return gettext("layer weights removed: {shares}", shares=shares)

@@ -130,14 +130,14 @@ def _summary(views: ShiftViews, request: Request, view: ShiftView | None) -> str
     elif not request.is_live and request.slicing.order == "one-shot":
         hint = gettext('For {sparsity:g} % with recovery, press "Slice and train". ', sparsity=percent)
     elif not request.is_live:
-        hint = gettext('For {sparsity:g} % in the sequential order, press "Slice as in the paper". ', sparsity=percent)
+        hint = gettext('For {sparsity:g} % in the sequential order, press "Slice sequentially". ', sparsity=percent)
     else:
         hint = gettext("For {sparsity:g} % this is measured when you release the slider. ", sparsity=percent)
     if view is None:
         return f'<p class="isx-words">{escape(hint)}</p>'
     result = gettext(
-        "At {target:.0%} slicing changes a token's residual stream, relative to its length and averaged over "
-        "the layers: {finding}.",
+        "At {target:.0%} sparsity the residual stream moves away from the dense model's, relative to its norm "
+        "and averaged over the layers: {finding}.",
         target=view.target_sparsity,
         finding=finding(view),
     )

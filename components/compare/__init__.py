@@ -1,1 +1,1 @@
-"""The Compare tab: three models answer one prompt, with the costs of each model."""
+"""The Compare tab: the dense, sliced and cross-module models, and that of the pinned setting, answer one prompt."""

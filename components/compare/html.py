@@ -12,7 +12,7 @@ from .views import COLUMNS, PINNED, Answer, Candidate, Cost, Costs, PassageToken
 
 EMPTY = Terms(
     {
-        "dense": lazy_gettext("The dense model's answer; press Generate."),
+        "dense": lazy_gettext('The dense model\'s answer; press "Generate".'),
         "intraslice": lazy_gettext("The sliced model's answer, at the sparsity above."),
         "crossmodule": lazy_gettext(
             "The answer of a cross-module (SliceGPT) model with the same number of parameters removed."
@@ -179,7 +179,10 @@ def candidates(tokens: Sequence[Candidate], prompt: str) -> str:
     names = (gettext("Token"), COLUMNS["dense"], COLUMNS["intraslice"])
     head = f"<tr>{''.join(map(_heading, names))}</tr>"
     excerpt = prompt if len(prompt) <= 80 else prompt[:79] + "…"
-    caption = gettext("Probability of the answer's first token to “{prompt}”.", prompt=escape(excerpt))
+    caption = gettext(
+        "Which token would each model say next? Probability of the first token of the answer to “{prompt}”.",
+        prompt=escape(excerpt),
+    )
     return (
         f'<p class="isx-note">{caption}</p><table class="isx-next"><thead>{head}</thead><tbody>{lines}</tbody></table>'
     )
@@ -227,7 +230,7 @@ def passage(view: PassageView) -> str:
     return (
         f'<p class="isx-note">{caption}</p>'
         f'<p class="isx-scale"><span>{gettext("loss increase 0")}</span><i></i><span>{gettext("2 nats or more")}</span>'
-        f"<u>{gettext('predicted better than before')}</u></p>"
+        f"<u>{gettext('predicted better, by 0.1 nats or more')}</u></p>"
         f'<p class="isx-passage" role="group" aria-label="{passage_label}">'
         f"<span>{escape(view.first)}</span>{text}</p>"
         f'<div class="isx-detail" aria-live="polite"><span class="isx-quiet">{instructions}</span></div>'

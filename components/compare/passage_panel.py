@@ -35,7 +35,9 @@ class PassagePanel(NamedTuple):
 
 def build() -> PassagePanel:
     """Next tokens, and a passage to score. Called inside a `gr.Tab`."""
-    placeholder = LazyString(lambda: f'<p class="isx-quiet">{gettext("Follows as soon as the slice is ready.")}</p>')
+    placeholder = LazyString(
+        lambda: f'<p class="isx-quiet">{gettext("Shown as soon as the sliced model is ready.")}</p>'
+    )
     next_tokens_heading = LazyString(lambda: f"<h3>{gettext('Next-token probabilities')}</h3>")
     passage_heading = LazyString(lambda: f"<h3>{gettext('Loss increase per token')}</h3>")
     with gr.Column(elem_classes="isx-stop"):

@@ -219,8 +219,8 @@ def build(session: Session, first: Request) -> ExportPanel:
             static_page = gr.Button(lazy_gettext("Static page (.html)"), elem_id="export-page")
             note(
                 lazy_gettext(
-                    "For slides and blogs: one file with a live slider from 0 to 60 %. Measuring takes about "
-                    "ten minutes."
+                    "For slides and blogs: one file with a slider from 0 to 60 % over precomputed results. "
+                    "Measuring takes about ten minutes."
                 )
             )
     hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
@@ -229,10 +229,15 @@ def build(session: Session, first: Request) -> ExportPanel:
     copyable(link_field, "export-link")
     reload, command_line = lazy_gettext("Open it again"), lazy_gettext("The same from a command line")
     heading(reload)
-    note(lazy_gettext("Unpack the zip, and in a Python that has this library installed:"))
+    note(lazy_gettext("Unpack the zip, then run this in a Python environment that has this library:"))
     snippet = copyable(partial(code_block, reload), "export-snippet")
     heading(command_line)
-    note(lazy_gettext("This page's perplexity; the folder that the zip holds; this page's greedy answer."))
+    note(
+        lazy_gettext(
+            "Three commands: they compute this page's perplexity, write the folder that is in the zip, and "
+            "generate this page's greedy answer."
+        )
+    )
     command = copyable(partial(code_block, command_line), "export-command")
     heading(lazy_gettext("Embed the static page in another page"))
     note(lazy_gettext("Put the file next to that page and this line where it should appear:"))

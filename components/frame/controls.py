@@ -149,7 +149,9 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
     )
     locked = gr.Textbox(first.locked, label=lazy_gettext("Ratios set manually"), visible=False)
     with gr.Row(equal_height=True):
-        paper = gr.Button(lazy_gettext("Slice as in the paper"), size="md", elem_id="paper", min_width=190)
+        paper = gr.Button(
+            lazy_gettext("Slice sequentially (as in the paper)"), size="md", elem_id="paper", min_width=190
+        )
         train = gr.Button(lazy_gettext("Slice and train"), size="md", elem_id="train", min_width=120, visible=False)
         cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
     _heading(lazy_gettext("Readout"))

@@ -194,7 +194,7 @@ def _how_to_measure(request: Request) -> str:
     if request.is_live:
         return gettext("… when you release the slider")
     one_shot = request.slicing.order == "one-shot"
-    return gettext('… press "Slice and train"') if one_shot else gettext('… press "Slice as in the paper"')
+    return gettext('… press "Slice and train"') if one_shot else gettext('… press "Slice sequentially"')
 
 
 def _pinned_view(session: Session, request: Request, pinned: Request | None) -> PinnedView | None:

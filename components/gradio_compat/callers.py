@@ -1,7 +1,7 @@
 """Who called a handler: from which address, as which client, and whether they are still connected.
 
 When a client leaves, gradio marks its event and asks a generator for no more; a handler that runs, or a job that it
-waits for, is told nothing. So the mark is read off gradio's queue. A call by MCP reaches the queue through a client of
+waits for, is told nothing. So the mark is read off gradio's queue. An MCP call reaches the queue through a client of
 gradio's own, which stays connected: `http/mcp.py` knows who is behind it.
 
 Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_callers.py`.

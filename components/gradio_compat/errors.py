@@ -1,7 +1,7 @@
 """Errors of handlers as messages, in the language of the caller.
 
-Gradio answers an exception that is no `gr.Error` with an error without a text, or with all of it
-(`launch(show_error=True)`), and prints a traceback for each, mistakes of its callers included.
+Gradio answers an exception that is no `gr.Error` without a message, or with the full text of the exception
+(`launch(show_error=True)`), and prints a traceback for each, also for mistakes of its callers.
 
 Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_errors.py`.
 """

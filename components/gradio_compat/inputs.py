@@ -2,8 +2,8 @@
 
 Gradio itself
 
-- answers a call with too few values, or a slider's value of another type, with an error without a text;
-- fetches any `http` address that stands for a file, whole and into memory;
+- answers a call with too few values, or a slider's value of another type, with an error without a message;
+- downloads any `http` address given as a file into memory;
 - hands a dictionary with a `path` outside of the uploads to a handler that takes no file;
 - takes a path for a file only as the dictionary that its own client sends.
 

@@ -1,10 +1,10 @@
-"""A queue that outlasts clients who leave their calls behind.
+"""A queue that survives clients who abandon their calls.
 
 Gradio's own queue
 
 - keeps the messages of 2,000 sessions and drops the oldest, read or not. The next message to a dropped session is a
   KeyError that ends the queue for good: each further call is answered "Queue is stopped" (gradio issue 11167);
-- runs calls whose answers nobody reads, and knows no bound for the calls of one session;
+- runs calls whose answers nobody reads, and does not limit the calls of one session;
 - stops for good when one of its loops raises an exception;
 - makes a table of the last 10,000 calls after every one, for a monitoring page that is turned off here.
 

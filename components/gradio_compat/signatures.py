@@ -1,9 +1,9 @@
-"""Functions with the signatures that gradio reads.
+"""Wrappers with the signatures that gradio inspects.
 
 Gradio reads off a function's signature how many values it takes, their types, and whether it wants the request. It sees
-no types through `functools.partial`, nor through `*values`. So a wrapper states the signature that gradio shall see.
-A handler that needs to know who calls has a parameter `client`: gradio passes its request there, of which the handler
-gets the id of the open page alone.
+no types through `functools.partial`, nor through `*values`. So a wrapper states the signature that gradio should see.
+A handler that needs to know who calls has a parameter `client`: gradio passes its request there, and the wrapper
+replaces it by the client's id.
 
 Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/test_signatures.py`.
 """

@@ -1,4 +1,4 @@
-"""The folder of uploads, which gradio has for files that come in and go out.
+"""Gradio's folder for uploaded and served files.
 
 Gradio has no public name for it. The page writes its downloads there, since gradio copies a file from anywhere else
 before it serves it.

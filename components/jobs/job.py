@@ -1,4 +1,4 @@
-"""A job: a plain function that shares one right to run with all others, and the events that it emits.
+"""A job: a plain function, of which only one runs at a time, and the events that it emits.
 
 A job's function has the job as its argument. It calls `checkpoint` or `emit` after every half second of work at most,
 and may be cancelled there; between two of these calls no other job runs.

@@ -1,4 +1,4 @@
-"""What clients have running: one job of a kind each, errors as text, progress with the time that is left."""
+"""The running jobs of each client, at most one of each kind; errors as text, progress with the remaining time."""
 
 from __future__ import annotations
 

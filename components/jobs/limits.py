@@ -79,9 +79,11 @@ PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes
 CACHE_BYTES = Limit(
     "CACHE_BYTES", "bytes of the cache folder", MAX_CACHE_BYTES, 5 * 10**9, "the least recently used are deleted"
 )
-MEMORY = Limit("MEMORY", "bytes of memory of this process", 2**40, 2**40, "less, where other processes need the memory")
+MEMORY = Limit(
+    "MEMORY", "bytes of memory of this process", 2**40, 2**40, "set it lower where other processes need memory"
+)
 CACHE_SHARE = Limit("CACHE_SHARE", "per cent of the free memory for all caches", 60, 50, "the rest is for the work")
-UNUSED_SECONDS = Limit("UNUSED_SECONDS", "seconds that memory keeps what nobody uses", 3_600, 600, "others need it")
+UNUSED_SECONDS = Limit("UNUSED_SECONDS", "seconds that unused entries stay in memory", 3_600, 600, "others need it")
 LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Limit))
 
 

@@ -1,4 +1,4 @@
-"""A few places for work outside of the turns: files that are read or written side by side take memory and disk each."""
+"""A semaphore for work outside the scheduler's turns, such as reading or writing files, which takes memory and disk."""
 
 from __future__ import annotations
 

@@ -139,7 +139,9 @@ class Scheduler:
         if payer is not None and payer.seconds > payer.max_seconds and not payer.is_cancelled:
             payer.error = TimeoutError(
                 lazy_gettext(
-                    "This job reached its limit of {seconds:,.0f} seconds. Choose a smaller one.", seconds=payer.seconds
+                    "This job reached its limit of {seconds:,.0f} seconds. Choose a smaller model, or measure "
+                    "less at once.",
+                    seconds=payer.seconds,
                 )
             )
         job.is_away, self._runner = is_away, None

@@ -1,7 +1,7 @@
-"""Whose turn it is: people's jobs before the background, fair by the seconds that turns took. Knows no threads.
+"""Fair shares of used seconds: jobs that somebody waits for come before background jobs. Knows no threads.
 
-Fair first among network addresses, then among the clients of an address, then among the jobs of a client. A new client
-begins with the use of the client whose turn was last.
+Shares are fair first among network addresses, then among the clients of an address, then among the jobs of a client. A
+new client starts with the use of the client that was scheduled last, so that it cannot take all turns.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
                     "line": line,
                     "meta": meta,
                     "hovertemplate": gettext(
-                        "{label}: %{{x:.0%}} of its {unit} reach %{{y:.2e}}", label=label, unit=term(curve.unit)
+                        "{label}: %{{x:.0%}} of the {unit} reach %{{y:.2e}}", label=label, unit=term(curve.unit)
                     )
                     + "<extra></extra>",
                     **axes,

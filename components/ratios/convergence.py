@@ -74,7 +74,7 @@ def convergence_chart(view: ConvergenceView | None) -> Chart:
         title=translate(TITLE),
         note=gettext(
             "How much calibration is enough? Difference between the ratios estimated from fewer sequences and "
-            "those estimated from {latest}. {verdict}",
+            "those estimated from {latest} sequences. {verdict}",
             latest=latest,
             verdict=_verdict(view),
         ),
@@ -101,7 +101,8 @@ def _verdict(view: ConvergenceView) -> str:
             "At least one module's ratio still changes by more than {points:g} percentage points.", points=points
         )
     return gettext(
-        "From {sequences} on, no module's ratio changed by more than {points:g} percentage points.",
+        "From {sequences} sequences on, no module's ratio differs from the latest by more than {points:g} "
+        "percentage points.",
         sequences=converged[0],
         points=points,
     )

@@ -30,7 +30,7 @@ def _template() -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return f"""
 <details class="isx-fold isx-overrides">
-  <summary>{gettext("Set ratios manually")}<span class="isx-count"></span></summary>
+  <summary>{gettext("Lock ratios manually")}<span class="isx-count"></span></summary>
   <p class="isx-quiet">{instructions}</p>
   <div class="isx-scroll" tabindex="0" role="region" aria-label="{gettext("Manual ratios")}">
     <table><thead><tr>{head}</tr></thead><tbody></tbody></table></div>

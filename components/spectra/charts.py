@@ -11,11 +11,11 @@ from .views import Curve, SpectraView
 TITLES = {
     "variance": lambda layer: gettext("Explained variance, layer {layer}", layer=layer),
     "ranks": lambda _: gettext("Effective rank per head"),
-    "pairs": lambda layer: gettext("Energy per rotary pair, layer {layer}", layer=layer),
+    "pairs": lambda layer: gettext("Attention score per rotary (RoPE) pair, layer {layer}", layer=layer),
 }
 WIDE_CURVES = {  # name, colour, dash, width
     "mlp": (lazy_gettext("MLP input"), "mlp", "solid", 2.4),
-    "directions": (lazy_gettext("Residual stream, tokens at unit length"), "cross", DASHES["cross"], 2.4),
+    "directions": (lazy_gettext("Residual stream, tokens at unit norm"), "cross", DASHES["cross"], 2.4),
     "residual": (lazy_gettext("Residual stream, raw"), "cross", "dot", 1.4),
 }
 AXIS_MARGIN = 1.03  # so that a ring at the end of an axis is not cut off
@@ -49,7 +49,7 @@ def variance_chart(view: SpectraView) -> Chart:
         )
     shared = curves.groups if len(curves.groups) < len(curves.heads) else ()
     for index, curve in enumerate(shared):
-        name = gettext("value head {index}, all its queries together", index=index)
+        name = gettext("value head {index}, over all query heads that share it", index=index)
         line = {"color": "@attention", "width": 2.6}
         data.append(
             {
@@ -119,10 +119,10 @@ def variance_chart(view: SpectraView) -> Chart:
             "How few directions does the layer use? Fraction of the variance that the first principal axes "
             "explain. A ring marks how many are kept; shading marks what is removed."
         ),
-        protocol=gettext("Snapshot: {label}", label=view.snapshot) if view.snapshot else "",
+        protocol=gettext("Precomputed: {label}", label=view.snapshot) if view.snapshot else "",
         data=data,
         layout=layout,
-        columns=[gettext("Where"), gettext("Axes"), gettext("Axes for 95 %"), gettext("Kept")],
+        columns=[gettext("Activation"), gettext("Axes"), gettext("Axes for 95 %"), gettext("Kept")],
         rows=rows,
         side_by_side=True,
     )

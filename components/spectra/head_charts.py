@@ -90,8 +90,8 @@ def pair_chart(view: SpectraView) -> Chart:
                 for row in fractions
             ],
             "hovertemplate": gettext(
-                "<b>key head %{{y}}, pair %{{x}}</b><br>carries %{{customdata[0]}} of the head's energy"
-                "<br>a full turn takes %{{customdata[1]}} tokens"
+                "<b>key head %{{y}}, pair %{{x}}</b><br>contributes %{{customdata[0]}} of the head's "
+                "scores<br>a full turn takes %{{customdata[1]}} tokens"
             )
             + "<extra></extra>",
         },
@@ -129,8 +129,8 @@ def pair_chart(view: SpectraView) -> Chart:
     return Chart(
         title=TITLES["pairs"](view.layer),
         note=gettext(
-            "Which rotary pairs carry the attention? Mean |query × key| of each pair. × marks pairs that are "
-            "removed, those to which the loss is least sensitive; {stay}.{unrotated}",
+            "Which rotary pairs contribute most to the attention scores? Mean |query × key| of each pair. × "
+            "marks pairs that are removed, those to which the loss is least sensitive; {stay}.{unrotated}",
             stay=kept_pairs,
             unrotated=unrotated,
         ),
@@ -138,7 +138,7 @@ def pair_chart(view: SpectraView) -> Chart:
         layout=layout,
         columns=[
             gettext("Pair"),
-            gettext("Tokens a turn"),
+            gettext("Tokens per turn"),
             *(gettext("Key head {head}", head=head) for head in range(heads)),
         ],
         rows=[

@@ -1,1 +1,1 @@
-"""State shared by all tabs, and the only access to the library's models."""
+"""State shared by all tabs: sessions, requests, caches, calibrations and snapshots."""

@@ -43,7 +43,7 @@ RECOVERY_STAGES = {  # the library's stages, and their texts in the status
     "dense states": lazy_gettext("Computing the dense model's logits for training, sequence"),
     "distill": lazy_gettext("Training the sliced model, step"),
 }
-NOT_CALIBRATED = lazy_gettext("This model is not calibrated on this text yet. Press Load and calibrate.")
+NOT_CALIBRATED = lazy_gettext('This model is not calibrated on this text yet. Press "Load and calibrate".')
 
 
 class Session:
@@ -193,7 +193,7 @@ class Session:
         values |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe_text(key.config.text)}
         whole = lazy_gettext("{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}", **values)
         partial_text = lazy_gettext(
-            "{source}, {dtype}. Calibrated on {sequences} of {all} sequences so far, x {length} tokens: {text}",
+            "{source}, {dtype}. Calibrated so far on {sequences} of {all} sequences of {length} tokens: {text}",
             **values,
         )
         return Status(whole if best.is_whole else partial_text, "ready")

@@ -37,7 +37,7 @@ def removed_chart(view: SweepView) -> Chart:
     return Chart(
         title=gettext("Perplexity against parameters removed"),
         note=gettext(
-            "What does each removed percentage point cost? {count} of {total} points.",
+            "How does perplexity rise with sparsity? {count} of {total} points.",
             count=len(view.points),
             total=view.total,
         ),

@@ -87,7 +87,7 @@ def build(session: Session, first: Request) -> SweepPanel:
         )
         percents = [(f"{percent} %", percent) for percent in SPARSITIES]
         sparsities = gr.CheckboxGroup(
-            percents, value=list(default.sparsities), label=lazy_gettext("Removed"), min_width=260
+            percents, value=list(default.sparsities), label=lazy_gettext("Sparsity"), min_width=260
         )
     speed = gr.Checkbox(
         default.speed, label=lazy_gettext("Measure speed too (takes longer)"), container=False, elem_id="sweep-speed"
@@ -254,8 +254,8 @@ def _done(view: SweepView) -> str:
 
 def _lead() -> str:
     lead = gettext(
-        "Slice the model many times and compare what each removed percentage point costs each method. Bias, "
-        "cap, shapes, order and recovery are those of the controls; manual ratios are ignored."
+        "Slice the model many times and compare how perplexity rises with sparsity for each method. Bias, cap, "
+        "shapes, order and recovery are those of the controls; manual ratios are ignored."
     )
     return f'<p class="isx-lead">{lead}</p>'
 

@@ -1,1 +1,1 @@
-"""A toolkit for pages with charts. Imports no tab."""
+"""Building blocks of the page: figures, the chart component, labels, formats, downloads. Imports no tab."""

@@ -80,14 +80,14 @@ def _perplexity(measured: Perplexities, hint: str) -> str:
         text += gettext(" after {windows} of {of} windows", windows=sliced.windows, of=sliced.all_windows)
     if sliced and measured.sequences < measured.all_sequences:
         text += gettext(
-            ", calibrated on {sequences} of {all_sequences} sequences,",
+            ", calibrated on {sequences} of {all_sequences} sequences",
             sequences=measured.sequences,
             all_sequences=measured.all_sequences,
         )
     on_text = gettext("on {text}", text=escape(translate(measured.text)))
     where = f'<span title="{escape(translate(measured.protocol))}">{on_text}</span>'
     dense = _reading(measured.dense_reading)
-    return gettext("; perplexity <b>{dense}</b> → {sliced} {where}", dense=dense, sliced=text or "…", where=where)
+    return gettext("; perplexity <b>{dense}</b> → {sliced} ({where})", dense=dense, sliced=text or "…", where=where)
 
 
 def _reading(reading: Reading | None, digits: int = 1) -> str:
@@ -128,7 +128,7 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
     ratio = "" if measured.ratio is None else _with_error(measured.ratio, 2)
     readings: list[tuple[str, ...]] = [
         (gettext("Perplexity"), _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
-        (gettext("ratio"), "", ratio or "–"),
+        (gettext("perplexity, times dense"), "", ratio or "–"),
     ]
     if pinned:
         pairs = [(measured.sliced_reading, pinned.measured.sliced_reading), (measured.ratio, pinned.measured.ratio)]
@@ -197,7 +197,7 @@ def problem(error: Exception) -> str:
 def protocol(measured: Perplexities) -> str:
     """The protocol of the perplexities, with their standard errors (HTML)."""
     if not measured.protocol:
-        return f'<p class="isx-quiet">{gettext("Perplexity is measured as soon as the slice is ready.")}</p>'
+        return f'<p class="isx-quiet">{gettext("Perplexity is measured as soon as the sliced model is ready.")}</p>'
     return f'<p class="isx-quiet">{escape(translate(measured.protocol))}{_errors(measured)}</p>'
 
 
@@ -210,7 +210,7 @@ def _errors(measured: Perplexities) -> str:
         return ""
     return gettext(
         " Standard errors: dense ± {dense:.1f}, sliced ± {sliced:.1f}. Their ratio is {ratio:.3f} ± "
-        "{error:.3f}; in it the variation of the text cancels.",
+        "{error:.3f}; the variation of the text cancels in it.",
         dense=dense.error,
         sliced=sliced.error,
         ratio=ratio.value,

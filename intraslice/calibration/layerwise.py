@@ -1,7 +1,7 @@
-"""Calibration of a model larger than memory: a forward that stores every layer's inputs, then backward by layer.
+"""Calibration of a model larger than memory: a forward pass that stores each layer's input, then backward by layer.
 
-The statistics equal those of an ordinary calibration. Each layer's weights are loaded twice, for all tokens at once.
-Costs one more forward, and memory for one state per token and layer. Moments of all layers are in memory.
+The statistics equal those of an ordinary calibration. Each layer's weights are loaded once per pass. It costs one more
+forward, and one stored hidden state per token and layer. The moments of all layers are in memory.
 """
 
 from __future__ import annotations

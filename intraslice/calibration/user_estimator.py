@@ -125,7 +125,9 @@ def _require_importances(name: str, module: str, values: Tensor, counts: list[in
         expected = " or ".join(map(str, counts))
         raise UserError(f"estimator {name} returns shape {tuple(values.shape)} for {module}; expected ({expected},)")
     if not (values.isfinite() & (values >= 0)).all():
-        raise UserError(f"estimator {name} returns {module} importances below 0 or not finite; expected numbers from 0")
+        raise UserError(
+            f"estimator {name} returns {module} importances below 0 or not finite; expected non-negative numbers"
+        )
 
 
 def _message(error: Exception) -> str:

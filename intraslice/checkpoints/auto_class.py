@@ -176,7 +176,7 @@ def _require_shortcuts_on_device(model: PreTrainedModel) -> None:
     if any(matrix.is_meta for layer in model.model.layers for matrix in getattr(layer, "shortcuts", ())):
         raise UserError(
             "a cross-module model cannot be offloaded to disk or CPU memory, as nothing fetches its shortcuts; "
-            "take a device map that places all layers on devices, or leave it out"
+            "use a device map that places all layers on devices, or leave it out"
         )
 
 

@@ -25,7 +25,7 @@ from intraslice.modeling.families import blocks, head_width
 from intraslice.modeling.offload import resident
 from intraslice.planning.widths import BLOCK  # values per quantised block: MLP widths are rounded up to whole blocks
 
-SAVE_AS_FOLDER = "save it as a folder, which transformers opens"
+SAVE_AS_FOLDER = "save it as a folder, which transformers loads"
 _ROTARY = ("default", "linear", "llama3", "yarn")  # frequencies do not depend on the length of the text
 _NO_ROTATION = 1e30  # divides the frequency of a pair that is not rotated
 

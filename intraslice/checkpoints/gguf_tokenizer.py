@@ -84,7 +84,7 @@ def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collect
     if model["type"] != "BPE":
         raise UserError(
             f"the tokenizer must be byte-level BPE or SentencePiece's BPE for GGUF, got {model['type']}; "
-            "keep the folder, which transformers opens"
+            "save the model as a folder instead, which transformers loads"
         )
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     tokens, types = _vocabulary(tokenizer_json, rows)
@@ -166,7 +166,8 @@ def _pre_tokenizer(tokenizer_json: dict[str, Any]) -> str:
     if name is None or set(normalizers) - {"NFC"}:
         raise UserError(
             f"the tokenizer prepares text by {[*normalizers, *names]}; expected the steps of one of llama.cpp's "
-            f"pre-tokenizers {', '.join(PRE_TOKENIZERS.values())}; keep the folder, which transformers opens"
+            f"pre-tokenizers {', '.join(PRE_TOKENIZERS.values())}; "
+            "save the model as a folder instead, which transformers loads"
         )
     return name
 
@@ -187,7 +188,7 @@ def _adds_space(tokenizer_json: dict[str, Any]) -> bool:
     steps = [step["type"] for step in (*normalizers, *splits)]
     raise UserError(
         f"the tokenizer prepares text by {steps}, which llama.cpp's SentencePiece does not; "
-        "keep the folder, which transformers opens"
+        "save the model as a folder instead, which transformers loads"
     )
 
 

@@ -25,7 +25,7 @@ def shape_of(layer: DenseModule) -> Shape:
     """The shape of a canonical layer, dense or sliced. Raises UserError for maps with low-rank factors."""
     attention, mlp = layer.self_attn, layer.mlp
     if isinstance(attention.qkv_proj, LowRankMap):
-        raise UserError(f"{CANNOT_BE_SAVED}; take another method")
+        raise UserError(f"{CANNOT_BE_SAVED}; choose another method")
     shortcuts = [list(matrix.shape) for matrix in layer.shortcuts] if isinstance(layer, CrossModuleLayer) else []
     return {
         "heads": attention.heads,

@@ -40,7 +40,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
         if sizes != (first.attention.heads, first.attention.kv_heads, first.mlp.neurons):
             raise UserError(
                 f"layer {index} has another shape than layer 0, and transformers' classes need the same shape in all; "
-                "take the uniform estimator, or save the IntraSlice checkpoint instead"
+                "use the uniform estimator, or save the IntraSlice checkpoint instead"
             )
     config.head_dim = dim
     config.num_attention_heads, config.num_key_value_heads = first.attention.heads, first.attention.kv_heads

@@ -122,7 +122,7 @@ def _require_outputs(run: Run) -> None:
     if out is None and file is None:
         raise UserError("expected --out FOLDER, --gguf FILE, or both, got neither")
     if not METHODS[run.recipe.method].can_be_saved:
-        raise UserError(f"{CANNOT_BE_SAVED}; take another --method, or evaluate")
+        raise UserError(f"{CANNOT_BE_SAVED}; choose another --method, or evaluate")
     if out is not None:
         checkpoints.require_free(out)
     if file is not None:

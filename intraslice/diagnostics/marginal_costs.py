@@ -1,9 +1,9 @@
-"""Marginal cost per parameter: KL divergence with each module of a sliced model pruned more and less, by measurement.
+"""Measured marginal cost per parameter: the change of KL divergence when one module is pruned slightly more or less.
 
-At the best plan of a size all marginal costs are equal: otherwise moving parameters from a module with a low cost to
-one with a high cost would lower the KL divergence. Costs are measured inside the sliced model and not on modules sliced
-alone, since the cost of one cut depends on the others. Both ends of a step are fitted in one shot, in whatever order
-the rest was sliced.
+In the best plan of a given size all marginal costs are equal: otherwise moving parameters from a module with a low cost
+to one with a high cost would lower the KL divergence. Costs are measured inside the sliced model and not on modules
+sliced alone, since the cost of one cut depends on the others. Both variants of a module are fitted one-shot, whatever
+the order of the rest.
 """
 
 from __future__ import annotations

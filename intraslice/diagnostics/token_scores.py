@@ -147,5 +147,7 @@ def _next_log_probabilities(
     if not count:
         raise UserError("the prompt has no tokens; expected at least one word")
     if count > positions:
-        raise UserError(f"the prompt has {count:,} tokens; expected at most {positions:,}, the model's positions")
+        raise UserError(
+            f"the prompt has {count:,} tokens; expected at most {positions:,}, the model's maximum context length"
+        )
     return model.lm_head(_hidden(model, ids)[-1:]).float().log_softmax(-1)[0]

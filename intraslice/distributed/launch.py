@@ -44,7 +44,7 @@ def _join(device: str, count: int) -> None:
         torch_distributed.init_process_group(backend, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"{count} processes cannot connect ({str(error).splitlines()[0][:200]}); start them by torchrun, on "
+            f"{count} processes cannot connect ({str(error).splitlines()[0][:200]}); start them with torchrun, on "
             "several machines with the same --rdzv-endpoint"
         ) from error
 
@@ -64,5 +64,5 @@ def _variable(name: str, default: int) -> int:
     """A whole number that torchrun sets in the environment."""
     value = os.environ.get(name) or str(default)
     if not value.isdecimal():
-        raise UserError(f"the environment variable {name} must be a whole number, got {value!r}; start by torchrun")
+        raise UserError(f"the environment variable {name} must be a whole number, got {value!r}; start with torchrun")
     return int(value)

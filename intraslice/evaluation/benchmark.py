@@ -1,10 +1,10 @@
 """Measures the cost of slicing in dense forwards of the same model in the same precision, a machine-independent unit.
 
-The unit of calibrating and slicing is the dense model's forward, logits included, over the default calibration
-(32 x 512 tokens). It can be measured on fewer tokens: the time of forwards is scaled by the number of tokens. Linear
-algebra does not depend on that number, so it is timed separately (the profile and saving the calibration; for the
-sequential order, the one-shot order) and not scaled. The CPU time of several threads includes their waiting for each
-other, which on a busy machine is most of a small job.
+The unit of calibrating and slicing is the dense model's forward, logits included, over the default calibration (32 x
+512 tokens). It can be measured on fewer tokens: the time of forwards is scaled by the number of tokens. Linear algebra
+does not depend on that number, so it is timed separately and not scaled: for calibration, computing the profile and
+saving; for the sequential order, the time of one-shot slicing. The CPU time of several threads includes their waiting
+for each other, which on a busy machine is most of a small job.
 """
 
 from __future__ import annotations

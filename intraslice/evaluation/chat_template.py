@@ -34,7 +34,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
             max_characters=MAX_RENDERED,
         )
     except ValueError as error:
-        raise UserError(f"the model's chat template fails ({error}); turn it off, or take another model") from error
+        raise UserError(f"the model's chat template fails ({error}); turn it off, or use another model") from error
 
 
 def require_short(prompt: str, positions: int) -> None:
@@ -43,7 +43,7 @@ def require_short(prompt: str, positions: int) -> None:
     if len(prompt) > max_characters:
         raise UserError(
             f"the prompt has {len(prompt):,} characters; expected at most {max_characters:,}, "
-            f"as the model has {positions:,} positions"
+            f"as the model's maximum context length is {positions:,}"
         )
 
 

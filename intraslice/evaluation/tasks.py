@@ -64,7 +64,7 @@ def require_tasks(config: TasksConfig) -> Any:
             manager.load(list(config.tasks))
     except Exception as error:  # from lm-eval, datasets, the Hub, or code of a task
         raise UserError(
-            f"the data of {', '.join(config.tasks)} cannot be loaded ({first_line(error)}); connect this machine, "
+            f"the data of {', '.join(config.tasks)} cannot be loaded ({first_line(error)}); connect to the internet, "
             "or choose a task on a local file"
         ) from error
     return manager

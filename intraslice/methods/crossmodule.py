@@ -63,7 +63,7 @@ def plan_crossmodule(
     else:
         raise UserError(f"expected either sparsity or slicing, got sparsity {sparsity} and slicing {slicing}")
     if not 0 <= value < 1:
-        raise UserError(f"{name} must be a fraction from 0 to below 1, such as 0.3, got {value!r}")
+        raise UserError(f"{name} must be at least 0 and below 1, got {value!r}")
     hidden = model.lm_head.in_features
     if value == 0:
         return _plan(model, hidden, sparsity, order)

@@ -6,8 +6,8 @@ their product, whitened by their inputs. All heads are kept with fewer channels,
 are fused into the weights.
 
 Choices that the paper leaves open: rotary embeddings rotate channels in pairs, so CR chooses pairs, by the norms of
-both channels. With grouped queries the norm is that of all queries of a key, and their output maps are decomposed
-together. Widths of heads are even; MLPs compensate for the rounding. Biases are kept; that of an output map includes
+both channels. With grouped queries, norms are summed over the query heads of a key head, whose output maps share one
+SVD. Widths of heads are even; MLPs compensate for the rounding. Biases are kept; that of an output map includes
 the mean of the removed neurons.
 """
 

@@ -1,4 +1,5 @@
-"""Reads the layers of each model family into canonical blocks. Only this file knows transformers' attribute names.
+"""Reads the layers of each model family into canonical blocks. Only this file depends on how a family names its
+projections and norms.
 
 A new family takes one entry in `FAMILIES` and one tiny model in tests/support/library/tiny_models.py. Fused projections
 are split here.

@@ -44,7 +44,7 @@ class LowRankMap(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Raises UserError: saving the map or slicing it again would need the full matrix."""
-        raise UserError(f"{CANNOT_BE_SAVED}; take another method")
+        raise UserError(f"{CANNOT_BE_SAVED}; choose another method")
 
     def forward(self, states: Float[Tensor, "*tokens columns"]) -> Float[Tensor, "*tokens rows"]:
         narrow = self.right(states).split(self.ranks, dim=-1)

@@ -23,8 +23,8 @@ def bisect_count(count: Callable[[float], int], target: float, high: float) -> f
     low = 0.0
     if not count(high) - TOLERANCE * target <= target <= count(low) + TOLERANCE * target:
         raise UserError(
-            f"the parameters kept in the decoder layers must be between {count(high):,} and {count(low):,}, got "
-            f"{target:,.0f}; raise the cap, unlock modules, or change the sparsity"
+            f"the sparsity cannot be reached: {target:,.0f} parameters of the decoder layers would be kept, but "
+            f"between {count(high):,} and {count(low):,} can be; raise the cap, unlock modules, or change the sparsity"
         )
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2

@@ -185,7 +185,9 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
         )
     absent = [layer for layer, _, _ in config.locked if layer >= len(profile.layers)]
     if absent:
-        raise UserError(f"layer {absent[0]} is locked; expected one from 0 to {len(profile.layers) - 1}")
+        raise UserError(
+            f"layer {absent[0]} does not exist and cannot be locked; expected one from 0 to {len(profile.layers) - 1}"
+        )
     layers, reasons = (_runtime_layers if config.shapes == "runtime" else _free_layers)(profile, config)
     decoder = sum(
         layer.sizes.parameters(len(layer_plan.heads), layer_plan.kv_heads, layer_plan.dim, layer_plan.neurons)

@@ -65,7 +65,7 @@ def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = 
     """The memory estimate. Raises UserError, with both numbers, if the model and its sliced copy do not fit."""
     estimate = estimate_memory(name, dtype, device)
     if estimate.needed > estimate.available:
-        remedy = "take a smaller model" if dtype.itemsize <= 2 else "take bfloat16 or a smaller model"
+        remedy = "use a smaller model" if dtype.itemsize <= 2 else "use bfloat16 or a smaller model"
         needed, free = estimate.needed / 2**30, estimate.available / 2**30
         raise UserError(
             f"{name} has {estimate.parameters / 1e6:,.0f} M parameters; slicing it in {str(dtype).split('.')[-1]} "
@@ -102,13 +102,14 @@ def require_calibration_memory(
     """
     if length > config.max_position_embeddings:
         raise UserError(
-            f"length must be at most {config.max_position_embeddings:,}, the model's positions, got {length:,}"
+            f"length must be at most {config.max_position_embeddings:,}, the model's maximum context length, "
+            f"got {length:,}"
         )
     needed, free = calibration_bytes(config, sequences, length, dtype, copies), available_bytes(device)
     if needed > free:
         fits = (shorter for shorter in (length >> step for step in range(1, length.bit_length())) if shorter >= 2)
         shorter = next((n for n in fits if calibration_bytes(config, sequences, n, dtype, copies) <= free), None)
-        remedy = f"take a length of {shorter:,} or less" if shorter else "take fewer sequences or a smaller model"
+        remedy = f"use a length of {shorter:,} or less" if shorter else "use fewer sequences or a smaller model"
         raise UserError(
             f"calibrating on {sequences:,} x {length:,} tokens needs {needed / 2**30:.1f} GiB in addition to the "
             f"model, and {free / 2**30:.1f} GiB are free on {device}; {remedy}"

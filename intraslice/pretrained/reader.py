@@ -107,7 +107,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
         config = AutoConfig.from_pretrained(weights.folder, gguf_file=weights.gguf, trust_remote_code=False)
     family_of(config)
     if getattr(config, "quantization_config", None) and not weights.gguf:
-        raise UserError(f"{weights.display_name} is quantised and cannot be sliced; take the unquantised model")
+        raise UserError(f"{weights.display_name} is quantised and cannot be sliced; use the unquantised model")
     return config
 
 

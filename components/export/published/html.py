@@ -114,10 +114,10 @@ def _table(step: Step) -> str:
     costs = [step.costs.columns.get(name) for name in COLUMNS]
     rows = [
         (gettext("Parameters"), *(formatting.millions(cost.parameters) if cost else "–" for cost in costs)),
-        (gettext("of the layers removed"), *(number(cost.removed, ".1%") if cost else "–" for cost in costs)),
+        (gettext("Layer parameters removed"), *(number(cost.removed, ".1%") if cost else "–" for cost in costs)),
         (gettext("KV cache per token"), *(formatting.size(cost.kv) if cost else "–" for cost in costs)),
         (gettext("Perplexity"), *(_reading(readings[name][0]) for name in COLUMNS)),
-        (gettext("times the dense one"), "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
+        (gettext("Perplexity, times dense"), "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
     ]
     problems = "".join(
         f'<p class="isx-quiet">{escape(translate(problem))}</p>' for problem in step.costs.problems.values()

@@ -1,4 +1,4 @@
-"""Workarounds for gradio's half in the browser.
+"""Workarounds for gradio's frontend.
 
 Scripts and styles in `assets/` rely on these names in gradio's page; `tests/browser` fails where one is gone:
 

@@ -1,7 +1,7 @@
-"""Call after any of several events, and once more for the latest of those that came meanwhile.
+"""A listener for several events that runs once at a time, and once more for the latest event that came meanwhile.
 
 That is what gradio's `trigger_mode="always_last"` promises. But an event that came while a listener ran is sent to all
-listeners of that event again: two in this mode keep each other going without end. Hence no handler listens to the event
+listeners of that event again: two such listeners trigger each other forever. Hence no handler listens to the event
 itself, but to a relay of its own in the browser.
 
 Tried with gradio 6.25 and 6.31. Test: `tests/browser/test_browser_gradio.py`.

@@ -1,4 +1,4 @@
-"""Calls that show no progress of gradio's own.
+"""Event options that disable gradio's progress display, which copies every output.
 
 Where an event shows progress on its outputs, even `show_progress="hidden"`, the browser copies the value of every
 output at each call, some of them large charts (`structuredClone`, called by `update_state`).

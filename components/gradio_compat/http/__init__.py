@@ -1,1 +1,1 @@
-"""What a request may be, before gradio sees it: ASGI middleware."""
+"""ASGI middleware that checks, limits and answers requests before gradio sees them."""

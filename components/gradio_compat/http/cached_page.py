@@ -1,9 +1,9 @@
-"""The page's HTML and configuration, made once for each language.
+"""The page's HTML and configuration, rendered once for each language.
 
-Gradio makes both anew for every request, with a copy of the whole configuration, in which time nobody else is answered;
-and it sends a megabyte, which stays in memory for whoever does not read it. Only the root address in them differs from
-request to request, since gradio takes it from the request's headers. So the answer is made once for an address that
-nobody has, and the request's own is put in its place; what was sent last is kept compressed.
+Gradio renders both for every request, with a copy of the whole configuration, which blocks the event loop; and it
+buffers a megabyte for every slow client. Only the root address in them differs from request to request, since gradio
+takes it from the request's headers. So they are rendered once with a placeholder address, which each answer replaces;
+the compressed result of the last address is kept.
 
 Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/http/test_cached_page.py`.
 """

@@ -1,4 +1,4 @@
-"""Who is behind a call by MCP, and tools that are described once.
+"""The clients of MCP calls, and the tools' descriptions, which are cached.
 
 Gradio's MCP server passes each queued call on to itself through an HTTP client of its own, with the request's headers.
 So each call is a new session from this machine, and a job goes on when its MCP client has gone. This middleware gives

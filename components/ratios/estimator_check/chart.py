@@ -64,7 +64,7 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
             gettext("Layer"),
             gettext("Module"),
             gettext("KL from dense"),
-            gettext("± error"),
+            gettext("± std. error"),
             gettext("Rank"),
             gettext("Predicted rank, {estimator}", estimator=ESTIMATORS[estimator]),
         ],

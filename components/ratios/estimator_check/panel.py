@@ -125,7 +125,8 @@ def catalogue(view: EstimatorCheckView | None, estimator: str) -> str:
         )
     else:
         heading = gettext(
-            "{name} ranks no module wrong by more than a third of the layers, beyond noise.", name=escape(name)
+            "{name} misplaces no module by more ranks than a third of the number of layers, beyond noise.",
+            name=escape(name),
         )
     return f'{table}<div class="isx-words"><p>{heading}</p>{f"<ul>{lines}</ul>" if misjudged else ""}</div>'
 
@@ -134,12 +135,12 @@ def _misjudged(module: Misjudged, name: str) -> str:
     values = module._asdict() | {"module": MODULES_IN_WORDS[module.module], "name": name}
     if module.measured < module.predicted:
         return gettext(
-            "Layer {layer}'s {module} does more damage than {name} predicts: measured rank {measured} of {of}, "
-            "predicted rank {predicted}.",
+            "Slicing layer {layer}'s {module} does more damage than {name} predicts: measured rank {measured} "
+            "of {of}, predicted rank {predicted}.",
             **values,
         )
     return gettext(
-        "Layer {layer}'s {module} does less damage than {name} predicts: measured rank {measured} of {of}, "
-        "predicted rank {predicted}.",
+        "Slicing layer {layer}'s {module} does less damage than {name} predicts: measured rank {measured} of "
+        "{of}, predicted rank {predicted}.",
         **values,
     )

@@ -11,7 +11,7 @@ from ...ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
 from .views import MarginalCostView, ModuleCost
 
 WAITING = lazy_gettext(
-    "Slice every module slightly more and slightly less, and measure what one parameter of it costs."
+    "Slice every module slightly more and slightly less, and measure what removing one more of its parameters costs."
 )
 
 
@@ -42,11 +42,11 @@ def marginal_cost_chart(view: MarginalCostView | None, estimator: str, selected:
     note = translate(WAITING)
     if view:
         note = gettext(
-            "What does one more parameter cost? Points: the KL from the dense model that removing one more "
-            "parameter of this module adds, in multiples of the median module's; ± one standard error, on "
+            "What does removing one more parameter cost? Points: the KL from the dense model that removing one "
+            "more parameter of this module adds, in multiples of the median module's; ± one standard error, on "
             "{measured_on}. Lines: what the estimator predicts ({estimators}). In the best plan of a given "
-            "size all points have the same height: a module above it is pruned too much, a module below it too "
-            "little.",
+            "size all points have the same height: a module with a higher point is pruned too much, one with a "
+            "lower point too little.",
             measured_on=view.measured_on,
             estimators=gettext(" and ").join(ESTIMATORS[name] for name in shown),
         )
@@ -57,7 +57,7 @@ def marginal_cost_chart(view: MarginalCostView | None, estimator: str, selected:
         data=data,
         layout=layout,
         columns=[
-            *(gettext("Layer"), gettext("Module"), gettext("Removed"), gettext("Measured"), gettext("± error")),
+            *(gettext("Layer"), gettext("Module"), gettext("Removed"), gettext("Measured"), gettext("± std. error")),
             *(ESTIMATORS[name] for name in estimators),
         ],
         rows=[

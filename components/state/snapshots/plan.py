@@ -92,7 +92,7 @@ def source(path: Path = FILE) -> tuple[Source, dict[float, float]]:
         curve = dict(json.loads(str(arrays["about"])).get("curve", ()))
     # The default model's head is tied to its embeddings; outside of the layers there is only the last norm besides.
     head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
-    provisional = lazy_gettext("Snapshot: {label}", label=translatable_label(raw_label))
+    provisional = lazy_gettext("Precomputed: {label}", label=translatable_label(raw_label))
     return Source(profile, head_weights, provisional=provisional), curve
 
 

@@ -27,7 +27,7 @@ FIELDS: dict[str, Callable[[Settings], str]] = {
     "text": lambda pinned: gettext("text {name}", name=Path(pinned.text).name),
     "upload": lambda pinned: gettext("your own text") if pinned.upload else gettext("no text of your own"),
     "sequences": lambda pinned: gettext("{sequences} sequences", sequences=pinned.sequences),
-    "length": lambda pinned: gettext("of {length} tokens", length=pinned.length),
+    "length": lambda pinned: gettext("sequences of {length} tokens", length=pinned.length),
     "seed": lambda pinned: gettext("seed {seed}", seed=pinned.seed),
     "dtype": lambda pinned: pinned.dtype,
 }
@@ -54,12 +54,12 @@ def sentence(
     change = parameters - pinned.plan.parameters_sliced
     count = format_count(abs(change))
     if change == 0:
-        weights = gettext("equally many parameters")
+        weights = gettext("the same number of parameters")
     else:
         weights = (
-            gettext("{count} parameters more", count=count)
+            gettext("{count} more parameters", count=count)
             if change > 0
-            else gettext("{count} parameters fewer", count=count)
+            else gettext("{count} fewer parameters", count=count)
         )
     before = pinned.measured.sliced_reading
     if sliced is None or before is None:

@@ -74,7 +74,9 @@ def test_bad_files_of_ratios_are_refused_by_their_row(refused, home):
     )
     assert "none.csv has no ratios" in refused("evaluate", "--ratios", "none.csv")
     (home / "deep.csv").write_text("layer,mlp_ratio\n30,0.3\n")
-    assert "layer 30 is locked; expected one from 0 to 2" in refused("ratios", "--ratios", "deep.csv")
+    assert "layer 30 does not exist and cannot be locked; expected one from 0 to 2" in refused(
+        "ratios", "--ratios", "deep.csv"
+    )
     (home / "much.csv").write_text("layer,attention_ratio,mlp_ratio\n" + "".join(f"{i},0.9,0.9\n" for i in range(3)))
     assert "the locked ratios remove 0.8" in refused("ratios", "--ratios", "much.csv")
     assert "no ratios to write" in refused("ratios", "--method", "crossmodule", "--csv", "there.csv")

@@ -47,7 +47,7 @@ def test_a_model_that_does_not_fit_is_refused_with_both_numbers(folder, monkeypa
     monkeypatch.setattr(memory, "available_bytes", lambda device="cpu": 200 * 2**20)
     monkeypatch.setattr(loading, "read_weights", lambda *given: pytest.fail("loaded"))
     message = refusal(folder)
-    assert "needs 0.3 GiB, and 0.2 GiB are free on cpu; take bfloat16 or a smaller model" in message
+    assert "needs 0.3 GiB, and 0.2 GiB are free on cpu; use bfloat16 or a smaller model" in message
 
 
 # Calibration
@@ -122,9 +122,11 @@ def test_a_calibration_that_does_not_fit_is_refused_with_what_would(default_mode
         UserError, match=r"1 x 8,192 tokens needs 1\d\.\d GiB .*, and 4\.0 GiB are free on cpu; take a l"
     ):
         require_calibration_memory(config, 1, 8192, torch.float32)
-    with pytest.raises(UserError, match="take a length of 2,048 or less"):
+    with pytest.raises(UserError, match="use a length of 2,048 or less"):
         require_calibration_memory(config, 1, 8192, torch.float32)
-    with pytest.raises(UserError, match="length must be at most 8,192, the model's positions, got 10,000,000"):
+    with pytest.raises(
+        UserError, match="length must be at most 8,192, the model's maximum context length, got 10,000,000"
+    ):
         require_calibration_memory(config, 1, 10_000_000, torch.float32)
-    with pytest.raises(UserError, match="take fewer sequences"):
+    with pytest.raises(UserError, match="use fewer sequences"):
         require_calibration_memory(config, 10**9, 512, torch.float32)

@@ -120,7 +120,7 @@ def test_headline_and_readout_give_the_differences() -> None:
     plan = plan_view()
     smaller = PinnedView("30 %, <Fisher>", replace(plan_view(), parameters_sliced=900), before)
     words = formatting.headline(plan, now, "", smaller)
-    assert "Against <b>A</b> (30 %, &lt;Fisher&gt;): 200 parameters fewer, perplexity <b>+4.0</b>." in words
+    assert "Against <b>A</b> (30 %, &lt;Fisher&gt;): 200 fewer parameters, perplexity <b>+4.0</b>." in words
     table = formatting.readout(plan, now, smaller)
     assert "<td>−200</td>" in table
     assert "<td>+4.00</td>" in table
@@ -128,7 +128,9 @@ def test_headline_and_readout_give_the_differences() -> None:
     growing = Perplexities(dense_reading=reading(20), sliced_reading=reading(30, windows=2))
     assert "about <b>+4.0</b>" in formatting.headline(plan, growing, "", smaller)
     unknown = PinnedView("A", plan, Perplexities())
-    assert "equally many parameters; perplexities are compared when" in formatting.headline(plan, now, "", unknown)
+    assert "the same number of parameters; perplexities are compared when" in formatting.headline(
+        plan, now, "", unknown
+    )
     assert "A" not in formatting.headline(plan, now)
     assert "against" not in formatting.readout(plan, now)
 

@@ -130,7 +130,10 @@ def test_convergence_is_drawn_up_to_the_latest_and_summarized() -> None:
     chart = convergence_chart(CONVERGENCE)
     assert [trace["x"] for trace in chart.data] == [[1, 2, 4]] * 3
     assert chart.data[2]["y"] == [0.4, 0.1, 0.015]
-    assert "From 4 on, no module's ratio changed by more than 2 percentage points" in chart.caption()
+    assert (
+        "From 4 sequences on, no module's ratio differs from the latest by more than 2 percentage points"
+        in chart.caption()
+    )
     assert "8 of 32 sequences so far" in chart.caption()
     assert chart.rows[1] == ["2", "5.00%", "3.00%", "10.00%"]
     restless = replace(CONVERGENCE, largest=(0.4, 0.1, 0.05, 0.0), all_sequences=8)
