@@ -31,7 +31,7 @@ SLICED = "/→ [0-9.]+( ±|,| \\()/.test(document.querySelector('#headline').inn
 WHOLE = "document.querySelector('#status').innerText.includes('Calibrated on 32 x')"
 FINAL = "/perplexity [0-9.]+ → [0-9.]+ \\(/.test(document.querySelector('#headline').innerText)"
 ANSWERING = """['intraslice', 'crossmodule'].every((name) =>
-    /{percent} % removed[^]*[1-9][0-9]* tokens?{ending}/.test(document.querySelector(`#${name}-answer`).innerText))
+    /{percent}% removed[^]*[1-9][0-9]* tokens?{ending}/.test(document.querySelector(`#${name}-answer`).innerText))
     && /[1-9][0-9]* token/.test(document.querySelector('#dense-answer').innerText)"""
 SHIFTED = """document.querySelector('#shift-words [data-percent]')?.dataset.percent === '{percent}'
     && /IntraSlice by .*Cross-module by/.test(document.querySelector('#shift-words').innerText)"""

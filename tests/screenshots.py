@@ -86,7 +86,7 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
             page.wait_for_timeout(20_000)  # until the answers have grown
             top = "#dense-answer"
         if name == "Sweep":  # six points, in some two minutes
-            for left_out in ("Uniform", "40 %"):
+            for left_out in ("Uniform", "40%"):
                 page.locator("#sweep-choice").get_by_label(left_out, exact=True).uncheck()
             page.wait_for_timeout(1000)
             page.click("#sweep-run")

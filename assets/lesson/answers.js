@@ -7,7 +7,7 @@
   const chart = (id) => find(`#${id} .isx-chart`)?.isxChart;
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const fixed = (value, digits) => window.isxWritten(value.toFixed(digits));
-  const percent = (share, digits = 0) => `${fixed(100 * share, digits)} %`;
+  const percent = (share, digits = 0) => `${fixed(100 * share, digits)}${window.isxLanguage.percent}`;
   const signed = (value, digits) => `${value < 0 ? "−" : "+"}${fixed(Math.abs(value), digits)}`;
   const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => (typeof values[name] === "number" ? window.isxWritten(values[name]) : (values[name] ?? whole))).replace(/(\d) %/g, "$1\u00a0%");
   const slider = () => Number(find("#sparsity input[type=range]")?.value);

@@ -55,7 +55,7 @@ function live({ first, steps, charts }) {
     slider.value = index;
     slider.style.setProperty("--range_progress", `${(100 * index) / (steps.length - 1)}%`);
     slider.setAttribute("aria-valuetext", step.said);
-    at("percent").textContent = `${window.isxWritten(step.percent)} %`;
+    at("percent").textContent = `${window.isxWritten(step.percent)}${window.isxLanguage.percent}`;
     at("removed").innerHTML = step.removed;
     at("headline").innerHTML = step.headline;
     at("numbers").innerHTML = step.table;

@@ -133,7 +133,7 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
         title=TITLES["histograms"](layer),
         note=gettext(
             "How does slicing change the values? All channels of ordinary tokens, {removed}. Shown: the middle "
-            "98 % of the dense values.",
+            "98% of the dense values.",
             removed=removed(view),
         ),
         data=data,

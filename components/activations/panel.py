@@ -124,15 +124,15 @@ def _summary(views: ShiftViews, request: Request, view: ShiftView | None) -> str
     is_measured, percent = views.is_measured(request), request.settings.sparsity
     is_opening = view is not None and bool(view.snapshot) and request.is_default
     if request.slicing.sparsity == 0:
-        hint = gettext("At 0 % nothing is removed, so nothing shifts. Drag the slider. ")
+        hint = gettext("At 0% nothing is removed, so nothing shifts. Drag the slider. ")
     elif is_measured or is_opening:
         hint = ""
     elif not request.is_live and request.slicing.order == "one-shot":
-        hint = gettext('For {sparsity:g} % with recovery, press "Slice and train". ', sparsity=percent)
+        hint = gettext('For {sparsity:g}% with recovery, press "Slice and train". ', sparsity=percent)
     elif not request.is_live:
-        hint = gettext('For {sparsity:g} % in the sequential order, press "Slice sequentially". ', sparsity=percent)
+        hint = gettext('For {sparsity:g}% in the sequential order, press "Slice sequentially". ', sparsity=percent)
     else:
-        hint = gettext("For {sparsity:g} % this is measured when you release the slider. ", sparsity=percent)
+        hint = gettext("For {sparsity:g}% this is measured when you release the slider. ", sparsity=percent)
     if view is None:
         return f'<p class="isx-words">{escape(hint)}</p>'
     result = gettext(

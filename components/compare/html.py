@@ -41,7 +41,7 @@ def answer(name: str, content: Answer | None = None, sparsity: float | None = No
     """One column: the answer so far, its first divergent token highlighted, and its length."""
     subtitle = ""
     if sparsity is not None and name != "dense":
-        removed = gettext("{sparsity:g} % removed", sparsity=sparsity)
+        removed = gettext("{sparsity:g}% removed", sparsity=sparsity)
         subtitle = f' <span class="isx-quiet" data-percent="{sparsity:g}">{removed}</span>'
     if content is None:
         body = f'<p class="isx-text isx-quiet">{EMPTY[name]}</p>'

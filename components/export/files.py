@@ -178,7 +178,7 @@ def _sliced(
     """The sliced model, its tokenizer, and its record."""
     if request.slicing.sparsity == 0:
         raise UserError(
-            lazy_gettext("At 0 % nothing is removed, so there is no sliced model to save. Move the slider first.")
+            lazy_gettext("At 0% nothing is removed, so there is no sliced model to save. Move the slider first.")
         )
     model = session.slice(job, request)
     return model, session.calibrated(request).loaded.tokenizer, plan_record(session, request)

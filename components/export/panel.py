@@ -219,7 +219,7 @@ def build(session: Session, first: Request) -> ExportPanel:
             static_page = gr.Button(lazy_gettext("Static page (.html)"), elem_id="export-page")
             note(
                 lazy_gettext(
-                    "For slides and blogs: one file with a slider from 0 to 60 % over precomputed results. "
+                    "For slides and blogs: one file with a slider from 0 to 60% over precomputed results. "
                     "Measuring takes about ten minutes."
                 )
             )

@@ -124,7 +124,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         label=lazy_gettext("Shapes"),
         info=lazy_gettext(
             "Runtime: whole heads, the same number in every group, and MLP widths in multiples of 32, which "
-            "llama.cpp runs without padding. Raises perplexity by about 2 % (default model, 30 % removed)."
+            "llama.cpp runs without padding. Raises perplexity by about 2% (default model, 30% removed)."
         ),
         elem_id="shapes",
     )
@@ -136,7 +136,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
     )
     iterative = gr.Checkbox(
         first.iterative,
-        label=lazy_gettext("Refine MLPs pruned by more than 35 % (sequential only, slow)"),
+        label=lazy_gettext("Refine MLPs pruned by more than 35% (sequential only, slow)"),
         elem_id="iterative",
         container=False,
     )

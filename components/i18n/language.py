@@ -122,6 +122,11 @@ def number(value: float | Number, code: str) -> str:
     return formatted.translate(str.maketrans(marks))
 
 
+def percentage(value: float) -> str:
+    """A number of percent, such as 12.5, with the sign as the language writes it."""
+    return f"{number(value, 'g')}{LANGUAGES[language()].percent}"
+
+
 def lazy_day(english_date: str) -> LazyString:
     """A lazy string of a date in English, such as "26 November 2026"."""
     return LazyString(lambda: day(datetime.datetime.strptime(english_date, LANGUAGES[ENGLISH].day).date()))

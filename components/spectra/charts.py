@@ -122,7 +122,7 @@ def variance_chart(view: SpectraView) -> Chart:
         protocol=gettext("Precomputed: {label}", label=view.snapshot) if view.snapshot else "",
         data=data,
         layout=layout,
-        columns=[gettext("Activation"), gettext("Axes"), gettext("Axes for 95 %"), gettext("Kept")],
+        columns=[gettext("Activation"), gettext("Axes"), gettext("Axes for 95%"), gettext("Kept")],
         rows=rows,
         side_by_side=True,
     )

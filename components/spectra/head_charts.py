@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..i18n.language import gettext, number
+from ..i18n.language import gettext, number, percentage
 from ..ui import figure
 from ..ui.figure import Chart, Json
 from .charts import TITLES
@@ -28,7 +28,7 @@ def rank_chart(view: SpectraView) -> Chart:
             "x": list(range(layers)),
             "y": list(range(heads)),
             "hovertemplate": gettext(
-                "<b>layer %{{x}}, head %{{y}}</b><br>%{{z}} of {count} axes explain 95 % of its output", count=view.dim
+                "<b>layer %{{x}}, head %{{y}}</b><br>%{{z}} of {count} axes explain 95% of its output", count=view.dim
             )
             + "<extra></extra>",
         },
@@ -43,7 +43,7 @@ def rank_chart(view: SpectraView) -> Chart:
     return Chart(
         title=TITLES["ranks"](view.layer),
         note=gettext(
-            "How many axes does each head need? Number of principal axes, of {count}, that explain 95 % of the "
+            "How many axes does each head need? Number of principal axes, of {count}, that explain 95% of the "
             "head's output. × marks heads that are removed.",
             count=view.dim,
         ),
@@ -77,9 +77,7 @@ def pair_chart(view: SpectraView) -> Chart:
     turns = [2 * math.pi / angle for angle in pairs.angles]
     fractions = [[value / max(sum(row), 1e-30) for value in row] for row in pairs.energy]
     removed = [(pair, head) for head in range(heads) for pair in range(count) if not pairs.kept[head][pair]]
-    colour_ticks = {
-        power: "" if percent is None else f"{number(percent, 'g')} %" for power, percent in COLOUR_TICKS.items()
-    }
+    colour_ticks = {power: "" if percent is None else percentage(percent) for power, percent in COLOUR_TICKS.items()}
     data = [
         {
             **_heatmap([[math.log10(max(fraction, 1e-6)) for fraction in row] for row in fractions], colour_ticks),

@@ -85,7 +85,7 @@ def build(session: Session, first: Request) -> SweepPanel:
             label=LazyString(lambda: _estimators(with_estimator)),
             min_width=260,
         )
-        percents = [(f"{percent} %", percent) for percent in SPARSITIES]
+        percents = [(f"{percent}%", percent) for percent in SPARSITIES]
         sparsities = gr.CheckboxGroup(
             percents, value=list(default.sparsities), label=lazy_gettext("Sparsity"), min_width=260
         )

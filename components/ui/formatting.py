@@ -224,7 +224,7 @@ def export(plan: PlanView | None) -> str:
         waiting = gettext("Files are available as soon as the model is calibrated.")
         return f'<p class="isx-lead">{waiting}</p>'
     if plan.target_sparsity == 0:
-        nothing = gettext("At 0 % nothing is removed. Move the slider to get files.")
+        nothing = gettext("At 0% nothing is removed. Move the slider to get files.")
         return f'<p class="isx-lead">{nothing}</p>'
     text = gettext(
         "The current setting: <b>{removed:.0%}</b> of the layer weights removed, {parameters} parameters, "

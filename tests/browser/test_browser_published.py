@@ -84,7 +84,7 @@ def test_the_slider_moves_everything_by_keyboard(opened, published) -> None:
     until(page, f"{MARK} > 0.5")
     assert close(page.evaluate(BARS), ratios(published.steps[2]))
     assert all(page.inner_text(part) != words for part, words in before.items())
-    assert page.get_attribute("#share", "aria-valuetext").startswith("60 %, perplexity")
+    assert page.get_attribute("#share", "aria-valuetext").startswith("60%, perplexity")
     assert f"{published.steps[2].perplexities.sliced:.1f}" in page.inner_text("#headline")
     page.keyboard.press("Home")
     assert "Nothing is removed" in page.inner_text("#headline")
@@ -92,7 +92,7 @@ def test_the_slider_moves_everything_by_keyboard(opened, published) -> None:
 
 def test_layers_prompts_and_points_are_chosen(opened, published, file) -> None:
     page = opened(f"{file.as_uri()}#58")
-    assert page.inner_text("#percent") == "60 %"  # the nearest step to the address's
+    assert page.inner_text("#percent") == "60%"  # the nearest step to the address's
     page.select_option("#layer", "2")
     assert "layer 2" in page.inner_text("#spectra .isx-title")
     page.focus("#ratios .isx-plot")

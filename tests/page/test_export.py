@@ -138,7 +138,7 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
 
 
 def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:
-    with pytest.raises(ValueError, match="0 %"):
+    with pytest.raises(ValueError, match="0%"):
         made(session, tiny.with_settings(sparsity=0), downloads)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ...activations.charts import MEASURES, TITLES, shift_chart
 from ...activations.views import ShiftView
-from ...i18n.language import gettext, lazy_gettext, number, translate
+from ...i18n.language import gettext, lazy_gettext, percentage, translate
 from ...ratios.charts import ratio_chart
 from ...spectra.charts import variance_chart
 from ...sweep.charts import removed_chart
@@ -75,7 +75,7 @@ def sweep(published: Published, step: Step) -> Chart:
         "y1": 1,
         "line": line,
     }
-    label = figure.label(1, removed, 1, f"{number(step.percent, 'g')} %")
+    label = figure.label(1, removed, 1, percentage(step.percent))
     label |= {"xref": "x", "yref": "y domain", "xanchor": "left", "yanchor": "top"}
     layout = chart.layout | {
         "shapes": [*chart.layout["shapes"], marker],

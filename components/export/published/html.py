@@ -54,7 +54,7 @@ def page(published: Published) -> str:
         headline=formatting.headline(first.plan, first.perplexities),
         parameters=formatting.millions(first.plan.parameters_dense),
         dense=gettext("unknown") if dense.dense is None else number(dense.dense, ".1f"),
-        ends=gettext("{first:g} to {last:g} %", first=published.choice.percents[0], last=published.choice.percents[-1]),
+        ends=gettext("{first:g} to {last:g}%", first=published.choice.percents[0], last=published.choice.percents[-1]),
         layers=_options(gettext("Layer {layer}", layer=layer) for layer in range(len(first.plan.layers))),
         prompts=_options(published.choice.prompts),
         protocol=_protocol(published),
@@ -92,7 +92,7 @@ def _numbers(step: Step) -> dict[str, Any]:
         "headline": formatting.headline(step.plan, step.perplexities),
         "removed": formatting.removed(step.plan),
         "said": gettext(
-            "{percent:g} %, perplexity {perplexity}",
+            "{percent:g}%, perplexity {perplexity}",
             percent=step.percent,
             perplexity=_reading(step.perplexities.sliced_reading),
         ),

@@ -43,7 +43,7 @@ from .views import MarginalCostView, ModuleCost, OtherPlan, RatioDifference, Swa
 
 FILE = ASSETS / "prices.json"
 MAX_DIFFERENCES = 4  # modules listed, those with the largest difference between two plans
-NOTHING = lazy_gettext("At 0 % nothing is removed, so there is no marginal cost to measure. Move the slider first.")
+NOTHING = lazy_gettext("At 0% nothing is removed, so there is no marginal cost to measure. Move the slider first.")
 
 
 class MarginalCostCache:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from ...i18n.language import gettext, lazy_gettext, number
+from ...i18n.language import gettext, lazy_gettext, number, percentage
 from ...state.settings import Settings
 from ...state.views import PinnedView, Reading
 from ..labels import ESTIMATORS, RECOVERIES, Terms
@@ -19,7 +19,7 @@ FIELDS: dict[str, Callable[[Settings], str]] = {
     "bias": lambda pinned: (
         gettext("automatic bias") if pinned.bias is None else gettext("bias {bias:g}", bias=pinned.bias)
     ),
-    "cap": lambda pinned: gettext("cap {cap:g} %", cap=pinned.cap),
+    "cap": lambda pinned: gettext("cap {cap:g}%", cap=pinned.cap),
     "shapes": lambda pinned: SHAPES[pinned.shapes],
     "order": lambda pinned: ORDERS[pinned.order],
     "recovery": lambda pinned: gettext("recovery: {name}", name=RECOVERIES[pinned.recovery]),
@@ -37,7 +37,7 @@ def name_of(pinned: Settings, settings: Settings) -> str:
     """A's name, such as "20 %, Fisher, sequential": sparsity, estimator, and all else that differs from `settings`."""
     estimator = gettext("manual") if pinned.locked else ESTIMATORS.get(pinned.estimator, pinned.estimator)
     others = [describe(pinned) for name, describe in FIELDS.items() if getattr(pinned, name) != getattr(settings, name)]
-    return ", ".join([f"{number(pinned.sparsity, 'g')} %", estimator, *others])
+    return ", ".join([percentage(pinned.sparsity), estimator, *others])
 
 
 def sentence(

@@ -82,7 +82,7 @@ def test_a_setting_of_another_model_waits_for_that() -> None:
     assert (
         "is a setting of default; it is shown when that model is chosen again" in pinning.describe(elsewhere, text).text
     )
-    assert "30 %, PCA-aware" in pinning.describe(parse(OTHER), text).text
+    assert "30%, PCA-aware" in pinning.describe(parse(OTHER), text).text
     assert pinning.describe(parse(OTHER), "").text == ""
 
 
@@ -97,12 +97,12 @@ def test_handlers_get_the_setting_of_the_text() -> None:
 
 
 def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
-    assert name_of(Settings(), Settings(sparsity=50)) == "30 %, PCA-aware"
-    assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45 %, Fisher, sequential, MLPs refined, seed 3"
-    assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "30 %, manual"
+    assert name_of(Settings(), Settings(sparsity=50)) == "30%, PCA-aware"
+    assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45%, Fisher, sequential, MLPs refined, seed 3"
+    assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "30%, manual"
     assert FIELDS.keys() == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
-    assert name_of(Settings(recovery="distill"), Settings()) == "30 %, PCA-aware, recovery: Distillation"
-    assert name_of(Settings(shapes="runtime"), Settings()) == "30 %, PCA-aware, runtime shapes"
+    assert name_of(Settings(recovery="distill"), Settings()) == "30%, PCA-aware, recovery: Distillation"
+    assert name_of(Settings(shapes="runtime"), Settings()) == "30%, PCA-aware, runtime shapes"
 
 
 @pytest.mark.parametrize(("change", "words"), [(-3.04, "−3.0"), (2.5, "+2.5"), (0.0, "0"), (0.01, "0"), (-0.01, "0")])
@@ -118,9 +118,9 @@ def test_headline_and_readout_give_the_differences() -> None:
     now = Perplexities(dense_reading=reading(20), sliced_reading=reading(30), ratio=reading(1.5))
     before = Perplexities(dense_reading=reading(20), sliced_reading=reading(26), ratio=reading(1.3))
     plan = plan_view()
-    smaller = PinnedView("30 %, <Fisher>", replace(plan_view(), parameters_sliced=900), before)
+    smaller = PinnedView("30%, <Fisher>", replace(plan_view(), parameters_sliced=900), before)
     words = formatting.headline(plan, now, "", smaller)
-    assert "Against <b>A</b> (30 %, &lt;Fisher&gt;): 200 fewer parameters, perplexity <b>+4.0</b>." in words
+    assert "Against <b>A</b> (30%, &lt;Fisher&gt;): 200 fewer parameters, perplexity <b>+4.0</b>." in words
     table = formatting.readout(plan, now, smaller)
     assert "<td>−200</td>" in table
     assert "<td>+4.00</td>" in table
@@ -209,7 +209,7 @@ def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
     alone = {}
     for answer in compare.answer(columns, other, "w10 w20 w30", 12, 0.0, 0, False, None, SOMEBODY):
         alone |= {name: html for name, html in answer._asdict().items() if isinstance(html, str)}
-    assert "55 % removed" in shown["pinned"]
+    assert "55% removed" in shown["pinned"]
     assert shown["pinned"].split("</h3>")[1] == alone["intraslice"].split("</h3>")[1]
     assert "pinned" not in alone
     *_, costs = compare.costs(columns, mine, other, SOMEBODY)
