@@ -183,11 +183,9 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
             f"the profile has head_fraction and gradient_group {units}, and the config has others; "
             "use stats.profile_for(config)"
         )
-    absent = [layer for layer, _, _ in config.locked if layer >= len(profile.layers)]
-    if absent:
-        raise UserError(
-            f"layer {absent[0]} does not exist and cannot be locked; expected one from 0 to {len(profile.layers) - 1}"
-        )
+    last = len(profile.layers) - 1
+    if absent := [layer for layer, _, _ in config.locked if layer > last]:
+        raise UserError(f"layer {absent[0]} does not exist, so it cannot be locked; layers are 0 to {last}")
     layers, reasons = (_runtime_layers if config.shapes == "runtime" else _free_layers)(profile, config)
     decoder = sum(
         layer.sizes.parameters(len(layer_plan.heads), layer_plan.kv_heads, layer_plan.dim, layer_plan.neurons)

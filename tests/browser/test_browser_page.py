@@ -108,7 +108,7 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plai
     misjudged = [module for module in view.misjudged if module[0] == "pca"]
     shown = page.inner_text("#verdict-words")
     assert misjudged
-    assert all(f"Layer {layer}'s" in shown for _, layer, *_ in misjudged)
+    assert all(f"layer {layer}'s" in shown for _, layer, *_ in misjudged)
 
 
 def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_slider(plain, page_session) -> None:

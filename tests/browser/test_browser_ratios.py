@@ -104,7 +104,7 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     page.route("**/healthz", lambda route: route.abort())
     opened.hurry(3000, 200)  # until it asks a server that does not answer again
     page.evaluate("isxLook()")
-    assert "does not answer" in page.inner_text(".isx-awake")
+    assert "is not responding" in page.inner_text(".isx-awake")
     page.unroute("**/healthz")  # it answers again, by itself
     page.wait_for_selector(".isx-awake", state="detached")
     other = json.dumps({"ok": True, "began": 1.0})

@@ -207,7 +207,7 @@ def test_a_saved_folder_opens_everywhere_and_says_what_was_measured(result, tmp_
 
 def test_a_method_without_a_format_is_not_saved(home, texts, tmp_path):
     low_rank = compress(home / "tiny", 0.3, method="svd", progress=False, **texts)
-    with pytest.raises(UserError, match="take another method"):
+    with pytest.raises(UserError, match="choose another method"):
         low_rank.save_pretrained(tmp_path / "sliced")
     assert not (tmp_path / "sliced").exists()
 

@@ -171,7 +171,7 @@ def test_numbers_are_written_as_the_language_has_them(value, form, german) -> No
         assert number(value, form) == german
         assert (
             gettext("How does perplexity rise with sparsity? {count} of {total} points.", count=3, total=8)
-            == "Was kostet jedes entfernte Prozent? 3 von 8 Punkten."
+            == "Wie steigt die Perplexität mit der Sparsity? 3 von 8 Punkten."
         )
 
 
@@ -283,7 +283,7 @@ def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) ->
 
 def test_errors_of_the_page_speak_the_visitors_language(address) -> None:
     client = Client(address, headers={"Accept-Language": "de"}, verbose=False)
-    with pytest.raises(Exception, match=r"muss eine Zahl von 0 bis 60 sein, nicht 99\.0"):
+    with pytest.raises(Exception, match=r"erwartet wird eine Zahl von 0 bis 60, nicht 99\.0"):
         client.predict(*Settings()._replace(sparsity=99.0, dtype="float32"), 0, "", api_name="/ratios")
 
 

@@ -65,7 +65,10 @@ def test_impossible_settings_become_words_and_leave_the_charts_alone(session, ti
     live_outputs = [LiveOutput("ratios", partial_handler(ratios.show, session), shown)]
     refuse = partial(slider.refuse_move, live_outputs, live_outputs)
     move = spread_settings(slider.move, session, live_outputs, live_outputs, refuse=refuse)
-    for change, words in (({"sparsity": 75, "cap": 60}, "raise the cap"), ({"locked": "9 mlp 5"}, "layer 9 is locked")):
+    for change, words in (
+        ({"sparsity": 75, "cap": 60}, "raise the cap"),
+        ({"locked": "9 mlp 5"}, "layer 9 does not exist"),
+    ):
         settings = tiny.settings._replace(**change)
         *charts, readout, headline, _, _, _, again, _ = move(*settings, 0, "ratios", "", SOMEBODY)
         assert [*charts, readout, again] == [gr.skip()] * 4
@@ -75,7 +78,7 @@ def test_impossible_settings_become_words_and_leave_the_charts_alone(session, ti
 def test_what_a_model_cannot_have_is_found_once(session, tiny, monkeypatch) -> None:
     request = tiny.with_settings(locked="9 mlp 5")
     for _ in range(2):
-        with pytest.raises(UserError, match="layer 9 is locked") as caught:
+        with pytest.raises(UserError, match="layer 9 does not exist") as caught:
             session.slice_plan(request)
         assert not any("ratios.py" in str(entry.path) for entry in caught.traceback[2:])
         monkeypatch.setattr(plan_views, "make_plan", None)
@@ -141,7 +144,7 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
 
 @pytest.mark.parametrize(
     ("change", "button"),
-    [({"order": "sequential"}, "Slice sequentially (as in the paper)"), ({"recovery": "distill"}, "Slice and train")],
+    [({"order": "sequential"}, "Slice sequentially"), ({"recovery": "distill"}, "Slice and train")],
 )
 def test_a_release_leaves_what_takes_long_to_its_button(session, tiny, change, button) -> None:
     request = tiny.with_settings(**change)
@@ -227,7 +230,7 @@ def test_gradio_gives_every_handler_what_it_takes(session) -> None:
 def test_the_snapshot_shows_the_default_model_before_it_is_loaded(session) -> None:
     charts = ratios.show(session, parse(Settings()), 0, SOMEBODY)
     assert len(bars(charts.ratios)[0]) == 30
-    assert "Snapshot" in json.loads(charts.ratios)["note"]
+    assert "Precomputed" in json.loads(charts.ratios)["note"]
     assert json.loads(charts.importances)["data"]
     assert "134.5 M" in slider.initial_texts(session, parse(Settings())).readout
 

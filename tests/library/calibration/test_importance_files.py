@@ -42,10 +42,10 @@ def test_a_file_of_importances_plans_as_what_it_was_made_of(tiny_case, tmp_path,
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "has no importances"),
+        ("", "cannot be read as importances"),
         ("[1, 2]", "no list of layers"),
         ('{"layers": []}', "no list of layers"),
-        ("[" * 100_000, "has no importances"),
+        ("[" * 100_000, "cannot be read as importances"),
         (json.dumps({"layers": [{"attention": [1.0]}]}), "layer 0: mlp is not a list"),
         (json.dumps({"layers": [{"attention": [-1.0], "mlp": [1]}]}), "layer 0: attention is not a list"),
         ('{"layers": [{"attention": [NaN], "mlp": [1]}]}', "layer 0: attention is not a list"),

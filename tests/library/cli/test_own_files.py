@@ -72,9 +72,9 @@ def test_bad_files_of_ratios_are_refused_by_their_row(refused, home):
     assert "bad.csv, row 2 (layer 1): mlp_ratio must be a number or empty, got 'lots'" in refused(
         "evaluate", "--ratios", "bad.csv"
     )
-    assert "none.csv has no ratios" in refused("evaluate", "--ratios", "none.csv")
+    assert "none.csv cannot be read as ratios" in refused("evaluate", "--ratios", "none.csv")
     (home / "deep.csv").write_text("layer,mlp_ratio\n30,0.3\n")
-    assert "layer 30 does not exist and cannot be locked; expected one from 0 to 2" in refused(
+    assert "layer 30 does not exist, so it cannot be locked; layers are 0 to 2" in refused(
         "ratios", "--ratios", "deep.csv"
     )
     (home / "much.csv").write_text("layer,attention_ratio,mlp_ratio\n" + "".join(f"{i},0.9,0.9\n" for i in range(3)))

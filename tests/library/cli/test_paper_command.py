@@ -108,7 +108,7 @@ def test_with_wikitext_it_is_the_paper_s_protocol(monkeypatch):
     ("wrong", "named"),
     [
         (["--sparsities", "0.3", "1.5"], "fraction of the decoder layers' parameters, such as 0.3), got 1.5"),
-        (["--length", "600"], "the model's positions"),
+        (["--length", "600"], "the model's maximum context length"),
         (["--sequences", "900000000"], "GiB are free"),
     ],
 )

@@ -244,7 +244,7 @@ def test_impossible_locks_are_refused_in_one_line(profile) -> None:
     nothing = tuple((layer, module, 0.0) for layer, module, _ in everything)
     with pytest.raises(UserError, match="and the locked ratios: at most"):
         make_plan(profile, SliceConfig(0.3, locked=nothing))
-    with pytest.raises(UserError, match="layer 99 does not exist and cannot be locked; expected one from 0"):
+    with pytest.raises(UserError, match="layer 99 does not exist, so it cannot be locked; layers are 0"):
         make_plan(profile, SliceConfig(0.3, locked=((99, "mlp", 0.1),)))
     with pytest.raises(UserError, match="locked twice"):
         SliceConfig(0.3, locked=((0, "mlp", 0.1), (0, "mlp", 0.2)))

@@ -75,8 +75,8 @@ def test_what_is_no_ratio_is_named_by_its_row(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "has no ratios"),
-        ("[" * 100_000, "has no ratios"),
+        ("{", "cannot be read as ratios"),
+        ("[" * 100_000, "cannot be read as ratios"),
         ("3", "no list of layers"),
         ('{"plan": 3}', "no list of layers"),
         ("[3]", "no list of layers"),
@@ -94,5 +94,5 @@ def test_what_is_no_json_of_ratios_is_refused(tmp_path, text, words):
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     for name in ("none.csv", "bytes.csv", "."):
-        with pytest.raises(UserError, match="has no ratios"):
+        with pytest.raises(UserError, match="cannot be read as ratios"):
             read_ratios(tmp_path / name)

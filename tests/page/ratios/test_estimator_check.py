@@ -87,5 +87,5 @@ def test_an_unmeasured_model_has_a_question_and_no_points() -> None:
 def test_the_misjudged_are_named(view) -> None:
     misjudged = Misjudged("pca", 2, "mlp", 1, 3, 3)
     words = catalogue(EstimatorCheckView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
-    assert "Layer 2's MLP does more damage than PCA-aware predicts: measured rank 1 of 3" in words
-    assert "Fisher ranks no module wrong" in catalogue(EstimatorCheckView(**{**vars(view), "misjudged": ()}), "fisher")
+    assert "Slicing layer 2's MLP does more damage than PCA-aware predicts: measured rank 1 of 3" in words
+    assert "Fisher misplaces no module" in catalogue(EstimatorCheckView(**{**vars(view), "misjudged": ()}), "fisher")
