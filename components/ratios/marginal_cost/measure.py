@@ -103,17 +103,14 @@ def first_measurement(calibrated: Calibrated, progress: ProgressCallback | bool 
 
 def marginal_cost_view(costs: MarginalCosts, profile: Profile, plan: SlicePlan, measured_on: str) -> MarginalCostView:
     """Measured and predicted costs, and other plans of equal size, as plain numbers."""
-    median = float(np.median([cost.estimate().value for cost in costs.modules]))
-    predicted = {
-        name: _over_median([predicted_cost(cost, profile, name) for cost in costs.modules])
-        for name in profile.estimators
-    }
+    unit = typical([cost.estimate().value for cost in costs.modules])
+    predictions = {name: [predicted_cost(cost, profile, name) for cost in costs.modules] for name in profile.estimators}
+    units = {name: typical(values) for name, values in predictions.items()}
 
     def module_cost(index: int, cost: MarginalCost) -> ModuleCost:
         value, error = cost.estimate()
-        predictions = {name: values[index] for name, values in predicted.items()}
-        relative, relative_error = value / median, (error or 0.0) / abs(median)
-        return ModuleCost(cost.layer, cost.module, cost.ratio, relative, relative_error, predictions)
+        predicted = {name: values[index] / units[name] for name, values in predictions.items()}
+        return ModuleCost(cost.layer, cost.module, cost.ratio, value / unit, (error or 0.0) / unit, predicted)
 
     modules = {id(cost): module_cost(index, cost) for index, cost in enumerate(costs.modules)}
     best, best_swap = find_best_swap(costs, plan.config.cap), None
@@ -127,9 +124,10 @@ def marginal_cost_view(costs: MarginalCosts, profile: Profile, plan: SlicePlan, 
     return MarginalCostView(costs.divergence.value, tuple(modules.values()), best_swap, others, measured_on)
 
 
-def _over_median(values: list[float]) -> list[float]:
-    median = float(np.median(values))
-    return [value / median if median > 0 else 0.0 for value in values]
+def typical(costs: list[float]) -> float:
+    """The median, of which the page shows multiples; that of the magnitudes, or 1, where noise leaves none above 0."""
+    median = float(np.median(costs))
+    return median if median > 0 else float(np.median(np.abs(costs))) or 1.0
 
 
 def _other_plan(name: str, costs: MarginalCosts, profile: Profile, plan: SlicePlan) -> OtherPlan | None:

@@ -10,7 +10,7 @@ from tiny_page import SOMEBODY, in_job, in_light
 
 from components.ratios.marginal_cost import measure as module
 from components.ratios.marginal_cost.chart import marginal_cost_chart
-from components.ratios.marginal_cost.measure import MarginalCostCache
+from components.ratios.marginal_cost.measure import MarginalCostCache, typical
 from components.ratios.marginal_cost.panel import catalogue
 from components.ratios.marginal_cost.views import MarginalCostView
 
@@ -91,3 +91,11 @@ def test_what_is_kept_is_read_as_it_was_written(view, session, tiny, tmp_path, m
     assert replace(kept.best_swap, change=0, error=0, source=0, target=0) == replace(
         view.best_swap, change=0, error=0, source=0, target=0
     )
+
+
+@pytest.mark.parametrize(
+    ("costs", "unit"),
+    [([1.0, 2.0, 30.0], 2.0), ([-2.0, -1.0, 3.0], 2.0), ([0.0, 0.0, 1.0], 1.0), ([-4.0, 0.0, 4.0], 4.0)],
+)
+def test_costs_are_shown_in_multiples_of_a_positive_number(costs, unit) -> None:
+    assert typical(costs) == unit
