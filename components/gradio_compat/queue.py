@@ -111,7 +111,7 @@ class SteadyQueue(Queue):
     def _refusal(self, session: str | None, request: Any) -> str:
         """Why a session's call cannot be accepted, or nothing; makes room where some can be made."""
         calls = self.event_ids_to_events.values()
-        if (caller := mcp_caller(request)) is not None:  # each of its calls is a session
+        if (caller := mcp_caller(request)) is not None:  # its session is one of gradio's own client
             others = (mcp_caller(event.request) for event in calls)
             own_calls = sum(other is not None and other.address == caller.address for other in others)
         else:

@@ -1,9 +1,9 @@
 """The clients of MCP calls, and the tools' descriptions, which are cached.
 
 Gradio's MCP server passes each queued call on to itself through an HTTP client of its own, with the request's headers.
-So each call is a new session from this machine, and a job goes on when its MCP client has gone. This middleware gives
-every request to the MCP server a secret number, in a header that gradio's client repeats. And the server describes all
-tools anew for each request, which stops the event loop, and so the whole page, for 50 ms.
+So all calls come from this machine, in a session of gradio's, and a job goes on when its MCP client has gone. This
+middleware gives every request to the MCP server a secret number, in a header that gradio's client repeats. And the
+server describes all tools anew for each request, which stops the event loop, and so the whole page, for 50 ms.
 
 Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/http/test_mcp.py`.
 """

@@ -88,7 +88,8 @@ def test_plain_gradio_knows_no_client_of_a_call_and_ours_one_for_each_address(ki
             thread.start()
         until(lambda: len(work.callers) == len(ADDRESSES))
         clients, callers = zip(*work.callers, strict=True)
-        assert clients == tuple(f"mcp {caller.address}" for caller in callers) if ours else len(set(clients)) == 2
+        if ours:
+            assert clients == tuple(f"mcp {caller.address}" for caller in callers)
         assert {caller.address for caller in callers} == (set(ADDRESSES) if ours else {"127.0.0.1"})
         assert all(caller.is_connected() for caller in callers)
         may_leave.set()
