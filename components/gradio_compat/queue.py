@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import gradio as gr
 from gradio.queueing import Event, Queue
@@ -81,6 +82,7 @@ class SteadyQueue(Queue):
         # Gradio's is an LRUCache, of which it uses what dictionaries have.
         self.pending_messages_per_session: Mailboxes = Mailboxes(self._begin)  # type: ignore[assignment]
         self._unread_calls: dict[str, list[Event]] = {}  # calls that nobody reads, by session, the oldest first
+        self._callers: WeakKeyDictionary[Event, tuple[str | None, str]] = WeakKeyDictionary()  # client, address
         self._is_closed = False
 
     @property
@@ -99,28 +101,30 @@ class SteadyQueue(Queue):
         self, body: Any, request: Any, username: str | None
     ) -> tuple[bool, Any, Literal["success", "error", "queue_full", "validator_error"]]:
         """Accept a call, or say why not."""
-        if refusal := self._refusal(body.session_hash, request):
+        caller = mcp_caller(request)  # its session is one of gradio's own client
+        client, address = (
+            (f"mcp {caller.address}", caller.address) if caller else (body.session_hash, address_of(request))
+        )
+        if refusal := self._refusal(client, address):
             return False, refusal, "queue_full"
         answer = await super().push(body, request, username)
         event = self.event_ids_to_events.get(str(answer[1])) if answer[0] else None
+        if event is not None:
+            self._callers[event] = client, address
         if event is not None and not self.pending_messages_per_session[event.session_hash].readers:
             self.event_queue_per_concurrency_id[event.concurrency_id].queue.remove(event)
             self._unread_calls.setdefault(event.session_hash, []).append(event)
         return answer
 
-    def _refusal(self, session: str | None, request: Any) -> str:
-        """Why a session's call cannot be accepted, or nothing; makes room where some can be made."""
-        calls = self.event_ids_to_events.values()
-        if (caller := mcp_caller(request)) is not None:  # its session is one of gradio's own client
-            others = (mcp_caller(event.request) for event in calls)
-            own_calls = sum(other is not None and other.address == caller.address for other in others)
-        else:
-            own_calls = sum(event.session_hash == session for event in calls)
+    def _refusal(self, client: str | None, address: str) -> str:
+        """Why a client's call cannot be accepted, or nothing; makes room where some can be made."""
+        clients = (self._callers[event][0] for event in self.event_ids_to_events.values() if event in self._callers)
+        own_calls = sum(client is not None and other == client for other in clients)
         if own_calls >= limits.VISITOR_CALLS.value:
             return gettext(
                 "This page already has {count} calls waiting. Continue when some are answered.", count=own_calls
             )
-        if not limits.has_room(limits.CALLS, self.open_calls, True) and not self._make_room(address_of(request)):
+        if not limits.has_room(limits.CALLS, self.open_calls, True) and not self._make_room(address):
             return gettext(
                 "The server already has {count} calls waiting. Try again in a minute.", count=self.open_calls
             )
@@ -141,15 +145,17 @@ class SteadyQueue(Queue):
         sessions = (
             session
             for session, calls in self._unread_calls.items()
-            if not has_some or address_of(calls[0].request) == address
+            if not has_some or self._address(calls[0]) == address
         )
         self._forget(next(sessions, ""))
         return limits.has_room(limits.CALLS, self.open_calls, self._has_calls(address))
 
     def _has_calls(self, address: str) -> bool:
         """Whether an address has calls that wait or run; never of an unknown address."""
-        addresses = map(address_of, (event.request for event in self.event_ids_to_events.values()))
-        return bool(address) and address in addresses
+        return bool(address) and address in map(self._address, self.event_ids_to_events.values())
+
+    def _address(self, event: Event) -> str:
+        return self._callers[event][1] if event in self._callers else ""
 
     def _begin(self, session: str) -> None:
         """Somebody reads: the session's calls that were set aside take their places in line."""
