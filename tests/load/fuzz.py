@@ -1,4 +1,4 @@
-"""`python -m tests.load.fuzz`: calls, uploads and models of strangers against a hosted page; one table.
+"""`python -m tests.load.fuzz`: calls, uploads and models of untrusted clients against a hosted page; one table.
 
 Ends with 1 where a line does not hold. `--seed` draws the same again.
 """
@@ -52,7 +52,7 @@ class Found:
             self.wrong += [f"{kind}: {words}" for words in wrong]
 
 
-class Stranger:
+class UntrustedClient:
     """Sends things to a host, one after the other, and looks at every answer."""
 
     def __init__(self, host: Host, found: Found, endpoints: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ class Stranger:
         address = dice.choice(ways).format(dice.choice((place, quote(place, safe=""), place.replace("..", "%2e%2e"))))
         with suppress(httpx.InvalidURL):
             answer = httpx.get(f"{self.host.address}/{address}", timeout=STAYS)
-            text = answer.text.replace(place, "")  # its own words tell a stranger nothing
+            text = answer.text.replace(place, "")  # its own words tell a client nothing
             self.judge("call", address, answer.status_code, text)
 
     def upload(self, dice: random.Random) -> None:
@@ -116,7 +116,7 @@ class Stranger:
     def ask(
         self, kind: str, name: str, values: list[Any], dice: random.Random, patience: float = 0.0, about: str = ""
     ) -> str:
-        """All that an endpoint says until it is done, or until the stranger leaves."""
+        """All that an endpoint says until it is done, or until the client leaves."""
         page, said = Page(self.host.address, STAYS), ""
         patience = patience or (STAYS if dice.random() < 0.05 else LEAVES)
         until, about = time.monotonic() + patience, f"{about}{name} {str(values)[:200]}"
@@ -153,13 +153,13 @@ class Stranger:
 
 
 def run(host: Host, models: dict[str, bool], arguments: argparse.Namespace) -> Found:
-    """Send everything, in an order that the seed draws, from several strangers at once."""
+    """Send everything, in an order that the seed draws, from several clients at once."""
     info = httpx.get(f"{host.address}/gradio_api/info", timeout=STAYS)
     found = Found()
-    stranger = Stranger(host, found, info.json()["named_endpoints"])
-    stranger.judge("call", "the page itself", 200, httpx.get(host.address, timeout=STAYS).text + info.text)
-    acts = [stranger.call] * arguments.calls + [stranger.upload] * arguments.uploads
-    acts += [partial(stranger.model, name, taken) for name, taken in models.items()]
+    untrusted_client = UntrustedClient(host, found, info.json()["named_endpoints"])
+    untrusted_client.judge("call", "the page itself", 200, httpx.get(host.address, timeout=STAYS).text + info.text)
+    acts = [untrusted_client.call] * arguments.calls + [untrusted_client.upload] * arguments.uploads
+    acts += [partial(untrusted_client.model, name, taken) for name, taken in models.items()]
     random.Random(arguments.seed).shuffle(acts)
     todo: SimpleQueue = SimpleQueue()
     for number, act in enumerate(acts):
@@ -176,7 +176,7 @@ def run(host: Host, models: dict[str, bool], arguments: argparse.Namespace) -> F
                 except Exception as problem:
                     found.note("call", "failed", f"number {number}: {type(problem).__name__}: {problem}")
 
-    threads = [threading.Thread(target=work) for _ in range(arguments.strangers)]
+    threads = [threading.Thread(target=work) for _ in range(arguments.clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -185,9 +185,9 @@ def run(host: Host, models: dict[str, bool], arguments: argparse.Namespace) -> F
 
 
 def main() -> None:
-    """Start a page, let strangers at it, and tell what held."""
+    """Start a page, let untrusted clients at it, and tell what held."""
     parser = argparse.ArgumentParser(prog="python -m tests.load.fuzz", description=__doc__)
-    for name, default in {"calls": 2000, "uploads": 300, "models": 30, "strangers": 8, "seed": 0}.items():
+    for name, default in {"calls": 2000, "uploads": 300, "models": 30, "clients": 8, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--budget", type=int, default=6144, help="MiB of memory")
     arguments = parser.parse_args()
@@ -208,7 +208,7 @@ def main() -> None:
     caches = round((arguments.budget - rest) * share / 100)
     traced = log.count("Traceback (most recent")
     sent = (
-        f"{arguments.calls:,} calls, {arguments.uploads:,} uploads, {len(models)} models; {arguments.strangers} at once"
+        f"{arguments.calls:,} calls, {arguments.uploads:,} uploads, {len(models)} models; {arguments.clients} at once"
     )
     rows = {
         f"{sent}, {minutes:.0f} minutes": (

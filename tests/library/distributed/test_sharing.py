@@ -1,4 +1,4 @@
-"""How processes meet and share: sums, rows in order, decisions, and what is said where one of them goes astray."""
+"""How processes meet and share: sums, rows in order, decisions, and what is said where one of them diverges."""
 
 from __future__ import annotations
 

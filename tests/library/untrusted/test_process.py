@@ -1,4 +1,4 @@
-"""A process that works on what strangers brought: its answer, and how it ends when it takes too much."""
+"""A process that works on what untrusted clients sent: its answer, and how it ends when it takes too much."""
 
 from __future__ import annotations
 

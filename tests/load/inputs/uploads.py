@@ -1,4 +1,4 @@
-"""Files that strangers upload: good ones, broken ones, and those that are small until they are read."""
+"""Files that untrusted clients upload: good ones, broken ones, and those that are small until they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strangers send for a parameter: good values, those at a bound and past it, and rubbish of every kind."""
+"""What untrusted clients send for a parameter: good values, those at a bound and past it, and rubbish of every kind."""
 
 from __future__ import annotations
 

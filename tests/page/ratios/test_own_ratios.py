@@ -1,4 +1,4 @@
-"""Ratios and estimators of one's own on the page: uploads become locks, a plan goes round, strangers run nothing."""
+"""Ratios and estimators of one's own on the page: uploads become locks, a plan goes round, untrusted clients run nothing."""
 
 from __future__ import annotations
 

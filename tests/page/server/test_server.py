@@ -1,4 +1,4 @@
-"""The server under the page: its queue among strangers, and its health."""
+"""The server under the page: its queue among untrusted clients, and its health."""
 
 import contextlib
 import threading

@@ -150,7 +150,7 @@ def test_what_to_expect_lies_between_what_is_measured(fresh, tiny) -> None:
     assert points[30].expected == pytest.approx(math.sqrt(points[20].sliced * points[40].sliced))
     assert points[10].expected == pytest.approx(math.sqrt(points[0].dense * points[20].sliced))
     assert all(points[s].expected == pytest.approx(points[s].sliced) for s in (20, 40))
-    assert fresh.perplexities(tiny.with_settings(sparsity=45)).expected is None  # nothing is foretold beyond
+    assert fresh.perplexities(tiny.with_settings(sparsity=45)).expected is None  # nothing is predicted beyond
     assert fresh.perplexities(tiny.with_settings(sparsity=30, estimator="uniform")).expected is None
 
 

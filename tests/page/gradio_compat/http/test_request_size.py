@@ -1,4 +1,4 @@
-"""Bounds for the size of requests. `test_strangers.py` asks a hosted page."""
+"""Bounds for the size of requests. `test_untrusted_clients.py` asks a hosted page."""
 
 import gradio as gr
 import pytest

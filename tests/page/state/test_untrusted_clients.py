@@ -1,4 +1,4 @@
-"""The page attacked as strangers would, by plain HTTP: nothing of the server goes out, and no work is without end."""
+"""The page attacked as untrusted clients would, by plain HTTP: nothing of the server goes out, and no work is without end."""
 
 import json
 import re
@@ -27,7 +27,7 @@ META = {"meta": {"_type": "gradio.FileData"}}
 
 
 class Server:
-    """A page for strangers, and the folder that all of the server lies in."""
+    """A page for untrusted clients, and the folder that all of the server lies in."""
 
     def __init__(self, address: str, home: Path, session: Session) -> None:
         self.address, self.home, self.session = address, home, session
