@@ -1,4 +1,4 @@
-"""Ratios and estimators of one's own on the page: uploads become locks, a plan goes round, untrusted clients run nothing."""
+"""Users' ratios and estimators on the page: uploads become locks, a plan goes round, untrusted clients run nothing."""
 
 from __future__ import annotations
 

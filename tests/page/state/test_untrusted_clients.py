@@ -1,4 +1,4 @@
-"""The page attacked as untrusted clients would, by plain HTTP: nothing of the server goes out, and no work is without end."""
+"""The page attacked by plain HTTP, as by untrusted clients: nothing of the server goes out, and all work ends."""
 
 import json
 import re
