@@ -20,7 +20,7 @@
     dialog.setAttribute("aria-labelledby", "isx-keys-title");
     const rows = window.isxKeys.map(({ keys, does }) => `<div><dt>${keys.map((key) => `<kbd>${key}</kbd>`).join(" ")}</dt><dd>${does}</dd></div>`);
     dialog.innerHTML =
-      `<h3 id="isx-keys-title">${say("Keys")}</h3><dl>${rows.join("")}</dl>` +
+      `<h3 id="isx-keys-title">${say("Keyboard shortcuts")}</h3><dl>${rows.join("")}</dl>` +
       `<label><input type="checkbox"> ${say("Enable single-key shortcuts")}</label><button type="button">${say("Close")}</button>`;
     const box = dialog.querySelector("input");
     box.checked = !localStorage.getItem(OFF);

@@ -80,10 +80,11 @@ def sweep_table(
 
 
 def locked_ratios(session: Session, request: Request, ratios_file: Upload = None) -> str:
-    """Convert a file of ratios to the `locked` of all other calls, after checking it row by row and against the model.
+    """Convert a ratios file to a value for the `locked` parameter of the other endpoints.
 
     The file is a .csv or .json with layer, attention_ratio and mlp_ratio (fractions of a module), as `save_ratios`
-    writes it; modules with empty ratios share the rest of the target. Ratios in `locked` override those of the file.
+    writes it, and is checked row by row and against the model; modules with empty ratios share the rest of the target.
+    Ratios in `locked` override those of the file.
     """
     request = ratios.with_ratios(request, cast(str | None, ratios_file))  # `CHECKS` has converted the file to its path
     session.plan(request)

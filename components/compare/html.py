@@ -152,7 +152,7 @@ def _speed(speed: float | None, dense: float | None, name: str) -> tuple[str, st
     ratio = speed / dense
     if abs(ratio - 1) <= SPEED_TOLERANCE:
         return value, gettext("as fast as dense")
-    return value, gettext("{ratio:.2f} × dense: slower", ratio=ratio) if ratio < 1 else gettext(
+    return value, gettext("{ratio:.2f} × dense (slower)", ratio=ratio) if ratio < 1 else gettext(
         "{ratio:.2f} × dense", ratio=ratio
     )
 

@@ -149,12 +149,12 @@ class Columns:
         key = request.calibration, request.slicing
         cached = self._speeds.get(key) or {}
         if request.slicing.sparsity and not models.keys() <= cached.keys():
-            progress = job_progress(job, lazy_gettext("Measuring speed, the models in turn; turn"))
+            progress = job_progress(job, lazy_gettext("Measuring speed, models alternating: round"))
             self._speeds.put(key, measure_speed(models, SPEED, progress=progress))
 
     def _speed_protocol(self) -> str:
         return lazy_gettext(
-            "Speed of one sequence{threads}, the models in turn, medians of {repeats} runs: prefill of "
+            "Speed at batch size 1{threads}, the models in turn, medians of {repeats} runs: prefill of "
             "{prompt} tokens, then decoding of {new}, one at a time. Other machines give other numbers.",
             threads=self.session.threads(),
             repeats=SPEED.repeats,

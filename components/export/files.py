@@ -135,7 +135,7 @@ def write_checkpoint(job: Job, session: Session, request: Request, downloads: Do
         if free < 2.2 * size:  # for the folder and its zip
             raise UserError(
                 lazy_gettext(
-                    "The file needs {needed:.0f} MB of disk, {free:.0f} MB are free. Choose a smaller model.",
+                    "The file needs {needed:.0f} MB of disk, but only {free:.0f} MB is free. Choose a smaller model.",
                     free=free / 1e6,
                     needed=2.2 * size / 1e6,
                 )
@@ -186,7 +186,7 @@ def _sliced(
 
 def _padding_remark(count: int) -> str:
     """The amount of zeros that pad the weights to shapes that llama.cpp supports."""
-    return lazy_gettext("{size:.3g} MB are padding", size=count / 1e6) if count else lazy_gettext("nothing is padded")
+    return lazy_gettext("{size:.3g} MB of padding", size=count / 1e6) if count else lazy_gettext("no padding")
 
 
 def _number(value: float) -> str:

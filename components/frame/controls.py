@@ -154,7 +154,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         )
         train = gr.Button(lazy_gettext("Slice and train"), size="md", elem_id="train", min_width=120, visible=False)
         cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
-    _heading(lazy_gettext("Readout"))
+    _heading(lazy_gettext("Results"))
     readout = gr.HTML(initial.readout, elem_id="readout", apply_default_css=False)
     layer = gr.Slider(0, 29, value=0, step=1, label=lazy_gettext("Layer shown in detail"), elem_id="layer", buttons=[])
     pinned = gr.Textbox("", label=lazy_gettext("Pinned setting"), visible=False)

@@ -126,7 +126,9 @@ class Jobs:
         jobs = [running.job for running in waited_for if not running.job.stopped]
         of_client = sum(job.client == client for job in jobs)
         if of_client >= limits.VISITOR_JOBS.value:
-            return lazy_gettext("You already have {count} jobs running. Wait for one, or stop it.", count=of_client)
+            return lazy_gettext(
+                "You already have {count} jobs running. Wait for one to finish, or stop one.", count=of_client
+            )
         waiting, has_some = len(jobs), bool(address) and any(job.address == address for job in jobs)
         if not limits.has_room(limits.JOBS, waiting, has_some):
             return lazy_gettext(

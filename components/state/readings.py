@@ -134,7 +134,7 @@ class Readings:
                 "Perplexity on {tokens:,} tokens in windows of {window} without overlap, the first "
                 "token of each not scored; text: {text}. Calibrated on {sequences} x {length} "
                 "tokens of other documents of the same text, seed {seed}; {slicing}; {dtype}. "
-                "Standard errors are found over blocks of {block} tokens.",
+                "Standard errors are computed over blocks of {block} tokens.",
                 tokens=windows * window,
                 window=window,
                 text=text,

@@ -136,7 +136,7 @@ class Session:
         """A model's size and memory requirement as text. Raises UserError if it does not exist or does not fit."""
         estimate = require_memory(model_name(model), getattr(torch, default_precision()), self.device)
         return lazy_gettext(
-            "{millions:,.0f} M parameters; slicing takes {needed:.1f} GiB, {available:.1f} GiB are free.",
+            "{millions:,.0f} M parameters; slicing takes {needed:.1f} GiB, {available:.1f} GiB is free.",
             millions=estimate.parameters / 1e6,
             needed=estimate.needed / 2**30,
             available=estimate.available / 2**30,

@@ -124,7 +124,7 @@ def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice)
         if done:  # from the second point on, the sweep's own rate predicts best
             rate = sum(flops[:done]) / (point_start - start)
         name = LazyString(partial(line_name, point.method, point.estimator or ""))
-        label = lazy_gettext("Sweep: {name} at {sparsity:.0%}; points", name=name, sparsity=point.sparsity)
+        label = lazy_gettext("Sweep, {name} at {sparsity:.0%}: point", name=name, sparsity=point.sparsity)
         expected_end = point_start + sum(flops[done:]) / rate
         progress = _point_progress(job, Status(label, "busy", done, len(missing)), expected_end)
         sweep(*plan._replace(points=(point,)), states, progress=progress)
@@ -190,7 +190,7 @@ def _point(row: Mapping[str, Any]) -> SweepPoint:
 
 def _speed_protocol(speed: SpeedConfig, threads: str) -> str:
     return lazy_gettext(
-        "Speed of one sequence{threads}, dense and sliced in turn, medians of {repeats} runs: prefill of "
+        "Speed at batch size 1{threads}, dense and sliced in turn, medians of {repeats} runs: prefill of "
         "{prompt} tokens, then decoding of {new}, one at a time.",
         threads=threads,
         repeats=speed.repeats,

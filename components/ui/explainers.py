@@ -30,7 +30,7 @@ def _header() -> str:
         "tour": gettext("Tour"),
         "lesson": gettext("Lesson"),
         "present": gettext("Present"),
-        "keys": gettext("Keys"),
+        "keys": gettext("Shortcuts"),
     }
     buttons = "".join(f'<button type="button" id="{name}">{label}</button>' for name, label in names.items())
     # `assets/page.js` replaces the links' addresses, so that they keep the settings.

@@ -117,7 +117,7 @@ def removed(plan: PlanView | None) -> str:
 def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | None = None) -> str:
     """A table (HTML): parameters, KV cache, memory and perplexity, dense, sliced and against the pinned setting."""
     if plan is None:
-        return f'<p class="isx-quiet">{gettext("No numbers yet.")}</p>'
+        return f'<p class="isx-quiet">{gettext("No results yet.")}</p>'
     rows = _sizes(plan)
     columns = [gettext("dense"), gettext("sliced"), *([gettext("against A")] if pinned else [])]
     before = _sizes(pinned.plan) if pinned else rows
@@ -128,7 +128,7 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
     ratio = "" if measured.ratio is None else _with_error(measured.ratio, 2)
     readings: list[tuple[str, ...]] = [
         (gettext("Perplexity"), _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
-        (gettext("perplexity, times dense"), "", ratio or "–"),
+        (gettext("perplexity relative to dense"), "", ratio or "–"),
     ]
     if pinned:
         pairs = [(measured.sliced_reading, pinned.measured.sliced_reading), (measured.ratio, pinned.measured.ratio)]
@@ -209,8 +209,8 @@ def _errors(measured: Perplexities) -> str:
     if None in (dense.error, sliced.error, ratio.error):
         return ""
     return gettext(
-        " Standard errors: dense ± {dense:.1f}, sliced ± {sliced:.1f}. Their ratio is {ratio:.3f} ± "
-        "{error:.3f}; the variation of the text cancels in it.",
+        " Standard errors of perplexity: dense ± {dense:.1f}, sliced ± {sliced:.1f}. The perplexity ratio is "
+        "{ratio:.3f} ± {error:.3f}; its relative error is smaller because both models are scored on the same text.",
         dense=dense.error,
         sliced=sliced.error,
         ratio=ratio.value,

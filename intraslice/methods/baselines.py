@@ -83,7 +83,7 @@ class Magnitude(Baseline):
 
     name = "magnitude"
     label = "Magnitude"
-    explanation = "whole heads and neurons by their squared weights, without repair"
+    explanation = "whole heads and neurons by their squared weights, without refitting"
 
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
         return magnitude_scores(block)
@@ -104,8 +104,11 @@ class Wanda(Baseline):
     """Wanda-sp's score: `sum_i |W_ij| ||X_j||`, summed over the channels of a head."""
 
     name = "wanda"
-    label = "Wanda"
-    explanation = "whole heads and neurons by weights times activations (Wanda-sp), with repaired output maps"
+    label = "Wanda-sp"
+    explanation = (
+        "whole heads and neurons by weights times activations (Wanda-sp), with output projections refitted by least "
+        "squares"
+    )
 
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
         def by_channel(weight: Tensor, moment: Tensor, total: Tensor) -> Tensor:
@@ -119,7 +122,10 @@ class FLAP(Baseline):
 
     name = "flap"
     label = "FLAP"
-    explanation = "whole heads and neurons by the fluctuation of activations (FLAP), with repaired output maps"
+    explanation = (
+        "whole heads and neurons by the fluctuation of activations (FLAP), with output projections refitted by least "
+        "squares"
+    )
 
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
         def by_channel(weight: Tensor, moment: Tensor, total: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class IntraSlicePlus(IntraSlice):
     """Another name for `intraslice` in the one-shot order with recovery `distill`."""
 
     name = "intraslice+"
-    label = "IntraSlice+"
+    label = "IntraSlice + distillation"
     explanation = "intraslice with --order one-shot --recover distill"
     uses_order = False
     supports_offload = False

@@ -33,7 +33,7 @@ class SVD(SlicingMethod[LowRankPlan]):
     """SVD-LLM (arXiv 2403.07378): replaces every linear map by two low-rank factors, at one ratio for all maps."""
 
     name = "svd"
-    label = "SVD"
+    label = "SVD-LLM"
     explanation = "SVD-LLM: low-rank factors of every linear map, whitened by its input"
     uses_shapes = False
     can_be_saved = False

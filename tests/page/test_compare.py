@@ -201,7 +201,7 @@ def test_a_slower_model_is_called_slower() -> None:
     dense, sliced = Cost(10, 0.0, 8, 20.0, 100.0, 30.0), Cost(8, 0.3, 6, 25.0, 130.0, 24.0)
     html = compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": sliced}, {}))
     assert "1.30 × dense<" in html
-    assert "0.80 × dense: slower" in html
+    assert "0.80 × dense (slower)" in html
     assert "+25%" in html
     assert "KL from dense</dt><dd>–" in html
     far = replace(sliced, divergence=(0.4, 0.05))

@@ -130,11 +130,11 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
     monkeypatch.setattr(exports, "require_deci", lambda *_: None)
     monkeypatch.setattr(exports, "write_gguf", write)
     path, words = in_job(session, exports.write_gguf_file, session, tiny, downloads)
-    assert words == "nothing is padded"
+    assert words == "no padding"
     assert path.name == f"{exports.checkpoint_name(tiny)}.gguf"
     assert written == [(in_job(session, session.slice, tiny), exports.plan_record(session, tiny))]
     *_, last = panel.gguf(session, downloads, tiny, SOMEBODY)
-    assert f"{path.name}, 0.0 MB, 1.5 MB are padding" in last.progress
+    assert f"{path.name}, 0.0 MB, 1.5 MB of padding" in last.progress
 
 
 def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:

@@ -94,7 +94,7 @@ def test_a_missing_model_is_an_error_in_the_page(session, tiny) -> None:
 def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_loaded(session, tiny, monkeypatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     assert "isx-error" in handlers.memory(session, tiny.settings.model)
-    assert "0.0 GiB are free" in handlers.memory(session, tiny.settings.model)
+    assert "0.0 GiB is free" in handlers.memory(session, tiny.settings.model)
     *_, last = Session().prepare(tiny, "somebody")
     assert last.kind == "error"
     assert "needs 0.3 GiB" in last.text

@@ -154,7 +154,7 @@ def test_a_method_keeps_its_colour_and_dash_and_a_point_its_setting(chart) -> No
         ("IntraSlice, PCA-aware", "@intraslice", "solid"),
         ("IntraSlice, Uniform", "@baseline", "dot"),
         ("Cross-module", "@cross", "dash"),
-        ("Wanda", "@baseline", "dot"),
+        ("Wanda-sp", "@baseline", "dot"),
     }
     assert {name for trace in chart.data for name in trace["ids"]} == {"20 pca", "20 uniform", "20"}
     assert len(chart.picks) == len(chart.rows)

@@ -64,7 +64,7 @@ def page(published: Published) -> str:
     if (size := len(text.encode())) > MAX_BYTES:
         raise ValueError(
             lazy_gettext(
-                "The page has {size:.1f} MB, more than the {limit:.0f} allowed. Choose fewer steps.",
+                "The page is {size:.1f} MB, more than the {limit:.0f} allowed. Choose fewer steps.",
                 size=size / 1e6,
                 limit=MAX_BYTES / 1e6,
             )
@@ -117,7 +117,7 @@ def _table(step: Step) -> str:
         (gettext("Layer parameters removed"), *(number(cost.removed, ".1%") if cost else "–" for cost in costs)),
         (gettext("KV cache per token"), *(formatting.size(cost.kv) if cost else "–" for cost in costs)),
         (gettext("Perplexity"), *(_reading(readings[name][0]) for name in COLUMNS)),
-        (gettext("Perplexity, times dense"), "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
+        (gettext("Perplexity relative to dense"), "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
     ]
     problems = "".join(
         f'<p class="isx-quiet">{escape(translate(problem))}</p>' for problem in step.costs.problems.values()

@@ -65,7 +65,7 @@ class Publisher:
             job.checkpoint()
         steps, start = [], time.monotonic()
         for done, (percent, step_request) in enumerate(zip(choice.percents, requests, strict=True)):
-            label = lazy_gettext("Page: {sparsity:g}% removed; steps", sparsity=percent)
+            label = lazy_gettext("Building the page, {sparsity:g}% removed: step", sparsity=percent)
             left = (time.monotonic() - start) / done * (len(requests) - done) if done else None
             status = Status(label, "busy", done, len(requests), left)
             job.emit(status)

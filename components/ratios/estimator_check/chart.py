@@ -139,7 +139,9 @@ def _rho(view: EstimatorCheckView | None, estimator: str, module: str) -> str:
     if view is None:
         return gettext("not measured yet")
     return gettext(
-        "ρ {rho}, at best {best}", rho=format_rho(view.rho[estimator][module]), best=format_rho(view.ceiling[module])
+        "ρ {rho}, noise ceiling {best}",
+        rho=format_rho(view.rho[estimator][module]),
+        best=format_rho(view.ceiling[module]),
     )
 
 

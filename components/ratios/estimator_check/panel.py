@@ -111,7 +111,7 @@ def catalogue(view: EstimatorCheckView | None, estimator: str) -> str:
     if view is None:
         return ""
     correlations = {ESTIMATORS[name]: rhos for name, rhos in view.rho.items()}
-    correlations[gettext("at best")] = view.ceiling
+    correlations[gettext("noise ceiling")] = view.ceiling
     rows = [(name, *(format_rho(rhos[module]) for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
     table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
     predictor = shown_estimator(view, estimator)
@@ -125,7 +125,8 @@ def catalogue(view: EstimatorCheckView | None, estimator: str) -> str:
         )
     else:
         heading = gettext(
-            "{name} misplaces no module by more ranks than a third of the number of layers, beyond noise.",
+            "Beyond noise, {name} ranks no module more than a third of the number of layers away from its measured "
+            "rank.",
             name=escape(name),
         )
     return f'{table}<div class="isx-words"><p>{heading}</p>{f"<ul>{lines}</ul>" if misjudged else ""}</div>'

@@ -111,7 +111,7 @@ def catalogue(view: MarginalCostView | None) -> str:
     if (best := view.best_swap) is not None:
         swap = gettext(
             "Moving {fraction:.2%} of the layer parameters from {source} to {target} would change KL by "
-            "<b>{change:+.4f} ± {error:.4f}</b> nats per token; KL of the whole slice is {divergence:.3f}.",
+            "<b>{change:+.4f} ± {error:.4f}</b> nats per token; the sliced model's KL is {divergence:.3f}.",
             fraction=best.fraction,
             source=_place(best.source),
             target=_place(best.target),
@@ -136,8 +136,8 @@ def _other(other: OtherPlan) -> str:
         for difference in other.differences
     )
     comparison = gettext(
-        "The {estimator} ratios of equal size differ most from these on {differences}. By these marginal costs "
-        "(linear, for small steps), adopting them would change KL by <b>{change:+.3f} ± {error:.3f}</b>.",
+        "At equal model size, the {estimator} plan differs most from this one in {differences}. By these marginal "
+        "costs (linear, for small steps), adopting it would change KL by <b>{change:+.3f} ± {error:.3f}</b>.",
         estimator=escape(ESTIMATORS[other.estimator]),
         differences=differences,
         change=other.change,

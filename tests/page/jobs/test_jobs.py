@@ -103,7 +103,7 @@ def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, mon
     monkeypatch.setenv("INTRASLICE_MAX_JOBS", "3")
     own = [begun(jobs, "a", kind) for kind in ("measure", "answer")]
     (refused,) = jobs.run("a", "sweep", endless)
-    assert refused == Status("You already have 2 jobs running. Wait for one, or stop it.", "error")
+    assert refused == Status("You already have 2 jobs running. Wait for one to finish, or stop one.", "error")
     own.append(begun(jobs, "a", "answer"))  # in the place of the former one
     others = begun(jobs, "b", "measure")
     (refused,) = jobs.run("c", "measure", endless)

@@ -88,4 +88,5 @@ def test_the_misjudged_are_named(view) -> None:
     misjudged = Misjudged("pca", 2, "mlp", 1, 3, 3)
     words = catalogue(EstimatorCheckView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
     assert "Slicing layer 2's MLP does more damage than PCA-aware predicts: measured rank 1 of 3" in words
-    assert "Fisher misplaces no module" in catalogue(EstimatorCheckView(**{**vars(view), "misjudged": ()}), "fisher")
+    words = catalogue(EstimatorCheckView(**{**vars(view), "misjudged": ()}), "fisher")
+    assert "Beyond noise, Fisher ranks no module" in words

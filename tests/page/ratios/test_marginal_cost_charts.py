@@ -76,7 +76,7 @@ def test_the_summary_names_a_swap_and_differences_of_plans(view) -> None:
     assert f"from layer {best.source.layer}'s" in summary
     assert f"{best.change:+.4f} ± {best.error:.4f}" in summary
     assert best.change < 0
-    assert "Uniform ratios of equal size differ most" in summary
+    assert "At equal model size, the Uniform plan differs most from this one in layer" in summary
 
 
 def test_what_is_kept_is_read_as_it_was_written(view, session, tiny, tmp_path, monkeypatch) -> None:
