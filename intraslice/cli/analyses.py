@@ -144,16 +144,19 @@ def _record(sensitivity: Sensitivity, agreement: RankAgreement) -> dict[str, Any
 
 
 def _text(sensitivity: Sensitivity, agreement: RankAgreement, measure: Measure) -> str:
-    columns = ["layer", "module", "ratio", "removed", "damage", "standard_error", "place"]
-    columns += [f"place_{estimator}" for estimator in agreement.rho]
+    columns = ["layer", "module", "ratio", "removed", "damage", "standard_error"]
+    headers = {"place": "rank"} | {f"place_{estimator}": f"rank_{estimator}" for estimator in agreement.rho}
     quantity = {"kl": "KL divergence from the dense model", "loss": "increase of the loss"}[measure]
-    change = "each module sliced alone" if sensitivity.context is None else "decrease with each module dense again"
+    change = "each module sliced alone"
+    if sensitivity.context is not None:
+        change = "decrease when each module is restored to dense"
     heading = f"{change}: {quantity}, nats per token, on {sensitivity.tokens:,} tokens"
     if sensitivity.ratio is not None:
         heading = f"ratio {sensitivity.ratio:g}; {heading}"
-    lines = [heading, agreement.modules[columns].round(5).to_string(index=False, na_rep=""), ""]
+    table = agreement.modules[[*columns, *headers]].rename(columns=headers)
+    lines = [heading, table.round(5).to_string(index=False, na_rep=""), ""]
     lines.append("Spearman's rho of measured and predicted damage:")
-    for name, by_module in [*agreement.rho.items(), ("upper bound by sampling noise", agreement.ceiling)]:
+    for name, by_module in [*agreement.rho.items(), ("noise ceiling", agreement.ceiling)]:
         numbers = ", ".join(f"{kind} {'-' if rho is None else f'{rho:.2f}'}" for kind, rho in by_module.items())
         lines.append(f"  {name}: {numbers}")
     return "\n".join([*lines, "", *map(str, agreement.misjudged)])

@@ -65,12 +65,18 @@ def evaluate(run: Run) -> CommandResult:
     values, ratio = result["perplexity"], result["perplexity_ratio"]
     line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {_with_error(ratio, 3)} times"
     line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats per token"
-    return result, f"{summary(compressed.plan)}\n{line} {run.recipe.protocol()}"
+    return result, f"{summary(compressed.plan)}\n{line}; {_measured_on(run.recipe.protocol())}"
 
 
 def _with_error(estimate: dict[str, float | None], digits: int) -> str:
     error = estimate["standard_error"]
     return f"{estimate['value']:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
+
+
+def _measured_on(protocol: dict[str, Any]) -> str:
+    measured = f"{protocol['eval_tokens']:,} tokens of {protocol['eval']}, window {protocol['window']}"
+    calibrated = f"{protocol['calibration_tokens']:,} tokens of {protocol['calibration']}, seed {protocol['seed']}"
+    return f"measured on {measured}, in {protocol['dtype']}; calibrated on {calibrated}"
 
 
 def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -> CommandResult:
@@ -89,7 +95,7 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
     result |= {"model": loaded.name, "perplexity": {"dense": None, "sliced": value}, "protocol": protocol}
     result |= {"perplexity_error": {"dense": None, "sliced": error}, "perplexity_ratio": None, "divergence": None}
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
-    return result, f"perplexity {value:.3f} {protocol}"
+    return result, f"perplexity {value:.3f}; {_measured_on(protocol)}"
 
 
 def slice_(run: Run) -> CommandResult:

@@ -81,23 +81,26 @@ def _common(eval_tokens: int) -> _Parser:
     add(
         "--head-fraction", type=float, metavar="F", help="fraction of a head that is ranked as one unit; 1: whole heads"
     )
-    add("--gradient-group", type=int, default=slicing.gradient_group, help="sequences whose gradients are summed first")
+    explanation = "number of sequences whose gradients are summed before squaring (default: %(default)s)"
+    add("--gradient-group", type=int, default=slicing.gradient_group, metavar="N", help=explanation)
     add("--cap", type=float, default=slicing.cap, help="upper bound of every ratio; 1 allows removing whole modules")
     explanation = (
-        "sequential: fits a layer on the outputs of the sliced layers before; one-shot: on the dense model's moments"
+        "sequential: fits a layer on the outputs of the preceding sliced layers; one-shot: on the dense model's moments"
     )
     add("--order", default=slicing.order, choices=get_args(Order), help=explanation)
     explanation = (
-        "runtime: full-width heads in equal groups and MLP widths in multiples of 32, which llama.cpp needs not pad"
+        "runtime: full-width heads in equal groups and MLP widths in multiples of 32, which llama.cpp runs without "
+        "padding"
     )
     add("--shapes", default=slicing.shapes, choices=get_args(Shapes), help=explanation)
     add("--iterative", action="store_true", help="refine MLPs pruned by more than 35 %% (sequential order; slow)")
     lock = (
-        "fix the ratio of one module, such as --lock 7 mlp 25; repeatable; other modules are adjusted to the sparsity"
+        "fix the ratio of one module, such as --lock 7 mlp 25; repeatable; other modules are adjusted to meet the "
+        "sparsity"
     )
     add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
     ratios = (
-        "fix ratios by a file in the format of ratios --csv; --lock has precedence, and the estimator sets the rest"
+        "fix ratios from a file, as written by `ratios --csv`; --lock takes precedence, and the estimator sets the rest"
     )
     add("--ratios", type=Path, metavar="FILE", help=ratios)
     add("--method", default="intraslice", choices=METHODS, help=_registry_help("slicing method", METHODS))
@@ -106,13 +109,16 @@ def _common(eval_tokens: int) -> _Parser:
     add("--epochs", type=int, default=slicing.epochs, help="epochs of the recovery; 0 skips it")
     add("--slicing", type=float, metavar="F", help="crossmodule: fraction of axes to remove, instead of --sparsity")
     add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")
-    add("--sequences", type=int, default=calibration.sequences)
+    explanation = "calibration sequences (default: %(default)s)"
+    add("--sequences", type=int, default=calibration.sequences, metavar="N", help=explanation)
     add("--length", type=int, default=calibration.length, help="tokens per sequence and per perplexity window")
-    add("--seed", type=int, default=calibration.seed)
+    explanation = "random seed of the calibration text, of sampled answers and of swaps (default: %(default)s)"
+    add("--seed", type=int, default=calibration.seed, metavar="N", help=explanation)
     explanation = "labels for gradients: tokens sampled from the model, or the tokens of the text (as published)"
     add("--targets", default=calibration.targets, choices=get_args(Targets), help=explanation)
     add("--eval", default=evaluation.text, metavar="NAME|FILE", help="evaluation text")
-    add("--eval-tokens", type=int, default=eval_tokens)
+    explanation = "tokens of the evaluation text, rounded down to whole windows (default: %(default)s)"
+    add("--eval-tokens", type=int, default=eval_tokens, metavar="N", help=explanation)
     return common
 
 
@@ -143,11 +149,17 @@ def parser() -> argparse.ArgumentParser:
         subparser.add_argument("--type", default="f16", choices=GGUF_TYPES, help="type of the weights in the GGUF file")
     generate = command("generate", commands.generate, "dense and sliced answers to one prompt")
     generate.add_argument("--prompt", default="What is the capital of France, and why is it famous?")
-    generate.add_argument("--max-new-tokens", type=int, default=64)
-    generate.add_argument("--temperature", type=float, default=0.0)
+    explanation = "maximum number of tokens of an answer (default: %(default)s)"
+    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help=explanation)
+    explanation = "sampling temperature; 0: greedy decoding (default: %(default)g)"
+    generate.add_argument("--temperature", type=float, default=0.0, metavar="F", help=explanation)
 
     inspect = command("inspect", analyses.inspect, "spectra and activation shift", FEW_TOKENS)
-    inspect.add_argument("--parts", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS)
+    explanation = (
+        "spectra: explained variance of the dense activations; shift: distance of each method's activations from the "
+        "dense ones; faults: ablations of cross-module slicing (default: spectra shift)"
+    )
+    inspect.add_argument("--parts", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS, help=explanation)
     inspect.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
     sensitivity = command("sensitivity", analyses.sensitivity, "damage of slicing each module alone", RANKING_TOKENS)
     explanation = "pruning ratio of each module; one or more"
@@ -159,9 +171,10 @@ def parser() -> argparse.ArgumentParser:
     sensitivity.set_defaults(dtype="float32")  # bfloat16's rounding alone is 0.002 nats, as much as small modules cost
     prices_command = command("prices", prices, "marginal cost per parameter in each module", FEW_TOKENS)
     prices_command.set_defaults(dtype="float32")
-    explanation = "also list the modules in which this estimator's plan, of equal size, differs"
+    explanation = "also list the modules where this estimator's plan of equal size differs"
     prices_command.add_argument("--against", **_ESTIMATOR, help=explanation)
-    exchange.add_options(command("exchange", exchange.exchange, "better ratios by measurement, as importances"))
+    explanation = "search for better ratios by measuring KL, and save them as importances"
+    exchange.add_options(command("exchange", exchange.exchange, explanation))
     sweep = command("sweep", analyses.sweep_, "perplexity and speed of many models")
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
     sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], **_ESTIMATOR)
@@ -172,13 +185,15 @@ def parser() -> argparse.ArgumentParser:
     explanation = "further held-out texts to evaluate every model on, each with its own columns"
     sweep.add_argument("--also-eval", nargs="+", default=[], metavar="NAME|FILE", help=explanation)
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to this file")
-    tasks.add_options(command("tasks", tasks.tasks, "scores in lm-eval's tasks, of the dense model and its slices"))
+    tasks.add_options(command("tasks", tasks.tasks, "lm-eval task scores of the dense and the sliced models"))
     paper.add_options(command("paper", paper.paper, "the paper's table, measured here, next to the published numbers"))
-    benchmark_command = command("benchmark", benchmark, "cost of every job in dense forwards", FEW_TOKENS // 2)
+    explanation = "cost of each stage, in multiples of a dense forward pass"
+    benchmark_command = command("benchmark", benchmark, explanation, FEW_TOKENS // 2)
     # The result is scaled to the default number of sequences. Waiting threads would take CPU time.
     benchmark_command.set_defaults(sequences=4, threads=1)
     precisions, explanation = get_args(Precision), "precisions to measure in addition to --dtype"
     benchmark_command.add_argument("--dtypes", nargs="+", default=precisions, choices=precisions, help=explanation)
     for name, module in extensions().items():
-        module.add_options(command(name, module.run, module.__doc__.partition("\n")[0].rstrip(".")))
+        summary = module.__doc__.partition("\n")[0].rstrip(".")
+        module.add_options(command(name, module.run, summary[:1].lower() + summary[1:]))
     return root

@@ -52,7 +52,9 @@ def prices(run: Run) -> CommandResult:
     }
     rounded = frame.round({name: 4 for name in frame if frame[name].dtype == float})
     lines = [
-        f"KL per parameter, in nats per token, on {costs.tokens:,} tokens; `times` are relative to the median module:",
+        f"marginal cost of each module: KL per parameter on {costs.tokens:,} tokens, relative to the median module's",
+        "less, more: the ratios between which it is measured; parameters: how many are removed from less to more",
+        "times: the measured cost, with its standard error in times_error; times_NAME: as the estimator NAME predicts",
         rounded.drop(columns=["price", "standard_error"]).to_string(index=False),
     ]
     if (swap := find_best_swap(costs, plan.config.cap)) is not None:

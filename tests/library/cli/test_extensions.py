@@ -36,7 +36,7 @@ def test_a_file_in_the_folder_is_a_command(tmp_path: Path, monkeypatch, capsys) 
     assert capsys.readouterr().out == "hello you, at 0.2\n"
     with pytest.raises(SystemExit):
         parser().parse_args(["--help"])
-    assert "Greet somebody\n" in capsys.readouterr().out
+    assert "greet somebody\n" in capsys.readouterr().out
 
 
 def test_without_the_folder_there_are_the_librarys_own(monkeypatch) -> None:
