@@ -59,7 +59,7 @@ def load_estimator(spec: str) -> Estimator:
             f"{path.name} has the digest {digest}, expected {expected}; leave out @{expected} to use any version"
         )
     if path.name.split() != [path.name]:
-        raise UserError(f"{path.name!r} has blanks in its name; rename it to one word, such as mine.py")
+        raise UserError(f"{path.name!r} has spaces in its name; rename it to one word, such as mine.py")
     name = f"{path.name}:{function}@{digest}" if function else f"{path.name}@{digest}"
     if name in ESTIMATORS:
         return ESTIMATORS[name]
@@ -109,7 +109,7 @@ def _checked(name: str, function: Callable[[LayerCalibration], Any]) -> Callable
             raise
         except Exception as error:
             raise UserError(
-                f"estimator {name} failed ({_message(error)}); expected importances of attention, mlp"
+                f"estimator {name} failed ({_message(error)}); expected a pair (attention importances, MLP importances)"
             ) from error
         sizes = layer.sizes
         _require_importances(name, "mlp", mlp, [sizes.neurons])

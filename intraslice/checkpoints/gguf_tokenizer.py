@@ -165,8 +165,8 @@ def _pre_tokenizer(tokenizer_json: dict[str, Any]) -> str:
     normalizers = [step["type"] for step in _flatten_steps(tokenizer_json["normalizer"], "normalizers")]
     if name is None or set(normalizers) - {"NFC"}:
         raise UserError(
-            f"the tokenizer prepares text by {[*normalizers, *names]}; expected the steps of one of llama.cpp's "
-            f"pre-tokenizers {', '.join(PRE_TOKENIZERS.values())}; "
+            f"the tokenizer uses the normalizer/pre-tokenizer steps {[*normalizers, *names]}; expected those of one of "
+            f"llama.cpp's pre-tokenizers {', '.join(PRE_TOKENIZERS.values())}; "
             "save the model as a folder instead, which transformers loads"
         )
     return name
@@ -187,7 +187,8 @@ def _adds_space(tokenizer_json: dict[str, Any]) -> bool:
         return splits[0]["prepend_scheme"] != "never"
     steps = [step["type"] for step in (*normalizers, *splits)]
     raise UserError(
-        f"the tokenizer prepares text by {steps}, which llama.cpp's SentencePiece does not; "
+        f"the tokenizer uses the normalizer/pre-tokenizer steps {steps}, which llama.cpp's SentencePiece does not "
+        "support; "
         "save the model as a folder instead, which transformers loads"
     )
 

@@ -57,7 +57,7 @@ class _Sizes:
 
 def padding_text(count: int) -> str:
     """A phrase for the number of padding bytes in a file."""
-    return f"{count / 1e6:.3g} MB are padding" if count else "nothing is padded"
+    return f"{count / 1e6:.3g} MB of padding" if count else "no padding"
 
 
 def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GGUFTokenizer:
@@ -102,7 +102,7 @@ def write_gguf(
     sizes = _sizes(model, gguf_type)
     needed, free = sum(map(sizes.bytes, sizes.shapes)), shutil.disk_usage(file.parent).free
     if needed > free:
-        raise UserError(f"{file} needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; free some space")
+        raise UserError(f"{file} needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB is free; free some space")
     try:
         with temporary_sibling(file) as scratch:
             temporary_file = scratch / file.name

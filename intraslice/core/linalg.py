@@ -69,8 +69,8 @@ def cholesky(system: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     factor, info = torch.linalg.cholesky_ex(system)
     if info.item() != 0 or not torch.isfinite(factor.diagonal()).all():
         raise NumericalError(
-            f"a {len(system)} x {len(system)} moment is singular even with damping: the calibration text is too short "
-            "or too uniform; calibrate on more, and more varied, text"
+            f"a {len(system)} x {len(system)} second-moment matrix is singular even with damping: the calibration text "
+            "is too short or too uniform; calibrate on more, and more varied, text"
         )
     return factor
 

@@ -84,7 +84,7 @@ def score_passage(
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
     count, positions = ids.shape[1], dense.config.max_position_embeddings
     if not 2 <= count <= positions:
-        raise UserError(f"the passage has {count} tokens; expected 2 to {positions}, the first of which is not scored")
+        raise UserError(f"the passage has {count} tokens; expected 2 to {positions} (the first token is not scored)")
     hidden = [_hidden(model, ids)[:-1] for model in (dense, sliced)]  # the last token predicts no token of the passage
     dense_chunks, sliced_chunks = logits_in_chunks(dense, hidden[0], ids[0, 1:]), logits_in_chunks(sliced, hidden[1])
     scores: list[TokenScore] = []

@@ -110,6 +110,6 @@ def _waiting() -> Iterator[None]:
     except RuntimeError as error:  # every backend raises it if another process has ended or timed out
         reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"process {rank()} of {size()} lost the others ({reason}); see the message of the first process that "
-            "stopped, and start all of them again"
+            f"process {rank()} of {size()} lost its connection to the other processes ({reason}); see the message of "
+            "the first process that stopped, and start all of them again"
         ) from error

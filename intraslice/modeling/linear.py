@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from intraslice.core.errors import UserError
 
 Factors = tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _"]]  # (rows, rank), (rank, columns)
-CANNOT_BE_SAVED = "a model with low-rank factors (svd) can be evaluated but not saved, as no format here holds it"
+CANNOT_BE_SAVED = "a model with low-rank factors (svd) can be evaluated but not saved: no supported format can store it"
 
 
 def frozen_linear(weight: Float[Tensor, "rows columns"], bias: Float[Tensor, " rows"] | None = None) -> nn.Linear:

@@ -23,8 +23,9 @@ def bisect_count(count: Callable[[float], int], target: float, high: float) -> f
     low = 0.0
     if not count(high) - TOLERANCE * target <= target <= count(low) + TOLERANCE * target:
         raise UserError(
-            f"the sparsity cannot be reached: {target:,.0f} parameters of the decoder layers would be kept, but "
-            f"between {count(high):,} and {count(low):,} can be; raise the cap, unlock modules, or change the sparsity"
+            f"the sparsity cannot be reached: the plan would have to keep {target:,.0f} parameters of the decoder "
+            f"layers, but only {count(high):,} to {count(low):,} are possible; raise the cap, unlock modules, or "
+            "change the sparsity"
         )
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2

@@ -69,7 +69,7 @@ def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = 
         needed, free = estimate.needed / 2**30, estimate.available / 2**30
         raise UserError(
             f"{name} has {estimate.parameters / 1e6:,.0f} M parameters; slicing it in {str(dtype).split('.')[-1]} "
-            f"needs {needed:.1f} GiB, and {free:.1f} GiB are free on {device}; {remedy}"
+            f"needs {needed:.1f} GiB, but only {free:.1f} GiB is free on {device}; {remedy}"
         )
     return estimate
 
@@ -112,7 +112,7 @@ def require_calibration_memory(
         remedy = f"use a length of {shorter:,} or less" if shorter else "use fewer sequences or a smaller model"
         raise UserError(
             f"calibrating on {sequences:,} x {length:,} tokens needs {needed / 2**30:.1f} GiB in addition to the "
-            f"model, and {free / 2**30:.1f} GiB are free on {device}; {remedy}"
+            f"model, but only {free / 2**30:.1f} GiB is free on {device}; {remedy}"
         )
     return needed
 

@@ -129,7 +129,8 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
     layers = len({found[1] for tensor in shapes if (found := _LAYER.search(tensor))})
     if config.num_hidden_layers != layers:
         raise UserError(
-            f"{name} has {layers} layers, expected {config.num_hidden_layers} by its configuration; fetch it again"
+            f"{name} has {layers} layers, expected {config.num_hidden_layers} according to its configuration; fetch it "
+            "again"
         )
     with (
         _as_user_error(f"{name} has an invalid configuration", "fetch it again"),
@@ -142,15 +143,17 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key not in tied}
     if weights.gguf:
         for shape, count in (Counter(expected.values()) - Counter(shapes.values())).items():
-            raise UserError(f"{name} lacks {count} tensors of shape {shape}, by its configuration; fetch it again")
+            raise UserError(
+                f"{name} lacks {count} tensors of shape {shape} according to its configuration; fetch it again"
+            )
         return
     actual = {key: shapes.get(key, shapes.get(key.removeprefix("model."))) for key in expected}
     if absent := sorted(key for key, shape in actual.items() if shape is None):
         raise UserError(f"{name} lacks {len(absent)} tensors of the model, such as {absent[0]}; fetch it again")
     if wrong := sorted(key for key, shape in actual.items() if shape != expected[key]):
         raise UserError(
-            f"{name} has {wrong[0]} of shape {actual[wrong[0]]}, expected {expected[wrong[0]]} by its configuration; "
-            "fetch it again"
+            f"{name} has {wrong[0]} of shape {actual[wrong[0]]}, expected {expected[wrong[0]]} according to its "
+            "configuration; fetch it again"
         )
 
 

@@ -153,7 +153,7 @@ def _require_memory(matrices: list[nn.Parameter], device: torch.device) -> None:
     required, free = BYTES_PER_WEIGHT * sum(weight.numel() for weight in matrices), available_bytes(str(device))
     if required > free:
         raise UserError(
-            f"distillation requires {required / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device}; "
+            f"distillation requires {required / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB is free on {device}; "
             "slice without recovery"
         )
 

@@ -164,7 +164,7 @@ def test_nothing_is_padded_of_a_slice_for_a_runtime(tiny_case, tmp_path):
     report = write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", made=made, progress=False)
     fields, tensors = _read(tmp_path / "tiny.gguf")
     assert report.padding_bytes == fields["intraslice.padding_bytes"] == 0
-    assert fields["general.description"].endswith("parameters removed; nothing is padded")
+    assert fields["general.description"].endswith("parameters removed; no padding")
     held = sum(int(tensor.n_elements) for key, tensor in tensors.items() if key != "rope_freqs.weight")
     assert held == plan.parameters.sliced_total
 

@@ -84,7 +84,7 @@ def test_bad_files_of_ratios_are_refused_by_their_row(refused, home):
 
 
 def test_what_no_format_holds_is_refused_before_any_work(refused, home):
-    assert "no format here holds it" in refused("slice", "--out", "there", "--method", "svd")
+    assert "no supported format can store it" in refused("slice", "--out", "there", "--method", "svd")
     assert not (home / "there").exists()
 
 

@@ -109,7 +109,7 @@ def test_with_wikitext_it_is_the_paper_s_protocol(monkeypatch):
     [
         (["--sparsities", "0.3", "1.5"], "fraction of the decoder layers' parameters, such as 0.3), got 1.5"),
         (["--length", "600"], "the model's maximum context length"),
-        (["--sequences", "900000000"], "GiB are free"),
+        (["--sequences", "900000000"], "GiB is free"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(words, wrong, named, capsys, monkeypatch):

@@ -75,7 +75,7 @@ def test_solve_is_the_inverse():
 
 @pytest.mark.parametrize("system", [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]]])
 def test_singular_systems_are_named(system):
-    with pytest.raises(NumericalError, match="2 x 2 moment is singular even with damping"):
+    with pytest.raises(NumericalError, match="2 x 2 second-moment matrix is singular even with damping"):
         solve(torch.tensor(system), torch.ones(2, 1))
 
 

@@ -123,7 +123,7 @@ def test_no_format_holds_it(tiny_case, tmp_path):
         lambda: plain_model(model),
         lambda: blocks(model)[0].mlp.weights(),  # by which all others read a model
     ):
-        with pytest.raises(UserError, match="no format here holds it") as caught:
+        with pytest.raises(UserError, match="no supported format can store it") as caught:
             write()
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

@@ -47,7 +47,7 @@ def test_a_model_that_does_not_fit_is_refused_with_both_numbers(folder, monkeypa
     monkeypatch.setattr(memory, "available_bytes", lambda device="cpu": 200 * 2**20)
     monkeypatch.setattr(loading, "read_weights", lambda *given: pytest.fail("loaded"))
     message = refusal(folder)
-    assert "needs 0.3 GiB, and 0.2 GiB are free on cpu; use bfloat16 or a smaller model" in message
+    assert "needs 0.3 GiB, but only 0.2 GiB is free on cpu; use bfloat16 or a smaller model" in message
 
 
 # Calibration
@@ -81,7 +81,7 @@ def test_a_process_may_have_less_than_is_free(folder, monkeypatch, refusal):
     free = memory.available_bytes()
     monkeypatch.setenv(memory.MEMORY_VARIABLE, str(psutil.Process().memory_info().rss + 2**27))
     assert 2**26 < memory.available_bytes() < min(free, 2**28)
-    assert "are free on cpu" in refusal(folder)
+    assert "is free on cpu" in refusal(folder)
     monkeypatch.setenv(memory.MEMORY_VARIABLE, "8 GB")
     with pytest.raises(
         UserError, match=r"INTRASLICE_MAX_MEMORY must be a whole number of bytes, such as .*, got '8 GB'"
@@ -119,7 +119,7 @@ def test_a_calibration_that_does_not_fit_is_refused_with_what_would(default_mode
     monkeypatch.setattr(memory, "available_bytes", lambda device="cpu": 4 * 2**30)
     assert require_calibration_memory(config, 32, 512, torch.float32) < 2 * 2**30
     with pytest.raises(
-        UserError, match=r"1 x 8,192 tokens needs 1\d\.\d GiB .*, and 4\.0 GiB are free on cpu; use a l"
+        UserError, match=r"1 x 8,192 tokens needs 1\d\.\d GiB .*, but only 4\.0 GiB is free on cpu; use a l"
     ):
         require_calibration_memory(config, 1, 8192, torch.float32)
     with pytest.raises(UserError, match="use a length of 2,048 or less"):
