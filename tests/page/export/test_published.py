@@ -173,7 +173,7 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
     monkeypatch.setattr(panel, "Choice", lambda: CHOICE._replace(prompts=("w9",)))
     own, downloads = publisher(session), Downloads()
     *told, last = panel.published(session, downloads, own, tiny, SOMEBODY)
-    assert any("steps 1 of 3" in event.progress for event in told if isinstance(event.progress, str))
+    assert any("step 1 of 3" in event.progress for event in told if isinstance(event.progress, str))
     assert Path(last.file).name == "tiny.html"
     assert f"{Path(last.file).stat().st_size / 1e6:.1f} MB" in last.status
     monkeypatch.setattr(measure, "write_answers", None)
@@ -201,7 +201,7 @@ def test_the_command_writes_one_file(publish, tmp_path) -> None:
     assert code == 0
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
     assert "Perplexity on 256 tokens" in said
-    assert "steps 1 of 2" in told
+    assert "step 1 of 2" in told
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Nothing is removed:" in text  # where its slider stands first
 
