@@ -17,11 +17,13 @@ from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import LoadedModel, load_model, prepare_model
 from intraslice.methods.registry import METHODS, SlicingMethod, plan_by, slice_by
+from intraslice.planning.estimators import ESTIMATORS
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.recovery import RECOVERIES, recover
 from intraslice.slicing.driver import slice_model
 
 __all__ = [
+    "ESTIMATORS",
     "METHODS",
     "RECOVERIES",
     "CalibrationConfig",

@@ -16,12 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice import checkpoints, data
+from intraslice.calibration.user_estimator import load_estimator
 from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.model_card import model_card
 from intraslice.checkpoints.to_gguf import GGUFReport, GGUFType, write_gguf
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, Lock, Order, Shapes, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
+from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.comparison import Evaluation, evaluate
 from intraslice.evaluation.generation import Sampling, answer_text, stream_tokens
 from intraslice.loading import LoadedModel, prepare_model
@@ -39,7 +41,8 @@ class Options(TypedDict, total=False):
 
     `dtype` ("auto", "float32", "bfloat16" or a torch dtype), `device` and `device_map` ("auto" or "disk") control
     loading, and are refused for a model that is loaded already. `method` is a name in `METHODS`. All others are fields
-    of `SliceConfig`.
+    of `SliceConfig`; `estimator` may also be a file of your own, `path.py:function` or `path.json`, as `load_estimator`
+    takes it.
     """
 
     dtype: str | torch.dtype
@@ -72,9 +75,11 @@ def compress(
     progress: ProgressCallback | bool = True,
     **options: Unpack[Options],
 ) -> CompressedModel:
-    """Remove a fraction of the decoder layers' parameters. `python -m intraslice evaluate` returns the same numbers.
+    """Remove a fraction of the decoder layers' parameters: load, calibrate and slice in one call.
 
         result = intraslice.compress("HuggingFaceTB/SmolLM2-135M-Instruct", sparsity=0.3, order="one-shot")
+
+    With the same options, `python -m intraslice evaluate` prints the numbers that `result.evaluate()` returns.
 
     Args:
         model: a Hub id, a folder in transformers format, a .gguf file, "default", or a loaded transformers model, which
@@ -87,7 +92,8 @@ def compress(
         options: options for loading and slicing; see `Options`.
 
     Raises:
-        UserError: there is no such model, it cannot be sliced, or the sparsity cannot be reached.
+        UserError: there is no such model, it cannot be sliced, the sparsity cannot be reached, or the estimator's file
+            cannot be used.
         TypeError: an option is unknown.
     """
     if unknown := options.keys() - Options.__annotations__.keys():
@@ -97,6 +103,8 @@ def compress(
     slicing: dict[str, Any] = {
         name: value for name, value in options.items() if name not in (*LOADING_OPTIONS, "method")
     }
+    if (estimator := slicing.get("estimator", SliceConfig.estimator)) not in ESTIMATORS:
+        slicing["estimator"] = load_estimator(str(estimator)).name
     recipe = Recipe(
         model=str(model) if loaded is None else loaded.name,
         slicing=SliceConfig(sparsity, **slicing),

@@ -29,6 +29,7 @@ from components.ratios import panel as ratios_panel
 from components.state.session import Session
 from components.sweep import panel as sweep_panel
 from intraslice.calibration.driver import calibrate
+from intraslice.calibration.user_estimator import load_estimator
 from intraslice.cli.parser import parser
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.sweep import Texts, points, sweep
@@ -44,6 +45,7 @@ ENERGY = "intraslice/planning/estimators/energy.py"
 RANDOM_HEADS = "intraslice/methods/random_heads.py"
 FAMILY = "intraslice/modeling/families.py"
 SUMMARY = "components/summary/panel.py"
+MINE = "mine.py"
 FILES = (ENERGY, RANDOM_HEADS, SUMMARY)
 WIDE = {"COLUMNS": "9999"}  # so that argparse breaks no line of its help, which it does at hyphens too
 NEIGHBOURS = {ENERGY: "uniform", RANDOM_HEADS: "baselines"}  # the last of its folder's import line
@@ -88,7 +90,7 @@ def own_session(tiny) -> Session:
 
 
 def test_every_example_is_found():
-    assert set(EXAMPLES) == {*FILES, FAMILY}
+    assert set(EXAMPLES) == {*FILES, FAMILY, MINE}
 
 
 def test_a_file_and_its_name_are_all_that_the_library_wants(tmp_path):
@@ -178,6 +180,17 @@ def test_the_estimator_shares_a_plan_out_by_energy(energy, tiny_case):
         assert_close(halves.layers[index].importances[energy].attention.view(9, 2).sum(1), found.attention)
         fallen = (found.mlp < plan.reasons.mlp_threshold).double().mean().item()
         assert kept.mlp_ratio == pytest.approx(fallen, abs=1.01 / len(neurons))
+
+
+def test_a_function_in_a_file_is_an_estimator(tiny_case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(MINE).write_text(EXAMPLES[MINE], encoding="utf-8")
+    config = eval(inline("sl.SliceConfig(0.3, load"), {"sl": sl, "load_estimator": load_estimator})
+    stats = replace(tiny_case("llama-gqa").stats)  # whose profile is made anew
+    assert abs(make_plan(stats.profile, config).removed_fraction - 0.3) < 0.01
+    found = stats.profile.layers[0].importances[config.estimator]
+    assert (len(found.attention), len(found.mlp)) == (72, 132)
+    del sl.ESTIMATORS[config.estimator]
 
 
 def test_the_method_samples_heads_and_removes_what_is_asked(random_heads, tiny_case):

@@ -105,6 +105,23 @@ def test_every_field_of_the_slicing_config_is_an_option():
     assert names == set(api.Options.__annotations__) - {*api.LOADING_OPTIONS, "method"}
 
 
+def test_an_estimator_may_be_a_function_in_a_file(home, texts, tmp_path):
+    registered = dict(intraslice.ESTIMATORS)
+    fisher = "layer.attention_gradients.unflatten(-1, (layer.sizes.heads, -1)).sum(-1).square().sum(0)"
+    neurons = "layer.mlp_gradients.square().sum(0)"
+    (tmp_path / "mine.py").write_text(f"def importances(layer):\n    return {fisher}, {neurons}\n")
+    try:
+        own, built_in = (
+            compress(home / "tiny", 0.3, order="one-shot", estimator=name, dtype="float32", progress=False, **texts)
+            for name in (f"{tmp_path / 'mine.py'}:importances", "fisher")
+        )
+        assert own.plan.layers == built_in.plan.layers
+        assert own.plan.config.estimator in intraslice.ESTIMATORS.keys() - registered
+    finally:
+        for name in intraslice.ESTIMATORS.keys() - registered:
+            del intraslice.ESTIMATORS[name]
+
+
 def test_a_loaded_model_gives_the_same_slice_and_stays_as_it_is(home, texts, result):
     model, tokenizer = original(home).train(), AutoTokenizer.from_pretrained(home / "tiny")
     calls: list[int] = []
@@ -154,6 +171,8 @@ def test_what_cannot_be_compressed_is_refused(home, result, tmp_path):
         "was prepared or sliced before": (result.model, {"tokenizer": tokenizer}),
         "dtype must be one of auto, float32, bfloat16, got 'float64'": ("default", {"dtype": torch.float64}),
         "method must be one of intraslice, .*, got 'none'": (str(home / "tiny"), {"method": "none"}),
+        "estimator must be one of pca, .* or path.json, got 'none'": (str(home / "tiny"), {"estimator": "none"}),
+        "none.py cannot be read": (str(home / "tiny"), {"estimator": "none.py:heads"}),
         "sparsity": (str(home / "tiny"), {"sparsity": 0.9}),
     }
     for words, (what, options) in cases.items():
