@@ -56,8 +56,8 @@ def calibration_tokens(
     """Calibration windows, from documents shuffled by the config's seed.
 
     Args:
-        evaluation_text: the text for perplexity. If it is the same file, only the first 80 % of its documents are used
-            here; the named corpora have fixed splits.
+        evaluation_text: the text for perplexity. If both texts are the same file, only the first 80 % of its documents
+            are used here; the named corpora have fixed splits.
 
     Raises:
         UserError: the text cannot be read or is too short.
@@ -95,8 +95,8 @@ def evaluation_tokens(
     """Evaluation windows, from documents in order: as many whole windows as fit into the config's tokens.
 
     Args:
-        calibration_text: the calibration text. If it is the same file, only the last 20 % of its documents are used
-            here; the named corpora have fixed splits.
+        calibration_text: the calibration text. If both texts are the same file, only the last 20 % of its documents are
+            used here; the named corpora have fixed splits.
 
     Raises:
         UserError: the text cannot be read or is too short.

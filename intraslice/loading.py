@@ -40,7 +40,7 @@ SAMPLES = 1024  # values of each parameter in the fingerprint
 
 @dataclass
 class LoadedModel:
-    """A canonicalised model. `name` is the requested name; `source` describes the weights for people.
+    """A canonicalised model. `name` is the requested name; `source` is a human-readable description of the weights.
 
     `made` is None for a dense model, and for a sliced checkpoint the record of how it was made.
     """

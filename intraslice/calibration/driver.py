@@ -100,12 +100,12 @@ def calibrate(
 ) -> CalibrationStats:
     """Mask gradients (paper §4) and second moments of the dense model over `tokens`.
 
-    The gradients are those of the loss on `targets`, as in CalibrationConfig. Costs about a forward, a backward without
-    weight gradients, and the moments. With several processes each takes a shard of the sequences, all return the same
-    sums, and the first writes the cache.
+    The gradients are those of the loss on `targets`, as in CalibrationConfig. Costs one forward pass, one backward pass
+    (no weight gradients) and the moments. With several processes each takes a shard of the sequences, all return the
+    same sums, and the first writes the cache.
 
     After every batch `progress` receives an event whose `partial()` returns a copy of the statistics so far, which are
-    a calibration on fewer tokens. It is None for a model with offloaded weights, and with several processes.
+    a calibration on fewer tokens. `partial` is None for a model with offloaded weights, and with several processes.
 
     Raises:
         NumericalError: gradients are not finite.

@@ -10,8 +10,8 @@ writes. A Python file is executed, so the caller must trust it. Its function rec
         # mlp: neurons
         return channels, layer.mlp_gradients.square().sum(0)  # (neurons)
 
-Importances are the expected increase of the loss without each unit, on one scale for all layers: finite numbers from 0.
-The function is called once per layer, when a model is calibrated or its calibration is loaded.
+Importances are the expected increase of the loss when each unit is removed, on one scale for all layers: finite numbers
+from 0. The function is called once per layer, when a model is calibrated or its calibration is loaded.
 """
 
 from __future__ import annotations

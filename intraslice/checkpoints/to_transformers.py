@@ -16,7 +16,7 @@ from intraslice.modeling.families import blocks, head_width, write_layer_
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:
-    """An unmodified transformers model that computes the same function; its tensors are copies.
+    """A stock transformers model that computes the same function; its tensors are copies.
 
     Raises UserError, naming the layer, if layers have different shapes or heads are narrower.
     """

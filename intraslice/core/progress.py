@@ -37,7 +37,7 @@ Pause = Callable[[], None]  # reports the stage's last event again, so that the 
 
 
 def progress_callback(progress: ProgressCallback | bool) -> ProgressCallback:
-    """The callback for a stage's `progress` argument: itself, the default display (True), or no display (False).
+    """Resolve `progress`: a callback is returned as is, True gives the default display, False none.
 
     Raises TypeError for anything else.
     """

@@ -132,7 +132,8 @@ def generate_text(
 ) -> Iterator[str]:
     """Generate an answer lazily, as pieces of text; greedy at temperature 0.
 
-    `pause` is called as in `stream_tokens`. Raises UserError as that does, and for numbers out of range.
+    `pause` is called as in `stream_tokens`. Raises UserError as `stream_tokens` does, and if a sampling parameter is
+    out of range.
     """
     tokens, emitted = [], ""
     for token in stream_tokens(model, tokenizer, prompt, Sampling(max_new_tokens, temperature, seed), pause=pause):

@@ -169,8 +169,8 @@ def _uncapped_ratios(
 def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     """Ratios and sizes that remove `config.sparsity` of the decoder layers' parameters (paper §4).
 
-    `L * I * (1 - sparsity * bias)` neurons are kept; attention is pruned by the rest of the budget. Without a bias the
-    importances decide: the least important parameters of both are removed (the bias of the uniform estimator is 1).
+    With a bias, `L * I * (1 - s * bias)` neurons are kept (L layers of I neurons, sparsity s); attention makes up the
+    rest of the budget. Without one, the least important parameters of both are removed (the uniform estimator has 1).
     Since key/value heads are removed by groups and sizes are rounded, a search over nominal sparsities makes the actual
     sparsity meet the target. Locked ratios are kept, and the other modules compensate for them.
 

@@ -1,4 +1,4 @@
-"""Ratio estimators, one file each: the expected increase of the loss without each unit of a layer (paper §4).
+"""Ratio estimators, one file each: the expected increase of the loss when each unit of a layer is removed (paper §4).
 
 To add one, write a file here that registers an `Estimator`, and name it below; or register it from outside.
 """

@@ -33,13 +33,16 @@ class LayerCalibration:
 
     @property
     def unit_channels(self) -> int | None:
-        """Channels per unit of attention for the config's `head_fraction`, else None. Raises as the function does."""
+        """Channels per unit of attention for the config's `head_fraction`; None if it has none.
+
+        Raises UserError if a head is not a multiple of such units.
+        """
         return None if self.head_fraction is None else unit_channels(self.sizes.dim, self.head_fraction)
 
 
 @dataclass(frozen=True)
 class Importances:
-    """Expected increase of the loss without each unit of one layer, on any positive scale that all layers share.
+    """Expected increase of the loss when each unit of a layer is removed, on any positive scale that all layers share.
 
     Units of attention are equal parts of its channels in their order, from single channels to whole heads. Without a
     bias in the config, attention units and neurons share one ranking by importance per parameter.
