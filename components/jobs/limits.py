@@ -66,14 +66,16 @@ SWEEP = Limit("SWEEP", "points of a sweep", 500, 100, "each is a model to slice 
 REQUEST = Limit("REQUEST", "bytes of a call", 4 * 2**20, 2**20, "it is read whole before anything looks at it")
 UPLOAD = Limit("UPLOAD", "bytes of an uploaded file", 2**29, 20 * 2**20, "it lies on the disk, and is read as text")
 UPLOADS = Limit("UPLOADS", "bytes of disk of all uploads", 2**40, 2**31, "the oldest are deleted first")
-UPLOAD_SECONDS = Limit("UPLOAD_SECONDS", "seconds that an upload is kept", 86_400, 3_600, "the disk is everybody's")
+UPLOAD_SECONDS = Limit("UPLOAD_SECONDS", "seconds that an upload is kept", 86_400, 3_600, "the disk is shared")
 EXPORTS = Limit("EXPORTS", "bytes of disk of all exported files", 2**36, 2**31, "each is kept for ten minutes")
 JOBS = Limit("JOBS", "jobs that run or wait", 100, 60, "each holds a thread")
 VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one session", 12, 12, "an open page has up to eleven")
 JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "others must get their turns")
-CALLS = Limit("CALLS", "calls that wait or run", 1_000, 500, "each holds its values, and a session's messages")
+CALLS = Limit("CALLS", "calls that wait or run", 1_000, 500, "each keeps its inputs and pending messages")
 VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one open page", 40, 40, "a page at work has up to twenty")
-UNREAD_SECONDS = Limit("UNREAD_SECONDS", "seconds that a call waits for a reader", 30, 30, "then it is dropped")
+UNREAD_SECONDS = Limit(
+    "UNREAD_SECONDS", "seconds until unread results are dropped", 30, 30, "their client has probably left"
+)
 STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of one step of a job", 600, 120, "`/healthz` then calls the page stuck")
 PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes 353 kB")
 CACHE_BYTES = Limit(
@@ -83,7 +85,9 @@ MEMORY = Limit(
     "MEMORY", "bytes of memory of this process", 2**40, 2**40, "set it lower where other processes need memory"
 )
 CACHE_SHARE = Limit("CACHE_SHARE", "per cent of the free memory for all caches", 60, 50, "the rest is for the work")
-UNUSED_SECONDS = Limit("UNUSED_SECONDS", "seconds that unused entries stay in memory", 3_600, 600, "others need it")
+UNUSED_SECONDS = Limit(
+    "UNUSED_SECONDS", "seconds that unused entries stay in memory", 3_600, 600, "frees memory for other clients"
+)
 LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Limit))
 
 
