@@ -69,5 +69,5 @@ def test_the_citation_is_of_this_version() -> None:
 
 
 def test_the_rules_have_the_numbers_that_are_tested() -> None:
-    rules = f"{MAX_LINES} lines a file, {MAX_FILES} files a folder, {MAX_PARAMETERS} parameters a function"
+    rules = f"{MAX_LINES} lines per file, {MAX_FILES} files per folder, {MAX_PARAMETERS} parameters per function"
     assert rules in text_of(ROOT / "CONTRIBUTING.md")
