@@ -6,10 +6,8 @@ after more sequences.
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import takewhile
 from operator import itemgetter
 from pathlib import Path
 
@@ -21,21 +19,21 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
 from intraslice.loading import LoadedModel, load_model
-from intraslice.pretrained.memory import available_bytes, calibration_bytes, require_calibration_memory
+from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..jobs.places import Places
 from ..jobs.status import Status
-from .caches import BUDGET, Caches, return_freed_memory
+from .caches import Caches, return_freed_memory
 from .choices import describe_text
+from .job_memory import JobMemory
 from .plan_views import Source
 from .request import CalibrationKey
 from .snapshots.convergence import keep_profile, kept_profiles
 
 READERS = Places(2, lazy_gettext("Waiting for other uploads to be read"))
-MEMORY_SECONDS = 60.0  # of waiting for memory that other jobs use
 MIN_SEQUENCES = 4  # that a slice needs: one from fewer sequences says little
 
 
@@ -65,9 +63,9 @@ class Calibrated:
 class Calibrations:
     """Cached models and calibrations. Methods that take a `job` run in it; jobs that need the same share the work."""
 
-    def __init__(self, caches: Caches, device: str, evaluation_tokens: int) -> None:
-        self._caches, self._device, self._evaluation_tokens = caches, device, evaluation_tokens
-        self._needed_bytes: dict[Job, int] = {}  # of calibrations that run or wait for memory, in order of arrival
+    def __init__(self, caches: Caches, memory: JobMemory, device: str, evaluation_tokens: int) -> None:
+        self._caches, self._memory, self._device = caches, memory, device
+        self._evaluation_tokens = evaluation_tokens
 
     def best(self, key: CalibrationKey) -> Calibrated | None:
         """The calibration on the sequences seen so far, or None."""
@@ -124,32 +122,9 @@ class Calibrations:
         model, config = loaded.model, key.config
         # Two copies of the sums: plans and slices use a copy while calibration continues.
         sizes = model.config, config.sequences, config.length, model.dtype
-        try:
-            self._wait_for_memory(job, calibration_bytes(*sizes, copies=2), loaded)
+        with self._memory.reserved(job, calibration_bytes(*sizes, copies=2), loaded):
             require_calibration_memory(*sizes, self._device, copies=2)
             self._calibrate_now(job, key, loaded)
-        finally:
-            self._needed_bytes.pop(job, None)
-
-    def _wait_for_memory(self, job: Job, needed: int, loaded: LoadedModel) -> None:
-        """Wait until earlier calibrations leave `needed` bytes, then until caches and other jobs do.
-
-        Other jobs give back what they use in a while, so the wait for them ends after `MEMORY_SECONDS`; there is none
-        where so much is never free.
-        """
-        self._needed_bytes[job] = needed
-        while earlier := list(takewhile(lambda other: other is not job, self._needed_bytes)):
-            if sum(self._needed_bytes[other] for other in earlier) + needed <= self._caches.job_bytes:
-                break
-            job.emit(Status(lazy_gettext("Waiting for memory; calibrations ahead: {count}", count=len(earlier))))
-            job.sleep(0.5)
-        until = time.monotonic() + (MEMORY_SECONDS if needed <= self._caches.job_bytes else 0)
-        while True:
-            BUDGET.release(needed, lambda: available_bytes(self._device), loaded)
-            if available_bytes(self._device) >= needed or time.monotonic() >= until:
-                return
-            job.emit(Status(lazy_gettext("Waiting for memory")))
-            job.sleep(0.5)
 
     def _calibrate_now(self, job: Job, key: CalibrationKey, loaded: LoadedModel) -> None:
         job.emit(Status(lazy_gettext("Reading text: {text}", text=describe_text(key.config.text))))

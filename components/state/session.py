@@ -33,6 +33,7 @@ from ..jobs.turns import Urgency
 from .caches import CachedEntry, Caches
 from .calibrations import Calibrated, Calibrations
 from .choices import ESTIMATORS, TEXTS, describe_text
+from .job_memory import WAIT_SECONDS, JobMemory
 from .plan_views import Plans, Source, convergence_view, importance_curves
 from .readings import Readings
 from .request import DENSE, Request, SliceKey, default_precision, model_name
@@ -63,7 +64,9 @@ class Session:
         self.evaluation_tokens = evaluation_tokens
         self.jobs = Jobs(Scheduler(initialise=partial(torch.set_num_threads, torch.get_num_threads())))
         self._caches = Caches(available_bytes(self.device))
-        self.calibrations = Calibrations(self._caches, self.device, evaluation_tokens)
+        memory = JobMemory(self._caches, self.device)
+        self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens)
+        self._slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self._plans = Plans()
         self._snapshot: Source | None = None
         curve: Mapping[float, float] = {}
@@ -265,7 +268,9 @@ class Session:
                     reports[text] = job_progress(job, text)
                 reports[text](event)
 
-            sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
+            size = sum(parameter.nbytes for parameter in loaded.model.parameters())
+            with self._slice_memory.reserved(job, size, calibrated):
+                sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
             return sliced
 

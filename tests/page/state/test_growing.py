@@ -1,12 +1,14 @@
 """Answers that grow: calibrations that are used while they are made, and perplexities window by window."""
 
 import math
+from functools import partial
 
 import pytest
 from tiny_page import in_job, stepwise
 
+from components.jobs.job import Job
 from components.jobs.status import Status
-from components.state import calibrations
+from components.state import calibrations, job_memory
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
@@ -101,24 +103,48 @@ def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> No
 def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fresh, tiny, leaves) -> None:
     fresh._caches.job_bytes = 0
     first, second = (fresh.prepare(tiny.with_settings(seed=seed), str(seed)) for seed in (1, 2))
-    while not fresh.calibrations._needed_bytes:
+    while not fresh.calibrations._memory._needed:
         next(first)
     while "Waiting" not in (text := next(second).text):
         pass
-    assert text == "Waiting for memory; calibrations ahead: 1"
+    assert text == "Waiting for memory; jobs ahead: 1"
     known = tiny.with_settings(seed=2).calibration
     assert fresh.calibrations.best(known) is None
     first.close() if leaves else list(first)
     *_, last = second
     assert last.kind == "ready"
     assert fresh.calibrations.whole(known) is not None
-    assert fresh.calibrations._needed_bytes == {}
+    assert fresh.calibrations._memory._needed == {}
+
+
+def test_a_slice_for_which_there_is_no_memory_waits_for_those_before_it_for_a_while(fresh, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(job_memory, "LOOK", 0.01)
+    list(fresh.prepare(tiny, "somebody"))
+    fresh._caches.job_bytes = 0
+    sliced = {}
+
+    def work(job: Job, request: Request) -> None:
+        sliced[request.settings.sparsity] = fresh.slice(job, request)
+
+    first, second = (
+        fresh.jobs.run(str(sparsity), "slice", partial(work, request=tiny.with_settings(sparsity=sparsity)))
+        for sparsity in (10, 20)
+    )
+    while not fresh._slice_memory._needed:
+        next(first)
+    while next(second).text != "Waiting for memory; jobs ahead: 1":
+        pass
+    list(first)
+    assert sliced.keys() == {10}
+    list(second)
+    assert sliced.keys() == {10, 20}
+    assert fresh._slice_memory._needed == {}
 
 
 def test_where_there_is_memory_calibrations_go_side_by_side(fresh, tiny) -> None:
     first, second = (fresh.prepare(tiny.with_settings(seed=seed), str(seed)) for seed in (1, 2))
     texts: list[str] = []
-    while len(fresh.calibrations._needed_bytes) < 2:
+    while len(fresh.calibrations._memory._needed) < 2:
         texts += [next(first).text, next(second).text]
     assert not any("Waiting" in text for text in texts)
     first.close()
