@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from . import api, tabs
+from .device.routes import routes
 from .frame import controls, events, link, pinning, slider, theme
 from .gradio_compat.callers import current_caller
 from .jobs import limits
@@ -50,6 +51,7 @@ def build_app(session: Session) -> App:
         tabs.connect(panels, context)
         pinning.connect(toolbar, context, frame)
         api.build(session)
+        page.own_routes += routes(panels["compare"].device.files)
     return page
 
 

@@ -16,7 +16,8 @@ from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import PROMPT
 from ..ui.handlers import LiveOutput, spread_settings
-from . import handlers, html, passage_panel
+from . import device_panel, handlers, html, passage_panel
+from .device_panel import DevicePanel
 from .handlers import Answered, CostsMeasured, CostTexts
 from .models import Columns
 from .passage_panel import PassagePanel
@@ -49,6 +50,7 @@ class ComparePanel(NamedTuple):
     costs: CostTexts
     perplexity: gr.HTML
     passage: PassagePanel
+    device: DevicePanel
 
 
 def build(session: Session, first: Request) -> ComparePanel:
@@ -71,13 +73,14 @@ def build(session: Session, first: Request) -> ComparePanel:
                 stop = gr.Button(lazy_gettext("Stop"), elem_id="stop")
         gr.Examples([[example] for example in EXAMPLES], [prompt], label=lazy_gettext("Try"), elem_id="examples")
         with gr.Row(elem_id="sampling"):
-            tokens = gr.Slider(
-                8, 256, value=64, step=8, label=lazy_gettext("Maximum new tokens"), min_width=160, buttons=[]
+            slider = partial(gr.Slider, min_width=160, buttons=[])
+            tokens = slider(8, 256, 64, step=8, label=lazy_gettext("Maximum new tokens"), elem_id="new-tokens")
+            temperature = slider(
+                0, 1.5, 0, step=0.1, label=lazy_gettext("Temperature (0: greedy)"), elem_id="temperature"
             )
-            temperature = gr.Slider(
-                0, 1.5, value=0, step=0.1, label=lazy_gettext("Temperature (0: greedy)"), min_width=160, buttons=[]
+            seed = gr.Number(
+                0, label=lazy_gettext("Seed"), precision=0, minimum=0, min_width=90, scale=0, elem_id="sample-seed"
             )
-            seed = gr.Number(0, label=lazy_gettext("Seed"), precision=0, minimum=0, min_width=90, scale=0)
             raw = gr.Checkbox(
                 False,
                 label=lazy_gettext("Raw completion, no chat template"),
@@ -85,6 +88,7 @@ def build(session: Session, first: Request) -> ComparePanel:
                 container=False,
                 min_width=200,
             )
+        device = device_panel.build()
         with gr.Row(elem_id="answers"):
             for name in (*COLUMNS, PINNED):
                 empty = LazyString(partial(html.answer, name))
@@ -107,6 +111,7 @@ def build(session: Session, first: Request) -> ComparePanel:
         costs=CostTexts(**costs),
         perplexity=perplexity,
         passage=passage_panel.build(),
+        device=device,
     )
 
 
@@ -137,4 +142,5 @@ def connect(panel: ComparePanel, context: Context) -> None:
     on_latest(
         [pinned.change], fn=lambda: html.answer(PINNED), inputs=None, outputs=panel.answers[PINNED], **PRIVATE, **CHEAP
     )
+    device_panel.connect(panel.device, context)
     passage_panel.connect(panel.passage, columns, panel.raw, answered, context)

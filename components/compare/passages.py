@@ -45,19 +45,24 @@ def score(columns: Columns, request: Request, text: str, client: str) -> Iterato
     """Score every token of a text with both models; ends with a ready or an error status."""
 
     def work(job: Job) -> None:
-        models = columns.pair(job, request)
-        tokenizer = columns.session.calibrated(request).loaded.tokenizer
-        count = len(tokenizer(text.strip(), add_special_tokens=False).input_ids)
-        if not 2 <= count <= MAX_TOKENS:  # the first has no score
-            raise UserError(
-                lazy_gettext("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=MAX_TOKENS)
-            )
-        job.emit(Status(lazy_gettext("Scoring the passage")))
-        passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), MAX_ALTERNATIVES)
-        job.emit(PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement))
+        job.emit(score_tokens(job, columns, request, text))
         job.emit(columns.session.ready(request))
 
     yield from columns.session.jobs.run(client, "passage", work, request=request)
+
+
+def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> PassageView:
+    """The work of `score`, inside a job. Raises UserError for a text that is too short or too long."""
+    models = columns.pair(job, request)
+    tokenizer = columns.session.calibrated(request).loaded.tokenizer
+    count = len(tokenizer(text.strip(), add_special_tokens=False).input_ids)
+    if not 2 <= count <= MAX_TOKENS:  # the first has no score
+        raise UserError(
+            lazy_gettext("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=MAX_TOKENS)
+        )
+    job.emit(Status(lazy_gettext("Scoring the passage")))
+    passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), MAX_ALTERNATIVES)
+    return PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement)
 
 
 def _token(score: TokenScore) -> PassageToken:

@@ -22,13 +22,10 @@ from intraslice.reporting import Recipe, evaluation_statistics, slice_record
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
-from ..jobs.places import Places
 from ..jobs.status import Status
 from ..state.request import DENSE, Request
 from ..state.session import Session
-from ..ui.downloads import Downloads
-
-WRITERS = Places(2, lazy_gettext("Waiting for other exports to finish"))
+from ..ui.downloads import WRITERS, Downloads
 
 
 class Export(NamedTuple):

@@ -24,6 +24,8 @@ BLUE = gr.themes.Color(
 )
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 SCRIPTS = ("words.js", "page.js", "history.js", "tour.js", "awake.js", "presenter.js", "keys.js")
+DEVICE = ("device/engine.js", "device/answers.js")
+STYLES = ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css", "device/device.css")
 LESSON = ("lesson/controls.js", "lesson/answers.js", "lesson/lesson.js")
 MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
 
@@ -104,8 +106,8 @@ def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
 
 def _head(tabs: Mapping[str, str]) -> str:
     """Styles, scripts, and the global variables of these scripts."""
-    scripts = "".join(map(_read, (*SCRIPTS, *LESSON)))
-    styles = "".join(map(_read, ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css")))
+    scripts = "".join(map(_read, (*SCRIPTS, *DEVICE, *LESSON)))
+    styles = "".join(map(_read, STYLES))
     variables = {
         "isxLanguage": json.dumps(for_scripts()),
         "isxUsual": json.dumps(default_link()._asdict()),

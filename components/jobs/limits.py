@@ -68,6 +68,9 @@ UPLOAD = Limit("UPLOAD", "bytes of an uploaded file", 2**29, 20 * 2**20, "it lie
 UPLOADS = Limit("UPLOADS", "bytes of disk of all uploads", 2**40, 2**31, "the oldest are deleted first")
 UPLOAD_SECONDS = Limit("UPLOAD_SECONDS", "seconds that an upload is kept", 86_400, 3_600, "the disk is shared")
 EXPORTS = Limit("EXPORTS", "bytes of disk of all exported files", 2**36, 2**31, "each is kept for ten minutes")
+DEVICE_FILES = Limit(
+    "DEVICE_FILES", "bytes of disk of all models for users' devices", 2**36, 2**33, "the oldest are deleted first"
+)
 JOBS = Limit("JOBS", "jobs that run or wait", 100, 60, "each holds a thread")
 VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one session", 12, 12, "an open page has up to eleven")
 JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "others must get their turns")

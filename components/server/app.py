@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
-from functools import partial
 from typing import Any
 
 from starlette.middleware import Middleware
-from starlette.responses import FileResponse
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from ..gradio_compat.blocks import PatchedBlocks
@@ -22,6 +22,8 @@ from . import shutdown
 from .health import Health
 from .language import LanguageMiddleware
 
+# With these headers a browser lets the page use several threads (`device/`); calls of programs are not concerned.
+ISOLATION = {"cross-origin-opener-policy": "same-origin", "cross-origin-embedder-policy": "credentialless"}
 PACKAGE = __name__.partition(".")[0]
 
 
@@ -31,31 +33,32 @@ class App(PatchedBlocks):
     Args:
         scheduler: checked by `/healthz`; its jobs are stopped on shutdown.
         options: of `gr.Blocks`.
+
+    Attributes:
+        own_routes: the page's own routes, beside gradio's; more may be added before `launch`.
     """
 
     def __init__(self, scheduler: Scheduler, **options: Any) -> None:
         self._scheduler, self._health = scheduler, Health(scheduler)
+        # plotly.js has a route: gradio's file route would reveal where this machine installs packages.
+        self.own_routes: list[Route] = [
+            Route("/healthz", self._answer_health),
+            Route(f"/{PLOTLY.name}", lambda _: FileResponse(PLOTLY, media_type="text/javascript")),
+        ]
         seconds = limits.UPLOAD_SECONDS.value
         super().__init__(**{"delete_cache": (max(1, seconds // 6), seconds), **options})
 
     def launch(self, *args: Any, **options: Any) -> Any:
-        """As in gradio, with `/healthz`, a maximum number of pages with state, and an MCP server if hosted.
-
-        plotly.js has its own route: gradio's file route would reveal where this machine installs packages.
-        """
+        """As in gradio, with `own_routes`, a maximum number of pages with state, and an MCP server if hosted."""
         options.setdefault("state_session_capacity", limits.PAGES.value)
         options.setdefault("mcp_server", True if limits.hosted() else None)
-        routes = [
-            Route("/healthz", partial(self._health.answer, self.calls)),
-            Route(f"/{PLOTLY.name}", lambda _: FileResponse(PLOTLY, media_type="text/javascript")),
-        ]
         kwargs = options.pop("app_kwargs", None) or {}
         kwargs = {
             **kwargs,
-            "routes": [*routes, *kwargs.get("routes", ())],
+            "routes": [*self.own_routes, *kwargs.get("routes", ())],
             "middleware": [
-                Middleware(NeededRoutes, [route.path for route in routes], self._has_called),
-                Middleware(CachedPage),
+                Middleware(NeededRoutes, [route.path for route in self.own_routes], self._has_called),
+                Middleware(CachedPage, ISOLATION),
                 Middleware(McpCallers),
                 Middleware(LanguageMiddleware),
                 *kwargs.get("middleware", ()),
@@ -65,6 +68,9 @@ class App(PatchedBlocks):
         if self.mcp_server_obj is not None:
             describe_once(self.mcp_server_obj)
         return launched
+
+    async def _answer_health(self, request: Request) -> Response:
+        return await self._health.answer(self.calls, request)
 
     def _has_called(self, session: str) -> bool:
         return session in self.calls.pending_messages_per_session

@@ -20,8 +20,11 @@ from intraslice.core.errors import UserError
 from ..gradio_compat.upload_folder import DOWNLOADS, allocated_bytes, upload_folder
 from ..i18n.language import lazy_gettext
 from ..jobs import limits
+from ..jobs.limits import Limit
+from ..jobs.places import Places
 
 MIN_KEPT_SECONDS = 600.0  # seconds that a finished file is kept
+WRITERS = Places(2, lazy_gettext("Waiting for other exports to finish"))
 # Saves the file that a hidden download button has just received.
 SAVE = """(file) => {
     if (file) Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name }).click();
@@ -38,12 +41,13 @@ class Sent(NamedTuple):
 
 
 class Downloads:
-    """The newest files that sum to at most `limits.EXPORTS` bytes.
+    """The newest files that sum to at most `limit` bytes, each kept for `min_kept_seconds` at least.
 
     The folder lies in gradio's own, so that gradio serves the files where they are instead of copying them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: Limit = limits.EXPORTS, min_kept_seconds: float = MIN_KEPT_SECONDS) -> None:
+        self._limit, self._min_kept_seconds = limit, min_kept_seconds
         home = upload_folder()
         home.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(dir=home, prefix=DOWNLOADS, ignore_cleanup_errors=True)
@@ -80,19 +84,19 @@ class Downloads:
 
     def _make_room(self, size: int) -> None:
         """Delete old files until `size` more bytes fit; a single file may exceed the limit. Raises UserError."""
-        now, max_bytes = time.monotonic(), limits.EXPORTS.value
+        now, max_bytes, min_kept = time.monotonic(), self._limit.value, self._min_kept_seconds
 
         def used_bytes() -> int:
             return self._being_written + sum(sent.size for sent in self._sent)
 
-        while self._sent and used_bytes() + size > max_bytes and now - self._sent[0].moment > MIN_KEPT_SECONDS:
+        while self._sent and used_bytes() + size > max_bytes and now - self._sent[0].moment > min_kept:
             shutil.rmtree(self._sent.pop(0).folder, ignore_errors=True)
         if used_bytes() and used_bytes() + size > max_bytes:
-            wait = MIN_KEPT_SECONDS - (now - self._sent[0].moment) if self._sent else MIN_KEPT_SECONDS
+            wait = min_kept - (now - self._sent[0].moment) if self._sent else min_kept
             raise UserError(
                 lazy_gettext(
-                    "The disk space for exports is full of files less than ten minutes old, which may still be "
-                    "downloaded. Try again in {minutes} min.",
+                    "The disk space for exports is full of files that may still be downloaded. Try again in "
+                    "{minutes} min.",
                     minutes=math.ceil(wait / 60),
                 )
             )

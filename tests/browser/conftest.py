@@ -9,17 +9,22 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import pytest
+import torch
 from browsing import ARGUMENTS, CHROMIUM, PATIENCE, Opened, running_app
+from gguf_files import byte_tokenizer
 from playwright import sync_api as playwright
 from tiny_page import PageSession, in_job, tiny_settings
 
+from components.device import wllama
 from components.page import build_app, launch_options
 from components.state.request import Request, parse
 from components.state.session import Session
 from intraslice.core.cache import cache_folder
+from intraslice.core.errors import UserError
 
 USUAL_CACHE = cache_folder()  # that of the default model, before the tests have one of their own
 AXE = "4.10.3"
@@ -163,3 +168,44 @@ def real_app(usual_cache: None) -> Iterator[str]:
     """`python app.py` with the default model, in a process of its own: no test's type checks slow it down."""
     with running_app() as url:
         yield url
+
+
+# Models on the visitor's own device
+
+
+@pytest.fixture(scope="package")
+def engine(page_session: Session) -> str:
+    """The WebAssembly files, kept in the usual cache and linked into the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTRASLICE_CACHE", str(USUAL_CACHE))
+        try:
+            kept = wllama.fetch()
+        except UserError as problem:
+            pytest.skip(str(problem))
+    wllama.folder().parent.mkdir(parents=True, exist_ok=True)
+    if not wllama.folder().exists():
+        wllama.folder().symlink_to(kept, target_is_directory=True)
+    return f"device/wllama-{wllama.VERSION}/"
+
+
+class OnDevice(NamedTuple):
+    """A request for a tiny model that llama.cpp can run, and its link."""
+
+    request: Request
+    query: str
+
+
+@pytest.fixture(scope="package")
+def on_device(tmp_path_factory, page_session: Session, tiny: Request, tiny_llama_gqa, engine: str) -> OnDevice:
+    home = tmp_path_factory.mktemp("device")
+    tokenizer, dense = byte_tokenizer(rows=250), tiny_llama_gqa()
+    dense.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        dense.model.embed_tokens.weight[:3] = 0.0  # so that it says nothing but text
+    dense.save_pretrained(home / "tiny")
+    tokenizer.save_pretrained(home / "tiny")
+    settings = tiny.settings._replace(model=str(home / "tiny"), bias=None, sparsity=30)
+    request = parse(settings)
+    assert list(page_session.measure(request, "somebody"))[-1].kind == "ready"
+    chosen = {name: getattr(settings, name) for name in ("model", "text", "sequences", "length", "sparsity")}
+    return OnDevice(request, f"/?{urlencode(chosen)}&tab=compare&prompt=Hello%20world")

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -31,11 +30,10 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 from pyarrow.parquet import write_table
 
-from components.gradio_compat.upload_folder import allocated_bytes
-from components.jobs.limits import CACHE_BYTES, EXPORTS, HOPS_VARIABLE, UPLOADS
+from components.jobs.limits import HOPS_VARIABLE
 from components.state.settings import Settings
-from tests.load.host import hosted
-from tests.load.memory import MEBI, Memory
+from tests.load.host import DISK_BOUND, hosted
+from tests.load.memory import Memory
 
 ATTACKER, WITNESS = "127.0.0.2", "127.0.0.3"
 PATIENCE = 120.0  # seconds
@@ -224,11 +222,6 @@ def witness(url: str, begun: Any, ended: Any, found: Any) -> None:
     found.put((longest["page"], longest["slider"], time.monotonic() - start, problems))
 
 
-def disk(place: Path) -> float:
-    """MiB that a page's folders take beside the weights, which are links."""
-    return sum(allocated_bytes(place / name) for name in ("uploads", "cache")) / MEBI
-
-
 def _timed_evaluation(http: httpx.Client, url: str) -> float:
     start = time.monotonic()
     evaluate(http, url, settings(sparsity=MOVES.uniform(5, 50)), 5 * PATIENCE)
@@ -263,12 +256,12 @@ def main() -> None:
             page, slider, seconds, problems = found.get(timeout=2 * PATIENCE)
             watching.join()
             memory.end()
-            used, bound = disk(host.home), (UPLOADS.hosted + EXPORTS.hosted + CACHE_BYTES.hosted) / MEBI
+            used = host.disk
             right = {
                 "page": page < PAGE_SECONDS,
                 "slider": slider < SLIDER_SECONDS,
                 "evaluation": seconds < alone + BEGIN_SECONDS,
-                "disk": used < bound,
+                "disk": used < DISK_BOUND,
                 "memory": memory.most_of_all < arguments.budget,
                 "log": b"Traceback (most recent" not in host.log.read_bytes()[log_before:],
                 "answers": not problems,

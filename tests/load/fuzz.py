@@ -22,10 +22,11 @@ from urllib.parse import quote
 
 import httpx
 
+from components.device.wllama import VERSION
 from components.jobs.limits import CACHE_SHARE, LINK
 from components.state.settings import Settings
 from tests.load.calls import Page
-from tests.load.host import Host, hosted
+from tests.load.host import DISK_BOUND, Host, hosted
 from tests.load.inputs.models import MARK
 from tests.load.inputs.uploads import files, mangled
 from tests.load.inputs.values import drawn, paths
@@ -74,7 +75,14 @@ class UntrustedClient:
         """An address of the server, as it is or in disguise."""
         place = dice.choice(paths(self.host.server))
         ways = ("gradio_api/file={}", "file/{}", "gradio_api/stream/{}", "static/{}", "assets/{}", "theme.css/../{}")
-        ways += ("gradio_api/proxy={}", "svelte/{}", "?model={}&prompt=" + "x" * 30_000, "gradio_api/file={}%00.csv")
+        ways += (
+            "device/models/{}",
+            f"device/wllama-{VERSION}/{{}}",
+            "gradio_api/proxy={}",
+            "svelte/{}",
+            "?model={}&prompt=" + "x" * 30_000,
+            "gradio_api/file={}%00.csv",
+        )
         address = dice.choice(ways).format(dice.choice((place, quote(place, safe=""), place.replace("..", "%2e%2e"))))
         with suppress(httpx.InvalidURL):
             answer = httpx.get(f"{self.host.address}/{address}", timeout=STAYS)
@@ -203,6 +211,7 @@ def main() -> None:
         seconds = time.monotonic() - start
         healthy = httpx.get(f"{host.address}/healthz", timeout=STAYS).json()
         memory.end()
+        disk = host.disk
         log = host.log.read_text(errors="replace")
         written = [str(file) for file in host.home.rglob(MARK)]
     caches = round((arguments.budget - rest) * share / 100)
@@ -225,6 +234,7 @@ def main() -> None:
         ),
         "a new visitor is served after (s)": (f"{seconds:.2f}", seconds < SOON and bool(served)),
         "/healthz": ("ok" if healthy["ok"] else healthy, healthy["ok"]),
+        f"disk (MiB), of {DISK_BOUND:,.0f}": (f"{disk:,.0f}", disk < DISK_BOUND),
         "tracebacks in the log": (traced, not traced),
         "files that code of a model wrote": (len(written), not written),
     }

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from components.jobs.limits import MEMORY
+from components.gradio_compat.upload_folder import allocated_bytes
+from components.jobs.limits import CACHE_BYTES, DEVICE_FILES, EXPORTS, MEMORY, UPLOADS
 from intraslice.core.cache import cache_folder
 from tests.load.inputs.models import write_models
 from tests.load.memory import MEBI
@@ -22,6 +23,7 @@ from tests.support.page.browsing import ROOT, running_app
 NEEDED = ("app.py", "assets", "components", "intraslice", "README.md", "requirements.txt")
 HOME = Path.home()  # before the page has another
 SECRET = "correct-horse-battery"
+DISK_BOUND = sum(limit.hosted for limit in (UPLOADS, EXPORTS, DEVICE_FILES, CACHE_BYTES)) / MEBI
 
 
 class Host(NamedTuple):
@@ -35,6 +37,11 @@ class Host(NamedTuple):
     def server(self) -> str:
         """The folder of the page."""
         return str(self.home / "server")
+
+    @property
+    def disk(self) -> float:
+        """MiB that the page's folders take beside the weights, which are links."""
+        return sum(allocated_bytes(self.home / name) for name in ("uploads", "cache")) / MEBI
 
     def leaks(self, text: str) -> list[str]:
         """What of the server stands in an answer. Gradio's protocol says where an upload or a download lies."""

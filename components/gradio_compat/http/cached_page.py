@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import re
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple
 
 import httpx
@@ -60,10 +60,14 @@ class Rendered(NamedTuple):
 
 
 class CachedPage:
-    """ASGI middleware: answers `GET` of the page and of its configuration from memory, with an ETag."""
+    """ASGI middleware: answers `GET` of the page and of its configuration from memory, with an ETag.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Args:
+        headers: of these answers.
+    """
+
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str] | None = None) -> None:
+        self._app, self._headers = app, dict(headers or {})
         self._rendered: dict[tuple[str, str, bool], Rendered] = {}
         self._sent: dict[tuple[str, str, bool], bytes] = {}  # the one that was used last comes last
         self._making = asyncio.Lock()
@@ -82,7 +86,8 @@ class CachedPage:
         if rendered is None:
             return await self._app(scope, receive, send)
         etag = f'"{rendered.version}-{zlib.crc32(origin.encode()):x}"'
-        headers = {"etag": etag, "cache-control": "no-cache", "vary": "accept-language, accept-encoding"}
+        headers = self._headers | {"etag": etag, "cache-control": "no-cache"}
+        headers["vary"] = "accept-language, accept-encoding"
         if request.headers.get("if-none-match") == etag:
             return await Response(status_code=304, headers=headers)(scope, receive, send)
         zipped = "gzip" in request.headers.get("accept-encoding", "")

@@ -68,6 +68,7 @@ def test_it_says_what_it_is_and_what_it_wants(wheel) -> None:
     assert dict(re.findall(r"(\S+) = (\S+)", commands)) == {
         "intraslice": "intraslice.__main__:main",
         "intraslice-explorer": "intraslice_explorer.start:main",
+        "device": "intraslice_explorer.intraslice_commands.device",
         "publish": "intraslice_explorer.intraslice_commands.publish",
     }
 

@@ -1,0 +1,202 @@
+// Runs GGUF files in this browser with wllama, which is llama.cpp compiled to WebAssembly: window.isxDevice. Files are
+// kept in the browser's storage, models run in workers, and nothing that is typed leaves the browser.
+window.isxDevice = (() => {
+  const STORE = "intraslice-models";
+  const CONTEXT = 2048; // tokens of prompt and answer together
+  const SPEED_PROMPT = "The Moon is the only natural satellite of the Earth, and it always shows the same side to us. ".repeat(6);
+  const say = (...words) => window.isxSay(...words);
+  const megabytes = (bytes) => window.isxWritten((bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0));
+  const running = new Map(); // by the file's address: a promise of a wllama with the model
+
+  // Its message is a sentence for the user.
+  class Problem extends Error {}
+
+  const reason = (problem) => problem?.message || String(problem);
+
+  // Why no model can run here, or nothing.
+  function unsupported() {
+    if (typeof WebAssembly !== "object") return say("This browser does not run WebAssembly, so it cannot run the models. Use a newer browser, or run them on the server.");
+    if (typeof Worker !== "function") return say("This browser does not run workers, so it cannot run the models. Use a newer browser, or run them on the server.");
+    return "";
+  }
+
+  // Files
+
+  // Browsers refuse it to private windows and to pages without https; then files live as long as the page.
+  const memory = new Map();
+  const storage = async () => {
+    try {
+      return await caches.open(STORE);
+    } catch {
+      return null;
+    }
+  };
+
+  async function stored(url) {
+    if (memory.has(url)) return memory.get(url);
+    try {
+      const found = await (await storage())?.match(url);
+      return found ? await found.blob() : null;
+    } catch {
+      return null;
+    }
+  }
+
+  async function keep(url, blob) {
+    try {
+      const open = await storage();
+      await open.put(url, new Response(blob));
+      return true;
+    } catch {
+      memory.set(url, blob);
+      return false;
+    }
+  }
+
+  // The bytes of all kept files.
+  async function kept() {
+    let total = [...memory.values()].reduce((sum, blob) => sum + blob.size, 0);
+    const open = await storage();
+    for (const request of (await open?.keys()) ?? []) total += (await (await open.match(request)).blob()).size;
+    return total;
+  }
+
+  async function free() {
+    await close();
+    memory.clear();
+    try {
+      await caches.delete(STORE);
+    } catch {
+      // nothing was kept
+    }
+  }
+
+  // A file as a Blob, and whether the browser keeps it; `progress` is called with the bytes that have come so far.
+  async function download(url, progress = () => {}, signal = undefined) {
+    const parts = [];
+    let loaded = 0;
+    let total = 0;
+    try {
+      const answer = await fetch(url, { cache: "no-store", signal });
+      if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+      total = Number(answer.headers.get("content-length"));
+      const reader = answer.body.getReader();
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        parts.push(value);
+        progress((loaded += value.length), total);
+      }
+      if (total && loaded !== total) throw new Error(say("the connection closed"));
+    } catch (problem) {
+      if (signal?.aborted) throw problem;
+      const values = { done: megabytes(loaded), total: total ? megabytes(total) : "?", problem: reason(problem) };
+      throw new Problem(say("The download stopped after {done} of {total} MB ({problem}). Try again, or run on the server.", values));
+    }
+    const blob = new Blob(parts, { type: "application/octet-stream" });
+    return { blob, kept: await keep(url, blob) };
+  }
+
+  // Models
+
+  // Several threads need a page that shares no process with others (cross-origin isolation).
+  const threads = () => (window.crossOriginIsolated ? Math.max(1, Math.floor((navigator.hardwareConcurrency || 2) / 2)) : 1);
+
+  async function start(engine, blob) {
+    const problem = unsupported();
+    if (problem) throw new Problem(problem);
+    let Wllama;
+    try {
+      ({ Wllama } = await import(new URL("index.js", engine)));
+    } catch (error) {
+      throw new Problem(say("The WebAssembly files could not be loaded ({problem}). Reload the page, or run on the server.", { problem: reason(error) }));
+    }
+    // wllama 3.13 does not tell when WebAssembly ends before it has begun, such as for lack of memory; its log does.
+    let fail;
+    const failure = new Promise((_, reject) => (fail = reject));
+    failure.catch(() => {});
+    const listen = (...words) => words.join(" ").includes("Aborted(") && fail(new Error(words.join(" ")));
+    const logger = { debug: listen, log: listen, warn: listen, error: listen };
+    const model = new Wllama({ default: new URL("wllama.wasm", engine).href }, { logger });
+    model.setCompat(null); // which would ask another host
+    try {
+      await Promise.race([failure, model.loadModel([blob], { n_gpu_layers: 0, n_ctx: CONTEXT, n_parallel: 1, n_threads: threads() })]);
+      return model;
+    } catch (error) {
+      end(model);
+      const values = { problem: reason(error) };
+      if (/memory|alloc|oom/i.test(values.problem)) throw new Problem(say("This device has too little memory for the model ({problem}). Close other tabs, or run on the server.", values));
+      throw new Problem(say("The model could not be started on this device ({problem}). Run it on the server.", values));
+    }
+  }
+
+  // A worker that has failed never answers, also when it is to end.
+  const end = (model) => Promise.race([model.exit().catch(() => {}), new Promise((done) => setTimeout(done, 2000))]);
+
+  // A model that is ready to answer; those that are neither it nor in `beside` are closed first.
+  async function open(engine, url, blob, beside = []) {
+    for (const other of [...running.keys()]) if (other !== url && !beside.includes(other)) await close(other);
+    if (!running.has(url)) running.set(url, start(engine, blob));
+    try {
+      return await running.get(url);
+    } catch (problem) {
+      running.delete(url);
+      throw problem;
+    }
+  }
+
+  async function close(url = undefined) {
+    for (const [name, model] of [...running]) {
+      if (url !== undefined && url !== name) continue;
+      running.delete(name);
+      await model.then(end, () => {});
+    }
+  }
+
+  // Answers a prompt: {tokens, text, ended, timings}. A token has `id`, `bytes`, `text`, `logprob` and `top`, the likeliest
+  // tokens at its place. `told` is called with all tokens after each. Sampling is from the whole distribution.
+  async function complete(model, { prompt, maxTokens, temperature = 0, seed = 0, chat = false, top = 10, signal }, told = () => {}) {
+    const request = { max_tokens: maxTokens, temperature, seed, top_k: 0, top_p: 1, min_p: 0, cache_prompt: false, abortSignal: signal };
+    const tokens = [];
+    let ended = false;
+    let timings = null;
+    try {
+      const stream = chat
+        ? await model.createChatCompletion({ ...request, stream: true, messages: [{ role: "user", content: prompt }], logprobs: true, top_logprobs: top })
+        : await model.createCompletion({ ...request, stream: true, prompt, logprobs: top, n_probs: top });
+      for await (const { choices, timings: measured } of stream) {
+        timings = measured ?? timings;
+        for (const choice of choices ?? []) {
+          for (const token of choice.logprobs?.content ?? []) tokens.push(described(token));
+          if (choice.finish_reason === "stop") ended = true;
+        }
+        told(tokens);
+      }
+    } catch (problem) {
+      if (!signal?.aborted) throw new Problem(say("The model stopped ({problem}). Try a shorter prompt, or run on the server.", { problem: reason(problem) }));
+    }
+    return { tokens, text: text(tokens), ended, timings };
+  }
+
+  // Prefill and decode in tokens per second, by model: medians of several turns, the models alternating.
+  async function speeds(models, turns = 5, signal = undefined) {
+    const times = Object.keys(models).map((name) => [name, { prefill: [], decode: [] }]);
+    for (let turn = 0; turn < turns; turn++) {
+      for (const [name, { prefill, decode }] of times) {
+        const { timings } = await complete(models[name], { prompt: SPEED_PROMPT, maxTokens: 24, top: 1, signal });
+        if (!timings) return null;
+        prefill.push(timings.prompt_per_second);
+        decode.push(timings.predicted_per_second);
+      }
+    }
+    const median = (values) => values.sort((one, other) => one - other)[values.length >> 1];
+    return Object.fromEntries(times.map(([name, { prefill, decode }]) => [name, { prefill: median(prefill), decode: median(decode) }]));
+  }
+
+  const described = ({ id, bytes, logprob, top_logprobs }) => ({ id, bytes, logprob, text: text([{ bytes }]), top: (top_logprobs ?? []).map((one) => ({ ...one, text: text([one]) })) });
+
+  // Tokens may end inside a character, hence the bytes.
+  const text = (tokens) => new TextDecoder().decode(Uint8Array.from(tokens.flatMap(({ bytes }) => bytes)));
+
+  return { Problem, unsupported, stored, kept, free, download, open, close, complete, speeds, text, megabytes, threads };
+})();

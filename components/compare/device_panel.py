@@ -1,0 +1,123 @@
+"""On the Compare tab: the choice to run both models in the user's browser instead of on the server.
+
+The browser does the work (`assets/device/`). The server tells which files a setting needs, and writes them when asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from ..assets import ASSETS
+from ..device import wllama
+from ..device.files import ModelFile, ModelFiles, file_name, q8_0_bytes
+from ..device.routes import ENGINE, MODELS
+from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..gradio_compat.browser.on_latest import on_latest
+from ..i18n.language import lazy_gettext, translate
+from ..jobs.job import Job
+from ..state.request import DENSE, Request
+from ..state.session import Session
+from ..ui import formatting
+from ..ui.handlers import spread_settings, unchanged
+
+SERVER, DEVICE = "server", "device"
+
+
+class DevicePanel(NamedTuple):
+    """The choice, the device's view, the hidden button that asks for the files, and the files."""
+
+    run_on: gr.Radio
+    view: gr.HTML
+    prepare: gr.Button
+    files: ModelFiles
+
+
+class Prepared(NamedTuple):
+    """The status, and the description of the files (JSON)."""
+
+    status: Any
+    view: Any
+
+
+def build() -> DevicePanel:
+    """The choice and the device's view. Called inside a `gr.Tab`."""
+    run_on = gr.Radio(
+        [(lazy_gettext("This server"), SERVER), (lazy_gettext("This device"), DEVICE)],
+        value=SERVER,
+        label=lazy_gettext("Run on"),
+        elem_id="run-on",
+    )
+    script = (ASSETS / "device" / "compare.js").read_text(encoding="utf-8")
+    view = gr.HTML(elem_id="device", html_template="<div></div>", js_on_load=script, apply_default_css=False)
+    prepare = gr.Button("prepare", visible="hidden", elem_id="device-prepare")
+    return DevicePanel(run_on, view, prepare, ModelFiles())
+
+
+def connect(panel: DevicePanel, context: Context) -> None:
+    """Attach the handlers. The browser asks for the description once the user chooses their device."""
+    settings, session = context.controls.settings, context.session
+    describe_now = spread_settings(describe_if_chosen, session)
+    call = {"fn": describe_now, "inputs": [*settings, panel.run_on], "outputs": panel.view, **PRIVATE, **CHEAP}
+    on_latest([panel.run_on.change, *context.on_commit, context.controls.model.change], **call)
+    for end in (*context.prepared, *context.released):
+        end.then(**call)
+    panel.prepare.click(
+        spread_settings(prepare, session, panel.files),
+        settings,
+        [*Prepared(context.status, panel.view)],
+        api_name="device_files",
+        **HEAVY,
+    )
+
+
+def describe_if_chosen(session: Session, request: Request, run_on: str, client: str) -> Any:
+    """The description of the files a setting needs (JSON), if the user runs the models on their device."""
+    return describe(session, request) if run_on == DEVICE else gr.skip()
+
+
+def prepare(session: Session, model_files: ModelFiles, request: Request, client: str) -> Iterator[Prepared]:
+    """Write the GGUF files of a setting, dense and sliced, for a browser to run; slices first if necessary.
+
+    Yields a status (HTML), then the files as JSON: addresses below the page's own, sizes in bytes, or a `problem`.
+    """
+    written: list[ModelFile] = []
+
+    def work(job: Job) -> None:
+        written.extend(model_files.prepare(job, session, request))
+        job.emit(session.ready(request))
+
+    yield unchanged(Prepared)
+    for event in session.jobs.run(client, "device", work, settings=request.settings):
+        prepared = Prepared(formatting.status(event), gr.skip())
+        if event.kind == "error":
+            prepared = prepared._replace(view=describe(session, request, problem=translate(event.text)))
+        elif event.kind == "ready" and written:
+            prepared = prepared._replace(view=describe(session, request, written))
+        yield prepared
+
+
+def describe(session: Session, request: Request, written: list[ModelFile] | None = None, problem: str = "") -> str:
+    """What the browser needs to know of a setting's files, as JSON. Sizes are estimates until the files are written."""
+    plan = session.plan(request)
+    parameters = (plan.parameters_dense, plan.parameters_sliced) if plan else (0, 0)
+    methods = (DENSE, *(["intraslice"] if request.slicing.sparsity else []))
+    found = {file.name: file for file in written or ()}
+    described = {}
+    for method, count in zip(methods, parameters, strict=False):
+        name = file_name(request, method)
+        size = found[name].size if name in found else q8_0_bytes(count)
+        described["dense" if method == DENSE else "sliced"] = {"url": MODELS + name, "bytes": size}
+    return json.dumps(
+        {
+            "sparsity": request.settings.sparsity,
+            "engine": ENGINE,
+            "about": f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})",
+            "written": written is not None,
+            "problem": problem,
+            **described,
+        }
+    )

@@ -1,0 +1,112 @@
+"""The GGUF files of a setting, dense and sliced, which browsers download to run the models themselves.
+
+A file is named by a digest of everything it depends on, so that a browser which has it asks for nothing, and all who
+want the same share one file. Files are of type q8_0, the smallest that changes answers little.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from intraslice import __version__
+from intraslice.checkpoints.to_gguf import GGUFType, require_deci, write_gguf
+
+from ..i18n.language import lazy_gettext
+from ..jobs import limits
+from ..jobs.job import Job
+from ..jobs.status import Status
+from ..state.request import DENSE, Request
+from ..state.session import Session
+from ..ui.downloads import WRITERS, Downloads
+from . import wllama
+
+GGUF_TYPE: GGUFType = "q8_0"
+BYTES_PER_PARAMETER = 34 / 32  # of q8_0: 32 values and their scale take 34 bytes
+KEPT_SECONDS = 60.0  # seconds that a file is kept at least, in which whoever asked for it begins to download it
+
+
+class ModelFile(NamedTuple):
+    """A GGUF file: its name, its size in bytes, and the SHA-256 of its content."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class ModelFiles:
+    """GGUF files on disk, the newest within `limits.DEVICE_FILES` bytes. One for all who ask for the same setting."""
+
+    def __init__(self) -> None:
+        self._downloads = Downloads(limits.DEVICE_FILES, KEPT_SECONDS)
+        self._written: dict[str, tuple[Path, ModelFile]] = {}
+        self._lock = threading.Lock()
+
+    def find(self, name: str) -> tuple[Path, ModelFile] | None:
+        """A file's path, size and digest, or None if it is not there (any more)."""
+        with self._lock:
+            self._written = {other: entry for other, entry in self._written.items() if entry[0].is_file()}
+            return self._written.get(name)
+
+    def prepare(self, job: Job, session: Session, request: Request) -> list[ModelFile]:
+        """The dense model's file, and the sliced one's unless nothing is removed; written if they are not there.
+
+        Raises UserError for a model that llama.cpp cannot run, if there is no room, or if the WebAssembly files cannot
+        be fetched.
+        """
+        if not wllama.is_fetched():
+            job.emit(Status(lazy_gettext("Fetching the WebAssembly files")))
+            with job.waiting():
+                wllama.fetch()
+        methods = [DENSE, *(["intraslice"] if request.slicing.sparsity else [])]
+        return [self._prepare(job, session, request, method) for method in methods]
+
+    def _prepare(self, job: Job, session: Session, request: Request, method: str) -> ModelFile:
+        name = file_name(request, method)
+        if found := self.find(name):
+            return found[1]
+        return job.share(("device", name), lambda job: self._write(job, session, request, method))
+
+    def _write(self, job: Job, session: Session, request: Request, method: str) -> ModelFile:
+        write, size = writer(job, session, request, method)
+        job.emit(Status(lazy_gettext("Writing the files for your device")))
+        name = file_name(request, method)
+        with WRITERS.taken(job):
+            path = self._downloads.put(name, write, size)
+            with path.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+        file = ModelFile(name, path.stat().st_size, digest)
+        with self._lock:
+            self._written[name] = path, file
+        return file
+
+
+def file_name(request: Request, method: str) -> str:
+    """The file's name, which differs if anything does that its content depends on."""
+    calibration = request.calibration
+    what = (calibration.model, calibration.dtype) if method == DENSE else request.slice_key(method)
+    key = repr((__version__, GGUF_TYPE, what))
+    return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.gguf"
+
+
+def writer(job: Job, session: Session, request: Request, method: str) -> tuple[Callable[[Path], object], int]:
+    """A function that writes the file of a setting's dense or sliced model, and its approximate size in bytes.
+
+    Slices first if necessary. Raises UserError for a model that llama.cpp cannot run.
+    """
+    loaded = session.calibrations.load(job, request.calibration)
+    require_deci(loaded.model, loaded.tokenizer)
+    model = loaded.model if method == DENSE else session.slice(job, request)
+
+    def write(path: Path) -> None:
+        write_gguf(model, loaded.tokenizer, path, GGUF_TYPE, loaded.name, progress=False)
+
+    return write, q8_0_bytes(sum(parameter.numel() for parameter in model.parameters()))
+
+
+def q8_0_bytes(parameters: int) -> int:
+    """The approximate size of a file with so many parameters."""
+    return round(parameters * BYTES_PER_PARAMETER)

@@ -1,0 +1,131 @@
+"""The WebAssembly build of llama.cpp that runs in browsers: two files of the npm package wllama, fetched once.
+
+They are not part of this project: they are pinned by their SHA-256, fetched into the cache by npm where that is
+installed, else from the CDN that wllama's documentation names, and served by the page itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import httpx
+from filelock import FileLock
+
+from intraslice.core.cache import temporary_folder
+from intraslice.core.errors import UserError, first_line
+from intraslice.pretrained.wheels import wheels_folder
+
+from ..i18n.language import lazy_gettext
+
+PACKAGE, VERSION, LICENCE = "@wllama/wllama", "3.13.0", "MIT"
+CDN = f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{VERSION}"
+FILES = {  # by the name under which the page serves it: its path in the package, and its SHA-256
+    "index.js": ("esm/index.js", "fffd95c16ca191f31f4303664a05189c43d0cb20c52b67276c04e8857b138b64"),
+    "wllama.wasm": ("esm/wasm/wllama.wasm", "79ac5be917b71d50571a4f584436a9f6baf6b6e57719d094ed8bd950e9a65780"),
+}
+MAX_BYTES = 40 * 10**6  # of the package and its files together
+TIMEOUT = 300  # seconds for the whole download
+
+
+def folder() -> Path:
+    """The folder of the files, which may not exist."""
+    return wheels_folder() / f"wllama-{VERSION}"
+
+
+def is_fetched() -> bool:
+    """Whether both files are there; their content is checked when they are fetched."""
+    return all((folder() / name).is_file() for name in FILES)
+
+
+def fetch() -> Path:
+    """The folder of the files, which are fetched if one is missing or damaged.
+
+    Safe with several processes: one fetches, the others wait for it.
+
+    Raises:
+        UserError: neither npm nor the CDN has them, a hash is not the pinned one, or the cache cannot be written.
+    """
+    target = folder()
+    if _intact(target):
+        return target
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with FileLock(target / ".lock"):
+            if not _intact(target):
+                with temporary_folder(MAX_BYTES, required=True) as temporary:
+                    _download(temporary)
+                    for name in FILES:
+                        os.replace(temporary / name, target / name)
+    except OSError as error:
+        raise UserError(
+            lazy_gettext("The cache folder cannot be written ({problem}).", problem=error.strerror or str(error))
+        ) from error
+    return target
+
+
+def _intact(home: Path) -> bool:
+    return all((home / name).is_file() and _sha256(home / name) == digest for name, (_, digest) in FILES.items())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(home: Path) -> None:
+    """Write both files to `home`. Raises UserError."""
+    problems = []
+    for way in (_from_npm, _from_cdn):
+        try:
+            way(home)
+        except (OSError, httpx.HTTPError, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
+            problems.append(first_line(error))
+        else:
+            wrong = [name for name, (_, digest) in FILES.items() if _sha256(home / name) != digest]
+            if not wrong:
+                return
+            problems.append(f"{', '.join(wrong)}: wrong SHA-256")
+    raise UserError(
+        lazy_gettext(
+            "The WebAssembly files that run models in the browser ({package} {version}) could not be fetched: "
+            "{problems}. Connect the server to the internet, or run `python -m intraslice device --fetch` where it is.",
+            package=PACKAGE,
+            version=VERSION,
+            problems="; ".join(problems),
+        )
+    )
+
+
+def _from_npm(home: Path) -> None:
+    """Let npm fetch the package with its own registry settings, and unpack the files alone; nothing of it is run."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("npm is not installed")
+    command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--silent", "--ignore-scripts", "--fetch-retries=1"]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    packed = next(home.glob("*.tgz"), None)
+    if packed is None:
+        raise OSError(f"npm: {(done.stderr or done.stdout or 'no reason given').strip().splitlines()[0][:200]}")
+    with tarfile.open(packed) as archive:
+        for name, (path, _) in FILES.items():
+            source = archive.extractfile(f"package/{path}")
+            if source is None:
+                raise KeyError(path)
+            with source, (home / name).open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+
+
+def _from_cdn(home: Path) -> None:
+    with httpx.Client(timeout=20, follow_redirects=True) as client:
+        for name, (path, _) in FILES.items():
+            with client.stream("GET", f"{CDN}/{path}") as answer, (home / name).open("wb") as sink:
+                answer.raise_for_status()
+                for part in answer.iter_bytes():
+                    sink.write(part)
+                    if sink.tell() > MAX_BYTES:
+                        raise OSError(f"{name} is larger than {MAX_BYTES} bytes")

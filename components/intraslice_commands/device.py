@@ -1,0 +1,24 @@
+"""fetch the WebAssembly files with which the page's users run models in their browsers"""
+
+from __future__ import annotations
+
+import argparse
+
+from intraslice.cli.run import CommandResult, Run
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add this command's own option."""
+    command.add_argument("--fetch", action="store_true", help="fetch them now; else the page does when they are needed")
+
+
+def run(run: Run) -> CommandResult:
+    """Fetch the files, or say whether they are there."""
+    from ..device import wllama  # imported here, since every command imports this module
+
+    if run.arguments.fetch:
+        wllama.fetch()
+    is_fetched = wllama.is_fetched()
+    result = {"package": wllama.PACKAGE, "version": wllama.VERSION, "licence": wllama.LICENCE, "fetched": is_fetched}
+    state = f"in {wllama.folder()}" if is_fetched else "not fetched"
+    return result, f"{wllama.PACKAGE} {wllama.VERSION} ({wllama.LICENCE}): {state}"

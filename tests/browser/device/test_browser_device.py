@@ -1,0 +1,180 @@
+"""Models on the visitor's own device, in a real browser with the real WebAssembly build of llama.cpp."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browsing import Opened
+from gguf_files import ask_llama_cpp
+from transformers import AutoTokenizer
+
+from components.compare import device_panel
+
+from ..conftest import OnDevice
+
+pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
+
+PROMPTS = ["Hello world", "it's paid", "and I paid 3.50 for things", "in 2024 it", "12345 things"]
+CLOSE = 0.02  # nats
+# Answers five prompts without a template with a model that the page has downloaded.
+COMPLETE = """async ([engine, url, prompts, maxTokens]) => {
+    const at = (path) => new URL(path, document.baseURI).href;
+    const model = await window.isxDevice.open(at(engine), at(url), await window.isxDevice.stored(at(url)));
+    const answers = [];
+    for (const prompt of prompts) answers.push(await window.isxDevice.complete(model, { prompt, maxTokens }));
+    return answers.map(({ tokens, timings }) => ({ timings,
+        tokens: tokens.map(({ id, logprob, top }) =>
+            ({ id, logprob, top: top.map((one) => [one.id, one.logprob]) })) }));
+}"""
+STATUS = "#device [role=status]"
+
+
+def require_like_llama_cpp(answers: list[dict], file: Path, prompts: list[list[int]], steps: int) -> None:
+    """Greedy tokens and log-probabilities are those of llama.cpp on the same file, up to a near tie."""
+    questions = [{"prompt": prompt, "predict": steps, "top": 10} for prompt in prompts]
+    for answer, expected in zip(answers, ask_llama_cpp(file, logprobs=questions)["logprobs"], strict=True):
+        assert answer["tokens"]
+        for token, likeliest in zip(answer["tokens"], expected, strict=False):
+            first, second, *_ = sorted(likeliest.values(), reverse=True)
+            if likeliest.get(str(token["id"]), -1e9) < first:
+                assert first - second < CLOSE
+                break
+            assert token["logprob"] == pytest.approx(first, abs=CLOSE)
+            for other, logprob in token["top"][:3]:
+                assert likeliest[str(other)] == pytest.approx(logprob, abs=CLOSE)
+
+
+@pytest.fixture(scope="module")
+def page_of_module(visit_once, on_device: OnDevice) -> Opened:
+    return visit_once(on_device.query, width=1100, height=1000)
+
+
+@pytest.fixture
+def opened(page_of_module: Opened) -> Iterator[Opened]:
+    """The page, which runs on the server and has no file on the device."""
+    yield page_of_module
+    page_of_module.page.click("#run-on input[value=server]")
+    page_of_module.page.evaluate("window.isxDevice.free()")
+
+
+def choose(opened: Opened) -> None:
+    opened.page.click("#run-on input[value=device]")
+
+
+def download(opened: Opened) -> None:
+    choose(opened)
+    opened.page.click("#device-download")
+    opened.says(STATUS, "The models are on your device")
+
+
+def test_answers_on_the_device_are_those_of_llama_cpp(opened, on_device, engine, page_session) -> None:
+    page = opened.page
+    choose(opened)
+    opened.says(STATUS, "not on your device yet")
+    assert "MB" in page.inner_text("#device-download")
+    download(opened)
+    page.click("#generate")
+    opened.says("#device", "64 tokens", "Decode on your device", "Loss increase per token")
+    assert page.locator("#answers").is_hidden()
+    assert page.locator("#device .isx-next tbody tr").count() == 8
+
+    # Nothing more is asked of the server, and nothing of another host.
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.click("#generate")
+    opened.says("#device", "64 tokens")
+    page.wait_for_selector("#device-free")
+    assert [url for url in asked if not url.startswith(("blob:", "data:"))] == []
+
+    tokenizer = AutoTokenizer.from_pretrained(on_device.request.settings.model)
+    ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in PROMPTS]
+    described = json.loads(device_panel.describe(page_session, on_device.request))
+    for name in ("dense", "sliced"):
+        url = described[name]["url"]
+        answers = page.evaluate(COMPLETE, [engine, url, PROMPTS, 32])
+        response = page.request.get(f"{page.url.partition('?')[0]}{url}")
+        file = Path(on_device.request.settings.model).parent / f"{name}.gguf"
+        file.write_bytes(response.body())
+        require_like_llama_cpp(answers, file, ids, 32)
+
+
+# What a browser refuses: how it does, how that ends, and what the visitor reads.
+REFUSALS = {
+    "WebAssembly": (
+        "window.kept = window.WebAssembly; delete window.WebAssembly;",
+        "window.WebAssembly = window.kept;",
+        "does not run WebAssembly",
+    ),
+    "download": (
+        """window.kept = window.fetch;
+        window.fetch = async (url, options) => {
+            const answer = await window.kept(url, options);
+            if (!String(url).includes("/models/")) return answer;
+            const reader = answer.body.getReader();
+            const body = new ReadableStream({ async start(stream) {
+                const { value } = await reader.read();
+                stream.enqueue(value.slice(0, 1000));
+                setTimeout(() => stream.error(new Error("network lost")), 50);
+            } });
+            return new Response(body, { headers: answer.headers });
+        };""",
+        "window.fetch = window.kept;",
+        "The download stopped after 0.0 of",
+    ),
+    "memory": (
+        """window.kept = URL.createObjectURL;
+        const refuse = `WebAssembly.instantiate = WebAssembly.instantiateStreaming = async () => {
+            throw new RangeError("WebAssembly.Memory(): could not allocate memory") };`;
+        const refused = (blob) => blob.type.includes("javascript") ? new Blob([refuse, blob], blob) : blob;
+        URL.createObjectURL = (blob) => window.kept(refused(blob));""",
+        "URL.createObjectURL = window.kept;",
+        "too little memory",
+    ),
+    "storage": (
+        """window.kept = Object.getOwnPropertyDescriptor(window, 'caches');
+        Object.defineProperty(window, 'caches', { configurable: true, get() { throw new Error('denied') } });""",
+        "Object.defineProperty(window, 'caches', window.kept);",
+        "keeps no files",
+    ),
+}
+
+
+def test_what_a_browser_refuses_is_said_and_the_page_goes_on(opened) -> None:
+    page = opened.page
+    for what, (refuse, end, words) in REFUSALS.items():
+        page.evaluate("window.isxDevice.free()")
+        page.evaluate(f"() => {{ {refuse} }}")
+        choose(opened)
+        if what != "WebAssembly":
+            page.click("#device-download")
+        if what == "memory":
+            opened.says(STATUS, "The models are on your device")
+            page.click("#generate")
+        opened.says(STATUS, words)
+        if what == "storage":  # they live as long as the page
+            page.click("#generate")
+            opened.says("#device", "64 tokens")
+        page.evaluate(f"() => {{ {end} }}")
+        page.click("#run-on input[value=server]")
+        assert page.locator("#device").is_hidden()
+    page.click("#generate")
+    opened.says("#dense-answer", "token")
+    opened.forgive("memory", "message.replace")  # wllama's own message fails, too
+
+
+def test_settings_that_change_want_other_files_and_a_stop_ends_an_answer(opened) -> None:
+    page = opened.page
+    download(opened)
+    page.click("#generate")
+    page.click("#device-stop")
+    opened.says("#device", "stopped")
+    opened.slide(40)
+    page.locator("#sparsity input[type=range]").dispatch_event("pointerup")
+    opened.says(STATUS, "not on your device yet")
+    page.click("#device-download")
+    opened.says(STATUS, "The models are on your device")
+    page.click("#generate")
+    opened.says("#device", "IntraSlice, 40% removed", "64 tokens")

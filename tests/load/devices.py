@@ -1,0 +1,85 @@
+"""`python -m tests.load.devices`: thirty visitors who run the models on their devices, and one who moves the slider.
+
+All download both files at once, then run them at home. Ends with 1 where a line does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from uuid import uuid4
+
+import httpx
+import psutil
+
+from components.jobs.limits import HOPS_VARIABLE
+from tests.load.attacks import WITNESS, client, evaluate, ratios, settings
+from tests.load.host import hosted
+from tests.load.memory import Memory
+
+SLIDER_SECONDS, CPU_PERCENT = 0.1, 5.0
+QUIET_SECONDS = 20.0
+
+
+def described(http: httpx.Client, url: str) -> dict[str, dict[str, str]]:
+    """The files of the setting, as the page tells them to a browser."""
+    answer = evaluate(http, url, settings(sparsity=30), 300.0, "device_files")
+    return json.loads(json.loads(answer.partition("data: ")[2])[-1])
+
+
+def visit(url: str, number: int) -> int:
+    """Download the files of the setting; returns the bytes that came."""
+    with client(f"127.0.0.{10 + number}") as http:
+        files = described(http, url)
+        total = 0
+        for name in ("dense", "sliced"):
+            with http.stream("GET", f"{url}/{files[name]['url']}") as stream:
+                stream.raise_for_status()
+                total += sum(map(len, stream.iter_bytes(2**20)))
+        return total
+
+
+def main() -> None:
+    """Start a hosted page, let everybody download, and tell what held."""
+    parser = argparse.ArgumentParser(prog="python -m tests.load.devices", description=__doc__)
+    parser.add_argument("--visitors", type=int, default=30)
+    arguments = parser.parse_args()
+    os.environ[HOPS_VARIABLE] = "0"
+    with hosted(6144, 0) as (host, _), client(WITNESS) as http:
+        described(http, host.address)  # so that the files are there: they are written once
+        before, memory = Memory().now(), Memory()
+        moves, session = [], uuid4().hex
+        start = time.monotonic()
+        with ThreadPoolExecutor(arguments.visitors) as pool:
+            visits = [pool.submit(partial(visit, host.address, number)) for number in range(arguments.visitors)]
+            while not all(one.done() for one in visits):
+                begun = time.monotonic()
+                ratios(http, host.address, session, len(moves) % 60).raise_for_status()
+                moves.append(time.monotonic() - begun)
+                memory.now()
+                time.sleep(0.1)
+            total = sum(one.result() for one in visits)
+        seconds = time.monotonic() - start
+        (server,) = psutil.Process().children()
+        used = sum(server.cpu_times()[:2])
+        time.sleep(QUIET_SECONDS)
+        share = 100 * (sum(server.cpu_times()[:2]) - used) / QUIET_SECONDS
+        p95 = statistics.quantiles(moves, n=20)[-1]
+        print(f"{arguments.visitors} visitors took {total / 1e6:,.0f} MB in {seconds:.1f} s")
+        print(
+            f"slider beside them: median {statistics.median(moves):.3f} s, 95th percentile {p95:.3f} s ({len(moves)})"
+        )
+        print(
+            f"server: {share:.1f} % of a core afterwards; memory {before} MiB before, {memory.most_of_all} MiB at most"
+        )
+        sys.exit(p95 >= SLIDER_SECONDS or share >= CPU_PERCENT)
+
+
+if __name__ == "__main__":
+    main()

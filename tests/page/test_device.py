@@ -1,0 +1,199 @@
+"""Models for visitors' devices: the WebAssembly files, GGUF files that all share, and the routes that serve both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+from tiny_page import SOMEBODY, in_job
+
+from components.compare import device_panel
+from components.device import files as files_module
+from components.device import wllama
+from components.device.files import ModelFiles, file_name
+from components.device.routes import ENGINE, MODELS, routes
+from components.state.request import DENSE
+from intraslice.__main__ import main
+from intraslice.core.errors import UserError
+from intraslice.pretrained.wheels import wheels_folder
+
+CONTENT = {"index.js": b"export class Wllama {}", "wllama.wasm": b"\0asm"}
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """Other WebAssembly files, and a cache without them; `npm` and `cdn` say what each way has."""
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    pinned = {name: (wllama.FILES[name][0], hashlib.sha256(data).hexdigest()) for name, data in CONTENT.items()}
+    monkeypatch.setattr(wllama, "FILES", pinned)
+    ways = SimpleNamespace(npm=dict(CONTENT), cdn=dict(CONTENT), calls=[])
+
+    def way(name: str):
+        def write(home: Path) -> None:
+            ways.calls.append(name)
+            if (content := getattr(ways, name)) is None:
+                raise httpx.ConnectError(f"no {name}")
+            for file, data in content.items():
+                (home / file).write_bytes(data)
+
+        return write
+
+    monkeypatch.setattr(wllama, "_from_npm", way("npm"))
+    monkeypatch.setattr(wllama, "_from_cdn", way("cdn"))
+    return ways
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch, engine: SimpleNamespace) -> list[object]:
+    """The models of which a file was written; a tiny model's tokenizer is none that llama.cpp has."""
+    models: list[object] = []
+
+    def write(model, tokenizer, path, kind, name, progress) -> None:
+        models.append(model)
+        path.write_bytes(b"GGUF" + bytes([len(models)]) * 1000)
+
+    monkeypatch.setattr(files_module, "require_deci", lambda *_: None)
+    monkeypatch.setattr(files_module, "write_gguf", write)
+    wllama.fetch()
+    return models
+
+
+def test_the_files_are_fetched_once_and_again_if_they_are_damaged(engine) -> None:
+    assert not wllama.is_fetched()
+    home = wllama.fetch()
+    assert home.parent == wheels_folder()  # which the cache never removes
+    assert wllama.is_fetched()
+    wllama.fetch()
+    assert engine.calls == ["npm"]
+    (home / "index.js").write_bytes(b"something else")
+    wllama.fetch()
+    assert (home / "index.js").read_bytes() == CONTENT["index.js"]
+
+
+def test_a_package_that_is_not_the_pinned_one_is_not_kept(engine) -> None:
+    engine.npm = {**CONTENT, "index.js": b"something else"}
+    wllama.fetch()
+    assert engine.calls == ["npm", "cdn"]
+    shutil.rmtree(wllama.folder())
+    engine.cdn = None
+    with pytest.raises(UserError, match=r"index.js: wrong SHA-256; no cdn. Connect the server"):
+        wllama.fetch()
+    assert not wllama.is_fetched()
+
+
+def test_npm_unpacks_the_two_files_alone_and_runs_nothing(monkeypatch, tmp_path) -> None:
+    package = tmp_path / "made" / "package"
+    for path, _ in wllama.FILES.values():
+        (package / path).parent.mkdir(parents=True, exist_ok=True)
+        (package / path).write_bytes(path.encode())
+    (package / "evil.js").write_bytes(b"")
+    commands = []
+
+    def run(command, cwd, **_: object) -> SimpleNamespace:
+        commands.append(command)
+        with tarfile.open(cwd / "wllama.tgz", "w:gz") as archive:
+            archive.add(package, "package")
+        return SimpleNamespace(stderr="", stdout="")
+
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(subprocess, "run", run)
+    home = tmp_path / "home"
+    home.mkdir()
+    wllama._from_npm(home)
+    assert {file.name for file in home.iterdir()} == {*wllama.FILES, "wllama.tgz"}
+    assert (home / "index.js").read_bytes() == b"esm/index.js"
+    assert "--ignore-scripts" in commands[0]
+
+
+def test_the_command_fetches_them_and_says_where_they_are(engine, capsys) -> None:
+    assert main(["device", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fetched"] is False
+    assert main(["device", "--fetch"]) == 0
+    assert "3.13.0 (MIT)" in capsys.readouterr().out
+    engine.npm = engine.cdn = None
+    shutil.rmtree(wllama.folder())
+    assert main(["device", "--fetch"]) == 2
+    assert "could not be fetched: no npm; no cdn" in capsys.readouterr().err
+
+
+def test_all_who_want_the_same_setting_share_its_files(session, tiny, written) -> None:
+    files = ModelFiles()
+    first = in_job(session, files.prepare, session, tiny)
+    assert in_job(session, files.prepare, session, tiny.with_settings(cap=50)) != first
+    assert in_job(session, files.prepare, session, tiny) == first
+    dense, sliced = session.calibrated(tiny).loaded.model, in_job(session, session.slice, tiny)
+    assert written[:2] == [dense, sliced]
+    assert len(written) == 3  # the dense model once
+    assert [file.name for file in first] == [file_name(tiny, DENSE), file_name(tiny, "intraslice")]
+    path, file = files.find(first[1].name)
+    assert (file.size, file.sha256) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+    (only,) = in_job(session, files.prepare, session, tiny.with_settings(sparsity=0))
+    assert only == first[0]
+
+
+def test_a_file_has_another_name_if_anything_is_different(tiny) -> None:
+    others = [tiny.with_settings(**{name: value}) for name, value in {"sparsity": 31, "seed": 7, "cap": 70}.items()]
+    assert len({file_name(request, "intraslice") for request in (tiny, *others)}) == 4
+    assert len({file_name(request, DENSE) for request in (tiny, *others)}) == 1
+
+
+def test_old_files_give_way_and_are_written_again(session, tiny, written, monkeypatch) -> None:
+    monkeypatch.setattr(files_module, "KEPT_SECONDS", -1.0)
+    monkeypatch.setenv("INTRASLICE_MAX_DEVICE_FILES", str(2**16))
+    files = ModelFiles()
+    first = in_job(session, files.prepare, session, tiny)
+    for sparsity in (20, 40):
+        in_job(session, files.prepare, session, tiny.with_settings(sparsity=sparsity))
+    assert files.find(first[0].name) is None
+    count = len(written)
+    in_job(session, files.prepare, session, tiny)
+    assert len(written) > count
+
+
+def test_the_routes_serve_ranges_with_a_strong_etag_and_nothing_else(session, tiny, written) -> None:
+    files = ModelFiles()
+    dense, _ = in_job(session, files.prepare, session, tiny)
+    client = TestClient(Starlette(routes=list(routes(files))))
+    whole = client.get(f"/{MODELS}{dense.name}")
+    assert whole.content == files.find(dense.name)[0].read_bytes()
+    etag = whole.headers["etag"]
+    assert etag == f'"{dense.sha256[:32]}"'
+    part = client.get(f"/{MODELS}{dense.name}", headers={"range": "bytes=4-9", "if-range": etag})
+    assert (part.status_code, part.content) == (206, whole.content[4:10])
+    assert client.get(f"/{MODELS}{dense.name}", headers={"if-none-match": etag}).status_code == 304
+    assert client.get(f"/{ENGINE}index.js").content == CONTENT["index.js"]
+    assert client.get(f"/{ENGINE}wllama.wasm").headers["content-type"] == "application/wasm"
+    for path in (f"{MODELS}{'0' * 32}.gguf", f"{MODELS}..%2f..%2fetc%2fpasswd", f"{ENGINE}package.json"):
+        assert client.get(f"/{path}").status_code == 404
+
+
+def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, written, monkeypatch) -> None:
+    before = json.loads(device_panel.describe(session, tiny))
+    plan = session.plan(tiny)
+    assert before["sliced"]["bytes"] == files_module.q8_0_bytes(plan.parameters_sliced)
+    assert not before["written"]
+    files = ModelFiles()
+    *_, last = device_panel.prepare(session, files, tiny, SOMEBODY)
+    described = json.loads(last.view)
+    assert described["written"]
+    for name in ("dense", "sliced"):
+        found = files.find(described[name]["url"].removeprefix(MODELS))
+        assert found[1].size == described[name]["bytes"] == found[0].stat().st_size
+    assert "sliced" not in json.loads(device_panel.describe(session, tiny.with_settings(sparsity=0)))
+
+    def refuse(*_: object) -> None:
+        raise UserError("llama.cpp does not support it")
+
+    monkeypatch.setattr(files_module, "require_deci", refuse)
+    *_, last = device_panel.prepare(session, ModelFiles(), tiny, SOMEBODY)
+    assert json.loads(last.view)["problem"] == "llama.cpp does not support it"
+    assert device_panel.describe_if_chosen(session, tiny, "server", SOMEBODY) == {"__type__": "update"}
