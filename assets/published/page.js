@@ -31,7 +31,8 @@ function component(place, choose) {
   };
 }
 
-function live({ first, steps, charts }) {
+function live(content) {
+  const { first, steps, charts } = content;
   let layer = Math.floor(charts.spectra[0].length / 2);
   const draw = Object.fromEntries(PLACES.map((place) => [place, component(place, choose)]));
   const nearest = (percent) => {
@@ -59,6 +60,7 @@ function live({ first, steps, charts }) {
     at("removed").innerHTML = step.removed;
     at("headline").innerHTML = step.headline;
     at("numbers").innerHTML = step.table;
+    if (at("tokens")) at("tokens").innerHTML = step.tokens;
     answer();
     for (const place of PLACES) draw[place](place === "spectra" ? charts.spectra[index][layer] : charts[place][index], layer);
   }
@@ -73,6 +75,7 @@ function live({ first, steps, charts }) {
   window.addEventListener("hashchange", () => asked() >= 0 && move(nearest(asked())));
   at("layer").value = layer;
   move(asked() >= 0 ? nearest(asked()) : first);
+  window.isxSite?.(content);
 }
 
 const lights = matchMedia("(prefers-color-scheme: dark)");

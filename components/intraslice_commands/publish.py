@@ -1,4 +1,4 @@
-"""Write a page that needs no server: one HTML file with a live slider, which opens without a network.
+"""write a page that needs no server: one HTML file with a live slider, or a site whose models run in the browser
 
 This command connects the command line and the page, which do not import each other.
 """
@@ -7,28 +7,39 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from intraslice.checkpoints.format import require_new_file
+from intraslice.checkpoints.format import require_free, require_new_file
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import size
 from intraslice.reporting import Recipe
 
+if TYPE_CHECKING:
+    from ..state.request import Request
+    from ..state.session import Session
+
 EVAL_TOKENS = 4096  # of each of two dozen models
+SITE_PERCENTS = (0.0, 20.0, 30.0, 40.0)  # of a site's models
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add this command's own options. `--sparsity` is the slider's initial value."""
     add = command.add_argument
     command.set_defaults(order="one-shot", eval_tokens=EVAL_TOKENS)
-    add("--out", type=Path, required=True, metavar="FILE.html")
-    steps = [percent / 100 for percent in range(0, 61, 5)]
-    add("--sparsities", nargs="+", type=float, default=steps, metavar="F", help="the slider's steps")
+    place = command.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, metavar="FILE.html", help="one file, to send or to embed")
+    place.add_argument(
+        "--site", type=Path, metavar="FOLDER", help="an article in all languages, with models for the browser"
+    )
+    help_text = "the slider's steps, default 0 to 0.6; with --site the models', default 0 0.2 0.3 0.4"
+    add("--sparsities", nargs="+", type=float, metavar="F", help=help_text)
     add(
         "--prompts", nargs="+", metavar="TEXT", help="prompts that all three models answer; default: the page's prompts"
     )
@@ -36,7 +47,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(run: Run) -> CommandResult:
-    """Measure all steps of the slider, unless they are cached, and write the file atomically."""
+    """Measure all steps of the slider, unless they are cached, and write the file or the site atomically."""
     # Imported here, since the page takes a second to import, which would slow down all other commands.
     from ..export.published import measure
     from ..export.published.html import page
@@ -50,14 +61,16 @@ def run(run: Run) -> CommandResult:
         raise UserError("the page keeps its models in memory; leave --device-map out")
     if arguments.language not in LANGUAGES:
         raise UserError(f"language must be one of {', '.join(LANGUAGES)}, got {arguments.language!r}")
-    file = require_new_file(arguments.out, ".html")
     session = Session(run.device, run.recipe.evaluation.tokens)
     request = measure.request_from_recipe(run.recipe)
     _require_same(run.recipe, request.recipe(session.evaluation_tokens))
-    percentages = [round(100 * sparsity, 9) for sparsity in arguments.sparsities]
-    choice = measure.Choice(percentages, arguments.prompts or measure.PROMPTS)
+    asked = None if arguments.sparsities is None else tuple(round(100 * value, 9) for value in arguments.sparsities)
+    if arguments.site is not None:
+        return _write_site(run, session, request, asked)
+    file = require_new_file(arguments.out, ".html")
+    choice = measure.Choice(asked or measure.Choice().percents, arguments.prompts or measure.PROMPTS)
     with run.timed("measure"):
-        published = measure.publish_now(session, request, choice, lambda line: print(line, file=sys.stderr))
+        published = measure.publish_now(session, request, choice, _report)
     try:
         with use_language(arguments.language):
             text = page(published)
@@ -74,6 +87,45 @@ def run(run: Run) -> CommandResult:
     points = [asdict(point) for point in published.sweep.points]
     result |= {"rows": points, "protocol": run.recipe.protocol(), "seconds": run.seconds}
     return result, f"wrote {file} ({result['bytes'] / 1e6:.1f} MB)\n{published.protocol}"
+
+
+def _write_site(run: Run, session: Session, request: Request, asked: Sequence[float] | None) -> CommandResult:
+    """Measure the slider's steps and those of the models, and write the site's folder atomically."""
+    from ..compare.passage_panel import SAMPLE
+    from ..device import wllama
+    from ..export.published import measure, site
+
+    folder = run.arguments.site.expanduser()
+    require_free(folder)
+    wllama.fetch()  # before minutes of work
+    percents = sorted({0.0, *(asked or SITE_PERCENTS)})
+    steps = sorted({*measure.Choice().percents, *percents})
+    choice = measure.Choice(steps, run.arguments.prompts or measure.PROMPTS, passage=SAMPLE)
+    with run.timed("measure"):
+        published = measure.publish_now(session, request, choice, _report)
+    try:
+        with temporary_sibling(folder) as temporary:
+            made = temporary / folder.name
+            made.mkdir()
+            with run.timed("models"):
+                models = measure.run_now(
+                    session, lambda job: site.write_models(job, session, request, percents, made), _report
+                )
+            command = measure.site_command(session, request, percents, choice.prompts, folder.name)
+            pages = site.write_pages(made, published, models, command)
+            os.replace(made, folder)
+    except ValueError as error:  # too large
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}; nothing was kept") from error
+    result: dict[str, Any] = {"out": str(folder), "bytes": pages, "models": [model._asdict() for model in models]}
+    sizes = f"{pages / 1e6:.1f} MB, and {len(models)} models of {sum(model.bytes for model in models) / 1e6:.0f} MB"
+    text = f"wrote {folder}: {sizes}\nserve it: python -m http.server --directory {shlex.quote(str(folder))}"
+    return result | {"seconds": run.seconds}, text
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _require_same(recipe: Recipe, page_recipe: Recipe) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from html import escape
 from string import Template
 from typing import Any
 
 from ...activations.charts import protocol as shift_protocol
 from ...assets import ASSETS
-from ...compare.html import answer
+from ...compare.html import answer, passage
 from ...compare.views import COLUMNS
 from ...i18n.language import ENGLISH, for_scripts, gettext, language, lazy_gettext, long_text, number, translate
 from ...state.views import Reading
@@ -35,19 +36,43 @@ def embed(name: str) -> str:
 
 def page(published: Published) -> str:
     """The whole file. Raises ValueError if it exceeds `MAX_BYTES`."""
+    command = published.command if language() == ENGLISH else f"{published.command} --language {language()}"
+    text = fill("published.html", published, plotly=PLOTLY.read_text(encoding="utf-8"), command=escape(command))
+    if (size := len(text.encode())) > MAX_BYTES:
+        raise ValueError(
+            lazy_gettext(
+                "The page is {size:.1f} MB, more than the {limit:.0f} allowed. Choose fewer steps.",
+                size=size / 1e6,
+                limit=MAX_BYTES / 1e6,
+            )
+        )
+    return text
+
+
+def fill(
+    template_name: str, published: Published, scripts: str = "", content: Mapping[str, Any] | None = None, **texts: str
+) -> str:
+    """A long text with everything that was measured in its places.
+
+    Args:
+        scripts: what stands before the page's own script.
+        content: what the scripts read beside the steps and their charts.
+        texts: for the places that only this text has.
+    """
     first, dense = published.steps[published.first], published.steps[0].perplexities
     content = {
+        **(content or {}),
         "first": published.first,
         "steps": [_numbers(step) for step in published.steps],
         "charts": _charts(published),
     }
-    text = Template(long_text("published.html")).substitute(
+    return Template(long_text(template_name)).substitute(
+        texts,
         name=escape(published.name),
         style=css_variables() + (ASSETS / "page.css").read_text(encoding="utf-8") + _asset("page.css"),
-        plotly=PLOTLY.read_text(encoding="utf-8"),
         words=f"window.isxLanguage = {json.dumps(for_scripts())};{(ASSETS / 'words.js').read_text(encoding='utf-8')}",
         chart=(ASSETS / "chart.js").read_text(encoding="utf-8"),
-        script=_asset("page.js"),
+        script=scripts + _asset("page.js"),
         content=pack(content),
         last=len(published.steps) - 1,
         first=published.first,
@@ -58,18 +83,8 @@ def page(published: Published) -> str:
         layers=_options(gettext("Layer {layer}", layer=layer) for layer in range(len(first.plan.layers))),
         prompts=_options(published.choice.prompts),
         protocol=_protocol(published),
-        command=escape(published.command if language() == ENGLISH else f"{published.command} --language {language()}"),
         **{f"{place}_chart": template(height) for place, height in HEIGHTS.items()},
     )
-    if (size := len(text.encode())) > MAX_BYTES:
-        raise ValueError(
-            lazy_gettext(
-                "The page is {size:.1f} MB, more than the {limit:.0f} allowed. Choose fewer steps.",
-                size=size / 1e6,
-                limit=MAX_BYTES / 1e6,
-            )
-        )
-    return text
 
 
 def _asset(name: str) -> str:
@@ -97,6 +112,7 @@ def _numbers(step: Step) -> dict[str, Any]:
             perplexity=_reading(step.perplexities.sliced_reading),
         ),
         "table": _table(step),
+        "tokens": passage(step.passage) if step.passage else "",
         "answers": [
             "".join(answer(name, by_column[name], step.percent) for name in COLUMNS) for by_column in step.answers
         ],

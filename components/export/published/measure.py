@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.perplexity import Losses
@@ -15,6 +16,7 @@ from intraslice.reporting import Recipe
 from ...activations.measure import ShiftViews
 from ...compare.answers import write_answers
 from ...compare.models import Columns
+from ...compare.passages import score_tokens
 from ...compare.views import Question
 from ...i18n.language import lazy_gettext
 from ...jobs import limits
@@ -36,6 +38,7 @@ from .views import PROMPTS, Choice, Published, Step
 __all__ = ["PROMPTS", "Choice", "Publisher", "publish_now", "request_from_recipe"]
 
 MAX_STEPS, MAX_PROMPTS = 61, 8
+Result = TypeVar("Result")
 
 
 class Publisher:
@@ -117,6 +120,7 @@ class Publisher:
             spectra=tuple(spectra),
             shift=shift,
             answers=tuple(answers),
+            passage=score_tokens(job, self._columns, request, choice.passage) if choice.passage else None,
         )
         return self._steps.put(key, step)
 
@@ -147,7 +151,7 @@ def _validated(choice: Choice) -> Choice:
         if not limits.words(lazy_gettext("the prompt"), prompt, limits.PROMPT.value).strip():
             raise UserError(lazy_gettext("A prompt is empty. Enter some text for each."))
     tokens = limits.whole("tokens", choice.tokens, 1, limits.NEW_TOKENS.value)
-    return Choice(tuple(percents), tuple(choice.prompts), tokens)
+    return Choice(tuple(percents), tuple(choice.prompts), tokens, choice.passage)
 
 
 def _without_folders(recipe: Recipe) -> Recipe:
@@ -185,6 +189,17 @@ def command(recipe: Recipe, device: str, choice: Choice) -> str:
     return shlex.join(["python", "-m", "intraslice", *files.command_arguments(recipe, device, "publish", *options)])
 
 
+def site_command(
+    session: Session, request: Request, percents: Sequence[float], prompts: Sequence[str], name: str
+) -> str:
+    """The shell command that reproduces a site."""
+    recipe = _without_folders(request.recipe(session.evaluation_tokens))
+    options = ["--site", name, "--sparsities", *(f"{percent / 100:g}" for percent in percents)]
+    options += [] if tuple(prompts) == PROMPTS else ["--prompts", *prompts]
+    arguments = files.command_arguments(recipe, session.device, "publish", *options)
+    return shlex.join(["python", "-m", "intraslice", *arguments])
+
+
 def request_from_recipe(recipe: Recipe) -> Request:
     """The request of a recipe, as far as the page has controls for it. Raises UserError for invalid values."""
     slicing, calibration = recipe.slicing, recipe.calibration
@@ -209,13 +224,14 @@ def request_from_recipe(recipe: Recipe) -> Request:
 
 def publish_now(session: Session, request: Request, choice: Choice, report: Callable[[str], object]) -> Published:
     """Measure everything now; calls `report` with every new status line. Raises UserError if it fails."""
-    results, reported = [], ""
     publisher = Publisher(SpectraViews(session), ShiftViews(session), Columns(session))
+    return run_now(session, lambda job: publisher.publish(job, request, choice), report)
 
-    def work(job: Job) -> None:
-        results.append(publisher.publish(job, request, choice))
 
-    for event in session.jobs.run("command line", "publish", work):
+def run_now(session: Session, work: Callable[[Job], Result], report: Callable[[str], object]) -> Result:
+    """Run `work` as a job, and return its result; calls `report` with every new status line. Raises UserError."""
+    results, reported = [], ""
+    for event in session.jobs.run("command line", "publish", lambda job: results.append(work(job))):
         line = formatting.status_text(event)
         if event.kind == "error":
             raise UserError(line)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...activations.views import ShiftView
-from ...compare.views import Answer, Costs
+from ...compare.views import Answer, Costs, PassageView
 from ...spectra.views import SpectraView
 from ...state.settings import PROMPT
 from ...state.views import Perplexities, PlanView, Reading
@@ -17,11 +17,15 @@ PROMPTS = (PROMPT, "Write a short letter to a friend.", "Explain what a language
 
 
 class Choice(NamedTuple):
-    """The slider's steps in per cent, the prompts answered at each step, and the maximum number of new tokens."""
+    """The slider's steps in per cent, the prompts answered at each step, and the maximum number of new tokens.
+
+    With a `passage`, its tokens are scored at each step, too.
+    """
 
     percents: Sequence[float] = tuple(range(0, 61, 5))
     prompts: Sequence[str] = PROMPTS
     tokens: int = 40
+    passage: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Step:
     spectra: tuple[SpectraView, ...]
     shift: ShiftView | None
     answers: tuple[Mapping[str, Answer], ...]
+    passage: PassageView | None = None
 
 
 @dataclass(frozen=True)
