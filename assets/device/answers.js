@@ -77,33 +77,32 @@ window.isxAnswers = (() => {
     return make("table", { className: "isx-next" }, heading(say("Token"), ...titles), make("tbody", {}, ...rows));
   }
 
-  // The dense answer's tokens, coloured by how much likelier the dense model finds them, up to the first that differs.
-  function losses(dense, sliced) {
-    const at = divergence(dense, sliced);
-    const scored = dense.tokens.slice(0, at < 0 ? sliced.tokens.length : Math.min(at + 1, sliced.tokens.length)).map((token, index) => {
-      const same = sliced.tokens[index].id === token.id ? sliced.tokens[index] : sliced.tokens[index].top.find(({ id }) => id === token.id);
-      return { text: token.text, dense: token.logprob, sliced: same?.logprob, increase: same && token.logprob - same.logprob };
-    });
-    const known = scored.filter(({ increase }) => increase !== undefined);
-    const mean = known.reduce((sum, { increase }) => sum + increase, 0) / Math.max(known.length, 1);
-    const spans = scored.map(({ text, dense: before, sliced: after, increase }) => {
+  // The dense answer's tokens, coloured by how much likelier the dense model finds them: `scored` has the sliced model's
+  // log-probabilities of as many as it has scored.
+  function losses(dense, scored) {
+    const increases = scored.map((sliced, at) => (sliced === undefined ? undefined : dense.tokens[at].logprob - sliced));
+    const found = increases.filter((increase) => increase !== undefined);
+    const mean = found.reduce((sum, increase) => sum + increase, 0) / Math.max(found.length, 1);
+    const spans = increases.map((increase, at) => {
+      const { text, logprob } = dense.tokens[at];
       const strength = Math.round(45 * Math.min(Math.max(increase ?? 2, 0) / 2, 1));
-      const title = increase === undefined ? say("not among the sliced model's likeliest tokens") : say("{dense} → {sliced}, {increase} nats", { dense: percentage(before), sliced: percentage(after), increase: signed(increase) });
+      const numbers = { dense: percentage(logprob), sliced: percentage(scored[at]), increase: signed(increase ?? 0) };
+      const title = increase === undefined ? say("not among the sliced model's likeliest tokens") : say("{dense} → {sliced}, {increase} nats", numbers);
       return make("span", { className: "isx-token", title, style: strength ? `--isx-strength:${strength}%` : "" }, text);
     });
-    const note = say("Loss increase of the dense answer's tokens, up to the first that differs: {mean} nats per token on average, {count} tokens.", { mean: signed(mean), count: known.length });
+    const note = say("The dense answer, scored by both models: {mean} nats per token on average ({count} of {all} tokens).", { mean: signed(mean), count: found.length, all: dense.tokens.length });
     return make("div", {}, make("p", { className: "isx-note" }, note), make("p", { className: "isx-passage" }, ...spans));
   }
 
   // Everything about two answers, in `element`. Either answer may be missing or growing.
-  function show(element, { titles, dense, sliced, sizes = ["–", "–"], measured = {} }) {
+  function show(element, { titles, dense, sliced, scored = [], sizes = ["–", "–"], measured = {} }) {
     const columns = make("div", { className: "isx-device-answers" }, column("dense", titles[0], dense));
     if (titles[1]) columns.append(column("intraslice", titles[1], sliced, dense));
     const whole = [columns];
     if (titles[1]) whole.push(costs(titles, sizes, measured));
     if (dense?.tokens.length && sliced?.tokens.length && !dense.growing && !sliced.growing) {
       whole.push(make("h3", {}, say("Next-token probabilities")), candidates(titles, dense, sliced));
-      whole.push(make("h3", {}, say("Loss increase per token")), losses(dense, sliced));
+      if (scored.length) whole.push(make("h3", {}, say("Loss increase per token")), losses(dense, scored));
     }
     element.replaceChildren(...whole);
   }

@@ -169,8 +169,14 @@ async function generate() {
       shown[name] = { ...answer, stopped: mine.signal.aborted };
       if (answer.timings) shown.measured[name] = { prefill: answer.timings.prompt_per_second, decode: answer.timings.predicted_per_second };
       draw();
-      if (mine.signal.aborted) break;
+      if (mine.signal.aborted) return;
     }
+    if (!started.sliced) return;
+    tell(say("Scoring the dense answer with the sliced model"));
+    await device.score(started.sliced, question, shown.dense.tokens, (scored) => {
+      shown.scored = scored;
+      draw();
+    });
   });
 }
 

@@ -4,6 +4,7 @@ window.isxDevice = (() => {
   const STORE = "intraslice-models";
   const CONTEXT = 2048; // tokens of prompt and answer together
   const SPEED_PROMPT = "The Moon is the only natural satellite of the Earth, and it always shows the same side to us. ".repeat(6);
+  const SCORED = 100; // likeliest tokens among which one is looked for
   const say = (...words) => window.isxSay(...words);
   const megabytes = (bytes) => window.isxWritten((bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0));
   const running = new Map(); // by the file's address: a promise of a wllama with the model
@@ -173,9 +174,34 @@ window.isxDevice = (() => {
         told(tokens);
       }
     } catch (problem) {
-      if (!signal?.aborted) throw new Problem(say("The model stopped ({problem}). Try a shorter prompt, or run on the server.", { problem: reason(problem) }));
+      if (!signal?.aborted) throw stopped(problem);
     }
     return { tokens, text: text(tokens), ended, timings };
+  }
+
+  // The log-probabilities that a model gives to the tokens of another model's answer to the same prompt: of each after
+  // those before it; undefined where it is not among the likeliest, or where the text before it is read as other tokens. `told` is called with all of them after each.
+  async function score(model, { prompt, chat = false, signal }, tokens, told = () => {}) {
+    const request = { max_tokens: 1, temperature: 0, cache_prompt: true, abortSignal: signal };
+    const scored = [];
+    let length; // of the prompt in tokens
+    try {
+      for (let at = 0; at < tokens.length && !signal?.aborted; at++) {
+        const before = text(tokens.slice(0, at));
+        const answered = [{ role: "user", content: prompt }, ...(before ? [{ role: "assistant", content: before }] : [])];
+        const { choices, usage } = chat
+          ? await model.createChatCompletion({ ...request, messages: answered, logprobs: true, top_logprobs: SCORED })
+          : await model.createCompletion({ ...request, prompt: prompt + before, logprobs: SCORED, n_probs: SCORED });
+        length ??= usage.prompt_tokens;
+        // The text may be read as other tokens than those of the answer.
+        const likeliest = usage.prompt_tokens === length + at ? choices[0].logprobs?.content?.[0]?.top_logprobs ?? [] : [];
+        scored.push(likeliest.find(({ id }) => id === tokens[at].id)?.logprob);
+        told(scored);
+      }
+    } catch (problem) {
+      if (!signal?.aborted) throw stopped(problem);
+    }
+    return scored;
   }
 
   // Prefill and decode in tokens per second, by model: medians of several turns, the models alternating.
@@ -193,10 +219,11 @@ window.isxDevice = (() => {
     return Object.fromEntries(times.map(([name, { prefill, decode }]) => [name, { prefill: median(prefill), decode: median(decode) }]));
   }
 
+  const stopped = (problem) => new Problem(say("The model stopped ({problem}). Try a shorter prompt, or run on the server.", { problem: reason(problem) }));
   const described = ({ id, bytes, logprob, top_logprobs }) => ({ id, bytes, logprob, text: text([{ bytes }]), top: (top_logprobs ?? []).map((one) => ({ ...one, text: text([one]) })) });
 
   // Tokens may end inside a character, hence the bytes.
   const text = (tokens) => new TextDecoder().decode(Uint8Array.from(tokens.flatMap(({ bytes }) => bytes)));
 
-  return { Problem, unsupported, stored, kept, free, download, open, close, complete, speeds, text, megabytes, threads };
+  return { Problem, unsupported, stored, kept, free, download, open, close, complete, score, speeds, text, megabytes, threads };
 })();

@@ -103,6 +103,13 @@ window.isxSite = ({ steps, models, engine: engineFolder, about }) => {
         window.isxAnswers.show(results, shown);
         if (mine.signal.aborted) break;
       }
+      if (opened.length > 1 && !mine.signal.aborted) {
+        tell(say("Scoring the dense answer with the sliced model"));
+        await device.score(opened[1], { prompt, chat: true, signal: mine.signal }, shown.dense.tokens, (scored) => {
+          shown.scored = scored;
+          window.isxAnswers.show(results, shown);
+        });
+      }
     } catch (problem) {
       await device.close();
       await offer();

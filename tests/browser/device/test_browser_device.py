@@ -24,8 +24,11 @@ COMPLETE = """async ([engine, url, prompts, maxTokens]) => {
     const at = (path) => new URL(path, document.baseURI).href;
     const model = await window.isxDevice.open(at(engine), at(url), await window.isxDevice.stored(at(url)));
     const answers = [];
-    for (const prompt of prompts) answers.push(await window.isxDevice.complete(model, { prompt, maxTokens }));
-    return answers.map(({ tokens, timings }) => ({ timings,
+    for (const prompt of prompts) {
+        const answer = await window.isxDevice.complete(model, { prompt, maxTokens });
+        answers.push({ ...answer, scored: await window.isxDevice.score(model, { prompt }, answer.tokens) });
+    }
+    return answers.map(({ tokens, timings, scored }) => ({ timings, scored,
         tokens: tokens.map(({ id, logprob, top }) =>
             ({ id, logprob, top: top.map((one) => [one.id, one.logprob]) })) }));
 }"""
@@ -36,7 +39,11 @@ def require_like_llama_cpp(answers: list[dict], file: Path, prompts: list[list[i
     """Greedy tokens and log-probabilities are those of llama.cpp on the same file, up to a near tie."""
     questions = [{"prompt": prompt, "predict": steps, "top": 10} for prompt in prompts]
     for answer, expected in zip(answers, ask_llama_cpp(file, logprobs=questions)["logprobs"], strict=True):
-        assert answer["tokens"]
+        assert len(answer["tokens"]) == steps
+        scored = zip(answer["tokens"], answer["scored"], strict=True)  # where the text is read as the same tokens
+        pairs = [(token["logprob"], score) for token, score in scored if score is not None]
+        assert pairs
+        assert [score for _, score in pairs] == pytest.approx([logprob for logprob, _ in pairs], abs=CLOSE)
         for token, likeliest in zip(answer["tokens"], expected, strict=False):
             first, second, *_ = sorted(likeliest.values(), reverse=True)
             if likeliest.get(str(token["id"]), -1e9) < first:
