@@ -6,6 +6,7 @@ The browser does the work (`assets/device/`). The server tells which files a set
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -118,6 +119,7 @@ def describe(session: Session, request: Request, written: list[ModelFile] | None
             "about": f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})",
             "written": written is not None,
             "problem": problem,
+            "moment": time.time(),  # the browser hears of no value that is equal to the last
             **described,
         }
     )
