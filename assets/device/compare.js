@@ -17,6 +17,7 @@ let work = null; // the AbortController of what is being done
 let asked = ""; // the addresses of the files that the server writes for a download
 let isBusy = false; // with a download, an answer or a measurement
 
+const NAMES = ["dense", "sliced"]; // in the order of the files
 const option = (value) => document.querySelector(`#run-on input[value="${value}"]`);
 const isOn = () => Boolean(option("device")?.checked);
 const files = () => [wanted.dense, wanted.sliced].filter(Boolean);
@@ -131,12 +132,15 @@ async function forget() {
   await settle();
 }
 
-// Both models, started unless they run already.
-async function models(needed, found) {
+// A function that starts a model of these files, by its name, unless it runs already.
+function starter(needed, found) {
   const urls = needed.map(address);
-  tell(say("Starting the models"));
-  const open = (index) => device.open(new URL(wanted.engine, document.baseURI).href, urls[index], found[index], urls);
-  return { dense: await open(0), ...(needed.length > 1 ? { sliced: await open(1) } : {}) };
+  const engine = new URL(wanted.engine, document.baseURI).href;
+  return (name) => {
+    const index = NAMES.indexOf(name);
+    tell(say("Starting the models"));
+    return device.open(engine, urls[index], found[index], urls);
+  };
 }
 
 const field = (id, kind) => document.querySelector(`#${id} ${kind}`);
@@ -157,12 +161,12 @@ async function generate() {
     signal: mine.signal,
   };
   const draw = () => window.isxAnswers.show(results, shown);
-  const [needed, found] = [files(), blobs];
+  const [names, start] = [NAMES.slice(0, files().length), starter(files(), blobs)];
   await attempt(async () => {
-    const started = await models(needed, found);
-    tell(say("Answering"));
-    for (const name of Object.keys(started)) {
-      const answer = await device.complete(started[name], question, (tokens) => {
+    for (const name of names) {
+      const model = await start(name);
+      tell(say("Answering"));
+      const answer = await device.complete(model, question, (tokens) => {
         shown[name] = { tokens, growing: true };
         draw();
       });
@@ -171,9 +175,10 @@ async function generate() {
       draw();
       if (mine.signal.aborted) return;
     }
-    if (!started.sliced) return;
+    if (names.length === 1) return;
+    const model = await start("sliced");
     tell(say("Scoring the dense answer with the sliced model"));
-    await device.score(started.sliced, question, shown.dense.tokens, (scored) => {
+    await device.score(model, question, shown.dense.tokens, (scored) => {
       shown.scored = scored;
       draw();
     });
@@ -182,9 +187,9 @@ async function generate() {
 
 async function measureSpeed() {
   const mine = begin(say("Stop"));
-  const [needed, found, shown] = [files(), blobs, { titles: titles(), sizes: sizes() }];
+  const [start, shown] = [starter(files(), blobs), { titles: titles(), sizes: sizes() }];
   await attempt(async () => {
-    const started = await models(needed, found);
+    const started = { dense: await start("dense"), sliced: await start("sliced") };
     tell(say("Measuring speed, models alternating"));
     const measured = await device.speeds(started, 5, mine.signal);
     if (measured) window.isxAnswers.show(results, { ...shown, measured });
