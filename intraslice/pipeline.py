@@ -59,8 +59,9 @@ class Pipeline:
         return loaded
 
     def windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
-        """Held-out tokens, disjoint from the calibration tokens."""
-        text = self.recipe.calibration.text if loaded.made is None else loaded.made["protocol"]["calibration"]
+        """Held-out tokens, disjoint from the calibration tokens; a checkpoint's record says which text those are of."""
+        recorded = (loaded.made or {}).get("protocol", {})
+        text = recorded.get("calibration", self.recipe.calibration.text)
         return data.evaluation_tokens(loaded.tokenizer, self.recipe.evaluation, text)
 
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:

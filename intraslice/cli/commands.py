@@ -75,22 +75,28 @@ def _with_error(estimate: dict[str, float | None], digits: int) -> str:
 
 def _measured_on(protocol: dict[str, Any]) -> str:
     measured = f"{protocol['eval_tokens']:,} tokens of {protocol['eval']}, window {protocol['window']}"
-    calibrated = f"{protocol['calibration_tokens']:,} tokens of {protocol['calibration']}, seed {protocol['seed']}"
+    calibrated = "an unknown text"
+    if protocol["calibration_tokens"] is not None:
+        calibrated = f"{protocol['calibration_tokens']:,} tokens of {protocol['calibration']}, seed {protocol['seed']}"
     return f"measured on {measured}, in {protocol['dtype']}; calibrated on {calibrated}"
 
 
 def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -> CommandResult:
-    """Evaluate a sliced checkpoint. Values of the dense model come from its record, as that model is not loaded."""
+    """Evaluate a sliced checkpoint. Values of the dense model come from its record, as that model is not loaded.
+
+    Values that the record lacks are None: `save` writes whatever its caller knows.
+    """
     with run.timed("evaluate"):
         value, error = measure_losses(loaded.model, windows, "perplexity sliced").perplexity()
-    made = loaded.made
-    assert made is not None  # every checkpoint has a record
-    protocol = run.recipe.protocol() | {
-        key: made["protocol"][key] for key in ("calibration", "calibration_tokens", "seed")
-    }
-    result = made["asked"] | {key: made[key] for key in ("removed_fraction", "parameters", "ratios")}
-    result["parameters"] = made["parameters"] | parameters_of(loaded.model, "sliced")
-    result["kv_bytes_per_token"] = made["kv_bytes_per_token"] | {"sliced": kv_bytes_per_token(loaded.model)}
+    made = loaded.made or {}
+    recorded = made.get("protocol", {})
+    protocol = run.recipe.protocol() | {key: recorded.get(key) for key in ("calibration", "calibration_tokens", "seed")}
+    result = dict.fromkeys(run.recipe.slice_options()) | made.get("asked", {})
+    result |= {key: made.get(key) for key in ("removed_fraction", "ratios")}
+    counts = made.get("parameters", {"dense_total": None, "dense_decoder": None})
+    result["parameters"] = counts | parameters_of(loaded.model, "sliced")
+    cache = made.get("kv_bytes_per_token", {"dense": None})
+    result["kv_bytes_per_token"] = cache | {"sliced": kv_bytes_per_token(loaded.model)}
     result |= {key: made[key] for key in CROSS_MODULE if key in made}
     result |= {"model": loaded.name, "perplexity": {"dense": None, "sliced": value}, "protocol": protocol}
     result |= {"perplexity_error": {"dense": None, "sliced": error}, "perplexity_ratio": None, "divergence": None}

@@ -7,7 +7,9 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
+import intraslice
 from intraslice.__main__ import main
 from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics import ratio_search
@@ -143,3 +145,21 @@ def test_an_estimator_that_is_none_is_one_line(home, word, said, capsys):
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_a_folder_whose_record_has_only_its_source_is_evaluated_with_unknown_values(run, home, capsys):
+    loaded = intraslice.load_model("tiny")
+    tokens = torch.arange(4 * 24).view(4, 24)
+    stats = intraslice.calibrate(loaded, tokens, progress=False)
+    plan = intraslice.make_plan(stats.profile, intraslice.SliceConfig(sparsity=0.4, order="one-shot"))
+    sliced = intraslice.slice_model(loaded.model, plan, stats, progress=False)
+    intraslice.save(sliced, loaded.tokenizer, "bare", {"source": loaded.source})
+    run("slice", "--sparsity", "0.4", "--out", "full")
+    bare, full = (run("evaluate", "--model", folder) for folder in ("bare", "full"))
+    assert bare.keys() == full.keys()
+    assert bare["perplexity"]["sliced"] > 0
+    assert bare["parameters"]["sliced_total"] == plan.parameters.sliced_total
+    assert bare["parameters"]["dense_total"] is bare["protocol"]["calibration"] is bare["removed_fraction"] is None
+    words = [word for word in WORDS if word != "--json"]
+    assert main(["evaluate", *words, "--model", "bare"]) == 0
+    assert "calibrated on an unknown text" in capsys.readouterr().out
