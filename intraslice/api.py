@@ -191,8 +191,8 @@ class CompressedModel:
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a folder that `load_model`, and `AutoModelForCausalLM` after `import intraslice`, can load.
 
-        The folder is created atomically. Raises UserError if it exists, if the disk is full, or if models of the method
-        cannot be saved.
+        The folder is created atomically. Raises UserError if it exists and is not empty, if the disk is full, or if
+        models of the method cannot be saved.
         """
         if not METHODS[self.recipe.method].can_be_saved:
             raise UserError(f"{CANNOT_BE_SAVED}; choose another method")

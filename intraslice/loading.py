@@ -61,7 +61,7 @@ def load_model(
     *,
     progress: ProgressCallback | bool = True,
 ) -> LoadedModel:
-    """Load a Hub id, a folder in transformers format, a .gguf file, or the offline default, ready for slicing.
+    """Load a Hub id, a folder in transformers format, a .gguf file, a folder that `save` wrote, or "default".
 
     The model is in eval mode, its parameters require no gradients, and its layers are canonical (see families.py). With
     a `device_map` it may be larger than memory: "auto" offloads the layers that do not fit, "disk" every layer.
@@ -91,8 +91,8 @@ def load_model(
 def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
     """Prepare a dense model that transformers has loaded. Modifies neither the model nor its tokenizer.
 
-    The result shares the tensors of embeddings, norms and head with the model, and has its own canonical copy of the
-    layers' linear maps, which takes about as much memory again.
+    The result shares all tensors with the model except the fused maps (query, key and value; gate and up), which are
+    copies and take about two thirds of the layers' memory again. Do not change the model in place while it is in use.
 
     Raises:
         UserError: it is not a dense transformers model, cannot be sliced, is quantised, is spread over several devices,

@@ -71,7 +71,7 @@ def require_new_file(file: str | Path, suffix: str) -> Path:
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, made: dict[str, Any]) -> None:
     """Write a sliced model. `made` (source, plan, protocol ...) is saved unchanged, so it must be JSON.
 
-    The folder is created atomically. Raises UserError if it exists or the disk is full.
+    The folder is created atomically. Raises UserError if it exists and is not empty, or if the disk is full.
     """
     folder = Path(folder).expanduser()
     require_free(folder)

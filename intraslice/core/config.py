@@ -75,8 +75,9 @@ class SliceConfig:
     `sparsity` is the fraction of decoder-layer parameters to remove. A `bias` (the paper's lambda_b) above 1 prunes
     MLPs more, below 1 attention; with None the importances decide, or it is 1 if the estimator has none. `cap` is the
     maximum of every estimated ratio. `locked` ratios are fixed by the user; the other modules compensate, so that the
-    total stays the same. "runtime" `shapes`, for runtimes such as llama.cpp, have full-width heads, the same number of
-    queries in every group of a layer, and MLP widths in multiples of 32; "free" ones have a lower perplexity.
+    total stays the same. "runtime" `shapes`, for runtimes such as llama.cpp, have full-width heads, in each layer
+    the same number of query heads per key/value head, and MLP widths in multiples of 32; "free" ones have a lower
+    perplexity.
     """
 
     sparsity: float = 0.3

@@ -52,8 +52,8 @@ def slice_model(
     """Build the model of `plan`, in the order of its config.
 
     The sequential order requires `tokens`, the one-shot order reads `stats` alone. Embeddings, norms and unchanged
-    modules are shared with the dense model. With several processes each passes a shard of the tokens, and all build the
-    model. Raises NumericalError where a moment is not finite or singular.
+    modules are shared with the dense model. Pass all tokens in every process: each runs its shard of them through the
+    model, and all build the sliced one. Raises NumericalError where a moment is not finite or singular.
     """
     one_shot, total = plan.config.order == "one-shot", len(plan.layers)
     if not one_shot and tokens is None:

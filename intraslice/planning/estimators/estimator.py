@@ -45,7 +45,8 @@ class Importances:
     """Expected increase of the loss when each unit of a layer is removed, on any positive scale that all layers share.
 
     Units of attention are equal parts of its channels in their order, from single channels to whole heads. Without a
-    bias in the config, attention units and neurons share one ranking by importance per parameter.
+    bias in the config, attention units and neurons share one ranking by importance per parameter that the unit's mask
+    accounts for (see `masked_parameters`).
     """
 
     attention: Float[Tensor, " units"]
