@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from ..i18n.language import gettext
 from . import wllama
@@ -15,6 +18,36 @@ from .files import ModelFiles
 HOME = "device"  # below the page's address
 ENGINE = f"{HOME}/wllama-{wllama.VERSION}/"
 MODELS = f"{HOME}/models/"
+BYTES_PER_SECOND = 125e6  # a connection of a gigabit
+
+
+class _Pace:
+    """Keeps all downloads together to `BYTES_PER_SECOND`, so that thirty of them leave the cores to the slider."""
+
+    def __init__(self) -> None:
+        self._free = 0.0  # the moment at which everything that was sent would have been sent at this speed
+
+    async def wait(self, size: int) -> None:
+        """Wait until `size` more bytes may have been sent."""
+        now = time.monotonic()
+        self._free = max(self._free, now) + size / BYTES_PER_SECOND
+        await asyncio.sleep(self._free - now)
+
+
+PACE = _Pace()
+
+
+class _LargeFile(FileResponse):
+    """A file that is read in larger parts, each of which is a call in a thread, and sent at the common pace."""
+
+    chunk_size = 2**20
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_at_pace(message: Message) -> None:
+            await send(message)
+            await PACE.wait(len(message.get("body", b"")))
+
+        await super().__call__(scope, receive, send_at_pace)
 
 
 def routes(files: ModelFiles) -> Sequence[Route]:
@@ -25,13 +58,13 @@ def routes(files: ModelFiles) -> Sequence[Route]:
         if name not in wllama.FILES or not (path := wllama.folder() / name).is_file():
             return _missing()
         media_type = "application/wasm" if path.suffix == ".wasm" else "text/javascript"
-        return _answer(request, FileResponse(path, media_type=media_type), wllama.FILES[name][1])
+        return _answer(request, _LargeFile(path, media_type=media_type), wllama.FILES[name][1])
 
     def model(request: Request) -> Response:
         if (found := files.find(request.path_params["name"])) is None:
             return _missing()
         path, file = found
-        return _answer(request, FileResponse(path, media_type="application/octet-stream"), file.sha256)
+        return _answer(request, _LargeFile(path, media_type="application/octet-stream"), file.sha256)
 
     return [Route(f"/{ENGINE}{{name}}", engine), Route(f"/{MODELS}{{name}}", model)]
 
