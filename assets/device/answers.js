@@ -90,7 +90,11 @@ window.isxAnswers = (() => {
       const title = increase === undefined ? say("not among the sliced model's likeliest tokens") : say("{dense} → {sliced}, {increase} nats", numbers);
       return make("span", { className: "isx-token", title, style: strength ? `--isx-strength:${strength}%` : "" }, text);
     });
-    const note = say("The dense answer, scored by both models: {mean} nats per token on average ({count} of {all} tokens).", { mean: signed(mean), count: found.length, all: dense.tokens.length });
+    const counts = { mean: signed(mean), count: found.length, all: dense.tokens.length };
+    const lacksSome = scored.length === dense.tokens.length && found.length < scored.length;
+    const note = lacksSome
+      ? say("The dense answer, scored by both models: mean loss increase {mean} nats per token over {count} of {all} tokens; the others could not be scored, for example because they are not among the sliced model's likeliest tokens.", counts)
+      : say("The dense answer, scored by both models: mean loss increase {mean} nats per token over {count} of {all} tokens.", counts);
     return make("div", {}, make("p", { className: "isx-note" }, note), make("p", { className: "isx-passage" }, ...spans));
   }
 

@@ -170,13 +170,15 @@ def protocol(view: ShiftView) -> str:
     values = {"tokens": view.tokens, "window": view.window, "massive": massive, "measured_on": measured_on}
     if view.order == "one-shot":
         return gettext(
-            "Both methods are applied in the one-shot order. Medians over the ordinary tokens among {tokens:,} "
-            "held-out tokens in windows of {window} ({massive}). {measured_on}",
+            "Both methods are applied in the one-shot order. Error and cosine are medians over the ordinary tokens "
+            "among {tokens:,} held-out tokens in windows of {window} ({massive}); the distance compares all their "
+            "values. {measured_on}",
             **values,
         )
     return gettext(
-        "Both methods are applied in the sequential order. Medians over the ordinary tokens among {tokens:,} "
-        "held-out tokens in windows of {window} ({massive}). {measured_on}",
+        "Both methods are applied in the sequential order. Error and cosine are medians over the ordinary tokens among "
+        "{tokens:,} held-out tokens in windows of {window} ({massive}); the distance compares all their values. "
+        "{measured_on}",
         **values,
     )
 

@@ -22,8 +22,8 @@ EMPTY = Terms(
 )
 COLOURS = METHOD_COLOURS | {PINNED: "pinned"}
 KL = lazy_gettext(
-    "KL from dense: Kullback-Leibler divergence of the next-token probabilities from the dense model's, on the "
-    "perplexity text, ± one standard error over its windows."
+    "KL from dense: Kullback-Leibler divergence KL(dense ‖ sliced) of the next-token probabilities, on the perplexity "
+    "text, ± one standard error over its windows."
 )
 STATE_SUFFIXES = {
     "growing": lazy_gettext(" so far"),

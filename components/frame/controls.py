@@ -136,7 +136,9 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
     )
     iterative = gr.Checkbox(
         first.iterative,
-        label=lazy_gettext("Refine MLPs pruned by more than 35% (sequential only, slow)"),
+        label=lazy_gettext(
+            "Train the kept neurons of MLPs pruned by more than 35% to match the dense MLP (sequential only, slow)"
+        ),
         elem_id="iterative",
         container=False,
     )

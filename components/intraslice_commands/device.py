@@ -1,4 +1,4 @@
-"""fetch the WebAssembly files with which the page's users run models in their browsers"""
+"""say whether the WebAssembly files for models in the browser are in the cache; with --fetch, fetch them"""
 
 from __future__ import annotations
 

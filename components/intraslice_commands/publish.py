@@ -1,4 +1,4 @@
-"""write a page that needs no server: one HTML file with a live slider, or a site whose models run in the browser
+"""write static pages: one HTML file with a live slider, or a site for any web server, whose models run in the browser
 
 This command connects the command line and the page, which do not import each other.
 """
@@ -38,7 +38,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     place.add_argument(
         "--site", type=Path, metavar="FOLDER", help="an article in all languages, with models for the browser"
     )
-    help_text = "the slider's steps, default 0 to 0.6; with --site the models', default 0 0.2 0.3 0.4"
+    help_text = (
+        "the slider's steps, default 0 to 0.6; with --site: sparsities of the downloadable models, "
+        "default 0 0.2 0.3 0.4"
+    )
     add("--sparsities", nargs="+", type=float, metavar="F", help=help_text)
     add(
         "--prompts", nargs="+", metavar="TEXT", help="prompts that all three models answer; default: the page's prompts"

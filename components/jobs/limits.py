@@ -115,7 +115,7 @@ def trusted_hops() -> int:
     """
     value = os.environ.get(HOPS_VARIABLE, "").strip() or ("1" if os.environ.get("SPACE_ID") else "0")
     if not value.isdecimal():
-        raise UserError(f"{HOPS_VARIABLE} must be a whole number from 0, got {shown(value)}")
+        raise UserError(f"{HOPS_VARIABLE} must be a whole number, 0 or more, got {shown(value)}")
     return int(value)
 
 

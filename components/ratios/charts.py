@@ -153,8 +153,8 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     return Chart(
         title=gettext("Importance of layer {layer} against the global threshold", layer=layer),
         note=gettext(
-            "Why is layer {layer} pruned this much? One threshold holds for all layers. {cut} Grey: all layers "
-            "together; blue: this layer.",
+            "Why is layer {layer} pruned this much? One threshold for attention and one for MLPs hold for all layers. "
+            "{cut} Grey: all layers together; blue: this layer.",
             layer=layer,
             cut=_cut(curves),
         ),
@@ -189,9 +189,13 @@ def _kept(layer: LayerView, module: str) -> str:
 
 def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
     if all(curve.one_by_one for curve in curves.values()):
-        return gettext("Units below it are removed.")
+        return gettext(
+            "Before cap and locks, the fraction of a module's units below its threshold is its ratio; another score "
+            "chooses which units are removed."
+        )
     return gettext(
-        "Runtime shapes: whole heads and blocks of 32 neurons are removed where their average lies below it."
+        "Runtime shapes: before cap and locks, a module's ratio is the fraction of its whole heads, or of its blocks "
+        "of 32 neurons, whose average lies below the threshold; another score chooses which neurons are removed."
     )
 
 

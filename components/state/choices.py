@@ -43,7 +43,7 @@ def offer_own_estimators() -> None:
     """
     files = os.environ.get(OWN_ESTIMATORS, "").split()
     if files and limits.hosted():
-        raise UserError(f"{OWN_ESTIMATORS} names files to run, which a hosted page never does; unset it")
+        raise UserError(f"{OWN_ESTIMATORS} names files to run, and a hosted page runs none; unset it")
     for file in files:
         load_estimator(file)
 

@@ -32,10 +32,15 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     for index, block in enumerate(layers):
         attention = block.attention
         sizes = (attention.heads, attention.kv_heads, block.mlp.neurons)
-        if (attention.dim, attention.value_dim) != (dim, dim) or not attention.even_groups:
+        unsupported = None
+        if (attention.dim, attention.value_dim) != (dim, dim):
+            unsupported = f"heads of {attention.dim} channels instead of {dim}, with rotary pairs of its own"
+        elif not attention.even_groups:
+            unsupported = "groups of unequal size"
+        if unsupported is not None:
             raise UserError(
-                f"layer {index} has heads of {attention.dim} channels or unequal groups, which transformers "
-                "does not support; save the IntraSlice checkpoint instead, or slice only the MLPs"
+                f"layer {index} has {unsupported}, which transformers does not support; save the IntraSlice checkpoint "
+                "instead, or slice only the MLPs"
             )
         if sizes != (first.attention.heads, first.attention.kv_heads, first.mlp.neurons):
             raise UserError(

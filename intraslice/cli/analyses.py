@@ -79,7 +79,7 @@ def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: t
     width = plan.width
     with run.timed("faults"):
         perplexities = measure_ablations(loaded.model, width, tokens, run.windows(loaded))
-    lines = [f"perplexity when only this module is reduced to {width} axes, with a full residual stream:"]
+    lines = [f"perplexity of the dense model when only these activations of all modules are projected on {width} axes:"]
     lines += [f"  {ablation:<18}{value:9.3f}" for ablation, value in perplexities.items()]
     return {"faults": {"width": width, "perplexity": perplexities}}, "\n".join(lines)
 

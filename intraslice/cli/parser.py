@@ -56,7 +56,7 @@ def _common(eval_tokens: int) -> _Parser:
     calibration, slicing, evaluation = CalibrationConfig(), SliceConfig(), EvaluationConfig()
     common = _Parser(add_help=False)
     add = common.add_argument
-    add("--model", default=DEFAULT, metavar="ID|FOLDER|default", help="weights to load")
+    add("--model", default=DEFAULT, metavar="ID|FOLDER|FILE.gguf|default", help="weights to load")
     add("--verify", action="store_true", help="hash cached weights first, and download damaged files again")
     explanation = "auto: bfloat16 if the device multiplies it natively, else float32; statistics are always float32"
     add("--dtype", default=AUTO, choices=(AUTO, *get_args(Precision)), help=explanation)
@@ -83,7 +83,8 @@ def _common(eval_tokens: int) -> _Parser:
     )
     explanation = "number of sequences whose gradients are summed before squaring (default: %(default)s)"
     add("--gradient-group", type=int, default=slicing.gradient_group, metavar="N", help=explanation)
-    add("--cap", type=float, default=slicing.cap, help="upper bound of every ratio; 1 allows removing whole modules")
+    explanation = "upper bound of every ratio that is not locked; 1 allows removing whole modules"
+    add("--cap", type=float, default=slicing.cap, help=explanation)
     explanation = (
         "sequential: fits a layer on the outputs of the preceding sliced layers; one-shot: on the dense model's moments"
     )
@@ -93,7 +94,10 @@ def _common(eval_tokens: int) -> _Parser:
         "padding"
     )
     add("--shapes", default=slicing.shapes, choices=get_args(Shapes), help=explanation)
-    add("--iterative", action="store_true", help="refine MLPs pruned by more than 35 %% (sequential order; slow)")
+    explanation = (
+        "train the kept neurons of MLPs pruned by more than 35 %% to match the dense MLP (sequential order; slow)"
+    )
+    add("--iterative", action="store_true", help=explanation)
     lock = (
         "fix the ratio of one module, such as --lock 7 mlp 25; repeatable; other modules are adjusted to meet the "
         "sparsity"
@@ -112,7 +116,10 @@ def _common(eval_tokens: int) -> _Parser:
     explanation = "calibration sequences (default: %(default)s)"
     add("--sequences", type=int, default=calibration.sequences, metavar="N", help=explanation)
     add("--length", type=int, default=calibration.length, help="tokens per sequence and per perplexity window")
-    explanation = "random seed of the calibration text, of sampled answers and of swaps (default: %(default)s)"
+    explanation = (
+        "random seed of the calibration text, of sampled answers and of the swaps that `exchange` tries "
+        "(default: %(default)s)"
+    )
     add("--seed", type=int, default=calibration.seed, metavar="N", help=explanation)
     explanation = "labels for gradients: tokens sampled from the model, or the tokens of the text (as published)"
     add("--targets", default=calibration.targets, choices=get_args(Targets), help=explanation)
@@ -175,7 +182,8 @@ def parser() -> argparse.ArgumentParser:
     prices_command.add_argument("--against", **_ESTIMATOR, help=explanation)
     explanation = "search for better ratios by measuring KL, and save them as importances"
     exchange.add_options(command("exchange", exchange.exchange, explanation))
-    sweep = command("sweep", analyses.sweep_, "perplexity and speed of many models")
+    explanation = "perplexity and speed for all combinations of methods, estimators and sparsities"
+    sweep = command("sweep", analyses.sweep_, explanation)
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
     sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], **_ESTIMATOR)
     sweep.add_argument("--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F")
@@ -186,7 +194,8 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--also-eval", nargs="+", default=[], metavar="NAME|FILE", help=explanation)
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to this file")
     tasks.add_options(command("tasks", tasks.tasks, "lm-eval task scores of the dense and the sliced models"))
-    paper.add_options(command("paper", paper.paper, "the paper's table, measured here, next to the published numbers"))
+    explanation = "the table of the IntraSlice paper (arXiv 2602.01975), measured here, next to the published numbers"
+    paper.add_options(command("paper", paper.paper, explanation))
     explanation = "cost of each stage, in multiples of a dense forward pass"
     benchmark_command = command("benchmark", benchmark, explanation, FEW_TOKENS // 2)
     # The result is scaled to the default number of sequences. Waiting threads would take CPU time.

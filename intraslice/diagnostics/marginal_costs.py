@@ -204,7 +204,7 @@ def plan_differences(plan: SlicePlan, other: SlicePlan, profile: Profile) -> tup
     """
     if abs(plan.removed_fraction - other.removed_fraction) > MAX_SIZE_DIFFERENCE:
         raise UserError(
-            f"the plans must remove the same fraction of the layers' parameters, to {MAX_SIZE_DIFFERENCE:g}, got "
+            f"the plans must remove the same fraction of the layers' parameters, within {MAX_SIZE_DIFFERENCE:g}; got "
             f"{plan.removed_fraction:.3f} and {other.removed_fraction:.3f}"
         )
     differences = [

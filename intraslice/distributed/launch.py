@@ -56,7 +56,10 @@ def _choose_device(device: str, count: int) -> None:
         raise UserError(f"device must be cpu, or cuda for one GPU each, with {count} processes, got {device!r}")
     local, gpus = _variable("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= gpus:
-        raise UserError(f"this machine has {gpus} GPUs, too few for its processes; start with --nproc-per-node {gpus}")
+        if gpus == 0:
+            raise UserError("this machine has no GPU; use --device cpu")
+        count_gpus = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+        raise UserError(f"this machine has {count_gpus}, too few for its processes; start with --nproc-per-node {gpus}")
     torch.cuda.set_device(local)
 
 

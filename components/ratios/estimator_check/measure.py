@@ -78,7 +78,7 @@ def rounding_note(key: CalibrationKey) -> str:
     """A note on the rounding of a low precision; empty for float32."""
     if key.dtype == "float32":
         return ""
-    return lazy_gettext(" in {dtype}, whose rounding alone is some {nats:.3f} nats", dtype=key.dtype, nats=0.002)
+    return lazy_gettext(" in {dtype}, whose rounding alone adds about {nats:.3f} nats", dtype=key.dtype, nats=0.002)
 
 
 def estimator_check_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -> EstimatorCheckView:

@@ -89,7 +89,9 @@ def test_a_module_that_goes_whole_is_named() -> None:
 
 def test_what_goes_many_together_is_not_said_to_go_one_by_one() -> None:
     together = {module: replace(curve, one_by_one=False) for module, curve in curves().items()}
-    assert "Units below it are removed." in charts.importance_chart(curves(), 0).note
+    assert (
+        "the fraction of a module's units below its threshold is its ratio" in charts.importance_chart(curves(), 0).note
+    )
     assert "blocks of 32 neurons" in charts.importance_chart(together, 0).note
 
 

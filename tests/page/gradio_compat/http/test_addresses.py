@@ -74,5 +74,5 @@ def test_clients_that_a_proxy_hides_are_no_address_and_the_log_says_so_once(monk
 
 def test_a_number_of_proxies_that_is_none_is_refused(monkeypatch) -> None:
     monkeypatch.setenv(limits.HOPS_VARIABLE, "-1")
-    with pytest.raises(UserError, match="must be a whole number from 0, got '-1'"):
+    with pytest.raises(UserError, match="must be a whole number, 0 or more, got '-1'"):
         limits.trusted_hops()
