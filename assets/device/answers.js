@@ -95,7 +95,14 @@ window.isxAnswers = (() => {
     const note = lacksSome
       ? say("The dense answer, scored by both models: mean loss increase {mean} nats per token over {count} of {all} tokens; the others could not be scored, for example because they are not among the sliced model's likeliest tokens.", counts)
       : say("The dense answer, scored by both models: mean loss increase {mean} nats per token over {count} of {all} tokens.", counts);
-    return make("div", {}, make("p", { className: "isx-note" }, note), make("p", { className: "isx-passage" }, ...spans));
+    const rows = increases.map((increase, at) => {
+      const { text, logprob } = dense.tokens[at];
+      const cells = increase === undefined ? ["–", "–"] : [percentage(scored[at]), signed(increase)];
+      return row(visible(text), percentage(logprob), ...cells);
+    });
+    const table = make("table", {}, heading(say("Token"), say("Dense"), "IntraSlice", say("Loss increase, nats")), make("tbody", {}, ...rows));
+    const fold = make("details", { className: "isx-fold" }, make("summary", {}, say("Table")), make("div", { className: "isx-scroll" }, table));
+    return make("div", {}, make("p", { className: "isx-note" }, note), make("p", { className: "isx-passage" }, ...spans), fold);
   }
 
   // Everything about two answers, in `element`. Either answer may be missing or growing.
@@ -111,5 +118,5 @@ window.isxAnswers = (() => {
     element.replaceChildren(...whole);
   }
 
-  return { show, divergence };
+  return { show };
 })();

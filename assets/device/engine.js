@@ -1,12 +1,9 @@
-// Runs GGUF files in this browser with wllama, which is llama.cpp compiled to WebAssembly: window.isxDevice. Files are
-// kept in the browser's storage, models run in workers, and nothing that is typed leaves the browser.
+// Runs GGUF files in this browser with wllama, which is llama.cpp compiled to WebAssembly: window.isxDevice.
 window.isxDevice = (() => {
-  const STORE = "intraslice-models";
   const CONTEXT = 2048; // tokens of prompt and answer together
   const SPEED_PROMPT = "The Moon is the only natural satellite of the Earth, and it always shows the same side to us. ".repeat(6);
   const SCORED = 100; // likeliest tokens among which one is looked for
   const say = (...words) => window.isxSay(...words);
-  const megabytes = (bytes) => window.isxWritten((bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0));
   const running = new Map(); // by the file's address: a promise of a wllama with the model
 
   // Its message is a sentence for the user.
@@ -17,85 +14,13 @@ window.isxDevice = (() => {
   // Why no model can run here, or nothing.
   function unsupported() {
     if (typeof WebAssembly !== "object") return say("This browser does not run WebAssembly, so it cannot run the models. Use a newer browser, or run them on the server.");
+    try {
+      new WebAssembly.Memory({ address: "i64", initial: 1n });
+    } catch {
+      return say("This browser's WebAssembly has no 64-bit memory, which the models need. Use a newer browser, or run them on the server.");
+    }
     if (typeof Worker !== "function") return say("This browser does not run workers, so it cannot run the models. Use a newer browser, or run them on the server.");
     return "";
-  }
-
-  // Files
-
-  // Browsers refuse it to private windows and to pages without https; then files live as long as the page.
-  const memory = new Map();
-  const storage = async () => {
-    try {
-      return await caches.open(STORE);
-    } catch {
-      return null;
-    }
-  };
-
-  async function stored(url) {
-    if (memory.has(url)) return memory.get(url);
-    try {
-      const found = await (await storage())?.match(url);
-      return found ? await found.blob() : null;
-    } catch {
-      return null;
-    }
-  }
-
-  async function keep(url, blob) {
-    try {
-      const open = await storage();
-      await open.put(url, new Response(blob));
-      return true;
-    } catch {
-      memory.set(url, blob);
-      return false;
-    }
-  }
-
-  // The bytes of all kept files.
-  async function kept() {
-    let total = [...memory.values()].reduce((sum, blob) => sum + blob.size, 0);
-    const open = await storage();
-    for (const request of (await open?.keys()) ?? []) total += (await (await open.match(request)).blob()).size;
-    return total;
-  }
-
-  async function free() {
-    await close();
-    memory.clear();
-    try {
-      await caches.delete(STORE);
-    } catch {
-      // nothing was kept
-    }
-  }
-
-  // A file as a Blob, and whether the browser keeps it; `progress` is called with the bytes that have come so far.
-  async function download(url, progress = () => {}, signal = undefined) {
-    const parts = [];
-    let loaded = 0;
-    let total = 0;
-    try {
-      const answer = await fetch(url, { cache: "no-store", signal });
-      if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
-      total = Number(answer.headers.get("content-length"));
-      const reader = answer.body.getReader();
-      for (;;) {
-        const { done, value } = await reader.read();
-        if (done) break;
-        parts.push(value);
-        progress((loaded += value.length), total);
-      }
-      if (total && loaded !== total) throw new Error(say("the connection closed"));
-    } catch (problem) {
-      if (signal?.aborted) throw problem;
-      const values = { done: megabytes(loaded), total: total ? megabytes(total) : "?", problem: reason(problem) };
-      throw new Problem(say("The download stopped after {done} of {total} MB ({problem}). Try again, or run on the server.", values));
-    }
-    const blob = new Blob(parts, { type: "application/octet-stream" });
-    return { blob, kept: await keep(url, blob) };
   }
 
   // Models
@@ -126,7 +51,7 @@ window.isxDevice = (() => {
     } catch (error) {
       end(model);
       const values = { problem: reason(error) };
-      if (/memory|alloc|oom/i.test(values.problem)) throw new Problem(say("This device has too little memory for the model ({problem}). Close other tabs, or run on the server.", values));
+      if (/memory|out of|oom/i.test(values.problem)) throw new Problem(say("This device has too little memory for the model ({problem}). Close other tabs, or run on the server.", values));
       throw new Problem(say("The model could not be started on this device ({problem}). Run it on the server.", values));
     }
   }
@@ -225,5 +150,5 @@ window.isxDevice = (() => {
   // Tokens may end inside a character, hence the bytes.
   const text = (tokens) => new TextDecoder().decode(Uint8Array.from(tokens.flatMap(({ bytes }) => bytes)));
 
-  return { Problem, unsupported, stored, kept, free, download, open, close, complete, score, speeds, text, megabytes, threads };
+  return { Problem, unsupported, open, close, complete, score, speeds, text, threads };
 })();

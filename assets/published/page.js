@@ -63,6 +63,7 @@ function live(content) {
     if (at("tokens")) at("tokens").innerHTML = step.tokens;
     answer();
     for (const place of PLACES) draw[place](place === "spectra" ? charts.spectra[index][layer] : charts[place][index], layer);
+    window.dispatchEvent(new Event("isx-step"));
   }
 
   slider.addEventListener("input", () => move(Number(slider.value)));

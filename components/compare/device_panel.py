@@ -59,12 +59,17 @@ def build() -> DevicePanel:
 
 
 def connect(panel: DevicePanel, context: Context) -> None:
-    """Attach the handlers. The browser asks for the description once the user chooses their device."""
+    """Attach the handlers. The browser is told of a setting's files while the user runs the models on their device."""
     settings, session = context.controls.settings, context.session
-    describe_now = spread_settings(describe_if_chosen, session)
-    call = {"fn": describe_now, "inputs": [*settings, panel.run_on], "outputs": panel.view, **PRIVATE, **CHEAP}
-    on_latest([panel.run_on.change, *context.on_commit, context.controls.model.change], **call)
-    for end in (*context.prepared, *context.released):
+    call = {
+        "fn": spread_settings(describe_if_chosen, session, refuse=lambda problem: _problem(str(problem))),
+        "inputs": [*settings, panel.run_on],
+        "outputs": panel.view,
+        **PRIVATE,
+        **CHEAP,
+    }
+    on_latest([panel.run_on.change, *context.on_commit, context.controls.iterative.input], **call)
+    for end in (*context.prepared, *context.measured, *context.released):
         end.then(**call)
     panel.prepare.click(
         spread_settings(prepare, session, panel.files),
@@ -92,34 +97,41 @@ def prepare(session: Session, model_files: ModelFiles, request: Request, client:
         job.emit(session.ready(request))
 
     yield unchanged(Prepared)
+    problem = lazy_gettext("The settings have changed meanwhile.")  # which ends the job without a word
     for event in session.jobs.run(client, "device", work, settings=request.settings):
-        prepared = Prepared(formatting.status(event), gr.skip())
         if event.kind == "error":
-            prepared = prepared._replace(view=describe(session, request, problem=translate(event.text)))
-        elif event.kind == "ready" and written:
-            prepared = prepared._replace(view=describe(session, request, written))
-        yield prepared
+            problem = event.text
+        yield Prepared(formatting.status(event), gr.skip())
+    answer = describe(session, request, written) if written else _problem(translate(problem), is_answer=True)
+    yield unchanged(Prepared)._replace(view=answer)
 
 
-def describe(session: Session, request: Request, written: list[ModelFile] | None = None, problem: str = "") -> str:
-    """What the browser needs to know of a setting's files, as JSON. Sizes are estimates until the files are written."""
-    plan = session.plan(request)
+def describe(session: Session, request: Request, written: list[ModelFile] | None = None) -> str:
+    """What the browser needs to know of a setting's files, as JSON. Sizes are estimates until the files are written.
+
+    They are 0 for a model that is not calibrated. For a setting that is impossible it has the `problem`.
+    """
+    try:
+        plan = session.plan(request)
+    except ValueError as problem:
+        return _problem(str(problem))
     parameters = (plan.parameters_dense, plan.parameters_sliced) if plan else (0, 0)
     methods = (DENSE, *(["intraslice"] if request.slicing.sparsity else []))
-    found = {file.name: file for file in written or ()}
+    sizes = {file.name: file.size for file in written or ()}
     described = {}
     for method, count in zip(methods, parameters, strict=False):
         name = file_name(request, method)
-        size = found[name].size if name in found else q8_0_bytes(count)
+        size = sizes.get(name, q8_0_bytes(count))
         described["dense" if method == DENSE else "sliced"] = {"url": MODELS + name, "bytes": size}
-    return json.dumps(
-        {
-            "sparsity": request.settings.sparsity,
-            "engine": ENGINE,
-            "about": f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})",
-            "written": written is not None,
-            "problem": problem,
-            "moment": time.time(),  # the browser hears of no value that is equal to the last
-            **described,
-        }
-    )
+    return _json(sparsity=request.settings.sparsity, isAnswer=written is not None, **described)
+
+
+def _problem(problem: str, is_answer: bool = False) -> str:
+    return _json(sparsity=0, problem=problem, isAnswer=is_answer, dense={"url": MODELS, "bytes": 0})
+
+
+def _json(**values: Any) -> str:
+    """The description, with what is the same for all settings."""
+    about = f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})"
+    # The browser hears of no value that is equal to the last, hence the moment.
+    return json.dumps({"engine": ENGINE, "about": about, "problem": "", "moment": time.time()} | values)

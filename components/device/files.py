@@ -1,7 +1,7 @@
 """The GGUF files of a setting, dense and sliced, which browsers download to run the models themselves.
 
-A file is named by a digest of everything it depends on, so that a browser which has it asks for nothing, and all who
-want the same share one file. Files are of type q8_0, the smallest that changes answers little.
+A file is named by a digest of the settings it depends on, so that all who want the same share one file, and a browser
+that has it asks for no more than its ETag. Files are of type q8_0, the smallest that changes answers little.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from . import wllama
 
 GGUF_TYPE: GGUFType = "q8_0"
 BYTES_PER_PARAMETER = 34 / 32  # of q8_0: 32 values and their scale take 34 bytes
-KEPT_SECONDS = 60.0  # seconds that a file is kept at least, in which whoever asked for it begins to download it
+KEPT_SECONDS = 120.0  # seconds that a file is kept at least after it was asked for
 
 
 class ModelFile(NamedTuple):
@@ -49,7 +49,10 @@ class ModelFiles:
         """A file's path, size and digest, or None if it is not there (any more)."""
         with self._lock:
             self._written = {other: entry for other, entry in self._written.items() if entry[0].is_file()}
-            return self._written.get(name)
+            found = self._written.get(name)
+        if found is not None:
+            self._downloads.touch(found[0])
+        return found
 
     def prepare(self, job: Job, session: Session, request: Request) -> list[ModelFile]:
         """The dense model's file, and the sliced one's unless nothing is removed; written if they are not there.
@@ -57,10 +60,7 @@ class ModelFiles:
         Raises UserError for a model that llama.cpp cannot run, if there is no room, or if the WebAssembly files cannot
         be fetched.
         """
-        if not wllama.is_fetched():
-            job.emit(Status(lazy_gettext("Fetching the WebAssembly files")))
-            with job.waiting():
-                wllama.fetch()
+        job.share(("device", "engine"), _fetch_engine)
         methods = [DENSE, *(["intraslice"] if request.slicing.sparsity else [])]
         return [self._prepare(job, session, request, method) for method in methods]
 
@@ -78,14 +78,21 @@ class ModelFiles:
             path = self._downloads.put(name, write, size)
             with path.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
-        file = ModelFile(name, path.stat().st_size, digest)
-        with self._lock:
-            self._written[name] = path, file
+            file = ModelFile(name, path.stat().st_size, digest)
+            with self._lock:
+                self._written[name] = path, file
         return file
 
 
+def _fetch_engine(job: Job) -> None:
+    if not wllama.is_fetched():
+        job.emit(Status(lazy_gettext("Fetching the WebAssembly files")))
+        with job.waiting():
+            wllama.fetch()
+
+
 def file_name(request: Request, method: str) -> str:
-    """The file's name, which differs if anything does that its content depends on."""
+    """The file's name, which differs if a setting does; of a model that has changed on disk browsers see the ETag."""
     calibration = request.calibration
     what = (calibration.model, calibration.dtype) if method == DENSE else request.slice_key(method)
     key = repr((__version__, GGUF_TYPE, what))

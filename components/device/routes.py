@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
@@ -19,12 +21,16 @@ HOME = "device"  # below the page's address
 ENGINE = f"{HOME}/wllama-{wllama.VERSION}/"
 MODELS = f"{HOME}/models/"
 BYTES_PER_SECOND = 125e6  # a connection of a gigabit
+PART = 2**16  # bytes: what waits in memory for each client
+STALLED_SECONDS = 60.0
+MAX_DOWNLOADS = 200
 
 
 class _Pace:
     """Keeps all downloads together to `BYTES_PER_SECOND`, so that thirty of them leave the cores to the slider."""
 
     def __init__(self) -> None:
+        self.downloads = 0  # that are open
         self._free = 0.0  # the moment at which everything that was sent would have been sent at this speed
 
     async def wait(self, size: int) -> None:
@@ -38,16 +44,34 @@ PACE = _Pace()
 
 
 class _LargeFile(FileResponse):
-    """A file that is read in larger parts, each of which is a call in a thread, and sent at the common pace."""
+    """A file that is read in large parts, each of which is a call in a thread, and sent in small ones at one pace.
+
+    A client who takes nothing for a minute, or whose file has been deleted, loses the connection.
+    """
 
     chunk_size = 2**20
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_at_pace(message: Message) -> None:
-            await send(message)
-            await PACE.wait(len(message.get("body", b"")))
+            body = message.get("body", b"")
+            parts = [body[start : start + PART] for start in range(0, len(body), PART)] or [body]
+            for part in parts:
+                is_last = part is parts[-1]
+                more = {"more_body": message.get("more_body", False) or not is_last} if body else {}
+                await asyncio.wait_for(send({**message, **({"body": part} if body else {}), **more}), STALLED_SECONDS)
+                await PACE.wait(len(part))
+            if body and not Path(self.path).exists():
+                raise ConnectionAbortedError("the file has been deleted")
 
-        await super().__call__(scope, receive, send_at_pace)
+        if PACE.downloads >= MAX_DOWNLOADS:
+            words = gettext("Too many downloads. Try again in a minute.")
+            return await PlainTextResponse(words, 503, {"retry-after": "60"})(scope, receive, send)
+        PACE.downloads += 1
+        try:
+            with suppress(TimeoutError, ConnectionAbortedError):
+                await super().__call__(scope, receive, send_at_pace)
+        finally:
+            PACE.downloads -= 1
 
 
 def routes(files: ModelFiles) -> Sequence[Route]:

@@ -61,7 +61,7 @@ def fetch() -> Path:
                     _download(temporary)
                     for name in FILES:
                         os.replace(temporary / name, target / name)
-    except OSError as error:
+    except OSError as error:  # filelock's Timeout is one
         raise UserError(
             lazy_gettext("The cache folder cannot be written ({problem}).", problem=error.strerror or str(error))
         ) from error

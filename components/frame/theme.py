@@ -24,7 +24,7 @@ BLUE = gr.themes.Color(
 )
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 SCRIPTS = ("words.js", "page.js", "history.js", "tour.js", "awake.js", "presenter.js", "keys.js")
-DEVICE = ("device/engine.js", "device/answers.js")
+DEVICE = ("device/files.js", "device/engine.js", "device/answers.js", "device/panel.js")
 STYLES = ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css", "device/device.css")
 LESSON = ("lesson/controls.js", "lesson/answers.js", "lesson/lesson.js")
 MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]

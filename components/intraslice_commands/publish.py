@@ -98,7 +98,7 @@ def _write_site(run: Run, session: Session, request: Request, asked: Sequence[fl
     from ..device import wllama
     from ..export.published import measure, site
 
-    folder = run.arguments.site.expanduser()
+    folder = run.arguments.site.expanduser().resolve()
     require_free(folder)
     wllama.fetch()  # before minutes of work
     percents = sorted({0.0, *(asked or SITE_PERCENTS)})

@@ -1,7 +1,7 @@
 """Files that clients download: in one temporary folder, within a limit of disk space, deleted when the app ends.
 
-A finished file is kept for at least ten minutes, since a slow client may still download it. A new file is refused where
-no older one can be deleted for it.
+A finished file is kept for a while (an export for ten minutes), since a slow client may still download it. A new file
+is refused where no older one can be deleted for it.
 """
 
 from __future__ import annotations
@@ -82,6 +82,13 @@ class Downloads:
             raise
         return path
 
+    def touch(self, path: Path) -> None:
+        """Keep a file as if it were new."""
+        with self._lock:
+            for sent in [sent for sent in self._sent if sent.folder == path.parent]:
+                self._sent.remove(sent)
+                self._sent.append(sent._replace(moment=time.monotonic()))
+
     def _make_room(self, size: int) -> None:
         """Delete old files until `size` more bytes fit; a single file may exceed the limit. Raises UserError."""
         now, max_bytes, min_kept = time.monotonic(), self._limit.value, self._min_kept_seconds
@@ -95,7 +102,7 @@ class Downloads:
             wait = min_kept - (now - self._sent[0].moment) if self._sent else min_kept
             raise UserError(
                 lazy_gettext(
-                    "The disk space for exports is full of files that may still be downloaded. Try again in "
+                    "The server's disk space for downloads is full of files that may still be in use. Try again in "
                     "{minutes} min.",
                     minutes=math.ceil(wait / 60),
                 )

@@ -148,12 +148,14 @@ def test_a_file_has_another_name_if_anything_is_different(tiny) -> None:
 
 def test_old_files_give_way_and_are_written_again(session, tiny, written, monkeypatch) -> None:
     monkeypatch.setattr(files_module, "KEPT_SECONDS", -1.0)
-    monkeypatch.setenv("INTRASLICE_MAX_DEVICE_FILES", str(2**16))
+    monkeypatch.setattr(files_module, "q8_0_bytes", lambda _: 2**15)
+    monkeypatch.setenv("INTRASLICE_MAX_DEVICE_FILES", str(2**16))  # two files
     files = ModelFiles()
     first = in_job(session, files.prepare, session, tiny)
     for sparsity in (20, 40):
-        in_job(session, files.prepare, session, tiny.with_settings(sparsity=sparsity))
-    assert files.find(first[0].name) is None
+        given = in_job(session, files.prepare, session, tiny.with_settings(sparsity=sparsity))
+        assert all(files.find(file.name) for file in given)
+    assert files.find(first[1].name) is None
     count = len(written)
     in_job(session, files.prepare, session, tiny)
     assert len(written) > count
@@ -180,11 +182,11 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
     before = json.loads(device_panel.describe(session, tiny))
     plan = session.plan(tiny)
     assert before["sliced"]["bytes"] == files_module.q8_0_bytes(plan.parameters_sliced)
-    assert not before["written"]
+    assert not before["isAnswer"]
     files = ModelFiles()
     *_, last = device_panel.prepare(session, files, tiny, SOMEBODY)
     described = json.loads(last.view)
-    assert described["written"]
+    assert described["isAnswer"]
     for name in ("dense", "sliced"):
         found = files.find(described[name]["url"].removeprefix(MODELS))
         assert found[1].size == described[name]["bytes"] == found[0].stat().st_size

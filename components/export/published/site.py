@@ -25,7 +25,7 @@ from .views import Published
 
 MAX_BYTES = 8_000_000  # without models and WebAssembly
 ENGINE, MODELS = "wllama", "models"  # folders of the site
-SCRIPTS = ("device/engine.js", "device/answers.js", "published/site.js")
+SCRIPTS = (*(f"device/{name}.js" for name in ("files", "engine", "answers", "panel")), "published/site.js")
 # A page whose headers isolate it from others may use several threads.
 README = Template("""---
 title: $title

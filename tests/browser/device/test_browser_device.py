@@ -22,7 +22,7 @@ CLOSE = 0.02  # nats
 # Answers five prompts without a template with a model that the page has downloaded.
 COMPLETE = """async ([engine, url, prompts, maxTokens]) => {
     const at = (path) => new URL(path, document.baseURI).href;
-    const model = await window.isxDevice.open(at(engine), at(url), await window.isxDevice.stored(at(url)));
+    const model = await window.isxDevice.open(at(engine), at(url), await window.isxFiles.stored(at(url)));
     const answers = [];
     for (const prompt of prompts) {
         const answer = await window.isxDevice.complete(model, { prompt, maxTokens });
@@ -69,7 +69,7 @@ def opened(page_of_module: Opened) -> Iterator[Opened]:
     """The page, which runs on the server and has no file on the device."""
     yield page_of_module
     page_of_module.page.click("#run-on input[value=server]")
-    page_of_module.page.evaluate("window.isxDevice.free()")
+    page_of_module.page.evaluate("window.isxFiles.free()")
 
 
 def choose(opened: Opened) -> None:
@@ -98,7 +98,7 @@ def test_answers_on_the_device_are_those_of_llama_cpp(opened, on_device, engine,
     page.on("request", lambda request: asked.append(request.url))
     page.click("#generate")
     opened.says("#device", "64 tokens")
-    page.wait_for_selector("#device-free")
+    page.wait_for_selector("#device-generate:visible")
     assert [url for url in asked if not url.startswith(("blob:", "data:"))] == []
 
     tokenizer = AutoTokenizer.from_pretrained(on_device.request.settings.model)
@@ -150,7 +150,7 @@ REFUSALS = {
         """window.kept = Object.getOwnPropertyDescriptor(window, 'caches');
         Object.defineProperty(window, 'caches', { configurable: true, get() { throw new Error('denied') } });""",
         "Object.defineProperty(window, 'caches', window.kept);",
-        "keeps no files",
+        "The models are on your device",
     ),
 }
 
@@ -158,16 +158,17 @@ REFUSALS = {
 def test_what_a_browser_refuses_is_said_and_the_page_goes_on(opened) -> None:
     page = opened.page
     for what, (refuse, end, words) in REFUSALS.items():
-        page.evaluate("window.isxDevice.free()")
+        page.evaluate("window.isxFiles.free()")
         page.evaluate(f"() => {{ {refuse} }}")
         choose(opened)
         if what != "WebAssembly":
             page.click("#device-download")
         if what == "memory":
             opened.says(STATUS, "The models are on your device")
-            page.click("#generate")
+            page.click("#device-generate")
         opened.says(STATUS, words)
         if what == "storage":  # they live as long as the page
+            opened.says("#device", "keeps no files")
             page.click("#generate")
             opened.says("#device", "64 tokens")
         page.evaluate(f"() => {{ {end} }}")

@@ -68,7 +68,7 @@ def test_the_article_opens_from_the_disk_without_a_network(chromium, site_folder
             opened.page.keyboard.press("Home")
             until(opened, "document.querySelector('#percent').textContent.startsWith('0')")
             assert opened.page.inner_text("#tokens") != before
-            assert "python -m http.server" in opened.page.inner_text("#device-status")
+            assert "python -m http.server" in opened.page.inner_text("#device [role=status]")
             assert {url.rpartition("/")[2] for url in asked} == {name, "plotly.min.js"}
             assert opened.faults == [(site_folder / file).as_uri() for file in (name, "plotly.min.js")]
 
@@ -84,12 +84,15 @@ def test_its_models_answer_at_every_sparsity(chromium, axe, site_address, name, 
         for key, columns in {"Home": 1, "End": 2}.items():
             page.focus("#share")
             page.keyboard.press(key)
-            until(opened, "!!document.querySelector('#device-generate')")
+            until(opened, "!!document.querySelector('#device-download:not([hidden]), #device-generate:not([hidden])')")
+            if page.is_visible("#device-download"):
+                page.click("#device-download")
+                until(opened, "!document.querySelector('#device-generate').hidden")
             page.fill("#own", "Hello world")
             page.click("#device-generate")
-            until(opened, f"document.querySelectorAll('#device-results .isx-answer').length === {columns}")
-            until(opened, "!!document.querySelector('#device-free')")
-            assert page.inner_text("#device-results").count(answer) == columns
+            until(opened, f"document.querySelectorAll('#device .isx-answer').length === {columns}")
+            until(opened, "!document.querySelector('#device-generate').hidden")
+            assert page.inner_text("#device .isx-device-answers").count(answer) == columns
         call = "window.intraslice.generate({ sparsity: 0.3, prompt: 'Hello world', maxTokens: 8 })"
         first, second = page.evaluate(call), page.evaluate(call)
         assert first["text"] == second["text"]

@@ -1,0 +1,220 @@
+// What a page shows of models on this device, and does with them one thing at a time: download, answer, measure. Returns
+// `set` (the setting's files, or null), `generate`, `stop`, `leave`, and `exclusive`. Used by compare.js and site.js.
+//
+// A setting is {engine, about, problem, files: [{name: "dense" | "sliced", title, url, bytes}]}, with whole addresses.
+// `options`: `prepare(setting, signal)` resolves when the files can be downloaded, to the setting with their true sizes;
+// `question()` is the prompt and how to answer it; `toServer`, where there is a server, runs the models there.
+window.isxDevicePanel = (root, { prepare, question, toServer }) => {
+  const device = window.isxDevice;
+  const files = window.isxFiles;
+  const say = (...words) => window.isxSay(...words);
+  const part = (parent, tag, properties = {}) => parent.appendChild(Object.assign(document.createElement(tag), properties));
+  const status = part(root, "p", { className: "isx-status" });
+  status.setAttribute("role", "status");
+  const bar = part(root, "progress", { max: 1, hidden: true });
+  bar.setAttribute("aria-label", say("Download"));
+  const row = part(root, "p", { className: "isx-device-buttons" });
+  const results = part(root, "div");
+  results.setAttribute("aria-live", "polite");
+  const about = part(root, "p", { className: "isx-quiet" });
+  // They stay where they are, so that the keyboard's focus does, too.
+  const button = (id, text, act) => part(row, "button", { type: "button", id: `device-${id}`, textContent: text, onclick: act, hidden: true, className: "isx-button" });
+  const buttons = {
+    stop: button("stop", say("Stop"), () => stop()),
+    download: button("download", "", () => run(fetchAll)),
+    generate: button("generate", say("Generate"), () => generate()),
+    speed: button("speed", say("Measure speed"), () => run(measure)),
+    server: button("server", say("Run on the server"), () => toServer()),
+    free: button("free", "", () => run(forget)),
+  };
+  const MAX_BYTES = 2 ** 31; // of a file in a browser
+
+  let setting = null;
+  let held = null; // the setting's files with their blobs, once the browser has all of them
+  let busy = null; // the AbortController of what is being done
+  let done = Promise.resolve(); // when that has ended
+  let told = 0; // when the progress of a download was last told
+  let keepsFiles = true;
+
+  function tell(text, kind = "") {
+    if (status.textContent !== text) status.textContent = text;
+    status.className = `isx-status ${kind && `isx-${kind}`}`;
+  }
+
+  function offer(...names) {
+    for (const [name, one] of Object.entries(buttons)) one.hidden = !names.includes(name);
+  }
+
+  const sum = (list) => list.reduce((total, { bytes }) => total + bytes, 0);
+  const size = (bytes) => (bytes ? files.megabytes(bytes) : "?");
+
+  function unusable({ problem, files: needed }) {
+    const tooLarge = needed.some(({ bytes }) => bytes >= MAX_BYTES) ? say("A browser takes files of at most 2 GB, and these are larger.") : "";
+    return device.unsupported() || problem || tooLarge;
+  }
+
+  // Shows what can be done with the setting. What the browser has of another one is never used for it.
+  async function settle() {
+    const mine = setting;
+    if (!mine) return;
+    const problem = unusable(mine);
+    const found = problem ? [] : await Promise.all(mine.files.map(({ url }) => files.stored(url)));
+    const kept = await files.total();
+    if (mine !== setting) return;
+    held = found.length && found.every(Boolean) ? mine.files.map((file, index) => ({ ...file, blob: found[index] })) : null;
+    if (busy) return;
+    const threads = device.threads();
+    const runs = say("Runs in this browser with {about}, on {threads}.", { about: mine.about, threads: threads === 1 ? say("one thread") : say("{count} threads", { count: threads }) });
+    about.textContent = keepsFiles ? runs : `${runs} ${say("This browser keeps no files for this page: they are downloaded again when it is opened again.")}`;
+    buttons.free.textContent = say("Delete the models from this device ({size} MB)", { size: size(kept) });
+    const more = kept ? ["free"] : [];
+    if (problem) {
+      tell(problem, "error");
+      return offer(...(toServer ? ["server"] : []), ...more);
+    }
+    if (held) {
+      tell(say("The models are on your device."), "ready");
+      return offer("generate", ...(held.length > 1 ? ["speed"] : []), ...more);
+    }
+    const missing = size(sum(mine.files.filter((_, index) => !found[index])));
+    tell(say("The models of this setting are not on your device yet: about {size} MB.", { size: missing }));
+    buttons.download.textContent = say("Download {size} MB", { size: missing });
+    return offer("download", ...more);
+  }
+
+  // Does one thing, unless another is being done; says why it failed, and what can be done next.
+  async function run(act) {
+    if (busy || !setting) return undefined;
+    const mine = (busy = new AbortController());
+    let finish;
+    done = new Promise((end) => (finish = end));
+    offer("stop");
+    let result;
+    let problem = null;
+    try {
+      result = await act(mine.signal);
+    } catch (error) {
+      problem = error;
+      await device.close(); // what has failed once is started anew
+    }
+    busy = null;
+    bar.hidden = true;
+    await settle();
+    finish();
+    if (!problem) return result;
+    if (mine.signal.aborted) return tell(say("Cancelled."));
+    tell(problem.message, "error");
+    if (toServer) buttons.server.hidden = false;
+    return undefined;
+  }
+
+  // As `run`, for programs: waits for its turn, and fails where it fails.
+  async function exclusive(act) {
+    while (busy) await done;
+    let failure = null;
+    const result = await run((signal) => act(signal).catch((error) => {
+      failure = error;
+      throw error;
+    }));
+    if (failure) throw failure;
+    return result;
+  }
+
+  // The setting's files with their blobs, downloaded where the browser does not have them.
+  async function fetchAll(signal, wanted = setting) {
+    if (wanted === setting && held) return held;
+    bar.hidden = false;
+    bar.removeAttribute("value");
+    const { files: needed } = await prepare(wanted, signal, tell);
+    const all = sum(needed);
+    const got = [];
+    let before = 0;
+    for (const file of needed) {
+      let blob = await files.stored(file.url);
+      if (!blob) {
+        const progress = (loaded) => {
+          bar.value = (before + loaded) / all;
+          if (performance.now() < told + 500) return; // a screen reader hears each
+          told = performance.now();
+          tell(say("Downloading {done} of {size} MB", { done: files.megabytes(before + loaded), size: files.megabytes(all) }));
+        };
+        const answer = await files.download(file.url, file.bytes, progress, signal);
+        keepsFiles &&= answer.isKept;
+        blob = answer.blob;
+      }
+      before += file.bytes;
+      got.push({ ...file, blob });
+    }
+    bar.hidden = true;
+    return got;
+  }
+
+  async function start(models, name) {
+    tell(say("Starting the models"));
+    const { engine } = setting;
+    const { url, blob } = models.find((model) => model.name === name);
+    return device.open(engine, url, blob, models.map((model) => model.url));
+  }
+
+  const described = (models) => ({ titles: models.map(({ title }) => title), sizes: models.map(({ bytes }) => `${files.megabytes(bytes)} MB`), measured: {} });
+
+  async function answer(signal) {
+    const asked = { ...question(), signal };
+    if (!asked.prompt.trim()) throw new device.Problem(say("The prompt is empty. Enter some text."));
+    const models = await fetchAll(signal);
+    const shown = described(models);
+    const draw = () => window.isxAnswers.show(results, shown);
+    for (const { name } of models) {
+      const model = await start(models, name);
+      tell(say("Answering"));
+      const whole = await device.complete(model, asked, (tokens) => {
+        shown[name] = { tokens, growing: true };
+        draw();
+      });
+      shown[name] = { ...whole, stopped: signal.aborted };
+      if (whole.timings) shown.measured[name] = { prefill: whole.timings.prompt_per_second, decode: whole.timings.predicted_per_second };
+      draw();
+      if (signal.aborted) return;
+    }
+    if (models.length < 2) return;
+    const model = await start(models, "sliced");
+    tell(say("Scoring the dense answer with the sliced model"));
+    await device.score(model, asked, shown.dense.tokens, (scored) => {
+      shown.scored = scored;
+      draw();
+    });
+  }
+
+  async function measure(signal) {
+    const models = await fetchAll(signal);
+    const started = { dense: await start(models, "dense"), sliced: await start(models, "sliced") };
+    tell(say("Measuring speed, models alternating"));
+    const measured = await device.speeds(started, 5, signal);
+    if (measured) window.isxAnswers.show(results, { ...described(models), measured });
+  }
+
+  async function forget() {
+    await device.close();
+    await files.free();
+    held = null;
+  }
+
+  const stop = () => busy?.abort();
+  const generate = () => run(answer);
+
+  function set(next) {
+    setting = next;
+    held = null;
+    if (!busy) offer(); // nothing that was meant for another setting
+    return settle();
+  }
+
+  // The models' memory is given back.
+  async function leave() {
+    stop();
+    await done;
+    await device.close();
+  }
+
+  return { set, generate, stop, leave, exclusive, fetchAll, start };
+};
