@@ -61,7 +61,7 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
     const found = problem ? [] : await Promise.all(mine.files.map(({ url }) => files.stored(url)));
     const kept = await files.total();
     if (mine !== setting) return;
-    held = found.length && found.every(Boolean) ? mine.files.map((file, index) => ({ ...file, blob: found[index] })) : null;
+    held = found.length && found.every(Boolean) ? mine.files.map((file, index) => ({ ...file, blob: found[index], bytes: found[index].size })) : null;
     if (busy) return;
     const threads = device.threads();
     const runs = say("Runs in this browser with {about}, on {threads}.", { about: mine.about, threads: threads === 1 ? say("one thread") : say("{count} threads", { count: threads }) });
@@ -143,7 +143,7 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
         blob = answer.blob;
       }
       before += file.bytes;
-      got.push({ ...file, blob });
+      got.push({ ...file, blob, bytes: blob.size });
     }
     bar.hidden = true;
     return got;
