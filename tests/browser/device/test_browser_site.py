@@ -73,7 +73,10 @@ def test_the_article_opens_from_the_disk_without_a_network(chromium, site_folder
             assert opened.faults == [(site_folder / file).as_uri() for file in (name, "plotly.min.js")]
 
 
-@pytest.mark.parametrize(("name", "width", "answer"), [("", 1440, "64 tokens"), ("de.html", 390, "64 Tokens")])
+@pytest.mark.parametrize(
+    ("name", "width", "answer"),
+    [pytest.param("", 1440, "64 tokens", marks=pytest.mark.slow), ("de.html", 390, "64 Tokens")],
+)
 def test_its_models_answer_at_every_sparsity(chromium, axe, site_address, name, width, answer) -> None:
     with chromium.new_context(viewport={"width": width, "height": 900}) as context:
         opened = Opened(context.new_page())

@@ -97,7 +97,7 @@ def test_a_local_page_offers_an_estimator_of_ones_own(own, monkeypatch):
 def test_a_hosted_page_runs_nobodys_file(own, monkeypatch, name):
     monkeypatch.setenv(name, "1")
     before = set(ESTIMATORS)
-    with pytest.raises(UserError, match="a hosted page never does"):
+    with pytest.raises(UserError, match="a hosted page runs none"):
         choices.offer_own_estimators()
     assert not (own / "run").exists()
     assert set(ESTIMATORS) == before
