@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from ..gradio_compat.blocks import PatchedBlocks
 from ..gradio_compat.http.cached_page import CachedPage
-from ..gradio_compat.http.mcp import McpCallers, describe_once
+from ..gradio_compat.http.mcp import McpCallers, prepare_mcp
 from ..gradio_compat.http.routes import NeededRoutes
 from ..jobs import limits
 from ..jobs.scheduler import Scheduler
@@ -40,6 +40,7 @@ class App(PatchedBlocks):
 
     def __init__(self, scheduler: Scheduler, **options: Any) -> None:
         self._scheduler, self._health = scheduler, Health(scheduler)
+        self._prepared_mcp: object = None
         # plotly.js has a route: gradio's file route would reveal where this machine installs packages.
         self.own_routes: list[Route] = [
             Route("/healthz", self._answer_health),
@@ -65,9 +66,20 @@ class App(PatchedBlocks):
             ],
         }
         launched = super().launch(*args, **options, app_kwargs=kwargs)
-        if self.mcp_server_obj is not None:
-            describe_once(self.mcp_server_obj)
+        self._prepare_mcp()
         return launched
+
+    def block_thread(self) -> None:
+        """As in gradio, where `launch` calls it once the server runs."""
+        self._prepare_mcp()
+        super().block_thread()
+
+    def _prepare_mcp(self) -> None:
+        """Once, before the first call: describing all tools takes the event loop half a second."""
+        server = self.mcp_server_obj
+        if server is not None and server is not self._prepared_mcp:
+            self._prepared_mcp = server
+            prepare_mcp(server)
 
     async def _answer_health(self, request: Request) -> Response:
         return await self._health.answer(self.calls, request)

@@ -1,6 +1,6 @@
-"""The page's HTML and configuration, rendered once for each language.
+"""The page's HTML, configuration and list of endpoints, rendered once for each language.
 
-Gradio renders both for every request, with a copy of the whole configuration, which blocks the event loop; and it
+Gradio renders them for every request, with a copy of the whole configuration, which blocks the event loop; and it
 buffers a megabyte for every slow client. Only the root address in them differs from request to request, since gradio
 takes it from the request's headers. So they are rendered once with a placeholder address, which each answer replaces;
 the compressed result of the last address is kept.
@@ -27,7 +27,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...i18n.language import gettext, requested_language
 
-PATHS = ("/", "/config")
+INFO = "/gradio_api/info"  # what a program reads of all endpoints; encoding it takes the event loop a third of a second
+PATHS = ("/", "/config", INFO)
+VARIANTS = ("serialize=False", "all_endpoints=True")  # of INFO: queries of gradio's clients
 NOWHERE = "isx-root.invalid"  # a name that no machine can have (RFC 6761)
 ORIGIN = re.compile(r"https?://[\w.:\[\]-]+", re.ASCII)  # nothing that ends a string in JSON or HTML
 # What of a request is answered here, and therefore kept from gradio.
@@ -68,7 +70,7 @@ class CachedPage:
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] | None = None) -> None:
         self._app, self._headers = app, dict(headers or {})
-        self._rendered: dict[tuple[str, str, bool], Rendered] = {}
+        self._rendered: dict[tuple[str, str, str], Rendered] = {}
         self._sent: dict[tuple[str, str, bool], bytes] = {}  # the one that was used last comes last
         self._making = asyncio.Lock()
 
@@ -82,7 +84,11 @@ class CachedPage:
             return await PlainTextResponse(words, 400)(scope, receive, send)
         query = QueryParams(scope.get("query_string", b""))
         language = requested_language(query, request.headers.get("accept-language"))
-        rendered = await self._answer(scope, receive, language, query.get("lang") == language)
+        wanted = [f"lang={language}"] if query.get("lang") == language else []
+        wanted += [
+            variant for variant in VARIANTS if scope["path"] == INFO and tuple(variant.split("=")) in query.items()
+        ]
+        rendered = await self._answer(scope, receive, language, "&".join(wanted))
         if rendered is None:
             return await self._app(scope, receive, send)
         etag = f'"{rendered.version}-{zlib.crc32(origin.encode()):x}"'
@@ -106,16 +112,15 @@ class CachedPage:
             del self._sent[next(iter(self._sent))]
         return body
 
-    async def _answer(self, scope: Scope, receive: Receive, language: str, is_asked: bool) -> Rendered | None:
+    async def _answer(self, scope: Scope, receive: Receive, language: str, query: str) -> Rendered | None:
         """Gradio's answer to this path in a language; None where it is no page, which is not kept.
 
         A page says whether its address names the language.
         """
-        key = (scope["path"], language, is_asked)
+        key = (scope["path"], language, query)
         async with self._making:
             if key not in self._rendered:
-                query = f"lang={language}".encode() if is_asked else b""
-                if (rendered := await self._make({**scope, "query_string": query}, receive)) is None:
+                if (rendered := await self._make({**scope, "query_string": query.encode()}, receive)) is None:
                     return None
                 self._rendered[key] = rendered
             return self._rendered[key]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import secrets
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -55,10 +56,24 @@ class McpCallers:
             _connected.pop(number, None)
 
 
-def describe_once(server: Any) -> None:
-    """Let gradio's MCP server keep the description and the schema of each tool."""
+def prepare_mcp(server: Any) -> None:
+    """Let gradio's MCP server keep the description and the schema of each tool, made now, and one client for all calls.
+
+    Otherwise each list of tools is made in the event loop, and each of the first calls reads the whole configuration.
+    """
     for name in ("get_fn_description", "get_input_schema"):
         setattr(server, name, _kept_by_tool(getattr(server, name)))
+    for tool, endpoint in server.tool_to_endpoint.items():
+        if (function := server.get_block_fn_from_endpoint_name(endpoint)) is not None and function.fn is not None:
+            _, parameters = server.get_fn_description(function, tool)
+            server.get_input_schema(tool, parameters)
+    make_client, lock = server._get_or_create_client, threading.Lock()
+
+    def one_client() -> Any:
+        with lock:
+            return make_client()
+
+    server._get_or_create_client = one_client
 
 
 def _kept_by_tool(describe: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,6 +45,13 @@ def test_plain_gradio_makes_the_page_anew_for_everybody_and_ours_once_for_each_l
     assert (len(client.made) > before) is client.is_plain
 
 
+@pytest.mark.parametrize("query", ["", "?serialize=False", "?all_endpoints=True", "?all_endpoints=1&page=nowhere"])
+def test_what_programs_read_of_the_endpoints_is_gradios(client, query) -> None:
+    answer = ask(client, f"gradio_api/info{query}")
+    assert answer.json().keys() == {"named_endpoints", "unnamed_endpoints"}
+    assert ("etag" in answer.headers) is not client.is_plain
+
+
 @pytest.mark.parametrize("path", ["", "config"])
 def test_each_has_the_address_by_which_it_asked(client, path) -> None:
     mine, theirs = (ask(client, path, host=f"{name}.example:8000").text for name in ("mine", "theirs"))

@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 
 from components.gradio_compat.blocks import PatchedBlocks
 from components.gradio_compat.callers import client_of, current_caller
-from components.gradio_compat.http.mcp import HEADER, McpCallers, describe_once, mcp_caller
+from components.gradio_compat.http.mcp import HEADER, McpCallers, mcp_caller, prepare_mcp
 from components.jobs import limits
 from components.jobs.job import Caller
 
@@ -119,7 +119,7 @@ def test_plain_gradio_describes_tools_for_each_request_and_ours_once(kind, launc
         page.mcp_server_obj, "simplify_filedata_schema", lambda schema: described.append(1) or simplify(schema)
     )
     if kind == "ours":
-        describe_once(page.mcp_server_obj)
+        prepare_mcp(page.mcp_server_obj)
     may_leave.set()
     for _ in range(3):
         call_from("127.0.0.1", client.address, may_leave.is_set)
