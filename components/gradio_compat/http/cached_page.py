@@ -29,7 +29,7 @@ from ...i18n.language import gettext, requested_language
 
 INFO = "/gradio_api/info"  # what a program reads of all endpoints; encoding it takes the event loop a third of a second
 PATHS = ("/", "/config", INFO)
-VARIANTS = ("serialize=False", "all_endpoints=True")  # of INFO: queries of gradio's clients
+VARIANTS = {"serialize": "False", "all_endpoints": "True"}  # of INFO: queries of gradio's clients
 NOWHERE = "isx-root.invalid"  # a name that no machine can have (RFC 6761)
 ORIGIN = re.compile(r"https?://[\w.:\[\]-]+", re.ASCII)  # nothing that ends a string in JSON or HTML
 # What of a request is answered here, and therefore kept from gradio.
