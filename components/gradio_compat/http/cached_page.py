@@ -85,9 +85,8 @@ class CachedPage:
         query = QueryParams(scope.get("query_string", b""))
         language = requested_language(query, request.headers.get("accept-language"))
         wanted = [f"lang={language}"] if query.get("lang") == language else []
-        wanted += [
-            variant for variant in VARIANTS if scope["path"] == INFO and tuple(variant.split("=")) in query.items()
-        ]
+        if scope["path"] == INFO:
+            wanted += [f"{name}={value}" for name, value in VARIANTS.items() if query.get(name) == value]
         rendered = await self._answer(scope, receive, language, "&".join(wanted))
         if rendered is None:
             return await self._app(scope, receive, send)

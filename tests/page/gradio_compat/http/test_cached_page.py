@@ -50,6 +50,8 @@ def test_what_programs_read_of_the_endpoints_is_gradios(client, query) -> None:
     answer = ask(client, f"gradio_api/info{query}")
     assert answer.json().keys() == {"named_endpoints", "unnamed_endpoints"}
     assert ("etag" in answer.headers) is not client.is_plain
+    if "=T" in query:  # also those that are no API
+        assert len(answer.text) >= len(ask(client, "gradio_api/info").text)
 
 
 @pytest.mark.parametrize("path", ["", "config"])
