@@ -84,10 +84,10 @@ class CachedPage:
             return await PlainTextResponse(words, 400)(scope, receive, send)
         query = QueryParams(scope.get("query_string", b""))
         language = requested_language(query, request.headers.get("accept-language"))
-        wanted = [f"lang={language}"] if query.get("lang") == language else []
+        parts = [f"lang={language}"] if query.get("lang") == language else []
         if scope["path"] == INFO:
-            wanted += [f"{name}={value}" for name, value in VARIANTS.items() if query.get(name) == value]
-        rendered = await self._answer(scope, receive, language, "&".join(wanted))
+            parts += [f"{name}={value}" for name, value in VARIANTS.items() if query.get(name) == value]
+        rendered = await self._answer(scope, receive, language, "&".join(parts))
         if rendered is None:
             return await self._app(scope, receive, send)
         etag = f'"{rendered.version}-{zlib.crc32(origin.encode()):x}"'

@@ -12,6 +12,8 @@ from gguf_files import ask_llama_cpp
 from transformers import AutoTokenizer
 
 from components.compare import device_panel
+from components.device.wllama import VERSION
+from intraslice import load_model
 
 from ..conftest import OnDevice
 
@@ -29,7 +31,7 @@ COMPLETE = """async ([engine, url, prompts, maxTokens]) => {
         const scored = answers.length ? [] : await window.isxDevice.score(model, { prompt }, answer.tokens);
         answers.push({ ...answer, scored });
     }
-    return answers.map(({ tokens, timings, scored }) => ({ timings, scored,
+    return answers.map(({ tokens, ended, scored }) => ({ ended, scored,
         tokens: tokens.map(({ id, logprob, top }) =>
             ({ id, logprob, top: top.map((one) => [one.id, one.logprob]) })) }));
 }"""
@@ -40,7 +42,7 @@ def require_like_llama_cpp(answers: list[dict], file: Path, prompts: list[list[i
     """Greedy tokens and log-probabilities are those of llama.cpp on the same file, up to a near tie."""
     questions = [{"prompt": prompt, "predict": steps, "top": 10} for prompt in prompts]
     for answer, expected in zip(answers, ask_llama_cpp(file, logprobs=questions)["logprobs"], strict=True):
-        assert len(answer["tokens"]) == steps
+        assert len(answer["tokens"]) == steps or answer["ended"]
         for token, likeliest in zip(answer["tokens"], expected, strict=False):
             first, second, *_ = sorted(likeliest.values(), reverse=True)
             if likeliest.get(str(token["id"]), -1e9) < first:
@@ -192,3 +194,32 @@ def test_settings_that_change_want_other_files_and_a_stop_ends_an_answer(opened)
     opened.says(STATUS, "The models are on your device")
     page.click("#generate")
     opened.says("#device", "IntraSlice, 40% removed", "64 tokens")
+
+
+@pytest.mark.slow
+def test_the_default_model_answers_as_in_llama_cpp(chromium, real_app, tmp_path) -> None:
+    with chromium.new_context() as context:
+        context.set_default_timeout(600_000)
+        opened = Opened(context.new_page())
+        page = opened.page
+        page.goto(f"{real_app}/?tab=compare&sparsity=30")
+        opened.says("#status", "Calibrated on 32 x")
+        download(opened)
+        prompts = [
+            "The capital of France is",
+            "def fibonacci(n):",
+            "Once upon a time",
+            "Water boils at",
+            "In 2024, 17 of",
+        ]
+        names = page.evaluate("""async () =>
+            (await (await caches.open("intraslice-models")).keys()).map((request) => request.url)""")
+        tokenizer = load_model("default").tokenizer
+        ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+        assert len(names) == 2
+        for number, url in enumerate(names):
+            answers = page.evaluate(COMPLETE, [f"device/wllama-{VERSION}/", url, prompts, 32])
+            file = tmp_path / f"{number}.gguf"
+            file.write_bytes(page.request.get(url).body())
+            require_like_llama_cpp(answers, file, ids, 32)
+            require_same_scores(answers[0])
