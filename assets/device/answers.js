@@ -19,8 +19,8 @@ window.isxAnswers = (() => {
   function divergence(dense, other) {
     const common = Math.min(dense.tokens.length, other.tokens.length);
     for (let at = 0; at < common; at++) if (dense.tokens[at].id !== other.tokens[at].id) return at;
-    const [shorter, longer] = dense.tokens.length <= other.tokens.length ? [dense, other] : [other, dense];
-    return shorter.ended && longer.tokens.length > common ? common : -1;
+    if (dense.growing || other.growing || dense.text === other.text) return -1;
+    return dense.text.startsWith(other.text) && !other.ended ? -1 : common;
   }
 
   // A column: the answer so far, its first divergent token highlighted, and its length.
@@ -28,7 +28,7 @@ window.isxAnswers = (() => {
     const at = dense && answer ? divergence(dense, answer) : -1;
     const said = make("p", { className: "isx-text" });
     const tokens = answer?.tokens ?? [];
-    const text = (from, to) => window.isxDevice.text(tokens.slice(from, to));
+    const text = (from, to = undefined) => (to === undefined && answer ? answer.text.slice(window.isxDevice.text(tokens.slice(0, from)).length) : window.isxDevice.text(tokens.slice(from, to)));
     if (at < 0) said.append(text(0));
     else said.append(text(0, at), make("mark", {}, text(at, at + 1) || "■"), make("span", { className: "isx-parted" }, text(at + 1)));
     const section = make("section", { className: `isx-answer isx-of-${name}` }, make("h3", {}, title), said);
@@ -38,7 +38,8 @@ window.isxAnswers = (() => {
   }
 
   function state(answer, at, dense) {
-    const counted = answer.tokens.length === 1 ? say("1 token") : say("{count} tokens", { count: answer.tokens.length });
+    const count = answer.count ?? answer.tokens.length;
+    const counted = count === 1 ? say("1 token") : say("{count} tokens", { count });
     const suffix = answer.growing ? say(" so far") : answer.stopped ? say(", stopped") : answer.ended ? "" : say(", truncated");
     if (!dense) return `${counted}${suffix}.`;
     if (at < 0) return say("{counted}{suffix}, the same as the dense answer.", { counted, suffix });

@@ -57,12 +57,19 @@ window.isxDevice = (() => {
   }
 
   // A worker that has failed never answers, also when it is to end.
-  const end = (model) => Promise.race([model.exit().catch(() => {}), new Promise((done) => setTimeout(done, 2000))]);
+  const end = (wllama) => Promise.race([wllama.exit().catch(() => {}), new Promise((done) => setTimeout(done, 2000))]);
 
-  // A model that is ready to answer; those that are neither it nor in `beside` are closed first.
+  // wllama 3.13 cannot write the log-probabilities of a token that is part of a character, and fails; it is started anew.
+  const isPartOfCharacter = (problem) => /typed array/i.test(reason(problem));
+  async function restart(model) {
+    end(model.wllama);
+    model.wllama = await start(model.engine, model.blob);
+  }
+
+  // A model that is ready to answer: {wllama, engine, blob}; those that are neither it nor in `beside` are closed first.
   async function open(engine, url, blob, beside = []) {
     for (const other of [...running.keys()]) if (other !== url && !beside.includes(other)) await close(other);
-    if (!running.has(url)) running.set(url, start(engine, blob));
+    if (!running.has(url)) running.set(url, start(engine, blob).then((wllama) => ({ wllama, engine, blob })));
     try {
       return await running.get(url);
     } catch (problem) {
@@ -75,33 +82,47 @@ window.isxDevice = (() => {
     for (const [name, model] of [...running]) {
       if (url !== undefined && url !== name) continue;
       running.delete(name);
-      await model.then(end, () => {});
+      await model.then(({ wllama }) => end(wllama), () => {});
     }
   }
 
-  // Answers a prompt: {tokens, text, ended, timings}. A token has `id`, `bytes`, `text`, `logprob` and `top`, the likeliest
-  // tokens at its place. `told` is called with all tokens after each. Sampling is from the whole distribution.
+  // Answers a prompt: {tokens, text, count, ended, timings}. A token has `id`, `bytes`, `text`, `logprob` and `top`, the
+  // likeliest tokens at its place; where the text has parts of characters, `tokens` ends before the first of them. `told`
+  // is called with the tokens, and then with the text, after each. Sampling is from the whole distribution.
   async function complete(model, { prompt, maxTokens, temperature = 0, seed = 0, chat = false, top = 10, signal }, told = () => {}) {
-    const request = { max_tokens: maxTokens, temperature, seed, top_k: 0, top_p: 1, min_p: 0, cache_prompt: false, abortSignal: signal };
+    const request = { max_tokens: maxTokens, temperature, seed, top_k: 0, top_p: 1, min_p: 0, cache_prompt: false, abortSignal: signal, stream: true };
     const tokens = [];
+    let whole = null; // the text, where it is not that of the tokens
     let ended = false;
     let timings = null;
-    try {
+
+    async function run(withProbabilities) {
+      const probabilities = !withProbabilities ? {} : chat ? { logprobs: true, top_logprobs: top } : { logprobs: top, n_probs: top };
       const stream = chat
-        ? await model.createChatCompletion({ ...request, stream: true, messages: [{ role: "user", content: prompt }], logprobs: true, top_logprobs: top })
-        : await model.createCompletion({ ...request, stream: true, prompt, logprobs: top, n_probs: top });
+        ? await model.wllama.createChatCompletion({ ...request, ...probabilities, messages: [{ role: "user", content: prompt }] })
+        : await model.wllama.createCompletion({ ...request, ...probabilities, prompt });
       for await (const { choices, timings: measured } of stream) {
         timings = measured ?? timings;
         for (const choice of choices ?? []) {
-          for (const token of choice.logprobs?.content ?? []) tokens.push(described(token));
+          if (withProbabilities) for (const token of choice.logprobs?.content ?? []) tokens.push(described(token));
+          else whole += choice.text ?? choice.delta?.content ?? "";
           if (choice.finish_reason === "stop") ended = true;
         }
-        told(tokens);
+        told(tokens, whole);
       }
+    }
+
+    try {
+      await run(true).catch(async (problem) => {
+        if (signal?.aborted || !isPartOfCharacter(problem)) throw problem;
+        await restart(model);
+        whole = "";
+        await run(false);
+      });
     } catch (problem) {
       if (!signal?.aborted) throw stopped(problem);
     }
-    return { tokens, text: text(tokens), ended, timings };
+    return { tokens, text: whole ?? text(tokens), count: timings?.predicted_n ?? tokens.length, ended, timings };
   }
 
   // The log-probabilities that a model gives to the tokens of another model's answer to the same prompt: of each after
@@ -115,8 +136,8 @@ window.isxDevice = (() => {
         const before = text(tokens.slice(0, at));
         const answered = [{ role: "user", content: prompt }, ...(before ? [{ role: "assistant", content: before }] : [])];
         const { choices, usage } = chat
-          ? await model.createChatCompletion({ ...request, messages: answered, logprobs: true, top_logprobs: SCORED })
-          : await model.createCompletion({ ...request, prompt: prompt + before, logprobs: SCORED, n_probs: SCORED });
+          ? await model.wllama.createChatCompletion({ ...request, messages: answered, logprobs: true, top_logprobs: SCORED })
+          : await model.wllama.createCompletion({ ...request, prompt: prompt + before, logprobs: SCORED, n_probs: SCORED });
         length ??= usage.prompt_tokens;
         // The text may be read as other tokens than those of the answer.
         const likeliest = usage.prompt_tokens === length + at ? choices[0].logprobs?.content?.[0]?.top_logprobs ?? [] : [];
@@ -124,7 +145,9 @@ window.isxDevice = (() => {
         told(scored);
       }
     } catch (problem) {
-      if (!signal?.aborted) throw stopped(problem);
+      if (signal?.aborted) return scored;
+      if (!isPartOfCharacter(problem)) throw stopped(problem);
+      await restart(model); // the rest has no numbers
     }
     return scored;
   }

@@ -167,8 +167,8 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
     for (const { name } of models) {
       const model = await start(models, name);
       tell(say("Answering"));
-      const whole = await device.complete(model, asked, (tokens) => {
-        shown[name] = { tokens, growing: true };
+      const whole = await device.complete(model, asked, (tokens, text) => {
+        shown[name] = { tokens, text: text ?? device.text(tokens), growing: true };
         draw();
       });
       shown[name] = { ...whole, stopped: signal.aborted };
