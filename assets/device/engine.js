@@ -1,6 +1,7 @@
 // Runs GGUF files in this browser with wllama, which is llama.cpp compiled to WebAssembly: window.isxDevice.
 window.isxDevice = (() => {
   const CONTEXT = 2048; // tokens of prompt and answer together
+  const EXACT = { cache_type_k: "f32", cache_type_v: "f32", flash_attn: false }; // by default keys and values are rounded
   const SPEED_PROMPT = "The Moon is the only natural satellite of the Earth, and it always shows the same side to us. ".repeat(6);
   const SCORED = 100; // likeliest tokens among which one is looked for
   const say = (...words) => window.isxSay(...words);
@@ -46,7 +47,7 @@ window.isxDevice = (() => {
     const model = new Wllama({ default: new URL("wllama.wasm", engine).href }, { logger });
     model.setCompat(null); // which would ask another host
     try {
-      await Promise.race([failure, model.loadModel([blob], { n_gpu_layers: 0, n_ctx: CONTEXT, n_parallel: 1, n_threads: threads() })]);
+      await Promise.race([failure, model.loadModel([blob], { n_gpu_layers: 0, n_ctx: CONTEXT, n_parallel: 1, n_threads: threads(), ...EXACT })]);
       return model;
     } catch (error) {
       end(model);
