@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from intraslice import __version__
 from intraslice.checkpoints.to_gguf import GGUFType, require_deci, write_gguf
+from intraslice.pretrained.wheels import file_sha256
 
 from ..i18n.language import lazy_gettext
 from ..jobs import limits
@@ -76,9 +77,7 @@ class ModelFiles:
         name = file_name(request, method)
         with WRITERS.taken(job):
             path = self._downloads.put(name, write, size)
-            with path.open("rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
-            file = ModelFile(name, path.stat().st_size, digest)
+            file = ModelFile(name, path.stat().st_size, file_sha256(path))
             with self._lock:
                 self._written[name] = path, file
         return file

@@ -6,7 +6,6 @@ installed, else from the CDN that wllama's documentation names, and served by th
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from filelock import FileLock
 
 from intraslice.core.cache import temporary_folder
 from intraslice.core.errors import UserError, first_line
-from intraslice.pretrained.wheels import wheels_folder
+from intraslice.pretrained.wheels import file_sha256, wheels_folder
 
 from ..i18n.language import lazy_gettext
 
@@ -69,12 +68,7 @@ def fetch() -> Path:
 
 
 def _intact(home: Path) -> bool:
-    return all((home / name).is_file() and _sha256(home / name) == digest for name, (_, digest) in FILES.items())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return all((home / name).is_file() and file_sha256(home / name) == digest for name, (_, digest) in FILES.items())
 
 
 def _download(home: Path) -> None:
@@ -86,7 +80,7 @@ def _download(home: Path) -> None:
         except (OSError, httpx.HTTPError, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
             problems.append(first_line(error))
         else:
-            wrong = [name for name, (_, digest) in FILES.items() if _sha256(home / name) != digest]
+            wrong = [name for name, (_, digest) in FILES.items() if file_sha256(home / name) != digest]
             if not wrong:
                 return
             problems.append(f"{', '.join(wrong)}: wrong SHA-256")

