@@ -9,6 +9,9 @@ from .device.routes import routes
 from .frame import controls, events, link, pinning, slider, theme
 from .gradio_compat.callers import current_caller
 from .jobs import limits
+from .rooms import routes as room_routes
+from .rooms.folder import rooms_folder
+from .rooms.rooms import Rooms
 from .server.app import App
 from .state import choices
 from .state.request import default_precision, parse
@@ -51,7 +54,7 @@ def build_app(session: Session) -> App:
         tabs.connect(panels, context)
         pinning.connect(toolbar, context, frame)
         api.build(session)
-        page.own_routes += routes(panels["compare"].device.files)
+        page.own_routes += [*routes(panels["compare"].device.files), *room_routes.routes(Rooms(rooms_folder()))]
     return page
 
 

@@ -58,7 +58,9 @@ class App(PatchedBlocks):
             **kwargs,
             "routes": [*self.own_routes, *kwargs.get("routes", ())],
             "middleware": [
-                Middleware(NeededRoutes, [route.path for route in self.own_routes], self._has_called),
+                Middleware(
+                    NeededRoutes, {route.path: route.methods or () for route in self.own_routes}, self._has_called
+                ),
                 Middleware(CachedPage, ISOLATION),
                 Middleware(McpCallers),
                 Middleware(LanguageMiddleware),

@@ -10,7 +10,7 @@ Tried with gradio 6.25 and 6.31. Test: `tests/page/gradio_compat/http/test_route
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
@@ -50,13 +50,15 @@ class NeededRoutes:
     """ASGI middleware: answers 404 to whatever is neither one of `NEEDED` nor one of the page's own paths.
 
     Args:
-        page_paths: the page's own paths, which are read.
+        page_paths: the page's own paths, with the methods of each.
         is_session: whether a session has called something.
     """
 
-    def __init__(self, app: ASGIApp, page_paths: Sequence[str], is_session: Callable[[str], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, page_paths: Mapping[str, Collection[str]], is_session: Callable[[str], bool]
+    ) -> None:
         self._app, self._is_session = app, is_session
-        needed = NEEDED | dict.fromkeys(page_paths, READ)
+        needed: dict[str, Collection[str]] = {**NEEDED, **page_paths}
         self._routes = [Route(path, _unreachable, methods=methods) for path, methods in needed.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -60,7 +60,7 @@ def test_every_route_of_gradio_is_needed_or_refused() -> None:
 
 @pytest.fixture(scope="module", params=["plain", "ours"])
 def client(request, launch_once):
-    middleware = [Middleware(NeededRoutes, ["/own"], lambda session: session == "caller")]
+    middleware = [Middleware(NeededRoutes, {"/own": ("GET",)}, lambda session: session == "caller")]
     client = launch_once(page_with_work(), app_kwargs={"middleware": middleware if request.param == "ours" else []})
     client.is_plain = request.param == "plain"
     return client

@@ -1,0 +1,1 @@
+"""Rooms of a class: the pooled predictions of its students, by the lesson's numbered questions."""

@@ -1,0 +1,120 @@
+"""The lesson's questions as a room sees them: which answers a question takes, and the distribution of many answers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from ..i18n.language import LazyString, lazy_gettext
+from ..lesson.steps import texts
+
+Value = float | int | list[float]
+MODELS = 3  # answers to choose from in the question of kind "answers": dense, intra-module, cross-module
+MAX_BINS = 20
+MAX_TRUTH = 1e6  # a measured value may lie outside of what the control offers
+
+
+class Question(NamedTuple):
+    """A numbered question, with the control of `assets/texts/LANGUAGE/lesson.json` that answers it.
+
+    Attributes:
+        kind: "range" and "number" take a number from `low` to `high` in steps of `step`; "choice" and "answers" the
+            index of one of so many `choices`; "bars" up to so many numbers from 0 to `high`.
+    """
+
+    number: int
+    kind: str
+    low: float
+    high: float
+    step: float
+    choices: int
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether an answer is the index of a choice."""
+        return self.kind in ("choice", "answers")
+
+    @property
+    def expected(self) -> LazyString:
+        """What an answer must be, in words."""
+        if self.is_choice:
+            return lazy_gettext("a whole number from {low} to {high}", low=0, high=self.choices - 1)
+        if self.kind == "bars":
+            return lazy_gettext("a list of 1 to {count} numbers from 0 to {high:g}", count=self.choices, high=self.high)
+        return lazy_gettext("a number from {low:g} to {high:g}", low=self.low, high=self.high)
+
+    def is_answer(self, value: Any) -> bool:
+        """Whether a value from outside is an answer to this question."""
+        if self.kind == "bars":
+            is_list = isinstance(value, list) and 1 <= len(value) <= self.choices
+            return is_list and all(_is_between(entry, 0, self.high) for entry in value)
+        if self.is_choice:
+            return isinstance(value, int) and _is_between(value, 0, self.choices - 1)
+        return _is_between(value, self.low, self.high)
+
+    def is_truth(self, value: Any) -> bool:
+        """Whether a value from outside may be what was measured; None where it is not known yet."""
+        if value is None:
+            return True
+        if self.kind == "bars":
+            is_list = isinstance(value, list) and 1 <= len(value) <= self.choices
+            return is_list and all(_is_between(entry, -MAX_TRUTH, MAX_TRUTH) for entry in value)
+        return self.is_answer(value) if self.is_choice else _is_between(value, -MAX_TRUTH, MAX_TRUTH)
+
+    def edges(self) -> list[float]:
+        """The limits of the bins of a question that takes a number: at most `MAX_BINS` of equal width."""
+        units = round((self.high - self.low) / self.step)
+        width = next(size for size in (1, 2, 5, 10, 20, 50, units) if units <= MAX_BINS * size)
+        count = math.ceil(units / width)
+        return [round(self.low + index * width * self.step, 6) for index in range(count + 1)]
+
+    def distribution(self, answers: Sequence[Any]) -> dict[str, Any]:
+        """The distribution of the answers: `count` of them, and counts by choice or bin, or quartiles of every bar."""
+        if self.kind == "bars":
+            # Students with another model may have other groups of layers: only the most frequent number counts.
+            sizes = Counter(map(len, answers))
+            size = sizes.most_common(1)[0][0] if sizes else 0
+            bars = [[values[index] for values in answers if len(values) == size] for index in range(size)]
+            return {"count": sizes[size], "bars": list(map(_quartiles, bars))}
+        if self.is_choice:
+            return {"count": len(answers), "counts": _counts(answers, self.choices)}
+        edges = self.edges()
+        width = edges[1] - edges[0]
+        bins = [min(int((value - self.low) / width + 1e-9), len(edges) - 2) for value in answers]
+        quartiles = _quartiles(answers) if answers else []
+        return {"count": len(answers), "edges": edges, "counts": _counts(bins, len(edges) - 1), "quartiles": quartiles}
+
+
+@cache
+def questions() -> dict[int, Question]:
+    """The lesson's questions by their numbers, from 1."""
+    found = {}
+    for number, content in enumerate(texts()["steps"], start=1):
+        control = content["control"]
+        kind = control["kind"]
+        count = {"choice": len(control.get("choices", ())), "answers": MODELS, "bars": control.get("groups", 0)}
+        found[number] = Question(
+            number, kind, control.get("min", 0), control.get("max", 0), control.get("step", 1), count.get(kind, 0)
+        )
+    return found
+
+
+def _counts(indices: Iterable[int], size: int) -> list[int]:
+    counter = Counter(indices)
+    return [counter[index] for index in range(size)]
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    """First quartile, median and third quartile."""
+    if len(values) == 1:
+        return [values[0]] * 3
+    return [round(value, 6) for value in statistics.quantiles(values, n=4, method="inclusive")]
+
+
+def _is_between(value: Any, low: float, high: float) -> bool:
+    """Whether it is a number from `low` to `high`; NaN, infinity and booleans are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high

@@ -1,0 +1,288 @@
+"""All rooms: who may create, join, answer and lead, and in which bounds.
+
+One process serves a folder: rooms are kept in memory once somebody has asked for them, and every change is committed to
+the store before it is made there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections import Counter
+from pathlib import Path
+from threading import Lock, Timer
+from typing import Any
+
+from ..i18n.language import LazyString, lazy_gettext
+from ..jobs import limits
+from .questions import questions
+from .room import LIFETIME, Room
+from .store import Answer, Store, StoreError
+from .wrong_codes import WrongCodes
+
+ALPHABET = "BCDFGHJKMNPQRSTVWXYZ"  # no letter that looks like another or like a digit, and no vowel: no words
+LENGTH = 6
+STUDENT_ID = re.compile(r"[0-9a-f]{32}")
+ANSWER_ID = re.compile(r"[0-9a-zA-Z-]{8,40}")
+MAX_REVISIONS = 50  # answers of one student to one question
+MAX_ADDRESSES = 500  # of a room
+RETRY_SECONDS = 60.0  # until expired rooms are looked for again, where that failed
+
+
+class Refused(Exception):
+    """What a client asked for is refused; the message is a sentence for the client.
+
+    Attributes:
+        status: of HTTP.
+        wait: seconds after which it is worth another try; 0 where it never is.
+    """
+
+    def __init__(self, status: int, words: LazyString, wait: int = 0) -> None:
+        super().__init__(words)
+        self.status, self.wait = status, wait
+
+
+class Rooms:
+    """The rooms in a folder. Methods may be called from any thread; they raise Refused and StoreError."""
+
+    def __init__(self, folder: Path) -> None:
+        self._store, self._wrong_codes = Store(folder), WrongCodes()
+        self._rooms: dict[str, Room] = {}
+        self._codes: set[str] | None = None  # of all rooms, read from the store once: wrong codes cost nothing
+        self._created: Counter[str] = Counter()  # rooms that an address has created in this process
+        self._lock = Lock()  # held while something is changed, the commit included
+        self._timer: Timer | None = None
+        if self._store.exists():
+            self.delete_expired()
+
+    def create(self, address: str) -> tuple[Room, str]:
+        """A new room, and the secret of whoever leads it."""
+        self.delete_expired()
+        secret, words = (
+            secrets.token_urlsafe(24),
+            lazy_gettext("There are too many classes on this server. Try again later."),
+        )
+        with self._lock:
+            if not limits.has_room(limits.ROOMS, len(self._all_codes()), self._created[address] > 0):
+                raise Refused(429, words, 3600)
+            created = time.time()
+            for _ in range(5):
+                code = "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
+                if self._store.create(code, _digest(secret), created, limits.ROOMS.value):
+                    break
+            else:
+                raise Refused(429, words, 3600)
+            self._all_codes().add(code)
+            self._created[address] += 1
+            room = self._loaded(code)
+            assert room is not None
+            room.addresses.add(address)
+        self._schedule(LIFETIME)
+        return room, secret
+
+    def join(self, text: str, student: str, address: str) -> Room:
+        """The room with this code, which the student has joined now or before.
+
+        After `WRONG_CODES` wrong codes an address can only join rooms in which it takes part already: whoever tries
+        codes learns nothing more, and nobody can lock a class out by typing wrong codes in the same building.
+        """
+        code, digest = normalised(text), _digest(student)
+        if not STUDENT_ID.fullmatch(student):
+            raise Refused(400, lazy_gettext("This browser's id is not valid. Reload the page."))
+        wait = self._wrong_codes.wait(address)
+        room = self.in_memory(code) if wait else self.find(code)
+        if wait and not (room and (address in room.addresses or digest in room.numbers)):
+            words = lazy_gettext("Too many wrong codes. Try again in {minutes} minutes.", minutes=-(-wait // 60))
+            raise Refused(429, words, wait)
+        if room is None:
+            self._wrong_codes.count(address)
+            raise Refused(404, lazy_gettext("No class has this code. Check it, or ask for the link."))
+        with self._lock:
+            if digest not in room.numbers:
+                if len(room.numbers) >= limits.STUDENTS.value:
+                    raise Refused(
+                        409, lazy_gettext("This class is full: it has {count} students.", count=len(room.numbers))
+                    )
+                self._store.join(room.code, digest)
+                room.add_student(digest)
+            if len(room.addresses) < MAX_ADDRESSES:
+                room.addresses.add(address)
+        return room
+
+    def student_room(self, text: str, student: str) -> tuple[Room, bytes]:
+        """The room of a student who has joined it, and the student's digest.
+
+        Anybody else gets the same answer, whether there is such a room or not.
+        """
+        room, digest = self.find(normalised(text)), _digest(student)
+        if room is None or digest not in room.numbers:
+            raise Refused(410, lazy_gettext("This class has ended, or you have not joined it."))
+        return room, digest
+
+    def led_room(self, text: str, secret: str) -> Room:
+        """The room that this secret leads. Anybody else gets the same answer, whether there is such a room or not."""
+        room = self.find(normalised(text))
+        if room is None or not hmac.compare_digest(room.lead, _digest(secret)):
+            raise Refused(403, lazy_gettext("This class has ended, or was not started in this browser."))
+        return room
+
+    def answer(self, text: str, student: str, body: dict[str, Any]) -> Room:
+        """Record the answer `{"id", "step", "value"}`: once for each id, and only before its question is revealed.
+
+        A second answer to a question replaces the first.
+        """
+        room, digest = self.student_room(text, student)
+        id, step, value = body.get("id"), body.get("step"), body.get("value")
+        question = questions().get(step) if isinstance(step, int) and not isinstance(step, bool) else None
+        if question is None:
+            raise Refused(400, lazy_gettext("The lesson has no such question."))
+        if not isinstance(id, str) or not ANSWER_ID.fullmatch(id):
+            raise Refused(400, lazy_gettext("The prediction has no valid id."))
+        if not question.is_answer(value):
+            words = lazy_gettext(
+                "The prediction for question {step} must be {expected}.", step=step, expected=question.expected
+            )
+            raise Refused(400, words)
+        with self._lock:
+            self._require_current(room)
+            if (earlier := room.question_of(digest, id)) is not None:
+                if earlier != question.number:
+                    raise Refused(409, lazy_gettext("This prediction's id belongs to another question."))
+                return room  # a repeat
+            if question.number in room.revealed:
+                words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
+                raise Refused(409, words)
+            if question.number != room.step:
+                raise Refused(409, lazy_gettext("The class is at question {step}.", step=room.step))
+            if (
+                room.answer_count >= limits.ROOM_ANSWERS.value
+                or room.revisions(digest, question.number) >= MAX_REVISIONS
+            ):
+                raise Refused(429, lazy_gettext("Too many predictions: the last one counts."))
+            answer = Answer(digest, question.number, id, value)
+            self._store.answer(room.code, answer)
+            room.add_answer(answer)
+        return room
+
+    def go_to(self, text: str, secret: str, step: Any) -> Room:
+        """Make a question the current one."""
+        room = self.led_room(text, secret)
+        number = _question_number(step)
+        with self._lock:
+            self._require_current(room)
+            if number != room.step:
+                self._store.go_to(room.code, number)
+                room.go_to(number)
+        return room
+
+    def reveal(self, text: str, secret: str, step: Any, truth: Any) -> Room:
+        """Reveal a question, with what was measured, or None while that is not known; it may follow."""
+        room = self.led_room(text, secret)
+        number = _question_number(step)
+        if not questions()[number].is_truth(truth):
+            raise Refused(400, lazy_gettext("The measured value does not fit the question."))
+        with self._lock:
+            self._require_current(room)
+            if number not in room.revealed or (truth is not None and truth != room.revealed[number]):
+                self._store.reveal(room.code, number, truth)
+                room.reveal(number, truth)
+        return room
+
+    def delete(self, text: str, secret: str) -> None:
+        """Delete a room at once."""
+        room = self.led_room(text, secret)
+        with self._lock:
+            self._store.delete(room.code)
+            self._forget(room.code)
+
+    def delete_expired(self) -> None:
+        """Delete the rooms that are 24 hours old, and schedule the next time."""
+        try:
+            with self._lock:
+                self._store.delete_before(time.time() - LIFETIME)
+                for code in [code for code, room in self._rooms.items() if room.expires <= time.time()]:
+                    self._forget(code)
+            oldest = self._store.oldest()
+        except StoreError:  # the log has it
+            self._schedule(RETRY_SECONDS)
+            return
+        if oldest is not None:
+            self._schedule(max(1.0, oldest + LIFETIME - time.time()))
+
+    def find(self, code: str) -> Room | None:
+        """The room with this code, unless it has expired."""
+        room = self._rooms.get(code)
+        if room is None and len(code) == LENGTH and set(code) <= set(ALPHABET):
+            with self._lock:
+                room = self._loaded(code)
+        return room if room is not None and room.expires > time.time() else None
+
+    def in_memory(self, text: str) -> Room | None:
+        """As `find`, but without a look into the store: it never waits."""
+        room = self._rooms.get(normalised(text))
+        return room if room is not None and room.expires > time.time() else None
+
+    def close(self) -> None:
+        """Close the store, and expect nothing to expire."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._store.close()
+
+    def _loaded(self, code: str) -> Room | None:
+        """A room, from memory or from the store. The lock is held."""
+        if code not in self._rooms and code in self._all_codes() and (stored := self._store.load(code)) is not None:
+            self._rooms[code] = Room(stored)
+        return self._rooms.get(code)
+
+    def _all_codes(self) -> set[str]:
+        """The codes of all rooms. The lock is held."""
+        if self._codes is None:
+            self._codes = set(self._store.codes())
+        return self._codes
+
+    def _forget(self, code: str) -> None:
+        """Drop a deleted room from memory. The lock is held."""
+        self._rooms.pop(code, None)
+        self._all_codes().discard(code)
+
+    def _require_current(self, room: Room) -> None:
+        """Refuse a room that was deleted a moment ago. The lock is held."""
+        if self._rooms.get(room.code) is not room:
+            raise Refused(410, lazy_gettext("This class has ended, or you have not joined it."))
+
+    def _schedule(self, seconds: float) -> None:
+        if self._timer is not None and self._timer.is_alive() and seconds >= LIFETIME:
+            return  # an older room expires earlier
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = Timer(min(seconds, LIFETIME), self.delete_expired)
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def normalised(text: str) -> str:
+    """A code as somebody has typed it, in capitals without blanks and hyphens."""
+    return re.sub(r"[\s-]", "", text[:40]).upper()
+
+
+def is_student(room: Room, student: str) -> bool:
+    """Whether the student has joined the room."""
+    return _digest(student) in room.numbers
+
+
+def is_lead(room: Room, secret: str) -> bool:
+    """Whether the secret leads the room."""
+    return hmac.compare_digest(room.lead, _digest(secret))
+
+
+def _question_number(step: Any) -> int:
+    if not isinstance(step, int) or isinstance(step, bool) or step not in questions():
+        raise Refused(400, lazy_gettext("The lesson has no such question."))
+    return step
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode(errors="replace")).digest()

@@ -1,0 +1,69 @@
+"""A class with a room in a folder of its own, as its clients see it."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.testclient import TestClient
+
+from components.rooms.rooms import Rooms
+from components.rooms.routes import routes
+from components.server.language import LanguageMiddleware
+
+CAMPUS = "192.0.2.1"
+
+
+class Class:
+    """A class as its clients see it."""
+
+    def __init__(self, folder: Path, address: str = CAMPUS) -> None:
+        self.folder, self.rooms = folder, Rooms(folder)
+        self.http = self.client(address)
+        started = self.http.post("/rooms", json={}).json()
+        self.code, self.secret = started["code"], started["lead"]
+
+    def client(self, address: str = CAMPUS) -> TestClient:
+        """A client with a network address."""
+        app = Starlette(routes=list(routes(self.rooms)), middleware=[Middleware(LanguageMiddleware)])
+        return TestClient(app, client=(address, 50_000))
+
+    def lead(self, action: str, secret: str | None = None, **body: object) -> httpx.Response:
+        headers = {"x-room-lead": self.secret if secret is None else secret}
+        if action in ("state", "answers.csv"):
+            return self.http.get(f"/rooms/{self.code}/{action}", headers=headers, params=body)
+        return self.http.post(f"/rooms/{self.code}/{action}", headers=headers, json=body)
+
+    def join(self, student: str | None = None, client: TestClient | None = None) -> str:
+        """The id of a student who has joined."""
+        student = student or secrets.token_hex(16)
+        answer = (client or self.http).post(f"/rooms/{self.code}/join", headers={"x-room-student": student}, json={})
+        assert answer.status_code == 200, answer.text
+        return student
+
+    def answer(self, student: str, value: object, step: int = 1, id: str = "") -> httpx.Response:
+        body = {"id": id or secrets.token_hex(8), "step": step, "value": value}
+        return self.http.post(f"/rooms/{self.code}/answer", headers={"x-room-student": student}, json=body)
+
+    def state(self, student: str, **params: str) -> httpx.Response:
+        return self.http.get(f"/rooms/{self.code}/state", headers={"x-room-student": student}, params=params)
+
+    def counts(self, step: int = 1) -> list[int]:
+        return self.lead("state").json()["answers"][str(step)]["counts"]
+
+
+@pytest.fixture
+def klass(tmp_path):
+    made = Class(tmp_path / "rooms")
+    yield made
+    made.rooms.close()
+
+
+@pytest.fixture
+def start_class():
+    """Starts a class in a folder."""
+    return Class

@@ -1,0 +1,152 @@
+"""What is kept of a room: nothing is lost when the process is killed, and nothing stays longer than a day."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from components.rooms.questions import questions
+from components.rooms.room import LIFETIME
+from components.rooms.rooms import Rooms
+from components.rooms.store import FILE
+from components.rooms.table import _cell
+
+ROOT = Path(__file__).parents[3]
+COST, BUDGET, HURTS = 1, 2, 3  # questions: a number, bars, a choice
+
+
+def test_the_table_is_csv_that_no_spreadsheet_computes(klass) -> None:
+    students = [klass.join() for _ in range(2)]
+    klass.answer(students[1], 1.5)
+    klass.lead("reveal", step=COST, truth=1.41)
+    klass.lead("step", step=HURTS)
+    klass.answer(students[0], 2, HURTS)
+    text = klass.lead("answers.csv").text
+    rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"))))
+    assert rows[1:] == [
+        ["2", "1", "What does a cut cost?", "1.5", "1.41"],
+        ["1", "3", "Which layer hurts most?", "Third quarter", ""],
+    ]
+    assert "Drittes Viertel" in klass.lead("answers.csv", lang="de").text
+    assert [_cell(cell) for cell in ("=1+1", "@x", "-2", "+2", "a", -2)] == ["'=1+1", "'@x", "'-2", "'+2", "a", -2]
+
+
+def test_a_room_is_deleted_by_its_owner_and_after_24_hours(klass, start_class, monkeypatch) -> None:
+    student = klass.join()
+    klass.answer(student, 2)
+    assert klass.lead("delete").json() == {"deleted": True}
+    assert klass.state(student).status_code == 410
+    assert klass.answer(student, 2).status_code == 410
+    later = start_class(klass.folder)
+    student = later.join()
+    later.answer(student, 2)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + LIFETIME + 1)
+    assert later.state(student).status_code == 410
+    later.rooms.delete_expired()
+    later.rooms.close()
+    with sqlite3.connect(klass.folder / FILE) as database:
+        for table in ("rooms", "students", "answers", "reveals"):
+            assert database.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,)
+
+
+def test_the_qr_code_is_of_a_link_and_an_inline_image(klass) -> None:
+    image = klass.lead("qr", link=f"https://page.example/?room={klass.code}").json()["svg"]
+    assert image.startswith("<svg")
+    assert "script" not in image
+    for link in ("javascript:alert(1)", 5, "https://" + "x" * 1000):
+        assert klass.lead("qr", link=link).status_code == 400
+
+
+def test_every_question_of_the_lesson_has_bins_and_takes_what_its_control_gives() -> None:
+    for question in questions().values():
+        if question.kind in ("range", "number"):
+            edges = question.edges()
+            assert len(edges) <= 21
+            assert (edges[0], edges[-1]) == (question.low, question.high)
+            assert question.distribution([question.low, question.high])["counts"][-1] == 1
+        else:
+            value = [0] * question.choices if question.kind == "bars" else question.choices - 1
+            assert question.is_answer(value)
+    assert {question.kind for question in questions().values()} == {"range", "number", "choice", "answers", "bars"}
+
+
+WRITER = """
+import sys; from pathlib import Path; from components.rooms.rooms import Rooms
+rooms = Rooms(Path(sys.argv[1])); room, secret = rooms.create("")
+print(room.code, secret, flush=True)
+for number in range(1000):
+    student = f"{number:032x}"
+    rooms.join(room.code, student, "")
+    rooms.answer(room.code, student, {"id": f"answer-{number}", "step": 1, "value": 2})
+    print(number, flush=True)
+"""
+
+
+def test_after_kill_9_every_acknowledged_answer_counts_once(tmp_path) -> None:
+    command, environment = (
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        {**os.environ, "INTRASLICE_MAX_STUDENTS": "2000"},
+    )
+    writer = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    code, secret = writer.stdout.readline().split()
+    acknowledged = [writer.stdout.readline() for _ in range(25)]
+    writer.kill()
+    acknowledged += writer.stdout.read().splitlines(keepends=True)
+    count = len([line for line in acknowledged if line.endswith("\n")])
+    rooms = Rooms(tmp_path)
+    room = rooms.led_room(code, secret)
+    assert count <= sum(room.seen_by_lead()["answers"][1]["counts"]) <= count + 1
+    assert rooms.answer(code, f"{3:032x}", {"id": "answer-3", "step": 1, "value": 2}) is room  # sent again
+    assert sum(room.seen_by_lead()["answers"][1]["counts"]) <= count + 1
+    rooms.close()
+
+
+def test_a_restart_keeps_step_reveals_and_answers(klass) -> None:
+    student = klass.join()
+    klass.answer(student, 2)
+    klass.lead("reveal", step=COST, truth=1.4)
+    klass.lead("step", step=BUDGET)
+    before = klass.state(student).json()
+    klass.rooms.close()
+    klass.rooms = Rooms(klass.folder)
+    klass.http = klass.client()
+    after = klass.state(student, since=before["version"]).json()
+    assert before | {"version": ""} == after | {"version": ""}
+
+
+def test_a_damaged_database_is_put_aside_and_classes_can_be_started(klass, start_class) -> None:
+    klass.rooms.close()
+    for path in klass.folder.iterdir():
+        path.write_bytes(b"no database" * 1000)
+    again = start_class(klass.folder)
+    assert again.lead("state").status_code == 200
+    assert (klass.folder / f"{FILE}.damaged").is_file()
+    again.rooms.close()
+
+
+def test_a_locked_or_full_disk_is_a_sentence_and_the_class_goes_on(klass, monkeypatch) -> None:
+    student = klass.join()
+    connection = klass.rooms._store._open()
+    connection.execute("PRAGMA busy_timeout = 10")
+    other = sqlite3.connect(klass.folder / FILE, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    refused = klass.answer(student, 2, id="kept-by-client")
+    assert refused.status_code == 503
+    assert refused.json()["error"].startswith("Classes cannot be saved at the moment")
+    assert klass.lead("state").json()["answers"] == {}  # what is not committed is not shown
+    other.execute("ROLLBACK")
+    other.close()
+    connection.execute("PRAGMA max_page_count = 1")
+    path = f"/rooms/{klass.code}/join"
+    joins = [klass.http.post(path, headers={"x-room-student": f"{number:032x}"}, json={}) for number in range(100)]
+    assert joins[-1].status_code == 503
+    connection.execute("PRAGMA max_page_count = 1000000")
+    assert klass.answer(student, 2, id="kept-by-client").status_code == 200
+    assert sum(klass.counts()) == 1
