@@ -130,6 +130,11 @@ class Job(Account):
         self.deliver(event)
         self.checkpoint()
 
+    def note_result(self) -> None:
+        """Note that its client sees a first result: where many wait, those come first who see none."""
+        if self.seconds_to_result is None:
+            self.seconds_to_result = self.seconds
+
     @contextmanager
     def emitting_only(self, event: Any) -> Iterator[None]:
         """While open, `event` is told instead of whatever is emitted: for details that nobody reads."""
@@ -220,6 +225,11 @@ class SharedWork(Job):
             if taker.wait is not None and taker.wait.work is self:
                 taker.wait.check()
         super().checkpoint()
+
+    def note_result(self) -> None:
+        """Note it for those who wait."""
+        for taker in list(self.takers):
+            taker.note_result()
 
     def deliver(self, event: Any) -> None:
         """Tell an event to whoever listens to those who wait."""

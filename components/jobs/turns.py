@@ -2,12 +2,16 @@
 
 Shares are fair first among network addresses, then among the clients of an address, then among the jobs of a client. A
 new client starts with the use of the client that was scheduled last, so that it cannot take all turns.
+
+Where many clients wait, short turns would let everybody wait for the sum of all work, and the next move of the slider
+would cancel most of it. There a client keeps the turn for some seconds, and of an address's clients those come
+first who do not see a result yet.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
@@ -16,6 +20,10 @@ SHARE = 8  # seconds of what people wait for, to one of the background beside it
 WEIGHT = 4  # times as many of a client's seconds go to a job that comes first
 LONG = 0.5  # seconds of a turn that others notice
 SHORTEST = 1e-4  # seconds that a turn counts at least
+FEW = 4  # addresses, or clients of one, that take short turns; where more wait a client keeps the turn
+KEPT = 4.0  # seconds for which it is kept: a slice and its first window
+SEEN_SHARE = 4  # seconds of work whose client sees no result yet, to one of work whose client does
+SOON = 1.0  # first seconds of a job of the urgency FIRST, which come before all others: the first token of an answer
 REMEMBERED = 10_000  # clients and addresses whose use is known
 
 
@@ -37,8 +45,15 @@ class Account:
     seconds: float = 0.0  # of its turns so far
     weighted_seconds: float = 0.0  # the same, less for a job that comes first
     last_seconds: float = LONG  # of its last turn
+    seconds_to_result: float | None = None  # of its turns until its client saw a first result
+
+    @property
+    def has_result(self) -> bool:
+        """Whether its client sees a first result."""
+        return self.seconds_to_result is not None
 
 
+Key = tuple[str, str]
 AnAccount = TypeVar("AnAccount", bound=Account)
 
 
@@ -47,9 +62,10 @@ class Turns:
 
     def __init__(self) -> None:
         # Seconds of each ("address", name) and ("client", name), and of those whose turn was the last.
-        self._used: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._used: OrderedDict[Key, float] = OrderedDict()
         self._level = dict.fromkeys(("address", "client"), 0.0)  # nobody begins with less
-        self._owed = 0.0  # seconds to the background
+        self._owed = self._owed_to_seen = 0.0  # seconds to the background, and to jobs whose clients see a result
+        self._last: tuple[Key, ...] = ()  # whose turn was the last
 
     def admit(self, job: Account, others: Iterable[Account]) -> None:
         """Let a new job take part beside the `others` that have not ended."""
@@ -67,11 +83,51 @@ class Turns:
         background = [job for job in jobs if job.urgency is Urgency.BACKGROUND]
         chosen = min(background, key=self._has_used, default=None)
         if urgent and (chosen is None or self._owed < min(chosen.last_seconds, LONG)):
-            chosen = min(urgent, key=self._has_used)
+            chosen = self._choose_urgent(urgent)
         if chosen is not None:
-            for (kind, _), used in zip(_keys(chosen), self._has_used(chosen), strict=False):
+            self._last = _keys(chosen)
+            for (kind, _), used in zip(self._last, self._has_used(chosen), strict=False):
                 self._level[kind] = max(self._level[kind], used)
         return chosen
+
+    def before(self, job: AnAccount, jobs: Sequence[AnAccount]) -> list[AnAccount]:
+        """Those of the `jobs`, of which it is one, that come before it as things are now."""
+        background = [job for job in jobs if job.urgency is Urgency.BACKGROUND]
+        urgent = [job for job in jobs if job.urgency is not Urgency.BACKGROUND]
+        line = [*sorted(urgent, key=self._rank_among(urgent)), *sorted(background, key=self._has_used)]
+        return line[: line.index(job)]
+
+    def _choose_urgent(self, jobs: Sequence[AnAccount]) -> AnAccount:
+        first = min(jobs, key=self._rank_among(jobs))
+        beside = [job for job in jobs if _keys(job)[0] == _keys(first)[0]]
+        seen = [] if first.has_result or not _is_crowd(beside) else [job for job in beside if job.has_result]
+        if seen and self._owed_to_seen >= min(min(job.last_seconds for job in seen), LONG):
+            return min(seen, key=self._rank_among(jobs))
+        return first
+
+    def _rank_among(self, jobs: Sequence[Account]) -> Callable[[Account], tuple[float, ...]]:
+        """The order: by the use of the address, there by who sees no result yet, then by the use of client and job."""
+        if not _is_crowd(jobs):
+            return self._has_used
+        of_address = Counter(address for address, _ in {_keys(job) for job in jobs})
+
+        def rank(job: Account) -> tuple[float, ...]:
+            address, client = _keys(job)
+            is_crowd = of_address[address] > FEW
+            comes_later = (job.has_result, not _is_soon(job)) if is_crowd else (False, False)
+            return (
+                self._use(address, keeps=len(of_address) > FEW),
+                *comes_later,
+                self._use(client, keeps=is_crowd),
+                job.weighted_seconds,
+            )
+
+        return rank
+
+    def _use(self, key: Key, keeps: bool) -> float:
+        """Seconds that an address or a client has used; less for who `keeps` the turn that they had last."""
+        used = self._used.get(key, self._level[key[0]])
+        return used - KEPT if keeps and key in self._last else used
 
     def count(self, job: Account, seconds: float) -> None:
         """Charge a job for the seconds of a turn."""
@@ -84,11 +140,21 @@ class Turns:
             self._owed = max(0.0, self._owed - seconds)
         else:
             self._owed = min(self._owed + seconds / SHARE, LONG)
+            owed = self._owed_to_seen + (-seconds if job.has_result else seconds / SEEN_SHARE)
+            self._owed_to_seen = max(0.0, min(owed, LONG))
 
     def _has_used(self, job: Account) -> tuple[float, float, float]:
-        of_address, of_client = (self._used.get(key, self._level[key[0]]) for key in _keys(job))
+        of_address, of_client = (self._use(key, keeps=False) for key in _keys(job))
         return of_address, of_client, job.weighted_seconds
 
 
-def _keys(job: Account) -> tuple[tuple[str, str], tuple[str, str]]:
+def _is_crowd(jobs: Sequence[Account]) -> bool:
+    return len({_keys(job) for job in jobs}) > FEW
+
+
+def _is_soon(job: Account) -> bool:
+    return job.urgency is Urgency.FIRST and job.seconds < SOON
+
+
+def _keys(job: Account) -> tuple[Key, Key]:
     return ("address", job.address or f"of {job.client}"), ("client", job.client)

@@ -1,0 +1,120 @@
+"""The order of turns where many clients of one network address wait, as a class does, on toy jobs."""
+
+import pytest
+from stepping import Stepped
+from test_scheduler import Clock, counting
+
+from components.jobs.job import Caller
+from components.jobs.turns import FEW, KEPT, SEEN_SHARE, Urgency
+
+CLASS = Caller("127.0.0.2")
+MANY = FEW + 2
+STEP = 0.125  # seconds of a turn; sums of it are exact
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def scheduler(clock):
+    return Stepped(clock)
+
+
+def showing(log, name, steps, clock):
+    """A job whose client sees a result after the first of its steps, which take `STEP` seconds each."""
+
+    def work(job):
+        counting(log, name, 1, clock, STEP)(job)
+        job.note_result()
+        counting(log, name, steps - 1, clock, STEP)(job)
+
+    return work
+
+
+def test_in_a_crowd_one_after_the_other_is_served_and_none_waits_for_the_work_of_all(scheduler, clock):
+    log = []
+    for client in range(MANY):
+        scheduler.start(str(client), counting(log, client, 20, clock, STEP), caller=CLASS)
+    scheduler.run()
+    served = [client for client in range(MANY - FEW) for _ in range(20)]  # until only a few are left
+    assert log[: len(served)] == served
+
+
+def test_in_a_crowd_nobody_keeps_the_turn_for_long(scheduler, clock):
+    log = []
+    for client in range(MANY):
+        scheduler.start(str(client), counting(log, client, 100, clock, STEP), caller=CLASS)
+    while clock.now < 1.5 * MANY * KEPT:
+        scheduler.step()
+    runs = [index for index in range(1, len(log)) if log[index] != log[index - 1]]
+    longest = max(end - start for start, end in zip([0, *runs], runs, strict=False))
+    assert longest <= 2 * KEPT / STEP + 2
+    assert min(map(log.count, range(MANY))) > 0
+
+
+def test_in_a_crowd_a_first_result_comes_before_the_rest_of_others_which_does_not_starve(scheduler, clock):
+    log = []
+    for client in range(MANY):
+        scheduler.start(str(client), showing(log, "seen", 200, clock), caller=CLASS)
+    while any(not job.has_result for job in scheduler.jobs):
+        scheduler.step()
+    log.clear()
+    for client in range(3):
+        scheduler.start(f"new {client}", counting(log, "unseen", 50, clock, STEP), caller=CLASS)
+    for _ in range(100):
+        scheduler.step()
+    assert log.count("seen") == pytest.approx(100 / (1 + SEEN_SHARE), abs=5)
+
+
+def test_in_a_crowd_the_first_token_of_an_answer_comes_first(scheduler, clock):
+    log = []
+    for client in range(MANY):
+        scheduler.start(str(client), counting(log, "slice", 50, clock, STEP), caller=CLASS)
+    for _ in range(10):
+        scheduler.step()
+    log.clear()
+    scheduler.start("reader", showing(log, "answer", 50, clock), Urgency.FIRST, CLASS)
+    for _ in range(30):
+        scheduler.step()
+    assert log[0] == "answer"
+    assert log.count("answer") <= 15  # the rest has the share of what clients see already
+
+
+def test_a_crowd_of_one_address_takes_no_turns_of_another(scheduler, clock):
+    log = []
+    for client in range(MANY):
+        scheduler.start(str(client), counting(log, "crowd", 100, clock, STEP), Urgency.FIRST, CLASS)
+    scheduler.start("alone", showing(log, "alone", 100, clock), caller=Caller("127.0.0.3"))
+    for _ in range(100):
+        scheduler.step()
+    assert log.count("alone") == pytest.approx(50, abs=2)
+
+
+def test_many_addresses_are_a_crowd_as_well(scheduler, clock):
+    log = []
+    for client in range(MANY):
+        caller = Caller(f"127.0.1.{client}")
+        scheduler.start(str(client), counting(log, client, 20, clock, STEP), caller=caller)
+    scheduler.run()
+    served = [client for client in range(MANY - FEW) for _ in range(20)]  # until only a few are left
+    assert log[: len(served)] == served
+
+
+def test_a_few_take_short_turns(scheduler, clock):
+    log = []
+    for client in range(FEW):
+        scheduler.start(str(client), showing(log, client, 20, clock), caller=CLASS)
+    scheduler.run()
+    assert log[: 2 * FEW] == [*range(FEW)] * 2
+
+
+def test_a_shared_result_is_seen_by_all_who_wait_for_it(scheduler, clock):
+    def take(job):
+        return job.share("slice", showing([], "made", 3, clock))
+
+    jobs = [scheduler.start(name, take) for name in "ab"]
+    while not jobs[0].has_result:
+        scheduler.step()
+    assert jobs[1].has_result
