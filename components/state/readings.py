@@ -77,6 +77,8 @@ class Readings:
             def progress(event: Progress) -> None:
                 if event.partial is not None and event.done and not is_whole:  # partial losses never replace whole ones
                     self._store(key, CachedEntry(event.partial(), sequences))
+                if event.done and not is_dense:
+                    job.note_result()
                 report(event)
 
             # The dense losses depend on the model and the text alone, so they are cached on disk.
