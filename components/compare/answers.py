@@ -1,4 +1,7 @@
-"""Three models answer one prompt, one token each in turn; every answer is compared with the dense one."""
+"""Three models answer one prompt, one token each in turn; every answer is compared with the dense one.
+
+Clients that ask the same share the tokens (`token_streams.py`).
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.diagnostics.first_divergence import first_divergence
-from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text, end_tokens, stream_tokens
+from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Shared
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
-from ..state.request import Request
+from ..state.request import DENSE, Request
 from .models import Columns
+from .token_streams import TokenStream, TokenStreams, stream_key
 from .views import COLUMNS, PINNED, Answer, Question
 
 Answers = Mapping[str, Answer]
@@ -45,22 +49,32 @@ def write_answers(
         raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
     loaded = columns.dense(job, request)
-    decoder = InterleavedDecoder(job, loaded.tokenizer, question.prompt, sampling)
-    decoder.start("dense", loaded.model)
-    sources = {name: (request, name) for name in COLUMNS if name != "dense"}
+    decoder = InterleavedDecoder(job, columns.streams, loaded.tokenizer, question.prompt, sampling)
+
+    def key(of: Request, name: str) -> str:
+        method = name if of.slicing.sparsity else DENSE
+        return stream_key(of.slice_key(method), loaded.tokenizer, question)
+
+    decoder.start("dense", loaded.model, key(request, DENSE))
+    sources = {name: (request, name) for name in COLUMNS if name != DENSE}
     if pinned is not None:
         sources[PINNED] = pinned, "intraslice"
+    # The model of a calibration that is still running depends on when it is sliced, so its answer is not shared.
+    keys = {name: key(*source) if columns.session.is_calibrated(source[0]) else "" for name, source in sources.items()}
+    for name in [name for name in sources if decoder.start_finished(name, keys[name])]:
+        del sources[name]
     with ExitStack() as stack:
         models = {name: stack.enter_context(_begin_model(job, columns, *source)) for name, source in sources.items()}
         for name in models:
             decoder.show_pending(name)
         job.emit(Status(lazy_gettext("Answering")))
+        decoder.step()
         while models or decoder.running:
             for name in list(models):  # slice one model at a time; columns that have a model continue
                 try:
                     if not models[name].wait(SLICING_SECONDS if decoder.running else math.inf):
                         break
-                    decoder.start(name, models.pop(name).result())
+                    decoder.start(name, models.pop(name).result(), keys[name])
                     job.emit(Status(lazy_gettext("Answering")))
                 except (UserError, NumericalError) as problem:
                     decoder.refuse(name, str(problem))
@@ -78,10 +92,12 @@ def _begin_model(job: Job, columns: Columns, request: Request, name: str) -> Sha
 class InterleavedDecoder:
     """Decodes the columns in turn, one token each, so that no column waits for another to end."""
 
-    def __init__(self, job: Job, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> None:
-        self._job = job
+    def __init__(
+        self, job: Job, streams: TokenStreams, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
+    ) -> None:
+        self._job, self._streams = job, streams
         self._tokenizer, self._prompt, self._sampling = tokenizer, prompt, sampling
-        self.running: dict[str, tuple[PreTrainedModel, Iterator[int]]] = {}
+        self.running: dict[str, tuple[str, TokenStream]] = {}
         self._tokens: defaultdict[str, list[int]] = defaultdict(list)
         self._answers = {name: Answer() for name in COLUMNS}
 
@@ -98,22 +114,32 @@ class InterleavedDecoder:
         """Show why a column has no answer."""
         self._show(name, Answer(state="refused", problem=problem))
 
-    def start(self, name: str, model: PreTrainedModel) -> None:
-        """Start a column's answer."""
-        stream = stream_tokens(model, self._tokenizer, self._prompt, self._sampling, pause=self._job.checkpoint)
-        self.running[name] = model, stream
+    def start(self, name: str, model: PreTrainedModel, key: str) -> None:
+        """Start a column's answer; without `key` it is not shared."""
+        self.running[name] = key, self._streams.begin(key, model, self._tokenizer, self._prompt, self._sampling)
+
+    def start_finished(self, name: str, key: str) -> bool:
+        """Start a column whose answer is known already, without a model; returns whether it is."""
+        stream = self._streams.finished(key)
+        if stream is not None:
+            self.running[name] = key, stream
+        return stream is not None
 
     def step(self) -> None:
-        """Decode one token per running column; shows all columns after each. Raises UserError for a bad prompt."""
-        for name, (model, stream) in list(self.running.items()):
-            try:
-                token = next(stream)
-            except StopIteration:
-                del self.running[name]
-                state = "ended" if self._tokens[name][-1:] and self._tokens[name][-1] in end_tokens(model) else "cut"
-            else:
-                self._tokens[name].append(token)
+        """Decode one token per running column, or take all that others have decoded; shows all columns after each.
+
+        Raises UserError for a bad prompt.
+        """
+        for name, (key, stream) in list(self.running.items()):
+            tokens = self._tokens[name]
+            if stream.reach(self._job, len(tokens)):
+                tokens.extend(stream.tokens[len(tokens) :])
                 state = "growing"
+            else:
+                del self.running[name]
+                self._streams.keep(key, stream)
+                state = stream.state
+            self._job.note_result()
             self._show(name, self._view(name, state))
 
     def _show(self, name: str, answer: Answer) -> None:

@@ -25,6 +25,7 @@ from ..state.caches import BoundedCache
 from ..state.crossmodule import nearest_plan
 from ..state.request import DENSE, CalibrationKey, Request
 from ..state.session import Session
+from .token_streams import TokenStreams
 from .views import Cost, Costs
 
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
@@ -35,6 +36,7 @@ class Columns:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.streams = TokenStreams()
         self._stopped: set[str] = set()
         self._plans: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
