@@ -113,7 +113,7 @@
     const [low, high] = [tried[over - 1], tried[over]];
     const way = Math.log(2 / low.times) / Math.log(high.times / low.times);
     const crossing = low.percent + way * (high.percent - low.percent);
-    return { values: { ...values, crossing: fill(words.at, { percent: fixed(crossing, 0) }) }, close: Math.abs(said - crossing) <= 4 };
+    return { values: { ...values, crossing: fill(words.at, { percent: fixed(crossing, 0) }) }, truth: crossing, close: Math.abs(said - crossing) <= 4 };
   }
 
   function across(said) {
@@ -173,6 +173,18 @@
     return { values, truth: share, close: Math.abs(said - share) <= 7 };
   }
 
-  Object.assign(lesson, { fill, groups, readout, settled, slider, written });
+  // Predictions and measured values in the units of the controls, alike for all pages: bars in per cent, and of the
+  // shuffled answers which model's it is.
+  const MODELS = ["dense", "intraslice", "crossmodule"];
+  function measured({ kind }, found) {
+    if (!found) return null;
+    if (kind === "answers") return MODELS.indexOf("dense");
+    const { truth = null } = found;
+    return kind === "bars" ? truth.map((share) => Math.round(1000 * share) / 10) : Number.isFinite(truth) ? Math.round(1000 * truth) / 1000 : null;
+  }
+  const pooled = ({ kind }, said) => (kind === "answers" ? MODELS.indexOf(models[said]) : said);
+  const unpooled = ({ kind }, value) => (kind === "answers" ? models.indexOf(MODELS[value]) : value);
+
+  Object.assign(lesson, { fill, groups, measured, pooled, readout, settled, slider, unpooled, written });
   lesson.answers = { cost, budget, hurts, directions, choosing, doubling, across, who, speed, words: tokens };
 })();

@@ -1,5 +1,6 @@
 // What a prediction is made with, one kind each. A kind takes the step's description, the prediction made before (or
-// undefined) and `say`, which takes a new one; it gives the element and `reveal(truth)`, which shows the truth beside it.
+// undefined) and `say`, which takes a new one; it gives the element and `reveal(truth)`, which shows the truth beside it,
+// and where it always shows some value, `current()`.
 (() => {
   const words = window.isxLesson.words;
 
@@ -32,7 +33,7 @@
       truth.hidden = false;
       truth.style.left = `calc(11px + (100% - 22px) * ${share})`; // half a thumb at either end
     };
-    return { element, reveal };
+    return { element, reveal, current: () => Number(input.value) };
   }
 
   function number({ label, min, max, step }, said, say) {
@@ -127,7 +128,7 @@
         bar.style.setProperty("--isx-share", Math.min((100 * truth[index]) / max, 1));
       });
     };
-    return { element: make("div", {}, make("p", { className: "isx-quiet", textContent: window.isxSay("{label}, 0 to {max}{unit}", { label, max, unit }) }), plot, key), reveal };
+    return { element: make("div", {}, make("p", { className: "isx-quiet", textContent: window.isxSay("{label}, 0 to {max}{unit}", { label, max, unit }) }), plot, key), reveal, current: () => [...values] };
   }
 
   window.isxLesson.make = make;

@@ -1,10 +1,11 @@
 // The lesson: a panel beside the live page. Each step sets the page to a state (components/frame/lesson.py does it, as a
 // link would), asks first, and then shows the answer as the page measures it. Texts are texts/LANGUAGE/lesson.json; the controls of the
-// predictions are controls.js, the answers answers.js. Progress stays in this browser.
+// predictions are controls.js, the answers answers.js. Progress stays in this browser. In a class, ../rooms/room.js is
+// `lesson.room`, which says what the main button does and follows the class's questions.
 (() => {
   const lesson = window.isxLesson;
   const { words, steps, make, fill } = lesson;
-  const KEPT = "isx-lesson";
+  const storeName = () => (lesson.room ? `isx-lesson-${lesson.room.code}` : "isx-lesson"); // a class has its own progress
   const LOOK = 300; // ms between two looks at the page
   const PATIENCE = 8000; // ms for the page to take a step's state; after that the lesson goes on with what is there
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -17,16 +18,16 @@
   function load() {
     let found = {};
     try {
-      found = JSON.parse(localStorage.getItem(KEPT)) ?? {};
+      found = JSON.parse(localStorage.getItem(storeName())) ?? {};
     } catch {}
     const record = (value) => (value && typeof value === "object" && !Array.isArray(value) ? value : {});
     const at = Number.isInteger(found.at) && steps[found.at] ? found.at : 0;
-    return { at, said: record(found.said), shown: record(found.shown), notes: found.notes === true };
+    return { at, said: record(found.said), shown: record(found.shown), found: record(found.found), notes: found.notes === true };
   }
 
   function keep() {
     try {
-      localStorage.setItem(KEPT, JSON.stringify(kept));
+      localStorage.setItem(storeName(), JSON.stringify(kept));
     } catch {}
   }
 
@@ -41,6 +42,7 @@
   function build() {
     const name = (part, tag = "div") => make(tag, { className: `isx-lesson-${part}` });
     parts = { links: make("ol"), title: make("h3", { id: "isx-lesson-title", tabIndex: -1 }), question: name("question"), control: name("control"), answer: name("answer"), notes: name("notes") };
+    Object.assign(parts, { bar: name("bar"), room: name("room"), class: name("class") });
     Object.assign(parts, { back: button("back", words.back), on: button("on", "", "isx-on"), more: button("notes", words.notes) });
     parts.answer.setAttribute("aria-live", "polite");
     parts.notes.id = "isx-lesson-notes";
@@ -50,7 +52,7 @@
     const top = name("top");
     top.append(nav, button("close", words.close));
     const body = name("body");
-    body.append(parts.title, parts.question, parts.control, parts.answer, parts.notes);
+    body.append(parts.bar, parts.title, parts.question, parts.control, parts.room, parts.answer, parts.notes, parts.class);
     const bottom = name("bottom");
     bottom.append(parts.more, parts.back, parts.on);
     panel = make("section", { className: "isx-lesson", title: "" }, top, body, bottom);
@@ -61,6 +63,7 @@
     document.body.classList.add("isx-lesson-open");
     addEventListener("keydown", pressedKey);
     looking = setInterval(look, LOOK);
+    lesson.fillClass(parts);
   }
 
   function clicked(event) {
@@ -86,6 +89,7 @@
   const back = () => at > 0 && show(at - 1);
 
   function forward() {
+    if (lesson.room?.forward(at, shown())) return;
     if (!shown()) reveal();
     else if (at === steps.length - 1) close();
     else show(at + 1);
@@ -110,7 +114,7 @@
     if (!ours && !(inside && key === "Escape")) return;
     if (along[key]) along[key] > 0 ? forward() : back();
     else if (key.toLowerCase() === "n") toggleNotes();
-    else if (key === "Escape") close();
+    else if (key === "Escape") panel.classList.contains("isx-lesson-wide") ? panel.classList.remove("isx-lesson-wide") : close();
     else return;
     event.preventDefault();
   }
@@ -130,6 +134,7 @@
     control = null;
     parts.control.replaceChildren();
     parts.answer.replaceChildren();
+    lesson.room?.opened(index);
     tell();
     begin(0, set);
     look();
@@ -149,7 +154,11 @@
   }
 
   function tell() {
-    parts.on.textContent = !shown() ? words.show : at === steps.length - 1 ? words.finish : words.next;
+    const usual = !shown() ? words.show : at === steps.length - 1 ? words.finish : words.next;
+    const { label = usual, disabled = false } = lesson.room?.button(at, shown()) ?? {};
+    parts.on.textContent = label;
+    parts.on.disabled = disabled;
+    lesson.renderClass();
     parts.links.querySelectorAll("a")[at].classList.toggle("isx-done", shown());
     tellNotes();
   }
@@ -221,6 +230,7 @@
     control = lesson.controls[described.kind](described, kept.said[id], (said) => {
       kept.said[id] = said;
       keep();
+      if (lesson.room) tell();
     });
     parts.control.replaceChildren(control.element);
   }
@@ -247,10 +257,23 @@
     if (readings[phase] && shown() && phase + 1 < step().states.length) begin(phase + 1);
   }
 
+  // What the page measures for this step: null until it has.
+  const find = () => (arrived || readings.length ? lesson.answers[step().id](kept.said[step().id], readings) : null);
+
+  // For the record of the lesson, and for the class.
+  function remember(found, sentence) {
+    const { id, control: described } = step();
+    const before = JSON.stringify(kept.found[id]);
+    kept.found[id] = { sentence, truth: lesson.measured(described, found) };
+    if (JSON.stringify(kept.found[id]) === before) return;
+    keep();
+    lesson.room?.measured(at, kept.found[id].truth);
+  }
+
   function answer() {
     const { id, answer: sentence, meaning, large, waiting = words.waiting } = step();
     const said = kept.said[id];
-    const found = arrived || readings.length ? lesson.answers[id](said, readings) : null;
+    const found = find();
     const paragraphs = [["p", found ? fill(sentence, found.values) : waiting, found ? "isx-found" : "isx-quiet"]];
     if (found) {
       const guessed = (said ?? null) !== null;
@@ -259,6 +282,7 @@
       if (found.truth !== undefined) control?.reveal(found.truth);
     }
     if (found) paragraphs.push(["p", meaning, ""], ["h4", words.large, ""], ["p", large, ""]);
+    if (found && (step().states.length > 1 || holds(step().states[0]))) remember(found, fill(sentence, found.values));
     const now = JSON.stringify(paragraphs);
     if (parts.answer.dataset.said === now && parts.answer.firstChild) return;
     parts.answer.dataset.said = now;
@@ -276,9 +300,30 @@
 
   // A step's link: the server has read it as well, and the page opens in the step's state.
   const linked = Number(new URLSearchParams(location.search).get("lesson")) - 1;
-  const open = (tries) => {
-    if (document.querySelector("#tabs") && document.querySelector("#sparsity input[type=range]")) show(linked, false);
-    else if (tries) setTimeout(open, 100, tries - 1);
+  const whenReady = (act, tries = 600) => {
+    if (document.querySelector("#tabs") && document.querySelector("#sparsity input[type=range]")) act();
+    else if (tries) setTimeout(whenReady, 100, act, tries - 1);
   };
-  if (steps[linked]) open(600);
+  const isClass = new URLSearchParams(location.search).has("room"); // whose question is the step
+  if (steps[linked] && !isClass) whenReady(() => show(linked, false));
+
+  // What a class needs: `use` changes to its progress, or back.
+  Object.assign(lesson, {
+    whenReady,
+    show: (index, again = false) => (index === at && panel?.isConnected && !again ? tell() : show(index)),
+    at: () => at,
+    kept: () => kept,
+    isShown: (index) => Boolean(kept.shown[steps[index].id]),
+    current: () => kept.said[step().id] ?? control?.current?.(),
+    truth: () => lesson.measured(step().control, find()),
+    tell: () => at >= 0 && tell(),
+    use: () => (kept = load()),
+    set(index, { said, shown: seen }) {
+      const { id } = steps[index];
+      if (said !== undefined) kept.said[id] = said;
+      if (seen) kept.shown[id] = true;
+      keep();
+    },
+    reveal: (index) => (index === at ? reveal() : lesson.set(index, { shown: true })),
+  });
 })();

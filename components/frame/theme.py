@@ -25,8 +25,9 @@ BLUE = gr.themes.Color(
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 SCRIPTS = ("words.js", "page.js", "history.js", "tour.js", "awake.js", "presenter.js", "keys.js")
 DEVICE = ("device/files.js", "device/engine.js", "device/answers.js", "device/panel.js")
-STYLES = ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css", "device/device.css")
+STYLES = ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css", "rooms/rooms.css", "device/device.css")
 LESSON = ("lesson/controls.js", "lesson/answers.js", "lesson/lesson.js")
+ROOMS = ("rooms/chart.js", "rooms/room.js", "rooms/record.js", "rooms/panel.js")
 MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
 
 
@@ -106,7 +107,7 @@ def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
 
 def _head(tabs: Mapping[str, str]) -> str:
     """Styles, scripts, and the global variables of these scripts."""
-    scripts = "".join(map(_read, (*SCRIPTS, *DEVICE, *LESSON)))
+    scripts = "".join(map(_read, (*SCRIPTS, *DEVICE, *LESSON, *ROOMS)))
     styles = "".join(map(_read, STYLES))
     variables = {
         "isxLanguage": json.dumps(for_scripts()),

@@ -1,0 +1,137 @@
+"""A class in a real browser: one presenter and five students in contexts of their own, on phones and desktops."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from browsing import PATIENCE, Opened
+
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
+MEASURED = "/→ [0-9.,]+ /.test(document.querySelector('#headline')?.innerText)"
+MAIN = ".isx-lesson [data-go=on]"
+STUDENTS = [(PHONE, "en"), (PHONE, "en"), (PHONE, "de"), (DESKTOP, "en"), (DESKTOP, "en")]
+
+
+@pytest.fixture
+def open_alone(chromium, address) -> Iterator[Callable[..., Opened]]:
+    """Opens the page in a context of its own, as another person; at the end nothing may have gone wrong on it."""
+    opened: list[Opened] = []
+    with ExitStack() as contexts:
+
+        def open_page(query: str, size: dict[str, int] = DESKTOP, language: str = "en", **options: str) -> Opened:
+            context = contexts.enter_context(chromium.new_context(viewport=size, locale=language, **options))
+            context.set_default_timeout(PATIENCE)
+            one = Opened(context.new_page())
+            opened.append(one)
+            one.page.goto(address + query)
+            return one
+
+        yield open_page
+        assert [one.faults for one in opened] == [[]] * len(opened)
+
+
+def start_class(presenter: Opened) -> str:
+    """Start a class in the lesson; returns the students' link."""
+    page = presenter.page
+    page.wait_for_function(MEASURED)
+    page.click("#lesson")
+    page.click(".isx-room-outside summary")
+    page.click("[data-room=start]")
+    page.wait_for_selector(".isx-room-qr svg")
+    return page.inner_text(".isx-room-link")
+
+
+def predict(student: Opened, number: int) -> None:
+    """Predict by keyboard and send it: students with other numbers predict something else."""
+    page = student.page
+    control = page.locator(".isx-lesson-control")
+    if control.locator("button").count():
+        control.locator("button").nth(number % 4).click()
+    else:
+        control.locator("input").first.focus()
+        for _ in range(number + 1):
+            page.keyboard.press("ArrowRight")
+    page.click(MAIN)
+    page.wait_for_function("document.querySelector('.isx-lesson [data-go=on]').disabled")
+
+
+def at_question(one: Opened, number: int) -> None:
+    one.until("number => document.querySelector('#isx-lesson-title')?.textContent.startsWith(`${number}.`)", number)
+    one.page.locator(".isx-lesson-control :is(input, button)").first.wait_for(state="attached")
+
+
+def axe_faults(one: Opened) -> list[str]:
+    violations = one.page.evaluate("axe.run('.isx-lesson', { resultTypes: ['violations'] })")["violations"]
+    return [f"{each['id']} {each['nodes'][0]['failureSummary'][:300]}" for each in violations]
+
+
+def saved(one: Opened, button: str) -> str:
+    with one.page.expect_download() as download:
+        one.page.click(f"[data-room={button}]")
+    return Path(download.value.path()).read_text(encoding="utf-8-sig")
+
+
+def test_a_class_predicts_together_through_three_questions(open_alone, tiny_query, address, axe) -> None:
+    query = f"{tiny_query}&prompt=w10%20w20"
+    presenter = open_alone(query)
+    link = start_class(presenter)
+    code = link[-6:]
+    students = [open_alone(link.removeprefix(address), size, language) for size, language in STUDENTS[:-1]]
+    typist = open_alone(query, *STUDENTS[-1])
+    typist.page.wait_for_function(MEASURED)
+    typist.page.click("#lesson")
+    typist.page.click(".isx-room-outside summary")
+    typist.page.fill(".isx-room-form input", f"{code[:3].lower()} {code[3:].lower()}")
+    typist.page.keyboard.press("Enter")
+    students.append(typist)
+    for student in students:
+        at_question(student, 1)
+        student.says(".isx-room-bar b", code)
+        assert student.page.locator(".isx-room-counts, [data-room=delete], [data-room=csv]").count() == 0
+    for question in (1, 2, 3):
+        for number, student in enumerate(students):
+            at_question(student, question)
+            assert student.page.locator(".isx-room-figure svg").count() == 0  # nothing before the reveal
+            predict(student, number)
+        presenter.says(".isx-room-counts", f"Students: 5 · Predictions: {len(students)}")
+        assert presenter.page.locator(".isx-h-truth, .isx-h .isx-h-right").count() == 0
+        if question == 2:  # a student who reloads keeps the prediction, and one who changes it counts once
+            students[0].page.reload()
+            students[0].says(".isx-room-line", "has been counted")
+            assert students[0].page.locator(".isx-column input").first.input_value() == "31"
+            predict(students[1], 5)
+            presenter.says(".isx-room-counts", f"Predictions: {len(students)}")
+        presenter.page.click(MAIN)
+        for student in students:
+            student.page.wait_for_selector(".isx-room-figure svg")
+            student.says(".isx-room-figure figcaption", str(len(students)))
+        if question < 3:
+            for one in (presenter, *students):
+                one.page.wait_for_selector(".isx-h-truth", state="attached")
+                one.page.wait_for_selector(".isx-lesson-answer .isx-found")
+            presenter.page.click(MAIN)
+    german, phone = students[2], students[0]
+    assert german.page.inner_text(MAIN) == "Auf die nächste Frage warten"
+    for one in (presenter, german):
+        one.page.evaluate(axe)
+        assert axe_faults(one) == []
+    assert german.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    record = saved(german, "record")
+    assert '<html lang="de">' in record
+    assert record.count("<svg") == record.count("<h2") == 3
+    assert "<script" not in record
+    rows = list(csv.reader(io.StringIO(saved(presenter, "csv"))))
+    assert len(rows) == 1 + 3 * len(students)
+    assert saved(presenter, "report").count("<h2") == 3
+    phone.forgive("AbortError", "errored out")  # of what the page waited for when it was reloaded
+    presenter.page.click("[data-room=delete]")
+    presenter.page.click("[data-room=sure]")
+    presenter.page.wait_for_selector(".isx-room-outside", state="visible")
+    for student in students:
+        student.page.wait_for_selector(".isx-room-bar + p:not(:empty)")
+        student.forgive("410")
