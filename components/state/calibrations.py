@@ -143,6 +143,7 @@ class Calibrations:
             """Publish the calibration on the first `sequences`; reports `event` again while it is prepared."""
             profile = stats.make_profile(progress=lambda _: report(event))
             stats.ranked_neurons = {}  # turns on caching of rankings, since the slider slices often
+            stats.sliced_modules = {}  # and of modules, which no job changes
             provisional = so_far(sequences, len(tokens))
             source = Source(profile, head_weights, key, sequences, provisional)
             if provisional:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from weakref import ref
 
 import numpy
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig, Targets
 from intraslice.core.linalg import BLOCK, OrderedFactor, mirror_
@@ -140,6 +141,9 @@ class CalibrationStats:
     # Neurons of every layer, best first: the first ones are kept, for any width. As large as the MLPs' moments, so only
     # cached if a caller that slices often sets it to a dictionary.
     ranked_neurons: dict[int, OrderedFactor] | None = field(default=None, init=False, repr=False)
+    # Modules of one-shot slices, by layer and sizes, while a model has them: later slices share those of equal sizes.
+    # Only if a caller that does not change its models sets it to a dictionary.
+    sliced_modules: dict[tuple[int, ...], ref[nn.Module]] | None = field(default=None, init=False, repr=False)
     # Moments of the inputs of attention and MLP, by layer: see `calibration.inputs`.
     input_moments: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 

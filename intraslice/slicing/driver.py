@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from weakref import ref
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.core.config import SliceConfig
+from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.linalg import OrderedFactor, add_moment_, typical_damping
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.core.weights import AttentionWeights, MLPWeights
@@ -24,7 +25,7 @@ from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.modeling.offload import offload_like_, resident
+from intraslice.modeling.offload import is_offloaded, offload_like_, resident
 from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.ratios import LayerPlan, SlicePlan
@@ -63,11 +64,12 @@ def slice_model(
     hidden_states = None if one_shot or tokens is None else _embed_shard(model, tokens)
     token_count = 0 if tokens is None else tokens.numel()
     parts: dict[nn.Module, nn.Module] = {}
+    shares = plan.recovery == NO_RECOVERY and not is_offloaded(model)  # a recovery trains the modules
     for index, (block, layer) in enumerate(zip(blocks(model), plan.layers, strict=True)):
         with resident(block.attention), resident(block.mlp):
             if hidden_states is None:
-                attention = attention_from_moments(block.attention, layer, stats.layers[index], stats.tokens)
-                mlp = mlp_from_stats(block.mlp, layer.neurons, stats, index)
+                shared = stats.sliced_modules if shares else None
+                attention, mlp = _slice_one_shot(block, layer, stats, index, shared)
             else:
                 fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, token_count, plan.config)
                 attention, mlp = fit.slice_(partial(report, Progress("slice", index, total)))
@@ -83,6 +85,24 @@ def _is_unchanged(attention: SlicedAttention, plan: LayerPlan) -> bool:
 
 
 # One-shot
+
+
+SharedModules = dict[tuple[int, ...], ref[nn.Module]]  # see `CalibrationStats.sliced_modules`
+
+
+def _slice_one_shot(
+    block: Block, plan: LayerPlan, stats: CalibrationStats, index: int, shared: SharedModules | None
+) -> tuple[SlicedAttention, SlicedMLP]:
+    """The modules of one layer; those of `shared` that have the same sizes, else new ones, which are added to it."""
+    keys = (index, 0, plan.dim, *plan.heads), (index, 1, plan.neurons)
+    attention, mlp = (shared[key]() if shared and key in shared else None for key in keys)
+    if not isinstance(attention, SlicedAttention):
+        attention = attention_from_moments(block.attention, plan, stats.layers[index], stats.tokens)
+    if not isinstance(mlp, SlicedMLP):
+        mlp = mlp_from_stats(block.mlp, plan.neurons, stats, index)
+    if shared is not None:
+        shared.update(zip(keys, (ref(attention), ref(mlp)), strict=True))
+    return attention, mlp
 
 
 def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:
