@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..i18n.language import lazy_gettext
+from ..device import wllama
+from ..i18n.language import gettext, lazy_gettext
 from ..jobs.status import Status
+from ..jobs.waiting import Waiting
 from ..state.request import Request
 from ..ui import formatting
 from ..ui.handlers import unchanged
@@ -19,6 +21,7 @@ from .models import Columns
 from .views import COLUMNS, PINNED, Answer, Costs, Question
 
 UPDATE_SECONDS = 0.15  # between two updates of growing answers; each takes a browser about 50 ms
+LONG_WAIT = 10  # seconds from which a wait offers the user's own device
 UNFINISHED = ("waiting", "pending", "growing")
 
 
@@ -92,6 +95,7 @@ def answer(
     for event in answers.answer(columns, request, question, client, pinned):
         status = gr.skip()
         if isinstance(event, Status):
+            event = _with_offer(columns, request, event)
             status, event = formatting.status(event), _with_slicing_progress(latest, event)
         latest = event
         if isinstance(status, str) or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
@@ -168,6 +172,15 @@ def _changed(previous: answers.Answers, current: answers.Answers, request: Reque
         if previous.get(name) != content
     }
     return unchanged(Answered)._replace(**changed)
+
+
+def _with_offer(columns: Columns, request: Request, event: Status) -> Status:
+    """The status; one of a long wait offers the user's own device, where that can run the models."""
+    is_long = isinstance(event, Waiting) and (event.seconds_left or 0) >= LONG_WAIT
+    if not is_long or not wllama.is_fetched() or columns.session.plan(request) is None:
+        return event
+    waiting = formatting.status_text(event)
+    return Status(gettext("{waiting}. Choose “Run on: This device” to have the models answer there.", waiting=waiting))
 
 
 def _with_slicing_progress(shown: answers.Answers, event: Status) -> answers.Answers:

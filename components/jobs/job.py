@@ -88,18 +88,19 @@ class Job(Account):
         """End it at its next checkpoint, unless it has ended."""
         self._scheduler.stop(self)
 
-    def events(self) -> Iterator[list[Any]]:
+    def events(self, patience: float | None = None) -> Iterator[list[Any]]:
         """What it emits, as lists of all that came since the last, until it ends. Raises what it failed with.
 
-        Leaving the loop stops the job. A stopped one has no more events, and is not waited for while it is away.
+        Leaving the loop stops the job. A stopped one has no more events, and is not waited for while it is away. With
+        `patience`, a list is empty where nothing came for so many seconds.
         """
         try:
             while True:
                 with self._changed:
-                    self._await_events()
+                    self._await_events(patience)
                     events, self._events = self._events, []
                     is_last = self.ended or self.stopped
-                if events and not self.stopped:
+                if (events or not is_last) and not self.stopped:
                     yield events
                 if is_last:
                     break
@@ -207,8 +208,8 @@ class Job(Account):
             del self.work
             self._changed.notify_all()
 
-    def _await_events(self) -> None:
-        self._changed.wait_for(lambda: self._events or self.ended or (self.stopped and self.is_away))
+    def _await_events(self, patience: float | None) -> None:
+        self._changed.wait_for(lambda: self._events or self.ended or (self.stopped and self.is_away), patience)
 
 
 class SharedWork(Job):

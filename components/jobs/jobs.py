@@ -20,6 +20,7 @@ from .job import Caller, Job
 from .scheduler import Scheduler
 from .status import Status
 from .turns import Urgency
+from .waiting import PATIENCE, Line, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Jobs:
         self.caller: Callable[[], Caller] = Caller  # called where a job is started: who starts it
         self._running: list[_Running] = []
         self._lock = threading.Lock()
+        self._line = Line()
 
     def halt(self, client: str, kind: str = "") -> bool:
         """End a client's jobs, or the one of a kind, at their next checkpoint; returns whether there was any."""
@@ -88,6 +90,8 @@ class Jobs:
     ) -> Iterator[Any]:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
+        While it waits for other clients' jobs, a status says for how many.
+
         What is expected to fail ends in an error status. With `follows` it ends without a word when the client looks at
         something else (`look`); else a stopped one says so.
         """
@@ -101,9 +105,15 @@ class Jobs:
         with self._lock:
             self._running.append(running)
         began = time.monotonic()
+        told: Waiting | None = None
         try:
-            for events in job.events():
-                for event, following in zip(events, [*events[1:], None], strict=True):
+            for events in job.events(PATIENCE):
+                if not events:
+                    waiting = self._line.status(job, self.scheduler, self._kinds())
+                    if waiting not in (None, told):
+                        told = waiting
+                        yield waiting
+                for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
                     if type(event) is not type(following):
                         yield event
             if job.stopped and not follows:
@@ -112,6 +122,7 @@ class Jobs:
             yield Status(str(problem) or type(problem).__name__, "error")
         finally:
             job.stop()
+            self._line.note(kind, job)
             with self._lock:
                 self._running = [other for other in self._running if other is not running]
             how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
@@ -135,6 +146,10 @@ class Jobs:
                 "Too many jobs ({count}) of other sessions are waiting. Try again in a minute.", count=waiting
             )
         return ""
+
+    def _kinds(self) -> dict[Job, str]:
+        with self._lock:
+            return {running.job: running.kind for running in self._running}
 
     def _of(self, client: str) -> list[_Running]:
         with self._lock:

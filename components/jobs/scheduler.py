@@ -64,6 +64,14 @@ class Scheduler:
             self._pass_on()
         return job
 
+    def line(self) -> list[Job]:
+        """The jobs that want a turn, in the order in which they get it as things are now; first who has it."""
+        with self.lock:
+            now, payer = self._clock(), self._payer if self._runner is not None else None
+            wanting = [job for job in self.jobs if self._runner_for(job, now) is not None and job is not payer]
+            has_turn = [payer] if payer in self.jobs else []
+            return [*has_turn, *self._turns.in_order(wanting)]
+
     # What jobs call (`job.py` says what each does)
 
     def checkpoint(self, job: Job) -> None:

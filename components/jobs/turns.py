@@ -90,12 +90,11 @@ class Turns:
                 self._level[kind] = max(self._level[kind], used)
         return chosen
 
-    def before(self, job: AnAccount, jobs: Sequence[AnAccount]) -> list[AnAccount]:
-        """Those of the `jobs`, of which it is one, that come before it as things are now."""
-        background = [job for job in jobs if job.urgency is Urgency.BACKGROUND]
+    def in_order(self, jobs: Sequence[AnAccount]) -> list[AnAccount]:
+        """The jobs in the order in which they come as things are now."""
         urgent = [job for job in jobs if job.urgency is not Urgency.BACKGROUND]
-        line = [*sorted(urgent, key=self._rank_among(urgent)), *sorted(background, key=self._has_used)]
-        return line[: line.index(job)]
+        background = [job for job in jobs if job.urgency is Urgency.BACKGROUND]
+        return [*sorted(urgent, key=self._rank_among(urgent)), *sorted(background, key=self._has_used)]
 
     def _choose_urgent(self, jobs: Sequence[AnAccount]) -> AnAccount:
         first = min(jobs, key=self._rank_among(jobs))

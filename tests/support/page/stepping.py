@@ -54,8 +54,8 @@ class AwaitedJob(Job):
 
     is_awaited = False
 
-    def events(self) -> Iterator[list[Any]]:
-        events = super().events()
+    def events(self, patience: float | None = None) -> Iterator[list[Any]]:
+        events = super().events()  # a test's machine may be slow
         try:
             while True:
                 with self._changed:

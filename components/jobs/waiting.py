@@ -1,0 +1,71 @@
+"""How many jobs come before another one, and about how long they take, estimated from the last jobs of their kinds."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..i18n.language import lazy_gettext
+from .job import Job
+from .scheduler import Scheduler
+from .status import Status
+
+PATIENCE = 1.0  # seconds without an event, after which a job that waits says so, and between two such statuses
+LINE_SECONDS = 0.5  # for which a line is used for all who ask
+NEWEST = 0.3  # weight of the newest job in the mean of its kind
+STEP = 5  # seconds to which an estimate is rounded up
+
+
+@dataclass(frozen=True)
+class Waiting(Status):
+    """The status of a job that waits for its turn."""
+
+
+class Line:
+    """The jobs in the order in which they come, and the seconds that jobs of a kind take until their first result."""
+
+    def __init__(self) -> None:
+        self._mean: dict[str, float] = {}
+        self._jobs: list[Job] = []
+        self._moment = -math.inf
+        self._lock = threading.Lock()
+
+    def note(self, kind: str, job: Job) -> None:
+        """Note how long a job took until its first result, or until its end if it has none."""
+        if job.seconds_to_result is None and (job.error is not None or job.stopped):
+            return
+        seconds = job.seconds if job.seconds_to_result is None else job.seconds_to_result
+        with self._lock:
+            before = self._mean.setdefault(kind_of(kind), seconds)
+            self._mean[kind_of(kind)] = before + NEWEST * (seconds - before)
+
+    def status(self, job: Job, scheduler: Scheduler, kinds: Mapping[Job, str]) -> Waiting | None:
+        """What a job that waits tells, or None if no job of another client comes before it.
+
+        Args:
+            kinds: the kinds of the running jobs.
+        """
+        with self._lock:
+            if time.monotonic() > self._moment + LINE_SECONDS:
+                self._jobs, self._moment = scheduler.line(), time.monotonic()
+            if job not in self._jobs:
+                return None
+            before = [other for other in self._jobs[: self._jobs.index(job)] if other.client != job.client]
+            work: dict[object, float] = {}  # seconds left, of each piece of shared work once
+            for other in before:
+                mean = self._mean.get(kind_of(kinds.get(other, "")))
+                if mean is not None and not other.has_result:
+                    wait = other.wait
+                    work[other if wait is None else wait.work] = max(0.0, mean - other.seconds)
+        if not before:
+            return None
+        seconds = math.ceil(sum(work.values()) / STEP) * STEP if work else None
+        return Waiting(lazy_gettext("{count} before you", count=len(before)), seconds_left=seconds)
+
+
+def kind_of(kind: str) -> str:
+    """The kind without the number that a call of the API has."""
+    return kind.rstrip(" 0123456789")
