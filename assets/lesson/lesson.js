@@ -182,7 +182,8 @@
     tell();
     look();
     const body = parts.answer.parentElement; // a small screen shows the prediction and the answer, not the question
-    body.scrollTop = parts.control.offsetTop - body.offsetTop;
+    const seen = parts.control.offsetHeight ? parts.control : parts.room;
+    body.scrollTop = panel.classList.contains("isx-lesson-wide") ? 0 : seen.offsetTop - body.offsetTop;
   }
 
   // Covers what would give the answer away, also from those who hear the page.
@@ -278,7 +279,7 @@
     if (found) {
       const guessed = (said ?? null) !== null;
       if (guessed && found.close !== null) paragraphs.unshift(["p", judged(said, found.close), found.close ? "isx-close" : "isx-far"]);
-      if (!guessed) paragraphs.unshift(["p", words.no_guess, "isx-quiet"]);
+      if (!guessed && !lesson.room?.isLead) paragraphs.unshift(["p", words.no_guess, "isx-quiet"]);
       if (found.truth !== undefined) control?.reveal(found.truth);
     }
     if (found) paragraphs.push(["p", meaning, ""], ["h4", words.large, ""], ["p", large, ""]);

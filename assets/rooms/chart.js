@@ -90,7 +90,7 @@
       parts += text(middle, base + 15, first === last ? first : `${first}–${last}`, "isx-h-label");
     }
     const key = [has(truth) && `— ${say("measured")}`, has(mine) && `▸ ${say("you")}`, shape && say("bar: median of the class")].filter(Boolean);
-    return [parts + text(LEFT, 12, key.join("   "), "isx-h-label", "start"), base + 22];
+    return [parts + text(LEFT, 12, key.join(" · "), "isx-h-label", "start"), base + 22];
   }
 
   // In one sentence, for who does not see the picture.

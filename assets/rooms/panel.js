@@ -54,7 +54,10 @@
   const acts = {
     start: () => attempt(window.isxRoom.start),
     leave: () => window.isxRoom.leave(),
-    large: () => parts.bar.closest(".isx-lesson").classList.toggle("isx-lesson-wide"),
+    large: () => {
+      const panel = parts.bar.closest(".isx-lesson");
+      if (panel.classList.toggle("isx-lesson-wide")) panel.querySelector(".isx-lesson-body").scrollTop = 0;
+    },
     invite: () => {
       view.invite.hidden = !view.invite.hidden;
       render();
@@ -185,8 +188,9 @@
       spoken = Date.now();
       set(view.heard, "textContent", words);
     }
+    if (revealed && !view.begun) [view.begun, view.invite.hidden] = [true, true]; // the class is complete, most likely
     if (!view.invite.hidden) drawQr();
-    const caption = !shape ? say("No predictions yet.") : !revealed ? say("The class's predictions; the measured value follows with the reveal.") : revealed.truth === null ? say("The class's predictions; the measurement is running.") : say("The class's predictions, and what was measured.");
+    const caption = !shape ? say("No predictions yet.") : !revealed ? say("The class's predictions; the measured value follows with the reveal.") : revealed.truth === null ? say("The class's predictions; the page has not measured this yet.") : say("The class's predictions, and what was measured.");
     fill(view.plot, caption, shape, revealed?.truth ?? null, null);
   }
 
@@ -195,7 +199,7 @@
     const step = at() + 1;
     const revealed = state.revealed[step];
     const sent = now.sent?.[step] ?? state.mine[step];
-    const line = revealed ? (sent === undefined ? say("The answer is revealed. You made no prediction.") : "") : step !== state.step ? say("The class is at question {step}.", { step: state.step }) : now.waiting ? say("Your prediction is being sent.") : sent !== undefined ? say("Your prediction has been counted. You can change it until the presenter reveals the answer.") : say("Make a prediction and send it. The answer comes when the presenter reveals it.");
+    const line = revealed ? (sent === undefined ? say("The answer is revealed. You made no prediction.") : say("The answer is revealed. The next question follows.")) : step !== state.step ? say("The class is at question {step}.", { step: state.step }) : now.waiting ? say("Your prediction is being sent.") : sent !== undefined ? say("Your prediction has been counted. You can change it until the presenter reveals the answer.") : say("Make a prediction and send it. The answer comes when the presenter reveals it.");
     set(view.line, "textContent", line);
     view.line.hidden = !line;
     if (revealed?.class.count) fill(view.plot, say("The class: {count} predictions", { count: revealed.class.count }), revealed.class, revealed.truth, state.mine[step] ?? null);

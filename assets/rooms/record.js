@@ -28,7 +28,9 @@
     const { title, question, control, id } = steps[index];
     const terms = isClass ? term(say("Predictions"), shape?.count ?? 0) : term(say("I predicted"), told(control, mine));
     const sentence = lesson.kept().found[id]?.sentence ?? "";
-    const measured = sentence || (truth === null ? say("not measured yet") : told(control, truth));
+    // A class has no bars and no letters of its own, which these sentences speak of.
+    const isPersonal = isClass && ["bars", "answers"].includes(control.kind);
+    const measured = (!isPersonal && sentence) || (truth === null ? say("not measured yet") : told(control, truth));
     const names = control.choices ? "" : `<p class="quiet">${escape(control.label)}</p>`;
     return `<h2>${index + 1}. ${escape(title)}</h2>${question.map((one) => `<p>${escape(one)}</p>`).join("")}${names}<dl>${terms}${term(say("Measured"), measured)}</dl>${draw(control, shape, truth, mine)}${shape ? table(control, shape) : ""}`;
   }

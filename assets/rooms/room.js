@@ -207,17 +207,20 @@
     get code() {
       return room.code;
     },
+    get isLead() {
+      return Boolean(room.lead);
+    },
     button(at, shown) {
       if (over) return {};
       if (room.lead) return shown ? (at + 1 < steps.length ? { label: say("Next question") } : {}) : { label: say("Reveal") };
       if (!state) return { label: say("Send prediction"), disabled: true };
-      if (at + 1 !== state.step) return { label: say("To the class's question") };
-      if (shown || isRevealed(at)) return { label: say("Wait for the next question"), disabled: true };
+      if (at + 1 !== state.step) return { label: say("To question {step}", { step: state.step }) };
+      if (shown || isRevealed(at)) return { label: say("Please wait"), disabled: true };
       if (room.waiting) return { label: say("Sending …"), disabled: true };
       const sent = room.sent?.[at + 1] ?? state.mine[at + 1];
       if (sent === undefined) return { label: say("Send prediction") };
       const now = lesson.current();
-      return same(sent, now === undefined ? sent : lesson.pooled(steps[at].control, now)) ? { label: say("Sent"), disabled: true } : { label: say("Send the new prediction") };
+      return same(sent, now === undefined ? sent : lesson.pooled(steps[at].control, now)) ? { label: say("Sent"), disabled: true } : { label: say("Send again") };
     },
     // Whether the class has taken the press on the lesson's main button.
     forward(at, shown) {

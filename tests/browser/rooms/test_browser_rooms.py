@@ -116,7 +116,7 @@ def test_a_class_predicts_together_through_three_questions(open_alone, tiny_quer
                 one.page.wait_for_selector(".isx-lesson-answer .isx-found")
             presenter.page.click(MAIN)
     german, phone = students[2], students[0]
-    assert german.page.inner_text(MAIN) == "Auf die nächste Frage warten"
+    assert german.page.inner_text(MAIN) == "Bitte warten"
     for one in (presenter, german):
         one.page.evaluate(axe)
         assert axe_faults(one) == []

@@ -1,0 +1,1 @@
+"""A class in real browsers: a presenter and students, on phones and desktops."""
