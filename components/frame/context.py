@@ -17,7 +17,7 @@ from .controls import Controls
 
 # Events that wait for a job. They share one gradio queue, in which each call holds a thread (`max_threads` in
 # theme.py); the session's scheduler decides the order of the jobs.
-HEAVY: dict[str, Any] = {"concurrency_id": "jobs", "concurrency_limit": 100, **SILENT}
+HEAVY: dict[str, Any] = {"concurrency_id": "jobs", "concurrency_limit": 300, **SILENT}
 # Events that answer in milliseconds, outside of the queue.
 CHEAP: dict[str, Any] = {"queue": False, **SILENT}
 # Events that are no API endpoint.

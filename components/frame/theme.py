@@ -100,7 +100,7 @@ def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
         "app_kwargs": {"middleware": [Middleware(BoundedRequests)]},
         "max_file_size": limits.UPLOAD.value,
         "enable_monitoring": False,  # `/monitoring/summary` shows every client which functions are called how often
-        "max_threads": 160,  # up to 100 calls wait for jobs (`context.HEAVY`); the slider needs the rest
+        "max_threads": 360,  # up to 300 calls wait for jobs (`context.HEAVY`); the slider needs the rest
         "run_history": False,  # writes every move of the slider to the browser's storage
     }
 

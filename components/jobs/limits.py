@@ -71,7 +71,9 @@ EXPORTS = Limit("EXPORTS", "bytes of disk of all exported files", 2**36, 2**31, 
 DEVICE_FILES = Limit(
     "DEVICE_FILES", "bytes of disk of all models for users' devices", 2**36, 2**33, "the oldest are deleted first"
 )
-JOBS = Limit("JOBS", "jobs that run or wait", 100, 60, "each holds a thread")
+JOBS = Limit(
+    "JOBS", "jobs that run or wait", 240, 240, "each holds two threads; a class of 60 at one address has up to 190"
+)
 VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one session", 12, 12, "an open page has up to eleven")
 JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "others must get their turns")
 CALLS = Limit("CALLS", "calls that wait or run", 1_000, 500, "each keeps its inputs and pending messages")

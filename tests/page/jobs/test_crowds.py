@@ -1,10 +1,14 @@
 """The order of turns where many clients of one network address wait, as a class does, on toy jobs."""
 
+import threading
+
 import pytest
 from stepping import Stepped
 from test_scheduler import Clock, counting
 
 from components.jobs.job import Caller
+from components.jobs.jobs import Jobs
+from components.jobs.status import Status
 from components.jobs.turns import FEW, KEPT, SEEN_SHARE, Urgency
 
 CLASS = Caller("127.0.0.2")
@@ -118,3 +122,26 @@ def test_a_shared_result_is_seen_by_all_who_wait_for_it(scheduler, clock):
     while not jobs[0].has_result:
         scheduler.step()
     assert jobs[1].has_result
+
+
+def test_a_class_of_sixty_at_one_address_is_not_refused_and_another_address_has_places(monkeypatch):
+    """Each student measures a setting, has an answer written, and has its costs measured in the background."""
+    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
+    jobs, address, running = Jobs(), ["127.0.0.2"], []
+    jobs.caller, done = lambda: Caller(address[0]), threading.Event()
+
+    def work(job):
+        job.emit(Status("working"))
+        with job.waiting():
+            done.wait()
+
+    def begin(client, kind):
+        running.append(jobs.run(client, kind, work))
+        return next(running[-1]).kind
+
+    kinds = ("measure", "answer", "costs")
+    assert {begin(f"student {number}", kind) for number in range(60) for kind in kinds} == {"busy"}
+    address[0] = "127.0.0.3"
+    assert begin("somebody", "measure") == "busy"
+    done.set()
+    assert not any(event.kind == "error" for events in running for event in events)
