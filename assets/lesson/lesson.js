@@ -182,7 +182,7 @@
     tell();
     look();
     const body = parts.answer.parentElement; // a small screen shows the prediction and the answer, not the question
-    const seen = parts.control.offsetHeight ? parts.control : parts.room;
+    const seen = lesson.room ? parts.room : parts.control; // of a class, its predictions
     body.scrollTop = panel.classList.contains("isx-lesson-wide") ? 0 : seen.offsetTop - body.offsetTop;
   }
 
