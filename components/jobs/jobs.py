@@ -105,13 +105,13 @@ class Jobs:
         with self._lock:
             self._running.append(running)
         began = time.monotonic()
-        told: Waiting | None = None
+        shown: Waiting | None = None
         try:
             for events in job.events(PATIENCE):
                 if not events:
                     waiting = self._line.status(job, self.scheduler, self._kinds())
-                    if waiting not in (None, told):
-                        told = waiting
+                    if waiting not in (None, shown):
+                        shown = waiting
                         yield waiting
                 for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
                     if type(event) is not type(following):

@@ -1,4 +1,4 @@
-"""`python -m tests.load --clients 30 --seconds 300`: prints one table."""
+"""`python -m tests.load --clients 30 --seconds 300`, or `--lecture 60` for a class: prints one table."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from components.jobs.limits import UNUSED_SECONDS
 from intraslice.core.cache import cache_folder
 from tests.load.calls import Notes, Page
 from tests.load.clients import KINDS, Life, live
+from tests.load.lecture.report import hold
 from tests.load.memory import Memory
 from tests.load.oracle import asked, truths
 from tests.support.page.browsing import running_app
@@ -47,7 +48,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--seeds", type=int, default=3, help="calibrations that the clients share")
     parser.add_argument("--rest", type=float, default=60.0, help="seconds from the end to the last look at memory")
+    parser.add_argument("--lecture", type=int, metavar="STUDENTS", help="a lecture with so many students instead")
+    parser.add_argument("--checked", type=int, default=1000, help="settings of a lecture that are computed again")
     arguments = parser.parse_args()
+    if arguments.lecture:
+        return hold(arguments.lecture, arguments.seconds, arguments.rest, arguments.checked)
     home = cache_folder()
     with tempfile.TemporaryDirectory() as folder:
         for cache in ("library", "page"):

@@ -1,0 +1,1 @@
+"""A lecture: students who open the page together, move the slider, have answers written, and follow the lesson."""

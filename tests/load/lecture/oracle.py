@@ -1,0 +1,123 @@
+"""What the library, alone, says of the settings that were measured and of the answers that were written."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from html import unescape
+from math import isclose
+
+import torch
+from transformers import PreTrainedModel
+
+import intraslice as sl
+from components.state.request import Request, parse
+from components.state.settings import Settings
+from components.state.snapshots import measurements
+from intraslice.evaluation.perplexity import Losses, measure_losses
+from intraslice.pretrained.precision import choose_dtype
+from tests.load.calls import Notes
+from tests.load.lecture.students import NEW_TOKENS, Answered, Lecture, Measured
+
+EVALUATED = 2560
+TEXT = re.compile(r'<p class="isx-text[^"]*">(.*?)</p>', re.DOTALL)
+
+
+@dataclass
+class Oracle:
+    """The default model and its calibration."""
+
+    loaded: sl.LoadedModel
+    stats: sl.CalibrationStats
+    tokens: torch.Tensor
+    windows: torch.Tensor
+
+    @cached_property
+    def dense(self) -> Losses:
+        """The dense model's losses."""
+        return measure_losses(self.loaded.model, self.windows, progress=False)
+
+    def model(self, request: Request) -> PreTrainedModel:
+        """The sliced model of a setting."""
+        plan = sl.make_plan(self.stats.profile_for(request.slicing), request.slicing)
+        return sl.slice_model(self.loaded.model, plan, self.stats, self.tokens, progress=False)
+
+    def numbers(self, model: PreTrainedModel) -> dict[int, float]:
+        """The perplexity that the page shows after so many windows; after all of them under 0."""
+        losses = measure_losses(model, self.windows, progress=False)
+        whole = self.dense.perplexity().value
+        found = {0: losses.perplexity().value}
+        for count in range(1, losses.total):
+            first = Losses(count, losses.total, losses.sums[:count], losses.sizes)
+            found[count] = whole * first.ratio(self.dense).value
+        return found
+
+    def answer(self, model: PreTrainedModel, prompt: str) -> str:
+        """The greedy answer."""
+        return "".join(sl.generate_text(model, self.loaded.tokenizer, prompt, NEW_TOKENS))
+
+
+def load_oracle() -> Oracle:
+    """The default model, calibrated as the page's defaults say."""
+    loaded = sl.load_model("default", getattr(torch, choose_dtype()))
+    config = parse(Settings()).calibration.config
+    tokens = sl.calibration_tokens(loaded.tokenizer, config, "default")
+    windows = sl.evaluation_tokens(
+        loaded.tokenizer, sl.EvaluationConfig("default", EVALUATED, config.length), "default"
+    )
+    stats = sl.calibrate(loaded, tokens, progress=False)
+    stats.ranked_neurons, stats.sliced_modules = {}, None  # each slice as if it were the only one
+    return Oracle(loaded, stats, tokens, windows)
+
+
+def check(lecture: Lecture, max_settings: int) -> int:
+    """Check what students saw, the live numbers and the answers of at most so many settings; returns their number."""
+    oracle, notes = load_oracle(), lecture.notes
+    kept = measurements.load()
+    for settings, headline in lecture.kept:
+        stored = kept and kept.at(parse(settings).slicing)
+        shown = float(re.findall(r"→ <b>([\d.]+)(?: ± [\d.]+)?</b>", headline)[0])
+        right = stored is not None and isclose(shown, stored.perplexity.value, abs_tol=0.051)
+        notes.check("kept", right, f"{shown} at {settings}")
+    measured: dict[Settings, list[Measured]] = {}
+    answered: dict[Settings, list[Answered]] = {}
+    for release in lecture.releases:
+        if release.numbers:
+            measured.setdefault(release.settings, []).append(release)
+    for answer in lecture.answers:
+        if answer.whole is not None:
+            answered.setdefault(answer.settings, []).append(answer)
+    settings = [*{**measured, **answered}]
+    random.Random(0).shuffle(settings)
+    dense: dict[str, str] = {}
+    for setting in settings[:max_settings]:
+        model = oracle.model(parse(setting))
+        numbers = oracle.numbers(model) if setting in measured else {}
+        for release in measured.get(setting, ()):
+            for windows, shown in release.numbers.items():
+                tolerance = 0.051 if windows else 0.0051  # as many digits as the page shows
+                right = isclose(shown, numbers[windows], abs_tol=tolerance, rel_tol=2e-3)
+                notes.check(
+                    "live", right, f"{shown} after {windows or 'all'} windows, not {numbers[windows]}: {setting}"
+                )
+        for answer in answered.get(setting, ()):
+            prompt = answer.prompt
+            if prompt not in dense:
+                dense[prompt] = oracle.answer(oracle.loaded.model, prompt)
+            wanted = dense[prompt], oracle.answer(model, prompt)
+            shown = [_text(column) for column in answer.columns[:2]]
+            _check_answer(notes, shown, wanted)
+    return min(len(settings), max_settings)
+
+
+def _check_answer(notes: Notes, shown: list[str], wanted: tuple[str, str]) -> None:
+    for name, found, expected in zip(("dense", "sliced"), shown, wanted, strict=True):
+        notes.check(f"{name} answer", found == expected.replace("\r", ""), f"{found!r}, not {expected!r}")
+
+
+def _text(column: str) -> str:
+    """The text of an answer's column, without the signs that stand for blank tokens."""
+    found = TEXT.search(column)
+    return unescape(re.sub("<[^>]*>", "", found[1] if found else "").replace("■", "").replace("⏎", ""))
