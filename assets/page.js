@@ -36,6 +36,12 @@
     if (opened >= 0) write((wanted) => (opened === 0 ? wanted.delete("tab") : wanted.set("tab", tabs[opened][0])));
   });
 
+  // HTML texts have no events of gradio: a button with data-press presses the hidden one with that id.
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("[data-press]");
+    if (button) document.querySelector(`#${button.dataset.press}`).click();
+  });
+
   // On a small screen the controls start folded: the slider's bar stays, and the charts get the width.
   // gradio opens the sidebar by itself and listens to clicks only some moments later, hence the tries.
   let seen = false;

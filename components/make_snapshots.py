@@ -1,8 +1,10 @@
-"""Measures what the page shows before the default model is loaded: `python -m components.make_snapshots`, an hour.
+"""Measures what the page shows before the default model is loaded: `python -m components.make_snapshots`.
 
-Writes four files in `assets/`: the snapshot of the estimator's profile (`state/snapshots/plan.py`), spectra and
+Writes five files in `assets/`: the snapshot of the estimator's profile (`state/snapshots/plan.py`), spectra and
 activation shifts (`state/snapshots/diagnostics.py`), each module's measured sensitivity
-(`ratios/estimator_check/measure.py`), and its marginal cost per parameter (`ratios/marginal_cost/measure.py`).
+(`ratios/estimator_check/measure.py`), its marginal cost per parameter (`ratios/marginal_cost/measure.py`), and the
+perplexity at every percentage of sparsity (`state/snapshots/measurements.py`). Four of them take an hour; the last
+takes four, and continues where it stopped: delete the file to measure everything again.
 """
 
 from __future__ import annotations
@@ -11,12 +13,20 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
+
+from intraslice.core.config import SliceConfig
+from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.perplexity import Losses, measure_losses
+from intraslice.evaluation.speed import SpeedConfig, measure_speed
+from intraslice.methods.registry import plan_by, slice_by
 
 from .activations.measure import ShiftViews
 from .activations.views import Histogram, PlaceShift, ShiftView
@@ -24,14 +34,20 @@ from .ratios.estimator_check import measure as estimator_check
 from .ratios.marginal_cost import measure as marginal_cost
 from .spectra.measure import CalibratedSpectra
 from .state.calibrations import Calibrated
+from .state.choices import ESTIMATORS
 from .state.request import Request, parse
 from .state.session import Session
 from .state.settings import Settings
 from .state.snapshots import diagnostics as diagnostics_file
+from .state.snapshots import measurements
 from .state.snapshots import plan as snapshot
 from .state.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
 
-FILES = {file.stem: file for file in (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, marginal_cost.FILE)}
+REMADE = (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, marginal_cost.FILE)
+FILES = {file.stem: file for file in (*REMADE, measurements.FILE)}
+ORDERS = ("one-shot", "sequential")  # the first is the page's default
+MAX_PERCENT = 60  # as on the slider
+SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 
 
 def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view: ShiftView, path: Path = FILE) -> None:
@@ -129,26 +145,84 @@ def hidden_files(*files: Path) -> Iterator[None]:
                 backup.replace(file)
 
 
-def perplexities(session: Session, request: Request) -> dict[float, float]:
-    """Perplexities by sparsity (a fraction), for the headline's interpolation before anything is measured."""
-    curve: dict[float, float] = {}
-    for percent in range(0, 61, 10):
-        at_percent = request.with_settings(sparsity=percent)
-        work = partial(session.measure_perplexities, request=at_percent)
-        session.jobs.scheduler.start("snapshot", work).join()
-        perplexity = session.perplexities(at_percent).sliced
-        assert perplexity is not None  # measured just now
-        curve[percent / 100] = perplexity
-        print("perplexity", percent, curve[percent / 100])
-    return curve
+def measure_percentages(calibrated: Calibrated, request: Request, path: Path = measurements.FILE) -> None:
+    """Measure the settings that the file lacks, the coarsest steps first, and write the file after each."""
+    dense, key = calibrated.loaded.model, request.calibration
+    windows, window = calibrated.windows.shape
+    states = DenseStates(dense)
+    dense_losses = measure_losses(dense, calibrated.windows, dense=states, progress=False)
+    if path.is_file():
+        record = measurements.read(path)
+    else:
+        about = {"label": snapshot.label(), "dtype": key.dtype, "tokens": windows * window, "window": window}
+        command = "python -m components.make_snapshots --only measured"
+        record = about | {"command": command, "dense": dense_losses.perplexity(), "series": []}
+    lines = {(part["estimator"], part["order"]): part["lines"] for part in record["series"]}
+    for order, step, estimator in product(ORDERS, (10, 5, 1), ESTIMATORS):
+        if (estimator, order) not in lines:
+            record["series"].append({"estimator": estimator, "order": order, "lines": []})
+            lines[estimator, order] = record["series"][-1]["lines"]
+        measured = {line[0] for line in lines[estimator, order]}
+        for percent in sorted({*range(step, MAX_PERCENT + 1, step)} - measured):
+            config = replace(request.slicing, sparsity=percent / 100, estimator=estimator, order=order)
+            lines[estimator, order].append(measure_percentage(calibrated, config, dense_losses, states))
+            measurements.write(record, path)
+            print(estimator, order, *lines[estimator, order][-1], flush=True)
+
+
+def measure_percentage(
+    calibrated: Calibrated, config: SliceConfig, dense_losses: Losses, states: DenseStates
+) -> measurements.Columns:
+    """A line of `assets/measured.json`, without speeds."""
+    losses = measure_losses(slice_by_ratios(calibrated, config), calibrated.windows, dense=states, progress=False)
+    divergence = losses.divergence()
+    assert divergence is not None  # `states` is given
+    numbers = (*losses.perplexity(), *losses.ratio(dense_losses), *divergence)
+    return measurements.Columns(round(100 * config.sparsity), *numbers)  # type: ignore[arg-type]
+
+
+def measure_speeds(calibrated: Calibrated, request: Request, path: Path = measurements.FILE) -> None:
+    """Add the speeds that the file lacks, on an otherwise idle machine.
+
+    Both orders have the same sizes, so they share the speeds of the first.
+    """
+    dense, record = calibrated.loaded.model, measurements.read(path)
+    for part in record["series"]:
+        if part["order"] != ORDERS[0]:
+            continue
+        for index, line in enumerate(part["lines"]):
+            if line[-1] is None:
+                config = replace(request.slicing, sparsity=line[0] / 100, estimator=part["estimator"])
+                sliced = slice_by_ratios(calibrated, config)
+                speeds = measure_speed({"dense": dense, "sliced": sliced}, SPEED, progress=False)
+                ratios = (
+                    getattr(speeds["sliced"], way) / getattr(speeds["dense"], way) for way in ("prefill", "decode")
+                )
+                part["lines"][index] = [*line[:-2], *ratios]
+                measurements.write(record | {"threads": torch.get_num_threads()}, path)
+                print(part["estimator"], *part["lines"][index], flush=True)
+
+
+def slice_by_ratios(calibrated: Calibrated, config: SliceConfig) -> PreTrainedModel:
+    """The model sliced by the page's method."""
+    dense, texts = calibrated.loaded.model, (calibrated.stats, calibrated.tokens, calibrated.training)
+    plan = plan_by("intraslice", dense, calibrated.stats, config)
+    return slice_by("intraslice", dense, plan, *texts, progress=False)
 
 
 def main() -> None:
-    """Measure the default model at the default setting, and write all four files or those given."""
+    """Measure the default model at the default setting, and write all files or those given."""
     parser = argparse.ArgumentParser(prog="python -m components.make_snapshots", description=__doc__)
     parser.add_argument("--only", nargs="+", default=list(FILES), choices=FILES, help="files to write; default: all")
     names = parser.parse_args().only
-    with hidden_files(*(FILES[name] for name in names)):  # old files may have another format
+    if "measured" in names:
+        session, request = Session(), parse(Settings(dtype="bfloat16"))
+        list(session.prepare(request, "snapshot"))
+        measure_percentages(session.calibrated(request), request)
+        measure_speeds(session.calibrated(request), request)
+    if names == ["measured"]:
+        return
+    with hidden_files(*(file for file in REMADE if file.stem in names)):  # old files may have another format
         session, request = Session(), parse(Settings(dtype="float32"))
         for event in session.prepare(request, "snapshot"):
             print(event.text, event.done, event.total)
@@ -158,7 +232,7 @@ def main() -> None:
         if "prices" in names:
             marginal_cost.save(marginal_cost.first_measurement(calibrated))
         if "snapshot" in names:
-            snapshot.save(calibrated.source.profile, snapshot.label(), curve=perplexities(session, request))
+            snapshot.save(calibrated.source.profile, snapshot.label())
         if "diagnostics" in names:
             shifts = ShiftViews(session)
             for event in shifts.measure(request, "snapshot"):

@@ -12,6 +12,7 @@ from .jobs import limits
 from .rooms import routes as room_routes
 from .rooms.folder import rooms_folder
 from .rooms.rooms import Rooms
+from .server import warming
 from .server.app import App
 from .state import choices
 from .state.request import default_precision, parse
@@ -46,6 +47,7 @@ def build_app(session: Session) -> App:
             status=status,
             headline=headline,
             removed=removed,
+            measure_here=gr.Button("measure", visible="hidden", elem_id="measure-here"),
             prompt=panels["compare"].prompt,
             perplexity=panels["compare"].perplexity,
             panels=panels,
@@ -67,4 +69,9 @@ def serve() -> None:
     """Serve the page until the process ends."""
     choices.offer_own_estimators()
     limits.limit_cache()
-    build_app(Session()).queue(default_concurrency_limit=8).serve(**launch_options())
+    session = Session()
+    app = build_app(session)
+    if warming.is_wanted():
+        app.health.warming = warming.Warming(session)
+        app.health.warming.start()
+    app.queue(default_concurrency_limit=8).serve(**launch_options())

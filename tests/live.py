@@ -26,10 +26,10 @@ MINUTES = 600_000  # ms, of patience
 YARDSTICK = 1.8  # s
 MOVES = 40
 READY = "document.querySelector('#ratio-chart .isx-plot')?.data?.length > 0"
-OWN_RATIOS = "!document.querySelector('#ratio-chart').innerText.includes('Precomputed')"
-SLICED = "/→ [0-9.]+( ±|,| \\()/.test(document.querySelector('#headline').innerText.split('perplexity')[1])"
+STORED = "/perplexity [0-9.]+ → [0-9.]+ .*measured before/.test(document.querySelector('#headline').innerText)"
+SO_FAR = "document.querySelector('#headline').innerText.includes('here so far')"
 WHOLE = "document.querySelector('#status').innerText.includes('Calibrated on 32 x')"
-FINAL = "/perplexity [0-9.]+ → [0-9.]+ \\(/.test(document.querySelector('#headline').innerText)"
+FINAL = f"/perplexity [0-9.]+ → [0-9.]+ \\(/.test(document.querySelector('#headline').innerText) && !{STORED}"
 ANSWERING = """['intraslice', 'crossmodule'].every((name) =>
     /{percent}% removed[^]*[1-9][0-9]* tokens?{ending}/.test(document.querySelector(`#${name}-answer`).innerText))
     && /[1-9][0-9]* token/.test(document.querySelector('#dense-answer').innerText)"""
@@ -90,6 +90,10 @@ class Visitor:
         self.began = time.perf_counter()
         self.page.evaluate(RELEASE)
 
+    def measure_here(self) -> None:
+        """Measure the current setting live, and begin to count."""
+        self.click("#headline [data-press]")
+
     def open(self, tab: str) -> None:
         """Bring a tab into view."""
         self.page.locator("#tabs button[role=tab]", has_text=tab).first.click()
@@ -125,8 +129,8 @@ def opening(machine: Machine, browser: playwright.Browser, address: str) -> Visi
     """Nothing is there but the weights."""
     visitor = Visitor(browser, address)
     machine.report("opened: the slider answers from the snapshot", visitor.until(READY), 5)
-    machine.report("opened: ratios of the model's own partial calibration", visitor.until(OWN_RATIOS), 15)
-    machine.report("opened: first measured sliced perplexity", visitor.until(SLICED), 30)
+    machine.report("opened: the stored perplexity", visitor.until(STORED), 3)
+    machine.report("opened: the first perplexity measured here", visitor.until(f"{SO_FAR} || {FINAL}"), 25)
     print(f"opened: the whole calibration, and its perplexity {visitor.until(f'{WHOLE} && {FINAL}'):31.1f} s")
     return visitor
 
@@ -138,13 +142,16 @@ def moving(machine: Machine, visitor: Visitor) -> None:
         times = visitor.drag([20 + (move * 7) % 30 for move in range(MOVES)], chart)
         machine.report(f"slider to pixels, {tab}, median", statistics.median(times), 100, "ms")
     visitor.open("Ratios")
-    first, final = [], []
+    stored, first, final = [], [], []
     for percent in (33, 27, 42, 36, 21):
         visitor.release(percent)
-        first.append(visitor.until(SLICED))
+        stored.append(visitor.until(STORED))
+        visitor.measure_here()
+        first.append(visitor.until(f"{SO_FAR} || {FINAL}"))
         final.append(visitor.until(FINAL))
-    machine.report("let go: first perplexity, median of 5", statistics.median(first), 1.5)
-    machine.report("let go: final perplexity, median of 5", statistics.median(final), 3.5)
+    machine.report("let go: stored perplexity, median of 5", statistics.median(stored), 0.3)
+    machine.report("Measure here: first perplexity, median of 5", statistics.median(first), 1.5)
+    machine.report("Measure here: final perplexity, median of 5", statistics.median(final), 3.5)
 
 
 def answering(machine: Machine, visitor: Visitor) -> None:
@@ -156,7 +163,6 @@ def answering(machine: Machine, visitor: Visitor) -> None:
         visitor.click("#generate")
         times.append(visitor.until(_filled(ANSWERING, percent)))
         visitor.until(_filled(ANSWERING, percent, "[.,]"))
-        visitor.until(FINAL)
     machine.report("Generate after a move: all three columns answer, median of 3", statistics.median(times), 3)
     visitor.open("Activations")
     times = []
@@ -192,7 +198,8 @@ def _moved_beside(machine: Machine, name: str, other: Visitor, percent: int) -> 
     times = other.drag([20 + (move * 7) % 30 for move in range(MOVES)])
     machine.report(f"slider to pixels beside {name}, 95th percentile", times[int(0.95 * len(times))], 150, "ms")
     other.release(percent)
-    machine.report(f"let go beside {name}: final perplexity", other.until(FINAL), 8)
+    other.measure_here()
+    machine.report(f"Measure here beside {name}: final perplexity", other.until(FINAL), 8)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from ..i18n.language import gettext, language, translate
 from ..state.views import Perplexities, PlanView
 from ..ui import formatting
 from ..ui.figure import Chart
+from ..ui.headline import headline
 from ..ui.palette import COLOURS, FAINT
 
 STYLE = """
@@ -58,7 +59,7 @@ def html(report: Report, plotly: str) -> str:
         f'<!doctype html><html lang="{language()}"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(report.title)}</title><style>{style}</style><script>{plotly}</script>"
-        f"<h1>{escape(report.title)}</h1>{formatting.headline(plan, perplexities, gettext('not measured'))}"
+        f"<h1>{escape(report.title)}</h1>{headline(plan, perplexities, gettext('not measured'))}"
         f"{formatting.readout(plan, perplexities)}"
         f'<p class="note">{escape(translate(perplexities.protocol) or gettext("Perplexity was not measured."))}</p>'
         f"{''.join(_chart(chart) for chart in report.charts)}"

@@ -29,6 +29,7 @@ class Frame(NamedTuple):
     status: gr.HTML
     headline: gr.HTML
     removed: gr.HTML
+    measure_here: gr.Button  # hidden: a button in the headline clicks it
     prompt: gr.Textbox
     perplexity: gr.HTML
     panels: Mapping[str, Any]  # by tab id
@@ -100,7 +101,8 @@ def connect(
 
     def after_preparing(ready: gr.events.Dependency) -> None:
         prepared.append(ready.then(**fit, **PRIVATE).then(**signal_move))
-        measured.append(prepared[-1].then(**measure, **PRIVATE))
+        first_measure = {**measure, "fn": spread_settings(slider.on_prepared, session)}
+        measured.append(prepared[-1].then(**first_measure, **PRIVATE))
 
     linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
     restored = link.Restored(*linked, frame.tabs)
@@ -157,7 +159,7 @@ def connect(
     order_set = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
     measure_by_button = {**measure, "fn": spread_settings(slider.measure, session)}
     measured.append(order_set.then(**signal_move).then(**measure_by_button, api_name="measure"))
-    measured.append(controls.train.click(**measure_by_button, **PRIVATE))
+    measured += [button.click(**measure_by_button, **PRIVATE) for button in (controls.train, frame.measure_here)]
     on_latest(
         [controls.recovery.change],
         fn=lambda recovery: gr.update(visible=recovery != NO_RECOVERY),

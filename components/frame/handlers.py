@@ -33,13 +33,18 @@ class Prepared(NamedTuple):
 def prepare(session: Session, request: Request, client: str) -> Iterator[Prepared]:
     """Load the model and calibrate it, unless both are cached.
 
-    Yields the status line (HTML), and the number of calibration sequences whenever it has grown.
+    Yields the status line (HTML), and a new text whenever the calibration has grown or a perplexity is measured.
     """
-    sequences = session.sequences(request)
+
+    def progress() -> tuple[int, bool]:
+        so_far = session.perplexities(request).so_far
+        return session.sequences(request), so_far is not None and so_far.sliced is not None
+
+    before = progress()
     for event in session.prepare(request, client):
-        before, sequences = sequences, session.sequences(request)
-        grown = sequences != before and not session.is_calibrated(request)  # a following event handles the end
-        yield Prepared(formatting.status(event), f"{sequences} sequences, {time.time():.1f}" if grown else gr.skip())
+        last, before = before, progress()
+        has_grown = before != last and not session.is_calibrated(request)  # a following event handles the end
+        yield Prepared(formatting.status(event), f"{before}, {time.time():.1f}" if has_grown else gr.skip())
 
 
 def fit_layers(session: Session, request: Request) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..state.session import Session
 from ..state.views import PinnedView, PlanView
 from ..ui import formatting
 from ..ui.handlers import LiveOutput, initial_values, unchanged
+from ..ui.headline import headline, measure_button
 from ..ui.pinned.differences import name_of
 
 
@@ -141,8 +142,17 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
 def on_release(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[Measured]:
-    """`measure` for live requests; the others take so long that a button starts them."""
+    """`measure` for live requests without a stored measurement; the others are measured by a button."""
     yield unchanged(Measured)  # gradio clears the outputs of a generator that yields nothing
+    if request.is_live and not session.has_stored(request):
+        yield from measure(session, request, layer, pinned, client)
+
+
+def on_prepared(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[Measured]:
+    """`measure` for live requests, once the model is calibrated."""
+    yield unchanged(Measured)
     if request.is_live:
         yield from measure(session, request, layer, pinned, client)
 
@@ -183,7 +193,7 @@ def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Re
         hint = _how_to_measure(request)
     return Texts(
         readout=formatting.readout(plan, measured, pinned_view),
-        headline=formatting.headline(plan, measured, hint, pinned_view),
+        headline=headline(plan, measured, hint, pinned_view, measure_button(measured)),
         removed=formatting.removed(plan),
         perplexity=formatting.protocol(measured),
     )

@@ -36,10 +36,11 @@ class App(PatchedBlocks):
 
     Attributes:
         own_routes: the page's own routes, beside gradio's; more may be added before `launch`.
+        health: the health check, which also reports a `warming`.
     """
 
     def __init__(self, scheduler: Scheduler, **options: Any) -> None:
-        self._scheduler, self._health = scheduler, Health(scheduler)
+        self._scheduler, self.health = scheduler, Health(scheduler)
         self._prepared_mcp: object = None
         # plotly.js has a route: gradio's file route would reveal where this machine installs packages.
         self.own_routes: list[Route] = [
@@ -84,7 +85,7 @@ class App(PatchedBlocks):
             prepare_mcp(server)
 
     async def _answer_health(self, request: Request) -> Response:
-        return await self._health.answer(self.calls, request)
+        return await self.health.answer(self.calls, request)
 
     def _has_called(self, session: str) -> bool:
         return session in self.calls.pending_messages_per_session

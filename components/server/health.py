@@ -12,16 +12,22 @@ from ..gradio_compat.queue import SteadyQueue
 from ..jobs import limits
 from ..jobs.job import Job
 from ..jobs.scheduler import Scheduler
+from .warming import Warming
 
 PROBE_SECONDS = 0.5  # in which a new job has its first turn, unless another job does not give up its turn
 START_TIME = time.time()
 
 
 class Health:
-    """Checks the scheduler by an empty probe job, which ends as soon as the running job has given up its turn."""
+    """Checks the scheduler by an empty probe job, which ends as soon as the running job has given up its turn.
+
+    Attributes:
+        warming: the preparation of the default model, if there is one, whose progress is reported.
+    """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self.warming: Warming | None = None
         self._probe: tuple[Job, float] | None = None  # and when it was started
 
     async def blocked_seconds(self) -> float:
@@ -44,6 +50,7 @@ class Health:
             "calls": queue.open_calls,
             "worker": "free" if not blocked else f"in one step for {blocked:.1f} s",
             "began": START_TIME,
+            **({"warming": self.warming.progress} if self.warming else {}),
         }
 
     async def answer(self, queue: SteadyQueue, _: Request) -> Response:

@@ -39,12 +39,16 @@ OWN_MODULES = (f"{__name__.partition('.')[0]}.", "intraslice.")
 
 @dataclass(eq=False)
 class _Entry(Generic[Value]):
-    """A value, its bytes when it was stored, and the budget's inflation and the time when it was last used."""
+    """A value, its bytes when it was stored, and the budget's inflation and the time when it was last used.
+
+    One that `is_kept` stays although nobody uses it, as long as there is room.
+    """
 
     value: Value
     size: int
     inflation: float
     last_used: float
+    is_kept: bool = False
 
 
 class BoundedCache(Generic[Key, Value]):
@@ -81,6 +85,12 @@ class BoundedCache(Generic[Key, Value]):
         if size >= LARGE:
             BUDGET.make_room(value)
         return value
+
+    def keep(self, key: Key) -> None:
+        """Do not evict the value for being unused, if it is cached."""
+        with self._lock:
+            if key in self._entries:
+                self._entries[key].is_kept = True
 
     def drop(self, entry: _Entry[Any]) -> None:
         """Remove an entry, if it is still cached."""
@@ -156,14 +166,15 @@ class Budget:
         with self._lock:
             self._timer = None
             oldest = time.monotonic() - limits.UNUSED_SECONDS.value
-            large = [(entry.last_used, cache, entry) for cache, entry in self._entries() if entry.size >= LARGE]
+            entries = [(cache, entry) for cache, entry in self._entries() if entry.size >= LARGE and not entry.is_kept]
+            large = [(entry.last_used, cache, entry) for cache, entry in entries]
             unused = [(cache, entry) for last_used, cache, entry in large if last_used <= oldest]
             for cache, entry in unused:
                 cache.drop(entry)
             if still_used := [last_used for last_used, _, _ in large if last_used > oldest]:
                 self._start_timer(min(still_used) - oldest)
         if unused:
-            del cache, entry, large, unused  # these references would keep the evicted values alive
+            del cache, entry, entries, large, unused  # these references would keep the evicted values alive
             return_freed_memory()
 
     def _start_timer(self, seconds: float) -> None:

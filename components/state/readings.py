@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from ..jobs.jobs import job_progress
 from .caches import CachedEntry, Caches
 from .calibrations import Calibrated
 from .choices import RECOVERIES, describe_text
-from .request import DENSE, CalibrationKey, Request, SliceKey, default_slicing
-from .views import Perplexities, Reading
+from .request import DENSE, CalibrationKey, Request, SliceKey
+from .snapshots.measurements import Measurements
+from .views import Perplexities, Reading, StoredMeasurement
 
 Slicing = Callable[[Job, SliceKey, Calibrated], PreTrainedModel]
 
@@ -40,11 +41,11 @@ class Readings:
 
     Args:
         sliced: returns a method's model, sliced now or cached.
-        curve: the snapshot's perplexities of the default setting by sparsity (a fraction).
+        stored: the measurements of the default model in the repository.
     """
 
-    def __init__(self, caches: Caches, sliced: Slicing, curve: Mapping[float, float]) -> None:
-        self._caches, self._sliced, self._curve = caches, sliced, curve
+    def __init__(self, caches: Caches, sliced: Slicing, stored: Measurements | None) -> None:
+        self._caches, self._sliced, self._stored = caches, sliced, stored
 
     def cached_losses(self, key: SliceKey) -> CachedEntry[Losses] | None:
         """The losses of a method or of the "dense" model, possibly on the first windows only."""
@@ -63,6 +64,7 @@ class Readings:
         """
         is_dense = key.method == DENSE
         sequences = 0 if is_dense else calibrated.sequences
+        self._recall(key, calibrated)
         cached = self._caches.losses.get(key)
         cached_losses = cached.value if cached is not None and cached.sequences >= sequences else None
         is_whole = cached_losses is not None and _is_whole(cached_losses)
@@ -81,20 +83,23 @@ class Readings:
                     job.note_result()
                 report(event)
 
-            # The dense losses depend on the model and the text alone, so they are cached on disk.
-            path = cache_path("losses", ".json", dense.fingerprint, model.dtype, calibrated.windows)
-            losses = _read_losses(path) if is_dense else None
-            if losses is None:
-                states = self._states_of(key.calibration, dense.model) if compared else None
-                losses = measure_losses(model, calibrated.windows, dense=states, progress=progress)
-                if is_dense:
-                    write_record(path, asdict(losses), "the dense losses")
+            states = self._states_of(key.calibration, dense.model) if compared else None
+            losses = measure_losses(model, calibrated.windows, dense=states, progress=progress)
+            if is_dense or calibrated.is_whole:
+                write_record(_path(key, calibrated), asdict(losses), "the losses")
             self._store(key, CachedEntry(losses, sequences))
-            points = self._caches.curves.get(_curve_key(key)) or {}
-            self._caches.curves.put(_curve_key(key), points | {key.config.sparsity: losses.perplexity().value})
             return losses
 
         return job.share(("losses", key, sequences, compared), measure)
+
+    def _recall(self, key: SliceKey, calibrated: Calibrated) -> None:
+        """Read whole losses that were measured earlier from the disk, unless memory has them."""
+        sequences = 0 if key.method == DENSE else len(calibrated.tokens)
+        cached = self._caches.losses.get(key)
+        if cached is None or cached.sequences < sequences or not _is_whole(cached.value):
+            losses = _read_losses(_path(key, calibrated))
+            if losses is not None:
+                self._store(key, CachedEntry(losses, sequences))
 
     def _states_of(self, key: CalibrationKey, dense: PreTrainedModel) -> DenseStates:
         """The dense states with which all models of a calibration are compared."""
@@ -110,15 +115,50 @@ class Readings:
     def perplexities(self, request: Request, best: Calibrated | None) -> Perplexities:
         """The perplexities measured for a setting, and an interpolated one.
 
+        The default model's stored ones replace what is measured here on part of the calibration or of the windows.
+
         Args:
             best: the setting's calibration on the sequences seen so far.
         """
-        key, expected = request.calibration, self._expected(request)
+        here = replace(self._measured_here(request, best), expected=self._expected(request))
+        stored, measured = self._stored, self.stored(request)
+        if stored is None or measured is None:
+            return here
+        if here.is_final:
+            return replace(here, stored=measured)
+        protocol = lazy_gettext(
+            "Measured before, on {day}. {protocol}",
+            day=measured.day,
+            protocol=_protocol(request, stored.windows, stored.tokens // stored.windows, stored.dtype),
+        )
+        return Perplexities(
+            protocol=protocol,
+            text=_text_name(request),
+            dense_reading=stored.dense,
+            sliced_reading=measured.perplexity,
+            ratio=measured.ratio,
+            sequences=request.calibration.config.sequences,
+            all_sequences=request.calibration.config.sequences,
+            stored=measured,
+            is_stored=True,
+            so_far=here,
+        )
+
+    def stored(self, request: Request) -> StoredMeasurement | None:
+        """The measurement of a setting that the repository has, or None."""
+        if self._stored is None or not request.is_default_calibration:
+            return None
+        return self._stored.at(request.slicing)
+
+    def _measured_here(self, request: Request, best: Calibrated | None) -> Perplexities:
+        """What this process has measured."""
         if best is None:
-            return Perplexities(expected=expected)
-        text, (windows, window) = describe_text(key.config.text), best.windows.shape
+            return Perplexities()
+        windows, window = best.windows.shape
         dense_key = request.slice_key(DENSE)
         sliced_key = request.slice_key("intraslice") if request.slicing.sparsity else dense_key
+        self._recall(dense_key, best)
+        self._recall(sliced_key, best)
         dense, sliced = self.cached_losses(dense_key), self.cached_losses(sliced_key)
         ratio = None
         if dense and sliced:
@@ -129,25 +169,10 @@ class Readings:
             dense_reading=dense and _reading(dense.value),
             sliced_reading=sliced and _paired(sliced.value, dense and dense.value),
             ratio=ratio,
-            expected=expected,
             sequences=sliced.sequences if sliced and request.slicing.sparsity else best.sequences,
             all_sequences=len(best.tokens),
-            protocol=lazy_gettext(
-                "Perplexity on {tokens:,} tokens in windows of {window} without overlap, the first "
-                "token of each not scored; text: {text}. Calibrated on {sequences} x {length} "
-                "tokens of other documents of the same text, seed {seed}; {slicing}; {dtype}. "
-                "Standard errors are computed over blocks of {block} tokens.",
-                tokens=windows * window,
-                window=window,
-                text=text,
-                block=BLOCK,
-                dtype=key.dtype,
-                sequences=key.config.sequences,
-                length=key.config.length,
-                seed=key.config.seed,
-                slicing=_slicing_name(request.slicing),
-            ),
-            text=lazy_gettext("held-out Wikipedia") if "Wikipedia" in text else lazy_gettext("held-out text"),
+            protocol=_protocol(request, windows, window, request.calibration.dtype),
+            text=_text_name(request),
         )
 
     def _store(self, key: SliceKey, losses: CachedEntry[Losses]) -> None:
@@ -155,12 +180,16 @@ class Readings:
         cached = self._caches.losses.get(key)
         if cached is None or cached.sequences <= losses.sequences or not _is_whole(cached.value):
             self._caches.losses.put(key, losses)
+        if _is_whole(losses.value):
+            points = self._caches.curves.get(_curve_key(key)) or {}
+            points |= {key.config.sparsity: losses.value.perplexity().value}
+            self._caches.curves.put(_curve_key(key), points)
 
     def _expected(self, request: Request) -> float | None:
         """The perplexity, interpolated linearly in its logarithm between measured ones; None outside of these."""
         key, sparsity = _curve_key(request.slice_key("intraslice")), request.slicing.sparsity
-        is_default = request.is_default_calibration and key.config == replace(default_slicing(), sparsity=0.0)
-        points = dict(self._curve) if is_default else {}
+        is_default = self._stored is not None and request.is_default_calibration
+        points = self._stored.curve(request.slicing) if self._stored and is_default else {}
         dense = self.perplexity(request.slice_key(DENSE))
         points |= ({} if dense is None else {0.0: dense}) | (self._caches.curves.get(key) or {})
         if len(points) < 2 or not min(points) <= sparsity <= max(points):
@@ -195,6 +224,30 @@ def _curve_key(key: SliceKey) -> SliceKey:
     return key._replace(config=replace(key.config, sparsity=0.0))
 
 
+def _protocol(request: Request, windows: int, window: int, dtype: str) -> LazyString:
+    config = request.calibration.config
+    return lazy_gettext(
+        "Perplexity on {tokens:,} tokens in windows of {window} without overlap, the first "
+        "token of each not scored; text: {text}. Calibrated on {sequences} x {length} "
+        "tokens of other documents of the same text, seed {seed}; {slicing}; {dtype}. "
+        "Standard errors are computed over blocks of {block} tokens.",
+        tokens=windows * window,
+        window=window,
+        text=describe_text(config.text),
+        block=BLOCK,
+        dtype=dtype,
+        sequences=config.sequences,
+        length=config.length,
+        seed=config.seed,
+        slicing=_slicing_name(request.slicing),
+    )
+
+
+def _text_name(request: Request) -> LazyString:
+    is_wikipedia = "Wikipedia" in describe_text(request.calibration.config.text)
+    return lazy_gettext("held-out Wikipedia") if is_wikipedia else lazy_gettext("held-out text")
+
+
 def _is_whole(losses: Losses) -> bool:
     return losses.done == losses.total
 
@@ -213,6 +266,13 @@ def _paired(sliced: Losses, dense: Losses | None) -> Reading:
     whole, ratio = dense.perplexity().value, sliced.ratio(dense)
     error = None if ratio.standard_error is None else whole * ratio.standard_error
     return Reading(whole * ratio.value, error, sliced.done, sliced.total)
+
+
+def _path(key: SliceKey, calibrated: Calibrated) -> Path:
+    """Where the losses are on disk. A model in memory is not needed to find them, only its fingerprint."""
+    sliced = () if key.method == DENSE else (calibrated.training, len(calibrated.tokens), key.method, key.config)
+    dense = calibrated.loaded
+    return cache_path("losses", ".json", dense.fingerprint, dense.model.dtype, calibrated.windows, *sliced)
 
 
 def _read_losses(path: Path) -> Losses | None:

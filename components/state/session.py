@@ -6,7 +6,7 @@ clients share work and cannot change each other's slices. All heavy work runs in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from .job_memory import WAIT_SECONDS, JobMemory
 from .plan_views import Plans, Source, convergence_view, importance_curves
 from .readings import Readings
 from .request import DENSE, Request, SliceKey, default_precision, model_name
+from .snapshots import measurements
 from .snapshots import plan as snapshot
 from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView
 
@@ -68,11 +69,8 @@ class Session:
         self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens)
         self._slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self._plans = Plans()
-        self._snapshot: Source | None = None
-        curve: Mapping[float, float] = {}
-        if snapshot.FILE.is_file():
-            self._snapshot, curve = snapshot.source()
-        self.readings = Readings(self._caches, self._sliced, curve)
+        self._snapshot = snapshot.source() if snapshot.FILE.is_file() else None
+        self.readings = Readings(self._caches, self._sliced, measurements.load())
 
     # Answers in milliseconds
 
@@ -114,7 +112,8 @@ class Session:
         plans = {count: self._plans.plan(source, config) for count, source in earlier.items()}
         if not plans:
             return None
-        return convergence_view(plans | {best.sequences: self.slice_plan(request)}, len(best.tokens))
+        latest = self._plans.plan(best.source, config)
+        return convergence_view(plans | {best.sequences: latest}, len(best.tokens))
 
     def sequences(self, request: Request) -> int:
         """The number of sequences on which the model is calibrated so far."""
@@ -134,6 +133,10 @@ class Session:
         """The perplexities measured for this setting, and an interpolated one."""
         best = self.calibrations.best(request.calibration)
         return self.readings.perplexities(request, best)
+
+    def has_stored(self, request: Request) -> bool:
+        """Whether the repository has measurements of this setting."""
+        return self.readings.stored(request) is not None
 
     def memory(self, model: str) -> str:
         """A model's size and memory requirement as text. Raises UserError if it does not exist or does not fit."""
@@ -155,7 +158,9 @@ class Session:
 
         def work(job: Job) -> None:
             with self.calibrations.holding(job, request.calibration):
-                self.calibrations.calibrate(job, request.calibration, whole=False)
+                calibrated = self.calibrations.calibrate(job, request.calibration, whole=False)
+                if request.is_live and self.has_stored(request) and not calibrated.is_whole:  # a first own number
+                    self._measure(job, request, calibrated)
                 job.urgency = Urgency.BACKGROUND
                 calibrated = self.calibrations.calibrate(job, request.calibration)
             job.emit(self.ready(request))
@@ -181,7 +186,7 @@ class Session:
 
     def prefetch(self, request: Request, client: str) -> None:
         """Start measuring before the slider is released, once it has not moved for a moment; the next move stops it."""
-        can_measure = request.is_live and self.is_calibrated(request)
+        can_measure = request.is_live and self.is_calibrated(request) and not self.has_stored(request)
         if can_measure and self.readings.perplexity(request.slice_key("intraslice")) is None:
             work = partial(self.measure_perplexities, request=request)
             self.jobs.prefetch(client, work, request=request)
@@ -216,11 +221,21 @@ class Session:
         return calibrated
 
     def source(self, request: Request) -> Source | None:
-        """What plans are computed from: the calibration so far; for the default one otherwise the snapshot; or None."""
+        """What plans are computed from: the calibration so far; for the default one until it is whole the snapshot."""
         best = self.calibrations.best(request.calibration)
-        if best is not None:
-            return best.source
-        return self._snapshot if request.is_default_calibration else None
+        if request.is_default_calibration and self._snapshot is not None and (best is None or not best.is_whole):
+            return self._snapshot
+        return None if best is None else best.source
+
+    def keep_calibration(self, request: Request) -> None:
+        """Keep the cached model and its calibration in memory although nobody uses them."""
+        key = request.calibration
+        self._caches.models.keep((key.model, key.dtype))
+        self._caches.calibrations.keep(key)
+
+    def keep_slice(self, request: Request) -> None:
+        """Keep the cached slice in memory although nobody uses it."""
+        self._caches.slices.keep(request.slice_key("intraslice"))
 
     # Work inside a job
 
@@ -233,18 +248,21 @@ class Session:
         return self._sliced(job, request.slice_key(method), calibrated)
 
     def measure_perplexities(self, job: Job, request: Request, whole: bool = True) -> None:
-        """The work of `measure`; with `whole` only from the whole calibration."""
-        sequences, calibrated = 0, None
+        """The work of `measure`; with `whole`, or with a stored measurement, only from the whole calibration."""
+        sequences, calibrated, whole = 0, None, whole or self.has_stored(request)
         with self.calibrations.holding(job, request.calibration):
             while calibrated is None or not calibrated.is_whole:
                 calibrated = self.calibrations.calibrate(job, request.calibration, whole, more_than=sequences)
-                self.readings.losses(job, request.slice_key(DENSE), calibrated)
-                if request.slicing.sparsity:
-                    self.readings.losses(job, request.slice_key("intraslice"), calibrated)
+                self._measure(job, request, calibrated)
                 sequences = calibrated.sequences
                 if not calibrated.is_whole:
                     job.urgency = Urgency.BACKGROUND
         job.emit(self.ready(request))
+
+    def _measure(self, job: Job, request: Request, calibrated: Calibrated) -> None:
+        self.readings.losses(job, request.slice_key(DENSE), calibrated)
+        if request.slicing.sparsity:
+            self.readings.losses(job, request.slice_key("intraslice"), calibrated)
 
     def _sliced(self, job: Job, key: SliceKey, calibrated: Calibrated) -> PreTrainedModel:
         loaded, stats, method = calibrated.loaded, calibrated.stats, key.method

@@ -74,11 +74,28 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class StoredMeasurement:
+    """A sliced model's measurements in the repository.
+
+    KL divergence from the dense model in nats per token, speeds in multiples of the dense model's.
+    """
+
+    day: str
+    perplexity: Reading
+    ratio: Reading
+    divergence: Reading
+    prefill: float | None = None
+    decode: float | None = None
+
+
+@dataclass(frozen=True)
 class Perplexities:
     """Dense and sliced perplexity after all windows, and the protocol by which they are measured.
 
     The readings are updated after each window; `ratio` is sliced over dense on the same windows. `expected` is
     interpolated between measured perplexities. The sliced model was calibrated on `sequences` of `all_sequences`.
+
+    With `is_stored` the readings are those of `stored`, and `so_far` has what is measured here meanwhile.
     """
 
     dense: float | None = None
@@ -91,6 +108,14 @@ class Perplexities:
     expected: float | None = None
     sequences: int = 0
     all_sequences: int = 0
+    stored: StoredMeasurement | None = None
+    is_stored: bool = False
+    so_far: Perplexities | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether both are measured here, on all windows and from the whole calibration."""
+        return None not in (self.dense, self.sliced) and self.sequences == self.all_sequences
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Formats of numbers, and small pieces of HTML: headline, readout, status. Pure; formats are defined only here."""
+"""Formats of numbers, and small pieces of HTML: readout, status, protocol. Pure; formats are defined only here."""
 
 from __future__ import annotations
 
@@ -8,96 +8,21 @@ from html import escape
 from ..i18n.language import LazyString, gettext, lazy_gettext, number, translate
 from ..jobs import limits
 from ..jobs.status import Status
-from ..state.views import Perplexities, PinnedView, PlanView, Reading
-from .labels import MODULES_IN_WORDS
-from .pinned.differences import sentence, signed
-
-ESTIMATED = lazy_gettext(
-    "Interpolated between perplexities measured at other sparsities; the measured value replaces it."
-)
+from ..state.views import Perplexities, PinnedView, PlanView, Reading, StoredMeasurement
+from .pinned.differences import signed
 
 
-def headline(plan: PlanView | None, measured: Perplexities, hint: str = "", pinned: PinnedView | None = None) -> str:
-    """One sentence on the current setting, and its differences from the pinned one (HTML).
-
-    `hint` replaces an unknown sliced perplexity.
-    """
-    if plan is None:
-        waiting = gettext("Loading the model. Its ratios appear here as soon as it is calibrated.")
-        return f'<p class="isx-headline">{waiting}</p>'
-    change = sentence(plan.parameters_sliced, measured.sliced_reading, pinned, millions)
-    dense, sliced = millions(plan.parameters_dense), millions(plan.parameters_sliced)
-    perplexity = _perplexity(measured, hint)
-    if plan.target_sparsity == 0:
-        nothing = gettext(
-            "Nothing is removed: <b>{dense}</b> parameters{perplexity}. Drag the slider.",
-            dense=dense,
-            perplexity=perplexity,
-        )
-        return f'<p class="isx-headline">{nothing}{change}</p>'
-    ranked = sorted(
-        (getattr(layer, module), name, index)
-        for index, layer in enumerate(plan.layers)
-        for module, name in MODULES_IN_WORDS.items()
-    )
-    (min_ratio, min_name, min_layer), (max_ratio, max_name, max_layer) = ranked[0], ranked[-1]
-    if max_ratio - min_ratio < 0.005:
-        extremes = gettext("every layer is pruned by {most:.0%}", most=max_ratio)
-    else:
-        extremes = gettext(
-            "layer {most_layer}'s {most_name} is pruned most ({most:.0%}), layer {least_layer}'s {least_name} "
-            "least ({least:.0%})",
-            most_layer=max_layer,
-            most_name=max_name,
-            most=max_ratio,
-            least_layer=min_layer,
-            least_name=min_name,
-            least=min_ratio,
-        )
-    text = gettext(
-        "<b>{removed:.0%}</b> of the layer weights removed: <b>{dense}</b> → <b>{sliced}</b> "
-        "parameters{perplexity}; {extremes}.",
-        removed=plan.removed,
-        dense=dense,
-        sliced=sliced,
-        perplexity=perplexity,
-        extremes=extremes,
-    )
-    return f'<p class="isx-headline">{text}{change}</p>'
-
-
-def _perplexity(measured: Perplexities, hint: str) -> str:
-    sliced = measured.sliced_reading
-    if sliced is None and measured.expected is not None:
-        text = gettext(
-            'about {expected:.1f}, <span title="{why}">an estimate</span>', expected=measured.expected, why=ESTIMATED
-        )
-    else:
-        text = f"<b>{_reading(sliced)}</b>" if sliced else escape(hint)
-    if measured.dense_reading is None:
-        return gettext("; perplexity {value}", value=text) if text else ""
-    if sliced and sliced.windows < sliced.all_windows:
-        text += gettext(" after {windows} of {of} windows", windows=sliced.windows, of=sliced.all_windows)
-    if sliced and measured.sequences < measured.all_sequences:
-        text += gettext(
-            ", calibrated on {sequences} of {all_sequences} sequences",
-            sequences=measured.sequences,
-            all_sequences=measured.all_sequences,
-        )
-    on_text = gettext("on {text}", text=escape(translate(measured.text)))
-    where = f'<span title="{escape(translate(measured.protocol))}">{on_text}</span>'
-    dense = _reading(measured.dense_reading)
-    return gettext("; perplexity <b>{dense}</b> → {sliced} ({where})", dense=dense, sliced=text or "…", where=where)
-
-
-def _reading(reading: Reading | None, digits: int = 1) -> str:
+def reading(measured: Reading | None, digits: int = 1) -> str:
     """A perplexity; with its standard error before all windows are measured."""
+    if measured is None:
+        return "–"
+    is_whole = measured.windows == measured.all_windows
+    return number(measured.value, f".{digits}f") if is_whole else _with_error(measured, 1)
+
+
+def _with_error(reading: Reading | None, digits: int) -> str:
     if reading is None:
         return "–"
-    return number(reading.value, f".{digits}f") if reading.windows == reading.all_windows else _with_error(reading, 1)
-
-
-def _with_error(reading: Reading, digits: int) -> str:
     error = "" if reading.error is None else f" ± {number(reading.error, f'.{digits}f')}"
     return f"{number(reading.value, f'.{digits}f')}{error}"
 
@@ -120,19 +45,20 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
         return f'<p class="isx-quiet">{gettext("No results yet.")}</p>'
     rows = _sizes(plan)
     columns = [gettext("dense"), gettext("sliced"), *([gettext("against A")] if pinned else [])]
-    before = _sizes(pinned.plan) if pinned else rows
+    pinned_rows = _sizes(pinned.plan) if pinned else rows
     lines = [
         (name, format_size(dense), format_size(sliced), signed(sliced - other, format_size))[: len(columns) + 1]
-        for (name, format_size, dense, sliced), (*_, other) in zip(rows, before, strict=True)
+        for (name, format_size, dense, sliced), (*_, other) in zip(rows, pinned_rows, strict=True)
     ]
-    ratio = "" if measured.ratio is None else _with_error(measured.ratio, 2)
+    before = pinned.measured if pinned else Perplexities()
+    perplexity = reading(measured.dense_reading, 2), reading(measured.sliced_reading, 2)
+    changes = _change(measured.sliced_reading, before.sliced_reading), _change(measured.ratio, before.ratio)
     readings: list[tuple[str, ...]] = [
-        (gettext("Perplexity"), _reading(measured.dense_reading, 2), _reading(measured.sliced_reading, 2)),
-        (gettext("perplexity relative to dense"), "", ratio or "–"),
+        (gettext("Perplexity"), *perplexity, changes[0]),
+        (gettext("perplexity relative to dense"), "", _with_error(measured.ratio, 2), changes[1]),
+        *_stored_lines(measured.stored, before.stored),
     ]
-    if pinned:
-        pairs = [(measured.sliced_reading, pinned.measured.sliced_reading), (measured.ratio, pinned.measured.ratio)]
-        readings = [(*line, _change(*pair)) for line, pair in zip(readings, pairs, strict=True)]
+    readings = [line[: len(columns) + 1] for line in readings]
     flops = gettext(
         "FLOPs: two for each weight of a matrix multiplication, and attention to {context} tokens.",
         context=plan.context,
@@ -145,6 +71,24 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
     )
     content = table(columns, [*lines, *readings], style)
     return f'<div class="isx-read"{attributes}>{content}</div><p class="isx-quiet">{flops}</p>'
+
+
+def _stored_lines(stored: StoredMeasurement | None, pinned: StoredMeasurement | None) -> list[tuple[str, ...]]:
+    """The readout's rows that are only measured beforehand: name, dense, sliced, against the pinned setting."""
+    if stored is None:
+        return []
+    title = gettext("Measured before, on {day}", day=translate(stored.day))
+    before = [None, None, None] if pinned is None else [pinned.divergence.value, pinned.prefill, pinned.decode]
+    lines = {
+        gettext("KL divergence from dense, nats per token"): (stored.divergence.value, before[0]),
+        gettext("Prefill speed relative to dense"): (stored.prefill, before[1]),
+        gettext("Decode speed relative to dense"): (stored.decode, before[2]),
+    }
+    return [
+        (f'<span title="{title}">{name}</span>', "", number(value, ".2f"), _difference(value, other))
+        for name, (value, other) in lines.items()
+        if value is not None
+    ]
 
 
 def _sizes(plan: PlanView) -> list[tuple[str, Callable[[float], str], float, float]]:
@@ -160,9 +104,11 @@ def _sizes(plan: PlanView) -> list[tuple[str, Callable[[float], str], float, flo
 
 
 def _change(now: Reading | None, before: Reading | None) -> str:
-    return (
-        "–" if now is None or before is None else signed(now.value - before.value, lambda value: number(value, ".2f"))
-    )
+    return "–" if now is None or before is None else _difference(now.value, before.value)
+
+
+def _difference(now: float | None, before: float | None) -> str:
+    return "–" if now is None or before is None else signed(now - before, lambda value: number(value, ".2f"))
 
 
 def status(event: Status) -> str:

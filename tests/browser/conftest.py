@@ -86,7 +86,7 @@ def address(page_session: Session) -> Iterator[str]:
 @pytest.fixture(scope="package")
 def tiny_query(tiny: Request) -> str:
     """The link of the tiny model, but for its bias."""
-    chosen = {name: getattr(tiny.settings, name) for name in ("model", "text", "sequences", "length")}
+    chosen = {name: getattr(tiny.settings, name) for name in ("model", "text", "sequences", "length", "sparsity")}
     return f"/?{urlencode(chosen)}"
 
 

@@ -67,24 +67,24 @@ def test_german_has_no_english_left_axe_finds_nothing_and_the_switch_keeps_the_s
     assert any("," in tick for tick in ticks)
     assert not any("." in tick for tick in ticks)
 
-    opened.drag(20)
-    opened.says("#removed", "20,0")
-    opened.says("#headline", "20\u00a0% der Gewichte")
-    opened.addressed("sparsity=20")
+    opened.drag(25)
+    opened.says("#removed", "25,0")
+    opened.says("#headline", "25\u00a0% der Gewichte")
+    opened.addressed("sparsity=25")
     assert "lang=" not in page.url
     page.click("#tour")
     assert page.inner_text(".isx-tour").startswith("Ein Schieberegler")
     page.keyboard.press("Escape")
-    opened.settle_at(20)  # the tour has begun to move the slider
-    opened.addressed("sparsity=20")
+    opened.settle_at(25)  # the tour has begun to move the slider
+    opened.addressed("sparsity=25")
 
     assert page.locator(".isx-languages a").all_inner_texts() == [one.name for one in LANGUAGES.values()]
     assert page.inner_text(".isx-languages [aria-current]") == "Deutsch"
     page.click(".isx-languages a[lang=en]")
     page.wait_for_selector("html[lang=en]", state="attached")
-    opened.says("#removed", "20.0")
+    opened.says("#removed", "25.0")
     opened.forgive("AbortError", "errored out")  # of what the page waited for when it was left
-    assert {"lang=en", "sparsity=20"} <= set(page.url.partition("?")[2].split("&"))
+    assert {"lang=en", "sparsity=25"} <= set(page.url.partition("?")[2].split("&"))
     assert page.evaluate("navigator.language") == "en"
     assert page.inner_text("#calibrate") == "Load and calibrate"
     assert "Settings" in page.inner_text("footer")

@@ -55,27 +55,27 @@ def every_tab_shows_what_is_pinned(opened: Opened, page_session: Session) -> Non
 
 
 def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewhere(visit, page_session) -> None:
-    opened = visit("/?sparsity=20")
+    opened = visit("/?sparsity=25")
     page = opened.page
-    wait_for(opened, 20)
+    wait_for(opened, 25)
     page.click("#pin")
-    assert close(ghost(opened), ratios(page_session, sparsity=20))
+    assert close(ghost(opened), ratios(page_session, sparsity=25))
     page.wait_for_selector("#unpin")
     commit(opened, "pinned")
     opened.drag(45)
     commit(opened, "sparsity=45")
     opened.drag(50)
     commit(opened, "sparsity=50")
-    assert close(ghost(opened), ratios(page_session, sparsity=20))
+    assert close(ghost(opened), ratios(page_session, sparsity=25))
     assert close(bars(opened), ratios(page_session, sparsity=50))
-    assert "Against A (20%, PCA-aware): 31.8 M fewer parameters" in page.inner_text("#headline")
+    assert "Against A (25%, PCA-aware): 26.5 M fewer parameters" in page.inner_text("#headline")
     assert "against A" in page.inner_text("#readout")
     assert "Outlines: the pinned setting A." in page.inner_text("#ratio-chart .isx-note")
     page.click("#ratio-chart .isx-twin summary")
     page.wait_for_function("document.querySelector('#ratio-chart tbody').textContent.includes('(A: ')")
 
     page.focus("body")
-    for keys, percent in (("Control+z", 45), ("Control+z", 20), ("Control+Shift+Z", 45), ("Control+Shift+Z", 50)):
+    for keys, percent in (("Control+z", 45), ("Control+z", 25), ("Control+Shift+Z", 45), ("Control+Shift+Z", 50)):
         page.keyboard.press(keys)
         wait_for(opened, percent)
         opened.addressed(f"sparsity={percent}")
@@ -87,7 +87,7 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     opened.addressed("sparsity=45")
 
     address = page.evaluate("location.search")
-    assert "pinned=sparsity%3D20" in address
+    assert "pinned=sparsity%3D25" in address
     page.close()
     elsewhere = visit(f"/{address}&__theme=dark&tab=spectra")
     wait_for(elsewhere, 45)
@@ -95,7 +95,7 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     elsewhere.open_tab("ratios")
     elsewhere.drag(45)
     elsewhere.addressed("sparsity=45")
-    assert close(ghost(elsewhere), ratios(page_session, sparsity=20))
+    assert close(ghost(elsewhere), ratios(page_session, sparsity=25))
     assert close(bars(elsewhere), ratios(page_session, sparsity=45))
     elsewhere.page.click("#unpin")
     elsewhere.page.wait_for_function(f"({GHOST})().length === 0")
@@ -103,4 +103,4 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     elsewhere.page.wait_for_function("!document.querySelector('#headline').textContent.includes('Against')")
     elsewhere.page.evaluate("isxStep(0)")
     elsewhere.page.keyboard.press("Control+z")
-    assert close(ghost(elsewhere), ratios(page_session, sparsity=20))
+    assert close(ghost(elsewhere), ratios(page_session, sparsity=25))

@@ -95,8 +95,8 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     unfold_overrides(page)
     assert cell(page, 3, "MLP", "locked").is_checked()
     assert "2 locked" in page.inner_text("#overrides summary")
-    opened.drag(20)
-    opened.addressed("sparsity=20")
+    opened.drag(25)
+    opened.addressed("sparsity=25")
     assert "tab=" not in page.url
 
     page.evaluate("isxLook()")

@@ -46,14 +46,14 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     page.mouse.move(spot[0] - 1, spot[1])
     page.mouse.move(*spot, steps=3)
     page.mouse.click(*spot)
-    page.wait_for_function("/sparsity=20/.test(location.search) && /estimator=uniform/.test(location.search)")
+    page.wait_for_function("!/sparsity=/.test(location.search) && /estimator=uniform/.test(location.search)")
     own = tiny.with_settings(sparsity=20, estimator="uniform", seed=4, bias=None)
     opened.says("#readout", f"{data[1][2][1]:.2f}")  # the page measures by itself what the sweep found
     assert page_session.perplexities(own).sliced == pytest.approx(data[1][2][1], rel=1e-4)
     page.click("#sweep-chart .isx-twin summary")
     page.focus("#sweep-chart tbody tr:nth-child(7) .isx-pick")
     page.keyboard.press("Enter")
-    page.wait_for_function("!/sparsity=/.test(location.search) && !/estimator=/.test(location.search)")
+    page.wait_for_function("/sparsity=30/.test(location.search) && !/estimator=/.test(location.search)")
 
 
 def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_session, tiny, tmp_path) -> None:

@@ -291,5 +291,5 @@ def test_a_session_has_no_language_of_its_own() -> None:
     """What is shared is said in English, whoever asked first: a page's words are told on the reader's side."""
     with use_language("de"):
         measured = Session().perplexities(parse(Settings()))
-    assert measured.text == "held-out text"
+    assert measured.text == "held-out Wikipedia"
     assert Path(ASSETS / "texts" / "de" / "words.json").is_file()

@@ -17,6 +17,7 @@ from ...i18n.language import ENGLISH, for_scripts, gettext, language, lazy_gette
 from ...state.views import Reading
 from ...ui import formatting
 from ...ui.chart_bridge import PLOTLY, template
+from ...ui.headline import headline
 from ...ui.labels import ESTIMATORS
 from ...ui.palette import css_variables
 from . import charts
@@ -76,7 +77,7 @@ def fill(
         content=pack(content),
         last=len(published.steps) - 1,
         first=published.first,
-        headline=formatting.headline(first.plan, first.perplexities),
+        headline=headline(first.plan, first.perplexities),
         parameters=formatting.millions(first.plan.parameters_dense),
         dense=gettext("unknown") if dense.dense is None else number(dense.dense, ".1f"),
         ends=gettext("{first:g} to {last:g}%", first=published.choice.percents[0], last=published.choice.percents[-1]),
@@ -104,7 +105,7 @@ def _numbers(step: Step) -> dict[str, Any]:
     """A step's content except its charts (HTML); the answers by prompt."""
     return {
         "percent": step.percent,
-        "headline": formatting.headline(step.plan, step.perplexities),
+        "headline": headline(step.plan, step.perplexities),
         "removed": formatting.removed(step.plan),
         "said": gettext(
             "{percent:g}%, perplexity {perplexity}",

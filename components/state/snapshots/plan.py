@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,8 @@ from ..plan_views import Source
 FILE = ASSETS / "snapshot.npz"
 
 
-def save(profile: Profile, label: str, path: Path = FILE, curve: Mapping[float, float] | None = None) -> None:
-    """Write a profile with layers of equal size, a label that says what it was measured on, and perplexity by sparsity.
-
-    `curve` maps sparsities (fractions) to perplexities.
-    """
+def save(profile: Profile, label: str, path: Path = FILE) -> None:
+    """Write a profile with layers of equal size, and a label that says what it was measured on."""
     layers = profile.layers
     importances = {
         f"{estimator}_{module}": torch.stack(profile.importances(estimator, module)).float().cpu().numpy()
@@ -48,7 +44,6 @@ def save(profile: Profile, label: str, path: Path = FILE, curve: Mapping[float, 
         "kv_head": layers[0].kv_head,
         "other_parameters": profile.other_parameters,
         "bytes_per_value": profile.bytes_per_value,
-        "curve": sorted((curve or {}).items()),
     }
     arrays: dict[str, Any] = {
         **importances,
@@ -85,15 +80,13 @@ def load(path: Path = FILE) -> tuple[Profile, str]:
     return Profile(layers, about["other_parameters"], about["bytes_per_value"]), about["label"]
 
 
-def source(path: Path = FILE) -> tuple[Source, dict[float, float]]:
-    """The snapshot as a source of plans, and its perplexities by sparsity (a fraction)."""
+def source(path: Path = FILE) -> Source:
+    """The snapshot as a source of plans."""
     profile, raw_label = load(path)
-    with np.load(path) as arrays:
-        curve = dict(json.loads(str(arrays["about"])).get("curve", ()))
     # The default model's head is tied to its embeddings; outside of the layers there is only the last norm besides.
     head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
     provisional = lazy_gettext("Precomputed: {label}", label=translatable_label(raw_label))
-    return Source(profile, head_weights, provisional=provisional), curve
+    return Source(profile, head_weights, provisional=provisional)
 
 
 def translatable_label(label: str) -> str:

@@ -23,6 +23,7 @@ from components.sweep import panel as sweep
 from components.ui import formatting
 from components.ui.figure import GHOST_ALWAYS, Chart, layout_of
 from components.ui.handlers import LiveOutput, spread_settings, unchanged
+from components.ui.headline import headline
 from components.ui.pinned import text as pinned
 from components.ui.pinned.differences import FIELDS, name_of, signed
 from components.ui.pinned.ghost import ghost
@@ -82,7 +83,7 @@ def test_a_setting_of_another_model_waits_for_that() -> None:
     assert (
         "is a setting of default; it is shown when that model is chosen again" in pinning.describe(elsewhere, text).text
     )
-    assert "30%, PCA-aware" in pinning.describe(parse(OTHER), text).text
+    assert "20%, PCA-aware" in pinning.describe(parse(OTHER), text).text
     assert pinning.describe(parse(OTHER), "").text == ""
 
 
@@ -90,19 +91,19 @@ def test_handlers_get_the_setting_of_the_text() -> None:
     def told(request: Request, pinned: Request | None) -> tuple:
         return request.slicing.sparsity, pinned and pinned.slicing.sparsity
 
-    assert spread_settings(told)(*Settings(), pinned.write(parse(OTHER))) == (0.3, 0.45)
-    assert spread_settings(told)(*Settings(), "") == (0.3, None)
+    assert spread_settings(told)(*Settings(), pinned.write(parse(OTHER))) == (0.2, 0.45)
+    assert spread_settings(told)(*Settings(), "") == (0.2, None)
     with pytest.raises(UserError):
         spread_settings(told)(*Settings(), "sparsity=99")
 
 
 def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
-    assert name_of(Settings(), Settings(sparsity=50)) == "30%, PCA-aware"
+    assert name_of(Settings(), Settings(sparsity=50)) == "20%, PCA-aware"
     assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45%, Fisher, sequential, MLPs refined, seed 3"
-    assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "30%, manual"
+    assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "20%, manual"
     assert FIELDS.keys() == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
-    assert name_of(Settings(recovery="distill"), Settings()) == "30%, PCA-aware, recovery: Distillation"
-    assert name_of(Settings(shapes="runtime"), Settings()) == "30%, PCA-aware, runtime shapes"
+    assert name_of(Settings(recovery="distill"), Settings()) == "20%, PCA-aware, recovery: Distillation"
+    assert name_of(Settings(shapes="runtime"), Settings()) == "20%, PCA-aware, runtime shapes"
 
 
 @pytest.mark.parametrize(("change", "words"), [(-3.04, "−3.0"), (2.5, "+2.5"), (0.0, "0"), (0.01, "0"), (-0.01, "0")])
@@ -119,19 +120,17 @@ def test_headline_and_readout_give_the_differences() -> None:
     before = Perplexities(dense_reading=reading(20), sliced_reading=reading(26), ratio=reading(1.3))
     plan = plan_view()
     smaller = PinnedView("30%, <Fisher>", replace(plan_view(), parameters_sliced=900), before)
-    words = formatting.headline(plan, now, "", smaller)
+    words = headline(plan, now, "", smaller)
     assert "Against <b>A</b> (30%, &lt;Fisher&gt;): 200 fewer parameters, perplexity <b>+4.0</b>." in words
     table = formatting.readout(plan, now, smaller)
     assert "<td>−200</td>" in table
     assert "<td>+4.00</td>" in table
     assert "<td>+0.20</td>" in table
     growing = Perplexities(dense_reading=reading(20), sliced_reading=reading(30, windows=2))
-    assert "about <b>+4.0</b>" in formatting.headline(plan, growing, "", smaller)
+    assert "about <b>+4.0</b>" in headline(plan, growing, "", smaller)
     unknown = PinnedView("A", plan, Perplexities())
-    assert "the same number of parameters; perplexities are compared when" in formatting.headline(
-        plan, now, "", unknown
-    )
-    assert "A" not in formatting.headline(plan, now)
+    assert "the same number of parameters; perplexities are compared when" in headline(plan, now, "", unknown)
+    assert "A" not in headline(plan, now)
     assert "against" not in formatting.readout(plan, now)
 
 

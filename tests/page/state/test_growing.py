@@ -9,9 +9,8 @@ from tiny_page import in_job, stepwise
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.state import calibrations, job_memory
-from components.state.request import Request, parse
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.state.views import Perplexities
 from intraslice.calibration import driver
 from intraslice.evaluation import perplexity as perplexity_module
@@ -178,14 +177,6 @@ def test_what_to_expect_lies_between_what_is_measured(fresh, tiny) -> None:
     assert all(points[s].expected == pytest.approx(points[s].sliced) for s in (20, 40))
     assert fresh.perplexities(tiny.with_settings(sparsity=45)).expected is None  # nothing is predicted beyond
     assert fresh.perplexities(tiny.with_settings(sparsity=30, estimator="uniform")).expected is None
-
-
-def test_the_snapshot_brings_its_own_points() -> None:
-    session = Session()
-    known = [session.perplexities(parse(Settings(sparsity=sparsity))) for sparsity in (0, 25, 60)]
-    assert all(reading.sliced is None for reading in known)
-    assert known[0].expected < known[1].expected < known[2].expected
-    assert session.perplexities(parse(Settings(cap=70))).expected is None
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, monkeypatch) -> None:

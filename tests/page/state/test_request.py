@@ -106,4 +106,4 @@ def test_a_handler_answers_to_impossible_settings_as_it_is_told_or_they_raise() 
     with pytest.raises(UserError, match="raise the cap"):
         spread_settings(percent)(*values)
     assert spread_settings(percent, refuse=lambda error: f"no: {error}")(*values).startswith("no: sparsity")
-    assert spread_settings(percent, refuse=lambda error: "no")(*Settings()) == 30
+    assert spread_settings(percent, refuse=lambda error: "no")(*Settings()) == 20

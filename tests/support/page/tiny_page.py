@@ -44,7 +44,7 @@ def tiny_settings(home: Path, make_model: Callable, word_tokenizer: Callable) ->
     word_tokenizer(words).save_pretrained(home / "tiny")
     paragraphs = [" ".join(words[(start * 7 + step * 3) % 252] for step in range(120)) for start in range(60)]
     (home / "text.txt").write_text("\n\n".join(paragraphs))
-    return Settings(model=str(home / "tiny"), text=str(home / "text.txt"), sequences=8, length=32)
+    return Settings(model=str(home / "tiny"), text=str(home / "text.txt"), sequences=8, length=32, sparsity=30)
 
 
 def stepwise(session: Session) -> Session:

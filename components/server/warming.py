@@ -1,0 +1,92 @@
+"""Prepares the default model before anybody comes: its calibration, and the slices that are looked at most.
+
+A hosted page does so when its process starts, another one with `INTRASLICE_WARM=1`; `0` turns it off. All of it has
+background urgency. The results stay in memory although nobody uses them, until their memory is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+from ..i18n.language import translate
+from ..jobs import limits
+from ..jobs.job import Job
+from ..jobs.jobs import EXPECTED
+from ..jobs.status import Status
+from ..jobs.turns import Urgency
+from ..state.caches import BUDGET
+from ..state.request import Request, parse
+from ..state.session import Session
+from ..state.settings import Settings
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "INTRASLICE_WARM"
+SPARSITIES = (20, 30, 40, 10, 50)  # percent
+RECOVERED = (20, 30, 40)
+
+
+def is_wanted() -> bool:
+    """Whether the environment asks for it, or a hosted page does because the environment says nothing."""
+    value = os.environ.get(VARIABLE, "").strip()
+    return value != "0" if value else limits.hosted()
+
+
+class Warming:
+    """The background job.
+
+    Attributes:
+        progress: such as "calibration, 12 of 32"; "done", or why it ended before; empty if it was not started.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._step = ""
+        self.progress = ""
+
+    def start(self) -> threading.Thread:
+        """Start the job; returns the thread that follows its progress."""
+        self.progress = "waiting"
+        job = self._session.jobs.scheduler.start("nobody", self._work, Urgency.BACKGROUND)
+        thread = threading.Thread(target=self._follow, args=(job,), name="warming", daemon=True)
+        thread.start()
+        return thread
+
+    def _follow(self, job: Job) -> None:
+        try:
+            for events in job.events():
+                for event in events:
+                    if isinstance(event, Status):
+                        done = f", {event.done} of {event.total}" if event.total else ""
+                        self.progress = f"{self._step}{done}"
+            self.progress = "stopped" if job.stopped else "done"
+        except EXPECTED as problem:
+            self.progress = f"failed: {translate(str(problem))}"
+            log.warning("warming ended: %s", problem)
+
+    def _work(self, job: Job) -> None:
+        first = parse(Settings())
+        self._begin("calibration", job)
+        calibrated = self._session.calibrations.calibrate(job, first.calibration)
+        self._session.keep_calibration(first)
+        size = sum(parameter.nbytes for parameter in calibrated.loaded.model.parameters())
+        self._begin("measurement", job)
+        self._session.measure_perplexities(job, first)
+        requests = [("slice", first.with_settings(sparsity=percent)) for percent in SPARSITIES]
+        requests += [("recovery", first.with_settings(sparsity=percent, recovery="distill")) for percent in RECOVERED]
+        for step, request in requests:
+            if BUDGET.held_bytes() + size > BUDGET.max_bytes:
+                log.info("warming ends: the caches have no memory for another slice")
+                return
+            self._slice(step, request, job)
+
+    def _slice(self, step: str, request: Request, job: Job) -> None:
+        self._begin(f"{step} at {request.settings.sparsity:g}%", job)
+        self._session.slice(job, request)
+        self._session.keep_slice(request)
+
+    def _begin(self, step: str, job: Job) -> None:
+        self._step = self.progress = step
+        job.checkpoint()

@@ -1,0 +1,119 @@
+"""The page's first sentence: what the current setting removes, and what that costs. Pure: numbers in, HTML out."""
+
+from __future__ import annotations
+
+from html import escape
+
+from ..i18n.language import gettext, lazy_gettext, translate
+from ..state.views import Perplexities, PinnedView, PlanView
+from . import formatting
+from .labels import MODULES_IN_WORDS
+from .pinned.differences import sentence
+
+ESTIMATED = lazy_gettext(
+    "Interpolated between perplexities measured at other sparsities; the measured value replaces it."
+)
+
+
+def headline(
+    plan: PlanView | None,
+    measured: Perplexities,
+    hint: str = "",
+    pinned: PinnedView | None = None,
+    action: str = "",
+) -> str:
+    """One sentence on the current setting, and its differences from the pinned one (HTML).
+
+    `hint` replaces an unknown sliced perplexity; `action` is a button after the sentence.
+    """
+    if plan is None:
+        waiting = gettext("Loading the model. Its ratios appear here as soon as it is calibrated.")
+        return f'<p class="isx-headline">{waiting}</p>'
+    change = sentence(plan.parameters_sliced, measured.sliced_reading, pinned, formatting.millions)
+    dense, sliced = formatting.millions(plan.parameters_dense), formatting.millions(plan.parameters_sliced)
+    perplexity = _perplexity(measured, hint)
+    if plan.target_sparsity == 0:
+        nothing = gettext(
+            "Nothing is removed: <b>{dense}</b> parameters{perplexity}. Drag the slider.",
+            dense=dense,
+            perplexity=perplexity,
+        )
+        return f'<p class="isx-headline">{nothing}{action}{change}</p>'
+    ranked = sorted(
+        (getattr(layer, module), name, index)
+        for index, layer in enumerate(plan.layers)
+        for module, name in MODULES_IN_WORDS.items()
+    )
+    (min_ratio, min_name, min_layer), (max_ratio, max_name, max_layer) = ranked[0], ranked[-1]
+    if max_ratio - min_ratio < 0.005:
+        extremes = gettext("every layer is pruned by {most:.0%}", most=max_ratio)
+    else:
+        extremes = gettext(
+            "layer {most_layer}'s {most_name} is pruned most ({most:.0%}), layer {least_layer}'s {least_name} "
+            "least ({least:.0%})",
+            most_layer=max_layer,
+            most_name=max_name,
+            most=max_ratio,
+            least_layer=min_layer,
+            least_name=min_name,
+            least=min_ratio,
+        )
+    text = gettext(
+        "<b>{removed:.0%}</b> of the layer weights removed: <b>{dense}</b> → <b>{sliced}</b> "
+        "parameters{perplexity}; {extremes}.",
+        removed=plan.removed,
+        dense=dense,
+        sliced=sliced,
+        perplexity=perplexity,
+        extremes=extremes,
+    )
+    return f'<p class="isx-headline">{text}{action}{change}</p>'
+
+
+def _perplexity(measured: Perplexities, hint: str) -> str:
+    sliced = measured.sliced_reading
+    if sliced is None and measured.expected is not None:
+        text = gettext(
+            'about {expected:.1f}, <span title="{why}">an estimate</span>', expected=measured.expected, why=ESTIMATED
+        )
+    else:
+        text = f"<b>{formatting.reading(sliced)}</b>" if sliced else escape(hint)
+    if measured.dense_reading is None:
+        return gettext("; perplexity {value}", value=text) if text else ""
+    text += _progress(measured)
+    on_text = gettext("on {text}", text=escape(translate(measured.text)))
+    where = f'<span title="{escape(translate(measured.protocol))}">{on_text}</span>{_before(measured)}'
+    dense = formatting.reading(measured.dense_reading)
+    return gettext("; perplexity <b>{dense}</b> → {sliced} ({where})", dense=dense, sliced=text or "…", where=where)
+
+
+def _progress(measured: Perplexities) -> str:
+    """How much of the windows and of the calibration a sliced perplexity is from; empty if it is from all."""
+    sliced, text = measured.sliced_reading, ""
+    if sliced and sliced.windows < sliced.all_windows:
+        text += gettext(" after {windows} of {of} windows", windows=sliced.windows, of=sliced.all_windows)
+    if sliced and measured.sequences < measured.all_sequences:
+        text += gettext(
+            ", calibrated on {sequences} of {all_sequences} sequences",
+            sequences=measured.sequences,
+            all_sequences=measured.all_sequences,
+        )
+    return text
+
+
+def _before(measured: Perplexities) -> str:
+    """That the perplexities were measured before, and what is measured here so far."""
+    if not measured.is_stored or measured.stored is None:
+        return ""
+    text, so_far = gettext(", measured before, on {day}", day=translate(measured.stored.day)), measured.so_far
+    if so_far and so_far.sliced_reading:
+        text += gettext("; here so far {value}", value=formatting.reading(so_far.sliced_reading))
+        text += _progress(so_far)
+    return text
+
+
+def measure_button(measured: Perplexities) -> str:
+    """A button that measures here what was measured before (HTML); it presses the hidden one of the page's frame."""
+    if not measured.is_stored:
+        return ""
+    return f' <button type="button" class="isx-link" data-press="measure-here">{gettext("Measure here")}</button>'

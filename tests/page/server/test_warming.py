@@ -1,0 +1,101 @@
+"""The default model is ready before anybody comes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tiny_page import stepwise
+
+from components.jobs.status import Status
+from components.server import warming
+from components.server.health import Health
+from components.state.caches import BUDGET
+from components.state.session import Session
+from intraslice.core.errors import UserError
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path, tiny) -> Session:
+    """With an empty cache, where the tiny model is the default one."""
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(warming, "parse", lambda settings: tiny)
+    return stepwise(Session(evaluation_tokens=256))
+
+
+def test_calibration_measurement_and_slices_are_ready_and_stay(fresh, tiny, monkeypatch) -> None:
+    begun: list[str] = []
+    begin = warming.Warming._begin
+    monkeypatch.setattr(
+        warming.Warming, "_begin", lambda self, step, job: (begun.append(step), begin(self, step, job))[1]
+    )
+    warm = warming.Warming(fresh)
+    assert warm.progress == ""
+    warm.start().join(60)
+    assert warm.progress == "done"
+    slices = [f"slice at {percent}%" for percent in (20, 30, 40, 10, 50)]
+    assert begun == ["calibration", "measurement", *slices, *(f"recovery at {percent}%" for percent in (20, 30, 40))]
+    prepared = [tiny.with_settings(sparsity=percent) for percent in warming.SPARSITIES]
+    prepared += [tiny.with_settings(sparsity=percent, recovery="distill") for percent in warming.RECOVERED]
+    other = tiny.with_settings(sparsity=35)
+    fresh.jobs.scheduler.start("somebody", lambda job: fresh.slice(job, other)).join()
+    monkeypatch.setenv("INTRASLICE_MAX_UNUSED_SECONDS", "1")
+    monkeypatch.setattr("components.state.caches.LARGE", 1)
+    monkeypatch.setattr("components.state.caches.time.monotonic", lambda: 1e12)
+    BUDGET.evict_unused()
+    assert fresh.is_calibrated(tiny)
+    assert all(fresh.is_sliced(request) for request in prepared)
+    assert not fresh.is_sliced(other)  # nobody has used it for long
+
+
+def test_without_memory_for_another_slice_it_ends_with_what_it_has(fresh, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(warming.BUDGET, "max_bytes", 1.0)
+    monkeypatch.setattr(warming.BUDGET, "make_room", lambda *values: None)
+    warm = warming.Warming(fresh)
+    warm.start().join(60)
+    assert warm.progress == "done"
+    assert fresh.is_calibrated(tiny)
+    assert not fresh.is_sliced(tiny.with_settings(sparsity=10))
+
+
+def test_a_failure_is_reported_and_ends_it(fresh, monkeypatch) -> None:
+    def fail(*values: object) -> None:
+        raise UserError("no weights")
+
+    monkeypatch.setattr(fresh.calibrations, "calibrate", fail)
+    warm = warming.Warming(fresh)
+    warm.start().join(60)
+    assert warm.progress == "failed: no weights"
+
+
+def test_the_health_check_tells_how_far_it_is(fresh, monkeypatch) -> None:
+    def calibrate(job, key):
+        job.deliver(Status("Calibrating", "busy", 12, 32))
+        job.sleep(60)
+
+    monkeypatch.setattr(fresh.calibrations, "calibrate", calibrate)
+    health = Health(fresh.jobs.scheduler)
+    health.warming = warming.Warming(fresh)
+    thread = health.warming.start()
+    while not health.warming.progress.startswith("calibration, "):
+        thread.join(0.01)
+
+    class Queue:
+        is_running, open_calls = True, 0
+
+    report = asyncio.run(health.report(Queue()))
+    assert (report["ok"], report["warming"]) == (True, "calibration, 12 of 32")
+    for job in list(fresh.jobs.scheduler.jobs):
+        job.stop()
+    thread.join(60)
+    assert health.warming.progress == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("value", "hosted", "wanted"), [("", "", False), ("", "1", True), ("1", "", True), ("0", "1", False)]
+)
+def test_hosted_pages_do_so_others_when_asked(monkeypatch, value, hosted, wanted) -> None:
+    monkeypatch.setenv(warming.VARIABLE, value)
+    monkeypatch.setenv("INTRASLICE_HOSTED", hosted)
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert warming.is_wanted() == wanted

@@ -1,0 +1,124 @@
+"""Measurements that the page shows at once: those of the repository, and those that the disk has from before."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from tiny_page import in_job, stepwise
+
+from components import make_snapshots
+from components.frame import slider
+from components.state.choices import ESTIMATORS
+from components.state.request import DENSE, Request, parse
+from components.state.session import Session
+from components.state.settings import Settings
+from components.state.snapshots import measurements
+from intraslice.calibration import driver
+from intraslice.evaluation import perplexity as perplexity_module
+from intraslice.evaluation.divergence import DenseStates
+
+MAX_BYTES = 400_000
+STORED = measurements.load()
+OPENING = parse(Settings(dtype="bfloat16"))
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path) -> Session:
+    """With an empty cache, a sequence and a window at a time."""
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", 1)
+    return stepwise(Session(evaluation_tokens=256))
+
+
+def test_every_whole_percentage_of_every_estimator_is_stored() -> None:
+    assert measurements.FILE.stat().st_size < MAX_BYTES
+    for estimator in ESTIMATORS:
+        curve = STORED.curve(OPENING.with_settings(estimator=estimator).slicing)
+        assert list(map(round, (100 * sparsity for sparsity in sorted(curve)))) == list(range(61))
+        errors = [STORED.at(replace(OPENING.slicing, estimator=estimator, sparsity=s)).ratio.error for s in curve]
+        assert all(0 < error < 1 for error in errors[1:])
+        assert curve[0] == STORED.dense.value < curve[0.2] < curve[0.4] < curve[0.6]
+
+
+def test_only_the_settings_that_were_measured_have_a_measurement() -> None:
+    measured = STORED.at(OPENING.slicing)
+    assert measured.perplexity.value == pytest.approx(STORED.dense.value * measured.ratio.value, rel=1e-3)
+    for changed in ({"sparsity": 20.5}, {"cap": 70}, {"bias": 1.1}, {"locked": "3 mlp 0"}, {"shapes": "runtime"}):
+        assert STORED.at(OPENING.with_settings(**changed).slicing) is None
+    between = Session().perplexities(OPENING.with_settings(sparsity=20.5))
+    ends = [STORED.at(replace(OPENING.slicing, sparsity=sparsity)).perplexity.value for sparsity in (0.2, 0.21)]
+    assert between.expected == pytest.approx(math.sqrt(math.prod(ends)))
+    assert not Session().readings.stored(OPENING.with_settings(seed=1))
+
+
+def test_the_page_opens_with_them_before_anything_is_loaded() -> None:
+    texts = slider.initial_texts(Session(), OPENING)
+    measured = STORED.at(OPENING.slicing)
+    assert f"<b>{STORED.dense.value:.1f}</b> → <b>{measured.perplexity.value:.1f}</b>" in texts.headline
+    assert "measured before, on " in texts.headline
+    assert 'data-press="measure-here"' in texts.headline
+    assert f"{measured.divergence.value:.2f}" in texts.readout
+
+
+@pytest.fixture
+def stored(fresh, tiny, monkeypatch) -> measurements.Measurements:
+    """The tiny model as the default one, with measurements that no run gives."""
+    monkeypatch.setattr(Request, "is_default_calibration", True)
+    monkeypatch.setattr(fresh, "_snapshot", None)
+    key = (tiny.slicing.estimator, tiny.slicing.order)
+    wrong = replace(STORED, series={key: STORED.series["pca", "one-shot"]})
+    monkeypatch.setattr(type(wrong), "_series_of", lambda self, slicing: self.series[key])
+    monkeypatch.setattr(fresh.readings, "_stored", wrong)
+    return wrong
+
+
+def test_nothing_worse_replaces_a_stored_measurement(fresh, tiny, stored) -> None:
+    expected, shown = stored.at(tiny.slicing).perplexity, []
+    for _ in fresh.prepare(tiny, "somebody"):
+        shown.append(fresh.perplexities(tiny))
+    assert all(known.is_stored and known.sliced_reading == expected for known in shown)
+    so_far = [known.so_far for known in shown if known.so_far.sliced is not None]
+    assert {known.sequences for known in so_far} == {4}  # a first one of its own, and none in between
+    *_, last = fresh.measure(tiny, "somebody")
+    own = fresh.perplexities(tiny)
+    assert last.kind == "ready"
+    assert not own.is_stored
+    assert own.sliced_reading != expected
+    assert own.stored == stored.at(tiny.slicing)  # KL and speed are not measured here
+    assert (own.sequences, own.all_sequences) == (8, 8)
+
+
+def test_a_release_measures_only_what_is_not_stored(fresh, tiny, stored) -> None:
+    list(fresh.prepare(tiny, "somebody"))
+    assert len(list(slider.on_release(fresh, tiny, 0, None, "somebody"))) == 1
+    assert fresh.perplexities(tiny).is_stored
+    list(slider.on_prepared(fresh, tiny, 0, None, "somebody"))
+    assert not fresh.perplexities(tiny).is_stored
+
+
+def test_what_was_measured_is_known_after_a_restart_without_slicing(fresh, tiny, monkeypatch) -> None:
+    in_job(fresh, fresh.measure_perplexities, tiny)
+    measured = fresh.perplexities(tiny)
+    again = stepwise(Session(evaluation_tokens=256))
+    monkeypatch.setattr(again, "_sliced", None)
+    in_job(again, again.calibrations.calibrate, tiny.calibration)
+    assert again.perplexities(tiny) == measured
+    other = tiny.with_settings(cap=75)
+    assert again.perplexities(other).sliced is None
+    assert again.perplexities(other).dense == measured.dense
+
+
+@pytest.mark.slow
+def test_a_point_can_be_measured_again() -> None:
+    session = Session()
+    list(session.prepare(OPENING, "somebody"))
+    calibrated = session.calibrated(OPENING)
+    states = DenseStates(calibrated.loaded.model)
+    dense = in_job(session, session.readings.losses, OPENING.slice_key(DENSE), calibrated)
+    line = make_snapshots.measure_percentage(calibrated, OPENING.slicing, dense, states)
+    stored = STORED.at(OPENING.slicing)
+    assert line.perplexity == pytest.approx(stored.perplexity.value, rel=0.01)
+    assert line.divergence == pytest.approx(stored.divergence.value, rel=0.03)
