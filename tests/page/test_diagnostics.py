@@ -251,7 +251,7 @@ def test_the_words_under_the_shift_have_the_snapshots_numbers() -> None:
     mean = {name: [fmean(getattr(one, name) for one in shifts) for shifts in (intra, cross)] for name in MEASURES}
     assert "{:.0%} against {:.0%}".format(*mean["error"]) in text
     assert "{:.2f} against {:.2f} standard deviations".format(*mean["distance"]) in text
-    assert f"to a third ({intra[-1].error:.0%})" in text
+    assert f"to a quarter ({intra[-1].error:.0%})" in text
     assert f"in the {view.order} order" in text
     for own, other in zip(intra, cross, strict=True):  # in every layer, by every measure
         assert own.error < other.error
