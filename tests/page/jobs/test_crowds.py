@@ -49,7 +49,7 @@ def test_in_a_crowd_one_after_the_other_is_served_and_none_waits_for_the_work_of
 def test_in_a_crowd_nobody_keeps_the_turn_for_long(scheduler, clock):
     log = []
     for client in range(MANY):
-        scheduler.start(str(client), counting(log, client, 100, clock, STEP), caller=CLASS)
+        scheduler.start(str(client), counting(log, client, 200, clock, STEP), caller=CLASS)
     while clock.now < 1.5 * MANY * KEPT:
         scheduler.step()
     runs = [index for index in range(1, len(log)) if log[index] != log[index - 1]]
