@@ -24,6 +24,7 @@ FEW = 4  # addresses, or clients of one, that take short turns; where more wait 
 KEPT = 10.0  # seconds for which it is kept: a slice and its first window, on a busy machine too
 SEEN_SHARE = 4  # seconds of work whose client sees no result yet, to one of work whose client does
 SOON = 1.0  # first seconds of a job of the urgency FIRST, which come before all others: the first token of an answer
+BRIEF = 0.02  # first seconds of any other job, which do so too: what is cached does not wait in line
 REMEMBERED = 10_000  # clients and addresses whose use is known
 
 
@@ -152,7 +153,7 @@ def _is_crowd(jobs: Sequence[Account]) -> bool:
 
 
 def _is_soon(job: Account) -> bool:
-    return job.urgency is Urgency.FIRST and job.seconds < SOON
+    return job.seconds < (SOON if job.urgency is Urgency.FIRST else BRIEF)
 
 
 def _keys(job: Account) -> tuple[Key, Key]:

@@ -9,7 +9,7 @@ from test_scheduler import Clock, counting
 from components.jobs.job import Caller
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
-from components.jobs.turns import FEW, KEPT, SEEN_SHARE, Urgency
+from components.jobs.turns import BRIEF, FEW, KEPT, SEEN_SHARE, Urgency
 
 CLASS = Caller("127.0.0.2")
 MANY = FEW + 2
@@ -42,8 +42,8 @@ def test_in_a_crowd_one_after_the_other_is_served_and_none_waits_for_the_work_of
     for client in range(MANY):
         scheduler.start(str(client), counting(log, client, 20, clock, STEP), caller=CLASS)
     scheduler.run()
-    served = [client for client in range(MANY - FEW) for _ in range(20)]  # until only a few are left
-    assert log[: len(served)] == served
+    assert sorted(log[:MANY]) == [*range(MANY)]  # the first turn of each comes first
+    assert len({*log[MANY - 1 :][:20]}) == len({*log[MANY - 1 :][20:39]}) == 1  # until only a few are left
 
 
 def test_in_a_crowd_nobody_keeps_the_turn_for_long(scheduler, clock):
@@ -86,6 +86,20 @@ def test_in_a_crowd_the_first_token_of_an_answer_comes_first(scheduler, clock):
     assert log.count("answer") <= 15  # the rest has the share of what clients see already
 
 
+def test_in_a_crowd_what_is_cached_does_not_wait_in_line(scheduler, clock):
+    log = []
+    for client in range(MANY):
+        scheduler.start(str(client), counting(log, "slice", 50, clock, STEP), caller=CLASS)
+    for _ in range(2 * MANY):
+        scheduler.step()
+    log.clear()
+    cached = scheduler.start("late", counting(log, "cached", 3, clock, BRIEF / 4), caller=CLASS)
+    for _ in range(4):
+        scheduler.step()
+    assert cached.ended
+    assert log == ["cached"] * 3
+
+
 def test_a_crowd_of_one_address_takes_no_turns_of_another(scheduler, clock):
     log = []
     for client in range(MANY):
@@ -102,8 +116,7 @@ def test_many_addresses_are_a_crowd_as_well(scheduler, clock):
         caller = Caller(f"127.0.1.{client}")
         scheduler.start(str(client), counting(log, client, 20, clock, STEP), caller=caller)
     scheduler.run()
-    served = [client for client in range(MANY - FEW) for _ in range(20)]  # until only a few are left
-    assert log[: len(served)] == served
+    assert log[:40] == [0] * 20 + [1] * 20  # until only a few are left
 
 
 def test_a_few_take_short_turns(scheduler, clock):

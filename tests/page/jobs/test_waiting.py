@@ -46,18 +46,19 @@ def ended(seconds: float, result: float | None = None) -> Job:
 
 
 def test_a_job_that_waits_tells_how_many_come_before_it_and_how_long_they_take(scheduler, clock, line):
-    jobs = crowd(scheduler, clock)
-    kinds = dict.fromkeys(jobs, "measure")
-    assert line.status(jobs[5], scheduler, kinds) == Waiting("5 before you")  # nothing is known of this kind
-    line.note("measure", ended(2.5))
-    assert [line.status(job, scheduler, kinds) for job in jobs[:2]] == [None, Waiting("1 before you", seconds_left=5)]
-    assert line.status(jobs[5], scheduler, kinds).seconds_left == 15  # 12.5, rounded up
-    for _ in range(8):  # of the first, which has 1.5 s left
+    kinds = dict.fromkeys(crowd(scheduler, clock), "measure")
+    for _ in range(8):
         scheduler.step()
-    assert line.status(jobs[5], scheduler, kinds) == Waiting("5 before you", seconds_left=15)
-    jobs[0].stop()
+    first, second, *_, last = scheduler.line()
+    assert line.status(last, scheduler, kinds) == Waiting("5 before you")  # nothing is known of this kind
+    line.note("measure", ended(2.5))
+    assert line.status(first, scheduler, kinds) is None
+    assert line.status(second, scheduler, kinds) == Waiting("1 before you", seconds_left=5)
+    assert line.status(last, scheduler, kinds) == Waiting("5 before you", seconds_left=15)  # 11.5, rounded up
+    for job in scheduler.line()[:-1]:
+        job.stop()
     scheduler.run()
-    assert line.status(jobs[5], scheduler, kinds) is None
+    assert line.status(last, scheduler, kinds) is None
 
 
 def test_what_several_wait_for_counts_once_and_a_clients_own_jobs_do_not(scheduler, clock, line):
