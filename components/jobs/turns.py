@@ -66,7 +66,8 @@ class Turns:
         self._used: OrderedDict[Key, float] = OrderedDict()
         self._level = dict.fromkeys(("address", "client"), 0.0)  # nobody begins with less
         self._owed = self._owed_to_seen = 0.0  # seconds to the background, and to jobs whose clients see a result
-        self._last: tuple[Key, ...] = ()  # whose turn was the last
+        # Who keeps the turn, of those who see a result and of the others: turns in between do not take it away.
+        self._keeps: dict[bool, tuple[Key, ...]] = {True: (), False: ()}
 
     def admit(self, job: Account, others: Iterable[Account]) -> None:
         """Let a new job take part beside the `others` that have not ended."""
@@ -86,8 +87,9 @@ class Turns:
         if urgent and (chosen is None or self._owed < min(chosen.last_seconds, LONG)):
             chosen = self._choose_urgent(urgent)
         if chosen is not None:
-            self._last = _keys(chosen)
-            for (kind, _), used in zip(self._last, self._has_used(chosen), strict=False):
+            if chosen.urgency is not Urgency.BACKGROUND and not _is_soon(chosen):
+                self._keeps[chosen.has_result] = _keys(chosen)
+            for (kind, _), used in zip(_keys(chosen), self._has_used(chosen), strict=False):
                 self._level[kind] = max(self._level[kind], used)
         return chosen
 
@@ -113,21 +115,20 @@ class Turns:
 
         def rank(job: Account) -> tuple[float, ...]:
             address, client = _keys(job)
-            is_crowd = of_address[address] > FEW
+            is_crowd, keeps = of_address[address] > FEW, self._keeps[job.has_result]
             comes_later = (job.has_result, not _is_soon(job)) if is_crowd else (False, False)
             return (
-                self._use(address, keeps=len(of_address) > FEW),
+                self._use(address) - (KEPT if len(of_address) > FEW and address in keeps else 0),
                 *comes_later,
-                self._use(client, keeps=is_crowd),
+                self._use(client) - (KEPT if is_crowd and client in keeps else 0),
                 job.weighted_seconds,
             )
 
         return rank
 
-    def _use(self, key: Key, keeps: bool) -> float:
-        """Seconds that an address or a client has used; less for who `keeps` the turn that they had last."""
-        used = self._used.get(key, self._level[key[0]])
-        return used - KEPT if keeps and key in self._last else used
+    def _use(self, key: Key) -> float:
+        """Seconds that an address or a client has used."""
+        return self._used.get(key, self._level[key[0]])
 
     def count(self, job: Account, seconds: float) -> None:
         """Charge a job for the seconds of a turn."""
@@ -144,7 +145,7 @@ class Turns:
             self._owed_to_seen = max(0.0, min(owed, LONG))
 
     def _has_used(self, job: Account) -> tuple[float, float, float]:
-        of_address, of_client = (self._use(key, keeps=False) for key in _keys(job))
+        of_address, of_client = map(self._use, _keys(job))
         return of_address, of_client, job.weighted_seconds
 
 
