@@ -68,7 +68,7 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     commit(opened, "sparsity=50")
     assert close(ghost(opened), ratios(page_session, sparsity=25))
     assert close(bars(opened), ratios(page_session, sparsity=50))
-    assert "Against A (25%, PCA-aware): 26.5 M fewer parameters" in page.inner_text("#headline")
+    assert "Against A (25%, PCA-aware): 26.6 M fewer parameters" in page.inner_text("#headline")
     assert "against A" in page.inner_text("#readout")
     assert "Outlines: the pinned setting A." in page.inner_text("#ratio-chart .isx-note")
     page.click("#ratio-chart .isx-twin summary")

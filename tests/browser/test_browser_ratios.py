@@ -25,7 +25,7 @@ def cell(page, layer: int, module: str, what: str):
 
 def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_session) -> None:
     opened, page = plain, plain.page
-    opened.settle_at(30)
+    opened.settle_at(20)
     unfold_overrides(page)
     before = opened.bars()
     cell(page, 7, "attention", "per cent removed").fill("40")
@@ -34,11 +34,11 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     assert close(opened.bars(), ratios(page_session, locked="7 attention 40"))
     assert cell(page, 7, "attention", "locked").is_checked()
     opened.addressed("locked=7+attention+40")
-    assert "30.0%" in page.inner_text("#removed")
+    assert "20.0%" in page.inner_text("#removed")
     opened.drag(40)
     assert opened.bars()[0][7] == pytest.approx(0.4)
     assert "40.0%" in page.inner_text("#removed")
-    opened.drag(30)
+    opened.drag(20)
     opened.moved_by(lambda: page.click("#overrides .isx-unlock"))  # the note comes before the bars
     opened.says(NOTE, "estimator: PCA-aware")
     assert close(opened.bars(), before)
@@ -56,7 +56,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
 
 def test_the_bias_is_found_until_it_is_given_and_shapes_are_a_runtimes(plain, page_session) -> None:
     opened, page, auto = plain, plain.page, plain.page.locator("#bias-auto input")
-    opened.settle_at(30)
+    opened.settle_at(20)
     before, slider = opened.bars(), page.locator("#bias input[type=range]")
     assert auto.is_checked()
     usual = make_plan(page_session.source(parse(Settings())).profile, parse(Settings()).slicing)
