@@ -19,7 +19,7 @@ from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
 from ..i18n.language import LazyString, lazy_gettext, term
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
-from .caches import CachedEntry, Caches
+from .caches import BoundedCache, CachedEntry, Caches
 from .calibrations import Calibrated
 from .choices import RECOVERIES, describe_text
 from .request import DENSE, CalibrationKey, Request, SliceKey
@@ -46,6 +46,7 @@ class Readings:
 
     def __init__(self, caches: Caches, sliced: Slicing, stored: Measurements | None) -> None:
         self._caches, self._sliced, self._stored = caches, sliced, stored
+        self._looked_up: BoundedCache[SliceKey, bool] = BoundedCache(10_000)  # on the disk; once, since it takes a hash
 
     def cached_losses(self, key: SliceKey) -> CachedEntry[Losses] | None:
         """The losses of a method or of the "dense" model, possibly on the first windows only."""
@@ -94,12 +95,12 @@ class Readings:
 
     def _recall(self, key: SliceKey, calibrated: Calibrated) -> None:
         """Read whole losses that were measured earlier from the disk, unless memory has them."""
-        sequences = 0 if key.method == DENSE else len(calibrated.tokens)
-        cached = self._caches.losses.get(key)
-        if cached is None or cached.sequences < sequences or not _is_whole(cached.value):
-            losses = _read_losses(_path(key, calibrated))
-            if losses is not None:
-                self._store(key, CachedEntry(losses, sequences))
+        if self._looked_up.get(key):
+            return
+        self._looked_up.put(key, True)
+        losses = _read_losses(_path(key, calibrated))
+        if losses is not None:
+            self._store(key, CachedEntry(losses, 0 if key.method == DENSE else len(calibrated.tokens)))
 
     def _states_of(self, key: CalibrationKey, dense: PreTrainedModel) -> DenseStates:
         """The dense states with which all models of a calibration are compared."""
