@@ -1,0 +1,96 @@
+"""The exercises' solutions run from the first to the last cell, and an exercise is its solution without the answers."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from test_explore import executed
+
+FOLDER = Path(__file__).parents[3] / "docs" / "exercises"
+NAMES = ["1_explained_variance", "2_fuse_a_rotation"]
+# Parameters of the tiny model's run; each notebook has some of these.
+TINY = {"SEQUENCES": 8, "LENGTH": 32, "LAYER": 1, "TOKENS": 256, "WINDOW": 32, "SPARSITY": 0.4, "WIDTHS": [6, 4]}
+
+
+def cells_of(name: str) -> list[dict[str, Any]]:
+    return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+
+
+def tags_of(cell: dict[str, Any]) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def sources(name: str) -> list[str]:
+    return ["".join(cell["source"]) for cell in cells_of(name) if cell["cell_type"] == "code"]
+
+
+def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]) -> dict[str, Any]:
+    """Run a notebook in `folder`, with some parameters changed, and print its tables. Returns the names at its end."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    parameters, *others = sources(name)
+    assigned = {node.id for node in ast.walk(ast.parse(parameters)) if isinstance(node, ast.Name)}
+    values = "\n".join(f"{key} = {value!r}" for key, value in changed.items() if key in assigned)
+    with torch.enable_grad():  # restores what a notebook sets for all of its cells
+        results, names = executed([parameters, values, *others])
+    for result in results:
+        if isinstance(result, pandas.DataFrame):
+            print(result, end="\n\n")
+    return names
+
+
+def check(name: str, names: dict[str, Any]) -> None:
+    """Assertions about results, besides those in the notebook."""
+    if name == "1_explained_variance":
+        assert len(names["frame"]) == sum(len(heads) for heads in names["stats"].kv_heads)
+        assert 0 < names["error"] < 1
+    elif name == "2_fuse_a_rotation":
+        assert list(names["table"].index) == sorted(names["WIDTHS"])
+        assert names["after"] < names["before"]
+    elif name == "3_which_layer_hurts_most":
+        assert names["rho"].abs().max().max() <= 1
+    else:
+        results = pandas.DataFrame(names["results"]).T
+        assert list(results.index) == ["uniform", "fisher", "pca", "mine.py:importances", "mine.json"]
+        assert results["removed"].tolist() == pytest.approx([names["SPARSITY"]] * 5, abs=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exercise_is_its_solution_with_gaps(name) -> None:
+    exercise, solution = cells_of(name), cells_of(f"{name}_solution")
+    assert [cell["id"] for cell in exercise] == [cell["id"] for cell in solution]
+    pairs = list(zip(exercise, solution, strict=True))
+    assert [left for left, right in pairs if "gap" not in tags_of(left) and left != right] == []
+    gaps = [(left, right) for left, right in pairs if "gap" in tags_of(left)]
+    assert len(gaps) >= 3
+    assert all("solution" in tags_of(right) and left["source"] != right["source"] for left, right in gaps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["", "_solution"])
+def test_they_are_small_and_saved_without_outputs(name, kind) -> None:
+    code = [cell for cell in cells_of(name + kind) if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    assert [index for index, cell in enumerate(code) if tags_of(cell) == ["parameters"]] == [0]
+    for source in sources(name + kind):
+        ast.parse(source)
+    assert (FOLDER / f"{name}{kind}.ipynb").stat().st_size < 20_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_solution_runs(name, tiny, tmp_path, monkeypatch) -> None:
+    changed = {"MODEL": tiny.settings.model, "TEXT": tiny.settings.text, **TINY}
+    check(name, run(f"{name}_solution", tmp_path, monkeypatch, changed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_solution_runs_on_the_default_model(name, tmp_path, monkeypatch) -> None:
+    check(name, run(f"{name}_solution", tmp_path, monkeypatch, {}))
