@@ -12,6 +12,7 @@ import gradio as gr
 from ..i18n.language import translate
 from ..state.request import Request
 from ..state.session import Session
+from ..state.views import Perplexities
 from ..ui import formatting
 
 
@@ -33,12 +34,13 @@ class Prepared(NamedTuple):
 def prepare(session: Session, request: Request, client: str) -> Iterator[Prepared]:
     """Load the model and calibrate it, unless both are cached.
 
-    Yields the status line (HTML), and a new text whenever the calibration has grown or a perplexity is measured.
+    Yields the status line (HTML), and a new text whenever the calibration has grown, or a perplexity is measured
+    on the first window, then on all.
     """
 
-    def progress() -> tuple[int, bool]:
-        so_far = session.perplexities(request).so_far
-        return session.sequences(request), so_far is not None and so_far.sliced is not None
+    def progress() -> tuple[int, bool, bool]:
+        so_far = session.perplexities(request).so_far or Perplexities()
+        return session.sequences(request), so_far.sliced_reading is not None, so_far.sliced is not None
 
     before = progress()
     for event in session.prepare(request, client):

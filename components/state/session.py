@@ -159,8 +159,9 @@ class Session:
         def work(job: Job) -> None:
             with self.calibrations.holding(job, request.calibration):
                 calibrated = self.calibrations.calibrate(job, request.calibration, whole=False)
-                if request.is_live and self.has_stored(request) and not calibrated.is_whole:  # a first own number
-                    self._measure(job, request, calibrated)
+                is_first = not calibrated.is_whole and self.has_stored(request)  # a first number measured here
+                if is_first and request.is_live and request.slicing.sparsity:
+                    self.readings.losses(job, request.slice_key("intraslice"), calibrated)
                 job.urgency = Urgency.BACKGROUND
                 calibrated = self.calibrations.calibrate(job, request.calibration)
             job.emit(self.ready(request))
