@@ -47,7 +47,8 @@ REMADE = (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, marginal_c
 FILES = {file.stem: file for file in (*REMADE, measurements.FILE)}
 ORDERS = ("one-shot", "sequential")  # the first is the page's default
 MAX_PERCENT = 60  # as on the slider
-SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
+SPEED = SpeedConfig(prompt=256, new=16, repeats=9)
+SPEED_STEP = 5  # percentage points: between neighbours the speed changes by less than its noise
 
 
 def save(label: str, arrays: dict[str, np.ndarray], about: dict[str, Any], view: ShiftView, path: Path = FILE) -> None:
@@ -182,25 +183,20 @@ def measure_percentage(
 
 
 def measure_speeds(calibrated: Calibrated, request: Request, path: Path = measurements.FILE) -> None:
-    """Add the speeds that the file lacks, on an otherwise idle machine.
-
-    Both orders have the same sizes, so they share the speeds of the first.
-    """
-    dense, record = calibrated.loaded.model, measurements.read(path)
-    for part in record["series"]:
-        if part["order"] != ORDERS[0]:
-            continue
-        for index, line in enumerate(part["lines"]):
-            if line[-1] is None:
-                config = replace(request.slicing, sparsity=line[0] / 100, estimator=part["estimator"])
-                sliced = slice_by_ratios(calibrated, config)
-                speeds = measure_speed({"dense": dense, "sliced": sliced}, SPEED, progress=False)
-                ratios = (
-                    getattr(speeds["sliced"], way) / getattr(speeds["dense"], way) for way in ("prefill", "decode")
-                )
-                part["lines"][index] = [*line[:-2], *ratios]
-                measurements.write(record | {"threads": torch.get_num_threads()}, path)
-                print(part["estimator"], *part["lines"][index], flush=True)
+    """Add the speeds that the file lacks, on an otherwise idle machine. They depend on the sizes, not on the order."""
+    dense, record = calibrated.loaded.model, measurements.read(path) | {"threads": torch.get_num_threads()}
+    for estimator in ESTIMATORS:
+        lines = [line for part in record["series"] if part["estimator"] == estimator for line in part["lines"]]
+        missing = {percent for percent, *_, decode in lines if decode is None and percent % SPEED_STEP == 0}
+        for percent in sorted(missing):
+            sliced = slice_by_ratios(calibrated, replace(request.slicing, sparsity=percent / 100, estimator=estimator))
+            speeds = measure_speed({"dense": dense, "sliced": sliced}, SPEED, progress=False)
+            ratios = [getattr(speeds["sliced"], way) / getattr(speeds["dense"], way) for way in ("prefill", "decode")]
+            for line in lines:
+                if line[0] == percent:
+                    line[-2:] = ratios
+            measurements.write(record, path)
+            print(estimator, percent, *ratios, flush=True)
 
 
 def slice_by_ratios(calibrated: Calibrated, config: SliceConfig) -> PreTrainedModel:

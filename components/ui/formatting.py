@@ -85,9 +85,13 @@ def _stored_lines(stored: StoredMeasurement | None, pinned: StoredMeasurement | 
         gettext("Decode speed relative to dense"): (stored.decode, before[2]),
     }
     return [
-        (f'<span title="{title}">{name}</span>', "", number(value, ".2f"), _difference(value, other))
+        (
+            f'<span title="{title}">{name}</span>',
+            "",
+            "–" if value is None else number(value, ".2f"),
+            _difference(value, other),
+        )
         for name, (value, other) in lines.items()
-        if value is not None
     ]
 
 
