@@ -14,7 +14,7 @@ import torch
 from test_explore import executed
 
 FOLDER = Path(__file__).parents[3] / "docs" / "exercises"
-NAMES = ["1_explained_variance", "2_fuse_a_rotation"]
+NAMES = ["1_explained_variance", "2_fuse_a_rotation", "3_which_layer_hurts_most", "4_beat_the_estimator"]
 # Parameters of the tiny model's run; each notebook has some of these.
 TINY = {"SEQUENCES": 8, "LENGTH": 32, "LAYER": 1, "TOKENS": 256, "WINDOW": 32, "SPARSITY": 0.4, "WIDTHS": [6, 4]}
 
@@ -90,7 +90,15 @@ def test_every_solution_runs(name, tiny, tmp_path, monkeypatch) -> None:
     check(name, run(f"{name}_solution", tmp_path, monkeypatch, changed))
 
 
+def test_the_exercise_without_gaps_runs_as_it_is(tiny, tmp_path, monkeypatch) -> None:
+    changed = {"MODEL": tiny.settings.model, "TEXT": tiny.settings.text, **TINY}
+    names = run("4_beat_the_estimator", tmp_path, monkeypatch, changed)
+    check("4_beat_the_estimator", names)
+    assert names["results"]["mine.json"]["KL"] == pytest.approx(names["results"]["pca"]["KL"], abs=1e-3)  # factors of 1
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_solution_runs_on_the_default_model(name, tmp_path, monkeypatch) -> None:
     check(name, run(f"{name}_solution", tmp_path, monkeypatch, {}))
