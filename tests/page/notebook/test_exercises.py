@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,21 @@ import pytest
 import torch
 from test_explore import executed
 
+from intraslice.core.registry import ESTIMATORS
+
 FOLDER = Path(__file__).parents[3] / "docs" / "exercises"
 NAMES = ["1_explained_variance", "2_fuse_a_rotation", "3_which_layer_hurts_most", "4_beat_the_estimator"]
 # Parameters of the tiny model's run; each notebook has some of these.
 TINY = {"SEQUENCES": 8, "LENGTH": 32, "LAYER": 1, "TOKENS": 256, "WINDOW": 32, "SPARSITY": 0.4, "WIDTHS": [6, 4]}
+
+
+@pytest.fixture(autouse=True)
+def registered_estimators() -> Iterator[None]:
+    """The estimators as they were, without those that a notebook registers."""
+    before = dict(ESTIMATORS)
+    yield
+    ESTIMATORS.clear()
+    ESTIMATORS.update(before)
 
 
 def cells_of(name: str) -> list[dict[str, Any]]:
