@@ -61,10 +61,8 @@ class Rooms:
     def create(self, address: str) -> tuple[Room, str]:
         """A new room, and the secret of whoever leads it."""
         self.delete_expired()
-        secret, words = (
-            secrets.token_urlsafe(24),
-            lazy_gettext("There are too many classes on this server. Try again later."),
-        )
+        secret = secrets.token_urlsafe(24)
+        words = lazy_gettext("There are too many classes on this server. Try again later.")
         with self._lock:
             if not limits.has_room(limits.ROOMS, len(self._all_codes()), self._created[address] > 0):
                 raise Refused(429, words, 3600)

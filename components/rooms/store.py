@@ -184,9 +184,8 @@ class Store:
                     raise
             except (sqlite3.Error, OSError, ValueError) as error:
                 log.warning("the rooms in %s cannot be used: %s", self._path, error)
-                if not isinstance(
-                    error, sqlite3.OperationalError
-                ):  # damaged: the next call opens it again, and finds out
+                # If it is damaged, the next call opens it again and finds out.
+                if not isinstance(error, sqlite3.OperationalError):
                     with suppress(sqlite3.Error):
                         self.close()
                 raise StoreError(

@@ -121,10 +121,10 @@ class Readings:
         Args:
             best: the setting's calibration on the sequences seen so far.
         """
-        here = replace(self._measured_here(request, best), expected=self._expected(request))
+        here = self._measured_here(request, best)
         stored, measured = self._stored, self.stored(request)
         if stored is None or measured is None:
-            return here
+            return replace(here, expected=self._expected(request))
         if here.is_final:
             return replace(here, stored=measured)
         protocol = lazy_gettext(
@@ -189,8 +189,7 @@ class Readings:
     def _expected(self, request: Request) -> float | None:
         """The perplexity, interpolated linearly in its logarithm between measured ones; None outside of these."""
         key, sparsity = _curve_key(request.slice_key("intraslice")), request.slicing.sparsity
-        is_default = self._stored is not None and request.is_default_calibration
-        points = self._stored.curve(request.slicing) if self._stored and is_default else {}
+        points = self._stored.curve(request.slicing) if self._stored and request.is_default_calibration else {}
         dense = self.perplexity(request.slice_key(DENSE))
         points |= ({} if dense is None else {0.0: dense}) | (self._caches.curves.get(key) or {})
         if len(points) < 2 or not min(points) <= sparsity <= max(points):

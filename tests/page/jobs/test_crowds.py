@@ -3,8 +3,7 @@
 import threading
 
 import pytest
-from stepping import Stepped
-from test_scheduler import Clock, counting
+from test_scheduler import counting
 
 from components.jobs.job import Caller
 from components.jobs.jobs import Jobs
@@ -14,16 +13,6 @@ from components.jobs.turns import BRIEF, FEW, KEPT, SEEN_SHARE, Urgency
 CLASS = Caller("127.0.0.2")
 MANY = FEW + 2
 STEP = 0.125  # seconds of a turn; sums of it are exact
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def scheduler(clock):
-    return Stepped(clock)
 
 
 def showing(log, name, steps, clock):
@@ -37,10 +26,12 @@ def showing(log, name, steps, clock):
     return work
 
 
-def test_in_a_crowd_one_after_the_other_is_served_and_none_waits_for_the_work_of_all(scheduler, clock):
+@pytest.mark.parametrize("callers", [[CLASS] * MANY, [Caller(f"127.0.1.{client}") for client in range(MANY)]])
+def test_in_a_crowd_one_after_the_other_is_served_and_none_waits_for_the_work_of_all(scheduler, clock, callers):
+    """A crowd is many clients of one address, or many addresses."""
     log = []
-    for client in range(MANY):
-        scheduler.start(str(client), counting(log, client, 20, clock, STEP), caller=CLASS)
+    for client, caller in enumerate(callers):
+        scheduler.start(str(client), counting(log, client, 20, clock, STEP), caller=caller)
     scheduler.run()
     assert sorted(log[:MANY]) == [*range(MANY)]  # the first turn of each comes first
     assert log[MANY:][:38] == [0] * 19 + [1] * 19  # until only a few are left
@@ -123,16 +114,6 @@ def test_a_crowd_of_one_address_takes_no_turns_of_another(scheduler, clock):
     for _ in range(100):
         scheduler.step()
     assert log.count("alone") == pytest.approx(50, abs=2)
-
-
-def test_many_addresses_are_a_crowd_as_well(scheduler, clock):
-    log = []
-    for client in range(MANY):
-        caller = Caller(f"127.0.1.{client}")
-        scheduler.start(str(client), counting(log, client, 20, clock, STEP), caller=caller)
-    scheduler.run()
-    assert sorted(log[:MANY]) == [*range(MANY)]  # the first turn of each comes first
-    assert log[MANY:][:38] == [0] * 19 + [1] * 19  # until only a few are left
 
 
 def test_a_few_take_short_turns(scheduler, clock):

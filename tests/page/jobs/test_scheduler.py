@@ -3,30 +3,10 @@
 import threading
 
 import pytest
-from stepping import Stepped
 
 from components.jobs.job import Caller
 from components.jobs.scheduler import Scheduler
 from components.jobs.turns import LONG, SHARE, WEIGHT, Urgency
-
-
-class Clock:
-    """Stands still but while a turn says that it takes its time."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def scheduler(clock):
-    return Stepped(clock)
 
 
 def counting(log, name, steps, clock=None, seconds=0.0):

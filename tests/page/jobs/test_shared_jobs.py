@@ -3,20 +3,9 @@
 import threading
 
 import pytest
-from stepping import Stepped
-from test_scheduler import Clock, counting, events
+from test_scheduler import counting, events
 
 from components.jobs.turns import Urgency
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def scheduler(clock):
-    return Stepped(clock)
 
 
 def taking(key, work):

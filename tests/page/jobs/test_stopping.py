@@ -3,8 +3,8 @@
 import threading
 
 import pytest
-from stepping import Stepped
-from test_scheduler import Clock, counting, events
+from stepping import Clock, Stepped
+from test_scheduler import counting, events
 
 from components.jobs.job import Caller, Cancelled
 from components.jobs.scheduler import Scheduler

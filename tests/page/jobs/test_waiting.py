@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from stepping import Stepped
-from test_scheduler import Clock, counting
+from test_scheduler import counting
 
 from components.i18n.language import translate, use_language
 from components.jobs import jobs as running
@@ -15,16 +15,6 @@ from components.jobs.status import Status
 from components.jobs.turns import FEW, Urgency
 from components.jobs.waiting import Line, Waiting
 from components.ui import formatting
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def scheduler(clock):
-    return Stepped(clock)
 
 
 @pytest.fixture

@@ -13,6 +13,15 @@ from components.jobs.scheduler import Scheduler
 PATIENCE = 30.0  # seconds, after which a test fails that would wait for ever
 
 
+class Clock:
+    """Stands still but while a turn says that it takes its time."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
 class Stepped(Scheduler):
     """Gives one turn at a time, from one checkpoint to the next, at every `step`."""
 
