@@ -211,7 +211,7 @@
   function look() {
     const state = step().states[phase];
     veil(shown() ? [] : step().veil);
-    if (!control && document.querySelector("#ratio-chart, #tabs")) ask();
+    if (!control && document.querySelector("#ratio-chart, #tabs") && (step().control.kind !== "bars" || lesson.hasLayers())) ask();
     if (!arrived) {
       if (!holds(state) && Date.now() < asked + PATIENCE) return;
       arrived = true;

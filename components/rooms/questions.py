@@ -75,11 +75,11 @@ class Question(NamedTuple):
     def distribution(self, answers: Sequence[Any]) -> dict[str, Any]:
         """The distribution of the answers: `count` of them, and counts by choice or bin, or quartiles of every bar."""
         if self.kind == "bars":
-            # Students with another model may have other groups of layers: only the most frequent number counts.
+            # Students with another model may have other groups of layers: quartiles are of the most frequent number.
             sizes = Counter(map(len, answers))
             size = sizes.most_common(1)[0][0] if sizes else 0
             bars = [[values[index] for values in answers if len(values) == size] for index in range(size)]
-            return {"count": sizes[size], "bars": list(map(_quartiles, bars))}
+            return {"count": len(answers), "bars": list(map(_quartiles, bars))}
         if self.is_choice:
             return {"count": len(answers), "counts": _counts(answers, self.choices)}
         edges = self.edges()

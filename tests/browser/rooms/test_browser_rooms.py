@@ -108,6 +108,7 @@ def test_a_class_predicts_together_through_three_questions(open_alone, tiny_quer
     for question in (1, 2, 3):
         for number, student in enumerate(students):
             at_question(student, question)
+            assert student.page.locator(".isx-column").count() == (3 if question == 2 else 0)
             assert student.page.locator(".isx-room-figure svg").count() == 0  # nothing before the reveal
             predict(student, number)
         presenter.says(".isx-room-counts", f"Students: 5 · Predictions: {len(students)}")

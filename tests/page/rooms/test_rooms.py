@@ -35,7 +35,7 @@ def test_the_class_is_pooled_revealed_and_goes_on(klass) -> None:
     klass.lead("step", step=BUDGET)
     for student, bars in zip(students, ([0, 10], [20, 30], [40, 50], [1, 2, 3]), strict=True):
         assert klass.answer(student, bars, BUDGET).status_code == 200
-    assert klass.lead("state").json()["answers"]["2"] == {"count": 3, "bars": [[10, 20, 30], [20, 30, 40]]}
+    assert klass.lead("state").json()["answers"]["2"] == {"count": 4, "bars": [[10, 20, 30], [20, 30, 40]]}
     klass.lead("step", step=HURTS)
     assert klass.answer(students[0], 3, HURTS).status_code == 200
     assert klass.counts(HURTS) == [0, 0, 0, 1]
