@@ -13,6 +13,7 @@ os.environ["GRADIO_SERVER_PORT"] = str(10_000 + os.getpid() % 220 * 100)
 # Tiny tensors gain nothing from a second thread, and on a busy machine the two wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import httpx
 import pytest
 from browsing import CHROMIUM
 from jaxtyping import config as jaxtyping
@@ -31,6 +32,9 @@ def modules_with_shapes() -> list[str]:
 
 
 install_import_hook(modules_with_shapes(), "checking.check_types")
+# A busy machine takes longer than httpx and gradio's client wait for an answer.
+for step in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, step, 60.0)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -53,7 +53,7 @@ def damage(file: Path, dice: random.Random) -> str:
     return f"{way} {file.name}"
 
 
-@pytest.mark.parametrize("times", [6, pytest.param(280, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [3, pytest.param(280, marks=pytest.mark.slow)])
 def test_a_damaged_file_of_the_cache_heals(times, run, own_cache, tmp_path) -> None:
     expected = run()
     assert all(isinstance(answer, dict) for answer in expected), expected

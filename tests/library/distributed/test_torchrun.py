@@ -53,7 +53,7 @@ def answers(home, words, capsys, monkeypatch):
         one = json.loads(capsys.readouterr().out)
         environment = {**os.environ, "INTRASLICE_CACHE": str(home / "two"), "OMP_NUM_THREADS": "1"}
         line = [*TORCHRUN, command, *words, *more]
-        result = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        result = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=600, check=False)
         assert result.returncode == 0, result.stderr
         return one, json.loads(result.stdout), result.stderr  # one object, or it is no JSON
 
@@ -69,9 +69,7 @@ def without(result: dict, *keys: str) -> dict:
     return {key: value for key, value in result.items() if key not in keys}
 
 
-@pytest.mark.parametrize("order", [pytest.param("one-shot", marks=pytest.mark.slow), "sequential"])
-def test_evaluate_answers_as_one_process_does(answers, order):
-    one, two, stderr = answers("evaluate", "--order", order, *BOTH_MODULES)
+def assert_same_evaluation(one: dict, two: dict) -> None:
     perplexities = ("perplexity", "perplexity_error", "perplexity_ratio", "divergence")
     assert without(two, "seconds", "peak_rss_bytes", *perplexities) == without(
         one, "seconds", "peak_rss_bytes", *perplexities
@@ -82,9 +80,38 @@ def test_evaluate_answers_as_one_process_does(answers, order):
         assert two["perplexity_error"][name] == pytest.approx(one["perplexity_error"][name], rel=1e-3)
     assert two["divergence"] == pytest.approx(one["divergence"], rel=1e-4)
     assert two["perplexity_ratio"]["standard_error"] == pytest.approx(one["perplexity_ratio"]["standard_error"], 1e-3)
-    assert told(stderr, "calibrate") <= {"8"}  # of 17 sequences; none where another test's calibration was found
+
+
+def assert_shares(stderr: str) -> None:
     assert told(stderr, "perplexity sliced") == {"2"}  # of 5 windows
     assert stderr.count("model: ") == 1
+
+
+def test_an_evaluation_in_two_processes_is_that_of_one(words, together, monkeypatch, capfd, tmp_path):
+    def work() -> dict:
+        arguments = parser().parse_args(["evaluate", *words, *BOTH_MODULES])
+        return arguments.run(Run(arguments))[0]
+
+    found = []
+    for count in (1, 2):
+        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"cache {count}"))
+        capfd.readouterr()
+        found += together(count, work)
+    one, *both = found
+    for answer in both:
+        assert_same_evaluation(one, answer)
+    stderr = capfd.readouterr().err
+    assert_shares(stderr)
+    assert told(stderr, "calibrate") == {"8"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["one-shot", "sequential"])
+def test_evaluate_by_torchrun_answers_as_one_process_does(answers, order):
+    one, two, stderr = answers("evaluate", "--order", order, *BOTH_MODULES)
+    assert_same_evaluation(one, two)
+    assert told(stderr, "calibrate") <= {"8"}  # of 17 sequences; none where another test's calibration was found
+    assert_shares(stderr)
 
 
 def test_slice_is_written_once_with_the_same_plan(home, words, together, monkeypatch, tmp_path):

@@ -28,7 +28,13 @@ def same_weights(first, second) -> bool:
     return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
 
 
-@pytest.mark.parametrize("name", UNTRAINED)
+# What is trained differs between the methods only where the residual stream is sliced or modules are merged.
+TELLING = ("intraslice", "crossmodule", "svd")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in TELLING else pytest.param(name, marks=pytest.mark.slow) for name in UNTRAINED]
+)
 def test_every_method_gets_nearer_to_the_dense_model(tiny_case, name):
     case = tiny_case("llama-gqa")
     dense, sliced = case.loaded.model, sliced_by(name, case)

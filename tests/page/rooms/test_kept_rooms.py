@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-import os
+import itertools
+import multiprocessing
 import sqlite3
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from components.rooms.questions import questions
@@ -17,7 +18,6 @@ from components.rooms.rooms import Rooms
 from components.rooms.store import FILE
 from components.rooms.table import _cell
 
-ROOT = Path(__file__).parents[3]
 COST, BUDGET, HURTS = 1, 2, 3  # questions: a number, bars, a choice
 
 
@@ -77,29 +77,32 @@ def test_every_question_of_the_lesson_has_bins_and_takes_what_its_control_gives(
     assert {question.kind for question in questions().values()} == {"range", "number", "choice", "answers", "bars"}
 
 
-WRITER = """
-import sys; from pathlib import Path; from components.rooms.rooms import Rooms
-rooms = Rooms(Path(sys.argv[1])); room, secret = rooms.create("")
-print(room.code, secret, flush=True)
-for number in range(1000):
-    student = f"{number:032x}"
-    rooms.join(room.code, student, "")
-    rooms.answer(room.code, student, {"id": f"answer-{number}", "step": 1, "value": 2})
-    print(number, flush=True)
-"""
+def answer_for_ever(folder: Path, acknowledge: Connection) -> None:
+    """Start a class, send its code and secret, then a number for each answer that is saved."""
+    rooms = Rooms(folder)
+    room, secret = rooms.create("")
+    acknowledge.send((room.code, secret))
+    for number in itertools.count():
+        student = f"{number:032x}"
+        rooms.join(room.code, student, "")
+        rooms.answer(room.code, student, {"id": f"answer-{number}", "step": 1, "value": 2})
+        acknowledge.send(number)
 
 
-def test_after_kill_9_every_acknowledged_answer_counts_once(tmp_path) -> None:
-    command, environment = (
-        [sys.executable, "-c", WRITER, str(tmp_path)],
-        {**os.environ, "INTRASLICE_MAX_STUDENTS": "2000"},
-    )
-    writer = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    code, secret = writer.stdout.readline().split()
-    acknowledged = [writer.stdout.readline() for _ in range(25)]
+def test_after_kill_9_every_acknowledged_answer_counts_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_STUDENTS", "100000")
+    context = multiprocessing.get_context("fork")
+    acknowledged, acknowledge = context.Pipe(duplex=False)
+    writer = context.Process(target=answer_for_ever, args=(tmp_path, acknowledge), daemon=True)
+    writer.start()
+    acknowledge.close()
+    code, secret = acknowledged.recv()
+    count = 1 + max(acknowledged.recv() for _ in range(25))
     writer.kill()
-    acknowledged += writer.stdout.read().splitlines(keepends=True)
-    count = len([line for line in acknowledged if line.endswith("\n")])
+    writer.join()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            count = 1 + acknowledged.recv()
     rooms = Rooms(tmp_path)
     room = rooms.led_room(code, secret)
     assert count <= sum(room.seen_by_lead()["answers"][1]["counts"]) <= count + 1

@@ -40,7 +40,17 @@ start.open_temporary_folder = with_a_busy_session
 start.main()
 """
 IDLE = "from components import start; print('idle', flush=True); start.main()"
-STARTING = "import runpy; print('starting', flush=True); runpy.run_path('app.py', run_name='__main__')"
+STARTING = """
+import runpy
+from components.server import shutdown
+
+def on_signal():
+    set_up()
+    print("starting", flush=True)
+
+set_up, shutdown.on_signal = shutdown.on_signal, on_signal
+runpy.run_path("app.py", run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize(
@@ -60,7 +70,7 @@ def test_told_to_end_it_ends(script, seconds, tmp_path) -> None:
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, **output)
     try:
-        process.stdout.readline()
+        process.stdout.readline()  # the signal is expected from here on
         while seconds is None:  # until it is open
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 seconds = 1.0
