@@ -144,14 +144,16 @@ def visit_once(browser_context, address) -> Iterator[Callable[..., Opened]]:
     yield from _visits(browser_context, address)
 
 
-@pytest.fixture(scope="module")
-def _plain(visit_once) -> Opened:
-    return visit_once()
+@pytest.fixture(scope="package")
+def _plain(browser_context, address) -> Iterator[Opened]:
+    visits = _visits(browser_context, address)
+    yield next(visits)()
+    next(visits, None)  # which looks at what went wrong
 
 
 @pytest.fixture
 def plain(_plain: Opened) -> Opened:
-    """The page as it opens without a link, on its first tab; its settings are as the file's last test left them."""
+    """The page as it opens without a link, on its first tab; its settings are as the last test left them."""
     _plain.open_tab("ratios")
     _plain.page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
     return _plain
