@@ -94,7 +94,7 @@ def test_the_command_of_lm_eval_reads_a_sliced_folder(home, harness, capsys):
     words += ["--device", "cpu", "--tasks", "which", "--include_path", "tasks", "--output_path", "out.json"]
     places = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "HF_HOME": str(home)}
     command = [sys.executable, "-c", BY_ITS_OWN_COMMAND, *words]
-    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | places, timeout=200)
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | places, timeout=600)
     assert run.returncode == 0, run.stderr[-2000:]
     (file,) = home.glob("out*.json")
     assert json.loads(file.read_text())["results"]["which"]["acc,none"] == row["value"]

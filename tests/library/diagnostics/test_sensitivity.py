@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,13 @@ from stopping import Stopped, stop_when
 from tiny_models import losses_at_once
 from torch.nn import functional
 
+from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
 from intraslice.diagnostics import sensitivity
 from intraslice.diagnostics.sensitivity import cut_alone, measure_in_context, measure_sensitivity
+from intraslice.loading import load_model
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
 
@@ -175,23 +177,20 @@ def test_another_run_starts_anew(tiny_case, count_measurements, change):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_run_leaves_a_record_to_go_on_from(tiny_case, folder, count_measurements, tmp_path):
-    script = f"""
-import os, signal, torch
-from intraslice.calibration.driver import calibrate
-from intraslice.loading import load_model
-from intraslice.diagnostics.sensitivity import measure_sensitivity
-loaded = load_model({str(folder)!r})
-tokens = torch.arange(96).view(4, 24) + 3
-stats = calibrate(loaded, tokens)
-measure_sensitivity(
-    loaded, stats, tokens[:2], progress=lambda event: event.done == 3 and os.kill(os.getpid(), signal.SIGKILL)
-)
-"""
-    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    from intraslice.calibration.driver import calibrate
-    from intraslice.loading import load_model
+    def work() -> None:
+        loaded, tokens = load_model(str(folder)), torch.arange(96).view(4, 24) + 3
+        stats = calibrate(loaded, tokens, progress=False)
 
+        def die(event: Progress) -> None:
+            if event.done == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        measure_sensitivity(loaded, stats, tokens[:2], progress=die)
+
+    killed = multiprocessing.get_context("fork").Process(target=work)
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     loaded, tokens = load_model(str(folder)), torch.arange(96).view(4, 24) + 3
     resumed = measure_sensitivity(loaded, calibrate(loaded, tokens, progress=False), tokens[:2], progress=False)
     assert len(resumed.modules) == 6
