@@ -29,8 +29,6 @@ def open_alone(chromium, address) -> Iterator[Callable[..., Opened]]:
             one = Opened(context.new_page())
             opened.append(one)
             one.page.goto(address + query)
-            one.hurry(1500, 200)  # between a student's two looks at the class
-            one.hurry(300, 100)  # between the lesson's looks at the page
             return one
 
         yield open_page
