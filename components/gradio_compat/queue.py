@@ -6,6 +6,8 @@ Gradio's own queue
   KeyError that ends the queue for good: each further call is answered "Queue is stopped" (gradio issue 11167);
 - runs calls whose answers nobody reads, and does not limit the calls of one session;
 - stops for good when one of its loops raises an exception;
+- forgets a session's messages and calls when a stream ends. A page ends its stream when it has all answers, and begins
+  another with its next call: a call that comes before the server has noticed is lost ("Connection errored out");
 - makes a table of the last 10,000 calls after every one, for a monitoring page that is turned off here;
 - looks for calls a thousand times a second, and for progress a hundred times: 6 % of a core of an idle server.
 
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 REMEMBERED = 300.0  # seconds without a reader after which a session's messages are forgotten
 EVERY = 1.0  # seconds between two rounds of tidying
+GRACE = 2.0  # seconds in which a session may read or call again before its calls end
 POLL = 0.01  # seconds between two looks for calls that wait; gradio looks a thousand times a second
 
 
@@ -70,6 +73,9 @@ class Mailboxes(dict[str, Mailbox]):
     def __setitem__(self, session: str, _: object) -> None:
         super().__setitem__(session, Mailbox(lambda: self._on_read(session)))
 
+    def __delitem__(self, session: str) -> None:
+        """Nothing: gradio deletes a mailbox when its reader leaves, and `SteadyQueue.tidy` when no other comes."""
+
 
 class SteadyQueue(Queue):
     """Gradio's queue, in which a call waits until somebody reads its session's messages.
@@ -85,6 +91,7 @@ class SteadyQueue(Queue):
         # Gradio's is an LRUCache, of which it uses what dictionaries have.
         self.pending_messages_per_session: Mailboxes = Mailboxes(self._begin)  # type: ignore[assignment]
         self._unread_calls: dict[str, list[Event]] = {}  # calls that nobody reads, by session, the oldest first
+        self._left: dict[str, float] = {}  # when the reader of a session left
         self._callers: WeakKeyDictionary[Event, tuple[str | None, str]] = WeakKeyDictionary()  # client, address
         self._is_closed = False
 
@@ -110,6 +117,7 @@ class SteadyQueue(Queue):
         )
         if refusal := self._refusal(client, address):
             return False, refusal, "queue_full"
+        self._left.pop(body.session_hash, None)
         answer = await super().push(body, request, username)
         event = self.event_ids_to_events.get(str(answer[1])) if answer[0] else None
         if event is not None:
@@ -162,6 +170,7 @@ class SteadyQueue(Queue):
 
     def _begin(self, session: str) -> None:
         """Somebody reads: the session's calls that were set aside take their places in line."""
+        self._left.pop(session, None)
         for event in self._unread_calls.pop(session, ()):
             line = self.event_queue_per_concurrency_id[event.concurrency_id].queue
             line.append(event)
@@ -173,9 +182,23 @@ class SteadyQueue(Queue):
     # Leaving
 
     async def clean_events(self, *, session_hash: str | None = None, event_id: str | None = None) -> None:
-        """End the calls of a session, or one call."""
-        self._drop(lambda event: event.session_hash == session_hash or event._id == event_id)
-        await super().clean_events(session_hash=session_hash, event_id=event_id)
+        """End one call, or after `GRACE` those of a session that has left."""
+        if session_hash is not None:
+            self._left[session_hash] = time.monotonic()
+        if event_id is not None:
+            self._drop(lambda event: event._id == event_id)
+            await super().clean_events(event_id=event_id)
+
+    async def _end_calls_of_the_gone(self) -> None:
+        """End the calls of the sessions that left and have not come back."""
+        now = time.monotonic()
+        for session in [session for session, left in self._left.items() if now - left > GRACE]:
+            del self._left[session]
+            await self._end_calls(session)
+
+    async def _end_calls(self, session: str) -> None:
+        self._drop(lambda event: event.session_hash == session)
+        await super().clean_events(session_hash=session)
 
     async def remove_from_queue(self, event_id: str) -> None:
         """End a call that has not begun."""
@@ -257,6 +280,7 @@ class SteadyQueue(Queue):
     async def _tidy_regularly(self) -> None:
         while not self._is_closed:
             await asyncio.sleep(EVERY)
+            await self._end_calls_of_the_gone()
             self.tidy()
 
     def _cancel_asyncio_tasks(self) -> None:

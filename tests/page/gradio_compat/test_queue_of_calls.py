@@ -3,14 +3,16 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import pytest
 from gradio.queueing import Event, EventQueue, Queue
 from gradio.server_messages import HeartbeatMessage
+from gradio_pages import Client
 
+from components.gradio_compat import queue as steady
 from components.gradio_compat.blocks import PatchedBlocks
 
 RECORDS = [{"function": "work", "status": "success", "process_time": 1.0}]
@@ -75,6 +77,57 @@ def test_plain_gradio_stops_for_good_when_its_loop_fails() -> None:
     with ThreadPoolExecutor() as pool, pytest.raises(ZeroDivisionError):
         pool.submit(lambda: asyncio.run(queue.start_processing())).result()
     assert queue.stopped  # ours: `test_a_queue_whose_loop_ends_goes_on`
+
+
+MESSAGES = "queue/data?session_hash=one"
+
+
+def leave_a_call(launch, kind: type[gr.Blocks], gate: threading.Event, is_noticed: Callable[[Queue], bool]) -> Client:
+    """A session calls what waits for the gate, and ends its stream; returns when the server has noticed."""
+
+    def work() -> bool:
+        return gate.wait()
+
+    with kind() as page:
+        gr.api(work, api_name="work")
+    client = launch(page)
+    client.http.post(f"{client.api}/queue/join", json={"data": [], "fn_index": 0, "session_hash": "one"})
+    with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
+        next(line for line in stream.iter_lines() if "process_starts" in line)
+    deadline = time.monotonic() + 60
+    while not is_noticed(page._queue):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return client
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    opened = threading.Event()
+    yield opened
+    opened.set()
+
+
+def test_plain_gradio_loses_a_call_when_the_stream_ends(launch, gate) -> None:
+    client = leave_a_call(launch, gr.Blocks, gate, lambda queue: "one" not in queue.pending_messages_per_session)
+    gate.set()
+    with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
+        assert '"session_not_found":true' in next(stream.iter_lines())
+
+
+def test_a_call_survives_the_end_of_the_stream(launch, gate) -> None:
+    client = leave_a_call(launch, PatchedBlocks, gate, lambda queue: "one" in queue._left)
+    gate.set()
+    assert '"msg":"process_completed"' in client.http.get(f"{client.api}/{MESSAGES}").text
+
+
+def test_the_calls_of_a_session_that_does_not_come_back_end(launch, gate, monkeypatch) -> None:
+    monkeypatch.setattr(steady, "GRACE", 0.0)
+
+    def has_ended(queue: Queue) -> bool:
+        return [event.alive for job in queue.active_jobs if job for event in job] == [False]
+
+    leave_a_call(launch, PatchedBlocks, gate, has_ended)
 
 
 @pytest.fixture

@@ -55,9 +55,13 @@ class Opened:
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.page.on("console", lambda message: message.type == "error" and self.faults.append(message.text))
+        self.page.on("console", self._look_at)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("request", lambda request: _is_foreign(request.url) and self.faults.append(request.url))
+
+    def _look_at(self, message: "playwright.ConsoleMessage") -> None:
+        if message.type == "error":
+            self.faults.append(f"{message.text} ({message.location['url']})")
 
     def forgive(self, *words: str) -> None:
         """Drop the faults that contain one of these words."""
