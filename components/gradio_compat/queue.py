@@ -11,8 +11,7 @@ Gradio's own queue
 - makes a table of the last 10,000 calls after every one, for a monitoring page that is turned off here;
 - looks for calls a thousand times a second, and for progress a hundred times: 6 % of a core of an idle server.
 
-Tried with gradio 6.25 and 6.31. Tests:
-`tests/page/gradio_compat/test_queue_of_calls.py` and `tests/page/server/test_server.py`.
+Tried with gradio 6.25 and 6.31. Tests: `tests/page/gradio_compat/test_queue_of_calls.py`, `server/test_server.py`.
 """
 
 from __future__ import annotations
@@ -191,14 +190,11 @@ class SteadyQueue(Queue):
 
     async def _end_calls_of_the_gone(self) -> None:
         """End the calls of the sessions that left and have not come back."""
-        now = time.monotonic()
-        for session in [session for session, left in self._left.items() if now - left > GRACE]:
+        gone = {session for session, left in self._left.items() if time.monotonic() - left > GRACE}
+        self._drop(lambda event: event.session_hash in gone)
+        for session in gone:
             del self._left[session]
-            await self._end_calls(session)
-
-    async def _end_calls(self, session: str) -> None:
-        self._drop(lambda event: event.session_hash == session)
-        await super().clean_events(session_hash=session)
+            await super().clean_events(session_hash=session)
 
     async def remove_from_queue(self, event_id: str) -> None:
         """End a call that has not begun."""
