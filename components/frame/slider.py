@@ -191,12 +191,19 @@ def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Re
         hint = gettext("follows in a moment") if measured.protocol else gettext("follows when the model is loaded")
     elif not hint:
         hint = _how_to_measure(request)
-    return Texts(
-        readout=formatting.readout(plan, measured, pinned_view),
-        headline=headline(plan, measured, hint, pinned_view, measure_button(measured)),
-        removed=formatting.removed(plan),
-        perplexity=formatting.protocol(measured),
-    )
+
+    def texts() -> Texts:
+        return Texts(
+            readout=formatting.readout(plan, measured, pinned_view),
+            headline=headline(plan, measured, hint, pinned_view, measure_button(measured)),
+            removed=formatting.removed(plan),
+            perplexity=formatting.protocol(measured),
+        )
+
+    source = session.source(request)
+    if plan is None or source is None or pinned is not None:
+        return texts()
+    return session.plans.shown(source, request.slicing, ("texts", measured, hint), texts)
 
 
 def _how_to_measure(request: Request) -> str:

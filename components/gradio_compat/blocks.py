@@ -9,6 +9,7 @@ import gradio as gr
 from ..i18n.language import use_language
 from .errors import language_of, translate_errors
 from .inputs import require_readable
+from .plain_values import postprocessed, preprocessed
 from .queue import SteadyQueue, steady_queue
 from .shared_config import share_config
 from .translated_config import TranslatedConfig
@@ -51,3 +52,15 @@ class PatchedBlocks(gr.Blocks):
             if options.get("iterator") is None:
                 require_readable(block_fn.inputs, inputs, state)
             return await super().process_api(block_fn, inputs, state, **options)
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> list[Any]:
+        """As in gradio."""
+        values = preprocessed(block_fn, inputs, state)
+        return await super().preprocess_data(block_fn, inputs, state, explicit_call) if values is None else values
+
+    async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
+        """As in gradio."""
+        values = postprocessed(block_fn, predictions, state)
+        return await super().postprocess_data(block_fn, predictions, state) if values is None else values

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ..frame.context import Context
 from ..gradio_compat.signatures import partial_handler
+from ..state.plan_views import importance_curves
 from ..state.request import Request
 from ..state.session import Session
 from ..ui.chart_bridge import chart
@@ -37,15 +38,20 @@ class RatiosPanel(NamedTuple):
 
 def show(session: Session, request: Request, layer: int, client: str) -> Charts:
     """The ratio of every layer, and the importances of the chosen layer (JSON)."""
+    source = session.source(request)
+    if source is None:
+        return unchanged(Charts)
+    plans, config, layer = session.plans, request.slicing, min(int(layer), len(source.profile.layers) - 1)
+
+    def charts() -> Charts:
+        ratios = ratio_chart(plans.view(source, config), layer)
+        importances = importance_chart(importance_curves(source, plans.plan(source, config), layer), layer)
+        return Charts(ratios.to_json(), importances.to_json())
+
     try:
-        plan = session.plan(request)
+        return plans.shown(source, config, ("ratio charts", layer), charts)
     except ValueError:  # the headline shows what is wrong with the setting
         return unchanged(Charts)
-    if plan is None:
-        return unchanged(Charts)
-    layer = min(int(layer), len(plan.layers) - 1)
-    importances = importance_chart(session.importances(request, layer), layer)
-    return Charts(ratio_chart(plan, layer).to_json(), importances.to_json())
 
 
 def build(session: Session, first: Request) -> RatiosPanel:

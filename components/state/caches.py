@@ -238,7 +238,7 @@ def bytes_in(value: object) -> dict[int, int]:
         else:
             members = list(_members(item))
             is_numeric = bool(members) and isinstance(members[0], int | float)
-            sizes[id(item)] = 64 + len(item if isinstance(item, str | bytes) else members) * NUMBER_BYTES
+            sizes[id(item)] = 64 + (len(item) if isinstance(item, str | bytes) else len(members) * NUMBER_BYTES)
             pending.extend([] if is_numeric else members)
     return sizes
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +16,12 @@ from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_token, make_plan
 
+from ..i18n.language import language
 from .caches import BoundedCache
 from .request import CalibrationKey
 from .views import ConvergenceView, ImportanceCurve, LayerView, PlanView
 
+Value = TypeVar("Value")
 PlanCache = BoundedCache[tuple[CalibrationKey | None, int, SliceConfig], SlicePlan | UserError]
 CURVE_POINTS = 160  # more cannot be told apart on a screen
 
@@ -76,10 +79,11 @@ class Source:
 
 
 class Plans:
-    """Cached plans by source and slicing config."""
+    """Cached plans by source and slicing config, and what the page shows of them."""
 
     def __init__(self) -> None:
         self._cache: PlanCache = BoundedCache(2_000)
+        self._shown: BoundedCache[Hashable, Any] = BoundedCache(2_000)  # of 30 kB at most
 
     def plan(self, source: Source, config: SliceConfig) -> SlicePlan:
         """What is removed from each layer. Raises UserError if the model does not allow it; errors are cached too."""
@@ -95,8 +99,21 @@ class Plans:
             raise UserError(*plan.args)
         return plan
 
+    def shown(self, source: Source, config: SliceConfig, about: Hashable, show: Callable[[], Value]) -> Value:
+        """What `show` returns for a plan, such as a chart: made once in each language, whoever moves the slider there.
+
+        Args:
+            about: whatever else it depends on, and what is shown.
+        """
+        key = (source.calibration, source.sequences, source.provisional, tuple(ESTIMATORS), config, about, language())
+        cached: Value | None = self._shown.get(key)
+        return self._shown.put(key, show()) if cached is None else cached
+
     def view(self, source: Source, config: SliceConfig) -> PlanView:
         """The plan as plain numbers, with the ratios of the other estimators. Raises UserError as `plan` does."""
+        return self.shown(source, config, "view", lambda: self._view(source, config))
+
+    def _view(self, source: Source, config: SliceConfig) -> PlanView:
         names = [
             name
             for name in reversed(ESTIMATORS)  # the first, which is the default, is drawn last and so on top

@@ -68,7 +68,7 @@ class Session:
         memory = JobMemory(self._caches, self.device)
         self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens)
         self._slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
-        self._plans = Plans()
+        self.plans = Plans()
         self._snapshot = snapshot.source() if snapshot.FILE.is_file() else None
         self.readings = Readings(self._caches, self._sliced, measurements.load())
 
@@ -81,21 +81,21 @@ class Session:
         from the snapshot; `provisional` then says so.
         """
         source = self.source(request)
-        return None if source is None else self._plans.view(source, request.slicing)
+        return None if source is None else self.plans.view(source, request.slicing)
 
     def importances(self, request: Request, layer: int) -> dict[str, ImportanceCurve]:
         """Sorted importances of a layer, by module. Raises UserError as `slice_plan` does."""
         source = self.source(request)
         if source is None:
             raise UserError(NOT_CALIBRATED)
-        return importance_curves(source, self._plans.plan(source, request.slicing), layer)
+        return importance_curves(source, self.plans.plan(source, request.slicing), layer)
 
     def slice_plan(self, request: Request) -> SlicePlan:
         """What is removed from each layer. Raises UserError if there is no source or the target is out of reach."""
         source = self.source(request)
         if source is None:
             raise UserError(NOT_CALIBRATED)
-        return self._plans.plan(source, request.slicing)
+        return self.plans.plan(source, request.slicing)
 
     def convergence(self, request: Request) -> ConvergenceView | None:
         """How the ratios converged with the number of calibration sequences; None without earlier ratios.
@@ -109,10 +109,10 @@ class Session:
         earlier = {count: source for count, source in self.calibrations.partial_sources(key) if count < best.sequences}
         if ESTIMATORS[config.estimator].importance:  # cached profiles may be older than a user's own estimator
             earlier = {n: source for n, source in earlier.items() if config.estimator in source.profile.estimators}
-        plans = {count: self._plans.plan(source, config) for count, source in earlier.items()}
+        plans = {count: self.plans.plan(source, config) for count, source in earlier.items()}
         if not plans:
             return None
-        latest = self._plans.plan(best.source, config)
+        latest = self.plans.plan(best.source, config)
         return convergence_view(plans | {best.sequences: latest}, len(best.tokens))
 
     def sequences(self, request: Request) -> int:
