@@ -1,0 +1,63 @@
+"""What a move of the slider shows is made once for all clients, and is never that of another state."""
+
+from typing import Any
+
+import pytest
+from tiny_page import SOMEBODY, in_job
+
+from components.frame import slider
+from components.i18n.language import use_language
+from components.ratios import panel
+from components.state.request import Request
+from components.state.session import Session
+from components.ui import formatting
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The charts and readouts that are made."""
+    made: list[str] = []
+    for module, name in ((panel, "ratio_chart"), (panel, "importance_chart"), (formatting, "readout")):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *values, name=name, original=original: (made.append(name), original(*values))[1]
+        )
+    return made
+
+
+def moved(session: Session, request: Request, client: str = SOMEBODY, layer: int = 0) -> tuple[Any, ...]:
+    return (*panel.show(session, request, layer, client), *slider.texts_of(session, request))
+
+
+def test_the_second_client_at_a_setting_gets_what_was_made_for_the_first(session, tiny, made) -> None:
+    request = tiny.with_settings(sparsity=21)
+    first = moved(session, request)
+    assert sorted(made) == ["importance_chart", "ratio_chart", "readout"]
+    assert moved(session, request, "another") == first
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("other", [{"sparsity": 23}, {"estimator": "uniform"}, {"locked": "0 mlp 0"}, {"cap": 50}])
+def test_other_settings_have_their_own(session, tiny, other) -> None:
+    request = tiny.with_settings(sparsity=22)
+    assert moved(session, request) != moved(session, request.with_settings(**other))
+
+
+def test_so_have_another_layer_and_another_language(session, tiny) -> None:
+    english = moved(session, tiny)
+    assert moved(session, tiny, layer=1)[:2] != english[:2]
+    with use_language("de"):
+        german = moved(session, tiny)
+    assert all(one != other for one, other in zip(english[:5], german[:5], strict=True))
+    assert moved(session, tiny) == english
+
+
+def test_a_measurement_appears_at_once(session, tiny, made) -> None:
+    request = tiny.with_settings(sparsity=24)
+    before = moved(session, request)
+    in_job(session, session.measure_perplexities, request)
+    after = moved(session, request)
+    assert before[:2] == after[:2]
+    assert "data-sliced" in after[2]
+    assert "data-sliced" not in before[2]
+    assert made.count("ratio_chart") == 1
