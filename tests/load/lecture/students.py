@@ -45,6 +45,7 @@ NUMBER = re.compile(r"perplexity <b>[\d.]+</b> → <b>([\d.]+)(?: ± [\d.]+)?</b
 WINDOWS = re.compile(r"after (\d+) of \d+ windows")
 FINAL = re.compile(r'data-sliced="([\d.]+)"')
 TOKENS = re.compile(r"\b\d+ tokens?\b")
+STOPPED = re.compile(r'class="isx-quiet">[^<]*, stopped')  # by the student's next question
 
 
 @dataclass
@@ -188,7 +189,8 @@ class Student:
             answered.first = time.monotonic()
         latest = answered.columns or [""] * 3
         answered.columns = [new if isinstance(new, str) else old for new, old in zip(data[1:4], latest, strict=True)]
-        if is_last and answered.first is not None:
+        is_stopped = any(map(STOPPED.search, answered.columns))
+        if is_last and answered.first is not None and not is_stopped:
             answered.whole = time.monotonic()
             self._call("costs", [*answered.settings, ""], lambda data, is_last: self._see_status("costs", data))
 
