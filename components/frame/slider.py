@@ -203,7 +203,9 @@ def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Re
     source = session.source(request)
     if plan is None or source is None or pinned is not None:
         return texts()
-    return session.plans.shown(source, request.slicing, ("texts", measured, hint), texts)
+    # With the plan's numbers, since the calibration may have grown after the plan was made.
+    about = ("texts", measured, hint, plan.layers, plan.removed, plan.provisional)
+    return session.plans.shown(source, request.slicing, about, texts)
 
 
 def _how_to_measure(request: Request) -> str:
