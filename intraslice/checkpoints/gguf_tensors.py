@@ -9,9 +9,9 @@ do not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -42,10 +42,16 @@ class Heads:
 
 
 class PaddedTensor(NamedTuple):
-    """A tensor in float32 with `kept` values from the model; the others are padding zeros."""
+    """A tensor in float32 with `kept` values from the model, which `unpad` selects; the others are padding zeros."""
 
     values: Tensor
     kept: int
+    unpad: Callable[[Tensor], Tensor]  # from the shape of `values` to the shape in `core/weights.py`
+
+
+Store = Callable[[str, Tensor], Tensor]  # a tensor's name and values -> its values after a round trip through the file
+_ATTENTION = {"query": "attn_q", "key": "attn_k", "value": "attn_v", "output": "attn_output"}
+_MLP = {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 
 
 def shared_heads(model: PreTrainedModel) -> Heads:
@@ -118,13 +124,15 @@ def attention_tensors(weights: AttentionWeights, heads: Heads) -> dict[str, Padd
     queries, keys = kv_head * group_size + group_position, torch.arange(len(weights.key))
     channels = interleaved(frequency, heads.rotated)
     values = torch.arange(weights.value.shape[1])
-    rotary_gains = torch.where(frequency == UNROTATED, 1.0, heads.gain**2).repeat(1, 2)[kv_head]
-    scales = weights.scale * math.sqrt(heads.width) * rotary_gains
+    scales = weights.scale * math.sqrt(heads.width) * _rotary_gains(weights, heads)
 
     def full_rows(tensor: Tensor, count: int, indices: Tensor, columns: Tensor) -> PaddedTensor:
+        def unpad(padded: Tensor) -> Tensor:
+            return padded.unflatten(0, (count, heads.width))[indices[:, None], columns]
+
         full = torch.zeros(count, heads.width, *tensor.shape[2:])
         full[indices[:, None], columns] = tensor.float().cpu()
-        return PaddedTensor(full.flatten(0, 1), tensor.numel())
+        return PaddedTensor(full.flatten(0, 1), tensor.numel(), unpad)
 
     def rows(tensor: Tensor | None, count: int, indices: Tensor, columns: Tensor) -> PaddedTensor | None:
         return None if tensor is None else full_rows(tensor, count, indices, columns)
@@ -132,7 +140,7 @@ def attention_tensors(weights: AttentionWeights, heads: Heads) -> dict[str, Padd
     query, query_bias = weights.query.float().cpu() * scales[..., None], weights.query_bias
     query_bias = None if query_bias is None else query_bias.float().cpu() * scales
     all_queries = groups * group_size
-    output, kept = full_rows(weights.output.movedim(0, -1), all_queries, queries, values)
+    output = full_rows(weights.output.movedim(0, -1), all_queries, queries, values)
     tensors = {
         "attn_q.weight": rows(query, all_queries, queries, channels[kv_head]),
         "attn_q.bias": rows(query_bias, all_queries, queries, channels[kv_head]),
@@ -140,10 +148,40 @@ def attention_tensors(weights: AttentionWeights, heads: Heads) -> dict[str, Padd
         "attn_k.bias": rows(weights.key_bias, groups, keys, channels),
         "attn_v.weight": rows(weights.value, groups, keys, values),
         "attn_v.bias": rows(weights.value_bias, groups, keys, values),
-        "attn_output.weight": PaddedTensor(output.T, kept),
+        "attn_output.weight": PaddedTensor(
+            output.values.T, output.kept, lambda padded: output.unpad(padded.T).movedim(-1, 0)
+        ),
         "attn_output.bias": None if weights.output_bias is None else _unpadded(weights.output_bias),
     }
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def _rotary_gains(weights: AttentionWeights, heads: Heads) -> Float[Tensor, "heads dim"]:
+    """llama.cpp does not scale the rotated channels, so that their gain is folded into the queries."""
+    gains = torch.where(weights.frequency.cpu() == UNROTATED, 1.0, heads.gain**2)
+    return gains.repeat(1, 2)[weights.kv_head.cpu()]
+
+
+def stored_attention(weights: AttentionWeights, heads: Heads, store: Store) -> AttentionWeights:
+    """The attention in float32 after its tensors went through `store`. Its scale is llama.cpp's."""
+    tensors = _after(store, attention_tensors(weights, heads), _ATTENTION)
+    gains, scale = _rotary_gains(weights, heads), 1 / math.sqrt(heads.width)
+    tensors["query"] = tensors["query"] / gains[..., None]
+    if tensors["query_bias"] is not None:
+        tensors["query_bias"] = tensors["query_bias"] / gains
+    return replace(weights, **tensors, scale=scale)
+
+
+def stored_mlp(weights: MLPWeights, store: Store) -> MLPWeights:
+    """The MLP in float32 after its tensors went through `store`."""
+    return replace(weights, **_after(store, mlp_tensors(weights), _MLP))
+
+
+def _after(store: Store, tensors: dict[str, PaddedTensor], names: dict[str, str]) -> dict[str, Any]:
+    """Unpadded weights and biases after `store`, by their field in `core/weights.py`; None for missing ones."""
+    stored = {name: tensor.unpad(store(name, tensor.values)) for name, tensor in tensors.items()}
+    weights = {field: stored.get(f"{name}.weight") for field, name in names.items()}
+    return weights | {f"{field}_bias": stored.get(f"{name}.bias") for field, name in names.items()}
 
 
 def interleaved(frequency: Int[Tensor, "kv_heads pairs"], rotated: int) -> Int[Tensor, "kv_heads dim"]:
@@ -165,7 +203,9 @@ def mlp_tensors(weights: MLPWeights) -> dict[str, PaddedTensor]:
         if tensor is None:
             return None
         padding = (0, padding_rows) if tensor.ndim == 1 else (0, 0, 0, padding_rows)
-        return PaddedTensor(functional.pad(tensor.float().cpu(), padding), tensor.numel())
+        return PaddedTensor(
+            functional.pad(tensor.float().cpu(), padding), tensor.numel(), lambda padded: padded[:neurons]
+        )
 
     tensors = {
         "ffn_gate.weight": rows(weights.gate),
@@ -173,7 +213,9 @@ def mlp_tensors(weights: MLPWeights) -> dict[str, PaddedTensor]:
         "ffn_up.weight": rows(weights.up),
         "ffn_up.bias": rows(weights.up_bias),
         "ffn_down.weight": PaddedTensor(
-            functional.pad(weights.down.float().cpu(), (0, padding_rows)), weights.down.numel()
+            functional.pad(weights.down.float().cpu(), (0, padding_rows)),
+            weights.down.numel(),
+            lambda padded: padded[:, :neurons],
         ),
         "ffn_down.bias": None if weights.down_bias is None else _unpadded(weights.down_bias),
     }
@@ -181,4 +223,4 @@ def mlp_tensors(weights: MLPWeights) -> dict[str, PaddedTensor]:
 
 
 def _unpadded(tensor: Tensor) -> PaddedTensor:
-    return PaddedTensor(tensor.detach().float().cpu(), tensor.numel())
+    return PaddedTensor(tensor.detach().float().cpu(), tensor.numel(), lambda padded: padded)

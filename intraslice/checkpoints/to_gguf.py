@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,9 +26,15 @@ from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks
 from intraslice.planning.widths import BLOCK
 
-GGUFType = Literal["f32", "f16", "q8_0"]
+GGUFType = Literal["f32", "f16", "q8_0", "q4_0"]
 GGUF_TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
-_FILE_TYPES = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
+QUANTISED: tuple[GGUFType, ...] = ("q8_0", "q4_0")
+_FILE_TYPES = {
+    "f32": LlamaFileType.ALL_F32,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
+}
 NO_CROSS_MODULE = f"a cross-module slice has shortcut matrices, which llama.cpp does not support; {SAVE_AS_FOLDER}"
 
 
@@ -38,7 +46,7 @@ class GGUFReport:
     type: GGUFType
     bytes: int
     padding_bytes: int
-    as_f16: tuple[str, ...]  # tensors that q8_0 cannot hold, as their rows are not whole blocks
+    as_f16: tuple[str, ...]  # tensors that are not quantised, as their rows are not whole blocks
     context_length: int
 
 
@@ -53,6 +61,10 @@ class _Sizes:
     def bytes(self, name: str) -> int:
         block, size = GGML_QUANT_SIZES[self.types[name]]
         return int(numpy.prod(self.shapes[name])) // block * size
+
+    def all_bytes(self) -> int:
+        """The bytes of all tensors, each padded to the file's alignment."""
+        return sum(GGUFWriter.ggml_pad(self.bytes(name), gguf.GGUF_DEFAULT_ALIGNMENT) for name in self.shapes)
 
 
 def padding_text(count: int) -> str:
@@ -100,7 +112,7 @@ def write_gguf(
     file = require_new_file(file, ".gguf")
     vocabulary = require_deci(model, tokenizer)
     sizes = _sizes(model, gguf_type)
-    needed, free = sum(map(sizes.bytes, sizes.shapes)), shutil.disk_usage(file.parent).free
+    needed, free = sizes.all_bytes(), shutil.disk_usage(file.parent).free
     if needed > free:
         raise UserError(f"{file} needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB is free; free some space")
     try:
@@ -109,33 +121,63 @@ def write_gguf(
             writer = GGUFWriter(temporary_file, "deci")
             try:
                 _add_origin(writer, name, made or {}, sizes.padding)
-                _add_metadata(writer, model, sizes, gguf_type)
-                vocabulary.add_to(writer)
+                _write_header(writer, model, sizes, gguf_type, vocabulary)
                 _write_tensors(writer, model, sizes, progress_callback(progress))
             finally:
                 writer.close()
             os.replace(temporary_file, file)
     except OSError as error:
         raise UserError(f"cannot write {needed / 1e6:.0f} MB to {file}: {error}; nothing was kept") from error
-    smaller = tuple(name for name, kind in sizes.types.items() if gguf_type == "q8_0" and kind.name == "F16")
+    smaller = tuple(name for name, kind in sizes.types.items() if gguf_type in QUANTISED and kind.name == "F16")
     return GGUFReport(str(file), gguf_type, file.stat().st_size, sizes.padding, smaller, _context_length(model))
 
 
-def _sizes(model: PreTrainedModel, gguf_type: GGUFType) -> _Sizes:
-    shapes, types, padding = {}, {}, 0
-    for name, (values, kept) in deci_tensors(model):
-        shapes[name], types[name] = tuple(values.shape), _stored_type(values, gguf_type)
-        block, size = GGML_QUANT_SIZES[types[name]]
-        padding += (values.numel() - kept) * size // block
-    return _Sizes(shapes, types, padding)
+def gguf_bytes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gguf_type: GGUFType) -> int:
+    """The size of the file that `write_gguf` would write without name and description. Raises UserError as it does."""
+    vocabulary, sizes = require_deci(model, tokenizer), _sizes(model, gguf_type)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "header.gguf"
+        writer = GGUFWriter(file, "deci")
+        try:
+            _write_header(writer, model, sizes, gguf_type, vocabulary)
+        finally:
+            writer.close()
+        return GGUFWriter.ggml_pad(file.stat().st_size, gguf.GGUF_DEFAULT_ALIGNMENT) + sizes.all_bytes()
 
 
-def _stored_type(values: Tensor, gguf_type: GGUFType) -> GGMLQuantizationType:
-    if values.ndim == 1:
+def stored_values(name: str, values: Tensor, kind: GGMLQuantizationType) -> numpy.ndarray[Any, Any]:
+    """The tensor as the file holds it. Raises UserError for values beyond the range of float16."""
+    with numpy.errstate(over="ignore"):
+        stored = gguf.quantize(values.contiguous().numpy(), kind)
+    if stored.dtype == numpy.float16 and not numpy.isfinite(stored).all():
+        raise UserError(f"{name} has values beyond the range of float16; write f32")
+    return stored
+
+
+def stored_type(name: str, shape: Sequence[int], gguf_type: GGUFType, head: str) -> GGMLQuantizationType:
+    """The type of a tensor in a file of type `gguf_type`. `head` is the name of the tensor that computes the logits."""
+    if len(shape) == 1:
         return GGMLQuantizationType.F32
-    if gguf_type == "q8_0" and values.shape[-1] % BLOCK:
+    if gguf_type in QUANTISED and shape[-1] % BLOCK:
         return GGMLQuantizationType.F16
+    if gguf_type == "q4_0" and name == head:  # llama.cpp's own q4_0 files hold it in more bits, too
+        return GGMLQuantizationType.Q8_0
     return GGMLQuantizationType[gguf_type.upper()]
+
+
+def head_name(model: PreTrainedModel) -> str:
+    """The name of the tensor that computes the logits."""
+    return "token_embd.weight" if model.config.tie_word_embeddings else "output.weight"
+
+
+def _sizes(model: PreTrainedModel, gguf_type: GGUFType) -> _Sizes:
+    shapes, types, padding, head = {}, {}, 0, head_name(model)
+    for name, tensor in deci_tensors(model):
+        shapes[name] = tuple(tensor.values.shape)
+        types[name] = stored_type(name, shapes[name], gguf_type, head)
+        block, size = GGML_QUANT_SIZES[types[name]]
+        padding += (tensor.values.numel() - tensor.kept) * size // block
+    return _Sizes(shapes, types, padding)
 
 
 def _add_origin(writer: GGUFWriter, name: str, made: dict[str, Any], padding: int) -> None:
@@ -147,7 +189,10 @@ def _add_origin(writer: GGUFWriter, name: str, made: dict[str, Any], padding: in
         writer.add_description(f"{removed}; {padding_text(padding)}")
 
 
-def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, gguf_type: GGUFType) -> None:
+def _write_header(
+    writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, gguf_type: GGUFType, vocabulary: GGUFTokenizer
+) -> None:
+    """Everything but the tensors' data."""
     config, heads = model.config, shared_heads(model)
     layers = range(len(model.model.layers))
 
@@ -174,19 +219,16 @@ def _add_metadata(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, ggu
     for name, shape in sizes.shapes.items():
         kind = sizes.types[name]
         writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), sizes.bytes(name), raw_dtype=kind)
-
-
-def _write_tensors(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, progress: ProgressCallback) -> None:
+    vocabulary.add_to(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for done, (name, (values, _)) in enumerate(deci_tensors(model)):
+
+
+def _write_tensors(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, progress: ProgressCallback) -> None:
+    for done, (name, tensor) in enumerate(deci_tensors(model)):
         progress(Progress("gguf", done, len(sizes.shapes)))
-        with numpy.errstate(over="ignore"):
-            stored = gguf.quantize(values.contiguous().numpy(), sizes.types[name])
-        if stored.dtype == numpy.float16 and not numpy.isfinite(stored).all():
-            raise UserError(f"{name} has values beyond the range of float16; write f32")
-        writer.write_tensor_data(stored)
+        writer.write_tensor_data(stored_values(name, tensor.values, sizes.types[name]))
     progress(Progress("gguf", len(sizes.shapes), len(sizes.shapes)))
 
 

@@ -163,7 +163,7 @@ def _text(sensitivity: Sensitivity, agreement: RankAgreement, measure: Measure) 
 
 
 def sweep_(run: Run) -> CommandResult:
-    """Perplexity, KL from the dense model, parameters and speed of methods x estimators x sparsities."""
+    """Perplexity, KL from the dense model, size and speed of methods x estimators x sparsities x types."""
     a = run.arguments
     if a.csv is not None:
         require_folder(a.csv)
@@ -172,13 +172,14 @@ def sweep_(run: Run) -> CommandResult:
     windows, others = run.windows(loaded), run.other_windows(loaded)
     stats, tokens = run.calibrate(loaded)
     texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others)
-    grid = points(a.methods, a.estimators, a.sparsities)
+    grid = points(a.methods, a.estimators, a.sparsities, a.quantise)
     with run.timed("sweep"):
         frame = sweep(loaded, texts, grid, run.recipe.slicing, speed)
     if a.csv is not None and is_main_process():
         frame.to_csv(a.csv, index=False)
     result = {"model": a.model, "rows": records(frame), "protocol": run.recipe.protocol(), "seconds": run.seconds}
-    columns = [*_SHOWN, *(f"{column} {name}" for name in others for column in ("perplexity", "divergence"))]
+    shown = _SHOWN if any(point.quantise != "none" for point in grid) else [c for c in _SHOWN if c not in _OF_FILES]
+    columns = [*shown, *(f"{column} {name}" for name in others for column in ("perplexity", "divergence"))]
     return result, _fixed(frame[[column for column in columns if column in frame]])
 
 
@@ -186,14 +187,18 @@ _SHOWN = (
     "method",
     "estimator",
     "sparsity",
+    "quantise",
     "removed_fraction",
     "sliced_total",
+    "bytes",
     "perplexity",
     "divergence",
     "prefill_ratio",
     "decode_ratio",
     "note",
 )
+
+_OF_FILES = ("quantise", "bytes")
 
 
 def _fixed(frame: pandas.DataFrame) -> str:

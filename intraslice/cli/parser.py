@@ -20,6 +20,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS, RECOVERIES, Registry
 from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.speed import SpeedConfig
+from intraslice.evaluation.sweep import QUANTISE
 from intraslice.loading import DEFAULT
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.offload import PLACEMENTS
@@ -182,11 +183,16 @@ def parser() -> argparse.ArgumentParser:
     prices_command.add_argument("--against", **_ESTIMATOR, help=explanation)
     explanation = "search for better ratios by measuring KL, and save them as importances"
     exchange.add_options(command("exchange", exchange.exchange, explanation))
-    explanation = "perplexity and speed for all combinations of methods, estimators and sparsities"
+    explanation = "perplexity, size and speed for all combinations of methods, estimators, sparsities and file types"
     sweep = command("sweep", analyses.sweep_, explanation)
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
     sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], **_ESTIMATOR)
     sweep.add_argument("--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F")
+    explanation = (
+        "evaluate each model, and the dense one, with its weights rounded to the types of these GGUF files; none: not "
+        "rounded (default: none)"
+    )
+    sweep.add_argument("--quantise", nargs="+", default=["none"], choices=QUANTISE, help=explanation)
     sweep.add_argument("--no-speed", action="store_true", help="do not measure speed")
     explanation = "tokens of the prompt for the prefill time"
     sweep.add_argument("--prompt-tokens", type=int, default=SpeedConfig().prompt, metavar="N", help=explanation)

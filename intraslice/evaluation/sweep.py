@@ -1,4 +1,4 @@
-"""Sweeps over methods x estimators x sparsities: perplexity, KL divergence, parameters and speed, cached per point."""
+"""Sweeps over methods x estimators x sparsities x types of the weights, cached per point."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.calibration.stats import CalibrationStats
+from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes
 from intraslice.core.cache import cache_path
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
@@ -23,31 +24,47 @@ from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
+from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 
-FORMAT = "7"
+FORMAT = "8"
+DENSE = "dense"  # the method of a point that is not sliced
+Quantise = Literal["none"] | GGUFType  # the type of the GGUF file whose weights are evaluated; none: no rounding
+QUANTISE: tuple[Quantise, ...] = ("none", *GGUF_TYPES)
 DIVERGENCE = ("divergence", "divergence_error")  # KL from the dense model, nats per token
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model of the sweep. `estimator` is None if the method uses none."""
+    """One model of the sweep, sliced or DENSE. `estimator` is None if the method uses none."""
 
     method: str
     estimator: str | None
     sparsity: float
+    quantise: Quantise = "none"
 
 
-def points(methods: Iterable[str], estimators: Iterable[str], sparsities: Sequence[float]) -> tuple[Point, ...]:
-    """All combinations by increasing sparsity. A method without a ratio estimator appears once per sparsity."""
-    return tuple(
+def points(
+    methods: Iterable[str],
+    estimators: Iterable[str],
+    sparsities: Sequence[float],
+    quantise: Iterable[Quantise] = ("none",),
+) -> tuple[Point, ...]:
+    """All combinations by increasing sparsity. A method without a ratio estimator appears once per sparsity.
+
+    If `quantise` has more than "none", the dense model comes first, once per type.
+    """
+    types = tuple(dict.fromkeys(quantise))
+    models = [Point(DENSE, None, 0.0)] if types != ("none",) else []
+    models += [
         Point(method, estimator, sparsity)
         for sparsity in sorted(set(sparsities))
         for method in dict.fromkeys(methods)
         for estimator in (dict.fromkeys(estimators) if METHODS.require(method).uses_estimator else (None,))
-    )
+    ]
+    return tuple(replace(model, quantise=kind) for model in models for kind in types)
 
 
 @dataclass(frozen=True)
@@ -82,9 +99,11 @@ def sweep(
 ) -> pandas.DataFrame:
     """Measure every point of `grid`; returns one row per point, in order.
 
-    Bias, cap and order come from `base`; speed is measured if its config is not None. Finished points are cached, so a
-    cancelled sweep continues where it stopped and a larger one reuses them. A point that a method cannot reach has a
-    `note` and no perplexity. With several processes, each measures a shard of the points, and all return every row.
+    Bias, cap and order come from `base`; speed is measured if its config is not None, except of rounded weights, which
+    compute in float32. `bytes` is the size of the point's GGUF file, or of its weights in memory if it is not rounded.
+    Finished points are cached, so a cancelled sweep continues where it stopped and a larger one reuses them. A point
+    that a method cannot reach, or that has no GGUF file, has a `note` and no perplexity. With several processes, each
+    measures a shard of the points, and all return every row.
     Callers that sweep point by point pass the same `states` each time, so that the dense model runs only once.
     `progress` receives the events of each step, and counts points in the stage "sweep".
     """
@@ -102,14 +121,14 @@ def sweep(
             dense[f"dense_perplexity{name}"] = perplexity(loaded.model, windows, stage, progress=report)
         if rank() == 0:
             write_record(path, dense, "a point of the sweep")
-    rows = []
+    rows, slices = [], _Slices(loaded, texts, base)
     for done, point in enumerate(shard, 1):
-        config, path = _config(point, base), _point_path(loaded, texts, point, base, speed)
+        path = _point_path(loaded, texts, point, base, speed)
         row = read_record(path)
         if not row:
             start = time.perf_counter()
             with single_process():
-                row = _measure(loaded.model, texts, point.method, config, held_out, speed, report)
+                row = _measure(slices, point, held_out, speed, report)
             row["seconds"] = round(time.perf_counter() - start, 3)
             write_record(path, row, "a point of the sweep")
         recovery = {} if base.recovery == NO_RECOVERY else {"recovery": base.recovery}
@@ -134,7 +153,33 @@ def _config(point: Point, base: SliceConfig) -> SliceConfig:
     return replace(base, sparsity=point.sparsity, estimator=point.estimator or base.estimator)
 
 
+@dataclass
+class _Slices:
+    """The models of a sweep. The last one is kept for points that differ in the type of the weights alone."""
+
+    loaded: LoadedModel
+    texts: Texts
+    base: SliceConfig
+    _last: tuple[Point, PreTrainedModel, str] | None = None
+
+    def of(self, point: Point, progress: ProgressCallback) -> tuple[PreTrainedModel, str]:
+        """The point's model before rounding, and the note of its plan. Raises UserError if it cannot be reached."""
+        point, dense, texts = replace(point, quantise="none"), self.loaded.model, self.texts
+        if point.method == DENSE:
+            return dense, ""
+        if self._last is None or self._last[0] != point:
+            self._last = None  # frees its memory
+            plan = plan_by(point.method, dense, texts.stats, _config(point, self.base))
+            model = slice_by(
+                point.method, dense, plan, texts.stats, texts.calibration, texts.training, progress=progress
+            )
+            self._last = point, model, getattr(plan, "note", "")
+        return self._last[1:]
+
+
 def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConfig, speed: SpeedConfig | None) -> Path:
+    if point.method == DENSE:
+        return _path(loaded, texts, f"{point}")
     config, method = _config(point, base), METHODS.require(point.method)
     # Options that a method ignores do not change the cache key.
     if not method.uses_estimator:
@@ -146,7 +191,7 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
     if not method.uses_shapes:
         config = replace(config, shapes="free")
     inputs = texts.calibration, texts.tokens_for(point.method, config), texts.stats.targets
-    return _path(loaded, texts, f"{point.method} {config} {speed}", *inputs)
+    return _path(loaded, texts, f"{point.method} {config} {_speed(point, speed)} {point.quantise}", *inputs)
 
 
 def _path(loaded: LoadedModel, texts: Texts, key: str, *inputs: Any) -> Path:
@@ -154,37 +199,48 @@ def _path(loaded: LoadedModel, texts: Texts, key: str, *inputs: Any) -> Path:
     return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
 
 
+def _bytes_on_disk(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, quantise: Quantise) -> int:
+    if quantise == "none":
+        return sum(parameter.nbytes for parameter in model.parameters())
+    return gguf_bytes(model, tokenizer, quantise)
+
+
+def _speed(point: Point, speed: SpeedConfig | None) -> SpeedConfig | None:
+    return speed if point.method != DENSE and point.quantise == "none" else None
+
+
 def _measure(
-    dense: PreTrainedModel,
-    texts: Texts,
-    method: str,
-    config: SliceConfig,
+    slices: _Slices,
+    point: Point,
     held_out: Mapping[str, tuple[Tensor, DenseStates]],
     speed: SpeedConfig | None,
     progress: ProgressCallback,
 ) -> dict[str, Any]:
     """One row. `held_out` has the windows of each text and the dense model's states, by the suffix of its columns."""
+    loaded, speed = slices.loaded, _speed(point, speed)
     try:
-        plan = plan_by(method, dense, texts.stats, config)
+        model, note = slices.of(point, progress)
+        size = _bytes_on_disk(model, loaded.tokenizer, point.quantise)
+        evaluated = model if point.quantise == "none" else rounded_model(model, point.quantise, progress=progress)
     except UserError as problem:
         columns = [f"{column}{name}" for name in held_out for column in ("perplexity", *DIVERGENCE)]
-        return dict.fromkeys(("removed_fraction", *columns)) | {"note": str(problem)}
-    model = slice_by(method, dense, plan, texts.stats, texts.calibration, texts.training, progress=progress)
-    counts = parameters_of(dense, "dense") | parameters_of(model, "sliced")
+        return dict.fromkeys(("removed_fraction", "bytes", *columns)) | {"note": str(problem)}
+    counts = parameters_of(loaded.model, "dense") | parameters_of(model, "sliced")
     row: dict[str, Any] = {
         "removed_fraction": 1 - counts["sliced_decoder"] / counts["dense_decoder"],
         **counts,
+        "bytes": size,
         "kv_bytes_per_token": kv_bytes_per_token(model),
     }
     for name, (windows, states) in held_out.items():
-        losses = measure_losses(model, windows, f"perplexity {method}{name}", states, progress=progress)
+        losses = measure_losses(evaluated, windows, f"perplexity {point.method}{name}", states, progress=progress)
         divergence = losses.divergence()
         assert divergence is not None  # `states` is not None
         values = losses.perplexity().value, *divergence
         row |= {f"{column}{name}": value for column, value in zip(("perplexity", *DIVERGENCE), values, strict=True)}
-    row["note"] = getattr(plan, "note", "")
+    row["note"] = note
     if speed is not None:
-        speeds = measure_speed({"dense": dense, "sliced": model}, speed, progress=progress)
+        speeds = measure_speed({"dense": loaded.model, "sliced": model}, speed, progress=progress)
         for phase in ("prefill", "decode"):
             per_second = {model_name: getattr(speeds_of_model, phase) for model_name, speeds_of_model in speeds.items()}
             row |= {f"{phase}_{model_name}": value for model_name, value in per_second.items()}

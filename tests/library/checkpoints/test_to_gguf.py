@@ -13,11 +13,12 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intraslice.checkpoints import to_gguf
-from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, mlp_tensors, shared_heads
-from intraslice.checkpoints.to_gguf import GGUF_TYPES, require_deci, write_gguf
+from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, deci_tensors, mlp_tensors, shared_heads
+from intraslice.checkpoints.to_gguf import GGUF_TYPES, QUANTISED, gguf_bytes, require_deci, write_gguf
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
@@ -184,12 +185,46 @@ def test_weights_are_of_the_type_asked_for(kind, tiny_llama_mha, tmp_path):
     _, tensors = _read(tmp_path / "t.gguf")
     types = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
     assert types["blk.0.ffn_down.weight"] == kind.upper()
-    assert types["blk.0.attn_q.weight"] == ("F16" if kind == "q8_0" else kind.upper())
+    quantised = kind in QUANTISED
+    assert types["blk.0.attn_q.weight"] == ("F16" if quantised else kind.upper())
     assert types["output_norm.weight"] == "F32"
-    assert set(report.as_f16) == {name for name, stored in types.items() if (kind, stored) == ("q8_0", "F16")}
+    assert set(report.as_f16) == {name for name, stored in types.items() if quantised and stored == "F16"}
     stored = tensors["blk.0.ffn_down.weight"]
     values = torch.tensor(gguf.dequantize(stored.data, stored.tensor_type))
-    torch.testing.assert_close(values[:, :100], model.model.layers[0].mlp.down_proj.weight, rtol=0.01, atol=2e-3)
+    tolerance = 0.05 if kind == "q4_0" else 2e-3
+    torch.testing.assert_close(values[:, :100], model.model.layers[0].mlp.down_proj.weight, rtol=0.01, atol=tolerance)
+    assert report.bytes == gguf_bytes(model, byte_tokenizer(), kind)
+
+
+@pytest.mark.parametrize("kind", GGUF_TYPES)
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-biased", "phi3", "qwen2"])
+def test_the_evaluated_weights_are_those_of_the_file_bit_for_bit(name, kind, tiny_case, tmp_path):
+    model = _sliced(tiny_case(name))
+    model.model.layers[1].self_attn.scale = 0.3
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    report = write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", kind, progress=False)
+    assert report.bytes == gguf_bytes(model, byte_tokenizer(), kind)
+    rounded = rounded_model(model, kind, progress=False)
+    again = {key: tensor.values for key, tensor in deci_tensors(rounded)}
+    _, tensors = _read(tmp_path / "tiny.gguf")
+    assert again.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        stored = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type)).float()
+        assert torch.equal(again[key], stored), key  # padding included
+    assert rounded.dtype == torch.float32
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_rounding_is_that_of_gguf_and_a_type_without_rounding_changes_nothing(tiny_case):
+    model = _sliced(tiny_case("llama-gqa"))
+    exact, rounded = (rounded_model(model, kind, progress=False) for kind in ("f32", "q4_0"))
+    tokens = torch.randint(0, 250, (2, 12))
+    torch.testing.assert_close(exact(tokens).logits, model(tokens).logits)
+    up = model.model.layers[0].mlp.weights().up
+    kind = gguf.GGMLQuantizationType.Q4_0 if up.shape[1] % 32 == 0 else gguf.GGMLQuantizationType.F16
+    expected = torch.tensor(gguf.dequantize(gguf.quantize(up.numpy(), kind), kind)).float()
+    assert torch.equal(rounded.model.layers[0].mlp.weights().up, expected)
+    assert not torch.equal(expected, up)
 
 
 def _refused(model, tokenizer) -> str:

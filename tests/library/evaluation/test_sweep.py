@@ -29,9 +29,9 @@ def count_measurements(monkeypatch):
     done = []
     measure = module._measure
 
-    def counted(dense, texts, method, config, *others):
-        done.append((method, config.sparsity))
-        return measure(dense, texts, method, config, *others)
+    def counted(slices, point, *others):
+        done.append((point.method, point.sparsity))
+        return measure(slices, point, *others)
 
     monkeypatch.setattr(module, "_measure", counted)
     return done
