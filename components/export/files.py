@@ -8,24 +8,32 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice import checkpoints
-from intraslice.checkpoints.to_gguf import require_deci, write_gguf
+from intraslice.checkpoints.to_gguf import GGUFType, require_deci, write_gguf
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.pretrained.sources import DEFAULT
 from intraslice.reporting import Recipe, evaluation_statistics, slice_record
 
-from ..i18n.language import lazy_gettext
+from ..i18n.language import gettext, lazy_gettext
+from ..jobs import limits
 from ..jobs.job import Job
 from ..jobs.status import Status
+from ..ratios.charts import importance_chart, ratio_chart
 from ..state.request import DENSE, Request
-from ..state.session import Session
+from ..state.session import NOT_CALIBRATED, Session
+from ..sweep.measure import cached_view
+from ..sweep.size_chart import measured_charts
+from ..sweep.views import SweepChoice
 from ..ui.downloads import WRITERS, Downloads
+from .report import Report
+
+GGUF_CHOICES: tuple[GGUFType, ...] = ("f16", "q8_0", "q4_0")
 
 
 class Export(NamedTuple):
@@ -121,6 +129,26 @@ def write_plan(session: Session, request: Request, path: Path) -> None:
     path.write_text(json.dumps(plan_record(session, request), indent=1), encoding="utf-8")
 
 
+def report_of(session: Session, request: Request, layer: int, prompt: str, choice: SweepChoice) -> Report:
+    """The current view: its charts, numbers and code. Raises ValueError if the model is not calibrated."""
+    view = session.plan(request)
+    if view is None:
+        raise ValueError(NOT_CALIBRATED)
+    layer = min(layer, len(view.layers) - 1)
+    charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
+    if all((choice.methods, choice.estimators, choice.sparsities, choice.quantise)) and not view.provisional:
+        sweep = cached_view(session, request, choice)
+        charts += [chart for chart in measured_charts(sweep) if chart is not None]
+    code = {
+        gettext("The same from a command line"): command_lines(session, request, prompt),
+        gettext("Open the sliced model again"): snippet(request, prompt),
+    }
+    title = checkpoint_name(request)
+    settings = request.settings  # the report must not disclose the folder of an upload
+    settings = settings._replace(upload=settings.upload and Path(settings.upload).name)
+    return Report(title, settings._asdict(), view, session.perplexities(request), charts, code)
+
+
 def write_checkpoint(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:
     """Slice, or take the slice from memory, and zip its folder. Raises UserError at 0 % or if the disk is full."""
     model, tokenizer, record = _sliced(job, session, request)
@@ -148,24 +176,29 @@ def write_checkpoint(job: Job, session: Session, request: Request, downloads: Do
         return Export(downloads.put(f"{name}.zip", write, int(2.2 * size)))
 
 
-def write_gguf_file(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:
+def write_gguf_file(
+    job: Job, session: Session, request: Request, downloads: Downloads, gguf_type: str = "f16"
+) -> Export:
     """Slice, or take the slice from memory, and write it for llama.cpp; the remark has the amount of padding.
 
-    Raises UserError for a model that llama.cpp cannot run.
+    Raises UserError for an unknown type, or for a model that llama.cpp cannot run.
     """
+    limits.choice("gguf_type", gguf_type, GGUF_CHOICES)
     model, tokenizer, record = _sliced(job, session, request)
     require_deci(model, tokenizer)
-    job.emit(Status(lazy_gettext("Writing for llama.cpp, float16")))
+    job.emit(Status(lazy_gettext("Writing for llama.cpp, {type}", type=gguf_type)))
 
     padding = 0
 
     def write(path: Path) -> None:
         nonlocal padding
-        padding = write_gguf(model, tokenizer, path, made=record, progress=False).padding_bytes
+        report = write_gguf(model, tokenizer, path, cast(GGUFType, gguf_type), made=record, progress=False)
+        padding = report.padding_bytes
 
     size = sum(2 * parameter.numel() for parameter in model.parameters())
     with WRITERS.taken(job):
-        path = downloads.put(f"{checkpoint_name(request)}.gguf", write, size)
+        name = checkpoint_name(request) if gguf_type == "f16" else f"{checkpoint_name(request)}-{gguf_type}"
+        path = downloads.put(f"{name}.gguf", write, size)
     return Export(path, _padding_remark(padding))
 
 

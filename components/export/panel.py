@@ -11,14 +11,11 @@ import gradio as gr
 
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
 from ..gradio_compat.browser.on_latest import on_latest
-from ..i18n.language import LazyString, gettext, language, lazy_gettext, number, translate, use_language
+from ..i18n.language import LazyString, language, lazy_gettext, number, translate, use_language
 from ..jobs.job import Job
 from ..jobs.status import Status
-from ..ratios.charts import importance_chart, ratio_chart
 from ..state.request import Request
-from ..state.session import NOT_CALIBRATED, Session
-from ..sweep import measure as sweeps
-from ..sweep.charts import removed_chart, speed_chart
+from ..state.session import Session
 from ..sweep.views import SweepChoice
 from ..ui import formatting
 from ..ui.chart_bridge import PLOTLY
@@ -29,7 +26,7 @@ from .parts import code_block, copyable, heading, link_field, note
 from .published.html import embed, page
 from .published.measure import Publisher
 from .published.views import Choice
-from .report import Report, html
+from .report import html
 
 
 class Shown(NamedTuple):
@@ -75,6 +72,7 @@ class ExportPanel(NamedTuple):
     shown: Shown
     buttons: Buttons
     files: Files
+    gguf_type: gr.Radio
     progress: gr.HTML
 
 
@@ -98,12 +96,12 @@ def checkpoint(session: Session, downloads: Downloads, request: Request, client:
     yield from _written(session, "checkpoint", write, client)
 
 
-def gguf(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[Written]:
-    """The sliced model as one file for llama.cpp, in float16; slices first if necessary.
+def gguf(session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str) -> Iterator[Written]:
+    """The sliced model as one file for llama.cpp; slices first if necessary. `gguf_type` is f16, q8_0 or q4_0.
 
     Yields two status lines (HTML), then the file.
     """
-    write = partial(files.write_gguf_file, session=session, request=request, downloads=downloads)
+    write = partial(files.write_gguf_file, session=session, request=request, downloads=downloads, gguf_type=gguf_type)
     yield from _written(session, "gguf", write, client)
 
 
@@ -163,35 +161,16 @@ def report(
     estimators: list[str],
     sparsities: list[float],
     speed: bool,
+    quantise: list[str],
 ) -> str:
     """The current view as one HTML file that opens offline: charts, tables, request, perplexities, command lines.
 
-    `methods`, `estimators`, `sparsities` and `speed` select the measured points of the sweep that it shows.
+    `methods`, `estimators`, `sparsities`, `speed` and `quantise` select the measured points of the sweep that it shows.
     """
-    choice = SweepChoice(methods, estimators, sparsities, speed)
-    content = _report(session, request, layer, prompt, choice)
+    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
+    content = files.report_of(session, request, layer, prompt, choice)
     text = html(content, PLOTLY.read_text(encoding="utf-8"))
     return str(downloads.put(f"{content.title}.html", lambda path: path.write_text(text, encoding="utf-8")))
-
-
-def _report(session: Session, request: Request, layer: int, prompt: str, choice: SweepChoice) -> Report:
-    view = session.plan(request)
-    if view is None:
-        raise ValueError(NOT_CALIBRATED)
-    layer = min(layer, len(view.layers) - 1)
-    charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
-    if choice.methods and choice.estimators and choice.sparsities and not view.provisional:
-        sweep = sweeps.cached_view(session, request, choice)
-        charts += [removed_chart(sweep)] if sweep.points else []
-        charts += [speed_chart(sweep)] if any(point.prefill for point in sweep.points) else []
-    code = {
-        gettext("The same from a command line"): files.command_lines(session, request, prompt),
-        gettext("Open the sliced model again"): files.snippet(request, prompt),
-    }
-    title = files.checkpoint_name(request)
-    settings = request.settings  # the report must not disclose the folder of an upload
-    settings = settings._replace(upload=settings.upload and Path(settings.upload).name)
-    return Report(title, settings._asdict(), view, session.perplexities(request), charts, code)
 
 
 def build(session: Session, first: Request) -> ExportPanel:
@@ -203,10 +182,12 @@ def build(session: Session, first: Request) -> ExportPanel:
             note(lazy_gettext("Weights as safetensors, JSON and tokenizer; loads without the dense model."))
         with gr.Column(min_width=220):
             gguf = gr.Button(lazy_gettext("For llama.cpp (.gguf)"), elem_id="export-gguf")
+            gguf_type = gr.Radio(
+                files.GGUF_CHOICES, value="f16", label=lazy_gettext("Type of the weights"), elem_id="export-gguf-type"
+            )
             note(
                 lazy_gettext(
-                    "One file with its tokenizer, in float16. Free shapes are padded with zeros; Runtime "
-                    "shapes need no padding."
+                    "One file with its tokenizer. Free shapes are padded with zeros; Runtime shapes need no padding."
                 )
             )
         with gr.Column(min_width=220):
@@ -246,6 +227,7 @@ def build(session: Session, first: Request) -> ExportPanel:
         shown=Shown(about, snippet, command, embed_line),
         buttons=Buttons(checkpoint, gguf, plan, report, static_page),
         files=hidden,
+        gguf_type=gguf_type,
         progress=progress,
     )
 
@@ -280,7 +262,11 @@ def connect(panel: ExportPanel, context: Context) -> None:
             **HEAVY,
         ),
         hidden.gguf: buttons.gguf.click(
-            spread_settings(gguf, session, downloads), settings, gguf_written, api_name="gguf", **HEAVY
+            spread_settings(gguf, session, downloads),
+            [*settings, panel.gguf_type],
+            gguf_written,
+            api_name="gguf",
+            **HEAVY,
         ),
         hidden.page: buttons.page.click(
             spread_settings(published, session, downloads, publisher),

@@ -1,4 +1,4 @@
-"""The charts of a sweep: perplexity against parameters removed, and against measured speed. Pure."""
+"""Perplexity of a sweep's models against parameters removed, and against measured speed. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from ..ui.figure import Chart, Json
 from ..ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, METHOD_COLOURS, METHODS, SYMBOLS
 from .views import SweepPoint, SweepView
 
+# Markers of rounded weights: the method's symbol with this suffix.
+MARKERS = {"none": "", "f16": "-open", "q8_0": "-dot", "q4_0": "-open-dot"}
 
-def line_name(method: str, estimator: str) -> str:
-    """The name of a line, such as "IntraSlice, PCA-aware"."""
-    name = METHODS.get(method, method)
-    return f"{name}, {ESTIMATORS.get(estimator, estimator)}" if estimator else name
+
+def line_name(method: str, estimator: str, quantise: str = "none") -> str:
+    """The name of a line, such as "IntraSlice, PCA-aware, q8_0"."""
+    parts = [METHODS.get(method, method)]
+    parts += [ESTIMATORS.get(estimator, estimator)] if estimator else []
+    return ", ".join(parts if quantise == "none" else [*parts, quantise])
+
+
+def type_name(quantise: str) -> str:
+    """The name of a type of the weights."""
+    return gettext("not rounded") if quantise == "none" else quantise
 
 
 def pick_value(point: SweepPoint) -> str:
@@ -27,12 +36,13 @@ def pick_value(point: SweepPoint) -> str:
 def removed_chart(view: SweepView) -> Chart:
     """Perplexity against actual sparsity; the dense model as a horizontal line."""
     layout = figure.layout_of(1, revision="sweep")
-    data = _lines(view, lambda point: point.removed, gettext("%{{x:.1%}} removed"), figure.axes_of(1), legend=True)
+    hover, axes = gettext("%{{x:.1%}} removed"), figure.axes_of(1) | {"showlegend": True}
+    data = lines(view, lambda point: point.removed, perplexity_of, hover, axes)
     layout["xaxis"].update(
         title=figure.title(gettext("actual sparsity (layer parameters removed)")), tickformat=".0%", rangemode="tozero"
     )
     layout["xaxis"]["range"] = [0, 1.08 * max([point.removed or 0 for point in view.points], default=0.5)]
-    _perplexity_axis(layout, view, ["yaxis"])
+    perplexity_axis(layout, view, ["yaxis"])
     layout["shapes"], layout["annotations"] = _dense(view, 1)
     return Chart(
         title=gettext("Perplexity against parameters removed"),
@@ -62,22 +72,16 @@ def removed_chart(view: SweepView) -> Chart:
 def speed_chart(view: SweepView) -> Chart:
     """Perplexity against measured prefill and decode speed, relative to the dense model."""
     layout = figure.layout_of(2, revision="sweep-speed", vertical=False)
-    data = _lines(
-        view,
-        lambda point: point.prefill,
-        gettext("prefill %{{x:.2f}} times as fast"),
-        {"xaxis": "x", "yaxis": "y"},
-        True,
-    )
-    data += _lines(
-        view, lambda point: point.decode, gettext("decode %{{x:.2f}} times as fast"), {"xaxis": "x2", "yaxis": "y2"}
-    )
+    hover, axes = gettext("prefill %{{x:.2f}} times as fast"), {"xaxis": "x", "yaxis": "y", "showlegend": True}
+    data = lines(view, lambda point: point.prefill, perplexity_of, hover, axes)
+    hover, axes = gettext("decode %{{x:.2f}} times as fast"), {"xaxis": "x2", "yaxis": "y2"}
+    data += lines(view, lambda point: point.decode, perplexity_of, hover, axes)
     for axis, title in (
         ("xaxis", gettext("prefill speed, relative to dense")),
         ("xaxis2", gettext("decode speed, relative to dense")),
     ):
         layout[axis].update(title=figure.title(title), tickformat=".2f")
-    _perplexity_axis(layout, view, ["yaxis", "yaxis2"])
+    perplexity_axis(layout, view, ["yaxis", "yaxis2"])
     layout["yaxis2"]["title"] = figure.title("")
     (first_line, _), (second_line, label) = (_dense(view, panel) for panel in (1, 2))
     layout["shapes"] = [*first_line, *second_line, *(_equal_speed(panel) for panel in (1, 2))]
@@ -104,54 +108,72 @@ def speed_chart(view: SweepView) -> Chart:
             ),
         ],
         rows=[
-            [*_named(point), number(prefill, ".2f"), number(decode, ".2f"), number(perplexity, ".2f")]
+            [*named(point), number(prefill, ".2f"), number(decode, ".2f"), number(perplexity, ".2f")]
             for point, prefill, decode, perplexity in timed
         ],
         picks=[pick_value(point) for point, *_ in timed],
     )
 
 
-def _lines(
-    view: SweepView, x_of: Callable[[SweepPoint], float | None], hover: str, axes: Json, legend: bool = False
+def perplexity_of(point: SweepPoint) -> float | None:
+    """The perplexity, None if it cannot be drawn."""
+    return point.perplexity if drawable(point.perplexity) else None
+
+
+def lines(
+    view: SweepView,
+    x_of: Callable[[SweepPoint], float | None],
+    y_of: Callable[[SweepPoint], float | None],
+    hover: str,
+    axes: Json,
 ) -> list[Json]:
-    """One line per method and estimator, over the points that have an x value and a perplexity."""
-    grouped: dict[tuple[str, str], list[tuple[float, float, SweepPoint]]] = {}
+    """One line per method, estimator and type of the weights, over the points that have both values.
+
+    `axes` are further properties of each trace.
+    """
+    grouped: dict[tuple[str, str, str], list[tuple[float, float, SweepPoint]]] = {}
     for point in view.points:
-        x, y = x_of(point), point.perplexity
-        if x is not None and _drawable(y):
-            grouped.setdefault((point.method, point.estimator), []).append((x, y, point))
-    lines = []
-    for (method, estimator), points in grouped.items():
-        name = line_name(method, estimator)
+        x, y = x_of(point), y_of(point)
+        if x is not None and y is not None:
+            grouped.setdefault((point.method, point.estimator, point.quantise), []).append((x, y, point))
+    traces = []
+    for (method, estimator, quantise), points in grouped.items():
+        name = line_name(method, estimator, quantise)
         colour = ESTIMATOR_COLOURS.get(estimator, "other") if estimator else METHOD_COLOURS.get(method, "baseline")
-        line = figure.line(colour, 2)
-        lines.append(
+        line, symbol = figure.line(colour, 2), SYMBOLS.get(method, "circle") + MARKERS.get(quantise, "")
+        traces.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": name,
                 "meta": figure.GHOST_ALWAYS,
                 "legendgroup": name,
-                "showlegend": legend,
+                "showlegend": False,
                 "x": [figure.rounded(x) for x, _, _ in points],
                 "y": [figure.rounded(y) for _, y, _ in points],
                 "ids": [pick_value(point) for *_, point in points],
-                "customdata": [number(point.target_sparsity, ".0%") for *_, point in points],
+                "customdata": [
+                    [number(point.target_sparsity, ".0%"), number(point.perplexity or 0.0, ".2f")]
+                    for *_, point in points
+                ],
                 "line": line,
-                "marker": {"size": 9, "color": line["color"], "symbol": SYMBOLS.get(method, "circle")},
+                "marker": {"size": 9, "color": line["color"], "symbol": symbol},
                 "hovertemplate": gettext(
-                    "<b>{name}</b>, target %{{customdata}}<br>{words}<br>perplexity %{{y:.2f}}", name=name, words=hover
+                    "<b>{name}</b>, target %{{customdata[0]}}<br>{words}<br>perplexity %{{customdata[1]}}",
+                    name=name,
+                    words=hover,
                 )
                 + "<extra></extra>",
                 **axes,
             }
         )
-    return lines
+    return traces
 
 
-def _perplexity_axis(layout: Json, view: SweepView, axes: Sequence[str]) -> None:
+def perplexity_axis(layout: Json, view: SweepView, axes: Sequence[str]) -> None:
+    """Make these axes logarithmic, with limits and ticks for the view's perplexities."""
     layout["hovermode"] = "closest"
-    values = [value for value in (view.dense, *(point.perplexity for point in view.points)) if _drawable(value)]
+    values = [value for value in (view.dense, *(point.perplexity for point in view.points)) if drawable(value)]
     low, high = min(values, default=1.0), max(values, default=10.0)
     steps = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [step * 10**power for power in range(12) for step in steps if 0.8 * low <= step * 10**power <= 1.2 * high]
@@ -164,14 +186,14 @@ def _perplexity_axis(layout: Json, view: SweepView, axes: Sequence[str]) -> None
         layout[axis].update(ticktext=[number(tick, ",g") for tick in ticks])
 
 
-def _drawable(perplexity: float | None) -> TypeGuard[float]:
+def drawable(perplexity: float | None) -> TypeGuard[float]:
     """Whether the perplexity can be drawn; an infinite one of a broken model is shown in the table only."""
     return perplexity is not None and math.isfinite(perplexity)
 
 
 def _dense(view: SweepView, panel: int) -> tuple[list[Json], list[Json]]:
     """The dense model's perplexity as a horizontal line, and its label."""
-    if not _drawable(view.dense):
+    if not drawable(view.dense):
         return [], []
     mark = figure.suffix(panel)
     line = {"color": "@dense", "width": 1.4}
@@ -206,15 +228,16 @@ def _equal_speed(panel: int) -> Json:
     }
 
 
-def _named(point: SweepPoint) -> list[str]:
-    return [line_name(point.method, point.estimator), number(point.target_sparsity, ".0%")]
+def named(point: SweepPoint) -> list[str]:
+    """The first two cells of a point's row: its line, and its target sparsity."""
+    return [line_name(point.method, point.estimator, point.quantise), number(point.target_sparsity, ".0%")]
 
 
 def _row(point: SweepPoint, view: SweepView) -> list[str]:
     if point.perplexity is None or point.removed is None or point.parameters is None:
-        return [*_named(point), translate(point.note), *["–"] * 4]
+        return [*named(point), translate(point.note), *["–"] * 4]
     return [
-        *_named(point),
+        *named(point),
         number(point.removed, ".1%"),
         number(point.parameters, ","),
         number(point.perplexity, ".2f"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pandas
 import torch
@@ -19,7 +20,7 @@ from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
-from intraslice.evaluation.sweep import Point, Texts, cached_points, points, sweep
+from intraslice.evaluation.sweep import DENSE, QUANTISE, Point, Quantise, Texts, cached_points, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.reporting import records
@@ -37,6 +38,7 @@ NONE_CHOSEN = {
     "methods": lazy_gettext("No method is chosen. Choose at least one."),
     "estimators": lazy_gettext("No estimator is chosen. Choose at least one."),
     "sparsities": lazy_gettext("No sparsity is chosen. Choose at least one."),
+    "quantise": lazy_gettext("No type of the weights is chosen. Choose at least one."),
 }
 
 
@@ -81,11 +83,13 @@ def selected_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig,
     for kind, names, registered in (("method", choice.methods, METHODS), ("estimator", choice.estimators, ESTIMATORS)):
         for name in names:
             limits.choice(kind, name, registered)
+    for name in choice.quantise:
+        limits.choice("quantise", name, QUANTISE)
     base = replace(request.slicing, locked=())  # manual ratios belong to a single sparsity
     fractions = [limits.number("sparsity", percent, 0, 80) / 100 for percent in choice.sparsities]
     for fraction in fractions:
         replace(base, sparsity=fraction)
-    return base, points(choice.methods, choice.estimators, fractions)
+    return base, points(choice.methods, choice.estimators, fractions, cast(Sequence[Quantise], choice.quantise))
 
 
 def sweep_plan(session: Session, request: Request, choice: SweepChoice) -> Plan:
@@ -119,7 +123,9 @@ def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice)
     flops, rate = [_flops(plan, point) for point in missing], _flops_per_second()
     job.emit(_view(session, request, plan))
     start = time.monotonic()
-    for done, point in enumerate(missing):
+    slices = itertools.groupby(missing, lambda point: replace(point, quantise="none"))  # each is sliced once
+    for point, same_slice in ((point, tuple(group)) for point, group in slices):
+        done = missing.index(same_slice[0])
         point_start = time.monotonic()
         if done:  # from the second point on, the sweep's own rate predicts best
             rate = sum(flops[:done]) / (point_start - start)
@@ -127,7 +133,7 @@ def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice)
         label = lazy_gettext("Sweep, {name} at {sparsity:.0%}: point", name=name, sparsity=point.sparsity)
         expected_end = point_start + sum(flops[done:]) / rate
         progress = _point_progress(job, Status(label, "busy", done, len(missing)), expected_end)
-        sweep(*plan._replace(points=(point,)), states, progress=progress)
+        sweep(*plan._replace(points=same_slice), states, progress=progress)
         job.emit(_view(session, request, plan))
     job.emit(session.ready(request))
 
@@ -185,6 +191,8 @@ def _point(row: Mapping[str, Any]) -> SweepPoint:
         row.get("decode_ratio"),
         row["note"] or "",
         row["divergence"],
+        row["quantise"],
+        None if row["bytes"] is None else int(row["bytes"]),
     )
 
 
@@ -201,6 +209,9 @@ def _speed_protocol(speed: SpeedConfig, threads: str) -> str:
 
 def _flops(plan: Plan, point: Point) -> float:
     """The estimated floating-point operations of a point: two per token and parameter."""
+    forward = 2.0 * sum(parameter.numel() for parameter in plan.loaded.model.parameters())
+    if point.method == DENSE:
+        return forward * plan.texts.evaluation.numel()
     calibration_tokens = plan.texts.calibration.numel()
     tokens = plan.texts.evaluation.numel() + LINEAR_ALGEBRA_TOKENS
     method = METHODS[point.method]
@@ -211,9 +222,9 @@ def _flops(plan: Plan, point: Point) -> float:
         tokens += (1 + 3 * plan.base.epochs) * plan.texts.tokens_for(point.method, plan.base).numel()
     if method.uses_order and plan.base.iterative:
         tokens += 20 * calibration_tokens
-    if plan.speed:  # a decoded token takes as long as about ten tokens of prefill
+    if plan.speed and point.quantise == "none":  # a decoded token takes as long as about ten tokens of prefill
         tokens += 2 * (plan.speed.repeats + 1) * (plan.speed.prompt + 10 * plan.speed.new)
-    return 2.0 * tokens * sum(parameter.numel() for parameter in plan.loaded.model.parameters())
+    return forward * tokens
 
 
 def _flops_per_second() -> float:

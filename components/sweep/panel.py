@@ -1,4 +1,4 @@
-"""The Sweep tab: perplexity of many models against parameters removed, and against measured speed."""
+"""The Sweep tab: perplexity of many models against parameters removed, size on disk, and measured speed."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ from ..ui.explainers import fold
 from ..ui.handlers import LiveOutput, only_if_active, spread_settings, unchanged
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure
-from .charts import removed_chart, speed_chart
+from .charts import MARKERS, type_name
+from .size_chart import measured_charts
 from .views import SweepChoice, SweepView
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 
 
 class Shown(NamedTuple):
-    """The progress of the sweep (HTML), and its two charts (JSON)."""
+    """The progress of the sweep (HTML), and its charts (JSON)."""
 
     progress: Any
     removed: Any
+    size: Any
     speed: Any
 
 
@@ -47,6 +49,7 @@ class Swept(NamedTuple):
     status: Any
     progress: Any
     removed: Any
+    size: Any
     speed: Any
 
 
@@ -62,7 +65,8 @@ class Picked(NamedTuple):
 class SweepPanel(NamedTuple):
     """The tab's components."""
 
-    choice: tuple[gr.CheckboxGroup, gr.CheckboxGroup, gr.CheckboxGroup, gr.Checkbox]  # the fields of a SweepChoice
+    # The fields of a SweepChoice.
+    choice: tuple[gr.CheckboxGroup, gr.CheckboxGroup, gr.CheckboxGroup, gr.Checkbox, gr.CheckboxGroup]
     shown: Shown
     run: gr.Button
     cancel: gr.Button
@@ -71,7 +75,7 @@ class SweepPanel(NamedTuple):
 
 
 def build(session: Session, first: Request) -> SweepPanel:
-    """The choice of points, the progress and two charts. Called inside a `gr.Tab`."""
+    """The choice of points, the progress and the charts. Called inside a `gr.Tab`."""
     default = SweepChoice()
     with_estimator = [name for name, method in choices.METHODS.items() if method.uses_estimator]
     gr.HTML(LazyString(_lead), apply_default_css=False)
@@ -89,6 +93,10 @@ def build(session: Session, first: Request) -> SweepPanel:
         sparsities = gr.CheckboxGroup(
             percents, value=list(default.sparsities), label=lazy_gettext("Sparsity"), min_width=260
         )
+        types = [(LazyString(partial(type_name, name)), name) for name in MARKERS]
+        quantise = gr.CheckboxGroup(
+            types, value=list(default.quantise), label=lazy_gettext("Weights rounded to"), min_width=260
+        )
     speed = gr.Checkbox(
         default.speed, label=lazy_gettext("Measure speed too (takes longer)"), container=False, elem_id="sweep-speed"
     )
@@ -99,11 +107,12 @@ def build(session: Session, first: Request) -> SweepPanel:
     file = gr.DownloadButton(visible="hidden")
     progress = gr.HTML(elem_id="sweep-progress", apply_default_css=False)
     removed = chart(height=440, elem_id="sweep-chart")
+    sizes = chart(height=400, elem_id="sweep-size-chart")
     speed_curves = chart(height=360, elem_id="sweep-speed-chart")
     fold("sweep")
     return SweepPanel(
-        choice=(methods, estimators, sparsities, speed),
-        shown=Shown(progress, removed, speed_curves),
+        choice=(methods, estimators, sparsities, speed, quantise),
+        shown=Shown(progress, removed, sizes, speed_curves),
         run=run,
         cancel=cancel,
         csv=csv,
@@ -118,15 +127,16 @@ def preview(
     estimators: list[str],
     sparsities: list[float],
     speed: bool,
+    quantise: list[str],
 ) -> Shown:
     """The measured points of this sweep, and the estimated time for the rest."""
-    choice = SweepChoice(methods, estimators, sparsities, speed)
+    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     try:
         return _shown(
             measure.cached_view(session, request, choice), measure.estimated_seconds(session, request, choice)
         )
     except ValueError as problem:  # not calibrated yet, or an empty choice
-        return Shown(f'<p class="isx-quiet">{escape(translate(error_text(problem)))}</p>', "", "")
+        return Shown(f'<p class="isx-quiet">{escape(translate(error_text(problem)))}</p>', "", "", "")
 
 
 def show_pinned(session: Session, request: Request, layer: int, client: str) -> Shown:
@@ -146,15 +156,16 @@ def sweep(
     estimators: list[str],
     sparsities: list[float],
     speed: bool,
+    quantise: list[str],
     client: str,
 ) -> Iterator[Swept]:
     """Measure perplexity, and optionally speed, of every method x estimator x sparsity (per cent).
 
-    Measured points are read from disk, so a stopped sweep continues where it was. Yields two status lines (HTML) and
-    two charts (JSON).
+    `quantise` has the GGUF types to round the weights to, or "none". Measured points are read from disk, so a stopped
+    sweep continues where it was. Yields two status lines (HTML) and three charts (JSON).
     """
     view: SweepView | None = None
-    choice = SweepChoice(methods, estimators, sparsities, speed)
+    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     work = partial(measure.run_sweep, session=session, request=request, choice=choice)
     for event in session.jobs.run(client, "sweep", work, urgency=Urgency.BACKGROUND):
         if isinstance(event, Status):
@@ -164,7 +175,7 @@ def sweep(
         else:
             view = event
             charts = _shown(view)
-            yield unchanged(Swept)._replace(removed=charts.removed, speed=charts.speed)
+            yield unchanged(Swept)._replace(removed=charts.removed, size=charts.size, speed=charts.speed)
 
 
 def save(
@@ -175,9 +186,10 @@ def save(
     estimators: list[str],
     sparsities: list[float],
     speed: bool,
+    quantise: list[str],
 ) -> str:
     """The measured points of a sweep, as a CSV file."""
-    choice = SweepChoice(methods, estimators, sparsities, speed)
+    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     return str(downloads.put("sweep.csv", lambda path: measure.write_csv(session, request, choice, path)))
 
 
@@ -218,7 +230,7 @@ def connect(panel: SweepPanel, context: Context) -> None:
     )
     saved.success(None, panel.file, None, js=SAVE, **CHEAP)
     picked = Picked(controls.sparsity, controls.estimator, controls.locked, context.refresh)
-    for point_chart in (panel.shown.removed, panel.shown.speed):
+    for point_chart in (panel.shown.removed, panel.shown.size, panel.shown.speed):
         point_chart.select(pick, None, [*picked], **CHEAP, **PRIVATE)
 
 
@@ -232,12 +244,8 @@ def _shown(view: SweepView, seconds: float = 0.0) -> Shown:
             total=view.total,
             time=formatting.seconds(seconds),
         )
-    timed = any(point.prefill is not None for point in view.points)
-    return Shown(
-        progress=f'<p class="isx-quiet">{progress}</p>',
-        removed=removed_chart(view).to_json() if view.points else "",
-        speed=speed_chart(view).to_json() if timed else "",
-    )
+    charts = measured_charts(view)
+    return Shown(f'<p class="isx-quiet">{progress}</p>', *(chart.to_json() if chart else "" for chart in charts))
 
 
 def _done(view: SweepView) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class SweepChoice(NamedTuple):
-    """The points of a sweep: sparsities in per cent; with `speed` the speed is measured too."""
+    """The points of a sweep: sparsities in per cent; with `speed` the speed is measured too.
+
+    `quantise` has the types that weights are rounded to, and "none".
+    """
 
     methods: Sequence[str] = ("intraslice", "crossmodule")
     estimators: Sequence[str] = ("pca", "uniform")
     sparsities: Sequence[float] = (10, 20, 30, 40)
     speed: bool = False
+    quantise: Sequence[str] = ("none",)
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class SweepPoint:
     """One model of a sweep. `estimator` is empty if the method uses none, `perplexity` None for an unreachable target.
 
     `target_sparsity` and `removed` are fractions of the layers' parameters; `prefill` and `decode` are speeds relative
-    to dense; `divergence` is KL from the dense model in nats per token.
+    to dense; `divergence` is KL from the dense model in nats per token. The method "dense" is not sliced. `quantise` is
+    the type that the weights are rounded to, `bytes` the size on disk.
     """
 
     method: str
@@ -34,6 +40,8 @@ class SweepPoint:
     decode: float | None = None
     note: str = ""
     divergence: float | None = None
+    quantise: str = "none"
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,3 +53,19 @@ class SweepView:
     total: int
     protocol: str
     speed_protocol: str = ""
+
+
+def frontier(points: Sequence[SweepPoint], value: Callable[[SweepPoint], float | None]) -> list[SweepPoint]:
+    """The points that no other point of at most their size equals or betters in `value`, by increasing size."""
+    sized = [
+        (point.bytes, measure, index)
+        for index, point in enumerate(points)
+        if point.bytes is not None and (measure := value(point)) is not None
+    ]
+    best: list[SweepPoint] = []
+    lowest = math.inf
+    for _, measure, index in sorted(sized):
+        if measure < lowest:
+            best.append(points[index])
+            lowest = measure
+    return best

@@ -120,8 +120,8 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
         in_job(session, exports.write_gguf_file, session, tiny, downloads)
     written = []
 
-    def write(model, tokenizer, path, made, progress) -> SimpleNamespace:
-        written.append((model, made))
+    def write(model, tokenizer, path, gguf_type, made, progress) -> SimpleNamespace:
+        written.append((model, gguf_type, made))
         path.write_bytes(b"GGUF")
         return SimpleNamespace(padding_bytes=len(written[1:]) * 1_500_000)
 
@@ -130,9 +130,12 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
     path, words = in_job(session, exports.write_gguf_file, session, tiny, downloads)
     assert words == "no padding"
     assert path.name == f"{exports.checkpoint_name(tiny)}.gguf"
-    assert written == [(in_job(session, session.slice, tiny), exports.plan_record(session, tiny))]
-    *_, last = panel.gguf(session, downloads, tiny, SOMEBODY)
-    assert f"{path.name}, 0.0 MB, 1.5 MB of padding" in last.progress
+    assert written == [(in_job(session, session.slice, tiny), "f16", exports.plan_record(session, tiny))]
+    *_, last = panel.gguf(session, downloads, tiny, "q4_0", SOMEBODY)
+    assert written[1][1] == "q4_0"
+    with pytest.raises(UserError, match="gguf_type must be one of f16, q8_0, q4_0, got 'q2_k'"):
+        in_job(session, exports.write_gguf_file, session, tiny, downloads, "q2_k")
+    assert f"{path.stem}-q4_0.gguf, 0.0 MB, 1.5 MB of padding" in last.progress
 
 
 def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:

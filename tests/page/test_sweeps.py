@@ -1,6 +1,7 @@
 """The page's sweeps: the same numbers as the slider's and the command line's, point by point, and their charts."""
 
 import json
+import math
 
 import pandas
 import plotly.graph_objects as go
@@ -13,6 +14,7 @@ from components.state.request import Request
 from components.state.session import Session
 from components.sweep import measure as sweeps
 from components.sweep.charts import pick_value, removed_chart, speed_chart
+from components.sweep.size_chart import measured_charts, size_chart
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.__main__ import main
 from intraslice.core.errors import UserError
@@ -125,7 +127,11 @@ def test_speed_is_measured_where_it_is_asked_for(session, tiny) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "one"), [("methods", "method"), ("estimators", "estimator"), ("sparsities", "sparsity")]
+    ("name", "one"),
+    [
+        *(("methods", "method"), ("estimators", "estimator"), ("sparsities", "sparsity")),
+        ("quantise", "type of the weights"),
+    ],
 )
 def test_a_choice_of_nothing_is_refused_in_words(session, tiny, name, one) -> None:
     with pytest.raises(UserError, match=f"No {one} is chosen. Choose at least one."):
@@ -145,6 +151,48 @@ POINTS = (
     SweepPoint("flap", "", 0.2, None, None, None, None, None, "cannot be reached"),
 )
 VIEW = SweepView(15.0, POINTS, 8, "On 256 tokens.", "Medians of 5.")
+# At equal size the sliced f16 and the dense q8_0 model; no type twice.
+SIZED = (
+    SweepPoint("dense", "", 0.0, 0.0, 120, 15.0, divergence=0.0, quantise="f16", bytes=240_000_000),
+    SweepPoint("dense", "", 0.0, 0.0, 120, 15.1, divergence=0.01, quantise="q8_0", bytes=130_000_000),
+    SweepPoint("dense", "", 0.0, 0.0, 120, 17.0, divergence=0.2, quantise="q4_0", bytes=70_000_000),
+    SweepPoint("intraslice", "pca", 0.2, 0.2, 100, 20.0, divergence=0.3, quantise="f16", bytes=200_000_000),
+    SweepPoint("intraslice", "pca", 0.2, 0.2, 100, 24.0, divergence=0.5, quantise="q4_0", bytes=60_000_000),
+    SweepPoint("wanda", "", 0.2, 0.2, 100, math.inf, divergence=9.0, quantise="q4_0", bytes=50_000_000),
+    SweepPoint("svd", "", 0.2, None, None, None, note="no file", quantise="q4_0"),
+)
+
+
+def test_the_frontier_has_the_best_model_of_each_size() -> None:
+    chart = size_chart(SweepView(15.0, SIZED, 8, "On 256 tokens."))
+    steps = {trace["xaxis"]: (trace["x"], trace["y"]) for trace in chart.data if trace["mode"] == "lines"}
+    assert steps["x"] == ([60, 70, 130, 240], [24, 17, 15.1, 15])
+    assert steps["x2"] == ([50, 60, 70, 130, 240], [9, 0.5, 0.2, 0.01, 0])
+    assert [row[-1] for row in chart.rows] == ["yes", "yes", "yes", "no", "yes", "yes"]
+    assert ["Dense, q8_0", "0%", "q8_0", "130.0", "15.10", "0.0100", "yes"] in chart.rows
+    names = {trace["name"]: trace["marker"]["symbol"] for trace in chart.data if "marker" in trace}
+    assert names["Dense, q8_0"] == "circle-dot"
+    assert names["IntraSlice, PCA-aware, q4_0"] == "circle-open-dot"
+    go.Figure(data=with_light_colours(chart.data), layout=with_light_colours(chart.layout))  # which plotly validates
+
+
+def test_types_are_evaluated_of_one_slice_and_without_a_file_there_is_a_note(session, tiny, monkeypatch) -> None:
+    sliced = []
+    slice_by = library.slice_by
+    monkeypatch.setattr(library, "slice_by", lambda *a, **k: sliced.append(a[0]) or slice_by(*a, **k))
+    choice = SweepChoice(("intraslice",), ("pca",), (30,), quantise=("none", "q8_0"))
+    assert sweeps.estimated_seconds(session, tiny, choice) > 0
+    view = views(run(session, tiny, choice))[-1]
+    assert [(point.method, point.quantise) for point in view.points] == [
+        (method, kind) for method in ("dense", "intraslice") for kind in ("none", "q8_0")
+    ]
+    assert sliced == ["intraslice"]
+    plain, without_file = view.points[2:]  # llama.cpp has no tokenizer of words in a table
+    assert plain.bytes == plain.parameters * session.calibrated(tiny).loaded.model.dtype.itemsize
+    assert (without_file.perplexity, without_file.bytes) == (None, None)
+    assert "tokenizer" in without_file.note
+    assert measured_charts(view).size is not None
+    assert measured_charts(VIEW).size is None
 
 
 @pytest.mark.parametrize("chart", [removed_chart(VIEW), speed_chart(VIEW)], ids=["removed", "speed"])

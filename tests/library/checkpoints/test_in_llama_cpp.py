@@ -19,6 +19,7 @@ from intraslice.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from intraslice.checkpoints.to_gguf import write_gguf
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, Shapes, SliceConfig
 from intraslice.data import calibration_tokens, evaluation_tokens
+from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
@@ -84,10 +85,26 @@ def _ragged(model):
     return model
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 2e-3), ("f16", 0.02), ("q8_0", 0.2)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 2e-3), ("f16", 0.02), ("q8_0", 0.2), ("q4_0", 0.2)])
 def test_ragged_groups_dropped_pairs_and_other_scales(kind, tolerance, tiny_llama_gqa, tmp_path):
     model = _ragged(tiny_llama_gqa())
-    _require_alike(model, _written(model, byte_tokenizer(), tmp_path / "t.gguf", kind), tolerance)
+    file = _written(model, byte_tokenizer(), tmp_path / "t.gguf", kind)
+    _require_alike(rounded_model(model, kind, progress=False), file, tolerance)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_perplexity_of_rounded_weights_is_that_of_the_file(kind, tiny_llama_gqa, tmp_path):
+    model, tokenizer = tiny_llama_gqa(), byte_tokenizer()
+    canonicalise(model)
+    _require_same_perplexity(model, tokenizer, torch.randint(0, 250, (2, 16)), kind, tmp_path / "t.gguf")
+
+
+def _require_same_perplexity(model, tokenizer, windows, kind, file):
+    """Within 1.5 %: llama.cpp rounds activations to 8 bits, too."""
+    rounded = losses_at_once(rounded_model(model, kind, progress=False), windows).mean()
+    scores = ask_llama_cpp(_written(model, tokenizer, file, kind), scores=windows.tolist())["scores"]
+    assert (-torch.tensor(scores).mean() - rounded).exp() == pytest.approx(1, abs=0.015)
 
 
 @pytest.mark.parametrize("layer", range(3))
@@ -177,6 +194,14 @@ def test_the_command_line_exports_what_it_sliced(tiny_llama_gqa, tmp_path, capsy
     assert json.loads(capsys.readouterr().out)["gguf"] == told["gguf"] | {"file": str(tmp_path / "two.gguf")}
     assert (tmp_path / "two.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()
     _require_alike(load(tmp_path / "sliced")[0], tmp_path / "one.gguf")
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_perplexity_of_the_default_model_s_rounded_weights_is_that_of_the_file(kind, default_model, tmp_path):
+    windows = evaluation_tokens(default_model.tokenizer, EvaluationConfig(tokens=2048, window=256))[::2]
+    _require_same_perplexity(default_model.model, default_model.tokenizer, windows, kind, tmp_path / "t.gguf")
 
 
 @pytest.fixture(scope="module")

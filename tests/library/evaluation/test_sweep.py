@@ -5,8 +5,10 @@ from __future__ import annotations
 import pandas
 import pytest
 import torch
+from gguf_files import byte_tokenizer
 from stopping import Stopped, stop_when
 
+from intraslice.checkpoints.to_gguf import gguf_bytes
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
@@ -15,6 +17,7 @@ from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, cached_points, points, sweep
+from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -78,6 +81,47 @@ def test_further_texts_add_columns_that_are_what_a_sweep_on_them_gives(tiny_case
     for column in ("dense_perplexity", "perplexity", "divergence", "divergence_error"):
         assert both[column].tolist() == plain[column].tolist()
         assert both[f"{column} news"].tolist() == alone[column].tolist()
+
+
+def _with_llama_tokenizer(case):
+    return module.replace(case.loaded, tokenizer=byte_tokenizer())
+
+
+def test_rounded_points_are_what_rounding_a_slice_gives_and_the_dense_model_is_among_them(tiny_case, monkeypatch):
+    case, config = tiny_case("llama-gqa"), SliceConfig(order="one-shot")
+    loaded, own, dense = _with_llama_tokenizer(case), texts(case), case.loaded.model
+    sliced, slice_once = [], module.slice_by
+    monkeypatch.setattr(module, "slice_by", lambda *a, **k: sliced.append(a[0]) or slice_once(*a, **k))
+    grid = points(["intraslice", "crossmodule"], ["pca"], [0.3], ["none", "q4_0"])
+    frame = sweep(loaded, own, grid, config, progress=False)
+    assert sliced == ["intraslice", "crossmodule"]
+    methods = ["dense", "dense", "intraslice", "intraslice", "crossmodule", "crossmodule"]
+    assert frame["method"].tolist() == methods
+    assert frame["quantise"].tolist() == ["none", "q4_0"] * 3
+    plan = plan_by("intraslice", dense, case.stats, SliceConfig(0.3, order="one-shot"))
+    model = slice_by("intraslice", dense, plan, case.stats, case.tokens, progress=False)
+    for index, (original, kind) in enumerate([(dense, "none"), (dense, "q4_0"), (model, "none"), (model, "q4_0")]):
+        row, evaluated = frame.iloc[index], original
+        if kind != "none":
+            evaluated = rounded_model(original, kind, progress=False)
+        assert row["perplexity"] == pytest.approx(perplexity(evaluated, own.evaluation, progress=False), rel=1e-5)
+        weights = sum(p.nbytes for p in original.parameters())
+        assert row["bytes"] == (weights if kind == "none" else gguf_bytes(original, loaded.tokenizer, kind))
+        assert row["sliced_total"] == sum(p.numel() for p in original.parameters())
+    assert frame["divergence"][0] == 0 < frame["divergence"][1]
+    assert pandas.isna(frame["perplexity"].iloc[-1])
+    assert "shortcut" in frame["note"].iloc[-1]  # which no GGUF file can hold
+
+
+def test_a_type_is_another_point_and_needs_no_speed(tiny_case, count_measurements):
+    loaded, own = _with_llama_tokenizer(case := tiny_case("llama-gqa")), texts(case)
+    wanted = points(["intraslice"], ["pca"], [0.3], ["q8_0", "q4_0"])
+    for speed in (None, SpeedConfig(prompt=8, new=2, repeats=1)):
+        frame = sweep(loaded, own, wanted, SliceConfig(order="one-shot"), speed, progress=False)
+    assert count_measurements == [("dense", 0.0)] * 2 + [("intraslice", 0.3)] * 2
+    assert frame["perplexity"].nunique() == 4
+    assert "prefill_ratio" not in frame
+    assert cached_points(loaded, own, wanted, SliceConfig(order="one-shot")) == wanted
 
 
 def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_measurements):

@@ -24,6 +24,8 @@ GOOD: dict[str, Sequence[Any]] = {
     "estimators": (["pca"], ["fisher", "uniform"]),
     "sparsities": ([20], [10, 30]),
     "speed": (False,),
+    "quantise": (["none"], ["none", "q4_0"]),
+    "gguf_type": ("f16", "q4_0"),
 }
 
 
@@ -46,6 +48,8 @@ def bounds() -> dict[str, Sequence[Any]]:
         "sparsities": (list(range(80)), list(range(1000)), [], ["20"], [float("nan")]),
         "methods": (["intraslice+"], ["intraslice"] * 1000, [["a"]], "intraslice"),
         "estimators": (["pca"] * 1000, ["mine.py:importances"], []),
+        "quantise": (["f32"] * 1000, ["q2_k"], "none", []),
+        "gguf_type": ("f32", "q2_k", ""),
     }
 
 
