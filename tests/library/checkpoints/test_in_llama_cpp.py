@@ -85,7 +85,7 @@ def _ragged(model):
     return model
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 2e-3), ("f16", 0.02), ("q8_0", 0.2), ("q4_0", 0.2)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 2e-3), ("f16", 0.02), ("q8_0", 0.06), ("q4_0", 0.06)])
 def test_ragged_groups_dropped_pairs_and_other_scales(kind, tolerance, tiny_llama_gqa, tmp_path):
     model = _ragged(tiny_llama_gqa())
     file = _written(model, byte_tokenizer(), tmp_path / "t.gguf", kind)
@@ -94,17 +94,12 @@ def test_ragged_groups_dropped_pairs_and_other_scales(kind, tolerance, tiny_llam
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_perplexity_of_rounded_weights_is_that_of_the_file(kind, tiny_llama_gqa, tmp_path):
-    model, tokenizer = tiny_llama_gqa(), byte_tokenizer()
-    canonicalise(model)
-    _require_same_perplexity(model, tokenizer, torch.randint(0, 250, (2, 16)), kind, tmp_path / "t.gguf")
-
-
-def _require_same_perplexity(model, tokenizer, windows, kind, file):
-    """Within 1.5 %: llama.cpp rounds activations to 8 bits, too."""
-    rounded = losses_at_once(rounded_model(model, kind, progress=False), windows).mean()
-    scores = ask_llama_cpp(_written(model, tokenizer, file, kind), scores=windows.tolist())["scores"]
-    assert (-torch.tensor(scores).mean() - rounded).exp() == pytest.approx(1, abs=0.015)
+def test_losses_of_rounded_weights_are_those_of_the_file(kind, tiny_llama_gqa, tmp_path):
+    """But for llama.cpp's activations, which it rounds to 8 bits; without rounding q4_0 is off by 0.1 to 0.3."""
+    model, windows = _ragged(tiny_llama_gqa()), torch.randint(0, 250, (2, 16))
+    file = _written(model, byte_tokenizer(), tmp_path / "t.gguf", kind)
+    rounded, scores = rounded_model(model, kind, progress=False), ask_llama_cpp(file, scores=windows.tolist())["scores"]
+    torch.testing.assert_close(losses_at_once(rounded, windows), -torch.tensor(scores), rtol=0, atol=0.04)
 
 
 @pytest.mark.parametrize("layer", range(3))
@@ -200,8 +195,12 @@ def test_the_command_line_exports_what_it_sliced(tiny_llama_gqa, tmp_path, capsy
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
 def test_perplexity_of_the_default_model_s_rounded_weights_is_that_of_the_file(kind, default_model, tmp_path):
-    windows = evaluation_tokens(default_model.tokenizer, EvaluationConfig(tokens=2048, window=256))[::2]
-    _require_same_perplexity(default_model.model, default_model.tokenizer, windows, kind, tmp_path / "t.gguf")
+    """Within 1.5 %: llama.cpp rounds activations to 8 bits, too."""
+    model, tokenizer = default_model.model, default_model.tokenizer
+    windows = evaluation_tokens(tokenizer, EvaluationConfig(tokens=2048, window=256))[::2]
+    losses = losses_at_once(rounded_model(model, kind, progress=False), windows)
+    scores = ask_llama_cpp(_written(model, tokenizer, tmp_path / "t.gguf", kind), scores=windows.tolist())["scores"]
+    assert (-torch.tensor(scores).mean() - losses.mean()).exp() == pytest.approx(1, abs=0.015)
 
 
 @pytest.fixture(scope="module")
