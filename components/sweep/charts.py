@@ -12,8 +12,8 @@ from ..ui.figure import Chart, Json
 from ..ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, METHOD_COLOURS, METHODS, SYMBOLS
 from .views import SweepPoint, SweepView
 
-# Markers of rounded weights: the method's symbol with this suffix.
-MARKERS = {"none": "", "f16": "-open", "q8_0": "-dot", "q4_0": "-open-dot"}
+# Markers of the types of the weights: a suffix of the method's symbol, and a size that falls with the number of bits.
+MARKERS = {"none": ("", 9), "f16": ("-open", 9), "q8_0": ("", 7), "q4_0": ("", 5)}
 
 
 def line_name(method: str, estimator: str, quantise: str = "none") -> str:
@@ -140,7 +140,8 @@ def lines(
     for (method, estimator, quantise), points in grouped.items():
         name = line_name(method, estimator, quantise)
         colour = ESTIMATOR_COLOURS.get(estimator, "other") if estimator else METHOD_COLOURS.get(method, "baseline")
-        line, symbol = figure.line(colour, 2), SYMBOLS.get(method, "circle") + MARKERS.get(quantise, "")
+        line, (open_or_filled, size) = figure.line(colour, 2), MARKERS[quantise]
+        symbol = SYMBOLS.get(method, "circle") + open_or_filled
         traces.append(
             {
                 "type": "scatter",
@@ -157,7 +158,7 @@ def lines(
                     for *_, point in points
                 ],
                 "line": line,
-                "marker": {"size": 9, "color": line["color"], "symbol": symbol},
+                "marker": {"size": size, "color": line["color"], "symbol": symbol},
                 "hovertemplate": gettext(
                     "<b>{name}</b>, target %{{customdata[0]}}<br>{words}<br>perplexity %{{customdata[1]}}",
                     name=name,

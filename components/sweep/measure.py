@@ -20,7 +20,7 @@ from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
-from intraslice.evaluation.sweep import DENSE, QUANTISE, Point, Quantise, Texts, cached_points, points, sweep
+from intraslice.evaluation.sweep import DENSE, Point, Quantise, Texts, cached_points, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.reporting import records
@@ -31,7 +31,7 @@ from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import Request
 from ..state.session import Session
-from .charts import line_name
+from .charts import MARKERS, line_name
 from .views import SweepChoice, SweepPoint, SweepView
 
 NONE_CHOSEN = {
@@ -84,7 +84,7 @@ def selected_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig,
         for name in names:
             limits.choice(kind, name, registered)
     for name in choice.quantise:
-        limits.choice("quantise", name, QUANTISE)
+        limits.choice("quantise", name, MARKERS)
     base = replace(request.slicing, locked=())  # manual ratios belong to a single sparsity
     fractions = [limits.number("sparsity", percent, 0, 80) / 100 for percent in choice.sparsities]
     for fraction in fractions:

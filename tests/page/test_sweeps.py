@@ -170,9 +170,11 @@ def test_the_frontier_has_the_best_model_of_each_size() -> None:
     assert steps["x2"] == ([50, 60, 70, 130, 240], [9, 0.5, 0.2, 0.01, 0])
     assert [row[-1] for row in chart.rows] == ["yes", "yes", "yes", "no", "yes", "yes"]
     assert ["Dense, q8_0", "0%", "q8_0", "130.0", "15.10", "0.0100", "yes"] in chart.rows
-    names = {trace["name"]: trace["marker"]["symbol"] for trace in chart.data if "marker" in trace}
-    assert names["Dense, q8_0"] == "circle-dot"
-    assert names["IntraSlice, PCA-aware, q4_0"] == "circle-open-dot"
+    marks = {
+        trace["name"]: (trace["marker"]["symbol"], trace["marker"]["size"]) for trace in chart.data if "ids" in trace
+    }
+    assert marks["Dense, q8_0"] > marks["Dense, q4_0"]
+    assert marks["IntraSlice, PCA-aware, f16"][0] == "circle-open"
     go.Figure(data=with_light_colours(chart.data), layout=with_light_colours(chart.layout))  # which plotly validates
 
 
