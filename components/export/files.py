@@ -33,7 +33,7 @@ from ..sweep.views import SweepChoice
 from ..ui.downloads import WRITERS, Downloads
 from .report import Report
 
-GGUF_CHOICES: tuple[GGUFType, ...] = ("f16", "q8_0", "q4_0")
+GGUF_CHOICES: tuple[GGUFType, ...] = ("f16", "q8_0", "q5_0", "q4_0")
 
 
 class Export(NamedTuple):

@@ -97,7 +97,7 @@ def checkpoint(session: Session, downloads: Downloads, request: Request, client:
 
 
 def gguf(session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str) -> Iterator[Written]:
-    """The sliced model as one file for llama.cpp; slices first if necessary. `gguf_type` is f16, q8_0 or q4_0.
+    """The sliced model as one file for llama.cpp; slices first if necessary. `gguf_type` is f16, q8_0, q5_0 or q4_0.
 
     Yields two status lines (HTML), then the file.
     """

@@ -13,7 +13,7 @@ from ..ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, METHOD_COLOURS, METHODS, 
 from .views import SweepPoint, SweepView
 
 # Markers of the types of the weights: a suffix of the method's symbol, and a size that falls with the number of bits.
-MARKERS = {"none": ("", 9), "f16": ("-open", 9), "q8_0": ("", 7), "q4_0": ("", 5)}
+MARKERS = {"none": ("", 9), "f16": ("-open", 9), "q8_0": ("", 7), "q5_0": ("", 6), "q4_0": ("", 5)}
 
 
 def line_name(method: str, estimator: str, quantise: str = "none") -> str:

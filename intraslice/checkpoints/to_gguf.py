@@ -26,13 +26,14 @@ from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks
 from intraslice.planning.widths import BLOCK
 
-GGUFType = Literal["f32", "f16", "q8_0", "q4_0"]
+GGUFType = Literal["f32", "f16", "q8_0", "q5_0", "q4_0"]
 GGUF_TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
-QUANTISED: tuple[GGUFType, ...] = ("q8_0", "q4_0")
+QUANTISED: tuple[GGUFType, ...] = ("q8_0", "q5_0", "q4_0")
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
     "f16": LlamaFileType.MOSTLY_F16,
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q5_0": LlamaFileType.MOSTLY_Q5_0,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
 NO_CROSS_MODULE = f"a cross-module slice has shortcut matrices, which llama.cpp does not support; {SAVE_AS_FOLDER}"
@@ -160,7 +161,7 @@ def stored_type(name: str, shape: Sequence[int], gguf_type: GGUFType, head: str)
         return GGMLQuantizationType.F32
     if gguf_type in QUANTISED and shape[-1] % BLOCK:
         return GGMLQuantizationType.F16
-    if gguf_type == "q4_0" and name == head:  # llama.cpp's own q4_0 files hold it in more bits, too
+    if gguf_type in QUANTISED and name == head:  # llama.cpp's own files of fewer bits hold it in more bits, too
         return GGMLQuantizationType.Q8_0
     return GGMLQuantizationType[gguf_type.upper()]
 

@@ -85,7 +85,9 @@ def _ragged(model):
     return model
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 2e-3), ("f16", 0.02), ("q8_0", 0.06), ("q4_0", 0.06)])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("f32", 2e-3), ("f16", 0.02), ("q8_0", 0.06), ("q5_0", 0.06), ("q4_0", 0.06)]
+)
 def test_ragged_groups_dropped_pairs_and_other_scales(kind, tolerance, tiny_llama_gqa, tmp_path):
     model = _ragged(tiny_llama_gqa())
     file = _written(model, byte_tokenizer(), tmp_path / "t.gguf", kind)
