@@ -37,7 +37,7 @@ from intraslice.distributed.sharing import (
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import embed
+from intraslice.modeling.hidden_states import call_layer, embed
 from intraslice.modeling.offload import is_offloaded, resident
 
 FORMAT = "7"
@@ -245,7 +245,7 @@ def _calibrate_batch(
             collecting_gradients(block, layer_stats, slice(done, done + len(batch))),
         ):
             leaf = hidden.detach().requires_grad_()
-            hidden = layer(leaf, **arguments)
+            hidden = call_layer(layer, leaf, arguments)
         passed.append((leaf, hidden))
         pause()
     gradient = final_gradient(model, hidden, batch, loss_gradient, pause)

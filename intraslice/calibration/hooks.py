@@ -56,18 +56,18 @@ def collecting_moments(block: Block, stats: LayerStats) -> Iterator[None]:
 
     def at_output(module: nn.Module, _: tuple[Any, ...], output: Tensor | tuple[Tensor, None]) -> None:
         stream["after"] = stream["after"] + (output[0] if isinstance(output, tuple) else output).detach()
-        if module is block.mlp:  # the last module of the layer
+        if module is outputs[-1]:  # the last module of the layer
             cosines = nn.functional.cosine_similarity(stream.pop("before"), stream.pop("after"), dim=-1)
             stats.influence.add_((1 - cosines).sum())
 
+    outputs = (block.attention_output_norm or attention, block.mlp_output_norm or block.mlp)
     handles = [
         block.attention_norm.register_forward_pre_hook(at_residual_stream),
         attention.register_forward_pre_hook(at_attention, with_kwargs=True),
         attention.qkv_proj.register_forward_hook(at_queries),
         attention.o_proj.register_forward_pre_hook(at_output_map(stats.attention_moment, stats.attention_sum)),
         block.mlp.down_proj.register_forward_pre_hook(at_output_map(stats.mlp_moment, stats.mlp_sum)),
-        attention.register_forward_hook(at_output),
-        block.mlp.register_forward_hook(at_output),
+        *(module.register_forward_hook(at_output) for module in outputs),
     ]
     if not block.parallel:
         handles.append(block.mlp_norm.register_forward_pre_hook(at_middle))

@@ -19,7 +19,7 @@ from intraslice.calibration.stats import LayerStats
 from intraslice.core.linalg import gradient_of
 from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.modeling.families import Block, blocks, family_of
-from intraslice.modeling.hidden_states import Arguments, embed
+from intraslice.modeling.hidden_states import LayerArguments, call_layer, embed
 from intraslice.modeling.offload import resident
 
 LossGradient = Callable[[PreTrainedModel, Tensor, Tensor, Pause], Tensor]  # model, last hidden states, tokens
@@ -77,7 +77,7 @@ def _backward_(
     block: Block,
     stats: LayerStats,
     inputs: list[Float[Tensor, "batch tokens hidden"]],
-    arguments: list[Arguments],
+    arguments: list[LayerArguments],
     gradients: list[Float[Tensor, "batch tokens hidden"]],
 ) -> None:
     """Collect mask gradients of one layer; replaces the `gradients` of its outputs by those of its inputs, in place."""
@@ -86,6 +86,6 @@ def _backward_(
         rows = slice(done, done + len(hidden))
         with torch.enable_grad(), collecting_gradients(block, stats, rows):
             leaf = hidden.requires_grad_()
-            layer(leaf, **batch_arguments).backward(gradients[index])
+            call_layer(layer, leaf, batch_arguments).backward(gradients[index])
         gradients[index] = gradient_of(leaf)
         done += len(hidden)

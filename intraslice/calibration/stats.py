@@ -199,7 +199,8 @@ def _channel_scores(layer: LayerCalibration) -> Float[Tensor, "heads dim"]:
 def layer_sizes(block: Block) -> LayerSizes:
     """Sizes of one layer, from its tensors."""
     attention, mlp = block.attention, block.mlp
-    norms = {block.attention_norm, block.mlp_norm}
+    norms = {block.attention_norm, block.mlp_norm, block.attention_output_norm, block.mlp_output_norm, attention.norms}
+    norm_parameters = sum(p.numel() for norm in norms if norm is not None for p in norm.parameters())
     output_biases = [b for b in (attention.o_proj.bias, mlp.down_proj.bias) if b is not None]
     return LayerSizes(
         hidden=attention.o_proj.out_features,
@@ -210,5 +211,6 @@ def layer_sizes(block: Block) -> LayerSizes:
         gated=mlp.gated,
         attention_bias=attention.qkv_proj.bias is not None,
         mlp_bias=(mlp.gate_up_proj if mlp.gated else mlp.up_proj).bias is not None,
-        fixed=sum(p.numel() for norm in norms for p in norm.parameters()) + sum(b.numel() for b in output_biases),
+        fixed=norm_parameters + sum(b.numel() for b in output_biases),
+        whole_queries=attention.norms is not None,
     )

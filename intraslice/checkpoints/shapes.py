@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.core.weights import AttentionWeights, MLPWeights
+from intraslice.core.weights import AttentionWeights, HeadNorms, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import DenseModule, family_of
@@ -35,6 +35,7 @@ def shape_of(layer: DenseModule) -> Shape:
         "kv_head": attention.kv_head.tolist(),
         "frequency": attention.frequency.tolist(),
         "scale": attention.scale,
+        "norms": None if attention.norms is None else [attention.norms.epsilon, attention.norms.offset],
         "neurons": mlp.neurons,
         "gated": mlp.gated,
         "activation": mlp.activation,
@@ -102,7 +103,17 @@ def _attention(shape: Shape, reads: int, writes: int) -> AttentionWeights:
         kv_head=torch.tensor(shape["kv_head"], dtype=torch.long, device="cpu"),
         frequency=_frequency(shape),
         scale=shape["scale"],
+        norms=_norms(shape),
     )
+
+
+def _norms(shape: Shape) -> HeadNorms | None:
+    """Norms that do nothing but normalise: transformers initialises linear maps, but not these."""
+    if not shape.get("norms"):  # folders of earlier versions lack the field
+        return None
+    epsilon, offset = shape["norms"]
+    query, key = (torch.full((shape["dim"],), 1 - offset) for _ in range(2))
+    return HeadNorms(query, key, epsilon, offset)
 
 
 def _mlp(shape: Shape, reads: int, writes: int) -> MLPWeights:

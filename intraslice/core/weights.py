@@ -15,6 +15,19 @@ UNROTATED = -1
 
 
 @dataclass(frozen=True)
+class HeadNorms:
+    """RMS norms of every query and key head before the rotary embedding: `x / rms(x) * (offset + weight)`.
+
+    All heads share the weights. The root mean square is over all channels of a head, so none of them can be removed.
+    """
+
+    query: Float[Tensor, " dim"]
+    key: Float[Tensor, " dim"]
+    epsilon: float
+    offset: float  # 1 where the model stores the difference from 1 (Gemma), else 0
+
+
+@dataclass(frozen=True)
 class AttentionWeights:
     """H query heads and K key/value heads; a head has `dim` query and key channels and `value_dim` value channels.
 
@@ -32,6 +45,7 @@ class AttentionWeights:
     kv_head: Int[Tensor, " heads"]  # the key/value head that each query head reads
     frequency: Int[Tensor, "kv_heads pairs"]  # rotary frequency of each pair, or UNROTATED
     scale: float  # of the softmax; not changed when channels are cut
+    norms: HeadNorms | None = None
 
 
 @dataclass(frozen=True)

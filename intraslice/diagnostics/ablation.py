@@ -28,6 +28,7 @@ from intraslice.modeling.residual import (
     norm_of,
     output_of,
     principal_axes_of,
+    require_no_output_norms,
     residual_branches,
     writer_name,
 )
@@ -64,6 +65,7 @@ def ablated_model(
     hidden, layers = model.lm_head.in_features, blocks(model)
     if not 1 <= width <= hidden:
         raise UserError(f"width must be between 1 and {hidden}, the hidden size, got {width}")
+    require_no_output_norms(layers, f"ablation {ablation}")
     require_enough(len(tokens))
     report(Progress(ablation, 0, len(layers)))
     parts: Parts = {}

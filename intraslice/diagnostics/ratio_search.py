@@ -27,7 +27,7 @@ from intraslice.diagnostics.marginal_costs import parameters_at
 from intraslice.diagnostics.sensitivity import sensitivity_path, slice_alone, with_module
 from intraslice.evaluation.divergence import head_losses
 from intraslice.loading import LoadedModel
-from intraslice.modeling.hidden_states import Arguments, HiddenStates, embed, last_states
+from intraslice.modeling.hidden_states import HiddenStates, LayerArguments, call_layer, embed, last_states
 from intraslice.planning.budget import bisect_count
 from intraslice.planning.measured import ModuleId, Ratios
 from intraslice.planning.profile import Profile
@@ -183,7 +183,7 @@ class _TextHalf:
 
     targets: Int[Tensor, " scored"]
     dense_states: Tensor
-    arguments: list[Arguments]
+    arguments: list[LayerArguments]
     layer_inputs: list[list[Tensor]]  # by layer and batch
     divergence: float = math.inf
 
@@ -263,5 +263,5 @@ def _update_inputs(half: _TextHalf, layers: list[nn.Module], first: int, pause: 
     del half.layer_inputs[first + 1 :]
     for layer in layers[first:-1]:
         hidden = zip(half.layer_inputs[-1], half.arguments, strict=True)
-        half.layer_inputs.append([layer(states, **arguments) for states, arguments in hidden])
+        half.layer_inputs.append([call_layer(layer, states, arguments) for states, arguments in hidden])
         pause()

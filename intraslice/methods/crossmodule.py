@@ -36,6 +36,7 @@ from intraslice.modeling.residual import (
     norm_of,
     reader_name,
     reading_map,
+    require_no_output_norms,
     residual_branches,
     writer_name,
     writing_map,
@@ -65,6 +66,7 @@ def plan_crossmodule(
     if not 0 <= value < 1:
         raise UserError(f"{name} must be at least 0 and below 1, got {value!r}")
     hidden = model.lm_head.in_features
+    require_no_output_norms(blocks(model), "crossmodule")
     if value == 0:
         return _plan(model, hidden, sparsity, order)
     if slicing is not None:

@@ -16,7 +16,7 @@ from intraslice.core.progress import Pause, Progress, ProgressCallback, progress
 from intraslice.distributed.sharing import require_enough, shard_of
 from intraslice.modeling.crossmodule_layers import BasisNorm
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import Arguments, embed
+from intraslice.modeling.hidden_states import LayerArguments, embed
 from intraslice.modeling.residual import SlicedModule, centre, output_of, principal_axes_of
 
 Axes = Float[Tensor, "hidden hidden"]
@@ -40,7 +40,7 @@ class SlicedStates:
         """Project the states on the basis, as in the sliced model, and add the uncut outputs of the modules."""
         axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm.of(norm)
 
-        def step(states: Tensor, arguments: Arguments) -> Tensor:
+        def step(states: Tensor, arguments: LayerArguments) -> Tensor:
             cut = states @ axes
             normed = basis_norm(cut)
             return cut @ axes.T + centre(

@@ -96,7 +96,9 @@ class MoDeGPT(OneShotMethod):
             kept = layers(bisect_count(lambda scale: count(layers(scale, attention)), target, highest), attention)
         parameters = Parameters(dense + others, count(kept) + others, dense, count(kept))
         cache_dense, cache_sliced = (
-            stats.bytes_per_value * sum(2 * layer.kv_heads * layer.dim for layer in model) for model in (sizes, kept)
+            stats.bytes_per_value
+            * sum(size.cached_values(layer.kv_heads, layer.dim) for size, layer in zip(sizes, model, strict=True))
+            for model in (sizes, kept)
         )
         reasons = Reasons(config.sparsity, 1.0, None, None, (), ())
         return SlicePlan(config, tuple(kept), parameters, (cache_dense, cache_sliced), reasons)

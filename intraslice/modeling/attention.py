@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache
 
-from intraslice.core.weights import UNROTATED, AttentionWeights
+from intraslice.core.weights import UNROTATED, AttentionWeights, HeadNorms
 from intraslice.modeling.linear import concatenated, frozen_linear
 
 
@@ -26,6 +26,28 @@ def rotate(
     """Rotate each channel pair by the angle of its position (rotary embedding)."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class NormedHeads(nn.Module):
+    """The RMS norms of queries and keys of some families; see `HeadNorms`."""
+
+    def __init__(self, norms: HeadNorms) -> None:
+        super().__init__()
+        self.query, self.key = (nn.Parameter(weight, requires_grad=False) for weight in (norms.query, norms.key))
+        self.epsilon, self.offset = norms.epsilon, norms.offset
+
+    def weights(self) -> HeadNorms:
+        """The canonical weights."""
+        return HeadNorms(self.query, self.key, self.epsilon, self.offset)
+
+    def forward(
+        self, states: Float[Tensor, "batch heads tokens dim"], heads: int
+    ) -> Float[Tensor, "batch heads tokens dim"]:
+        """Normalise the first `heads` heads, which are queries, and the others, which are keys."""
+        counts = (heads, states.shape[1] - heads)
+        rows = [weight.expand(count, 1, -1) for weight, count in zip((self.query, self.key), counts, strict=True)]
+        normed = functional.rms_norm(states.float(), states.shape[-1:], eps=self.epsilon)
+        return (normed * (self.offset + torch.cat(rows).float())).to(states.dtype)
 
 
 class SlicedAttention(nn.Module):
@@ -55,6 +77,7 @@ class SlicedAttention(nn.Module):
             ),
         )
         self.o_proj = frozen_linear(weights.output.flatten(1), weights.output_bias)
+        self.norms = None if weights.norms is None else NormedHeads(weights.norms)
         layout = _layout(weights.kv_head.cpu(), weights.frequency.cpu())
         for name, index in layout.items():
             self.register_buffer(name, index.to(weights.query.device), persistent=False)
@@ -80,6 +103,7 @@ class SlicedAttention(nn.Module):
             kv_head=self.kv_head,
             frequency=self.frequency,
             scale=self.scale,
+            norms=None if self.norms is None else self.norms.weights(),
         )
 
     def fill_layout_(self, kv_head: Int[Tensor, " heads"], frequency: Int[Tensor, "kv_heads pairs"]) -> None:
@@ -99,7 +123,7 @@ class SlicedAttention(nn.Module):
     def project(
         self, hidden: Float[Tensor, "batch tokens hidden"], position_embeddings: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries (batch, heads, tokens, dim), rotated keys and values (batch, kv_heads, tokens, ·)."""
+        """Queries (batch, heads, tokens, dim), keys and values (batch, kv_heads, tokens, ·), normalised and rotated."""
         return self.split_and_rotate(self.qkv_proj(hidden), position_embeddings)
 
     def split_and_rotate(
@@ -110,6 +134,8 @@ class SlicedAttention(nn.Module):
         states, value = projected.split([rotated_heads * self.dim, self.kv_heads * self.value_dim], dim=-1)
         states = states.unflatten(-1, (rotated_heads, self.dim)).transpose(1, 2)
         value = value.unflatten(-1, (self.kv_heads, self.value_dim)).transpose(1, 2)
+        if self.norms is not None:
+            states = self.norms(states, self.heads)
         cos, sin = position_embeddings
         rotated = rotate(states, self._angles(cos, 1.0), self._angles(sin, 0.0))
         return rotated[:, : self.heads], rotated[:, self.heads :], value

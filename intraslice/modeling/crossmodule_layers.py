@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.families import DenseModule, Family
+from intraslice.modeling.families import DenseModule, Family, norm_epsilon
 from intraslice.modeling.mlp import SlicedMLP
 
 
@@ -27,7 +27,7 @@ class BasisNorm(nn.Module):
     @classmethod
     def of(cls, norm: DenseModule) -> BasisNorm:
         """The norm without weights that replaces a dense LayerNorm or RMSNorm."""
-        return cls(len(norm.weight), norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon)
+        return cls(len(norm.weight), norm_epsilon(norm))
 
     def forward(self, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         states = hidden.float()

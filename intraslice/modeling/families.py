@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.core.weights import UNROTATED, AttentionWeights, HeadNorms, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.linear import concatenated
 from intraslice.modeling.mlp import SlicedMLP
@@ -29,7 +29,8 @@ DenseModule = Any  # a transformers module, whose attributes have no static type
 class Family:
     """How to read the layers of one `config.model_type`.
 
-    `parallel`: attention and MLP read the same norm and add to the same residual state.
+    `parallel`: attention and MLP read the same norm and add to the same residual state. `*_output_norm`: a norm between
+    a module's output and the residual stream. `norm_offset`: norms multiply by this plus their weight.
     """
 
     projections: Callable[[DenseModule, int, int], list[Pair]]  # query, key, value, output
@@ -38,6 +39,9 @@ class Family:
     mlp_norm: str = "post_attention_layernorm"
     final_norm: str = "norm"
     parallel: bool = False
+    attention_output_norm: str | None = None
+    mlp_output_norm: str | None = None
+    norm_offset: float = 0.0
 
 
 def _pair(linear: nn.Linear) -> Pair:
@@ -85,13 +89,24 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(_separate_attention, _separate_mlp),
     "qwen2": Family(_separate_attention, _separate_mlp),  # queries, keys and values have biases
     "smollm3": Family(_separate_attention, _separate_mlp),  # every fourth layer has no position embedding
-    "phi3": Family(_fused_attention, _fused_mlp),
+    "qwen3": Family(_separate_attention, _separate_mlp),  # queries and keys are normalised
+    "gemma3_text": Family(
+        _separate_attention,
+        _separate_mlp,
+        mlp_norm="pre_feedforward_layernorm",
+        attention_output_norm="post_attention_layernorm",
+        mlp_output_norm="post_feedforward_layernorm",
+        norm_offset=1.0,
+    ),
+    "phi3": Family(_fused_attention, _fused_mlp),  # Phi-4-mini too: part of each head is rotated
     "phi": Family(_phi_attention, _plain_mlp, mlp_norm="input_layernorm", final_norm="final_layernorm", parallel=True),
 }
 REFUSED = {  # model types that are not supported, and the reason
     "intraslice": "it is sliced already; name the folder that it is in",
-    "qwen3": "it normalises every query and key over the head's width, which slicing would change",
+    "gemma3": "it also reads images; its text model alone has the type gemma3_text",
 }
+# Fields of a configuration that change the function in a way that the modules here do not have.
+UNSUPPORTED_FIELDS = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,8 @@ class Block:
     attention_norm: DenseModule
     mlp_norm: DenseModule
     parallel: bool
+    attention_output_norm: nn.Module | None = None  # between the module's output and the residual stream
+    mlp_output_norm: nn.Module | None = None
 
 
 def head_width(config: PreTrainedConfig) -> int:
@@ -144,6 +161,10 @@ def write_layer_(layer: DenseModule, block: Block) -> None:
                 linear.weight.data.copy_(weight)
                 if bias is not None:
                     linear.bias.data.copy_(bias)
+    if (norms := block.attention.weights().norms) is not None:
+        order, _ = _head_layout(block.attention.dim, 2 * int((block.attention.frequency[0] != UNROTATED).sum()))
+        layer.self_attn.q_norm.weight.data[order] = norms.query
+        layer.self_attn.k_norm.weight.data[order] = norms.key
 
 
 def _fused(*pairs: Pair) -> Pair:
@@ -162,14 +183,12 @@ def family_named(name: str) -> Family:
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The entry for a config's `model_type`. Raises UserError if there is none, or if its layers' masks differ."""
+    """The entry for a config's `model_type`. Raises UserError if there is none, or for a field it does not support."""
     name = config.model_type
     family = family_named(name)
-    if len(kinds := set(getattr(config, "layer_types", None) or ())) > 1:
-        raise UserError(
-            f"this {name} model mixes layers of {' and '.join(sorted(kinds))}, whose masks differ; "
-            "only models whose layers all have the same attention mask can be sliced"
-        )
+    for field in UNSUPPORTED_FIELDS:
+        if value := getattr(config, field, None):
+            raise UserError(f"this {name} model has {field} {value!r} and cannot be sliced; only models without it can")
     return family
 
 
@@ -184,6 +203,7 @@ def _head_layout(dim: int, rotated: int) -> tuple[Tensor, Tensor]:
 def _read_attention(family: Family, attention: DenseModule, config: PreTrainedConfig) -> AttentionWeights:
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
     queries, keys, values, (output, output_bias) = family.projections(attention, heads * dim, kv_heads * dim)
+    # Where each kind of layer has its own base, `rope_parameters` has an entry for each, and all channels are rotated.
     rotated = int(dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
     if not getattr(attention, "use_rope", True):  # some layers of SmolLM3
         rotated = 0
@@ -209,13 +229,28 @@ def _read_attention(family: Family, attention: DenseModule, config: PreTrainedCo
         kv_head=torch.arange(kv_heads).repeat_interleave(heads // kv_heads),
         frequency=frequency.expand(kv_heads, -1),
         scale=attention.scaling,
+        norms=_read_norms(attention, order, family.norm_offset),
     )
+
+
+def _read_norms(attention: DenseModule, order: Tensor, offset: float) -> HeadNorms | None:
+    if not hasattr(attention, "q_norm"):
+        return None
+    query, key = attention.q_norm, attention.k_norm
+    weights = (norm.weight.detach()[order] for norm in (query, key))
+    return HeadNorms(*weights, norm_epsilon(query), offset)
+
+
+def norm_epsilon(norm: DenseModule) -> float:
+    """The constant that a LayerNorm or RMSNorm adds to the mean square."""
+    return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
 
 
 def _read_mlp(family: Family, mlp: DenseModule, config: PreTrainedConfig) -> MLPWeights:
     gate_pair, (up, up_bias), (down, down_bias) = family.mlp(mlp)
     gate, gate_bias = (None, None) if gate_pair is None else gate_pair
-    return MLPWeights(gate, up, down, gate_bias, up_bias, down_bias, config.hidden_act)
+    activation = getattr(config, "hidden_act", None) or config.hidden_activation
+    return MLPWeights(gate, up, down, gate_bias, up_bias, down_bias, activation)
 
 
 def canonicalise(model: PreTrainedModel) -> None:
@@ -245,6 +280,10 @@ def blocks(model: PreTrainedModel) -> list[Block]:
             getattr(layer, family.attention_norm),
             getattr(layer, family.mlp_norm),
             family.parallel,
+            *(
+                None if name is None else getattr(layer, name)
+                for name in (family.attention_output_norm, family.mlp_output_norm)
+            ),
         )
         for layer in model.model.layers
     ]

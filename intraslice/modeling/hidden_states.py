@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,29 +12,41 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.core.progress import Pause, no_pause
-from intraslice.modeling.families import family_of
+from intraslice.modeling.families import DenseModule, family_of
+from intraslice.modeling.surgery import replace_modules
 
 TOKENS_PER_BATCH = 2048
 Arguments = dict[str, Any]  # what a layer is called with besides the hidden states
+LayerArguments = Sequence[Arguments]  # of every layer: masks and rotary frequencies may differ from layer to layer
 
 
-class _InputsCaptured(Exception):
-    """Raised by a hook on the first layer, to skip the rest of the forward."""
+class _Recorder(torch.nn.Module):
+    """Takes the place of a decoder layer, and records what it is called with instead of computing anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden: list[Tensor] = []
+        self.arguments: list[Arguments] = []
+
+    def forward(self, hidden_states: Tensor, **keywords: Any) -> Tensor:
+        self.hidden.append(hidden_states)
+        self.arguments.append({key: keywords[key] for key in ("attention_mask", "position_embeddings")})
+        return hidden_states
 
 
 @dataclass
 class HiddenStates:
-    """One hidden state per token, batch by batch, and the other arguments of a layer."""
+    """One hidden state per token, batch by batch, and the other arguments of every layer."""
 
     hidden: list[Float[Tensor, "batch tokens hidden"]]
-    arguments: list[Arguments]  # attention mask and position embeddings of each batch
+    arguments: list[LayerArguments]  # attention mask and position embeddings, by batch and layer
 
-    def normed(self, norm: torch.nn.Module) -> Iterator[tuple[Tensor, Arguments]]:
+    def normed(self, norm: torch.nn.Module) -> Iterator[tuple[Tensor, LayerArguments]]:
         """The states of each batch (batch, tokens, hidden) through `norm`, with the batch's arguments."""
         for hidden, arguments in zip(self.hidden, self.arguments, strict=True):
             yield norm(hidden), arguments
 
-    def map_(self, change: Callable[[Tensor, Arguments], Tensor], pause: Pause = no_pause) -> None:
+    def map_(self, change: Callable[[Tensor, LayerArguments], Tensor], pause: Pause = no_pause) -> None:
         """Replace the states of each batch, in place, by `change(states, arguments)`; `pause` is called after each."""
         for index, (hidden, arguments) in enumerate(zip(self.hidden, self.arguments, strict=True)):
             self.hidden[index] = change(hidden, arguments)
@@ -42,32 +54,28 @@ class HiddenStates:
 
     def pass_through_(self, layer: torch.nn.Module, pause: Pause = no_pause) -> None:
         """Replace the states of each batch, in place, by the output of the decoder layer."""
-        self.map_(lambda hidden, arguments: layer(hidden, **arguments), pause)
+        self.map_(lambda hidden, arguments: call_layer(layer, hidden, arguments), pause)
 
     def add_(self, outputs: Iterable[Float[Tensor, "batch tokens hidden"]]) -> None:
         """Add a module's outputs to the states, in place, batch by batch."""
         self.hidden = [hidden + output for hidden, output in zip(self.hidden, outputs, strict=True)]
 
 
+def call_layer(layer: DenseModule, hidden: Tensor, arguments: LayerArguments) -> Float[Tensor, "batch tokens hidden"]:
+    """The output of a decoder layer, canonical or cross-module, for one batch."""
+    return layer(hidden, **arguments[layer.self_attn.layer_idx])
+
+
 def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> HiddenStates:
-    """The inputs of the first layer, with the mask and position embeddings that transformers computes for it."""
-    hidden_states = HiddenStates([], [])
-
-    def capture(_: torch.nn.Module, inputs: tuple[Any, ...], keywords: Arguments) -> None:
-        hidden_states.hidden.append(inputs[0])
-        hidden_states.arguments.append({key: keywords[key] for key in ("attention_mask", "position_embeddings")})
-        raise _InputsCaptured
-
-    handle = model.model.layers[0].register_forward_pre_hook(capture, with_kwargs=True)
-    try:
-        for batch in tokens.split(max(1, TOKENS_PER_BATCH // tokens.shape[1])):
-            try:
-                model.model(input_ids=batch.to(model.device), use_cache=False)
-            except _InputsCaptured:
-                continue
-    finally:
-        handle.remove()
-    return hidden_states
+    """The inputs of the first layer, with the masks and position embeddings that transformers computes for all."""
+    # A copy that shares the embedding; the model itself is not changed, so that other jobs may use it.
+    recorders = {layer: _Recorder() for layer in model.model.layers}
+    shell = replace_modules(model.model, recorders)
+    for batch in tokens.split(max(1, TOKENS_PER_BATCH // tokens.shape[1])):
+        shell(input_ids=batch.to(model.device), use_cache=False)
+    first, *_ = recorders.values()
+    by_layer = [recorder.arguments for recorder in recorders.values()]
+    return HiddenStates(first.hidden, list(zip(*by_layer, strict=True)))
 
 
 def last_states(
@@ -81,7 +89,7 @@ def last_states(
     states = []
     for hidden, arguments in zip(hidden_states.hidden, hidden_states.arguments, strict=True):
         for layer in layers:
-            hidden = layer(hidden, **arguments)
+            hidden = call_layer(layer, hidden, arguments)
             pause()
         states.append(norm(hidden)[:, :-1].flatten(0, 1))
     return torch.cat(states)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from intraslice.core.errors import UserError
 from intraslice.core.linalg import add_moment_, principal_axes
 from intraslice.core.progress import Pause, no_pause
 from intraslice.distributed.sharing import all_reduce_
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
-from intraslice.modeling.hidden_states import Arguments, HiddenStates
+from intraslice.modeling.hidden_states import HiddenStates, LayerArguments
 from intraslice.modeling.mlp import SlicedMLP
 
 SlicedModule = SlicedAttention | SlicedMLP
@@ -77,6 +80,15 @@ def principal_axes_of(hidden_states: HiddenStates, pause: Pause = no_pause) -> F
     return principal_axes(moment)[1]
 
 
-def output_of(module: SlicedModule, normed: Float[Tensor, "batch tokens width"], arguments: Arguments) -> Tensor:
-    """The module's contribution to the residual stream (batch, tokens, hidden)."""
-    return module(normed, **arguments)[0] if isinstance(module, SlicedAttention) else module(normed)
+def output_of(module: SlicedModule, normed: Float[Tensor, "batch tokens width"], arguments: LayerArguments) -> Tensor:
+    """The module's output (batch, tokens, hidden), before the norm that some families have after it."""
+    return module(normed, **arguments[module.layer_idx])[0] if isinstance(module, SlicedAttention) else module(normed)
+
+
+def require_no_output_norms(layers: Sequence[Block], name: str) -> None:
+    """Raise UserError where a norm is between a module's output and the residual stream: it needs all channels."""
+    if any(block.attention_output_norm or block.mlp_output_norm for block in layers):
+        raise UserError(
+            f"{name} changes the basis of the residual stream, which this model's norms after attention and MLP do not "
+            "allow: they act on the channels of the dense basis; use a method that slices inside the modules"
+        )

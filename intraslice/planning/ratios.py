@@ -22,7 +22,7 @@ CONTEXT = 512  # tokens that each token attends to, itself included, in counts o
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Pruning ratios and sizes of one layer."""
+    """Pruning ratios and sizes of one layer. Where queries and keys are normalised, `dim` is the width of the values."""
 
     attention_ratio: float
     mlp_ratio: float
@@ -206,8 +206,9 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
             f"the locked ratios remove {parameters.removed_fraction:.3f} of the decoder layers' parameters, more than "
             f"the sparsity of {config.sparsity:g}; unlock some or raise the sparsity"
         )
-    dense_cache = sum(2 * layer.sizes.kv_heads * layer.sizes.dim for layer in profile.layers)
-    sliced_cache = sum(2 * layer.kv_heads * layer.dim for layer in layers)
+    sizes = [layer.sizes for layer in profile.layers]
+    dense_cache = sum(size.cached_values(size.kv_heads, size.dim) for size in sizes)
+    sliced_cache = sum(size.cached_values(kept.kv_heads, kept.dim) for size, kept in zip(sizes, layers, strict=True))
     width = profile.bytes_per_value
     return SlicePlan(config, tuple(layers), parameters, (dense_cache * width, sliced_cache * width), reasons)
 
@@ -295,6 +296,7 @@ def _flops(profile: Profile, shapes: Sequence[tuple[int, int, int, int]], head_w
     weights, attention_products = head_weights, 0
     for layer, (heads, kv_heads, dim, neurons) in zip(profile.layers, shapes, strict=True):
         sizes = layer.sizes
-        weights += sizes.hidden * (2 * dim * (heads + kv_heads) + neurons * (2 + sizes.gated))
-        attention_products += 2 * heads * dim * context
+        widths = sizes.query_dim(dim) + dim
+        weights += sizes.hidden * (widths * (heads + kv_heads) + neurons * (2 + sizes.gated))
+        attention_products += heads * widths * context
     return 2 * (weights + attention_products)

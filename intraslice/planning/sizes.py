@@ -18,6 +18,7 @@ class LayerSizes:
     attention_bias: bool  # on queries, keys and values
     mlp_bias: bool
     fixed: int  # parameters that slicing does not change: norms and output biases
+    whole_queries: bool = False  # queries and keys keep their width, and only values are narrowed
 
     @property
     def channels(self) -> int:
@@ -34,10 +35,18 @@ class LayerSizes:
         return self.hidden * (2 + self.gated) + self.mlp_bias * (1 + self.gated)
 
     def parameters(self, heads: int, kv_heads: int, dim: int, neurons: int) -> int:
-        """Parameters of this layer at these sizes."""
-        rows = dim * (heads + 2 * kv_heads)
+        """Parameters of this layer with these heads, whose values have width `dim`, and these neurons."""
+        rows = self.query_dim(dim) * (heads + kv_heads) + dim * kv_heads
         attention = self.hidden * (rows + heads * dim) + self.attention_bias * rows
         return self.fixed + attention + neurons * self.neuron_cost
+
+    def query_dim(self, dim: int) -> int:
+        """Width of queries and keys where values have width `dim`."""
+        return self.dim if self.whole_queries else dim
+
+    def cached_values(self, kv_heads: int, dim: int) -> int:
+        """Values that one token adds to the key/value cache."""
+        return kv_heads * (self.query_dim(dim) + dim)
 
     @property
     def dense_parameters(self) -> int:

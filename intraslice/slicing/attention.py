@@ -22,12 +22,12 @@ def choose_channels(
 
     `scores[h, j]` is the score of channel j of query head h. Rotated channels are kept in pairs, by the sum over the
     group's kept queries; unrotated ones are single, and pair up in the order of their scores. At full width nothing
-    changes.
+    changes, nor where heads are normalised, since that needs all of their channels.
     """
     half = scores.shape[1] // 2
-    if dim == scores.shape[1]:
+    if dim == scores.shape[1] or weights.norms is not None:
         kept = weights.frequency[weights.kv_head[heads].unique()]
-        return torch.arange(dim, device=heads.device).expand(len(kept), -1), kept
+        return torch.arange(2 * half, device=heads.device).expand(len(kept), -1), kept
     channels, frequencies = [], []
     for group in weights.kv_head[heads].unique():
         group_scores = scores[heads[weights.kv_head[heads] == group]].sum(0)

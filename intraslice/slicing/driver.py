@@ -175,14 +175,18 @@ class _SequentialFit:
 
     def slice_(self, pause: Pause) -> tuple[SlicedAttention, SlicedMLP]:
         """Slice the layer, and add its outputs to the hidden states, in place. Pauses after each batch."""
+        block = self.block
         attention, attention_outputs = self._slice_attention(pause)
-        if not self.block.parallel:
-            self.hidden_states.add_(attention_outputs)
+        if not block.parallel:
+            self._add_(attention_outputs, block.attention_output_norm)
         mlp, mlp_outputs = self._slice_mlp(pause)
-        if self.block.parallel:
-            self.hidden_states.add_(attention_outputs)
-        self.hidden_states.add_(mlp_outputs)
+        if block.parallel:
+            self._add_(attention_outputs, block.attention_output_norm)
+        self._add_(mlp_outputs, block.mlp_output_norm)
         return attention, mlp
+
+    def _add_(self, outputs: Outputs, norm: nn.Module | None) -> None:
+        self.hidden_states.add_(outputs if norm is None else map(norm, outputs))
 
     def _outputs(self, module: SlicedModule, norm: nn.Module, pause: Pause) -> Outputs:
         outputs = []
@@ -207,11 +211,12 @@ class _SequentialFit:
         moments = [torch.zeros(kept_size, size, device=heads.device) for size in (kept_size, dense_size)]
         sums = [torch.zeros(size, device=heads.device) for size in (kept_size, dense_size)]
         head_outputs = []
-        for hidden, arguments in self.hidden_states.normed(norm):
+        for hidden, layer_arguments in self.hidden_states.normed(norm):
+            arguments = layer_arguments[dense.layer_idx]
             query, key, value = dense.project(hidden, arguments["position_embeddings"])
             mask = arguments["attention_mask"]
             dense_outputs = dense.attend(query, key, value, mask)
-            if plan.dim == dense.dim:
+            if channels.shape[1] == dense.dim:
                 kept_outputs = dense_outputs.unflatten(-1, (dense.heads, -1))[..., heads, :].flatten(-2)
             else:  # masking channels of the query suffices for scores without them
                 narrow = query[:, heads] * kept_channels

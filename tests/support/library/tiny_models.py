@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -17,6 +19,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -166,6 +170,78 @@ def smollm3() -> PreTrainedModel:
     return randomised(SmolLM3ForCausalLM(config), 10)
 
 
+def llama_3_2() -> PreTrainedModel:
+    # The scaled frequencies and tied embeddings of Llama 3.2.
+    config = LlamaConfig(
+        hidden_size=48,
+        intermediate_size=112,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        **SHARED,
+    )
+    return randomised(LlamaForCausalLM(config), 11)
+
+
+def phi_4_mini() -> PreTrainedModel:
+    # A quarter of each head is not rotated; frequencies change beyond 64 tokens.
+    factors = {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0]}
+    config = Phi3Config(
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        partial_rotary_factor=0.75,
+        original_max_position_embeddings=64,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors},
+        sliding_window=None,
+        tie_word_embeddings=True,
+        **SHARED,
+    )
+    return randomised(Phi3ForCausalLM(config), 12)
+
+
+def qwen3() -> PreTrainedModel:
+    # Queries and keys are normalised; heads times head dim (96) is not the hidden size (48).
+    config = Qwen3Config(
+        hidden_size=48,
+        intermediate_size=120,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        **SHARED,
+    )
+    return randomised(Qwen3ForCausalLM(config), 13)
+
+
+def gemma3() -> PreTrainedModel:
+    # Two layers of windows of 8 tokens with a rotary base of their own, norms before and after every module.
+    config = Gemma3TextConfig(
+        hidden_size=48,
+        intermediate_size=112,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=24,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        },
+        **SHARED,
+    )
+    return randomised(Gemma3ForCausalLM(config), 14)
+
+
 FAMILIES: dict[str, ModelFactory] = {
     "llama-mha": llama_mha,
     "llama-gqa": llama_gqa,
@@ -176,4 +252,8 @@ FAMILIES: dict[str, ModelFactory] = {
     "mistral": mistral,
     "qwen2": qwen2,
     "smollm3": smollm3,
+    "llama-3.2": llama_3_2,
+    "phi-4-mini": phi_4_mini,
+    "qwen3": qwen3,
+    "gemma3": gemma3,
 }
