@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from intraslice.core.errors import UserError
 from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
@@ -26,7 +26,8 @@ from intraslice.modeling.offload import resident
 from intraslice.planning.widths import BLOCK  # values per quantised block: MLP widths are rounded up to whole blocks
 
 SAVE_AS_FOLDER = "save it as a folder, which transformers loads"
-_ROTARY = ("default", "linear", "llama3", "yarn")  # frequencies do not depend on the length of the text
+# Frequencies do not depend on the length of the text; those of longrope not up to its `short_context`.
+_ROTARY = ("default", "linear", "llama3", "yarn", "longrope")
 _NO_ROTATION = 1e30  # divides the frequency of a pair that is not rotated
 
 
@@ -54,6 +55,12 @@ _ATTENTION = {"query": "attn_q", "key": "attn_k", "value": "attn_v", "output": "
 _MLP = {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 
 
+def short_context(config: PreTrainedConfig) -> int | None:
+    """The number of tokens up to which a model with longrope, such as Phi-4-mini, has its first frequencies."""
+    rotary = config.rope_parameters
+    return rotary["original_max_position_embeddings"] if rotary["rope_type"] == "longrope" else None
+
+
 def shared_heads(model: PreTrainedModel) -> Heads:
     """Head width and rotary frequencies of a model, dense or sliced.
 
@@ -67,7 +74,8 @@ def shared_heads(model: PreTrainedModel) -> Heads:
             f"deci does not support; {SAVE_AS_FOLDER}"
         )
     width = head_width(config)
-    inverse_frequencies = model.model.rotary_emb.inv_freq.double().cpu()
+    # transformers replaces `inv_freq` while longrope is beyond its short context.
+    inverse_frequencies = model.model.rotary_emb.original_inv_freq.double().cpu()
     unrotated = [count for block in blocks(model) for count in (block.attention.frequency == UNROTATED).sum(1).tolist()]
     if max(unrotated, default=0) > width // 2 - len(inverse_frequencies):
         raise UserError(

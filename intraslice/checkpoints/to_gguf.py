@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import require_new_file
-from intraslice.checkpoints.gguf_tensors import SAVE_AS_FOLDER, deci_tensors, shared_heads
+from intraslice.checkpoints.gguf_tensors import SAVE_AS_FOLDER, deci_tensors, shared_heads, short_context
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
@@ -81,6 +81,13 @@ def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     if isinstance(model.model.layers[0], CrossModuleLayer):
         raise UserError(NO_CROSS_MODULE)
     block = blocks(model)[0]
+    if block.attention.norms is not None:
+        output_norms = " and after every module" if block.attention_output_norm is not None else ""
+        raise UserError(
+            f"a {model.config.model_type} model has norms on queries and keys{output_norms}, which llama.cpp's deci "
+            "lacks, and its architectures with these norms need the same heads and widths in all layers; "
+            f"{SAVE_AS_FOLDER}"
+        )
     if block.parallel or not hasattr(block.mlp_norm, "variance_epsilon") or model.lm_head.bias is not None:
         raise UserError(
             "llama.cpp's deci requires RMSNorm and sequential modules, and a model of type "
@@ -234,8 +241,9 @@ def _write_tensors(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, pr
 
 
 def _context_length(model: PreTrainedModel) -> int:
-    """The context length, limited to a sliding attention window, which deci does not support."""
-    lengths = (model.config.max_position_embeddings, getattr(model.config, "sliding_window", None))
+    """The context length, limited to what deci computes alike: no sliding window, and no change of the frequencies."""
+    config = model.config
+    lengths = (config.max_position_embeddings, getattr(config, "sliding_window", None), short_context(config))
     return min(length for length in lengths if length)
 
 

@@ -34,7 +34,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
         sizes = (attention.heads, attention.kv_heads, block.mlp.neurons)
         unsupported = None
         if (attention.dim, attention.value_dim) != (dim, dim):
-            unsupported = f"heads of {attention.dim} channels instead of {dim}, with rotary pairs of its own"
+            unsupported = f"heads of {attention.value_dim} channels instead of {dim}"
         elif not attention.even_groups:
             unsupported = "groups of unequal size"
         if unsupported is not None:

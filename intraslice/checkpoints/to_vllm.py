@@ -34,6 +34,11 @@ def require_nas(config: IntraSliceConfig) -> None:
     model_type = dense["model_type"]
     if any(layer["shortcuts"] for layer in layers):
         raise UserError(f"a cross-module slice has shortcut matrices, which vLLM does not support; {SAVE_AS_FOLDER}")
+    if any(layer.get("norms") for layer in layers):
+        raise UserError(
+            f"a {model_type} model has norms on queries and keys, which vLLM's nemotron_nas does not have; "
+            f"{SAVE_AS_FOLDER}"
+        )
     if not all(layer["gated"] and layer["activation"] == "silu" for layer in layers):
         raise UserError(
             f"vLLM's nemotron_nas requires gated MLPs with silu, which {model_type} models do not have; "

@@ -22,7 +22,7 @@ CONTEXT = 512  # tokens that each token attends to, itself included, in counts o
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Pruning ratios and sizes of one layer. Where queries and keys are normalised, `dim` is the width of the values."""
+    """Pruning ratios and sizes of one layer; `dim` is the width of the values where queries and keys are normalised."""
 
     attention_ratio: float
     mlp_ratio: float

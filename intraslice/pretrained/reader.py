@@ -116,7 +116,8 @@ def _gguf_config(weights: Weights) -> dict[str, Any]:
     require_gguf(weights.folder / str(weights.gguf))
     fields = gguf_header(weights.folder / str(weights.gguf)).fields
     architecture = fields.get("general.architecture")
-    return {"model_type": architecture, "num_hidden_layers": fields.get(f"{architecture}.block_count")}
+    model_type = "gemma3_text" if architecture == "gemma3" else architecture  # a GGUF file has the text model alone
+    return {"model_type": model_type, "num_hidden_layers": fields.get(f"{architecture}.block_count")}
 
 
 def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> None:

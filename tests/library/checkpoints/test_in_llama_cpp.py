@@ -62,7 +62,7 @@ def _require_alike(model, file, tolerance=2e-3, prompts=PROMPTS, steps=STEPS):
 @pytest.mark.parametrize(
     ("name", "shapes"),
     [
-        *((name, "free") for name in ("llama-mha", "llama-gqa", "llama-biased", "phi3", "phi3-windowed")),
+        *((name, "free") for name in ("llama-mha", "llama-gqa", "llama-biased", "llama-3.2", "phi3", "phi-4-mini")),
         *(("mistral", "free"), ("qwen2", "free"), ("llama-biased", "runtime")),
     ],
 )

@@ -177,6 +177,15 @@ def test_a_window_of_attention_bounds_the_context(tiny_phi3, tmp_path):
     assert write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", progress=False).context_length == 100
 
 
+def test_frequencies_that_change_with_the_length_bound_the_context(tiny_case, tmp_path):
+    model = tiny_case("phi-4-mini").loaded.model
+    model(torch.zeros(1, 80, dtype=torch.long), use_cache=False)  # leaves the frequencies of long texts behind
+    assert write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", progress=False).context_length == 64
+    heads = shared_heads(model)
+    frequencies = heads.base ** (-2 * torch.arange(6) / heads.width) / heads.factors[:6]
+    torch.testing.assert_close(frequencies, 1e4 ** -(torch.arange(6) / 6) / torch.linspace(1, 1.5, 6))
+
+
 @pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_weights_are_of_the_type_asked_for(kind, tiny_llama_mha, tmp_path):
     model = tiny_llama_mha()  # 56 hidden channels are no whole blocks
@@ -238,6 +247,8 @@ def test_what_llama_cpp_does_not_compute_is_refused_by_name(tiny_case):
     tokenizer, case = byte_tokenizer(), tiny_case("llama-gqa")
     assert "LayerNorm" in _refused(tiny_case("phi").loaded.model, tokenizer)
     assert "shortcut" in _refused(_sliced(case, "crossmodule"), tokenizer)
+    assert "norms on queries and keys, which" in _refused(tiny_case("qwen3").loaded.model, tokenizer)
+    assert "queries and keys and after every module" in _refused(tiny_case("gemma3").loaded.model, tokenizer)
     assert "rotate" in _refused(tiny_case("smollm3").loaded.model, tokenizer)
     assert "WordLevel" in _refused(case.loaded.model, case.loaded.tokenizer)
     shape = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}

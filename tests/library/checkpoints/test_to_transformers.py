@@ -26,7 +26,7 @@ def test_a_uniform_model_reloads_through_transformers_alone(family, tmp_path):
     torch.testing.assert_close(reloaded(tokens).logits, sliced(tokens).logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "mistral", "qwen2", "smollm3"])
+@pytest.mark.parametrize("family", ["llama-gqa", "mistral", "qwen2", "smollm3", "qwen3", "gemma3"])
 def test_fewer_groups_in_every_layer_are_held_by_transformers_too(family, tmp_path):
     sliced = narrowed(FAMILIES[family](), [40, 40, 40])
     for index, layer in enumerate(sliced.model.layers):

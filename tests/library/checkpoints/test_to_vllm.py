@@ -131,9 +131,10 @@ def test_a_plan_with_its_attention_locked_fits(tiny_case, tmp_path):
         ("llama-gqa", "intraslice", "the same heads in every layer"),
         ("llama-gqa", "crossmodule", "shortcut"),
         ("phi", None, "gated MLPs"),
-        ("phi3-windowed", None, "sliding attention window of 8 tokens"),
         ("mistral", None, "sliding attention window of 8 tokens"),
         ("smollm3", None, "rotates"),
+        ("qwen3", None, "norms on queries and keys"),
+        ("gemma3", None, "norms on queries and keys"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(family, method, named, tiny_case, tmp_path):

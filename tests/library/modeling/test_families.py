@@ -7,14 +7,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 from transformers import (
+    Gemma3Config,
+    Gemma3TextConfig,
     GPT2Config,
     Phi3Config,
     Phi3ForCausalLM,
     PhiConfig,
     PhiForCausalLM,
-    Qwen2Config,
-    Qwen3Config,
-    SmolLM3Config,
 )
 
 from intraslice.core.errors import UserError
@@ -47,24 +46,15 @@ def test_a_foreign_family_is_told_what_to_write():
 
 
 def test_a_family_that_cannot_be_held_exactly_is_told_why():
-    with pytest.raises(UserError, match=r"'qwen3' cannot be sliced: it normalises every query and key") as caught:
-        family_of(Qwen3Config(**TINY))
+    with pytest.raises(UserError, match=r"'gemma3' cannot be sliced: it also reads images") as caught:
+        family_of(Gemma3Config())
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        Qwen2Config(use_sliding_window=True, sliding_window=8, max_window_layers=1, **TINY),
-        SmolLM3Config(use_sliding_window=True, sliding_window=8, no_rope_layers=[1, 0], **TINY),
-    ],
-    ids=["qwen2", "smollm3"],
-)
-def test_masks_that_differ_from_layer_to_layer_are_refused(config):
-    with pytest.raises(UserError, match="full_attention and sliding_attention, whose masks differ"):
-        family_of(config)
-    config.layer_types = ["sliding_attention"] * 2
-    assert family_of(config) is FAMILIES[config.model_type]
+def test_functions_that_the_modules_do_not_have_are_refused():
+    for field in ("attn_logit_softcapping", "final_logit_softcapping"):
+        with pytest.raises(UserError, match=f"{field} 30.0"):
+            family_of(Gemma3TextConfig(**{field: 30.0}))
 
 
 def test_a_layer_that_knows_no_positions_rotates_nothing(tiny_case):
@@ -109,13 +99,20 @@ def test_canonicalise_twice_is_once(tiny_llama_gqa):
 def test_blocks_are_the_layers_and_their_norms(every_family_case):
     model = every_family_case.loaded.model
     layer_blocks = blocks(model)
-    parallel = model.config.model_type == "phi"
+    name = model.config.model_type
+    parallel, gemma = name == "phi", name == "gemma3_text"
     assert len(layer_blocks) == len(model.model.layers) == 3
     for block, layer in zip(layer_blocks, model.model.layers, strict=True):
         assert isinstance(block.attention, SlicedAttention)
         assert isinstance(block.mlp, SlicedMLP)
         assert block.attention_norm is layer.input_layernorm
-        assert block.mlp_norm is (layer.input_layernorm if parallel else layer.post_attention_layernorm)
+        if gemma:
+            assert block.mlp_norm is layer.pre_feedforward_layernorm
+            assert block.attention_output_norm is layer.post_attention_layernorm
+            assert block.mlp_output_norm is layer.post_feedforward_layernorm
+        else:
+            assert block.mlp_norm is (layer.input_layernorm if parallel else layer.post_attention_layernorm)
+            assert block.attention_output_norm is block.mlp_output_norm is None
         assert block.parallel is parallel
 
 
@@ -127,7 +124,7 @@ def test_sizes_and_scale_are_the_dense_models(every_family_case):
         attention = block.attention
         assert (attention.heads, attention.kv_heads) == (config.num_attention_heads, config.num_key_value_heads)
         assert attention.dim == attention.value_dim == layer.self_attn.head_dim
-        assert attention.scale == pytest.approx(attention.dim**-0.5)
+        assert attention.scale == layer.self_attn.scaling
         assert block.mlp.neurons == config.intermediate_size
 
 

@@ -115,21 +115,6 @@ def llama_biased() -> PreTrainedModel:
     return randomised(LlamaForCausalLM(config), 5)
 
 
-def phi3_windowed() -> PreTrainedModel:
-    # A token sees the seven before it; the last quarter of each head is not rotated.
-    config = Phi3Config(
-        hidden_size=64,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        sliding_window=8,
-        partial_rotary_factor=0.75,
-        tie_word_embeddings=True,
-        **SHARED,
-    )
-    return randomised(Phi3ForCausalLM(config), 6)
-
-
 def mistral() -> PreTrainedModel:
     # A token sees the seven before it; heads times head dim (80) is not the hidden size (48).
     config = MistralConfig(
@@ -247,7 +232,6 @@ FAMILIES: dict[str, ModelFactory] = {
     "llama-gqa": llama_gqa,
     "llama-biased": llama_biased,
     "phi3": phi3,
-    "phi3-windowed": phi3_windowed,
     "phi": phi,
     "mistral": mistral,
     "qwen2": qwen2,
