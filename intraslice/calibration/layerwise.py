@@ -18,8 +18,8 @@ from intraslice.calibration.hooks import collecting_gradients, collecting_moment
 from intraslice.calibration.stats import LayerStats
 from intraslice.core.linalg import gradient_of
 from intraslice.core.progress import Pause, Progress, ProgressCallback
-from intraslice.modeling.families import Block, blocks, family_of
-from intraslice.modeling.hidden_states import LayerArguments, call_layer, embed
+from intraslice.modeling.families import Block, blocks
+from intraslice.modeling.hidden_states import LayerArguments, call_layer, embed, final_norm
 from intraslice.modeling.offload import resident
 
 LossGradient = Callable[[PreTrainedModel, Tensor, Tensor, Pause], Tensor]  # model, last hidden states, tokens
@@ -64,7 +64,7 @@ def final_gradient(
     pause: Pause,
 ) -> Float[Tensor, "sequences length hidden"]:
     """Gradient of the loss at the output of the last layer."""
-    norm = getattr(model.model, family_of(model.config).final_norm)
+    norm = final_norm(model)
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
         normed = norm(leaf)

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from intraslice.core.errors import UserError
 from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
-from intraslice.modeling.families import blocks, head_width
+from intraslice.modeling.families import blocks, head_width, rotary_frequencies
 from intraslice.modeling.offload import resident
 from intraslice.planning.widths import BLOCK  # values per quantised block: MLP widths are rounded up to whole blocks
 
@@ -74,8 +74,7 @@ def shared_heads(model: PreTrainedModel) -> Heads:
             f"deci does not support; {SAVE_AS_FOLDER}"
         )
     width = head_width(config)
-    # transformers replaces `inv_freq` while longrope is beyond its short context.
-    inverse_frequencies = model.model.rotary_emb.original_inv_freq.double().cpu()
+    inverse_frequencies = rotary_frequencies(model, 0).double()
     unrotated = [count for block in blocks(model) for count in (block.attention.frequency == UNROTATED).sum(1).tolist()]
     if max(unrotated, default=0) > width // 2 - len(inverse_frequencies):
         raise UserError(

@@ -19,7 +19,7 @@ from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.errors import NumericalError
 from intraslice.core.linalg import diagonal_blocks, explained_variance
 from intraslice.core.weights import UNROTATED
-from intraslice.modeling.families import blocks
+from intraslice.modeling.families import blocks, rotary_frequencies
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.slicing.attention import choose_channels
 
@@ -125,7 +125,7 @@ def pair_energies(
     return PairEnergies(
         energy=energies.sum(1)[:, rotated],
         kept=kept.all(1)[:, rotated],
-        angle=model.model.rotary_emb.inv_freq.float().cpu()[frequency[rotated]],
+        angle=rotary_frequencies(model, layer)[frequency[rotated]],
         unrotated=energies[..., ~rotated].flatten(1),
         unrotated_kept=kept[..., ~rotated].flatten(1),
     )

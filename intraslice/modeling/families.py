@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -125,6 +126,14 @@ class Block:
 def head_width(config: PreTrainedConfig) -> int:
     """Number of channels per head of a dense model."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def rotary_frequencies(model: PreTrainedModel, layer: int) -> Float[Tensor, " frequencies"]:
+    """A layer's rotary frequencies in radians from one position to the next; with longrope those of short texts."""
+    rotary, name = model.model.rotary_emb, "original_inv_freq"
+    if not hasattr(rotary, name):  # each kind of layer has its own
+        name = f"{model.config.layer_types[layer]}_{name}"
+    return getattr(rotary, name).float().cpu()
 
 
 def linear_maps(block: Block) -> dict[str, Pair]:

@@ -61,6 +61,11 @@ class HiddenStates:
         self.hidden = [hidden + output for hidden, output in zip(self.hidden, outputs, strict=True)]
 
 
+def final_norm(model: PreTrainedModel) -> torch.nn.Module:
+    """The norm before the head."""
+    return getattr(model.model, family_of(model.config).final_norm)
+
+
 def call_layer(layer: DenseModule, hidden: Tensor, arguments: LayerArguments) -> Float[Tensor, "batch tokens hidden"]:
     """The output of a decoder layer, canonical or cross-module, for one batch."""
     return layer(hidden, **arguments[layer.self_attn.layer_idx])
@@ -70,7 +75,7 @@ def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Hi
     """The inputs of the first layer, with the masks and position embeddings that transformers computes for all."""
     # A copy that shares the embedding; the model itself is not changed, so that other jobs may use it.
     recorders = {layer: _Recorder() for layer in model.model.layers}
-    shell = replace_modules(model.model, recorders)
+    shell = replace_modules(model.model, {**recorders, final_norm(model): torch.nn.Identity()})
     for batch in tokens.split(max(1, TOKENS_PER_BATCH // tokens.shape[1])):
         shell(input_ids=batch.to(model.device), use_cache=False)
     first, *_ = recorders.values()
@@ -85,7 +90,7 @@ def last_states(
 
     Does not modify `hidden_states`. `pause` is called after each layer of each batch.
     """
-    norm = getattr(model.model, family_of(model.config).final_norm)
+    norm = final_norm(model)
     states = []
     for hidden, arguments in zip(hidden_states.hidden, hidden_states.arguments, strict=True):
         for layer in layers:

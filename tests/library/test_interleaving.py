@@ -158,9 +158,11 @@ def in_turns(case, jobs: dict[str, Job]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", [slow_unless(name, {"llama-gqa"}) for name in FAMILIES])
 def test_jobs_that_take_turns_give_what_each_gives_alone(tiny_case, monkeypatch, tmp_path, name):
     case = tiny_case(name)
-    alone = {name: contents(job(with_own_stats(case), ignore_progress)) for name, job in JOBS.items()}
+    refused = {"cross-module one-shot", "cross-module sequential", "shift"} if name == "gemma3" else set()
+    jobs = {name: job for name, job in JOBS.items() if name not in refused}
+    alone = {name: contents(job(with_own_stats(case), ignore_progress)) for name, job in jobs.items()}
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))  # else results would be read from the first one
-    together = in_turns(with_own_stats(case), JOBS)
+    together = in_turns(with_own_stats(case), jobs)
     for name, result in together.items():
         assert result == alone[name], name
 

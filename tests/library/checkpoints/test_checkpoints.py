@@ -25,6 +25,8 @@ SAVED_BEFORE = Path(__file__).parent / "saved_before"
 
 @pytest.fixture(params=["intraslice", "crossmodule"])
 def saved(request, family_case, tmp_path):
+    if request.param == "crossmodule":
+        request.getfixturevalue("cross_module_case")
     folder = tmp_path / "sliced"
     model, plan = save_slice(family_case, request.param, folder)
     return model, folder, family_case, plan
@@ -152,7 +154,7 @@ def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(saved_folder, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sliced"]
 
 
-def test_a_cross_module_model_is_no_plain_one(family_case, tmp_path):
-    model, _ = save_slice(family_case, "crossmodule", tmp_path / "sliced")
+def test_a_cross_module_model_is_no_plain_one(cross_module_case, tmp_path):
+    model, _ = save_slice(cross_module_case, "crossmodule", tmp_path / "sliced")
     with pytest.raises(UserError, match="shortcut"):
         plain_model(model)

@@ -30,20 +30,22 @@ def test_an_unsliced_model_has_no_shift(family_case):
     assert report.tokens == 3 * 48
 
 
-def test_a_change_of_basis_that_is_undone_is_no_shift(family_case):
+def test_a_change_of_basis_that_is_undone_is_no_shift(cross_module_case):
     """Nothing cut: every module reads and writes in a rotated stream, which the report rotates back."""
-    dense = family_case.loaded.model
-    rotated = slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.0), None, family_case.tokens, progress=False)
-    frame = measure_shift(dense, {"rotated": rotated}, family_case.tokens[:3], progress=False).frame()
+    dense = cross_module_case.loaded.model
+    rotated = slice_crossmodule(
+        dense, plan_crossmodule(dense, slicing=0.0), None, cross_module_case.tokens, progress=False
+    )
+    frame = measure_shift(dense, {"rotated": rotated}, cross_module_case.tokens[:3], progress=False).frame()
     assert (frame[["error", "pooled_error"]] < 1e-3).all(axis=None)
     assert (frame[["mean_shift", "spread_shift", "distance"]].abs() < 1e-3).all(axis=None)
     assert (frame["cosine"] > 1 - 1e-4).all()
 
 
-def test_sliced_models_shift_and_the_methods_are_told_apart(family_case):
-    dense, tokens = family_case.loaded.model, family_case.tokens
-    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, "uniform"))  # so that every layer is cut
-    intra = slice_model(dense, plan, family_case.stats, tokens, progress=False)
+def test_sliced_models_shift_and_the_methods_are_told_apart(cross_module_case):
+    dense, tokens = cross_module_case.loaded.model, cross_module_case.tokens
+    plan = make_plan(cross_module_case.stats.profile, SliceConfig(0.4, "uniform"))  # so that every layer is cut
+    intra = slice_model(dense, plan, cross_module_case.stats, tokens, progress=False)
     cross = slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.3), None, tokens, progress=False)
     events: list[Progress] = []
     report = measure_shift(dense, {"intra": intra, "cross": cross}, tokens[:2], progress=events.append)

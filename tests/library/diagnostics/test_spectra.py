@@ -113,4 +113,4 @@ def test_kept_pairs_are_those_of_the_one_shot_slice(family_case):
             expected = sliced_layer.self_attn.frequency[groups.index(group)] if group in groups else torch.tensor([])
             assert kept == expected[expected >= 0].tolist()
             singles = int(pairs.unrotated_kept[group].sum())
-            assert len(kept) * 2 + singles == (layer.dim if group in groups else 0)
+            assert len(kept) * 2 + singles == (sliced_layer.self_attn.dim if group in groups else 0)

@@ -112,8 +112,8 @@ def embedded(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("method", ["intraslice", "crossmodule"])
-def test_a_model_sliced_in_sequence_is_the_same(family_case, together, embedded, method):
-    case = family_case
+def test_a_model_sliced_in_sequence_is_the_same(request, family_case, together, embedded, method):
+    case = request.getfixturevalue("cross_module_case") if method == "crossmodule" else family_case
     plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.4, "uniform"))
 
     def work() -> tuple[Tensor, int]:

@@ -50,9 +50,10 @@ def test_points_are_all_combinations_once():
 
 
 def test_each_row_is_what_plain_slicing_gives(family_case):
-    wanted = points(METHODS, ["pca", "uniform"], [0.3])
+    methods = [name for name in METHODS if (family_case.name, name) != ("gemma3", "crossmodule")]
+    wanted = points(methods, ["pca", "uniform"], [0.3])
     frame = sweep(family_case.loaded, texts(family_case), wanted, progress=False)
-    count = len(METHODS) + sum(method.uses_estimator for method in METHODS.values())
+    count = len(methods) + sum(METHODS[name].uses_estimator for name in methods)
     assert len(frame) == count
     dense = family_case.loaded.model
     windows = texts(family_case).evaluation

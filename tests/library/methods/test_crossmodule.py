@@ -12,6 +12,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig,
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import principal_axes
+from intraslice.diagnostics.ablation import ablated_model
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks, canonicalise
@@ -241,12 +242,12 @@ NOTHING = torch.empty(0, 2, dtype=torch.long)  # one-shot slicing reads no token
 
 
 @torch.no_grad()
-def test_one_shot_is_exact_without_a_cut_and_no_worse_with_more_width(family_case):
-    dense, fresh = family_case.loaded.model, tokens(seed=1)
-    expected, errors = family_case.original(fresh).logits, []
+def test_one_shot_is_exact_without_a_cut_and_no_worse_with_more_width(cross_module_case):
+    dense, fresh = cross_module_case.loaded.model, tokens(seed=1)
+    expected, errors = cross_module_case.original(fresh).logits, []
     for slicing in (0.75, 0.4, 0.15, 0.0):
         plan = plan_crossmodule(dense, slicing=slicing, order="one-shot")
-        model = slice_crossmodule(dense, plan, family_case.stats, NOTHING, progress=False)
+        model = slice_crossmodule(dense, plan, cross_module_case.stats, NOTHING, progress=False)
         errors.append((model(fresh).logits - expected).square().mean().item())
         assert parameter_count(model) == plan.parameters.sliced_total
     assert errors == sorted(errors, reverse=True)
@@ -254,11 +255,11 @@ def test_one_shot_is_exact_without_a_cut_and_no_worse_with_more_width(family_cas
 
 
 @torch.no_grad()
-def test_one_shot_bases_are_those_of_the_dense_models_own_states(family_case):
-    dense, width = family_case.loaded.model, 16
+def test_one_shot_bases_are_those_of_the_dense_models_own_states(cross_module_case):
+    dense, width = cross_module_case.loaded.model, 16
     plan = plan_crossmodule(dense, slicing=1 - width / dense.config.hidden_size, order="one-shot")
-    layers = slice_crossmodule(dense, plan, family_case.stats, NOTHING, progress=False).model.layers
-    states = family_case.original(family_case.tokens, output_hidden_states=True).hidden_states
+    layers = slice_crossmodule(dense, plan, cross_module_case.stats, NOTHING, progress=False).model.layers
+    states = cross_module_case.original(cross_module_case.tokens, output_hidden_states=True).hidden_states
     for layer, entered in zip(layers, states, strict=False):  # the last is after the final norm
         rows = centre(entered.flatten(0, 1).double(), blocks(dense)[0].attention_norm)
         axes = principal_axes(rows.T @ rows)[1][:, : plan.width]
@@ -266,15 +267,24 @@ def test_one_shot_bases_are_those_of_the_dense_models_own_states(family_case):
         torch.testing.assert_close(basis @ basis.T, axes @ axes.T, atol=1e-3, rtol=0)
 
 
-def test_both_orders_begin_with_the_same_basis_and_go_on_with_others(family_case):
-    dense = family_case.loaded.model
-    plans = [plan_by("crossmodule", dense, family_case.stats, SliceConfig(0.2, order=order)) for order in ORDERS]
+def test_both_orders_begin_with_the_same_basis_and_go_on_with_others(cross_module_case):
+    dense = cross_module_case.loaded.model
+    plans = [plan_by("crossmodule", dense, cross_module_case.stats, SliceConfig(0.2, order=order)) for order in ORDERS]
     assert [plan.order for plan in plans] == list(ORDERS)
     assert plans[0].parameters == plans[1].parameters
     models = [
-        slice_by("crossmodule", dense, plan, family_case.stats, family_case.tokens, progress=False) for plan in plans
+        slice_by("crossmodule", dense, plan, cross_module_case.stats, cross_module_case.tokens, progress=False)
+        for plan in plans
     ]
     spans = [[basis.double() @ basis.double().T for basis in model.model.layers[1].bases] for model in models]
     first = [model.model.layers[0].bases[0].double() for model in models]
     torch.testing.assert_close(first[0] @ first[0].T, first[1] @ first[1].T, atol=1e-3, rtol=0)
     assert not torch.allclose(spans[0][0], spans[1][0], atol=1e-3)
+
+
+def test_norms_after_the_modules_are_refused(tiny_case):
+    case = tiny_case("gemma3")
+    with pytest.raises(UserError, match="norms after attention and MLP do not allow"):
+        plan_crossmodule(case.loaded.model, sparsity=0.2)
+    with pytest.raises(UserError, match="norms after attention and MLP do not allow"):
+        ablated_model(case.loaded.model, "writes", 16, case.tokens, progress=False)
