@@ -97,7 +97,8 @@ def _decoder_parameters(layers: Sequence[Block], width: int, hidden: int) -> int
 
 
 def _layer_parameters(block: Block, width: int, width_after: int) -> int:
-    total = 0
+    norms = block.attention.norms
+    total = 0 if norms is None else sum(p.numel() for p in norms.parameters())
     for branch in residual_branches(block):
         after = width_after if branch[-1] is block.mlp else width
         total += width * after  # the shortcut
