@@ -206,10 +206,9 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
             f"the locked ratios remove {parameters.removed_fraction:.3f} of the decoder layers' parameters, more than "
             f"the sparsity of {config.sparsity:g}; unlock some or raise the sparsity"
         )
-    sizes = [layer.sizes for layer in profile.layers]
+    sizes, width = [layer.sizes for layer in profile.layers], profile.bytes_per_value
     dense_cache = sum(size.cached_values(size.kv_heads, size.dim) for size in sizes)
     sliced_cache = sum(size.cached_values(kept.kv_heads, kept.dim) for size, kept in zip(sizes, layers, strict=True))
-    width = profile.bytes_per_value
     return SlicePlan(config, tuple(layers), parameters, (dense_cache * width, sliced_cache * width), reasons)
 
 
@@ -295,8 +294,7 @@ def flops_per_token(profile: Profile, plan: SlicePlan, head_weights: int, contex
 def _flops(profile: Profile, shapes: Sequence[tuple[int, int, int, int]], head_weights: int, context: int) -> int:
     weights, attention_products = head_weights, 0
     for layer, (heads, kv_heads, dim, neurons) in zip(profile.layers, shapes, strict=True):
-        sizes = layer.sizes
-        widths = sizes.query_dim(dim) + dim
+        sizes, widths = layer.sizes, layer.sizes.query_dim(dim) + dim
         weights += sizes.hidden * (widths * (heads + kv_heads) + neurons * (2 + sizes.gated))
         attention_products += heads * widths * context
     return 2 * (weights + attention_products)
