@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intraslice.checkpoints import to_gguf
-from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, deci_tensors, mlp_tensors, shared_heads
+from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, deci_tensors, mlp_tensors
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, QUANTISED, gguf_bytes, require_deci, write_gguf
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
@@ -177,15 +177,6 @@ def test_a_window_of_attention_bounds_the_context(tiny_phi3, tmp_path):
     assert write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", progress=False).context_length == 100
 
 
-def test_frequencies_that_change_with_the_length_bound_the_context(tiny_case, tmp_path):
-    model = tiny_case("phi-4-mini").loaded.model
-    model(torch.zeros(1, 80, dtype=torch.long), use_cache=False)  # leaves the frequencies of long texts behind
-    assert write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", progress=False).context_length == 64
-    heads = shared_heads(model)
-    frequencies = heads.base ** (-2 * torch.arange(6) / heads.width) / heads.factors[:6]
-    torch.testing.assert_close(frequencies, 1e4 ** -(torch.arange(6) / 6) / torch.linspace(1, 1.5, 6))
-
-
 @pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_weights_are_of_the_type_asked_for(kind, tiny_llama_mha, tmp_path):
     model = tiny_llama_mha()  # 56 hidden channels are no whole blocks
@@ -258,13 +249,6 @@ def test_what_llama_cpp_does_not_compute_is_refused_by_name(tiny_case):
     for model, named in ((gelu, "gelu"), (dynamic, "dynamic")):
         canonicalise(model)
         assert named in _refused(model, tokenizer)
-
-
-def test_frequencies_are_those_of_the_model(tiny_case):
-    heads = shared_heads(tiny_case("llama-biased").loaded.model)
-    made = heads.base ** (-2 * torch.arange(heads.width // 2) / heads.width) / heads.factors
-    torch.testing.assert_close(made, tiny_case("llama-biased").original.model.rotary_emb.inv_freq)
-    assert shared_heads(tiny_case("llama-gqa").loaded.model).factors is None
 
 
 def test_weights_that_are_kept_elsewhere_are_fetched(tiny_llama_gqa, tmp_path):
