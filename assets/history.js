@@ -33,8 +33,7 @@
     seen = named(values);
     [steps, at] = [[seen], 0];
     document.body.classList.add("isx-begun"); // from here on the link no longer sets the controls
-    window.isxNote(values);
-    return [];
+    return window.isxRemember(values);
   };
 
   window.isxNote = (values) => {

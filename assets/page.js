@@ -14,8 +14,10 @@
 
   window.isxAddress = write;
 
-  // Values that are what the page opens with anyway stay out of the link.
+  // Values that are what the page opens with anyway stay out of the link. Until the link has set the controls they are
+  // not the link's, and would replace it.
   window.isxRemember = (values) => {
+    if (!document.body.classList.contains("isx-begun")) return [];
     write((wanted) =>
       names.forEach((name, index) => {
         const value = values[index];

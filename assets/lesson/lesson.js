@@ -297,12 +297,12 @@
     return told() === null ? verdict : `${fill(words.said, { said: told() })} ${verdict}`;
   }
 
-  document.addEventListener("click", ({ target }) => target.closest?.("#lesson") && show(kept.at));
+  document.addEventListener("click", ({ target }) => target.closest?.("#lesson") && whenReady(() => show(kept.at)));
 
   // A step's link: the server has read it as well, and the page opens in the step's state.
   const linked = Number(new URLSearchParams(location.search).get("lesson")) - 1;
   const whenReady = (act, tries = 600) => {
-    if (document.querySelector("#tabs") && document.querySelector("#sparsity input[type=range]")) act();
+    if (document.querySelector("body.isx-begun #tabs") && document.querySelector("#sparsity input[type=range]")) act();
     else if (tries) setTimeout(whenReady, 100, act, tries - 1);
   };
   const isClass = new URLSearchParams(location.search).has("room"); // whose question is the step
