@@ -1,0 +1,229 @@
+"""Evolutionary search over allocations of parameters to modules (after EvoPress, arXiv 2410.14649). Pure.
+
+Each generation moves parameters between modules at equal size. Its children are drawn around predicted costs, since most
+random swaps are worse: remove where a parameter costs least, add where it gains most. Children are compared on the same
+few windows first, the best of them on further windows, and the winner replaces its parent if KL falls on both sets.
+Every generation reads other windows, so that the search does not fit a few of them; costs are averaged over generations.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+from intraslice.search.levels import Allocation, Levels
+
+STEP = 0.002  # of all parameters: what one module gains or loses in one generation, or its smallest step
+MAX_MOVED = 0.04  # of all parameters, by one child
+MIN_MOVED = 0.002
+DECAY = 0.7  # of earlier predicted costs, in their average over generations
+INCLUDED = 0.7  # probability that a child may change a module
+COST_TOKENS = 5  # a prediction of costs runs a token about as often as five dense passes: both ways, and alternatives
+Bounds = tuple[tuple[int, int], ...]  # the smallest and the largest level of each module
+Prices = tuple[tuple[float, float], ...]  # predicted change of KL per parameter, when a module loses or gains some
+
+
+class Measures(Protocol):
+    """What the search asks for: divergences and predicted costs of allocations on some windows of a text."""
+
+    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[float]:
+        """KL divergence of each allocation from the dense model, in nats per token."""
+
+    def costs(
+        self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
+    ) -> dict[tuple[int, int], float]:
+        """Predicted change of KL with one module at another level, by module and level."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """`passes` is the budget, in dense passes over the calibration tokens; `windows` are those of one set."""
+
+    passes: float = 100.0
+    children: int = 6
+    survivors: int = 2
+    windows: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """The best allocation so far, and everything else that the next generation depends on."""
+
+    allocation: Allocation
+    generation: int = 0
+    windows: int = 0  # that ran, in units of a dense forward
+    moved: float = 0.01  # fraction of all parameters that a child moves
+    prices: Prices = ()
+    changes: tuple[float, ...] = ()  # relative change of KL in each generation, 0 where the parent stayed
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> State:
+        """The state whose `asdict` was stored as JSON."""
+        prices = tuple((lost, gained) for lost, gained in record["prices"])
+        return cls(**{**record, "allocation": tuple(record["allocation"]), "prices": prices, "changes": tuple(record["changes"])})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All levels, their bounds in this search, and the parameters that all modules together should have."""
+
+    levels: Levels
+    bounds: Bounds
+    parameters: int
+    total: int = field(default=0)  # parameters of the dense modules
+
+    def moved(self, module: int, level: int, parameters: float) -> int:
+        """The level after a change of about so many parameters, at least one level away where the bounds allow it."""
+        low, high = self.bounds[module]
+        size = self.levels[module, level].parameters
+        nearest = self.levels.nearest(module, size + parameters)
+        if nearest == level:
+            nearest += -1 if parameters > 0 else 1
+        return min(max(nearest, low), high)
+
+    def steps(self, allocation: Allocation) -> dict[int, tuple[int, int]]:
+        """For every module the levels with one step fewer and one step more parameters."""
+        step = STEP * self.total
+        return {
+            module: (self.moved(module, level, -step), self.moved(module, level, step))
+            for module, level in enumerate(allocation)
+        }
+
+    def settled(self, allocation: Allocation, order: Sequence[int]) -> Allocation:
+        """The allocation with the wanted number of parameters, as nearly as changes of one module allow.
+
+        Each module in turn takes over the excess, by at most one step.
+        """
+        result, step = list(allocation), STEP * self.total
+        for module in order:
+            excess = self.levels.parameters(tuple(result)) - self.parameters
+            wanted = self.levels[module, result[module]].parameters - max(-step, min(step, excess))
+            low, high = self.bounds[module]
+            level = min(max(self.levels.nearest(module, wanted), low), high)
+            change = self.levels[module, level].parameters - self.levels[module, result[module]].parameters
+            if abs(excess + change) < abs(excess):
+                result[module] = level
+        return tuple(result)
+
+
+def next_state(problem: Problem, state: State, measures: Measures, config: SearchConfig, groups: int) -> State:
+    """One generation. `groups` is the number of groups of three sets of windows, which are used in turns."""
+    first = state.generation % groups * 3 * config.windows
+    sets = [range(start, start + config.windows) for start in range(first, first + 3 * config.windows, config.windows)]
+    rng = random.Random(f"{config.seed} {state.generation}")
+    parent, steps = state.allocation, problem.steps(state.allocation)
+    alternatives = {module: sorted({*pair} - {parent[module]}) for module, pair in steps.items()}
+    costs = measures.costs(parent, alternatives, sets[0])
+    prices = _averaged(state.prices, _prices(problem, parent, steps, costs))
+    children = _children(problem, state, steps, prices, config.children, rng)
+    first_set = measures.divergence([parent, *children], sets[1])
+    ranked = sorted(range(len(children)), key=lambda child: first_set[1 + child])[: config.survivors]
+    second_set = measures.divergence([parent, *(children[child] for child in ranked)], sets[2])
+    best, change = parent, 0.0
+    if ranked:
+        winner = min(range(len(ranked)), key=lambda place: first_set[1 + ranked[place]] + second_set[1 + place])
+        before = first_set[0] + second_set[0]
+        after = first_set[1 + ranked[winner]] + second_set[1 + winner]
+        if first_set[1 + ranked[winner]] < first_set[0] and second_set[1 + winner] < second_set[0]:
+            best, change = children[ranked[winner]], after / before - 1
+    moved = min(MAX_MOVED, 1.3 * state.moved) if change else max(MIN_MOVED, 0.7 * state.moved)
+    cost = (COST_TOKENS + 1 + len(first_set) + 1 + len(second_set) + 1) * config.windows
+    return State(best, state.generation + 1, state.windows + cost, moved, prices, (*state.changes, change))
+
+
+def _prices(
+    problem: Problem,
+    parent: Allocation,
+    steps: Mapping[int, tuple[int, int]],
+    costs: Mapping[tuple[int, int], float],
+) -> Prices:
+    """Predicted change of KL per parameter removed and added; 0 for a module at a bound."""
+
+    def price(module: int, level: int) -> float:
+        change = abs(problem.levels[module, level].parameters - problem.levels[module, parent[module]].parameters)
+        return costs[module, level] / change if change else 0.0
+
+    return tuple((price(module, fewer), price(module, more)) for module, (fewer, more) in steps.items())
+
+
+def _averaged(earlier: Prices, prices: Prices) -> Prices:
+    if not earlier:
+        return prices
+    return tuple(
+        (DECAY * old[0] + (1 - DECAY) * new[0], DECAY * old[1] + (1 - DECAY) * new[1])
+        for old, new in zip(earlier, prices, strict=True)
+    )
+
+
+def _children(
+    problem: Problem,
+    state: State,
+    steps: Mapping[int, tuple[int, int]],
+    prices: Prices,
+    count: int,
+    rng: random.Random,
+) -> list[Allocation]:
+    """Different children of the parent, all of the wanted size."""
+    found: list[Allocation] = []
+    for _ in range(8 * count):
+        child = _child(problem, state, steps, prices, rng)
+        if child != state.allocation and child not in found:
+            found.append(child)
+        if len(found) == count:
+            break
+    return found
+
+
+def _child(
+    problem: Problem,
+    state: State,
+    steps: Mapping[int, tuple[int, int]],
+    prices: Prices,
+    rng: random.Random,
+) -> Allocation:
+    """Remove parameters where they cost least and add them where they gain most, by prices with noise."""
+    noise = statistics.median(abs(price) for pair in prices for price in pair) or 1.0
+    amount = state.moved * 2 ** rng.uniform(-1, 1) * problem.total
+    included = [module for module in steps if rng.random() < INCLUDED]
+    lost, gained = (
+        {module: prices[module][kind] + noise * rng.gauss(0, 1) for module in included} for kind in range(2)
+    )
+    result, balance, removed, changed = list(state.allocation), 0, 0, set()
+    sources, targets = sorted(lost, key=lost.__getitem__), sorted(gained, key=gained.__getitem__)
+
+    def change(module: int, level: int) -> int:
+        difference = problem.levels[module, level].parameters - problem.levels[module, result[module]].parameters
+        result[module] = level
+        changed.add(module)
+        return difference
+
+    while sources and targets and (removed < amount or not changed):
+        source = sources.pop(0)
+        if source in changed or steps[source][0] == state.allocation[source]:
+            continue
+        if changed and targets and lost[source] + gained[targets[0]] >= 0:
+            break
+        taken = change(source, steps[source][0])
+        removed, balance = removed - taken, balance + taken
+        while targets and balance < 0:
+            target = targets.pop(0)
+            if target not in changed and steps[target][1] != state.allocation[target]:
+                balance += change(target, steps[target][1])
+    order = [*sources, *targets, *included] if balance > 0 else [*targets, *sources, *included]
+    return problem.settled(tuple(result), [*order, *steps])
+
+
+def start_near(problem: Problem, allocation: Allocation) -> Allocation:
+    """The allocation within the bounds that has the wanted number of parameters."""
+    within = tuple(
+        min(max(level, low), high) for level, (low, high) in zip(allocation, problem.bounds, strict=True)
+    )
+    for _ in range(1 + round(1 / STEP)):
+        before, within = within, problem.settled(within, range(len(within)))
+        if within == before:
+            break
+    return within

@@ -1,0 +1,233 @@
+"""KL divergence of candidates on prepared text, and the predicted cost of every change of one module's level.
+
+A candidate is put together from one-shot slices of its modules, which depend on the dense calibration alone: nothing is
+fitted anew, and modules are kept for later candidates. The dense model's distributions are stored by their largest
+entries and the probability of the rest, so that a candidate costs one sliced forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from intraslice.calibration.stats import CalibrationStats
+from intraslice.core.progress import Pause, no_pause
+from intraslice.modeling.families import Block, blocks, family_of
+from intraslice.modeling.hidden_states import Arguments, embed, last_states
+from intraslice.modeling.residual import SlicedModule, output_of
+from intraslice.planning.ratios import LayerPlan
+from intraslice.search.levels import Allocation, Levels
+from intraslice.slicing.driver import attention_from_moments, mlp_from_stats
+
+LARGEST = 128  # stored entries of every dense distribution
+WINDOWS_PER_BATCH = 2
+CHUNK = 256  # tokens whose logits exist at a time
+MAX_MODULES = 600  # kept in memory, 1 to 5 MB each for SmolLM2
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Next-token distributions by their largest entries: their tokens and log-probabilities, and that of the rest."""
+
+    tokens: Int[Tensor, "scored largest"]
+    logs: Float[Tensor, "scored largest"]
+    rest: Float[Tensor, " scored"]
+
+    def divergence(self, rows: slice, logits: Float[Tensor, "tokens vocabulary"]) -> Float[Tensor, " tokens"]:
+        """KL divergence of these logits' distributions from the stored ones, with the rest as one entry, in nats.
+
+        Never above the divergence of the whole distributions.
+        """
+        logs, rest = self.logs[rows], self.rest[rows]
+        other, other_rest = _largest(logits, self.tokens[rows])
+        return (logs.exp() * (logs - other)).sum(-1) + rest.exp() * (rest - other_rest)
+
+
+def _largest(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of these tokens, and of all others together."""
+    logs = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+    tiny = torch.finfo(logs.dtype).eps
+    return logs, (1 - logs.exp().sum(-1)).clamp_min(tiny).log()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some windows of a text: what enters the first layer, and the dense model's distributions."""
+
+    hidden: Float[Tensor, "batch tokens hidden"]
+    arguments: Arguments
+    dense: Distributions
+
+
+@dataclass
+class Candidates:
+    """Measures allocations of one dense model. `tokens` counts the tokens that ran, in units of dense passes over one.
+
+    Every method takes a slice of the windows, so that candidates can be compared on the same few of them first.
+    """
+
+    model: PreTrainedModel
+    stats: CalibrationStats
+    levels: Levels
+    windows: Int[Tensor, "windows window"]
+    _blocks: list[Block] = field(init=False, repr=False)
+    _batches: dict[int, _Batch] = field(default_factory=dict, init=False, repr=False)  # by their first window
+    _modules: dict[tuple[int, int], SlicedModule] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._blocks = blocks(self.model)
+
+    @torch.no_grad()
+    def divergence(
+        self, allocation: Allocation, windows: range, pause: Pause = no_pause
+    ) -> Float[Tensor, " windows"]:
+        """KL divergence of a candidate from the dense model in each of these windows, in nats per token."""
+        modules, results = self._put_together(allocation), []
+        for first in windows[::WINDOWS_PER_BATCH]:
+            batch = self._batch(first, windows, pause)
+            hidden = batch.hidden
+            for number, block in enumerate(self._blocks):
+                hidden = _Layer(block, *modules[2 * number : 2 * number + 2])(hidden, batch.arguments)
+                pause()
+            states = self._norm(hidden)[:, :-1].flatten(0, 1)
+            by_token = []
+            for rows in _chunks(len(states)):
+                by_token.append(batch.dense.divergence(rows, self._logits(states[rows])))
+                pause()
+            results.append(torch.cat(by_token).double().view(len(hidden), -1).mean(1))
+        return torch.cat(results)
+
+    def costs(
+        self,
+        allocation: Allocation,
+        alternatives: Mapping[int, Sequence[int]],
+        windows: range,
+        pause: Pause = no_pause,
+    ) -> dict[tuple[int, int], float]:
+        """First-order change of KL, in nats per token, with one module at another level, by module and level.
+
+        The gradient of KL with respect to the output of a module inside the candidate, times the change of this output.
+        One backward pass serves all modules. `pause` is not called during a backward pass.
+        """
+        modules = self._put_together(allocation)
+        costs = {(module, level): 0.0 for module, levels in alternatives.items() for level in levels}
+        for first in windows[::WINDOWS_PER_BATCH]:
+            batch = self._batch(first, windows, pause)
+            layers = [
+                _Layer(block, *modules[2 * number : 2 * number + 2]) for number, block in enumerate(self._blocks)
+            ]
+            inputs = [batch.hidden]
+            with torch.no_grad():
+                for layer in layers:
+                    inputs.append(layer(inputs[-1], batch.arguments))
+                    pause()
+            gradient = self._head_gradient(inputs.pop(), batch.dense, len(windows))
+            pause()
+            for number in reversed(range(len(layers))):
+                reads, outputs, gradients, gradient = layers[number].backward(inputs.pop(), batch.arguments, gradient)
+                for kind in range(2):
+                    module = 2 * number + kind
+                    for level in alternatives.get(module, ()):
+                        with torch.no_grad():
+                            change = output_of(self._module(module, level), reads[kind], batch.arguments)
+                            change = (change - outputs[kind]).float()
+                            costs[module, level] += (change * gradients[kind].float()).sum().item()
+                        pause()
+        return costs
+
+    def _head_gradient(self, hidden: Tensor, dense: Distributions, windows: int) -> Tensor:
+        """The gradient of the mean KL over the windows' tokens with respect to the last layer's output."""
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            states = self._norm(hidden)[:, :-1].flatten(0, 1)
+            by_state = []
+            for rows in _chunks(len(states)):
+                part = states[rows].detach().requires_grad_()
+                total = dense.divergence(rows, self._logits(part)).sum() / (windows * (hidden.shape[1] - 1))
+                by_state += torch.autograd.grad(total, part)
+            (gradient,) = torch.autograd.grad(states, hidden, torch.cat(by_state))
+        return gradient
+
+    @torch.no_grad()
+    def _batch(self, first: int, windows: range, pause: Pause) -> _Batch:
+        """The batch of windows that starts at `first`. The dense model runs on first use."""
+        if first not in self._batches:
+            tokens = self.windows[first : min(first + WINDOWS_PER_BATCH, windows.stop)]
+            embedded = embed(self.model, tokens)
+            states = last_states(self.model, self.model.model.layers, embedded, pause)
+            parts = []
+            for rows in _chunks(len(states)):
+                logits = self._logits(states[rows])
+                largest = logits.topk(min(LARGEST, logits.shape[-1] - 1), -1).indices
+                parts.append((largest, *_largest(logits, largest)))
+                pause()
+            dense = Distributions(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+            self._batches[first] = _Batch(torch.cat(embedded.hidden), embedded.arguments[0], dense)
+        return self._batches[first]
+
+    def _norm(self, hidden: Tensor) -> Tensor:
+        return getattr(self.model.model, family_of(self.model.config).final_norm)(hidden)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        return self.model.lm_head(states).float()
+
+    def _put_together(self, allocation: Allocation) -> list[SlicedModule]:
+        return [self._module(*place) for place in enumerate(allocation)]
+
+    @torch.no_grad()
+    def _module(self, module: int, level: int) -> SlicedModule:
+        """A sliced module; the dense one at its largest level."""
+        if (module, level) not in self._modules:
+            if len(self._modules) >= MAX_MODULES:
+                self._modules.pop(next(iter(self._modules)))  # the oldest
+            self._modules[module, level] = self._slice(module, level)
+        return self._modules[module, level]
+
+    def _slice(self, module: int, level: int) -> SlicedModule:
+        (layer, kind), size = self.levels.modules[module], self.levels[module, level]
+        block = self._blocks[layer]
+        if kind == "mlp":
+            return mlp_from_stats(block.mlp, size.width, self.stats, layer)
+        plan = LayerPlan(size.ratio, 0.0, size.heads, size.kv_heads, size.width, block.mlp.neurons)
+        return attention_from_moments(block.attention, plan, self.stats.layers[layer], self.stats.tokens)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A decoder layer with modules of some size."""
+
+    block: Block
+    attention: SlicedModule
+    mlp: SlicedModule
+
+    def __call__(self, hidden: Tensor, arguments: Arguments) -> Tensor:
+        return self._run(hidden, arguments)[0]
+
+    def _run(self, hidden: Tensor, arguments: Arguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The layer's output, the inputs of both modules, and their outputs."""
+        block = self.block
+        read = block.attention_norm(hidden)
+        attended = output_of(self.attention, read, arguments)
+        middle = hidden if block.parallel else hidden + attended
+        mlp_read = read if block.parallel else block.mlp_norm(middle)
+        output = self.mlp(mlp_read)
+        return (hidden + attended if block.parallel else middle) + output, [read, mlp_read], [attended, output]
+
+    def backward(
+        self, hidden: Tensor, arguments: Arguments, gradient: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """Inputs and outputs of both modules, the gradients of these outputs, and that of the layer's input."""
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            result, reads, outputs = self._run(hidden, arguments)
+            *gradients, before = torch.autograd.grad(result, [*outputs, hidden], gradient)
+        return [read.detach() for read in reads], [output.detach() for output in outputs], gradients, before
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]

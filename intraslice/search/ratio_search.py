@@ -1,0 +1,228 @@
+"""The search for better ratios: start, generations and their journal, and the importances that reproduce the result.
+
+An estimator predicts the importance of units from the dense model; the search measures modules *in a sliced model*. It
+starts from the estimator's plan and never changes the number of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from intraslice.calibration.stats import CalibrationStats
+from intraslice.core.cache import cache_path
+from intraslice.core.config import GRADIENT_GROUP, MODULE_KINDS, ModuleKind, SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.records import read_record, write_record
+from intraslice.core.registry import ESTIMATORS
+from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of
+from intraslice.loading import LoadedModel
+from intraslice.planning.budget import bisect_count
+from intraslice.planning.measured import ModuleId, Ratios, importances_along
+from intraslice.planning.profile import Profile
+from intraslice.planning.ratios import make_plan
+from intraslice.search.evolution import Problem, SearchConfig, State, next_state, start_near
+from intraslice.search.levels import Allocation, Levels, levels_of
+from intraslice.search.measure import Candidates
+
+FORMAT = "1"
+JUDGED = 4  # windows that no generation reads, for the divergence before and after
+MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Ratios of every module, and the KL divergence before and after, in nats per token, on text the search never read.
+
+    `passes` counts dense passes over the calibration tokens; `changes` has the relative change of KL in each
+    generation, 0 where no child was better.
+    """
+
+    sparsity: float
+    ratios: Ratios
+    before: float
+    after: float
+    passes: float
+    changes: tuple[float, ...]
+
+    @property
+    def accepted(self) -> int:
+        """Generations that found a better allocation."""
+        return sum(change != 0 for change in self.changes)
+
+
+@dataclass(frozen=True)
+class SearchProgress:
+    """The search after some generations, for a live display."""
+
+    ratios: dict[ModuleId, float]
+    start: dict[ModuleId, float]  # of the estimator
+    generation: int
+    passes: float
+    changes: tuple[float, ...]
+
+
+def search_ratios(
+    loaded: LoadedModel,
+    stats: CalibrationStats,
+    windows: Int[Tensor, "windows window"],
+    config: SliceConfig,
+    others: Sequence[SearchResult] = (),
+    search: SearchConfig | None = None,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> SearchResult:
+    """Search for ratios at `config.sparsity`, starting from the estimator's plan; `progress` counts dense passes.
+
+    Every generation is recorded in the cache, so that an interrupted search continues where it stopped, and one with
+    more passes continues a shorter one. The children of a generation are shared among all processes.
+
+    Args:
+        windows: text that decides, such as calibration text that follows the calibration tokens. The last four
+            windows only measure the result.
+        others: results at other sparsities. The ratios stay above those at smaller and below those at larger
+            sparsities, so that one file of importances reproduces all of them.
+
+    Raises:
+        UserError: too few windows, locked ratios, runtime shapes, or an estimator without importances.
+    """
+    report, search = progress_callback(progress), search or SearchConfig()
+    groups = (len(windows) - JUDGED) // (3 * search.windows)
+    _require_searchable(config, len(windows), groups, search)
+    problem, start = problem_of(stats.profile_for(config), config, others)
+    if stats.ranked_neurons is None:
+        stats = _with_rankings(stats)
+    candidates = Candidates(loaded.model, stats, problem.levels, windows)
+    calibrated = stats.tokens, stats.targets, stats.layers[-1].attention_sum
+    path = cache_path(
+        "search", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, config.estimator, start,
+        problem.bounds, asdict(replace(search, passes=0.0)),
+    )  # fmt: skip
+    record = broadcast(read_record(path))
+    state = State.parse(record["state"]) if record else State(start)
+    passes_per_window = windows.shape[1] / stats.tokens
+
+    def event() -> Progress:
+        done = min(search.passes, state.windows * passes_per_window)
+        return Progress("search", round(done), max(1, round(search.passes)), partial=live)
+
+    def live() -> SearchProgress:
+        return SearchProgress(
+            problem.levels.ratios(state.allocation),
+            problem.levels.ratios(start),
+            state.generation,
+            state.windows * passes_per_window,
+            state.changes,
+        )
+
+    def pause() -> None:
+        report(event())
+
+    measures = _Shared(candidates, pause)
+    pause()
+    while state.windows * passes_per_window < search.passes:
+        state = next_state(problem, state, measures, search, groups)
+        if rank() == 0:
+            write_record(path, {"state": asdict(state)}, "the generations of a search")
+        pause()
+    judged = range(len(windows) - JUDGED, len(windows))
+    before, after = measures.divergence([start, state.allocation], judged)
+    ratios = problem.levels.ratios(state.allocation)
+    return SearchResult(config.sparsity, ratios, before, after, state.windows * passes_per_window, state.changes)
+
+
+def searched_importances(
+    profile: Profile, results: Sequence[SearchResult], estimator: str
+) -> list[dict[ModuleKind, list[float]]]:
+    """Importances of every layer whose plans have the ratios that were found at each sparsity."""
+    path = sorted((result.sparsity, result.ratios) for result in results)
+    return importances_along(profile, path, estimator)
+
+
+def _require_searchable(config: SliceConfig, windows: int, groups: int, search: SearchConfig) -> None:
+    least = 3 * search.windows + JUDGED
+    if groups < 1 or config.locked or config.shapes != "free" or config.bias is not None:
+        raise UserError(
+            f"the search requires {least} or more windows, shapes 'free', no bias and no locked ratios, got {windows} "
+            f"windows, shapes {config.shapes!r}, bias {config.bias} and {len(config.locked)} locked ratios"
+        )
+    has_default_units = (config.head_fraction, config.gradient_group) == (None, GRADIENT_GROUP)
+    if ESTIMATORS[config.estimator].importance is None or not has_default_units:
+        raise UserError(
+            f"the search needs initial importances, got estimator {config.estimator}; expected one with importances, "
+            "and the default head_fraction and gradient_group"
+        )
+
+
+def _with_rankings(stats: CalibrationStats) -> CalibrationStats:
+    """The statistics with room for the neurons' order, which all widths of a layer share."""
+    copy = replace(stats)
+    copy.ranked_neurons = {}
+    return copy
+
+
+def problem_of(
+    profile: Profile, config: SliceConfig, others: Sequence[SearchResult] = ()
+) -> tuple[Problem, Allocation]:
+    """Levels, bounds and size of one search, and the allocation it starts from. Pure."""
+    levels = levels_of(profile, config.cap)
+    smaller = max((r for r in others if r.sparsity < config.sparsity), key=lambda r: r.sparsity, default=None)
+    larger = min((r for r in others if r.sparsity > config.sparsity), key=lambda r: r.sparsity, default=None)
+    lowest = levels.at_ratios(smaller.ratios) if smaller else (0,) * len(levels.modules)
+    last = tuple(len(sizes) - 1 for sizes in levels.levels)
+    highest = levels.at_ratios(larger.ratios) if larger else last
+    plan = make_plan(profile, config)
+    dense = levels.parameters((0,) * len(levels.modules))
+    target = plan.parameters.sliced_decoder - (profile.dense_decoder - dense)
+    problem = Problem(levels, tuple(zip(lowest, highest, strict=True)), target, dense)
+    ratios = planned_ratios(profile, config)
+    for other in filter(None, (smaller, larger)):
+        before = planned_ratios(profile, replace(config, sparsity=other.sparsity))
+        ratios = _moved(levels, other.ratios, {place: ratios[place] - before[place] for place in ratios}, problem)
+        break
+    return problem, start_near(problem, levels.at_ratios(ratios))
+
+
+def _moved(levels: Levels, ratios: Ratios, added: Mapping[ModuleId, float], problem: Problem) -> dict[ModuleId, float]:
+    """The ratios plus a multiple of `added`, such that the size is that of the problem."""
+
+    def moved(scale: float) -> dict[ModuleId, float]:
+        return {place: min(1.0, max(0.0, ratio + scale * added[place])) for place, ratio in ratios.items()}
+
+    def parameters(scale: float) -> int:
+        return levels.parameters(levels.at_ratios(moved(scale)))
+
+    if parameters(0.0) >= problem.parameters:
+        return moved(bisect_count(parameters, problem.parameters, MAX_SCALE))
+    return moved(MAX_SCALE - bisect_count(lambda less: parameters(MAX_SCALE - less), problem.parameters, MAX_SCALE))
+
+
+def planned_ratios(profile: Profile, config: SliceConfig) -> dict[ModuleId, float]:
+    """The ratios of all modules in the estimator's plan."""
+    ratios = [(layer.attention_ratio, layer.mlp_ratio) for layer in make_plan(profile, config).layers]
+    return {
+        (index, module): both[kind] for index, both in enumerate(ratios) for kind, module in enumerate(MODULE_KINDS)
+    }
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Measurements of candidates, shared among all processes."""
+
+    candidates: Candidates
+    pause: Pause
+
+    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[float]:
+        mine = allocations[shard_of(len(allocations))]
+        return all_gather([self.candidates.divergence(one, windows, self.pause).mean().item() for one in mine])
+
+    def costs(
+        self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
+    ) -> dict[tuple[int, int], float]:
+        return broadcast(self.candidates.costs(allocation, alternatives, windows, self.pause))

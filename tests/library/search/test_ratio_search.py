@@ -1,0 +1,190 @@
+"""The search for ratios: it finds the best plan, at equal size, measures whole slices, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from stopping import Stopped, stop_when
+
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.diagnostics.marginal_costs import parameters_at
+from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.perplexity import measure_losses
+from intraslice.planning.ratios import make_plan
+from intraslice.search import measure as measure_module
+from intraslice.search import ratio_search as module
+from intraslice.search.evolution import Problem, SearchConfig, State, next_state
+from intraslice.search.levels import Level, Levels, levels_of
+from intraslice.search.measure import Candidates
+from intraslice.search.ratio_search import SearchResult, planned_ratios, problem_of, search_ratios
+from intraslice.slicing.driver import slice_model
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+CONFIG = SliceConfig(0.3, order="one-shot")
+FEW = SearchConfig(passes=4, children=3, windows=1)
+
+
+class Rigged:
+    """Damages from a table, by module and level, whatever the windows; costs without a hint, or exact ones."""
+
+    def __init__(self, table, hints) -> None:
+        self.table, self.hints = table, hints
+
+    def damage(self, allocation) -> float:
+        return sum(self.table[module][level] for module, level in enumerate(allocation))
+
+    def divergence(self, allocations, windows) -> list[float]:
+        return [self.damage(allocation) for allocation in allocations]
+
+    def costs(self, allocation, alternatives, windows) -> dict:
+        return {
+            (module, level): self.hints * (self.table[module][level] - self.table[module][allocation[module]])
+            for module, levels in alternatives.items()
+            for level in levels
+        }
+
+
+@pytest.mark.parametrize("hints", [1.0, 0.0])
+def test_the_best_plan_of_a_rigged_table_is_found_with_and_without_hints(hints) -> None:
+    modules = tuple((layer, kind) for layer in range(2) for kind in ("attention", "mlp"))
+    levels = Levels(modules, (tuple(Level(level / 8, 100 * (8 - level)) for level in range(8)),) * 4)
+    weights = (1.0, 5.0, 0.3, 2.0)
+    table = [[weight * level**2 for level in range(8)] for weight in weights]
+    problem = Problem(levels, ((0, 7),) * 4, 100 * (32 - 12), 3200)
+    measures, state = Rigged(table, hints), State((3, 3, 3, 3))
+    best = min(
+        (one for one in itertools.product(range(8), repeat=4) if sum(one) == 12), key=measures.damage
+    )
+    for _ in range(30):
+        state = next_state(problem, state, measures, SearchConfig(), 1)
+        assert levels.parameters(state.allocation) == problem.parameters
+    assert state.allocation == best
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "phi"])
+def test_a_candidate_measures_what_a_whole_slice_does(tiny_case, name, monkeypatch) -> None:
+    """The levels are those of plans, and a plan with the ratios of a level has exactly this level."""
+    monkeypatch.setattr(measure_module, "LARGEST", 10**6)  # all but one: nothing is merged
+    case = tiny_case(name)
+    profile = case.stats.profile
+    problem, start = problem_of(profile, CONFIG)
+    candidates = Candidates(case.loaded.model, case.stats, problem.levels, case.tokens[:4])
+    for allocation in (start, tuple(max(0, level - 1) for level in start)):
+        ratios = problem.levels.ratios(allocation)
+        locked = tuple((index, kind, ratio) for (index, kind), ratio in ratios.items())
+        fixed = profile.dense_decoder - problem.total
+        left = problem.levels.parameters(allocation) + fixed
+        plan = make_plan(profile, replace(CONFIG, sparsity=1 - left / profile.dense_decoder, locked=locked))
+        sliced = slice_model(case.loaded.model, plan, case.stats, progress=False)
+        losses = measure_losses(sliced, case.tokens[:4], dense=DenseStates(case.loaded.model), progress=False)
+        assert candidates.divergence(allocation, range(4)).mean() == pytest.approx(losses.divergence().value, rel=1e-3)
+        assert left == plan.parameters.sliced_decoder
+    assert levels_of(profile, 0.8).parameters(start) == sum(
+        parameters_at(profile.layers[index], kind, ratio)
+        for (index, kind), ratio in problem.levels.ratios(start).items()
+    )
+
+
+def test_the_largest_entries_bound_the_divergence_from_below(tiny_case, monkeypatch) -> None:
+    case = tiny_case("llama-gqa")
+    problem, start = problem_of(case.stats.profile, CONFIG)
+
+    def measured(largest: int) -> float:
+        monkeypatch.setattr(measure_module, "LARGEST", largest)
+        candidates = Candidates(case.loaded.model, case.stats, problem.levels, case.tokens[:2])
+        return candidates.divergence(start, range(2)).mean().item()
+
+    few, more, whole = (measured(largest) for largest in (4, 32, 10**6))
+    assert 0 < few < more < whole
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "phi"])
+def test_predicted_costs_are_the_derivative_of_the_divergence(tiny_case, name) -> None:
+    """For an alternative whose output is a multiple of the module's, against the symmetric difference."""
+    case = tiny_case(name)
+    problem, start = problem_of(case.stats.profile, replace(CONFIG, sparsity=0.6))
+    candidates = Candidates(case.loaded.model, case.stats, problem.levels, case.tokens[:4])
+    for number in range(len(start)):
+        sliced = candidates._module(number, start[number])
+        other = 0 if start[number] else 1
+        allocation = (*start[:number], other, *start[number + 1 :])
+        measured = []
+        for factor in (0.98, 1.02):
+            candidates._modules[number, other] = _scaled(sliced, "down_proj" if number % 2 else "o_proj", factor)
+            measured.append(candidates.divergence(allocation, range(4)).mean().item())
+        predicted = candidates.costs(start, {number: [other]}, range(4))[number, other]
+        assert (measured[1] - measured[0]) / 2 == pytest.approx(predicted, rel=0.05, abs=2e-6)
+
+
+def _scaled(module, output, factor):
+    copied = copy.deepcopy(module)
+    getattr(copied, output).weight.data.mul_(factor)
+    return copied
+
+
+def test_a_stopped_search_goes_on_to_the_same_bytes_and_keeps_the_size(tiny_case, monkeypatch) -> None:
+    case = tiny_case("llama-gqa")
+    written: list[str] = []
+    write = module.write_record
+    monkeypatch.setattr(module, "write_record", lambda path, record, what: (written.append(json.dumps(record)), write(path, record, what)))
+
+    def run(progress, **changes) -> SearchResult:
+        return search_ratios(
+            case.loaded, case.stats, case.tokens, CONFIG, search=replace(FEW, **changes), progress=progress
+        )
+
+    with pytest.raises(Stopped):
+        run(stop_when(lambda event: len(written) == 2))
+    resumed = run(False)
+    first_run, written = written, []
+    monkeypatch.setattr(module, "read_record", lambda path: {})
+    assert run(False) == resumed
+    assert written == first_run
+    assert resumed.after < resumed.before
+    assert 0 < resumed.accepted
+    profile = case.stats.profile
+    problem, start = problem_of(profile, CONFIG)
+    for record in written:
+        state = State.parse(json.loads(record)["state"])
+        assert abs(problem.levels.parameters(state.allocation) - problem.parameters) <= abs(
+            problem.levels.parameters(start) - problem.parameters
+        ) + min(layer.sizes.neuron_cost * 8 for layer in profile.layers)
+    assert run(False, seed=1).ratios != resumed.ratios
+
+
+def test_other_sparsities_bound_the_ratios(tiny_case) -> None:
+    profile = tiny_case("llama-gqa").stats.profile
+
+    def result(sparsity: float) -> SearchResult:
+        ratios = planned_ratios(profile, replace(CONFIG, sparsity=sparsity))
+        return SearchResult(sparsity, ratios, 0.0, 0.0, 0.0, ())
+
+    problem, start = problem_of(profile, CONFIG, [result(0.2), result(0.5)])
+    smaller, larger = (problem.levels.at_ratios(result(sparsity).ratios) for sparsity in (0.2, 0.5))
+    assert problem.bounds == tuple(zip(smaller, larger, strict=True))
+    assert all(low <= level <= high for level, (low, high) in zip(start, problem.bounds, strict=True))
+    finest = min(layer.sizes.neuron_cost * 8 for layer in profile.layers)
+    assert abs(problem.levels.parameters(start) - problem.parameters) <= finest
+
+
+@pytest.mark.parametrize(
+    ("windows", "config"),
+    [
+        (6, CONFIG),
+        (16, replace(CONFIG, shapes="runtime")),
+        (16, replace(CONFIG, locked=((0, "mlp", 0.2),))),
+        (16, replace(CONFIG, estimator="uniform")),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_any_work(tiny_case, windows, config) -> None:
+    case = tiny_case("llama-gqa")
+    with pytest.raises(UserError, match="the search (requires|needs)"):
+        search_ratios(
+            case.loaded, case.stats, case.tokens[:windows], config, search=FEW, progress=stop_when(lambda _: True)
+        )
+    assert asdict(FEW)["windows"] == 1
