@@ -34,15 +34,17 @@ from intraslice.modeling.offload import Placement
 from intraslice.pipeline import Pipeline, require_dense
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
 from intraslice.reporting import Recipe, evaluation_statistics, layer_table, ratio_chart, slice_record
+from intraslice.search.evolution import SearchConfig
 
 
 class Options(TypedDict, total=False):
     """Further keyword arguments of `compress`; the defaults are those of `Recipe` and `SliceConfig`.
 
     `dtype` ("auto", "float32", "bfloat16" or a torch dtype), `device` and `device_map` ("auto" or "disk") control
-    loading, and are refused for a model that is loaded already. `method` is a name in `METHODS`. All others are fields
-    of `SliceConfig`; `estimator` may also be a file of your own, `path.py:function` or `path.json`, as `load_estimator`
-    takes it.
+    loading, and are refused for a model that is loaded already. `method` is a name in `METHODS`. `ratios`
+    "search" searches for better ones, from the estimator's on, within `passes` dense passes over the calibration tokens
+    (see `search_ratios`). All others are fields of `SliceConfig`; `estimator` may also be a file of your own,
+    `path.py:function` or `path.json`, as `load_estimator` takes it.
     """
 
     dtype: str | torch.dtype
@@ -60,9 +62,12 @@ class Options(TypedDict, total=False):
     epochs: int
     shapes: Shapes
     recovery: str
+    ratios: Literal["estimator", "search"]
+    passes: float
 
 
 LOADING_OPTIONS = ("dtype", "device", "device_map")
+OTHER_OPTIONS = ("method", "ratios", "passes")
 
 
 def compress(
@@ -101,7 +106,7 @@ def compress(
     loaded = _loaded(model, tokenizer, options)
     device = choose_device(options.get("device", AUTO))
     slicing: dict[str, Any] = {
-        name: value for name, value in options.items() if name not in (*LOADING_OPTIONS, "method")
+        name: value for name, value in options.items() if name not in (*LOADING_OPTIONS, *OTHER_OPTIONS)
     }
     if (estimator := slicing.get("estimator", SliceConfig.estimator)) not in ESTIMATORS:
         slicing["estimator"] = load_estimator(str(estimator)).name
@@ -113,7 +118,11 @@ def compress(
         method=METHODS.require(options.get("method", Recipe.method)).name,
         dtype=choose_dtype(_precision(options.get("dtype", AUTO) if loaded is None else loaded.model.dtype), device),
     )
-    pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress)
+    ratios = options.get("ratios", "estimator")
+    if ratios not in ("estimator", "search"):
+        raise UserError(f"ratios must be estimator or search, got {ratios!r}")
+    search = SearchConfig(options.get("passes", SearchConfig.passes)) if ratios == "search" else None
+    pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress, ratio_search=search)
     return compress_loaded(pipeline, pipeline.load_dense() if loaded is None else loaded)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Int
@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.config import NO_RECOVERY
+from intraslice.calibration.user_estimator import load_estimator
+from intraslice.core.cache import cache_path, write_result
+from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.distributed.sharing import broadcast
@@ -23,6 +25,9 @@ from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, slice_by
 from intraslice.modeling.offload import Placement
 from intraslice.reporting import Recipe
+from intraslice.search.evolution import SearchConfig
+from intraslice.search.ratio_search import SearchResult, search_ratios, searched_importances
+from intraslice.untrusted.importance_files import importances_json
 
 
 @dataclass
@@ -30,6 +35,8 @@ class Pipeline:
     """All stages of a recipe on one device; `seconds` has the time of each finished stage.
 
     `slicing` is the fraction of the residual stream's axes that the cross-module method removes, instead of a sparsity.
+    With `ratio_search`, the calibration is followed by a search for ratios at the recipe's sparsity, and the recipe's
+    estimator becomes the file of importances that reproduces them.
     """
 
     recipe: Recipe
@@ -37,6 +44,7 @@ class Pipeline:
     device_map: Placement | None = None
     slicing: float | None = None
     progress: ProgressCallback | bool = field(default=True, kw_only=True)
+    ratio_search: SearchConfig | None = field(default=None, kw_only=True)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     @contextmanager
@@ -70,7 +78,35 @@ class Pipeline:
         with self.timed("calibrate"):
             stats = calibrate(loaded, tokens, self.recipe.calibration.targets, progress=self.progress)
             _ = stats.profile  # computed on first access, and counted here
+        if self.ratio_search is not None:
+            config, self.ratio_search = self.ratio_search, None
+            stats = self._with_searched_ratios(loaded, stats, config)
         return stats, tokens
+
+    def search(
+        self,
+        loaded: LoadedModel,
+        stats: CalibrationStats,
+        slicing: SliceConfig,
+        others: Sequence[SearchResult] = (),
+        search: SearchConfig | None = None,
+    ) -> SearchResult:
+        """Better ratios, found on calibration text that follows the calibration tokens (see `search_ratios`)."""
+        with self.timed("search"):
+            windows = self.training_tokens(loaded)[self.recipe.calibration.sequences :]
+            return search_ratios(loaded, stats, windows, slicing, others, search, progress=self.progress)
+
+    def _with_searched_ratios(
+        self, loaded: LoadedModel, stats: CalibrationStats, config: SearchConfig
+    ) -> CalibrationStats:
+        """The statistics with the importances of searched ratios, which become the recipe's estimator."""
+        slicing = self.recipe.slicing
+        found = self.search(loaded, stats, slicing, search=config)
+        text = importances_json(searched_importances(stats.profile, [found], slicing.estimator))
+        file = cache_path("search", ".json", "importances", text)
+        write_result(file, lambda path: path.write_text(text, encoding="utf-8"), "the importances", len(text))
+        self.recipe = replace(self.recipe, slicing=replace(slicing, estimator=load_estimator(str(file)).name))
+        return replace(stats)  # its profile is computed again, with the new estimator
 
     def calibrate_for_method(self, loaded: LoadedModel) -> tuple[CalibrationStats | None, Tokens]:
         """As `calibrate`, but without statistics if the recipe's method needs none."""

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, get_args
 import intraslice
 from intraslice.calibration.user_estimator import load_estimator
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
-from intraslice.cli import analyses, commands, exchange, paper, tasks
+from intraslice.cli import analyses, commands, paper, search, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.cli.prices import prices
@@ -25,6 +25,7 @@ from intraslice.loading import DEFAULT
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.offload import PLACEMENTS
 from intraslice.pretrained.precision import AUTO, Precision
+from intraslice.search.evolution import SearchConfig
 
 FEW_TOKENS = 2048  # enough for activations
 RANKING_TOKENS = 8192  # enough to rank modules by their KL divergence
@@ -105,9 +106,12 @@ def _common(eval_tokens: int) -> _Parser:
     )
     add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
     ratios = (
-        "fix ratios from a file, as written by `ratios --csv`; --lock takes precedence, and the estimator sets the rest"
+        "fix ratios from a file, as written by `ratios --csv`; --lock takes precedence, and the estimator sets the rest. "
+        "search: move parameters between modules while the measured KL decreases, from the estimator's ratios on"
     )
-    add("--ratios", type=Path, metavar="FILE", help=ratios)
+    add("--ratios", type=Path, metavar="FILE|search", help=ratios)
+    explanation = "budget of a search at each sparsity, in dense passes over the calibration (default: %(default)g)"
+    add("--passes", type=float, default=SearchConfig().passes, metavar="N", help=explanation)
     add("--method", default="intraslice", choices=METHODS, help=_registry_help("slicing method", METHODS))
     explanation = _registry_help("training after slicing, for any method", RECOVERIES)
     add("--recover", default=slicing.recovery, choices=(NO_RECOVERY, *RECOVERIES), help=explanation)
@@ -118,8 +122,7 @@ def _common(eval_tokens: int) -> _Parser:
     add("--sequences", type=int, default=calibration.sequences, metavar="N", help=explanation)
     add("--length", type=int, default=calibration.length, help="tokens per sequence and per perplexity window")
     explanation = (
-        "random seed of the calibration text, of sampled answers and of the swaps that `exchange` tries "
-        "(default: %(default)s)"
+        "random seed of the calibration text, of sampled answers and of the search for ratios (default: %(default)s)"
     )
     add("--seed", type=int, default=calibration.seed, metavar="N", help=explanation)
     explanation = "labels for gradients: tokens sampled from the model, or the tokens of the text (as published)"
@@ -182,7 +185,8 @@ def parser() -> argparse.ArgumentParser:
     explanation = "also list the modules where this estimator's plan of equal size differs"
     prices_command.add_argument("--against", **_ESTIMATOR, help=explanation)
     explanation = "search for better ratios by measuring KL, and save them as importances"
-    exchange.add_options(command("exchange", exchange.exchange, explanation))
+    for name in ("search", "exchange"):  # the second is its former name
+        search.add_options(command(name, search.search, explanation))
     explanation = "perplexity, size and speed for all combinations of methods, estimators, sparsities and file types"
     sweep = command("sweep", analyses.sweep_, explanation)
     sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)

@@ -27,11 +27,13 @@ from intraslice.pipeline import Pipeline
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.pretrained.sources import verify_weights
 from intraslice.reporting import Recipe
+from intraslice.search.evolution import SearchConfig
 from intraslice.untrusted.ratio_files import read_ratios
 
 CommandResult = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
 # Commands that slice each model in a single process.
 SINGLE_PROCESS = ("sweep", "sensitivity", "paper")
+SEARCHING = ("ratios", "evaluate", "slice", "generate", "prices")  # commands that take --ratios search
 
 
 class Run(Pipeline):
@@ -41,6 +43,13 @@ class Run(Pipeline):
         self.arguments = arguments
         device = choose_device(arguments.device)
         super().__init__(recipe_of(arguments), device, arguments.device_map, arguments.slicing)
+        if searches(arguments):
+            self.ratio_search = SearchConfig(arguments.passes, seed=arguments.seed)
+            if arguments.command not in SEARCHING:
+                raise UserError(
+                    f"--ratios search works with {', '.join(SEARCHING)}, got {arguments.command}; run `search --out "
+                    "FILE.json` first, and give it --estimator FILE.json"
+                )
         require_enough(self.recipe.calibration.sequences)
         if arguments.command not in SINGLE_PROCESS or getattr(arguments, "context", False):
             for method in (self.recipe.method, *getattr(arguments, "methods", ())):
@@ -71,11 +80,16 @@ class Run(Pipeline):
         return {name: data.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in texts.items()}
 
 
+def searches(arguments: argparse.Namespace) -> bool:
+    """Whether the ratios come from a search."""
+    return str(arguments.ratios) == "search"
+
+
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """The recipe of a command line. Raises UserError for numbers out of range, or an invalid file of ratios."""
     a = arguments
     locks = tuple(parse_lock(" ".join(lock)) for lock in a.lock)
-    file_locks = read_ratios(a.ratios) if a.ratios else ()
+    file_locks = read_ratios(a.ratios) if a.ratios and not searches(a) else ()
     return Recipe(
         model=a.model,
         slicing=SliceConfig(

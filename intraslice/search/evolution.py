@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from intraslice.core.errors import UserError
 from intraslice.search.levels import Allocation, Levels
 
 STEP = 0.002  # of all parameters: what one module gains or loses in one generation, or its smallest step
@@ -22,6 +23,8 @@ MIN_MOVED = 0.002
 DECAY = 0.7  # of earlier predicted costs, in their average over generations
 INCLUDED = 0.7  # probability that a child may change a module
 COST_TOKENS = 5  # a prediction of costs runs a token about as often as five dense passes: both ways, and alternatives
+MAX_PASSES = 10**6
+MAX_COUNT = 1000  # children, survivors or windows
 Bounds = tuple[tuple[int, int], ...]  # the smallest and the largest level of each module
 Prices = tuple[tuple[float, float], ...]  # predicted change of KL per parameter, when a module loses or gains some
 
@@ -48,6 +51,13 @@ class SearchConfig:
     windows: int = 2
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.passes <= MAX_PASSES:
+            raise UserError(f"passes must be between 0 and {MAX_PASSES:,}, got {self.passes!r}")
+        for name in ("children", "survivors", "windows"):
+            if not 1 <= getattr(self, name) <= MAX_COUNT:
+                raise UserError(f"{name} must be between 1 and {MAX_COUNT}, got {getattr(self, name)!r}")
+
 
 @dataclass(frozen=True)
 class State:
@@ -63,8 +73,8 @@ class State:
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> State:
         """The state whose `asdict` was stored as JSON."""
-        prices = tuple((lost, gained) for lost, gained in record["prices"])
-        return cls(**{**record, "allocation": tuple(record["allocation"]), "prices": prices, "changes": tuple(record["changes"])})
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+        return cls(**values | {"prices": tuple((lost, gained) for lost, gained in record["prices"])})
 
 
 @dataclass(frozen=True)
@@ -219,9 +229,7 @@ def _child(
 
 def start_near(problem: Problem, allocation: Allocation) -> Allocation:
     """The allocation within the bounds that has the wanted number of parameters."""
-    within = tuple(
-        min(max(level, low), high) for level, (low, high) in zip(allocation, problem.bounds, strict=True)
-    )
+    within = tuple(min(max(level, low), high) for level, (low, high) in zip(allocation, problem.bounds, strict=True))
     for _ in range(1 + round(1 / STEP)):
         before, within = within, problem.settled(within, range(len(within)))
         if within == before:

@@ -83,9 +83,7 @@ class Candidates:
         self._blocks = blocks(self.model)
 
     @torch.no_grad()
-    def divergence(
-        self, allocation: Allocation, windows: range, pause: Pause = no_pause
-    ) -> Float[Tensor, " windows"]:
+    def divergence(self, allocation: Allocation, windows: range, pause: Pause = no_pause) -> Float[Tensor, " windows"]:
         """KL divergence of a candidate from the dense model in each of these windows, in nats per token."""
         modules, results = self._put_together(allocation), []
         for first in windows[::WINDOWS_PER_BATCH]:
@@ -118,9 +116,7 @@ class Candidates:
         costs = {(module, level): 0.0 for module, levels in alternatives.items() for level in levels}
         for first in windows[::WINDOWS_PER_BATCH]:
             batch = self._batch(first, windows, pause)
-            layers = [
-                _Layer(block, *modules[2 * number : 2 * number + 2]) for number, block in enumerate(self._blocks)
-            ]
+            layers = [_Layer(block, *modules[2 * number : 2 * number + 2]) for number, block in enumerate(self._blocks)]
             inputs = [batch.hidden]
             with torch.no_grad():
                 for layer in layers:

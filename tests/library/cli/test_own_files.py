@@ -12,7 +12,6 @@ import torch
 import intraslice
 from intraslice.__main__ import main
 from intraslice.core.registry import ESTIMATORS
-from intraslice.diagnostics import ratio_search
 
 WORDS = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt", "--sequences", "16", "--length", "24"]
 WORDS += ["--eval-tokens", "96", "--device", "cpu", "--dtype", "float32", "--json"]
@@ -114,24 +113,32 @@ def test_an_estimator_of_ones_own_plans_sweeps_and_is_judged(run, home):
             del ESTIMATORS[name]
 
 
-def test_exchanges_write_importances_that_plan_as_they_found(run, refused, home, monkeypatch):
-    monkeypatch.setattr(ratio_search, "AMOUNTS", (0.02, 0.05))  # a tiny model's sizes have coarse steps
-    monkeypatch.setattr(ratio_search, "SIZE_TOLERANCE", 0.03)
-    few = ["--exchanges", "12", "--windows", "4"]
-    found = run("exchange", "--sparsities", "0.4", "0.2", "--out", "measured.json", *few)
+def test_a_search_writes_importances_that_plan_as_it_found(run, refused, home):
+    few = ["--passes", "3", "--windows", "1"]
+    found = run("search", "--sparsities", "0.4", "0.2", "--out", "measured.json", *few)
     assert [plan["sparsity"] for plan in found["plans"]] == [0.2, 0.4]
-    assert all(plan["after"] <= plan["before"] for plan in found["plans"])
     assert sum(plan["stayed"] for plan in found["plans"]) > 0
+    assert all(3 <= plan["passes"] < 6 for plan in found["plans"])
     try:
         planned = run("ratios", "--estimator", "measured.json", "--sparsity", "0.2")
         for own, measured in zip(planned["ratios"], found["plans"][0]["ratios"], strict=True):
             assert own == pytest.approx(measured, abs=0.08)
+        # a search at one sparsity, as part of another command, is the same search
+        alone = run("search", "--sparsities", "0.4", "--out", "measured.json", "--passes", "3")
+        planned = run("ratios", "--ratios", "search", "--passes", "3", "--sparsity", "0.4")
+        for own, measured in zip(planned["ratios"], alone["plans"][0]["ratios"], strict=True):
+            assert own == pytest.approx(measured, abs=0.08)
     finally:
-        for name in [name for name in ESTIMATORS if name.startswith("measured.json")]:
+        for name in [name for name in ESTIMATORS if ".json@" in name]:
             del ESTIMATORS[name]
-    assert "--out must be a .json file" in refused("exchange", "--out", "nowhere/there.json")
-    assert "--windows must be between 2" in refused("exchange", "--out", "there.json", "--windows", "1")
-    assert "needs initial importances" in refused("exchange", "--out", "there.json", "--estimator", "uniform")
+    old = run("exchange", "--sparsities", "0.4", "--out", "measured.json", "--exchanges", "12", "--windows", "1")
+    assert old["plans"][0]["passes"] >= 12 / 16
+    assert "--out must be a .json file" in refused("search", "--out", "nowhere/there.json")
+    assert "windows must be between 1" in refused("search", "--out", "there.json", "--windows", "0")
+    assert "passes must be between 0" in refused("search", "--out", "there.json", "--passes", "-1")
+    assert "needs initial importances" in refused("search", "--out", "there.json", "--estimator", "uniform")
+    assert "--ratios search works with" in refused("sweep", "--ratios", "search")
+    assert not (home / "there.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,7 @@ def test_the_best_plan_of_a_rigged_table_is_found_with_and_without_hints(hints) 
     table = [[weight * level**2 for level in range(8)] for weight in weights]
     problem = Problem(levels, ((0, 7),) * 4, 100 * (32 - 12), 3200)
     measures, state = Rigged(table, hints), State((3, 3, 3, 3))
-    best = min(
-        (one for one in itertools.product(range(8), repeat=4) if sum(one) == 12), key=measures.damage
-    )
+    best = min((one for one in itertools.product(range(8), repeat=4) if sum(one) == 12), key=measures.damage)
     for _ in range(30):
         state = next_state(problem, state, measures, SearchConfig(), 1)
         assert levels.parameters(state.allocation) == problem.parameters
@@ -131,7 +129,11 @@ def test_a_stopped_search_goes_on_to_the_same_bytes_and_keeps_the_size(tiny_case
     case = tiny_case("llama-gqa")
     written: list[str] = []
     write = module.write_record
-    monkeypatch.setattr(module, "write_record", lambda path, record, what: (written.append(json.dumps(record)), write(path, record, what)))
+    monkeypatch.setattr(
+        module,
+        "write_record",
+        lambda path, record, what: (written.append(json.dumps(record)), write(path, record, what)),
+    )
 
     def run(progress, **changes) -> SearchResult:
         return search_ratios(

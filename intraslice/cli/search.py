@@ -1,0 +1,68 @@
+"""The command `search` (also `exchange`): better ratios by measurement, as importances for `--estimator FILE.json`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from intraslice.cli.run import CommandResult, Run
+from intraslice.core.errors import UserError
+from intraslice.distributed.sharing import is_main_process
+from intraslice.search.evolution import SearchConfig
+from intraslice.search.ratio_search import SearchResult, searched_importances
+from intraslice.untrusted.importance_files import importances_json
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add = command.add_argument
+    add("--out", type=Path, required=True, metavar="FILE.json", help="importances, for --estimator")
+    explanation = (
+        "sparsities to search at, in this order; the ratios of each stay between those found before at smaller and "
+        "larger ones, and ratios between are interpolated (default: 0.3 0.2 0.4 0.5)"
+    )
+    add("--sparsities", nargs="+", type=float, default=[0.3, 0.2, 0.4, 0.5], metavar="F", help=explanation)
+    add("--exchanges", type=int, metavar="N", help="the budget as a number of candidates, instead of --passes")
+    explanation = "calibration windows of 512 tokens that candidates are first compared on (default: %(default)s)"
+    add("--windows", type=int, default=SearchConfig().windows, metavar="N", help=explanation)
+
+
+def search(run: Run) -> CommandResult:
+    """Move parameters between modules while KL decreases, and write importances that reproduce the found ratios."""
+    a, slicing = run.arguments, run.recipe.slicing
+    if a.out.suffix != ".json" or not a.out.parent.is_dir():
+        raise UserError(f"--out must be a .json file in an existing folder, got {a.out}")
+    config = SearchConfig(a.passes, windows=a.windows, seed=a.seed)
+    if a.exchanges is not None:
+        if a.exchanges < 1:
+            raise UserError(f"--exchanges must be 1 or more, got {a.exchanges}")
+        config = replace(config, passes=a.exchanges * config.windows / a.sequences)
+    loaded = run.load_dense()
+    stats, _ = run.calibrate(loaded)
+    results: list[SearchResult] = []
+    for sparsity in dict.fromkeys(a.sparsities):
+        results.append(run.search(loaded, stats, replace(slicing, sparsity=sparsity), results, config))
+    importances = searched_importances(stats.profile, results, slicing.estimator)
+    if is_main_process():
+        a.out.write_text(importances_json(importances), encoding="utf-8")
+    lines = [
+        f"{result.sparsity:.0%} removed: KL {result.before:.4f} -> {result.after:.4f} nats per token, "
+        f"{result.accepted} of {len(result.changes)} generations accepted, {result.passes:.0f} dense passes"
+        for result in results
+    ]
+    lines.append(f"wrote the importances to {a.out}, for --estimator {a.out}")
+    plans = [
+        {
+            "sparsity": result.sparsity,
+            "ratios": [(result.ratios[n, "attention"], result.ratios[n, "mlp"]) for n in range(len(stats.layers))],
+            "before": result.before,
+            "after": result.after,
+            "stayed": result.accepted,
+            "passes": result.passes,
+            "changes": result.changes,
+        }
+        for result in sorted(results, key=lambda result: result.sparsity)
+    ]
+    output = {"plans": plans, "file": str(a.out), "protocol": run.recipe.protocol(), "seconds": run.seconds}
+    return output, "\n".join(lines)
