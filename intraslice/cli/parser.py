@@ -106,8 +106,8 @@ def _common(eval_tokens: int) -> _Parser:
     )
     add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
     ratios = (
-        "fix ratios from a file, as written by `ratios --csv`; --lock takes precedence, and the estimator sets the rest. "
-        "search: move parameters between modules while the measured KL decreases, from the estimator's ratios on"
+        "fix ratios from a file, as written by `ratios --csv`; --lock takes precedence, and the estimator sets the "
+        "rest. search: move parameters between modules while the measured KL decreases, from the estimator's ratios on"
     )
     add("--ratios", type=Path, metavar="FILE|search", help=ratios)
     explanation = "budget of a search at each sparsity, in dense passes over the calibration (default: %(default)g)"

@@ -1,9 +1,9 @@
 """Evolutionary search over allocations of parameters to modules (after EvoPress, arXiv 2410.14649). Pure.
 
-Each generation moves parameters between modules at equal size. Its children are drawn around predicted costs, since most
-random swaps are worse: remove where a parameter costs least, add where it gains most. Children are compared on the same
-few windows first, the best of them on further windows, and the winner replaces its parent if KL falls on both sets.
-Every generation reads other windows, so that the search does not fit a few of them; costs are averaged over generations.
+Each generation moves parameters between modules at equal size. Its children are drawn around predicted costs, since
+most random swaps are worse: remove where a parameter costs least, add where it gains most. Children are compared on the
+same few windows first, the best of them on further windows, and the winner replaces its parent if KL falls on both
+sets. Every generation reads other windows, so that the search does not fit a few of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from intraslice.core.errors import UserError
@@ -20,13 +20,15 @@ from intraslice.search.levels import Allocation, Levels
 STEP = 0.002  # of all parameters: what one module gains or loses in one generation, or its smallest step
 MAX_MOVED = 0.04  # of all parameters, by one child
 MIN_MOVED = 0.002
-DECAY = 0.7  # of earlier predicted costs, in their average over generations
+DECAY = 0.5  # of earlier predicted costs of an unchanged module, in their average over generations
+NOISE = 0.5  # of predicted costs, relative to their median size
 INCLUDED = 0.7  # probability that a child may change a module
 COST_TOKENS = 5  # a prediction of costs runs a token about as often as five dense passes: both ways, and alternatives
 MAX_PASSES = 10**6
 MAX_COUNT = 1000  # children, survivors or windows
 Bounds = tuple[tuple[int, int], ...]  # the smallest and the largest level of each module
-Prices = tuple[tuple[float, float], ...]  # predicted change of KL per parameter, when a module loses or gains some
+# Predicted change of KL per parameter, when a module loses or gains some. Empty for a module that has just changed.
+Prices = tuple[tuple[float, ...], ...]
 
 
 class Measures(Protocol):
@@ -74,7 +76,7 @@ class State:
     def parse(cls, record: Mapping[str, Any]) -> State:
         """The state whose `asdict` was stored as JSON."""
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-        return cls(**values | {"prices": tuple((lost, gained) for lost, gained in record["prices"])})
+        return cls(**values | {"prices": tuple(map(tuple, record["prices"]))})
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def next_state(problem: Problem, state: State, measures: Measures, config: Searc
         after = first_set[1 + ranked[winner]] + second_set[1 + winner]
         if first_set[1 + ranked[winner]] < first_set[0] and second_set[1 + winner] < second_set[0]:
             best, change = children[ranked[winner]], after / before - 1
+    prices = tuple(() if old != new else price for old, new, price in zip(parent, best, prices, strict=True))
     moved = min(MAX_MOVED, 1.3 * state.moved) if change else max(MIN_MOVED, 0.7 * state.moved)
     cost = (COST_TOKENS + 1 + len(first_set) + 1 + len(second_set) + 1) * config.windows
     return State(best, state.generation + 1, state.windows + cost, moved, prices, (*state.changes, change))
@@ -161,11 +164,9 @@ def _prices(
 
 
 def _averaged(earlier: Prices, prices: Prices) -> Prices:
-    if not earlier:
-        return prices
     return tuple(
-        (DECAY * old[0] + (1 - DECAY) * new[0], DECAY * old[1] + (1 - DECAY) * new[1])
-        for old, new in zip(earlier, prices, strict=True)
+        tuple(DECAY * before + (1 - DECAY) * after for before, after in zip(old, new, strict=True)) if old else new
+        for old, new in zip(earlier or [()] * len(prices), prices, strict=True)
     )
 
 
@@ -196,7 +197,7 @@ def _child(
     rng: random.Random,
 ) -> Allocation:
     """Remove parameters where they cost least and add them where they gain most, by prices with noise."""
-    noise = statistics.median(abs(price) for pair in prices for price in pair) or 1.0
+    noise = NOISE * statistics.median(abs(price) for pair in prices for price in pair) or 1.0
     amount = state.moved * 2 ** rng.uniform(-1, 1) * problem.total
     included = [module for module in steps if rng.random() < INCLUDED]
     lost, gained = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
@@ -141,7 +141,7 @@ class Candidates:
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_()
             states = self._norm(hidden)[:, :-1].flatten(0, 1)
-            by_state = []
+            by_state: list[Tensor] = []
             for rows in _chunks(len(states)):
                 part = states[rows].detach().requires_grad_()
                 total = dense.divergence(rows, self._logits(part)).sum() / (windows * (hidden.shape[1] - 1))

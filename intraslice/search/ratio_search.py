@@ -6,11 +6,9 @@ starts from the estimator's plan and never changes the number of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -100,9 +98,10 @@ def search_ratios(
         stats = _with_rankings(stats)
     candidates = Candidates(loaded.model, stats, problem.levels, windows)
     calibrated = stats.tokens, stats.targets, stats.layers[-1].attention_sum
+    settings = asdict(replace(search, passes=0.0))
     path = cache_path(
-        "search", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, config.estimator, start,
-        problem.bounds, asdict(replace(search, passes=0.0)),
+        "search", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, config, start,
+        problem.bounds, settings,
     )  # fmt: skip
     record = broadcast(read_record(path))
     state = State.parse(record["state"]) if record else State(start)

@@ -148,7 +148,7 @@ def test_a_stopped_search_goes_on_to_the_same_bytes_and_keeps_the_size(tiny_case
     assert run(False) == resumed
     assert written == first_run
     assert resumed.after < resumed.before
-    assert 0 < resumed.accepted
+    assert resumed.accepted > 0
     profile = case.stats.profile
     problem, start = problem_of(profile, CONFIG)
     for record in written:
@@ -185,7 +185,7 @@ def test_other_sparsities_bound_the_ratios(tiny_case) -> None:
 )
 def test_what_cannot_be_searched_is_refused_before_any_work(tiny_case, windows, config) -> None:
     case = tiny_case("llama-gqa")
-    with pytest.raises(UserError, match="the search (requires|needs)"):
+    with pytest.raises(UserError, match=r"the search (requires|needs)"):
         search_ratios(
             case.loaded, case.stats, case.tokens[:windows], config, search=FEW, progress=stop_when(lambda _: True)
         )
