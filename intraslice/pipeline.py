@@ -26,7 +26,7 @@ from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, slice_by
 from intraslice.modeling.offload import Placement
 from intraslice.reporting import Recipe
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import SearchResult, search_ratios, searched_importances
+from intraslice.search.ratio_search import SearchResult, search_ratios, search_windows, searched_importances
 from intraslice.untrusted.importance_files import importances_json
 
 
@@ -91,9 +91,11 @@ class Pipeline:
         others: Sequence[SearchResult] = (),
         search: SearchConfig | None = None,
     ) -> SearchResult:
-        """Better ratios, found on calibration text that follows the calibration tokens (see `search_ratios`)."""
+        """Better ratios, found on calibration text after the calibration tokens, and on text that the model writes."""
         with self.timed("search"):
-            windows = self.training_tokens(loaded)[self.recipe.calibration.sequences :]
+            count, seed = self.recipe.calibration.sequences, self.recipe.calibration.seed
+            text = self.training_tokens(loaded)[count : 2 * count]
+            windows = search_windows(loaded, text, 2 * count, seed, progress=self.progress)
             return search_ratios(loaded, stats, windows, slicing, others, search, progress=self.progress)
 
     def _with_searched_ratios(

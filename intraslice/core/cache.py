@@ -31,7 +31,7 @@ from intraslice.core.errors import UserError, first_line
 log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
-Kind = Literal["calibration", "losses", "perplexity", "search", "sensitivity", "settling", "sweep"]
+Kind = Literal["calibration", "losses", "perplexity", "samples", "search", "sensitivity", "settling", "states", "sweep"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NEVER_REMOVED = ("models", "wheels", "offload")  # folders that count towards the size; models cannot load without them
 MAX_CACHE_BYTES = 20 * 10**9  # bytes

@@ -18,7 +18,8 @@ from intraslice.core.errors import UserError
 from intraslice.search.levels import Allocation, Levels
 
 STEP = 0.002  # of all parameters: what one module gains or loses in one generation, or its smallest step
-MAX_MOVED = 0.04  # of all parameters, by one child
+FACTORS = (1, 2)  # steps of each module that a child may take at once
+MAX_MOVED = 0.08  # of all parameters, by one child
 MIN_MOVED = 0.002
 DECAY = 0.5  # of earlier predicted costs of an unchanged module, in their average over generations
 NOISE = 0.5  # of predicted costs, relative to their median size
@@ -68,7 +69,7 @@ class State:
     allocation: Allocation
     generation: int = 0
     windows: int = 0  # that ran, in units of a dense forward
-    moved: float = 0.01  # fraction of all parameters that a child moves
+    moved: float = 0.02  # fraction of all parameters that a child moves
     prices: Prices = ()
     changes: tuple[float, ...] = ()  # relative change of KL in each generation, 0 where the parent stayed
 
@@ -97,13 +98,18 @@ class Problem:
             nearest += -1 if parameters > 0 else 1
         return min(max(nearest, low), high)
 
-    def steps(self, allocation: Allocation) -> dict[int, tuple[int, int]]:
-        """For every module the levels with one step fewer and one step more parameters."""
-        step = STEP * self.total
+    def steps(self, allocation: Allocation, count: int = 1) -> dict[int, tuple[int, int]]:
+        """For every module the levels with `count` steps fewer and more parameters."""
+        step = count * STEP * self.total
         return {
             module: (self.moved(module, level, -step), self.moved(module, level, step))
             for module, level in enumerate(allocation)
         }
+
+    def is_equal(self, allocation: Allocation, parent: Allocation) -> bool:
+        """Whether the number of parameters is the wanted one, within the finest step, or as near as the parent's."""
+        excess, other = (abs(self.levels.parameters(one) - self.parameters) for one in (allocation, parent))
+        return excess <= max(other, self.levels.finest)
 
     def settled(self, allocation: Allocation, order: Sequence[int]) -> Allocation:
         """The allocation with the wanted number of parameters, as nearly as changes of one module allow.
@@ -131,7 +137,7 @@ def next_state(problem: Problem, state: State, measures: Measures, config: Searc
     alternatives = {module: sorted({*pair} - {parent[module]}) for module, pair in steps.items()}
     costs = measures.costs(parent, alternatives, sets[0])
     prices = _averaged(state.prices, _prices(problem, parent, steps, costs))
-    children = _children(problem, state, steps, prices, config.children, rng)
+    children = _children(problem, state, prices, config.children, rng)
     first_set = measures.divergence([parent, *children], sets[1])
     ranked = sorted(range(len(children)), key=lambda child: first_set[1 + child])[: config.survivors]
     second_set = measures.divergence([parent, *(children[child] for child in ranked)], sets[2])
@@ -143,7 +149,7 @@ def next_state(problem: Problem, state: State, measures: Measures, config: Searc
         if first_set[1 + ranked[winner]] < first_set[0] and second_set[1 + winner] < second_set[0]:
             best, change = children[ranked[winner]], after / before - 1
     prices = tuple(() if old != new else price for old, new, price in zip(parent, best, prices, strict=True))
-    moved = min(MAX_MOVED, 1.3 * state.moved) if change else max(MIN_MOVED, 0.7 * state.moved)
+    moved = min(MAX_MOVED, 1.4 * state.moved) if change else max(MIN_MOVED, 0.7 * state.moved)
     cost = (COST_TOKENS + 1 + len(first_set) + 1 + len(second_set) + 1) * config.windows
     return State(best, state.generation + 1, state.windows + cost, moved, prices, (*state.changes, change))
 
@@ -170,34 +176,22 @@ def _averaged(earlier: Prices, prices: Prices) -> Prices:
     )
 
 
-def _children(
-    problem: Problem,
-    state: State,
-    steps: Mapping[int, tuple[int, int]],
-    prices: Prices,
-    count: int,
-    rng: random.Random,
-) -> list[Allocation]:
+def _children(problem: Problem, state: State, prices: Prices, count: int, rng: random.Random) -> list[Allocation]:
     """Different children of the parent, all of the wanted size."""
     found: list[Allocation] = []
     for _ in range(8 * count):
-        child = _child(problem, state, steps, prices, rng)
-        if child != state.allocation and child not in found:
+        child = _child(problem, state, prices, rng)
+        if child != state.allocation and child not in found and problem.is_equal(child, state.allocation):
             found.append(child)
         if len(found) == count:
             break
     return found
 
 
-def _child(
-    problem: Problem,
-    state: State,
-    steps: Mapping[int, tuple[int, int]],
-    prices: Prices,
-    rng: random.Random,
-) -> Allocation:
+def _child(problem: Problem, state: State, prices: Prices, rng: random.Random) -> Allocation:
     """Remove parameters where they cost least and add them where they gain most, by prices with noise."""
     noise = NOISE * statistics.median(abs(price) for pair in prices for price in pair) or 1.0
+    steps = problem.steps(state.allocation, rng.choice(FACTORS))
     amount = state.moved * 2 ** rng.uniform(-1, 1) * problem.total
     included = [module for module in steps if rng.random() < INCLUDED]
     lost, gained = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, pairwise
 
 from intraslice.core.config import MODULE_KINDS, ModuleKind
 from intraslice.planning.measured import ModuleId, Ratios
@@ -40,6 +42,12 @@ class Levels:
         """Parameters of all modules."""
         return sum(self[place].parameters for place in enumerate(allocation))
 
+    @cached_property
+    def finest(self) -> int:
+        """Parameters of the smallest step between two levels of a module."""
+        pairs = chain.from_iterable(pairwise(levels) for levels in self.levels)
+        return min((larger.parameters - smaller.parameters for larger, smaller in pairs), default=0)
+
     def ratios(self, allocation: Allocation) -> dict[ModuleId, float]:
         """The ratio of every module."""
         return {module_id: self[number, level].ratio for number, (module_id, level) in self._pairs(allocation)}
@@ -60,16 +68,6 @@ class Levels:
             min(range(len(levels)), key=lambda level: abs(levels[level].ratio - ratios[module_id]))
             for module_id, levels in zip(self.modules, self.levels, strict=True)
         )
-
-    def restricted(self, lowest: Mapping[ModuleId, float], highest: Mapping[ModuleId, float]) -> Levels:
-        """Only the levels whose ratios are within bounds; at least one, the nearest, of every module."""
-
-        def within(module_id: ModuleId, levels: tuple[Level, ...]) -> tuple[Level, ...]:
-            low, high = lowest.get(module_id, 0.0), highest.get(module_id, 1.0)
-            allowed = tuple(level for level in levels if low <= level.ratio <= high)
-            return allowed or (min(levels, key=lambda level: abs(level.ratio - low)),)
-
-        return Levels(self.modules, tuple(map(within, self.modules, self.levels)))
 
 
 def levels_of(profile: Profile, cap: float) -> Levels:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -25,12 +26,14 @@ from intraslice.planning.budget import bisect_count
 from intraslice.planning.measured import ModuleId, Ratios, importances_along
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import make_plan
+from intraslice.recovery.samples import kept_samples
 from intraslice.search.evolution import Problem, SearchConfig, State, next_state, start_near
 from intraslice.search.levels import Allocation, Levels, levels_of
 from intraslice.search.measure import Candidates
 
 FORMAT = "1"
 JUDGED = 4  # windows that no generation reads, for the divergence before and after
+TEMPERATURE = 1.0  # of the model's own samples
 MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
 
 
@@ -134,6 +137,27 @@ def search_ratios(
     before, after = measures.divergence([start, state.allocation], judged)
     ratios = problem.levels.ratios(state.allocation)
     return SearchResult(config.sparsity, ratios, before, after, state.windows * passes_per_window, state.changes)
+
+
+def search_windows(
+    loaded: LoadedModel,
+    text: Int[Tensor, "windows window"],
+    count: int,
+    seed: int = 0,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Int[Tensor, "count window"]:
+    """`count` windows to search on: alternately of the text and of what the dense model writes, as far as both go.
+
+    Ratios that are found on the model's own samples generalise better to other texts than those of one text. The
+    samples are kept in the cache.
+    """
+    own = kept_samples(
+        loaded.model, (count - len(text), text.shape[1]), TEMPERATURE, seed, progress_callback(progress)
+    ).to(text)
+    both = min(len(text), len(own))
+    alternating = torch.stack([text[:both], own[:both]], dim=1).flatten(0, 1)
+    return torch.cat([alternating, text[both:], own[both:]])
 
 
 def searched_importances(

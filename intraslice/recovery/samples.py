@@ -1,0 +1,135 @@
+"""Training data of a recovery: text that the dense model writes itself, and the dense model's last hidden states.
+
+Both depend on the dense model and the text alone. They are kept on disk and shared by all slices, methods and
+sparsities of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from intraslice.core.cache import cache_path, read_result, write_result
+from intraslice.core.progress import Progress, ProgressCallback
+from intraslice.loading import fingerprint
+from intraslice.modeling.logits import next_token_logits
+
+FORMAT = "1"
+SAMPLE_TOKENS = 256  # of each sampled text; as the calibration's, texts are joined to sequences
+SAMPLES_PER_BATCH = 64  # texts sampled together and kept in one file
+STATES_PER_FILE = 32  # sequences
+
+
+def kept_samples(
+    model: PreTrainedModel, size: tuple[int, int], temperature: float, seed: int, progress: ProgressCallback
+) -> Int64[Tensor, "sequences length"]:
+    """Sequences of joined texts that the model wrote, from the cache as far as it wrote them before.
+
+    Args:
+        size: number of sequences, and tokens of each. More sequences begin with those of fewer.
+    """
+    sequences, length = size
+    texts_per_sequence = -(-length // SAMPLE_TOKENS)
+    text_length = -(-length // texts_per_sequence)
+    batches = -(-sequences * texts_per_sequence // SAMPLES_PER_BATCH)
+    samples, model_key = [], (fingerprint(model), model.dtype)
+    for batch in range(batches):
+        path = cache_path("samples", ".npz", FORMAT, *model_key, text_length, temperature, seed, batch)
+        texts = read_result(path, partial(_read, dtype=torch.int64))
+        if texts is None:
+            report = partial(_report, progress, batch, batches)
+            generator = torch.Generator().manual_seed(2**20 * seed + batch)
+            texts = sample_texts(model, (SAMPLES_PER_BATCH, text_length), temperature, generator, report)
+            _write(path, texts, "samples of the dense model")
+        samples.append(texts)
+    texts = torch.cat(samples)[: sequences * texts_per_sequence]
+    return texts.view(sequences, -1)[:, :length]
+
+
+def kept_states(
+    model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], progress: ProgressCallback
+) -> Float[Tensor, "sequences length hidden"]:
+    """The model's final hidden states, the inputs of its head, on the CPU; from the cache as far as possible."""
+    states: list[Tensor] = []
+    model_key = fingerprint(model), model.dtype
+    for part in tokens.split(STATES_PER_FILE):
+        path = cache_path("states", ".npz", FORMAT, *model_key, part)
+        values = read_result(path, partial(_read, dtype=model.dtype))
+        if values is None:
+            rows = []
+            for sequence in part:
+                with torch.no_grad():
+                    rows.append(last_hidden(model, sequence.to(model.device)).cpu())
+                progress(Progress("dense states", STATES_PER_FILE * len(states) + len(rows), len(tokens)))
+            values = torch.stack(rows)
+            _write(path, values, "states of the dense model")
+        states.append(values)
+    return torch.cat(states)
+
+
+def _report(progress: ProgressCallback, batch: int, batches: int, done: int, total: int) -> None:
+    progress(Progress("samples", batch * total + done, batches * total))
+
+
+@torch.no_grad()
+def sample_texts(
+    model: PreTrainedModel,
+    size: tuple[int, int],
+    temperature: float,
+    generator: torch.Generator,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Int64[Tensor, "texts length"]:
+    """Texts that the model continues from one random token each, by sampling from its whole distribution.
+
+    Random first tokens lead to more kinds of text (prose, lists, programs) than the beginnings of one corpus. What
+    follows an end token is kept.
+
+    Args:
+        size: number of texts, and tokens of each.
+        report: called after every token of all texts, with the numbers of tokens so far and in all.
+    """
+    texts, length = size
+    columns = [torch.randint(model.lm_head.out_features, (texts, 1), generator=generator)]
+    cache: dict[str, Any] = {}
+    while len(columns) < length:
+        logits, cache = next_token_logits(model, columns[-1].to(model.device), cache)
+        columns.append(_sample(logits.float().cpu() / temperature, generator))
+        report(texts * len(columns), texts * length)
+    return torch.cat(columns, dim=1)
+
+
+def _sample(logits: Float[Tensor, "batch vocabulary"], generator: torch.Generator) -> Int64[Tensor, "batch 1"]:
+    """One token per row by inversion, which needs one random number per token instead of one per logit."""
+    cumulative = logits.softmax(-1).cumsum(-1)
+    threshold = torch.rand(len(logits), 1, generator=generator) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).clamp_max(logits.shape[-1] - 1)
+
+
+def last_hidden(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> Float[Tensor, "length hidden"]:
+    """Final hidden states of one sequence."""
+    return model.model(input_ids=sequence[None], use_cache=False).last_hidden_state[0]
+
+
+def _write(path: Path, values: Tensor, what: str) -> None:
+    bits = values.view(torch.int16) if values.dtype == torch.bfloat16 else values  # numpy has no bfloat16
+
+    def write(file: Path) -> None:
+        with file.open("wb") as opened:
+            numpy.savez(opened, values=bits.numpy())
+
+    write_result(path, write, f"{what} ({values.nbytes / 1e6:.0f} MB)", values.nbytes + 1024)
+
+
+def _read(path: Path, dtype: torch.dtype) -> Tensor:
+    """Cached values. May raise any exception for a damaged file."""
+    with numpy.load(path, allow_pickle=False) as archive:
+        values = torch.from_numpy(archive["values"])
+    return values.view(dtype) if dtype == torch.bfloat16 else values.to(dtype)
