@@ -1,6 +1,6 @@
 """Estimators from user files, by `path.py:function` or `path.json`.
 
-A JSON file contains the importances of every layer (`untrusted/importance_files.py`), such as the command `exchange`
+A JSON file contains the importances of every layer (`untrusted/importance_files.py`), such as the command `search`
 writes. A Python file is executed, so the caller must trust it. Its function receives the statistics of one layer,
 `LayerCalibration`, and returns the importance of its units, as `Importances` or as a pair of tensors:
 
