@@ -29,7 +29,7 @@ MAX_PASSES = 10**6
 MAX_COUNT = 1000  # children, survivors or windows
 Bounds = tuple[tuple[int, int], ...]  # the smallest and the largest level of each module
 # Predicted change of KL per parameter, when a module loses or gains some. Empty for a module that has just changed.
-Prices = tuple[tuple[float, ...], ...]
+Rates = tuple[tuple[float, ...], ...]
 
 
 class Measures(Protocol):
@@ -70,14 +70,14 @@ class State:
     generation: int = 0
     windows: int = 0  # that ran, in units of a dense forward
     moved: float = 0.02  # fraction of all parameters that a child moves
-    prices: Prices = ()
+    rates: Rates = ()
     changes: tuple[float, ...] = ()  # relative change of KL in each generation, 0 where the parent stayed
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> State:
         """The state whose `asdict` was stored as JSON."""
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-        return cls(**values | {"prices": tuple(map(tuple, record["prices"]))})
+        return cls(**values | {"rates": tuple(map(tuple, record["rates"]))})
 
 
 @dataclass(frozen=True)
@@ -107,21 +107,21 @@ class Problem:
         }
 
     def is_equal(self, allocation: Allocation, parent: Allocation) -> bool:
-        """Whether the number of parameters is the wanted one, within the finest step, or as near as the parent's."""
+        """Whether the number of parameters is the required one, within the finest step, or as near as the parent's."""
         excess, other = (abs(self.levels.parameters(one) - self.parameters) for one in (allocation, parent))
         return excess <= max(other, self.levels.finest)
 
-    def settled(self, allocation: Allocation, order: Sequence[int]) -> Allocation:
-        """The allocation with the wanted number of parameters, as nearly as changes of one module allow.
+    def balanced(self, allocation: Allocation, order: Sequence[int]) -> Allocation:
+        """The allocation with the required number of parameters, as nearly as changes of one module allow.
 
         Each module in turn takes over the excess, by at most one step.
         """
         result, step = list(allocation), STEP * self.total
         for module in order:
             excess = self.levels.parameters(tuple(result)) - self.parameters
-            wanted = self.levels[module, result[module]].parameters - max(-step, min(step, excess))
+            size = self.levels[module, result[module]].parameters - max(-step, min(step, excess))
             low, high = self.bounds[module]
-            level = min(max(self.levels.nearest(module, wanted), low), high)
+            level = min(max(self.levels.nearest(module, size), low), high)
             change = self.levels[module, level].parameters - self.levels[module, result[module]].parameters
             if abs(excess + change) < abs(excess):
                 result[module] = level
@@ -136,8 +136,8 @@ def next_state(problem: Problem, state: State, measures: Measures, config: Searc
     parent, steps = state.allocation, problem.steps(state.allocation)
     alternatives = {module: sorted({*pair} - {parent[module]}) for module, pair in steps.items()}
     costs = measures.costs(parent, alternatives, sets[0])
-    prices = _averaged(state.prices, _prices(problem, parent, steps, costs))
-    children = _children(problem, state, prices, config.children, rng)
+    rates = _averaged(state.rates, _rates(problem, parent, steps, costs))
+    children = _children(problem, state, rates, config.children, rng)
     first_set = measures.divergence([parent, *children], sets[1])
     ranked = sorted(range(len(children)), key=lambda child: first_set[1 + child])[: config.survivors]
     second_set = measures.divergence([parent, *(children[child] for child in ranked)], sets[2])
@@ -148,39 +148,39 @@ def next_state(problem: Problem, state: State, measures: Measures, config: Searc
         after = first_set[1 + ranked[winner]] + second_set[1 + winner]
         if first_set[1 + ranked[winner]] < first_set[0] and second_set[1 + winner] < second_set[0]:
             best, change = children[ranked[winner]], after / before - 1
-    prices = tuple(() if old != new else price for old, new, price in zip(parent, best, prices, strict=True))
+    rates = tuple(() if old != new else rate for old, new, rate in zip(parent, best, rates, strict=True))
     moved = min(MAX_MOVED, 1.4 * state.moved) if change else max(MIN_MOVED, 0.7 * state.moved)
     cost = (COST_TOKENS + 1 + len(first_set) + 1 + len(second_set) + 1) * config.windows
-    return State(best, state.generation + 1, state.windows + cost, moved, prices, (*state.changes, change))
+    return State(best, state.generation + 1, state.windows + cost, moved, rates, (*state.changes, change))
 
 
-def _prices(
+def _rates(
     problem: Problem,
     parent: Allocation,
     steps: Mapping[int, tuple[int, int]],
     costs: Mapping[tuple[int, int], float],
-) -> Prices:
+) -> Rates:
     """Predicted change of KL per parameter removed and added; 0 for a module at a bound."""
 
-    def price(module: int, level: int) -> float:
+    def rate(module: int, level: int) -> float:
         change = abs(problem.levels[module, level].parameters - problem.levels[module, parent[module]].parameters)
         return costs[module, level] / change if change else 0.0
 
-    return tuple((price(module, fewer), price(module, more)) for module, (fewer, more) in steps.items())
+    return tuple((rate(module, fewer), rate(module, more)) for module, (fewer, more) in steps.items())
 
 
-def _averaged(earlier: Prices, prices: Prices) -> Prices:
+def _averaged(earlier: Rates, rates: Rates) -> Rates:
     return tuple(
         tuple(DECAY * before + (1 - DECAY) * after for before, after in zip(old, new, strict=True)) if old else new
-        for old, new in zip(earlier or [()] * len(prices), prices, strict=True)
+        for old, new in zip(earlier or [()] * len(rates), rates, strict=True)
     )
 
 
-def _children(problem: Problem, state: State, prices: Prices, count: int, rng: random.Random) -> list[Allocation]:
-    """Different children of the parent, all of the wanted size."""
+def _children(problem: Problem, state: State, rates: Rates, count: int, rng: random.Random) -> list[Allocation]:
+    """Different children of the parent, all of the required size."""
     found: list[Allocation] = []
     for _ in range(8 * count):
-        child = _child(problem, state, prices, rng)
+        child = _child(problem, state, rates, rng)
         if child != state.allocation and child not in found and problem.is_equal(child, state.allocation):
             found.append(child)
         if len(found) == count:
@@ -188,15 +188,13 @@ def _children(problem: Problem, state: State, prices: Prices, count: int, rng: r
     return found
 
 
-def _child(problem: Problem, state: State, prices: Prices, rng: random.Random) -> Allocation:
-    """Remove parameters where they cost least and add them where they gain most, by prices with noise."""
-    noise = NOISE * statistics.median(abs(price) for pair in prices for price in pair) or 1.0
+def _child(problem: Problem, state: State, rates: Rates, rng: random.Random) -> Allocation:
+    """Remove parameters where they cost least and add them where they gain most, by rates with noise."""
+    noise = NOISE * statistics.median(abs(rate) for pair in rates for rate in pair) or 1.0
     steps = problem.steps(state.allocation, rng.choice(FACTORS))
     amount = state.moved * 2 ** rng.uniform(-1, 1) * problem.total
     included = [module for module in steps if rng.random() < INCLUDED]
-    lost, gained = (
-        {module: prices[module][kind] + noise * rng.gauss(0, 1) for module in included} for kind in range(2)
-    )
+    lost, gained = ({module: rates[module][kind] + noise * rng.gauss(0, 1) for module in included} for kind in range(2))
     result, balance, removed, changed = list(state.allocation), 0, 0, set()
     sources, targets = sorted(lost, key=lost.__getitem__), sorted(gained, key=gained.__getitem__)
 
@@ -219,14 +217,14 @@ def _child(problem: Problem, state: State, prices: Prices, rng: random.Random) -
             if target not in changed and steps[target][1] != state.allocation[target]:
                 balance += change(target, steps[target][1])
     order = [*sources, *targets, *included] if balance > 0 else [*targets, *sources, *included]
-    return problem.settled(tuple(result), [*order, *steps])
+    return problem.balanced(tuple(result), [*order, *steps])
 
 
 def start_near(problem: Problem, allocation: Allocation) -> Allocation:
-    """The allocation within the bounds that has the wanted number of parameters."""
+    """The allocation within the bounds that has the required number of parameters."""
     within = tuple(min(max(level, low), high) for level, (low, high) in zip(allocation, problem.bounds, strict=True))
     for _ in range(1 + round(1 / STEP)):
-        before, within = within, problem.settled(within, range(len(within)))
+        before, within = within, problem.balanced(within, range(len(within)))
         if within == before:
             break
     return within

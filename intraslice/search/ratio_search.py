@@ -152,12 +152,12 @@ def search_windows(
     Ratios that are found on the model's own samples generalise better to other texts than those of one text. The
     samples are kept in the cache.
     """
-    own = kept_samples(
+    samples = kept_samples(
         loaded.model, (count - len(text), text.shape[1]), TEMPERATURE, seed, progress_callback(progress)
     ).to(text)
-    both = min(len(text), len(own))
-    alternating = torch.stack([text[:both], own[:both]], dim=1).flatten(0, 1)
-    return torch.cat([alternating, text[both:], own[both:]])
+    both = min(len(text), len(samples))
+    alternating = torch.stack([text[:both], samples[:both]], dim=1).flatten(0, 1)
+    return torch.cat([alternating, text[both:], samples[both:]])
 
 
 def searched_importances(
