@@ -26,6 +26,9 @@ from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.modeling import hidden_states
 from intraslice.modeling.families import blocks
 from intraslice.modeling.offload import offload_
+from intraslice.search.evolution import SearchConfig
+from intraslice.search.measure import Candidates
+from intraslice.search.ratio_search import SearchResult, search_ratios
 from intraslice.slicing import driver as slicing_driver
 
 
@@ -173,6 +176,27 @@ def test_sensitivity_is_the_same_and_is_kept_by_the_first(tiny_case, together, m
     expected, _ = work()
     assert answers == [(expected, 2), (expected, 2), (expected, 1), (expected, 1)]
     assert work() == (expected, 6)  # found on the disk
+
+
+def test_a_search_finds_the_same_and_shares_its_children(tiny_case, together, monkeypatch, tmp_path):
+    case, measured, divergence = tiny_case("llama-mha"), [], Candidates.divergence
+
+    def counted(*arguments):
+        measured.append(arguments)
+        return divergence(*arguments)
+
+    monkeypatch.setattr(Candidates, "divergence", counted)
+
+    def work() -> tuple[SearchResult, int]:
+        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))
+        config, search = SliceConfig(0.3, order="one-shot"), SearchConfig(passes=2, windows=1)
+        return search_ratios(case.loaded, case.stats, case.tokens, config, search=search, progress=False), len(measured)
+
+    found = together(3, work)
+    (tmp_path / "disk 0").rename(tmp_path / "theirs")
+    expected, count = work()
+    assert [one for one, _ in found] == [expected] * 3
+    assert sum(shared for _, shared in found) == count
 
 
 def test_a_sweep_has_the_same_rows_whatever_the_methods(tiny_case, together, monkeypatch, tmp_path):
