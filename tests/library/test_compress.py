@@ -105,24 +105,6 @@ def test_every_field_of_the_slicing_config_is_an_option():
     assert names == set(api.Options.__annotations__) - {*api.LOADING_OPTIONS, *api.OTHER_OPTIONS}
 
 
-def test_searched_ratios_are_better_at_the_same_size(home, texts, result, own_cache):
-    registered = dict(intraslice.ESTIMATORS)
-    options = {"order": "one-shot", "dtype": "float32", "device": "cpu", "progress": False}
-    try:
-        found = compress(home / "tiny", 0.3, ratios="search", passes=4, **options, **texts)
-        assert found.plan.config.estimator in found.made["asked"]["estimator"]
-        assert found.plan.config.estimator not in registered
-    finally:
-        for name in [name for name in intraslice.ESTIMATORS if name not in registered]:
-            del intraslice.ESTIMATORS[name]
-    assert found.plan.layers != result.plan.layers
-    assert found.removed_fraction == pytest.approx(result.removed_fraction, abs=0.02)
-    divergences = [one.evaluate(progress=False).divergence.value for one in (found, result)]
-    assert divergences[0] < divergences[1]
-    with pytest.raises(UserError, match="ratios must be"):
-        compress(home / "tiny", 0.3, ratios="best", **options, **texts)
-
-
 def test_an_estimator_may_be_a_function_in_a_file(home, texts, tmp_path):
     registered = dict(intraslice.ESTIMATORS)
     fisher = "layer.attention_gradients.unflatten(-1, (layer.sizes.heads, -1)).sum(-1).square().sum(0)"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import intraslice
+from intraslice import CalibrationConfig, EvaluationConfig, UserError, compress
 from intraslice.__main__ import main
 from intraslice.core.registry import ESTIMATORS
 
@@ -139,6 +140,26 @@ def test_a_search_writes_importances_that_plan_as_it_found(run, refused, home):
     assert "needs initial importances" in refused("search", "--out", "there.json", "--estimator", "uniform")
     assert "--ratios search works with" in refused("sweep", "--ratios", "search")
     assert not (home / "there.json").exists()
+
+
+def test_compress_searches_for_better_ratios_at_the_same_size(home):
+    text = CalibrationConfig("text.txt", 16, 24)
+    options = {"order": "one-shot", "dtype": "float32", "device": "cpu", "progress": False, "calibration": text}
+    options["evaluation"] = EvaluationConfig("text.txt", 96, 24)
+    planned = compress(home / "tiny", 0.3, **options)
+    try:
+        found = compress(home / "tiny", 0.3, ratios="search", passes=4, **options)
+        assert found.made["asked"]["estimator"] == found.plan.config.estimator
+        assert ".json@" in found.plan.config.estimator
+    finally:
+        for name in [name for name in ESTIMATORS if ".json@" in name]:
+            del ESTIMATORS[name]
+    assert found.plan.layers != planned.plan.layers
+    assert found.removed_fraction == pytest.approx(planned.removed_fraction, abs=0.02)
+    divergences = [one.evaluate(progress=False).divergence.value for one in (found, planned)]
+    assert divergences[0] < divergences[1]
+    with pytest.raises(UserError, match="ratios must be"):
+        compress(home / "tiny", 0.3, ratios="best", **options)
 
 
 @pytest.mark.parametrize(
