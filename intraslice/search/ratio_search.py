@@ -31,7 +31,7 @@ from intraslice.search.evolution import Problem, SearchConfig, State, next_state
 from intraslice.search.levels import Allocation, Levels, levels_of
 from intraslice.search.measure import Candidates
 
-FORMAT = "1"
+FORMAT = "2"
 JUDGED = 4  # windows that no generation reads, for the divergence before and after
 TEMPERATURE = 1.0  # of the model's own samples
 MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
@@ -81,8 +81,9 @@ def search_ratios(
 ) -> SearchResult:
     """Search for ratios at `config.sparsity`, starting from the estimator's plan; `progress` counts dense passes.
 
-    Every generation is recorded in the cache, so that an interrupted search continues where it stopped, and one with
-    more passes continues a shorter one. The children of a generation are shared among all processes.
+    Every generation is recorded in the cache, so that an interrupted search continues where it stopped, one with more
+    passes continues a shorter one, and one with fewer has the result that it would have alone. The children of a
+    generation are shared among all processes.
 
     Args:
         windows: text that decides, such as calibration text that follows the calibration tokens. The last four
@@ -107,8 +108,12 @@ def search_ratios(
         problem.bounds, settings,
     )  # fmt: skip
     record = broadcast(read_record(path))
-    state = State.parse(record["state"]) if record else State(start)
     passes_per_window = windows.shape[1] / stats.tokens
+    journal: list[State] = []
+    for recorded in record.get("states", []):  # those of a larger budget may follow
+        if not journal or journal[-1].windows * passes_per_window < search.passes:
+            journal.append(State.parse(recorded))
+    state = journal[-1] if journal and search.passes > 0 else State(start)
 
     def event() -> Progress:
         done = min(search.passes, state.windows * passes_per_window)
@@ -130,8 +135,9 @@ def search_ratios(
     pause()
     while state.windows * passes_per_window < search.passes:
         state = next_state(problem, state, measures, search, groups)
+        journal.append(state)
         if rank() == 0:
-            write_record(path, {"state": asdict(state)}, "the generations of a search")
+            write_record(path, {"states": [asdict(one) for one in journal]}, "the generations of a search")
         pause()
     judged = range(len(windows) - JUDGED, len(windows))
     before, after = measures.divergence([start, state.allocation], judged)

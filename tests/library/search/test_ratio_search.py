@@ -142,16 +142,18 @@ def test_a_stopped_search_goes_on_to_the_same_bytes_and_keeps_the_size(tiny_case
 
     with pytest.raises(Stopped):
         run(stop_when(lambda event: len(written) == 2))
-    resumed = run(False)
+    resumed, shorter = run(False), run(False, passes=2)
     first_run, written = written, []
     monkeypatch.setattr(module, "read_record", lambda path: {})
     assert run(False) == resumed
     assert written == first_run
+    assert run(False, passes=2) == shorter
+    assert shorter.passes < resumed.passes
     assert resumed.after < resumed.before
     assert resumed.accepted > 0
     problem, start = problem_of(case.stats.profile, CONFIG)
     for record in written:
-        assert problem.is_equal(State.parse(json.loads(record)["state"]).allocation, start)
+        assert problem.is_equal(State.parse(json.loads(record)["states"][-1]).allocation, start)
     assert run(False, seed=1).ratios != resumed.ratios
 
 
