@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.progress import Pause, no_pause
-from intraslice.modeling.families import Block, blocks, family_of
-from intraslice.modeling.hidden_states import Arguments, embed, last_states
+from intraslice.modeling.families import Block, blocks
+from intraslice.modeling.hidden_states import TOKENS_PER_BATCH, LayerArguments, embed, final_norm, last_states
 from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.planning.ratios import LayerPlan
 from intraslice.search.levels import Allocation, Levels
@@ -60,7 +60,7 @@ class _Batch:
     """Some windows of a text: what enters the first layer, and the dense model's distributions."""
 
     hidden: Float[Tensor, "batch tokens hidden"]
-    arguments: Arguments
+    arguments: LayerArguments
     dense: Distributions
 
 
@@ -86,7 +86,7 @@ class Candidates:
     def divergence(self, allocation: Allocation, windows: range, pause: Pause = no_pause) -> Float[Tensor, " windows"]:
         """KL divergence of a candidate from the dense model in each of these windows, in nats per token."""
         modules, results = self._put_together(allocation), []
-        for first in windows[::WINDOWS_PER_BATCH]:
+        for first in windows[:: self._batch_size]:
             batch = self._batch(first, windows, pause)
             hidden = batch.hidden
             for number, block in enumerate(self._blocks):
@@ -114,7 +114,7 @@ class Candidates:
         """
         modules = self._put_together(allocation)
         costs = {(module, level): 0.0 for module, levels in alternatives.items() for level in levels}
-        for first in windows[::WINDOWS_PER_BATCH]:
+        for first in windows[:: self._batch_size]:
             batch = self._batch(first, windows, pause)
             layers = [_Layer(block, *modules[2 * number : 2 * number + 2]) for number, block in enumerate(self._blocks)]
             inputs = [batch.hidden]
@@ -153,7 +153,7 @@ class Candidates:
     def _batch(self, first: int, windows: range, pause: Pause) -> _Batch:
         """The batch of windows that starts at `first`. The dense model runs on first use."""
         if first not in self._batches:
-            tokens = self.windows[first : min(first + WINDOWS_PER_BATCH, windows.stop)]
+            tokens = self.windows[first : min(first + self._batch_size, windows.stop)]
             embedded = embed(self.model, tokens)
             states = last_states(self.model, self.model.model.layers, embedded, pause)
             parts = []
@@ -166,8 +166,12 @@ class Candidates:
             self._batches[first] = _Batch(torch.cat(embedded.hidden), embedded.arguments[0], dense)
         return self._batches[first]
 
+    @property
+    def _batch_size(self) -> int:
+        return max(1, min(WINDOWS_PER_BATCH, TOKENS_PER_BATCH // self.windows.shape[1]))
+
     def _norm(self, hidden: Tensor) -> Tensor:
-        return getattr(self.model.model, family_of(self.model.config).final_norm)(hidden)
+        return final_norm(self.model)(hidden)
 
     def _logits(self, states: Tensor) -> Tensor:
         return self.model.lm_head(states).float()
@@ -201,21 +205,21 @@ class _Layer:
     attention: SlicedModule
     mlp: SlicedModule
 
-    def __call__(self, hidden: Tensor, arguments: Arguments) -> Tensor:
+    def __call__(self, hidden: Tensor, arguments: LayerArguments) -> Tensor:
         return self._run(hidden, arguments)[0]
 
-    def _run(self, hidden: Tensor, arguments: Arguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def _run(self, hidden: Tensor, arguments: LayerArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The layer's output, the inputs of both modules, and their outputs."""
         block = self.block
         read = block.attention_norm(hidden)
         attended = output_of(self.attention, read, arguments)
-        middle = hidden if block.parallel else hidden + attended
-        mlp_read = read if block.parallel else block.mlp_norm(middle)
-        output = self.mlp(mlp_read)
-        return (hidden + attended if block.parallel else middle) + output, [read, mlp_read], [attended, output]
+        after = hidden + _through(block.attention_output_norm, attended)
+        mlp_read = read if block.parallel else block.mlp_norm(after)
+        output = output_of(self.mlp, mlp_read, arguments)
+        return after + _through(block.mlp_output_norm, output), [read, mlp_read], [attended, output]
 
     def backward(
-        self, hidden: Tensor, arguments: Arguments, gradient: Tensor
+        self, hidden: Tensor, arguments: LayerArguments, gradient: Tensor
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
         """Inputs and outputs of both modules, the gradients of these outputs, and that of the layer's input."""
         with torch.enable_grad():
@@ -223,6 +227,10 @@ class _Layer:
             result, reads, outputs = self._run(hidden, arguments)
             *gradients, before = torch.autograd.grad(result, [*outputs, hidden], gradient)
         return [read.detach() for read in reads], [output.detach() for output in outputs], gradients, before
+
+
+def _through(norm: nn.Module | None, output: Tensor) -> Tensor:
+    return output if norm is None else norm(output)
 
 
 def _chunks(count: int) -> list[slice]:

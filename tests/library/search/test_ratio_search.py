@@ -64,7 +64,7 @@ def test_the_best_plan_of_a_rigged_table_is_found_with_and_without_hints(hints) 
     assert state.allocation == best
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "phi"])
+@pytest.mark.parametrize("name", ["llama-gqa", "phi", "gemma3"])
 def test_a_candidate_measures_what_a_whole_slice_does(tiny_case, name, monkeypatch) -> None:
     """The levels are those of plans, and a plan with the ratios of a level has exactly this level."""
     monkeypatch.setattr(measure_module, "LARGEST", 10**6)  # all but one: nothing is merged
@@ -101,7 +101,7 @@ def test_the_largest_entries_bound_the_divergence_from_below(tiny_case, monkeypa
     assert 0 < few < more < whole
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "phi"])
+@pytest.mark.parametrize("name", ["llama-gqa", "phi", "gemma3"])
 def test_predicted_costs_are_the_derivative_of_the_divergence(tiny_case, name) -> None:
     """For an alternative whose output is a multiple of the module's, against the symmetric difference."""
     case = tiny_case(name)
