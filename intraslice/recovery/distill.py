@@ -1,9 +1,9 @@
 """Distillation: trains the weights of a sliced model for a short time towards the dense model's distributions.
 
-Slicing fits each layer to its own output; this trains all layers together, with Adam, for the next-token distribution,
-on more text. The loss is the KL divergence from the dense model's distributions plus, with less weight, the
-cross-entropy of the text's next tokens (Hinton et al., arXiv 1503.02531). Sizes, and tensors that the two models share,
-do not change.
+Slicing fits each layer to its own output; this trains all layers together, with Adam, for the next-token distribution
+(Hinton et al., arXiv 1503.02531), on the calibration's text and on text that the dense model samples itself, which
+carries over better to other texts. The loss is the KL divergence from the dense model; the cross-entropy of the text's
+next tokens can be added. Sizes, and tensors that the two models share, do not change.
 """
 
 from __future__ import annotations
@@ -21,26 +21,37 @@ from intraslice.core.progress import Progress, ProgressCallback, progress_callba
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.logits import logits_in_chunks
 from intraslice.pretrained.memory import available_bytes
+from intraslice.recovery.cost import RecoveryCost, recovery_cost
 from intraslice.recovery.registry import Recovery
+from intraslice.recovery.samples import kept_samples, kept_states, last_hidden
 
+FORMAT = "2"  # of the training
 IGNORE_INDEX = -100  # label of the last token
-BYTES_PER_WEIGHT = 16  # float32 master weight, gradient and two moments of Adam
+BYTES_PER_WEIGHT = 18  # float32 master weight, gradient and two moments of Adam; the weight before training
 
 
 @dataclass(frozen=True)
 class Distillation(Recovery):
-    """Trains all matrices of the sliced layers with Adam, on the dense model's distributions and the text's labels."""
+    """Trains all matrices of the sliced layers with Adam, on the dense model's distributions."""
 
     name = "distill"
     label = "Distillation"
     explanation = (
-        "trains all weights of the sliced layers on the dense model's distributions and the text's next tokens"
+        "trains all weights of the sliced layers on the dense model's distributions, on the calibration text and on "
+        "samples of the dense model"
     )
 
     learning_rate: float = 0.001  # relative to a matrix's root mean square, after the warm-up; decays linearly to 0
     warm_up: int = 6  # steps
-    ce_weight: float = 0.5  # weight of the cross-entropy; that of the KL divergence is 1
-    tokens_per_step: int = 1024
+    ce_weight: float = 0.0  # weight of the cross-entropy; that of the KL divergence is 1
+    tokens_per_step: int = 512
+    samples: float = 0.4  # fraction of the training tokens that the dense model samples
+    temperature: float = 1.0  # of the samples
+    seed: int = 0  # of the samples and of the order of the training
+
+    @property
+    def settings(self) -> str:
+        return f"{FORMAT} {self}"
 
     def recover(
         self,
@@ -51,38 +62,59 @@ class Distillation(Recovery):
         *,
         progress: ProgressCallback | bool = True,
     ) -> PreTrainedModel:
-        """Train the matrices of `sliced`, in place.
+        """Train the matrices of `sliced`, in place, on `tokens` and on samples of the dense model.
 
-        Costs one dense forward over `tokens`, and a forward and a backward of the sliced model per epoch. There is no
-        early stopping, since in the first epoch every step sees new text.
+        Costs a forward and a backward of the sliced model per epoch and, the first time for a dense model and a text,
+        the samples and a dense forward. There is no early stopping: in the first epoch every step sees new text.
 
         Raises:
             UserError: the training does not fit into memory.
             NumericalError: the weights are not finite after training.
+
+        After an error, or an exception of `progress`, the weights are those before the training.
         """
-        report, tokens = progress_callback(progress), tokens.to(sliced.device)
+        report = progress_callback(progress)
         matrices = _unshared_matrices(dense, sliced)
         if not matrices or epochs == 0:
             return sliced
         _require_memory(matrices, sliced.device)
-        dense_hidden = []
-        for sequence in tokens:
-            with torch.no_grad():
-                dense_hidden.append(_last_hidden(dense, sequence).cpu())
-            report(Progress("dense states", len(dense_hidden), len(tokens)))
+        if size := self._sample_sequences(len(tokens)):
+            samples = kept_samples(dense, (size, tokens.shape[1]), self.temperature, self.seed, report)
+            tokens = torch.cat([tokens.cpu(), samples])
+        dense_hidden = kept_states(dense, tokens, report)
+        before = [weight.detach().clone() for weight in matrices]
         try:
-            self._train_(sliced, matrices, tokens, dense_hidden, epochs, report)
+            self._train_(sliced, matrices, tokens.to(sliced.device), dense_hidden, epochs, report)
+        except BaseException:
+            _write_(matrices, before)
+            raise
         finally:
             for weight in matrices:
                 weight.grad = None
         return sliced
+
+    def cost(
+        self,
+        dense: PreTrainedModel,
+        sliced: PreTrainedModel,
+        tokens: Int[Tensor, "sequences length"],
+        epochs: int,
+        calibration_tokens: int,
+    ) -> RecoveryCost:
+        """The cost of `recover`, in dense passes."""
+        samples = self._sample_sequences(len(tokens)) * tokens.shape[1]
+        return recovery_cost(dense, sliced, tokens.numel(), samples, epochs, calibration_tokens)
+
+    def _sample_sequences(self, sequences: int) -> int:
+        """The number of sampled sequences that are added to `sequences` of the text."""
+        return round(sequences * self.samples / (1 - self.samples))
 
     def _train_(
         self,
         model: PreTrainedModel,
         matrices: list[nn.Parameter],
         tokens: Int[Tensor, "sequences length"],
-        dense_hidden: list[Float[Tensor, "length hidden"]],
+        dense_hidden: Float[Tensor, "sequences length hidden"],
         epochs: int,
         progress: ProgressCallback,
     ) -> None:
@@ -90,7 +122,7 @@ class Distillation(Recovery):
         steps = epochs * -(-len(tokens) // batch)
         masters = [weight.detach().float().clone() for weight in matrices]  # small steps would be lost in bfloat16
         optimiser = torch.optim.Adam([{"params": [m], "rms": m.square().mean().sqrt().item()} for m in masters])
-        rng, done = torch.Generator().manual_seed(0), 0
+        rng, done = torch.Generator().manual_seed(self.seed), 0
         for _ in range(epochs):
             shuffled = torch.randperm(len(tokens), generator=rng).tolist()
             for start in range(0, len(shuffled), batch):
@@ -124,7 +156,7 @@ class Distillation(Recovery):
             weight.requires_grad_(True)
         try:
             with torch.enable_grad():
-                hidden = _last_hidden(model, sequence)
+                hidden = last_hidden(model, sequence)
                 leaf = hidden.detach().requires_grad_()
                 labels = functional.pad(sequence[1:], (0, 1), value=IGNORE_INDEX)
                 chunks = logits_in_chunks(model, leaf, dense_hidden.to(leaf.device), labels)
@@ -133,8 +165,9 @@ class Distillation(Recovery):
                         target = model.lm_head(chunk_dense_hidden).float().log_softmax(-1)
                     log_probs = logits.log_softmax(-1)
                     loss = functional.kl_div(log_probs, target, log_target=True, reduction="sum")
-                    nll = functional.nll_loss(log_probs, chunk_labels, ignore_index=IGNORE_INDEX, reduction="sum")
-                    loss = loss + self.ce_weight * nll
+                    if self.ce_weight:
+                        nll = functional.nll_loss(log_probs, chunk_labels, ignore_index=IGNORE_INDEX, reduction="sum")
+                        loss = loss + self.ce_weight * nll
                     (scale / len(leaf) * loss).backward()
                 hidden.backward(leaf.grad)
         finally:
@@ -164,9 +197,21 @@ def _write_(matrices: list[nn.Parameter], values: list[Tensor]) -> None:
         weight.copy_(value)
 
 
-def _last_hidden(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> Float[Tensor, "length hidden"]:
-    """Final hidden states, the input of the head."""
-    return model.model(input_ids=sequence[None], use_cache=False).last_hidden_state[0]
+@dataclass(frozen=True)
+class DistillationWithCrossEntropy(Distillation):
+    """As `Distillation`, on the text alone, with half the weight for the text's own next tokens."""
+
+    name = "distill-ce"
+    label = "Distillation with cross-entropy"
+    explanation = (
+        "the same on the calibration text alone, with 0.5 times the cross-entropy of its next tokens: learns that text "
+        "as well"
+    )
+
+    ce_weight: float = 0.5
+    tokens_per_step: int = 1024
+    samples: float = 0.0
 
 
 RECOVERIES.register(Distillation())
+RECOVERIES.register(DistillationWithCrossEntropy())

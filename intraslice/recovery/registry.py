@@ -14,6 +14,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.offload import is_offloaded
+from intraslice.recovery.cost import RecoveryCost, recovery_cost
 
 
 class Recovery(ABC):
@@ -22,6 +23,11 @@ class Recovery(ABC):
     name: ClassVar[str]  # one word
     label: ClassVar[str]  # on charts and buttons
     explanation: ClassVar[str]  # one line of help
+
+    @property
+    def settings(self) -> str:
+        """All that a trained model depends on besides the arguments of `recover`: a part of cache keys."""
+        return self.name
 
     @abstractmethod
     def recover(
@@ -34,6 +40,17 @@ class Recovery(ABC):
         progress: ProgressCallback | bool = True,
     ) -> PreTrainedModel:
         """Train `sliced` in place on `tokens`, and return it. Must not change tensors that it shares with `dense`."""
+
+    def cost(
+        self,
+        dense: PreTrainedModel,
+        sliced: PreTrainedModel,
+        tokens: Int[Tensor, "sequences length"],
+        epochs: int,
+        calibration_tokens: int,
+    ) -> RecoveryCost:
+        """The cost of `recover`, in forward passes of `dense` over `calibration_tokens` tokens."""
+        return recovery_cost(dense, sliced, tokens.numel(), 0, epochs, calibration_tokens)
 
 
 def recover(
@@ -55,7 +72,7 @@ def recover(
 
     Raises:
         UserError: the name is unknown, a model has offloaded or quantised weights, or memory does not suffice.
-        NumericalError: the training diverged; `sliced` is not usable then.
+        NumericalError: the training diverged. `sliced` is as before then, and where `progress` raises.
     """
     if recovery == NO_RECOVERY:
         return sliced
@@ -63,6 +80,29 @@ def recover(
         require_trainable(model)
     entry: Recovery = RECOVERIES.require(recovery)
     return entry.recover(dense, sliced, tokens, epochs, progress=progress)
+
+
+def settings_of(recovery: str) -> str:
+    """The settings of a recovery by its name, for cache keys; empty for "none"."""
+    return "" if recovery == NO_RECOVERY else RECOVERIES.require(recovery).settings
+
+
+def cost_of(
+    dense: PreTrainedModel,
+    sliced: PreTrainedModel,
+    tokens: Int[Tensor, "sequences length"],
+    recovery: str,
+    epochs: int,
+    calibration_tokens: int,
+) -> RecoveryCost | None:
+    """The cost of `recover` with the same arguments, in forward passes of `dense` over `calibration_tokens` tokens.
+
+    None for "none".
+    """
+    if recovery == NO_RECOVERY:
+        return None
+    entry: Recovery = RECOVERIES.require(recovery)
+    return entry.cost(dense, sliced, tokens, epochs, calibration_tokens)
 
 
 def require_trainable(model: PreTrainedModel) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -9,6 +11,7 @@ from torch.testing import assert_close
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Progress
+from intraslice.core.registry import RECOVERIES
 from intraslice.planning.ratios import make_plan
 from intraslice.recovery import distill as distilling
 from intraslice.recovery.distill import Distillation
@@ -47,7 +50,8 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
-def test_a_gradient_is_that_of_the_divergence_and_half_the_loss_of_the_texts_own_tokens(tiny_case) -> None:
+@pytest.mark.parametrize("recovery", ["distill", "distill-ce"])
+def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_the_text(tiny_case, recovery) -> None:
     """Against autograd over all logits at once."""
     case = tiny_case("llama-gqa")
     dense, sequence = case.loaded.model, case.tokens[0]
@@ -56,7 +60,8 @@ def test_a_gradient_is_that_of_the_divergence_and_half_the_loss_of_the_texts_own
     weight = sliced.model.layers[0].mlp.down_proj.weight
     with torch.no_grad():
         hidden = dense.model(sequence[None], use_cache=False).last_hidden_state[0]
-    Distillation()._add_gradients_(sliced, [weight], sequence, hidden, scale=0.25)
+    entry = RECOVERIES[recovery]
+    entry._add_gradients_(sliced, [weight], sequence, hidden, scale=0.25)
     streamed, weight.grad = weight.grad, None
 
     weight.requires_grad_(True)
@@ -64,7 +69,7 @@ def test_a_gradient_is_that_of_the_divergence_and_half_the_loss_of_the_texts_own
     target = dense(sequence[None]).logits[0].log_softmax(-1)
     divergence = (target.exp() * (target - told)).sum(-1).mean()
     hard = -told[:-1].gather(1, sequence[1:, None]).sum() / len(sequence)
-    (0.25 * (divergence + 0.5 * hard)).backward()
+    (0.25 * (divergence + (0.5 if recovery == "distill-ce" else 0.0) * hard)).backward()
     assert_close(streamed, weight.grad, atol=1e-7, rtol=1e-4)
 
 
@@ -99,3 +104,27 @@ def test_without_epochs_it_stays_at_the_fits(family_case, sliced) -> None:
         is sliced
     )
     assert events == []
+
+
+def test_after_a_cancellation_the_weights_are_those_before(family_case, sliced) -> None:
+    before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
+
+    def cancel(event: Progress) -> None:
+        if (event.stage, event.done) == ("distill", 2):
+            assert any(not torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        Distillation().recover(family_case.loaded.model, sliced, family_case.tokens, 3, progress=cancel)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in sliced.parameters())
+
+
+def test_the_dense_model_gains_nothing_from_the_text(family_case) -> None:
+    """The control: KL from itself is at its minimum, so that no part of a gain can be the text."""
+    dense, tokens = family_case.loaded.model, family_case.tokens
+    control = copy.deepcopy(dense)
+    Distillation().recover(dense, control, tokens, 1, progress=False)
+    assert divergence(dense, control, tokens) < 1e-4
+    losses = [float(model(tokens, labels=tokens).loss) for model in (dense, control)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -79,10 +79,10 @@ def test_without_a_recovery_the_model_stays_as_it_is(tiny_case):
 
 
 def test_an_unknown_recovery_is_named(tiny_case):
-    with pytest.raises(UserError, match="must be one of none, distill, got 'magic'"):
+    with pytest.raises(UserError, match="must be one of none, distill, distill-ce, got 'magic'"):
         SliceConfig(recovery="magic")
     model = tiny_case("llama-gqa").loaded.model
-    with pytest.raises(UserError, match="must be one of distill, got 'magic'"):
+    with pytest.raises(UserError, match="must be one of distill, distill-ce, got 'magic'"):
         recover(model, model, torch.zeros(1, 8, dtype=torch.long), "magic")
 
 

@@ -1,0 +1,123 @@
+"""What a recovery trains on: samples and states of the dense model, kept on disk and shared; and what it costs."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from intraslice.core.config import SliceConfig
+from intraslice.core.progress import ignore_progress
+from intraslice.methods.registry import plan_by, slice_by
+from intraslice.recovery import RECOVERIES
+from intraslice.recovery import samples as samples_module
+from intraslice.recovery.registry import cost_of
+from intraslice.recovery.samples import _sample, kept_samples, kept_states, sample_texts
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def sliced_by(case, method="intraslice"):
+    plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.4))
+    return slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
+
+
+def test_tokens_are_sampled_with_the_probabilities_of_the_logits():
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    tokens = _sample(probabilities.log().expand(20_000, -1), torch.Generator().manual_seed(0))
+    assert_close(tokens.flatten().bincount(minlength=4) / 20_000, probabilities, atol=0.02, rtol=0)
+    assert not (tokens == 1).any()
+
+
+def test_samples_depend_on_seed_and_temperature_and_continue_what_the_model_wrote(tiny_case):
+    model = tiny_case("llama-gqa").loaded.model
+    samples = [
+        sample_texts(model, (5, 12), temperature, torch.Generator().manual_seed(seed))
+        for temperature, seed in ((1.0, 0), (1.0, 0), (1.0, 1), (1e-4, 0))
+    ]
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+    with torch.no_grad():  # near temperature 0 each token is the likeliest after those before it
+        assert torch.equal(model(samples[3]).logits[:, :-1].argmax(-1), samples[3][:, 1:])
+
+
+def test_samples_and_states_are_made_once_for_all_slices(tiny_case, cache):
+    case = tiny_case("llama-gqa")
+    dense = case.loaded.model
+    counts = []
+    for method in ("intraslice", "wanda"):
+        events = []
+        RECOVERIES["distill"].recover(dense, sliced_by(case, method), case.tokens, 1, progress=events.append)
+        counts.append(Counter(event.stage for event in events))
+    assert counts[0]["samples"] == case.tokens.shape[1] - 1
+    assert counts[0]["dense states"]
+    assert set(counts[1]) == {"distill"}
+    assert {path.parent.name for path in cache.glob("*/*.npz")} >= {"samples", "states"}
+    samples = kept_samples(dense, (8, case.tokens.shape[1]), 1.0, 0, ignore_progress)
+    with torch.no_grad():
+        expected = dense.model(samples).last_hidden_state
+    assert_close(kept_states(dense, samples, ignore_progress), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_texts_are_joined_to_sequences_and_more_begin_with_those_of_fewer(tiny_case, monkeypatch):
+    model = tiny_case("llama-gqa").loaded.model
+    monkeypatch.setattr(samples_module, "SAMPLE_TOKENS", 6)
+    monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 4)
+    samples = kept_samples(model, (5, 11), 1.0, 0, ignore_progress)  # two texts of six tokens each, one token cut
+    assert samples.shape == (5, 11)
+    assert torch.equal(samples[:3], kept_samples(model, (3, 11), 1.0, 0, ignore_progress))
+    texts = sample_texts(model, (4, 6), 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(samples[0], texts[:2].flatten()[:11])
+    assert len(samples.unique(dim=0)) == 5
+
+
+def test_a_damaged_file_is_made_anew(tiny_case, cache):
+    model = tiny_case("llama-gqa").loaded.model
+    first = kept_samples(model, (3, 12), 1.0, 0, ignore_progress)
+    (file,) = cache.glob("samples/*.npz")
+    file.write_bytes(file.read_bytes()[:-40])
+    assert torch.equal(kept_samples(model, (3, 12), 1.0, 0, ignore_progress), first)
+
+
+def test_equal_seeds_train_equal_models_and_others_do_not(tiny_case):
+    case = tiny_case("llama-gqa")
+    weights = []
+    for seed in (0, 0, 1):
+        entry, sliced = replace(RECOVERIES["distill"], seed=seed), sliced_by(case)
+        entry.recover(case.loaded.model, sliced, case.tokens, 2, progress=False)
+        weights.append(sliced.model.layers[0].mlp.down_proj.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("name", ["distill", "distill-ce"])
+def test_the_cost_is_that_of_the_counted_products_with_weights(tiny_case, name, monkeypatch):
+    case = tiny_case("llama-gqa")
+    monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 11)  # two fifths of 27 sequences
+    dense, sliced = case.loaded.model, copy.deepcopy(sliced_by(case))  # modules shared with `dense` are not trained
+
+    def flops(run) -> int:
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_flop_counts()["Global"][torch.ops.aten.mm]  # products with weights
+
+    with torch.no_grad():
+        dense_pass = flops(lambda: dense(case.tokens))
+    cost = cost_of(dense, sliced, case.tokens, name, 2, case.tokens.numel())
+
+    def train(epochs: int) -> int:
+        return flops(lambda: RECOVERIES[name].recover(dense, sliced, case.tokens, epochs, progress=False))
+
+    sampling_and_training = train(2)  # the samples and states are kept now
+    training = train(2)
+    assert training / dense_pass == pytest.approx(cost.training, rel=0.04)  # the first layer's input has no gradient
+    assert (sampling_and_training - training) / dense_pass == pytest.approx(cost.sampling, rel=0.05)
