@@ -38,8 +38,8 @@ def evaluate(session: Session, request: Request, client: str) -> dict[str, Any]:
     """Slice a model and measure it: plan, parameters, ratios, perplexity dense and sliced, and the protocol.
 
     Percentages (sparsity, cap) are out of 100. `locked` sets ratios manually, such as "7 mlp 25, 3 attention 0".
-    `shapes` is "free", or "runtime": shapes that llama.cpp runs without padding. `recovery` is "none", or "distill":
-    training the sliced model towards the dense one, which takes minutes.
+    `shapes` is "free", or "runtime": shapes that llama.cpp runs without padding. `recovery` is "none", "distill":
+    training the sliced model towards the dense one, which takes minutes, or "distill-ce": with cross-entropy as well.
     `upload` is your own text, passed with `handle_file` of gradio_client; on a desktop its path is enough.
     The first call for a model and text loads and calibrates, which takes minutes; later calls use the caches.
     """

@@ -24,6 +24,8 @@ from intraslice.distributed.sharing import broadcast
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, slice_by
 from intraslice.modeling.offload import Placement
+from intraslice.recovery.cost import RecoveryCost
+from intraslice.recovery.registry import cost_of
 from intraslice.reporting import Recipe
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.ratio_search import SearchResult, search_ratios, search_windows, searched_importances
@@ -46,6 +48,7 @@ class Pipeline:
     progress: ProgressCallback | bool = field(default=True, kw_only=True)
     ratio_search: SearchConfig | None = field(default=None, kw_only=True)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
+    recovery_cost: RecoveryCost | None = field(default=None, init=False)  # of the last slice
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[dict[str, float]]:
@@ -129,8 +132,10 @@ class Pipeline:
         """The sliced model and its plan, by `method`, by default the recipe's."""
         plan, name = self.plan(loaded, stats, method), method or self.recipe.method
         with self.timed("slice"):
-            training_tokens = None if plan.recovery == NO_RECOVERY else self.training_tokens(loaded)
+            training_tokens = tokens if plan.recovery == NO_RECOVERY else self.training_tokens(loaded)
             model = slice_by(name, loaded.model, plan, stats, tokens, training_tokens, progress=self.progress)
+        cost = cost_of(loaded.model, model, training_tokens, plan.recovery, plan.epochs, tokens.numel())
+        self.recovery_cost = cost
         return model, plan
 
     def training_tokens(self, loaded: LoadedModel) -> Tokens:

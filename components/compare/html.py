@@ -49,6 +49,7 @@ def answer(name: str, content: Answer | None = None, sparsity: float | None = No
         body = f'<p class="isx-text isx-quiet">{escape(translate(content.problem))}</p>'
     else:
         body = f'<p class="isx-text">{_highlighted(content)}</p><p class="isx-quiet">{_state(name, content)}</p>'
+        body += f'<p class="isx-quiet">{gettext("Loops: four tokens in a row come three times.")}</p>' * content.loops
     growing = ' aria-busy="true"' if content and content.state == "growing" else ""
     style = f"isx-answer isx-of-{COLOURS[name]}"
     return f'<section class="{style}"{growing}><h3>{label(name)}{subtitle}</h3>{body}</section>'

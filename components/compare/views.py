@@ -45,6 +45,7 @@ class Answer:
     diverges_at: int | None = None  # position of the first divergent token
     dense_token: str = ""  # the dense model's token at that position
     problem: str = ""
+    loops: bool = False  # four tokens in a row come three times
 
     @property
     def text(self) -> str:

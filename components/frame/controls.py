@@ -146,7 +146,10 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         [(lazy_gettext("None"), NO_RECOVERY), *RECOVERIES.options()],
         value=first.recovery,
         label=lazy_gettext("Recovery"),
-        info=lazy_gettext("Training after slicing, towards the dense model: takes minutes and lowers perplexity."),
+        info=lazy_gettext(
+            "Training after slicing, towards the dense model: costs about 12 forward passes of the dense model over "
+            "the calibration text, which takes minutes."
+        ),
         elem_id="recovery",
     )
     locked = gr.Textbox(first.locked, label=lazy_gettext("Ratios set manually"), visible=False)

@@ -15,13 +15,14 @@ from intraslice.core.progress import Progress
 from intraslice.core.records import read_record, write_record
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
+from intraslice.recovery.registry import settings_of
 
 from ..i18n.language import LazyString, lazy_gettext, term
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from .caches import BoundedCache, CachedEntry, Caches
 from .calibrations import Calibrated
-from .choices import RECOVERIES, describe_text
+from .choices import METHODS, RECOVERIES, describe_text
 from .request import DENSE, CalibrationKey, Request, SliceKey
 from .snapshots.measurements import Measurements
 from .views import Perplexities, Reading, StoredMeasurement
@@ -270,7 +271,11 @@ def _paired(sliced: Losses, dense: Losses | None) -> Reading:
 
 def _path(key: SliceKey, calibrated: Calibrated) -> Path:
     """Where the losses are on disk. A model in memory is not needed to find them, only its fingerprint."""
-    sliced = () if key.method == DENSE else (calibrated.training, len(calibrated.tokens), key.method, key.config)
+    sliced: tuple[object, ...] = ()
+    if key.method != DENSE:
+        sliced = calibrated.training, len(calibrated.tokens), key.method, key.config
+        if settings := settings_of(METHODS.require(key.method).recovery(key.config)):
+            sliced = *sliced, settings
     dense = calibrated.loaded
     return cache_path("losses", ".json", dense.fingerprint, dense.model.dtype, calibrated.windows, *sliced)
 

@@ -42,6 +42,7 @@ from .snapshots import plan as snapshot
 from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView
 
 RECOVERY_STAGES = {  # the library's stages, and their texts in the status
+    "samples": lazy_gettext("Sampling text from the dense model, token"),
     "dense states": lazy_gettext("Computing the dense model's logits for training, sequence"),
     "distill": lazy_gettext("Training the sliced model, step"),
 }

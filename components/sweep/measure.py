@@ -23,6 +23,7 @@ from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import DENSE, Point, Quantise, Texts, cached_points, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
+from intraslice.recovery.registry import cost_of
 from intraslice.reporting import records
 
 from ..i18n.language import LazyString, lazy_gettext
@@ -219,7 +220,9 @@ def _flops(plan: Plan, point: Point) -> float:
     if recovers or (method.uses_order and plan.base.order == "sequential"):
         tokens += 2 * calibration_tokens
     if recovers:
-        tokens += (1 + 3 * plan.base.epochs) * plan.texts.tokens_for(point.method, plan.base).numel()
+        training, dense = plan.texts.tokens_for(point.method, plan.base), plan.loaded.model
+        cost = cost_of(dense, dense, training, method.recovery(plan.base), plan.base.epochs, calibration_tokens)
+        tokens += round(sum(cost or ()) * calibration_tokens)
     if method.uses_order and plan.base.iterative:
         tokens += 20 * calibration_tokens
     if plan.speed and point.quantise == "none":  # a decoded token takes as long as about ten tokens of prefill

@@ -22,6 +22,7 @@ from intraslice.diagnostics.sensitivity import (
 from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
 from intraslice.distributed.sharing import is_main_process
+from intraslice.evaluation.answers import PROMPTS, AnswerStatistics
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import LoadedModel
@@ -171,7 +172,7 @@ def sweep_(run: Run) -> CommandResult:
     loaded = run.load_dense()
     windows, others = run.windows(loaded), run.other_windows(loaded)
     stats, tokens = run.calibrate(loaded)
-    texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others)
+    texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, PROMPTS if a.answers else ())
     grid = points(a.methods, a.estimators, a.sparsities, a.quantise)
     with run.timed("sweep"):
         frame = sweep(loaded, texts, grid, run.recipe.slicing, speed)
@@ -186,6 +187,7 @@ def sweep_(run: Run) -> CommandResult:
 _SHOWN = (
     "method",
     "estimator",
+    "recovery",
     "sparsity",
     "quantise",
     "removed_fraction",
@@ -193,6 +195,8 @@ _SHOWN = (
     "bytes",
     "perplexity",
     "divergence",
+    "recovery_training_passes",
+    *AnswerStatistics._fields,
     "prefill_ratio",
     "decode_ratio",
     "note",

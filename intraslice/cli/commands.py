@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from intraslice import checkpoints
 from intraslice.api import compress_loaded, export_gguf
@@ -15,6 +16,7 @@ from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.run import CommandResult, Run, peak_memory, require_folder
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
+from intraslice.evaluation.answers import answer_statistics, greedy_answers
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
@@ -62,10 +64,28 @@ def evaluate(run: Run) -> CommandResult:
     result["parameters"] |= compressed.parameters  # counted on the tensors instead of the plan
     result["removed_fraction"] = compressed.removed_fraction
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
+    if run.recovery_cost is not None:
+        result["recovery_passes"] = run.recovery_cost._asdict()
+    if run.arguments.answers:
+        with run.timed("answers"):
+            result["answers"] = _answer_statistics({"dense": loaded.model, "sliced": compressed.model}, loaded)
     values, ratio = result["perplexity"], result["perplexity_ratio"]
     line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {_with_error(ratio, 3)} times"
     line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats per token"
-    return result, f"{summary(compressed.plan)}\n{line}; {_measured_on(run.recipe.protocol())}"
+    line = f"{summary(compressed.plan)}\n{line}; {_measured_on(run.recipe.protocol())}"
+    if run.recovery_cost is not None:
+        training, sampling = run.recovery_cost
+        line += f"\nrecovery: {training:.1f} dense passes of training; {sampling:.1f} for its samples and states, kept"
+    for name, statistics in result.get("answers", {}).items():
+        line += f"\nanswers, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in statistics.items())
+    return result, line
+
+
+def _answer_statistics(models: dict[str, PreTrainedModel], loaded: LoadedModel) -> dict[str, dict[str, float]]:
+    """Statistics of each model's answers to the fixed prompts; the first model is the dense one."""
+    answers = {name: greedy_answers(model, loaded.tokenizer, stage=f"answers {name}") for name, model in models.items()}
+    dense = next(iter(answers.values()))
+    return {name: answer_statistics(tokens, dense)._asdict() for name, tokens in answers.items()}
 
 
 def _with_error(estimate: dict[str, float | None], digits: int) -> str:

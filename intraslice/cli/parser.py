@@ -19,6 +19,7 @@ from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationCon
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS, RECOVERIES, Registry
 from intraslice.diagnostics.sensitivity import Measure
+from intraslice.evaluation.answers import PROMPTS
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import QUANTISE
 from intraslice.loading import DEFAULT
@@ -148,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
 
     ratios = command("ratios", commands.ratios, "pruning ratios of every layer")
     ratios.add_argument("--csv", type=Path, metavar="FILE", help="also write the ratios to this file, for --ratios")
-    command("evaluate", commands.evaluate, "perplexity, dense and sliced")
+    evaluate = command("evaluate", commands.evaluate, "perplexity, dense and sliced")
     slice_command = command("slice", commands.slice_, "write the sliced model to a folder, a GGUF file, or both")
     slice_command.add_argument("--out", type=Path, metavar="FOLDER", help="folder in transformers format")
     slice_command.add_argument("--gguf", type=Path, metavar="FILE", help="file for llama.cpp")
@@ -203,6 +204,12 @@ def parser() -> argparse.ArgumentParser:
     explanation = "further held-out texts to evaluate every model on, each with its own columns"
     sweep.add_argument("--also-eval", nargs="+", default=[], metavar="NAME|FILE", help=explanation)
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to this file")
+    explanation = (
+        f"also answer {len(PROMPTS)} prompts greedily: fraction of answers that loop, tokens before they differ from "
+        "the dense model's, fraction of distinct 3-grams"
+    )
+    for subparser in (evaluate, sweep):
+        subparser.add_argument("--answers", action="store_true", help=explanation)
     tasks.add_options(command("tasks", tasks.tasks, "lm-eval task scores of the dense and the sliced models"))
     explanation = "the table of the IntraSlice paper (arXiv 2602.01975), measured here, next to the published numbers"
     paper.add_options(command("paper", paper.paper, explanation))

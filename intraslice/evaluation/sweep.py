@@ -21,6 +21,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.records import read_record, write_record
 from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of, single_process
+from intraslice.evaluation.answers import answer_columns
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
@@ -28,6 +29,7 @@ from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
+from intraslice.recovery.registry import cost_of, settings_of
 
 FORMAT = "8"
 DENSE = "dense"  # the method of a point that is not sliced
@@ -72,7 +74,8 @@ class Texts:
     """The texts of a sweep: calibration tokens and their statistics, and held-out windows.
 
     `training` has the calibration tokens and more, for recoveries, which otherwise train on the calibration tokens.
-    `others` has held-out windows of further texts, by name: each adds columns, such as `perplexity NAME`.
+    `others` has held-out windows of further texts, by name: each adds columns, such as `perplexity NAME`. Where there
+    are `prompts`, every model answers them greedily, for the columns of `AnswerStatistics`.
     """
 
     stats: CalibrationStats
@@ -80,6 +83,7 @@ class Texts:
     evaluation: Int[Tensor, "windows window"]
     training: Int[Tensor, "more length"] | None = None
     others: Mapping[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
 
     def tokens_for(self, method: str, config: SliceConfig) -> Tokens:
         """The longest text that a method and its recovery use."""
@@ -131,8 +135,9 @@ def sweep(
                 row = _measure(slices, point, held_out, speed, report)
             row["seconds"] = round(time.perf_counter() - start, 3)
             write_record(path, row, "a point of the sweep")
-        recovery = {} if base.recovery == NO_RECOVERY else {"recovery": base.recovery}
-        rows.append(asdict(point) | recovery | dense | row)
+        recovery = _recovery(point, base)
+        named = {} if recovery == NO_RECOVERY else {"recovery": recovery}
+        rows.append(asdict(point) | named | dense | row)
         report(Progress("sweep", done, len(shard)))
     return pandas.DataFrame(all_gather(rows))
 
@@ -151,6 +156,10 @@ def cached_points(
 
 def _config(point: Point, base: SliceConfig) -> SliceConfig:
     return replace(base, sparsity=point.sparsity, estimator=point.estimator or base.estimator)
+
+
+def _recovery(point: Point, base: SliceConfig) -> str:
+    return NO_RECOVERY if point.method == DENSE else METHODS.require(point.method).recovery(base)
 
 
 @dataclass
@@ -190,12 +199,14 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
         config = replace(config, epochs=0)
     if not method.uses_shapes:
         config = replace(config, shapes="free")
-    inputs = texts.calibration, texts.tokens_for(point.method, config), texts.stats.targets
+    inputs: list[Any] = [texts.calibration, texts.tokens_for(point.method, config), texts.stats.targets]
+    inputs += [settings] if (settings := settings_of(method.recovery(config))) else []
     return _path(loaded, texts, f"{point.method} {config} {_speed(point, speed)} {point.quantise}", *inputs)
 
 
 def _path(loaded: LoadedModel, texts: Texts, key: str, *inputs: Any) -> Path:
     held_out = texts.evaluation, *(part for item in texts.others.items() for part in item)
+    inputs += (texts.prompts,) if texts.prompts else ()
     return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
 
 
@@ -217,7 +228,7 @@ def _measure(
     progress: ProgressCallback,
 ) -> dict[str, Any]:
     """One row. `held_out` has the windows of each text and the dense model's states, by the suffix of its columns."""
-    loaded, speed = slices.loaded, _speed(point, speed)
+    loaded, texts, speed = slices.loaded, slices.texts, _speed(point, speed)
     try:
         model, note = slices.of(point, progress)
         size = _bytes_on_disk(model, loaded.tokenizer, point.quantise)
@@ -239,6 +250,12 @@ def _measure(
         values = losses.perplexity().value, *divergence
         row |= {f"{column}{name}": value for column, value in zip(("perplexity", *DIVERGENCE), values, strict=True)}
     row["note"] = note
+    training = texts.calibration if texts.training is None else texts.training
+    recovery, calibration = _recovery(point, slices.base), texts.calibration.numel()
+    if cost := cost_of(loaded.model, model, training, recovery, slices.base.epochs, calibration):
+        row |= {f"recovery_{name}_passes": value for name, value in cost._asdict().items()}
+    if texts.prompts:
+        row |= answer_columns(loaded, evaluated, texts.prompts, f"answers {point.method}", progress=progress)
     if speed is not None:
         speeds = measure_speed({"dense": loaded.model, "sliced": model}, speed, progress=progress)
         for phase in ("prefill", "decode"):

@@ -23,14 +23,16 @@ def logits_in_chunks(
 
 
 def next_token_logits(
-    model: PreTrainedModel, tokens: Int[Tensor, "batch tokens"], cache: Mapping[str, Any]
+    model: PreTrainedModel, tokens: Int[Tensor, "batch tokens"], cache: Mapping[str, Any], **inputs: Tensor
 ) -> tuple[Float[Tensor, "batch vocabulary"], dict[str, Any]]:
     """Logits of the token after `tokens`, and the cache for the next call. Pass an empty cache to the first call.
+
+    `inputs` are further arguments of the model, such as the mask of left-padded prompts.
 
     The head gets a matrix. `logits_to_keep` would pass it a three-dimensional slice, for which torch runs a batched
     product that copies the head's weights; in bfloat16 this costs a third of the time of all layers.
     """
-    output = model.model(input_ids=tokens, use_cache=True, **cache)
+    output = model.model(input_ids=tokens, use_cache=True, **cache, **inputs)
     keyword = cache_keyword(model)
     return model.lm_head(output.last_hidden_state[:, -1]), {keyword: getattr(output, keyword)}
 

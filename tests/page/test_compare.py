@@ -22,6 +22,7 @@ from components.state.settings import Settings
 from components.ui.handlers import spread_settings
 from intraslice.__main__ import main
 from intraslice.diagnostics.first_divergence import first_divergence
+from intraslice.evaluation.answers import has_loop
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
@@ -85,6 +86,9 @@ def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperat
         assert answers[name].shared.split() == parting.common.split()
         assert answers[name].token.strip() == parting.second
         assert answers[name].dense_token.strip() == parting.first
+        assert answers[name].loops == has_loop(tokens[name])
+        assert ("Loops" in compare_words.answer(name, answers[name])) == answers[name].loops
+        assert "Loops" in compare_words.answer(name, replace(answers[name], loops=True))
     assert answers["dense"].diverges_at is None
 
 

@@ -154,11 +154,11 @@ def test_a_release_leaves_what_takes_long_to_its_button(session, tiny, change, b
 
 
 def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session, tiny) -> None:
-    request = tiny.with_settings(recovery="distill", sparsity=45)
+    request = tiny.with_settings(recovery="distill-ce", sparsity=45)
     *before, last = slider.measure(session, request, 0, None, SOMEBODY)
     told = [event.status for event in before]
     assert any("Training the sliced model, step" in status for status in told)
-    assert "one-shot slicing, recovery: Distillation" in last.perplexity
+    assert "one-shot slicing, recovery: Distillation with cross-entropy" in last.perplexity
     plain = request.without_recovery
     list(session.measure(plain, "somebody"))
     assert session.perplexities(request).sliced < session.perplexities(plain).sliced
