@@ -81,7 +81,7 @@ def load_model(
     weights = require_memory(name, dtype, device).weights or fetch_weights(name, progress=progress)
     # While loading, transformers sets the default dtype of all threads, which could affect other jobs.
     model, tokenizer = read_weights(weights, torch.float32 if device == "cpu" else dtype)
-    _prepare_tokenizer_(tokenizer, model, name)
+    prepare_tokenizer_(tokenizer, model, name)
     model = _convert_dtype_(model, dtype).eval().requires_grad_(False)
     digest = fingerprint(model)
     canonicalise(model)
@@ -118,7 +118,7 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     canonical.set_attn_implementation("sdpa")
-    _prepare_tokenizer_(tokenizer_copy, canonical, name)
+    prepare_tokenizer_(tokenizer_copy, canonical, name)
     canonicalise(canonical)
     return LoadedModel(canonical, tokenizer_copy, name, f"{name}, as transformers loaded it", digest)
 
@@ -148,7 +148,7 @@ def _load_offloaded(
     config = read_config(weights)
     places = place_layers(config, dtype, device, device_map, available_bytes(device), available_bytes())
     model, tokenizer = read_weights(weights, dtype, places)
-    _prepare_tokenizer_(tokenizer, model, name)
+    prepare_tokenizer_(tokenizer, model, name)
     model = model.eval().requires_grad_(False)
     digest = fingerprint(model)
     canonicalise_offloaded_(model, places, device)
@@ -173,7 +173,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _prepare_tokenizer_(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+def prepare_tokenizer_(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+    """Set the padding of both, in place. Raises UserError where the model has fewer embeddings than token ids."""
     rows = model.model.embed_tokens.num_embeddings
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < rows:

@@ -59,7 +59,7 @@ def sample_tokens(
     return uniform.log_().div_(probabilities).argmax(-1)  # the smallest exponential time: log(u) / p is its negative
 
 
-def _loss_gradient(
+def next_token_gradient(
     model: PreTrainedModel,
     hidden: Float[Tensor, "sequences length hidden"],
     batch: Int[Tensor, "sequences length"],
@@ -140,13 +140,13 @@ def _calibrate_shard(
     progress: ProgressCallback,
 ) -> None:
     """Add this process's shard of the sequences to `stats`, one for each layer, in place."""
-    shard = shard_of(len(tokens), _batch(tokens))
+    shard = shard_of(len(tokens), sequences_per_batch(tokens))
     # Views of the shard's rows; of sums over sequences, the tensors themselves.
     shard_stats = [replace(layer, **{name: getattr(layer, name)[shard] for name in BY_SEQUENCE}) for layer in stats]
     generator = torch.Generator(model.device).manual_seed(SEED) if targets == "sampled" else None
     if generator is not None:
         _skip_samples(generator, tokens[: shard.start], model.lm_head.out_features)
-    loss_gradient = partial(_loss_gradient, generator=generator)
+    loss_gradient = partial(next_token_gradient, generator=generator)
     if is_offloaded(model):
         calibrate_layerwise(model, shard_stats, tokens[shard], loss_gradient, progress)
     else:
@@ -154,17 +154,17 @@ def _calibrate_shard(
 
 
 def _skip_samples(generator: torch.Generator, tokens: Int[Tensor, "sequences length"], vocabulary: int) -> None:
-    """Advance the generator as `_loss_gradient` does for `tokens`, so that samples do not depend on the sharding.
+    """Advance the generator as `next_token_gradient` does for `tokens`, so that samples do not depend on the sharding.
 
     Exact on a CPU, and on a GPU if the shard begins with a whole batch.
     """
     # On SmolLM2 this costs 2 % of calibrating on the same tokens.
-    for batch in tokens.split(_batch(tokens)):
+    for batch in tokens.split(sequences_per_batch(tokens)):
         for chunk in batch[:, 1:].flatten().split(LOSS_TOKENS):
             torch.rand(len(chunk), vocabulary, generator=generator, device=generator.device)
 
 
-def _batch(tokens: Int[Tensor, "sequences length"]) -> int:
+def sequences_per_batch(tokens: Int[Tensor, "sequences length"]) -> int:
     """Sequences per batch."""
     return max(1, TOKENS_PER_BATCH // tokens.shape[1])
 
@@ -191,7 +191,7 @@ def _calibrate(
         _require_finite(layers)
         return _statistics(model, layers, done * tokens.shape[1], targets)
 
-    for batch in tokens.split(_batch(tokens)):
+    for batch in tokens.split(sequences_per_batch(tokens)):
         pause = partial(progress, Progress("calibrate", done, sequences))
         _calibrate_batch(model, stats, batch.to(model.device), done, loss_gradient, pause)
         done += len(batch)
@@ -216,7 +216,7 @@ def _statistics(model: PreTrainedModel, stats: list[LayerStats], tokens: int, ta
         tokens=tokens,
         targets=targets,
         sizes=tuple(layer_sizes(block) for block in layers),
-        output_energies=[_output_energies(block) for block in layers],
+        output_energies=[output_energies(block) for block in layers],
         kv_heads=[tuple(block.attention.kv_head.tolist()) for block in layers],
         other_parameters=sum(p.numel() for p in model.parameters()) - decoder_parameters(model),
         bytes_per_value=model.dtype.itemsize,
@@ -256,7 +256,7 @@ def _calibrate_batch(
         pause()
 
 
-def _output_energies(block: Block) -> Float[Tensor, "heads dim"]:
+def output_energies(block: Block) -> Float[Tensor, "heads dim"]:
     with resident(block.attention):
         return block.attention.weights().output.float().square().sum(0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from weakref import ref
@@ -94,8 +94,10 @@ class LayerStats:
         return cls(**{name: torch.from_numpy(value).to(device) for name, value in values.items()})
 
 
-def empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStats:
-    """Zeros, for a calibration on `sequences` sequences."""
+def empty_stats(
+    block: Block, sequences: int, device: torch.device, moments: Collection[str] = MOMENTS
+) -> LayerStats:
+    """Zeros, for a calibration on `sequences` sequences. Moments that are not among `moments` have no rows."""
     attention, mlp = block.attention, block.mlp
     channels, hidden = attention.heads * attention.value_dim, attention.o_proj.out_features
     middle = 0 if block.parallel else hidden
@@ -103,18 +105,15 @@ def empty_stats(block: Block, sequences: int, device: torch.device) -> LayerStat
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=device)
 
+    widths = dict(zip(MOMENTS, (hidden, hidden, middle, channels, mlp.neurons), strict=True))
     return LayerStats(
-        residual_moment=zeros(hidden, hidden),
-        direction_moment=zeros(hidden, hidden),
-        middle_moment=zeros(middle, middle),
-        attention_moment=zeros(channels, channels),
+        **{name: zeros(width, width) if name in moments else zeros(0, 0) for name, width in widths.items()},
         attention_sum=zeros(channels),
         channel_products=zeros(attention.heads, attention.dim),
         query_energy=zeros(attention.heads, attention.dim),
         key_energy=zeros(attention.kv_heads, attention.dim),
         value_moment=zeros(attention.kv_heads, attention.value_dim, attention.value_dim),
         query_fisher=zeros(attention.heads, attention.dim),
-        mlp_moment=zeros(mlp.neurons, mlp.neurons),
         mlp_sum=zeros(mlp.neurons),
         attention_gradients=zeros(sequences, channels),
         mlp_gradients=zeros(sequences, mlp.neurons),
@@ -179,14 +178,18 @@ class CalibrationStats:
                 head_fraction,
                 index,
             )
-            scores = _channel_scores(layer)
-            table = head_table(head_energies(stats.attention_moment, scores), scores)
-            importances = {
-                name: estimator.importance(layer) for name, estimator in ESTIMATORS.items() if estimator.importance
-            }
-            layers.append(LayerProfile(sizes, table, kv_head, importances))
+            layers.append(layer_profile(layer, kv_head, ESTIMATORS))
             progress(Progress("profile", len(layers), len(self.layers)))
         return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
+
+
+def layer_profile(layer: LayerCalibration, kv_head: tuple[int, ...], estimators: Iterable[str]) -> LayerProfile:
+    """Inputs of plans for one layer: its kept heads by budget, and its importances by each of the `estimators`."""
+    scores = _channel_scores(layer)
+    table = head_table(head_energies(layer.attention_moment, scores), scores)
+    functions = {name: ESTIMATORS[name].importance for name in estimators}
+    importances = {name: importance(layer) for name, importance in functions.items() if importance}
+    return LayerProfile(layer.sizes, table, kv_head, importances)
 
 
 def _channel_scores(layer: LayerCalibration) -> Float[Tensor, "heads dim"]:

@@ -55,8 +55,13 @@ class IntraSliceConfig(PreTrainedConfig):
     @classmethod
     def of(cls, model: PreTrainedModel, made: dict[str, Any] | None) -> IntraSliceConfig:
         """The configuration of the model in its present state. `made` is saved unchanged, so it must be JSON."""
+        return cls.with_shapes(model, [shape_of(layer) for layer in model.model.layers], made)
+
+    @classmethod
+    def with_shapes(cls, model: PreTrainedModel, shapes: list[Shape], made: dict[str, Any] | None) -> IntraSliceConfig:
+        """The configuration of a dense model whose layers have these shapes once they are sliced."""
         dense = {name: value for name, value in model.config.to_dict().items() if name not in EXCLUDED_FIELDS}
-        return cls(dense=dense, layers=[shape_of(layer) for layer in model.model.layers], made=made, dtype=model.dtype)
+        return cls(dense=dense, layers=shapes, made=made, dtype=model.dtype)
 
     def dense_config(self, **changes: Any) -> PreTrainedConfig:
         """The configuration of the dense model, with some values changed."""

@@ -33,7 +33,7 @@ from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
 from intraslice.modeling.offload import fetch_tensor
 from intraslice.pretrained.headers import read_json
-from intraslice.pretrained.reader import quiet_transformers
+from intraslice.pretrained.reader import quiet_transformers, weight_files
 
 FORMAT = 3
 PREVIOUS_FORMAT = 2  # its record also holds the shapes
@@ -83,9 +83,14 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     config = IntraSliceConfig.of(model, made)
     with new_folder(folder, tensors) as temporary:
         write_parts(temporary, model, tokenizer, config, model_card(config, folder.name))
-        record = {"format": FORMAT, "made": made}
-        record["sha256"] = _digest(temporary, record)
-        (temporary / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_record(temporary, made)
+
+
+def write_record(folder: Path, made: dict[str, Any]) -> None:
+    """Write how the model was made, with a checksum, once all other files are in the folder."""
+    record = {"format": FORMAT, "made": made}
+    record["sha256"] = _digest(folder, record)
+    (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 @contextmanager
@@ -170,17 +175,24 @@ def _verified_record(folder: Path) -> dict[str, Any]:
             f"{folder / RECORD} cannot be read or is of format {version!r}, expected {FORMAT}; "
             "copy the folder again, or slice the model again"
         )
-    if not (folder / WEIGHTS).is_file() or _digest(folder, record) != record.get("sha256"):
+    try:
+        intact = _digest(folder, record) == record.get("sha256")
+    except (OSError, ValueError):  # no weights, or an index of shards that cannot be read
+        intact = False
+    if not intact:
         raise UserError(
-            f"{WEIGHTS}, {CONFIG} or {RECORD} in {folder} is not what was saved there; copy the folder again"
+            f"the weights, {CONFIG} or {RECORD} in {folder} are not what was saved there; copy the folder again"
         )
     return record
 
 
 def _digest(folder: Path, record: dict[str, Any]) -> str:
     """SHA-256 of the weights, the record and the configuration: an edited head map makes a different model."""
-    with (folder / WEIGHTS).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+    digest = hashlib.sha256()
+    for shard in weight_files(folder):
+        with shard.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
     described = {name: value for name, value in json.loads(json.dumps(record)).items() if name != "sha256"}
     if record["format"] != PREVIOUS_FORMAT:
         described["config"] = _read_json_or_empty(folder / CONFIG)

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,6 +33,7 @@ Value = TypeVar("Value")
 Kind = Literal["calibration", "losses", "perplexity", "samples", "search", "sensitivity", "settling", "states", "sweep"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NEVER_REMOVED = ("models", "wheels", "offload")  # folders that count towards the size; models cannot load without them
+UNFINISHED = "unfinished"  # folder of the files with which killed runs go on: see resumable.py
 MAX_CACHE_BYTES = 20 * 10**9  # bytes
 MAX_BYTES_VARIABLE = "INTRASLICE_MAX_CACHE_BYTES"
 MAX_RESULTS = 5_000  # files; listing them takes a tenth of a second
@@ -74,9 +74,9 @@ def write_result(path: Path, write: Callable[[Path], object], what: str, size: i
         with temporary_folder(size) as folder:
             file = folder / path.name
             write(file)
-            with _lock():
+            with cache_lock():
                 if (written := file.stat().st_size) > size:
-                    _free_space(written, folder)
+                    free_space(written, folder)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _remove_earlier_formats(path)
                 os.replace(file, path)
@@ -151,10 +151,10 @@ def temporary_folder(size: int = 0, required: bool = False) -> Iterator[Path]:
     """
     folder = cache_folder() / "drafts" / f"{size}-{uuid4().hex}"
     with ExitStack() as stack:
-        with _lock():
-            _remove_unlocked(folder for folder, _ in _temporary_folders())
+        with cache_lock():
+            _remove_unlocked(folder for folder, _ in _reserved_folders("drafts"))
             if size:
-                _free_space(size, folder, required)
+                free_space(size, folder, required)
             stack.enter_context(_locked_folder(folder))
         yield folder
 
@@ -196,28 +196,14 @@ def remove_stale_folders() -> None:
     _cleaned_folders.add(folder)
     with suppress(OSError):  # of a read-only folder
         if (folder / "drafts").is_dir():
-            with _lock():
-                _remove_unlocked(folder for folder, _ in _temporary_folders())
+            with cache_lock():
+                _remove_unlocked(folder for folder, _ in _reserved_folders("drafts"))
         for path in chain.from_iterable(folder.glob(pattern) for pattern in _EARLIER_TEMPORARIES):
             if time.time() - path.stat().st_mtime > STALE_AFTER:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@contextmanager
-def temporary_cache() -> Iterator[Path]:
-    """Use an empty cache folder while open, so that benchmarks compute everything; the folder is removed on exit."""
-    before = os.environ.get("INTRASLICE_CACHE")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["INTRASLICE_CACHE"] = folder
-        try:
-            yield Path(folder)
-        finally:
-            os.environ.pop("INTRASLICE_CACHE")
-            if before is not None:
-                os.environ["INTRASLICE_CACHE"] = before
-
-
-def _lock() -> FileLock:
+def cache_lock() -> FileLock:
     """Lock for all changes to the cache folder: one process at a time creates, moves and removes files."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,14 +221,15 @@ def _remove_unlocked(folders: Iterable[Path]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_space(size: int, folder: Path, required: bool = False) -> None:
+def free_space(size: int, folder: Path, required: bool = False) -> None:
     """Remove least recently used results until `folder` may hold `size` bytes. Raises OSError if it never may.
 
     Files that another process has open stay readable, or cannot be removed, depending on the system.
     """
-    used = sum(_bytes(cache_folder() / name) for name in NEVER_REMOVED)
-    used += sum(max(reserved, _bytes(other)) for other, reserved in _temporary_folders() if other != folder)
-    available = max_cache_bytes() - used
+    available = max_cache_bytes() - _used(folder)
+    if size > available:
+        _remove_unlocked(other for other, _ in _reserved_folders(UNFINISHED) if other != folder)
+        available = max_cache_bytes() - _used(folder)
     fits = size <= available
     if fits or required:
         available -= size
@@ -258,9 +245,16 @@ def _free_space(size: int, folder: Path, required: bool = False) -> None:
         raise OSError(errno.EFBIG, f"{size:,} bytes exceed the space that {MAX_BYTES_VARIABLE} allows")
 
 
-def _temporary_folders() -> Iterator[tuple[Path, int]]:
-    """The existing temporary folders, and the bytes reserved for each."""
-    for folder in (cache_folder() / "drafts").glob("*"):
+def _used(folder: Path) -> int:
+    """Bytes of all that is not a result, except `folder`; of folders with a reservation, at least what it says."""
+    others = [pair for pair in _reserved_folders("drafts", UNFINISHED) if pair[0] != folder]
+    kept = sum(_bytes(cache_folder() / name) for name in NEVER_REMOVED)
+    return kept + sum(max(reserved, _bytes(other)) for other, reserved in others)
+
+
+def _reserved_folders(*parents: str) -> Iterator[tuple[Path, int]]:
+    """The existing folders with a reservation, in these folders of the cache, and the bytes reserved for each."""
+    for folder in chain.from_iterable((cache_folder() / parent).glob("*") for parent in parents):
         if name := _TEMPORARY_NAME.fullmatch(folder.name):
             yield folder, int(name[1])
 

@@ -9,10 +9,14 @@ for each other, which on a busy machine is most of a small job.
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import fmean, median
 from typing import Generic, TypeVar
 
@@ -23,7 +27,6 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.cache import temporary_cache
 from intraslice.core.config import CalibrationConfig, Order, SliceConfig, Targets
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
@@ -171,3 +174,17 @@ def _plan_seconds(model: PreTrainedModel, stats: CalibrationStats, config: Slice
         plan_by("intraslice", model, stats, config)
         seconds.append(clock(model.device) - start)
     return median(seconds[1:])
+
+
+@contextmanager
+def temporary_cache() -> Iterator[Path]:
+    """Use an empty cache folder while open, so that benchmarks compute everything; the folder is removed on exit."""
+    before = os.environ.get("INTRASLICE_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["INTRASLICE_CACHE"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            os.environ.pop("INTRASLICE_CACHE")
+            if before is not None:
+                os.environ["INTRASLICE_CACHE"] = before

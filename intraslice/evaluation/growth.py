@@ -14,10 +14,9 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from intraslice.calibration.driver import calibrate
-from intraslice.core.cache import temporary_cache
 from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.evaluation.benchmark import clock
+from intraslice.evaluation.benchmark import clock, temporary_cache
 from intraslice.loading import LoadedModel, fingerprint
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise

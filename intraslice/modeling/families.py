@@ -280,18 +280,19 @@ def canonicalise_layer_(model: PreTrainedModel, index: int) -> None:
 
 def blocks(model: PreTrainedModel) -> list[Block]:
     """The layers of a canonicalised model, in order."""
-    family = family_of(model.config)
-    return [
-        Block(
-            layer.self_attn,
-            layer.mlp,
-            getattr(layer, family.attention_norm),
-            getattr(layer, family.mlp_norm),
-            family.parallel,
-            *(
-                None if name is None else getattr(layer, name)
-                for name in (family.attention_output_norm, family.mlp_output_norm)
-            ),
-        )
-        for layer in model.model.layers
-    ]
+    return [block_of(layer, family_of(model.config)) for layer in model.model.layers]
+
+
+def block_of(layer: DenseModule, family: Family) -> Block:
+    """One canonical layer of a family."""
+    return Block(
+        layer.self_attn,
+        layer.mlp,
+        getattr(layer, family.attention_norm),
+        getattr(layer, family.mlp_norm),
+        family.parallel,
+        *(
+            None if name is None else getattr(layer, name)
+            for name in (family.attention_output_norm, family.mlp_output_norm)
+        ),
+    )

@@ -184,14 +184,20 @@ def read_weights(
     # transformers fills what is missing with random numbers and only warns.
     if absent := sorted(loading["missing_keys"]):
         raise UserError(f"{weights.display_name} lacks {len(absent)} tensors, such as {absent[0]}; fetch it again")
-    remedy = "put tokenizer.json or tokenizer.model beside the weights"
-    with _as_user_error(f"{weights.display_name} has no tokenizer that can be read", remedy), quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(weights.folder, **options)
+    tokenizer = read_tokenizer(weights)
     if weights.gguf:
         # The tensors are dequantised; with a quantizer the model refuses to be saved.
         model.hf_quantizer = None
         del model.config.quantization_config
     return model, tokenizer
+
+
+def read_tokenizer(weights: Weights) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights. Raises UserError if there is none that can be read."""
+    remedy = "put tokenizer.json or tokenizer.model beside the weights"
+    with _as_user_error(f"{weights.display_name} has no tokenizer that can be read", remedy), quiet_transformers():
+        options: dict[str, Any] = {"gguf_file": weights.gguf} if weights.gguf else {}
+        return AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=False, **options)
 
 
 def require_gguf(file: Path) -> None:

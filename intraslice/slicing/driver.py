@@ -99,7 +99,7 @@ def _slice_one_shot(
     if not isinstance(attention, SlicedAttention):
         attention = attention_from_moments(block.attention, plan, stats.layers[index], stats.tokens)
     if not isinstance(mlp, SlicedMLP):
-        mlp = mlp_from_stats(block.mlp, plan.neurons, stats, index)
+        mlp = _mlp_from_stats(block.mlp, plan.neurons, stats, index)
     if shared is not None:
         shared.update(zip(keys, (ref(attention), ref(mlp)), strict=True))
     return attention, mlp
@@ -135,15 +135,27 @@ def _fit_attention(
     return SlicedAttention(fuse(cut, axes, output, bias), layer), axes[cut.kv_head]
 
 
-def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer: int) -> SlicedMLP:
-    """The MLP of `width` neurons, fitted on the dense calibration alone; `dense` itself if nothing is removed."""
+def mlp_from_moments(
+    dense: SlicedMLP, width: int, stats: LayerStats, tokens: int, ranked: OrderedFactor | None = None
+) -> SlicedMLP:
+    """The MLP of `width` neurons, fitted on the dense calibration alone; `dense` itself if nothing is removed.
+
+    `ranked` are its neurons, where an earlier call has ranked them.
+    """
     if width == dense.neurons:
         return dense
-    moments, mean = stats.layers[layer], stats.layers[layer].mlp_sum / stats.tokens
-    weights, rankings = dense.weights(), {} if stats.ranked_neurons is None else stats.ranked_neurons
-    ranked = rankings.get(layer) or _ranked(weights, moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
-    rankings[layer] = ranked
+    weights, mean = dense.weights(), stats.mlp_sum / tokens
+    ranked = ranked or _ranked(weights, stats.mlp_moment, mean, tokens, stats.mlp_fisher)
     return SlicedMLP(keep_best(weights, ranked, mean, width))
+
+
+def _mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer: int) -> SlicedMLP:
+    """As `mlp_from_moments`, with the ranking that `stats` keeps, if it keeps any."""
+    moments, rankings = stats.layers[layer], stats.ranked_neurons
+    if rankings is not None and layer not in rankings and width < dense.neurons:
+        mean = moments.mlp_sum / stats.tokens
+        rankings[layer] = _ranked(dense.weights(), moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
+    return mlp_from_moments(dense, width, moments, stats.tokens, (rankings or {}).get(layer))
 
 
 def _ranked(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int, fisher: Tensor) -> OrderedFactor:

@@ -13,7 +13,7 @@ import torch
 
 from intraslice.__main__ import main
 from intraslice.calibration.driver import calibrate
-from intraslice.core.cache import cache_folder, temporary_cache
+from intraslice.core.cache import cache_folder
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress

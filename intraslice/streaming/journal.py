@@ -1,0 +1,66 @@
+"""The finished steps of a run, one file each, with which a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A step is finished once its file is in the folder: files are written under another name and renamed.
+
+    Steps depend only on the files of earlier steps, so repeating an interrupted one gives the same bytes.
+    """
+
+    folder: Path
+
+    def is_finished(self, step: str) -> bool:
+        """Whether the file of this step is there."""
+        return self._file(step).exists()
+
+    def write(self, step: str, tensors: dict[str, Tensor]) -> None:
+        """Write the tensors of a step, which is finished then."""
+        write_whole(self._file(step), lambda partial: save_file(tensors, partial))
+
+    def read(self, step: str) -> dict[str, Tensor]:
+        """The tensors of a finished step, on the CPU."""
+        return load_file(self._file(step))
+
+    def write_json(self, step: str, value: Any) -> None:
+        """Write a value of a step, which is finished then."""
+        write_whole(self._file(step), lambda partial: partial.write_text(json.dumps(value), encoding="utf-8"))
+
+    def read_json(self, step: str) -> Any:
+        """The value of a finished step."""
+        return json.loads(self._file(step).read_text(encoding="utf-8"))
+
+    def write_batches(self, step: str, batches: Sequence[Tensor]) -> None:
+        """As `write`, of tensors without names."""
+        self.write(step, {str(index): batch for index, batch in enumerate(batches)})
+
+    def read_batches(self, step: str) -> list[Tensor]:
+        """The inverse of `write_batches`."""
+        tensors = self.read(step)
+        return [tensors[str(index)] for index in range(len(tensors))]
+
+    def remove(self, step: str) -> None:
+        """Remove the file of a step, which no unfinished step needs."""
+        self._file(step).unlink(missing_ok=True)
+
+    def _file(self, step: str) -> Path:
+        return self.folder / step
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file whole or not at all, which replaces that of an interrupted call."""
+    partial = file.with_name(f"{file.name}.partial")
+    write(partial)
+    os.replace(partial, file)
