@@ -16,6 +16,7 @@ from intraslice.methods.registry import Plan
 from intraslice.modeling.counts import kv_bytes_per_token
 from intraslice.planning.budget import LowRankPlan
 from intraslice.planning.crossmodule_plan import CrossModulePlan
+from intraslice.planning.ratios import SlicePlan
 
 CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # fields that only a cross-module plan has
 COLOURS = {"attention": "#4c78a8", "MLP": "#f58518"}  # bar colours
@@ -88,12 +89,19 @@ def plan_record(plan: Plan) -> dict[str, Any]:
 
 def plan_statistics(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
     """Parameters, cache size and ratios of a plan, as JSON. A cross-module plan has a width instead of ratios."""
-    common = {"removed_fraction": plan.removed_fraction, "parameters": asdict(plan.parameters)}
     if isinstance(plan, CrossModulePlan):
+        common = {"removed_fraction": plan.removed_fraction, "parameters": asdict(plan.parameters)}
         cache = kv_bytes_per_token(dense)  # keys and values are not sliced
         cross_module = {name: getattr(plan, name) for name in CROSS_MODULE}
         return common | {"kv_bytes_per_token": {"dense": cache, "sliced": cache}, "ratios": None, **cross_module}
-    return common | {
+    return slice_statistics(plan)
+
+
+def slice_statistics(plan: SlicePlan) -> dict[str, Any]:
+    """Parameters, cache size and ratios of a plan with a size for every layer, as JSON."""
+    return {
+        "removed_fraction": plan.removed_fraction,
+        "parameters": asdict(plan.parameters),
         "kv_bytes_per_token": dict(zip(("dense", "sliced"), plan.kv_bytes_per_token, strict=True)),
         "ratios": [[layer.attention_ratio, layer.mlp_ratio] for layer in plan.layers],
     }

@@ -32,7 +32,7 @@ class LayerStats:
     """Sums over the calibration tokens of one dense layer. C = heads * dim channels, I neurons, B sequences.
 
     A few massive tokens dominate the residual moment. The direction moment is that of states scaled to unit length, in
-    which all tokens have the same weight, as after the norms.
+    which all tokens have the same weight, as after the norms. A moment that is not collected has no rows.
     """
 
     residual_moment: Float[Tensor, "hidden hidden"]  # of the layer's input, before any norm
@@ -40,14 +40,14 @@ class LayerStats:
     middle_moment: Float[
         Tensor, "middle middle"
     ]  # of the input of the MLP's norm; empty if attention and MLP share a norm
-    attention_moment: Float[Tensor, "C C"]  # X^T X of the input of o_proj
+    attention_moment: Float[Tensor, "attention attention"]  # C x C: X^T X of the input of o_proj
     attention_sum: Float[Tensor, " C"]
     channel_products: Float[Tensor, "heads dim"]  # sum of |q_j k_j| after the rotary embedding
     query_energy: Float[Tensor, "heads dim"]  # sum of q_j^2 after the rotary embedding
     key_energy: Float[Tensor, "kv_heads dim"]
     value_moment: Float[Tensor, "kv_heads value_dim value_dim"]  # of each head's values, uncentred
     query_fisher: Float[Tensor, "heads dim"]  # sum over tokens, as in `rotary_pair_scores.query_fisher`
-    mlp_moment: Float[Tensor, "I I"]  # A^T A of the input of down_proj
+    mlp_moment: Float[Tensor, "mlp mlp"]  # I x I: A^T A of the input of down_proj
     mlp_sum: Float[Tensor, " I"]
     attention_gradients: Float[Tensor, "B C"]
     mlp_gradients: Float[Tensor, "B I"]
@@ -94,9 +94,7 @@ class LayerStats:
         return cls(**{name: torch.from_numpy(value).to(device) for name, value in values.items()})
 
 
-def empty_stats(
-    block: Block, sequences: int, device: torch.device, moments: Collection[str] = MOMENTS
-) -> LayerStats:
+def empty_stats(block: Block, sequences: int, device: torch.device, moments: Collection[str] = MOMENTS) -> LayerStats:
     """Zeros, for a calibration on `sequences` sequences. Moments that are not among `moments` have no rows."""
     attention, mlp = block.attention, block.mlp
     channels, hidden = attention.heads * attention.value_dim, attention.o_proj.out_features

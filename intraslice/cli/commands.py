@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +25,17 @@ from intraslice.methods.registry import METHODS
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.modeling.linear import CANNOT_BE_SAVED
 from intraslice.planning.crossmodule_plan import CrossModulePlan
-from intraslice.reporting import CROSS_MODULE, evaluation_statistics, layer_table, plan_record, plan_statistics, summary
+from intraslice.pretrained.sources import verify_weights
+from intraslice.reporting import (
+    CROSS_MODULE,
+    evaluation_statistics,
+    layer_table,
+    plan_record,
+    plan_statistics,
+    slice_statistics,
+    summary,
+)
+from intraslice.streaming.driver import estimate, memory_is_short, require_streamable, slice_to_folder
 from intraslice.untrusted.ratio_files import ratios_csv
 
 
@@ -128,6 +139,8 @@ def slice_(run: Run) -> CommandResult:
     """Write the sliced model to a folder, to a GGUF file, or both."""
     out, file = run.arguments.out, run.arguments.gguf
     _require_outputs(run)
+    if run.arguments.stream or _should_stream(run):
+        return _slice_streamed(run)
     loaded = run.load_dense()
     if file is not None:
         require_deci(loaded.model, loaded.tokenizer)
@@ -146,6 +159,39 @@ def slice_(run: Run) -> CommandResult:
         result["gguf"], line = _write_gguf(run, compressed.loaded)
         lines.append(line)
     return result | {"seconds": run.seconds}, "\n".join(lines)
+
+
+def _should_stream(run: Run) -> bool:
+    """Whether the slice does not fit into memory, but can be made one layer at a time."""
+    try:
+        _require_streamable(run)
+    except UserError:
+        return False
+    return memory_is_short(run.recipe, run.device)
+
+
+def _require_streamable(run: Run) -> None:
+    a = run.arguments
+    if a.out is None or a.gguf is not None or a.device_map is not None or a.slicing is not None:
+        raise UserError(
+            "--stream takes --out FOLDER, and neither --gguf, --device-map nor --slicing; `export` reads the folder"
+        )
+    require_streamable(run.recipe)
+
+
+def _slice_streamed(run: Run) -> CommandResult:
+    """Write the sliced model to a folder, with one layer in memory at a time."""
+    _require_streamable(run)
+    if run.arguments.verify:
+        verify_weights(run.recipe.model)
+    out, expected = run.arguments.out, estimate(run.recipe, run.device)
+    print(expected, file=sys.stderr, flush=True)
+    with run.timed("slice"):
+        plan = slice_to_folder(run.recipe, out, run.device, progress=run.progress)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    result = run.recipe.slice_options() | slice_statistics(plan) | {"out": str(out), "bytes": size}
+    result |= {"estimate": asdict(expected), "peak_rss_bytes": peak_memory(), "seconds": run.seconds}
+    return result, f"{summary(plan)}\nwrote {out} ({size / 1e6:.0f} MB)"
 
 
 def _require_outputs(run: Run) -> None:

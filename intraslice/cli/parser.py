@@ -153,6 +153,11 @@ def parser() -> argparse.ArgumentParser:
     slice_command = command("slice", commands.slice_, "write the sliced model to a folder, a GGUF file, or both")
     slice_command.add_argument("--out", type=Path, metavar="FOLDER", help="folder in transformers format")
     slice_command.add_argument("--gguf", type=Path, metavar="FILE", help="file for llama.cpp")
+    explanation = (
+        "keep one layer in memory at a time, and go on where a killed run was; by itself where memory is short "
+        "(method intraslice, --order one-shot, --out, safetensors)"
+    )
+    slice_command.add_argument("--stream", action="store_true", help=explanation)
     export = command("export", commands.export, "write a saved model for llama.cpp or vLLM")
     export.add_argument("--gguf", type=Path, metavar="FILE", help="file for llama.cpp")
     export.add_argument("--vllm", type=Path, metavar="FOLDER", help="folder for vLLM, if only MLPs are sliced")

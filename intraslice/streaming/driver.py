@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from intraslice import data
 from intraslice.calibration.driver import output_energies
@@ -28,11 +29,13 @@ from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.pretrained.reader import read_tokenizer
+from intraslice.pretrained.memory import calibration_bytes, estimate_memory
+from intraslice.pretrained.reader import read_config, read_tokenizer
 from intraslice.pretrained.sources import obtain_weights
 from intraslice.reporting import Recipe, slice_record
 from intraslice.slicing.driver import attention_from_moments, mlp_from_moments
 from intraslice.streaming.calibrate import StreamedCalibration
+from intraslice.streaming.estimate import StreamEstimate, StreamSizes, estimate_stream, measure_speeds, stream_sizes
 from intraslice.streaming.journal import Journal
 from intraslice.streaming.shards import Shards
 from intraslice.streaming.weights import StreamedModel, open_model
@@ -62,6 +65,33 @@ def require_streamable(recipe: Recipe) -> None:
             raise UserError(f"cannot slice one layer at a time: {reason}")
 
 
+def estimate(recipe: Recipe, device: str = "cpu") -> StreamEstimate:
+    """Memory, disk and time of `slice_to_folder`, from the model's configuration and the speed of this machine.
+
+    Raises UserError as `slice_to_folder` does.
+    """
+    require_streamable(recipe)
+    sizes = _sizes(recipe, read_config(obtain_weights(recipe.model)))
+    speeds = measure_speeds(sizes, getattr(torch, recipe.dtype), device)
+    return estimate_stream(sizes, recipe.slicing.sparsity, speeds)
+
+
+def memory_is_short(recipe: Recipe, device: str) -> bool:
+    """Whether an ordinary slice of a model in safetensors files on disk needs more memory than is free now."""
+    dtype = getattr(torch, recipe.dtype)
+    model = estimate_memory(recipe.model, dtype, device)
+    if model.weights is None or model.weights.gguf:
+        return False
+    calibration = recipe.calibration
+    needed = calibration_bytes(read_config(model.weights), calibration.sequences, calibration.length, dtype)
+    return model.needed + needed > model.available
+
+
+def _sizes(recipe: Recipe, config: PreTrainedConfig) -> StreamSizes:
+    calibration = recipe.calibration
+    return stream_sizes(config, calibration.sequences, calibration.length, getattr(torch, recipe.dtype))
+
+
 def slice_to_folder(
     recipe: Recipe, folder: str | Path, device: str = "cpu", *, progress: ProgressCallback | bool = True
 ) -> SlicePlan:
@@ -85,7 +115,7 @@ def slice_to_folder(
     digest = _digest(dense, recipe, tokens)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
-        resumable_cache_folder(digest, journal_bytes(dense, tokens)) as journal_folder,
+        resumable_cache_folder(digest, _sizes(recipe, dense.model.config).journal_bytes) as journal_folder,
         resumable_sibling(folder, digest) as sibling,
     ):
         journal = Journal(journal_folder)
@@ -110,15 +140,6 @@ def _digest(dense: StreamedModel, recipe: Recipe, tokens: Int[Tensor, "sequences
     return digest.hexdigest()[:32]
 
 
-def journal_bytes(dense: StreamedModel, tokens: Int[Tensor, "sequences length"]) -> int:
-    """Most bytes that the journal takes: packed moments, mask gradients, and the hidden states of all layers."""
-    config = dense.model.config
-    channels = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    layer = 4 * sum(width * (width + 1) // 2 + width * (len(tokens) + 8) for width in (channels, config.intermediate_size))
-    states = tokens.numel() * config.hidden_size * dense.model.dtype.itemsize
-    return dense.layers * (layer + 65536) + (dense.layers + 4) * states
-
-
 @torch.no_grad()
 def _profile(calibration: StreamedCalibration, config: SliceConfig) -> Profile:
     """Inputs of the plan. The importances of all layers are small, and stay in memory."""
@@ -127,13 +148,14 @@ def _profile(calibration: StreamedCalibration, config: SliceConfig) -> Profile:
     report(Progress("profile", 0, dense.layers))
     for index in range(dense.layers):
         stats = calibration.stats(index, ("attention_moment",))
+        unread = torch.full((1, 1), torch.nan).expand(2 * [len(stats.mlp_sum)])  # takes no memory
         with dense.layer(index) as (_, block):
             layer = LayerCalibration(
                 layer_sizes(block),
                 group_gradients(stats.attention_gradients, config.gradient_group),
                 group_gradients(stats.mlp_gradients, config.gradient_group),
                 stats.attention_moment,
-                stats.mlp_moment,
+                unread,
                 output_energies(block),
                 config.head_fraction,
                 index,

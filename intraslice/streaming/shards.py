@@ -38,9 +38,7 @@ class Shards:
 
     def write_layer(self, index: int, layer: DenseModule) -> None:
         """Write a sliced layer."""
-        self._write(
-            index + 1, {f"model.layers.{index}.{name}": tensor for name, tensor in layer.state_dict().items()}
-        )
+        self._write(index + 1, {f"model.layers.{index}.{name}": tensor for name, tensor in layer.state_dict().items()})
         self.journal.write_json(f"shape.{index}", shape_of(layer))
 
     def finish(self, tokenizer: PreTrainedTokenizerBase, made: dict[str, Any], target: Path) -> None:
@@ -48,7 +46,8 @@ class Shards:
         if not self._file(0).exists():
             self._write(0, self.dense.read(self.dense.outer_names))
         shapes: list[Shape] = [self.journal.read_json(f"shape.{index}") for index in range(self.dense.layers)]
-        places, total = {}, 0
+        places: dict[str, str] = {}
+        total = 0
         for shard in range(self.dense.layers + 1):
             with safe_open(self._file(shard), framework="pt") as file:
                 places |= dict.fromkeys(file.keys(), self._file(shard).name)

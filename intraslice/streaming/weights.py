@@ -94,7 +94,7 @@ def open_model(weights: Weights, dtype: torch.dtype, device: str) -> StreamedMod
     """
     if weights.gguf:
         raise UserError(
-            f"{weights.display_name} is a GGUF file, whose layers cannot be read one by one; use a folder of safetensors"
+            f"{weights.display_name} is a GGUF file, which is not read layer by layer; use a folder of safetensors"
         )
     config = read_config(weights)
     require_match(config, weights)
@@ -110,6 +110,4 @@ def open_model(weights: Weights, dtype: torch.dtype, device: str) -> StreamedMod
         model.generation_config = GenerationConfig.from_pretrained(weights.folder)
     files = {name: file for file in weight_files(weights.folder) for name in safetensors_shapes(file)}
     names = [name for name in model.state_dict() if name != "lm_head.weight" or not config.tie_word_embeddings]
-    return StreamedModel(
-        model, device, {name: files.get(name) or files[name.removeprefix("model.")] for name in names}
-    )
+    return StreamedModel(model, device, {name: files.get(name) or files[name.removeprefix("model.")] for name in names})

@@ -18,7 +18,7 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
 from intraslice.evaluation import benchmark, growth
-from intraslice.evaluation.benchmark import InterleavedTimer, measure_costs
+from intraslice.evaluation.benchmark import InterleavedTimer, measure_costs, temporary_cache
 from intraslice.evaluation.growth import JOBS, Size, exponent, measure_growth
 from intraslice.evaluation.speed import Speed
 
