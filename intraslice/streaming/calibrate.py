@@ -86,14 +86,21 @@ class StreamedCalibration:
             if self.journal.is_finished(f"moments.{index}"):
                 continue
             states = states or self.journal.read_batches(f"states.{index}")
-            with torch.no_grad(), self.dense.layer(index) as (layer, block):
-                stats = empty_stats(block, 0, torch.device(self.dense.device), KEPT_MOMENTS)
-                for batch, batch_arguments in enumerate(arguments):
-                    with collecting_moments(block, stats):
-                        states[batch] = layer(states[batch].to(self.dense.device), **batch_arguments)
-                    self._report(index, batch + 1)
+            moments = self._forward_through(index, arguments, states)
             self.journal.write_batches(f"states.{index + 1}", states)
-            self.journal.write(f"moments.{index}", _packed(stats, gradients=False))
+            self.journal.write(f"moments.{index}", moments)
+            del moments  # before those of the next layer are made
+
+    @torch.no_grad()
+    def _forward_through(self, index: int, arguments: list[Arguments], states: list[Tensor]) -> dict[str, Tensor]:
+        """Sums of one layer, packed; replaces the `states` that enter it by those that leave it, in place."""
+        with self.dense.layer(index) as (layer, block):
+            stats = empty_stats(block, 0, torch.device(self.dense.device), KEPT_MOMENTS)
+            for batch, batch_arguments in enumerate(arguments):
+                with collecting_moments(block, stats):
+                    states[batch] = layer(states[batch].to(self.dense.device), **batch_arguments)
+                self._report(index, batch + 1)
+        return _packed(stats, gradients=False)
 
     def _backward(self, arguments: list[Arguments]) -> None:
         last = self.dense.layers - 1
@@ -102,9 +109,9 @@ class StreamedCalibration:
             self._start_backward()
         gradients = self.journal.read_batches(f"state_gradients.{unfinished[-1] + 1}")
         for index in reversed(unfinished):
-            stats = self._backward_through(index, arguments, gradients)
+            sums = self._backward_through(index, arguments, gradients)
             self.journal.write_batches(f"state_gradients.{index}", gradients)
-            self.journal.write(f"mask_gradients.{index}", _packed(stats, gradients=True))
+            self.journal.write(f"mask_gradients.{index}", sums)
             self.journal.remove(f"state_gradients.{index + 1}")
             self.journal.remove(f"states.{index + 1}")
 
@@ -123,8 +130,8 @@ class StreamedCalibration:
             ]
         self.journal.write_batches(f"state_gradients.{self.dense.layers}", gradients)
 
-    def _backward_through(self, index: int, arguments: list[Arguments], gradients: list[Tensor]) -> LayerStats:
-        """Statistics of one layer; replaces the `gradients` of its outputs by those of its inputs, in place."""
+    def _backward_through(self, index: int, arguments: list[Arguments], gradients: list[Tensor]) -> dict[str, Tensor]:
+        """Sums of one layer, packed; replaces the `gradients` of its outputs by those of its inputs, in place."""
         states = self.journal.read_batches(f"states.{index}")
         with self.dense.layer(index) as (layer, block):
             stats = empty_stats(block, len(self.tokens), torch.device(self.dense.device), ())
@@ -139,7 +146,7 @@ class StreamedCalibration:
                 self._report(2 * self.dense.layers - 1 - index, batch + 1)
         if not all(torch.isfinite(getattr(stats, name)).all() for name in GRADIENTS):
             raise NumericalError("mask gradients are not finite; calibrate in float32, or on other text")
-        return stats
+        return _packed(stats, gradients=True)
 
 
 def _packed(stats: LayerStats, gradients: bool) -> dict[str, Tensor]:

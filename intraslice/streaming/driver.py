@@ -28,7 +28,7 @@ from intraslice.modeling.counts import decoder_parameters
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients
 from intraslice.planning.profile import LayerProfile, Profile
-from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
 from intraslice.pretrained.memory import calibration_bytes, estimate_memory
 from intraslice.pretrained.reader import read_config, read_tokenizer
 from intraslice.pretrained.sources import obtain_weights
@@ -173,9 +173,13 @@ def _slice(calibration: StreamedCalibration, plan: SlicePlan, shards: Shards) ->
     report(Progress("slice", 0, dense.layers))
     for index, layer_plan in enumerate(plan.layers):
         if not shards.has_layer(index):
-            stats, tokens = calibration.stats(index), calibration.tokens.numel()
-            with dense.layer(index) as (layer, block):
-                layer.self_attn = attention_from_moments(block.attention, layer_plan, stats, tokens)
-                layer.mlp = mlp_from_moments(block.mlp, layer_plan.neurons, stats, tokens)
-                shards.write_layer(index, layer)
+            _slice_layer(calibration, index, layer_plan, shards)
         report(Progress("slice", index + 1, dense.layers))
+
+
+def _slice_layer(calibration: StreamedCalibration, index: int, plan: LayerPlan, shards: Shards) -> None:
+    stats, tokens = calibration.stats(index), calibration.tokens.numel()
+    with calibration.dense.layer(index) as (layer, block):
+        layer.self_attn = attention_from_moments(block.attention, plan, stats, tokens)
+        layer.mlp = mlp_from_moments(block.mlp, plan.neurons, stats, tokens)
+        shards.write_layer(index, layer)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from intraslice.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,21 @@ class Journal:
 
     def remove(self, step: str) -> None:
         """Remove the file of a step, which no unfinished step needs."""
-        self._file(step).unlink(missing_ok=True)
+        with suppress(OSError):  # some systems keep a file that is mapped
+            self._file(step).unlink(missing_ok=True)
 
     def _file(self, step: str) -> Path:
         return self.folder / step
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` write a file whole or not at all, which replaces that of an interrupted call."""
-    partial = file.with_name(f"{file.name}.partial")
-    write(partial)
-    os.replace(partial, file)
+    """Let `write` write a file whole or not at all. Raises UserError where the disk is full."""
+    partial = file.with_name(f"{file.name}.partial")  # replaces that of an interrupted call
+    try:
+        write(partial)
+        os.replace(partial, file)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {file.name} to {file.parent}: {error}; free some space, and run the same command again"
+        ) from error
