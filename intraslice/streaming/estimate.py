@@ -20,6 +20,7 @@ from intraslice.modeling.families import head_width
 
 PROCESS = 420 * 2**20  # bytes of the interpreter, torch, transformers and the tokenizer, without mapped files
 STARTUP = 8.0  # seconds for imports, tokenizer and text
+COPY_SPEED = 2.5e9  # bytes per second, between disk and memory as well
 MEASURED_WIDTH = 4096  # largest width at which speeds are measured
 REPEATS = 3
 PARTIAL_SPEED = 0.55  # of a linear map: a layer's attention, norms, activations and conversions included
@@ -94,7 +95,7 @@ class Speeds:
 
 @dataclass(frozen=True)
 class StreamEstimate:
-    """Anonymous memory of the process, bytes of journal and sliced folder together, and seconds."""
+    """Anonymous memory of the process, bytes of journal and sliced folder, and seconds; the most at any time."""
 
     memory_bytes: int
     disk_bytes: int
@@ -111,15 +112,16 @@ def estimate_stream(sizes: StreamSizes, sparsity: float, speeds: Speeds) -> Stre
     """Memory, disk and time of a run. Pure: the speeds are the only measured numbers."""
     parameters = sizes.layers * sizes.layer_parameters
     sliced = (parameters * (1 - sparsity) + sizes.outer_parameters) * sizes.value_bytes
-    return StreamEstimate(_memory(sizes), int(sizes.journal_bytes + sliced), _seconds(sizes, sparsity, speeds))
+    # The hidden states of all layers are gone before the first sliced layer is written.
+    disk = max(sizes.journal_bytes, sizes.journal_bytes - sizes.layers * sizes.state_bytes + sliced)
+    return StreamEstimate(_memory(sizes), int(disk), _seconds(sizes, sparsity, speeds))
 
 
 def _memory(sizes: StreamSizes) -> int:
     moments, layer = 4 * sizes.moment_values, sizes.layer_parameters * sizes.value_bytes
     logits = LOSS_TOKENS * sizes.vocabulary * (12 + 2 * sizes.value_bytes)
-    forward = 2 * moments + layer + 2 * sizes.state_bytes  # the moments are packed before they are written
-    # The moment, a damped copy, two reordered ones and the factor.
-    slicing = 5 * moments + 2 * layer
+    forward = 3 * moments // 2 + layer + 2 * sizes.state_bytes  # the moments are packed before they are written
+    slicing = 4 * moments + 3 * layer // 2  # the moment, a damped copy, and that one reordered before its factor
     return PROCESS + max(forward, slicing, logits + 2 * sizes.state_bytes)
 
 
@@ -132,7 +134,10 @@ def _seconds(sizes: StreamSizes, sparsity: float, speeds: Speeds) -> float:
     kept = (1 - sparsity) * sizes.neurons
     solves = sizes.neurons**3 / 3 + 2 * kept * sizes.neurons * sizes.hidden + kept**2 * sizes.hidden
     solves += sizes.channels**3 / 3 + 2 * sizes.channels**2 * sizes.hidden
-    return STARTUP + layers + head + sizes.layers * (tokens * moments / speeds.moment + solves / speeds.solve)
+    # Weights are read in three sweeps and for the plan; moments are cleared, packed, written, read and unpacked.
+    copied = 4 * sizes.layer_parameters * sizes.value_bytes + 16 * sizes.moment_values
+    layer = tokens * moments / speeds.moment + solves / speeds.solve + copied / COPY_SPEED
+    return STARTUP + layers + head + sizes.layers * layer
 
 
 def measure_speeds(sizes: StreamSizes, dtype: torch.dtype, device: str = "cpu") -> Speeds:
