@@ -32,7 +32,8 @@ class Journal:
 
     def write(self, step: str, tensors: dict[str, Tensor]) -> None:
         """Write the tensors of a step, which is finished then."""
-        write_whole(self._file(step), lambda partial: save_file(tensors, partial))
+        stored = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+        write_whole(self._file(step), lambda partial: save_file(stored, partial))
 
     def read(self, step: str) -> dict[str, Tensor]:
         """The tensors of a finished step, on the CPU."""
