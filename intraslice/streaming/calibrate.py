@@ -22,7 +22,7 @@ from intraslice.core.config import Targets
 from intraslice.core.errors import NumericalError
 from intraslice.core.linalg import gradient_of
 from intraslice.core.progress import Progress, ProgressCallback
-from intraslice.modeling.hidden_states import Arguments, embed
+from intraslice.modeling.hidden_states import LayerArguments, call_layer, embed
 from intraslice.streaming.journal import Journal
 from intraslice.streaming.weights import StreamedModel
 
@@ -72,15 +72,15 @@ class StreamedCalibration:
         self.progress(Progress("calibrate", sweeps * count + batches, 2 * self.dense.layers * count))
 
     @torch.no_grad()
-    def _embed(self) -> list[Arguments]:
-        """What a layer is called with besides the hidden states, by batch. The first run keeps the hidden states."""
+    def _embed(self) -> list[LayerArguments]:
+        """What every layer is called with besides the hidden states, by batch. The first run keeps the hidden states."""
         with self.dense.outer_weights():
             embedded = [embed(self.dense.model, batch) for batch in self._batches]
         if not self.journal.is_finished("states.0") and not self.journal.is_finished("moments.0"):
             self.journal.write_batches("states.0", [states.hidden[0] for states in embedded])
         return [states.arguments[0] for states in embedded]
 
-    def _forward(self, arguments: list[Arguments]) -> None:
+    def _forward(self, arguments: list[LayerArguments]) -> None:
         states: list[Tensor] = []
         for index in range(self.dense.layers):
             if self.journal.is_finished(f"moments.{index}"):
@@ -92,17 +92,17 @@ class StreamedCalibration:
             del moments  # before those of the next layer are made
 
     @torch.no_grad()
-    def _forward_through(self, index: int, arguments: list[Arguments], states: list[Tensor]) -> dict[str, Tensor]:
+    def _forward_through(self, index: int, arguments: list[LayerArguments], states: list[Tensor]) -> dict[str, Tensor]:
         """Sums of one layer, packed; replaces the `states` that enter it by those that leave it, in place."""
         with self.dense.layer(index) as (layer, block):
             stats = empty_stats(block, 0, torch.device(self.dense.device), KEPT_MOMENTS)
             for batch, batch_arguments in enumerate(arguments):
                 with collecting_moments(block, stats):
-                    states[batch] = layer(states[batch].to(self.dense.device), **batch_arguments)
+                    states[batch] = call_layer(layer, states[batch].to(self.dense.device), batch_arguments)
                 self._report(index, batch + 1)
         return _packed(stats, gradients=False)
 
-    def _backward(self, arguments: list[Arguments]) -> None:
+    def _backward(self, arguments: list[LayerArguments]) -> None:
         last = self.dense.layers - 1
         unfinished = [index for index in range(last + 1) if not self.journal.is_finished(f"mask_gradients.{index}")]
         if unfinished[-1] == last and not self.journal.is_finished(f"state_gradients.{last + 1}"):
@@ -130,7 +130,9 @@ class StreamedCalibration:
             ]
         self.journal.write_batches(f"state_gradients.{self.dense.layers}", gradients)
 
-    def _backward_through(self, index: int, arguments: list[Arguments], gradients: list[Tensor]) -> dict[str, Tensor]:
+    def _backward_through(
+        self, index: int, arguments: list[LayerArguments], gradients: list[Tensor]
+    ) -> dict[str, Tensor]:
         """Sums of one layer, packed; replaces the `gradients` of its outputs by those of its inputs, in place."""
         states = self.journal.read_batches(f"states.{index}")
         with self.dense.layer(index) as (layer, block):
@@ -140,7 +142,8 @@ class StreamedCalibration:
                 rows = slice(done, done + len(states[batch]))
                 with torch.enable_grad(), collecting_gradients(block, stats, rows):
                     leaf = states[batch].to(self.dense.device).requires_grad_()
-                    layer(leaf, **batch_arguments).backward(gradients[batch].to(self.dense.device))
+                    output = call_layer(layer, leaf, batch_arguments)
+                    output.backward(gradients[batch].to(self.dense.device))
                 gradients[batch] = gradient_of(leaf)
                 done = rows.stop
                 self._report(2 * self.dense.layers - 1 - index, batch + 1)

@@ -104,10 +104,22 @@ def open_model(weights: Weights, dtype: torch.dtype, device: str) -> StreamedMod
         )
     model = model.to(dtype).eval().requires_grad_(False)
     model.config.dtype = dtype
-    # Its frequencies are computed, not stored.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
+    _fill_buffers_(model, device)
     if (weights.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(weights.folder)
     files = {name: file for file in weight_files(weights.folder) for name in safetensors_shapes(file)}
     names = [name for name in model.state_dict() if name != "lm_head.weight" or not config.tie_word_embeddings]
     return StreamedModel(model, device, {name: files.get(name) or files[name.removeprefix("model.")] for name in names})
+
+
+def _fill_buffers_(model: PreTrainedModel, device: str) -> None:
+    """Compute, in place, what no file holds: rotary frequencies, and the scale of Gemma's embeddings.
+
+    Raises UserError for a model with other buffers.
+    """
+    inner = model.model
+    inner.rotary_emb = type(inner.rotary_emb)(config=model.config).to(device)
+    if (scale := getattr(inner.embed_tokens, "scalar_embed_scale", None)) is not None:
+        inner.embed_tokens.embed_scale = nn.Buffer(torch.tensor(scale, device=device), persistent=False)
+    if empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        raise UserError(f"{model.config.model_type} models have {empty[0]}, which cannot be read layer by layer")
