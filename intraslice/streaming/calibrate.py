@@ -73,7 +73,7 @@ class StreamedCalibration:
 
     @torch.no_grad()
     def _embed(self) -> list[LayerArguments]:
-        """What every layer is called with besides the hidden states, by batch. The first run keeps the hidden states."""
+        """What every layer is called with besides its input, by batch. The first run keeps the hidden states."""
         with self.dense.outer_weights():
             embedded = [embed(self.dense.model, batch) for batch in self._batches]
         if not self.journal.is_finished("states.0") and not self.journal.is_finished("moments.0"):
