@@ -99,7 +99,7 @@ def _slice_one_shot(
     if not isinstance(attention, SlicedAttention):
         attention = attention_from_moments(block.attention, plan, stats.layers[index], stats.tokens)
     if not isinstance(mlp, SlicedMLP):
-        mlp = _mlp_from_stats(block.mlp, plan.neurons, stats, index)
+        mlp = mlp_from_stats(block.mlp, plan.neurons, stats, index)
     if shared is not None:
         shared.update(zip(keys, (ref(attention), ref(mlp)), strict=True))
     return attention, mlp
@@ -149,7 +149,7 @@ def mlp_from_moments(
     return SlicedMLP(keep_best(weights, ranked, mean, width))
 
 
-def _mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer: int) -> SlicedMLP:
+def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer: int) -> SlicedMLP:
     """As `mlp_from_moments`, with the ranking that `stats` keeps, if it keeps any."""
     moments, rankings = stats.layers[layer], stats.ranked_neurons
     if rankings is not None and layer not in rankings and width < dense.neurons:
