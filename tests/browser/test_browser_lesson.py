@@ -118,7 +118,7 @@ def test_in_german_the_first_answers_are_found_and_predictions_judged(lesson) ->
         assert not set("{}") & set(page.inner_text(".isx-found"))
 
 
-def test_a_steps_link_opens_its_state_a_prediction_is_kept_and_a_small_screen_keeps_the_chart(lesson) -> None:
+def test_a_steps_link_opens_its_state_and_a_prediction_is_kept(lesson) -> None:
     opened = lesson("&lesson=5")
     page = opened.page
     page.wait_for_function(TITLE, arg=[5, STEPS[4]["title"]])
@@ -143,8 +143,9 @@ def test_a_steps_link_opens_its_state_a_prediction_is_kept_and_a_small_screen_ke
     page.keyboard.press("PageDown")  # while typing, it is not the lesson's
     assert page.inner_text("#isx-lesson-title").startswith("5.")
 
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.click(".isx-lesson nav a >> nth=1")
+
+def test_bars_are_drawn_in_one_stroke_and_a_small_screen_keeps_the_chart(lesson) -> None:
+    page = lesson("&lesson=2", width=390, height=844).page
     page.wait_for_selector(".isx-column input", state="attached")
     page.locator(".isx-bars-drawn").scroll_into_view_if_needed()
     first, last = (page.locator(".isx-column input").nth(index).bounding_box() for index in (0, -1))
