@@ -45,7 +45,12 @@ class Mailbox(asyncio.Queue[Any]):
 
     def __init__(self, on_read: Callable[[], None]) -> None:
         super().__init__()
-        self.readers, self._on_read, self._last_read = 0, on_read, time.monotonic()
+        self.readers, self._on_read = 0, on_read
+        self.touch()
+
+    def touch(self) -> None:
+        """Somebody is there: the session has just called, or read."""
+        self._last_seen = time.monotonic()
 
     async def get(self) -> Any:
         """The next message, once there is one."""
@@ -55,11 +60,11 @@ class Mailbox(asyncio.Queue[Any]):
             return await super().get()
         finally:
             self.readers -= 1
-            self._last_read = time.monotonic()
+            self.touch()
 
     def unread(self) -> float:
-        """Seconds since the last reader left; 0.0 while there is one."""
-        return 0.0 if self.readers else time.monotonic() - self._last_read
+        """Seconds since the last reader left or the session called; 0.0 while there is a reader."""
+        return 0.0 if self.readers else time.monotonic() - self._last_seen
 
 
 class Mailboxes(dict[str, Mailbox]):
@@ -104,8 +109,6 @@ class SteadyQueue(Queue):
         """The number of calls that wait or run."""
         return len(self.event_ids_to_events)
 
-    # Joining
-
     async def push(
         self, body: Any, request: Any, username: str | None
     ) -> tuple[bool, Any, Literal["success", "error", "queue_full", "validator_error"]]:
@@ -121,6 +124,7 @@ class SteadyQueue(Queue):
         event = self.event_ids_to_events.get(str(answer[1])) if answer[0] else None
         if event is not None:
             self._callers[event] = client, address
+            self.pending_messages_per_session[event.session_hash].touch()
         if event is not None and not self.pending_messages_per_session[event.session_hash].readers:
             self.event_queue_per_concurrency_id[event.concurrency_id].queue.remove(event)
             self._unread_calls.setdefault(event.session_hash, []).append(event)
@@ -178,8 +182,6 @@ class SteadyQueue(Queue):
     def _sessions_with_calls(self) -> set[str]:
         return {event.session_hash for event in self.event_ids_to_events.values()}
 
-    # Leaving
-
     async def clean_events(self, *, session_hash: str | None = None, event_id: str | None = None) -> None:
         """End one call, or after `GRACE` those of a session that has left."""
         if session_hash is not None:
@@ -235,8 +237,6 @@ class SteadyQueue(Queue):
         """Seconds since somebody read a session's messages."""
         box = self.pending_messages_per_session.get(session)
         return math.inf if box is None else box.unread()
-
-    # Staying alive
 
     def send_message(self, event: Event, event_message: Any) -> None:
         """Put a message into the mailbox of a call's session; where that is gone nobody listens any more."""

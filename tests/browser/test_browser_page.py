@@ -135,7 +135,7 @@ def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_
 def test_a_recovery_has_a_button_of_its_own(plain) -> None:
     page = plain.page
     assert not page.locator("#train").is_visible()
-    page.locator("#recovery").get_by_label("Distillation").check()
+    page.locator("#recovery").get_by_label("Distillation", exact=True).check()
     page.locator("#train").wait_for(state="visible")
     plain.addressed("recovery=distill")
     page.locator("#recovery").get_by_label("None").check()

@@ -90,7 +90,7 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     assert page.get_by_label("Runtime", exact=True).is_checked()
     assert not page.locator("#bias-auto input").is_checked()
     assert page.locator("#bias input[type=range]").input_value() == "1.4"
-    assert page.locator("#recovery").get_by_label("Distillation").is_checked()
+    assert page.locator("#recovery").get_by_label("Distillation", exact=True).is_checked()
     assert page.is_visible("#train")
     unfold_overrides(page)
     assert cell(page, 3, "MLP", "locked").is_checked()

@@ -230,7 +230,7 @@ def test_a_gguf_file_of_another_family_is_refused_by_its_header(tmp_path, monkey
         ({"pad_token_id": 10**9}, "configuration"),
         ({"tie_word_embeddings": False}, "lacks 1 tensors of the model, such as lm_head.weight"),
         ({"attention_bias": True}, "lacks 12 tensors of the model"),
-        ({"model_type": "qwen3", "num_hidden_layers": 400}, "cannot be sliced"),
+        ({"model_type": "gemma3", "num_hidden_layers": 400}, "cannot be sliced"),
         ({"model_type": ["llama"]}, "has no model_type"),
         ({"model_type": "x" * 10**6}, "cannot be sliced"),
         ({"transformers_weights": "other.safetensors"}, "has the field transformers_weights"),

@@ -181,7 +181,7 @@ def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session,
     beyond = tiny.with_settings(locked="9 mlp 5")
     assert pinning.ghosts(live_outputs, tiny, 1, "ratios", beyond, SOMEBODY)[0]["ghost"] == ""
     unmeasured = pinning.ghosts(live_outputs, tiny, 1, "sweep", tiny, SOMEBODY)
-    assert [update["ghost"] for update in unmeasured[2:]] == ["", ""]
+    assert [update["ghost"] for update in unmeasured[2:]] == ["", "", ""]
 
 
 def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None:

@@ -130,6 +130,15 @@ def test_the_calls_of_a_session_that_does_not_come_back_end(launch, gate, monkey
     leave_a_call(launch, PatchedBlocks, gate, has_ended)
 
 
+def test_a_call_after_a_long_pause_is_not_taken_for_an_unread_one(launch) -> None:
+    client = launch(page := make_page(PatchedBlocks))
+    for _ in range(2):
+        client.http.post(f"{client.api}/queue/join", json={"data": [], "fn_index": 0, "session_hash": "one"})
+        page.calls.tidy()
+        assert '"msg":"process_completed"' in client.http.get(f"{client.api}/{MESSAGES}").text
+        page.calls.pending_messages_per_session["one"]._last_seen -= 1000
+
+
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     """The records of which gradio made tables."""
