@@ -42,6 +42,7 @@ def _join(device: str, count: int) -> None:
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
         torch_distributed.init_process_group(backend, timeout=TIMEOUT)
+        all_gather([])  # wait for all: a process that fails at once would cut off those that still connect
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"{count} processes cannot connect ({str(error).splitlines()[0][:200]}); start them with torchrun, on "
