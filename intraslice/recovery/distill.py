@@ -21,7 +21,6 @@ from intraslice.core.progress import Progress, ProgressCallback, progress_callba
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.logits import logits_in_chunks
 from intraslice.pretrained.memory import available_bytes
-from intraslice.recovery.cost import RecoveryCost, recovery_cost
 from intraslice.recovery.registry import Recovery
 from intraslice.recovery.samples import kept_samples, kept_states, last_hidden
 
@@ -78,7 +77,7 @@ class Distillation(Recovery):
         if not matrices or epochs == 0:
             return sliced
         _require_memory(matrices, sliced.device)
-        if size := self._sample_sequences(len(tokens)):
+        if size := self.sampled_sequences(len(tokens)):
             samples = kept_samples(dense, (size, tokens.shape[1]), self.temperature, self.seed, report)
             tokens = torch.cat([tokens.cpu(), samples])
         dense_hidden = kept_states(dense, tokens, report)
@@ -93,19 +92,7 @@ class Distillation(Recovery):
                 weight.grad = None
         return sliced
 
-    def cost(
-        self,
-        dense: PreTrainedModel,
-        sliced: PreTrainedModel,
-        tokens: Int[Tensor, "sequences length"],
-        epochs: int,
-        calibration_tokens: int,
-    ) -> RecoveryCost:
-        """The cost of `recover`, in dense passes."""
-        samples = self._sample_sequences(len(tokens)) * tokens.shape[1]
-        return recovery_cost(dense, sliced, tokens.numel(), samples, epochs, calibration_tokens)
-
-    def _sample_sequences(self, sequences: int) -> int:
+    def sampled_sequences(self, sequences: int) -> int:
         """The number of sampled sequences that are added to `sequences` of the text."""
         return round(sequences * self.samples / (1 - self.samples))
 

@@ -50,7 +50,12 @@ class Recovery(ABC):
         calibration_tokens: int,
     ) -> RecoveryCost:
         """The cost of `recover`, in forward passes of `dense` over `calibration_tokens` tokens."""
-        return recovery_cost(dense, sliced, tokens.numel(), 0, epochs, calibration_tokens)
+        samples = self.sampled_sequences(len(tokens)) * tokens.shape[1]
+        return recovery_cost(dense, sliced, tokens.numel(), samples, epochs, calibration_tokens)
+
+    def sampled_sequences(self, sequences: int) -> int:
+        """The number of sequences that the dense model writes, besides `sequences` of the text: none by default."""
+        return 0
 
 
 def recover(
