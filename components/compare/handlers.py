@@ -107,15 +107,17 @@ def answer(
 
 
 def cached_costs(columns: Columns, request: Request, layer: int, pinned: Request | None, client: str) -> CostTexts:
-    """Parameters, cache, perplexity and speed of each column so far, and how they were measured (HTML)."""
-    costs = _costs(columns, request)
-    texts = {name: html.cost(name, costs) for name in COLUMNS}
-    texts[PINNED] = html.cost("intraslice", _costs(columns, pinned), html.label(PINNED)) if pinned else ""
-    return CostTexts(**texts, protocol=html.protocol(costs))
+    """Parameters, cache, perplexity and speed of each column so far, and how they were measured (HTML).
+
+    Leaves them unchanged while `costs` measures them: this answer may reach the browser after the last one of that.
+    """
+    if columns.is_measuring(request, client, pinned):
+        return unchanged(CostTexts)
+    return _cost_texts(columns, request, pinned)
 
 
 def costs(columns: Columns, request: Request, pinned: Request | None, client: str) -> Iterator[CostsMeasured]:
-    """Measure the missing perplexities and speeds; yields the status and the result of `cached_costs`.
+    """Measure the missing perplexities and speeds; yields the status and what `cached_costs` returns.
 
     Does nothing if the client stopped its last answer.
     """
@@ -123,7 +125,7 @@ def costs(columns: Columns, request: Request, pinned: Request | None, client: st
     if columns.was_stopped(client):
         return
     for event in columns.measure(request, client, pinned):
-        yield CostsMeasured(formatting.status(event), *cached_costs(columns, request, 0, pinned, client))
+        yield CostsMeasured(formatting.status(event), *_cost_texts(columns, request, pinned))
 
 
 def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[Result]:
@@ -155,6 +157,13 @@ def stop(columns: Columns, client: str) -> str:
     """Stop the answer at its next token; returns the status (HTML)."""
     columns.session.jobs.halt(client, "answer")
     return formatting.status(Status(lazy_gettext("Stopped."), "ready"))
+
+
+def _cost_texts(columns: Columns, request: Request, pinned: Request | None) -> CostTexts:
+    costs = _costs(columns, request)
+    texts = {name: html.cost(name, costs) for name in COLUMNS}
+    texts[PINNED] = html.cost("intraslice", _costs(columns, pinned), html.label(PINNED)) if pinned else ""
+    return CostTexts(**texts, protocol=html.protocol(costs))
 
 
 def _costs(columns: Columns, request: Request) -> Costs:

@@ -119,7 +119,12 @@ class Columns:
     def measure(self, request: Request, client: str, pinned: Request | None = None) -> Iterator[Status]:
         """Measure the missing perplexities and speeds, with background priority."""
         work = partial(self._measure, request=request, pinned=pinned)
-        yield from self.session.jobs.run(client, "costs", work, urgency=Urgency.BACKGROUND, request=request)
+        follows = {"request": request, "pinned": pinned}
+        yield from self.session.jobs.run(client, "costs", work, urgency=Urgency.BACKGROUND, **follows)
+
+    def is_measuring(self, request: Request, client: str, pinned: Request | None) -> bool:
+        """Whether `measure` runs for a client with these settings."""
+        return self.session.jobs.is_running(client, "costs", request=request, pinned=pinned)
 
     def note_end(self, client: str, stopped: bool) -> None:
         """Record whether a client's answer was stopped."""

@@ -191,8 +191,8 @@ class SteadyQueue(Queue):
             await super().clean_events(event_id=event_id)
 
     async def _end_calls_of_the_gone(self) -> None:
-        """End the calls of the sessions that left and have not come back."""
-        gone = {session for session, left in self._left.items() if time.monotonic() - left > GRACE}
+        """End the calls of the sessions that left and read nothing since, neither the old stream nor a new one."""
+        gone = {one for one, left in self._left.items() if time.monotonic() - left > GRACE and self._unread(one)}
         self._drop(lambda event: event.session_hash in gone)
         for session in gone:
             del self._left[session]

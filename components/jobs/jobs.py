@@ -68,6 +68,11 @@ class Jobs:
         running = self._of(client)
         return any(job.seen.get(what, value) != value for job in running for what, value in at.items())
 
+    def is_running(self, client: str, kind: str, **follows: object) -> bool:
+        """Whether a client's job of a kind runs that follows just this, and nobody has stopped it."""
+        jobs = [running.job for running in self._of(client) if running.kind == kind and running.follows == follows]
+        return any(not job.stopped for job in jobs)
+
     def prefetch(self, client: str, work: Callable[[Job], Any], **follows: object) -> None:
         """Run what a client will soon ask for, once they have rested for a moment and nobody has anything running.
 

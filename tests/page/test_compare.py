@@ -19,7 +19,7 @@ from components.state.crossmodule import TOLERANCE
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
-from components.ui.handlers import spread_settings
+from components.ui.handlers import spread_settings, unchanged
 from intraslice.__main__ import main
 from intraslice.diagnostics.first_divergence import first_divergence
 from intraslice.evaluation.answers import has_loop
@@ -199,6 +199,19 @@ def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
     assert abs(costs.columns["crossmodule"].removed - costs.columns["intraslice"].removed) < TOLERANCE
     assert "windows of 32" in costs.protocol
     assert "in turn" in costs.speed_protocol
+
+
+def test_while_costs_are_measured_no_other_answer_can_replace_the_last_one(columns, tiny) -> None:
+    setting = tiny.with_settings(sparsity=45)
+    measuring = handlers.costs(columns, setting, None, SOMEBODY)
+    for _ in range(2):  # the first begins nothing
+        next(measuring)
+    late = handlers.cached_costs(columns, setting, 0, None, SOMEBODY)
+    assert late == unchanged(handlers.CostTexts)
+    assert handlers.cached_costs(columns, tiny, 0, None, SOMEBODY) != late  # another setting's
+    assert handlers.cached_costs(columns, setting, 0, None, "another") != late
+    *_, last = measuring
+    assert last[1:] == handlers.cached_costs(columns, setting, 0, None, SOMEBODY)
 
 
 def test_a_slower_model_is_called_slower() -> None:

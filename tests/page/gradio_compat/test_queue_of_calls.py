@@ -130,6 +130,17 @@ def test_the_calls_of_a_session_that_does_not_come_back_end(launch, gate, monkey
     leave_a_call(launch, PatchedBlocks, gate, has_ended)
 
 
+def test_a_session_that_reads_another_stream_has_not_left() -> None:
+    queue = queue_of(PatchedBlocks)
+    queue.pending_messages_per_session["one"], queue._left = None, {"one": -1000.0}
+    box = queue.pending_messages_per_session["one"]
+    for box.readers, left in ((1, ["one"]), (0, [])):
+        # In a thread of its own, since a browser of other tests has an event loop in this one.
+        with ThreadPoolExecutor() as pool:
+            pool.submit(lambda: asyncio.run(queue._end_calls_of_the_gone())).result()
+        assert list(queue._left) == left
+
+
 def test_a_call_after_a_long_pause_is_not_taken_for_an_unread_one(launch) -> None:
     client = launch(page := make_page(PatchedBlocks))
     for _ in range(2):
