@@ -7,6 +7,7 @@ import pytest
 import torch
 from gguf_files import byte_tokenizer
 from stopping import Stopped, stop_when
+from tiny_models import FAMILIES
 
 from intraslice.checkpoints.to_gguf import gguf_bytes
 from intraslice.core.config import SliceConfig
@@ -49,19 +50,23 @@ def test_points_are_all_combinations_once():
     )
 
 
-def test_each_row_is_what_plain_slicing_gives(family_case):
-    methods = [name for name in METHODS if (family_case.name, name) != ("gemma3", "crossmodule")]
+@pytest.mark.parametrize(
+    "name", [name if name == "phi" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+def test_each_row_is_what_plain_slicing_gives(name, tiny_case):
+    case = tiny_case(name)
+    methods = [name for name in METHODS if (case.name, name) != ("gemma3", "crossmodule")]
     wanted = points(methods, ["pca", "uniform"], [0.3])
-    frame = sweep(family_case.loaded, texts(family_case), wanted, progress=False)
+    frame = sweep(case.loaded, texts(case), wanted, progress=False)
     count = len(methods) + sum(METHODS[name].uses_estimator for name in methods)
     assert len(frame) == count
-    dense = family_case.loaded.model
-    windows = texts(family_case).evaluation
+    dense = case.loaded.model
+    windows = texts(case).evaluation
     assert frame["dense_perplexity"].tolist() == pytest.approx([perplexity(dense, windows, progress=False)] * count)
     for row in frame.itertuples():
         config = SliceConfig(row.sparsity, "pca" if pandas.isna(row.estimator) else row.estimator)
-        plan = plan_by(row.method, dense, family_case.stats, config)
-        model = slice_by(row.method, dense, plan, family_case.stats, family_case.tokens, progress=False)
+        plan = plan_by(row.method, dense, case.stats, config)
+        model = slice_by(row.method, dense, plan, case.stats, case.tokens, progress=False)
         assert row.perplexity == pytest.approx(perplexity(model, windows, progress=False), rel=1e-4)
         value, error = measure_losses(model, windows, dense=DenseStates(dense), progress=False).divergence()
         assert row.divergence == pytest.approx(value, rel=1e-4)

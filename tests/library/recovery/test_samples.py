@@ -99,7 +99,7 @@ def test_equal_seeds_train_equal_models_and_others_do_not(tiny_case):
     assert not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("name", ["distill", "distill-ce"])
+@pytest.mark.parametrize("name", ["distill", pytest.param("distill-ce", marks=pytest.mark.slow)])
 def test_the_cost_is_that_of_the_counted_products_with_weights(tiny_case, name, monkeypatch):
     case = tiny_case("llama-gqa")
     monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 11)  # two fifths of 27 sequences
