@@ -88,7 +88,9 @@ def saved(one: Opened, button: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "questions"), [(STUDENTS[2:4], 2), pytest.param(STUDENTS, 3, marks=pytest.mark.slow)], ids=["two", "five"]
+    ("sizes", "questions"),
+    [(STUDENTS[3:1:-1], 2), pytest.param(STUDENTS, 3, marks=pytest.mark.slow)],
+    ids=["two", "five"],
 )
 def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, address, axe) -> None:
     query = f"{tiny_query}&prompt=w10%20w20"
