@@ -16,6 +16,7 @@ from . import convergence, overrides
 from .charts import importance_chart, ratio_chart
 from .estimator_check import panel as estimator_check
 from .marginal_cost import panel as marginal_cost
+from .measured_section import SectionPanel
 
 
 class Charts(NamedTuple):
@@ -31,8 +32,8 @@ class RatiosPanel(NamedTuple):
     charts: Charts
     live_output: LiveOutput  # updated on every move, on any tab: the table of manual ratios reads the bars too
     overrides: overrides.OverridesPanel
-    estimator_check: estimator_check.EstimatorCheckPanel
-    marginal_cost: marginal_cost.MarginalCostPanel
+    estimator_check: SectionPanel
+    marginal_cost: SectionPanel
     convergence: convergence.ConvergencePanel
 
 

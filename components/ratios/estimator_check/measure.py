@@ -28,6 +28,7 @@ from ...state.session import Session
 from ...state.snapshots import modules as modules_file
 from .views import EstimatorCheckView, Misjudged, ModuleCheck
 
+JOB = "sensitivity"  # the job's kind, which is also the endpoint's name
 FILE = ASSETS / "sensitivity.json"
 RATIO = 0.3
 STORED = EvaluationConfig(tokens=8192)  # of the measurement in the repository
@@ -65,7 +66,7 @@ class EstimatorCheckCache:
             sensitivity = measure_sensitivity(loaded, stats, windows, RATIO, progress=progress)
             job.emit(self._view(request.calibration, calibrated, sensitivity))
 
-        yield from self._session.jobs.run(client, "sensitivity", work, urgency=Urgency.BACKGROUND)
+        yield from self._session.jobs.run(client, JOB, work, urgency=Urgency.BACKGROUND)
 
     def _view(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> EstimatorCheckView:
         measured_on = lazy_gettext(

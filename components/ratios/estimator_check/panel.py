@@ -4,106 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
-from typing import Any, NamedTuple
 
-import gradio as gr
-
-from ...frame.context import CHEAP, HEAVY, PRIVATE, Context
-from ...gradio_compat.signatures import partial_handler
-from ...i18n.language import LazyString, gettext, lazy_gettext, translate
+from ...frame.context import Context
+from ...i18n.language import gettext, lazy_gettext
 from ...state.request import Request
 from ...state.session import Session
 from ...ui import formatting
-from ...ui.chart_bridge import chart
-from ...ui.explainers import fold
-from ...ui.handlers import LiveOutput, spread_settings, unchanged
 from ...ui.labels import ESTIMATORS, MODULES_IN_WORDS
+from ..measured_section import Measured, Section, SectionPanel
 from .chart import estimator_check_chart, format_rho, shown_estimator
-from .measure import EstimatorCheckCache
+from .measure import JOB, EstimatorCheckCache
 from .views import EstimatorCheckView, Misjudged
 
-NOTICE = lazy_gettext("Other measurements wait meanwhile. Finished parts are kept when you cancel.")
 
-
-class Shown(NamedTuple):
-    """Outputs of `show`."""
-
-    chart: Any
-    summary: Any
-    job: Any  # the row of buttons, while there is something to measure
-
-
-class Measured(NamedTuple):
-    """Outputs of `measure`."""
-
-    chart: Any
-    summary: Any
-    job: Any
-    progress: Any
-
-
-class EstimatorCheckPanel(NamedTuple):
-    """The section's components, and the source of their numbers."""
-
-    checks: EstimatorCheckCache
-    shown: Shown
-    measure: gr.Button
-    cancel: gr.Button
-    progress: gr.HTML
-
-
-def show(checks: EstimatorCheckCache, request: Request, layer: int, client: str) -> Shown:
-    """Measured and predicted damage, if it is measured: chart (JSON), summary (HTML)."""
-    try:
-        view = checks.cached(request)
-    except ValueError as problem:
-        return unchanged(Shown)._replace(summary=formatting.problem(problem))
-    points = estimator_check_chart(view, request.slicing.estimator, int(layer)).to_json()
-    return Shown(points, catalogue(view, request.slicing.estimator), gr.update(visible=view is None))
-
-
-def measure(checks: EstimatorCheckCache, request: Request, layer: int, client: str) -> Iterator[Measured]:
+def measure(section: Section[EstimatorCheckView], request: Request, layer: int, client: str) -> Iterator[Measured]:
     """Slice each module alone and measure KL; yields chart (JSON), summary and progress (HTML). Takes minutes."""
-    for event in checks.measure(request, client):
-        if isinstance(event, EstimatorCheckView):
-            yield Measured(*show(checks, request, layer, client), progress="")
-        else:
-            notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
-            yield unchanged(Measured)._replace(progress=formatting.status(event) + notice)
+    yield from section.measure(request, layer, client)
 
 
-def stop(session: Session, client: str) -> None:
-    """Stop the measurement at its next module."""
-    session.jobs.halt(client, "sensitivity")
-
-
-def build(session: Session, first: Request) -> EstimatorCheckPanel:
+def build(session: Session, first: Request) -> SectionPanel:
     """Chart, summary and the job's buttons, initially for `first`. Called inside the Ratios tab."""
-    checks = EstimatorCheckCache(session)
-    view, estimator = checks.cached(first), first.slicing.estimator
-    points = chart(
-        LazyString(lambda: estimator_check_chart(view, estimator).to_json()), height=360, elem_id="verdict-chart"
-    )
-    summary = gr.HTML(LazyString(lambda: catalogue(view, estimator)), elem_id="verdict-words", apply_default_css=False)
-    with gr.Row(elem_classes="isx-job", visible=view is None) as job:
-        measure = gr.Button(
-            lazy_gettext("Measure each module alone"), size="md", elem_id="verdict-measure", min_width=210
-        )
-        cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="verdict-cancel", min_width=70)
-    progress = gr.HTML(elem_id="verdict-progress", apply_default_css=False)
-    fold("verdict")
-    return EstimatorCheckPanel(checks, Shown(points, summary, job), measure, cancel, progress)
+    section = Section(EstimatorCheckCache(session), estimator_check_chart, catalogue, JOB, "verdict")
+    return section.build(first, lazy_gettext("Measure each module alone"), 360, "verdict")
 
 
-def connect(panel: EstimatorCheckPanel, context: Context) -> None:
+def connect(panel: SectionPanel, context: Context) -> None:
     """Update the section after changes of layer or estimator; measure on request."""
-    controls, checks = context.controls, panel.checks
-    context.choose_layer_by(panel.shown.chart)
-    live_output = LiveOutput("ratios", partial_handler(show, checks), panel.shown)
-    context.subscribe(live_output, [controls.layer.change, controls.estimator.input])
-    inputs, outputs = [*controls.settings, controls.layer], [*Measured(*panel.shown, panel.progress)]
-    panel.measure.click(spread_settings(measure, checks), inputs, outputs, api_name="sensitivity", **HEAVY)
-    panel.cancel.click(partial_handler(stop, context.session), None, None, **PRIVATE, **CHEAP)
+    controls = context.controls
+    panel.section.connect(panel, context, [controls.layer.change, controls.estimator.input], measure)
 
 
 def catalogue(view: EstimatorCheckView | None, estimator: str) -> str:

@@ -41,6 +41,7 @@ from ...state.session import Session
 from ...state.snapshots import modules as modules_file
 from .views import MarginalCostView, ModuleCost, OtherPlan, RatioDifference, Swap
 
+JOB = "prices"  # the job's kind, which is also the endpoint's name
 FILE = ASSETS / "prices.json"
 MAX_DIFFERENCES = 4  # modules listed, those with the largest difference between two plans
 NOTHING = lazy_gettext("At 0% nothing is removed, so there is no marginal cost to measure. Move the slider first.")
@@ -90,7 +91,7 @@ class MarginalCostCache:
             view = marginal_cost_view(costs, calibrated.source.profile, plan, _measured_on(costs))
             job.emit(self._views.put(request.slice_key("intraslice"), view))
 
-        yield from self._session.jobs.run(client, "prices", work, urgency=Urgency.BACKGROUND)
+        yield from self._session.jobs.run(client, JOB, work, urgency=Urgency.BACKGROUND)
 
 
 def first_measurement(calibrated: Calibrated, progress: ProgressCallback | bool = True) -> MarginalCosts:

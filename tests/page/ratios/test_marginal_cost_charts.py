@@ -66,12 +66,12 @@ def test_points_are_what_was_measured(view, estimator) -> None:
 def test_an_unmeasured_slice_has_a_question_and_no_points() -> None:
     chart = marginal_cost_chart(None, "pca")
     assert all(trace["x"] == [] for trace in chart.data)
-    assert catalogue(None) == ""
+    assert catalogue(None, "pca") == ""
     assert chart.layers == 0
 
 
 def test_the_summary_names_a_swap_and_differences_of_plans(view) -> None:
-    summary = catalogue(view)
+    summary = catalogue(view, "pca")
     best = view.best_swap
     assert f"from layer {best.source.layer}'s" in summary
     assert f"{best.change:+.4f} ± {best.error:.4f}" in summary

@@ -1,0 +1,123 @@
+"""A section of the Ratios tab whose numbers a job of minutes measures: chart, summary, buttons and progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import gradio as gr
+
+from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..gradio_compat.signatures import partial_handler
+from ..i18n.language import LazyString, lazy_gettext, translate
+from ..jobs.status import Status
+from ..state.request import Request
+from ..ui import formatting
+from ..ui.chart_bridge import chart
+from ..ui.explainers import fold
+from ..ui.figure import Chart
+from ..ui.handlers import LiveOutput, spread_settings, unchanged
+
+View = TypeVar("View", covariant=True)
+NOTICE = lazy_gettext("Other measurements wait meanwhile. Finished parts are kept when you cancel.")
+
+
+class Source(Protocol[View]):
+    """Where a section's numbers come from."""
+
+    def cached(self, request: Request) -> View | None:
+        """The numbers, if they are measured. Raises UserError for an impossible setting."""
+
+    def measure(self, request: Request, client: str) -> Iterator[Status | View]:
+        """Measure them; yields statuses, and at last the numbers."""
+
+
+class Shown(NamedTuple):
+    """Outputs of `Section.show`."""
+
+    chart: Any
+    summary: Any
+    job: Any  # the row of buttons, while there is something to measure
+
+
+class Measured(NamedTuple):
+    """Outputs of `Section.measure`."""
+
+    chart: Any
+    summary: Any
+    job: Any
+    progress: Any
+
+
+class SectionPanel(NamedTuple):
+    """A section's components, and what they show."""
+
+    section: Section[Any]
+    shown: Shown
+    measure: gr.Button
+    cancel: gr.Button
+    progress: gr.HTML
+
+
+@dataclass(frozen=True)
+class Section(Generic[View]):
+    """What a section shows, and where its numbers come from."""
+
+    source: Source[View]
+    draw: Callable[[View | None, str, int], Chart]  # for an estimator and the chosen layer
+    summarise: Callable[[View | None, str], str]  # for an estimator (HTML)
+    job: str  # its kind, which is also the endpoint's name
+    name: str  # the beginning of the components' ids
+
+    def show(self, request: Request, layer: int, client: str) -> Shown:
+        """The numbers, if they are measured: chart (JSON), summary (HTML)."""
+        try:
+            view = self.source.cached(request)
+        except ValueError:  # the headline shows what is wrong with the setting
+            return unchanged(Shown)
+        estimator = request.slicing.estimator
+        points = self.draw(view, estimator, int(layer)).to_json()
+        return Shown(points, self.summarise(view, estimator), gr.update(visible=view is None))
+
+    def measure(self, request: Request, layer: int, client: str) -> Iterator[Measured]:
+        """Measure the numbers; yields chart (JSON), summary and progress (HTML)."""
+        for event in self.source.measure(request, client):
+            if isinstance(event, Status):
+                notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
+                yield unchanged(Measured)._replace(progress=formatting.status(event) + notice)
+            else:
+                yield Measured(*self.show(request, layer, client), progress="")
+
+    def build(self, first: Request, button: str, height: int, explanation: str) -> SectionPanel:
+        """The components, initially for `first`. Called inside the Ratios tab."""
+        view, estimator, name = self.source.cached(first), first.slicing.estimator, self.name
+        points = chart(
+            LazyString(lambda: self.draw(view, estimator, 0).to_json()), height=height, elem_id=f"{name}-chart"
+        )
+        summary = gr.HTML(
+            LazyString(lambda: self.summarise(view, estimator)), elem_id=f"{name}-words", apply_default_css=False
+        )
+        with gr.Row(elem_classes="isx-job", visible=view is None) as job:
+            measure = gr.Button(button, size="md", elem_id=f"{name}-measure", min_width=210)
+            cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id=f"{name}-cancel", min_width=70)
+        progress = gr.HTML(elem_id=f"{name}-progress", apply_default_css=False)
+        fold(explanation)
+        return SectionPanel(self, Shown(points, summary, job), measure, cancel, progress)
+
+    def connect(
+        self, panel: SectionPanel, context: Context, events: Sequence[Any], measure: Callable[..., Iterator[Measured]]
+    ) -> None:
+        """Update the section after some events; measure on request, by a handler that documents the endpoint."""
+        context.choose_layer_by(panel.shown.chart)
+        context.subscribe(LiveOutput("ratios", partial_handler(self.show), panel.shown), events)
+        inputs, outputs = (
+            [*context.controls.settings, context.controls.layer],
+            [*Measured(*panel.shown, panel.progress)],
+        )
+        panel.measure.click(spread_settings(measure, self), inputs, outputs, api_name=self.job, **HEAVY)
+        panel.cancel.click(partial_handler(self.stop, context.session), None, None, **PRIVATE, **CHEAP)
+
+    def stop(self, session: Any, client: str) -> None:
+        """Stop the measurement at its next step."""
+        session.jobs.halt(client, self.job)
