@@ -3,7 +3,8 @@
 Each generation moves parameters between modules at equal size. Its children are drawn around predicted costs, since
 most random swaps are worse: remove where a parameter costs least, add where it gains most. Children are compared on the
 same few windows first, the best of them on further windows, and the winner replaces its parent if KL falls on both
-sets. Every generation reads other windows, so that the search does not fit a few of them.
+sets. KL counts relative to the parent's in each window: texts on which it is large weigh no more than others. Every
+generation reads other windows, so that the search does not fit a few of them.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ COST_TOKENS = 5  # a prediction of costs runs a token about as often as five den
 MAX_PASSES = 10**6
 MAX_COUNT = 1000  # children, survivors or windows
 Bounds = tuple[tuple[int, int], ...]  # the smallest and the largest level of each module
-# Predicted change of KL per parameter, when a module loses or gains some. Empty for a module that has just changed.
+# Predicted relative change of KL per parameter lost or gained; empty for a module that has just changed.
 Rates = tuple[tuple[float, ...], ...]
 
 
 class Measures(Protocol):
     """What the search asks for: divergences and predicted costs of allocations on some windows of a text."""
 
-    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[float]:
-        """KL divergence of each allocation from the dense model, in nats per token."""
+    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
+        """KL divergence of each allocation from the dense model in each window, in nats per token."""
 
     def costs(
         self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
     ) -> dict[tuple[int, int], float]:
-        """Predicted change of KL with one module at another level, by module and level."""
+        """Predicted relative change of KL, mean of the windows, with one module at another level, by both."""
 
 
 @dataclass(frozen=True)
@@ -138,20 +139,25 @@ def next_state(problem: Problem, state: State, measures: Measures, config: Searc
     costs = measures.costs(parent, alternatives, sets[0])
     rates = _averaged(state.rates, _rates(problem, parent, steps, costs))
     children = _children(problem, state, rates, config.children, rng)
-    first_set = measures.divergence([parent, *children], sets[1])
-    ranked = sorted(range(len(children)), key=lambda child: first_set[1 + child])[: config.survivors]
-    second_set = measures.divergence([parent, *(children[child] for child in ranked)], sets[2])
+    first_set = _relative_changes(measures.divergence([parent, *children], sets[1]))
+    ranked = sorted(range(len(children)), key=first_set.__getitem__)[: config.survivors]
+    second_set = _relative_changes(measures.divergence([parent, *(children[child] for child in ranked)], sets[2]))
     best, change = parent, 0.0
-    if ranked:
-        winner = min(range(len(ranked)), key=lambda place: first_set[1 + ranked[place]] + second_set[1 + place])
-        before = first_set[0] + second_set[0]
-        after = first_set[1 + ranked[winner]] + second_set[1 + winner]
-        if first_set[1 + ranked[winner]] < first_set[0] and second_set[1 + winner] < second_set[0]:
-            best, change = children[ranked[winner]], after / before - 1
+    pairs = [(first_set[child], second, child) for child, second in zip(ranked, second_set, strict=True)]
+    if pairs:
+        first_change, second_change, winner = min(pairs, key=lambda pair: pair[0] + pair[1])
+        if first_change < 0 and second_change < 0:
+            best, change = children[winner], (first_change + second_change) / 2
     rates = tuple(() if old != new else rate for old, new, rate in zip(parent, best, rates, strict=True))
     moved = min(MAX_MOVED, 1.4 * state.moved) if change else max(MIN_MOVED, 0.7 * state.moved)
-    cost = (COST_TOKENS + 1 + len(first_set) + 1 + len(second_set) + 1) * config.windows
+    cost = (COST_TOKENS + 1 + len(first_set) + 2 + len(second_set) + 2) * config.windows
     return State(best, state.generation + 1, state.windows + cost, moved, rates, (*state.changes, change))
+
+
+def _relative_changes(divergences: Sequence[Sequence[float]]) -> list[float]:
+    """Relative change of KL from the first allocation's to each other one's, mean of the windows."""
+    parent, *children = divergences
+    return [statistics.fmean(one / before for one, before in zip(child, parent, strict=True)) - 1 for child in children]
 
 
 def _rates(
@@ -160,7 +166,7 @@ def _rates(
     steps: Mapping[int, tuple[int, int]],
     costs: Mapping[tuple[int, int], float],
 ) -> Rates:
-    """Predicted change of KL per parameter removed and added; 0 for a module at a bound."""
+    """Predicted relative change of KL per parameter removed and added; 0 for a module at a bound."""
 
     def rate(module: int, level: int) -> float:
         change = abs(problem.levels[module, level].parameters - problem.levels[module, parent[module]].parameters)

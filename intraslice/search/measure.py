@@ -27,6 +27,7 @@ from intraslice.slicing.driver import attention_from_moments, mlp_from_stats
 LARGEST = 128  # stored entries of every dense distribution
 WINDOWS_PER_BATCH = 2
 CHUNK = 256  # tokens whose logits exist at a time
+SMALLEST = 1e-6  # nats: KL of a window that relative changes are divided by
 MAX_MODULES = 600  # kept in memory, 1 to 5 MB each for SmolLM2
 
 
@@ -107,7 +108,7 @@ class Candidates:
         windows: range,
         pause: Pause = no_pause,
     ) -> dict[tuple[int, int], float]:
-        """First-order change of KL, in nats per token, with one module at another level, by module and level.
+        """First-order relative change of KL, mean of the windows, with one module at another level, by both.
 
         The gradient of KL with respect to the output of a module inside the candidate, times the change of this output.
         One backward pass serves all modules. `pause` is not called during a backward pass.
@@ -137,16 +138,19 @@ class Candidates:
         return costs
 
     def _head_gradient(self, hidden: Tensor, dense: Distributions, windows: int) -> Tensor:
-        """The gradient of the mean KL over the windows' tokens with respect to the last layer's output."""
+        """The gradient of the mean of log KL in each of the windows with respect to the last layer's output."""
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_()
             states = self._norm(hidden)[:, :-1].flatten(0, 1)
             by_state: list[Tensor] = []
+            divergences: list[Tensor] = []
             for rows in _chunks(len(states)):
                 part = states[rows].detach().requires_grad_()
-                total = dense.divergence(rows, self._logits(part)).sum() / (windows * (hidden.shape[1] - 1))
-                by_state += torch.autograd.grad(total, part)
-            (gradient,) = torch.autograd.grad(states, hidden, torch.cat(by_state))
+                divergences.append(dense.divergence(rows, self._logits(part)))
+                by_state += torch.autograd.grad(divergences[-1].sum(), part)
+            in_window = torch.cat(divergences).detach().view(len(hidden), -1).sum(1).clamp_min(SMALLEST)
+            weights = (1 / (windows * in_window)).repeat_interleave(hidden.shape[1] - 1)[:, None]
+            (gradient,) = torch.autograd.grad(states, hidden, torch.cat(by_state) * weights.to(states.dtype))
         return gradient
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 
 import torch
 from jaxtyping import Int
@@ -31,7 +32,7 @@ from intraslice.search.evolution import Problem, SearchConfig, State, next_state
 from intraslice.search.levels import Allocation, Levels, levels_of
 from intraslice.search.measure import Candidates
 
-FORMAT = "2"
+FORMAT = "3"
 JUDGED = 4  # windows that no generation reads, for the divergence before and after
 TEMPERATURE = 1.0  # of the model's own samples
 MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
@@ -140,7 +141,7 @@ def search_ratios(
             write_record(path, {"states": [asdict(one) for one in journal]}, "the generations of a search")
         pause()
     judged = range(len(windows) - JUDGED, len(windows))
-    before, after = measures.divergence([start, state.allocation], judged)
+    before, after = map(fmean, measures.divergence([start, state.allocation], judged))
     ratios = problem.levels.ratios(state.allocation)
     return SearchResult(config.sparsity, ratios, before, after, state.windows * passes_per_window, state.changes)
 
@@ -247,9 +248,9 @@ class _Shared:
     candidates: Candidates
     pause: Pause
 
-    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[float]:
+    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
         mine = allocations[shard_of(len(allocations))]
-        return all_gather([self.candidates.divergence(one, windows, self.pause).mean().item() for one in mine])
+        return all_gather([self.candidates.divergence(one, windows, self.pause).tolist() for one in mine])
 
     def costs(
         self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
