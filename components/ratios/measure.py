@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from intraslice.untrusted.ratio_files import ratios_csv, read_ratios
@@ -16,12 +17,13 @@ def with_ratios(request: Request, file: str | None) -> Request:
         return request
     manual_locks = [part.strip() for part in request.settings.locked.split(",") if part.strip()]
     locked = {lock[:2] for lock in request.slicing.locked}
-    file_locks = [
-        f"{layer} {module} {100 * ratio:.12g}"
-        for layer, module, ratio in read_ratios(file)
-        if (layer, module) not in locked
-    ]
-    return request.with_settings(locked=", ".join([*file_locks, *manual_locks]))
+    file_locks = locked_text([lock for lock in read_ratios(file) if lock[:2] not in locked])
+    return request.with_settings(locked=", ".join([*filter(None, [file_locks]), *manual_locks]))
+
+
+def locked_text(locks: Iterable[tuple[int, str, float]]) -> str:
+    """Locked ratios as the controls hold them: "7 attention 25, 3 mlp 0"."""
+    return ", ".join(f"{layer} {module} {100 * ratio:.12g}" for layer, module, ratio in locks)
 
 
 def write_ratios(session: Session, request: Request, path: Path) -> None:

@@ -30,7 +30,7 @@ class Source(Protocol[View]):
         """The numbers, if they are measured. Raises UserError for an impossible setting."""
 
     def measure(self, request: Request, client: str) -> Iterator[Status | View]:
-        """Measure them; yields statuses, and at last the numbers."""
+        """Measure them; yields statuses, and the numbers so far or at last."""
 
 
 class Shown(NamedTuple):
@@ -69,6 +69,7 @@ class Section(Generic[View]):
     summarise: Callable[[View | None, str], str]  # for an estimator (HTML)
     job: str  # its kind, which is also the endpoint's name
     name: str  # the beginning of the components' ids
+    is_complete: Callable[[Any], bool] = lambda view: True  # else it can be measured further
 
     def show(self, request: Request, layer: int, client: str) -> Shown:
         """The numbers, if they are measured: chart (JSON), summary (HTML)."""
@@ -78,7 +79,7 @@ class Section(Generic[View]):
             return unchanged(Shown)
         estimator = request.slicing.estimator
         points = self.draw(view, estimator, int(layer)).to_json()
-        return Shown(points, self.summarise(view, estimator), gr.update(visible=view is None))
+        return Shown(points, self.summarise(view, estimator), gr.update(visible=self._is_unfinished(view)))
 
     def measure(self, request: Request, layer: int, client: str) -> Iterator[Measured]:
         """Measure the numbers; yields chart (JSON), summary and progress (HTML)."""
@@ -98,7 +99,7 @@ class Section(Generic[View]):
         summary = gr.HTML(
             LazyString(lambda: self.summarise(view, estimator)), elem_id=f"{name}-words", apply_default_css=False
         )
-        with gr.Row(elem_classes="isx-job", visible=view is None) as job:
+        with gr.Row(elem_classes="isx-job", visible=self._is_unfinished(view)) as job:
             measure = gr.Button(button, size="md", elem_id=f"{name}-measure", min_width=210)
             cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id=f"{name}-cancel", min_width=70)
         progress = gr.HTML(elem_id=f"{name}-progress", apply_default_css=False)
@@ -121,3 +122,6 @@ class Section(Generic[View]):
     def stop(self, session: Any, client: str) -> None:
         """Stop the measurement at its next step."""
         session.jobs.halt(client, self.job)
+
+    def _is_unfinished(self, view: View | None) -> bool:
+        return view is None or not self.is_complete(view)

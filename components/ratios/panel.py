@@ -17,6 +17,7 @@ from .charts import importance_chart, ratio_chart
 from .estimator_check import panel as estimator_check
 from .marginal_cost import panel as marginal_cost
 from .measured_section import SectionPanel
+from .search import panel as search
 
 
 class Charts(NamedTuple):
@@ -34,6 +35,7 @@ class RatiosPanel(NamedTuple):
     overrides: overrides.OverridesPanel
     estimator_check: SectionPanel
     marginal_cost: SectionPanel
+    search: search.RatioSearchPanel
     convergence: convergence.ConvergencePanel
 
 
@@ -71,6 +73,7 @@ def build(session: Session, first: Request) -> RatiosPanel:
         overrides_panel,
         estimator_check.build(session, first),
         marginal_cost.build(session, first),
+        search.build(session, first),
         convergence.build(session, first),
     )
 
@@ -82,4 +85,5 @@ def connect(panel: RatiosPanel, context: Context) -> None:
     overrides.connect(panel.overrides, context)
     estimator_check.connect(panel.estimator_check, context)
     marginal_cost.connect(panel.marginal_cost, context)
+    search.connect(panel.search, context)
     convergence.connect(panel.convergence, context)

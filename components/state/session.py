@@ -68,7 +68,7 @@ class Session:
         self._caches = Caches(available_bytes(self.device))
         memory = JobMemory(self._caches, self.device)
         self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens)
-        self._slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
+        self.slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self.plans = Plans()
         self._snapshot = snapshot.source() if snapshot.FILE.is_file() else None
         self.readings = Readings(self._caches, self._sliced, measurements.load())
@@ -289,7 +289,7 @@ class Session:
                 reports[text](event)
 
             size = sum(parameter.nbytes for parameter in loaded.model.parameters())
-            with self._slice_memory.reserved(job, size, calibrated):
+            with self.slice_memory.reserved(job, size, calibrated):
                 sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
             return sliced

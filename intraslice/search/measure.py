@@ -28,7 +28,7 @@ LARGEST = 128  # stored entries of every dense distribution
 WINDOWS_PER_BATCH = 2
 CHUNK = 256  # tokens whose logits exist at a time
 SMALLEST = 1e-6  # nats: KL of a window that relative changes are divided by
-MAX_MODULES = 600  # kept in memory, 1 to 5 MB each for SmolLM2
+KEPT_LEVELS = 5  # of a module on average, whose slices are kept in memory
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Candidates:
     def _module(self, module: int, level: int) -> SlicedModule:
         """A sliced module; the dense one at its largest level."""
         if (module, level) not in self._modules:
-            if len(self._modules) >= MAX_MODULES:
+            if len(self._modules) >= KEPT_LEVELS * len(self.levels.modules):
                 self._modules.pop(next(iter(self._modules)))  # the oldest
             self._modules[module, level] = self._slice(module, level)
         return self._modules[module, level]

@@ -13,6 +13,7 @@ from statistics import fmean
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path
@@ -30,7 +31,7 @@ from intraslice.planning.ratios import make_plan
 from intraslice.recovery.samples import kept_samples
 from intraslice.search.evolution import Problem, SearchConfig, State, next_state, start_near
 from intraslice.search.levels import Allocation, Levels, levels_of
-from intraslice.search.measure import Candidates
+from intraslice.search.measure import KEPT_LEVELS, Candidates
 
 FORMAT = "3"
 JUDGED = 4  # windows that no generation reads, for the divergence before and after
@@ -144,6 +145,11 @@ def search_ratios(
     before, after = map(fmean, measures.divergence([start, state.allocation], judged))
     ratios = problem.levels.ratios(state.allocation)
     return SearchResult(config.sparsity, ratios, before, after, state.windows * passes_per_window, state.changes)
+
+
+def search_bytes(model: PreTrainedModel) -> int:
+    """Memory of a search, at most: the slices that it keeps. The dense distributions are small beside them."""
+    return KEPT_LEVELS * sum(parameter.nbytes for parameter in model.model.layers.parameters())
 
 
 def search_windows(

@@ -129,7 +129,7 @@ def test_a_slice_for_which_there_is_no_memory_waits_for_those_before_it_for_a_wh
         fresh.jobs.run(str(sparsity), "slice", partial(work, request=tiny.with_settings(sparsity=sparsity)))
         for sparsity in (10, 20)
     )
-    while not fresh._slice_memory._needed:
+    while not fresh.slice_memory._needed:
         next(first)
     while next(second).text != "Waiting for memory; jobs ahead: 1":
         pass
@@ -137,7 +137,7 @@ def test_a_slice_for_which_there_is_no_memory_waits_for_those_before_it_for_a_wh
     assert sliced.keys() == {10}
     list(second)
     assert sliced.keys() == {10, 20}
-    assert fresh._slice_memory._needed == {}
+    assert fresh.slice_memory._needed == {}
 
 
 def test_where_there_is_memory_calibrations_go_side_by_side(fresh, tiny) -> None:

@@ -1,0 +1,1 @@
+"""*Ratio search* on the Ratios tab."""

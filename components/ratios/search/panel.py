@@ -1,0 +1,94 @@
+"""*Ratio search* on the Ratios tab: it starts from the estimator's plan, and its result can be locked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from ...frame.context import CHEAP, PRIVATE, Context
+from ...i18n.language import gettext, lazy_gettext
+from ...state.request import Request
+from ...state.session import Session
+from ...ui import formatting
+from ...ui.handlers import spread_settings, unchanged
+from ..measured_section import Measured, Section, SectionPanel
+from .chart import search_chart
+from .measure import JOB, RatioSearches, RatioSearchView
+
+
+class RatioSearchPanel(NamedTuple):
+    """The section, and the button that locks its ratios."""
+
+    panel: SectionPanel
+    use: gr.Button
+
+
+class Used(NamedTuple):
+    """Outputs of `use`."""
+
+    locked: Any
+    progress: Any
+
+
+def measure(section: Section[RatioSearchView], request: Request, layer: int, client: str) -> Iterator[Measured]:
+    """Search for better ratios at this sparsity; yields chart (JSON), summary and progress (HTML). Takes long."""
+    yield from section.measure(request, layer, client)
+
+
+def use(searches: RatioSearches, session: Session, request: Request) -> Used:
+    """Lock the ratios that the search found, in every layer; if they are impossible, say why."""
+    try:
+        locked = searches.locked(request)
+        session.plan(request.with_settings(locked=locked))
+    except ValueError as problem:
+        return unchanged(Used)._replace(progress=formatting.problem(problem))
+    return Used(locked, "")
+
+
+def build(session: Session, first: Request) -> RatioSearchPanel:
+    """Chart, summary and buttons, initially for `first`. Called inside the Ratios tab."""
+    section = Section(
+        RatioSearches(session), search_chart, summary, JOB, "search", is_complete=lambda view: view.is_complete
+    )
+    panel = section.build(first, lazy_gettext("Search for better ratios"), 440, "search")
+    return RatioSearchPanel(
+        panel, gr.Button(lazy_gettext("Lock the ratios found"), size="sm", elem_id="search-use", min_width=190, scale=0)
+    )
+
+
+def connect(panel: RatioSearchPanel, context: Context) -> None:
+    """Update the section after every change of the settings; search on request."""
+    section, shown = panel.panel.section, panel.panel
+    section.connect(shown, context, context.on_commit, measure)
+    outputs = [*Used(context.controls.locked, shown.progress)]
+    handler = spread_settings(use, section.source, context.session)
+    panel.use.click(handler, context.controls.settings, outputs, **PRIVATE, **CHEAP)
+
+
+def summary(view: RatioSearchView | None, estimator: str) -> str:
+    """How far the search is, and what it gained (HTML)."""
+    if view is None:
+        return ""
+    text = gettext(
+        "{generations} generations, {passes:.0f} of {budget:.0f} dense passes; {better} found a better allocation.",
+        generations=len(view.changes),
+        passes=view.passes,
+        budget=view.budget,
+        better=sum(change != 0 for change in view.changes),
+    )
+    if view.before is not None and view.after is not None:
+        text += " " + gettext(
+            "On text that the search did not read, KL from the dense model changed from {before:.3f} to "
+            "<b>{after:.3f}</b> nats per token.",
+            before=view.before,
+            after=view.after,
+        )
+    elif view.changes:
+        text += " " + gettext(
+            "On the text that decided, KL changed by <b>{change:+.0%}</b>, which is too optimistic; at the end it is "
+            "measured on other text.",
+            change=view.change,
+        )
+    return f'<div class="isx-words"><p>{text}</p></div>'

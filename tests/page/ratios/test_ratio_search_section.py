@@ -1,0 +1,87 @@
+"""The ratio search through the page's own code on a tiny model: live views, a stop, and ratios that can be locked."""
+
+import json
+from dataclasses import replace
+
+import plotly.graph_objects as go
+import pytest
+from tiny_page import SOMEBODY, in_light
+
+from components.ratios.search.chart import search_chart
+from components.ratios.search.measure import RatioSearches, RatioSearchView
+from components.ratios.search.panel import summary, use
+from components.state.request import Request
+from intraslice.search.evolution import SearchConfig
+
+FEW = SearchConfig(passes=9, children=3, windows=1)
+
+
+@pytest.fixture(scope="module")
+def searches(session) -> RatioSearches:
+    return RatioSearches(session, FEW)
+
+
+@pytest.fixture(scope="module")
+def setting(tiny) -> Request:
+    return tiny.with_settings(sparsity=25)
+
+
+@pytest.fixture(scope="module")
+def views(searches, setting) -> list[RatioSearchView]:
+    assert searches.cached(setting) is None
+    found = [event for event in searches.measure(setting, SOMEBODY) if isinstance(event, RatioSearchView)]
+    assert searches.cached(setting) is found[-1]
+    return found
+
+
+def test_every_generation_is_shown(views) -> None:
+    assert views[0].found == views[0].start
+    generations = [len(view.changes) for view in views]
+    assert generations == sorted(generations)
+    assert {*generations} == set(range(generations[-1] + 1))
+    assert [view.is_complete for view in views] == [False] * (len(views) - 1) + [True]
+    assert views[-1].passes >= FEW.passes
+    assert views[-1].found != views[-1].start
+
+
+def test_the_ratios_found_can_be_locked_and_are_the_plans(views, searches, session, setting) -> None:
+    locked = setting.with_settings(locked=use(searches, session, setting).locked)
+    plan, before = session.slice_plan(locked), session.slice_plan(setting)
+    found = [(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers]
+    differing = [
+        place for place, ratios in enumerate(views[-1].found) if found[place] != pytest.approx(ratios, abs=1e-6)
+    ]
+    assert len(differing) <= 1  # the layer whose MLP makes up the exact size
+    assert plan.removed_fraction == pytest.approx(before.removed_fraction, abs=0.01)
+    assert searches.cached(locked) is views[-1]  # which the search does not see
+
+
+def test_a_stopped_search_goes_on(searches, session, tiny) -> None:
+    setting = tiny.with_settings(sparsity=45)
+    running = searches.measure(setting, SOMEBODY)
+    stopped = next(event for event in running if isinstance(event, RatioSearchView) and len(event.changes) == 1)
+    running.close()
+    again = next(event for event in searches.measure(setting, SOMEBODY) if isinstance(event, RatioSearchView))
+    assert again == stopped
+
+
+def test_what_cannot_be_searched_or_locked_is_said(searches, session, tiny) -> None:
+    *_, last = searches.measure(tiny.with_settings(sparsity=0), SOMEBODY)
+    assert (last.kind, "no ratios to search" in last.text) == ("error", True)
+    *_, last = searches.measure(tiny.with_settings(estimator="uniform"), SOMEBODY)
+    assert (last.kind, "estimator uniform" in last.text) == ("error", True)
+    assert "Search first" in use(searches, session, tiny.with_settings(sparsity=10)).progress
+
+
+def test_the_chart_and_its_words_say_what_was_found(views) -> None:
+    sent = json.loads(search_chart(views[-1], "pca", selected=1).to_json())
+    go.Figure(data=in_light(sent["data"]), layout=in_light(sent["layout"]))
+    bars, line, *_ = sent["data"]
+    assert bars["y"] == pytest.approx([attention for attention, _ in views[-1].found], abs=1e-4)
+    assert line["y"] == pytest.approx([attention for attention, _ in views[-1].start], abs=1e-4)
+    assert len(sent["table"]["rows"]) == len(views[-1].found)
+    assert f"{views[-1].after:.3f}" in summary(views[-1], "pca")
+    running = replace(views[-1], before=None, after=None, changes=(-0.1, 0.0, -0.1))
+    assert "changed by <b>-19%</b>" in summary(running, "pca")
+    assert summary(None, "pca") == ""
+    assert search_chart(None, "pca").rows == []
