@@ -15,7 +15,6 @@ from ..jobs.status import Status
 from ..state.request import Request
 from ..ui import formatting
 from ..ui.chart_bridge import chart
-from ..ui.explainers import fold
 from ..ui.figure import Chart
 from ..ui.handlers import LiveOutput, spread_settings, unchanged
 
@@ -90,7 +89,7 @@ class Section(Generic[View]):
             else:
                 yield Measured(*self.show(request, layer, client), progress="")
 
-    def build(self, first: Request, button: str, height: int, explanation: str) -> SectionPanel:
+    def build(self, first: Request, button: str, height: int) -> SectionPanel:
         """The components, initially for `first`. Called inside the Ratios tab."""
         view, estimator, name = self.source.cached(first), first.slicing.estimator, self.name
         points = chart(
@@ -103,7 +102,6 @@ class Section(Generic[View]):
             measure = gr.Button(button, size="md", elem_id=f"{name}-measure", min_width=210)
             cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id=f"{name}-cancel", min_width=70)
         progress = gr.HTML(elem_id=f"{name}-progress", apply_default_css=False)
-        fold(explanation)
         return SectionPanel(self, Shown(points, summary, job), measure, cancel, progress)
 
     def connect(

@@ -76,6 +76,18 @@ def test_the_bias_is_found_until_it_is_given_and_shapes_are_a_runtimes(plain, pa
     assert "blocks of 32 neurons" in page.inner_text("#importance-chart")
 
 
+def test_ratios_are_searched_for_and_locked(visit, tiny_query) -> None:
+    opened = visit(tiny_query.replace("sparsity=30", "sparsity=25"))
+    page = opened.page
+    page.click("#search-measure")
+    opened.says("#search-words", "On text that the search did not read, KL from the dense model changed from")
+    assert page.locator("#search-chart .bars .point").count() == 6
+    assert not page.is_visible("#search-measure")
+    opened.moved_by(lambda: page.click("#search-use"))
+    opened.says("#overrides", "(5 locked)")
+    opened.says(NOTE, "estimator: Manual")
+
+
 def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_server_slept(visit, page_session) -> None:
     chosen = "sparsity=44&estimator=fisher&locked=7+attention+25,+3+mlp+0&bias=1.4&shapes=runtime&recovery=distill"
     opened = visit(f"/?{chosen}&tab=compare&prompt=Hello%20there")

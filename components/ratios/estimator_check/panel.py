@@ -10,6 +10,7 @@ from ...i18n.language import gettext, lazy_gettext
 from ...state.request import Request
 from ...state.session import Session
 from ...ui import formatting
+from ...ui.explainers import fold
 from ...ui.labels import ESTIMATORS, MODULES_IN_WORDS
 from ..measured_section import Measured, Section, SectionPanel
 from .chart import estimator_check_chart, format_rho, shown_estimator
@@ -25,7 +26,9 @@ def measure(section: Section[EstimatorCheckView], request: Request, layer: int, 
 def build(session: Session, first: Request) -> SectionPanel:
     """Chart, summary and the job's buttons, initially for `first`. Called inside the Ratios tab."""
     section = Section(EstimatorCheckCache(session), estimator_check_chart, catalogue, JOB, "verdict")
-    return section.build(first, lazy_gettext("Measure each module alone"), 360, "verdict")
+    panel = section.build(first, lazy_gettext("Measure each module alone"), 360)
+    fold("verdict")
+    return panel
 
 
 def connect(panel: SectionPanel, context: Context) -> None:

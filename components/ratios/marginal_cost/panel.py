@@ -9,6 +9,7 @@ from ...frame.context import Context
 from ...i18n.language import gettext, lazy_gettext
 from ...state.request import Request
 from ...state.session import Session
+from ...ui.explainers import fold
 from ...ui.labels import ESTIMATORS, MODULES_IN_WORDS
 from ..measured_section import Measured, Section, SectionPanel
 from .chart import marginal_cost_chart
@@ -24,7 +25,9 @@ def measure(section: Section[MarginalCostView], request: Request, layer: int, cl
 def build(session: Session, first: Request) -> SectionPanel:
     """Chart, summary and the job's buttons, initially for `first`. Called inside the Ratios tab."""
     section = Section(MarginalCostCache(session), marginal_cost_chart, catalogue, JOB, "price")
-    return section.build(first, lazy_gettext("Measure marginal costs"), 440, "marginal_cost")
+    panel = section.build(first, lazy_gettext("Measure marginal costs"), 440)
+    fold("marginal_cost")
+    return panel
 
 
 def connect(panel: SectionPanel, context: Context) -> None:

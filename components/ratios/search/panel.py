@@ -12,6 +12,7 @@ from ...i18n.language import gettext, lazy_gettext
 from ...state.request import Request
 from ...state.session import Session
 from ...ui import formatting
+from ...ui.explainers import fold
 from ...ui.handlers import spread_settings, unchanged
 from ..measured_section import Measured, Section, SectionPanel
 from .chart import search_chart
@@ -52,10 +53,11 @@ def build(session: Session, first: Request) -> RatioSearchPanel:
     section = Section(
         RatioSearches(session), search_chart, summary, JOB, "search", is_complete=lambda view: view.is_complete
     )
-    panel = section.build(first, lazy_gettext("Search for better ratios"), 440, "search")
-    return RatioSearchPanel(
-        panel, gr.Button(lazy_gettext("Lock the ratios found"), size="sm", elem_id="search-use", min_width=190, scale=0)
-    )
+    panel = section.build(first, lazy_gettext("Search for better ratios"), 440)
+    label = lazy_gettext("Lock the ratios found")
+    button = gr.Button(label, size="sm", elem_id="search-use", min_width=190, scale=0)
+    fold("search")
+    return RatioSearchPanel(panel, button)
 
 
 def connect(panel: RatioSearchPanel, context: Context) -> None:
