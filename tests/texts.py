@@ -1,0 +1,61 @@
+"""The texts of docs/results.md besides Wikipedia, one document each line: `python -m tests.texts FOLDER`.
+
+News (`lee.txt`, gensim's Lee background corpus, fetched by pip unless a gensim wheel is in the folder), Python's help
+topics (`help.txt`), modules of Python's standard library (`source.jsonl`), docstrings of PyTorch (`torchdocs.jsonl`).
+The last three depend on the installed versions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pydoc_data.topics
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import torch
+
+GENSIM = "gensim==4.4.0"
+NEWS = "gensim/test/test_data/lee_background.cor"
+SOURCE_CHARACTERS = range(2_000, 60_000)
+DOCUMENTED = (torch.nn, torch.nn.functional, torch.optim, torch.linalg, torch.fft, torch.distributions, torch)
+MIN_DOCSTRING = 500  # characters
+
+
+def news(folder: Path) -> list[str]:
+    if not list(folder.glob("gensim-*.whl")):
+        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, GENSIM], check=True)
+    with zipfile.ZipFile(next(folder.glob("gensim-*.whl"))) as wheel:
+        return wheel.read(NEWS).decode("utf-8").splitlines()
+
+
+def help_topics() -> list[str]:
+    return [" ".join(text.split()) for _, text in sorted(pydoc_data.topics.topics.items())]
+
+
+def sources() -> list[str]:
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    return [text for text in texts if len(text) in SOURCE_CHARACTERS]
+
+
+def docstrings() -> list[str]:
+    members = [member for module in DOCUMENTED for _, member in sorted(inspect.getmembers(module, callable))]
+    texts = dict.fromkeys(inspect.getdoc(member) or "" for member in members)  # once each, in order
+    return [text for text in texts if len(text) >= MIN_DOCSTRING]
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, texts in (("lee.txt", news(folder)), ("help.txt", help_topics())):
+        (folder / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
+    for name, texts in (("source.jsonl", sources()), ("torchdocs.jsonl", docstrings())):
+        lines = (json.dumps({"text": text}) for text in texts)
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
