@@ -202,7 +202,7 @@ def test_what_is_said_later_is_said_to_each_reader() -> None:
     words = lazy_gettext("This model is being sliced first. {what} {done} of {total}.", what=inner, done=1, total=2)
     assert words == "This model is being sliced first. Slicing, layer 1 of 2."
     with use_language("de"):
-        told = "Dieses Modell wird zuerst zugeschnitten. Wird zugeschnitten, Schicht 1 von 2."
+        told = "Dieses Modell muss erst zugeschnitten werden. Zuschneiden, Schicht 1 von 2."
         assert translate(words) == translate(copy.deepcopy(words)) == translate(str(words)) == told
         assert translate(str(ValueError(words))) == told
         assert formatting.problem(ValueError(words)).count(told) == 1
@@ -229,7 +229,7 @@ def test_two_visitors_hear_of_one_job_each_in_their_language() -> None:
     assert english
     assert german
     assert all(re.fullmatch(r"Slicing, layer \d+ of 40, about 0 s left", words) for words in english), english
-    assert all(re.fullmatch(r"Wird zugeschnitten, Schicht \d+ von 40, noch etwa 0 s", words) for words in german)
+    assert all(re.fullmatch(r"Zuschneiden, Schicht \d+ von 40, noch etwa 0 s", words) for words in german)
 
 
 @pytest.fixture(scope="module")
@@ -255,12 +255,12 @@ def test_the_page_comes_in_its_visitors_language(address) -> None:
     assert 'document.documentElement.lang = "de"' in german
     assert german.index("navigator") < german.index("window.gradio_config")
     assert "defineProperty(navigator" not in english  # a French browser's buttons stay French
-    assert {"Genauigkeit", "Quoten", "Kalibrierung", "Schätzer der Quoten"} <= labels_of(config_of(german))
+    assert {"Zahlenformat", "Quoten", "Kalibrierung", "Schätzer der Quoten"} <= labels_of(config_of(german))
     assert {"Precision", "Ratios", "Calibration", "Ratio estimator"} <= labels_of(config_of(english))
     assert "Perplexität" in json.dumps(config_of(german), ensure_ascii=False)
     assert not any(isinstance(value, LazyString) for value in config_of(english).values())
     by_header = httpx.get(address, headers={"Accept-Language": "de-AT,en;q=0.5"}).text
-    assert "Genauigkeit" in labels_of(config_of(by_header))
+    assert "Zahlenformat" in labels_of(config_of(by_header))
     assert httpx.get(f"{address}/config", params=GERMAN).json()["components"]
 
 
