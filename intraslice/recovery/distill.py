@@ -1,4 +1,4 @@
-"""Distillation: trains the weights of a sliced model for a short time towards the dense model's distributions.
+"""Distillation: trains the weights of a sliced model for a short time to match the dense model's distributions.
 
 Slicing fits each layer to its own output; this trains all layers together, with Adam, for the next-token distribution
 (Hinton et al., arXiv 1503.02531), on the calibration's text and on text that the dense model samples itself, which
@@ -31,13 +31,13 @@ BYTES_PER_WEIGHT = 18  # float32 master weight, gradient and two moments of Adam
 
 @dataclass(frozen=True)
 class Distillation(Recovery):
-    """Trains all matrices of the sliced layers with Adam, on the dense model's distributions."""
+    """Trains all matrices of the sliced layers with Adam to match the dense model's next-token distributions."""
 
     name = "distill"
     label = "Distillation"
     explanation = (
-        "trains all weights of the sliced layers on the dense model's distributions, on the calibration text and on "
-        "samples of the dense model"
+        "trains the weight matrices of the sliced layers to match the dense model's next-token distributions, on the "
+        "calibration text and on samples of the dense model"
     )
 
     learning_rate: float = 0.001  # relative to a matrix's root mean square, after the warm-up; decays linearly to 0
@@ -186,13 +186,13 @@ def _write_(matrices: list[nn.Parameter], values: list[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class DistillationWithCrossEntropy(Distillation):
-    """As `Distillation`, on the text alone, with half the weight for the text's own next tokens."""
+    """As `Distillation`, on the text alone, plus 0.5 times the cross-entropy loss on its next tokens."""
 
     name = "distill-ce"
     label = "Distillation with cross-entropy"
     explanation = (
-        "the same on the calibration text alone, with 0.5 times the cross-entropy of its next tokens: learns that text "
-        "as well"
+        "the same on the calibration text alone, plus 0.5 times the cross-entropy loss on its next tokens, so that "
+        "the model also fits that text"
     )
 
     ce_weight: float = 0.5

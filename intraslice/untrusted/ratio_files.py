@@ -107,5 +107,5 @@ def _number(where: str, column: str, value: Any, expected: str = "a number or em
 
 
 def _shortened(value: Any) -> str:
-    text = "empty" if value in (None, "") else repr(value)
+    text = "nothing" if value in (None, "") else repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
