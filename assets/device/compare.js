@@ -43,7 +43,7 @@ function answered(setting) {
   const { setting: asked, resolve, reject } = waiting;
   waiting = null;
   if (setting.problem) reject(new window.isxDevice.Problem(setting.problem));
-  else if (addresses(setting) !== addresses(asked)) reject(new window.isxDevice.Problem(say("The settings have changed meanwhile.")));
+  else if (addresses(setting) !== addresses(asked)) reject(new window.isxDevice.Problem(say("The settings changed while the models were being prepared. Try again.")));
   else resolve(setting);
 }
 

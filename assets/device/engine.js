@@ -14,13 +14,13 @@ window.isxDevice = (() => {
 
   // Why no model can run here, or nothing.
   function unsupported() {
-    if (typeof WebAssembly !== "object") return say("This browser does not run WebAssembly, so it cannot run the models. Use a newer browser, or run them on the server.");
+    if (typeof WebAssembly !== "object") return say("This browser does not support WebAssembly, which the models need. Use a newer browser.");
     try {
       new WebAssembly.Memory({ address: "i64", initial: 1n });
     } catch {
-      return say("This browser's WebAssembly has no 64-bit memory, which the models need. Use a newer browser, or run them on the server.");
+      return say("This browser does not support 64-bit WebAssembly memory, which the models need. Use a newer browser.");
     }
-    if (typeof Worker !== "function") return say("This browser does not run workers, so it cannot run the models. Use a newer browser, or run them on the server.");
+    if (typeof Worker !== "function") return say("This browser does not support web workers, which the models need. Use a newer browser.");
     return "";
   }
 
@@ -36,7 +36,7 @@ window.isxDevice = (() => {
     try {
       ({ Wllama } = await import(new URL("index.js", engine)));
     } catch (error) {
-      throw new Problem(say("The WebAssembly files could not be loaded ({problem}). Reload the page, or run on the server.", { problem: reason(error) }));
+      throw new Problem(say("The WebAssembly files could not be loaded ({problem}). Reload the page.", { problem: reason(error) }));
     }
     // wllama 3.13 does not tell when WebAssembly ends before it has begun, such as for lack of memory; its log does.
     let fail;
@@ -52,8 +52,8 @@ window.isxDevice = (() => {
     } catch (error) {
       end(model);
       const values = { problem: reason(error) };
-      if (/memory|out of|oom/i.test(values.problem)) throw new Problem(say("This device has too little memory for the model ({problem}). Close other tabs, or run on the server.", values));
-      throw new Problem(say("The model could not be started on this device ({problem}). Run it on the server.", values));
+      if (/memory|out of|oom/i.test(values.problem)) throw new Problem(say("This device has too little memory for the model ({problem}). Close other tabs and try again.", values));
+      throw new Problem(say("The model could not be started on this device ({problem}). Reload the page and try again.", values));
     }
   }
 
@@ -168,7 +168,7 @@ window.isxDevice = (() => {
     return Object.fromEntries(times.map(([name, { prefill, decode }]) => [name, { prefill: median(prefill), decode: median(decode) }]));
   }
 
-  const stopped = (problem) => new Problem(say("The model stopped ({problem}). Try a shorter prompt, or run on the server.", { problem: reason(problem) }));
+  const stopped = (problem) => new Problem(say("The model stopped ({problem}). Try a shorter prompt.", { problem: reason(problem) }));
   const described = ({ id, bytes, logprob, top_logprobs }) => ({ id, bytes, logprob, text: text([{ bytes }]), top: (top_logprobs ?? []).map((one) => ({ ...one, text: text([one]) })) });
 
   // Tokens may end inside a character, hence the bytes.

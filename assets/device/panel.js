@@ -49,7 +49,7 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
   const size = (bytes) => (bytes ? files.megabytes(bytes) : "?");
 
   function unusable({ problem, files: needed }) {
-    const tooLarge = needed.some(({ bytes }) => bytes >= MAX_BYTES) ? say("A browser takes files of at most 2 GB, and these are larger.") : "";
+    const tooLarge = needed.some(({ bytes }) => bytes >= MAX_BYTES) ? say("A model file is larger than 2 GB, the most that a browser can load. Choose a smaller model.") : "";
     return device.unsupported() || problem || tooLarge;
   }
 

@@ -97,7 +97,8 @@ def prepare(session: Session, model_files: ModelFiles, request: Request, client:
         job.emit(session.ready(request))
 
     yield unchanged(Prepared)
-    problem = lazy_gettext("The settings have changed meanwhile.")  # which ends the job without a word
+    # A change of the settings ends the job without a word.
+    problem = lazy_gettext("The settings changed while the models were being prepared. Try again.")
     for event in session.jobs.run(client, "device", work, settings=request.settings):
         if event.kind == "error":
             problem = event.text

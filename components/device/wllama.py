@@ -62,7 +62,11 @@ def fetch() -> Path:
                         os.replace(temporary / name, target / name)
     except OSError as error:  # filelock's Timeout is one
         raise UserError(
-            lazy_gettext("The cache folder cannot be written ({problem}).", problem=error.strerror or str(error))
+            lazy_gettext(
+                "Cannot write to the cache folder ({problem}). Free some space there, or set INTRASLICE_CACHE to a "
+                "folder that can be written.",
+                problem=error.strerror or str(error),
+            )
         ) from error
     return target
 
@@ -87,7 +91,8 @@ def _download(home: Path) -> None:
     raise UserError(
         lazy_gettext(
             "The WebAssembly files that run models in the browser ({package} {version}) could not be fetched: "
-            "{problems}. Connect the server to the internet, or run `python -m intraslice device --fetch` where it is.",
+            "{problems}. Connect the server to the internet and try again, or run `python -m intraslice device "
+            "--fetch` on a connected machine with the same cache folder.",
             package=PACKAGE,
             version=VERSION,
             problems="; ".join(problems),

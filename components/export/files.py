@@ -183,7 +183,7 @@ def write_gguf_file(
 
     Raises UserError for an unknown type, or for a model that llama.cpp cannot run.
     """
-    limits.choice("gguf_type", gguf_type, GGUF_CHOICES)
+    limits.choice(lazy_gettext("GGUF type"), gguf_type, GGUF_CHOICES)
     model, tokenizer, record = _sliced(job, session, request)
     require_deci(model, tokenizer)
     job.emit(Status(lazy_gettext("Writing for llama.cpp, {type}", type=gguf_type)))

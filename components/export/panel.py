@@ -192,10 +192,20 @@ def build(session: Session, first: Request) -> ExportPanel:
             )
         with gr.Column(min_width=220):
             plan = gr.Button(lazy_gettext("Plan (.json)"), elem_id="export-plan")
-            note(lazy_gettext("What each layer keeps, the importances behind it, and how it was measured."))
+            note(
+                lazy_gettext(
+                    "What each layer keeps, the importance thresholds behind it, and the calibration and evaluation "
+                    "protocol."
+                )
+            )
         with gr.Column(min_width=220):
             report = gr.Button(lazy_gettext("Report (.html)"), elem_id="export-report")
-            note(lazy_gettext("This view's charts, tables and numbers as one page that opens offline."))
+            note(
+                lazy_gettext(
+                    "The ratio, importance and sweep charts of this setting, with tables and settings, as one page "
+                    "that opens offline."
+                )
+            )
         with gr.Column(min_width=220):
             static_page = gr.Button(lazy_gettext("Static page (.html)"), elem_id="export-page")
             note(

@@ -81,9 +81,11 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         value=first.model,
         allow_custom_value=True,
         label=lazy_gettext("Model"),
-        info=lazy_gettext("One of these or any Hub id")
+        info=lazy_gettext("One of these, or the Hub id of another Llama, Mistral, Qwen, Gemma 3, SmolLM3 or Phi model")
         if limits.hosted()
-        else lazy_gettext("One of these, any Hub id or a folder"),
+        else lazy_gettext(
+            "One of these, the Hub id of another Llama, Mistral, Qwen, Gemma 3, SmolLM3 or Phi model, or a folder"
+        ),
         elem_id="model",
         show_label=False,
     )
@@ -147,8 +149,9 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         value=first.recovery,
         label=lazy_gettext("Recovery"),
         info=lazy_gettext(
-            "Training after slicing, towards the dense model: costs about 12 forward passes of the dense model over "
-            "the calibration text, which takes minutes."
+            "Trains the sliced model to match the dense one. Distillation costs about 12 dense forward passes over "
+            "the calibration text, and 6 more the first time for a model; with cross-entropy about 7, and 2 more. "
+            "This takes minutes."
         ),
         elem_id="recovery",
     )

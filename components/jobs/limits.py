@@ -53,18 +53,18 @@ class Limit:
 SEQUENCES = Limit("SEQUENCES", "calibration sequences", 1_024, 256, "each takes a forward and a backward pass")
 LENGTH = Limit("LENGTH", "tokens of a sequence or window", 4_096, 2_048, "memory grows with it: logits, attention")
 CALIBRATION_TOKENS = Limit(
-    "CALIBRATION_TOKENS", "calibration tokens, sequences x length", 2**20, 2**16, "2^16 take 8 minutes of two cores"
+    "CALIBRATION_TOKENS", "calibration tokens, sequences x length", 2**20, 2**16, "2^16 take 8 minutes on two cores"
 )
 NEW_TOKENS = Limit("NEW_TOKENS", "tokens of an answer", 2_048, 512, "each is a step of three models")
-PROMPT = Limit("PROMPT", "characters of a prompt", 100_000, 16_000, "all are tokenised before any is read")
+PROMPT = Limit("PROMPT", "characters of a prompt", 100_000, 16_000, "the whole prompt is tokenised before the prefill")
 PASSAGE = Limit("PASSAGE", "characters of a passage", 8_000, 8_000, "each of its tokens is an element of the page")
-LOCKED = Limit("LOCKED", "characters of the ratios given by hand", 20_000, 10_000, "parsed at every move of the slider")
+LOCKED = Limit("LOCKED", "characters of the manual ratios", 20_000, 10_000, "parsed at every move of the slider")
 NAME = Limit("NAME", "characters of a name: model, text, estimator", 1_000, 200, "part of every cache key")
 LINK = Limit("LINK", "characters of a link", 60_000, 20_000, "a longer one is ignored")
 TEMPERATURE = Limit("TEMPERATURE", "temperature of an answer", 5, 5, "above that it is noise")
 SWEEP = Limit("SWEEP", "points of a sweep", 500, 100, "each is a model to slice and measure")
-REQUEST = Limit("REQUEST", "bytes of a call", 4 * 2**20, 2**20, "it is read whole before anything looks at it")
-UPLOAD = Limit("UPLOAD", "bytes of an uploaded file", 2**29, 20 * 2**20, "it lies on the disk, and is read as text")
+REQUEST = Limit("REQUEST", "bytes of a call", 4 * 2**20, 2**20, "it is read completely before it is parsed")
+UPLOAD = Limit("UPLOAD", "bytes of an uploaded file", 2**29, 20 * 2**20, "it is stored on disk, and read as text")
 UPLOADS = Limit("UPLOADS", "bytes of disk of all uploads", 2**40, 2**31, "the oldest are deleted first")
 UPLOAD_SECONDS = Limit("UPLOAD_SECONDS", "seconds that an upload is kept", 86_400, 3_600, "the disk is shared")
 EXPORTS = Limit("EXPORTS", "bytes of disk of all exported files", 2**36, 2**31, "each is kept for ten minutes")
@@ -81,15 +81,15 @@ VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one open page", 40, 40, "a page
 UNREAD_SECONDS = Limit(
     "UNREAD_SECONDS", "seconds until unread results are dropped", 30, 30, "their client has probably left"
 )
-STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of one step of a job", 600, 120, "`/healthz` then calls the page stuck")
+STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of one step of a job", 600, 120, "`/healthz` then answers 503")
 PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes 353 kB")
 ROOMS = Limit("ROOMS", "classes that are kept", 200, 200, "each for 24 hours, on the disk")
-STUDENTS = Limit("STUDENTS", "students of a class", 200, 200, "each asks for news every two seconds")
+STUDENTS = Limit("STUDENTS", "students of a class", 200, 200, "each polls every 1.5 seconds")
 ROOM_ANSWERS = Limit(
     "ROOM_ANSWERS", "predictions of a class, with those that were changed", 20_000, 20_000, "all are in memory"
 )
 WRONG_CODES = Limit(
-    "WRONG_CODES", "wrong class codes of one network address in ten minutes", 30, 30, "no code is found by trying"
+    "WRONG_CODES", "wrong class codes of one network address in ten minutes", 30, 30, "codes cannot be guessed"
 )
 CACHE_BYTES = Limit(
     "CACHE_BYTES", "bytes of the cache folder", MAX_CACHE_BYTES, 5 * 10**9, "the least recently used are deleted"
@@ -195,7 +195,7 @@ def words(name: str, value: Any, max_length: int) -> str:
         )
     if "\0" in value or value.encode(errors="ignore").decode() != value:  # no file and no answer can hold that
         raise UserError(
-            lazy_gettext("{name} contains an unpaired surrogate or a null character, which is not text.", name=name)
+            lazy_gettext("{name} contains an unpaired surrogate or a null character. Remove it.", name=name)
         )
     return value
 
@@ -238,7 +238,7 @@ def _bounded(text: str) -> str:
 
 def shown(value: Any) -> str:
     """A value as an error quotes it, cut where it is long."""
-    return "empty" if value is None else _SHORT.repr(value)
+    return lazy_gettext("nothing") if value is None else _SHORT.repr(value)
 
 
 # The folders of an absolute path; in quotes they may have blanks. An address (https://...) is none.

@@ -63,7 +63,7 @@ class Line:
         if not before:
             return None
         seconds = math.ceil(sum(work.values()) / STEP) * STEP if work else None
-        return Waiting(lazy_gettext("{count} before you", count=len(before)), seconds_left=seconds)
+        return Waiting(lazy_gettext("Waiting; jobs ahead: {count}", count=len(before)), seconds_left=seconds)
 
 
 def kind_of(kind: str) -> str:

@@ -19,7 +19,10 @@ from ..ui.figure import Chart
 from ..ui.handlers import LiveOutput, spread_settings, unchanged
 
 View = TypeVar("View", covariant=True)
-NOTICE = lazy_gettext("Other measurements wait meanwhile. Finished parts are kept when you cancel.")
+NOTICE = lazy_gettext(
+    "This runs in the background: answers and the slider's measurements come first. Finished parts are kept when you "
+    "cancel."
+)
 
 
 class Source(Protocol[View]):

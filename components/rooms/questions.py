@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ..i18n.language import LazyString, lazy_gettext
+from ..jobs import limits
 from ..lesson.steps import texts
 
 Value = float | int | list[float]
@@ -46,6 +47,15 @@ class Question(NamedTuple):
         if self.kind == "bars":
             return lazy_gettext("a list of 1 to {count} numbers from 0 to {high:g}", count=self.choices, high=self.high)
         return lazy_gettext("a number from {low:g} to {high:g}", low=self.low, high=self.high)
+
+    @property
+    def wrong_truth(self) -> LazyString:
+        """That a value from outside cannot be what was measured, in words."""
+        return lazy_gettext(
+            "The measured value for question {step} has a wrong type or is out of range. Reload the page and reveal it "
+            "again.",
+            step=self.number,
+        )
 
     def is_answer(self, value: Any) -> bool:
         """Whether a value from outside is an answer to this question."""
@@ -101,6 +111,15 @@ def questions() -> dict[int, Question]:
             number, kind, control.get("min", 0), control.get("max", 0), control.get("step", 1), count.get(kind, 0)
         )
     return found
+
+
+def unknown_question(step: Any) -> LazyString:
+    """That there is no question with this number, in words."""
+    return lazy_gettext(
+        "The lesson has no question {step}; its questions are 1 to {count}. Reload the page.",
+        step=limits.shown(step),
+        count=len(questions()),
+    )
 
 
 def _counts(indices: Iterable[int], size: int) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..i18n.language import LazyString, lazy_gettext
 from ..jobs import limits
-from .questions import questions
+from .questions import questions, unknown_question
 from .room import LIFETIME, Room
 from .store import Answer, Store, StoreError
 from .wrong_codes import WrongCodes
@@ -136,9 +136,9 @@ class Rooms:
         id, step, value = body.get("id"), body.get("step"), body.get("value")
         question = questions().get(step) if isinstance(step, int) and not isinstance(step, bool) else None
         if question is None:
-            raise Refused(400, lazy_gettext("The lesson has no such question."))
+            raise Refused(400, unknown_question(step))
         if not isinstance(id, str) or not ANSWER_ID.fullmatch(id):
-            raise Refused(400, lazy_gettext("The prediction has no valid id."))
+            raise Refused(400, lazy_gettext("The prediction's id is not valid. Reload the page and send it again."))
         if not question.is_answer(value):
             words = lazy_gettext(
                 "The prediction for question {step} must be {expected}.", step=step, expected=question.expected
@@ -148,18 +148,27 @@ class Rooms:
             self._require_current(room)
             if (earlier := room.question_of(digest, id)) is not None:
                 if earlier != question.number:
-                    raise Refused(409, lazy_gettext("This prediction's id belongs to another question."))
+                    raise Refused(
+                        409,
+                        lazy_gettext(
+                            "This prediction's id was already used for another question. Reload the page and send it "
+                            "again."
+                        ),
+                    )
                 return room  # a repeat
             if question.number in room.revealed:
                 words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
                 raise Refused(409, words)
             if question.number != room.step:
                 raise Refused(409, lazy_gettext("The class is at question {step}.", step=room.step))
-            if (
-                room.answer_count >= limits.ROOM_ANSWERS.value
-                or room.revisions(digest, question.number) >= MAX_REVISIONS
-            ):
-                raise Refused(429, lazy_gettext("Too many predictions: the last one counts."))
+            if room.answer_count >= (max_answers := limits.ROOM_ANSWERS.value):
+                words = lazy_gettext(
+                    "This class already has {count:,} predictions and accepts no more.", count=max_answers
+                )
+                raise Refused(429, words)
+            if room.revisions(digest, question.number) >= MAX_REVISIONS:
+                words = lazy_gettext("Too many changes of this prediction: the last one that was accepted counts.")
+                raise Refused(429, words)
             answer = Answer(digest, question.number, id, value)
             self._store.answer(room.code, answer)
             room.add_answer(answer)
@@ -180,8 +189,9 @@ class Rooms:
         """Reveal a question, with what was measured, or None while that is not known; it may follow."""
         room = self.led_room(text, secret)
         number = _question_number(step)
-        if not questions()[number].is_truth(truth):
-            raise Refused(400, lazy_gettext("The measured value does not fit the question."))
+        question = questions()[number]
+        if not question.is_truth(truth):
+            raise Refused(400, question.wrong_truth)
         with self._lock:
             self._require_current(room)
             if number not in room.revealed or (truth is not None and truth != room.revealed[number]):
@@ -278,7 +288,7 @@ def is_lead(room: Room, secret: str) -> bool:
 
 def _question_number(step: Any) -> int:
     if not isinstance(step, int) or isinstance(step, bool) or step not in questions():
-        raise Refused(400, lazy_gettext("The lesson has no such question."))
+        raise Refused(400, unknown_question(step))
     return step
 
 

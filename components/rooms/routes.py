@@ -63,7 +63,12 @@ def routes(rooms: Rooms) -> Sequence[Route]:
         rooms.led_room(_code(request), _header(request, LEAD))
         link = body.get("link")
         if not isinstance(link, str) or len(link) > MAX_LINK or not link.startswith(("https://", "http://")):
-            raise Refused(400, lazy_gettext("A QR code needs a link of at most {limit:,} characters.", limit=MAX_LINK))
+            raise Refused(
+                400,
+                lazy_gettext(
+                    "A QR code can hold a link (http or https) of at most {limit:,} characters.", limit=MAX_LINK
+                ),
+            )
         image = segno.make_qr(link, error="m").svg_inline(border=4, dark="#000", light="#fff", omitsize=True)
         return {"svg": image}
 
@@ -118,7 +123,10 @@ async def _answered(handler: Handler, request: Request) -> Response:
     """The handler's answer, from a thread; refusals become errors with a sentence."""
     try:
         if is_foreign(request):
-            raise Refused(403, lazy_gettext("Another site's page may not use the classes of this one."))
+            raise Refused(
+                403,
+                lazy_gettext("Requests from other sites are not allowed. Open the class on this server's own page."),
+            )
         body = await _body(request) if request.method == "POST" else {}
         answer = await run_in_threadpool(handler, request, body)
     except Refused as refusal:
@@ -152,7 +160,11 @@ async def _body(request: Request) -> dict[str, Any]:
         content += part
         if len(content) > MAX_BODY:
             raise Refused(
-                413, lazy_gettext("The request exceeds the maximum allowed size of {limit:,} bytes.", limit=MAX_BODY)
+                413,
+                lazy_gettext(
+                    "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.",
+                    limit=MAX_BODY,
+                ),
             )
     try:
         body = json.loads(content)

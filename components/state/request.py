@@ -138,7 +138,7 @@ def parse(settings: Settings) -> Request:
 
 def model_name(model: Any) -> str:
     """Check a model's name. Raises UserError if it is no text or, on a hosted page, no Hub id, such as a folder."""
-    name = limits.words("model", model, limits.NAME.value)
+    name = limits.words(lazy_gettext("Model"), model, limits.NAME.value)
     if limits.hosted() and name != DEFAULT:
         try:
             validate_repo_id(name)
@@ -169,14 +169,14 @@ def default_precision() -> Precision:
 
 
 def _precision(dtype: Any) -> Precision:
-    name = limits.choice("precision", dtype, (AUTO, *PRECISIONS))
+    name = limits.choice(lazy_gettext("Precision"), dtype, (AUTO, *PRECISIONS))
     return default_precision() if name == AUTO else cast(Precision, name)
 
 
 def _calibration(settings: Settings) -> CalibrationConfig:
-    sequences = limits.whole("sequences", settings.sequences, 1, limits.SEQUENCES.value)
-    length = limits.whole("length", settings.length, 2, limits.LENGTH.value)
-    seed = limits.whole("seed", settings.seed, 0, limits.MAX_SEED)
+    sequences = limits.whole(lazy_gettext("Sequences"), settings.sequences, 1, limits.SEQUENCES.value)
+    length = limits.whole(lazy_gettext("Length"), settings.length, 2, limits.LENGTH.value)
+    seed = limits.whole(lazy_gettext("Seed"), settings.seed, 0, limits.MAX_SEED)
     if sequences * length > (max_tokens := limits.CALIBRATION_TOKENS.value):
         raise UserError(
             lazy_gettext(
@@ -195,7 +195,7 @@ def _text(settings: Settings) -> str:
     """The upload, or else the text. Raises UserError if the page is hosted and the text is no named corpus."""
     if settings.upload:
         return settings.upload
-    text = limits.words("text", settings.text, limits.NAME.value)
+    text = limits.words(lazy_gettext("Text"), settings.text, limits.NAME.value)
     if limits.hosted() and text not in data.NAMED_CORPORA:
         raise UserError(
             lazy_gettext(
@@ -208,16 +208,16 @@ def _text(settings: Settings) -> str:
 
 
 def _slicing(settings: Settings) -> SliceConfig:
-    locked = limits.words(lazy_gettext("ratios set manually"), settings.locked, limits.LOCKED.value)
-    order = cast(Order, limits.choice("order", settings.order, ORDERS))
+    locked = limits.words(lazy_gettext("Ratios set manually"), settings.locked, limits.LOCKED.value)
+    order = cast(Order, limits.choice(lazy_gettext("Order"), settings.order, ORDERS))
     return SliceConfig(
-        limits.number("sparsity", settings.sparsity, 0, 80) / 100,
-        limits.choice("estimator", settings.estimator, ESTIMATORS),
-        None if settings.bias is None else float(limits.number("bias", settings.bias, 0.2, 2)),
-        limits.number("cap", settings.cap, 0, 100) / 100,
+        limits.number(lazy_gettext("Sparsity"), settings.sparsity, 0, 80) / 100,
+        limits.choice(lazy_gettext("Ratio estimator"), settings.estimator, ESTIMATORS),
+        None if settings.bias is None else float(limits.number(lazy_gettext("Bias"), settings.bias, 0.2, 2)),
+        limits.number(lazy_gettext("Cap"), settings.cap, 0, 100) / 100,
         order,
         limits.flag("iterative", settings.iterative) and order == "sequential",
         locked=tuple(parse_lock(part) for part in locked.split(",") if part.strip()),
-        shapes=cast(Shapes, limits.choice("shapes", settings.shapes, SHAPES)),
-        recovery=limits.choice("recovery", settings.recovery, (NO_RECOVERY, *RECOVERIES)),
+        shapes=cast(Shapes, limits.choice(lazy_gettext("Shapes"), settings.shapes, SHAPES)),
+        recovery=limits.choice(lazy_gettext("Recovery"), settings.recovery, (NO_RECOVERY, *RECOVERIES)),
     )

@@ -43,7 +43,7 @@ from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView
 
 RECOVERY_STAGES = {  # the library's stages, and their texts in the status
     "samples": lazy_gettext("Sampling text from the dense model, token"),
-    "dense states": lazy_gettext("Computing the dense model's logits for training, sequence"),
+    "dense states": lazy_gettext("Computing the dense model's hidden states for training, sequence"),
     "distill": lazy_gettext("Training the sliced model, step"),
 }
 NOT_CALIBRATED = lazy_gettext('This model is not calibrated on this text yet. Press "Load and calibrate".')

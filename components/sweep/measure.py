@@ -75,19 +75,23 @@ def selected_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig,
     if (count := math.prod(map(len, lists.values()))) > (max_points := limits.SWEEP.value):
         raise UserError(
             lazy_gettext(
-                "A sweep may have at most {limit:,} points, got {count:,}. Choose fewer {lists}.",
+                "A sweep may have at most {limit:,} points, got {count:,}. Choose fewer methods, estimators, "
+                "sparsities or GGUF types.",
                 count=count,
                 limit=max_points,
-                lists=", ".join(lists),
             )
         )
-    for kind, names, registered in (("method", choice.methods, METHODS), ("estimator", choice.estimators, ESTIMATORS)):
+    chosen = (
+        (lazy_gettext("Method"), choice.methods, METHODS),
+        (lazy_gettext("Ratio estimator"), choice.estimators, ESTIMATORS),
+    )
+    for kind, names, registered in chosen:
         for name in names:
             limits.choice(kind, name, registered)
     for name in choice.quantise:
-        limits.choice("quantise", name, MARKERS)
+        limits.choice(lazy_gettext("GGUF type"), name, MARKERS)
     base = replace(request.slicing, locked=())  # manual ratios belong to a single sparsity
-    fractions = [limits.number("sparsity", percent, 0, 80) / 100 for percent in choice.sparsities]
+    fractions = [limits.number(lazy_gettext("Sparsity"), percent, 0, 80) / 100 for percent in choice.sparsities]
     for fraction in fractions:
         replace(base, sparsity=fraction)
     return base, points(choice.methods, choice.estimators, fractions, cast(Sequence[Quantise], choice.quantise))

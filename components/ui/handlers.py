@@ -40,13 +40,13 @@ FIELDS = [
 MAX_LAYERS = 10_000
 # Validation of handlers' other inputs, by name.
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "layer": lambda value: limits.whole("layer", value, 0, MAX_LAYERS),
-    "prompt": lambda value: limits.words(lazy_gettext("the prompt"), value, limits.PROMPT.value),
-    "passage": lambda value: limits.words(lazy_gettext("the passage"), value, limits.PASSAGE.value),
-    "sample": lambda value: limits.words(lazy_gettext("the passage"), value, limits.PASSAGE.value),
-    "tokens": lambda value: limits.whole("tokens", value, 1, limits.NEW_TOKENS.value),
-    "temperature": lambda value: limits.number("temperature", value, 0, limits.TEMPERATURE.value),
-    "sample_seed": lambda value: limits.whole("sample seed", value or 0, 0, limits.MAX_SEED),
+    "layer": lambda value: limits.whole(lazy_gettext("Layer"), value, 0, MAX_LAYERS),
+    "prompt": lambda value: limits.words(lazy_gettext("Prompt"), value, limits.PROMPT.value),
+    "passage": lambda value: limits.words(lazy_gettext("Passage"), value, limits.PASSAGE.value),
+    "sample": lambda value: limits.words(lazy_gettext("Passage"), value, limits.PASSAGE.value),
+    "tokens": lambda value: limits.whole(lazy_gettext("Maximum new tokens"), value, 1, limits.NEW_TOKENS.value),
+    "temperature": lambda value: limits.number(lazy_gettext("Temperature"), value, 0, limits.TEMPERATURE.value),
+    "sample_seed": lambda value: limits.whole(lazy_gettext("Seed"), value or 0, 0, limits.MAX_SEED),
     "raw": lambda value: limits.flag("raw", value),
     "ratios_file": lambda value: uploaded_path(value),
     "speed": lambda value: limits.flag("speed", value),

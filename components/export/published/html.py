@@ -42,7 +42,8 @@ def page(published: Published) -> str:
     if (size := len(text.encode())) > MAX_BYTES:
         raise ValueError(
             lazy_gettext(
-                "The page is {size:.1f} MB, more than the {limit:.0f} allowed. Choose fewer steps.",
+                "The page is {size:.1f} MB; expected at most {limit:.0f} MB. Run `python -m intraslice publish` with "
+                "fewer values of --sparsities.",
                 size=size / 1e6,
                 limit=MAX_BYTES / 1e6,
             )

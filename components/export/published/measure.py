@@ -136,7 +136,7 @@ class Publisher:
 
 def _validated(choice: Choice) -> Choice:
     """The choice with sorted, unique steps. Raises UserError if it is invalid."""
-    percents = sorted({float(limits.number("sparsity", percent, 0, 80)) for percent in choice.percents})
+    percents = sorted({float(limits.number(lazy_gettext("Sparsity"), percent, 0, 80)) for percent in choice.percents})
     if not 2 <= len(percents) <= MAX_STEPS:
         raise UserError(
             lazy_gettext("The slider must have 2 to {limit} steps, got {count}.", count=len(percents), limit=MAX_STEPS)
@@ -148,9 +148,9 @@ def _validated(choice: Choice) -> Choice:
             )
         )
     for prompt in choice.prompts:
-        if not limits.words(lazy_gettext("the prompt"), prompt, limits.PROMPT.value).strip():
+        if not limits.words(lazy_gettext("Prompt"), prompt, limits.PROMPT.value).strip():
             raise UserError(lazy_gettext("A prompt is empty. Enter some text for each."))
-    tokens = limits.whole("tokens", choice.tokens, 1, limits.NEW_TOKENS.value)
+    tokens = limits.whole(lazy_gettext("Maximum new tokens"), choice.tokens, 1, limits.NEW_TOKENS.value)
     return Choice(tuple(percents), tuple(choice.prompts), tokens, choice.passage)
 
 

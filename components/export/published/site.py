@@ -97,7 +97,10 @@ def write_pages(folder: Path, published: Published, models: Sequence[SiteModel],
     (folder / "README.md").write_text(readme, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     if size > MAX_BYTES:
-        raise ValueError(f"the site is {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB; choose fewer steps")
+        raise ValueError(
+            f"the site is {size / 1e6:.1f} MB without its models, expected at most {MAX_BYTES / 1e6:.0f} MB; use a "
+            "smaller model or fewer --prompts"
+        )
     shutil.copytree(wllama.fetch(), folder / ENGINE, ignore=shutil.ignore_patterns(".lock"))
     return size
 

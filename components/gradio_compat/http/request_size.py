@@ -45,7 +45,9 @@ class BoundedRequests:
         headers = Headers(scope=scope)
         uploads = headers.get("content-type", "").startswith("multipart/")
         max_bytes = limits.UPLOAD.value + ENVELOPE if uploads else limits.REQUEST.value
-        words = gettext("The request exceeds the maximum allowed size of {limit:,} bytes.", limit=max_bytes)
+        words = gettext(
+            "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.", limit=max_bytes
+        )
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
             return await PlainTextResponse(words, 413)(scope, receive, send)
@@ -62,7 +64,9 @@ class BoundedRequests:
             message = await receive()
             seen += len(message.get("body", b""))
             if uploads and files.count(message.get("body", b"")) > MAX_FILES + 1:  # one delimiter is at the end
-                raise MultiPartException(gettext("An upload may have at most {limit} files.", limit=MAX_FILES))
+                raise MultiPartException(
+                    gettext("An upload may have at most {limit} files. Upload fewer.", limit=MAX_FILES)
+                )
             if seen > max_bytes:  # more than its header said; of an upload gradio then deletes what it has written
                 raise MultiPartException(words) if uploads else HTTPException(413, words)
             return message

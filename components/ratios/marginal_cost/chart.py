@@ -11,7 +11,8 @@ from ...ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
 from .views import MarginalCostView, ModuleCost
 
 WAITING = lazy_gettext(
-    "Slice every module slightly more and slightly less, and measure what removing one more of its parameters costs."
+    "Slice every module about 10 percentage points more and less, and measure what removing one more of its "
+    "parameters costs."
 )
 
 

@@ -72,7 +72,9 @@ class RatioSearches:
         """
         view = self.cached(request)
         if view is None:
-            raise UserError(lazy_gettext("There are no searched ratios for this setting yet. Search first."))
+            raise UserError(
+                lazy_gettext("No ratio search has run for this setting yet. Press “Search for better ratios” first.")
+            )
         unlocked = min(range(len(view.found)), key=lambda layer: view.found[layer][1]), "mlp"
         return locked_text(
             (layer, module, ratio)
@@ -106,7 +108,7 @@ class RatioSearches:
                     loaded,
                     calibrated.training[sequences : 2 * sequences],
                     2 * sequences,
-                    progress=job_progress(job, lazy_gettext("The dense model writes text to search on:")),
+                    progress=job_progress(job, lazy_gettext("Sampling search text from the dense model:")),
                 )
                 result = search_ratios(loaded, stats, windows, config, search=self._search, progress=progress)
             assert shown is not None  # the search reports its start

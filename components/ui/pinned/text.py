@@ -27,7 +27,7 @@ def write(request: Request) -> str:
 
 def read(text: Any) -> Settings | None:
     """The setting of a text, with a hash as `upload`; None for an empty text. Raises UserError if it is invalid."""
-    values = dict(parse_qsl(limits.words(lazy_gettext("the pinned setting"), text or "", limits.LINK.value)))
+    values = dict(parse_qsl(limits.words(lazy_gettext("Pinned setting"), text or "", limits.LINK.value)))
     if not values:
         return None
     for name in values:

@@ -10,7 +10,7 @@ from components.i18n.language import use_language
 from components.jobs.status import Status
 from components.jobs.waiting import Waiting
 
-LONG, SHORT = Waiting("4 before you", seconds_left=30), Waiting("1 before you", seconds_left=5)
+LONG, SHORT = Waiting("Waiting; jobs ahead: 4", seconds_left=30), Waiting("Waiting; jobs ahead: 1", seconds_left=5)
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def told(session, tiny, monkeypatch):
 
 
 def test_a_long_wait_offers_the_device(told) -> None:
-    assert "4 before you, about 30 s left. Choose “Run on: This device”" in told(LONG)
+    assert "Waiting; jobs ahead: 4, about 30 s left. Choose “Run on: This device”" in told(LONG)
     with use_language("de"):
-        assert "4 before you, noch etwa 30 s. Mit „Ausführen auf: diesem Gerät“" in told(LONG)
+        assert "Waiting; jobs ahead: 4, noch etwa 30 s. Mit „Ausführen auf: diesem Gerät“" in told(LONG)
 
 
 def test_a_short_wait_work_and_a_server_without_the_files_offer_nothing(told) -> None:

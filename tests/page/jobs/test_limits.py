@@ -35,7 +35,7 @@ def test_a_bound_is_the_hosts_and_the_environment_overrules_it(monkeypatch) -> N
     assert limits.LENGTH.value == 2048
     monkeypatch.setenv("INTRASLICE_MAX_LENGTH", "1000")
     assert limits.LENGTH.value == 1000
-    with pytest.raises(UserError, match="length must be a whole number from 2 to 1,000, got 1024"):
+    with pytest.raises(UserError, match="Length must be a whole number from 2 to 1,000, got 1024"):
         parse(Settings(length=1024))
 
 

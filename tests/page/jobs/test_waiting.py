@@ -40,11 +40,11 @@ def test_a_job_that_waits_tells_how_many_come_before_it_and_how_long_they_take(s
     for _ in range(8):
         scheduler.step()
     first, second, *_, last = scheduler.line()
-    assert line.status(last, scheduler, kinds) == Waiting("5 before you")  # nothing is known of this kind
+    assert line.status(last, scheduler, kinds) == Waiting("Waiting; jobs ahead: 5")  # nothing is known of this kind
     line.note("measure", ended(2.5))
     assert line.status(first, scheduler, kinds) is None
-    assert line.status(second, scheduler, kinds) == Waiting("1 before you", seconds_left=5)
-    assert line.status(last, scheduler, kinds) == Waiting("5 before you", seconds_left=15)  # 11.5, rounded up
+    assert line.status(second, scheduler, kinds) == Waiting("Waiting; jobs ahead: 1", seconds_left=5)
+    assert line.status(last, scheduler, kinds) == Waiting("Waiting; jobs ahead: 5", seconds_left=15)  # 11.5, rounded up
     for job in scheduler.line()[:-1]:
         job.stop()
     scheduler.run()
@@ -60,7 +60,7 @@ def test_what_several_wait_for_counts_once_and_a_clients_own_jobs_do_not(schedul
         scheduler.step()
     line.note("measure", ended(9.0, 4.5))
     told = line.status(jobs[-1], scheduler, dict.fromkeys(jobs, "measure"))
-    assert told.text == f"{FEW + 1} before you"
+    assert told.text == f"Waiting; jobs ahead: {FEW + 1}"
     assert told.seconds_left <= 5
 
 
@@ -99,7 +99,7 @@ def test_the_page_tells_it_once_in_a_while_and_then_what_the_job_does(monkeypatc
     jobs.scheduler = scheduler = Stepped()
     scheduler.start("other", lambda job: None)
     events = jobs.run("me", "answer", lambda job: job.emit(Status("working")))
-    assert next(events) == Waiting("1 before you")
+    assert next(events) == Waiting("Waiting; jobs ahead: 1")
     scheduler.run()
     assert [event.text for event in events] == ["working"]
 

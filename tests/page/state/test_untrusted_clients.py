@@ -155,26 +155,26 @@ def _sent(server: Server, name: str, content: str) -> dict:
 @pytest.mark.parametrize(
     ("endpoint", "values", "words"),
     [
-        ("evaluate", {"sequences": 1, "length": 8192}, "length must be a whole number from 2 to 2,048, got 8192"),
+        ("evaluate", {"sequences": 1, "length": 8192}, "Length must be a whole number from 2 to 2,048, got 8192"),
         (
             "evaluate",
             {"sequences": 256, "length": 512},
             "at most 65,536 tokens, got 131,072 (256 sequences of 512). Lower one of them.",
         ),
         ("prepare", {"length": 8192}, "Length must be a number from 2 to 2,048, got 8192"),
-        ("generate", {"tokens": 10**9}, "tokens must be a whole number from 1 to 512, got 1000000000"),
-        ("generate", {"prompt": "w10 " * 5_000}, "the prompt may have at most 16,000 characters, got 20,000"),
+        ("generate", {"tokens": 10**9}, "Maximum new tokens must be a whole number from 1 to 512, got 1000000000"),
+        ("generate", {"prompt": "w10 " * 5_000}, "Prompt may have at most 16,000 characters, got 20,000"),
         ("generate", {"prompt": " "}, "The prompt is empty. Enter some text."),
-        ("generate", {"temperature": 1e9}, "temperature must be a number from 0 to 5, got 1000000000.0"),
+        ("generate", {"temperature": 1e9}, "Temperature must be a number from 0 to 5, got 1000000000.0"),
         ("generate", {"sample_seed": 2**40}, "must be a whole number from 0 to 2,147,483,647"),
-        ("answer", {"prompt": "w10 " * 5_000}, "the prompt may have at most 16,000 characters, got 20,000"),
-        ("passage", {"passage": "w10 " * 5_000}, "the passage may have at most 8,000 characters, got 20,000"),
+        ("answer", {"prompt": "w10 " * 5_000}, "Prompt may have at most 16,000 characters, got 20,000"),
+        ("passage", {"passage": "w10 " * 5_000}, "Passage may have at most 8,000 characters, got 20,000"),
         ("sweep_table", {"sparsities": list(range(1000))}, "A sweep may have at most 100 points, got 4,000"),
-        ("sweep_table", {"sparsities": [NAN]}, "sparsity must be a number from 0 to 80, got nan"),
+        ("sweep_table", {"sparsities": [NAN]}, "Sparsity must be a number from 0 to 80, got nan"),
         ("sweep_table", {"methods": ["intraslice"] * 1000}, "A sweep may have at most 100 points, got 8,000"),
         ("sweep_table", {"methods": "intraslice"}, "methods must be a list, got 'intraslice'"),
-        ("sweep_table", {"methods": [["a"]]}, "method must be one of intraslice, "),
-        ("sweep_table", {"estimators": ["none"]}, "estimator must be one of pca, fisher, uniform, got 'none'"),
+        ("sweep_table", {"methods": [["a"]]}, "Method must be one of intraslice, "),
+        ("sweep_table", {"estimators": ["none"]}, "Ratio estimator must be one of pca, fisher, uniform, got 'none'"),
         ("sweep_table", {"sparsities": [70], "cap": 60}, "raise the cap"),
         ("command_lines", {"locked": "1 mlp 5," * 10_000}, "may have at most 10,000 characters, got 80,000"),
     ],
@@ -228,7 +228,7 @@ def test_bad_values_come_back_in_words_and_leave_no_traceback(idle, field, capfd
 
 def test_no_file_is_named_by_a_model_that_is_none(idle) -> None:
     for model in ([1], ["a", {"b": 1}]):
-        assert "model must be text, got [" in idle.refusal("plan", model=model)
+        assert "Model must be text, got [" in idle.refusal("plan", model=model)
 
 
 def test_too_few_values_come_back_in_words(idle) -> None:
