@@ -1,4 +1,4 @@
-"""say whether the WebAssembly files for models in the browser are in the cache; with --fetch, fetch them"""
+"""report whether the WebAssembly files for models in the browser are in the cache; --fetch downloads them"""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from intraslice.cli.run import CommandResult, Run
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add this command's own option."""
-    command.add_argument("--fetch", action="store_true", help="fetch them now; else the page does when they are needed")
+    explanation = "download the files now; by default the page downloads them when they are first needed"
+    command.add_argument("--fetch", action="store_true", help=explanation)
 
 
 def run(run: Run) -> CommandResult:
-    """Fetch the files, or say whether they are there."""
+    """Download the files if asked, and report whether they are in the cache."""
     from ..device import wllama  # imported here, since every command imports this module
 
     if run.arguments.fetch:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..state.session import Session
 
 EVAL_TOKENS = 4096  # of each of two dozen models
+NOTHING_WRITTEN = "nothing was written. Free some space, or choose another folder"
 SITE_PERCENTS = (0.0, 20.0, 30.0, 40.0)  # of a site's models
 
 
@@ -39,12 +40,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--site", type=Path, metavar="FOLDER", help="an article in all languages, with models for the browser"
     )
     help_text = (
-        "the slider's steps, default 0 to 0.6; with --site: sparsities of the downloadable models, "
-        "default 0 0.2 0.3 0.4"
+        "the slider's steps (default: 0 to 0.6); with --site: sparsities of the downloadable models "
+        "(default: 0 0.2 0.3 0.4)"
     )
     add("--sparsities", nargs="+", type=float, metavar="F", help=help_text)
     add(
-        "--prompts", nargs="+", metavar="TEXT", help="prompts that all three models answer; default: the page's prompts"
+        "--prompts",
+        nargs="+",
+        metavar="TEXT",
+        help="prompts that all three models answer (default: the page's prompts)",
     )
     add("--language", default="en", metavar="CODE", help="the page's language: en or de")
 
@@ -85,7 +89,7 @@ def run(run: Run) -> CommandResult:
             temporary_file.write_text(text, encoding="utf-8")
             os.replace(temporary_file, file)
     except OSError as error:
-        raise UserError(f"cannot write {len(text) / 1e6:.0f} MB to {file}: {error}; nothing was kept") from error
+        raise UserError(f"cannot write {len(text) / 1e6:.0f} MB to {file}: {error}; {NOTHING_WRITTEN}") from error
     result: dict[str, Any] = {"out": str(file), "bytes": file.stat().st_size}
     points = [asdict(point) for point in published.sweep.points]
     result |= {"rows": points, "protocol": run.recipe.protocol(), "seconds": run.seconds}
@@ -120,7 +124,7 @@ def _write_site(run: Run, session: Session, request: Request, asked: Sequence[fl
     except ValueError as error:  # too large
         raise UserError(str(error)) from error
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error}; nothing was kept") from error
+        raise UserError(f"cannot write {folder}: {error}; {NOTHING_WRITTEN}") from error
     result: dict[str, Any] = {"out": str(folder), "bytes": pages, "models": [model._asdict() for model in models]}
     sizes = f"{pages / 1e6:.1f} MB, and {len(models)} models of {sum(model.bytes for model in models) / 1e6:.0f} MB"
     text = f"wrote {folder}: {sizes}\nserve it: python -m http.server --directory {shlex.quote(str(folder))}"
@@ -139,4 +143,8 @@ def _require_same(recipe: Recipe, page_recipe: Recipe) -> None:
         pairs = [(name, value[name], expected[name]) for name in value] if isinstance(value, dict) else []
         for name, got, page_value in pairs or [(part, value, expected)]:
             if got != page_value:
-                raise UserError(f"{part}: {name} is {got!r}, which the page cannot be set to; expected {page_value!r}")
+                where = "" if name == part else f" ({part})"
+                raise UserError(
+                    f"publish does not support {name} {got!r}{where}, because the page has no control for it; expected "
+                    f"{page_value!r}"
+                )

@@ -174,7 +174,8 @@ def _require_streamable(run: Run) -> None:
     a = run.arguments
     if a.out is None or a.gguf is not None or a.device_map is not None or a.slicing is not None:
         raise UserError(
-            "--stream takes --out FOLDER, and neither --gguf, --device-map nor --slicing; `export` reads the folder"
+            "--stream requires --out FOLDER and does not support --gguf, --device-map or --slicing; leave them out, "
+            "and write the GGUF file with `export` afterwards"
         )
     require_streamable(run.recipe)
 
@@ -200,7 +201,7 @@ def _require_outputs(run: Run) -> None:
     if out is None and file is None:
         raise UserError("expected --out FOLDER, --gguf FILE, or both, got neither")
     if not METHODS[run.recipe.method].can_be_saved:
-        raise UserError(f"{CANNOT_BE_SAVED}; choose another --method, or evaluate")
+        raise UserError(f"{CANNOT_BE_SAVED}; choose another --method, or run `evaluate` instead")
     if out is not None:
         checkpoints.require_free(out)
     if file is not None:

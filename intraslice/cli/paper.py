@@ -49,8 +49,14 @@ ROW_KEYS = (
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of this command, and set the paper's protocol as the default."""
     add = command.add_argument
-    add("--methods", nargs="+", default=["crossmodule", "flap", "intraslice"], choices=METHODS, help="a row each")
-    add("--sparsities", nargs="+", type=float, default=[0.2, 0.3, 0.4], metavar="F", help="a column each")
+    add(
+        "--methods",
+        nargs="+",
+        default=["crossmodule", "flap", "intraslice"],
+        choices=METHODS,
+        help="methods, one per row of the table",
+    )
+    add("--sparsities", nargs="+", type=float, default=[0.2, 0.3, 0.4], metavar="F", help="sparsities, one per column")
     command.set_defaults(**PROTOCOL)
 
 

@@ -32,7 +32,23 @@ FEW_TOKENS = 2048  # enough for activations
 RANKING_TOKENS = 8192  # enough to rank modules by their KL divergence
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Appends an option's default to its help, unless the help names it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        has_none = default is None or default is False or default == [] or default == argparse.SUPPRESS
+        if not text or has_none or "default:" in text or "by default" in text:
+            return text
+        values = default if isinstance(default, list | tuple) else [default]
+        words = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        return f"{text} (default: {words.replace('%', '%%')})"
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"formatter_class": _Formatter})
+
     def error(self, message: str) -> NoReturn:  # one line, without argparse's usage message
         self.exit(2, f"{self.prog}: {message}\n")
 
@@ -61,7 +77,7 @@ def _common(eval_tokens: int) -> _Parser:
     add = common.add_argument
     add("--model", default=DEFAULT, metavar="ID|FOLDER|FILE.gguf|default", help="weights to load")
     add("--verify", action="store_true", help="hash cached weights first, and download damaged files again")
-    explanation = "auto: bfloat16 if the device multiplies it natively, else float32; statistics are always float32"
+    explanation = "auto: bfloat16 if the device supports it natively, else float32; statistics are always float32"
     add("--dtype", default=AUTO, choices=(AUTO, *get_args(Precision)), help=explanation)
     add("--device", default=AUTO, help="auto: CUDA if available, else the CPU")
     add(
@@ -69,9 +85,9 @@ def _common(eval_tokens: int) -> _Parser:
         choices=PLACEMENTS,
         help="for models larger than memory: offload the layers that do not fit (auto), or all layers (disk)",
     )
-    add("--threads", type=int, metavar="N", help="CPU threads")
-    add("--json", action="store_true", help="one JSON object on stdout and nothing else")
-    add("--sparsity", type=float, default=slicing.sparsity, help="fraction of decoder-layer parameters to remove")
+    add("--threads", type=int, metavar="N", help="number of CPU threads (default: PyTorch's)")
+    add("--json", action="store_true", help="print the result as a single JSON object on stdout")
+    add("--sparsity", type=float, default=slicing.sparsity, help="fraction of the decoder layers' parameters to remove")
     explanation = (
         "ratio estimator, or your own path.py:function or importances.json (see calibration/user_estimator.py)"
     )
@@ -84,7 +100,7 @@ def _common(eval_tokens: int) -> _Parser:
     add(
         "--head-fraction", type=float, metavar="F", help="fraction of a head that is ranked as one unit; 1: whole heads"
     )
-    explanation = "number of sequences whose gradients are summed before squaring (default: %(default)s)"
+    explanation = "number of sequences whose gradients are summed before squaring"
     add("--gradient-group", type=int, default=slicing.gradient_group, metavar="N", help=explanation)
     explanation = "upper bound of every ratio that is not locked; 1 allows removing whole modules"
     add("--cap", type=float, default=slicing.cap, help=explanation)
@@ -93,12 +109,12 @@ def _common(eval_tokens: int) -> _Parser:
     )
     add("--order", default=slicing.order, choices=get_args(Order), help=explanation)
     explanation = (
-        "runtime: full-width heads in equal groups and MLP widths in multiples of 32, which llama.cpp runs without "
-        "padding"
+        "runtime: heads of full width, the same number of query heads per key/value head, and MLP widths in multiples "
+        "of 32, which llama.cpp runs without padding"
     )
     add("--shapes", default=slicing.shapes, choices=get_args(Shapes), help=explanation)
     explanation = (
-        "train the kept neurons of MLPs pruned by more than 35 %% to match the dense MLP (sequential order; slow)"
+        "train the kept neurons of MLPs pruned by more than 35%% to match the dense MLP (sequential order; slow)"
     )
     add("--iterative", action="store_true", help=explanation)
     lock = (
@@ -108,10 +124,11 @@ def _common(eval_tokens: int) -> _Parser:
     add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
     ratios = (
         "fix ratios from a file, as written by `ratios --csv`; --lock takes precedence, and the estimator sets the "
-        "rest. search: move parameters between modules while the measured KL decreases, from the estimator's ratios on"
+        "rest. search: start from the estimator's ratios, and move parameters between modules as long as the measured "
+        "KL decreases"
     )
     add("--ratios", type=Path, metavar="FILE|search", help=ratios)
-    explanation = "budget of a search at each sparsity, in dense passes over the calibration (default: %(default)g)"
+    explanation = "budget of a search at each sparsity, in dense passes over the calibration text"
     add("--passes", type=float, default=SearchConfig().passes, metavar="N", help=explanation)
     add("--method", default="intraslice", choices=METHODS, help=_registry_help("slicing method", METHODS))
     explanation = _registry_help("training after slicing, for any method", RECOVERIES)
@@ -119,17 +136,17 @@ def _common(eval_tokens: int) -> _Parser:
     add("--epochs", type=int, default=slicing.epochs, help="epochs of the recovery; 0 skips it")
     add("--slicing", type=float, metavar="F", help="crossmodule: fraction of axes to remove, instead of --sparsity")
     add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")
-    explanation = "calibration sequences (default: %(default)s)"
+    explanation = "number of calibration sequences"
     add("--sequences", type=int, default=calibration.sequences, metavar="N", help=explanation)
-    add("--length", type=int, default=calibration.length, help="tokens per sequence and per perplexity window")
-    explanation = (
-        "random seed of the calibration text, of sampled answers and of the search for ratios (default: %(default)s)"
+    add(
+        "--length", type=int, default=calibration.length, help="number of tokens per sequence and per perplexity window"
     )
+    explanation = "random seed of the calibration text, of sampled answers and of the search for ratios"
     add("--seed", type=int, default=calibration.seed, metavar="N", help=explanation)
     explanation = "labels for gradients: tokens sampled from the model, or the tokens of the text (as published)"
     add("--targets", default=calibration.targets, choices=get_args(Targets), help=explanation)
     add("--eval", default=evaluation.text, metavar="NAME|FILE", help="evaluation text")
-    explanation = "tokens of the evaluation text, rounded down to whole windows (default: %(default)s)"
+    explanation = "number of tokens of the evaluation text, rounded down to whole windows"
     add("--eval-tokens", type=int, default=eval_tokens, metavar="N", help=explanation)
     return common
 
@@ -141,9 +158,14 @@ def parser() -> argparse.ArgumentParser:
     subparsers = root.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
     def command(
-        name: str, run: Callable[[Run], CommandResult], help: str, eval_tokens: int = EvaluationConfig().tokens
+        name: str, run: Callable[[Run], CommandResult], help: str = "", eval_tokens: int = EvaluationConfig().tokens
     ) -> argparse.ArgumentParser:
-        subparser = subparsers.add_parser(name, parents=[_common(eval_tokens)], help=help)
+        parents = [_common(eval_tokens)]
+        subparser = (
+            subparsers.add_parser(name, parents=parents, help=help)
+            if help
+            else subparsers.add_parser(name, parents=parents)  # which is not listed
+        )
         subparser.set_defaults(run=run)
         return subparser
 
@@ -154,8 +176,8 @@ def parser() -> argparse.ArgumentParser:
     slice_command.add_argument("--out", type=Path, metavar="FOLDER", help="folder in transformers format")
     slice_command.add_argument("--gguf", type=Path, metavar="FILE", help="file for llama.cpp")
     explanation = (
-        "keep one layer in memory at a time, and go on where a killed run was; by itself where memory is short "
-        "(method intraslice, --order one-shot, --out, safetensors)"
+        "keep one layer in memory at a time, and resume an interrupted run; enabled automatically if memory is short "
+        "(requires method intraslice, --order one-shot, --out and safetensors)"
     )
     slice_command.add_argument("--stream", action="store_true", help=explanation)
     export = command("export", commands.export, "write a saved model for llama.cpp or vLLM")
@@ -163,22 +185,26 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--vllm", type=Path, metavar="FOLDER", help="folder for vLLM, if only MLPs are sliced")
     export.set_defaults(dtype="float32")  # represents the values of any saved dtype
     for subparser in (slice_command, export):
-        subparser.add_argument("--type", default="f16", choices=GGUF_TYPES, help="type of the weights in the GGUF file")
+        subparser.add_argument("--type", default="f16", choices=GGUF_TYPES, help="GGUF type of the weights")
     generate = command("generate", commands.generate, "dense and sliced answers to one prompt")
-    generate.add_argument("--prompt", default="What is the capital of France, and why is it famous?")
-    explanation = "maximum number of tokens of an answer (default: %(default)s)"
+    generate.add_argument(
+        "--prompt", default="What is the capital of France, and why is it famous?", help="the prompt to answer"
+    )
+    explanation = "maximum number of tokens of an answer"
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help=explanation)
-    explanation = "sampling temperature; 0: greedy decoding (default: %(default)g)"
+    explanation = "sampling temperature; 0: greedy decoding"
     generate.add_argument("--temperature", type=float, default=0.0, metavar="F", help=explanation)
 
     inspect = command("inspect", analyses.inspect, "spectra and activation shift", FEW_TOKENS)
     explanation = (
         "spectra: explained variance of the dense activations; shift: distance of each method's activations from the "
-        "dense ones; faults: ablations of cross-module slicing (default: spectra shift)"
+        "dense ones; faults: ablations of cross-module slicing"
     )
     inspect.add_argument("--parts", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS, help=explanation)
-    inspect.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
-    sensitivity = command("sensitivity", analyses.sensitivity, "damage of slicing each module alone", RANKING_TOKENS)
+    explanation = "methods whose shift is measured"
+    methods = ["intraslice", "crossmodule"]
+    inspect.add_argument("--methods", nargs="+", default=methods, choices=METHODS, help=explanation)
+    sensitivity = command("sensitivity", analyses.sensitivity, "damage from slicing each module alone", RANKING_TOKENS)
     explanation = "pruning ratio of each module; one or more"
     sensitivity.add_argument("--ratio", type=float, nargs="+", default=[0.3], metavar="F", help=explanation)
     explanation = "measure of damage: KL divergence from the dense model, or increase of the loss, which is far noisier"
@@ -191,20 +217,23 @@ def parser() -> argparse.ArgumentParser:
     explanation = "also list the modules where this estimator's plan of equal size differs"
     prices_command.add_argument("--against", **_ESTIMATOR, help=explanation)
     explanation = "search for better ratios by measuring KL, and save them as importances"
-    for name in ("search", "exchange"):  # the second is its former name
-        search.add_options(command(name, search.search, explanation))
-    explanation = "perplexity, size and speed for all combinations of methods, estimators, sparsities and file types"
+    search.add_options(command("search", search.search, explanation))
+    search.add_options(command("exchange", search.search))  # its former name
+    explanation = "perplexity, size and speed for all combinations of methods, estimators, sparsities and GGUF types"
     sweep = command("sweep", analyses.sweep_, explanation)
-    sweep.add_argument("--methods", nargs="+", default=["intraslice", "crossmodule"], choices=METHODS)
-    sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], **_ESTIMATOR)
-    sweep.add_argument("--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F")
+    sweep.add_argument("--methods", nargs="+", default=methods, choices=METHODS, help="slicing methods")
+    explanation = "ratio estimators, for methods that use one"
+    sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], **_ESTIMATOR, help=explanation)
+    explanation = "fractions of the decoder layers' parameters to remove"
+    sweep.add_argument(
+        "--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F", help=explanation
+    )
     explanation = (
-        "evaluate each model, and the dense one, with its weights rounded to the types of these GGUF files; none: not "
-        "rounded (default: none)"
+        "evaluate each model, and the dense one, with its weights rounded to these GGUF types; none: not rounded"
     )
     sweep.add_argument("--quantise", nargs="+", default=["none"], choices=QUANTISE, help=explanation)
     sweep.add_argument("--no-speed", action="store_true", help="do not measure speed")
-    explanation = "tokens of the prompt for the prefill time"
+    explanation = "number of prompt tokens for measuring prefill speed"
     sweep.add_argument("--prompt-tokens", type=int, default=SpeedConfig().prompt, metavar="N", help=explanation)
     explanation = "further held-out texts to evaluate every model on, each with its own columns"
     sweep.add_argument("--also-eval", nargs="+", default=[], metavar="NAME|FILE", help=explanation)

@@ -62,9 +62,9 @@ def prices(run: Run) -> CommandResult:
         result["exchange"] = modules | {"parameters": swap.parameters} | swap.change._asdict()
         error = "" if swap.change.standard_error is None else f" +- {swap.change.standard_error:.5f}"
         lines.append(
-            f"moving {swap.parameters / costs.decoder:.2%} of the layers' parameters from "
-            f"{_module_name(**modules['from'])} to "
-            f"{_module_name(**modules['to'])} would change KL by {swap.change.value:+.5f}{error}"
+            f"pruning {_module_name(**modules['from'])} more and {_module_name(**modules['to'])} less, by "
+            f"{swap.parameters / costs.decoder:.2%} of the decoder layers' parameters each, is predicted to change KL "
+            f"by {swap.change.value:+.5f}{error}, to first order"
         )
     if differences is not None:
         comparison, text = _against(against, differences, costs)

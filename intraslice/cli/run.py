@@ -48,7 +48,7 @@ class Run(Pipeline):
             if arguments.command not in SEARCHING:
                 raise UserError(
                     f"--ratios search works with {', '.join(SEARCHING)}, got {arguments.command}; run `search --out "
-                    "FILE.json` first, and give it --estimator FILE.json"
+                    f"FILE.json` first, then pass --estimator FILE.json to {arguments.command}"
                 )
         require_enough(self.recipe.calibration.sequences)
         if arguments.command not in SINGLE_PROCESS or getattr(arguments, "context", False):

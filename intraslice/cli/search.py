@@ -17,14 +17,20 @@ from intraslice.untrusted.importance_files import importances_json
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = command.add_argument
-    add("--out", type=Path, required=True, metavar="FILE.json", help="importances, for --estimator")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE.json",
+        help="file to write the importances to; pass it to --estimator",
+    )
     explanation = (
-        "sparsities to search at, in this order; the ratios of each stay between those found before at smaller and "
-        "larger ones, and ratios between are interpolated (default: 0.3 0.2 0.4 0.5)"
+        "sparsities to search at, in this order; each search keeps every ratio between those found at the nearest "
+        "smaller and larger sparsity; at other sparsities ratios are interpolated"
     )
     add("--sparsities", nargs="+", type=float, default=[0.3, 0.2, 0.4, 0.5], metavar="F", help=explanation)
-    add("--exchanges", type=int, metavar="N", help="the budget as a number of candidates, instead of --passes")
-    explanation = "calibration windows of 512 tokens that candidates are first compared on (default: %(default)s)"
+    add("--exchanges", type=int, metavar="N", help="number of candidates to measure, instead of --passes")
+    explanation = "number of calibration windows of 512 tokens that candidates are first compared on"
     add("--windows", type=int, default=SearchConfig().windows, metavar="N", help=explanation)
 
 

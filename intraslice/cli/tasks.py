@@ -34,9 +34,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="methods to compare with the dense model",
     )
     add("--include-path", type=Path, metavar="FOLDER", help="folder with YAML files of your own tasks")
-    add("--limit", type=int, metavar="N", help="documents per task (default: all)")
-    add("--num-fewshot", type=int, metavar="N", help="examples before each question (default: set by the task)")
-    add("--batch-size", type=int, default=TasksConfig.batch, metavar="N")
+    add("--limit", type=int, metavar="N", help="number of documents per task (default: all)")
+    add(
+        "--num-fewshot",
+        type=int,
+        metavar="N",
+        help="number of examples before each question (default: set by the task)",
+    )
+    add("--batch-size", type=int, default=TasksConfig.batch, metavar="N", help="sequences per forward pass")
 
 
 def tasks(run: Run) -> CommandResult:

@@ -83,7 +83,7 @@ class Magnitude(Baseline):
 
     name = "magnitude"
     label = "Magnitude"
-    explanation = "whole heads and neurons by their squared weights, without refitting"
+    explanation = "removes whole heads and neurons with the smallest squared weights, without refitting"
 
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
         return magnitude_scores(block)
@@ -106,8 +106,8 @@ class Wanda(Baseline):
     name = "wanda"
     label = "Wanda-sp"
     explanation = (
-        "whole heads and neurons by weights times activations (Wanda-sp), with output projections refitted by least "
-        "squares"
+        "removes whole heads and neurons with the smallest products of weights and activations (Wanda-sp), with "
+        "output projections refitted by least squares"
     )
 
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
@@ -123,8 +123,8 @@ class FLAP(Baseline):
     name = "flap"
     label = "FLAP"
     explanation = (
-        "whole heads and neurons by the fluctuation of activations (FLAP), with output projections refitted by least "
-        "squares"
+        "removes whole heads and neurons with the smallest products of activation variance and squared weights "
+        "(FLAP), with output projections refitted by least squares"
     )
 
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:

@@ -80,7 +80,7 @@ def test_bad_files_of_ratios_are_refused_by_their_row(refused, home):
         "ratios", "--ratios", "deep.csv"
     )
     (home / "much.csv").write_text("layer,attention_ratio,mlp_ratio\n" + "".join(f"{i},0.9,0.9\n" for i in range(3)))
-    assert "the locked ratios remove 0.8" in refused("ratios", "--ratios", "much.csv")
+    assert "the locked ratios remove 8" in refused("ratios", "--ratios", "much.csv")
     assert "no ratios to write" in refused("ratios", "--method", "crossmodule", "--csv", "there.csv")
     assert "does not exist" in refused("ratios", "--csv", "nowhere/there.csv")
 
@@ -137,7 +137,7 @@ def test_a_search_writes_importances_that_plan_as_it_found(run, refused, home):
     assert "--out must be a .json file" in refused("search", "--out", "nowhere/there.json")
     assert "windows must be between 1" in refused("search", "--out", "there.json", "--windows", "0")
     assert "passes must be between 0" in refused("search", "--out", "there.json", "--passes", "-1")
-    assert "needs initial importances" in refused("search", "--out", "there.json", "--estimator", "uniform")
+    assert "requires an estimator with" in refused("search", "--out", "there.json", "--estimator", "uniform")
     assert "--ratios search works with" in refused("sweep", "--ratios", "search")
     assert not (home / "there.json").exists()
 

@@ -131,4 +131,4 @@ def test_it_explains_itself(capsys):
     with pytest.raises(SystemExit) as left:
         main(["paper", "--help"])
     assert left.value.code == 0
-    assert "a row each" in capsys.readouterr().out
+    assert "one per row of the table" in capsys.readouterr().out
