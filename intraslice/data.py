@@ -142,8 +142,8 @@ def read_documents(text: str, part: Part, other: str | None = None) -> list[str]
         return documents
     if len(documents) < 2:
         raise UserError(
-            f"{path.name!r} is one document, expected two or more for both calibration and evaluation; "
-            "separate documents by blank lines, or choose another file for one of them"
+            f"{path.name!r} has only one document; calibration and evaluation together need at least two. Separate "
+            "documents by blank lines, or choose another file for one of them"
         )
     cut = max(1, len(documents) * 4 // 5)
     return documents[:cut] if part == "calibration" else documents[cut:]

@@ -179,8 +179,8 @@ def prepare_tokenizer_(tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < rows:
         raise UserError(
-            f"the tokenizer of {name} has token ids up to {largest} and its model {rows} embeddings; "
-            "put the tokenizer of these weights into their folder"
+            f"the tokenizer of {name} has token ids up to {largest}, but the model has only {rows} embeddings; put the "
+            "tokenizer that belongs to these weights into their folder"
         )
     tokenizer.padding_side = "left"  # generation continues from the right end
     tokenizer.clean_up_tokenization_spaces = False  # decodes tokens unchanged

@@ -112,7 +112,8 @@ def new_folder(folder: Path, tensors: dict[str, Tensor]) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         size = sum(tensor.nbytes for tensor in tensors.values())
         raise UserError(
-            f"cannot write {size / 1e6:.0f} MB to {folder}: {error}; nothing was kept, free some space"
+            f"cannot write {size / 1e6:.0f} MB to {folder}: {error}; nothing was written. Free some space, or choose "
+            "another folder"
         ) from error
 
 

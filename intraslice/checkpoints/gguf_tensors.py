@@ -25,6 +25,7 @@ from intraslice.modeling.families import blocks, head_width, rotary_frequencies
 from intraslice.modeling.offload import resident
 from intraslice.planning.widths import BLOCK  # values per quantised block: MLP widths are rounded up to whole blocks
 
+DECI = "llama.cpp's `deci` architecture (the only one with sizes per layer)"
 SAVE_AS_FOLDER = "save it as a folder, which transformers loads"
 # Frequencies do not depend on the length of the text; those of longrope not up to its `short_context`.
 _ROTARY = ("default", "linear", "llama3", "yarn", "longrope")
@@ -70,16 +71,16 @@ def shared_heads(model: PreTrainedModel) -> Heads:
     rope_type, base = config.rope_parameters["rope_type"], config.rope_parameters["rope_theta"]
     if rope_type not in _ROTARY:
         raise UserError(
-            f"the rotary frequencies of this model ({rope_type}) change with the length of the text, which llama.cpp's "
-            f"deci does not support; {SAVE_AS_FOLDER}"
+            f"the rotary frequencies of this model ({rope_type}) change with the length of the text, which {DECI} does "
+            f"not support; {SAVE_AS_FOLDER}"
         )
     width = head_width(config)
     inverse_frequencies = rotary_frequencies(model, 0).double()
     unrotated = [count for block in blocks(model) for count in (block.attention.frequency == UNROTATED).sum(1).tolist()]
     if max(unrotated, default=0) > width // 2 - len(inverse_frequencies):
         raise UserError(
-            "some layers of this model rotate channels that others do not, and llama.cpp's deci rotates the same "
-            f"channels in every layer; {SAVE_AS_FOLDER}"
+            f"some layers of this model rotate channels that others do not, and {DECI} rotates the same channels in "
+            f"every layer; {SAVE_AS_FOLDER}"
         )
     factors = torch.full((width // 2,), _NO_ROTATION, dtype=torch.float64)
     factors[: len(inverse_frequencies)] = (

@@ -114,7 +114,8 @@ def _vocabulary(tokenizer_json: dict[str, Any], rows: int) -> tuple[list[str], l
     largest = max((*model["vocab"].values(), *(added["id"] for added in tokenizer_json["added_tokens"])), default=-1)
     if largest >= rows:
         raise UserError(
-            f"the tokenizer has token ids up to {largest} and the model {rows} embeddings; pass the model's tokenizer"
+            f"the tokenizer has token ids up to {largest}, but the model has only {rows} embeddings; use the tokenizer "
+            "that belongs to these weights"
         )
     for text, token in model["vocab"].items():
         tokens[token] = text

@@ -184,7 +184,7 @@ def _usage(config: IntraSliceConfig, name: str, form: Form) -> list[str]:
     layer = config.layers[0]
     if layer["shortcuts"] or not layer["gated"]:
         obstacle = "shortcut matrices" if layer["shortcuts"] else "plain MLPs and parallel modules"
-        return [*ways, f"Its {obstacle} keep it from running in llama.cpp's `deci` and vLLM's `nemotron_nas`."]
+        return [*ways, f"Its {obstacle} keep it from running in llama.cpp (`deci`) and vLLM (`nemotron_nas`)."]
     export = f"python -m intraslice export --model {quoted_name}"
     ways.append(f"With llama.cpp, if it supports the family:\n\n    {export} --gguf {quoted_name}.gguf --type q8_0")
     if only_mlps(config):

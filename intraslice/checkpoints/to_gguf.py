@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import require_new_file
-from intraslice.checkpoints.gguf_tensors import SAVE_AS_FOLDER, deci_tensors, shared_heads, short_context
+from intraslice.checkpoints.gguf_tensors import DECI, SAVE_AS_FOLDER, deci_tensors, shared_heads, short_context
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
@@ -84,18 +84,19 @@ def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     if block.attention.norms is not None:
         output_norms = " and after every module" if block.attention_output_norm is not None else ""
         raise UserError(
-            f"a {model.config.model_type} model has norms on queries and keys{output_norms}, which llama.cpp's deci "
-            "lacks, and its architectures with these norms need the same heads and widths in all layers; "
+            f"a {model.config.model_type} model has norms on queries and keys{output_norms}, which {DECI} does not "
+            "have, and llama.cpp's architectures with these norms require the same heads and widths in all layers; "
             f"{SAVE_AS_FOLDER}"
         )
     if block.parallel or not hasattr(block.mlp_norm, "variance_epsilon") or model.lm_head.bias is not None:
         raise UserError(
-            "llama.cpp's deci requires RMSNorm and sequential modules, and a model of type "
-            f"{model.config.model_type} has LayerNorm or parallel modules; {SAVE_AS_FOLDER}"
+            f"{DECI} requires RMSNorm and sequential modules, and a model of type {model.config.model_type} has "
+            f"LayerNorm or parallel modules; {SAVE_AS_FOLDER}"
         )
     if not block.mlp.gated or block.mlp.activation != "silu":
         raise UserError(
-            f"llama.cpp's deci requires gated MLPs with silu, this one has {block.mlp.activation}; {SAVE_AS_FOLDER}"
+            f"{DECI} requires gated MLPs with silu, but this model's activation is {block.mlp.activation}"
+            f"{'' if block.mlp.gated else ' without a gate'}; {SAVE_AS_FOLDER}"
         )
     shared_heads(model)
     return _tokenizer_of(model, tokenizer)
@@ -135,7 +136,10 @@ def write_gguf(
                 writer.close()
             os.replace(temporary_file, file)
     except OSError as error:
-        raise UserError(f"cannot write {needed / 1e6:.0f} MB to {file}: {error}; nothing was kept") from error
+        raise UserError(
+            f"cannot write {needed / 1e6:.0f} MB to {file}: {error}; nothing was written. Free some space, or choose "
+            "another folder"
+        ) from error
     smaller = tuple(name for name, kind in sizes.types.items() if gguf_type in QUANTISED and kind.name == "F16")
     return GGUFReport(str(file), gguf_type, file.stat().st_size, sizes.padding, smaller, _context_length(model))
 
@@ -158,7 +162,10 @@ def stored_values(name: str, values: Tensor, kind: GGMLQuantizationType) -> nump
     with numpy.errstate(over="ignore"):
         stored = gguf.quantize(values.contiguous().numpy(), kind)
     if stored.dtype == numpy.float16 and not numpy.isfinite(stored).all():
-        raise UserError(f"{name} has values beyond the range of float16; write f32")
+        raise UserError(
+            f"{name} has values beyond the range of float16; only GGUF type f32 can hold them (--type f32 on the "
+            "command line), or save the model as a folder"
+        )
     return stored
 
 

@@ -44,8 +44,8 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
             )
         if sizes != (first.attention.heads, first.attention.kv_heads, first.mlp.neurons):
             raise UserError(
-                f"layer {index} has another shape than layer 0, and transformers' classes need the same shape in all; "
-                "use the uniform estimator, or save the IntraSlice checkpoint instead"
+                f"layer {index} has a different shape from layer 0, and transformers' model classes require the same "
+                "shape in all layers; use the uniform estimator, or save the IntraSlice checkpoint instead"
             )
     config.head_dim = dim
     config.num_attention_heads, config.num_key_value_heads = first.attention.heads, first.attention.kv_heads

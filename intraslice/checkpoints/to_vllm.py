@@ -22,6 +22,7 @@ from intraslice.core.errors import UserError
 from intraslice.modeling.families import Pair, blocks, linear_maps
 from intraslice.modeling.offload import resident
 
+NAS = "vLLM's `nemotron_nas` architecture"
 ARCHITECTURE = "DeciLMForCausalLM"  # vLLM's name for nemotron_nas
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 _ROTARY = ("default", "linear", "llama3")  # frequencies do not depend on the length of the text
@@ -36,33 +37,28 @@ def require_nas(config: IntraSliceConfig) -> None:
         raise UserError(f"a cross-module slice has shortcut matrices, which vLLM does not support; {SAVE_AS_FOLDER}")
     if any(layer.get("norms") for layer in layers):
         raise UserError(
-            f"a {model_type} model has norms on queries and keys, which vLLM's nemotron_nas does not have; "
-            f"{SAVE_AS_FOLDER}"
+            f"a {model_type} model has norms on queries and keys, which {NAS} does not have; {SAVE_AS_FOLDER}"
         )
     if not all(layer["gated"] and layer["activation"] == "silu" for layer in layers):
-        raise UserError(
-            f"vLLM's nemotron_nas requires gated MLPs with silu, which {model_type} models do not have; "
-            f"{SAVE_AS_FOLDER}"
-        )
+        raise UserError(f"{NAS} requires gated MLPs with silu, which {model_type} models do not have; {SAVE_AS_FOLDER}")
     if not only_mlps(config):
         raise UserError(
-            "vLLM's nemotron_nas requires the same heads in every layer, and here some are removed or narrowed; "
+            f"{NAS} requires the same heads in every layer, and here some are removed or narrowed; "
             f"{SAVE_AS_FOLDER}, or slice only the MLPs, with the attention of every layer locked at 0"
         )
     if any(not layer["neurons"] and "mlp.down_proj" in layer["biases"] for layer in layers):
-        raise UserError(f"vLLM's nemotron_nas does not keep the output bias of a removed MLP; {SAVE_AS_FOLDER}")
+        raise UserError(f"{NAS} does not keep the output bias of a removed MLP; {SAVE_AS_FOLDER}")
     window = dense.get("sliding_window") if dense.get("use_sliding_window", True) else None
     if window and window < dense["max_position_embeddings"]:
         raise UserError(
-            f"this {model_type} model has a sliding attention window of {window} tokens, which vLLM's nemotron_nas "
+            f"this {model_type} model has a sliding attention window of {window} tokens, which {NAS} "
             f"does not support; {SAVE_AS_FOLDER}"
         )
     heads, rotary = DenseHeads.of(dense), (dense.get("rope_parameters") or {}).get("rope_type", "default")
     pairs = list(range(heads.width // 2))
     if rotary not in _ROTARY or any(row != pairs for layer in layers for row in layer["frequency"]):
         raise UserError(
-            f"vLLM's nemotron_nas rotates all channels of every layer, and this {model_type} model does not; "
-            f"{SAVE_AS_FOLDER}"
+            f"{NAS} rotates all channels of every layer, and this {model_type} model does not; {SAVE_AS_FOLDER}"
         )
 
 

@@ -120,7 +120,7 @@ class SliceConfig:
             raise UserError("a module is locked twice; expected at most one ratio per module")
         if self.sparsity > self.cap:
             raise UserError(
-                f"sparsity must be at most the cap, {self.cap:g}, got {self.sparsity:g}; "
+                f"sparsity must be at most the cap, {100 * self.cap:g}%, got {100 * self.sparsity:g}%; "
                 "raise the cap or lower the sparsity"
             )
 
@@ -136,3 +136,31 @@ def parse_lock(text: str) -> Lock:
         ) from None
     _require_choice("a locked module", module, MODULE_KINDS)
     return index, cast(ModuleKind, module), ratio
+
+
+def too_little_removed(config: SliceConfig, removed: float) -> UserError:
+    """The error for a plan that removes at most the fraction `removed`, less than its sparsity."""
+    causes, ways = [f"cap {100 * config.cap:g}%"], ["raise the cap"] if config.cap < 1 else []
+    if config.bias is not None:
+        causes.append(f"bias {config.bias:g}")
+        ways.append("change the bias")
+    if config.locked:
+        causes.append("the locked ratios")
+        ways.append("unlock ratios")
+    return UserError(
+        f"sparsity {100 * config.sparsity:g}% cannot be reached with {_listed(causes, 'and')}: at most {removed:.1%} "
+        f"of the decoder layers' parameters can be removed; {_listed([*ways, 'lower the sparsity'], 'or')}"
+    )
+
+
+def too_much_locked(config: SliceConfig, removed: float) -> UserError:
+    """The error for locked ratios that alone remove the fraction `removed`, more than the sparsity."""
+    return UserError(
+        f"the locked ratios remove {removed:.1%} of the decoder layers' parameters, more than the sparsity of "
+        f"{100 * config.sparsity:g}%; unlock ratios or raise the sparsity"
+    )
+
+
+def _listed(parts: list[str], conjunction: str) -> str:
+    *before, last = parts
+    return f"{', '.join(before)} {conjunction} {last}" if before else last

@@ -55,7 +55,7 @@ def _locked(folder: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError("another process is at the same work; wait for it, or end it") from None
+        raise UserError(f"another process is already working in {folder}; wait for it to finish, or stop it") from None
     return lock
 
 

@@ -30,7 +30,7 @@ DAMPING = 1e-6  # of the mean of the diagonal, so that moments of few tokens hav
 
 
 class SVD(SlicingMethod[LowRankPlan]):
-    """SVD-LLM (arXiv 2403.07378): replaces every linear map by two low-rank factors, at one ratio for all maps."""
+    """SVD-LLM (arXiv 2403.07378): replaces every linear map by two low-rank factors, at one ratio for all of them."""
 
     name = "svd"
     label = "SVD-LLM"
@@ -45,7 +45,8 @@ class SVD(SlicingMethod[LowRankPlan]):
         """
         if config.locked:
             raise UserError(
-                "svd has one ratio for all maps and does not support locked ratios; unlock them, or use intraslice"
+                "svd uses one ratio for all weight matrices and does not support locked ratios; unlock them, or use "
+                "intraslice"
             )
         shapes = [map_shapes(size) for size in stats.sizes]
         dense = sum(size.dense_parameters for size in stats.sizes)

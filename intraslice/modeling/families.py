@@ -186,7 +186,7 @@ def family_named(name: str) -> Family:
         reason = f": {REFUSED[name]}" if name in REFUSED else ""
         raise UserError(
             f"model type {name!r} cannot be sliced{reason}; expected one of {', '.join(FAMILIES)}. "
-            "A new family is one entry in FAMILIES of intraslice/modeling/families.py"
+            "To support it, add an entry to FAMILIES in intraslice/modeling/families.py"
         )
     return FAMILIES[name]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from intraslice.core.config import ModuleKind, SliceConfig
+from intraslice.core.config import ModuleKind, SliceConfig, too_little_removed, too_much_locked
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.profile import Profile
@@ -194,18 +194,10 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     dense, other = profile.dense_decoder, profile.other_parameters
     parameters = Parameters(dense + other, decoder + other, dense, decoder)
     if reasons.nominal_sparsity == 1 and config.sparsity - parameters.removed_fraction > 0.01:
-        raise UserError(
-            f"sparsity {config.sparsity:g} cannot be reached with cap {config.cap:g}"
-            f"{'' if config.bias is None else f' and bias {config.bias:g}'}"
-            f"{' and the locked ratios' if config.locked else ''}: at most {parameters.removed_fraction:.3f} of the "
-            "decoder layers' parameters can be removed; raise the cap or lower the sparsity"
-        )
+        raise too_little_removed(config, parameters.removed_fraction)
     locks_alone = config.locked and reasons.nominal_sparsity in (0, 1)
     if locks_alone and parameters.removed_fraction - config.sparsity > 0.01:
-        raise UserError(
-            f"the locked ratios remove {parameters.removed_fraction:.3f} of the decoder layers' parameters, more than "
-            f"the sparsity of {config.sparsity:g}; unlock some or raise the sparsity"
-        )
+        raise too_much_locked(config, parameters.removed_fraction)
     sizes, width = [layer.sizes for layer in profile.layers], profile.bytes_per_value
     dense_cache = sum(size.cached_values(size.kv_heads, size.dim) for size in sizes)
     sliced_cache = sum(size.cached_values(kept.kv_heads, kept.dim) for size, kept in zip(sizes, layers, strict=True))

@@ -83,7 +83,8 @@ def tensor_shapes(weights: Weights) -> Shapes:
         files = weight_files(weights.folder)
         if missing := [file.name for file in files if not file.exists()]:
             raise UserError(
-                f"{weights.display_name} has no {missing[0]}; expected safetensors (pickled .bin files are not read)"
+                f"{weights.display_name} has no {missing[0]}; expected safetensors or GGUF (pickled .bin files are not "
+                "read). Choose another model, or convert it with save_pretrained"
             )
         return {name: shape for file in files for name, shape in safetensors_shapes(file).items()}
 

@@ -109,7 +109,7 @@ def fetch_weights(name: str, *, progress: ProgressCallback | bool = True) -> Wei
 def unreachable_error(name: str) -> UserError:
     """The error for a Hub id that is neither cached nor reachable."""
     return UserError(
-        f"model {name!r} is not a folder here nor in the local Hugging Face cache, and the Hub does not answer; "
+        f"model {name!r} is neither a local folder nor in the Hugging Face cache, and the Hub is not reachable; "
         f"connect to the internet, or use a folder in transformers format, a .gguf file, or {DEFAULT!r}"
     )
 

@@ -191,8 +191,9 @@ def _require_searchable(config: SliceConfig, windows: int, groups: int, search: 
     has_default_units = (config.head_fraction, config.gradient_group) == (None, GRADIENT_GROUP)
     if ESTIMATORS[config.estimator].importance is None or not has_default_units:
         raise UserError(
-            f"the search needs initial importances, got estimator {config.estimator}; expected one with importances, "
-            "and the default head_fraction and gradient_group"
+            "the search requires an estimator with importances, such as pca or fisher, and the default head_fraction "
+            f"and gradient_group; got estimator {config.estimator}, head_fraction {config.head_fraction}, "
+            f"gradient_group {config.gradient_group}"
         )
 
 

@@ -122,4 +122,7 @@ def _fill_buffers_(model: PreTrainedModel, device: str) -> None:
     if (scale := getattr(inner.embed_tokens, "scalar_embed_scale", None)) is not None:
         inner.embed_tokens.embed_scale = nn.Buffer(torch.tensor(scale, device=device), persistent=False)
     if empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
-        raise UserError(f"{model.config.model_type} models have {empty[0]}, which cannot be read layer by layer")
+        raise UserError(
+            f"{model.config.model_type} models have the buffer {empty[0]}, which cannot be read layer by layer; leave "
+            "--stream out"
+        )

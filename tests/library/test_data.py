@@ -245,7 +245,7 @@ def test_a_text_column_of_numbers(tmp_path):
 
 def test_one_document_cannot_serve_both(tmp_path):
     path = write(tmp_path, "own.jsonl", ["only one"])
-    assert "is one document" in refusal(path, other=str(path))
+    assert "has only one document" in refusal(path, other=str(path))
 
 
 # Named corpora

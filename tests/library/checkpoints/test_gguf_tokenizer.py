@@ -42,7 +42,7 @@ def test_rows_without_a_token_are_unused():
 
 
 def test_a_token_beyond_the_model_is_refused():
-    with pytest.raises(UserError, match="and the model 20 embeddings"):
+    with pytest.raises(UserError, match="but the model has only 20 embeddings"):
         read_tokenizer(byte_tokenizer(), 20)
 
 

@@ -43,5 +43,5 @@ def test_fewer_groups_in_every_layer_are_held_by_transformers_too(family, tmp_pa
 
 
 def test_layers_that_differ_are_refused_by_name(tiny_llama_gqa):
-    with pytest.raises(UserError, match="layer 2 has another shape than layer 0"):
+    with pytest.raises(UserError, match="layer 2 has a different shape from layer 0"):
         plain_model(narrowed(tiny_llama_gqa(), [40, 40, 48]))

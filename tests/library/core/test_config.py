@@ -49,7 +49,7 @@ def test_sparsities_up_to_the_cap_are_accepted(sparsity):
 
 
 def test_a_sparsity_above_the_cap_is_refused():
-    with pytest.raises(UserError, match=r"sparsity must be at most the cap, 0\.5, got 0\.6"):
+    with pytest.raises(UserError, match=r"sparsity must be at most the cap, 50%, got 60%"):
         SliceConfig(0.6, cap=0.5)
 
 

@@ -31,7 +31,7 @@ def test_a_folder_is_kept_until_its_run_ends(own_cache):
 def test_two_processes_do_not_share_a_folder(own_cache):
     with (
         resumable_cache_folder(DIGEST, 100),
-        pytest.raises(UserError, match="another process is at the same work"),
+        pytest.raises(UserError, match="another process is already working in"),
         resumable_cache_folder(DIGEST, 100),
     ):
         pass

@@ -209,7 +209,7 @@ def test_more_asked_is_more_removed(profile):
 
 def test_what_cannot_be_removed_is_refused_in_one_line():
     """All ratios at 0.5 remove less than half: norms stay, and key/value heads outlive their queries."""
-    with pytest.raises(UserError, match=r"sparsity 0\.5 cannot be reached with cap 0\.5: .* raise the cap") as caught:
+    with pytest.raises(UserError, match=r"sparsity 50% cannot be reached with cap 50%: .* raise the cap") as caught:
         make_plan(profile_of(*MODELS["smollm2"]), SliceConfig(0.5, cap=0.5))
     assert "\n" not in str(caught.value)
 
@@ -239,7 +239,7 @@ def test_locked_ratios_stay_and_the_rest_makes_up_for_them(profile) -> None:
 
 def test_impossible_locks_are_refused_in_one_line(profile) -> None:
     everything = tuple((layer, module, 0.9) for layer in range(len(profile.layers)) for module in ("attention", "mlp"))
-    with pytest.raises(UserError, match="unlock some or raise the sparsity"):
+    with pytest.raises(UserError, match="unlock ratios or raise the sparsity"):
         make_plan(profile, SliceConfig(0.1, locked=everything))
     nothing = tuple((layer, module, 0.0) for layer, module, _ in everything)
     with pytest.raises(UserError, match="and the locked ratios: at most"):

@@ -215,10 +215,10 @@ def test_no_size_passes_the_cap(profile):
 
 def test_what_cannot_be_removed_is_refused_in_one_line():
     profile = profile_of(*MODELS["smollm2"])
-    with pytest.raises(UserError, match=r"sparsity 0\.5 cannot be reached with cap 0\.5: .* raise the cap"):
+    with pytest.raises(UserError, match=r"sparsity 50% cannot be reached with cap 50%: .* raise the cap"):
         runtime(profile, 0.5, cap=0.5)
     everything = tuple((layer, module, 0.9) for layer in range(len(profile.layers)) for module in ("attention", "mlp"))
-    with pytest.raises(UserError, match="unlock some or raise the sparsity"):
+    with pytest.raises(UserError, match="unlock ratios or raise the sparsity"):
         runtime(profile, 0.1, locked=everything)
     nothing = tuple((layer, module, 0.0) for layer, module, _ in everything)
     with pytest.raises(UserError, match="and the locked ratios: at most"):

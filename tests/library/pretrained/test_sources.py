@@ -34,7 +34,7 @@ def test_names_that_are_nothing(name, own_cache, refusal):
 
 def test_a_hub_id_without_the_hub(own_cache, refusal):
     message = refusal("someone/some-model")
-    assert "the Hub does not answer" in message
+    assert "the Hub is not reachable" in message
     assert "default" in message
 
 

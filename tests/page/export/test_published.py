@@ -157,7 +157,7 @@ def test_the_command_in_the_file_makes_the_same(session, tiny, published, change
     [
         (CHOICE._replace(percents=(30,)), "2 to 61 steps, got 1"),
         (CHOICE._replace(percents=(0, 90)), "Sparsity must be a number from 0 to 80, got 90"),
-        (CHOICE._replace(percents=(0, 70)), r"at most the cap, 0\.5, got 0\.7; raise the cap or lower the sparsity"),
+        (CHOICE._replace(percents=(0, 70)), r"at most the cap, 50%, got 70%; raise the cap or lower the sparsity"),
         (CHOICE._replace(percents=range(80)), "2 to 61 steps, got 80"),
         (CHOICE._replace(prompts=()), "1 to 8 prompts, got 0"),
         (CHOICE._replace(prompts=(" ",)), "A prompt is empty"),
