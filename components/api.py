@@ -16,7 +16,7 @@ import gradio as gr
 from .export import files
 from .frame.context import HEAVY
 from .gradio_compat.signatures import is_given_by_gradio, with_signature
-from .i18n.language import translate
+from .i18n.language import lazy_gettext, translate
 from .jobs.job import Job
 from .jobs.status import Status
 from .ratios import measure as ratios
@@ -30,6 +30,7 @@ from .ui.labels import METHODS
 
 DEFAULT_SWEEP: dict[str, Any] = SweepChoice()._asdict()
 CALLS = itertools.count(1)
+NO_RESULT = lazy_gettext("The job was stopped before it had a result. Call again.")
 Upload = gr.FileData | None
 QUEUE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}
 
@@ -39,7 +40,7 @@ def evaluate(session: Session, request: Request, client: str) -> dict[str, Any]:
 
     Percentages (sparsity, cap) are out of 100. `locked` sets ratios manually, such as "7 mlp 25, 3 attention 0".
     `shapes` is "free", or "runtime": shapes that llama.cpp runs without padding. `recovery` is "none", "distill":
-    training the sliced model towards the dense one, which takes minutes, or "distill-ce": with cross-entropy as well.
+    training the sliced model to match the dense one, which takes minutes, or "distill-ce": with cross-entropy as well.
     `upload` is your own text, passed with `handle_file` of gradio_client; on a desktop its path is enough.
     The first call for a model and text loads and calibrates, which takes minutes; later calls use the caches.
     """
@@ -138,7 +139,7 @@ def _result(session: Session, kind: str, work: Callable[[Job], Any], client: str
     def keep_result(job: Job) -> None:
         results.append(work(job))
 
-    *_, last = [Status("Stopped"), *session.jobs.run(client, call, keep_result)]
+    *_, last = [Status(NO_RESULT, "error"), *session.jobs.run(client, call, keep_result)]
     if not results:
-        raise gr.Error(translate(last.text))
+        raise gr.Error(translate(last.text if last.kind == "error" else NO_RESULT))
     return results[0]

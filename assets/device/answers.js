@@ -102,7 +102,7 @@ window.isxAnswers = (() => {
       return row(visible(text), percentage(logprob), ...cells);
     });
     const table = make("table", {}, heading(say("Token"), say("Dense"), "IntraSlice", say("Loss increase, nats")), make("tbody", {}, ...rows));
-    const fold = make("details", { className: "isx-fold" }, make("summary", {}, say("Table")), make("div", { className: "isx-scroll" }, table));
+    const fold = make("details", { className: "isx-fold" }, make("summary", {}, say("Data table")), make("div", { className: "isx-scroll" }, table));
     return make("div", {}, make("p", { className: "isx-note" }, note), make("p", { className: "isx-passage" }, ...spans), fold);
   }
 

@@ -102,7 +102,7 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
     await settle();
     finish();
     if (!problem) return result;
-    if (mine.signal.aborted) return tell(say("Cancelled."));
+    if (mine.signal.aborted) return tell(say("Stopped."));
     tell(problem.message, "error");
     if (toServer) buttons.server.hidden = false;
     return undefined;

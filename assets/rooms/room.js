@@ -52,7 +52,7 @@
       if (response.status === 204) return null;
       found = response.ok ? await response[parse]() : await response.json();
     } catch {
-      throw Object.assign(new Error(say("The server does not answer. This page keeps trying.")), { status: 0 });
+      throw Object.assign(new Error(say("The server is not responding. This page keeps trying.")), { status: 0 });
     }
     if (!response.ok) throw Object.assign(new Error(found.error), { status: response.status });
     return found;

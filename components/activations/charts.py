@@ -189,7 +189,7 @@ def removed(view: ShiftView) -> str:
         gettext("{method} {share:.1%}", method=METHODS[name], share=method.removed)
         for name, method in view.methods.items()
     )
-    return gettext("layer weights removed: {shares}", shares=shares)
+    return gettext("layer parameters removed: {shares}", shares=shares)
 
 
 def _line(name: str, values: list[float], line: Json) -> Json:

@@ -128,9 +128,9 @@ def _summary(views: ShiftViews, request: Request, view: ShiftView | None) -> str
     elif is_measured or is_opening:
         hint = ""
     elif not request.is_live and request.slicing.order == "one-shot":
-        hint = gettext('For {sparsity:g}% with recovery, press "Slice and train". ', sparsity=percent)
+        hint = gettext("For {sparsity:g}% with recovery, press “Slice and train”. ", sparsity=percent)
     elif not request.is_live:
-        hint = gettext('For {sparsity:g}% in the sequential order, press "Slice sequentially". ', sparsity=percent)
+        hint = gettext("For {sparsity:g}% in the sequential order, press “Slice sequentially”. ", sparsity=percent)
     else:
         hint = gettext("For {sparsity:g}% this is measured when you release the slider. ", sparsity=percent)
     if view is None:

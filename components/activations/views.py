@@ -37,7 +37,7 @@ class PlaceShift:
 class MethodShift:
     """One method's shifts, and the dense distributions, by place ("residual", "attention", "mlp"), then by layer."""
 
-    removed: float  # fraction of the layers' weights
+    removed: float  # fraction of the layer parameters
     places: Mapping[str, Sequence[PlaceShift]]
     dense: Mapping[str, Sequence[Histogram]]
 

@@ -28,6 +28,7 @@ from .token_streams import TokenStream, TokenStreams, stream_key
 from .views import COLUMNS, PINNED, Answer, Question
 
 Answers = Mapping[str, Answer]
+STOPPED = lazy_gettext("Stopped.")
 SLICING_SECONDS = 0.4  # of slicing between two tokens of the columns that already answer
 
 
@@ -39,7 +40,7 @@ def answer(
     No column waits for the model of another column; the dense column does not even wait for the calibration.
     """
     work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned)
-    yield from columns.session.jobs.run(client, "answer", work, urgency=Urgency.FIRST)
+    yield from columns.session.jobs.run(client, "answer", work, urgency=Urgency.FIRST, when_stopped=STOPPED)
 
 
 def write_answers(

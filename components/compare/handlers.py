@@ -156,7 +156,7 @@ def after_slice(
 def stop(columns: Columns, client: str) -> str:
     """Stop the answer at its next token; returns the status (HTML)."""
     columns.session.jobs.halt(client, "answer")
-    return formatting.status(Status(lazy_gettext("Stopped."), "ready"))
+    return formatting.status(Status(answers.STOPPED, "ready"))
 
 
 def _cost_texts(columns: Columns, request: Request, pinned: Request | None) -> CostTexts:

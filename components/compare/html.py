@@ -12,7 +12,7 @@ from .views import COLUMNS, PINNED, Answer, Candidate, Cost, Costs, PassageToken
 
 EMPTY = Terms(
     {
-        "dense": lazy_gettext('The dense model\'s answer; press "Generate".'),
+        "dense": lazy_gettext("The dense model's answer; press “Generate”."),
         "intraslice": lazy_gettext("The sliced model's answer, at the sparsity above."),
         "crossmodule": lazy_gettext(
             "The answer of a cross-module (SliceGPT) model with the same number of parameters removed."
@@ -49,7 +49,10 @@ def answer(name: str, content: Answer | None = None, sparsity: float | None = No
         body = f'<p class="isx-text isx-quiet">{escape(translate(content.problem))}</p>'
     else:
         body = f'<p class="isx-text">{_highlighted(content)}</p><p class="isx-quiet">{_state(name, content)}</p>'
-        body += f'<p class="isx-quiet">{gettext("Loops: four tokens in a row come three times.")}</p>' * content.loops
+        body += (
+            f'<p class="isx-quiet">{gettext("Loop: the same four tokens in a row occur at least three times.")}</p>'
+            * content.loops
+        )
     growing = ' aria-busy="true"' if content and content.state == "growing" else ""
     style = f"isx-answer isx-of-{COLOURS[name]}"
     return f'<section class="{style}"{growing}><h3>{label(name)}{subtitle}</h3>{body}</section>'
@@ -181,7 +184,7 @@ def candidates(tokens: Sequence[Candidate], prompt: str) -> str:
     head = f"<tr>{''.join(map(_heading, names))}</tr>"
     excerpt = prompt if len(prompt) <= 80 else prompt[:79] + "…"
     caption = gettext(
-        "Which token would each model say next? Probability of the first token of the answer to “{prompt}”.",
+        "Which token would each model predict next? Probability of the first token of the answer to “{prompt}”.",
         prompt=escape(excerpt),
     )
     return (
@@ -235,7 +238,7 @@ def passage(view: PassageView) -> str:
         f'<p class="isx-passage" role="group" aria-label="{passage_label}">'
         f"<span>{escape(view.first)}</span>{text}</p>"
         f'<div class="isx-detail" aria-live="polite"><span class="isx-quiet">{instructions}</span></div>'
-        f'<details class="isx-fold"><summary>{gettext("Table")}</summary><div class="isx-scroll" tabindex="0" '
+        f'<details class="isx-fold"><summary>{gettext("Data table")}</summary><div class="isx-scroll" tabindex="0" '
         f'role="region" aria-label="{label}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         "</details>"
     )

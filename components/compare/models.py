@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -120,7 +121,7 @@ class Columns:
     def measure(self, request: Request, client: str, pinned: Request | None = None) -> Iterator[Status]:
         """Measure the missing perplexities and speeds, with background priority."""
         work = partial(self._measure, request=request, pinned=pinned)
-        follows = {"request": request, "pinned": pinned}
+        follows: dict[str, Any] = {"request": request, "pinned": pinned}
         yield from self.session.jobs.run(client, "costs", work, urgency=Urgency.BACKGROUND, **follows)
 
     def is_measuring(self, request: Request, client: str, pinned: Request | None) -> bool:

@@ -71,7 +71,7 @@ def build(session: Session, first: Request) -> ComparePanel:
             with gr.Column(scale=1, min_width=120):
                 generate = gr.Button(lazy_gettext("Generate"), variant="primary", elem_id="generate")
                 stop = gr.Button(lazy_gettext("Stop"), elem_id="stop")
-        gr.Examples([[example] for example in EXAMPLES], [prompt], label=lazy_gettext("Try"), elem_id="examples")
+        gr.Examples([[example] for example in EXAMPLES], [prompt], label=lazy_gettext("Examples"), elem_id="examples")
         with gr.Row(elem_id="sampling"):
             slider = partial(gr.Slider, min_width=160, buttons=[])
             tokens = slider(8, 256, 64, step=8, label=lazy_gettext("Maximum new tokens"), elem_id="new-tokens")

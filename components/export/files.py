@@ -141,7 +141,7 @@ def report_of(session: Session, request: Request, layer: int, prompt: str, choic
         charts += [chart for chart in measured_charts(sweep) if chart is not None]
     code = {
         gettext("The same from a command line"): command_lines(session, request, prompt),
-        gettext("Open the sliced model again"): snippet(request, prompt),
+        gettext("Load the sliced model"): snippet(request, prompt),
     }
     title = checkpoint_name(request)
     settings = request.settings  # the report must not disclose the folder of an upload

@@ -183,7 +183,7 @@ def build(session: Session, first: Request) -> ExportPanel:
         with gr.Column(min_width=220):
             gguf = gr.Button(lazy_gettext("For llama.cpp (.gguf)"), elem_id="export-gguf")
             gguf_type = gr.Radio(
-                files.GGUF_CHOICES, value="f16", label=lazy_gettext("Type of the weights"), elem_id="export-gguf-type"
+                files.GGUF_CHOICES, value="f16", label=lazy_gettext("GGUF type"), elem_id="export-gguf-type"
             )
             note(
                 lazy_gettext(
@@ -218,9 +218,9 @@ def build(session: Session, first: Request) -> ExportPanel:
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
     heading(lazy_gettext("Link to this view"))
     copyable(link_field, "export-link")
-    reload, command_line = lazy_gettext("Open it again"), lazy_gettext("The same from a command line")
+    reload, command_line = lazy_gettext("Load the sliced model"), lazy_gettext("The same from a command line")
     heading(reload)
-    note(lazy_gettext("Unpack the zip, then run this in a Python environment that has this library:"))
+    note(lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:"))
     snippet = copyable(partial(code_block, reload), "export-snippet")
     heading(command_line)
     note(

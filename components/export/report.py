@@ -77,7 +77,7 @@ def _chart(chart: Chart) -> str:
     return (
         f'<h2>{escape(chart.title)}</h2><p class="note">{escape(chart.caption(clickable=False))}</p>'
         f'<script type="application/json">{figure}</script><div class="plot" style="height:420px"></div>'
-        f"<details open><summary>{gettext('Table')}</summary>{table}</details>"
+        f"<details open><summary>{gettext('Data table')}</summary>{table}</details>"
     )
 
 

@@ -66,7 +66,7 @@ def sparsity_slider(value: float) -> gr.Slider:
         *SLIDERS["sparsity"],
         value=value,
         step=1,
-        label=lazy_gettext("Sparsity: % of the layer weights to remove"),
+        label=lazy_gettext("Sparsity: % of the layer parameters to remove"),
         elem_id="sparsity",
         buttons=[],
     )
@@ -114,19 +114,31 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
     )
     bias_found = gr.Number(found_bias, label=lazy_gettext("Bias set by the importances"), visible=False)
     bias_slider = gr.Slider(
-        0.4, 1.6, value=found_bias, step=0.05, label=lazy_gettext("Bias: attention ← → MLP"), elem_id="bias", buttons=[]
+        0.4,
+        1.6,
+        value=found_bias,
+        step=0.05,
+        label=lazy_gettext("Bias: prune attention ← → MLPs more"),
+        elem_id="bias",
+        buttons=[],
     )
-    bias_auto = gr.Checkbox(True, label=lazy_gettext("automatic"), elem_id="bias-auto", container=False)
+    bias_auto = gr.Checkbox(True, label=lazy_gettext("Automatic bias"), elem_id="bias-auto", container=False)
     cap = gr.Slider(
-        *SLIDERS["cap"], value=first.cap, step=1, label=lazy_gettext("Cap (% of a module)"), elem_id="cap", buttons=[]
+        *SLIDERS["cap"],
+        value=first.cap,
+        step=1,
+        label=lazy_gettext("Cap: maximum % removed per module"),
+        elem_id="cap",
+        buttons=[],
     )
     shapes = gr.Radio(
         [(lazy_gettext("Free"), "free"), (lazy_gettext("Runtime"), "runtime")],
         value=first.shapes,
         label=lazy_gettext("Shapes"),
         info=lazy_gettext(
-            "Runtime: whole heads, the same number in every group, and MLP widths in multiples of 32, which "
-            "llama.cpp runs without padding. Raises perplexity by about 2% (default model, 30% removed)."
+            "Runtime: heads of full width, the same number of query heads per key/value head, and MLP widths in "
+            "multiples of 32, which llama.cpp runs without padding. Raises perplexity by about 2% (default model, 30% "
+            "removed)."
         ),
         elem_id="shapes",
     )
@@ -134,6 +146,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         [(lazy_gettext("One-shot, live"), "one-shot"), (lazy_gettext("Sequential"), "sequential")],
         value=first.order,
         label=lazy_gettext("Order"),
+        info=lazy_gettext("Sequential: as in the paper"),
         elem_id="order",
     )
     iterative = gr.Checkbox(
@@ -157,9 +170,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
     )
     locked = gr.Textbox(first.locked, label=lazy_gettext("Ratios set manually"), visible=False)
     with gr.Row(equal_height=True):
-        paper = gr.Button(
-            lazy_gettext("Slice sequentially (as in the paper)"), size="md", elem_id="paper", min_width=190
-        )
+        paper = gr.Button(lazy_gettext("Slice sequentially"), size="md", elem_id="paper", min_width=190)
         train = gr.Button(lazy_gettext("Slice and train"), size="md", elem_id="train", min_width=120, visible=False)
         cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
     _heading(lazy_gettext("Results"))

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..i18n.language import gettext, lazy_gettext
+from ..i18n.language import gettext
+from ..jobs.jobs import CANCELLED
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.request import Request
@@ -182,7 +183,7 @@ def compare_pinned(session: Session, request: Request, pinned: Request | None) -
 def stop(session: Session, client: str) -> str:
     """Stop all running jobs of this page. Returns the status line (HTML)."""
     session.jobs.halt(client)
-    return formatting.status(Status(lazy_gettext("Stopped."), "ready"))
+    return formatting.status(Status(CANCELLED, "ready"))
 
 
 def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Request | None, hint: str = "") -> Texts:
@@ -213,7 +214,7 @@ def _how_to_measure(request: Request) -> str:
     if request.is_live:
         return gettext("… when you release the slider")
     one_shot = request.slicing.order == "one-shot"
-    return gettext('… press "Slice and train"') if one_shot else gettext('… press "Slice sequentially"')
+    return gettext("… press “Slice and train”") if one_shot else gettext("… press “Slice sequentially”")
 
 
 def _pinned_view(session: Session, request: Request, pinned: Request | None) -> PinnedView | None:

@@ -24,6 +24,7 @@ from .waiting import PATIENCE, Line, Waiting
 
 log = logging.getLogger(__name__)
 
+CANCELLED = lazy_gettext("Cancelled.")
 PREFETCH = "prefetch"  # the kind of what nobody has asked for yet
 REST = 0.15  # seconds without a move, after which the slider may be about to be released
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
@@ -91,14 +92,20 @@ class Jobs:
             self._running = [*going_on, _Running(client, PREFETCH, job, follows, {})]
 
     def run(
-        self, client: str, kind: str, work: Callable[[Job], Any], urgency: Urgency = Urgency.USUAL, **follows: object
+        self,
+        client: str,
+        kind: str,
+        work: Callable[[Job], Any],
+        urgency: Urgency = Urgency.USUAL,
+        when_stopped: str = CANCELLED,
+        **follows: object,
     ) -> Iterator[Any]:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
         While it waits for other clients' jobs, a status says for how many.
 
         What is expected to fail ends in an error status. With `follows` it ends without a word when the client looks at
-        something else (`look`); else a stopped one says so.
+        something else (`look`); else a stopped one ends with the status `when_stopped`.
         """
         self.halt(client, kind)
         caller = self.caller()
@@ -122,7 +129,7 @@ class Jobs:
                     if type(event) is not type(following):
                         yield event
             if job.stopped and not follows:
-                yield Status(lazy_gettext("Stopped"), "ready")
+                yield Status(when_stopped, "ready")
         except EXPECTED as problem:
             yield Status(str(problem) or type(problem).__name__, "error")
         finally:

@@ -77,9 +77,9 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
         columns=[
             gettext("Layer"),
             gettext("Attention removed"),
-            gettext("Attention keeps"),
+            gettext("Attention kept"),
             gettext("MLP removed"),
-            gettext("MLP keeps"),
+            gettext("MLP kept"),
         ],
         rows=[
             [
@@ -122,14 +122,16 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
                     "line": line,
                     "meta": meta,
                     "hovertemplate": gettext(
-                        "{label}: %{{x:.0%}} of the {unit} reach %{{y:.2e}}", label=label, unit=term(curve.unit)
+                        "{label}: %{{x:.0%}} of the {unit} have an importance of at least %{{y:.2e}}",
+                        label=label,
+                        unit=term(curve.unit),
                     )
                     + "<extra></extra>",
                     **axes,
                 }
             )
         layout[f"xaxis{figure.suffix(column)}"].update(
-            title=figure.title(gettext("{unit}, strongest first", unit=term(curve.unit))),
+            title=figure.title(gettext("{unit}, most important first", unit=term(curve.unit))),
             tickformat=".0%",
             range=[0, 1],
         )
@@ -144,7 +146,9 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
             shapes.append(figure.threshold_line(axes, max(curve.threshold, floor)))
         if curve.chosen_below > 0:
             shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
-        below = gettext("{chosen_below:.0%} of layer {layer} below", chosen_below=curve.chosen_below, layer=layer)
+        below = gettext(
+            "{chosen_below:.0%} of layer {layer} below the threshold", chosen_below=curve.chosen_below, layer=layer
+        )
         verdict = below if curve.threshold is not None else gettext("uniform ratios use no importances")
         headings.append(figure.heading(f"<b>{MODULES[module]}</b>: {verdict}", axes))
         threshold = gettext("none") if curve.threshold is None else number(curve.threshold, ".3e")
@@ -153,7 +157,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     return Chart(
         title=gettext("Importance of layer {layer} against the global threshold", layer=layer),
         note=gettext(
-            "Why is layer {layer} pruned this much? One threshold for attention and one for MLPs hold for all layers. "
+            "Why is layer {layer} pruned this much? One threshold for attention and one for MLPs apply to all layers. "
             "{cut} Grey: all layers together; blue: this layer.",
             layer=layer,
             cut=_cut(curves),
@@ -164,8 +168,8 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         columns=[
             gettext("Module"),
             gettext("Threshold"),
-            gettext("Layer {layer} below it", layer=layer),
-            gettext("All layers below it"),
+            gettext("Layer {layer} below threshold", layer=layer),
+            gettext("All layers below threshold"),
         ],
         rows=rows,
     )

@@ -22,8 +22,8 @@ TITLE = lazy_gettext("Convergence with calibration size")
 NOTHING = lazy_gettext("Available for models calibrated on more than one sequence.")
 TOLERANCE = 0.02  # fraction of a module; a ratio that changes by less has converged
 LINES = {
-    "attention": (lazy_gettext("Attention, mean of the layers"), figure.line("attention", 2.4)),
-    "mlp": (lazy_gettext("MLP, mean of the layers"), figure.line("mlp", 2.4)),
+    "attention": (lazy_gettext("Attention, mean over layers"), figure.line("attention", 2.4)),
+    "mlp": (lazy_gettext("MLP, mean over layers"), figure.line("mlp", 2.4)),
     "largest": (lazy_gettext("Module with the largest change"), figure.line("dense", 1.4)),
 }
 

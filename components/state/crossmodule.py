@@ -22,13 +22,13 @@ def note_of(plan: CrossModulePlan) -> LazyString:
     """The reason why the plan misses its target sparsity."""
     if plan.removed_fraction < 0:
         return lazy_gettext(
-            "Slicing {slicing:.1%} of the width adds {added:.1%} to the decoder: the shortcut matrices have "
+            "Slicing {slicing:.1%} of the width adds {added:.1%} to the layer parameters: the shortcut matrices have "
             "more parameters than are removed.",
             slicing=plan.slicing,
             added=-plan.removed_fraction,
         )
     return lazy_gettext(
-        "No width that is a multiple of {multiple} removes {target:.1%} of the decoder; the nearest, {width} "
+        "No width that is a multiple of {multiple} removes {target:.1%} of the layer parameters; the nearest, {width} "
         "of {hidden}, removes {removed:.1%}.",
         multiple=MULTIPLE,
         target=plan.asked,

@@ -129,7 +129,7 @@ class Readings:
         if here.is_final:
             return replace(here, stored=measured)
         protocol = lazy_gettext(
-            "Measured before, on {day}. {protocol}",
+            "Precomputed on {day}. {protocol}",
             day=measured.day,
             protocol=_protocol(request, stored.windows, stored.tokens // stored.windows, stored.dtype),
         )

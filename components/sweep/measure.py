@@ -39,7 +39,7 @@ NONE_CHOSEN = {
     "methods": lazy_gettext("No method is chosen. Choose at least one."),
     "estimators": lazy_gettext("No estimator is chosen. Choose at least one."),
     "sparsities": lazy_gettext("No sparsity is chosen. Choose at least one."),
-    "quantise": lazy_gettext("No type of the weights is chosen. Choose at least one."),
+    "quantise": lazy_gettext("No GGUF type is chosen. Choose at least one."),
 }
 
 
@@ -168,7 +168,7 @@ def write_csv(session: Session, request: Request, choice: SweepChoice, path: Pat
     """Write the measured points like `python -m intraslice sweep --csv`. Raises UserError if there are none."""
     frame = sweep_plan(session, request, choice).frame()
     if frame.empty:
-        raise UserError(lazy_gettext('No point of this sweep is measured yet. Press "Run the sweep".'))
+        raise UserError(lazy_gettext("No point of this sweep is measured yet. Press “Run the sweep”."))
     frame.to_csv(path, index=False)
 
 

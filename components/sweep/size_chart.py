@@ -69,7 +69,7 @@ def size_chart(view: SweepView) -> Chart:
         columns=[
             gettext("Method"),
             gettext("Target sparsity"),
-            gettext("Type of the weights"),
+            gettext("GGUF type"),
             gettext("Size on disk, MB"),
             gettext("Perplexity"),
             gettext("KL from dense, nats per token"),

@@ -48,7 +48,7 @@ def template(height: int, table: bool = False) -> str:
   <figcaption><h3 class="isx-title"></h3><p class="isx-note"></p></figcaption>
   <div class="isx-plot" role="application" tabindex="-1" style="height:{height}px"></div>
   <div class="isx-under">
-    <details class="isx-twin"{" open" if table else ""}><summary>{gettext("Table")}</summary>
+    <details class="isx-twin"{" open" if table else ""}><summary>{gettext("Data table")}</summary>
       <div class="isx-scroll" tabindex="0" role="region" aria-label="{gettext("The chart's data")}">
         <table><thead class="isx-head"></thead><tbody class="isx-rows"></tbody></table></div></details>
     <button type="button" class="isx-png">{gettext("Save PNG")}</button>

@@ -55,7 +55,7 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
     changes = _change(measured.sliced_reading, before.sliced_reading), _change(measured.ratio, before.ratio)
     readings: list[tuple[str, ...]] = [
         (gettext("Perplexity"), *perplexity, changes[0]),
-        (gettext("perplexity relative to dense"), "", _with_error(measured.ratio, 2), changes[1]),
+        (gettext("Perplexity relative to dense"), "", _with_error(measured.ratio, 2), changes[1]),
         *_stored_lines(measured.stored, before.stored),
     ]
     readings = [line[: len(columns) + 1] for line in readings]
@@ -74,13 +74,13 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
 
 
 def _stored_lines(stored: StoredMeasurement | None, pinned: StoredMeasurement | None) -> list[tuple[str, ...]]:
-    """The readout's rows that are only measured beforehand: name, dense, sliced, against the pinned setting."""
+    """The readout's rows that are only precomputed: name, dense, sliced, against the pinned setting."""
     if stored is None:
         return []
-    title = gettext("Measured before, on {day}", day=translate(stored.day))
+    title = gettext("Precomputed on {day}", day=translate(stored.day))
     before = [None, None, None] if pinned is None else [pinned.divergence.value, pinned.prefill, pinned.decode]
     lines = {
-        gettext("KL divergence from dense, nats per token"): (stored.divergence.value, before[0]),
+        gettext("KL from dense, nats per token"): (stored.divergence.value, before[0]),
         gettext("Prefill speed relative to dense"): (stored.prefill, before[1]),
         gettext("Decode speed relative to dense"): (stored.decode, before[2]),
     }
@@ -103,7 +103,7 @@ def _sizes(plan: PlanView) -> list[tuple[str, Callable[[float], str], float, flo
         (gettext("in the layers"), millions, plan.decoder_dense, plan.decoder_sliced),
         (gettext("FLOPs per token"), millions, plan.flops_dense, plan.flops_sliced),
         (gettext("KV cache per token"), size, plan.kv_dense, plan.kv_sliced),
-        (gettext("Weights"), size, width * plan.parameters_dense, width * plan.parameters_sliced),
+        (gettext("Weight memory"), size, width * plan.parameters_dense, width * plan.parameters_sliced),
     ]
 
 
@@ -177,8 +177,8 @@ def export(plan: PlanView | None) -> str:
         nothing = gettext("At 0% nothing is removed. Move the slider to get files.")
         return f'<p class="isx-lead">{nothing}</p>'
     text = gettext(
-        "The current setting: <b>{removed:.0%}</b> of the layer weights removed, {parameters} parameters, "
-        "about {bytes}. The model is sliced when you request a file, unless it already is.",
+        "The current setting: <b>{removed:.0%}</b> of the layer parameters removed, {parameters} parameters, about "
+        "{bytes}. The model is sliced when you request a file, unless it already is.",
         removed=plan.removed,
         parameters=millions(plan.parameters_sliced),
         bytes=size(plan.bytes_per_value * plan.parameters_sliced),

@@ -59,7 +59,7 @@ def headline(
             least=min_ratio,
         )
     text = gettext(
-        "<b>{removed:.0%}</b> of the layer weights removed: <b>{dense}</b> → <b>{sliced}</b> "
+        "<b>{removed:.0%}</b> of the layer parameters removed: <b>{dense}</b> → <b>{sliced}</b> "
         "parameters{perplexity}; {extremes}.",
         removed=plan.removed,
         dense=dense,
@@ -102,10 +102,10 @@ def _progress(measured: Perplexities) -> str:
 
 
 def _before(measured: Perplexities) -> str:
-    """That the perplexities were measured before, and what is measured here so far."""
+    """That the perplexities are precomputed, and what is measured here so far."""
     if not measured.is_stored or measured.stored is None:
         return ""
-    text, so_far = gettext(", measured before, on {day}", day=translate(measured.stored.day)), measured.so_far
+    text, so_far = gettext(", precomputed on {day}", day=translate(measured.stored.day)), measured.so_far
     if so_far and so_far.sliced_reading:
         text += gettext("; here so far {value}", value=formatting.reading(so_far.sliced_reading))
         text += _progress(so_far)
@@ -113,7 +113,7 @@ def _before(measured: Perplexities) -> str:
 
 
 def measure_button(measured: Perplexities) -> str:
-    """A button that measures here what was measured before (HTML); it presses the hidden one of the page's frame."""
+    """A button that measures here what is precomputed (HTML); it presses the hidden one of the page's frame."""
     if not measured.is_stored:
         return ""
     return f' <button type="button" class="isx-link" data-press="measure-here">{gettext("Measure here")}</button>'

@@ -22,7 +22,7 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     page.wait_for_selector("#sweep-chart .main-svg")
     page.click("#sweep-cancel")
     page.wait_for_function(
-        "/Press Run the sweep to continue from there|All 12/.test(document.querySelector('#sweep-progress').innerText)"
+        "/“Run the sweep” to continue from there|All 12/.test(document.querySelector('#sweep-progress').innerText)"
     )
     page.click("#sweep-run")
     opened.says("#sweep-progress", "All 12 points are measured")
@@ -59,7 +59,7 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
 def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_session, tiny, tmp_path) -> None:
     opened = visit(f"{tiny_query}&sparsity=35&bias=1.05&prompt=w7%20w9&tab=export")
     page = opened.page
-    opened.says("#export-about", "of the layer weights removed")
+    opened.says("#export-about", "of the layer parameters removed")
     opened.says("#export-command", "--bias 1.05", "--sparsity 0.35")
     assert "tiny-sliced-35" in page.inner_text("#export-snippet pre")
 

@@ -87,8 +87,8 @@ def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperat
         assert answers[name].token.strip() == parting.second
         assert answers[name].dense_token.strip() == parting.first
         assert answers[name].loops == has_loop(tokens[name])
-        assert ("Loops" in compare_words.answer(name, answers[name])) == answers[name].loops
-        assert "Loops" in compare_words.answer(name, replace(answers[name], loops=True))
+        assert ("Loop:" in compare_words.answer(name, answers[name])) == answers[name].loops
+        assert "Loop:" in compare_words.answer(name, replace(answers[name], loops=True))
     assert answers["dense"].diverges_at is None
 
 

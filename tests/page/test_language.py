@@ -278,7 +278,7 @@ def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) ->
     for code, answer in answers:
         assert ("Welche Schichten werden beschnitten, und wie stark?" in answer) == (code == "de")
         assert ("Pruning ratio per layer" in answer) == (code == "en")
-        assert ("der Gewichte der Schichten entfernt" in answer) == (code == "de")
+        assert ("der Parameter der Schichten entfernt" in answer) == (code == "de")
 
 
 def test_errors_of_the_page_speak_the_visitors_language(address) -> None:

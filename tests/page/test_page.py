@@ -150,7 +150,7 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
 def test_a_release_leaves_what_takes_long_to_its_button(session, tiny, change, button) -> None:
     request = tiny.with_settings(**change)
     assert list(slider.on_release(session, request, 0, None, SOMEBODY)) == [unchanged(slider.Measured)]
-    assert f'press "{button}"' in html.unescape(slider.texts_of(session, request).headline)
+    assert f"press “{button}”" in html.unescape(slider.texts_of(session, request).headline)
 
 
 def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session, tiny) -> None:
@@ -171,7 +171,7 @@ def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None
         seen.append(status)
         if "Slicing, layer 1 of" in status:
             slider.stop(session, SOMEBODY)
-    assert "Stopped" in seen[-1]
+    assert "Cancelled." in seen[-1]
     assert not any("layer 3 of" in status for status in seen)
 
 

@@ -98,7 +98,7 @@ def test_a_stopped_sweep_goes_on(session, tiny, monkeypatch) -> None:
         events.append(event)
         if isinstance(event, SweepView) and len(event.points) == 2:
             session.jobs.halt("somebody", "sweep")
-    assert events[-1].text == "Stopped"
+    assert events[-1].text == "Cancelled."
     assert len(measured) == 2
     assert len(sweeps.cached_view(session, tiny, CHOICE).points) == 2
     assert len(views(run(session, tiny, CHOICE))[-1].points) == 6
@@ -130,7 +130,7 @@ def test_speed_is_measured_where_it_is_asked_for(session, tiny) -> None:
     ("name", "one"),
     [
         *(("methods", "method"), ("estimators", "estimator"), ("sparsities", "sparsity")),
-        ("quantise", "type of the weights"),
+        ("quantise", "GGUF type"),
     ],
 )
 def test_a_choice_of_nothing_is_refused_in_words(session, tiny, name, one) -> None:

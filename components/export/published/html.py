@@ -158,7 +158,7 @@ def _protocol(published: Published) -> str:
     first = published.steps[0]
     lines = {
         gettext("Model"): f"{published.source}.",
-        gettext("Perplexity"): gettext("{protocol} ± is one standard error.", protocol=published.protocol),
+        gettext("Perplexity"): gettext("{protocol} ± denotes one standard error.", protocol=published.protocol),
         gettext("Ratios"): gettext(
             "Estimator: {estimator}; no module loses more than {cap:.0%}. Ratios and spectra come from the "
             "same calibration.",
@@ -167,7 +167,7 @@ def _protocol(published: Published) -> str:
         ),
         gettext("Activations"): shift_protocol(shift) if shift else gettext("Not measured."),
         gettext("Answers"): gettext(
-            "Greedy decoding (always the most likely token), at most {tokens} tokens; a single prompt is no "
+            "Greedy decoding (always the most likely token), at most {tokens} tokens; a single prompt is not a "
             "measurement.",
             tokens=published.choice.tokens,
         ),

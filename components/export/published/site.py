@@ -36,8 +36,8 @@ custom_headers:
   cross-origin-embedder-policy: require-corp
   cross-origin-resource-policy: cross-origin
 ---
-Made by `$command`. Any static host serves this folder; here `python -m http.server` does. The charts and the article
-open from the disk, too. The models run in the browser with $engine.
+Made by `$command`. Any static host can serve this folder; locally, `python -m http.server` can. The charts and the
+article also open from disk. The models run in the browser with $engine.
 """)
 
 

@@ -51,8 +51,8 @@ def catalogue(view: EstimatorCheckView | None, estimator: str) -> str:
     lines = "".join(f"<li>{_misjudged(module, escape(name))}</li>" for module in misjudged)
     if misjudged:
         heading = gettext(
-            "Predicted and measured ranks differ by more than a third of the layers, beyond noise (rank 1: "
-            "most damage):"
+            "Modules whose predicted and measured ranks differ, beyond noise, by more than a third of the number of "
+            "layers (rank 1: most damage):"
         )
     else:
         heading = gettext(

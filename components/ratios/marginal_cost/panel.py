@@ -42,8 +42,9 @@ def catalogue(view: MarginalCostView | None, estimator: str) -> str:
     paragraphs = []
     if (best := view.best_swap) is not None:
         swap = gettext(
-            "Moving {fraction:.2%} of the layer parameters from {source} to {target} would change KL by "
-            "<b>{change:+.4f} ± {error:.4f}</b> nats per token; the sliced model's KL is {divergence:.3f}.",
+            "Pruning {source} more and {target} less, by {fraction:.2%} of the layer parameters each, is predicted to "
+            "change KL by <b>{change:+.4f} ± {error:.4f}</b> nats per token (linear, for small steps); the sliced "
+            "model's KL is {divergence:.3f}.",
             fraction=best.fraction,
             source=_place(best.source),
             target=_place(best.target),

@@ -89,8 +89,8 @@ def summary(view: RatioSearchView | None, estimator: str) -> str:
         )
     elif view.changes:
         text += " " + gettext(
-            "On the text that decided, KL changed by <b>{change:+.0%}</b>, which is too optimistic; at the end it is "
-            "measured on other text.",
+            "On the text used for selection, KL changed by <b>{change:+.0%}</b>, which is an optimistic estimate. "
+            "When the search ends, KL is measured on other text.",
             change=view.change,
         )
     return f'<div class="isx-words"><p>{text}</p></div>'

@@ -23,7 +23,9 @@ FIELDS: dict[str, Callable[[Settings], str]] = {
     "shapes": lambda pinned: SHAPES[pinned.shapes],
     "order": lambda pinned: ORDERS[pinned.order],
     "recovery": lambda pinned: gettext("recovery: {name}", name=RECOVERIES[pinned.recovery]),
-    "iterative": lambda pinned: gettext("MLPs refined") if pinned.iterative else gettext("MLPs not refined"),
+    "iterative": lambda pinned: (
+        gettext("MLP neurons trained") if pinned.iterative else gettext("MLP neurons not trained")
+    ),
     "text": lambda pinned: gettext("text {name}", name=Path(pinned.text).name),
     "upload": lambda pinned: gettext("your own text") if pinned.upload else gettext("no text of your own"),
     "sequences": lambda pinned: gettext("{sequences} sequences", sequences=pinned.sequences),

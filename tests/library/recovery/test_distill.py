@@ -1,4 +1,4 @@
-"""Distillation: the sliced model's own matrices trained towards the dense model's distributions."""
+"""Distillation: the sliced model's own matrices trained to match the dense model's distributions."""
 
 from __future__ import annotations
 

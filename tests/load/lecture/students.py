@@ -83,7 +83,7 @@ class Lecture:
     over: threading.Event = field(default_factory=threading.Event)
     releases: list[Measured] = field(default_factory=list)
     answers: list[Answered] = field(default_factory=list)
-    kept: list[tuple[Settings, str]] = field(default_factory=list)  # headlines with a number that was measured before
+    kept: list[tuple[Settings, str]] = field(default_factory=list)  # headlines with a number that was precomputed
 
 
 class Student:
@@ -160,14 +160,14 @@ class Student:
         *_, headline, _, _, _ = json.loads(text)["data"]
         if isinstance(headline, str) and NUMBER.search(headline):
             measured.kept = answered
-            if "measured before" in headline:
+            if "precomputed on" in headline:
                 self.lecture.kept.append((target, headline))
         self._call("measure_live", [*target, 0, ""], partial(self._see_number, measured))
 
     def _see_number(self, measured: Measured, data: list[Any], is_last: bool) -> None:
         self._see_status("measure_live", data)
         _, readout, headline, *_ = data
-        if not isinstance(headline, str) or not (number := NUMBER.search(headline)) or "measured before" in headline:
+        if not isinstance(headline, str) or not (number := NUMBER.search(headline)) or "precomputed on" in headline:
             return
         if measured.live is None:
             measured.live = time.monotonic()

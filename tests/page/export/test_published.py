@@ -133,7 +133,7 @@ def test_the_file_asks_for_nothing_and_tells_no_folder(text, tiny) -> None:
 
 def test_a_file_past_its_bound_is_refused(published, monkeypatch) -> None:
     monkeypatch.setattr(html, "MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match="fewer steps"):
+    with pytest.raises(ValueError, match="fewer values of --sparsities"):
         html.page(published)
 
 
@@ -213,9 +213,9 @@ def test_the_command_writes_one_file(publish, tmp_path) -> None:
         ("nowhere/page.html", (), "cannot write to"),
         ("page.txt", (), "end in .html"),
         ("page.html", ("--model", "nobody-has/such-a-model"), "nobody-has/such-a-model"),
-        ("page.html", ("--targets", "text"), "targets is 'text'"),
+        ("page.html", ("--targets", "text"), "does not support targets 'text' (calibration)"),
         ("page.html", ("--device-map", "disk"), "--device-map"),
-        ("page.html", ("--lock", "0", "mlp", "5"), "locked is"),
+        ("page.html", ("--lock", "0", "mlp", "5"), "does not support locked"),
         ("page.html", ("--sparsities", "0", "0.9"), "Sparsity must be a number from 0 to 80, got 90"),
     ],
 )
@@ -240,7 +240,7 @@ def test_in_german_it_is_all_german(published) -> None:
     assert re.search(r"<dd>Perplexität auf [\d.]+ Tokens in Fenstern von", german)
     step = found["steps"][1]
     assert step["said"].startswith("30 %, Perplexität ".replace(" %", "\u00a0%"))
-    assert re.search(r"30\u00a0%</b> der Gewichte|\d\u00a0%</b> der Gewichte", step["headline"])
+    assert re.search(r"30\u00a0%</b> der Parameter|\d\u00a0%</b> der Parameter", step["headline"])
     assert '<th scope="col">Modulübergreifend</th>' in step["table"]
     charts_told = json.dumps([chart[1] for place, chart in found["charts"].items() if place != "spectra"])
     assert "Welche Schichten werden beschnitten" in charts_told

@@ -72,7 +72,7 @@ def test_it_has_an_article_a_language_the_models_and_all_that_they_need(folder) 
 def test_a_site_that_is_too_large_is_refused(folder, published, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(site, "MAX_BYTES", 1_000_000)
     (tmp_path / "large").mkdir()
-    with pytest.raises(ValueError, match=r"the site is \d\.\d MB, more than 1 MB"):
+    with pytest.raises(ValueError, match=r"the site is \d\.\d MB without its models, expected at most 1 MB"):
         site.write_pages(tmp_path / "large", published, [], "")
 
 

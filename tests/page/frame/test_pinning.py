@@ -99,7 +99,7 @@ def test_handlers_get_the_setting_of_the_text() -> None:
 
 def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
     assert name_of(Settings(), Settings(sparsity=50)) == "20%, PCA-aware"
-    assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45%, Fisher, sequential, MLPs refined, seed 3"
+    assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45%, Fisher, sequential, MLP neurons trained, seed 3"
     assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "20%, manual"
     assert FIELDS.keys() == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
     assert name_of(Settings(recovery="distill"), Settings()) == "20%, PCA-aware, recovery: Distillation"

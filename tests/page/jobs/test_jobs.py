@@ -57,10 +57,10 @@ def test_leaving_a_tab_ends_what_it_alone_shows(jobs) -> None:
 def test_a_new_job_ends_the_former_one_of_its_kind(jobs) -> None:
     first, other = begun(jobs, "a", "answer"), begun(jobs, "a", "sweep")
     second = begun(jobs, "a", "answer")
-    assert [event.text for event in first] == ["Stopped"]
+    assert [event.text for event in first] == ["Cancelled."]
     assert next(other).text == next(second).text == "working"
     assert jobs.halt("a", "sweep")
-    assert [event.text for event in other] == ["Stopped"]
+    assert [event.text for event in other] == ["Cancelled."]
     assert not jobs.halt("a", "sweep")
 
 
@@ -69,18 +69,18 @@ def test_nobody_ends_anothers_job(jobs) -> None:
     jobs.look("you", request=Settings(), tab="ratios")
     jobs.halt("you")
     assert next(mine).text == "working"
-    assert [event.text for event in yours] == ["Stopped"]
+    assert [event.text for event in yours] == ["Cancelled."]
 
 
 def test_a_closed_page_and_a_caller_who_left_end_their_jobs(jobs) -> None:
     closed = begun(jobs, "closed", "measure")
     jobs.halt("closed")
-    assert list(closed) == [Status("Stopped", "ready")]
+    assert list(closed) == [Status("Cancelled.", "ready")]
     connected = [True]
     jobs.caller = lambda: Caller(is_connected=lambda: connected[0])
     left = begun(jobs, "left", "evaluate")
     connected[0] = False
-    assert list(left) == [Status("Stopped", "ready")]
+    assert list(left) == [Status("Cancelled.", "ready")]
 
 
 def test_what_is_expected_to_fail_fails_in_words(jobs) -> None:

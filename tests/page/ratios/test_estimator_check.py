@@ -28,7 +28,7 @@ def view(checks, tiny) -> EstimatorCheckView:
         texts.append(event.text)
         if (event.done, event.total) == (2, 6):
             checks._session.jobs.halt(SOMEBODY)
-    assert texts[-1] == "Stopped"
+    assert texts[-1] == "Cancelled."
     assert checks.cached(tiny) is None
     *events, last = checks.measure(tiny, SOMEBODY)
     done = [event.done for event in events if event.total]

@@ -51,7 +51,7 @@ def test_the_ratios_found_can_be_locked_and_are_the_plans(views, searches, sessi
     differing = [
         place for place, ratios in enumerate(views[-1].found) if found[place] != pytest.approx(ratios, abs=1e-6)
     ]
-    assert len(differing) <= 1  # the layer whose MLP makes up the exact size
+    assert len(differing) <= 1  # the layer whose MLP absorbs the remainder
     assert plan.removed_fraction == pytest.approx(before.removed_fraction, abs=0.01)
     assert searches.cached(locked) is views[-1]  # which the search does not see
 
@@ -70,7 +70,7 @@ def test_what_cannot_be_searched_or_locked_is_said(searches, session, tiny) -> N
     assert (last.kind, "no ratios to search" in last.text) == ("error", True)
     *_, last = searches.measure(tiny.with_settings(estimator="uniform"), SOMEBODY)
     assert (last.kind, "estimator uniform" in last.text) == ("error", True)
-    assert "Search first" in use(searches, session, tiny.with_settings(sparsity=10)).progress
+    assert "Press “Search for better ratios” first" in use(searches, session, tiny.with_settings(sparsity=10)).progress
 
 
 def test_the_chart_and_its_words_say_what_was_found(views) -> None:

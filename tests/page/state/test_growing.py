@@ -93,7 +93,7 @@ def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> No
     while "Calibrating" not in next(events).text:
         pass
     fresh.jobs.halt("a")
-    assert list(events)[-1] == Status("Stopped", "ready")
+    assert list(events)[-1] == Status("Cancelled.", "ready")
     assert not fresh.is_calibrated(tiny)
     assert not fresh.jobs.scheduler.jobs
 

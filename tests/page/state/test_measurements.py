@@ -58,7 +58,7 @@ def test_the_page_opens_with_them_before_anything_is_loaded() -> None:
     texts = slider.initial_texts(Session(), OPENING)
     measured = STORED.at(OPENING.slicing)
     assert f"<b>{STORED.dense.value:.1f}</b> → <b>{measured.perplexity.value:.1f}</b>" in texts.headline
-    assert "measured before, on " in texts.headline
+    assert ", precomputed on " in texts.headline
     assert 'data-press="measure-here"' in texts.headline
     assert f"{measured.divergence.value:.2f}" in texts.readout
 
