@@ -1,4 +1,4 @@
-"""Recovery: training of a sliced model towards the dense one, after any slicing method.
+"""Recovery: training of a sliced model to match the dense one, after any slicing method.
 
 To add a recovery, write a file here that registers a `Recovery`, and name it below; or register it from outside.
 """

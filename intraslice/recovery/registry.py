@@ -67,7 +67,7 @@ def recover(
     *,
     progress: ProgressCallback | bool = True,
 ) -> PreTrainedModel:
-    """Train a sliced model towards the dense one, in place, and return it. Works after every slicing method.
+    """Train a sliced model to match the dense one, in place, and return it. Works after every slicing method.
 
     Args:
         dense: the dense model of `sliced`; it is not changed.

@@ -1,1 +1,1 @@
-"""*Marginal cost per parameter* on the Ratios tab: measured by pruning each module slightly more and less."""
+"""*Marginal cost per parameter* on the Ratios tab: measured by pruning each module more and less."""

@@ -18,7 +18,10 @@ from .views import MarginalCostView, ModuleCost, OtherPlan
 
 
 def measure(section: Section[MarginalCostView], request: Request, layer: int, client: str) -> Iterator[Measured]:
-    """Prune each module slightly more and less; yields chart (JSON), summary and progress (HTML). Takes minutes."""
+    """Prune each module up to 10 percentage points more and less; yields chart (JSON), summary and progress (HTML).
+
+    Takes minutes.
+    """
     yield from section.measure(request, layer, client)
 
 
