@@ -73,7 +73,7 @@ def test_german_has_no_english_left_axe_finds_nothing_and_the_switch_keeps_the_s
 
     opened.drag(33)
     opened.says("#removed", "33,0")
-    opened.says("#headline", "33\u00a0% der Gewichte")
+    opened.says("#headline", "33\u00a0% der Parameter")
     opened.addressed("sparsity=33")
     assert "lang=" not in page.url
     page.click("#tour")

@@ -49,7 +49,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     before = opened.bars()
     cell(page, 3, "MLP", "per cent removed").fill("90")
     cell(page, 3, "MLP", "per cent removed").press("Enter")
-    opened.says("#overrides-problem", "unlock some")
+    opened.says("#overrides-problem", "unlock ratios")
     assert opened.bars() == before
     assert "locked" not in page.url
 
