@@ -22,7 +22,7 @@ from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.logits import logits_in_chunks
 from intraslice.pretrained.memory import available_bytes
 from intraslice.recovery.registry import Recovery
-from intraslice.recovery.samples import kept_samples, kept_states, last_hidden
+from intraslice.samples import kept_samples, kept_states, last_hidden
 
 FORMAT = "2"  # of the training
 IGNORE_INDEX = -100  # label of the last token

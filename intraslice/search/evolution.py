@@ -3,8 +3,8 @@
 Each generation moves parameters between modules at equal size. Its children are drawn around predicted costs, since
 most random swaps are worse: remove where a parameter costs least, add where it gains most. Children are compared on the
 same few windows first, the best of them on further windows, and the winner replaces its parent if KL falls on both
-sets. KL counts relative to the parent's in each window: texts on which it is large weigh no more than others. Successive
-generations read different windows, so that the search does not fit a few of them.
+sets. KL counts relative to the parent's in each window: texts on which it is large weigh no more than others.
+Successive generations read different windows, so that the search does not fit a few of them.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from intraslice.planning.budget import bisect_count
 from intraslice.planning.measured import ModuleId, Ratios, importances_along
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import make_plan
-from intraslice.recovery.samples import kept_samples
+from intraslice.samples import kept_samples
 from intraslice.search.evolution import Problem, SearchConfig, State, next_state, start_near
 from intraslice.search.levels import Allocation, Levels, levels_of
 from intraslice.search.measure import KEPT_LEVELS, Candidates

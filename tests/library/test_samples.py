@@ -11,13 +11,13 @@ import torch
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from intraslice import samples as samples_module
 from intraslice.core.config import SliceConfig
 from intraslice.core.progress import ignore_progress
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.recovery import RECOVERIES
-from intraslice.recovery import samples as samples_module
 from intraslice.recovery.registry import cost_of
-from intraslice.recovery.samples import _sample, kept_samples, kept_states, sample_texts
+from intraslice.samples import _sample, kept_samples, kept_states, sample_texts
 
 
 @pytest.fixture(autouse=True)

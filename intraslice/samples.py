@@ -1,4 +1,4 @@
-"""Training data of a recovery: text that the dense model writes itself, and the dense model's last hidden states.
+"""Text that the dense model writes itself, and the dense model's last hidden states.
 
 Both depend on the dense model and the text alone. They are kept on disk and shared by all slices, methods and
 sparsities of a model.
