@@ -124,7 +124,7 @@ REFUSALS = {
     "WebAssembly": (
         "window.kept = window.WebAssembly; delete window.WebAssembly;",
         "window.WebAssembly = window.kept;",
-        "does not run WebAssembly",
+        "does not support WebAssembly",
     ),
     "download": (
         """window.kept = window.fetch;
