@@ -20,6 +20,7 @@ from intraslice.methods.registry import METHODS, SlicingMethod, plan_by, slice_b
 from intraslice.planning.estimators import ESTIMATORS
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.recovery import RECOVERIES, recover
+from intraslice.samples import calibration_sequences
 from intraslice.slicing.driver import slice_model
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "SlicingMethod",
     "UserError",
     "calibrate",
+    "calibration_sequences",
     "calibration_tokens",
     "compress",
     "evaluate",

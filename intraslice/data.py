@@ -53,7 +53,7 @@ TRAINING_TIMES = 3  # training tokens per calibration token
 def calibration_tokens(
     tokenizer: PreTrainedTokenizerBase, config: CalibrationConfig, evaluation_text: str | None = None
 ) -> Int64[Tensor, "sequences length"]:
-    """Calibration windows, from documents shuffled by the config's seed.
+    """Calibration windows, from documents shuffled by the config's seed, without the config's `samples`.
 
     Args:
         evaluation_text: the text for perplexity. If both texts are the same file, only the first 80 % of its documents

@@ -27,6 +27,7 @@ from intraslice.modeling.offload import Placement
 from intraslice.recovery.cost import RecoveryCost
 from intraslice.recovery.registry import cost_of
 from intraslice.reporting import Recipe
+from intraslice.samples import calibration_sequences
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.ratio_search import SearchResult, search_ratios, search_windows, searched_importances
 from intraslice.untrusted.importance_files import importances_json
@@ -96,9 +97,10 @@ class Pipeline:
     ) -> SearchResult:
         """Better ratios, found on calibration text after the calibration tokens, and on text that the model writes."""
         with self.timed("search"):
-            count, seed = self.recipe.calibration.sequences, self.recipe.calibration.seed
+            calibration, count = self.recipe.calibration, self.recipe.calibration.sequences
             text = self.training_tokens(loaded)[count : 2 * count]
-            windows = search_windows(loaded, text, 2 * count, seed, progress=self.progress)
+            skip = calibration.samples
+            windows = search_windows(loaded, text, 2 * count, calibration.seed, skip, progress=self.progress)
             return search_ratios(loaded, stats, windows, slicing, others, search, progress=self.progress)
 
     def _with_searched_ratios(
@@ -143,7 +145,8 @@ class Pipeline:
         return data.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
 
     def _calibration_tokens(self, loaded: LoadedModel) -> Tokens:
-        return data.calibration_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
+        text = self.recipe.evaluation.text
+        return calibration_sequences(loaded, self.recipe.calibration, text, progress=self.progress)
 
 
 def require_dense(loaded: LoadedModel) -> None:

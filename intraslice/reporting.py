@@ -63,7 +63,7 @@ class Recipe:
             "seed": self.calibration.seed,
             "targets": self.calibration.targets,
             "dtype": self.dtype,
-        }
+        } | ({"sampled_tokens": samples * self.calibration.length} if (samples := self.calibration.samples) else {})
 
 
 def slice_record(recipe: Recipe, loaded: LoadedModel, plan: Plan) -> dict[str, Any]:

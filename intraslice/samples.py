@@ -18,14 +18,37 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.core.cache import cache_path, read_result, write_result
-from intraslice.core.progress import Progress, ProgressCallback
-from intraslice.loading import fingerprint
+from intraslice.core.config import CalibrationConfig
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.data import calibration_tokens
+from intraslice.distributed.sharing import broadcast, rank
+from intraslice.loading import LoadedModel, fingerprint
 from intraslice.modeling.logits import next_token_logits
 
 FORMAT = "1"
+TEMPERATURE = 1.0  # of samples to calibrate and to search on
 SAMPLE_TOKENS = 256  # of each sampled text; as the calibration's, texts are joined to sequences
 SAMPLES_PER_BATCH = 64  # texts sampled together and kept in one file
 STATES_PER_FILE = 32  # sequences
+
+
+def calibration_sequences(
+    loaded: LoadedModel,
+    config: CalibrationConfig,
+    evaluation_text: str | None = None,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Int[Tensor, "sequences length"]:
+    """`calibration_tokens`, followed by the `config.samples` sequences that the dense model writes itself.
+
+    Every process gets those of the first. Raises UserError as `calibration_tokens` does.
+    """
+    tokens = calibration_tokens(loaded.tokenizer, config, evaluation_text)
+    if not config.samples:
+        return tokens
+    report, size = progress_callback(progress), (config.samples, config.length)
+    samples = kept_samples(loaded.model, size, TEMPERATURE, config.seed, report) if rank() == 0 else tokens
+    return torch.cat([tokens, broadcast(samples)])
 
 
 def kept_samples(

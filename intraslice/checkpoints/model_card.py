@@ -133,7 +133,9 @@ def _facts(made: dict[str, Any], origin: Origin) -> str:
         rows["KV cache, bytes per token"] = f"{cache['dense']:,} → {cache['sliced']:,}"
     if "calibration" in protocol:
         text = _text(protocol["calibration"])
-        rows["calibrated on"] = f"{protocol['calibration_tokens']:,} tokens of {text}, seed {protocol['seed']}"
+        sampled = protocol.get("sampled_tokens")
+        more = f" and {sampled:,} tokens sampled from the base model" if sampled else ""
+        rows["calibrated on"] = f"{protocol['calibration_tokens']:,} tokens of {text}{more}, seed {protocol['seed']}"
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from intraslice import data
 from intraslice.cli.run import CommandResult, Run, peak_memory
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import size
 from intraslice.evaluation.benchmark import REFERENCE_TOKENS, Costs, measure_costs
 from intraslice.evaluation.growth import JOBS, measure_growth
 from intraslice.pretrained.precision import choose_dtype
+from intraslice.samples import calibration_sequences
 
 
 def benchmark(run: Run) -> CommandResult:
@@ -54,7 +54,7 @@ def _costs(run: Run, dtype: str) -> Costs:
     other = Run(argparse.Namespace(**vars(run.arguments) | {"dtype": dtype}))
     other.seconds = run.seconds
     loaded, recipe = other.load_dense(), other.recipe
-    tokens = data.calibration_tokens(loaded.tokenizer, recipe.calibration, recipe.evaluation.text)
+    tokens = calibration_sequences(loaded, recipe.calibration, recipe.evaluation.text)
     windows = other.windows(loaded)
     with run.timed(dtype):
         return measure_costs(loaded, tokens, windows, recipe.slicing, recipe.calibration.targets)

@@ -108,7 +108,10 @@ def _measured_on(protocol: dict[str, Any]) -> str:
     measured = f"{protocol['eval_tokens']:,} tokens of {protocol['eval']}, window {protocol['window']}"
     calibrated = "an unknown text"
     if protocol["calibration_tokens"] is not None:
-        calibrated = f"{protocol['calibration_tokens']:,} tokens of {protocol['calibration']}, seed {protocol['seed']}"
+        calibrated = f"{protocol['calibration_tokens']:,} tokens of {protocol['calibration']}"
+        if sampled := protocol.get("sampled_tokens"):
+            calibrated += f" and {sampled:,} tokens sampled from the dense model"
+        calibrated += f", seed {protocol['seed']}"
     return f"measured on {measured}, in {protocol['dtype']}; calibrated on {calibrated}"
 
 
@@ -122,6 +125,7 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
     made = loaded.made or {}
     recorded = made.get("protocol", {})
     protocol = run.recipe.protocol() | {key: recorded.get(key) for key in ("calibration", "calibration_tokens", "seed")}
+    protocol |= {key: recorded[key] for key in ("sampled_tokens",) if key in recorded}
     result = dict.fromkeys(run.recipe.slice_options()) | made.get("asked", {})
     result |= {key: made.get(key) for key in ("removed_fraction", "ratios")}
     counts = made.get("parameters", {"dense_total": None, "dense_decoder": None})

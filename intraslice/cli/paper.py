@@ -131,6 +131,8 @@ def _differences(protocol: Mapping[str, Any], text_tokens: int) -> list[str]:
     if protocol["calibration_tokens"] != sequences * length:
         count = protocol["calibration_tokens"] // protocol["window"]
         differences.append(f"calibrated on {count:,} x {protocol['window']:,} tokens, not {sequences} x {length:,}")
+    if sampled := protocol.get("sampled_tokens"):
+        differences.append(f"calibrated on {sampled:,} tokens sampled from the dense model as well")
     if protocol["eval_tokens"] < text_tokens // protocol["window"] * protocol["window"]:
         differences.append(f"perplexity of {protocol['eval_tokens']:,} tokens, not of all {text_tokens:,}")
     return differences

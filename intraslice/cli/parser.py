@@ -141,6 +141,8 @@ def _common(eval_tokens: int) -> _Parser:
     add(
         "--length", type=int, default=calibration.length, help="number of tokens per sequence and per perplexity window"
     )
+    explanation = "number of further sequences, which the dense model samples itself, for slices of more kinds of text"
+    add("--samples", type=int, default=calibration.samples, metavar="N", help=explanation)
     explanation = "random seed of the calibration text, of sampled answers and of the search for ratios"
     add("--seed", type=int, default=calibration.seed, metavar="N", help=explanation)
     explanation = "labels for gradients: tokens sampled from the model, or the tokens of the text (as published)"

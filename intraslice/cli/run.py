@@ -106,7 +106,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
             shapes=a.shapes,
             recovery=a.recover,
         ),
-        calibration=CalibrationConfig(a.calibration, a.sequences, a.length, a.seed, a.targets),
+        calibration=CalibrationConfig(a.calibration, a.sequences, a.length, a.seed, a.targets, a.samples),
         evaluation=EvaluationConfig(a.eval, a.eval_tokens, a.length),
         method=a.method,
         dtype=choose_dtype(a.dtype, choose_device(a.device)),

@@ -38,6 +38,9 @@ def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
 class CalibrationConfig:
     """The text for second moments and mask gradients: `sequences` windows of `length` tokens.
 
+    `samples` more windows are text that the dense model writes itself. A few of them make slices generalise to other
+    kinds of text than the calibration text.
+
     Gradients are those of the loss on `targets`: next tokens sampled from the model ("sampled", the Fisher
     information), or the text's next tokens ("text", the empirical Fisher, as published).
     """
@@ -47,9 +50,11 @@ class CalibrationConfig:
     length: int = 512
     seed: int = 0
     targets: Targets = "sampled"
+    samples: int = 0
 
     def __post_init__(self) -> None:
         _require_count("sequences", self.sequences, 1)
+        _require_count("samples", self.samples, 0)
         _require_count("length", self.length, 2)
         _require_count("seed", self.seed, 0)
         _require_choice("targets", self.targets, get_args(Targets))

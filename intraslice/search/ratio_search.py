@@ -28,14 +28,13 @@ from intraslice.planning.budget import bisect_count
 from intraslice.planning.measured import ModuleId, Ratios, importances_along
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import make_plan
-from intraslice.samples import kept_samples
+from intraslice.samples import TEMPERATURE, kept_samples
 from intraslice.search.evolution import Problem, SearchConfig, State, next_state, start_near
 from intraslice.search.levels import Allocation, Levels, levels_of
 from intraslice.search.measure import KEPT_LEVELS, Candidates
 
 FORMAT = "3"
 JUDGED = 4  # windows that no generation reads, for the divergence before and after
-TEMPERATURE = 1.0  # of the model's own samples
 MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
 
 
@@ -157,17 +156,17 @@ def search_windows(
     text: Int[Tensor, "windows window"],
     count: int,
     seed: int = 0,
+    skip: int = 0,
     *,
     progress: ProgressCallback | bool = True,
 ) -> Int[Tensor, "count window"]:
     """`count` windows to search on: alternately of the text and of what the dense model writes, as far as both go.
 
     Ratios that are found on the model's own samples generalise better to other texts than those of one text. The
-    samples are kept in the cache.
+    samples are kept in the cache; the first `skip` of them, which a calibration has read, are left out.
     """
-    samples = kept_samples(
-        loaded.model, (count - len(text), text.shape[1]), TEMPERATURE, seed, progress_callback(progress)
-    ).to(text)
+    size = skip + count - len(text), text.shape[1]
+    samples = kept_samples(loaded.model, size, TEMPERATURE, seed, progress_callback(progress))[skip:].to(text)
     both = min(len(text), len(samples))
     alternating = torch.stack([text[:both], samples[:both]], dim=1).flatten(0, 1)
     return torch.cat([alternating, text[both:], samples[both:]])

@@ -57,6 +57,7 @@ def require_streamable(recipe: Recipe) -> None:
         f"estimator {config.estimator} may read what is not kept; use one of {', '.join(ESTIMATORS)}": (
             config.estimator not in ESTIMATORS
         ),
+        "sampling text needs the whole model; leave samples out": recipe.calibration.samples > 0,
         f"recovery {config.recovery} trains all layers at once; leave it out": config.recovery != NO_RECOVERY,
         "several processes cannot share it; start it without torchrun": size() > 1,
     }

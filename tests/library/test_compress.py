@@ -6,7 +6,7 @@ import copy
 import json
 import random
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -66,18 +66,20 @@ def original(home: Path) -> PreTrainedModel:
         {"estimator": "fisher"},
         {"method": "crossmodule"},
         {"order": "one-shot", "recovery": "distill"},
+        {"order": "one-shot", "samples": 3},
     ],
 )
 def test_the_numbers_are_the_command_lines(home, texts, options, capsys):
-    words = [word for name, value in options.items() for word in (f"--{name}".replace("recovery", "recover"), value)]
+    words = [f"--{name}={value}".replace("recovery", "recover") for name, value in options.items()]
     text = str(home / "text.txt")
     words += ["--model", str(home / "tiny"), "--calibration", text, "--eval", text]
     words += ["--sequences", "16", "--length", "24", "--eval-tokens", "96", "--device", "cpu", "--dtype", "float32"]
     assert main(["evaluate", "--sparsity", "0.3", "--json", *words]) == 0
     expected = json.loads(capsys.readouterr().out)
-    compressed = compress(
-        str(home / "tiny"), 0.3, dtype=torch.float32, device="cpu", progress=False, **options, **texts
-    )
+    calibration = replace(texts["calibration"], samples=options.get("samples", 0))
+    arguments = texts | {name: value for name, value in options.items() if name != "samples"}
+    arguments |= {"calibration": calibration, "dtype": torch.float32, "device": "cpu", "progress": False}
+    compressed = compress(str(home / "tiny"), 0.3, **arguments)
     found = compressed.evaluate(progress=False)
     assert expected["perplexity"] == {"dense": found.dense_perplexity.value, "sliced": found.perplexity.value}
     assert expected["perplexity_ratio"] == found.perplexity_ratio._asdict()

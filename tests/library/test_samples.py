@@ -12,12 +12,14 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from intraslice import samples as samples_module
-from intraslice.core.config import SliceConfig
+from intraslice.core.config import CalibrationConfig, SliceConfig
 from intraslice.core.progress import ignore_progress
+from intraslice.data import calibration_tokens
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.recovery import RECOVERIES
 from intraslice.recovery.registry import cost_of
-from intraslice.samples import _sample, kept_samples, kept_states, sample_texts
+from intraslice.samples import _sample, calibration_sequences, kept_samples, kept_states, sample_texts
+from intraslice.search.ratio_search import search_windows
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +80,17 @@ def test_texts_are_joined_to_sequences_and_more_begin_with_those_of_fewer(tiny_c
     texts = sample_texts(model, (4, 6), 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(samples[0], texts[:2].flatten()[:11])
     assert len(samples.unique(dim=0)) == 5
+
+
+def test_a_calibration_reads_text_and_then_samples_which_a_search_leaves_out(tiny_case, tmp_path):
+    loaded = tiny_case("llama-gqa").loaded
+    (tmp_path / "text.txt").write_text("\n\n".join(f"w{n} w{n + 1} w{2 * n}" for n in range(4, 90)))
+    config = CalibrationConfig(str(tmp_path / "text.txt"), 4, 8, samples=3)
+    tokens = calibration_sequences(loaded, config, progress=False)
+    assert torch.equal(tokens[:4], calibration_tokens(loaded.tokenizer, config))
+    assert torch.equal(tokens[4:], kept_samples(loaded.model, (3, 8), 1.0, 0, ignore_progress))
+    searched = search_windows(loaded, tokens[:4], 8, skip=3, progress=False)
+    assert len(torch.cat([tokens[4:], searched[1::2]]).unique(dim=0)) == 7
 
 
 def test_a_damaged_file_is_made_anew(tiny_case, cache):

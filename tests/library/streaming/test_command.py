@@ -38,6 +38,7 @@ def test_what_cannot_be_streamed_is_an_error_of_one_line(words, capsys):
     for more, reason in (
         ([], "use --order one-shot"),
         (["--order", "one-shot", "--method", "wanda"], "use --method intraslice"),
+        (["--order", "one-shot", "--samples", "2"], "leave samples out"),
         (["--order", "one-shot", "--device-map", "disk"], "--stream requires --out FOLDER"),
     ):
         assert main([*words, "--stream", *more]) == 2
