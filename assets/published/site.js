@@ -6,7 +6,7 @@ window.isxSite = ({ steps, models, engine, about }) => {
   const whole = (path) => new URL(path, document.baseURI).href;
   const written = (percent) => `${window.isxWritten(percent)}${window.isxLanguage.percent}`;
   const nearest = (percent) => models.reduce((best, model) => (Math.abs(model.percent - percent) < Math.abs(best.percent - percent) ? model : best));
-  const fromDisk = location.protocol === "file:" ? say("Browsers run no models in a page that was opened from the disk. Serve its folder, for example with “python -m http.server”, and open it from there.") : "";
+  const fromDisk = location.protocol === "file:" ? say("Browsers cannot run models in a page that was opened from disk. Serve its folder, for example with “python -m http.server”, and open it from there.") : "";
 
   const panel = window.isxDevicePanel(at("device-panel"), {
     prepare: async (setting) => setting,

@@ -32,7 +32,7 @@
     });
     const problem = make("p", { className: "isx-room-problem" });
     problem.setAttribute("role", "alert");
-    parts.outside = make("details", { className: "isx-room-outside" }, make("summary", { textContent: say("Class") }), make("p", { className: "isx-quiet", textContent: say("A class predicts together: the presenter sees all predictions, and students see the class's after each reveal.") }), button("start", say("Start a class")), form, problem, make("p", { className: "isx-quiet", textContent: STORED }));
+    parts.outside = make("details", { className: "isx-room-outside" }, make("summary", { textContent: say("Class") }), make("p", { className: "isx-quiet", textContent: say("A class predicts together: the presenter sees the predictions as they arrive; students see them after each reveal.") }), button("start", say("Start a class")), form, problem, make("p", { className: "isx-quiet", textContent: STORED }));
     parts.problem = problem;
     parts.record = button("record", say("Save my record (HTML)"));
     parts.class.append(parts.outside, parts.record);

@@ -118,7 +118,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         1.6,
         value=found_bias,
         step=0.05,
-        label=lazy_gettext("Bias: prune attention ← → MLPs more"),
+        label=lazy_gettext("Bias (pruned more): attention ← → MLPs"),
         elem_id="bias",
         buttons=[],
     )
@@ -162,9 +162,9 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         value=first.recovery,
         label=lazy_gettext("Recovery"),
         info=lazy_gettext(
-            "Trains the sliced model to match the dense one. Distillation costs about 12 dense forward passes over "
-            "the calibration text, and 6 more the first time for a model; with cross-entropy about 7, and 2 more. "
-            "This takes minutes."
+            "Trains the sliced model to match the dense one. Distillation costs about as much as 12 dense forward "
+            "passes over the calibration text, plus 6 the first time a model is distilled; distillation with "
+            "cross-entropy about 7, plus 2 the first time. This takes minutes."
         ),
         elem_id="recovery",
     )

@@ -195,11 +195,12 @@ def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
     if all(curve.one_by_one for curve in curves.values()):
         return gettext(
             "Before cap and locks, the fraction of a module's units below its threshold is its ratio; another score "
-            "chooses which units are removed."
+            "(contribution to the output times sensitivity of the loss) decides which heads and neurons are removed."
         )
     return gettext(
         "Runtime shapes: before cap and locks, a module's ratio is the fraction of its whole heads, or of its blocks "
-        "of 32 neurons, whose average lies below the threshold; another score chooses which neurons are removed."
+        "of 32 neurons, whose average lies below the threshold; another score (contribution to the output times "
+        "sensitivity of the loss) decides which neurons are removed."
     )
 
 

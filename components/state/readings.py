@@ -230,7 +230,7 @@ def _protocol(request: Request, windows: int, window: int, dtype: str) -> LazySt
     return lazy_gettext(
         "Perplexity on {tokens:,} tokens in windows of {window} without overlap, the first "
         "token of each not scored; text: {text}. Calibrated on {sequences} x {length} "
-        "tokens of other documents of the same text, seed {seed}; {slicing}; {dtype}. "
+        "tokens of other documents from the same source, seed {seed}; {slicing}; {dtype}. "
         "Standard errors are computed over blocks of {block} tokens.",
         tokens=windows * window,
         window=window,

@@ -60,7 +60,7 @@ def size_chart(view: SweepView) -> Chart:
         note=gettext(
             "Prune or quantise? The step line is the frontier: the best model of at most that size. Weights are "
             "rounded to the type of a GGUF file and back, and evaluated in float32; the size is that of the file, "
-            "padding included. Weights that are not rounded count with their size in memory."
+            "padding included. Models whose weights are not rounded are shown at their size in memory."
         ),
         protocol=view.protocol,
         data=data,

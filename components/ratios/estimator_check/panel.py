@@ -56,8 +56,8 @@ def catalogue(view: EstimatorCheckView | None, estimator: str) -> str:
         )
     else:
         heading = gettext(
-            "Beyond noise, {name} ranks no module more than a third of the number of layers away from its measured "
-            "rank.",
+            "No module's predicted rank ({name}) differs from its measured rank, beyond noise, by more than a third "
+            "of the number of layers.",
             name=escape(name),
         )
     return f'{table}<div class="isx-words"><p>{heading}</p>{f"<ul>{lines}</ul>" if misjudged else ""}</div>'

@@ -89,4 +89,4 @@ def test_the_misjudged_are_named(view) -> None:
     words = catalogue(EstimatorCheckView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
     assert "Slicing layer 2's MLP does more damage than PCA-aware predicts: measured rank 1 of 3" in words
     words = catalogue(EstimatorCheckView(**{**vars(view), "misjudged": ()}), "fisher")
-    assert "Beyond noise, Fisher ranks no module" in words
+    assert "No module's predicted rank (Fisher) differs" in words
