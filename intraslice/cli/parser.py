@@ -141,7 +141,10 @@ def _common(eval_tokens: int) -> _Parser:
     add(
         "--length", type=int, default=calibration.length, help="number of tokens per sequence and per perplexity window"
     )
-    explanation = "number of further sequences, which the dense model samples itself, for slices of more kinds of text"
+    explanation = (
+        "number of additional calibration sequences, sampled from the dense model, so that the slice also suits other "
+        "kinds of text"
+    )
     add("--samples", type=int, default=calibration.samples, metavar="N", help=explanation)
     explanation = "random seed of the calibration text, of sampled answers and of the search for ratios"
     add("--seed", type=int, default=calibration.seed, metavar="N", help=explanation)
@@ -200,7 +203,8 @@ def parser() -> argparse.ArgumentParser:
     inspect = command("inspect", analyses.inspect, "spectra and activation shift", FEW_TOKENS)
     explanation = (
         "spectra: explained variance of the dense activations; shift: distance of each method's activations from the "
-        "dense ones; faults: ablations of cross-module slicing"
+        "dense ones; faults: perplexity if only the inputs, only the outputs, or both of all modules are projected, to "
+        "find the part of cross-module slicing that does the damage"
     )
     inspect.add_argument("--parts", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS, help=explanation)
     explanation = "methods whose shift is measured"

@@ -54,7 +54,7 @@ def _choose_device(device: str, count: int) -> None:
     if device == "cpu":
         return
     if device != "cuda":
-        raise UserError(f"device must be cpu, or cuda for one GPU each, with {count} processes, got {device!r}")
+        raise UserError(f"device must be cpu or cuda (one GPU per process) with {count} processes, got {device!r}")
     local, gpus = _variable("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= gpus:
         if gpus == 0:

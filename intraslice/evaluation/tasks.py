@@ -65,7 +65,7 @@ def require_tasks(config: TasksConfig) -> Any:
     except Exception as error:  # from lm-eval, datasets, the Hub, or code of a task
         raise UserError(
             f"the data of {', '.join(config.tasks)} cannot be loaded ({first_line(error)}); connect to the internet, "
-            "or choose a task on a local file"
+            "or choose a task whose data is a local file"
         ) from error
     return manager
 

@@ -218,7 +218,8 @@ class CrossModule(SlicingMethod[CrossModulePlan]):
     name = "crossmodule"
     label = "Cross-module"
     explanation = (
-        "SliceGPT: PCA of the residual stream between modules, in the order of --order; shortcuts count as parameters"
+        "SliceGPT: PCA of the residual stream between modules, in the order given by --order; shortcuts count "
+        "as parameters"
     )
     uses_order = True
     uses_shapes = False  # all heads and neurons are kept

@@ -20,7 +20,7 @@ class IntraSlice(SlicingMethod[SlicePlan]):
     name = "intraslice"
     label = "IntraSlice"
     explanation = (
-        "the method of the IntraSlice paper (arXiv 2602.01975): PCA inside each module, in the order of --order"
+        "the method of the IntraSlice paper (arXiv 2602.01975): PCA inside each module, in the order given by --order"
     )
     uses_estimator = True
     uses_order = True
