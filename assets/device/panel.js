@@ -65,7 +65,7 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
     if (busy) return;
     const threads = device.threads();
     const runs = say("Runs in this browser with {about}, on {threads}.", { about: mine.about, threads: threads === 1 ? say("one thread") : say("{count} threads", { count: threads }) });
-    about.textContent = keepsFiles ? runs : `${runs} ${say("This browser keeps no files for this page: they are downloaded again when it is opened again.")}`;
+    about.textContent = keepsFiles ? runs : `${runs} ${say("This browser does not keep files for this page: they will be downloaded again the next time you open it.")}`;
     buttons.free.textContent = say("Delete the models from this device ({size} MB)", { size: size(kept) });
     const more = kept ? ["free"] : [];
     if (problem) {
@@ -188,7 +188,7 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
   async function measure(signal) {
     const models = await fetchAll(signal);
     const started = { dense: await start(models, "dense"), sliced: await start(models, "sliced") };
-    tell(say("Measuring speed, models alternating"));
+    tell(say("Measuring speed, alternating between models"));
     const measured = await device.speeds(started, 5, signal);
     if (measured) window.isxAnswers.show(results, { ...described(models), measured });
   }

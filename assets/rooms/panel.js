@@ -34,7 +34,7 @@
     problem.setAttribute("role", "alert");
     parts.outside = make("details", { className: "isx-room-outside" }, make("summary", { textContent: say("Class") }), make("p", { className: "isx-quiet", textContent: say("A class predicts together: the presenter sees the predictions as they arrive; students see them after each reveal.") }), button("start", say("Start a class")), form, problem, make("p", { className: "isx-quiet", textContent: STORED }));
     parts.problem = problem;
-    parts.record = button("record", say("Save my record (HTML)"));
+    parts.record = button("record", say("Save my predictions (HTML)"));
     parts.class.append(parts.outside, parts.record);
     parts.class.parentElement.addEventListener("click", clicked);
     render();
@@ -190,7 +190,7 @@
     }
     if (revealed && !view.begun) [view.begun, view.invite.hidden] = [true, true]; // the class is complete, most likely
     if (!view.invite.hidden) drawQr();
-    const caption = !shape ? say("No predictions yet.") : !revealed ? say("The class's predictions; the measured value follows with the reveal.") : revealed.truth === null ? say("The class's predictions; the page has not measured this yet.") : say("The class's predictions, and what was measured.");
+    const caption = !shape ? say("No predictions yet.") : !revealed ? say("The class's predictions; the measured value appears when the answer is revealed.") : revealed.truth === null ? say("The class's predictions; the page has not measured this yet.") : say("The class's predictions, and what was measured.");
     fill(view.plot, caption, shape, revealed?.truth ?? null, null);
   }
 
@@ -199,7 +199,7 @@
     const step = at() + 1;
     const revealed = state.revealed[step];
     const sent = now.sent?.[step] ?? state.mine[step];
-    const line = revealed ? (sent === undefined ? say("The answer is revealed. You made no prediction.") : say("The answer is revealed. The next question follows.")) : step !== state.step ? say("The class is at question {step}.", { step: state.step }) : now.waiting ? say("Your prediction is being sent.") : sent !== undefined ? say("Your prediction has been counted. You can change it until the presenter reveals the answer.") : say("Make a prediction and send it. The answer comes when the presenter reveals it.");
+    const line = revealed ? (sent === undefined ? say("The answer is revealed. You made no prediction.") : say("The answer is revealed. The next question follows.")) : step !== state.step ? say("The class is on question {step}.", { step: state.step }) : now.waiting ? say("Your prediction is being sent.") : sent !== undefined ? say("Your prediction has been counted. You can change it until the presenter reveals the answer.") : say("Make a prediction and send it. The answer comes when the presenter reveals it.");
     set(view.line, "textContent", line);
     view.line.hidden = !line;
     if (revealed?.class.count) fill(view.plot, say("The class: {count} predictions", { count: revealed.class.count }), revealed.class, revealed.truth, state.mine[step] ?? null);

@@ -214,7 +214,7 @@
       if (over) return {};
       if (room.lead) return shown ? (at + 1 < steps.length ? { label: say("Next question") } : {}) : { label: say("Reveal") };
       if (!state) return { label: say("Send prediction"), disabled: true };
-      if (at + 1 !== state.step) return { label: say("To question {step}", { step: state.step }) };
+      if (at + 1 !== state.step) return { label: say("Go to question {step}", { step: state.step }) };
       if (shown || isRevealed(at)) return { label: say("Please wait"), disabled: true };
       if (room.waiting) return { label: say("Sending …"), disabled: true };
       const sent = room.sent?.[at + 1] ?? state.mine[at + 1];

@@ -158,7 +158,7 @@ class Columns:
         key = request.calibration, request.slicing
         cached = self._speeds.get(key) or {}
         if request.slicing.sparsity and not models.keys() <= cached.keys():
-            progress = job_progress(job, lazy_gettext("Measuring speed, models alternating: round"))
+            progress = job_progress(job, lazy_gettext("Measuring speed, alternating between models: round"))
             self._speeds.put(key, measure_speed(models, SPEED, progress=progress))
 
     def _speed_protocol(self) -> str:

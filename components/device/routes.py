@@ -103,4 +103,4 @@ def _answer(request: Request, response: FileResponse, digest: str) -> Response:
 
 
 def _missing() -> Response:
-    return PlainTextResponse(gettext("This file is not here any more. Prepare it again."), 404)
+    return PlainTextResponse(gettext("This file is no longer on the server. Start the download again."), 404)

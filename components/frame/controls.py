@@ -118,7 +118,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         1.6,
         value=found_bias,
         step=0.05,
-        label=lazy_gettext("Bias (pruned more): attention ← → MLPs"),
+        label=lazy_gettext("Bias: left prunes attention more, right MLPs more"),
         elem_id="bias",
         buttons=[],
     )

@@ -189,7 +189,7 @@ def stop(session: Session, client: str) -> str:
 def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Request | None, hint: str = "") -> Texts:
     measured, pinned_view = session.perplexities(request), _pinned_view(session, request, pinned)
     if plan is not None and plan.provisional and measured.sliced_reading is None:
-        hint = gettext("follows in a moment") if measured.protocol else gettext("follows when the model is loaded")
+        hint = gettext("follows in a moment") if measured.protocol else gettext("appears once the model is loaded")
     elif not hint:
         hint = _how_to_measure(request)
 

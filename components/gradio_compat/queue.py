@@ -136,11 +136,11 @@ class SteadyQueue(Queue):
         own_calls = sum(client is not None and other == client for other in clients)
         if own_calls >= limits.VISITOR_CALLS.value:
             return gettext(
-                "This page already has {count} calls waiting. Continue when some are answered.", count=own_calls
+                "This page already has {count} requests waiting. Try again when some have finished.", count=own_calls
             )
         if not limits.has_room(limits.CALLS, self.open_calls, True) and not self._make_room(address):
             return gettext(
-                "The server already has {count} calls waiting. Try again in a minute.", count=self.open_calls
+                "The server already has {count} requests waiting. Try again in a minute.", count=self.open_calls
             )
         if len(self.pending_messages_per_session) >= 2 * limits.CALLS.value:
             calling = self._sessions_with_calls()

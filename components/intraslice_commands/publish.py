@@ -36,9 +36,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(order="one-shot", eval_tokens=EVAL_TOKENS)
     place = command.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, metavar="FILE.html", help="one file, to send or to embed")
-    place.add_argument(
-        "--site", type=Path, metavar="FOLDER", help="an article in all languages, with models for the browser"
-    )
+    help_text = "an article in every language of the page, with models that run in the browser"
+    place.add_argument("--site", type=Path, metavar="FOLDER", help=help_text)
     help_text = (
         "the slider's steps (default: 0 to 0.6); with --site: sparsities of the downloadable models "
         "(default: 0 0.2 0.3 0.4)"

@@ -155,7 +155,7 @@ class Jobs:
         waiting, has_some = len(jobs), bool(address) and any(job.address == address for job in jobs)
         if not limits.has_room(limits.JOBS, waiting, has_some):
             return lazy_gettext(
-                "Too many jobs ({count}) of other sessions are waiting. Try again in a minute.", count=waiting
+                "Too many jobs ({count}) from other sessions are waiting. Try again in a minute.", count=waiting
             )
         return ""
 

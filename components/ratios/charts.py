@@ -194,13 +194,14 @@ def _kept(layer: LayerView, module: str) -> str:
 def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
     if all(curve.one_by_one for curve in curves.values()):
         return gettext(
-            "Before cap and locks, the fraction of a module's units below its threshold is its ratio; another score "
-            "(contribution to the output times sensitivity of the loss) decides which heads and neurons are removed."
+            "Before the cap and any locks are applied, a module's ratio is the fraction of its units below the "
+            "threshold; another score (contribution to the output times sensitivity of the loss) decides which heads "
+            "and neurons are removed."
         )
     return gettext(
-        "Runtime shapes: before cap and locks, a module's ratio is the fraction of its whole heads, or of its blocks "
-        "of 32 neurons, whose average lies below the threshold; another score (contribution to the output times "
-        "sensitivity of the loss) decides which neurons are removed."
+        "Runtime shapes: before the cap and any locks are applied, a module's ratio is the fraction of its whole "
+        "heads, or of its blocks of 32 neurons, whose average lies below the threshold; another score (contribution to "
+        "the output times sensitivity of the loss) decides which neurons are removed."
     )
 
 

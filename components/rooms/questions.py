@@ -52,8 +52,8 @@ class Question(NamedTuple):
     def wrong_truth(self) -> LazyString:
         """That a value from outside cannot be what was measured, in words."""
         return lazy_gettext(
-            "The measured value for question {step} has a wrong type or is out of range. Reload the page and reveal it "
-            "again.",
+            "The measured value for question {step} has the wrong type or is out of range. Reload the page and reveal "
+            "it again.",
             step=self.number,
         )
 

@@ -160,14 +160,14 @@ class Rooms:
                 words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
                 raise Refused(409, words)
             if question.number != room.step:
-                raise Refused(409, lazy_gettext("The class is at question {step}.", step=room.step))
+                raise Refused(409, lazy_gettext("The class is on question {step}.", step=room.step))
             if room.answer_count >= (max_answers := limits.ROOM_ANSWERS.value):
                 words = lazy_gettext(
                     "This class already has {count:,} predictions and accepts no more.", count=max_answers
                 )
                 raise Refused(429, words)
             if room.revisions(digest, question.number) >= MAX_REVISIONS:
-                words = lazy_gettext("Too many changes of this prediction: the last one that was accepted counts.")
+                words = lazy_gettext("Too many changes to this prediction: the last one accepted counts.")
                 raise Refused(429, words)
             answer = Answer(digest, question.number, id, value)
             self._store.answer(room.code, answer)

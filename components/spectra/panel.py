@@ -17,7 +17,7 @@ from .charts import TITLES, variance_chart
 from .head_charts import pair_chart, rank_chart
 from .measure import SpectraViews
 
-WAITING = lazy_gettext("Spectra follow when the model is calibrated.")
+WAITING = lazy_gettext("Spectra appear once the model is calibrated.")
 
 
 class Charts(NamedTuple):

@@ -60,7 +60,7 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
     ]
     readings = [line[: len(columns) + 1] for line in readings]
     flops = gettext(
-        "FLOPs: two for each weight of a matrix multiplication, and attention to {context} tokens.",
+        "FLOPs: two per weight in each matrix multiplication, plus those of attention over {context} tokens.",
         context=plan.context,
     )
     style = "isx-with-pinned" if pinned else ""

@@ -107,7 +107,7 @@ def _before(measured: Perplexities) -> str:
         return ""
     text, so_far = gettext(", precomputed on {day}", day=translate(measured.stored.day)), measured.so_far
     if so_far and so_far.sliced_reading:
-        text += gettext("; here so far {value}", value=formatting.reading(so_far.sliced_reading))
+        text += gettext("; measured here so far: {value}", value=formatting.reading(so_far.sliced_reading))
         text += _progress(so_far)
     return text
 

@@ -121,7 +121,7 @@ def _in_context(
     sliced, plan = run.slice(loaded, stats, tokens)
     if not isinstance(plan, SlicePlan):
         raise UserError(
-            f"--context needs a method that prunes single modules, got {method}; choose another --method, or leave "
+            f"--context needs a method that prunes individual modules, got {method}; choose another --method, or leave "
             "--context out"
         )
     return measure_in_context(loaded, stats, sliced, plan, windows, method)

@@ -203,8 +203,8 @@ def parser() -> argparse.ArgumentParser:
     inspect = command("inspect", analyses.inspect, "spectra and activation shift", FEW_TOKENS)
     explanation = (
         "spectra: explained variance of the dense activations; shift: distance of each method's activations from the "
-        "dense ones; faults: perplexity if only the inputs, only the outputs, or both of all modules are projected, to "
-        "find the part of cross-module slicing that does the damage"
+        "dense ones; faults: perplexity when only the inputs, only the outputs, or both are projected in every module, "
+        "to find the part of cross-module slicing that does the damage"
     )
     inspect.add_argument("--parts", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS, help=explanation)
     explanation = "methods whose shift is measured"
@@ -220,7 +220,9 @@ def parser() -> argparse.ArgumentParser:
     sensitivity.set_defaults(dtype="float32")  # bfloat16's rounding alone is 0.002 nats, as much as small modules cost
     prices_command = command("prices", prices, "marginal cost per parameter in each module", FEW_TOKENS)
     prices_command.set_defaults(dtype="float32")
-    explanation = "also list the modules where this estimator's plan of equal size differs"
+    explanation = (
+        "also list the modules where this estimator's plan, at equal size, differs most from that of --estimator"
+    )
     prices_command.add_argument("--against", **_ESTIMATOR, help=explanation)
     explanation = "search for better ratios by measuring KL, and save them as importances"
     search.add_options(command("search", search.search, explanation))

@@ -34,7 +34,7 @@ def prices(run: Run) -> CommandResult:
     stats, tokens = run.calibrate(loaded)
     sliced, plan = run.slice(loaded, stats, tokens)
     if not isinstance(plan, SlicePlan):
-        raise UserError(f"{method} does not prune single modules; expected a --method that does")
+        raise UserError(f"{method} does not prune individual modules; expected a --method that does")
     profile = stats.profile_for(plan.config)
     differences = None
     if against is not None:  # before anything is measured

@@ -25,8 +25,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="file to write the importances to; pass it to --estimator",
     )
     explanation = (
-        "sparsities to search at, in this order; each search keeps every ratio between those found at the nearest "
-        "smaller and larger sparsity; at other sparsities ratios are interpolated"
+        "sparsities to search at, in this order; each search constrains every ratio to lie between those found at the "
+        "nearest smaller and larger sparsity; at other sparsities ratios are interpolated"
     )
     add("--sparsities", nargs="+", type=float, default=[0.3, 0.2, 0.4, 0.5], metavar="F", help=explanation)
     add("--exchanges", type=int, metavar="N", help="number of candidates to measure, instead of --passes")

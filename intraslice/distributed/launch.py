@@ -45,8 +45,8 @@ def _join(device: str, count: int) -> None:
         all_gather([])  # wait for all: a process that fails at once would cut off those that still connect
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"{count} processes cannot connect ({str(error).splitlines()[0][:200]}); start them with torchrun, on "
-            "several machines with the same --rdzv-endpoint"
+            f"{count} processes cannot connect ({str(error).splitlines()[0][:200]}); start them with torchrun; on "
+            "several machines, give each the same --rdzv-endpoint"
         ) from error
 
 

@@ -51,13 +51,13 @@ def catalogue(view: EstimatorCheckView | None, estimator: str) -> str:
     lines = "".join(f"<li>{_misjudged(module, escape(name))}</li>" for module in misjudged)
     if misjudged:
         heading = gettext(
-            "Modules whose predicted and measured ranks differ, beyond noise, by more than a third of the number of "
-            "layers (rank 1: most damage):"
+            "Modules whose predicted and measured ranks differ by more than a third of the number of layers, even "
+            "allowing for noise (rank 1: most damage):"
         )
     else:
         heading = gettext(
-            "No module's predicted rank ({name}) differs from its measured rank, beyond noise, by more than a third "
-            "of the number of layers.",
+            "Allowing for noise, no module's predicted rank ({name}) differs from its measured rank by more than a "
+            "third of the number of layers.",
             name=escape(name),
         )
     return f'{table}<div class="isx-words"><p>{heading}</p>{f"<ul>{lines}</ul>" if misjudged else ""}</div>'

@@ -43,10 +43,10 @@ def marginal_cost_chart(view: MarginalCostView | None, estimator: str, selected:
     note = translate(WAITING)
     if view:
         note = gettext(
-            "What does removing one more parameter cost? Points: the KL from the dense model that removing one "
-            "more parameter of this module adds, in multiples of the median module's; ± one standard error, on "
-            "{measured_on}. Lines: what the estimator predicts ({estimators}). In the best plan of a given "
-            "size all points have the same height, except those of modules that are unpruned, at the cap or "
+            "What does removing one more parameter cost? Points: how much removing one more parameter of a "
+            "module increases the KL from the dense model, in multiples of the median module's increase; ± one "
+            "standard error, on {measured_on}. Lines: what the estimator predicts ({estimators}). In the best plan of "
+            "a given size all points have the same height, except those of modules that are unpruned, at the cap or "
             "locked. A module with a higher point is pruned too much, one with a lower point too little.",
             measured_on=view.measured_on,
             estimators=gettext(" and ").join(ESTIMATORS[name] for name in shown),

@@ -11,7 +11,8 @@ from ...ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
 from .measure import RatioSearchView
 
 WAITING = lazy_gettext(
-    "Do better ratios exist? Move parameters between modules of the sliced model, at equal size, while KL falls."
+    "Do better ratios exist? Move parameters between modules of the sliced model, at equal size, and keep the moves "
+    "that lower KL."
 )
 
 

@@ -107,7 +107,7 @@ def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, mon
     own.append(begun(jobs, "a", "answer"))  # in the place of the former one
     others = begun(jobs, "b", "measure")
     (refused,) = jobs.run("c", "measure", endless)
-    assert refused.text == "Too many jobs (3) of other sessions are waiting. Try again in a minute."
+    assert refused.text == "Too many jobs (3) from other sessions are waiting. Try again in a minute."
     others.close()
     own.append(begun(jobs, "c", "measure"))
 

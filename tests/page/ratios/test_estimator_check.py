@@ -89,4 +89,4 @@ def test_the_misjudged_are_named(view) -> None:
     words = catalogue(EstimatorCheckView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
     assert "Slicing layer 2's MLP does more damage than PCA-aware predicts: measured rank 1 of 3" in words
     words = catalogue(EstimatorCheckView(**{**vars(view), "misjudged": ()}), "fisher")
-    assert "No module's predicted rank (Fisher) differs" in words
+    assert "no module's predicted rank (Fisher) differs" in words

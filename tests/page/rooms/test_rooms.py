@@ -59,7 +59,7 @@ def test_a_repeat_counts_once_and_a_later_prediction_replaces_the_earlier(klass)
 
 def test_late_answers_and_answers_to_another_question_are_refused_with_a_sentence(klass) -> None:
     student = klass.join()
-    assert klass.answer(student, 1, HURTS).json() == {"error": "The class is at question 1."}
+    assert klass.answer(student, 1, HURTS).json() == {"error": "The class is on question 1."}
     klass.lead("reveal", step=COST, truth=1.4)
     refused = klass.answer(student, 2)
     assert (refused.status_code, refused.json()["error"]) == (

@@ -103,7 +103,7 @@ def test_too_many_calls_are_refused_in_words(serve) -> None:
         caller.join(0.0, "greedy")
     refused = caller.join(0.0, "greedy")
     assert refused.status_code == 503
-    assert refused.json()["detail"].startswith("This page already has 3 calls waiting.")
+    assert refused.json()["detail"].startswith("This page already has 3 requests waiting.")
     with contextlib.ExitStack() as readers:
         for _ in range(5):
             event = caller.join(30.0).json()["event_id"]
@@ -114,7 +114,7 @@ def test_too_many_calls_are_refused_in_words(serve) -> None:
         refused = caller.join(0.0)
         others = [Caller(caller.url, f"127.0.0.{number}").join(30.0) for number in (2, 3)]  # for whom a part is kept
     assert refused.status_code == 503
-    assert refused.json()["detail"].startswith("The server already has 8 calls waiting.")
+    assert refused.json()["detail"].startswith("The server already has 8 requests waiting.")
     assert [answer.status_code for answer in others] == [200, 200]
 
 
