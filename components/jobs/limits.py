@@ -86,10 +86,10 @@ PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes
 ROOMS = Limit("ROOMS", "classes that are kept", 200, 200, "each for 24 hours, on the disk")
 STUDENTS = Limit("STUDENTS", "students of a class", 200, 200, "each polls every 1.5 seconds")
 ROOM_ANSWERS = Limit(
-    "ROOM_ANSWERS", "predictions of a class, with those that were changed", 20_000, 20_000, "all are in memory"
+    "ROOM_ANSWERS", "predictions of a class, replaced ones included", 20_000, 20_000, "all are in memory"
 )
 WRONG_CODES = Limit(
-    "WRONG_CODES", "wrong class codes of one network address in ten minutes", 30, 30, "codes cannot be guessed"
+    "WRONG_CODES", "wrong class codes of one network address in ten minutes", 30, 30, "so that codes cannot be guessed"
 )
 CACHE_BYTES = Limit(
     "CACHE_BYTES", "bytes of the cache folder", MAX_CACHE_BYTES, 5 * 10**9, "the least recently used are deleted"
