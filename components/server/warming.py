@@ -72,6 +72,7 @@ class Warming:
         calibrated = self._session.calibrations.calibrate(job, first.calibration)
         self._session.keep_calibration(first)
         size = sum(parameter.nbytes for parameter in calibrated.loaded.model.parameters())
+        weights = calibrated.stats.profile.dense_decoder
         self._begin("measurement", job)
         self._session.measure_perplexities(job, first)
         requests = [("slice", first.with_settings(sparsity=percent)) for percent in SPARSITIES]
@@ -79,6 +80,9 @@ class Warming:
         for step, request in requests:
             if BUDGET.held_bytes() + size > BUDGET.max_bytes:
                 log.info("warming ends: the caches have no memory for another slice")
+                return
+            if not self._session.slice_memory.can_train(request.slicing.recovery, weights):
+                log.info("warming ends: training would leave other jobs too little memory")
                 return
             self._slice(step, request, job)
 

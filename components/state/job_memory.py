@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import count, takewhile
 
 from intraslice.pretrained.memory import available_bytes
+from intraslice.recovery.registry import training_bytes
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
@@ -33,6 +34,10 @@ class JobMemory:
     def __init__(self, caches: Caches, device: str, max_wait: float = math.inf) -> None:
         self._caches, self._device, self._max_wait = caches, device, max_wait
         self._needed: dict[Job, int] = {}  # bytes, in order of arrival
+
+    def can_train(self, recovery: str, weights: int) -> bool:
+        """Whether training so many weights in the background leaves half of the jobs' memory to others."""
+        return training_bytes(recovery, weights) <= self._caches.job_bytes / 2
 
     @contextmanager
     def reserved(self, job: Job, needed: int, in_use: object) -> Iterator[None]:

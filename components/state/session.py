@@ -17,7 +17,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.loading import SUGGESTED_MODELS, require_memory
 from intraslice.methods.crossmodule_bases import find_axes
-from intraslice.methods.registry import plan_by, slice_by
+from intraslice.methods.registry import plan_by, slice_by, slice_bytes
 from intraslice.planning.ratios import SlicePlan
 from intraslice.pretrained.memory import available_bytes
 from intraslice.pretrained.precision import AUTO, choose_device
@@ -288,8 +288,7 @@ class Session:
                     reports[text] = job_progress(job, text)
                 reports[text](event)
 
-            size = sum(parameter.nbytes for parameter in loaded.model.parameters())
-            with self.slice_memory.reserved(job, size, calibrated):
+            with self.slice_memory.reserved(job, slice_bytes(loaded.model, plan), calibrated):
                 sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
             return sliced

@@ -18,7 +18,7 @@ from intraslice.distributed.sharing import size
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.planning.ratios import SlicePlan
-from intraslice.recovery.registry import recover, require_trainable
+from intraslice.recovery.registry import recover, require_trainable, training_bytes
 
 Plan = SlicePlan | CrossModulePlan
 PlanType = TypeVar("PlanType", bound=Plan)
@@ -138,3 +138,9 @@ def slice_by(
         return sliced
     text = tokens if training_tokens is None else training_tokens
     return recover(model, sliced, text, plan.recovery, plan.epochs, progress=report)
+
+
+def slice_bytes(model: PreTrainedModel, plan: Plan) -> int:
+    """Memory that `slice_by` takes, at most, in addition to the model and its statistics."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return weights + training_bytes(plan.recovery, plan.parameters.sliced_decoder)

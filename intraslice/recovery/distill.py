@@ -52,6 +52,9 @@ class Distillation(Recovery):
     def settings(self) -> str:
         return f"{FORMAT} {self}"
 
+    def training_bytes(self, weights: int) -> int:
+        return BYTES_PER_WEIGHT * weights
+
     def recover(
         self,
         dense: PreTrainedModel,
@@ -76,7 +79,7 @@ class Distillation(Recovery):
         matrices = _unshared_matrices(dense, sliced)
         if not matrices or epochs == 0:
             return sliced
-        _require_memory(matrices, sliced.device)
+        _require_memory(self.training_bytes(sum(weight.numel() for weight in matrices)), sliced.device)
         if size := self.sampled_sequences(len(tokens)):
             samples = kept_samples(dense, (size, tokens.shape[1]), self.temperature, self.seed, report)
             tokens = torch.cat([tokens.cpu(), samples])
@@ -169,9 +172,8 @@ def _unshared_matrices(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[
     return [weight for weight in parameters if weight.ndim == 2 and weight.numel() and id(weight) not in shared]
 
 
-def _require_memory(matrices: list[nn.Parameter], device: torch.device) -> None:
-    required, free = BYTES_PER_WEIGHT * sum(weight.numel() for weight in matrices), available_bytes(str(device))
-    if required > free:
+def _require_memory(required: int, device: torch.device) -> None:
+    if required > (free := available_bytes(str(device))):
         raise UserError(
             f"distillation requires {required / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB is free on {device}; "
             "slice without recovery"

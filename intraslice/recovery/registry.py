@@ -53,6 +53,10 @@ class Recovery(ABC):
         samples = self.sampled_sequences(len(tokens)) * tokens.shape[1]
         return recovery_cost(dense, sliced, tokens.numel(), samples, epochs, calibration_tokens)
 
+    def training_bytes(self, weights: int) -> int:
+        """Memory to train so many weights, in addition to the models."""
+        return 0
+
     def sampled_sequences(self, sequences: int) -> int:
         """The number of sequences that the dense model writes, besides `sequences` of the text: none by default."""
         return 0
@@ -90,6 +94,12 @@ def recover(
 def settings_of(recovery: str) -> str:
     """The settings of a recovery by its name, for cache keys; empty for "none"."""
     return "" if recovery == NO_RECOVERY else RECOVERIES.require(recovery).settings
+
+
+def training_bytes(recovery: str, weights: int) -> int:
+    """Memory that `recover` takes for a model whose layers have so many weights, at most; 0 for "none"."""
+    entry: Recovery | None = None if recovery == NO_RECOVERY else RECOVERIES.require(recovery)
+    return entry.training_bytes(weights) if entry else 0
 
 
 def cost_of(

@@ -58,6 +58,15 @@ def test_without_memory_for_another_slice_it_ends_with_what_it_has(fresh, tiny, 
     assert not fresh.is_sliced(tiny.with_settings(sparsity=10))
 
 
+def test_training_that_leaves_other_jobs_too_little_memory_is_left_out(fresh, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(fresh._caches, "job_bytes", 1e5)
+    warm = warming.Warming(fresh)
+    warm.start().join(60)
+    assert warm.progress == "done"
+    assert fresh.is_sliced(tiny.with_settings(sparsity=50))
+    assert not fresh.is_sliced(tiny.with_settings(sparsity=20, recovery="distill"))
+
+
 def test_a_failure_is_reported_and_ends_it(fresh, monkeypatch) -> None:
     def fail(*values: object) -> None:
         raise UserError("no weights")
