@@ -17,6 +17,7 @@ import re
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import httpx
 from gradio.route_utils import get_request_origin
@@ -26,6 +27,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...i18n.language import gettext, requested_language
+from .addresses import address_of
 
 INFO = "/gradio_api/info"  # what a program reads of all endpoints; encoding it takes the event loop a third of a second
 PATHS = ("/", "/config", INFO)
@@ -36,6 +38,8 @@ ORIGIN = re.compile(r"https?://[\w.:\[\]-]+", re.ASCII)  # nothing that ends a s
 OURS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server", b"if-none-match", b"accept-encoding"}
 SENT = 32  # answers as they were sent
 CHUNK = 2**16  # bytes
+AT_ONCE = 8  # answers sent to one network address at once
+RATE = 10**8  # bytes per second to one network address: a thousand pages would fill the system's buffers for seconds
 
 
 def origin_of(request: Request) -> str:
@@ -73,6 +77,7 @@ class CachedPage:
         self._rendered: dict[tuple[str, str, str], Rendered] = {}
         self._sent: dict[tuple[str, str, bool], bytes] = {}  # the one that was used last comes last
         self._making = asyncio.Lock()
+        self._sending: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by network address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, or hand it on."""
@@ -99,7 +104,12 @@ class CachedPage:
         headers |= {"content-encoding": "gzip"} if zipped else {}
         body = self._as_sent(rendered, origin, zipped)
         headers["content-length"] = str(len(body))
-        await StreamingResponse(in_chunks(body), headers=headers, media_type=rendered.media_type)(scope, receive, send)
+        response = StreamingResponse(in_chunks(body), headers=headers, media_type=rendered.media_type)
+        if not (address := address_of(request)):  # of all clients behind a proxy
+            return await response(scope, receive, send)
+        async with self._sending.setdefault(address, asyncio.Semaphore(AT_ONCE)):
+            await response(scope, receive, send)
+            await asyncio.sleep(AT_ONCE * len(body) / RATE)
 
     def _as_sent(self, rendered: Rendered, origin: str, zipped: bool) -> bytes:
         key = (rendered.version, origin, zipped)

@@ -1,9 +1,14 @@
 """The page's HTML and configuration: made once for each language, with the address of whoever asks."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import gradio as gr
+import httpx
 import pytest
 from starlette.middleware import Middleware
 
+from components.gradio_compat.http import cached_page
 from components.gradio_compat.http.cached_page import CachedPage
 from components.i18n.language import LANGUAGES
 from components.server.language import LanguageMiddleware
@@ -92,3 +97,23 @@ def test_a_host_that_is_none_is_not_in_the_page(client, name, host) -> None:
     if not client.is_plain:
         answer = ask(client, **{name: host})
         assert answer.status_code == 400 or host not in answer.text
+
+
+def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, monkeypatch) -> None:
+    if client.is_plain:
+        return
+    size = len(ask(client, accept_encoding="identity").content)
+    monkeypatch.setattr(cached_page, "RATE", 40 * size)
+
+    def seconds(address: str, count: int) -> float:
+        transport = httpx.HTTPTransport(local_address=address)
+        with httpx.Client(transport=transport, headers={"accept-encoding": "identity"}) as http:
+            start = time.monotonic()
+            with ThreadPoolExecutor(count) as pool:
+                assert all(r.status_code == 200 for r in pool.map(lambda _: http.get(client.address), range(count)))
+            return time.monotonic() - start
+
+    with ThreadPoolExecutor() as pool:
+        flood = pool.submit(seconds, "127.0.0.2", 60)
+        other = seconds("127.0.0.3", 1)
+    assert flood.result() > 1 > other
