@@ -72,12 +72,14 @@ class ModelFiles:
         return job.share(("device", name), lambda job: self._write(job, session, request, method))
 
     def _write(self, job: Job, session: Session, request: Request, method: str) -> ModelFile:
-        write, size = writer(job, session, request, method)
-        job.emit(Status(lazy_gettext("Writing the files for your device")))
+        writer(job, session, request, method)  # the slice is in the cache then: nobody holds one while waiting
         name = file_name(request, method)
-        with WRITERS.taken(job):
-            path = self._downloads.put(name, write, size)
-            file = ModelFile(name, path.stat().st_size, file_sha256(path))
+        with WRITERS.held(job):
+            write, size = writer(job, session, request, method)
+            job.emit(Status(lazy_gettext("Writing the files for your device")))
+            with job.waiting():
+                path = self._downloads.put(name, write, size)
+                file = ModelFile(name, path.stat().st_size, file_sha256(path))
             with self._lock:
                 self._written[name] = path, file
         return file

@@ -7,6 +7,8 @@ import shlex
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -151,9 +153,6 @@ def report_of(session: Session, request: Request, layer: int, prompt: str, choic
 
 def write_checkpoint(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:
     """Slice, or take the slice from memory, and zip its folder. Raises UserError at 0 % or if the disk is full."""
-    model, tokenizer, record = _sliced(job, session, request)
-    name, size = checkpoint_name(request), sum(tensor.nbytes for tensor in model.state_dict().values())
-    job.emit(Status(lazy_gettext("Writing {size:.0f} MB", size=size / 1e6)))
 
     def write(path: Path) -> None:
         free = shutil.disk_usage(path.parent).free
@@ -172,8 +171,11 @@ def write_checkpoint(job: Job, session: Session, request: Request, downloads: Do
                 for file in sorted(folder.iterdir()):
                     archive.write(file, f"{name}/{file.name}")
 
-    with WRITERS.taken(job):
-        return Export(downloads.put(f"{name}.zip", write, int(2.2 * size)))
+    with _sliced(job, session, request) as (model, tokenizer, record):
+        name, size = checkpoint_name(request), sum(tensor.nbytes for tensor in model.state_dict().values())
+        job.emit(Status(lazy_gettext("Writing {size:.0f} MB", size=size / 1e6)))
+        with job.waiting():
+            return Export(downloads.put(f"{name}.zip", write, int(2.2 * size)))
 
 
 def write_gguf_file(
@@ -184,10 +186,6 @@ def write_gguf_file(
     Raises UserError for an unknown type, or for a model that llama.cpp cannot run.
     """
     limits.choice(lazy_gettext("GGUF type"), gguf_type, GGUF_CHOICES)
-    model, tokenizer, record = _sliced(job, session, request)
-    require_deci(model, tokenizer)
-    job.emit(Status(lazy_gettext("Writing for llama.cpp, {type}", type=gguf_type)))
-
     padding = 0
 
     def write(path: Path) -> None:
@@ -195,23 +193,32 @@ def write_gguf_file(
         report = write_gguf(model, tokenizer, path, cast(GGUFType, gguf_type), made=record, progress=False)
         padding = report.padding_bytes
 
-    size = sum(2 * parameter.numel() for parameter in model.parameters())
-    with WRITERS.taken(job):
+    with _sliced(job, session, request) as (model, tokenizer, record):
+        require_deci(model, tokenizer)
+        job.emit(Status(lazy_gettext("Writing for llama.cpp, {type}", type=gguf_type)))
+        size = sum(2 * parameter.numel() for parameter in model.parameters())
         name = checkpoint_name(request) if gguf_type == "f16" else f"{checkpoint_name(request)}-{gguf_type}"
-        path = downloads.put(f"{name}.gguf", write, size)
+        with job.waiting():
+            path = downloads.put(f"{name}.gguf", write, size)
     return Export(path, _padding_remark(padding))
 
 
+@contextmanager
 def _sliced(
     job: Job, session: Session, request: Request
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """The sliced model, its tokenizer, and its record."""
+) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]]:
+    """A turn to write: the sliced model, its tokenizer, and its record.
+
+    Nobody holds a model while waiting for the turn: those of many exports would fill the memory.
+    """
     if request.slicing.sparsity == 0:
         raise UserError(
             lazy_gettext("At 0% nothing is removed, so there is no sliced model to save. Move the slider first.")
         )
-    model = session.slice(job, request)
-    return model, session.calibrated(request).loaded.tokenizer, plan_record(session, request)
+    session.slice(job, request)  # in the cache, unless its memory is needed
+    with WRITERS.held(job):
+        model = session.slice(job, request)
+        yield model, session.calibrated(request).loaded.tokenizer, plan_record(session, request)
 
 
 def _padding_remark(count: int) -> str:

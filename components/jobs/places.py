@@ -1,4 +1,4 @@
-"""A semaphore for work outside the scheduler's turns, such as reading or writing files, which takes memory and disk."""
+"""A semaphore for work that takes memory and disk, such as reading or writing files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOOK = 0.25  # seconds between two looks for a free place
 
 
 class Places:
-    """At most `count` jobs inside `taken` at a time; the others wait, and say so.
+    """At most `count` jobs inside `held` or `taken` at a time; the others wait, and say so.
 
     Args:
         words: the status of a job that waits.
@@ -24,12 +24,17 @@ class Places:
 
     @contextmanager
     def taken(self, job: Job) -> Iterator[None]:
-        """While open, the job has a place and no turn: as `job.waiting()`. Raises Cancelled, also while it waits."""
+        """While open, the job has a place and no turn: as `held` and `job.waiting()`."""
+        with self.held(job), job.waiting():
+            yield
+
+    @contextmanager
+    def held(self, job: Job) -> Iterator[None]:
+        """While open, the job has a place. Raises Cancelled, also while it waits."""
         while not self._free.acquire(blocking=False):
             job.emit(Status(self._words))
             job.sleep(LOOK)
         try:
-            with job.waiting():
-                yield
+            yield
         finally:
             self._free.release()
