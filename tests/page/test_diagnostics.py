@@ -245,7 +245,7 @@ def test_the_snapshot_is_the_default_models() -> None:
 
 
 def test_the_words_under_the_shift_have_the_snapshots_numbers() -> None:
-    text = (ASSETS / "texts" / "en" / "shift.html").read_text(encoding="utf-8")
+    text = " ".join((ASSETS / "texts" / "en" / "shift.html").read_text(encoding="utf-8").split())
     view = activations_snapshot.shift()
     intra, cross = (method.places["residual"] for method in view.methods.values())
     mean = {name: [fmean(getattr(one, name) for one in shifts) for shifts in (intra, cross)] for name in MEASURES}

@@ -173,7 +173,7 @@ def test_what_a_browser_refuses_is_said_and_the_page_goes_on(opened) -> None:
             page.click("#device-generate")
         opened.says(STATUS, words)
         if what == "storage":  # they live as long as the page
-            opened.says("#device", "keeps no files")
+            opened.says("#device", "does not keep files")
             page.click("#generate")
             opened.says("#device", "64 tokens")
         page.evaluate(f"() => {{ {end} }}")

@@ -138,7 +138,7 @@ def test_nobody_waits_for_ever_for_one_that_hangs(together, monkeypatch):
     [
         ({"WORLD_SIZE": "two"}, "cpu", "WORLD_SIZE must be a whole number, got 'two'"),
         ({"WORLD_SIZE": "2"}, "cpu", "2 processes cannot connect"),
-        ({"WORLD_SIZE": "2"}, "cuda:1", "must be cpu, or cuda"),
+        ({"WORLD_SIZE": "2"}, "cuda:1", "must be cpu or cuda"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "64"}, "cuda", "GPU"),
     ],
 )
