@@ -38,7 +38,6 @@ ORIGIN = re.compile(r"https?://[\w.:\[\]-]+", re.ASCII)  # nothing that ends a s
 OURS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server", b"if-none-match", b"accept-encoding"}
 SENT = 32  # answers as they were sent
 CHUNK = 2**16  # bytes
-AT_ONCE = 8  # answers sent to one network address at once
 RATE = 10**8  # bytes per second to one network address: a thousand pages would fill the system's buffers for seconds
 
 
@@ -77,7 +76,7 @@ class CachedPage:
         self._rendered: dict[tuple[str, str, str], Rendered] = {}
         self._sent: dict[tuple[str, str, bool], bytes] = {}  # the one that was used last comes last
         self._making = asyncio.Lock()
-        self._sending: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by network address
+        self._pace: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by network address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, or hand it on."""
@@ -105,11 +104,10 @@ class CachedPage:
         body = self._as_sent(rendered, origin, zipped)
         headers["content-length"] = str(len(body))
         response = StreamingResponse(in_chunks(body), headers=headers, media_type=rendered.media_type)
-        if not (address := address_of(request)):  # of all clients behind a proxy
-            return await response(scope, receive, send)
-        async with self._sending.setdefault(address, asyncio.Semaphore(AT_ONCE)):
-            await response(scope, receive, send)
-            await asyncio.sleep(AT_ONCE * len(body) / RATE)
+        if address := address_of(request):  # else it may be that of all clients behind a proxy
+            async with self._pace.setdefault(address, asyncio.Lock()):  # not while sending: a client may never read
+                await asyncio.sleep(len(body) / RATE)
+        await response(scope, receive, send)
 
     def _as_sent(self, rendered: Rendered, origin: str, zipped: bool) -> bytes:
         key = (rendered.version, origin, zipped)
