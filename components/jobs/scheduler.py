@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 from functools import partial
+from traceback import clear_frames
 from typing import Any
 
 from ..i18n.language import lazy_gettext
@@ -243,6 +244,7 @@ class Scheduler:
             pass
         except BaseException as problem:  # whoever listens is told; the others' work goes on
             error = problem
+            _forget_variables(problem)
         with self.lock:
             self._charge(job)
             self.jobs = [other for other in self.jobs if other is not job]
@@ -250,3 +252,11 @@ class Scheduler:
             job.end(result, error)
             self._runner = None
             self._pass_on()
+
+
+def _forget_variables(error: BaseException) -> None:
+    """Clear the variables of the functions that an error has ended: they hold models, and job and error are a cycle."""
+    cause: BaseException | None = error
+    while cause is not None:
+        clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__

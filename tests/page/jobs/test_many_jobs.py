@@ -1,7 +1,9 @@
 """Many jobs at once, on toy jobs: threads, memory, and random ones."""
 
+import gc
 import threading
 import time
+import weakref
 from functools import partial
 from random import Random
 
@@ -44,7 +46,38 @@ def test_a_thousand_jobs_leave_no_threads_and_nothing_that_they_made(monkeypatch
 
 
 class Failed(Exception):
-    """What a job of the test below fails with on purpose."""
+    """What jobs of the tests below fail with on purpose."""
+
+
+class Model:
+    """Something large that a job holds."""
+
+
+def test_a_failed_job_leaves_nothing_that_it_held_before_any_garbage_collection():
+    held = []
+
+    def failing(job):
+        model = Model()
+        held.append(weakref.ref(model))
+        try:
+            dict(model)
+        except TypeError as error:
+            raise Failed from error
+
+    def sharing(job):
+        model = Model()
+        held.append(weakref.ref(model))
+        job.share("model", failing)
+
+    gc.disable()
+    try:
+        for work in (failing, sharing):
+            job = Scheduler().start("somebody", work)
+            with pytest.raises(Failed):
+                job.join()
+        assert [model() for model in held] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("seed", range(3))
