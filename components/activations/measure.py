@@ -89,7 +89,7 @@ class ShiftViews:
             if (
                 self._shifts.get(key) is not None
                 or self._missing.get(key) is not None
-                or self._is_unreachable(request, key)
+                or self._is_unreachable(job, request, key)
             ):
                 continue
             sliced[method] = self._session.slice(job, request, method)
@@ -100,11 +100,11 @@ class ShiftViews:
             self._compare(job, request, sliced)
         job.emit(self._session.ready(request))
 
-    def _is_unreachable(self, request: Request, key: SliceKey) -> bool:
+    def _is_unreachable(self, job: Job, request: Request, key: SliceKey) -> bool:
         """Whether the cross-module method cannot reach this sparsity; stores the reason."""
         if key[2] != "crossmodule":
             return False
-        dense = self._session.calibrated(request).loaded.model
+        dense = self._session.calibrations.load(job, request.calibration).model
         plan, is_close = nearest_plan(dense, request.slicing.sparsity)
         if not is_close:
             self._missing.put(key, note_of(plan))
@@ -112,7 +112,7 @@ class ShiftViews:
 
     def _compare(self, job: Job, request: Request, sliced: dict[str, PreTrainedModel]) -> None:
         """Measure several methods in one pass of the dense model."""
-        calibrated = self._session.calibrated(request)
+        calibrated = self._session.calibrations.calibrate(job, request.calibration)
         dense, windows = calibrated.loaded.model, calibrated.windows
         tokens = windows[: max(1, TOKENS // windows.shape[1])]
         names = LazyString(lambda: gettext(" and ").join(translate(NAMES[method]) for method in sliced))

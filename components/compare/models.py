@@ -52,8 +52,7 @@ class Columns:
 
     def pair(self, job: Job, request: Request) -> dict[str, PreTrainedModel]:
         """The dense and the IntraSlice model."""
-        sliced = self.session.slice(job, request)
-        return {"dense": self.session.calibrated(request).loaded.model, "intraslice": sliced}
+        return {"dense": self.dense(job, request).model, "intraslice": self.session.slice(job, request)}
 
     def model(self, job: Job, request: Request, name: str, full_calibration: bool = True) -> PreTrainedModel:
         """A column's model; without `full_calibration` from the sequences that the calibration has read so far.
@@ -142,13 +141,14 @@ class Columns:
         if request.slicing.sparsity:
             with suppress(UserError, NumericalError):  # `cached_costs` has the reason
                 models["crossmodule"] = self.model(job, request, "crossmodule")
-            calibrated = self.session.calibrated(request)
+            calibrated = self.session.calibrations.calibrate(job, request.calibration)
             for name in [name for name in models if name != "dense"]:
                 self.session.readings.losses(job, request.slice_key(name), calibrated, compared=True)
         self._measure_speed(job, request, models)
         if pinned is not None and pinned.slicing.sparsity:
             self.session.measure_perplexities(job, pinned)
-            models, calibrated = self.pair(job, pinned), self.session.calibrated(pinned)
+            models = self.pair(job, pinned)
+            calibrated = self.session.calibrations.calibrate(job, pinned.calibration)
             self.session.readings.losses(job, pinned.slice_key("intraslice"), calibrated, compared=True)
             self._measure_speed(job, pinned, models)
         job.emit(self.session.ready(request))

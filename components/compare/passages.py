@@ -30,7 +30,7 @@ def next_tokens(
         if not prompt.strip():
             raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
         models = columns.pair(job, request)
-        tokenizer = columns.session.calibrated(request).loaded.tokenizer
+        tokenizer = columns.dense(job, request).tokenizer
         job.emit(Status(lazy_gettext("Reading the prompt")))
         tokens = compare_next_tokens(
             models["dense"], models["intraslice"], tokenizer, prompt, MAX_CANDIDATES, chat=not raw
@@ -54,7 +54,7 @@ def score(columns: Columns, request: Request, text: str, client: str) -> Iterato
 def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> PassageView:
     """The work of `score`, inside a job. Raises UserError for a text that is too short or too long."""
     models = columns.pair(job, request)
-    tokenizer = columns.session.calibrated(request).loaded.tokenizer
+    tokenizer = columns.dense(job, request).tokenizer
     count = len(tokenizer(text.strip(), add_special_tokens=False).input_ids)
     if not 2 <= count <= MAX_TOKENS:  # the first has no score
         raise UserError(

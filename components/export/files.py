@@ -114,8 +114,8 @@ def answers(
     """The answers of the dense and the sliced model. Raises UserError for invalid numbers or an empty prompt."""
     if not prompt.strip():
         raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
+    loaded = session.calibrations.load(job, request.calibration)
     sliced = session.slice(job, request)
-    loaded = session.calibrated(request).loaded
     texts = {"dense": "", "sliced": ""}
     for name, model in (("dense", loaded.model), ("sliced", sliced)):
         status = Status(lazy_gettext("Answering, dense") if name == "dense" else lazy_gettext("Answering, sliced"))
@@ -217,8 +217,11 @@ def _sliced(
         )
     session.slice(job, request)  # in the cache, unless its memory is needed
     with WRITERS.held(job):
-        model = session.slice(job, request)
-        yield model, session.calibrated(request).loaded.tokenizer, plan_record(session, request)
+        calibrated = session.calibrations.calibrate(job, request.calibration)
+        model, tokenizer = session.slice(job, request), calibrated.loaded.tokenizer
+        record = plan_record(session, request)
+        del calibrated  # writing takes a while, and needs no moments
+        yield model, tokenizer, record
 
 
 def _padding_remark(count: int) -> str:

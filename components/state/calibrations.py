@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -66,10 +67,12 @@ class Calibrations:
     def __init__(self, caches: Caches, memory: JobMemory, device: str, evaluation_tokens: int) -> None:
         self._caches, self._memory, self._device = caches, memory, device
         self._evaluation_tokens = evaluation_tokens
+        # A job may still use what the cache has evicted: its memory is in use, so others share it.
+        self._in_use: WeakValueDictionary[CalibrationKey, Calibrated] = WeakValueDictionary()
 
     def best(self, key: CalibrationKey) -> Calibrated | None:
         """The calibration on the sequences seen so far, or None."""
-        return self._caches.calibrations.get(key)
+        return self._caches.calibrations.get(key) or self._in_use.get(key)
 
     def whole(self, key: CalibrationKey) -> Calibrated | None:
         """The calibration if it includes all sequences, or None."""
@@ -150,7 +153,8 @@ class Calibrations:
                 keep_profile(loaded, tokens, sequences, profile)
                 others = [entry for entry in self.partial_sources(key) if entry[0] != sequences]
                 self._caches.partial_sources.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)))
-            self._caches.calibrations.put(key, Calibrated(loaded, stats, training, tokens, windows, source, sequences))
+            calibrated = Calibrated(loaded, stats, training, tokens, windows, source, sequences)
+            self._in_use[key] = self._caches.calibrations.put(key, calibrated)
 
         next_count, last = 1, Progress("calibrate", 0, 0)  # published whenever the number of sequences has doubled
 

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 from tiny_page import in_job, stepwise
 
+from components.export import files
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.state import calibrations, job_memory
@@ -134,7 +135,7 @@ def test_a_slice_for_which_there_is_no_memory_waits_for_those_before_it_for_a_wh
     while next(second).text != "Waiting for memory; jobs ahead: 1":
         pass
     list(first)
-    assert sliced.keys() == {10}
+    assert 10 in sliced  # perhaps with the second one's, which goes on as soon as the first one's memory is free
     list(second)
     assert sliced.keys() == {10, 20}
     assert fresh.slice_memory._needed == {}
@@ -200,3 +201,21 @@ def test_what_is_known_by_the_whole_calibration_is_not_replaced_by_less(fresh, t
     assert in_job(fresh, fresh.readings.losses, tiny.slice_key("intraslice"), early) == whole.value
     assert fresh.readings.cached_losses(tiny.slice_key("intraslice")) == whole
     assert fresh.calibrations.best(key) == early
+
+
+@pytest.mark.parametrize(
+    "work", [files.evaluation, partial(files.answers, prompt="w10", tokens=4, temperature=0, seed=0)]
+)
+def test_a_job_goes_on_with_what_the_caches_evict_meanwhile(work, fresh, tiny, monkeypatch, tmp_path) -> None:
+    caches, evicted = fresh._caches, 0
+    job = fresh.jobs.scheduler.start("somebody", partial(work, session=fresh, request=tiny))
+    for _ in job.events():
+        if fresh.is_calibrated(tiny):
+            for cache in (caches.models, caches.calibrations, caches.slices):
+                for entry in cache.entries():
+                    cache.drop(entry)
+                    evicted += 1
+    assert evicted > 2
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "other"))  # so that nothing measured is found there
+    other = stepwise(Session(evaluation_tokens=256))
+    assert job.result == in_job(other, work, other, tiny)
