@@ -94,6 +94,13 @@ WRONG_CODES = Limit(
 CACHE_BYTES = Limit(
     "CACHE_BYTES", "bytes of the cache folder", MAX_CACHE_BYTES, 5 * 10**9, "the least recently used are deleted"
 )
+HUB_BYTES = Limit(
+    "HUB_BYTES",
+    "bytes of models that clients have fetched from the Hub",
+    2**40,
+    2**34,
+    "the least recently used are deleted",
+)
 MEMORY = Limit(
     "MEMORY", "bytes of memory of this process", 2**40, 2**40, "set it lower where other processes need memory"
 )

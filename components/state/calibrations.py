@@ -6,7 +6,7 @@ after more sequences.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -20,9 +20,12 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
 from intraslice.loading import LoadedModel, load_model
+from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
+from intraslice.pretrained.sources import DEFAULT
 
 from ..i18n.language import lazy_gettext
+from ..jobs import limits
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..jobs.places import Places
@@ -105,11 +108,17 @@ class Calibrations:
         """A context in which a running calibration is kept even while no job waits for it."""
         return job.holding(("calibration", key))
 
+    @staticmethod
+    def _bounded_hub_cache(model: str) -> AbstractContextManager[None]:
+        """A context in which a model may be fetched: on a hosted page its clients' models are bounded."""
+        is_bounded = limits.hosted() and model != DEFAULT
+        return fetched_for_others(model, limits.HUB_BYTES.value) if is_bounded else nullcontext()
+
     def _load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         loaded = self._caches.models.get(key[:2])
         if loaded is None:
             job.emit(Status(lazy_gettext("Loading {model}", model=key.model)))
-            with job.waiting():
+            with job.waiting(), self._bounded_hub_cache(key.model):
                 loaded = load_model(
                     key.model, getattr(torch, key.dtype), self._device, progress=lambda _: job.require_wanted()
                 )

@@ -1,11 +1,12 @@
-"""Whether the Hub answers: asked of small servers on this machine."""
+"""Whether the Hub answers, asked of small servers on this machine; and which fetched models stay."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -53,3 +54,48 @@ def test_offline_is_not_asked(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.huggingface_hub, "get_session", lambda: pytest.fail("asked"))
     assert not hub.hub_is_reachable()
+
+
+@pytest.fixture
+def fetch(monkeypatch, tmp_path) -> Callable[[str], None]:
+    """Writes a model of ten bytes into an empty cache, as the Hub's library does."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def write(name: str) -> None:
+        folder, commit = tmp_path / f"models--{name.replace('/', '--')}", "a" * 40
+        for part in ("blobs", "refs", f"snapshots/{commit}"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "refs/main").write_text(commit)
+        (folder / "blobs/content").write_text("0123456789")
+        (folder / "snapshots" / commit / "config.json").symlink_to("../../blobs/content")
+
+    return write
+
+
+def cached() -> set[str]:
+    return {path.name.removeprefix("models--") for path in Path(constants.HF_HUB_CACHE).iterdir()}
+
+
+def test_the_least_recently_used_of_the_fetched_models_are_removed_and_no_other(fetch):
+    fetch("theirs/first")
+    for name in ("a/one", "a/two"):
+        with hub.fetched_for_others(name, 20):
+            fetch(name)
+    for name in ("a/one", "theirs/first"):  # used again
+        with hub.fetched_for_others(name, 20):
+            pass
+    with hub.fetched_for_others("a/three", 20):
+        fetch("a/three")
+    assert cached() == {"theirs--first", "a--one", "a--three"}
+    with hub.fetched_for_others("a/large", 1):
+        fetch("a/large")
+    assert cached() == {"theirs--first", "a--large"}
+
+
+def test_a_fetch_that_fails_or_is_not_needed_removes_nothing_of_others(fetch):
+    fetch("theirs/first")
+    with pytest.raises(OSError, match="disk"), hub.fetched_for_others("a/one", 0):
+        raise OSError("disk")
+    with hub.fetched_for_others("a/one", 0):  # as where the Hub cannot be reached
+        pass
+    assert cached() == {"theirs--first"}
