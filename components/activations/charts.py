@@ -156,7 +156,7 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
 def finding(view: ShiftView) -> str:
     """Each method's error averaged over the layers, as text."""
     means = {name: fmean(shift.error for shift in method.places["residual"]) for name, method in view.methods.items()}
-    return ", ".join(gettext("{method} by {mean:.0%}", method=METHODS[name], mean=mean) for name, mean in means.items())
+    return ", ".join(gettext("{method} {mean:.0%}", method=METHODS[name], mean=mean) for name, mean in means.items())
 
 
 def protocol(view: ShiftView) -> str:

@@ -15,7 +15,7 @@ EMPTY = Terms(
         "dense": lazy_gettext("The dense model's answer; press “Generate”."),
         "intraslice": lazy_gettext("The sliced model's answer, at the sparsity above."),
         "crossmodule": lazy_gettext(
-            "The answer of a cross-module (SliceGPT) model with the same number of parameters removed."
+            "The answer of a cross-module (SliceGPT) model with about the same number of parameters removed."
         ),
         PINNED: lazy_gettext("The answer of the model sliced with the pinned setting."),
     }

@@ -93,7 +93,7 @@ def _function(path: Path, function: str, module_name: str) -> Callable[[LayerCal
         raise UserError(f"{path.name} cannot be run ({_message(error)}); correct it and try again") from error
     value = getattr(module, function, None)
     if not callable(value):
-        raise UserError(f"{path.name} has no function {function!r}; expected one that it defines")
+        raise UserError(f"{path.name} does not define a function {function!r}; name one that it defines")
     return value
 
 

@@ -163,7 +163,7 @@ def stored_values(name: str, values: Tensor, kind: GGMLQuantizationType) -> nump
         stored = gguf.quantize(values.contiguous().numpy(), kind)
     if stored.dtype == numpy.float16 and not numpy.isfinite(stored).all():
         raise UserError(
-            f"{name} has values beyond the range of float16; only GGUF type f32 can hold them (--type f32 on the "
+            f"{name} has values beyond the range of float16; use GGUF type f32 (--type f32 on the "
             "command line), or save the model as a folder"
         )
     return stored

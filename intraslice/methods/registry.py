@@ -67,7 +67,7 @@ class SlicingMethod(ABC, Generic[PlanType]):
         By default raises UserError, for methods that do not change the residual stream.
         """
         raise UserError(
-            f"method {self.name} does not change the residual stream, got slicing {slicing:g}; use sparsity instead"
+            f"method {self.name} does not slice the residual stream, got slicing {slicing:g}; use sparsity instead"
         )
 
     def needs_statistics(self, config: SliceConfig) -> bool:

@@ -104,7 +104,7 @@ FAMILIES: dict[str, Family] = {
 }
 REFUSED = {  # model types that are not supported, and the reason
     "intraslice": "it is sliced already; name the folder that it is in",
-    "gemma3": "it also reads images; its text model alone has the type gemma3_text",
+    "gemma3": "it also reads images; use a Gemma 3 for text only, whose type is gemma3_text",
 }
 # Fields of a configuration that change the function in a way that the modules here do not have.
 UNSUPPORTED_FIELDS = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")

@@ -94,7 +94,7 @@ class _Cursor:
     def text(self) -> str:
         length = self.number("<Q")
         if length > MAX_TEXT:
-            raise ValueError(f"a text in its header has more than {MAX_TEXT:,} bytes")
+            raise ValueError(f"a string in its header has more than {MAX_TEXT:,} bytes")
         start = self.position
         self.skip(length)
         return self.data[start : self.position].decode("utf-8", "replace")

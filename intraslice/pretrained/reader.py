@@ -146,7 +146,7 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
     if weights.gguf:
         for shape, count in (Counter(expected.values()) - Counter(shapes.values())).items():
             raise UserError(
-                f"{name} lacks {count} tensors of shape {shape} according to its configuration; fetch it again"
+                f"{name} lacks {count} tensors of shape {shape} that its configuration requires; fetch it again"
             )
         return
     actual = {key: shapes.get(key, shapes.get(key.removeprefix("model."))) for key in expected}

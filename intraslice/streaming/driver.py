@@ -54,12 +54,12 @@ def require_streamable(recipe: Recipe) -> None:
         "the sequential order needs every sliced layer for the next one; use --order one-shot": (
             config.order != "one-shot"
         ),
-        f"estimator {config.estimator} may read what is not kept; use one of {', '.join(ESTIMATORS)}": (
+        f"estimator {config.estimator} may need statistics that are not kept; use one of {', '.join(ESTIMATORS)}": (
             config.estimator not in ESTIMATORS
         ),
         "sampling text needs the whole model; leave samples out": recipe.calibration.samples > 0,
         f"recovery {config.recovery} trains all layers at once; leave it out": config.recovery != NO_RECOVERY,
-        "several processes cannot share it; start it without torchrun": size() > 1,
+        "several processes cannot share this work; start one, without torchrun": size() > 1,
     }
     for reason, applies in reasons.items():
         if applies:

@@ -18,7 +18,7 @@ from intraslice.core.config import MODULE_KINDS, Lock
 from intraslice.core.errors import UserError
 
 MAX_CHARACTERS = 2**20
-LAYER = "a whole number from 0"
+LAYER = "a whole number, 0 or more"
 COLUMNS = ("layer", *(f"{module}_ratio" for module in MODULE_KINDS))
 
 

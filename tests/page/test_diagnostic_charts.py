@@ -138,7 +138,7 @@ def test_histograms_show_the_middle_and_tell_the_moments() -> None:
 
 
 def test_the_finding_is_the_mean_over_layers() -> None:
-    assert finding(shift_view()) == "IntraSlice by 20%, Cross-module by 50%"
+    assert finding(shift_view()) == "IntraSlice 20%, Cross-module 50%"
 
 
 def test_few_axes_are_all_drawn_and_many_are_thinned_to_both_ends() -> None:

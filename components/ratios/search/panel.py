@@ -74,7 +74,8 @@ def summary(view: RatioSearchView | None, estimator: str) -> str:
     if view is None:
         return ""
     text = gettext(
-        "{generations} generations, {passes:.0f} of {budget:.0f} dense passes; {better} found a better allocation.",
+        "{better} of {generations} generations found a better allocation; {passes:.0f} of {budget:.0f} dense passes "
+        "used.",
         generations=len(view.changes),
         passes=view.passes,
         budget=view.budget,

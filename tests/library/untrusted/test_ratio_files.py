@@ -57,9 +57,9 @@ def test_json_is_a_list_of_layers_or_a_plan_that_has_one(tmp_path, wrap):
         (HEAD + "0,-0.1,\n", "attention_ratio must be a fraction from 0 to 1, got -0.1"),
         (HEAD + "0,nan,\n", "attention_ratio must be a number or empty, got 'nan'"),
         (HEAD + "0,inf,\n", "attention_ratio must be a number or empty, got 'inf'"),
-        (HEAD + "0,0.1,0.2\n,0.1,\n", "row 2: layer must be a whole number from 0, got nothing"),
-        (HEAD + "1.5,0.1,\n", "row 1: layer must be a whole number from 0, got '1.5'"),
-        (HEAD + "-1,0.1,\n", "row 1: layer must be a whole number from 0, got '-1'"),
+        (HEAD + "0,0.1,0.2\n,0.1,\n", "row 2: layer must be a whole number, 0 or more, got nothing"),
+        (HEAD + "1.5,0.1,\n", "row 1: layer must be a whole number, 0 or more, got '1.5'"),
+        (HEAD + "-1,0.1,\n", "row 1: layer must be a whole number, 0 or more, got '-1'"),
         (HEAD + "2,0.1,\n3,0.1,\n2,,0.1\n", "row 3: layer 2 is in row 1 already"),
         (HEAD + "0,0.1,\n" * MAX_CHARACTERS, "over 1,048,576 characters"),
     ],
@@ -82,7 +82,7 @@ def test_what_is_no_ratio_is_named_by_its_row(tmp_path, text, words):
         ("[3]", "no list of layers"),
         ('[{"mlp_ratio": true}]', "row 1 (layer 0): mlp_ratio must be a number or empty, got True"),
         ('[{"mlp_ratio": [0.1]}]', "row 1 (layer 0): mlp_ratio must be a number or empty, got [0.1]"),
-        ('[{"layer": "a", "mlp_ratio": 0.1}]', "row 1: layer must be a whole number from 0, got 'a'"),
+        ('[{"layer": "a", "mlp_ratio": 0.1}]', "row 1: layer must be a whole number, 0 or more, got 'a'"),
     ],
 )
 def test_what_is_no_json_of_ratios_is_refused(tmp_path, text, words):
