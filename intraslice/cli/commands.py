@@ -14,7 +14,7 @@ from intraslice.api import compress_loaded, export_gguf
 from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
 from intraslice.checkpoints.to_vllm import to_vllm
-from intraslice.cli.run import CommandResult, Run, peak_memory, require_folder
+from intraslice.cli.run import CommandResult, Run, peak_memory, require_folder, searches
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
 from intraslice.evaluation.answers import answer_statistics, greedy_answers
@@ -180,6 +180,11 @@ def _require_streamable(run: Run) -> None:
         raise UserError(
             "--stream requires --out FOLDER and does not support --gguf, --device-map or --slicing; leave them out, "
             "and write the GGUF file with `export` afterwards"
+        )
+    if searches(a):
+        raise UserError(
+            "cannot slice one layer at a time: --ratios search measures whole models; where they fit into memory, run "
+            "`ratios --ratios search --csv FILE`, then pass --ratios FILE"
         )
     require_streamable(run.recipe)
 

@@ -34,11 +34,18 @@ def test_a_slice_is_streamed_by_itself_where_memory_is_short(words, capsys, monk
     assert "estimate" in json.loads(capsys.readouterr().out)
 
 
+def test_a_search_is_not_dropped_where_memory_is_short(words, capsys, monkeypatch):
+    monkeypatch.setenv(MEMORY_VARIABLE, "1")
+    assert main([*words, "--order", "one-shot", "--ratios", "search"]) == 2
+    assert "is free" in capsys.readouterr().err
+
+
 def test_what_cannot_be_streamed_is_an_error_of_one_line(words, capsys):
     for more, reason in (
         ([], "use --order one-shot"),
         (["--order", "one-shot", "--method", "wanda"], "use --method intraslice"),
         (["--order", "one-shot", "--samples", "2"], "leave samples out"),
+        (["--order", "one-shot", "--ratios", "search"], "--ratios search measures whole models"),
         (["--order", "one-shot", "--device-map", "disk"], "--stream requires --out FOLDER"),
     ):
         assert main([*words, "--stream", *more]) == 2
