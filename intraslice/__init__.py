@@ -1,4 +1,4 @@
-"""Prune Llama, Phi and similar models by PCA inside each module, so that every transform is fused into the weights."""
+"""Prune Llama, Phi and similar models by PCA inside each module, with every transform fused into the weights."""
 
 from __future__ import annotations
 

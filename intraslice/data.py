@@ -143,7 +143,7 @@ def read_documents(text: str, part: Part, other: str | None = None) -> list[str]
     if len(documents) < 2:
         raise UserError(
             f"{path.name!r} has only one document; calibration and evaluation together need at least two. Separate "
-            "documents by blank lines, or choose another file for one of them"
+            "documents by blank lines, or use different files for the two"
         )
     cut = max(1, len(documents) * 4 // 5)
     return documents[:cut] if part == "calibration" else documents[cut:]

@@ -104,7 +104,7 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     family_of(model.config)
     layers, devices = model.model.layers, {parameter.device for parameter in model.parameters()}
     if any(isinstance(layer.self_attn, SlicedAttention) for layer in layers):
-        raise UserError(f"{name} was prepared or sliced before; pass the model as transformers loads it, or its id")
+        raise UserError(f"{name} was converted or sliced before; pass the model as transformers loads it, or its id")
     if getattr(model.config, "quantization_config", None):
         raise UserError(f"{name} is quantised and cannot be sliced; use the unquantised model")
     if len(devices) > 1 or model.device.type == "meta":

@@ -5,7 +5,7 @@
   const { draw, rows } = window.isxRoomChart;
   const say = window.isxSay;
   const SPOKEN = 5000; // ms between two counts that a screen reader hears
-  const STORED = say("The server stores the predictions for the lesson's numbered questions, without names, for 24 hours or until the class is deleted; on a free Space they are lost when the Space restarts and its disk is cleared.");
+  const STORED = say("The server stores the class's predictions, by question number and without names, for 24 hours or until the class is deleted; on a free Space they are lost when the Space restarts and its disk is cleared.");
   let parts = null; // of the lesson's panel, and ours
   let view = null; // what is in the class's section
   let error = "";

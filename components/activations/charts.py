@@ -132,8 +132,8 @@ def histogram_chart(view: ShiftView, layer: int) -> Chart:
     return Chart(
         title=TITLES["histograms"](layer),
         note=gettext(
-            "How does slicing change the values? All channels of ordinary tokens, {removed}. Shown: the middle "
-            "98% of the dense values.",
+            "How does slicing change the values? Values of all channels, ordinary tokens only; {removed}. Shown: the "
+            "middle 98% of the dense values.",
             removed=removed(view),
         ),
         data=data,

@@ -136,8 +136,7 @@ def _summary(views: ShiftViews, request: Request, view: ShiftView | None) -> str
     if view is None:
         return f'<p class="isx-words">{escape(hint)}</p>'
     result = gettext(
-        "At {target:.0%} sparsity, the distance of the residual stream from the dense model's, relative to its norm "
-        "and averaged over the layers: {finding}.",
+        "At {target:.0%} sparsity, the relative error of the residual stream, averaged over the layers, is: {finding}.",
         target=view.target_sparsity,
         finding=finding(view),
     )

@@ -50,7 +50,7 @@ def answer(name: str, content: Answer | None = None, sparsity: float | None = No
     else:
         body = f'<p class="isx-text">{_highlighted(content)}</p><p class="isx-quiet">{_state(name, content)}</p>'
         body += (
-            f'<p class="isx-quiet">{gettext("Loop: the same four tokens in a row occur at least three times.")}</p>'
+            f'<p class="isx-quiet">{gettext("Loop: a sequence of four tokens occurs at least three times.")}</p>'
             * content.loops
         )
     growing = ' aria-busy="true"' if content and content.state == "growing" else ""

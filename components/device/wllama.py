@@ -92,7 +92,7 @@ def _download(home: Path) -> None:
         lazy_gettext(
             "The WebAssembly files that run models in the browser ({package} {version}) could not be fetched: "
             "{problems}. Connect the server to the internet and try again, or run `python -m intraslice device "
-            "--fetch` on a connected machine with the same cache folder.",
+            "--fetch` on a machine with internet access, and share or copy its cache folder.",
             package=PACKAGE,
             version=VERSION,
             problems="; ".join(problems),

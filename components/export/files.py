@@ -118,7 +118,7 @@ def answers(
     sliced = session.slice(job, request)
     texts = {"dense": "", "sliced": ""}
     for name, model in (("dense", loaded.model), ("sliced", sliced)):
-        status = Status(lazy_gettext("Answering, dense") if name == "dense" else lazy_gettext("Answering, sliced"))
+        status = Status(lazy_gettext("Generating, dense") if name == "dense" else lazy_gettext("Generating, sliced"))
         pause = job.checkpoint
         for piece in generate_text(model, loaded.tokenizer, prompt, tokens, temperature, seed, pause=pause):
             texts[name] += piece

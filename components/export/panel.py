@@ -179,7 +179,12 @@ def build(session: Session, first: Request) -> ExportPanel:
     with gr.Row(elem_id="export-buttons"):
         with gr.Column(min_width=220):
             checkpoint = gr.Button(lazy_gettext("Sliced model (.zip)"), variant="primary", elem_id="export-checkpoint")
-            note(lazy_gettext("Weights as safetensors, JSON and tokenizer; loads without the dense model."))
+            note(
+                lazy_gettext(
+                    "Weights (safetensors), configuration (JSON) and tokenizer. Loading them does not need the dense "
+                    "model."
+                )
+            )
         with gr.Column(min_width=220):
             gguf = gr.Button(lazy_gettext("For llama.cpp (.gguf)"), elem_id="export-gguf")
             gguf_type = gr.Radio(
@@ -231,7 +236,11 @@ def build(session: Session, first: Request) -> ExportPanel:
     )
     command = copyable(partial(code_block, command_line), "export-command")
     heading(lazy_gettext("Embed the static page in another page"))
-    note(lazy_gettext("Put the file next to that page and this line where it should appear:"))
+    note(
+        lazy_gettext(
+            "Save the file in the folder of that page, and insert this line where the static page should appear:"
+        )
+    )
     embed_line = copyable(partial(code_block, lazy_gettext("The line that embeds the page")), "export-embed")
     return ExportPanel(
         shown=Shown(about, snippet, command, embed_line),

@@ -136,9 +136,9 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         value=first.shapes,
         label=lazy_gettext("Shapes"),
         info=lazy_gettext(
-            "Runtime: heads of full width, the same number of query heads per key/value head, and MLP widths in "
-            "multiples of 32, which llama.cpp runs without padding. Raises perplexity by about 2% (default model, 30% "
-            "removed)."
+            "Runtime: what llama.cpp runs without padding: heads of full width, equally many query heads for every "
+            "key/value head of a layer, and MLP widths in multiples of 32. Raises perplexity by about 2% "
+            "(default model, 30% removed)."
         ),
         elem_id="shapes",
     )
@@ -163,8 +163,8 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         label=lazy_gettext("Recovery"),
         info=lazy_gettext(
             "Trains the sliced model to match the dense one. Distillation costs about as much as 12 dense forward "
-            "passes over the calibration text, plus 6 the first time a model is distilled; distillation with "
-            "cross-entropy about 7, plus 2 the first time. This takes minutes."
+            "passes over the calibration text, plus 6 the first time a model is distilled. Distillation with "
+            "cross-entropy costs about 7, plus 2 the first time. This takes minutes."
         ),
         elem_id="recovery",
     )

@@ -1,4 +1,4 @@
-"""write static pages: one HTML file with a live slider, or a site for any web server, whose models run in the browser
+"""write static pages: one HTML file with a slider over stored results, or a site with models that run in the browser
 
 This command connects the command line and the page, which do not import each other.
 """

@@ -14,7 +14,7 @@ TITLES = {
     "pairs": lambda layer: gettext("Attention score per rotary (RoPE) pair, layer {layer}", layer=layer),
 }
 WIDE_CURVES = {  # name, colour, dash, width
-    "mlp": (lazy_gettext("MLP input"), "mlp", "solid", 2.4),
+    "mlp": (lazy_gettext("MLP neurons"), "mlp", "solid", 2.4),
     "directions": (lazy_gettext("Residual stream, tokens at unit norm"), "cross", DASHES["cross"], 2.4),
     "residual": (lazy_gettext("Residual stream, raw"), "cross", "dot", 1.4),
 }
@@ -117,7 +117,7 @@ def variance_chart(view: SpectraView) -> Chart:
         title=TITLES["variance"](layer),
         note=gettext(
             "How few directions does the layer use? Fraction of the variance that the first principal axes "
-            "explain. A ring marks how many are kept; shading marks what is removed."
+            "explain. Rings mark how many axes, or neurons of the MLP, are kept; shading marks what is removed."
         ),
         protocol=gettext("Precomputed: {label}", label=view.snapshot) if view.snapshot else "",
         data=data,

@@ -59,8 +59,8 @@ def size_chart(view: SweepView) -> Chart:
         title=gettext("Perplexity and KL against size on disk"),
         note=gettext(
             "Prune or quantise? The step line is the frontier: at each size, the best model that is no larger. Weights "
-            "are rounded to the type of a GGUF file and back, and evaluated in float32; the size is that of the file, "
-            "padding included. Models whose weights are not rounded are shown at their size in memory."
+            "are quantised to a GGUF type, dequantised, and evaluated in float32; the size is that of the file, "
+            "padding included. Models whose weights are not quantised are shown at their size in memory."
         ),
         protocol=view.protocol,
         data=data,

@@ -53,7 +53,7 @@ def load_estimator(spec: str) -> Estimator:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); expected the file of your estimator") from error
+        raise UserError(f"{file} cannot be read ({error.strerror}); pass the path of your estimator's file") from error
     if expected and expected != digest:
         raise UserError(
             f"{path.name} has the digest {digest}, expected {expected}; leave out @{expected} to use any version"

@@ -180,8 +180,8 @@ def _sliced_class(config: PreTrainedConfig) -> Any:
 def _require_shortcuts_on_device(model: PreTrainedModel) -> None:
     if any(matrix.is_meta for layer in model.model.layers for matrix in getattr(layer, "shortcuts", ())):
         raise UserError(
-            "a cross-module model cannot be offloaded to disk or CPU memory, because its shortcut matrices cannot be "
-            "offloaded; use a device map that places all layers on devices, or leave it out"
+            "a cross-module model cannot be offloaded to disk or CPU memory, because its shortcut matrices must be on "
+            "the device that runs them; use a device map without offloading, or leave it out"
         )
 
 

@@ -183,8 +183,8 @@ def _require_streamable(run: Run) -> None:
         )
     if searches(a):
         raise UserError(
-            "cannot slice one layer at a time: --ratios search measures whole models; where they fit into memory, run "
-            "`ratios --ratios search --csv FILE`, then pass --ratios FILE"
+            "cannot slice one layer at a time: --ratios search measures whole models; on a machine with enough memory "
+            "run `ratios --ratios search --csv FILE`, then pass --ratios FILE here"
         )
     require_streamable(run.recipe)
 

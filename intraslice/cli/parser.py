@@ -88,9 +88,7 @@ def _common(eval_tokens: int) -> _Parser:
     add("--threads", type=int, metavar="N", help="number of CPU threads (default: PyTorch's)")
     add("--json", action="store_true", help="print the result as a single JSON object on stdout")
     add("--sparsity", type=float, default=slicing.sparsity, help="fraction of the decoder layers' parameters to remove")
-    explanation = (
-        "ratio estimator, or your own path.py:function or importances.json (see calibration/user_estimator.py)"
-    )
+    explanation = "ratio estimator, or your own path.py:function or importances.json (see docs/extending.md)"
     add("--estimator", default=slicing.estimator, **_ESTIMATOR, help=_registry_help(explanation, ESTIMATORS))
     explanation = (
         "weight of MLPs against attention: above 1 prunes MLPs more, below 1 attention; "
@@ -109,8 +107,8 @@ def _common(eval_tokens: int) -> _Parser:
     )
     add("--order", default=slicing.order, choices=get_args(Order), help=explanation)
     explanation = (
-        "runtime: heads of full width, the same number of query heads per key/value head, and MLP widths in multiples "
-        "of 32, which llama.cpp runs without padding"
+        "runtime: what llama.cpp runs without padding: heads of full width, equally many query heads for every "
+        "key/value head of a layer, and MLP widths in multiples of 32"
     )
     add("--shapes", default=slicing.shapes, choices=get_args(Shapes), help=explanation)
     explanation = (

@@ -180,7 +180,7 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     units = (profile.head_fraction, profile.gradient_group)
     if units != (config.head_fraction, config.gradient_group):
         raise ValueError(
-            f"the profile has head_fraction and gradient_group {units}, and the config has others; "
+            f"head_fraction and gradient_group of the profile, {units}, differ from those of the config; "
             "use stats.profile_for(config)"
         )
     last = len(profile.layers) - 1

@@ -86,10 +86,10 @@ def test_marks_follow_the_setting_and_curves_do_not(session, tiny, spectra) -> N
 def test_heads_come_first_and_wide_curves_when_they_are_found(spectra, tiny) -> None:
     assert spectra.view(tiny, 2).curves.mlp is None
     before, *_ = spectra_panel.show(spectra, tiny, 2, SOMEBODY)
-    assert not traces(before, name="MLP input")
+    assert not traces(before, name="MLP neurons")
     spectra_panel.complete(spectra, tiny, 2, SOMEBODY)
     after, *_ = spectra_panel.show(spectra, tiny, 2, SOMEBODY)
-    assert traces(after, name="MLP input")
+    assert traces(after, name="MLP neurons")
 
 
 def test_the_map_of_heads_has_the_librarys_ranks(session, tiny, spectra) -> None:

@@ -61,7 +61,7 @@ class EstimatorCheckCache:
 
         def work(job: Job) -> None:
             calibrated = self._session.calibrations.calibrate(job, request.calibration)
-            progress = job_progress(job, lazy_gettext("Slicing one module alone:"))
+            progress = job_progress(job, lazy_gettext("Slicing each module alone:"))
             loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
             sensitivity = measure_sensitivity(loaded, stats, windows, RATIO, progress=progress)
             job.emit(self._view(request.calibration, calibrated, sensitivity))
