@@ -64,7 +64,7 @@ def test_the_documented_examples_run(address, capsys, monkeypatch, tmp_path) -> 
     assert f"{said['sliced']['perplexity']['sliced']}" in printed
     assert said["texts"]["sliced"] in printed
     assert said["row"]["sparsity"] == 0.4
-    with zipfile.ZipFile(said["folder"]) as archive:
+    with zipfile.ZipFile(said["archive"]) as archive:
         record = next(name for name in archive.namelist() if name.endswith(RECORD))
         assert json.loads(archive.read(record))["made"]["ratios"] == said["sliced"]["ratios"]
     assert "--lock 2 mlp 25" in printed

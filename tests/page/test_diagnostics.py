@@ -175,7 +175,7 @@ def test_another_setting_keeps_what_one_saw_last_and_nobody_else_sees_it(activat
     list(activations_panel.measure(activations, settings, 0, SOMEBODY))
     other = settings.with_settings(sparsity=11)
     words, shift, _ = activations_panel.show(activations, other, 2, SOMEBODY)
-    assert f"At {settings.settings.sparsity:.0f}% sparsity the residual stream moves away" in words
+    assert f"At {settings.settings.sparsity:.0f}% sparsity, the relative error of the residual stream" in words
     assert json.loads(shift)["selected"] == 2
     assert "data" in json.loads(activations_panel.show(activations, other, 2, ELSE)[1])
     assert not json.loads(activations_panel.show(activations, other, 2, ELSE)[1])["data"]
