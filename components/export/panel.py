@@ -179,12 +179,7 @@ def build(session: Session, first: Request) -> ExportPanel:
     with gr.Row(elem_id="export-buttons"):
         with gr.Column(min_width=220):
             checkpoint = gr.Button(lazy_gettext("Sliced model (.zip)"), variant="primary", elem_id="export-checkpoint")
-            note(
-                lazy_gettext(
-                    "Weights (safetensors), configuration (JSON) and tokenizer. Loading them does not need the dense "
-                    "model."
-                )
-            )
+            note(lazy_gettext("Weights (safetensors), configuration and tokenizer. Loads without the dense model."))
         with gr.Column(min_width=220):
             gguf = gr.Button(lazy_gettext("For llama.cpp (.gguf)"), elem_id="export-gguf")
             gguf_type = gr.Radio(
