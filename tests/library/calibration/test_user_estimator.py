@@ -66,8 +66,8 @@ def test_another_version_of_the_file_is_another_estimator(place):
 @pytest.mark.parametrize(
     ("text", "function", "words"),
     [
-        (FISHER, "tails", "no function 'tails'"),
-        ("heads = 3", "heads", "no function 'heads'"),
+        (FISHER, "tails", "does not define a function 'tails'"),
+        ("heads = 3", "heads", "does not define a function 'heads'"),
         ("def heads(layer", "heads", "cannot be run (SyntaxError"),
         ("import nothing_of_that_name", "heads", "cannot be run (ModuleNotFoundError"),
         (FISHER, "no name", "path.py:function or path.json"),

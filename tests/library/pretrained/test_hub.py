@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -76,17 +77,26 @@ def cached() -> set[str]:
     return {path.name.removeprefix("models--") for path in Path(constants.HF_HUB_CACHE).iterdir()}
 
 
+def age() -> None:
+    """Let every use so far be an hour ago: a file's time has steps of some milliseconds."""
+    for marker in Path(constants.HF_HUB_CACHE).glob(f"*/{hub.FETCHED}"):
+        earlier = marker.stat().st_mtime - 3600
+        os.utime(marker, (earlier, earlier))
+
+
 def test_the_least_recently_used_of_the_fetched_models_are_removed_and_no_other(fetch):
     fetch("theirs/first")
     for name in ("a/one", "a/two"):
         with hub.fetched_for_others(name, 20):
             fetch(name)
+        age()
     for name in ("a/one", "theirs/first"):  # used again
         with hub.fetched_for_others(name, 20):
             pass
     with hub.fetched_for_others("a/three", 20):
         fetch("a/three")
     assert cached() == {"theirs--first", "a--one", "a--three"}
+    age()
     with hub.fetched_for_others("a/large", 1):
         fetch("a/large")
     assert cached() == {"theirs--first", "a--large"}
