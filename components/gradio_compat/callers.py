@@ -4,7 +4,7 @@ When a client leaves, gradio marks its event and asks a generator for no more; a
 waits for, is told nothing. So the mark is read off gradio's queue. An MCP call reaches the queue through a client of
 gradio's own, which stays connected: `http/mcp.py` knows who is behind it.
 
-Tried with gradio 6.29 and 6.31. Test: `tests/page/gradio_compat/test_callers.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_callers.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Gradio answers an exception that is no `gr.Error` without a message, or with the full text of the exception
 (`launch(show_error=True)`), and prints a traceback for each, also for mistakes of its callers.
 
-Tried with gradio 6.29 and 6.31. Test: `tests/page/gradio_compat/test_errors.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_errors.py`.
 """
 
 from __future__ import annotations

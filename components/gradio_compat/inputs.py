@@ -7,7 +7,7 @@ Gradio itself
 - hands a dictionary with a `path` outside of the uploads to a handler that takes no file;
 - takes a path for a file only as the dictionary that its own client sends.
 
-Tried with gradio 6.29 and 6.31. Test: `tests/page/gradio_compat/test_inputs.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_inputs.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Gradio builds a component's configuration anew for every session, on the event loop that serves everybody: 16 ms for
 this page, 0.2 ms where a session copies what was built for the first.
 
-Tried with gradio 6.29 and 6.31. Test: `tests/page/gradio_compat/test_shared_config.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_shared_config.py`.
 """
 
 from __future__ import annotations

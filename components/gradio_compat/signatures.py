@@ -5,7 +5,7 @@ no types through `functools.partial`, nor through `*values`. So a wrapper states
 A handler that needs to know who calls has a parameter `client`: gradio passes its request there, and the wrapper
 replaces it by the client's id.
 
-Tried with gradio 6.29 and 6.31. Test: `tests/page/gradio_compat/test_signatures.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_signatures.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Gradio's page takes its texts ("Drop File Here") in the browser's language, `navigator.language`, and no setting of the
 server's changes that. So an HTML page comes with a script that answers with the page's language instead.
 
-Tried with gradio 6.29 and 6.31. Test: `tests/browser/test_browser_gradio.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/browser/test_browser_gradio.py`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ That is what gradio's `trigger_mode="always_last"` promises. But an event that c
 listeners of that event again: two such listeners trigger each other forever. Hence no handler listens to the event
 itself, but to a relay of its own in the browser.
 
-Tried with gradio 6.29 and 6.31. Test: `tests/browser/test_browser_gradio.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/browser/test_browser_gradio.py`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Where an event shows progress on its outputs, even `show_progress="hidden"`, the
 output at each call, some of them large charts (`structuredClone`, called by `update_state`).
 Without components to show it on, nothing is copied.
 
-Tried with gradio 6.29 and 6.31. Test: `tests/browser/test_browser_gradio.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/browser/test_browser_gradio.py`.
 """
 
 from __future__ import annotations
