@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 from playwright import sync_api as playwright
 
-from tests.live import FINAL, RELEASE, SET
+from tests.live import RELEASE, SET, STORED
 from tests.support.page.browsing import ARGUMENTS, CHROMIUM, running_app
 
 SIZES = {1440: 900, 390: 844}
@@ -60,7 +60,7 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
     """`explorer.webp`, which moves, and a small picture a tab."""
     page = browser.new_page(viewport=WINDOW)
     page.goto(f"{address}/?__theme=light")
-    for reached in (SETTLED, FINAL):
+    for reached in (SETTLED, STORED):
         page.wait_for_function(reached, timeout=10 * MINUTE)
     frames, lengths = [_seen(page, MOVING)], [LONG]
     for percent in BACK_AND_FORTH[1:]:
@@ -69,7 +69,7 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
         frames.append(_seen(page, MOVING))
         lengths.append(FRAME)
     page.evaluate(RELEASE)
-    page.wait_for_function(FINAL, timeout=10 * MINUTE)
+    page.wait_for_function(STORED, timeout=10 * MINUTE)
     options = {"append_images": [*frames[1:], _seen(page, MOVING)], "save_all": True, "duration": [*lengths, LONG]}
     frames[0].save(folder / "explorer.webp", **options, loop=0, quality=60, method=4)
     for name in dict.fromkeys(name.strip() for name in page.locator(TABS).all_text_contents()):
@@ -80,7 +80,7 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
             page.evaluate(SET, 20)
             page.wait_for_timeout(1000)
             page.evaluate(RELEASE)
-            page.wait_for_function(FINAL, timeout=10 * MINUTE)
+            page.wait_for_function(STORED, timeout=10 * MINUTE)
             page.get_by_role("button", name="Generate", exact=True).click()
             page.wait_for_function(ANSWERED, timeout=10 * MINUTE)
             page.wait_for_timeout(20_000)  # until the answers have grown
