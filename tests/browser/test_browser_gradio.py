@@ -71,7 +71,10 @@ class Page:
     def _noted(self, kind: str, listener: int) -> Callable[[str], str]:
         def answer(text: str) -> str:
             self.texts[kind].append(text)
-            time.sleep(0.03) if kind == "ours" else self.turns.wait(listener)
+            if kind == "plain":
+                self.turns.wait(listener)
+            else:
+                time.sleep(0.03)
             return text
 
         return answer

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support.library.tiny_models import VOCABULARY, llama_gqa
 
-OWNER = "stranger"
+OWNER = "somebody"
 MARK = "wrote-this"  # the name of a file that code of a model would write
 
 

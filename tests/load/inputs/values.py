@@ -81,7 +81,7 @@ def rubbish(server: str) -> list[Any]:
         *("", " ", "\0", "\ud800", "x" * 100_000, "é" * 50_000, "\u202e\u0000\ufeff", "%s%n{0}{settings}"),
         *("'; DROP TABLE models;--", "<script>alert(1)</script>", "{{7*7}}", "$(id)", "`id`", "__import__('os')"),
         *([], {}, [[]], {"a": 1}, deep, list(range(10_000)), {"__type__": "update", "choices": ["x"], "value": "x"}),
-        *("stranger/none", "meta-llama/Llama-3.2-1B", "a/../b", "default ", "gpt2", "stranger/none/../../etc"),
+        *("somebody/none", "meta-llama/Llama-3.2-1B", "a/../b", "default ", "gpt2", "somebody/none/../../etc"),
         *names,
         *({"path": name, "meta": {"_type": "gradio.FileData"}} for name in names),
         {"path": "x.csv", "url": "http://127.0.0.1:1/x.csv", "meta": {"_type": "gradio.FileData"}},

@@ -172,7 +172,7 @@ def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_after_thousands_of_strangers_a_visitor_is_served(monkeypatch) -> None:
+def test_after_thousands_of_sessions_a_new_one_is_served(monkeypatch) -> None:
     """3,000 pages opened and dropped, each with a call that nobody reads."""
     monkeypatch.setenv("INTRASLICE_MAX_PAGES", "200")
     page = build_app(PageSession())
@@ -181,7 +181,7 @@ def test_after_thousands_of_strangers_a_visitor_is_served(monkeypatch) -> None:
     memory = []
     with httpx.Client(timeout=60) as http:
         for number in range(3_000):
-            session = f"stranger-{number}"
+            session = f"session-{number}"
             with http.stream("GET", f"{api}/heartbeat/{session}"):
                 http.post(f"{api}/run/halt", json={"data": [], "session_hash": session})
             http.post(f"{api}/call/memory", json={"data": ["default"], "session_hash": session})
