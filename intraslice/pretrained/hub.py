@@ -69,7 +69,7 @@ def fetched_for_others(name: str, max_bytes: int) -> Iterator[None]:
 
 def _remove_fetched(max_bytes: int) -> None:
     """Remove all but the most recently used of the fetched models that take at most `max_bytes`, one at least."""
-    repos = huggingface_hub.scan_cache_dir().repos
+    repos = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE).repos
     fetched = [(marker.stat().st_mtime_ns, repo) for repo in repos if (marker := repo.repo_path / FETCHED).exists()]
     kept_bytes = 0
     for place, (_, repo) in enumerate(sorted(fetched, key=lambda entry: -entry[0])):
