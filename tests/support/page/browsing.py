@@ -49,19 +49,27 @@ MOVE = """(range, value) => {
 
 @dataclass
 class Opened:
-    """A page, and the errors and foreign requests that were seen on it."""
+    """A page, the errors and foreign requests that were seen on it, and how its calls were answered."""
 
     page: "playwright.Page"
     faults: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.page.on("console", self._look_at)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("request", lambda request: _is_foreign(request.url) and self.faults.append(request.url))
+        self.page.on("requestfinished", lambda request: self._note(request, "finished"))
+        self.page.on("requestfailed", lambda request: self._note(request, request.failure))
 
     def _look_at(self, message: "playwright.ConsoleMessage") -> None:
         if message.type == "error":
             self.faults.append(f"{message.text} ({message.location['url']})")
+
+    def _note(self, request: "playwright.Request", end: str | None) -> None:
+        if "/queue/" in request.url:
+            said = (request.post_data or "")[-60:]  # the function's number and the session
+            self.calls.append(f"{time.monotonic():.2f} {request.method} {request.url.partition('/queue/')[2]} {end} {said}")
 
     def forgive(self, *words: str) -> None:
         """Drop the faults that contain one of these words."""
@@ -80,7 +88,11 @@ class Opened:
             self.page.wait_for_function(script, arg=arg)
         except playwright.TimeoutError as error:
             shown = self.page.inner_text("body")
-            raise AssertionError(f"{error}\n{arg}\nfaults: {self.faults}\nthe page: {shown[:6000]}") from error
+            calls = "\n".join(self.calls[-20:])
+            raise AssertionError(
+                f"{error}\n{arg}\nfaults: {self.faults}\ncalls, now {time.monotonic():.2f}:\n{calls}\n"
+                f"the page: {shown[:6000]}"
+            ) from error
 
     def bars(self) -> list[list[float]]:
         """The bars of the ratios' chart, by trace."""
