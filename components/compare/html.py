@@ -81,7 +81,7 @@ def _state(name: str, content: Answer) -> str:
     if name == "dense":
         return f"{counted}{suffix}."
     if content.diverges_at is None:
-        return gettext("{counted}{suffix}, the same as the dense answer.", counted=counted, suffix=suffix)
+        return gettext("{counted}{suffix}. Identical to the dense answer.", counted=counted, suffix=suffix)
     token, dense = _token_name(content.token), _token_name(content.dense_token)
     return gettext(
         "{counted}{suffix}. Diverges from the dense answer at token {at}: {token} instead of {dense}.",

@@ -136,8 +136,8 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         value=first.shapes,
         label=lazy_gettext("Shapes"),
         info=lazy_gettext(
-            "Runtime: what llama.cpp runs without padding: heads of full width, equally many query heads for every "
-            "key/value head of a layer, and MLP widths in multiples of 32. Raises perplexity by about 2% "
+            "Runtime: shapes that llama.cpp runs without padding (heads of full width, the same number of query heads "
+            "for every key/value head of a layer, and MLP widths in multiples of 32). Raises perplexity by about 2% "
             "(default model, 30% removed)."
         ),
         elem_id="shapes",

@@ -199,9 +199,9 @@ def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
             "and neurons are removed."
         )
     return gettext(
-        "Runtime shapes: before the cap and any locks are applied, a module's ratio is the fraction of its whole "
-        "heads, or of its blocks of 32 neurons, whose average lies below the threshold; another score (contribution to "
-        "the output times sensitivity of the loss) decides which neurons are removed."
+        "Runtime shapes: before the cap and any locks are applied, a module's ratio is the fraction of its "
+        "heads, or of its blocks of 32 neurons, whose mean importance lies below the threshold; another score "
+        "(contribution to the output times sensitivity of the loss) decides which neurons are removed."
     )
 
 

@@ -167,7 +167,7 @@ class Rooms:
                 )
                 raise Refused(429, words)
             if room.revisions(digest, question.number) >= MAX_REVISIONS:
-                words = lazy_gettext("Too many changes to this prediction: the last one accepted counts.")
+                words = lazy_gettext("Too many changes to this prediction. The last accepted one counts.")
                 raise Refused(429, words)
             answer = Answer(digest, question.number, id, value)
             self._store.answer(room.code, answer)

@@ -234,6 +234,7 @@ def _basis(layer: nn.Module, place: Place) -> Float[Tensor, "hidden width"] | No
         return None
     if not bases:
         raise UserError(
-            "a cross-module model loaded from a folder has no bases to compare in; slice the dense model again"
+            "a cross-module model loaded from a folder lacks the bases that map its residual stream back to the dense "
+            "model's; slice the dense model again"
         )
     return bases[1] if place == "attention" else bases[-1]

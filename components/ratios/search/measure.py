@@ -92,7 +92,7 @@ class RatioSearches:
                 raise UserError(NOTHING)
             calibrated = self._session.calibrations.calibrate(job, key)
             loaded, stats, sequences = calibrated.loaded, calibrated.stats, len(calibrated.tokens)
-            report = job_progress(job, lazy_gettext("Searching, dense passes:"))
+            report = job_progress(job, lazy_gettext("Searching; compute in dense forward passes:"))
             shown: SearchProgress | None = None
 
             def progress(event: Progress) -> None:

@@ -74,8 +74,8 @@ def summary(view: RatioSearchView | None, estimator: str) -> str:
     if view is None:
         return ""
     text = gettext(
-        "{better} of {generations} generations found a better allocation; {passes:.0f} of {budget:.0f} dense passes "
-        "used.",
+        "{better} of {generations} generations found a better allocation. Compute used: {passes:.0f} of {budget:.0f} "
+        "forward passes of the dense model over the calibration text.",
         generations=len(view.changes),
         passes=view.passes,
         budget=view.budget,
