@@ -21,6 +21,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -30,6 +31,7 @@ from gradio.queueing import Event, Queue
 from ..i18n.language import gettext
 from ..jobs import limits
 from .http.addresses import address_of
+from .http.mailbox import Mailboxes
 from .http.mcp import mcp_caller
 
 log = logging.getLogger(__name__)
@@ -38,47 +40,6 @@ REMEMBERED = 300.0  # seconds without a reader after which a session's messages 
 EVERY = 1.0  # seconds between two rounds of tidying
 GRACE = 2.0  # seconds in which a session may read or call again before its calls end
 POLL = 0.01  # seconds between two looks for calls that wait; gradio looks a thousand times a second
-
-
-class Mailbox(asyncio.Queue[Any]):
-    """A session's messages, and whether somebody reads them."""
-
-    def __init__(self, on_read: Callable[[], None]) -> None:
-        super().__init__()
-        self.readers, self._on_read = 0, on_read
-        self.touch()
-
-    def touch(self) -> None:
-        """Somebody is there: the session has just called, or read."""
-        self._last_seen = time.monotonic()
-
-    async def get(self) -> Any:
-        """The next message, once there is one."""
-        self.readers += 1
-        self._on_read()
-        try:
-            return await super().get()
-        finally:
-            self.readers -= 1
-            self.touch()
-
-    def unread(self) -> float:
-        """Seconds since the last reader left or the session called; 0.0 while there is a reader."""
-        return 0.0 if self.readers else time.monotonic() - self._last_seen
-
-
-class Mailboxes(dict[str, Mailbox]):
-    """Mailboxes by session. Whatever gradio sets as a value becomes a `Mailbox`."""
-
-    def __init__(self, on_read: Callable[[str], None]) -> None:
-        super().__init__()
-        self._on_read = on_read
-
-    def __setitem__(self, session: str, _: object) -> None:
-        super().__setitem__(session, Mailbox(lambda: self._on_read(session)))
-
-    def __delitem__(self, session: str) -> None:
-        """Nothing: gradio deletes a mailbox when its reader leaves, and `SteadyQueue.tidy` when no other comes."""
 
 
 class SteadyQueue(Queue):
@@ -120,7 +81,9 @@ class SteadyQueue(Queue):
         if refusal := self._refusal(client, address):
             return False, refusal, "queue_full"
         self._left.pop(body.session_hash, None)
-        answer = await super().push(body, request, username)
+        mailbox = self.pending_messages_per_session.get(body.session_hash)  # None at a session's first call
+        async with mailbox.calling() if mailbox is not None else nullcontext():
+            answer = await super().push(body, request, username)
         event = self.event_ids_to_events.get(str(answer[1])) if answer[0] else None
         if event is not None:
             self._callers[event] = client, address

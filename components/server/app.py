@@ -15,6 +15,7 @@ from ..gradio_compat.blocks import PatchedBlocks
 from ..gradio_compat.http.cached_page import CachedPage
 from ..gradio_compat.http.mcp import McpCallers, prepare_mcp
 from ..gradio_compat.http.routes import NeededRoutes
+from ..gradio_compat.http.streams import OpenStreams
 from ..jobs import limits
 from ..jobs.scheduler import Scheduler
 from ..ui.chart_bridge import PLOTLY
@@ -62,6 +63,7 @@ class App(PatchedBlocks):
                 Middleware(
                     NeededRoutes, {route.path: route.methods or () for route in self.own_routes}, self._has_called
                 ),
+                Middleware(OpenStreams, lambda session: self.calls.pending_messages_per_session.get(session)),
                 Middleware(CachedPage, ISOLATION),
                 Middleware(McpCallers),
                 Middleware(LanguageMiddleware),

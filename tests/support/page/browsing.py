@@ -68,8 +68,9 @@ class Opened:
 
     def _note(self, request: "playwright.Request", end: str | None) -> None:
         if "/queue/" in request.url:
+            path = request.url.partition("/queue/")[2]
             said = (request.post_data or "")[-60:]  # the function's number and the session
-            self.calls.append(f"{time.monotonic():.2f} {request.method} {request.url.partition('/queue/')[2]} {end} {said}")
+            self.calls.append(f"{time.monotonic():.2f} {request.method} {path} {end} {said}")
 
     def forgive(self, *words: str) -> None:
         """Drop the faults that contain one of these words."""
