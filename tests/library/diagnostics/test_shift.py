@@ -137,5 +137,5 @@ def test_what_cannot_be_compared_is_named(tiny_case):
     cross = slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.2), None, case.tokens, progress=False)
     for layer in cross.model.layers:
         layer.basis_count = 0
-    with pytest.raises(UserError, match="no bases"):
+    with pytest.raises(UserError, match="lacks the bases"):
         measure_shift(dense, {"cross": cross}, case.tokens, progress=False)
