@@ -137,6 +137,7 @@ def test_plain_gradio_speaks_the_browsers_language_and_ours_the_pages(visit_grad
     assert "Datei hier ablegen" in visit_gradio("?lang=de").inner_text("#upload")
 
 
+@pytest.mark.slow
 def test_plain_gradio_opens_a_sidebar_on_a_narrow_screen(visit_gradio) -> None:
     tab = visit_gradio(width=400)
     tab.wait_for_selector("#sidebar.open")

@@ -66,7 +66,7 @@ def until(condition: Any) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kind", [gr.Blocks, PatchedBlocks])
+@pytest.mark.parametrize("kind", [pytest.param(gr.Blocks, marks=pytest.mark.slow), PatchedBlocks])
 def test_plain_gradio_knows_no_client_of_a_call_and_ours_one_for_each_address(kind, launch, monkeypatch) -> None:
     monkeypatch.setenv(limits.HOPS_VARIABLE, "0")
     work, may_leave = Work(), threading.Event()
