@@ -36,7 +36,7 @@ _FILE_TYPES = {
     "q5_0": LlamaFileType.MOSTLY_Q5_0,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
-NO_CROSS_MODULE = f"a cross-module slice has shortcut matrices, which llama.cpp does not support; {SAVE_AS_FOLDER}"
+NO_CROSS_MODULE = f"a cross-module model has shortcut matrices, which llama.cpp does not support; {SAVE_AS_FOLDER}"
 
 
 @dataclass(frozen=True)

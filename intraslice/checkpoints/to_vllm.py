@@ -34,7 +34,7 @@ def require_nas(config: IntraSliceConfig) -> None:
     dense, layers = config.dense, config.layers
     model_type = dense["model_type"]
     if any(layer["shortcuts"] for layer in layers):
-        raise UserError(f"a cross-module slice has shortcut matrices, which vLLM does not support; {SAVE_AS_FOLDER}")
+        raise UserError(f"a cross-module model has shortcut matrices, which vLLM does not support; {SAVE_AS_FOLDER}")
     if any(layer.get("norms") for layer in layers):
         raise UserError(
             f"a {model_type} model has norms on queries and keys, which {NAS} does not have; {SAVE_AS_FOLDER}"

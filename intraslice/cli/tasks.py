@@ -56,7 +56,7 @@ def tasks(run: Run) -> CommandResult:
             raise UserError(f"{option} must be {minimum} or more, got {value}")
     config = TasksConfig(tuple(dict.fromkeys(a.tasks)), a.include_path, a.limit, a.num_fewshot, a.batch_size)
     if size() > 1:
-        raise UserError(f"the command tasks runs in one process, got {size()}; start it without torchrun")
+        raise UserError(f"the tasks command runs in one process, got {size()}; start it without torchrun")
     manager = require_tasks(config)
     loaded = run.load()
     if loaded.made is not None:
