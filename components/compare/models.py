@@ -72,8 +72,8 @@ class Columns:
             return ""
         return lazy_gettext(
             "Cross-module slicing cannot remove {target:.0%} of this model's layer parameters: the nearest width, "
-            "{width} of {hidden}, removes {removed:.1%}, too different for a fair comparison. Choose another sparsity to "
-            "compare.",
+            "{width} of {hidden}, removes {removed:.1%}, too different for a fair comparison. Choose another sparsity "
+            "to compare.",
             target=request.slicing.sparsity,
             width=plan.width,
             hidden=plan.hidden,
