@@ -109,13 +109,15 @@ class Jobs:
         """
         self.halt(client, kind)
         caller = self.caller()
-        if refusal := self._refusal(client, caller.address):
+        with self._lock:  # of two that come at once, the second counts the first
+            refusal = self._refusal(client, caller.address)
+            if not refusal:
+                job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
+                running = _Running(client, kind, job, follows, {})
+                self._running.append(running)
+        if refusal:
             yield Status(refusal, "error")
             return
-        job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
-        running = _Running(client, kind, job, follows, {})
-        with self._lock:
-            self._running.append(running)
         began = time.monotonic()
         shown: Waiting | None = None
         try:
@@ -143,10 +145,8 @@ class Jobs:
             log.info(line, kind, how, time.monotonic() - began, job.seconds, memory)
 
     def _refusal(self, client: str, address: str) -> str:
-        """Why no further job can be taken on, or nothing."""
-        with self._lock:
-            waited_for = [running for running in self._running if running.kind != PREFETCH]
-        jobs = [running.job for running in waited_for if not running.job.stopped]
+        """Why no further job can be taken on, or nothing. The lock is held."""
+        jobs = [running.job for running in self._running if running.kind != PREFETCH and not running.job.stopped]
         of_client = sum(job.client == client for job in jobs)
         if of_client >= limits.VISITOR_JOBS.value:
             return lazy_gettext(

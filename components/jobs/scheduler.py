@@ -110,7 +110,7 @@ class Scheduler:
         """Let a job take part in the work under `key`."""
         with self.lock:
             shared = self._shared.get(key)
-            if shared is None:
+            if shared is None or shared.ended:  # somebody may still use what ended work has made
                 shared = self._shared[key] = SharedWork(self, key, work)
             shared.takers.append(job)
         return Shared(self, job, shared, self._clock)
@@ -179,7 +179,18 @@ class Scheduler:
             self._runner.turn.notify()
         else:
             self._runner.has_begun = True
-            self._threads.run(partial(self._run, self._runner))
+            try:
+                self._threads.run(partial(self._run, self._runner))
+            except RuntimeError as problem:  # the system has no thread for it
+                self._end(self._runner, error=problem)
+
+    def _end(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
+        """End the job whose turn it is, and pass that on."""
+        self.jobs = [other for other in self.jobs if other is not job]
+        self._cancelled = [other for other in self._cancelled if other is not job]
+        job.end(result, error)
+        self._runner = None
+        self._pass_on()
 
     def _choose(self) -> tuple[Job | None, Job | None]:
         """Who is charged for the next turn, and who runs: what is to end first."""
@@ -247,11 +258,7 @@ class Scheduler:
             _forget_variables(problem)
         with self.lock:
             self._charge(job)
-            self.jobs = [other for other in self.jobs if other is not job]
-            self._cancelled = [other for other in self._cancelled if other is not job]
-            job.end(result, error)
-            self._runner = None
-            self._pass_on()
+            self._end(job, result, error)
 
 
 def _forget_variables(error: BaseException) -> None:

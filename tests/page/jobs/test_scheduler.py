@@ -218,3 +218,15 @@ def test_only_the_job_whose_turn_it_is_may_give_it_up(scheduler):
     scheduler.step()
     with pytest.raises(RuntimeError, match="whose turn it is"):
         job.checkpoint()
+
+
+def test_a_job_for_which_there_is_no_thread_fails_and_the_others_go_on(scheduler, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start new thread"))
+        )
+        failed = scheduler.start("a", lambda job: None)
+        scheduler.step()
+    other = scheduler.start("b", lambda job: "done")
+    scheduler.run()
+    assert (str(failed.error), other.result) == ("can't start new thread", "done")

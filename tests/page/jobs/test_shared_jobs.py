@@ -223,3 +223,21 @@ def test_nobody_waits_beside_work_that_is_away(scheduler):
     scheduler.until(lambda: job.wait and not job.wait.work.is_away)
     scheduler.run()
     assert job.result == "model"
+
+
+def test_work_that_has_ended_is_done_anew_for_who_comes_then_though_somebody_uses_its_result(scheduler):
+    made = []
+
+    def using(job):
+        with job.begin("model", lambda job: made.append(job) or len(made)) as shared:
+            result = shared.result()
+            job.checkpoint()
+            return result
+
+    first = scheduler.start("a", using)
+    while not made:
+        scheduler.step()
+    scheduler.step()  # it has the result, and uses it
+    second = scheduler.start("b", taking("model", lambda job: made.append(job) or len(made)))
+    scheduler.run()
+    assert (first.result, second.result) == (1, 2)
