@@ -34,9 +34,10 @@ def current_caller() -> Caller:
 
 
 def client_of(request: gr.Request | str | None) -> str:
-    """The id of the open page that calls; of an MCP client its address; "somebody" for a program that has none."""
+    """The id of the open page that calls; of an MCP client, and of a program without an id, its address."""
     if isinstance(request, str):
         return request
     if (caller := mcp_caller(request)) is not None:
         return f"mcp {caller.address}"
-    return getattr(request, "session_hash", None) or "somebody"
+    session = getattr(request, "session_hash", None)
+    return session or f"somebody {address_of(request) if isinstance(request, gr.Request) else ''}".strip()

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 REMEMBERED = 300.0  # seconds without a reader after which a session's messages are forgotten
 EVERY = 1.0  # seconds between two rounds of tidying
 GRACE = 2.0  # seconds in which a session may read or call again before its calls end
+LONGEST_SESSION = 100  # characters of a session's name, of which gradio and the scheduler keep thousands
 POLL = 0.01  # seconds between two looks for calls that wait; gradio looks a thousand times a second
 
 
@@ -78,11 +79,16 @@ class SteadyQueue(Queue):
         client, address = (
             (f"mcp {caller.address}", caller.address) if caller else (body.session_hash, address_of(request))
         )
-        if refusal := self._refusal(client, address):
-            return False, refusal, "queue_full"
-        self._left.pop(body.session_hash, None)
+        if len(body.session_hash or "") > LONGEST_SESSION:
+            words = gettext("The session's name may have at most {limit} characters.", limit=LONGEST_SESSION)
+            return False, words, "error"
         mailbox = self.pending_messages_per_session.get(body.session_hash)  # None at a session's first call
+        if mailbox is not None and (refusal := self._too_many(mailbox.calls_coming)):
+            return False, refusal, "queue_full"
         async with mailbox.calling() if mailbox is not None else nullcontext():
+            if refusal := self._refusal(client, address):
+                return False, refusal, "queue_full"
+            self._left.pop(body.session_hash, None)
             answer = await super().push(body, request, username)
         event = self.event_ids_to_events.get(str(answer[1])) if answer[0] else None
         if event is not None:
@@ -96,11 +102,8 @@ class SteadyQueue(Queue):
     def _refusal(self, client: str | None, address: str) -> str:
         """Why a client's call cannot be accepted, or nothing; makes room where some can be made."""
         clients = (self._callers[event][0] for event in self.event_ids_to_events.values() if event in self._callers)
-        own_calls = sum(client is not None and other == client for other in clients)
-        if own_calls >= limits.VISITOR_CALLS.value:
-            return gettext(
-                "This page already has {count} requests waiting. Try again when some have finished.", count=own_calls
-            )
+        if refusal := self._too_many(sum(client is not None and other == client for other in clients)):
+            return refusal
         if not limits.has_room(limits.CALLS, self.open_calls, True) and not self._make_room(address):
             return gettext(
                 "The server already has {count} requests waiting. Try again in a minute.", count=self.open_calls
@@ -108,8 +111,16 @@ class SteadyQueue(Queue):
         if len(self.pending_messages_per_session) >= 2 * limits.CALLS.value:
             calling = self._sessions_with_calls()
             boxes = self.pending_messages_per_session.items()
-            self._forget(next((idle for idle, box in boxes if not (box.readers or idle in calling)), ""))
+            self._forget(next((idle for idle, box in boxes if not (box.is_watched or idle in calling)), ""))
         return ""
+
+    @staticmethod
+    def _too_many(own_calls: int) -> str:
+        if own_calls < limits.VISITOR_CALLS.value:
+            return ""
+        return gettext(
+            "This page already has {count} requests waiting. Try again when some have finished.", count=own_calls
+        )
 
     def _make_room(self, address: str) -> bool:
         """Whether a call from an address is accepted while the queue is nearly full; an unread call gives way to it.
@@ -237,10 +248,11 @@ class SteadyQueue(Queue):
             await asyncio.sleep(EVERY)
 
     async def _tidy_regularly(self) -> None:
-        while not self._is_closed:
-            await asyncio.sleep(EVERY)
+        async def tidy() -> None:
             await self._end_calls_of_the_gone()
             self.tidy()
+
+        await self._keep_up(tidy)
 
     def _cancel_asyncio_tasks(self) -> None:
         if self._is_closed:  # a loop that starts again leaves the calls alone that run

@@ -21,7 +21,8 @@ class Mailbox(asyncio.Queue[Any]):
     def __init__(self, on_read: Callable[[], None]) -> None:
         super().__init__()
         self.readers, self._on_read = 0, on_read
-        self._calls_accepted = 0  # at this moment
+        self.calls_coming = 0  # that wait to be accepted
+        self._streams = 0  # that are open
         self._called, self._is_open = asyncio.Event(), asyncio.Event()
         self._is_open.set()
         self.touch()
@@ -43,12 +44,12 @@ class Mailbox(asyncio.Queue[Any]):
     @asynccontextmanager
     async def calling(self) -> AsyncIterator[None]:
         """A context in which a call of the session is accepted, once no stream of the session is being closed."""
-        await self._is_open.wait()
-        self._calls_accepted += 1
+        self.calls_coming += 1
         try:
+            await self._is_open.wait()
             yield
         finally:
-            self._calls_accepted -= 1
+            self.calls_coming -= 1
             self._called.set()
 
     async def called_before(self, left: asyncio.Task[Any], seconds: float) -> bool:
@@ -59,9 +60,23 @@ class Mailbox(asyncio.Queue[Any]):
             await asyncio.wait({called, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             is_called = called.done()
             called.cancel()
-            if left.done() or not (is_called or self._calls_accepted):
+            if left.done() or not (is_called or self.calls_coming):
                 return False
         return True
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether there is a reader, or a stream that will read the next call's messages."""
+        return bool(self.readers or self._streams)
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """A context in which a stream of the session is open."""
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
 
     @contextmanager
     def closing(self) -> Iterator[None]:

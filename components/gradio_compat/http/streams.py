@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,7 +23,7 @@ from .mailbox import Mailbox
 from .routes import MESSAGES
 
 IDLE = 1.0  # seconds without a call after which a stream is closed
-CLOSING = 1.0  # seconds that the page has to close it
+CLOSING = 5.0  # seconds that the page has to close it, during which its calls wait
 CLOSE = b'"msg":"close_stream"'
 
 
@@ -44,23 +45,29 @@ class OpenStreams:
         if mailbox is None:
             return await self._app(scope, receive, send)
         stream = _Stream(send)
-        while True:
-            await self._app({**scope}, receive, stream.send)  # routes write into it
-            if stream.end is None:  # the page has left, or the server is stopping
-                break
-            left = asyncio.create_task(_disconnected(receive))
-            try:
-                if await mailbox.called_before(left, IDLE):
-                    stream.end = None
-                    continue
-                if not left.done():
-                    with mailbox.closing():
-                        await send({"type": "http.response.body", "body": stream.end, "more_body": True})
-                        await asyncio.wait([left], timeout=CLOSING)
-            finally:
-                left.cancel()
-            break
+        with mailbox.streaming():
+            while await self._is_continued(scope, receive, stream, mailbox):
+                pass
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _is_continued(self, scope: Scope, receive: Receive, stream: _Stream, mailbox: Mailbox) -> bool:
+        """Send the answers to a session's calls, and wait for more; whether there are more, else the page is told."""
+        stream.end = None
+        await self._app({**scope}, receive, stream.send)  # routes write into the scope
+        if stream.end is None:  # the page has left, or the server is stopping
+            return False
+        left = asyncio.create_task(_disconnected(receive))
+        try:
+            if await mailbox.called_before(left, IDLE):
+                return True
+            if not left.done():
+                with mailbox.closing(), suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSING):
+                        await stream.send_end()
+                        await left
+        finally:
+            left.cancel()
+        return False
 
 
 class _Stream:
@@ -79,6 +86,10 @@ class _Stream:
             self.end = message["body"]
         elif message.get("body"):
             await self._send({**message, "more_body": True})
+
+    async def send_end(self) -> None:
+        """Tell the page to close the stream."""
+        await self._send({"type": "http.response.body", "body": self.end, "more_body": True})
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError, as_completed
+from itertools import islice
 
 import gradio as gr
 import httpx
@@ -84,3 +85,40 @@ def test_a_page_that_does_not_close_its_stream_can_call_again(launch, monkeypatc
             received = messages(stream)
             assert answered(received) == event
             assert [message["msg"] for message in received] == ["close_stream"]
+
+
+def test_calls_that_wait_for_the_end_of_a_stream_are_bounded(launch, monkeypatch) -> None:
+    monkeypatch.setattr(streams, "IDLE", 0.0)
+    monkeypatch.setattr(streams, "CLOSING", 60.0)
+    monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "3")
+    client = launched(launch, PatchedBlocks)
+    call(client)
+    with ThreadPoolExecutor(12) as pool:
+        with client.http.stream("GET", f"{client.api}/{DATA}") as stream:
+            received = messages(stream)  # whose end would close it
+            assert next(message for message in received if message["msg"] == "close_stream")
+            body = {"data": [], "fn_index": 0, "session_hash": "one"}
+            posts = [pool.submit(httpx.post, f"{client.api}/queue/join", json=body, timeout=60) for _ in range(12)]
+            refused = [post.result().status_code for post in islice(as_completed(posts), 9)]
+        assert sorted(post.result().status_code for post in posts) == [200] * 3 + [503] * 9
+    assert refused == [503] * 9
+
+
+def test_the_messages_of_an_idle_page_are_not_forgotten_for_new_sessions(launch, monkeypatch) -> None:
+    monkeypatch.setattr(streams, "IDLE", 60.0)
+    monkeypatch.setenv("INTRASLICE_MAX_CALLS", "2")
+    client = launched(launch, PatchedBlocks)
+    call(client)
+    with client.http.stream("GET", f"{client.api}/{DATA}") as stream:
+        received = messages(stream)
+        answered(received)
+        for _ in range(6):
+            client.ask("work")
+        assert call(client) == answered(received)
+
+
+def test_a_session_with_a_long_name_is_refused(launch) -> None:
+    client = launched(launch, PatchedBlocks)
+    body = {"data": [], "fn_index": 0, "session_hash": "x" * 101}
+    answer = client.http.post(f"{client.api}/queue/join", json=body)
+    assert (answer.status_code, "at most 100 characters" in answer.text) == (400, True)
