@@ -99,6 +99,7 @@ class Rooms:
             self._wrong_codes.count(address)
             raise Refused(404, lazy_gettext("No class has this code. Check it, or ask for the link."))
         with self._lock:
+            self._require_current(room)
             if digest not in room.numbers:
                 if len(room.numbers) >= limits.STUDENTS.value:
                     raise Refused(
@@ -213,6 +214,7 @@ class Rooms:
                 self._store.delete_before(time.time() - LIFETIME)
                 for code in [code for code, room in self._rooms.items() if room.expires <= time.time()]:
                     self._forget(code)
+                self._codes = None  # to be read again: those of rooms that nobody has asked for are deleted too
             oldest = self._store.oldest()
         except StoreError:  # the log has it
             self._schedule(RETRY_SECONDS)

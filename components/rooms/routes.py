@@ -69,7 +69,10 @@ def routes(rooms: Rooms) -> Sequence[Route]:
                     "A QR code can hold a link (http or https) of at most {limit:,} characters.", limit=MAX_LINK
                 ),
             )
-        image = segno.make_qr(link, error="m").svg_inline(border=4, dark="#000", light="#fff", omitsize=True)
+        try:
+            image = segno.make_qr(link, error="m").svg_inline(border=4, dark="#000", light="#fff", omitsize=True)
+        except ValueError as error:  # of characters that need more bits
+            raise Refused(400, lazy_gettext("A QR code cannot hold this link. Use plain characters.")) from error
         return {"svg": image}
 
     def student_state(request: Request, body: dict[str, Any]) -> dict[str, Any]:

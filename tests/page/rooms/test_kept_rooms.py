@@ -153,3 +153,27 @@ def test_a_locked_or_full_disk_is_a_sentence_and_the_class_goes_on(klass, monkey
     connection.execute("PRAGMA max_page_count = 1000000")
     assert klass.answer(student, 2, id="kept-by-client").status_code == 200
     assert sum(klass.counts()) == 1
+
+
+def test_rooms_that_expire_without_having_been_loaded_make_room_for_others(klass, start_class, monkeypatch) -> None:
+    klass.rooms.close()
+    rooms = Rooms(klass.folder)
+    assert rooms.find("A" * 6) is None  # reads all codes
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + LIFETIME + 1)
+    rooms.delete_expired()
+    assert rooms._all_codes() == set()
+    rooms.close()
+
+
+def test_who_joins_a_class_that_is_ended_meanwhile_is_told_so(klass, monkeypatch) -> None:
+    find = klass.rooms.find
+
+    def found_a_moment_ago(code: str) -> object:
+        room = find(code)
+        klass.rooms.delete(klass.code, klass.secret)
+        return room
+
+    monkeypatch.setattr(klass.rooms, "find", lambda code: monkeypatch.undo() or found_a_moment_ago(code))
+    answer = klass.http.post(f"/rooms/{klass.code}/join", headers={"x-room-student": "a" * 32}, json={})
+    assert answer.status_code == 410
