@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,9 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from ..gradio_compat.http.addresses import address_of
 from ..i18n.language import gettext
+from ..jobs import limits
 from . import wllama
 from .files import ModelFiles
 
@@ -23,14 +26,13 @@ MODELS = f"{HOME}/models/"
 BYTES_PER_SECOND = 125e6  # a connection of a gigabit
 PART = 2**16  # bytes: what waits in memory for each client
 STALLED_SECONDS = 60.0
-MAX_DOWNLOADS = 200
 
 
 class _Pace:
     """Keeps all downloads together to `BYTES_PER_SECOND`, so that thirty of them leave the cores to the slider."""
 
     def __init__(self) -> None:
-        self.downloads = 0  # that are open
+        self.downloads: Counter[str] = Counter()  # that are open, by network address
         self._free = 0.0  # the moment at which everything that was sent would have been sent at this speed
 
     async def wait(self, size: int) -> None:
@@ -63,15 +65,16 @@ class _LargeFile(FileResponse):
             if body and not Path(self.path).exists():
                 raise ConnectionAbortedError("the file has been deleted")
 
-        if PACE.downloads >= MAX_DOWNLOADS:
+        address = address_of(Request(scope))
+        if not limits.has_room(limits.DOWNLOADS, PACE.downloads.total(), PACE.downloads[address] > 0):
             words = gettext("Too many downloads. Try again in a minute.")
             return await PlainTextResponse(words, 503, {"retry-after": "60"})(scope, receive, send)
-        PACE.downloads += 1
+        PACE.downloads[address] += 1
         try:
             with suppress(TimeoutError, ConnectionAbortedError):
                 await super().__call__(scope, receive, send_at_pace)
         finally:
-            PACE.downloads -= 1
+            PACE.downloads -= Counter([address])  # without those that have none
 
 
 def routes(files: ModelFiles) -> Sequence[Route]:

@@ -109,7 +109,7 @@ def _from_npm(home: Path) -> None:
     done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     packed = next(home.glob("*.tgz"), None)
     if packed is None:
-        raise OSError(f"npm: {(done.stderr or done.stdout or 'no reason given').strip().splitlines()[0][:200]}")
+        raise OSError(f"npm: {(done.stderr.strip() or done.stdout.strip() or 'no reason given').splitlines()[0][:200]}")
     with tarfile.open(packed) as archive:
         for name, (path, _) in FILES.items():
             source = archive.extractfile(f"package/{path}")

@@ -71,6 +71,7 @@ EXPORTS = Limit("EXPORTS", "bytes of disk of all exported files", 2**36, 2**31, 
 DEVICE_FILES = Limit(
     "DEVICE_FILES", "bytes of disk of all models for users' devices", 2**36, 2**33, "the oldest are deleted first"
 )
+DOWNLOADS = Limit("DOWNLOADS", "downloads to users' devices at once", 200, 200, "each keeps a connection")
 JOBS = Limit(
     "JOBS", "jobs that run or wait", 240, 240, "each holds two threads; a class of 60 at one address has up to 190"
 )
