@@ -13,6 +13,7 @@ from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import LazyString, lazy_gettext, translate
 from ..jobs.status import Status
 from ..state.request import Request
+from ..state.session import Session
 from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.figure import Chart
@@ -71,6 +72,7 @@ class Section(Generic[View]):
     summarise: Callable[[View | None, str], str]  # for an estimator (HTML)
     job: str  # its kind, which is also the endpoint's name
     name: str  # the beginning of the components' ids
+    session: Session
     is_complete: Callable[[Any], bool] = lambda view: True  # else it can be measured further
 
     def show(self, request: Request, layer: int, client: str) -> Shown:
@@ -84,11 +86,16 @@ class Section(Generic[View]):
         return Shown(points, self.summarise(view, estimator), gr.update(visible=self._is_unfinished(view)))
 
     def measure(self, request: Request, layer: int, client: str) -> Iterator[Measured]:
-        """Measure the numbers; yields chart (JSON), summary and progress (HTML)."""
+        """Measure the numbers; yields chart (JSON), summary and progress (HTML).
+
+        It continues when the settings change; chart and summary then show the new ones.
+        """
         for event in self.source.measure(request, client):
             if isinstance(event, Status):
                 notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
                 yield unchanged(Measured)._replace(progress=formatting.status(event) + notice)
+            elif self.session.jobs.looks_elsewhere(client, request=request):
+                yield unchanged(Measured)._replace(progress="")
             else:
                 yield Measured(*self.show(request, layer, client), progress="")
 
@@ -118,11 +125,11 @@ class Section(Generic[View]):
             [*Measured(*panel.shown, panel.progress)],
         )
         panel.measure.click(spread_settings(measure, self), inputs, outputs, api_name=self.job, **HEAVY)
-        panel.cancel.click(partial_handler(self.stop, context.session), None, None, **PRIVATE, **CHEAP)
+        panel.cancel.click(partial_handler(self.stop), None, None, **PRIVATE, **CHEAP)
 
-    def stop(self, session: Any, client: str) -> None:
+    def stop(self, client: str) -> None:
         """Stop the measurement at its next step."""
-        session.jobs.halt(client, self.job)
+        self.session.jobs.halt(client, self.job)
 
     def _is_unfinished(self, view: View | None) -> bool:
         return view is None or not self.is_complete(view)

@@ -152,11 +152,17 @@ class Calibrations:
         report = job_progress(job, lazy_gettext("Calibrating {model}, sequence", model=Path(key.model).name))
 
         def keep(event: Progress, stats: CalibrationStats, sequences: int) -> None:
-            """Publish the calibration on the first `sequences`; reports `event` again while it is prepared."""
+            """Publish the calibration on the first `sequences`; reports `event` again while it is prepared.
+
+            One that was stopped may have come further.
+            """
+            provisional = so_far(sequences, len(tokens))
+            best = self.best(key)
+            if provisional and best is not None and best.sequences >= sequences:
+                return
             profile = stats.make_profile(progress=lambda _: report(event))
             stats.ranked_neurons = {}  # turns on caching of rankings, since the slider slices often
             stats.sliced_modules = {}  # and of modules, which no job changes
-            provisional = so_far(sequences, len(tokens))
             source = Source(profile, head_weights, key, sequences, provisional)
             if provisional:
                 keep_profile(loaded, tokens, sequences, profile)

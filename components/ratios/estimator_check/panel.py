@@ -25,7 +25,7 @@ def measure(section: Section[EstimatorCheckView], request: Request, layer: int, 
 
 def build(session: Session, first: Request) -> SectionPanel:
     """Chart, summary and the job's buttons, initially for `first`. Called inside the Ratios tab."""
-    section = Section(EstimatorCheckCache(session), estimator_check_chart, catalogue, JOB, "verdict")
+    section = Section(EstimatorCheckCache(session), estimator_check_chart, catalogue, JOB, "verdict", session)
     panel = section.build(first, lazy_gettext("Measure each module alone"), 360)
     fold("verdict")
     return panel

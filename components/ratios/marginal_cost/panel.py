@@ -27,7 +27,7 @@ def measure(section: Section[MarginalCostView], request: Request, layer: int, cl
 
 def build(session: Session, first: Request) -> SectionPanel:
     """Chart, summary and the job's buttons, initially for `first`. Called inside the Ratios tab."""
-    section = Section(MarginalCostCache(session), marginal_cost_chart, catalogue, JOB, "price")
+    section = Section(MarginalCostCache(session), marginal_cost_chart, catalogue, JOB, "price", session)
     panel = section.build(first, lazy_gettext("Measure marginal costs"), 440)
     fold("marginal_cost")
     return panel

@@ -90,6 +90,13 @@ class RatioSearches:
         def work(job: Job) -> None:
             if not config.sparsity:
                 raise UserError(NOTHING)
+            found = self.cached(request)
+            if found is None or not found.is_complete:
+                job.share((JOB, key, config), search)
+            else:
+                job.emit(found)
+
+        def search(job: Job) -> None:
             calibrated = self._session.calibrations.calibrate(job, key)
             loaded, stats, sequences = calibrated.loaded, calibrated.stats, len(calibrated.tokens)
             report = job_progress(job, lazy_gettext("Searching; compute in dense forward passes:"))

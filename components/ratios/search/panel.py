@@ -51,7 +51,7 @@ def use(searches: RatioSearches, session: Session, request: Request) -> Used:
 def build(session: Session, first: Request) -> RatioSearchPanel:
     """Chart, summary and buttons, initially for `first`. Called inside the Ratios tab."""
     section = Section(
-        RatioSearches(session), search_chart, summary, JOB, "search", is_complete=lambda view: view.is_complete
+        RatioSearches(session), search_chart, summary, JOB, "search", session, is_complete=lambda view: view.is_complete
     )
     panel = section.build(first, lazy_gettext("Search for better ratios"), 440)
     label = lazy_gettext("Lock the ratios found")

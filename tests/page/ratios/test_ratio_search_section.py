@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import pytest
 from tiny_page import SOMEBODY, in_light
 
+from components.ratios.measured_section import Section
 from components.ratios.search.chart import search_chart
 from components.ratios.search.measure import RatioSearches, RatioSearchView
 from components.ratios.search.panel import summary, use
@@ -85,3 +86,21 @@ def test_the_chart_and_its_words_say_what_was_found(views) -> None:
     assert "changed by <b>-19%</b>" in summary(running, "pca")
     assert summary(None, "pca") == ""
     assert search_chart(None, "pca").rows == []
+
+
+def test_a_search_that_has_ended_stays_as_it_is_for_everybody(views, searches, setting) -> None:
+    assert [*searches.measure(setting, "another")] == [views[-1]]
+    assert searches.cached(setting) is views[-1]
+
+
+def test_a_measurement_goes_on_out_of_sight_where_the_settings_have_changed(searches, session, tiny) -> None:
+    section = Section(searches, search_chart, summary, "search", "search", session)
+    setting = tiny.with_settings(sparsity=35)
+    answers = section.measure(setting, 0, SOMEBODY)
+    shown = next(answer for answer in answers if isinstance(answer.summary, str))
+    session.jobs.look(SOMEBODY, request=tiny)
+    hidden = [*answers]
+    assert shown.summary
+    assert hidden
+    assert not any(isinstance(answer.summary, str) for answer in hidden)
+    assert searches.cached(setting).is_complete
