@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 TIMEOUT = 4.0  # seconds
+_lock = threading.Lock()
+_being_fetched: Counter[str] = Counter()  # names of models' folders, in this process
 FETCHED = ".fetched-for-others"  # an empty file in a model's folder; its time is that of the last use
 
 
@@ -47,8 +50,10 @@ def fetched_for_others(name: str, max_bytes: int) -> Iterator[None]:
     """While open, the model `name` may be fetched into the Hub's cache; then the cache is bounded.
 
     Models that were fetched so are removed, the least recently used first, until the others take at most `max_bytes`.
-    The last one stays whatever its size, and so does every model that was there before.
+    The last one stays whatever its size, and so does every model that was there before, or is being fetched.
     """
+    # In the store that repositories may share, files would stay when their repository is removed.
+    constants.HF_HUB_DISABLE_SHARED_BLOBS = True
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
     marker = folder / FETCHED
     is_fetched_here = not folder.exists() or marker.exists()
@@ -56,9 +61,15 @@ def fetched_for_others(name: str, max_bytes: int) -> Iterator[None]:
         with suppress(OSError):  # of a read-only cache, into which nothing can be fetched
             folder.mkdir(parents=True, exist_ok=True)
             marker.touch()
+    with _lock:
+        _being_fetched[folder.name] += 1
     try:
         yield
     finally:
+        with _lock:
+            _being_fetched[folder.name] -= 1
+            if not _being_fetched[folder.name]:
+                del _being_fetched[folder.name]
         if is_fetched_here and folder.is_dir():
             if [*folder.iterdir()] == [marker]:  # nothing was fetched
                 shutil.rmtree(folder, ignore_errors=True)
@@ -74,5 +85,7 @@ def _remove_fetched(max_bytes: int) -> None:
     kept_bytes = 0
     for place, (_, repo) in enumerate(sorted(fetched, key=lambda entry: -entry[0])):
         kept_bytes += repo.size_on_disk
-        if place and kept_bytes > max_bytes:  # not by `delete_revisions`: copies of a model have equal commit hashes
+        if (
+            place and kept_bytes > max_bytes and not _being_fetched[repo.repo_path.name]
+        ):  # not by `delete_revisions`: copies of a model have equal commit hashes
             shutil.rmtree(repo.repo_path, ignore_errors=True)

@@ -220,11 +220,13 @@ def verify_weights(name: str) -> None:
         (folder / RECORD).unlink(missing_ok=True)
     hub_id = DEFAULT_HUB_ID if name == DEFAULT else name
     if not Path(hub_id).exists() and (snapshot := _cached_snapshot(hub_id, None)):
-        for file in snapshot.folder.iterdir():
-            # The Hub's cache names a large file by the SHA-256 of its content.
-            if re.fullmatch("[0-9a-f]{64}", (blob := file.resolve()).name) and file_sha256(blob) != blob.name:
-                file.unlink()
-                blob.unlink()
+        for file in filter(Path.is_symlink, snapshot.folder.iterdir()):
+            # The Hub's cache names a large file by the SHA-256 of its content. That may be a link again, into a store
+            # that all repositories share, in which names are other hashes.
+            blob = file.parent / file.readlink()
+            if re.fullmatch("[0-9a-f]{64}", blob.name) and file_sha256(blob) != blob.name:
+                for damaged in (file, blob, blob.resolve()):
+                    damaged.unlink(missing_ok=True)
 
 
 def _is_intact(folder: Path, verify: bool = False) -> bool:

@@ -109,3 +109,14 @@ def test_a_fetch_that_fails_or_is_not_needed_removes_nothing_of_others(fetch):
     with hub.fetched_for_others("a/one", 0):  # as where the Hub cannot be reached
         pass
     assert cached() == {"theirs--first"}
+
+
+def test_a_model_that_is_being_fetched_stays(fetch):
+    with hub.fetched_for_others("a/slow", 10):
+        fetch("a/slow")
+        age()
+        with hub.fetched_for_others("a/quick", 10):
+            fetch("a/quick")
+        assert cached() == {"a--slow", "a--quick"}
+    assert constants.HF_HUB_DISABLE_SHARED_BLOBS  # else removing a repository would leave its files
+    assert cached() == {"a--slow"}

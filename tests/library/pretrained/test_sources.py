@@ -282,3 +282,23 @@ def test_a_snapshot_of_the_hub_with_other_bytes_than_its_name_is_fetched_anew(mo
     assert find_weights("somebody/tiny") is not None
     sources.verify_weights("somebody/tiny")
     assert find_weights("somebody/tiny") is None
+
+
+def test_a_whole_file_in_the_store_of_all_repositories_stays(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository, content = tmp_path / "models--somebody--tiny", save({"weight": torch.ones(2)})
+    blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
+    snapshot, payload = repository / "snapshots" / ("0" * 40), tmp_path / "blobs" / "ab" / ("ab" * 32)
+    for folder in (blob.parent, snapshot, repository / "refs", payload.parent):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(snapshot.name)
+    (snapshot / "config.json").write_text("{}")
+    payload.write_bytes(content)
+    blob.symlink_to(payload)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    sources.verify_weights("somebody/tiny")
+    assert find_weights("somebody/tiny").folder == snapshot
+    payload.write_bytes(content[:-1] + b"\xff")
+    sources.verify_weights("somebody/tiny")
+    assert find_weights("somebody/tiny") is None
+    assert not payload.exists()
