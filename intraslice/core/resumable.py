@@ -50,7 +50,10 @@ def resumable_sibling(target: Path, digest: str) -> Iterator[Path]:
 
 def _locked(folder: Path) -> FileLock:
     """Make the folder, and lock it. Raises UserError if another process has locked it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder.parent} ({error.strerror}); choose another folder") from error
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

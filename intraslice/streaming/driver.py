@@ -114,7 +114,6 @@ def slice_to_folder(
     prepare_tokenizer_(tokenizer, dense.model, recipe.model)
     tokens = data.calibration_tokens(tokenizer, recipe.calibration, recipe.evaluation.text)
     digest = _digest(dense, recipe, tokens)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         resumable_cache_folder(digest, _sizes(recipe, dense.model.config).journal_bytes) as journal_folder,
         resumable_sibling(folder, digest) as sibling,
@@ -134,6 +133,7 @@ def slice_to_folder(
 def _digest(dense: StreamedModel, recipe: Recipe, tokens: Int[Tensor, "sequences length"]) -> str:
     """32 hex digits of all that the result depends on; of the weights, their files' sizes and times of change."""
     digest = hashlib.sha256(tokens.numpy().tobytes())
+    digest.update(dense.model.config.to_json_string(use_diff=False).encode())
     for file in sorted(set(dense.files.values())):
         stat = file.stat()
         digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())

@@ -17,6 +17,7 @@ from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.format import write_parts, write_record
 from intraslice.checkpoints.model_card import model_card
 from intraslice.checkpoints.shapes import Shape, shape_of
+from intraslice.core.errors import UserError
 from intraslice.modeling.families import DenseModule
 from intraslice.streaming.journal import Journal, write_whole
 from intraslice.streaming.weights import StreamedModel
@@ -42,7 +43,18 @@ class Shards:
         self.journal.write_json(f"shape.{index}", shape_of(layer))
 
     def finish(self, tokenizer: PreTrainedTokenizerBase, made: dict[str, Any], target: Path) -> None:
-        """Write all other weights, the index of the shards, and the other files; move the folder to `target`."""
+        """Write all other weights, the index of the shards, and the other files; move the folder to `target`.
+
+        Raises UserError if they cannot be written; the same run may then be started again.
+        """
+        try:
+            self._finish(tokenizer, made, target)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {target}: {error}; free some space and start the same command again, which continues"
+            ) from error
+
+    def _finish(self, tokenizer: PreTrainedTokenizerBase, made: dict[str, Any], target: Path) -> None:
         if not self._file(0).exists():
             self._write(0, self.dense.read(self.dense.outer_names))
         shapes: list[Shape] = [self.journal.read_json(f"shape.{index}") for index in range(self.dense.layers)]

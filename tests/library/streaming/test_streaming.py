@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,3 +134,15 @@ def test_a_journal_beyond_the_disk_budget_is_refused_before_any_work(tiny_case, 
         slice_to_folder(recipe, folder, progress=events.append)
     assert [event for event in events if event.stage != "fetch weights"] == []
     assert not folder.exists()
+
+
+def test_a_run_does_not_continue_another_configurations(tiny_case, recipe_for, tmp_path, folder):
+    recipe = recipe_for(tiny_case("llama-gqa"))
+    assert killed_after(12, recipe, folder)
+    file = Path(recipe.model) / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    expected = tmp_path / "whole" / folder.name
+    slice_to_folder(recipe, expected, progress=False)
+    slice_to_folder(recipe, folder, progress=False)
+    assert files_of(folder) == files_of(expected)
