@@ -114,6 +114,21 @@ def evaluation_tokens(
     return tokens.view(windows, config.window)
 
 
+def require_held_out(text: str, calibration_text: str, evaluation_text: str) -> None:
+    """Raise UserError if a calibration read all of `text`.
+
+    It held out a part of its file only where that was the text of its own evaluation too.
+    """
+    if calibration_text in NAMED_CORPORA or text in NAMED_CORPORA or text == evaluation_text:
+        return
+    path = _readable_path(text)
+    if _same_file(path, calibration_text) and not _same_file(path, evaluation_text):
+        raise UserError(
+            f"the model was calibrated on all of {path.name!r}, so that nothing of it is held out; evaluate on another "
+            "text, or calibrate with the same text for evaluation, which holds out a fifth"
+        )
+
+
 def count_evaluation_tokens(tokenizer: PreTrainedTokenizerBase, text: str, calibration_text: str | None = None) -> int:
     """The number of tokens of a text for `evaluation_tokens`. Raises UserError where it cannot be read."""
     documents = read_documents(text, "evaluation", calibration_text)

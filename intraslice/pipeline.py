@@ -71,10 +71,14 @@ class Pipeline:
         return loaded
 
     def windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
-        """Held-out tokens, disjoint from the calibration tokens; a checkpoint's record says which text those are of."""
+        """Held-out tokens, disjoint from the calibration tokens; a checkpoint's record says which text those are of.
+
+        Raises UserError if the text cannot be read, is too short, or was read whole by the calibration.
+        """
         recorded = (loaded.made or {}).get("protocol", {})
-        text = recorded.get("calibration", self.recipe.calibration.text)
-        return data.evaluation_tokens(loaded.tokenizer, self.recipe.evaluation, text)
+        text, evaluation = recorded.get("calibration", self.recipe.calibration.text), self.recipe.evaluation
+        data.require_held_out(evaluation.text, text, recorded.get("eval", evaluation.text))
+        return data.evaluation_tokens(loaded.tokenizer, evaluation, text)
 
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:
         """The calibration statistics and the calibration tokens."""

@@ -71,12 +71,14 @@ class Run(Pipeline):
     def other_windows(self, loaded: LoadedModel) -> dict[str, Int[Tensor, "windows window"]]:
         """Held-out windows of every text of `--also-eval`, by file name without folder and suffix.
 
-        Raises UserError if two texts have the same name, or a text cannot be read.
+        Raises UserError if two texts have the same name, or a text cannot be read or was read by the calibration.
         """
         texts = {Path(text).stem: replace(self.recipe.evaluation, text=text) for text in self.arguments.also_eval}
         if len(texts) < len(self.arguments.also_eval):
             raise UserError("two texts of --also-eval have the same name; rename one of them")
         calibration = self.recipe.calibration.text
+        for text in self.arguments.also_eval:
+            data.require_held_out(text, calibration, self.recipe.evaluation.text)
         return {name: data.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in texts.items()}
 
 

@@ -191,3 +191,15 @@ def test_a_folder_whose_record_has_only_its_source_is_evaluated_with_unknown_val
     words = [word for word in WORDS if word != "--json"]
     assert main(["evaluate", *words, "--model", "bare"]) == 0
     assert "calibrated on an unknown text" in capsys.readouterr().out
+
+
+def test_text_that_the_calibration_read_whole_is_no_held_out_text(home, capsys):
+    (home / "other.txt").write_text((home / "text.txt").read_text())
+    words = [*WORDS, "--sparsity", "0.3", "--eval", "other.txt"]
+    assert main(["slice", *words, "--out", "sliced"]) == 0
+    assert main(["evaluate", *WORDS, "--model", "sliced"]) == 2
+    assert "calibrated on all of 'text.txt'" in capsys.readouterr().err
+    assert main(["evaluate", *words, "--model", "sliced"]) == 0
+    capsys.readouterr()
+    assert main(["sweep", *words[:-4], "--eval", "other.txt", "--sparsities", "0.3", "--also-eval", "text.txt"]) == 2
+    assert "calibrated on all of 'text.txt'" in capsys.readouterr().err
