@@ -77,7 +77,7 @@ def load_model(
         return _load_offloaded(name, dtype, device, device_map, progress)
     if is_checkpoint(name):
         model, tokenizer, made = load_checkpoint(name, device, dtype)
-        return LoadedModel(model, tokenizer, name, f"{made['source']}, sliced", fingerprint(model), made)
+        return LoadedModel(model, tokenizer, name, f"{made.get('source', name)}, sliced", fingerprint(model), made)
     weights = require_memory(name, dtype, device).weights or fetch_weights(name, progress=progress)
     # While loading, transformers sets the default dtype of all threads, which could affect other jobs.
     model, tokenizer = read_weights(weights, torch.float32 if device == "cpu" else dtype)
@@ -118,6 +118,8 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     canonical.set_attn_implementation("sdpa")
+    # An LM head that was trained on its own is no longer tied, whatever the configuration says.
+    canonical.config.tie_word_embeddings = canonical.lm_head.weight is canonical.model.embed_tokens.weight
     prepare_tokenizer_(tokenizer_copy, canonical, name)
     canonicalise(canonical)
     return LoadedModel(canonical, tokenizer_copy, name, f"{name}, as transformers loaded it", digest)

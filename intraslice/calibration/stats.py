@@ -164,6 +164,8 @@ class CalibrationStats:
 
     def _profile(self, head_fraction: float | None, gradient_group: int, progress: ProgressCallback) -> Profile:
         layers: list[LayerProfile] = []
+        neurons = tuple(sizes.neurons for sizes in self.sizes)
+        estimators = [name for name, estimator in ESTIMATORS.items() if estimator.neurons in (None, neurons)]
         layer_data = zip(self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True)
         for index, (stats, sizes, energies, kv_head) in enumerate(layer_data):
             layer = LayerCalibration(
@@ -176,7 +178,7 @@ class CalibrationStats:
                 head_fraction,
                 index,
             )
-            layers.append(layer_profile(layer, kv_head, ESTIMATORS))
+            layers.append(layer_profile(layer, kv_head, estimators))
             progress(Progress("profile", len(layers), len(self.layers)))
         return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
 

@@ -19,13 +19,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from intraslice.core.config import ModuleKind
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators import Estimator, Importances, LayerCalibration
@@ -63,20 +64,21 @@ def load_estimator(spec: str) -> Estimator:
     name = f"{path.name}:{function}@{digest}" if function else f"{path.name}@{digest}"
     if name in ESTIMATORS:
         return ESTIMATORS[name]
-    compute = _function(path, function, f"user_estimator_{digest}") if function else _from_file(path)
+    neurons = None
+    if function:
+        compute = _function(path, function, f"user_estimator_{digest}")
+    else:
+        layers = read_importances(path)
+        compute, neurons = _from_file(path.name, layers), tuple(len(layer["mlp"]) for layer in layers)
     label = f"{function} ({path.name})" if function else path.stem
     explanation = f"{function} of {path.name}" if function else path.name
-    return ESTIMATORS.register(Estimator(name, label, explanation, _checked(name, compute), "units"))
+    return ESTIMATORS.register(Estimator(name, label, explanation, _checked(name, compute), "units", neurons))
 
 
-def _from_file(path: Path) -> Callable[[LayerCalibration], Any]:
-    layers = read_importances(path)
-
+def _from_file(name: str, layers: Sequence[Mapping[ModuleKind, list[float]]]) -> Callable[[LayerCalibration], Any]:
     def importances(layer: LayerCalibration) -> tuple[list[float], list[float]]:
         if layer.index >= len(layers):
-            raise UserError(
-                f"{path.name} has {len(layers)} layers, and the model has more; expected a file for this model"
-            )
+            raise UserError(f"{name} has {len(layers)} layers, and the model has more; expected a file for this model")
         return layers[layer.index]["attention"], layers[layer.index]["mlp"]
 
     return importances

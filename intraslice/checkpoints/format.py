@@ -48,7 +48,9 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 
 def require_free(folder: Path) -> None:
-    """Raise UserError if `folder` exists and is not empty: a checkpoint never overwrites anything."""
+    """Raise UserError if `folder` cannot be moved into place: a checkpoint never overwrites anything."""
+    if folder.is_symlink() or folder.is_mount():
+        raise UserError(f"{folder} is a link or a mount point, which cannot be replaced; name a new folder inside it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; name a new folder, or remove that one first")
 
@@ -121,8 +123,10 @@ def write_parts(
     temporary: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, card: str
 ) -> None:
     """Write the files of a model folder except its tensors."""
-    for part in (model.generation_config, tokenizer, config):
-        part.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    config.save_pretrained(temporary)
+    # As it was read: `save_pretrained` refuses what many published models have, such as a temperature without sampling.
+    model.generation_config.to_json_file(temporary / "generation_config.json")
     (temporary / CARD).write_text(card, encoding="utf-8")
 
 

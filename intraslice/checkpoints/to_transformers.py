@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from intraslice.core.errors import UserError
 from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks, head_width, write_layer_
+from intraslice.modeling.offload import resident
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -52,7 +53,8 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     config.intermediate_size = first.mlp.neurons
     plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     for layer, block in zip(plain.model.layers, layers, strict=True):
-        write_layer_(layer, block)
+        with resident(block.attention), resident(block.mlp):
+            write_layer_(layer, block)
     replaced = {f"model.layers.{index}.{part}" for index in range(len(layers)) for part in ("self_attn", "mlp")}
     outside = {
         name: tensor

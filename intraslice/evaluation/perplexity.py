@@ -73,6 +73,8 @@ def mean_over_windows(means: Sequence[float]) -> Estimate:
 
 def _exponential(sums: Sequence[Sequence[float]], sizes: Sequence[int]) -> Estimate:
     totals, counts = torch.tensor(sums, dtype=torch.float64), torch.tensor(sizes, dtype=torch.float64)
+    if not len(totals):
+        return Estimate(math.nan, None)
     value = (totals.sum() / (len(totals) * counts.sum())).exp().item()  # infinite where math.exp would raise
     blocks = (totals / counts).flatten()
     error = value * blocks.std().item() / len(blocks) ** 0.5 if len(blocks) > 1 else math.nan

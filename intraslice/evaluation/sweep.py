@@ -21,7 +21,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.records import read_record, write_record
 from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of, single_process
-from intraslice.evaluation.answers import answer_columns
+from intraslice.evaluation.answers import answer_columns, inputs_of_answers
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
@@ -118,7 +118,7 @@ def sweep(
     path = _path(loaded, texts, "dense")
     dense, shard = broadcast(read_record(path)), grid[shard_of(len(grid))]
     report(Progress("sweep", 0, len(shard)))
-    if shard and not dense:
+    if grid and not dense:  # all processes measure together, those without a point too
         dense = {}
         for name, (windows, _) in held_out.items():
             stage = f"perplexity dense{name}"
@@ -129,12 +129,13 @@ def sweep(
     for done, point in enumerate(shard, 1):
         path = _point_path(loaded, texts, point, base, speed)
         row = read_record(path)
-        if not row:
+        if row.get("perplexity") is None:
             start = time.perf_counter()
             with single_process():
                 row = _measure(slices, point, held_out, speed, report)
             row["seconds"] = round(time.perf_counter() - start, 3)
-            write_record(path, row, "a point of the sweep")
+            if row["perplexity"] is not None:  # else it may be for want of memory, which passes
+                write_record(path, row, "a point of the sweep")
         recovery = _recovery(point, base)
         named = {} if recovery == NO_RECOVERY else {"recovery": recovery}
         rows.append(asdict(point) | named | dense | row)
@@ -206,7 +207,7 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
 
 def _path(loaded: LoadedModel, texts: Texts, key: str, *inputs: Any) -> Path:
     held_out = texts.evaluation, *(part for item in texts.others.items() for part in item)
-    inputs += (texts.prompts,) if texts.prompts else ()
+    inputs += (inputs_of_answers(loaded, texts.prompts),) if texts.prompts else ()
     return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
 
 

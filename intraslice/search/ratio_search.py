@@ -24,6 +24,7 @@ from intraslice.core.records import read_record, write_record
 from intraslice.core.registry import ESTIMATORS
 from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of
 from intraslice.loading import LoadedModel
+from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.budget import bisect_count
 from intraslice.planning.measured import ModuleId, Ratios, importances_along
 from intraslice.planning.profile import Profile
@@ -98,6 +99,8 @@ def search_ratios(
     report, search = progress_callback(progress), search or SearchConfig()
     groups = (len(windows) - JUDGED) // (3 * search.windows)
     _require_searchable(config, len(windows), groups, search)
+    if is_offloaded(loaded.model):
+        raise UserError("the search requires a model that fits into memory, got an offloaded one; leave out device_map")
     problem, start = problem_of(stats.profile_for(config), config, others)
     if stats.ranked_neurons is None:
         stats = _with_rankings(stats)
@@ -166,7 +169,10 @@ def search_windows(
     samples are kept in the cache; the first `skip` of them, which a calibration has read, are left out.
     """
     size = skip + count - len(text), text.shape[1]
-    samples = kept_samples(loaded.model, size, TEMPERATURE, seed, progress_callback(progress))[skip:].to(text)
+    report = progress_callback(progress)
+    # From one process, as the calibration's: another kind of processor may sample others.
+    own = kept_samples(loaded.model, size, TEMPERATURE, seed, report) if rank() == 0 else text[:0]
+    samples = broadcast(own)[skip:].to(text)
     both = min(len(text), len(samples))
     alternating = torch.stack([text[:both], samples[:both]], dim=1).flatten(0, 1)
     return torch.cat([alternating, text[both:], samples[both:]])

@@ -54,6 +54,12 @@ def greedy_answers(
     return [_before_the_end(answer, set(ends.tolist())) for answer in answers]
 
 
+def inputs_of_answers(loaded: LoadedModel, prompts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+    """What answers depend on beside the weights: the prompts' tokens, with the chat template, and the end tokens."""
+    tokens = [prompt_tokens(loaded.tokenizer, prompt)["input_ids"][0].tolist() for prompt in prompts]
+    return tokens, sorted(end_tokens(loaded.model))
+
+
 def _left_padded(prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, "prompts tokens"], Tensor]:
     """Prompts that end in the same column, and a mask that is 1 on their tokens."""
     length = max(map(len, prompts))
@@ -69,7 +75,8 @@ def _before_the_end(answer: list[int], ends: set[int]) -> list[int]:
 
 
 def _dense_answers(loaded: LoadedModel, prompts: tuple[str, ...], progress: ProgressCallback) -> list[list[int]]:
-    path = cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, "answers", prompts)
+    inputs = inputs_of_answers(loaded, prompts)
+    path = cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, "answers", inputs)
     record = read_record(path)
     if not record:
         answers = greedy_answers(loaded.model, loaded.tokenizer, prompts, stage="answers dense", progress=progress)

@@ -57,7 +57,8 @@ class Importances:
 class Estimator:
     """One way to distribute the sparsity over layers.
 
-    `units` names its units of attention on charts. Without `importance` all layers have the same ratio.
+    `units` names its units of attention on charts. Without `importance` all layers have the same ratio. `neurons` are
+    those of the layers of the only model that it is for, if any.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Estimator:
     explanation: str
     importance: Callable[[LayerCalibration], Importances] | None
     units: str = ""
+    neurons: tuple[int, ...] | None = None
 
 
 def group_gradients(

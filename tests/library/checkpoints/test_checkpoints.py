@@ -5,6 +5,7 @@ Every family, and both ways of slicing that make modules of their own kind.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -158,3 +159,30 @@ def test_a_cross_module_model_is_no_plain_one(cross_module_case, tmp_path):
     model, _ = save_slice(cross_module_case, "crossmodule", tmp_path / "sliced")
     with pytest.raises(UserError, match="shortcut"):
         plain_model(model)
+
+
+def test_what_cannot_be_replaced_is_refused_before_any_work(saved_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for folder in (tmp_path / "link", Path("/proc")):
+        with pytest.raises(UserError, match="name a new folder inside it"):
+            checkpoint_format.require_free(folder)
+
+
+def test_published_generation_configs_are_saved_as_they_were_read(saved_folder, tmp_path):
+    model, tokenizer, made = intraslice.load(saved_folder)
+    model.generation_config.update(temperature=0.9, top_p=0.6, pad_token_id=3)  # which do nothing without sampling
+    checkpoint_format.save(model, tokenizer, tmp_path / "again", made)
+    assert intraslice.load(tmp_path / "again")[0].generation_config.temperature == 0.9
+
+
+def test_a_head_of_its_own_is_saved_whatever_the_configuration_says(tiny_case, tmp_path):
+    case = tiny_case("llama-gqa")
+    original = copy.deepcopy(case.original)
+    original.lm_head.weight = torch.nn.Parameter(torch.randn_like(original.lm_head.weight))
+    original.config.tie_word_embeddings = True
+    prepared = intraslice.prepare_model(original, case.loaded.tokenizer)
+    checkpoint_format.save(prepared.model, prepared.tokenizer, tmp_path / "model", {})
+    reloaded = intraslice.load(tmp_path / "model")[0]
+    assert torch.equal(reloaded.lm_head.weight, original.lm_head.weight)
+    assert intraslice.load_model(str(tmp_path / "model")).source.endswith("sliced")

@@ -218,6 +218,21 @@ def test_a_sweep_has_the_same_rows_whatever_the_methods(tiny_case, together, mon
     assert [kept for _, kept in answers] == [2, 2, 1, 2]  # points; the dense model's perplexity beside the first's
 
 
+def test_a_sweep_may_have_fewer_points_than_there_are_processes(tiny_case, together, monkeypatch, tmp_path):
+    case = tiny_case("llama-mha")
+    texts, wanted = Texts(case.stats, case.tokens, case.tokens[:4]), points(("magnitude",), (), (0.2,))
+
+    def work():
+        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))
+        return sweep(case.loaded, texts, wanted, progress=False).drop(columns="seconds")
+
+    answers = together(2, work)
+    expected = sweep(case.loaded, texts, wanted, progress=False)
+    for rows in answers:
+        for column in ("perplexity", "dense_perplexity"):
+            assert rows[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-5)
+
+
 @pytest.mark.parametrize("iterative", [False, True])
 def test_what_one_process_must_do_alone_is_refused_before_it_is_planned(tiny_case, together, iterative):
     case, config = tiny_case("llama-mha"), SliceConfig(0.3, iterative=iterative)

@@ -61,6 +61,10 @@ def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
     assert (events[-1].done, events[-1].total) == (16, 16)
 
 
+def test_nothing_measured_is_no_number():
+    assert math.isnan(Losses(done=0, total=2, sizes=(3, 4)).perplexity().value)
+
+
 def test_estimates_against_numbers_worked_out_by_hand():
     dense = Losses(2, 2, sums=((2.0, 6.0), (4.0, 4.0)), sizes=(2, 4))
     sliced = Losses(1, 2, sums=((4.0, 6.0),), sizes=(2, 4))

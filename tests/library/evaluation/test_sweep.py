@@ -204,6 +204,18 @@ def test_a_sparsity_out_of_reach_is_a_note(tiny_case):
     assert pandas.isna(frame["perplexity"].iloc[-1])
 
 
+def test_a_failure_that_passes_is_tried_again(tiny_case, monkeypatch):
+    case, wanted = tiny_case("llama-gqa"), points(["intraslice"], ["pca"], [0.2])
+
+    def fails(*_, **__):
+        raise UserError("only 1 GiB is free")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "slice_by", fails)
+        assert sweep(case.loaded, texts(case), wanted, progress=False)["note"].tolist() == ["only 1 GiB is free"]
+    assert sweep(case.loaded, texts(case), wanted, progress=False)["perplexity"].iloc[0] > 1
+
+
 def test_speed_is_measured_in_turn_and_reported_as_a_ratio(tiny_case):
     case = tiny_case("phi")
     speed = SpeedConfig(prompt=8, new=2, repeats=2)

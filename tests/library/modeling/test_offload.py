@@ -12,6 +12,7 @@ from transformers import AutoConfig
 import intraslice
 from intraslice.__main__ import main
 from intraslice.calibration.driver import calibrate
+from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.loading import fingerprint, load_model
@@ -19,6 +20,7 @@ from intraslice.methods.registry import plan_by
 from intraslice.modeling import offload
 from intraslice.modeling.offload import is_offloaded, place_layers, resident
 from intraslice.planning.ratios import make_plan
+from intraslice.search.ratio_search import search_ratios
 from intraslice.slicing.driver import slice_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -101,6 +103,19 @@ def test_a_slice_on_disk_is_saved_like_any_other(pair, tmp_path):
     model = slice_model(offloaded.model, make_plan(stats.profile, SliceConfig(0.4)), stats, tokens, progress=False)
     intraslice.save(model, offloaded.tokenizer, tmp_path / "sliced", {})
     assert torch.equal(intraslice.load(tmp_path / "sliced")[0](tokens).logits, model(tokens).logits)
+
+
+def test_a_plain_model_of_one_on_disk_is_that_of_one_in_memory(pair):
+    in_memory, offloaded = (plain_model(loaded.model).state_dict() for loaded in pair[:2])
+    assert all(torch.equal(offloaded[name], tensor) for name, tensor in in_memory.items())
+
+
+def test_a_search_on_disk_is_refused(pair):
+    _, offloaded, tokens = pair
+    stats = calibrate(offloaded, tokens, progress=False)
+    windows = tokens[:1].repeat(20, 1)
+    with pytest.raises(UserError, match="fits into memory"):
+        search_ratios(offloaded, stats, windows, SliceConfig(0.3, order="one-shot"), progress=False)
 
 
 def test_a_module_is_left_as_it_was_found(pair):
