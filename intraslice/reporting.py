@@ -36,21 +36,20 @@ class Recipe:
     def slice_options(self) -> dict[str, Any]:
         """The settings of the slice, as JSON."""
         config = self.slicing
-        return {
-            "model": self.model,
-            "method": self.method,
-            "estimator": config.estimator,
-            "head_fraction": config.head_fraction,
-            "gradient_group": config.gradient_group,
-            "bias": config.bias,
-            "cap": config.cap,
-            "order": config.order,
-            "iterative": config.iterative,
-            "epochs": config.epochs,
-            "shapes": config.shapes,
-            "locked": [list(lock) for lock in config.locked],
-            "sparsity_asked": config.sparsity,
-        } | ({} if config.recovery == NO_RECOVERY else {"recovery": config.recovery})
+        names = (
+            "estimator",
+            "head_fraction",
+            "gradient_group",
+            "bias",
+            "cap",
+            "order",
+            "iterative",
+            "epochs",
+            "shapes",
+        )
+        options = {"model": self.model, "method": self.method} | {name: getattr(config, name) for name in names}
+        options |= {"locked": [list(lock) for lock in config.locked], "sparsity_asked": config.sparsity}
+        return options | ({} if config.recovery == NO_RECOVERY else {"recovery": config.recovery})
 
     def protocol(self) -> dict[str, Any]:
         """Texts, windows and precision of the evaluation and the calibration, as JSON."""

@@ -60,11 +60,7 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
         layout[f"yaxis{figure.suffix(row)}"].update(title=figure.title(label), nticks=5)
     layout["yaxis"].update(tickformat=".0%", rangemode="tozero")
     layout["yaxis3"].update(rangemode="tozero")
-    for mark in ("", "2", "3"):
-        layout[f"xaxis{mark}"].update(range=[-0.6, layers - 0.4], dtick=figure.step(layers))
-        if mark != "3":
-            layout[f"xaxis{mark}"].update(matches="x3", showticklabels=False)
-    layout["xaxis3"].update(title=figure.title(gettext("layer")))
+    figure.layer_axes(layout, 3, layers)
     layout["shapes"] = [figure.band(selected)]
     return Chart(
         title=TITLES["shift"](selected),

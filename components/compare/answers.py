@@ -14,8 +14,7 @@ from functools import partial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import NumericalError, UserError
-from intraslice.diagnostics.first_divergence import first_divergence
-from intraslice.evaluation.answers import has_loop
+from intraslice.evaluation.answers.statistics import common_tokens, has_loop
 from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text
 
 from ..i18n.language import lazy_gettext
@@ -154,13 +153,13 @@ class InterleavedDecoder:
         if state == "growing":
             text = text.rstrip(REPLACEMENT_CHARACTER)
         common = min(count, len(dense))  # compare only positions that both answers have reached
-        divergence = first_divergence(self._tokenizer, dense[:common], tokens[:common])
-        if divergence is None:
+        position = common_tokens(dense[:common], tokens[:common])
+        if position == common:
             return Answer(shared=text, count=count, state=state, loops=has_loop(tokens))
-        start, end = self._length(tokens, divergence.position), self._length(tokens, divergence.position + 1)
-        dense_token = answer_text(self._tokenizer, dense[divergence.position : divergence.position + 1])
+        start, end = self._length(tokens, position), self._length(tokens, position + 1)
+        dense_token = answer_text(self._tokenizer, dense[position : position + 1])
         parts = text[:start], text[start:end], text[end:]
-        return Answer(*parts, count, state, divergence.position, dense_token, loops=has_loop(tokens))
+        return Answer(*parts, count, state, position, dense_token, loops=has_loop(tokens))
 
     def _length(self, tokens: Sequence[int], count: int) -> int:
         return len(answer_text(self._tokenizer, tokens[:count]).rstrip(REPLACEMENT_CHARACTER))

@@ -13,7 +13,7 @@ from ..state.views import Perplexities, PlanView
 from ..ui import formatting
 from ..ui.figure import Chart
 from ..ui.headline import headline
-from ..ui.palette import COLOURS, FAINT
+from ..ui.palette import coloured
 
 STYLE = """
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; color: INK;
@@ -52,7 +52,7 @@ def html(report: Report, plotly: str) -> str:
     plan, perplexities = report.plan, report.perplexities
     style = STYLE
     for name in ("ink", "quiet", "rule", "panel"):
-        style = style.replace(name.upper(), _colour(name))
+        style = style.replace(name.upper(), coloured(f"@{name}"))
     settings = "".join(_row([name, str(value)]) for name, value in report.settings.items() if value not in (None, ""))
     code = "".join(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in report.code.items())
     return (
@@ -69,9 +69,7 @@ def html(report: Report, plotly: str) -> str:
 
 
 def _chart(chart: Chart) -> str:
-    figure = json.dumps({"data": with_light_colours(chart.data), "layout": with_light_colours(chart.layout)}).replace(
-        "</", "<\\/"
-    )
+    figure = json.dumps({"data": coloured(chart.data), "layout": coloured(chart.layout)}).replace("</", "<\\/")
     head, rows = _row(chart.columns, "th"), "".join(_row(row) for row in chart.rows)
     table = f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     return (
@@ -83,18 +81,3 @@ def _chart(chart: Chart) -> str:
 
 def _row(cells: Iterable[str], tag: str = "td") -> str:
     return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-
-def with_light_colours(node: Any) -> Any:
-    """A figure with the names of colours replaced by the colours of the light theme."""
-    if isinstance(node, str):
-        return _colour(node[1:]) if node.startswith("@") else node
-    if isinstance(node, list):
-        return [with_light_colours(item) for item in node]
-    if isinstance(node, dict):
-        return {key: with_light_colours(value) for key, value in node.items()}
-    return node
-
-
-def _colour(name: str) -> str:
-    return {**COLOURS, **FAINT}[name].light

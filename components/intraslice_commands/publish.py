@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intraslice.checkpoints.format import require_free, require_new_file
+from intraslice.checkpoints.format import require_free, require_new_file, written_whole
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
@@ -82,13 +82,8 @@ def run(run: Run) -> CommandResult:
             text = page(published)
     except ValueError as error:  # too large
         raise UserError(str(error)) from error
-    try:
-        with temporary_sibling(file) as folder:
-            temporary_file = folder / file.name
-            temporary_file.write_text(text, encoding="utf-8")
-            os.replace(temporary_file, file)
-    except OSError as error:
-        raise UserError(f"cannot write {len(text) / 1e6:.0f} MB to {file}: {error}; {NOTHING_WRITTEN}") from error
+    with written_whole(file, len(text)) as temporary_file:
+        temporary_file.write_text(text, encoding="utf-8")
     result: dict[str, Any] = {"out": str(file), "bytes": file.stat().st_size}
     points = [asdict(point) for point in published.sweep.points]
     result |= {"rows": points, "protocol": run.recipe.protocol(), "seconds": run.seconds}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..i18n.language import gettext, number, term
 from ..state.views import ImportanceCurve, LayerView, PlanView
@@ -14,38 +14,16 @@ from ..ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
 def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     """Pruning ratio per layer: bars for the chosen estimator, a line for each other estimator, and the cap."""
     data: list[Json] = []
-    for row, (module, name) in enumerate(MODULES.items(), start=1):
+    for row, module in enumerate(MODULES, start=1):
         axes = figure.axes_of(row)
-        data.append(
-            {
-                "type": "bar",
-                "name": name,
-                "meta": {"module": module, **figure.GHOST_ALWAYS},  # `assets/overrides.js` reads the module
-                "x": list(range(len(plan.layers))),
-                "y": [figure.rounded(getattr(layer, module)) for layer in plan.layers],
-                "marker": {"color": f"@{module}", "line": {"width": 0}},
-                "customdata": [_kept(layer, module) for layer in plan.layers],
-                "hovertemplate": gettext("<b>layer %{{x}}, {module}</b><br>%{{y:.1%}} removed", module=name)
-                + "<br>%{customdata}<extra></extra>",
-                "showlegend": False,
-                **axes,
-            }
-        )
+        bars = bars_of([getattr(layer, module) for layer in plan.layers], module, axes, "<br>%{customdata}")
+        # `assets/overrides.js` reads the module.
+        meta, kept = {"module": module, **figure.GHOST_ALWAYS}, [_kept(layer, module) for layer in plan.layers]
+        data.append({**bars, "meta": meta, "customdata": kept})
         for estimator, ratios in plan.others.items():
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "name": ESTIMATORS.get(estimator, estimator),
-                    "legendgroup": estimator,
-                    "showlegend": row == 1,
-                    "x": list(range(len(ratios))),
-                    "y": [figure.rounded(ratio[row - 1]) for ratio in ratios],
-                    "line": figure.line(ESTIMATOR_COLOURS.get(estimator, "other"), 1.6),
-                    "hovertemplate": ESTIMATORS.get(estimator, estimator) + " %{y:.1%}<extra></extra>",
-                    **axes,
-                }
-            )
+            label = ESTIMATORS.get(estimator, estimator)
+            line = line_of([ratio[row - 1] for ratio in ratios], estimator, label, axes)
+            data.append({**line, "legendgroup": estimator})
     layout = figure.layout_of(2, revision=f"ratios-{len(plan.layers)}")
     top = min(1.0, plan.cap + 0.07)
     for row, name in enumerate(MODULES.values(), start=1):
@@ -56,10 +34,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
             dtick=0.2,
             hoverformat=".1%",
         )
-    layout["xaxis2"].update(
-        title=figure.title(gettext("layer")), range=[-0.6, len(plan.layers) - 0.4], dtick=figure.step(len(plan.layers))
-    )
-    layout["xaxis"].update(range=[-0.6, len(plan.layers) - 0.4], matches="x2", showticklabels=False)
+    figure.layer_axes(layout, 2, len(plan.layers))
     layout["bargap"], layout["barmode"] = 0.28, "overlay"  # the pinned setting's outlines are drawn over the bars
     layout["shapes"] = [figure.band(selected)] + [figure.level(row, plan.cap) for row in (1, 2)]
     layout["annotations"] = [figure.label(1, 1, plan.cap, gettext("cap {cap:.0%}", cap=plan.cap))]
@@ -94,6 +69,36 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
         layers=len(plan.layers),
         selected=selected,
     )
+
+
+def bars_of(ratios: Sequence[float], module: str, axes: Json, more: str = "") -> Json:
+    """The pruning ratios of a module in every layer; `more` is shown below a ratio."""
+    hover = gettext("<b>layer %{{x}}, {module}</b><br>%{{y:.1%}} removed", module=MODULES[module])
+    return {
+        "type": "bar",
+        "name": MODULES[module],
+        "x": list(range(len(ratios))),
+        "y": [figure.rounded(ratio) for ratio in ratios],
+        "marker": {"color": f"@{module}", "line": {"width": 0}},
+        "hovertemplate": f"{hover}{more}<extra></extra>",
+        "showlegend": False,
+        **axes,
+    }
+
+
+def line_of(ratios: Sequence[float], estimator: str, name: str, axes: Json) -> Json:
+    """An estimator's pruning ratios of a module; the first panel's line is in the legend."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "showlegend": axes["xaxis"] == "x",
+        "x": list(range(len(ratios))),
+        "y": [figure.rounded(ratio) for ratio in ratios],
+        "line": figure.line(ESTIMATOR_COLOURS.get(estimator, "other"), 1.6),
+        "hovertemplate": name + " %{y:.1%}<extra></extra>",
+        **axes,
+    }
 
 
 def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart:
@@ -143,7 +148,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
             nticks=6,
         )
         if curve.threshold is not None:
-            shapes.append(figure.threshold_line(axes, max(curve.threshold, floor)))
+            shapes.append(figure.threshold_line(column, max(curve.threshold, floor)))
         if curve.chosen_below > 0:
             shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
         below = gettext("{chosen_below:.0%} below the threshold", chosen_below=curve.chosen_below)

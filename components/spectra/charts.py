@@ -169,18 +169,8 @@ def _ring(curve: Curve, rank: int, scale: int, colour: str, axis: str) -> Json:
 
 def _inside(axis: str, name: str, text: str) -> Json:
     """Text at the lower right of a panel, which cumulative curves leave empty."""
-    return {
-        "text": f"<b>{name}</b><br>{text}",
-        "xref": f"x{axis} domain",
-        "yref": f"y{axis} domain",
-        "x": 0.97,
-        "y": 0.05,
-        "xanchor": "right",
-        "yanchor": "bottom",
-        "align": "right",
-        "showarrow": False,
-        "font": {"color": "@ink", "size": 13},
-    }
+    place = (f"x{axis} domain", 0.97), (f"y{axis} domain", 0.05)
+    return figure.annotation(f"<b>{name}</b><br>{text}", *place, ("right", "bottom"), "@ink", 13, align="right")
 
 
 def _round_step(size: int) -> int:

@@ -196,37 +196,15 @@ def _dense(view: SweepView, panel: int) -> tuple[list[Json], list[Json]]:
     """The dense model's perplexity as a horizontal line, and its label."""
     if not drawable(view.dense):
         return [], []
-    mark = figure.suffix(panel)
-    line = {"color": "@dense", "width": 1.4}
-    level = {"type": "line", "xref": f"x{mark} domain", "yref": f"y{mark}", "x0": 0, "x1": 1, "line": line}
-    name = {
-        "text": gettext("dense {perplexity:.1f}", perplexity=view.dense),
-        "xref": f"x{mark} domain",
-        "yref": f"y{mark}",
-        "x": 1,
-        "xanchor": "right",
-    }
-    font = {"color": "@dense", "size": 12}
+    mark, text = figure.suffix(panel), gettext("dense {perplexity:.1f}", perplexity=view.dense)
     # On a log axis shapes are placed by value, annotations by its logarithm.
-    return (
-        [{**level, "y0": view.dense, "y1": view.dense}],
-        [{**name, "y": math.log10(view.dense), "yanchor": "top", "showarrow": False, "font": font}],
-    )
+    place = (f"x{mark} domain", 1), (f"y{mark}", math.log10(view.dense))
+    line = figure.across(panel, view.dense, {"color": "@dense", "width": 1.4})
+    return [line], [figure.annotation(text, *place, ("right", "top"), "@dense", 12)]
 
 
 def _equal_speed(panel: int) -> Json:
-    mark = figure.suffix(panel)
-    line = {"color": "@dense", "width": 1, "dash": "2px,3px"}
-    return {
-        "type": "line",
-        "xref": f"x{mark}",
-        "yref": f"y{mark} domain",
-        "x0": 1,
-        "x1": 1,
-        "y0": 0,
-        "y1": 1,
-        "line": line,
-    }
+    return figure.upright(panel, 1, {"color": "@dense", "width": 1, "dash": "2px,3px"})
 
 
 def named(point: SweepPoint) -> list[str]:

@@ -101,74 +101,72 @@ def thinned(values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 def band(selected: int) -> Json:
     """The shaded band behind the selected layer; `assets/chart.js` finds it by its name and moves it."""
-    return {
-        "type": "rect",
-        "name": "selected-layer",
-        "xref": "x2",
-        "yref": "paper",
-        "layer": "below",
-        "x0": selected - 0.5,
-        "x1": selected + 0.5,
-        "y0": 0,
-        "y1": 1,
-        "fillcolor": "@band",
-        "line": {"width": 0},
-    }
+    return _shaded("selected-layer", "x2", (selected - 0.5, selected + 0.5), "paper")
 
 
 def level(row: int, height: float) -> Json:
     """A faint dotted line across a panel."""
-    return _across(f"x{suffix(row)}", f"y{suffix(row)}", height, "@quiet", 1, "2px,3px")
+    return across(row, height, {"color": "@quiet", "width": 1, "dash": "2px,3px"})
 
 
-def threshold_line(axes: Json, height: float) -> Json:
+def threshold_line(row: int, height: float) -> Json:
     """A strong dashed line across a panel."""
-    return _across(axes["xaxis"], axes["yaxis"], height, "@ink", 1.4, "5px,3px") | {"name": SETTING_SHAPE}
+    return across(row, height, {"color": "@ink", "width": 1.4, "dash": "5px,3px"}) | {"name": SETTING_SHAPE}
 
 
-def _across(xaxis: str, yaxis: str, height: float, color: str, width: float, dash: str) -> Json:
-    return {
-        "type": "line",
-        "xref": f"{xaxis} domain",
-        "yref": yaxis,
-        "x0": 0,
-        "x1": 1,
-        "y0": height,
-        "y1": height,
-        "line": {"color": color, "width": width, "dash": dash},
-    }
+def across(row: int, height: float, line: Json) -> Json:
+    """A horizontal line across a panel."""
+    return _shape("line", f"x{suffix(row)} domain", (0, 1), f"y{suffix(row)}", (height, height), line)
+
+
+def upright(row: int, at: float, line: Json) -> Json:
+    """A vertical line over a panel's whole height."""
+    return _shape("line", f"x{suffix(row)}", (at, at), f"y{suffix(row)} domain", (0, 1), line)
+
+
+def _shape(
+    kind: str, xref: str, x: tuple[float, float], yref: str, y: tuple[float, float], line: Json, **more: Any
+) -> Json:
+    ends = {"x0": x[0], "x1": x[1], "y0": y[0], "y1": y[1]}
+    return {"type": kind, "xref": xref, "yref": yref, **ends, "line": line, **more}
+
+
+def _shaded(name: str, xref: str, x: tuple[float, float], yref: str) -> Json:
+    return _shape("rect", xref, x, yref, (0, 1), {"width": 0}, name=name, layer="below", fillcolor="@band")
 
 
 def removed_region(axes: Json, start: float) -> Json:
     """The shaded region of removed units: from `start` to 1 along the x axis, over a panel's whole height."""
-    return {
-        "type": "rect",
-        "name": SETTING_SHAPE,
-        "xref": axes["xaxis"],
-        "yref": f"{axes['yaxis']} domain",
-        "layer": "below",
-        "x0": start,
-        "x1": 1,
-        "y0": 0,
-        "y1": 1,
-        "fillcolor": "@band",
-        "line": {"width": 0},
-    }
+    return _shaded(SETTING_SHAPE, axes["xaxis"], (start, 1), f"{axes['yaxis']} domain")
 
 
 def label(row: int, x: float, y: float, text: str) -> Json:
     """A grey text that ends at `x` (a fraction of the panel's width), above `y` (a value)."""
-    return {
-        "text": text,
-        "xref": f"x{suffix(row)} domain",
-        "yref": f"y{suffix(row)}",
-        "x": x,
-        "y": y,
-        "xanchor": "right",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"color": "@quiet", "size": 12},
-    }
+    place = (f"x{suffix(row)} domain", x), (f"y{suffix(row)}", y)
+    return annotation(text, *place, ("right", "bottom"), "@quiet", 12)
+
+
+def annotation(
+    text: str, x: tuple[str, float], y: tuple[str, float], anchors: tuple[str, str], color: str, size: int, **more: Any
+) -> Json:
+    """A text at a place: a reference and a value in x and in y; `anchors` says which of its sides are there."""
+    place = {"xref": x[0], "yref": y[0], "x": x[1], "y": y[1], "xanchor": anchors[0], "yanchor": anchors[1]}
+    return {"text": text, **place, "showarrow": False, "font": {"color": color, "size": size}, **more}
+
+
+def layer_axes(layout: Json, panels: int, layers: int) -> None:
+    """Give stacked panels one axis over the layers, with ticks below the last."""
+    last = suffix(panels)
+    span = [-0.6, max(layers, 1) - 0.4]
+    for index in range(1, panels):
+        layout[f"xaxis{suffix(index)}"].update(range=span, matches=f"x{last}", showticklabels=False)
+    layout[f"xaxis{last}"].update(title=title(gettext("layer")), range=span, dtick=step(layers))
+
+
+def error_bars(module: str, errors: Sequence[float]) -> Json:
+    """Standard errors of a module's points."""
+    array = [rounded(error) for error in errors]
+    return {"type": "data", "array": array, "color": f"@{module}", "thickness": 0.8, "width": 0}
 
 
 def step(count: int) -> int:
@@ -247,14 +245,5 @@ def layout_of(panels: int, revision: str, vertical: bool = True) -> Json:
 
 def heading(text: str, axes: Json) -> Json:
     """A panel's title, above its left end."""
-    return {
-        "text": text,
-        "xref": f"{axes['xaxis']} domain",
-        "yref": f"{axes['yaxis']} domain",
-        "x": 0,
-        "y": 1.02,
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"color": "@ink", "size": 13},
-    }
+    place = (f"{axes['xaxis']} domain", 0), (f"{axes['yaxis']} domain", 1.02)
+    return annotation(text, *place, ("left", "bottom"), "@ink", 13)

@@ -17,10 +17,10 @@ def reading(measured: Reading | None, digits: int = 1) -> str:
     if measured is None:
         return "–"
     is_whole = measured.windows == measured.all_windows
-    return number(measured.value, f".{digits}f") if is_whole else _with_error(measured, 1)
+    return number(measured.value, f".{digits}f") if is_whole else with_error(measured, 1)
 
 
-def _with_error(reading: Reading | None, digits: int) -> str:
+def with_error(reading: Reading | None, digits: int = 2) -> str:
     if reading is None:
         return "–"
     error = "" if reading.error is None else f" ± {number(reading.error, f'.{digits}f')}"
@@ -55,7 +55,7 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
     changes = _change(measured.sliced_reading, before.sliced_reading), _change(measured.ratio, before.ratio)
     readings: list[tuple[str, ...]] = [
         (gettext("Perplexity"), *perplexity, changes[0]),
-        (gettext("Perplexity relative to dense"), "", _with_error(measured.ratio, 2), changes[1]),
+        (gettext("Perplexity relative to dense"), "", with_error(measured.ratio, 2), changes[1]),
         *_stored_lines(measured.stored, before.stored),
     ]
     readings = [line[: len(columns) + 1] for line in readings]

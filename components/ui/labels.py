@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -33,20 +34,11 @@ class Labels(Mapping[str, str]):
         return [(LazyString(partial(self.__getitem__, name)), name) for name in self]
 
 
-class Terms(Mapping[str, str]):
+class Terms(UserDict[str, str]):
     """Texts by name, in the current language."""
 
-    def __init__(self, texts: Mapping[str, LazyString]) -> None:
-        self._texts = texts
-
     def __getitem__(self, name: str) -> str:
-        return translate(self._texts[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._texts)
-
-    def __len__(self) -> int:
-        return len(self._texts)
+        return translate(self.data[name])
 
 
 ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": lazy_gettext("Manual")})

@@ -6,7 +6,7 @@ server need not redraw figures when the user switches between the light and the 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Colour(NamedTuple):
@@ -50,13 +50,11 @@ def css_variables() -> str:
     return f":root{{{light}}}\n.dark{{{dark}}}\n"
 
 
-def contrast(first: str, second: str) -> float:
-    """WCAG contrast ratio (1 to 21) of two `#rrggbb` colours."""
-    bright, dim = sorted((_luminance(first), _luminance(second)), reverse=True)
-    return (bright + 0.05) / (dim + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+def coloured(node: Any, dark: bool = False) -> Any:
+    """A figure with the colours of the light or the dark page instead of their names, as in `assets/chart.js`."""
+    if isinstance(node, str) and node.startswith("@"):
+        shades = {**COLOURS, **FAINT}[node[1:]]
+        return shades.dark if dark else shades.light
+    if isinstance(node, dict):
+        return {key: coloured(value, dark) for key, value in node.items()}
+    return [coloured(value, dark) for value in node] if isinstance(node, list) else node

@@ -96,27 +96,32 @@ def write_record(folder: Path, made: dict[str, Any]) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path, tensors: dict[str, Tensor]) -> Iterator[Path]:
-    """A temporary folder with the tensors, for further files. It is moved to `folder` on exit, atomically.
+def written_whole(target: Path, size: float) -> Iterator[Path]:
+    """A path for the content of `target`, a new file or folder; it is moved there on exit, atomically.
 
     Raises UserError if the disk is full.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_sibling(folder) as scratch:
-            temporary = scratch / folder.name
-            temporary.mkdir()
-            save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-            yield temporary
-            if folder.exists():
-                folder.rmdir()
-            os.replace(temporary, folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_sibling(target) as scratch:
+            yield scratch / target.name
+            if target.exists():  # an empty folder
+                target.rmdir()
+            os.replace(scratch / target.name, target)
     except (OSError, SafetensorError) as error:
-        size = sum(tensor.nbytes for tensor in tensors.values())
         raise UserError(
-            f"cannot write {size / 1e6:.0f} MB to {folder}: {error}; nothing was written. Free some space, or choose "
+            f"cannot write {size / 1e6:.0f} MB to {target}: {error}; nothing was written. Free some space, or choose "
             "another folder"
         ) from error
+
+
+@contextmanager
+def new_folder(folder: Path, tensors: dict[str, Tensor]) -> Iterator[Path]:
+    """A temporary folder with the tensors, for further files; see `written_whole`."""
+    with written_whole(folder, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
+        temporary.mkdir()
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        yield temporary
 
 
 def write_parts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,10 +15,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.checkpoints.format import require_new_file
+from intraslice.checkpoints.format import require_new_file, written_whole
 from intraslice.checkpoints.gguf_tensors import DECI, SAVE_AS_FOLDER, deci_tensors, shared_heads, short_context
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
-from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.modeling.crossmodule_layers import CrossModuleLayer
@@ -124,22 +122,14 @@ def write_gguf(
     needed, free = sizes.all_bytes(), shutil.disk_usage(file.parent).free
     if needed > free:
         raise UserError(f"{file} needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB is free; free some space")
-    try:
-        with temporary_sibling(file) as scratch:
-            temporary_file = scratch / file.name
-            writer = GGUFWriter(temporary_file, "deci")
-            try:
-                _add_origin(writer, name, made or {}, sizes.padding)
-                _write_header(writer, model, sizes, gguf_type, vocabulary)
-                _write_tensors(writer, model, sizes, progress_callback(progress))
-            finally:
-                writer.close()
-            os.replace(temporary_file, file)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {needed / 1e6:.0f} MB to {file}: {error}; nothing was written. Free some space, or choose "
-            "another folder"
-        ) from error
+    with written_whole(file, needed) as temporary_file:
+        writer = GGUFWriter(temporary_file, "deci")
+        try:
+            _add_origin(writer, name, made or {}, sizes.padding)
+            _write_header(writer, model, sizes, gguf_type, vocabulary)
+            _write_tensors(writer, model, sizes, progress_callback(progress))
+        finally:
+            writer.close()
     smaller = tuple(name for name, kind in sizes.types.items() if gguf_type in QUANTISED and kind.name == "F16")
     return GGUFReport(str(file), gguf_type, file.stat().st_size, sizes.padding, smaller, _context_length(model))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ def benchmark(run: Run) -> CommandResult:
     main_dtype = run.recipe.dtype
     costs = {dtype: _costs(run, dtype) for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes])}
     with run.timed("growth"):
-        growth = asdict(measure_growth(run.device))
+        growth = measure_growth(run.device)
     result = {
         "model": run.arguments.model,
         "ratios": costs[main_dtype].ratios,

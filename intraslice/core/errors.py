@@ -11,6 +11,10 @@ class UserError(ValueError):
     """Invalid input. The message is one line."""
 
 
+class NoRoomError(UserError):
+    """Too little memory is free now; the same may work later."""
+
+
 class NumericalError(ArithmeticError):
     """A non-finite moment or a singular system. The message says which one, and what to try."""
 

@@ -126,6 +126,7 @@ def _measure(
 
     def measure(states: Tensor, parameters: int) -> Measurement:
         losses, divergences = head_losses(base, states, targets, (dense, dense_states), pause)
+        assert divergences is not None  # `dense_states` are given
         by_window = [tuple(values.view(len(tokens), -1).mean(1).tolist()) for values in (divergences, losses)]
         return Measurement(by_window[0], by_window[1], parameters)
 

@@ -9,7 +9,6 @@ the time of the head.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import overload
 
 import torch
 from jaxtyping import Float, Int
@@ -53,18 +52,6 @@ class DenseStates:
 
 
 States = tuple[PreTrainedModel, Float[Tensor, "tokens hidden"]]  # a model, and the inputs of its head
-
-
-@overload
-def head_losses(
-    model: PreTrainedModel, states: Tensor, targets: Tensor, dense: States, pause: Pause = no_pause
-) -> tuple[Tensor, Tensor]: ...
-
-
-@overload
-def head_losses(
-    model: PreTrainedModel, states: Tensor, targets: Tensor, dense: States | None, pause: Pause = no_pause
-) -> tuple[Tensor, Tensor | None]: ...
 
 
 def head_losses(

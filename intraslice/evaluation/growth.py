@@ -42,21 +42,12 @@ SIZES: dict[str, tuple[Size, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Growth:
-    """Exponents of the time of each of `JOBS` along each axis: 1 is proportional, 0 is constant."""
-
-    tokens: dict[str, float]
-    layers: dict[str, float]
-    width: dict[str, float]
-
-
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
     """The least-squares slope of log seconds over log sizes."""
     return float(numpy.polyfit(numpy.log(sizes), numpy.log(seconds), 1)[0])
 
 
-def measure_growth(device: str = "cpu", *, progress: ProgressCallback | bool = True) -> Growth:
+def measure_growth(device: str = "cpu", *, progress: ProgressCallback | bool = True) -> dict[str, dict[str, float]]:
     """Time `JOBS` on Llamas with random weights, along one axis at a time; medians over interleaved repeats."""
     all_sizes = list(dict.fromkeys(size for axis_sizes in SIZES.values() for size in axis_sizes))
     seconds: dict[Size, list[dict[str, float]]] = {size: [] for size in all_sizes}
@@ -73,7 +64,7 @@ def measure_growth(device: str = "cpu", *, progress: ProgressCallback | bool = T
         medians = {job: [median(repeat[job] for repeat in seconds[size]) for size in axis_sizes] for job in JOBS}
         return {job: exponent(lengths, medians[job]) for job in JOBS}
 
-    return Growth(*(exponents(axis) for axis in ("tokens", "layers", "width")))
+    return {axis: exponents(axis) for axis in SIZES}
 
 
 def _seconds(size: Size, device: str) -> dict[str, float]:

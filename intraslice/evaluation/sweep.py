@@ -17,7 +17,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes
 from intraslice.core.cache import cache_path
 from intraslice.core.config import NO_RECOVERY, SliceConfig
-from intraslice.core.errors import UserError
+from intraslice.core.errors import NoRoomError, UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.records import read_record, write_record
 from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of, single_process
@@ -129,12 +129,12 @@ def sweep(
     for done, point in enumerate(shard, 1):
         path = _point_path(loaded, texts, point, base, speed)
         row = read_record(path)
-        if row.get("perplexity") is None:
+        if not row:
             start = time.perf_counter()
             with single_process():
-                row = _measure(slices, point, held_out, speed, report)
+                row, is_final = _measure(slices, point, held_out, speed, report)
             row["seconds"] = round(time.perf_counter() - start, 3)
-            if row["perplexity"] is not None:  # else it may be for want of memory, which passes
+            if is_final:
                 write_record(path, row, "a point of the sweep")
         recovery = _recovery(point, base)
         named = {} if recovery == NO_RECOVERY else {"recovery": recovery}
@@ -227,8 +227,11 @@ def _measure(
     held_out: Mapping[str, tuple[Tensor, DenseStates]],
     speed: SpeedConfig | None,
     progress: ProgressCallback,
-) -> dict[str, Any]:
-    """One row. `held_out` has the windows of each text and the dense model's states, by the suffix of its columns."""
+) -> tuple[dict[str, Any], bool]:
+    """One row, and whether it would be the same again, as it is not where memory was short.
+
+    `held_out` has the windows of each text and the dense model's states, by the suffix of its columns.
+    """
     loaded, texts, speed = slices.loaded, slices.texts, _speed(point, speed)
     try:
         model, note = slices.of(point, progress)
@@ -236,7 +239,8 @@ def _measure(
         evaluated = model if point.quantise == "none" else rounded_model(model, point.quantise, progress=progress)
     except UserError as problem:
         columns = [f"{column}{name}" for name in held_out for column in ("perplexity", *DIVERGENCE)]
-        return dict.fromkeys(("removed_fraction", "bytes", *columns)) | {"note": str(problem)}
+        failed = dict.fromkeys(("removed_fraction", "bytes", *columns)) | {"note": str(problem)}
+        return failed, not isinstance(problem, NoRoomError)
     counts = parameters_of(loaded.model, "dense") | parameters_of(model, "sliced")
     row: dict[str, Any] = {
         "removed_fraction": 1 - counts["sliced_decoder"] / counts["dense_decoder"],
@@ -263,4 +267,4 @@ def _measure(
             per_second = {model_name: getattr(speeds_of_model, phase) for model_name, speeds_of_model in speeds.items()}
             row |= {f"{phase}_{model_name}": value for model_name, value in per_second.items()}
             row[f"{phase}_ratio"] = per_second["sliced"] / per_second["dense"]
-    return row
+    return row, True

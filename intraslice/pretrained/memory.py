@@ -18,7 +18,7 @@ from huggingface_hub import get_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import PreTrainedConfig
 
-from intraslice.core.errors import UserError, first_line
+from intraslice.core.errors import NoRoomError, UserError, first_line
 from intraslice.modeling.families import head_width
 from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.reader import Weights, tensor_shapes
@@ -67,7 +67,7 @@ def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = 
     if estimate.needed > estimate.available:
         remedy = "use a smaller model" if dtype.itemsize <= 2 else "use bfloat16 or a smaller model"
         needed, free = estimate.needed / 2**30, estimate.available / 2**30
-        raise UserError(
+        raise NoRoomError(
             f"{name} has {estimate.parameters / 1e6:,.0f} M parameters; slicing it in {str(dtype).split('.')[-1]} "
             f"needs {needed:.1f} GiB, but only {free:.1f} GiB is free on {device}; {remedy}"
         )
@@ -110,7 +110,7 @@ def require_calibration_memory(
         fits = (shorter for shorter in (length >> step for step in range(1, length.bit_length())) if shorter >= 2)
         shorter = next((n for n in fits if calibration_bytes(config, sequences, n, dtype, copies) <= free), None)
         remedy = f"use a length of {shorter:,} or less" if shorter else "use fewer sequences or a smaller model"
-        raise UserError(
+        raise NoRoomError(
             f"calibrating on {sequences:,} x {length:,} tokens needs {needed / 2**30:.1f} GiB in addition to the "
             f"model, but only {free / 2**30:.1f} GiB is free on {device}; {remedy}"
         )

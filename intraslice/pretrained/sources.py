@@ -221,8 +221,7 @@ def verify_weights(name: str) -> None:
     hub_id = DEFAULT_HUB_ID if name == DEFAULT else name
     if not Path(hub_id).exists() and (snapshot := _cached_snapshot(hub_id, None)):
         for file in filter(Path.is_symlink, snapshot.folder.iterdir()):
-            # The Hub's cache names a large file by the SHA-256 of its content. That may be a link again, into a store
-            # that all repositories share, in which names are other hashes.
+            # The Hub's cache names a large file by its SHA-256. That may be a link again, into a store of other names.
             blob = file.parent / file.readlink()
             if re.fullmatch("[0-9a-f]{64}", blob.name) and file_sha256(blob) != blob.name:
                 for damaged in (file, blob, blob.resolve()):

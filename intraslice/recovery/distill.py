@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.errors import NoRoomError, NumericalError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.logits import logits_in_chunks
@@ -174,7 +174,7 @@ def _unshared_matrices(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[
 
 def _require_memory(required: int, device: torch.device) -> None:
     if required > (free := available_bytes(str(device))):
-        raise UserError(
+        raise NoRoomError(
             f"distillation requires {required / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB is free on {device}; "
             "slice without recovery"
         )

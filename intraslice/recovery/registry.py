@@ -41,18 +41,6 @@ class Recovery(ABC):
     ) -> PreTrainedModel:
         """Train `sliced` in place on `tokens`, and return it. Must not change tensors that it shares with `dense`."""
 
-    def cost(
-        self,
-        dense: PreTrainedModel,
-        sliced: PreTrainedModel,
-        tokens: Int[Tensor, "sequences length"],
-        epochs: int,
-        calibration_tokens: int,
-    ) -> RecoveryCost:
-        """The cost of `recover`, in forward passes of `dense` over `calibration_tokens` tokens."""
-        samples = self.sampled_sequences(len(tokens)) * tokens.shape[1]
-        return recovery_cost(dense, sliced, tokens.numel(), samples, epochs, calibration_tokens)
-
     def training_bytes(self, weights: int) -> int:
         """Memory to train so many weights, in addition to the models."""
         return 0
@@ -117,7 +105,8 @@ def cost_of(
     if recovery == NO_RECOVERY:
         return None
     entry: Recovery = RECOVERIES.require(recovery)
-    return entry.cost(dense, sliced, tokens, epochs, calibration_tokens)
+    samples = entry.sampled_sequences(len(tokens)) * tokens.shape[1]
+    return recovery_cost(dense, sliced, tokens.numel(), samples, epochs, calibration_tokens)
 
 
 def require_trainable(model: PreTrainedModel) -> None:

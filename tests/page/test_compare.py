@@ -21,7 +21,6 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.ui.handlers import spread_settings, unchanged
 from intraslice.__main__ import main
-from intraslice.diagnostics.first_divergence import first_divergence
 from intraslice.evaluation.answers import has_loop
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses, perplexity
@@ -81,11 +80,12 @@ def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperat
     tokenizer = session.calibrated(tiny).loaded.tokenizer
     tokens = {name: tokenizer(one.text).input_ids for name, one in answers.items()}
     for name in ("intraslice", "crossmodule"):
-        parting = first_divergence(tokenizer, tokens["dense"], tokens[name])
-        assert answers[name].diverges_at == parting.position
-        assert answers[name].shared.split() == parting.common.split()
-        assert answers[name].token.strip() == parting.second
-        assert answers[name].dense_token.strip() == parting.first
+        dense, own = tokens["dense"], tokens[name]
+        at = next(place for place, pair in enumerate(zip(dense, own, strict=False)) if len({*pair}) == 2)
+        assert answers[name].diverges_at == at
+        assert answers[name].shared.split() == tokenizer.decode(own[:at]).split()
+        assert answers[name].token.strip() == tokenizer.decode(own[at : at + 1])
+        assert answers[name].dense_token.strip() == tokenizer.decode(dense[at : at + 1])
         assert answers[name].loops == has_loop(tokens[name])
         assert ("Loop:" in compare_words.answer(name, answers[name])) == answers[name].loops
         assert "Loop:" in compare_words.answer(name, replace(answers[name], loops=True))

@@ -8,7 +8,6 @@ import plotly.graph_objects as go
 import pytest
 from tiny_page import stepwise
 
-from components.export.report import with_light_colours
 from components.jobs.status import Status
 from components.state.request import Request
 from components.state.session import Session
@@ -16,6 +15,7 @@ from components.sweep import measure as sweeps
 from components.sweep.charts import pick_value, removed_chart, speed_chart
 from components.sweep.size_chart import measured_charts, size_chart
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
+from components.ui.palette import coloured
 from intraslice.__main__ import main
 from intraslice.core.errors import UserError
 from intraslice.evaluation import sweep as library
@@ -175,7 +175,7 @@ def test_the_frontier_has_the_best_model_of_each_size() -> None:
     }
     assert marks["Dense, q8_0"] > marks["Dense, q4_0"]
     assert marks["IntraSlice, PCA-aware, f16"][0] == "circle-open"
-    go.Figure(data=with_light_colours(chart.data), layout=with_light_colours(chart.layout))  # which plotly validates
+    go.Figure(data=coloured(chart.data), layout=coloured(chart.layout))  # which plotly validates
 
 
 def test_types_are_evaluated_of_one_slice_and_without_a_file_there_is_a_note(session, tiny, monkeypatch) -> None:
@@ -209,7 +209,7 @@ def test_a_method_keeps_its_colour_and_dash_and_a_point_its_setting(chart) -> No
     assert {name for trace in chart.data for name in trace["ids"]} == {"20 pca", "20 uniform", "20"}
     assert len(chart.picks) == len(chart.rows)
     assert all(len(row) == len(chart.columns) for row in chart.rows)
-    go.Figure(data=with_light_colours(chart.data), layout=with_light_colours(chart.layout))  # which plotly validates
+    go.Figure(data=coloured(chart.data), layout=coloured(chart.layout))  # which plotly validates
     assert [shape["y0"] for shape in chart.layout["shapes"] if shape.get("y0") == 15.0]
 
 

@@ -64,17 +64,7 @@ def sweep(published: Published, step: Step) -> Chart:
     """The perplexities of all steps, with a vertical line at the slider's position."""
     chart = removed_chart(published.sweep)
     removed = figure.rounded(step.plan.removed)
-    line = {"color": "@ink", "width": 1.4, "dash": "5px,3px"}
-    marker = {
-        "type": "line",
-        "xref": "x",
-        "yref": "y domain",
-        "x0": removed,
-        "x1": removed,
-        "y0": 0,
-        "y1": 1,
-        "line": line,
-    }
+    marker = figure.upright(1, removed, {"color": "@ink", "width": 1.4, "dash": "5px,3px"})
     label = figure.label(1, removed, 1, percentage(step.percent))
     label |= {"xref": "x", "yref": "y domain", "xanchor": "left", "yanchor": "top"}
     layout = chart.layout | {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from html import escape
 from string import Template
@@ -14,7 +13,6 @@ from ...assets import ASSETS
 from ...compare.html import answer, passage
 from ...compare.views import COLUMNS
 from ...i18n.language import ENGLISH, for_scripts, gettext, language, lazy_gettext, long_text, number, translate
-from ...state.views import Reading
 from ...ui import formatting
 from ...ui.chart_bridge import PLOTLY, template
 from ...ui.headline import headline
@@ -111,7 +109,7 @@ def _numbers(step: Step) -> dict[str, Any]:
         "said": gettext(
             "{percent:g}%, perplexity {perplexity}",
             percent=step.percent,
-            perplexity=_reading(step.perplexities.sliced_reading),
+            perplexity=formatting.with_error(step.perplexities.sliced_reading),
         ),
         "table": _table(step),
         "tokens": passage(step.passage) if step.passage else "",
@@ -134,22 +132,17 @@ def _table(step: Step) -> str:
         (gettext("Parameters"), *(formatting.millions(cost.parameters) if cost else "–" for cost in costs)),
         (gettext("Layer parameters removed"), *(number(cost.removed, ".1%") if cost else "–" for cost in costs)),
         (gettext("KV cache per token"), *(formatting.size(cost.kv) if cost else "–" for cost in costs)),
-        (gettext("Perplexity"), *(_reading(readings[name][0]) for name in COLUMNS)),
-        (gettext("Perplexity relative to dense"), "", *(_reading(readings[name][1]) for name in list(COLUMNS)[1:])),
+        (gettext("Perplexity"), *(formatting.with_error(readings[name][0]) for name in COLUMNS)),
+        (
+            gettext("Perplexity relative to dense"),
+            "",
+            *(formatting.with_error(readings[name][1]) for name in list(COLUMNS)[1:]),
+        ),
     ]
     problems = "".join(
         f'<p class="isx-quiet">{escape(translate(problem))}</p>' for problem in step.costs.problems.values()
     )
     return formatting.table(list(COLUMNS.values()), rows) + problems
-
-
-def _reading(reading: Reading | None) -> str:
-    """A perplexity with its standard error."""
-    if reading is None:
-        return "–"
-    if reading.error is None or not math.isfinite(reading.error):
-        return number(reading.value, ".2f")
-    return f"{number(reading.value, '.2f')} ± {number(reading.error, '.2f')}"
 
 
 def _protocol(published: Published) -> str:

@@ -99,13 +99,7 @@ def _points(checks: Sequence[ModuleCheck], module: str, estimator: str, axes: Js
         "meta": {"module": module, **figure.GHOST_IF_DIFFERENT},  # `assets/lesson/answers.js` reads the module
         "x": [figure.rounded(check.predicted[estimator]) for check in checks],
         "y": [figure.rounded(check.damage) for check in checks],
-        "error_y": {
-            "type": "data",
-            "array": [figure.rounded(check.error) for check in checks],
-            "color": f"@{module}",
-            "thickness": 0.8,
-            "width": 0,
-        },
+        "error_y": figure.error_bars(module, [check.error for check in checks]),
         "customdata": [check.layer for check in checks],
         "text": [
             gettext(

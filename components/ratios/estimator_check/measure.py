@@ -104,17 +104,7 @@ def estimator_check_view(sensitivity: Sensitivity, profile: Profile, measured_on
         modules=modules,
         rho=agreement.rho,
         ceiling=agreement.ceiling,
-        misjudged=tuple(
-            Misjudged(
-                module.estimator,
-                int(module.layer),
-                module.module,
-                int(module.measured),
-                int(module.predicted),
-                module.of,
-            )
-            for module in agreement.misjudged
-        ),
+        misjudged=tuple(Misjudged(**vars(module)) for module in agreement.misjudged),
         measured_on=measured_on,
     )
 

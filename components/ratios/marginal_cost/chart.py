@@ -35,9 +35,7 @@ def marginal_cost_chart(view: MarginalCostView | None, estimator: str, selected:
         )
         if not view:
             layout[f"yaxis{figure.suffix(row)}"].update(showticklabels=False, range=[0, 2])
-    layer_range = [-0.6, max(layers, 1) - 0.4]
-    layout["xaxis2"].update(title=figure.title(gettext("layer")), range=layer_range, dtick=figure.step(layers))
-    layout["xaxis"].update(range=layer_range, matches="x2", showticklabels=False)
+    figure.layer_axes(layout, 2, layers)
     layout["shapes"] = [figure.band(selected), *(figure.level(row, 1.0) for row in (1, 2))] if view else []
     layout["xaxis2"]["showticklabels"] = view is not None
     note = translate(WAITING)
@@ -85,13 +83,7 @@ def _measured(costs: Sequence[ModuleCost], module: str, axes: Json) -> Json:
         "meta": figure.GHOST_ALWAYS,
         "x": [cost.layer for cost in costs],
         "y": [figure.rounded(cost.cost) for cost in costs],
-        "error_y": {
-            "type": "data",
-            "array": [figure.rounded(cost.error) for cost in costs],
-            "color": f"@{module}",
-            "thickness": 0.8,
-            "width": 0,
-        },
+        "error_y": figure.error_bars(module, [cost.error for cost in costs]),
         "customdata": [gettext("{share:.0%} removed", share=cost.ratio) for cost in costs],
         "hovertemplate": gettext("<b>layer %{{x}}, {module}</b><br>%{{y:.2f}} times the median", module=MODULES[module])
         + "<br>%{customdata}<extra></extra>",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ...i18n.language import gettext, lazy_gettext, number, translate
 from ...ui import figure
 from ...ui.figure import Chart, Json
-from ...ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
+from ...ui.labels import ESTIMATORS, MODULES
+from ..charts import bars_of, line_of
 from .measure import RatioSearchView
 
 WAITING = lazy_gettext(
@@ -20,18 +19,17 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
     """Found ratios as bars, those of the estimator as a line; empty axes if there was no search."""
     layout = figure.layout_of(2, revision=f"search-{view is None}")
     found, start = (view.found, view.start) if view else ((), ())
-    layers = len(found)
+    layers, label = len(found), gettext("{estimator}, start", estimator=ESTIMATORS.get(estimator, estimator))
     data: list[Json] = []
     for row, (module, name) in enumerate(MODULES.items(), start=1):
-        data.append(_bars([ratios[row - 1] for ratios in found], module, figure.axes_of(row)))
-        data.append(_line([ratios[row - 1] for ratios in start], estimator, figure.axes_of(row)))
+        data.append(bars_of([ratios[row - 1] for ratios in found], module, figure.axes_of(row)))
+        line = line_of([ratios[row - 1] for ratios in start], estimator, label, figure.axes_of(row))
+        data.append({**line, "legendgroup": "start"})
         axis = layout[f"yaxis{figure.suffix(row)}"]
         axis.update(title=figure.title(gettext("{module} removed", module=name)), tickformat=".0%", rangemode="tozero")
         if not view:
             axis.update(showticklabels=False, range=[0, 1])
-    layer_range = [-0.6, max(layers, 1) - 0.4]
-    layout["xaxis2"].update(title=figure.title(gettext("layer")), range=layer_range, dtick=figure.step(layers))
-    layout["xaxis"].update(range=layer_range, matches="x2", showticklabels=False)
+    figure.layer_axes(layout, 2, layers)
     layout["xaxis2"]["showticklabels"], layout["bargap"] = view is not None, 0.28
     layout["shapes"] = [figure.band(selected)] if view else []
     note = translate(WAITING)
@@ -58,34 +56,3 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
         layers=layers,
         selected=selected,
     )
-
-
-def _bars(ratios: Sequence[float], module: str, axes: Json) -> Json:
-    name = MODULES[module]
-    return {
-        "type": "bar",
-        "name": name,
-        "x": list(range(len(ratios))),
-        "y": [figure.rounded(ratio) for ratio in ratios],
-        "marker": {"color": f"@{module}", "line": {"width": 0}},
-        "hovertemplate": gettext("<b>layer %{{x}}, {module}</b><br>%{{y:.1%}} removed", module=name)
-        + "<extra></extra>",
-        "showlegend": False,
-        **axes,
-    }
-
-
-def _line(ratios: Sequence[float], estimator: str, axes: Json) -> Json:
-    name = gettext("{estimator}, start", estimator=ESTIMATORS.get(estimator, estimator))
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "legendgroup": "start",
-        "showlegend": axes["xaxis"] == "x",
-        "x": list(range(len(ratios))),
-        "y": [figure.rounded(ratio) for ratio in ratios],
-        "line": figure.line(ESTIMATOR_COLOURS.get(estimator, "other"), 1.6),
-        "hovertemplate": name + " %{y:.1%}<extra></extra>",
-        **axes,
-    }

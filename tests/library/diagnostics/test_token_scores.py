@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.diagnostics.first_divergence import Divergence, first_divergence
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
@@ -95,16 +94,3 @@ def test_a_prompt_beyond_the_models_positions_is_refused(tiny_case):
     loaded = tiny_case("phi").loaded
     with pytest.raises(UserError, match="513 tokens; expected at most 512"):
         compare_next_tokens(loaded.model, loaded.model, loaded.tokenizer, "w7 " * 513)
-
-
-def test_answers_part_at_the_first_token_that_differs(tiny_case):
-    tokenizer = tiny_case("phi").loaded.tokenizer
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text).input_ids
-
-    assert first_divergence(tokenizer, ids("w7 w8 w9"), ids("w7 w8 w9")) is None
-    assert first_divergence(tokenizer, ids("w7 w8 w9"), ids("w7 w5 w9")) == Divergence(1, "w7", "w8", "w5")
-    assert first_divergence(tokenizer, ids("w7 w8"), ids("w7 w8 w9")) == Divergence(2, "w7 w8", None, "w9")
-    assert first_divergence(tokenizer, ids("w7"), ids("w8")) == Divergence(0, "", "w7", "w8")
-    assert first_divergence(tokenizer, [], []) is None

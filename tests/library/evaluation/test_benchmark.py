@@ -232,7 +232,7 @@ def test_growth_goes_along_one_axis_at_a_time(monkeypatch):
     every = len({size for along in growth.SIZES.values() for size in along})
     turns = itertools.chain(*(itertools.repeat(noise, every) for noise in (1.0, 1e6, 1.0)))
     monkeypatch.setattr(growth, "_seconds", seconds)
-    found = asdict(measure_growth(progress=False))
+    found = measure_growth(progress=False)
     powers = {"tokens": (1, 2, 0), "layers": (2, 4, 2), "width": (3, 6, 3)}
     assert {axis: list(by_job) for axis, by_job in found.items()} == {axis: list(JOBS) for axis in powers}
     for axis, expected in powers.items():
@@ -249,7 +249,7 @@ def test_every_axis_has_three_sizes_that_differ_in_nothing_else():
 def test_growth_times_real_jobs(own_cache, monkeypatch):
     monkeypatch.setattr(growth, "SIZES", SMALL)
     events: list[Progress] = []
-    found = asdict(measure_growth(progress=events.append))
+    found = measure_growth(progress=events.append)
     assert {axis: tuple(by_job) for axis, by_job in found.items()} == dict.fromkeys(SMALL, JOBS)
     assert all(math.isfinite(value) for by_job in found.values() for value in by_job.values())
     assert events[-1] == Progress("growth", 12, 12)

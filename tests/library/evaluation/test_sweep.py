@@ -11,7 +11,7 @@ from tiny_models import FAMILIES
 
 from intraslice.checkpoints.to_gguf import gguf_bytes
 from intraslice.core.config import SliceConfig
-from intraslice.core.errors import UserError
+from intraslice.core.errors import NoRoomError, UserError
 from intraslice.core.progress import Progress
 from intraslice.evaluation import sweep as module
 from intraslice.evaluation.divergence import DenseStates
@@ -208,7 +208,7 @@ def test_a_failure_that_passes_is_tried_again(tiny_case, monkeypatch):
     case, wanted = tiny_case("llama-gqa"), points(["intraslice"], ["pca"], [0.2])
 
     def fails(*_, **__):
-        raise UserError("only 1 GiB is free")
+        raise NoRoomError("only 1 GiB is free")
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "slice_by", fails)

@@ -265,40 +265,25 @@ def test_suggestions_begin_with_the_default():
     assert len(SUGGESTED_MODELS) == 8
 
 
-def test_a_snapshot_of_the_hub_with_other_bytes_than_its_name_is_fetched_anew(monkeypatch, tmp_path):
+@pytest.mark.parametrize("is_shared", [False, True])  # in the store of all repositories, whose names are other hashes
+def test_a_snapshot_of_the_hub_with_other_bytes_than_its_name_is_fetched_anew(monkeypatch, tmp_path, is_shared):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     repository, content = tmp_path / "models--somebody--tiny", save({"weight": torch.ones(2)})
     blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
     snapshot = repository / "snapshots" / ("0" * 40)
-    for folder in (blob.parent, snapshot, repository / "refs"):
-        folder.mkdir(parents=True)
-    (repository / "refs" / "main").write_text(snapshot.name)
-    (snapshot / "config.json").write_text("{}")
-    blob.write_bytes(content)
-    (snapshot / "model.safetensors").symlink_to(blob)
-    sources.verify_weights("somebody/tiny")
-    assert find_weights("somebody/tiny").folder == snapshot
-    blob.write_bytes(content[:-1] + b"\xff")
-    assert find_weights("somebody/tiny") is not None
-    sources.verify_weights("somebody/tiny")
-    assert find_weights("somebody/tiny") is None
-
-
-def test_a_whole_file_in_the_store_of_all_repositories_stays(monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    repository, content = tmp_path / "models--somebody--tiny", save({"weight": torch.ones(2)})
-    blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
-    snapshot, payload = repository / "snapshots" / ("0" * 40), tmp_path / "blobs" / "ab" / ("ab" * 32)
+    payload = tmp_path / "blobs" / ("ab" * 32) if is_shared else blob
     for folder in (blob.parent, snapshot, repository / "refs", payload.parent):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     (repository / "refs" / "main").write_text(snapshot.name)
     (snapshot / "config.json").write_text("{}")
     payload.write_bytes(content)
-    blob.symlink_to(payload)
+    if is_shared:
+        blob.symlink_to(payload)
     (snapshot / "model.safetensors").symlink_to(blob)
     sources.verify_weights("somebody/tiny")
     assert find_weights("somebody/tiny").folder == snapshot
     payload.write_bytes(content[:-1] + b"\xff")
+    assert find_weights("somebody/tiny") is not None
     sources.verify_weights("somebody/tiny")
     assert find_weights("somebody/tiny") is None
     assert not payload.exists()
