@@ -124,8 +124,8 @@ def require_held_out(text: str, calibration_text: str, evaluation_text: str) -> 
     path = _readable_path(text)
     if _same_file(path, calibration_text) and not _same_file(path, evaluation_text):
         raise UserError(
-            f"the model was calibrated on all of {path.name!r}, so that nothing of it is held out; evaluate on another "
-            "text, or calibrate with the same text for evaluation, which holds out a fifth"
+            f"the model was calibrated on all of {path.name!r}, so none of it is held out; evaluate on another text, "
+            "or calibrate again with this text for calibration and evaluation: a fifth of it is then held out"
         )
 
 

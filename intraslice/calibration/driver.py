@@ -280,7 +280,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> numpy.ndarray:
     with archive.open(name) as file:
         array = numpy.lib.format.read_array(file, allow_pickle=False)
         if file.read(1):
-            raise ValueError(f"{name} is longer than its array")
+            raise ValueError(f"{name} has bytes after its array")
     return array
 
 

@@ -113,7 +113,7 @@ class Profile:
         if estimator not in (None, *self.estimators):
             raise UserError(
                 f"estimator must be one of {', '.join(self.estimators)} for this calibration, got {estimator!r}; "
-                "load and calibrate the model again, or choose importances that are for a model of these sizes"
+                "load and calibrate the model again, or choose importances that were computed for this model"
             )
 
     def ranking(self, estimator: str, module: ModuleKind) -> Ranking:

@@ -171,8 +171,8 @@ def search_windows(
     size = skip + count - len(text), text.shape[1]
     report = progress_callback(progress)
     # From one process, as the calibration's: another kind of processor may sample others.
-    own = kept_samples(loaded.model, size, TEMPERATURE, seed, report) if rank() == 0 else text[:0]
-    samples = broadcast(own)[skip:].to(text)
+    sampled = kept_samples(loaded.model, size, TEMPERATURE, seed, report) if rank() == 0 else text[:0]
+    samples = broadcast(sampled)[skip:].to(text)
     both = min(len(text), len(samples))
     alternating = torch.stack([text[:both], samples[:both]], dim=1).flatten(0, 1)
     return torch.cat([alternating, text[both:], samples[both:]])

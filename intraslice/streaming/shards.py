@@ -51,7 +51,8 @@ class Shards:
             self._finish(tokenizer, made, target)
         except OSError as error:
             raise UserError(
-                f"cannot write {target}: {error}; free some space and start the same command again, which continues"
+                f"cannot write {target}: {error}; free some space and run the same command again; it continues where "
+                "it stopped"
             ) from error
 
     def _finish(self, tokenizer: PreTrainedTokenizerBase, made: dict[str, Any], target: Path) -> None:

@@ -117,7 +117,7 @@ def _no_text_column(path: Path, columns: int) -> UserError:
 
 
 def _not_text(path: Path, kind: str) -> UserError:
-    return UserError(f"{path.name} has {kind} in its column text; expected strings")
+    return UserError(f"{path.name} has {kind} in its column 'text'; expected strings")
 
 
 READERS: dict[str, Callable[[Path], Iterator[str]]] = {

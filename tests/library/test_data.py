@@ -240,7 +240,7 @@ def test_a_text_column_of_numbers(tmp_path):
     (tmp_path / "own.jsonl").write_text('{"text": "words"}\n{"text": 5}\n')
     pandas.DataFrame({"text": [5, 6]}).to_parquet(tmp_path / "own.parquet")
     for name, kind in [("own.csv", "numbers"), ("own.jsonl", "int"), ("own.parquet", "int64")]:
-        assert refusal(tmp_path / name) == f"{name} has {kind} in its column text; expected strings"
+        assert refusal(tmp_path / name) == f"{name} has {kind} in its column 'text'; expected strings"
 
 
 def test_one_document_cannot_serve_both(tmp_path):

@@ -46,8 +46,8 @@ def catalogue(view: MarginalCostView | None, estimator: str) -> str:
     if (best := view.best_swap) is not None:
         swap = gettext(
             "Pruning {source} more and {target} less, by {fraction:.2%} of the layer parameters each, is predicted to "
-            "change KL by <b>{change:+.4f} ± {error:.4f}</b> nats per token (linear, for small steps); the sliced "
-            "model's KL is {divergence:.3f}.",
+            "change KL by <b>{change:+.4f} ± {error:.4f}</b> nats per token (linear extrapolation, valid for "
+            "small steps only); the sliced model's KL is {divergence:.3f}.",
             fraction=best.fraction,
             source=_place(best.source),
             target=_place(best.target),
@@ -72,8 +72,9 @@ def _other(other: OtherPlan) -> str:
         for difference in other.differences
     )
     comparison = gettext(
-        "At equal model size, the {estimator} plan differs most from this one in {differences}. By these marginal "
-        "costs (linear, for small steps), adopting it would change KL by <b>{change:+.3f} ± {error:.3f}</b>.",
+        "At equal model size, the {estimator} plan differs most from this one in {differences}. Judging by these "
+        "marginal costs (extrapolated linearly, valid for small steps only), adopting it would change KL by "
+        "<b>{change:+.3f} ± {error:.3f}</b>.",
         estimator=escape(ESTIMATORS[other.estimator]),
         differences=differences,
         change=other.change,

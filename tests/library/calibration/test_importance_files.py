@@ -66,6 +66,6 @@ def test_importances_of_another_model_are_refused(tiny_case, tmp_path, registere
         (tmp_path / name).write_text(importances_json(own))
         estimator = load_estimator(str(tmp_path / name))
         profile = replace(case.stats).profile  # for which they do not matter, unless somebody asks for them
-        with pytest.raises(UserError, match=f"{name}.*for a model of these sizes"):
+        with pytest.raises(UserError, match=f"{name}.*were computed for this model"):
             profile.importances(estimator.name, "mlp")
         del ESTIMATORS[estimator.name]

@@ -114,7 +114,7 @@ def test_only_the_column_of_text_is_looked_at(tmp_path):
         ("passwd.csv", f"{SECRET}\n{SECRET}\n", "no column called text among its 1"),
         ("passwd.jsonl", f"{SECRET}\n", "line 1 is not JSON"),
         ("keys.jsonl", json.dumps({SECRET: 1}), "no column called text among its 1"),
-        ("values.jsonl", json.dumps({"text": {SECRET: SECRET}}), "has dict in its column text"),
+        ("values.jsonl", json.dumps({"text": {SECRET: SECRET}}), "has dict in its column 'text'"),
         ("half.jsonl", '{"text": "\\ud800"}', "is not UTF-8"),
         ("passwd.parquet", SECRET * 10, "not a valid parquet file"),
         ("cut.parquet", f"PAR1{SECRET}\x10\x00\x00\x00PAR1", "not a valid parquet file"),
