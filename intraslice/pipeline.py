@@ -29,7 +29,13 @@ from intraslice.recovery.registry import cost_of
 from intraslice.reporting import Recipe
 from intraslice.samples import calibration_sequences
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import SearchResult, search_ratios, search_windows, searched_importances
+from intraslice.search.ratio_search import (
+    SearchResult,
+    require_in_memory,
+    search_ratios,
+    search_windows,
+    searched_importances,
+)
 from intraslice.untrusted.importance_files import importances_json
 
 
@@ -82,6 +88,8 @@ class Pipeline:
 
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:
         """The calibration statistics and the calibration tokens."""
+        if self.ratio_search is not None:
+            require_in_memory(loaded)
         tokens = self._calibration_tokens(loaded)
         with self.timed("calibrate"):
             stats = calibrate(loaded, tokens, self.recipe.calibration.targets, progress=self.progress)

@@ -66,7 +66,7 @@ class _LargeFile(FileResponse):
                 raise ConnectionAbortedError("the file has been deleted")
 
         address = address_of(Request(scope))
-        if not limits.has_room(limits.DOWNLOADS, PACE.downloads.total(), PACE.downloads[address] > 0):
+        if not limits.has_room(limits.DOWNLOADS, PACE.downloads.total(), bool(address) and PACE.downloads[address] > 0):
             words = gettext("Too many downloads. Try again in a minute.")
             return await PlainTextResponse(words, 503, {"retry-after": "60"})(scope, receive, send)
         PACE.downloads[address] += 1

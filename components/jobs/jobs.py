@@ -64,6 +64,10 @@ class Jobs:
             if any(running.follows.get(what, seen) != seen for what, seen in at.items()):
                 running.job.stop()
 
+    def looked_at(self, client: str, what: str, default: Any) -> Any:
+        """What a client has looked at since a job of theirs began that still runs."""
+        return next((running.seen[what] for running in self._of(client) if what in running.seen), default)
+
     def looks_elsewhere(self, client: str, **at: object) -> bool:
         """Whether a client has looked at something else since a job of theirs began that still runs."""
         running = self._of(client)

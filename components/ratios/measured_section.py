@@ -88,16 +88,15 @@ class Section(Generic[View]):
     def measure(self, request: Request, layer: int, client: str) -> Iterator[Measured]:
         """Measure the numbers; yields chart (JSON), summary and progress (HTML).
 
-        It continues when the settings change; chart and summary then show the new ones.
+        It continues when the settings change; chart and summary are then those of the new ones.
         """
         for event in self.source.measure(request, client):
             if isinstance(event, Status):
                 notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
                 yield unchanged(Measured)._replace(progress=formatting.status(event) + notice)
-            elif self.session.jobs.looks_elsewhere(client, request=request):
-                yield unchanged(Measured)._replace(progress="")
             else:
-                yield Measured(*self.show(request, layer, client), progress="")
+                shown = self.session.jobs.looked_at(client, "request", request)
+                yield Measured(*self.show(shown, layer, client), progress="")
 
     def build(self, first: Request, button: str, height: int) -> SectionPanel:
         """The components, initially for `first`. Called inside the Ratios tab."""

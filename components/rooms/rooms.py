@@ -51,7 +51,7 @@ class Rooms:
     def __init__(self, folder: Path) -> None:
         self._store, self._wrong_codes = Store(folder), WrongCodes()
         self._rooms: dict[str, Room] = {}
-        self._codes: set[str] | None = None  # of all rooms, read from the store once: wrong codes cost nothing
+        self._codes: set[str] | None = None  # of all rooms, kept from the store: wrong codes cost nothing
         self._created: Counter[str] = Counter()  # rooms that an address has created in this process
         self._lock = Lock()  # held while something is changed, the commit included
         self._timer: Timer | None = None

@@ -138,8 +138,10 @@ def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice)
         label = lazy_gettext("Sweep, {name} at {sparsity:.0%}: point", name=name, sparsity=point.sparsity)
         expected_end = point_start + sum(flops[done:]) / rate
         progress = _point_progress(job, Status(label, "busy", done, len(missing)), expected_end)
-        sweep(*plan._replace(points=same_slice), states, progress=progress)
+        rows = sweep(*plan._replace(points=same_slice), states, progress=progress)
         job.emit(_view(session, request, plan))
+        if set(same_slice) - set(plan.cached()):  # for want of memory, which the next run may have
+            raise UserError(rows["note"].dropna().iloc[-1])
     job.emit(session.ready(request))
 
 

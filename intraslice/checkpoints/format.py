@@ -6,6 +6,7 @@ The folder is in transformers format; its `config.json` has the shape of every l
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -49,7 +50,7 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 def require_free(folder: Path) -> None:
     """Raise UserError if `folder` cannot be moved into place: a checkpoint never overwrites anything."""
-    if folder.is_symlink() or folder.is_mount():
+    if folder.is_symlink() or os.path.ismount(folder):
         raise UserError(f"{folder} is a link or a mount point, which cannot be replaced; name a new folder inside it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; name a new folder, or remove that one first")
@@ -130,8 +131,10 @@ def write_parts(
     """Write the files of a model folder except its tensors."""
     tokenizer.save_pretrained(temporary)
     config.save_pretrained(temporary)
-    # As it was read: `save_pretrained` refuses what many published models have, such as a temperature without sampling.
-    model.generation_config.to_json_file(temporary / "generation_config.json")
+    generation = copy.deepcopy(model.generation_config)
+    generation.compile_config = None  # which transformers does not read
+    # `save_pretrained` refuses what many published models have, such as a temperature without sampling.
+    generation.to_json_file(temporary / "generation_config.json")
     (temporary / CARD).write_text(card, encoding="utf-8")
 
 

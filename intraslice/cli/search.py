@@ -10,7 +10,7 @@ from intraslice.cli.run import CommandResult, Run
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import SearchResult, searched_importances
+from intraslice.search.ratio_search import SearchResult, require_in_memory, searched_importances
 from intraslice.untrusted.importance_files import importances_json
 
 
@@ -45,6 +45,7 @@ def search(run: Run) -> CommandResult:
             raise UserError(f"--exchanges must be 1 or more, got {a.exchanges}")
         config = replace(config, passes=a.exchanges * config.windows / a.sequences)
     loaded = run.load_dense()
+    require_in_memory(loaded)
     stats, _ = run.calibrate(loaded)
     results: list[SearchResult] = []
     for sparsity in dict.fromkeys(a.sparsities):

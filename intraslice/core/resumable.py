@@ -44,16 +44,17 @@ def resumable_sibling(target: Path, digest: str) -> Iterator[Path]:
     It has a name of `temporary_sibling`: once no process uses it, the next one that writes to `target` removes it.
     """
     folder = target.with_name(f".{target.name}-{digest}")
-    with _held(folder, _locked(folder)):
+    try:
+        lock = _locked(folder)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder.parent} ({error.strerror}); choose another folder") from error
+    with _held(folder, lock):
         yield folder
 
 
 def _locked(folder: Path) -> FileLock:
     """Make the folder, and lock it. Raises UserError if another process has locked it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder.parent} ({error.strerror}); choose another folder") from error
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

@@ -106,8 +106,9 @@ def sweep(
     Bias, cap and order come from `base`; speed is measured if its config is not None, except of rounded weights, which
     compute in float32. `bytes` is the size of the point's GGUF file, or of its weights in memory if it is not rounded.
     Finished points are cached, so a cancelled sweep continues where it stopped and a larger one reuses them. A point
-    that a method cannot reach, or that has no GGUF file, has a `note` and no perplexity. With several processes, each
-    measures a shard of the points, and all return every row.
+    that a method cannot reach, or that has no GGUF file, has a `note` and no perplexity; so has one for which too
+    little memory is free now, and that is not cached. With several processes, each measures a shard of the points, and
+    all return every row.
     Callers that sweep point by point pass the same `states` each time, so that the dense model runs only once.
     `progress` receives the events of each step, and counts points in the stage "sweep".
     """

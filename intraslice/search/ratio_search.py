@@ -99,8 +99,7 @@ def search_ratios(
     report, search = progress_callback(progress), search or SearchConfig()
     groups = (len(windows) - JUDGED) // (3 * search.windows)
     _require_searchable(config, len(windows), groups, search)
-    if is_offloaded(loaded.model):
-        raise UserError("the search requires a model that fits into memory, got an offloaded one; leave out device_map")
+    require_in_memory(loaded)
     problem, start = problem_of(stats.profile_for(config), config, others)
     if stats.ranked_neurons is None:
         stats = _with_rankings(stats)
@@ -176,6 +175,12 @@ def search_windows(
     both = min(len(text), len(samples))
     alternating = torch.stack([text[:both], samples[:both]], dim=1).flatten(0, 1)
     return torch.cat([alternating, text[both:], samples[both:]])
+
+
+def require_in_memory(loaded: LoadedModel) -> None:
+    """Raise UserError if layers of the model are offloaded: a search slices them again and again."""
+    if is_offloaded(loaded.model):
+        raise UserError("the search requires a model that fits into memory, got an offloaded one; leave out device_map")
 
 
 def searched_importances(

@@ -17,7 +17,7 @@ from components.sweep.size_chart import measured_charts, size_chart
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from components.ui.palette import coloured
 from intraslice.__main__ import main
-from intraslice.core.errors import UserError
+from intraslice.core.errors import NoRoomError, UserError
 from intraslice.evaluation import sweep as library
 
 CHOICE = SweepChoice(sparsities=(20, 40))
@@ -195,6 +195,18 @@ def test_types_are_evaluated_of_one_slice_and_without_a_file_there_is_a_note(ses
     assert "tokenizer" in without_file.note
     assert measured_charts(view).size is not None
     assert measured_charts(VIEW).size is None
+
+
+def test_a_lack_of_memory_is_said_and_the_point_is_tried_again(session, tiny, monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise NoRoomError("only 1 GiB is free")
+
+    choice = SweepChoice(("intraslice",), ("pca",), (22,))
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "slice_by", fails)
+        *_, last = run(session, tiny, choice)
+    assert (last.kind, last.text) == ("error", "only 1 GiB is free")
+    assert views(run(session, tiny, choice))[-1].points[0].perplexity > 1
 
 
 @pytest.mark.parametrize("chart", [removed_chart(VIEW), speed_chart(VIEW)], ids=["removed", "speed"])

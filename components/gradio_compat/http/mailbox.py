@@ -31,6 +31,11 @@ class Mailbox(asyncio.Queue[Any]):
         """Somebody is there: the session has just called, or read."""
         self._last_seen = time.monotonic()
 
+    async def put(self, message: Any) -> None:
+        """Add a sign of life, for a reader who waits; all other messages come by `put_nowait`."""
+        if self.readers:
+            self.put_nowait(message)
+
     async def get(self) -> Any:
         """The next message, once there is one."""
         self.readers += 1
