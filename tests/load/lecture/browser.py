@@ -72,8 +72,11 @@ class Browser(Page):
                 address = f"{self.api}/queue/data?session_hash={self.session}"
                 with self._streams.stream("GET", address) as stream:
                     for line in stream.iter_lines():
-                        if line.startswith("data: "):
-                            self._take(json.loads(line.removeprefix("data: ")))
+                        message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else None
+                        if message and message["msg"] == "close_stream":
+                            break  # as a page does
+                        if message:
+                            self._take(message)
             except (httpx.HTTPError, RuntimeError) as problem:
                 if not self._is_closed:
                     self._fail_all(f"{type(problem).__name__}: {problem}")
