@@ -118,5 +118,6 @@ def test_a_model_that_is_being_fetched_stays(fetch):
         with hub.fetched_for_others("a/quick", 10):
             fetch("a/quick")
         assert cached() == {"a--slow", "a--quick"}
+        age()
     assert constants.HF_HUB_DISABLE_SHARED_BLOBS  # else removing a repository would leave its files
     assert cached() == {"a--slow"}
