@@ -90,7 +90,9 @@ def sweeper(life: Life) -> None:
     """Asks for a small table."""
     page = Page(life.address)
     while not life.stop.is_set():
-        rows = page.ask("sweep_table", [*asked(life.seed, 30), ["intraslice"], ["pca"], list(MEASURED), False, ["none"]])[0]
+        rows = page.ask(
+            "sweep_table", [*asked(life.seed, 30), ["intraslice"], ["pca"], list(MEASURED), False, ["none"]]
+        )[0]
         life.notes.call("sweep")
         found = {round(100 * row["sparsity"]): row["perplexity"] for row in rows}
         right = all(math.isclose(found[at], life.truth.perplexity[at], rel_tol=2e-3) for at in MEASURED)
