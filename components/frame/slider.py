@@ -132,7 +132,7 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
     for event in session.measure(request, client):
         answer = unchanged(Measured)._replace(status=formatting.status(event))
         perplexities = session.perplexities(request)
-        is_in_view = not session.jobs.looks_elsewhere(client, request=request)
+        is_in_view = session.jobs.looked_at(client, "request", request) == request
         if is_in_view and (perplexities != shown or event.kind == "ready"):
             texts = _texts(session, request, session.plan(request), pinned, gettext("… (being measured)"))
             answer = answer._replace(**texts._asdict())

@@ -68,11 +68,6 @@ class Jobs:
         """What a client has looked at since a job of theirs began that still runs."""
         return next((running.seen[what] for running in self._of(client) if what in running.seen), default)
 
-    def looks_elsewhere(self, client: str, **at: object) -> bool:
-        """Whether a client has looked at something else since a job of theirs began that still runs."""
-        running = self._of(client)
-        return any(job.seen.get(what, value) != value for job in running for what, value in at.items())
-
     def is_running(self, client: str, kind: str, **follows: object) -> bool:
         """Whether a client's job of a kind runs that follows just this, and nobody has stopped it."""
         jobs = [running.job for running in self._of(client) if running.kind == kind and running.follows == follows]
