@@ -47,7 +47,7 @@ def test_commands_can_be_given() -> None:
     texts = "\n".join(map(text_of, DOCUMENTS))
     lines = re.findall(r"^    (?:python|torchrun .*) -m intraslice (.*)$", texts, re.M)
     # One command reads the file that the command before it writes.
-    commands = [shlex.split(line.replace("pca measured.json", "pca"), comments=True) for line in lines]
+    commands = [shlex.split(line.replace("pca searched.json", "pca"), comments=True) for line in lines]
     commands = [words for words in commands if not EXAMPLES & set(words)]
     assert len(commands) > 25
     for words in commands:

@@ -94,7 +94,7 @@ window.isxAnswers = (() => {
     const counts = { mean: signed(mean), count: found.length, all: dense.tokens.length };
     const lacksSome = scored.length === dense.tokens.length && found.length < scored.length;
     const note = lacksSome
-      ? say("The dense answer, scored by both models: mean loss increase {mean} nats per token over {count} of {all} tokens; the others could not be scored, for example because they are not among the sliced model's likeliest tokens.", counts)
+      ? say("The dense answer, scored by both models: mean loss increase {mean} nats per token over {count} of {all} tokens. The others could not be scored, for example because the sliced model finds them too unlikely; with them, the mean would probably be higher.", counts)
       : say("The dense answer, scored by both models: mean loss increase {mean} nats per token over {count} of {all} tokens.", counts);
     const rows = increases.map((increase, at) => {
       const { text, logprob } = dense.tokens[at];

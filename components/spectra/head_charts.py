@@ -127,8 +127,9 @@ def pair_chart(view: SpectraView) -> Chart:
     return Chart(
         title=TITLES["pairs"](view.layer),
         note=gettext(
-            "Which rotary pairs contribute most to the attention scores? Mean |query · key| of each pair. "
-            "Pairs marked × are removed: those to which the loss is least sensitive; {stay}.{unrotated}",
+            "Which rotary pairs contribute most to the attention scores? The chart shows the mean absolute "
+            "contribution of each pair. Pairs marked × are removed: those to which the loss is least sensitive; "
+            "{stay}.{unrotated}",
             stay=kept_pairs,
             unrotated=unrotated,
         ),
