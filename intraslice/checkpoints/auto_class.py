@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from intraslice.checkpoints.shapes import Shape, fill_buffers_, shape_layers_, shape_of, with_biases
+from intraslice.checkpoints.shapes import Shape, fill_buffers_, per_layer_config, shape_layers_, shape_of, with_biases
 from intraslice.core.errors import UserError
 from intraslice.modeling.families import family_of
 
@@ -50,6 +50,7 @@ class IntraSliceConfig(PreTrainedConfig):
         **options: Any,
     ) -> None:
         self.dense, self.layers, self.made = dense or {}, layers or [], made
+        options.pop("per_layer_config", None)  # `to_dict` makes it from the layers
         super().__init__(**options)
 
     @classmethod
@@ -62,6 +63,10 @@ class IntraSliceConfig(PreTrainedConfig):
         """The configuration of a dense model whose layers have these shapes once they are sliced."""
         dense = {name: value for name, value in model.config.to_dict().items() if name not in EXCLUDED_FIELDS}
         return cls(dense=dense, layers=shapes, made=made, dtype=model.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, with transformers' own `per_layer_config` beside `layers`."""
+        return super().to_dict() | {"per_layer_config": per_layer_config(self.layers)}
 
     def dense_config(self, **changes: Any) -> PreTrainedConfig:
         """The configuration of the dense model, with some values changed."""

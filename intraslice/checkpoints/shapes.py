@@ -54,6 +54,28 @@ def with_biases(shapes: Iterable[Shape], tensors: Collection[str]) -> list[Shape
     return [shape | {"biases": _biased(tensors, f"model.layers.{index}.")} for index, shape in enumerate(shapes)]
 
 
+def per_layer_config(shapes: Sequence[Shape]) -> dict[str, dict[str, int]]:
+    """The layers' sizes as transformers' `per_layer_config`, by layer, for classes that read it.
+
+    It has no fields for values of another width than queries, for groups of unequal size, or for a residual stream of
+    changing width: a size that needs one is left out.
+    """
+    entries = {}
+    for index, shape in enumerate(shapes):
+        heads, kv_heads = shape["heads"], shape["kv_heads"]
+        group = heads // max(kv_heads, 1)
+        entry = {} if shape["shortcuts"] else {"intermediate_size": shape["neurons"]}
+        if (
+            entry
+            and shape["dim"] == shape["value_dim"]
+            and shape["kv_head"] == [head // group for head in range(heads)]
+        ):
+            entry |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": shape["dim"]}
+        if entry:
+            entries[str(index)] = entry
+    return entries
+
+
 def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
     """Replace the dense layers, in place, by empty modules of these shapes, on torch's default device.
 

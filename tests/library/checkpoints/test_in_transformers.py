@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from opened import MADE, save_slice
+from opened import MADE, narrowed, save_slice
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import intraslice
 from intraslice.checkpoints.auto_class import IntraSliceConfig, IntraSliceForCausalLM
@@ -69,6 +71,45 @@ def test_a_process_with_only_transformers_and_the_library_opens_it(tmp_path, tin
     answer = sliced.generate(prompt, max_new_tokens=4, do_sample=False)[0, 3:]
     said = tokenizer.decode(answer, skip_special_tokens=True)
     assert run.stdout.strip().replace(" ", "") == f"IntraSliceForCausalLMw7w8w9{said}".replace(" ", "")
+
+
+def test_the_configuration_has_transformers_own_entries_for_what_they_can_hold(opened):
+    entries = json.loads((opened.folder / "config.json").read_text())["per_layer_config"]
+    described = {
+        "intermediate_size": lambda layer: layer.mlp.neurons,
+        "num_attention_heads": lambda layer: layer.self_attn.heads,
+        "num_key_value_heads": lambda layer: layer.self_attn.kv_heads,
+        "head_dim": lambda layer: layer.self_attn.dim,
+    }
+    for index, layer in enumerate(opened.sliced.model.layers):
+        entry = entries.get(str(index), {})
+        assert entry == {name: described[name](layer) for name in entry}
+        plain = layer.self_attn.even_groups and layer.self_attn.dim == layer.self_attn.value_dim
+        assert ("intermediate_size" in entry, "head_dim" in entry) == (
+            not opened.is_crossmodule,
+            plain and not opened.is_crossmodule,
+        )
+    assert not getattr(AutoConfig.from_pretrained(opened.folder), "is_heterogeneous", False)
+
+
+def test_transformers_reads_the_entries_of_mlps_and_does_not_build_from_them_yet(tmp_path, tiny_case):
+    """Fails once transformers' Llama has layers of different widths: then say so in docs/usage.md."""
+    if not hasattr(LlamaConfig, "is_heterogeneous"):
+        pytest.skip("this version of transformers has no settings per layer")
+    case = tiny_case("llama-gqa")
+    model = narrowed(copy.deepcopy(case.original), [24, 40, 40])
+    intraslice.save(model, case.loaded.tokenizer, tmp_path / "sliced", MADE)
+    saved = json.loads((tmp_path / "sliced" / "config.json").read_text())
+    assert [entry["intermediate_size"] for entry in saved["per_layer_config"].values()] == [24, 40, 40]
+    mlps = {
+        index: {"intermediate_size": entry["intermediate_size"]} for index, entry in saved["per_layer_config"].items()
+    }
+    config = LlamaConfig(**saved["dense"], per_layer_config=mlps)
+    assert [layer.intermediate_size for layer in config.per_layer_config] == [24, 40, 40]
+    with pytest.raises(RuntimeError, match="intermediate_size"):
+        LlamaForCausalLM(config)
+    with pytest.raises(RuntimeError, match="num_attention_heads"):  # it divides the hidden size by them
+        LlamaConfig(**saved["dense"], per_layer_config={0: {"num_attention_heads": 2}})
 
 
 def test_from_config_has_the_shapes_and_random_weights(opened):
