@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.methods.modegpt import leverage_scores, narrow_values, pair_norms
+from intraslice.methods.layer_ratios import leverage_scores
+from intraslice.methods.modegpt import narrow_values, pair_norms
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
 from intraslice.planning.budget import entropic_ratios

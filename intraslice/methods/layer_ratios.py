@@ -1,0 +1,134 @@
+"""Base class of methods that give each layer one ratio, by how much the layer changes its input.
+
+MLPs by Nystroem approximation: the neurons with the highest ridge leverage scores are kept, and the output map
+compensates for the others.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from intraslice.calibration.stats import CalibrationStats, LayerStats
+from intraslice.core.config import ModuleKind, SliceConfig
+from intraslice.core.linalg import damp, solve
+from intraslice.core.weights import AttentionWeights
+from intraslice.methods.one_shot import OneShotMethod
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.families import Block
+from intraslice.modeling.mlp import SlicedMLP
+from intraslice.planning.budget import bisect_count
+from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios
+from intraslice.planning.sizes import Parameters
+from intraslice.planning.widths import neurons_kept
+from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
+from intraslice.slicing.mlp import keep_neurons
+
+
+class LayerRatioMethod(OneShotMethod):
+    """Narrows heads and MLPs of a layer by the same ratio; all heads are kept, unless the ratio is 1."""
+
+    narrows_queries: ClassVar[bool] = True  # else only values and output maps are narrowed
+    uses_shapes = False  # its heads are narrower
+
+    @abstractmethod
+    def layer_ratios(self, influence: Sequence[float], mean: float) -> list[float]:
+        """Ratios of all layers with this mean, before the cap.
+
+        `influence` is the mean of `1 - cos(layer input, layer output)` over tokens.
+        """
+
+    @abstractmethod
+    def highest_mean(self, influence: Sequence[float], cap: float) -> float:
+        """The mean at which all layers have reached the cap."""
+
+    @abstractmethod
+    def narrow_attention(self, dense: SlicedAttention, plan: LayerPlan, stats: LayerStats) -> AttentionWeights:
+        """The weights of all heads with `plan.dim` channels."""
+
+    def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
+        """Heads and neurons of every layer. Uses sparsity, cap and locks of `config`.
+
+        Raises UserError for a sparsity that is out of reach.
+        """
+        sizes = [replace(size, whole_queries=size.whole_queries or not self.narrows_queries) for size in stats.sizes]
+        influence = [layer.influence.item() / stats.tokens for layer in stats.layers]
+        locked_ratios = {(layer, module): ratio for layer, module, ratio in config.locked}
+
+        def ratios(module: ModuleKind, mean: float) -> list[float]:
+            capped = cap_ratios(self.layer_ratios(influence, mean), [size.channels for size in sizes], config.cap)
+            return [locked_ratios.get((index, module), ratio) for index, ratio in enumerate(capped)]
+
+        def layers(mean: float, attention: list[float] | None = None) -> list[LayerPlan]:
+            return [
+                LayerPlan(
+                    attention_ratio,
+                    mlp_ratio,
+                    heads=tuple(range(size.heads if attention_ratio < 1 else 0)),
+                    kv_heads=size.kv_heads if attention_ratio < 1 else 0,
+                    dim=size.dim if attention_ratio == 1 else narrowed(size.dim, attention_ratio),
+                    neurons=neurons_kept(size.neurons, mlp_ratio),
+                )
+                for size, attention_ratio, mlp_ratio in zip(
+                    sizes, attention or ratios("attention", mean), ratios("mlp", mean), strict=True
+                )
+            ]
+
+        def narrowed(dim: int, ratio: float) -> int:
+            return min(max(2 * round(dim * (1 - ratio) / 2), 2), dim)
+
+        def count(plans: list[LayerPlan]) -> int:
+            pairs = zip(sizes, plans, strict=True)
+            return sum(size.parameters(len(plan.heads), plan.kv_heads, plan.dim, plan.neurons) for size, plan in pairs)
+
+        dense, others = sum(size.dense_parameters for size in sizes), stats.other_parameters
+        target, highest = (
+            (1 - config.sparsity) * dense,
+            self.highest_mean(influence, config.cap) if config.sparsity else 0.0,
+        )
+        kept = layers(bisect_count(lambda mean: count(layers(mean)), target, highest))
+        attention = [plan.attention_ratio for plan in kept]
+        if count(layers(highest, attention)) <= target <= count(layers(0.0, attention)):
+            # Widths of heads change in coarse steps; neurons compensate.
+            kept = layers(bisect_count(lambda mean: count(layers(mean, attention)), target, highest), attention)
+        parameters = Parameters(dense + others, count(kept) + others, dense, count(kept))
+        width = stats.bytes_per_value
+        cache_dense = width * sum(size.cached_values(size.kv_heads, size.dim) for size in sizes)
+        cache_sliced = width * sum(
+            size.cached_values(plan.kv_heads, plan.dim) for size, plan in zip(sizes, kept, strict=True)
+        )
+        reasons = Reasons(config.sparsity, 1.0, None, None, (), ())
+        return SlicePlan(config, tuple(kept), parameters, (cache_dense, cache_sliced), reasons)
+
+    def parts(self, block: Block, plan: LayerPlan, stats: LayerStats, tokens: int) -> dict[nn.Module, nn.Module]:
+        parts = dict[nn.Module, nn.Module]()
+        attention, mlp = block.attention, block.mlp
+        if not plan.heads:
+            parts[attention] = SlicedAttention(_without_heads(attention), attention.layer_idx)
+        elif plan.dim < attention.dim:
+            parts[attention] = SlicedAttention(self.narrow_attention(attention, plan, stats), attention.layer_idx)
+        if plan.neurons < mlp.neurons:
+            kept = leverage_scores(stats.mlp_moment).topk(plan.neurons).indices.sort().values
+            weights, mean = mlp.weights(), stats.mlp_sum / tokens
+            parts[mlp] = SlicedMLP(keep_neurons(weights, stats.mlp_moment, mean, tokens, kept))
+        return parts
+
+
+def _without_heads(dense: SlicedAttention) -> AttentionWeights:
+    weights = dense.weights()
+    none = torch.empty(0, dtype=torch.long, device=weights.query.device)
+    no_scores = weights.query.new_zeros(dense.heads, dense.dim)
+    return cut_queries_and_keys(weights, none, *choose_channels(no_scores, weights, none, dense.dim))
+
+
+def leverage_scores(moment: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
+    """Ridge leverage scores `[C (C + ridge)^-1]_jj`: how little the others explain each neuron (Nystroem, type I)."""
+    moment = moment.double()
+    return solve(damp(moment), moment).diagonal().to(torch.float32)
