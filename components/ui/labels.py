@@ -56,6 +56,7 @@ SYMBOLS = {
     "intraslice+": "diamond",
     "crossmodule": "square",
     "modegpt": "star",
+    "flatllm": "hexagram",
     "svd": "cross",
     "wanda": "triangle-up",
     "flap": "x",

@@ -42,6 +42,21 @@ def entropic_ratios(importance: Sequence[float], mean: float, temperature: float
     return (len(importance) * mean * weights).tolist()
 
 
+def proportional_fractions(weights: Sequence[float], mean: float) -> list[float]:
+    """Fractions with this mean, proportional to positive weights where that gives less than 1, and 1 elsewhere."""
+    fractions = torch.ones(len(weights), dtype=torch.float64)
+    share = torch.tensor(weights, dtype=torch.float64).clamp_min(1e-12)
+    free = torch.ones(len(weights), dtype=torch.bool)
+    while free.any():
+        whole = len(weights) - int(free.sum())
+        fractions[free] = share[free] / share[free].sum() * (len(weights) * mean - whole)
+        if not (fractions > 1).any():
+            break
+        free &= fractions < 1
+        fractions[~free] = 1.0
+    return fractions.tolist()
+
+
 @dataclass(frozen=True)
 class LowRankPlan(SlicePlan):
     """A plan that keeps all sizes of a layer and sets the ranks of its linear maps."""
