@@ -80,7 +80,7 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
             page.evaluate(SET, 20)
             page.wait_for_timeout(1000)
             page.evaluate(RELEASE)
-            page.wait_for_function(STORED, timeout=10 * MINUTE)
+            page.wait_for_function(SETTLED, timeout=10 * MINUTE)  # stored, or measured for the last tab
             page.get_by_role("button", name="Generate", exact=True).click()
             page.wait_for_function(ANSWERED, timeout=10 * MINUTE)
             page.wait_for_timeout(20_000)  # until the answers have grown
