@@ -20,7 +20,7 @@ from intraslice.calibration.user_estimator import load_estimator
 from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.model_card import model_card
 from intraslice.checkpoints.to_gguf import GGUFReport, GGUFType, write_gguf
-from intraslice.core.config import CalibrationConfig, EvaluationConfig, Lock, Order, Shapes, SliceConfig
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, Lock, Order, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.core.registry import ESTIMATORS
@@ -60,7 +60,7 @@ class Options(TypedDict, total=False):
     head_fraction: float | None
     gradient_group: int
     epochs: int
-    shapes: Shapes
+    shapes: str
     recovery: str
     ratios: Literal["estimator", "search"]
     passes: float

@@ -18,10 +18,10 @@ from huggingface_hub.utils import validate_repo_id
 from intraslice import data
 from intraslice.core.config import (
     NO_RECOVERY,
+    SHAPES,
     CalibrationConfig,
     EvaluationConfig,
     Order,
-    Shapes,
     SliceConfig,
     parse_lock,
 )
@@ -38,7 +38,6 @@ from .settings import Settings
 DENSE = "dense"  # the method in the dense model's key
 NOTHING_REMOVED = SliceConfig(0.0)
 ORDERS: tuple[Order, ...] = get_args(Order)
-SHAPES: tuple[Shapes, ...] = get_args(Shapes)
 
 
 class CalibrationKey(NamedTuple):
@@ -218,6 +217,6 @@ def _slicing(settings: Settings) -> SliceConfig:
         order,
         limits.flag("iterative", settings.iterative) and order == "sequential",
         locked=tuple(parse_lock(part) for part in locked.split(",") if part.strip()),
-        shapes=cast(Shapes, limits.choice(lazy_gettext("Shapes"), settings.shapes, SHAPES)),
+        shapes=limits.choice(lazy_gettext("Shapes"), settings.shapes, SHAPES),
         recovery=limits.choice(lazy_gettext("Recovery"), settings.recovery, (NO_RECOVERY, *RECOVERIES)),
     )

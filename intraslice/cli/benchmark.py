@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from intraslice.cli.run import CommandResult, Run, peak_memory
+from intraslice.core.config import FREE
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import size
-from intraslice.evaluation.benchmark import REFERENCE_TOKENS, Costs, measure_costs
+from intraslice.evaluation.benchmark import REFERENCE_TOKENS, Costs, ShapeCosts, measure_costs, measure_shapes
 from intraslice.evaluation.growth import JOBS, measure_growth
 from intraslice.pretrained.precision import choose_dtype
 from intraslice.samples import calibration_sequences
@@ -25,6 +26,7 @@ def benchmark(run: Run) -> CommandResult:
     costs = {dtype: _costs(run, dtype) for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes])}
     with run.timed("growth"):
         growth = measure_growth(run.device)
+    shapes = _shapes(run) if run.arguments.speed else {}
     result = {
         "model": run.arguments.model,
         "ratios": costs[main_dtype].ratios,
@@ -33,6 +35,7 @@ def benchmark(run: Run) -> CommandResult:
         "growth": growth,
         "by_dtype": {dtype: dtype_costs.ratios for dtype, dtype_costs in costs.items()},
         "dense_ms_per_token": {dtype: dtype_costs.dense_ms for dtype, dtype_costs in costs.items()},
+        **({"shapes": {name: cost._asdict() for name, cost in shapes.items()}} if shapes else {}),
         "protocol": run.recipe.protocol()
         | {
             "usual_tokens": REFERENCE_TOKENS,
@@ -59,6 +62,15 @@ def _costs(run: Run, dtype: str) -> Costs:
         return measure_costs(loaded, tokens, windows, recipe.slicing, recipe.calibration.targets)
 
 
+def _shapes(run: Run) -> dict[str, ShapeCosts]:
+    """Speed and perplexity of several shapes, in the run's precision."""
+    loaded, recipe = run.load_dense(), run.recipe
+    tokens = calibration_sequences(loaded, recipe.calibration, recipe.evaluation.text)
+    windows = run.windows(loaded)
+    with run.timed("shapes"):
+        return measure_shapes(loaded, tokens, windows, recipe.slicing)
+
+
 def _text(run: Run, costs: dict[str, Costs], result: dict[str, Any]) -> str:
     """Two tables, with a caption between them."""
     ratios = [[job, *(f"{by_job[job]:.3g}" for by_job in result["by_dtype"].values())] for job in result["ratios"]]
@@ -75,7 +87,27 @@ Calibrating and slicing are in dense forwards over the default {REFERENCE_TOKENS
 the time of forwards is scaled by the number of tokens), perplexity in dense forwards over the same text; prefill and
 decode are seconds per token relative to the dense model: below 1 is faster."""
     growth_head = ["exponent of the time", *(f"of {axis}" for axis in result["growth"])]
-    return "\n\n".join([markdown(["job", *costs], [*ratios, plans, dense]), caption, markdown(growth_head, powers)])
+    tables = [markdown(["job", *costs], [*ratios, plans, dense]), caption, markdown(growth_head, powers)]
+    if shapes := result.get("shapes"):
+        rows = [[name, *(f"{value:.3g}" for value in cost.values())] for name, cost in shapes.items()]
+        tables += [markdown(["shapes", "prefill", "decode", "perplexity"], rows), _verdict(shapes)]
+    return "\n\n".join(tables)
+
+
+def _verdict(shapes: dict[str, dict[str, float]]) -> str:
+    """Which presets decode faster than free shapes, and how the perplexities compare."""
+    free = shapes[FREE]
+    faster = [
+        f"{name} decodes {1 - cost['decode'] / free['decode']:.0%} faster than free shapes (perplexity "
+        f"{cost['perplexity']:.2f}, free {free['perplexity']:.2f})"
+        for name, cost in shapes.items()
+        if cost["decode"] < free["decode"]
+    ]
+    return (
+        f"On this machine {'; '.join(faster)}."
+        if faster
+        else "On this machine no preset decodes faster than free shapes."
+    )
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

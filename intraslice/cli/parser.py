@@ -15,7 +15,16 @@ from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.cli.prices import prices
 from intraslice.cli.run import CommandResult, Run
-from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, Order, Shapes, SliceConfig, Targets
+from intraslice.core.config import (
+    NO_RECOVERY,
+    PRESETS,
+    SHAPES,
+    CalibrationConfig,
+    EvaluationConfig,
+    Order,
+    SliceConfig,
+    Targets,
+)
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS, RECOVERIES, Registry
 from intraslice.diagnostics.sensitivity import Measure
@@ -110,7 +119,9 @@ def _common(eval_tokens: int) -> _Parser:
         "runtime: what llama.cpp runs without padding: heads of full width, equally many query heads for every "
         "key/value head of a layer, and MLP widths in multiples of 32"
     )
-    add("--shapes", default=slicing.shapes, choices=get_args(Shapes), help=explanation)
+    add("--shapes", default=slicing.shapes, choices=SHAPES, help=explanation)
+    explanation = f"free shapes in multiples, such as heads=1 mlp=64 dim=8, or one of {', '.join(PRESETS)}"
+    add("--align", nargs="+", default=[], metavar="NAME=N", help=explanation)
     explanation = (
         "train the kept neurons of MLPs pruned by more than 35%% to match the dense MLP (sequential order; slow)"
     )
@@ -258,6 +269,8 @@ def parser() -> argparse.ArgumentParser:
     # The result is scaled to the default number of sequences. Waiting threads would take CPU time.
     benchmark_command.set_defaults(sequences=4, threads=1)
     precisions, explanation = get_args(Precision), "precisions to measure in addition to --dtype"
+    explanation = "also the speed and perplexity of free shapes and of every preset of --align, one-shot"
+    benchmark_command.add_argument("--speed", action="store_true", help=explanation)
     benchmark_command.add_argument("--dtypes", nargs="+", default=precisions, choices=precisions, help=explanation)
     for name, module in extensions().items():
         summary = module.__doc__.partition("\n")[0].rstrip(".")

@@ -18,7 +18,7 @@ if sys.platform != "win32":
     import resource
 
 from intraslice import data
-from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock
+from intraslice.core.config import RUNTIME, CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock, shapes_of
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process, require_enough
 from intraslice.loading import LoadedModel
@@ -105,7 +105,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
             head_fraction=a.head_fraction,
             gradient_group=a.gradient_group,
             epochs=a.epochs,
-            shapes=a.shapes,
+            shapes=_shapes(a),
             recovery=a.recover,
         ),
         calibration=CalibrationConfig(a.calibration, a.sequences, a.length, a.seed, a.targets, a.samples),
@@ -113,6 +113,17 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         method=a.method,
         dtype=choose_dtype(a.dtype, choose_device(a.device)),
     )
+
+
+def _shapes(arguments: argparse.Namespace) -> str:
+    shapes, align = arguments.shapes, arguments.align
+    if not align:
+        return str(shapes)
+    if shapes == RUNTIME and shapes_of(align) != RUNTIME:
+        raise UserError(
+            f"runtime shapes have multiples of their own, got --align {' '.join(align)}; leave one of them out"
+        )
+    return shapes_of(align)
 
 
 def require_folder(file: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS, RECOVERIES
@@ -12,7 +13,7 @@ from intraslice.core.registry import ESTIMATORS, RECOVERIES
 Order = Literal["sequential", "one-shot"]
 ModuleKind = Literal["attention", "mlp"]
 MODULE_KINDS: tuple[ModuleKind, ...] = get_args(ModuleKind)
-Shapes = Literal["free", "runtime"]
+FREE, RUNTIME = SHAPES = ("free", "runtime")
 Targets = Literal["sampled", "text"]
 Lock = tuple[int, ModuleKind, float]  # layer, module, ratio
 NO_RECOVERY = "none"
@@ -32,6 +33,39 @@ def _require_count(field: str, value: int, low: int, high: int = 2**31 - 1) -> N
 def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UserError(f"{field} must be one of {', '.join(choices)}, got {value!r}")
+
+
+class Alignment(NamedTuple):
+    """Multiples in which the sizes of a sliced layer come: query heads, neurons of an MLP, channels of a head."""
+
+    heads: int = 1
+    mlp: int = 1
+    dim: int = 2
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={multiple}" for name, multiple in self._asdict().items())
+
+
+# Multiples that matrix products are fast with, and llama.cpp's own shapes.
+PRESETS = {"cpu": str(Alignment(mlp=64, dim=16)), "cuda": str(Alignment(mlp=64, dim=8)), "llama.cpp": RUNTIME}
+MAX_MULTIPLE = 4096
+
+
+def shapes_of(words: Sequence[str]) -> str:
+    """The `shapes` that a preset of `PRESETS` or pairs such as "mlp=64" ask for. Raises UserError for anything else."""
+    if len(words) == 1 and words[0] in PRESETS:
+        return PRESETS[words[0]]
+    multiples = {}
+    for word in words:
+        name, _, multiple = word.partition("=")
+        is_count = multiple.isdecimal() and 1 <= int(multiple) <= MAX_MULTIPLE
+        if name not in Alignment._fields or not is_count or (name == "dim" and int(multiple) % 2):
+            raise UserError(
+                f"an alignment must be {', '.join(PRESETS)}, or multiples from 1 to {MAX_MULTIPLE:,} such as heads=1 "
+                f"mlp=64 dim=8 (dim even), got {word!r}"
+            )
+        multiples[name] = int(multiple)
+    return str(Alignment(**multiples))
 
 
 @dataclass(frozen=True)
@@ -82,7 +116,7 @@ class SliceConfig:
     maximum of every estimated ratio. `locked` ratios are fixed by the user; the other modules compensate, so that the
     total stays the same. "runtime" `shapes`, for runtimes such as llama.cpp, have full-width heads, in each layer
     the same number of query heads per key/value head, and MLP widths in multiples of 32; "free" ones have a lower
-    perplexity.
+    perplexity. Free ones in multiples are "heads=1 mlp=64 dim=8" and the like; see `shapes_of`.
     """
 
     sparsity: float = 0.3
@@ -96,8 +130,14 @@ class SliceConfig:
     head_fraction: float | None = None  # of a head per unit of attention; None: a channel for pca, a head for fisher
     gradient_group: int = GRADIENT_GROUP
     epochs: int = 1  # of the recovery; 0 skips it
-    shapes: Shapes = "free"
+    shapes: str = FREE
     recovery: str = NO_RECOVERY  # training after slicing: a name in `registry.RECOVERIES`
+
+    @property
+    def alignment(self) -> Alignment:
+        """Multiples of the sizes; the smallest if none are asked for."""
+        pairs = (pair.split("=") for pair in self.shapes.split() if "=" in pair)
+        return Alignment(**{name: int(multiple) for name, multiple in pairs})
 
     def __post_init__(self) -> None:
         _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
@@ -107,7 +147,8 @@ class SliceConfig:
         ESTIMATORS.require(self.estimator)
         _require_choice("order", self.order, get_args(Order))
         _require_choice("recovery", self.recovery, (NO_RECOVERY, *RECOVERIES))
-        _require_choice("shapes", self.shapes, get_args(Shapes))
+        if self.shapes not in SHAPES:
+            shapes_of(self.shapes.split())
         _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
         _require_count("gradient_group", self.gradient_group, 1)
         _require_count("epochs", self.epochs, 0)

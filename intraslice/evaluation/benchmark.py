@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.config import CalibrationConfig, Order, SliceConfig, Targets
+from intraslice.core.config import FREE, PRESETS, CalibrationConfig, Order, SliceConfig, Targets
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.evaluation.perplexity import perplexity
@@ -157,6 +157,42 @@ def measure_costs(
     for phase in ("prefill", "decode"):
         ratios[phase] = getattr(speeds["dense"], phase) / getattr(speeds["sliced"], phase)
     return Costs(ratios, 1000 * _plan_seconds(model, stats, config), 1000 * median(timer.dense))
+
+
+class ShapeCosts(NamedTuple):
+    """Of a model sliced into certain shapes: seconds per token relative to the dense model's, and perplexity."""
+
+    prefill: float
+    decode: float
+    perplexity: float
+
+
+def measure_shapes(
+    loaded: LoadedModel,
+    tokens: Tokens,
+    windows: Int[Tensor, "windows window"],
+    config: SliceConfig,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> dict[str, ShapeCosts]:
+    """Slice one-shot into free shapes and into those of every preset of alignments, and time the models in turns."""
+    model, report = loaded.model, progress_callback(progress)
+    stats = calibrate(loaded, tokens, progress=report)
+    models = {"dense": model}
+    for name, shapes in {FREE: FREE, **PRESETS}.items():
+        aligned = replace(config, shapes=shapes, order="one-shot", iterative=False)
+        plan = plan_by("intraslice", model, stats, aligned)
+        models[name] = slice_by("intraslice", model, plan, stats, tokens, progress=report)
+    speeds = measure_speed(models, progress=report)
+    dense = speeds.pop("dense")
+    return {
+        name: ShapeCosts(
+            dense.prefill / speed.prefill,
+            dense.decode / speed.decode,
+            perplexity(models[name], windows, progress=report),
+        )
+        for name, speed in speeds.items()
+    }
 
 
 def _profile(stats: CalibrationStats, progress: ProgressCallback) -> None:

@@ -61,6 +61,13 @@ class LayerProfile:
         counts = zip(alive.sum(1).tolist(), (groups > 0).sum(1).tolist(), self.table.dim.tolist(), strict=True)
         return list(counts)
 
+    def nearest_keep(self, keep: int, multiple: int) -> int:
+        """The channel budget nearest to `keep` whose number of heads is a multiple, or that of the dense layer."""
+        if multiple == 1:
+            return keep
+        fits = (budget for budget, (heads, *_) in enumerate(self.shapes) if heads % multiple == 0)
+        return min([*fits, self.sizes.channels], key=lambda budget: abs(budget - keep))
+
     def choices(self, estimator: str | None) -> Choices:
         """Candidates for runtime shapes, by an estimator's importances; with None costs grow with the size."""
         return Choices(self._even_heads(estimator), self._block_costs(estimator))

@@ -14,7 +14,7 @@ from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.profile import Profile
 from intraslice.planning.runtime_sizes import runtime_sizes
 from intraslice.planning.sizes import Parameters
-from intraslice.planning.widths import MULTIPLE, neurons_kept
+from intraslice.planning.widths import MULTIPLE, aligned, neurons_kept
 
 SEARCH_STEPS = 24
 CONTEXT = 512  # tokens that each token attends to, itself included, in counts of floating-point operations
@@ -95,6 +95,7 @@ class _Candidate:
 
     attention: list[float]
     mlp: list[float]
+    keeps: list[int]  # channels that heads and their width are chosen for
     shapes: list[tuple[int, int, int]]
     neurons: list[int]
     parameters: int
@@ -118,14 +119,23 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
     attention, attention_threshold = _uncapped_ratios(profile, config, "attention", fraction)
     attention_capped = _with_locks(cap_ratios(attention, channels, config.cap), "attention", config)
 
-    shapes = [
-        layer.shapes[round(layer.sizes.channels * (1 - ratio))] if ratio < 1 else (0, 0, layer.sizes.dim)
+    multiples = config.alignment
+    keeps = [
+        layer.nearest_keep(round(layer.sizes.channels * (1 - ratio)), multiples.heads)
         for layer, ratio in zip(profile.layers, attention_capped, strict=True)
     ]
-    widths = [neurons_kept(s.neurons, ratio) for s, ratio in zip(sizes, mlp_capped, strict=True)]
+    shapes = [
+        _aligned_heads(layer.shapes[keep], layer.sizes.dim, multiples.dim) if ratio < 1 else (0, 0, layer.sizes.dim)
+        for layer, keep, ratio in zip(profile.layers, keeps, attention_capped, strict=True)
+    ]
+    widths = [
+        aligned(neurons_kept(s.neurons, ratio), s.neurons, multiples.mlp)
+        for s, ratio in zip(sizes, mlp_capped, strict=True)
+    ]
     return _Candidate(
         attention_capped,
         mlp_capped,
+        keeps,
         shapes,
         widths,
         sum(s.parameters(*shape, width) for s, shape, width in zip(sizes, shapes, widths, strict=True)),
@@ -138,6 +148,11 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
             tuple(i for i, r in enumerate(mlp) if r > config.cap),
         ),
     )
+
+
+def _aligned_heads(shape: tuple[int, int, int], dense: int, multiple: int) -> tuple[int, int, int]:
+    heads, kv_heads, dim = shape
+    return heads, kv_heads, aligned(dim, dense, multiple)
 
 
 def _neuron_fraction(profile: Profile, config: SliceConfig, nominal: float) -> float:
@@ -207,10 +222,9 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
 def _free_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan], Reasons]:
     best = _search_candidate(profile, config, (1 - config.sparsity) * profile.dense_decoder)
     layers = []
-    for layer, attention, mlp, (count, kv_heads, dim), neurons in zip(
-        profile.layers, best.attention, best.mlp, best.shapes, best.neurons, strict=True
+    for layer, attention, mlp, keep, (count, kv_heads, dim), neurons in zip(
+        profile.layers, best.attention, best.mlp, best.keeps, best.shapes, best.neurons, strict=True
     ):
-        keep = round(layer.sizes.channels * (1 - attention))
         heads = layer.table.alive[keep].nonzero().flatten().tolist() if count else ()
         layers.append(LayerPlan(attention, mlp, tuple(heads), kv_heads, dim, neurons))
     return layers, best.reasons

@@ -17,6 +17,11 @@ def neurons_kept(neurons: int, ratio: float) -> int:
     return max(neurons - removed, min(MULTIPLE, neurons))
 
 
+def aligned(width: int, dense: int, multiple: int) -> int:
+    """The multiple nearest to a width, at least one; no width at all and the dense one stay."""
+    return width if width in (0, dense) else min(dense, max(multiple, round(width / multiple) * multiple))
+
+
 def block_widths(neurons: int) -> list[int]:
     """The dense width and all multiples of 32 below it, down to 0."""
     return [neurons, *range((neurons - 1) // BLOCK * BLOCK, -1, -BLOCK)]

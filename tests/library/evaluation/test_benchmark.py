@@ -270,7 +270,7 @@ def words(folder, tmp_path, own_cache, monkeypatch) -> list[str]:
 
 
 def test_the_command_answers_for_every_precision(words, own_cache, capsys):
-    assert main([*words, "--json", "--dtype", "bfloat16"]) == 0
+    assert main([*words, "--json", "--dtype", "bfloat16", "--speed"]) == 0
     answer = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert {"ratios", "plan_ms", "peak_rss_bytes", "growth", "by_dtype", "dense_ms_per_token", "protocol"} < set(answer)
     assert set(answer["by_dtype"]) == {"float32", "bfloat16"}
@@ -281,9 +281,10 @@ def test_the_command_answers_for_every_precision(words, own_cache, capsys):
     assert {axis: set(by_job) for axis, by_job in answer["growth"].items()} == {axis: set(JOBS) for axis in SMALL}
     assert answer["protocol"]["calibration_tokens"] == 16 * 24
     assert answer["protocol"]["usual_tokens"] == 32 * 512
-    assert answer["protocol"]["threads"] == 1
-    assert answer["protocol"]["cpu"] == torch.backends.cpu.get_cpu_capability()
+    assert (answer["protocol"]["threads"], answer["protocol"]["cpu"]) == (1, torch.backends.cpu.get_cpu_capability())
     assert answer["plan_ms"] > 0
+    assert set(answer["shapes"]) == {"free", "cpu", "cuda", "llama.cpp"}
+    assert all(value > 0 for cost in answer["shapes"].values() for value in cost.values())
     assert not list(own_cache.rglob("*.safetensors"))
 
 

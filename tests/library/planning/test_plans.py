@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 import torch
 
-from intraslice.core.config import SliceConfig
+from intraslice.core.config import Alignment, SliceConfig, shapes_of
 from intraslice.core.errors import UserError
 from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import head_energies, head_table
@@ -248,3 +248,31 @@ def test_impossible_locks_are_refused_in_one_line(profile) -> None:
         make_plan(profile, SliceConfig(0.3, locked=((99, "mlp", 0.1),)))
     with pytest.raises(UserError, match="locked twice"):
         SliceConfig(0.3, locked=((0, "mlp", 0.1), (0, "mlp", 0.2)))
+
+
+@pytest.mark.parametrize("sparsity", [0.2, 0.4])
+def test_sizes_come_in_the_multiples_that_are_asked_for(profile, sparsity):
+    plan = make_plan(profile, SliceConfig(sparsity, shapes=shapes_of(["heads=2", "mlp=16", "dim=4"])))
+    free = make_plan(profile, SliceConfig(sparsity))
+    assert plan.layers != free.layers
+    for layer, own in zip(profile.layers, plan.layers, strict=True):
+        dense = layer.sizes
+        for size, whole, multiple in (
+            (len(own.heads), dense.heads, 2),
+            (own.dim, dense.dim, 4),
+            (own.neurons, dense.neurons, 16),
+        ):
+            assert size == whole or size % multiple == 0
+        assert len({layer.kv_head[head] for head in own.heads}) == own.kv_heads
+    assert plan.removed_fraction == pytest.approx(sparsity, abs=0.02)
+    assert plan.parameters.sliced_decoder == counted(profile, plan)
+
+
+def test_alignments_are_presets_or_multiples():
+    assert shapes_of(["llama.cpp"]) == "runtime"
+    assert SliceConfig(shapes=shapes_of(["cuda"])).alignment == Alignment(1, 64, 8)
+    assert SliceConfig(shapes=shapes_of(["mlp=32"])).alignment == Alignment(1, 32, 2)
+    assert SliceConfig().alignment == SliceConfig(shapes="runtime").alignment == Alignment()
+    for wrong in ("mlp=0", "mlp=5000", "width=8", "mlp", "dim=-8", "dim=3", "tpu"):
+        with pytest.raises(UserError, match="an alignment must be"):
+            SliceConfig(shapes=wrong)
