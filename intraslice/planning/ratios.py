@@ -14,7 +14,7 @@ from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.profile import Profile
 from intraslice.planning.runtime_sizes import runtime_sizes
 from intraslice.planning.sizes import Parameters
-from intraslice.planning.widths import MULTIPLE, aligned, neurons_kept
+from intraslice.planning.widths import MULTIPLE, neurons_kept
 
 SEARCH_STEPS = 24
 CONTEXT = 512  # tokens that each token attends to, itself included, in counts of floating-point operations
@@ -125,13 +125,10 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
         for layer, ratio in zip(profile.layers, attention_capped, strict=True)
     ]
     shapes = [
-        _aligned_heads(layer.shapes[keep], layer.sizes.dim, multiples.dim) if ratio < 1 else (0, 0, layer.sizes.dim)
+        layer.aligned_shape(keep, multiples.dim) if ratio < 1 else (0, 0, layer.sizes.dim)
         for layer, keep, ratio in zip(profile.layers, keeps, attention_capped, strict=True)
     ]
-    widths = [
-        aligned(neurons_kept(s.neurons, ratio), s.neurons, multiples.mlp)
-        for s, ratio in zip(sizes, mlp_capped, strict=True)
-    ]
+    widths = [neurons_kept(s.neurons, ratio, multiples.mlp) for s, ratio in zip(sizes, mlp_capped, strict=True)]
     return _Candidate(
         attention_capped,
         mlp_capped,
@@ -148,11 +145,6 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
             tuple(i for i, r in enumerate(mlp) if r > config.cap),
         ),
     )
-
-
-def _aligned_heads(shape: tuple[int, int, int], dense: int, multiple: int) -> tuple[int, int, int]:
-    heads, kv_heads, dim = shape
-    return heads, kv_heads, aligned(dim, dense, multiple)
 
 
 def _neuron_fraction(profile: Profile, config: SliceConfig, nominal: float) -> float:

@@ -6,15 +6,15 @@ MULTIPLE = 8  # neurons are removed in multiples of it, for fast kernels
 BLOCK = 32  # values per block of quantised rows
 
 
-def neurons_kept(neurons: int, ratio: float) -> int:
+def neurons_kept(neurons: int, ratio: float, multiple: int = 1) -> int:
     """Width after removing `ratio` of the neurons, whose number is rounded down to a multiple of 8.
 
-    At least min(8, `neurons`) are kept, unless the ratio is 1.
+    At least min(8, `neurons`) are kept, unless the ratio is 1. The width is then rounded as by `aligned`.
     """
     if ratio >= 1:
         return 0
     removed = int(neurons * ratio + 1e-6) // MULTIPLE * MULTIPLE
-    return max(neurons - removed, min(MULTIPLE, neurons))
+    return aligned(max(neurons - removed, min(MULTIPLE, neurons)), neurons, multiple)
 
 
 def aligned(width: int, dense: int, multiple: int) -> int:
