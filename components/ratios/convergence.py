@@ -101,8 +101,8 @@ def _verdict(view: ConvergenceView) -> str:
             "At least one module's ratio still changes by more than {points:g} percentage points.", points=points
         )
     return gettext(
-        "From {sequences} of the {latest} sequences on, no module's ratio differs from the latest by more than "
-        "{points:g} percentage points.",
+        "With {sequences} or more of the {latest} sequences, no module's ratio differs from its latest value by "
+        "more than {points:g} percentage points.",
         sequences=converged[0],
         latest=view.sequences[-1],
         points=points,

@@ -166,8 +166,8 @@ def _pre_tokenizer(tokenizer_json: dict[str, Any]) -> str:
     normalizers = [step["type"] for step in _flatten_steps(tokenizer_json["normalizer"], "normalizers")]
     if name is None or set(normalizers) - {"NFC"}:
         raise UserError(
-            f"the tokenizer uses the normalizer/pre-tokenizer steps {[*normalizers, *names]}, which are those of "
-            f"none of llama.cpp's pre-tokenizers {', '.join(PRE_TOKENIZERS.values())}; "
+            f"the tokenizer's normalizer and pre-tokenizer steps {[*normalizers, *names]} match none of llama.cpp's "
+            f"pre-tokenizers that can be exported ({', '.join(PRE_TOKENIZERS.values())}); "
             "save the model as a folder instead, which transformers loads"
         )
     return name

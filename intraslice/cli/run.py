@@ -121,7 +121,7 @@ def _shapes(arguments: argparse.Namespace) -> str:
         return str(shapes)
     if shapes == RUNTIME and shapes_of(align) != RUNTIME:
         raise UserError(
-            f"runtime shapes have multiples of their own, got --align {' '.join(align)}; leave one of them out"
+            f"runtime shapes have an alignment already, got --align {' '.join(align)}; leave out --align or --shapes"
         )
     return shapes_of(align)
 

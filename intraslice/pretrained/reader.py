@@ -103,7 +103,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
             if isinstance(values.get(field), int) and values[field] > limit:  # transformers makes lists as long
                 raise ValueError(f"{field} is above {limit}")
         if "transformers_weights" in values:
-            raise ValueError("it has the field transformers_weights")
+            raise ValueError("it has the field transformers_weights, which is not allowed")
         family_named(values["model_type"][:40])  # refuses other models before their configuration is built
         config = AutoConfig.from_pretrained(weights.folder, gguf_file=weights.gguf, trust_remote_code=False)
     family_of(config)

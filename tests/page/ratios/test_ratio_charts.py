@@ -144,7 +144,7 @@ def test_convergence_is_drawn_up_to_the_latest_and_summarized() -> None:
     assert [trace["x"] for trace in chart.data] == [[1, 2, 4]] * 3
     assert chart.data[2]["y"] == [0.4, 0.1, 0.015]
     assert (
-        "From 4 of the 8 sequences on, no module's ratio differs from the latest by more than 2 percentage points"
+        "With 4 or more of the 8 sequences, no module's ratio differs from its latest value by more than 2 percent"
         in chart.caption()
     )
     assert "8 of 32 sequences so far" in chart.caption()
