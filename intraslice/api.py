@@ -120,7 +120,7 @@ def compress(
     )
     ratios = options.get("ratios", "estimator")
     if ratios not in ("estimator", "search"):
-        raise UserError(f"ratios must be estimator or search, got {ratios!r}")
+        raise UserError(f"ratios must be 'estimator' or 'search', got {ratios!r}")
     search = SearchConfig(options.get("passes", SearchConfig.passes)) if ratios == "search" else None
     pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress, ratio_search=search)
     return compress_loaded(pipeline, pipeline.load_dense() if loaded is None else loaded)
@@ -269,7 +269,7 @@ def _loaded(
     """The prepared model if `model` is in memory already, else None."""
     if isinstance(model, str | Path):
         if tokenizer is not None:
-            raise UserError("tokenizer needs a loaded transformers model, got a name or path; leave it out")
+            raise UserError("tokenizer= is for a loaded model, but model is a name or path; leave tokenizer= out")
         return None
     if loading_options := sorted(options.keys() & set(LOADING_OPTIONS)):
         raise UserError(

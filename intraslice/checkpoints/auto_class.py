@@ -50,7 +50,7 @@ class IntraSliceConfig(PreTrainedConfig):
         **options: Any,
     ) -> None:
         self.dense, self.layers, self.made = dense or {}, layers or [], made
-        options.pop("per_layer_config", None)  # `to_dict` makes it from the layers
+        options.pop("transformers", None)  # `to_dict` makes it from the layers
         super().__init__(**options)
 
     @classmethod
@@ -65,8 +65,12 @@ class IntraSliceConfig(PreTrainedConfig):
         return cls(dense=dense, layers=shapes, made=made, dtype=model.dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, with transformers' own `per_layer_config` beside `layers`."""
-        return super().to_dict() | {"per_layer_config": per_layer_config(self.layers)}
+        """As JSON, with transformers' own `per_layer_config` beside `layers`.
+
+        It is in an object of its own: at the top level, transformers fails to open even the tokenizer of the folder.
+        """
+        entries = per_layer_config(self.layers)
+        return super().to_dict() | ({"transformers": {"per_layer_config": entries}} if entries else {})
 
     def dense_config(self, **changes: Any) -> PreTrainedConfig:
         """The configuration of the dense model, with some values changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -55,24 +56,23 @@ def with_biases(shapes: Iterable[Shape], tensors: Collection[str]) -> list[Shape
 
 
 def per_layer_config(shapes: Sequence[Shape]) -> dict[str, dict[str, int]]:
-    """The layers' sizes as transformers' `per_layer_config`, by layer, for classes that read it.
+    """The layers' sizes as transformers' `per_layer_config`, or nothing where it cannot say what a layer computes.
 
-    It has no fields for values of another width than queries, for groups of unequal size, or for a residual stream of
-    changing width: a size that needs one is left out.
+    It has fields for the numbers of heads and neurons, but not for narrower heads, removed rotary pairs, groups of
+    unequal size, shortcut matrices, or layers without a module.
     """
     entries = {}
     for index, shape in enumerate(shapes):
-        heads, kv_heads = shape["heads"], shape["kv_heads"]
-        group = heads // max(kv_heads, 1)
-        entry = {} if shape["shortcuts"] else {"intermediate_size": shape["neurons"]}
-        if (
-            entry
-            and shape["dim"] == shape["value_dim"]
-            and shape["kv_head"] == [head // group for head in range(heads)]
-        ):
-            entry |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": shape["dim"]}
-        if entry:
-            entries[str(index)] = entry
+        heads, kv_heads, dim = shape["heads"], shape["kv_heads"], shape["dim"]
+        if not (heads and shape["neurons"]) or shape["shortcuts"] or shape["value_dim"] != dim:
+            return {}
+        group = heads // kv_heads
+        has_even_groups = shape["kv_head"] == [head // group for head in range(heads)]
+        has_all_pairs = shape["frequency"] == [list(range(dim // 2))] * kv_heads
+        if not (has_even_groups and has_all_pairs and math.isclose(shape["scale"], dim**-0.5)):
+            return {}
+        sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
+        entries[str(index)] = sizes | {"intermediate_size": shape["neurons"]}
     return entries
 
 

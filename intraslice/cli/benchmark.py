@@ -68,7 +68,7 @@ def _shapes(run: Run) -> dict[str, ShapeCosts]:
     tokens = calibration_sequences(loaded, recipe.calibration, recipe.evaluation.text)
     windows = run.windows(loaded)
     with run.timed("shapes"):
-        return measure_shapes(loaded, tokens, windows, recipe.slicing)
+        return measure_shapes(loaded, tokens, windows, recipe.slicing, recipe.calibration.targets)
 
 
 def _text(run: Run, costs: dict[str, Costs], result: dict[str, Any]) -> str:

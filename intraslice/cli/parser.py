@@ -120,7 +120,7 @@ def _common(eval_tokens: int) -> _Parser:
         "key/value head of a layer, and MLP widths in multiples of 32"
     )
     add("--shapes", default=slicing.shapes, choices=SHAPES, help=explanation)
-    explanation = f"free shapes in multiples, such as heads=1 mlp=64 dim=8, or one of {', '.join(PRESETS)}"
+    explanation = f"free shapes in multiples, such as mlp=64 dim=8, or one of {', '.join(PRESETS)}"
     add("--align", nargs="+", default=[], metavar="NAME=N", help=explanation)
     explanation = (
         "train the kept neurons of MLPs pruned by more than 35%% to match the dense MLP (sequential order; slow)"
@@ -268,9 +268,9 @@ def parser() -> argparse.ArgumentParser:
     benchmark_command = command("benchmark", benchmark, explanation, FEW_TOKENS // 2)
     # The result is scaled to the default number of sequences. Waiting threads would take CPU time.
     benchmark_command.set_defaults(sequences=4, threads=1)
-    precisions, explanation = get_args(Precision), "precisions to measure in addition to --dtype"
     explanation = "also the speed and perplexity of free shapes and of every preset of --align, one-shot"
     benchmark_command.add_argument("--speed", action="store_true", help=explanation)
+    precisions, explanation = get_args(Precision), "precisions to measure in addition to --dtype"
     benchmark_command.add_argument("--dtypes", nargs="+", default=precisions, choices=precisions, help=explanation)
     for name, module in extensions().items():
         summary = module.__doc__.partition("\n")[0].rstrip(".")

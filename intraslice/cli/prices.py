@@ -20,6 +20,7 @@ from intraslice.diagnostics.marginal_costs import (
     plan_differences,
     predicted_cost,
 )
+from intraslice.methods.registry import METHODS
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.reporting import records
@@ -33,8 +34,8 @@ def prices(run: Run) -> CommandResult:
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)
     sliced, plan = run.slice(loaded, stats, tokens)
-    if not isinstance(plan, SlicePlan):
-        raise UserError(f"{method} does not prune individual modules; expected a --method that does")
+    if not isinstance(plan, SlicePlan) or not METHODS[method].narrows_queries:
+        raise UserError(f"{method} does not prune modules as intraslice does; expected a --method that does")
     profile = stats.profile_for(plan.config)
     differences = None
     if against is not None:  # before anything is measured

@@ -18,7 +18,14 @@ if sys.platform != "win32":
     import resource
 
 from intraslice import data
-from intraslice.core.config import RUNTIME, CalibrationConfig, EvaluationConfig, SliceConfig, parse_lock, shapes_of
+from intraslice.core.config import (
+    RUNTIME,
+    CalibrationConfig,
+    EvaluationConfig,
+    SliceConfig,
+    canonical_shapes,
+    parse_lock,
+)
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process, require_enough
 from intraslice.loading import LoadedModel
@@ -116,14 +123,12 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 
 
 def _shapes(arguments: argparse.Namespace) -> str:
-    shapes, align = arguments.shapes, arguments.align
+    shapes, align = str(arguments.shapes), " ".join(arguments.align)
     if not align:
-        return str(shapes)
-    if shapes == RUNTIME and shapes_of(align) != RUNTIME:
-        raise UserError(
-            f"runtime shapes have an alignment already, got --align {' '.join(align)}; leave out --align or --shapes"
-        )
-    return shapes_of(align)
+        return shapes
+    if shapes == RUNTIME and canonical_shapes(align) != RUNTIME:
+        raise UserError(f"runtime shapes have an alignment already, got --align {align}; leave out --align or --shapes")
+    return align
 
 
 def require_folder(file: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast, get_args
 
@@ -36,36 +35,42 @@ def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 class Alignment(NamedTuple):
-    """Multiples in which the sizes of a sliced layer come: query heads, neurons of an MLP, channels of a head."""
+    """Multiples in which the sizes of a sliced layer come: neurons of an MLP, channels of a head."""
 
-    heads: int = 1
     mlp: int = 1
     dim: int = 2
 
-    def __str__(self) -> str:
-        return " ".join(f"{name}={multiple}" for name, multiple in self._asdict().items())
-
 
 # Multiples that matrix products are fast with, and llama.cpp's own shapes.
-PRESETS = {"cpu": str(Alignment(mlp=64, dim=16)), "cuda": str(Alignment(mlp=64, dim=8)), "llama.cpp": RUNTIME}
+PRESETS = {"cpu": "mlp=64 dim=16", "cuda": "mlp=64 dim=8", "llama.cpp": RUNTIME}
 MAX_MULTIPLE = 4096
 
 
-def shapes_of(words: Sequence[str]) -> str:
-    """The `shapes` that a preset of `PRESETS` or pairs such as "mlp=64" ask for. Raises UserError for anything else."""
-    if len(words) == 1 and words[0] in PRESETS:
-        return PRESETS[words[0]]
-    multiples = {}
+def canonical_shapes(shapes: str) -> str:
+    """ "free", "runtime", or multiples as in "mlp=64 dim=8", from any of these, or a name in `PRESETS`.
+
+    Raises UserError for anything else.
+    """
+    if shapes in SHAPES:
+        return shapes
+    words = PRESETS.get(shapes, shapes).split() if isinstance(shapes, str) else []
+    if words == [RUNTIME]:
+        return RUNTIME
+    multiples: dict[str, int] = {}
     for word in words:
         name, _, multiple = word.partition("=")
         is_count = multiple.isdecimal() and 1 <= int(multiple) <= MAX_MULTIPLE
-        if name not in Alignment._fields or not is_count or (name == "dim" and int(multiple) % 2):
-            raise UserError(
-                f"an alignment must be {', '.join(PRESETS)}, or multiples from 1 to {MAX_MULTIPLE:,} such as heads=1 "
-                f"mlp=64 dim=8 (dim even), got {word!r}"
-            )
+        if name in multiples or name not in Alignment._fields or not is_count or (name == "dim" and int(multiple) % 2):
+            multiples = {}
+            break
         multiples[name] = int(multiple)
-    return str(Alignment(**multiples))
+    if not multiples:
+        raise UserError(
+            f"shapes must be {', '.join([*SHAPES, *PRESETS])}, or multiples from 1 to {MAX_MULTIPLE:,} such as mlp=64 "
+            f"dim=8 (dim even), got {shapes!r}"
+        )
+    alignment = Alignment(**multiples)
+    return FREE if alignment == Alignment() else f"mlp={alignment.mlp} dim={alignment.dim}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class SliceConfig:
     maximum of every estimated ratio. `locked` ratios are fixed by the user; the other modules compensate, so that the
     total stays the same. "runtime" `shapes`, for runtimes such as llama.cpp, have full-width heads, in each layer
     the same number of query heads per key/value head, and MLP widths in multiples of 32; "free" ones have a lower
-    perplexity. Free ones in multiples are "heads=1 mlp=64 dim=8" and the like; see `shapes_of`.
+    perplexity. Free ones in multiples are "mlp=64 dim=8" and the like; see `canonical_shapes`.
     """
 
     sparsity: float = 0.3
@@ -135,7 +140,7 @@ class SliceConfig:
 
     @property
     def alignment(self) -> Alignment:
-        """Multiples of the sizes; the smallest if none are asked for."""
+        """Multiples of the sizes; the smallest where the shapes name none."""
         pairs = (pair.split("=") for pair in self.shapes.split() if "=" in pair)
         return Alignment(**{name: int(multiple) for name, multiple in pairs})
 
@@ -147,8 +152,7 @@ class SliceConfig:
         ESTIMATORS.require(self.estimator)
         _require_choice("order", self.order, get_args(Order))
         _require_choice("recovery", self.recovery, (NO_RECOVERY, *RECOVERIES))
-        if self.shapes not in SHAPES:
-            shapes_of(self.shapes.split())
+        object.__setattr__(self, "shapes", canonical_shapes(self.shapes))
         _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
         _require_count("gradient_group", self.gradient_group, 1)
         _require_count("epochs", self.epochs, 0)
@@ -196,6 +200,14 @@ def too_little_removed(config: SliceConfig, removed: float) -> UserError:
     return UserError(
         f"sparsity {100 * config.sparsity:g}% cannot be reached with {_listed(causes, 'and')}: at most {removed:.1%} "
         f"of the decoder layers' parameters can be removed; {_listed([*ways, 'lower the sparsity'], 'or')}"
+    )
+
+
+def missed_by_multiples(config: SliceConfig, removed: float) -> UserError:
+    """The error for a plan whose multiples keep it from its sparsity: it removes the fraction `removed`."""
+    return UserError(
+        f"sizes in multiples of {config.shapes} remove {removed:.1%} of the decoder layers' parameters at sparsity "
+        f"{100 * config.sparsity:g}%; choose smaller multiples or another sparsity"
     )
 
 

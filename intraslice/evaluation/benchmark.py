@@ -172,16 +172,25 @@ def measure_shapes(
     tokens: Tokens,
     windows: Int[Tensor, "windows window"],
     config: SliceConfig,
+    targets: Targets = "sampled",
     *,
     progress: ProgressCallback | bool = True,
 ) -> dict[str, ShapeCosts]:
-    """Slice one-shot into free shapes and into those of every preset of alignments, and time the models in turns."""
+    """Slice one-shot into free shapes and into those of every preset of alignments, and time the models in turns.
+
+    Presets that cannot reach the sparsity are left out.
+    """
     model, report = loaded.model, progress_callback(progress)
-    stats = calibrate(loaded, tokens, progress=report)
+    stats = calibrate(loaded, tokens, targets, progress=report)
     models = {"dense": model}
     for name, shapes in {FREE: FREE, **PRESETS}.items():
         aligned = replace(config, shapes=shapes, order="one-shot", iterative=False)
-        plan = plan_by("intraslice", model, stats, aligned)
+        try:
+            plan = plan_by("intraslice", model, stats, aligned)
+        except UserError:
+            if name == FREE:
+                raise
+            continue
         models[name] = slice_by("intraslice", model, plan, stats, tokens, progress=report)
     speeds = measure_speed(models, progress=report)
     dense = speeds.pop("dense")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,7 +34,6 @@ from intraslice.slicing.mlp import keep_neurons
 class LayerRatioMethod(OneShotMethod):
     """Narrows heads and MLPs of a layer by the same ratio; all heads are kept, unless the ratio is 1."""
 
-    narrows_queries: ClassVar[bool] = True  # else only values and output maps are narrowed
     uses_shapes = False  # its heads are narrower
 
     @abstractmethod

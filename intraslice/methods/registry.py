@@ -39,6 +39,7 @@ class SlicingMethod(ABC, Generic[PlanType]):
     uses_estimator: ClassVar[bool] = False  # ratios come from the estimator of the config
     uses_order: ClassVar[bool] = False  # uses `order` and `iterative` of the config
     uses_shapes: ClassVar[bool] = True  # uses `shapes` of the config
+    narrows_queries: ClassVar[bool] = True  # queries and keys become as narrow as the values
     supports_offload: ClassVar[bool] = False  # slices models with offloaded layers
     can_be_saved: ClassVar[bool] = True  # its models can be saved to a folder
 

@@ -61,13 +61,6 @@ class LayerProfile:
         counts = zip(alive.sum(1).tolist(), (groups > 0).sum(1).tolist(), self.table.dim.tolist(), strict=True)
         return list(counts)
 
-    def nearest_keep(self, keep: int, multiple: int) -> int:
-        """The channel budget nearest to `keep` whose number of heads is a multiple, or that of the dense layer."""
-        if multiple == 1:
-            return keep
-        fits = (budget for budget, (heads, *_) in enumerate(self.shapes) if heads % multiple == 0)
-        return min([*fits, self.sizes.channels], key=lambda budget: abs(budget - keep))
-
     def aligned_shape(self, keep: int, multiple: int) -> tuple[int, int, int]:
         """(heads, key/value heads, dim) of a channel budget, with `dim` as the nearest multiple."""
         heads, kv_heads, dim = self.shapes[keep]

@@ -8,16 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from intraslice.core.config import ModuleKind, SliceConfig, too_little_removed, too_much_locked
+from intraslice.core.config import (
+    Alignment,
+    ModuleKind,
+    SliceConfig,
+    missed_by_multiples,
+    too_little_removed,
+    too_much_locked,
+)
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.profile import Profile
 from intraslice.planning.runtime_sizes import runtime_sizes
 from intraslice.planning.sizes import Parameters
-from intraslice.planning.widths import MULTIPLE, neurons_kept
+from intraslice.planning.widths import MULTIPLE, all_aligned, neurons_kept
 
 SEARCH_STEPS = 24
-CONTEXT = 512  # tokens that each token attends to, itself included, in counts of floating-point operations
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,6 @@ class _Candidate:
 
     attention: list[float]
     mlp: list[float]
-    keeps: list[int]  # channels that heads and their width are chosen for
     shapes: list[tuple[int, int, int]]
     neurons: list[int]
     parameters: int
@@ -120,19 +125,17 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
     attention_capped = _with_locks(cap_ratios(attention, channels, config.cap), "attention", config)
 
     multiples = config.alignment
-    keeps = [
-        layer.nearest_keep(round(layer.sizes.channels * (1 - ratio)), multiples.heads)
+    shapes = [
+        layer.aligned_shape(round(layer.sizes.channels * (1 - ratio)), multiples.dim)
+        if ratio < 1
+        else (0, 0, layer.sizes.dim)
         for layer, ratio in zip(profile.layers, attention_capped, strict=True)
     ]
-    shapes = [
-        layer.aligned_shape(keep, multiples.dim) if ratio < 1 else (0, 0, layer.sizes.dim)
-        for layer, keep, ratio in zip(profile.layers, keeps, attention_capped, strict=True)
-    ]
-    widths = [neurons_kept(s.neurons, ratio, multiples.mlp) for s, ratio in zip(sizes, mlp_capped, strict=True)]
+    widths = [neurons_kept(s.neurons, ratio) for s, ratio in zip(sizes, mlp_capped, strict=True)]
+    widths = all_aligned(widths, neurons, multiples.mlp)
     return _Candidate(
         attention_capped,
         mlp_capped,
-        keeps,
         shapes,
         widths,
         sum(s.parameters(*shape, width) for s, shape, width in zip(sizes, shapes, widths, strict=True)),
@@ -179,7 +182,8 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     With a bias, `L * I * (1 - s * bias)` neurons are kept (L layers of I neurons, sparsity s); attention makes up the
     rest of the budget. Without one, the least important parameters of both are removed (the uniform estimator has 1).
     Since key/value heads are removed by groups and sizes are rounded, a search over nominal sparsities makes the actual
-    sparsity meet the target. Locked ratios are kept, and the other modules compensate for them.
+    sparsity meet the target. Locked ratios are kept, up to rounding to multiples that the shapes ask for, and the other
+    modules compensate for them.
 
     Raises:
         UserError: the target is out of reach with the cap, the bias and the locks, or a locked layer does not exist.
@@ -200,6 +204,8 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     )
     dense, other = profile.dense_decoder, profile.other_parameters
     parameters = Parameters(dense + other, decoder + other, dense, decoder)
+    if config.alignment != Alignment() and abs(parameters.removed_fraction - config.sparsity) > 0.01:
+        raise missed_by_multiples(config, parameters.removed_fraction)
     if reasons.nominal_sparsity == 1 and config.sparsity - parameters.removed_fraction > 0.01:
         raise too_little_removed(config, parameters.removed_fraction)
     locks_alone = config.locked and reasons.nominal_sparsity in (0, 1)
@@ -214,10 +220,13 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
 def _free_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan], Reasons]:
     best = _search_candidate(profile, config, (1 - config.sparsity) * profile.dense_decoder)
     layers = []
-    for layer, attention, mlp, keep, (count, kv_heads, dim), neurons in zip(
-        profile.layers, best.attention, best.mlp, best.keeps, best.shapes, best.neurons, strict=True
+    for layer, attention, mlp, (count, kv_heads, dim), neurons in zip(
+        profile.layers, best.attention, best.mlp, best.shapes, best.neurons, strict=True
     ):
+        keep = round(layer.sizes.channels * (1 - attention))
         heads = layer.table.alive[keep].nonzero().flatten().tolist() if count else ()
+        if config.alignment != Alignment():  # ratios of the rounded sizes
+            attention, mlp = 1 - count * dim / layer.sizes.channels, 1 - neurons / layer.sizes.neurons
         layers.append(LayerPlan(attention, mlp, tuple(heads), kv_heads, dim, neurons))
     return layers, best.reasons
 
@@ -276,23 +285,3 @@ def _search_candidate(profile: Profile, config: SliceConfig, target: float) -> _
         else:
             high, above, below = candidate, above * below / (below + current), current
     return best
-
-
-def flops_per_token(profile: Profile, plan: SlicePlan, head_weights: int, context: int = CONTEXT) -> tuple[int, int]:
-    """Floating-point operations per generated token (dense, sliced): one multiplication and one addition per weight.
-
-    Counts the weights of all matrix multiplications, including `head_weights` of lm_head, and the attention scores and
-    weighted values over `context` tokens. Norms, biases, rotations and activations, well below 1 %, are not counted.
-    """
-    dense = [(size.heads, size.kv_heads, size.dim, size.neurons) for size in (layer.sizes for layer in profile.layers)]
-    sliced = [(len(layer.heads), layer.kv_heads, layer.dim, layer.neurons) for layer in plan.layers]
-    return _flops(profile, dense, head_weights, context), _flops(profile, sliced, head_weights, context)
-
-
-def _flops(profile: Profile, shapes: Sequence[tuple[int, int, int, int]], head_weights: int, context: int) -> int:
-    weights, attention_products = head_weights, 0
-    for layer, (heads, kv_heads, dim, neurons) in zip(profile.layers, shapes, strict=True):
-        sizes, widths = layer.sizes, layer.sizes.query_dim(dim) + dim
-        weights += sizes.hidden * (widths * (heads + kv_heads) + neurons * (2 + sizes.gated))
-        attention_products += heads * widths * context
-    return 2 * (weights + attention_products)

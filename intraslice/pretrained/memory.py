@@ -167,7 +167,7 @@ def _count_parameters(name: str, weights: Weights | None) -> int:
     except NotASafetensorsRepoError as error:
         raise UserError(
             f"{name!r} has no safetensors weights; expected safetensors or GGUF (pickled .bin files are not read). "
-            "Choose another model, or convert it with save_pretrained"
+            "Choose another model, or convert this one with save_pretrained"
         ) from error
     except (OSError, ValueError, IndexError, SafetensorsParsingError) as error:
         raise UserError(f"the weights of {name!r} cannot be read ({first_line(error)}); fetch them again") from error

@@ -66,7 +66,7 @@ def weight_files(folder: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     names = set(names.values()) if isinstance(names, dict) else set()
     if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
-        raise ValueError(f"{index.name} names no files in its folder")
+        raise ValueError(f"{index.name} must list files of its folder")
     return [folder / name for name in sorted(names)]
 
 
@@ -84,7 +84,7 @@ def tensor_shapes(weights: Weights) -> Shapes:
         if missing := [file.name for file in files if not file.exists()]:
             raise UserError(
                 f"{weights.display_name} has no {missing[0]}; expected safetensors or GGUF (pickled .bin files are not "
-                "read). Choose another model, or convert it with save_pretrained"
+                "read). Choose another model, or convert this one with save_pretrained"
             )
         return {name: shape for file in files for name, shape in safetensors_shapes(file).items()}
 

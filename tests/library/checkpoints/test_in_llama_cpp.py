@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints import gguf_tokenizer, load
 from intraslice.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from intraslice.checkpoints.to_gguf import write_gguf
-from intraslice.core.config import CalibrationConfig, EvaluationConfig, Shapes, SliceConfig
+from intraslice.core.config import SHAPES, CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.methods.registry import plan_by, slice_by
@@ -213,7 +212,7 @@ def calibrated(default_model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shapes", get_args(Shapes))
+@pytest.mark.parametrize("shapes", SHAPES)
 def test_the_default_model_sliced_answers_as_ours(shapes, default_model, calibrated, tmp_path):
     """Greedy tokens, log-probabilities and perplexity; for a runtime, the file is smaller by what was removed."""
     dense, tokenizer, (tokens, stats) = default_model.model, default_model.tokenizer, calibrated

@@ -14,7 +14,15 @@ import pytest
 import torch
 from opened import MADE, narrowed, save_slice
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 import intraslice
 from intraslice.checkpoints.auto_class import IntraSliceConfig, IntraSliceForCausalLM
@@ -73,43 +81,33 @@ def test_a_process_with_only_transformers_and_the_library_opens_it(tmp_path, tin
     assert run.stdout.strip().replace(" ", "") == f"IntraSliceForCausalLMw7w8w9{said}".replace(" ", "")
 
 
-def test_the_configuration_has_transformers_own_entries_for_what_they_can_hold(opened):
-    entries = json.loads((opened.folder / "config.json").read_text())["per_layer_config"]
-    described = {
-        "intermediate_size": lambda layer: layer.mlp.neurons,
-        "num_attention_heads": lambda layer: layer.self_attn.heads,
-        "num_key_value_heads": lambda layer: layer.self_attn.kv_heads,
-        "head_dim": lambda layer: layer.self_attn.dim,
-    }
-    for index, layer in enumerate(opened.sliced.model.layers):
-        entry = entries.get(str(index), {})
-        assert entry == {name: described[name](layer) for name in entry}
-        plain = layer.self_attn.even_groups and layer.self_attn.dim == layer.self_attn.value_dim
-        assert ("intermediate_size" in entry, "head_dim" in entry) == (
-            not opened.is_crossmodule,
-            plain and not opened.is_crossmodule,
-        )
-    assert not getattr(AutoConfig.from_pretrained(opened.folder), "is_heterogeneous", False)
-
-
-def test_transformers_reads_the_entries_of_mlps_and_does_not_build_from_them_yet(tmp_path, tiny_case):
-    """Fails once transformers' Llama has layers of different widths: then say so in docs/usage.md."""
-    if not hasattr(LlamaConfig, "is_heterogeneous"):
-        pytest.skip("this version of transformers has no settings per layer")
+def test_transformers_own_entries_are_there_where_they_say_what_a_layer_computes(tmp_path, tiny_case, opened):
+    assert "transformers" not in json.loads((opened.folder / "config.json").read_text())  # heads of other widths
     case = tiny_case("llama-gqa")
     model = narrowed(copy.deepcopy(case.original), [24, 40, 40])
     intraslice.save(model, case.loaded.tokenizer, tmp_path / "sliced", MADE)
     saved = json.loads((tmp_path / "sliced" / "config.json").read_text())
-    assert [entry["intermediate_size"] for entry in saved["per_layer_config"].values()] == [24, 40, 40]
-    mlps = {
-        index: {"intermediate_size": entry["intermediate_size"]} for index, entry in saved["per_layer_config"].items()
-    }
-    config = LlamaConfig(**saved["dense"], per_layer_config=mlps)
+    entries, dense = saved["transformers"]["per_layer_config"], case.original.config
+    heads = {"num_attention_heads": dense.num_attention_heads, "num_key_value_heads": dense.num_key_value_heads}
+    assert [entries[str(layer)] for layer in range(3)] == [
+        heads | {"head_dim": dense.head_dim, "intermediate_size": width} for width in (24, 40, 40)
+    ]
+    assert AutoConfig.from_pretrained(tmp_path / "sliced").to_dict()["transformers"] == saved["transformers"]
+    # What transformers falls back to for the tokenizer where the library is not imported.
+    assert PreTrainedConfig.from_pretrained(tmp_path / "sliced").transformers == saved["transformers"]
+
+
+@pytest.mark.skipif(not hasattr(LlamaConfig, "is_heterogeneous"), reason="transformers has no settings per layer yet")
+def test_transformers_reads_entries_and_does_not_build_from_them_yet(tiny_case):
+    """Fails once transformers' Llama has layers of different widths: then say so in docs/usage.md."""
+    dense = tiny_case("llama-gqa").original.config.to_dict()
+    widths = {str(layer): {"intermediate_size": width} for layer, width in enumerate((24, 40, 40))}
+    config = LlamaConfig(**dense, per_layer_config=widths)
     assert [layer.intermediate_size for layer in config.per_layer_config] == [24, 40, 40]
     with pytest.raises(RuntimeError, match="intermediate_size"):
         LlamaForCausalLM(config)
     with pytest.raises(RuntimeError, match="num_attention_heads"):  # it divides the hidden size by them
-        LlamaConfig(**saved["dense"], per_layer_config={0: {"num_attention_heads": 2}})
+        LlamaConfig(**dense, per_layer_config={0: {"num_attention_heads": 2}})
 
 
 def test_from_config_has_the_shapes_and_random_weights(opened):

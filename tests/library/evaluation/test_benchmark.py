@@ -283,7 +283,7 @@ def test_the_command_answers_for_every_precision(words, own_cache, capsys):
     assert answer["protocol"]["usual_tokens"] == 32 * 512
     assert (answer["protocol"]["threads"], answer["protocol"]["cpu"]) == (1, torch.backends.cpu.get_cpu_capability())
     assert answer["plan_ms"] > 0
-    assert set(answer["shapes"]) == {"free", "cpu", "cuda", "llama.cpp"}
+    assert {"free", "llama.cpp"} <= set(answer["shapes"]) <= {"free", "cpu", "cuda", "llama.cpp"}
     assert all(value > 0 for cost in answer["shapes"].values() for value in cost.values())
     assert not list(own_cache.rglob("*.safetensors"))
 

@@ -11,14 +11,14 @@ import jaxtyping
 import pytest
 import torch
 
-from intraslice.core.config import Alignment, SliceConfig, shapes_of
+from intraslice.core.config import Alignment, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import head_energies, head_table
 from intraslice.planning.profile import MASKED_FRACTION, LayerProfile, Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.planning.sizes import LayerSizes
-from intraslice.planning.widths import MULTIPLE
+from intraslice.planning.widths import MULTIPLE, all_aligned
 
 SMOLLM2 = LayerSizes(
     hidden=576, heads=9, kv_heads=3, dim=64, neurons=1536, gated=True, attention_bias=False, mlp_bias=False, fixed=1152
@@ -250,29 +250,41 @@ def test_impossible_locks_are_refused_in_one_line(profile) -> None:
         SliceConfig(0.3, locked=((0, "mlp", 0.1), (0, "mlp", 0.2)))
 
 
+@pytest.mark.parametrize("estimator", ["pca", "uniform"])
 @pytest.mark.parametrize("sparsity", [0.2, 0.4])
-def test_sizes_come_in_the_multiples_that_are_asked_for(profile, sparsity):
-    plan = make_plan(profile, SliceConfig(sparsity, shapes=shapes_of(["heads=2", "mlp=16", "dim=4"])))
-    free = make_plan(profile, SliceConfig(sparsity))
-    assert plan.layers != free.layers
+def test_sizes_come_in_the_multiples_that_are_asked_for(profile, sparsity, estimator):
+    plan = make_plan(profile, SliceConfig(sparsity, estimator=estimator, shapes="mlp=16 dim=4"))
+    assert plan.layers != make_plan(profile, SliceConfig(sparsity, estimator=estimator)).layers
     for layer, own in zip(profile.layers, plan.layers, strict=True):
         dense = layer.sizes
-        for size, whole, multiple in (
-            (len(own.heads), dense.heads, 2),
-            (own.dim, dense.dim, 4),
-            (own.neurons, dense.neurons, 16),
-        ):
-            assert size == whole or size % multiple == 0
-        assert len({layer.kv_head[head] for head in own.heads}) == own.kv_heads
-    assert plan.removed_fraction == pytest.approx(sparsity, abs=0.02)
+        assert own.dim == dense.dim or own.dim % 4 == 0
+        assert own.neurons == dense.neurons or own.neurons % 16 == 0
+        assert own.mlp_ratio == 1 - own.neurons / dense.neurons
+        assert own.attention_ratio == 1 - len(own.heads) * own.dim / dense.channels
+    assert plan.removed_fraction == pytest.approx(sparsity, abs=0.01)
     assert plan.parameters.sliced_decoder == counted(profile, plan)
 
 
-def test_alignments_are_presets_or_multiples():
-    assert shapes_of(["llama.cpp"]) == "runtime"
-    assert SliceConfig(shapes=shapes_of(["cuda"])).alignment == Alignment(1, 64, 8)
-    assert SliceConfig(shapes=shapes_of(["mlp=32"])).alignment == Alignment(1, 32, 2)
+def test_multiples_that_keep_a_plan_from_its_sparsity_are_refused(profile):
+    whole = tuple((layer, "attention", 0.0) for layer in range(len(profile.layers)))
+    with pytest.raises(UserError, match="sizes in multiples of mlp=4096 dim=2 remove"):
+        make_plan(profile, SliceConfig(0.2, shapes="mlp=4096", locked=whole))
+
+
+def test_widths_of_several_layers_keep_their_sum():
+    assert all_aligned([100, 100, 100, 0, 256], [256] * 5, 64) == [128, 64, 128, 0, 256]
+    assert all_aligned([31, 7], [40, 40], 1) == [31, 7]
+
+
+def test_alignments_have_one_form():
+    assert [SliceConfig(shapes=shapes).shapes for shapes in ("llama.cpp", "cuda", "dim=16", "mlp=1 dim=2")] == [
+        "runtime",
+        "mlp=64 dim=8",
+        "mlp=1 dim=16",
+        "free",
+    ]
+    assert SliceConfig(shapes="cuda").alignment == Alignment(64, 8)
     assert SliceConfig().alignment == SliceConfig(shapes="runtime").alignment == Alignment()
-    for wrong in ("mlp=0", "mlp=5000", "width=8", "mlp", "dim=-8", "dim=3", "tpu"):
-        with pytest.raises(UserError, match="an alignment must be"):
+    for wrong in ("", "mlp=0", "mlp=5000", "width=8", "mlp", "dim=-8", "dim=3", "mlp=8 mlp=16", "tpu", None):
+        with pytest.raises(UserError, match="shapes must be"):
             SliceConfig(shapes=wrong)
