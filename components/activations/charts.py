@@ -167,14 +167,14 @@ def protocol(view: ShiftView) -> str:
     if view.order == "one-shot":
         return gettext(
             "Both methods are applied in the one-shot order. Error and cosine are medians over the ordinary tokens "
-            "among {tokens:,} held-out tokens in windows of {window} ({massive}); the distance compares all their "
-            "values. {measured_on}",
+            "among {tokens:,} held-out tokens in windows of {window} ({massive}); the distance compares all values "
+            "of the ordinary tokens. {measured_on}",
             **values,
         )
     return gettext(
         "Both methods are applied in the sequential order. Error and cosine are medians over the ordinary tokens among "
-        "{tokens:,} held-out tokens in windows of {window} ({massive}); the distance compares all their values. "
-        "{measured_on}",
+        "{tokens:,} held-out tokens in windows of {window} ({massive}); the distance compares all values of the "
+        "ordinary tokens. {measured_on}",
         **values,
     )
 

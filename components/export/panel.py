@@ -225,8 +225,8 @@ def build(session: Session, first: Request) -> ExportPanel:
     heading(command_line)
     note(
         lazy_gettext(
-            "Three commands: they compute this page's perplexity, write the folder that is in the zip, and "
-            "generate this page's greedy answer."
+            "Three commands: they compute the perplexity shown on this page, write the folder that is in the zip, and "
+            "generate the greedy answer shown here."
         )
     )
     command = copyable(partial(code_block, command_line), "export-command")

@@ -79,8 +79,8 @@ def shared_heads(model: PreTrainedModel) -> Heads:
     unrotated = [count for block in blocks(model) for count in (block.attention.frequency == UNROTATED).sum(1).tolist()]
     if max(unrotated, default=0) > width // 2 - len(inverse_frequencies):
         raise UserError(
-            f"some layers of this model rotate channels that others do not, and {DECI} rotates the same channels in "
-            f"every layer; {SAVE_AS_FOLDER}"
+            f"some layers of this model apply rotary position embeddings to channels that others leave out, and {DECI} "
+            f"applies them to the same channels in every layer; {SAVE_AS_FOLDER}"
         )
     factors = torch.full((width // 2,), _NO_ROTATION, dtype=torch.float64)
     factors[: len(inverse_frequencies)] = (

@@ -58,7 +58,8 @@ def require_nas(config: IntraSliceConfig) -> None:
     pairs = list(range(heads.width // 2))
     if rotary not in _ROTARY or any(row != pairs for layer in layers for row in layer["frequency"]):
         raise UserError(
-            f"{NAS} rotates all channels of every layer, and this {model_type} model does not; {SAVE_AS_FOLDER}"
+            f"{NAS} applies rotary position embeddings to all channels of queries and keys in every layer, and this "
+            f"{model_type} model does not; {SAVE_AS_FOLDER}"
         )
 
 

@@ -35,7 +35,7 @@ def prices(run: Run) -> CommandResult:
     stats, tokens = run.calibrate(loaded)
     sliced, plan = run.slice(loaded, stats, tokens)
     if not isinstance(plan, SlicePlan) or not METHODS[method].narrows_queries:
-        raise UserError(f"{method} does not prune modules as intraslice does; expected a --method that does")
+        raise UserError(f"{method} does not cut single modules as intraslice does; choose --method intraslice")
     profile = stats.profile_for(plan.config)
     differences = None
     if against is not None:  # before anything is measured

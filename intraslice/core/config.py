@@ -206,8 +206,8 @@ def too_little_removed(config: SliceConfig, removed: float) -> UserError:
 def missed_by_multiples(config: SliceConfig, removed: float) -> UserError:
     """The error for a plan whose multiples keep it from its sparsity: it removes the fraction `removed`."""
     return UserError(
-        f"sizes in multiples of {config.shapes} remove {removed:.1%} of the decoder layers' parameters at sparsity "
-        f"{100 * config.sparsity:g}%; choose smaller multiples or another sparsity"
+        f"sizes in multiples of {config.shapes} cannot meet sparsity {100 * config.sparsity:g}%: they remove "
+        f"{removed:.1%} of the decoder layers' parameters; choose smaller multiples or another sparsity"
     )
 
 

@@ -11,7 +11,7 @@ from ...ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
 from .views import MarginalCostView, ModuleCost
 
 WAITING = lazy_gettext(
-    "Slice every module about 10 percentage points more and less, and measure what removing one more of its "
+    "Slice one module at a time, about 10 percentage points more and less, and measure what removing one more of its "
     "parameters costs."
 )
 

@@ -267,7 +267,7 @@ def test_sizes_come_in_the_multiples_that_are_asked_for(profile, sparsity, estim
 
 def test_multiples_that_keep_a_plan_from_its_sparsity_are_refused(profile):
     whole = tuple((layer, "attention", 0.0) for layer in range(len(profile.layers)))
-    with pytest.raises(UserError, match="sizes in multiples of mlp=4096 dim=2 remove"):
+    with pytest.raises(UserError, match="sizes in multiples of mlp=4096 dim=2 cannot meet"):
         make_plan(profile, SliceConfig(0.2, shapes="mlp=4096", locked=whole))
 
 
