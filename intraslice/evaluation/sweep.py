@@ -151,9 +151,11 @@ def cached_points(
     base: SliceConfig | None = None,
     speed: SpeedConfig | None = None,
 ) -> tuple[Point, ...]:
-    """The points that `sweep` would read from the cache."""
+    """The points that `sweep` reads from the cache without measuring anything; a damaged file is no such point."""
     base = base or SliceConfig()
-    return tuple(point for point in grid if _point_path(loaded, texts, point, base, speed).is_file())
+    if not read_record(_path(loaded, texts, "dense")):
+        return ()
+    return tuple(point for point in grid if read_record(_point_path(loaded, texts, point, base, speed)))
 
 
 def _config(point: Point, base: SliceConfig) -> SliceConfig:

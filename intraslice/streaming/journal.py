@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from intraslice.core.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Journal:
 
     def read(self, step: str) -> dict[str, Tensor]:
         """The tensors of a finished step, on the CPU."""
-        return load_file(self._file(step))
+        return self._readable(step, load_file)
 
     def write_json(self, step: str, value: Any) -> None:
         """Write a value of a step, which is finished then."""
@@ -45,7 +47,7 @@ class Journal:
 
     def read_json(self, step: str) -> Any:
         """The value of a finished step."""
-        return json.loads(self._file(step).read_text(encoding="utf-8"))
+        return self._readable(step, lambda file: json.loads(file.read_text(encoding="utf-8")))
 
     def write_batches(self, step: str, batches: Sequence[Tensor]) -> None:
         """As `write`, of tensors without names."""
@@ -60,6 +62,21 @@ class Journal:
         """Remove the file of a step, which no unfinished step needs."""
         with suppress(OSError):  # some systems keep a file that is mapped
             self._file(step).unlink(missing_ok=True)
+
+    def _readable(self, step: str, read: Callable[[Path], T]) -> T:
+        """Read a step; if its file is damaged, remove all steps, since those that it was made from may be gone.
+
+        Raises UserError then.
+        """
+        try:
+            return read(self._file(step))
+        except (SafetensorError, OSError, ValueError) as error:
+            for other in self.folder.iterdir():
+                other.unlink(missing_ok=True)
+            raise UserError(
+                f"the unfinished step {step} in {self.folder} is damaged ({error}); all of its steps were removed: run "
+                "the same command again, which starts from the beginning"
+            ) from error
 
     def _file(self, step: str) -> Path:
         return self.folder / step

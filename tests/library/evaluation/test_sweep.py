@@ -137,11 +137,13 @@ def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_mea
         sweep(case.loaded, texts(case), wanted, progress=stop_when(lambda event: event == Progress("sweep", 2, 3)))
     assert count_measurements == [("intraslice", 0.2), ("intraslice", 0.3)]
     assert cached_points(case.loaded, texts(case), wanted) == wanted[:2]
+    module._point_path(case.loaded, texts(case), wanted[1], SliceConfig(), None).write_text("{")
+    assert cached_points(case.loaded, texts(case), wanted) == wanted[:1]  # the other one is damaged
     frame = sweep(case.loaded, texts(case), wanted, progress=False)
-    assert count_measurements[2:] == [("intraslice", 0.4)]
+    assert count_measurements[2:] == [("intraslice", 0.3), ("intraslice", 0.4)]
     larger = points(["intraslice", "magnitude"], ["pca"], [0.2, 0.4])
     again = sweep(case.loaded, texts(case), larger, progress=False)
-    assert count_measurements[3:] == [("magnitude", 0.2), ("magnitude", 0.4)]
+    assert count_measurements[4:] == [("magnitude", 0.2), ("magnitude", 0.4)]
     assert again["perplexity"].tolist()[::2] == frame["perplexity"].tolist()[::2]
 
 

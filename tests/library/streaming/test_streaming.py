@@ -113,6 +113,19 @@ def test_a_finished_layer_is_not_read_again(tiny_case, recipe_for, folder, monke
     assert entered == [0, 1, 2, 2]
 
 
+def test_a_damaged_step_is_said_and_the_next_run_starts_anew(tiny_case, recipe_for, own_cache, tmp_path, folder):
+    recipe = recipe_for(tiny_case("llama-gqa"))
+    expected = tmp_path / "whole" / folder.name
+    slice_to_folder(recipe, expected, progress=False)
+    assert killed_after(12, recipe, folder)
+    for step in (file for file in (own_cache / "unfinished").rglob("*") if file.is_file()):
+        step.write_bytes(step.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"is damaged .* run the same command again"):
+        slice_to_folder(recipe, folder, progress=False)
+    slice_to_folder(recipe, folder, progress=False)
+    assert files_of(folder) == files_of(expected)
+
+
 def test_what_needs_more_than_a_layer_is_refused_with_the_reason(tiny_case, recipe_for, folder):
     case = tiny_case("llama-gqa")
     for reason, settings in {
