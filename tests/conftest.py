@@ -22,6 +22,9 @@ from jaxtyping import install_import_hook
 TESTS = Path(__file__).parent
 LIBRARY, BROWSER = TESTS.parent / "intraslice", TESTS / "browser"
 FIXTURES = ("forked", "gradio_pages", "harness", "models", "opened", "tiny_page")  # in tests/support
+# In tests/library: where shapes are checked.
+CHECKED = {"calibration", "core", "diagnostics", "evaluation", "methods", "modeling", "planning", "recovery"}
+CHECKED |= {"search", "slicing", "streaming", "test_contract.py"}
 pytest.register_assert_rewrite(*FIXTURES)  # a folder's conftest.py may import them before
 
 
@@ -76,5 +79,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Check shapes and types in the library's own tests; those of the page call the same functions."""
-    jaxtyping.update("jaxtyping_disable", not item.path.is_relative_to(TESTS / "library"))
+    """Check shapes and types in the tests of the functions that have them, and in the contract of all families.
+
+    Other tests call the same functions, and the checks take a quarter of their time.
+    """
+    is_library = item.path.is_relative_to(TESTS / "library")
+    part = item.path.relative_to(TESTS / "library").parts[0] if is_library else ""
+    jaxtyping.update("jaxtyping_disable", part not in CHECKED)
