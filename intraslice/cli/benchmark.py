@@ -98,16 +98,12 @@ def _verdict(shapes: dict[str, dict[str, float]]) -> str:
     """Which presets decode faster than free shapes, and how the perplexities compare."""
     free = shapes[FREE]
     faster = [
-        f"{name} decodes {1 - cost['decode'] / free['decode']:.0%} faster than free shapes (perplexity "
-        f"{cost['perplexity']:.2f}, free {free['perplexity']:.2f})"
+        f"{name} takes {1 - cost['decode'] / free['decode']:.0%} less time per decoded token than free shapes "
+        f"(perplexity {cost['perplexity']:.2f}, free {free['perplexity']:.2f})"
         for name, cost in shapes.items()
         if cost["decode"] < free["decode"]
     ]
-    return (
-        f"On this machine {'; '.join(faster)}."
-        if faster
-        else "On this machine no preset decodes faster than free shapes."
-    )
+    return f"On this machine {'; '.join(faster) or 'no preset decodes faster than free shapes'}."
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
