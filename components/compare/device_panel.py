@@ -99,7 +99,7 @@ def prepare(session: Session, model_files: ModelFiles, request: Request, client:
     yield unchanged(Prepared)
     # A change of the settings ends the job without a word.
     problem = lazy_gettext("The settings changed while the models were being prepared. Try again.")
-    for event in session.jobs.run(client, "device", work, settings=request.settings):
+    for event in session.jobs.run(client, "device", work, request=request):
         if event.kind == "error":
             problem = event.text
         yield Prepared(formatting.status(event), gr.skip())

@@ -152,9 +152,9 @@ def on_release(
 def on_prepared(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[Measured]:
-    """`measure` for live requests, once the model is calibrated."""
+    """`measure` for live requests, once the model is calibrated; not where that failed or was cancelled."""
     yield unchanged(Measured)
-    if request.is_live:
+    if request.is_live and session.is_calibrated(request):
         yield from measure(session, request, layer, pinned, client)
 
 

@@ -29,6 +29,7 @@ from .views import Perplexities, Reading, StoredMeasurement
 
 Slicing = Callable[[Job, SliceKey, Calibrated], PreTrainedModel]
 
+FORMAT = "1"  # of the losses: raise it when changed code alters them
 SLICING_NAMES = {  # by order and shapes
     ("one-shot", "free"): lazy_gettext("one-shot slicing"),
     ("one-shot", "runtime"): lazy_gettext("one-shot slicing, runtime shapes"),
@@ -277,7 +278,7 @@ def _path(key: SliceKey, calibrated: Calibrated) -> Path:
         if settings := settings_of(METHODS.require(key.method).recovery(key.config)):
             sliced = *sliced, settings
     dense = calibrated.loaded
-    return cache_path("losses", ".json", dense.fingerprint, dense.model.dtype, calibrated.windows, *sliced)
+    return cache_path("losses", ".json", FORMAT, dense.fingerprint, dense.model.dtype, calibrated.windows, *sliced)
 
 
 def _read_losses(path: Path) -> Losses | None:

@@ -192,6 +192,13 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
         assert found[1].size == described[name]["bytes"] == found[0].stat().st_size
     assert "sliced" not in json.loads(device_panel.describe(session, tiny.with_settings(sparsity=0)))
 
+    def move(*_: object) -> None:  # while the files are written
+        session.jobs.look(SOMEBODY, request=tiny.with_settings(sparsity=40))
+
+    monkeypatch.setattr(files_module, "require_deci", move)
+    *_, last = device_panel.prepare(session, ModelFiles(), tiny, SOMEBODY)
+    assert json.loads(last.view)["problem"].startswith("The settings changed")
+
     def refuse(*_: object) -> None:
         raise UserError("llama.cpp does not support it")
 

@@ -12,6 +12,8 @@ from intraslice.planning.profile import Profile
 
 from . import plan as snapshot
 
+FORMAT = "1"  # of the profiles: raise it when changed code alters them
+
 
 def keep_profile(loaded: LoadedModel, tokens: Tensor, sequences: int, profile: Profile) -> None:
     """Cache the profile from the first `sequences` of the calibration tokens (sequences, length)."""
@@ -27,4 +29,4 @@ def kept_profiles(loaded: LoadedModel, tokens: Tensor) -> list[tuple[int, Profil
 
 
 def _folder(loaded: LoadedModel, tokens: Tensor) -> Path:
-    return cache_path("settling", "", loaded.fingerprint, loaded.model.dtype, tokens)
+    return cache_path("settling", "", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens)

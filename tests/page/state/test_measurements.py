@@ -99,6 +99,15 @@ def test_a_release_measures_only_what_is_not_stored(fresh, tiny, stored) -> None
     assert not fresh.perplexities(tiny).is_stored
 
 
+def test_a_cancelled_calibration_is_not_begun_again_by_what_follows_it(fresh, tiny) -> None:
+    events = fresh.prepare(tiny, "somebody")
+    next(events)
+    slider.stop(fresh, "somebody")
+    list(events)
+    assert len(list(slider.on_prepared(fresh, tiny, 0, None, "somebody"))) == 1
+    assert not fresh.is_calibrated(tiny)
+
+
 def test_what_was_measured_is_known_after_a_restart_without_slicing(fresh, tiny, monkeypatch) -> None:
     in_job(fresh, fresh.measure_perplexities, tiny)
     measured = fresh.perplexities(tiny)
