@@ -167,7 +167,7 @@ def test_what_cannot_be_compressed_is_refused(home, result, tmp_path):
     model, tokenizer = original(home), AutoTokenizer.from_pretrained(home / "tiny")
     cases: dict[str, tuple[Any, dict]] = {
         "needs its tokenizer": (model, {}),
-        "needs a loaded transformers model": ("default", {"tokenizer": tokenizer}),
+        "is for a loaded model": ("default", {"tokenizer": tokenizer}),
         "dtype controls loading": (model, {"tokenizer": tokenizer, "dtype": "float32"}),
         "got torch.float16": (original(home).half(), {"tokenizer": tokenizer}),
         "was converted or sliced before": (result.model, {"tokenizer": tokenizer}),

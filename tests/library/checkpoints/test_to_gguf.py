@@ -240,7 +240,7 @@ def test_what_llama_cpp_does_not_compute_is_refused_by_name(tiny_case):
     assert "shortcut" in _refused(_sliced(case, "crossmodule"), tokenizer)
     assert "norms on queries and keys, which" in _refused(tiny_case("qwen3").loaded.model, tokenizer)
     assert "queries and keys and after every module" in _refused(tiny_case("gemma3").loaded.model, tokenizer)
-    assert "rotate" in _refused(tiny_case("smollm3").loaded.model, tokenizer)
+    assert "rotary" in _refused(tiny_case("smollm3").loaded.model, tokenizer)
     assert "WordLevel" in _refused(case.loaded.model, case.loaded.tokenizer)
     shape = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     gelu = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, hidden_act="gelu"))

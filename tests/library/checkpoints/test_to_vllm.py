@@ -132,7 +132,7 @@ def test_a_plan_with_its_attention_locked_fits(tiny_case, tmp_path):
         ("llama-gqa", "crossmodule", "shortcut"),
         ("phi", None, "gated MLPs"),
         ("mistral", None, "sliding attention window of 8 tokens"),
-        ("smollm3", None, "rotates"),
+        ("smollm3", None, "rotary"),
         ("qwen3", None, "norms on queries and keys"),
         ("gemma3", None, "norms on queries and keys"),
     ],
