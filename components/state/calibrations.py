@@ -70,8 +70,9 @@ class Calibrations:
     def __init__(self, caches: Caches, memory: JobMemory, device: str, evaluation_tokens: int) -> None:
         self._caches, self._memory, self._device = caches, memory, device
         self._evaluation_tokens = evaluation_tokens
-        # A job may still use what the cache has evicted: its memory is in use, so others share it.
+        # A job or a calibration may still use what the caches have evicted: its memory is in use, so others share it.
         self._in_use: WeakValueDictionary[CalibrationKey, Calibrated] = WeakValueDictionary()
+        self._models_in_use: WeakValueDictionary[tuple[str, str], LoadedModel] = WeakValueDictionary()
 
     def best(self, key: CalibrationKey) -> Calibrated | None:
         """The calibration on the sequences seen so far, or None."""
@@ -117,14 +118,18 @@ class Calibrations:
     def _load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         loaded = self._caches.models.get(key[:2])
         if loaded is None:
-            job.emit(Status(lazy_gettext("Loading {model}", model=key.model)))
-            with job.waiting(), self._bounded_hub_cache(key.model):
-                loaded = load_model(
-                    key.model, getattr(torch, key.dtype), self._device, progress=lambda _: job.require_wanted()
-                )
-            if loaded.made is not None:
-                raise UserError(lazy_gettext("{model} is already sliced. Choose a dense model.", model=key.model))
-            self._caches.models.put(key[:2], loaded)
+            loaded = self._models_in_use.get(key[:2]) or self._load_now(job, key)
+            self._models_in_use[key[:2]] = self._caches.models.put(key[:2], loaded)
+        return loaded
+
+    def _load_now(self, job: Job, key: CalibrationKey) -> LoadedModel:
+        job.emit(Status(lazy_gettext("Loading {model}", model=key.model)))
+        with job.waiting(), self._bounded_hub_cache(key.model):
+            loaded = load_model(
+                key.model, getattr(torch, key.dtype), self._device, progress=lambda _: job.require_wanted()
+            )
+        if loaded.made is not None:
+            raise UserError(lazy_gettext("{model} is already sliced. Choose a dense model.", model=key.model))
         return loaded
 
     def _calibrate(self, job: Job, key: CalibrationKey) -> None:

@@ -56,6 +56,18 @@ def test_plans_come_from_what_the_calibration_has_seen_so_far(fresh, tiny) -> No
     assert said == [*(f"Calibrated on {count} of 8 sequences so far." for count in (1, 2, 4)), ""]
 
 
+def test_a_model_that_a_calibration_uses_is_not_loaded_again_once_its_cache_has_evicted_it(
+    fresh, tiny, monkeypatch
+) -> None:
+    """A second copy would need memory where there is none, and the first one frees nothing."""
+    list(fresh.prepare(tiny, "somebody"))
+    loaded = fresh.calibrated(tiny).loaded
+    for entry in fresh._caches.models.entries():
+        fresh._caches.models.drop(entry)
+    monkeypatch.setattr(calibrations, "load_model", None)
+    assert in_job(fresh, fresh.calibrations.load, tiny.calibration) is loaded
+
+
 def test_a_slice_is_measured_before_the_calibration_is_whole_and_again_after(fresh, tiny) -> None:
     *growing, last = measured(fresh, tiny)
     early = [known for known in growing if known.sliced is not None and known.sequences < 8]
