@@ -112,6 +112,7 @@ function drawNow() {
   if (!window.Plotly) return void (later = setTimeout(drawNow, 50)); // its script is large and may still be loading
   plot.style.height = `${chart.side_by_side && plot.clientWidth < 560 ? 1.7 * height : height}px`;
   const { data, layout } = figure();
+  if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger scrolls the page; plotly would zoom
   Plotly.react(plot, data, layout, config);
   if (plot.dataset.wired) return;
   plot.dataset.wired = "yes";

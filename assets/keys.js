@@ -6,6 +6,16 @@
   const press = (id) => document.querySelector(`#${id}:not(:disabled)`)?.click();
   const single = { p: () => window.isxPresent(), a: () => press("pin"), "?": () => list() };
   let dialog = null;
+  let isOff = false; // where the browser keeps nothing
+
+  function off(value) {
+    try {
+      if (value !== undefined) value ? localStorage.setItem(OFF, "yes") : localStorage.removeItem(OFF);
+      return Boolean(localStorage.getItem(OFF));
+    } catch {
+      return (isOff = value ?? isOff);
+    }
+  }
 
   // Whether an element takes keys for itself: text fields take all of them, sliders and choices the arrows.
   window.isxTypes = (target, arrows = false) => {
@@ -23,8 +33,8 @@
       `<h3 id="isx-keys-title">${say("Keyboard shortcuts")}</h3><dl>${rows.join("")}</dl>` +
       `<label><input type="checkbox"> ${say("Enable single-key shortcuts")}</label><button type="button">${say("Close")}</button>`;
     const box = dialog.querySelector("input");
-    box.checked = !localStorage.getItem(OFF);
-    box.addEventListener("change", () => (box.checked ? localStorage.removeItem(OFF) : localStorage.setItem(OFF, "yes")));
+    box.checked = !off();
+    box.addEventListener("change", () => off(!box.checked));
     dialog.querySelector("button").addEventListener("click", () => dialog.close());
     document.querySelector(".gradio-container").append(dialog);
   }
@@ -41,7 +51,7 @@
     if (event.ctrlKey || event.metaKey) {
       if (key !== "z") return;
       press(event.shiftKey ? "redo" : "undo");
-    } else if (single[key] && !event.repeat && (key === "?" || !event.shiftKey) && !localStorage.getItem(OFF)) single[key]();
+    } else if (single[key] && !event.repeat && (key === "?" || !event.shiftKey) && !off()) single[key]();
     else return;
     event.preventDefault();
   });

@@ -2,14 +2,29 @@
 (() => {
   const names = Object.keys(window.isxUsual); // what a link carries, in the order in which the values come
   const tabs = Object.entries(window.isxTabs); // id, label
-  const query = () => new URLSearchParams(location.search);
+  let refused = null; // the query that the browser has not taken yet: some allow only so many changes in a while
+  const query = () => new URLSearchParams(refused ?? location.search);
   const write = (change) => {
     const wanted = query();
     change(wanted);
     const search = wanted.toString();
-    if (search === query().toString()) return;
-    history.replaceState(history.state, "", `${location.pathname}${search ? "?" + search : ""}`);
+    if (search !== query().toString()) put(search);
+  };
+  const put = (search) => {
+    const isWaiting = refused !== null;
+    try {
+      history.replaceState(history.state, "", `${location.pathname}${search ? "?" + search : ""}`);
+      refused = null;
+    } catch {
+      refused = search;
+      if (!isWaiting) setTimeout(again, 1000);
+    }
     window.dispatchEvent(new Event("isx-address"));
+  };
+  const again = () => {
+    const search = refused;
+    refused = null;
+    if (search !== null) put(search);
   };
 
   window.isxAddress = write;

@@ -29,7 +29,7 @@
 
   function close() {
     cancelAnimationFrame(frame);
-    clearInterval(moving);
+    if (moving) letGo();
     removeEventListener("keydown", keys);
     spot.remove();
     card.remove();
@@ -72,10 +72,15 @@
       const left = percent - range.value;
       set.call(range, calm.matches ? percent : Number(range.value) + Math.sign(left));
       range.dispatchEvent(new Event("input", { bubbles: true }));
-      if (Number(range.value) !== percent) return;
-      clearInterval(moving);
-      range.dispatchEvent(new Event("pointerup", { bubbles: true })); // let go: slice and measure
+      if (Number(range.value) === percent) letGo();
     }, 60);
+  }
+
+  // Slice and measure where the slider is.
+  function letGo() {
+    clearInterval(moving);
+    moving = null;
+    document.querySelector("#sparsity input[type=range]")?.dispatchEvent(new Event("pointerup", { bubbles: true }));
   }
 
   // Layout moves under the tour (tabs open, charts are drawn), so the light follows its element at every frame.

@@ -137,8 +137,19 @@
     return { values, truth, close: said === truth };
   }
 
-  // Which model's answer stands where: drawn once for each time that the page is open.
-  const models = ["dense", "intraslice", "crossmodule"].map((name) => [Math.random(), name]).sort(([a], [b]) => a - b).map(([, name]) => name);
+  // Which model's answer stands where: drawn once for each browser, since a prediction outlasts a reload.
+  const ORDER = "isx-answers-order";
+  const MODELS = ["dense", "intraslice", "crossmodule"];
+  function drawn() {
+    let names = MODELS.map((name) => [Math.random(), name]).sort(([a], [b]) => a - b).map(([, name]) => name);
+    try {
+      const before = (localStorage.getItem(ORDER) ?? "").split(" ");
+      if (before.length === MODELS.length && MODELS.every((name) => before.includes(name))) names = before;
+      localStorage.setItem(ORDER, names.join(" "));
+    } catch {} // blocked: a reload draws anew
+    return names;
+  }
+  const models = drawn();
   function written() {
     const whole = models.map((name) => find(`#${name}-answer section:not([aria-busy])`));
     const texts = whole.map((section) => section?.querySelector(".isx-text:not(.isx-quiet)")?.textContent.trim());
@@ -176,7 +187,6 @@
 
   // Predictions and measured values in the units of the controls, alike for all pages: bars in per cent, and of the
   // shuffled answers which model's it is.
-  const MODELS = ["dense", "intraslice", "crossmodule"];
   function measured({ kind }, found) {
     if (!found) return null;
     if (kind === "answers") return MODELS.indexOf("dense");

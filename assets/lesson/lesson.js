@@ -58,7 +58,7 @@
     panel = make("section", { className: "isx-lesson", title: "" }, top, body, bottom);
     panel.setAttribute("aria-labelledby", "isx-lesson-title");
     panel.addEventListener("click", clicked);
-    panel.addEventListener("keydown", (event) => event.key === "Enter" && event.target.matches("input[type=number]") && forward());
+    panel.addEventListener("keydown", (event) => event.key === "Enter" && !event.repeat && event.target.matches("input[type=number]") && forward());
     document.querySelector(".gradio-container").append(panel);
     document.body.classList.add("isx-lesson-open");
     addEventListener("keydown", pressedKey);
@@ -112,7 +112,8 @@
     const inside = panel.contains(target);
     const ours = key.startsWith("Page") ? !types && (inside || !slides) : inside && !types && !(slides && key in along);
     if (!ours && !(inside && key === "Escape")) return;
-    if (along[key]) along[key] > 0 ? forward() : back();
+    if (along[key] && event.repeat) event.preventDefault(); // of a key that is held only the first press counts
+    else if (along[key]) along[key] > 0 ? forward() : back();
     else if (key.toLowerCase() === "n") toggleNotes();
     else if (key === "Escape") panel.classList.contains("isx-lesson-wide") ? panel.classList.remove("isx-lesson-wide") : close();
     else return;
@@ -261,6 +262,9 @@
   // What the page measures for this step: null until it has.
   const find = () => (arrived || readings.length ? lesson.answers[step().id](kept.said[step().id], readings) : null);
 
+  // Whether what the page shows is the step's: a slider that was moved shows something else.
+  const isOfStep = () => step().states.length > 1 || holds(step().states[0]);
+
   // For the record of the lesson, and for the class.
   function remember(found, sentence) {
     const { id, control: described } = step();
@@ -283,7 +287,7 @@
       if (found.truth !== undefined) control?.reveal(found.truth);
     }
     if (found) paragraphs.push(["p", meaning, ""], ["h4", words.large, ""], ["p", large, ""]);
-    if (found && (step().states.length > 1 || holds(step().states[0]))) remember(found, fill(sentence, found.values));
+    if (found && isOfStep()) remember(found, fill(sentence, found.values));
     const now = JSON.stringify(paragraphs);
     if (parts.answer.dataset.said === now && parts.answer.firstChild) return;
     parts.answer.dataset.said = now;
@@ -306,7 +310,9 @@
     else if (tries) setTimeout(whenReady, 100, act, tries - 1);
   };
   const isClass = new URLSearchParams(location.search).has("room"); // whose question is the step
-  if (steps[linked] && !isClass) whenReady(() => show(linked, false));
+  // A step of several states starts with the first, which a later one may have replaced before a reload.
+  const isHeld = ({ states }) => states.length === 1 || holds(states[0]);
+  if (steps[linked] && !isClass) whenReady(() => show(linked, !isHeld(steps[linked])));
 
   // What a class needs: `use` changes to its progress, or back.
   Object.assign(lesson, {
@@ -316,7 +322,7 @@
     kept: () => kept,
     isShown: (index) => Boolean(kept.shown[steps[index].id]),
     current: () => kept.said[step().id] ?? control?.current?.(),
-    truth: () => lesson.measured(step().control, find()),
+    truth: () => lesson.measured(step().control, isOfStep() ? find() : null),
     tell: () => at >= 0 && tell(),
     use: () => (kept = load()),
     set(index, { said, shown: seen }) {

@@ -10,7 +10,6 @@
   let view = null; // what is in the class's section
   let error = "";
   let spoken = 0;
-  let drawnQr = "";
 
   const button = (act, textContent) => {
     const one = make("button", { type: "button", textContent });
@@ -76,6 +75,7 @@
   async function clicked(event) {
     const pressed = event.target.closest("[data-room]");
     if (!pressed) return;
+    error = "";
     try {
       await acts[pressed.dataset.room]();
     } catch (refused) {
@@ -157,8 +157,8 @@
 
   async function drawQr() {
     const wanted = link();
-    if (drawnQr === wanted && view.qr.firstChild) return;
-    drawnQr = wanted;
+    if (view.qr.dataset.link === wanted || window.isxRoom.now.over) return; // asked for once, drawn or refused
+    view.qr.dataset.link = wanted;
     const made = await window.isxRoom.lead("qr", { link: wanted });
     if (made && view?.qr) {
       view.qr.innerHTML = made.svg;

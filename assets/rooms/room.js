@@ -265,11 +265,15 @@
   if (linked)
     lesson.whenReady(async () => {
       lesson.show(lesson.kept().at);
-      try {
-        await join(linked);
-      } catch (error) {
-        window.isxAddress((wanted) => wanted.delete("room"));
-        dispatchEvent(new CustomEvent("isx-room", { detail: error.message }));
-      }
+      const attempt = async () => {
+        try {
+          await join(linked);
+        } catch (error) {
+          if (passes(error)) setTimeout(attempt, PAUSE.away);
+          else window.isxAddress((wanted) => wanted.delete("room"));
+          dispatchEvent(new CustomEvent("isx-room", { detail: error.message }));
+        }
+      };
+      await attempt();
     });
 })();

@@ -117,7 +117,8 @@ class Context(NamedTuple):
 
     def choose_layer_by(self, chart: gr.HTML) -> None:
         """Let a click on a layer of `chart` set the layer slider."""
-        chart.select(_clicked_layer, None, self.controls.layer, **PRIVATE, **CHEAP)
+        # By default gradio drops an event that comes while an earlier one is answered.
+        chart.select(_clicked_layer, None, self.controls.layer, trigger_mode="multiple", **PRIVATE, **CHEAP)
 
 
 def _clicked_layer(event: gr.EventData) -> int:

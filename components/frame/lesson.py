@@ -21,7 +21,8 @@ FORWARD_EVENT = 'addEventListener("isx-lesson", ({ detail }) => trigger("select"
 def connect(controls: Controls, refresh: gr.Textbox) -> None:
     """Connect the panel of `assets/lesson/`. Called inside the page's `gr.Blocks()`."""
     receiver = gr.HTML("<i></i>", js_on_load=FORWARD_EVENT, elem_id="lesson-wire", apply_default_css=False)
-    receiver.select(begin, None, [*controls.settings, controls.layer, refresh], **PRIVATE, **CHEAP)
+    outputs = [*controls.settings, controls.layer, refresh]
+    receiver.select(begin, None, outputs, trigger_mode="multiple", **PRIVATE, **CHEAP)
 
 
 def begin(event: gr.EventData) -> tuple[Any, ...]:

@@ -107,7 +107,8 @@ def connect(panel: OverridesPanel, context: Context) -> None:
     """Attach the handlers: an edit of the table changes the setting, and a change of the setting updates the table."""
     controls = context.controls
     edited = Edited(controls.locked, panel.problem)
-    panel.table.select(spread_settings(edit, context.session), controls.settings, [*edited], **PRIVATE, **CHEAP)
+    edit_table = spread_settings(edit, context.session)
+    panel.table.select(edit_table, controls.settings, [*edited], trigger_mode="multiple", **PRIVATE, **CHEAP)
     outputs = [panel.table, panel.problem]
     on_latest(
         [controls.locked.change],

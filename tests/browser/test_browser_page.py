@@ -166,6 +166,27 @@ def test_a_small_screen_keeps_the_slider_and_scrolls_only_down_on_every_tab(smal
             assert all(box["width"] > 300 for box in boxes)
 
 
+TOUCHED = """() => {
+    const target = document.querySelector('#ratio-chart .nsewdrag');
+    const { x, y } = target.getBoundingClientRect();
+    const touches = [new Touch({ identifier: 1, target, clientX: x + 50, clientY: y + 50 })];
+    const begun = new TouchEvent('touchstart', { bubbles: true, cancelable: true, touches, changedTouches: touches });
+    return target.dispatchEvent(begun);
+}"""
+
+
+def test_a_finger_on_a_chart_scrolls_the_page(browser_context, address) -> None:
+    """Plotly takes a touch for itself, to zoom, unless its drag mode is off."""
+    context = browser_context.browser.new_context(
+        has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844}
+    )
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_selector("body.isx-begun #ratio-chart .nsewdrag", state="attached")
+    assert page.evaluate(TOUCHED)
+    context.close()
+
+
 def test_the_tour_leads_through_the_page_and_gives_it_back(small) -> None:
     opened, page = small, small.page
     assert page.locator(".isx-tour").count() == 0
