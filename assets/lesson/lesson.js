@@ -250,6 +250,8 @@
     const one = document.querySelector(step().press);
     if (!one?.offsetHeight || one.disabled) return;
     pressed = true;
+    const server = document.querySelector('#run-on input[value="server"]');
+    if (one.id === "generate" && server && !server.checked) server.click(); // whose columns the step reads
     one.click();
   }
 

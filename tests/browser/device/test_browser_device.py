@@ -197,6 +197,9 @@ def test_settings_that_change_want_other_files_and_a_stop_ends_an_answer(opened)
     opened.says(STATUS, "The models are on your device")
     page.click("#generate")
     opened.says("#device", "IntraSlice, 40% removed", "64 tokens")
+    page.evaluate("window.isxLesson.show(7)")  # "Who said it?" reads the server's answers
+    page.wait_for_selector("#run-on input[value=server]:checked", state="attached")
+    opened.says("#dense-answer", "token")
 
 
 @pytest.mark.slow
