@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from intraslice.cli.run import CommandResult, Run, peak_memory
-from intraslice.core.config import FREE
+from intraslice.core.config import FREE, SliceConfig, Targets
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import size
 from intraslice.evaluation.benchmark import REFERENCE_TOKENS, Costs, ShapeCosts, measure_costs, measure_shapes
 from intraslice.evaluation.growth import JOBS, measure_growth
+from intraslice.loading import LoadedModel
+from intraslice.methods.registry import Tokens
 from intraslice.pretrained.precision import choose_dtype
 from intraslice.samples import calibration_sequences
 
@@ -55,20 +58,23 @@ def _costs(run: Run, dtype: str) -> Costs:
     """Costs of the run's model in one precision."""
     other = Run(argparse.Namespace(**vars(run.arguments) | {"dtype": dtype}))
     other.seconds = run.seconds
-    loaded, recipe = other.load_dense(), other.recipe
-    tokens = calibration_sequences(loaded, recipe.calibration, recipe.evaluation.text)
-    windows = other.windows(loaded)
+    inputs = _inputs(other)
     with run.timed(dtype):
-        return measure_costs(loaded, tokens, windows, recipe.slicing, recipe.calibration.targets)
+        return measure_costs(*inputs)
 
 
 def _shapes(run: Run) -> dict[str, ShapeCosts]:
     """Speed and perplexity of several shapes, in the run's precision."""
+    inputs = _inputs(run)
+    with run.timed("shapes"):
+        return measure_shapes(*inputs)
+
+
+def _inputs(run: Run) -> tuple[LoadedModel, Tokens, Tensor, SliceConfig, Targets]:
+    """What a measurement takes: model, calibration tokens, held-out windows, slicing and targets."""
     loaded, recipe = run.load_dense(), run.recipe
     tokens = calibration_sequences(loaded, recipe.calibration, recipe.evaluation.text)
-    windows = run.windows(loaded)
-    with run.timed("shapes"):
-        return measure_shapes(loaded, tokens, windows, recipe.slicing, recipe.calibration.targets)
+    return loaded, tokens, run.windows(loaded), recipe.slicing, recipe.calibration.targets
 
 
 def _text(run: Run, costs: dict[str, Costs], result: dict[str, Any]) -> str:

@@ -47,17 +47,15 @@ MAX_MULTIPLE = 4096
 
 
 def canonical_shapes(shapes: str) -> str:
-    """ "free", "runtime", or multiples as in "mlp=64 dim=8", from any of these, or a name in `PRESETS`.
+    """One form of all names of the same shapes: "free", "runtime", or multiples as in "mlp=64 dim=8".
 
     Raises UserError for anything else.
     """
-    if shapes in SHAPES:
-        return shapes
-    words = PRESETS.get(shapes, shapes).split() if isinstance(shapes, str) else []
-    if words == [RUNTIME]:
-        return RUNTIME
+    named = PRESETS.get(shapes, shapes) if isinstance(shapes, str) else ""
+    if named in SHAPES:
+        return named
     multiples: dict[str, int] = {}
-    for word in words:
+    for word in named.split():
         name, _, multiple = word.partition("=")
         is_count = multiple.isdecimal() and 1 <= int(multiple) <= MAX_MULTIPLE
         if name in multiples or name not in Alignment._fields or not is_count or (name == "dim" and int(multiple) % 2):

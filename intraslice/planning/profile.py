@@ -19,7 +19,7 @@ from intraslice.planning.even_heads import EvenHeads, even_heads
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.ranking import Ranking, rank
 from intraslice.planning.sizes import LayerSizes
-from intraslice.planning.widths import aligned, block_widths
+from intraslice.planning.widths import block_widths
 
 # Fraction of a head's parameters that a mask on the input of o_proj accounts for: value and output weights are half of
 # them; the rest is for queries and keys. The best of 0.5, 0.6, 0.7, 0.8 and 1 on three texts.
@@ -60,11 +60,6 @@ class LayerProfile:
         groups.index_add_(1, torch.tensor(self.kv_head), alive.long())
         counts = zip(alive.sum(1).tolist(), (groups > 0).sum(1).tolist(), self.table.dim.tolist(), strict=True)
         return list(counts)
-
-    def aligned_shape(self, keep: int, multiple: int) -> tuple[int, int, int]:
-        """(heads, key/value heads, dim) of a channel budget, with `dim` as the nearest multiple."""
-        heads, kv_heads, dim = self.shapes[keep]
-        return heads, kv_heads, aligned(dim, self.sizes.dim, multiple)
 
     def choices(self, estimator: str | None) -> Choices:
         """Candidates for runtime shapes, by an estimator's importances; with None costs grow with the size."""

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intraslice.core.config import (
-    Alignment,
+    FREE,
+    RUNTIME,
     ModuleKind,
     SliceConfig,
     missed_by_multiples,
@@ -21,7 +22,7 @@ from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.profile import Profile
 from intraslice.planning.runtime_sizes import runtime_sizes
 from intraslice.planning.sizes import Parameters
-from intraslice.planning.widths import MULTIPLE, all_aligned, neurons_kept
+from intraslice.planning.widths import MULTIPLE, aligned, all_aligned, neurons_kept
 
 SEARCH_STEPS = 24
 
@@ -124,15 +125,18 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
     attention, attention_threshold = _uncapped_ratios(profile, config, "attention", fraction)
     attention_capped = _with_locks(cap_ratios(attention, channels, config.cap), "attention", config)
 
-    multiples = config.alignment
     shapes = [
-        layer.aligned_shape(round(layer.sizes.channels * (1 - ratio)), multiples.dim)
-        if ratio < 1
-        else (0, 0, layer.sizes.dim)
+        layer.shapes[round(layer.sizes.channels * (1 - ratio))] if ratio < 1 else (0, 0, layer.sizes.dim)
         for layer, ratio in zip(profile.layers, attention_capped, strict=True)
     ]
     widths = [neurons_kept(s.neurons, ratio) for s, ratio in zip(sizes, mlp_capped, strict=True)]
-    widths = all_aligned(widths, neurons, multiples.mlp)
+    if config.shapes != FREE:
+        dims, multiples = [s.dim for s in sizes], config.alignment
+        shapes = [
+            (count, groups, aligned(dim, dense, multiples.dim))
+            for (count, groups, dim), dense in zip(shapes, dims, strict=True)
+        ]
+        widths = all_aligned(widths, neurons, multiples.mlp)
     return _Candidate(
         attention_capped,
         mlp_capped,
@@ -197,14 +201,14 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     last = len(profile.layers) - 1
     if absent := [layer for layer, _, _ in config.locked if layer > last]:
         raise UserError(f"layer {absent[0]} does not exist, so it cannot be locked; layers are 0 to {last}")
-    layers, reasons = (_runtime_layers if config.shapes == "runtime" else _free_layers)(profile, config)
+    layers, reasons = (_runtime_layers if config.shapes == RUNTIME else _free_layers)(profile, config)
     decoder = sum(
         layer.sizes.parameters(len(layer_plan.heads), layer_plan.kv_heads, layer_plan.dim, layer_plan.neurons)
         for layer, layer_plan in zip(profile.layers, layers, strict=True)
     )
     dense, other = profile.dense_decoder, profile.other_parameters
     parameters = Parameters(dense + other, decoder + other, dense, decoder)
-    if config.alignment != Alignment() and abs(parameters.removed_fraction - config.sparsity) > 0.01:
+    if config.shapes not in (FREE, RUNTIME) and abs(parameters.removed_fraction - config.sparsity) > 0.01:
         raise missed_by_multiples(config, parameters.removed_fraction)
     if reasons.nominal_sparsity == 1 and config.sparsity - parameters.removed_fraction > 0.01:
         raise too_little_removed(config, parameters.removed_fraction)
@@ -225,7 +229,7 @@ def _free_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan]
     ):
         keep = round(layer.sizes.channels * (1 - attention))
         heads = layer.table.alive[keep].nonzero().flatten().tolist() if count else ()
-        if config.alignment != Alignment():  # ratios of the rounded sizes
+        if config.shapes != FREE:  # ratios of the rounded sizes
             attention, mlp = 1 - count * dim / layer.sizes.channels, 1 - neurons / layer.sizes.neurons
         layers.append(LayerPlan(attention, mlp, tuple(heads), kv_heads, dim, neurons))
     return layers, best.reasons
