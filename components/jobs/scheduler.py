@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 from functools import partial
-from traceback import clear_frames
+from traceback import format_tb
 from typing import Any
 
 from ..i18n.language import lazy_gettext
@@ -251,19 +251,25 @@ class Scheduler:
         try:
             self._require_wanted(job)
             result = job.work(job)
-        except Cancelled:
-            pass
+        except Cancelled as cancelled:
+            _forget_frames(cancelled)
         except BaseException as problem:  # whoever listens is told; the others' work goes on
             error = problem
-            _forget_variables(problem)
+            _forget_frames(problem)
         with self.lock:
             self._charge(job)
             self._end(job, result, error)
 
 
-def _forget_variables(error: BaseException) -> None:
-    """Clear the variables of the functions that an error has ended: they hold models, and job and error are a cycle."""
+def _forget_frames(error: BaseException) -> None:
+    """Replace an error's traceback by its text: frames hold variables and closures, models among them.
+
+    Clearing the frames is not enough: they keep their functions, and thereby the closures. A job and its error are a
+    cycle, so only a garbage collection would free all that.
+    """
     cause: BaseException | None = error
     while cause is not None:
-        clear_frames(cause.__traceback__)
+        if not hasattr(cause, "__notes__") and not isinstance(cause, Cancelled):
+            cause.add_note("In its job:\n" + "".join(format_tb(cause.__traceback__)))
+        cause.__traceback__ = None
         cause = cause.__cause__ or cause.__context__

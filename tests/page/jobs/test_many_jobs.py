@@ -54,6 +54,7 @@ class Model:
 
 
 def test_a_failed_job_leaves_nothing_that_it_held_before_any_garbage_collection():
+    """Neither variables nor what its closures hold."""
     held = []
 
     def failing(job):
@@ -67,7 +68,12 @@ def test_a_failed_job_leaves_nothing_that_it_held_before_any_garbage_collection(
     def sharing(job):
         model = Model()
         held.append(weakref.ref(model))
-        job.share("model", failing)
+
+        def uses_model(job):
+            assert model is not None
+            failing(job)
+
+        job.share("model", uses_model)
 
     gc.disable()
     try:
