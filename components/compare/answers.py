@@ -19,6 +19,7 @@ from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, an
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Shared
+from ..jobs.places import Places
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.request import DENSE, Request
@@ -28,6 +29,8 @@ from .views import COLUMNS, PINNED, Answer, Question
 
 Answers = Mapping[str, Answer]
 STOPPED = lazy_gettext("Stopped.")
+# Each keeps its sliced models in memory until it ends; the dense columns of the others go on meanwhile.
+SLICED_ANSWERS = Places(4, lazy_gettext("Waiting for other answers to end"))
 SLICING_SECONDS = 0.4  # of slicing between two tokens of the columns that already answer
 
 
@@ -64,14 +67,18 @@ def write_answers(
     keys = {name: key(*source) if columns.session.is_calibrated(source[0]) else "" for name, source in sources.items()}
     for name in [name for name in sources if decoder.start_finished(name, keys[name])]:
         del sources[name]
-    with ExitStack() as stack:
+    with SLICED_ANSWERS.wanted() as has_place, ExitStack() as stack:
         models = {name: stack.enter_context(_begin_model(job, columns, *source)) for name, source in sources.items()}
         for name in models:
             decoder.show_pending(name)
         job.emit(Status(lazy_gettext("Answering")))
         decoder.step()
         while models or decoder.running:
-            for name in list(models):  # slice one model at a time; columns that have a model continue
+            can_slice = bool(models) and has_place()
+            if not can_slice and not decoder.running:
+                SLICED_ANSWERS.wait(job)
+                continue
+            for name in list(models) if can_slice else ():  # one model at a time; columns that have one continue
                 try:
                     if not models[name].wait(SLICING_SECONDS if decoder.running else math.inf):
                         break

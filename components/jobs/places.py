@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .job import Job
 from .status import Status
 
-LOOK = 0.25  # seconds between two looks for a free place
+LOOK = 0.5  # seconds between two looks for a free place
 
 
 class Places:
-    """At most `count` jobs inside `held` or `taken` at a time; the others wait, and say so.
+    """At most `count` jobs have a place at a time; the others wait, and say so.
 
     Args:
         words: the status of a job that waits.
@@ -31,10 +31,28 @@ class Places:
     @contextmanager
     def held(self, job: Job) -> Iterator[None]:
         """While open, the job has a place. Raises Cancelled, also while it waits."""
-        while not self._free.acquire(blocking=False):
-            job.emit(Status(self._words))
-            job.sleep(LOOK)
-        try:
+        with self.wanted() as take:
+            while not take():
+                self.wait(job)
             yield
+
+    @contextmanager
+    def wanted(self) -> Iterator[Callable[[], bool]]:
+        """Yields a function that takes a place if one is free, and returns whether it has one; kept while open."""
+        has_place = False
+
+        def take() -> bool:
+            nonlocal has_place
+            has_place = has_place or self._free.acquire(blocking=False)
+            return has_place
+
+        try:
+            yield take
         finally:
-            self._free.release()
+            if has_place:
+                self._free.release()
+
+    def wait(self, job: Job) -> None:
+        """Say that the job waits, and let others run until it looks again. Raises Cancelled."""
+        job.emit(Status(self._words))
+        job.sleep(LOOK)

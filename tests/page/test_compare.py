@@ -14,6 +14,7 @@ from components.compare import handlers
 from components.compare import html as compare_words
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
+from components.jobs.places import Places
 from components.jobs.status import Status
 from components.state.crossmodule import TOLERANCE
 from components.state.request import Request, parse
@@ -72,6 +73,21 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
     assert plain(shown["dense"]) == texts["dense"]
     assert plain(shown["intraslice"]) == texts["sliced"]
     assert "12 tokens" in shown["crossmodule"]
+
+
+def test_the_dense_column_ends_while_other_answers_hold_all_places(columns, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(streaming, "SLICED_ANSWERS", Places(1, "waiting"))
+    with streaming.SLICED_ANSWERS.wanted() as take:
+        assert take()
+        events = streaming.answer(columns, tiny, Question("w40 w50", 12), "somebody")
+        shown: dict[str, Answer] = {}
+        for event in events:
+            if event == Status("waiting"):
+                break
+            shown = shown if isinstance(event, Status) else dict(event)
+    assert [shown[name].state for name in COLUMNS] == ["cut", "pending", "pending"]
+    *_, last = [event for event in events if not isinstance(event, Status)]
+    assert {answer.state for answer in last.values()} == {"cut"}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
