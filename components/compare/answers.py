@@ -67,7 +67,7 @@ def write_answers(
     keys = {name: key(*source) if columns.session.is_calibrated(source[0]) else "" for name, source in sources.items()}
     for name in [name for name in sources if decoder.start_finished(name, keys[name])]:
         del sources[name]
-    with SLICED_ANSWERS.wanted() as has_place, ExitStack() as stack:
+    with SLICED_ANSWERS.requested() as has_place, ExitStack() as stack:
         models = {name: stack.enter_context(_begin_model(job, columns, *source)) for name, source in sources.items()}
         for name in models:
             decoder.show_pending(name)

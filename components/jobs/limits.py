@@ -75,10 +75,10 @@ DOWNLOADS = Limit("DOWNLOADS", "downloads to users' devices at once", 200, 200, 
 JOBS = Limit(
     "JOBS", "jobs that run or wait", 240, 240, "each holds two threads; a class of 60 at one address has up to 190"
 )
-VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one session", 12, 12, "an open page has up to eleven")
+VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one client", 12, 12, "an open page has up to eleven")
 JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "others must get their turns")
 CALLS = Limit("CALLS", "calls that wait or run", 1_000, 500, "each keeps its inputs and pending messages")
-VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one open page", 40, 40, "a page at work has up to twenty")
+VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one client", 40, 40, "a page at work has up to twenty")
 UNREAD_SECONDS = Limit(
     "UNREAD_SECONDS", "seconds until unread results are dropped", 30, 30, "their client has probably left"
 )

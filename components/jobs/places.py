@@ -31,13 +31,13 @@ class Places:
     @contextmanager
     def held(self, job: Job) -> Iterator[None]:
         """While open, the job has a place. Raises Cancelled, also while it waits."""
-        with self.wanted() as take:
+        with self.requested() as take:
             while not take():
                 self.wait(job)
             yield
 
     @contextmanager
-    def wanted(self) -> Iterator[Callable[[], bool]]:
+    def requested(self) -> Iterator[Callable[[], bool]]:
         """Yields a function that takes a place if one is free, and returns whether it has one; kept while open."""
         has_place = False
 

@@ -77,7 +77,7 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
 
 def test_the_dense_column_ends_while_other_answers_hold_all_places(columns, tiny, monkeypatch) -> None:
     monkeypatch.setattr(streaming, "SLICED_ANSWERS", Places(1, "waiting"))
-    with streaming.SLICED_ANSWERS.wanted() as take:
+    with streaming.SLICED_ANSWERS.requested() as take:
         assert take()
         events = streaming.answer(columns, tiny, Question("w40 w50", 12), "somebody")
         shown: dict[str, Answer] = {}
