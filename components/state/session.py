@@ -70,7 +70,7 @@ class Session:
         self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens)
         self.slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self.plans = Plans()
-        self._snapshot = snapshot.source() if snapshot.FILE.is_file() else None
+        self._snapshots = snapshot.sources() if snapshot.FILE.is_file() else {}
         self.readings = Readings(self._caches, self._sliced, measurements.load())
 
     # Answers in milliseconds
@@ -225,8 +225,8 @@ class Session:
     def source(self, request: Request) -> Source | None:
         """What plans are computed from: the calibration so far; for the default one until it is whole the snapshot."""
         best = self.calibrations.best(request.calibration)
-        if request.is_default_calibration and self._snapshot is not None and (best is None or not best.is_whole):
-            return self._snapshot
+        if request.is_default_calibration and self._snapshots and (best is None or not best.is_whole):
+            return self._snapshots[request.calibration.dtype]
         return None if best is None else best.source
 
     def keep_calibration(self, request: Request) -> None:

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from components.ratios.estimator_check import measure as verdict
 from components.state.request import parse
+from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import plan as snapshot
 from intraslice.calibration.driver import calibrate
@@ -50,3 +51,12 @@ def test_the_kept_sensitivity_has_every_module_once():
     modules = [(one["layer"], one["module"]) for one in record["modules"]]
     assert modules == [(layer, module) for layer in range(layers) for module in ("attention", "mlp")]
     assert "tokens" in record["measured_on"]
+
+
+@pytest.mark.parametrize(("dtype", "bytes_per_value"), [("float32", 4), ("bfloat16", 2)])
+def test_its_plans_count_bytes_in_the_precision_of_the_page(dtype, bytes_per_value):
+    plan = Session().plan(parse(Settings(dtype=dtype)))
+    kept = snapshot.load()[0].layers
+    assert plan.provisional
+    assert plan.bytes_per_value == bytes_per_value
+    assert plan.kv_dense == bytes_per_value * sum(2 * layer.sizes.kv_heads * layer.sizes.dim for layer in kept)

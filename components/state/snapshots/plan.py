@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
+from intraslice.pretrained.precision import Precision
 
 from ...assets import ASSETS
 from ...i18n.language import lazy_day, lazy_gettext
+from ..choices import PRECISIONS
 from ..plan_views import Source
+from ..request import parse
+from ..settings import Settings
 
 FILE = ASSETS / "snapshot.npz"
 
@@ -80,13 +84,21 @@ def load(path: Path = FILE) -> tuple[Profile, str]:
     return Profile(layers, about["other_parameters"], about["bytes_per_value"]), about["label"]
 
 
-def source(path: Path = FILE) -> Source:
-    """The snapshot as a source of plans."""
+def sources(path: Path = FILE) -> dict[Precision, Source]:
+    """The snapshot as a source of plans, by the precision that the page calculates in."""
     profile, raw_label = load(path)
     # The default model's head is tied to its embeddings; outside of the layers there is only the last norm besides.
     head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
     provisional = lazy_gettext("Precomputed: {label}", label=translatable_label(raw_label))
-    return Source(profile, head_weights, provisional=provisional)
+    return {
+        precision: Source(
+            replace(profile, bytes_per_value=getattr(torch, precision).itemsize),
+            head_weights,
+            parse(Settings(dtype=precision)).calibration,
+            provisional=provisional,
+        )
+        for precision in PRECISIONS
+    }
 
 
 def translatable_label(label: str) -> str:

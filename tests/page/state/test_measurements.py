@@ -67,7 +67,7 @@ def test_the_page_opens_with_them_before_anything_is_loaded() -> None:
 def stored(fresh, tiny, monkeypatch) -> measurements.Measurements:
     """The tiny model as the default one, with measurements that no run gives."""
     monkeypatch.setattr(Request, "is_default_calibration", True)
-    monkeypatch.setattr(fresh, "_snapshot", None)
+    monkeypatch.setattr(fresh, "_snapshots", {})
     key = (tiny.slicing.estimator, tiny.slicing.order)
     wrong = replace(STORED, series={key: STORED.series["pca", "one-shot"]})
     monkeypatch.setattr(type(wrong), "_series_of", lambda self, slicing: self.series[key])
