@@ -80,7 +80,7 @@ class Visitor:
         return time.perf_counter() - self.began
 
     def drag(self, values: list[float], chart: str = "#ratio-chart") -> list[float]:
-        """Milliseconds from each move of the slider to pixels, sorted."""
+        """Milliseconds from each move of the slider to pixels, sorted. Every value must differ from the one before."""
         return sorted(self.page.evaluate(MOVE, [chart, values]))
 
     def release(self, percent: int) -> None:
@@ -139,7 +139,7 @@ def moving(machine: Machine, visitor: Visitor) -> None:
     """Everything is loaded, nobody else is there."""
     for tab, chart in (("Ratios", "#ratio-chart"), ("Spectra", "#variance-chart")):
         visitor.open(tab)
-        times = visitor.drag([20 + (move * 7) % 30 for move in range(MOVES)], chart)
+        times = visitor.drag([21 + (move * 7) % 30 for move in range(MOVES)], chart)
         machine.report(f"slider to pixels, {tab}, median", statistics.median(times), 100, "ms")
     visitor.open("Ratios")
     stored, first, final = [], [], []
@@ -195,7 +195,7 @@ def beside(machine: Machine, browser: playwright.Browser, address: str, busy: Vi
 
 
 def _moved_beside(machine: Machine, name: str, other: Visitor, percent: int) -> None:
-    times = other.drag([20 + (move * 7) % 30 for move in range(MOVES)])
+    times = other.drag([21 + (move * 7) % 30 for move in range(MOVES)])
     machine.report(f"slider to pixels beside {name}, 95th percentile", times[int(0.95 * len(times))], 150, "ms")
     other.release(percent)
     other.measure_here()
