@@ -34,7 +34,7 @@ ANSWERING = """['intraslice', 'crossmodule'].every((name) =>
     /{percent}% removed[^]*[1-9][0-9]* tokens?{ending}/.test(document.querySelector(`#${name}-answer`).innerText))
     && /[1-9][0-9]* token/.test(document.querySelector('#dense-answer').innerText)"""
 SHIFTED = """document.querySelector('#shift-words [data-percent]')?.dataset.percent === '{percent}'
-    && /IntraSlice by .*Cross-module by/.test(document.querySelector('#shift-words').innerText)"""
+    && /IntraSlice [0-9].*Cross-module [0-9]/.test(document.querySelector('#shift-words').innerText)"""
 MOVE = """([chart, values]) => {
     const plot = document.querySelector(`${chart} .isx-plot`);
     const range = document.querySelector('#sparsity input[type=range]');
