@@ -30,7 +30,7 @@ from .ui.labels import METHODS
 
 DEFAULT_SWEEP: dict[str, Any] = SweepChoice()._asdict()
 CALLS = itertools.count(1)
-NO_RESULT = lazy_gettext("The job was stopped before it had a result. Call again.")
+NO_RESULT = lazy_gettext("The job was stopped before it had a result. Try again.")
 Upload = gr.FileData | None
 QUEUE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}
 

@@ -209,7 +209,7 @@ def _display_name(text: str) -> str:
 def _readable_path(text: str) -> Path:
     path = _existing(text)
     if path is None:
-        raise UserError(f"no text {_display_name(text)!r}; expected {_CHOICES}")
+        raise UserError(f"text {_display_name(text)!r} not found; expected {_CHOICES}")
     if path.suffix.lower() not in READERS:
         kind = f"a {path.suffix} file" if path.suffix else "a file without extension"
         raise UserError(f"{path.name!r} is {kind}; expected {_CHOICES}")

@@ -195,7 +195,7 @@ def _with_offer(columns: Columns, request: Request, event: Status) -> Status:
 def _with_slicing_progress(shown: answers.Answers, event: Status) -> answers.Answers:
     """The columns; one whose model is being sliced shows the progress of that."""
     progress = lazy_gettext(
-        "This model is being sliced first. {what} {done} of {total}.",
+        "This model must be sliced before it can answer. {what} {done} of {total}.",
         what=event.text,
         done=event.done,
         total=event.total,

@@ -72,7 +72,7 @@ def _highlighted(content: Answer) -> str:
 
 def _state(name: str, content: Answer) -> str:
     if content.state == "pending":
-        pending = gettext("This model is not sliced at this sparsity yet; its answer follows.")
+        pending = gettext("This model has not been sliced at this sparsity yet; its answer will appear here.")
         return escape(translate(content.problem)) or pending
     if content.state == "waiting":
         return "…"

@@ -158,7 +158,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         rows.append([MODULES[module], threshold, number(curve.chosen_below, ".1%"), number(curve.all_below, ".1%")])
     layout["shapes"], layout["annotations"] = shapes, headings
     return Chart(
-        title=gettext("Importance of layer {layer} against the global threshold", layer=layer),
+        title=gettext("Importances in layer {layer} and the global thresholds", layer=layer),
         note=gettext(
             "Why is layer {layer} pruned this much? One threshold for attention and one for MLPs apply to all layers. "
             "{cut} Grey: all layers together; blue: this layer.",

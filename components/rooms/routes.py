@@ -72,7 +72,13 @@ def routes(rooms: Rooms) -> Sequence[Route]:
         try:
             image = segno.make_qr(link, error="m").svg_inline(border=4, dark="#000", light="#fff", omitsize=True)
         except ValueError as error:  # of characters that need more bits
-            raise Refused(400, lazy_gettext("A QR code cannot hold this link. Use plain characters.")) from error
+            raise Refused(
+                400,
+                lazy_gettext(
+                    "This link does not fit into a QR code: some of its characters, such as emoji, take up too much "
+                    "space there. Shorten the link, or use only ASCII characters."
+                ),
+            ) from error
         return {"svg": image}
 
     def student_state(request: Request, body: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ RECOVERY_STAGES = {  # the library's stages, and their texts in the status
     "dense states": lazy_gettext("Computing the dense model's hidden states for training, sequence"),
     "distill": lazy_gettext("Training the sliced model, step"),
 }
-NOT_CALIBRATED = lazy_gettext("This model is not calibrated on this text yet. Press “Load and calibrate”.")
+NOT_CALIBRATED = lazy_gettext("This model has not been calibrated on this text yet. Press “Load and calibrate”.")
 
 
 class Session:

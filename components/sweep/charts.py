@@ -47,11 +47,11 @@ def removed_chart(view: SweepView) -> Chart:
     return Chart(
         title=gettext("Perplexity against parameters removed"),
         note=gettext(
-            "How does perplexity rise with sparsity? {count} of {total} points.",
+            "How does perplexity rise with sparsity? {count} of {total} points are measured.",
             count=len(view.points),
             total=view.total,
         ),
-        hint=gettext("Click one to load its setting into the controls."),
+        hint=gettext("Click a point to load its setting into the controls."),
         protocol=view.protocol,
         data=data,
         layout=layout,

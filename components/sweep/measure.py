@@ -170,7 +170,7 @@ def write_csv(session: Session, request: Request, choice: SweepChoice, path: Pat
     """Write the measured points like `python -m intraslice sweep --csv`. Raises UserError if there are none."""
     frame = sweep_plan(session, request, choice).frame()
     if frame.empty:
-        raise UserError(lazy_gettext("No point of this sweep is measured yet. Press “Run the sweep”."))
+        raise UserError(lazy_gettext("No point of this sweep has been measured yet. Press “Run the sweep”."))
     frame.to_csv(path, index=False)
 
 

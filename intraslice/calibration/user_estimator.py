@@ -111,7 +111,8 @@ def _checked(name: str, function: Callable[[LayerCalibration], Any]) -> Callable
             raise
         except Exception as error:
             raise UserError(
-                f"estimator {name} failed ({_message(error)}); expected a pair (attention importances, MLP importances)"
+                f"estimator {name} failed ({_message(error)}); correct it so that it returns a pair (attention "
+                "importances, MLP importances)"
             ) from error
         sizes = layer.sizes
         _require_importances(name, "mlp", mlp, [sizes.neurons])

@@ -158,7 +158,7 @@ def load(
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if wrong := sorted(str(name) for names in report.values() for name in names):
-            raise ValueError(f"tensors do not fit: {wrong[0]}")
+            raise ValueError(f"the tensors do not match the model's configuration: {wrong[0]}")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} is not a complete sliced checkpoint ({reason}); copy the folder again") from error
@@ -177,7 +177,7 @@ def _read_json_or_empty(file: Path) -> dict[str, Any]:
 def _verified_record(folder: Path) -> dict[str, Any]:
     """The record that `save` wrote, once its SHA-256 is verified. transformers' `save_pretrained` writes no record."""
     if not is_checkpoint(folder):
-        raise UserError(f"{folder} holds no sliced model; name a folder that slicing wrote")
+        raise UserError(f"{folder} contains no sliced model; name a folder in which a sliced model was saved")
     if not (folder / RECORD).is_file():
         return {"format": FORMAT}
     record = _read_json_or_empty(folder / RECORD)

@@ -66,7 +66,7 @@ def weight_files(folder: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     names = set(names.values()) if isinstance(names, dict) else set()
     if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
-        raise ValueError(f"{index.name} must list files of its folder")
+        raise ValueError(f"{index.name} must list at least one file, and only .safetensors files in its own folder")
     return [folder / name for name in sorted(names)]
 
 

@@ -109,7 +109,9 @@ def refine_mlp(
     with torch.no_grad():
         tokens = torch.cat([batch.flatten(0, -2).float() for batch in batches])
         if len(tokens) < 2:
-            raise ValueError(f"refining got {len(tokens)} tokens; expected at least 2, to train on and to hold out")
+            raise ValueError(
+                f"refinement requires at least 2 tokens (one to train on, one to hold out), got {len(tokens)}"
+            )
         count = math.ceil(len(tokens) * config.held_out)
         train, held_out = tokens.split([len(tokens) - count, count])
         dense = _module(weights)

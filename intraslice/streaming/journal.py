@@ -74,8 +74,8 @@ class Journal:
             for other in self.folder.iterdir():
                 other.unlink(missing_ok=True)
             raise UserError(
-                f"the unfinished step {step} in {self.folder} is damaged ({error}); all of its steps were removed: run "
-                "the same command again, which starts from the beginning"
+                f"the unfinished step {step} in {self.folder} is damaged ({error}); all saved steps in that folder "
+                "were removed. Run the same command again; it starts from the beginning"
             ) from error
 
     def _file(self, step: str) -> Path:

@@ -170,8 +170,8 @@ def test_numbers_are_written_as_the_language_has_them(value, form, german) -> No
     with use_language("de"):
         assert number(value, form) == german
         assert (
-            gettext("How does perplexity rise with sparsity? {count} of {total} points.", count=3, total=8)
-            == "Wie steigt die Perplexität mit der Sparsity? 3 von 8 Punkten."
+            gettext("How does perplexity rise with sparsity? {count} of {total} points are measured.", count=3, total=8)
+            == "Wie steigt die Perplexität mit der Sparsity? 3 von 8 Punkten sind gemessen."
         )
 
 
@@ -199,14 +199,16 @@ def test_the_address_says_the_language_else_the_browser(query, accepted, code) -
 
 def test_what_is_said_later_is_said_to_each_reader() -> None:
     inner = lazy_gettext("Slicing, layer")
-    words = lazy_gettext("This model is being sliced first. {what} {done} of {total}.", what=inner, done=1, total=2)
-    assert words == "This model is being sliced first. Slicing, layer 1 of 2."
+    words = lazy_gettext(
+        "This model must be sliced before it can answer. {what} {done} of {total}.", what=inner, done=1, total=2
+    )
+    assert words == "This model must be sliced before it can answer. Slicing, layer 1 of 2."
     with use_language("de"):
         told = "Dieses Modell muss erst zugeschnitten werden. Zuschneiden, Schicht 1 von 2."
         assert translate(words) == translate(copy.deepcopy(words)) == translate(str(words)) == told
         assert translate(str(ValueError(words))) == told
         assert formatting.problem(ValueError(words)).count(told) == 1
-        assert words == "This model is being sliced first. Slicing, layer 1 of 2."
+        assert words == "This model must be sliced before it can answer. Slicing, layer 1 of 2."
         assert translate("an error of {the} library") == "an error of {the} library"
 
 

@@ -139,7 +139,7 @@ def test_a_choice_of_nothing_is_refused_in_words(session, tiny, name, one) -> No
 
 
 def test_a_sweep_of_nothing_measured_has_no_csv(session, tiny, tmp_path) -> None:
-    with pytest.raises(UserError, match="No point of this sweep is measured yet"):
+    with pytest.raises(UserError, match="No point of this sweep has been measured yet"):
         sweeps.write_csv(session, tiny, CHOICE, tmp_path / "rows.csv")
 
 

@@ -11,8 +11,8 @@ from ...ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
 from .views import MarginalCostView, ModuleCost
 
 WAITING = lazy_gettext(
-    "Slice one module at a time, about 10 percentage points more and less, and measure what removing one more of its "
-    "parameters costs."
+    "Prune one module at a time, once by about 10 percentage points more and once by about 10 less, and measure what "
+    "removing one more of its parameters costs."
 )
 
 

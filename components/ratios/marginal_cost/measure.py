@@ -85,7 +85,7 @@ class MarginalCostCache:
                 raise UserError(NOTHING)
             calibrated = self._session.calibrations.calibrate(job, request.calibration)
             sliced, plan = self._session.slice(job, request), self._session.slice_plan(request)
-            progress = job_progress(job, lazy_gettext("Slicing one module at a time, more and less:"))
+            progress = job_progress(job, lazy_gettext("Measuring marginal costs, one module at a time:"))
             loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
             costs = measure_marginal_costs(loaded, stats, sliced, plan, windows, progress=progress)
             view = marginal_cost_view(costs, calibrated.source.profile, plan, _measured_on(costs))

@@ -35,8 +35,8 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
     note = translate(WAITING)
     if view:
         note = gettext(
-            "Do better ratios exist? Bars: the ratios of the best allocation so far. Line: the estimator's plan of "
-            "equal size, from which the search started."
+            "Do better ratios exist? Bars: the ratios of the best allocation so far. Line: the estimator's plan for "
+            "the same model size, from which the search started."
         )
     return Chart(
         title=gettext("Ratio search"),

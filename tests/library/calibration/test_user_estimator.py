@@ -94,7 +94,7 @@ def test_a_file_that_is_not_there_or_cannot_be_named_is_refused(tmp_path, place)
     ("body", "words"),
     [
         ("return layer.nothing", "failed (AttributeError"),
-        ("return layer.mlp_gradients.sum(0)", "expected a pair (attention importances, MLP importances)"),
+        ("return layer.mlp_gradients.sum(0)", "returns a pair (attention importances, MLP importances)"),
         ("return 2 * [layer.mlp_gradients[0].square()]", "returns shape (132,) for attention"),
         ("return abs(layer.attention_gradients[0]), abs(layer.mlp_gradients)", "returns shape (16, 132) for mlp"),
         (

@@ -285,4 +285,4 @@ def test_an_index_of_shards_names_no_files_elsewhere(name, folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
     for work in (estimate_memory, load_model):
-        assert "must list files of its folder" in refusal(lambda work=work: work(str(folder)))
+        assert "only .safetensors files in its own folder" in refusal(lambda work=work: work(str(folder)))

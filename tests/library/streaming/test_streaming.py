@@ -120,7 +120,7 @@ def test_a_damaged_step_is_said_and_the_next_run_starts_anew(tiny_case, recipe_f
     assert killed_after(12, recipe, folder)
     for step in (file for file in (own_cache / "unfinished").rglob("*") if file.is_file()):
         step.write_bytes(step.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"is damaged .* run the same command again"):
+    with pytest.raises(UserError, match=r"is damaged .* Run the same command again"):
         slice_to_folder(recipe, folder, progress=False)
     slice_to_folder(recipe, folder, progress=False)
     assert files_of(folder) == files_of(expected)

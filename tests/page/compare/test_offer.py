@@ -29,7 +29,7 @@ def told(session, tiny, monkeypatch):
 def test_a_long_wait_offers_the_device(told) -> None:
     assert "Waiting; jobs ahead: 4, about 30 s left. Choose “Run on: This device”" in told(LONG)
     with use_language("de"):
-        assert "Waiting; jobs ahead: 4, noch etwa 30 s. Mit „Ausführen auf: diesem Gerät“" in told(LONG)
+        assert "Waiting; jobs ahead: 4, noch etwa 30 s. Wer nicht auf den Server warten möchte" in told(LONG)
 
 
 def test_a_short_wait_work_and_a_server_without_the_files_offer_nothing(told) -> None:

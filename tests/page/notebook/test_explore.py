@@ -50,7 +50,7 @@ def test_every_cell_runs(given, capsys) -> None:
     figures = [result for result in results if isinstance(result, go.Figure)]
     assert [figure.layout.title.text for figure in figures] == [
         "Pruning ratio per layer",
-        "Importance of layer 1 against the global threshold",
+        "Importances in layer 1 and the global thresholds",
         "Perplexity against parameters removed",
     ]
     assert all('"@' not in figure.to_json() for figure in figures)  # the page's names of colours are none of plotly's
