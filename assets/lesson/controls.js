@@ -68,12 +68,14 @@
 
   // The models' answers, shuffled: their texts come when the models have written them, and again when they write anew.
   function answers({ label }, said, say) {
-    const element = make("div", {}, make("p", { className: "isx-quiet", textContent: words.answers }));
-    let shown = "";
+    const hint = make("p", { className: "isx-quiet", textContent: words.answers });
+    const element = make("div", {}, hint);
+    let shown = "[]";
     let inner = null;
     const update = (texts) => {
       if (JSON.stringify(texts) === shown) return;
       shown = JSON.stringify(texts);
+      if (!texts.length) return element.replaceChildren(hint);
       inner = buttons(label, texts.map((text, index) => `${"ABC"[index]}. ${text}`), said, (one) => ((said = one), say(one)), "isx-said");
       element.replaceChildren(inner.element);
     };

@@ -9,6 +9,7 @@
   let parts = null; // of the lesson's panel, and ours
   let view = null; // what is in the class's section
   let error = "";
+  let isAttempting = false;
   let spoken = 0;
 
   const button = (act, textContent) => {
@@ -23,7 +24,7 @@
   lesson.fillClass = (found) => {
     parts = found;
     view = null;
-    const code = make("input", { type: "text", maxLength: 9, autocomplete: "off", autocapitalize: "characters", spellcheck: false, size: 9 });
+    const code = make("input", { type: "text", required: true, maxLength: 9, autocomplete: "off", autocapitalize: "characters", spellcheck: false, size: 9 });
     const form = make("form", { className: "isx-room-form" }, make("label", {}, make("span", { textContent: say("Class code") }), code), make("button", { textContent: say("Join") }));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -39,13 +40,17 @@
     render();
   };
 
+  // One at a time: a second click would start another class, or join as another student.
   async function attempt(act) {
-    error = "";
+    if (isAttempting) return;
+    [isAttempting, error] = [true, ""];
     try {
       await act();
     } catch (refused) {
       error = refused.message;
       parts.outside.open = true;
+    } finally {
+      isAttempting = false;
     }
     render();
   }

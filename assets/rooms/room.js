@@ -6,11 +6,13 @@
   const { steps } = lesson;
   const say = window.isxSay;
   const PAUSE = { lead: 400, student: 1500, away: 4000 }; // ms between two questions to the server
+  const PATIENCE = 10_000; // ms for one answer
   const query = new URLSearchParams(location.search);
   const fragment = new URLSearchParams(location.hash.slice(1));
   let room = null; // what this browser keeps of the class: { code, student, lead, waiting }
   let state = null; // as the server has told it
   let followed = 0; // the class's question that the lesson was last set to
+  let led = 0; // the question that the presenter has gone on to, until the server knows
   let timer, polls, problem, offline, isSending, over; // `problem`: what was refused; `offline`: that nobody answers
 
   const id = (bytes) => Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (one) => one.toString(16).padStart(2, "0")).join("");
@@ -48,7 +50,7 @@
     const options = body ? { method: "POST", headers: { ...headers, "content-type": "application/json" }, body: JSON.stringify(body) } : { headers };
     let response, found;
     try {
-      response = await fetch(address, { ...options, cache: "no-store" });
+      response = await fetch(address, { ...options, cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
       if (response.status === 204) return null;
       found = response.ok ? await response[parse]() : await response.json();
     } catch {
@@ -83,7 +85,7 @@
 
   function enter(found) {
     room = found;
-    [state, followed, problem, offline, over] = [null, 0, "", "", false];
+    [state, followed, led, problem, offline, over] = [null, 0, 0, "", "", false];
     keep();
     lesson.room = hooks;
     lesson.use();
@@ -109,6 +111,7 @@
     let pause = room.lead ? PAUSE.lead : PAUSE.student;
     try {
       await send();
+      if (led) await lead("step", { step: led });
       if (isOld()) return;
       const news = await call(`${path("state")}${state ? `?since=${encodeURIComponent(state.version)}` : ""}`);
       if (isOld()) return;
@@ -139,7 +142,7 @@
       const index = step - 1;
       if (first) lesson.set(index, { said: lesson.unpooled(steps[index].control, state.mine[step]) });
     }
-    if (state.step !== followed) {
+    if (state.step !== followed && !led) {
       [followed, problem] = [state.step, ""];
       lesson.show(followed - 1, first);
     }
@@ -190,10 +193,12 @@
     try {
       const news = await call(path(action), body);
       problem = "";
+      if (action === "step" && body.step === led) led = 0;
       if (news?.version) take(news);
       return news;
     } catch (error) {
       problem = error.message;
+      if (action === "step" && !passes(error)) led = 0;
       changed();
       return null;
     }
@@ -238,7 +243,7 @@
     },
     opened(index) {
       if (room.lead && state && !over && index + 1 !== state.step) {
-        followed = index + 1;
+        followed = led = index + 1;
         lead("step", { step: index + 1 });
       }
       changed();
