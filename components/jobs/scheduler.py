@@ -268,7 +268,9 @@ def _forget_frames(error: BaseException) -> None:
     cycle, so only a garbage collection would free all that.
     """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: list[BaseException] = []
+    while cause is not None and cause not in seen:
+        seen.append(cause)
         if not hasattr(cause, "__notes__") and not isinstance(cause, Cancelled):
             cause.add_note("In its job:\n" + "".join(format_tb(cause.__traceback__)))
         cause.__traceback__ = None

@@ -63,7 +63,9 @@ def test_a_failed_job_leaves_nothing_that_it_held_before_any_garbage_collection(
         try:
             dict(model)
         except TypeError as error:
-            raise Failed from error
+            failed = Failed()
+            error.__cause__ = failed  # a cycle of causes is no endless loop
+            raise failed from error
 
     def sharing(job):
         model = Model()
