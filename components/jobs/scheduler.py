@@ -251,8 +251,8 @@ class Scheduler:
         try:
             self._require_wanted(job)
             result = job.work(job)
-        except Cancelled as cancelled:
-            _forget_frames(cancelled)
+        except Cancelled:
+            pass
         except BaseException as problem:  # whoever listens is told; the others' work goes on
             error = problem
             _forget_frames(problem)
@@ -271,7 +271,7 @@ def _forget_frames(error: BaseException) -> None:
     seen: list[BaseException] = []
     while cause is not None and cause not in seen:
         seen.append(cause)
-        if not hasattr(cause, "__notes__") and not isinstance(cause, Cancelled):
+        if not hasattr(cause, "__notes__"):
             cause.add_note("In its job:\n" + "".join(format_tb(cause.__traceback__)))
         cause.__traceback__ = None
         cause = cause.__cause__ or cause.__context__

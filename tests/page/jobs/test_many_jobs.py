@@ -88,6 +88,33 @@ def test_a_failed_job_leaves_nothing_that_it_held_before_any_garbage_collection(
         gc.enable()
 
 
+def test_a_stopped_job_leaves_nothing_that_it_held_before_any_garbage_collection():
+    held = []
+
+    def endless(job):
+        model = Model()
+        held.append(weakref.ref(model))
+
+        def uses_model(job):
+            while model is not None:
+                job.emit("going on")
+
+        job.share("model", uses_model)
+
+    gc.disable()
+    try:
+        job = Scheduler().start("somebody", endless)
+        next(events := job.events())
+        job.stop()
+        assert list(events) == []
+        deadline = time.monotonic() + 60
+        while held[0]() is not None and time.monotonic() < deadline:  # its thread may still be on its way out
+            time.sleep(0.01)
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_jobs_do_one_runs_at_a_time_and_all_come_to_an_end(seed):
     """Jobs that share, hold, wait, fail and are stopped at random, two hundred of six clients."""
