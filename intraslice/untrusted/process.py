@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,22 +38,27 @@ def run_in_subprocess(script: str, bounds: Bounds, **arguments: Any) -> Any:
         ValueError: the script failed or exceeded a limit; the message is a clause about the input.
     """
     task = {"path": sys.path, "script": str(HERE / f"{script}.py"), "arguments": arguments, **asdict(bounds)}
-    try:
-        completed = subprocess.run(
-            [sys.executable, "-I", str(HERE / "child.py")],
-            input=json.dumps(task).encode(),
-            capture_output=True,
-            check=False,
-            timeout=TIMEOUT_FACTOR * bounds.seconds,
-            env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ} | SET_VARIABLES,
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"it takes more than {TIMEOUT_FACTOR * bounds.seconds} s") from None
+    # Megabytes from a pipe come in small reads, between which no other thread of this process gets its turn.
+    with tempfile.TemporaryFile() as output:
+        try:
+            completed = subprocess.run(
+                [sys.executable, "-I", str(HERE / "child.py")],
+                input=json.dumps(task).encode(),
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                check=False,
+                timeout=TIMEOUT_FACTOR * bounds.seconds,
+                env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ} | SET_VARIABLES,
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"it takes more than {TIMEOUT_FACTOR * bounds.seconds} s") from None
+        output.seek(0)
+        answer = output.read()
     if completed.returncode == -getattr(signal, "SIGXCPU", 0) != 0:
         raise ValueError(f"it takes more than {bounds.seconds} s")
     if completed.returncode:  # some libraries abort the process when they run out of memory
         raise ValueError(f"it takes more than {bounds.memory / 2**20:.0f} MiB, or crashes the library that reads it")
-    result = json.loads(completed.stdout.decode("utf-8", "surrogatepass"))
+    result = json.loads(answer.decode("utf-8", "surrogatepass"))
     if "error" in result:
         raise ValueError(result["error"])
     return result["result"]

@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def read_text_file(path: Path) -> list[str]:
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as file:
+    with _beginning(path) as file:
         text = file.read(MAX_CHARACTERS)
     paragraphs = [paragraph for paragraph in text.split("\n\n", MAX_ROWS) if paragraph]
     if len(paragraphs) == 1:  # without blank lines, every line is a document
@@ -101,10 +102,20 @@ def _parquet_rows(path: Path) -> Iterator[str]:
     return iter(result["documents"])
 
 
+def _beginning(path: Path, newline: str | None = None) -> TextIOWrapper:
+    """The file's first bytes, in which `MAX_CHARACTERS` and one line more lie, read at once.
+
+    Text is read from a file in pieces of 8 kB, and in a loop of such reads other threads wait for a second.
+    """
+    with path.open("rb") as file:
+        data = file.read(4 * (MAX_CHARACTERS + MAX_LINE + 1))
+    return TextIOWrapper(BytesIO(data), encoding="utf-8-sig", newline=newline)
+
+
 def _lines(path: Path) -> Iterator[str]:
     """Whole lines, with their line ends, until `MAX_CHARACTERS` are read."""
     remaining = MAX_CHARACTERS
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _beginning(path, newline="") as file:
         while remaining > 0 and (line := file.readline(MAX_LINE + 1)):
             if len(line) > MAX_LINE:
                 raise ValueError(f"a line has more than {MAX_LINE:,} characters")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -129,3 +130,24 @@ def test_lines_are_those_of_splitlines(tmp_path):
     text = "one\vtwo\fthree\x1cfour\x85five\u2028six\n seven \neight"
     (tmp_path / "own.txt").write_text(text)
     assert read_text_file(tmp_path / "own.txt") == text.splitlines()
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_other_threads_get_their_turns_meanwhile(tmp_path, suffix):
+    """In a loop of small reads a thread that waits for the interpreter lock gets none for a second."""
+    path = written(tmp_path, suffix, ["a few words and no more"] * 200_000)
+    ended, turns = threading.Event(), 0
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not ended.wait(0.001):
+            turns += 1
+
+    other = threading.Thread(target=take_turns)
+    start = time.monotonic()
+    other.start()
+    read_text_file(path)
+    seconds = time.monotonic() - start
+    ended.set()
+    other.join()
+    assert turns > 20 * seconds
