@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -61,6 +62,14 @@ class LayerProfile:
         counts = zip(alive.sum(1).tolist(), (groups > 0).sum(1).tolist(), self.table.dim.tolist(), strict=True)
         return list(counts)
 
+    def heads(self, channels: int) -> tuple[int, ...]:
+        """The heads that are kept with a budget of so many channels."""
+        return tuple(np.flatnonzero(self._alive[channels]).tolist())
+
+    @cached_property
+    def _alive(self) -> Bool[np.ndarray, "budgets heads"]:
+        return self.table.alive.cpu().numpy()
+
     def choices(self, estimator: str | None) -> Choices:
         """Candidates for runtime shapes, by an estimator's importances; with None costs grow with the size."""
         return Choices(self._even_heads(estimator), self._block_costs(estimator))
@@ -94,7 +103,7 @@ class Profile:
     _rankings: dict[tuple[str, ModuleKind], Ranking] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    _removal_curves: dict[str, Float[Tensor, "2 steps"]] = field(
+    _removal_curves: dict[str, Float[np.ndarray, "2 steps"]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _choices: dict[str | None, list[Choices]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -137,9 +146,9 @@ class Profile:
         if estimator not in self._removal_curves:
             self._removal_curves[estimator] = self._removal_curve(estimator)
         parameters, neurons = self._removal_curves[estimator]
-        return neurons[torch.searchsorted(parameters, removed, right=True) - 1].item()
+        return float(neurons[np.searchsorted(parameters, removed, side="right") - 1])
 
-    def _removal_curve(self, estimator: str) -> Float[Tensor, "2 steps"]:
+    def _removal_curve(self, estimator: str) -> Float[np.ndarray, "2 steps"]:
         """Removed parameters and removed fraction of neurons after 0, 1, 2 ... units of the ranking."""
         sizes = [layer.sizes for layer in self.layers]
         modules = [
@@ -157,7 +166,7 @@ class Profile:
         )
         is_neuron = torch.tensor([module == "mlp" for *_, module in modules], dtype=torch.float64)
         steps = torch.stack([costs, is_neuron / is_neuron.dot(counts.double())]).repeat_interleave(counts, dim=1)
-        return functional.pad(steps[:, order].cumsum(1), (1, 0))
+        return functional.pad(steps[:, order].cumsum(1), (1, 0)).numpy()
 
     @cached_property
     def dense_decoder(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,10 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranking:
-    """All units of one kind over all layers with their layers, the least important first."""
+    """All units of one kind over all layers with their layers, the least important first.
 
-    importance: Float[Tensor, " units"]
-    layer: Int[Tensor, " units"]
+    In NumPy: every operation of torch gives up the interpreter lock, for which a slider's answer would then wait.
+    """
+
+    importance: Float[np.ndarray, " units"]
+    layer: Int[np.ndarray, " units"]
     counts: tuple[int, ...]  # units of each layer
 
     def ratios(self, fraction: float) -> tuple[list[float], float]:
@@ -23,7 +27,7 @@ class Ranking:
         total = len(self.importance)
         cut = min(max(fraction, 0.0), 1.0) * total
         whole = int(cut)
-        removed = torch.bincount(self.layer[:whole], minlength=len(self.counts)).tolist()
+        removed = np.bincount(self.layer[:whole], minlength=len(self.counts)).tolist()
         if whole < total:  # remove the next unit in part, so that ratios change smoothly with the budget
             removed[int(self.layer[whole])] += cut - whole
         threshold = float(self.importance[min(whole, total - 1)])
@@ -35,4 +39,4 @@ def rank(importances: Sequence[Tensor]) -> Ranking:
     counts = tuple(len(units) for units in importances)
     order = torch.cat(list(importances)).sort(stable=True)
     layer = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[order.indices.cpu()]
-    return Ranking(order.values.cpu(), layer, counts)
+    return Ranking(order.values.double().cpu().numpy(), layer.numpy(), counts)

@@ -227,11 +227,10 @@ def _free_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan]
     for layer, attention, mlp, (count, kv_heads, dim), neurons in zip(
         profile.layers, best.attention, best.mlp, best.shapes, best.neurons, strict=True
     ):
-        keep = round(layer.sizes.channels * (1 - attention))
-        heads = layer.table.alive[keep].nonzero().flatten().tolist() if count else ()
+        heads = layer.heads(round(layer.sizes.channels * (1 - attention))) if count else ()
         if config.shapes != FREE:  # ratios of the rounded sizes
             attention, mlp = 1 - count * dim / layer.sizes.channels, 1 - neurons / layer.sizes.neurons
-        layers.append(LayerPlan(attention, mlp, tuple(heads), kv_heads, dim, neurons))
+        layers.append(LayerPlan(attention, mlp, heads, kv_heads, dim, neurons))
     return layers, best.reasons
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.ratios.estimator_check import measure as verdict
 from components.state.request import parse
@@ -19,6 +20,18 @@ from intraslice.loading import LoadedModel
 from intraslice.planning.profile import LayerProfile
 
 LAYER = 17
+
+
+class Operations(TorchDispatchMode):
+    """Notes all operations of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **kwargs or {})
 
 
 def one_layer(default_model: LoadedModel, patient: bool) -> LayerProfile:
@@ -60,3 +73,12 @@ def test_its_plans_count_bytes_in_the_precision_of_the_page(dtype, bytes_per_val
     assert plan.provisional
     assert plan.bytes_per_value == bytes_per_value
     assert plan.kv_dense == bytes_per_value * sum(2 * layer.sizes.kv_heads * layer.sizes.dim for layer in kept)
+
+
+def test_a_slider_move_runs_no_operation_of_torch():
+    """Each gives up the interpreter lock, which the handler of a slider then waits for beside every job."""
+    session, requests = Session(), [parse(Settings(sparsity=sparsity)) for sparsity in (10, 37)]
+    assert session.plan(requests[0])  # caches what all plans share
+    with Operations() as operations:
+        assert session.plan(requests[1])
+    assert operations.seen == []

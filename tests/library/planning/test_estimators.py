@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -190,7 +191,7 @@ def test_neuron_importance_is_the_summed_square():
 
 def ranking() -> Ranking:
     """Two layers of two and four units, the weakest first."""
-    return Ranking(torch.arange(6.0), torch.tensor([1, 0, 1, 1, 0, 1]), (2, 4))
+    return Ranking(np.arange(6.0), np.array([1, 0, 1, 1, 0, 1]), (2, 4))
 
 
 @pytest.mark.parametrize(
