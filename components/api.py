@@ -75,8 +75,8 @@ def sweep_table(
     """Perplexity of every method x estimator x sparsity (per cent), and its speed with `speed`: one object per model.
 
     Methods: {methods}. `quantise` has the types of GGUF files whose weights are evaluated (f16, q8_0, q5_0, q4_0), or
-    "none" for weights that are not rounded; with another type than "none" the dense model is included. Points that have
-    been measured before come from the cache.
+    "none" for weights that are not quantised; with another type than "none" the dense model is included. Points that
+    have been measured before come from the cache.
     """
     choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     work = partial(measure.table, session=session, request=request, choice=choice)

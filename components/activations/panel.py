@@ -21,7 +21,7 @@ from .charts import TITLES, finding, histogram_chart, protocol, shift_chart
 from .measure import ShiftViews
 from .views import ShiftView
 
-NOTHING = lazy_gettext("Measured when the model is calibrated and sliced.")
+NOTHING = lazy_gettext("Appears once the model is calibrated and sliced.")
 
 
 class Shown(NamedTuple):

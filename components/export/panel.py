@@ -187,7 +187,7 @@ def build(session: Session, first: Request) -> ExportPanel:
             )
             note(
                 lazy_gettext(
-                    "One file with its tokenizer. Free shapes are padded with zeros; Runtime shapes need no padding."
+                    "One file, with the tokenizer. Free shapes are padded with zeros; Runtime shapes need no padding."
                 )
             )
         with gr.Column(min_width=220):

@@ -35,7 +35,7 @@ class PatchedBlocks(gr.Blocks):
     def calls(self) -> SteadyQueue:
         """The queue of calls. Raises TypeError before `queue()` was called."""
         if not isinstance(self._queue, SteadyQueue):
-            raise TypeError("the page has gradio's own queue; call `queue()` before it is launched")
+            raise TypeError("the page still has gradio's default queue; call `queue()` on it before `launch()`")
         return self._queue
 
     def queue(self, *args: Any, **options: Any) -> Self:

@@ -25,7 +25,7 @@ def line_name(method: str, estimator: str, quantise: str = "none") -> str:
 
 def type_name(quantise: str) -> str:
     """The name of a type of the weights."""
-    return gettext("not rounded") if quantise == "none" else quantise
+    return gettext("not quantised") if quantise == "none" else quantise
 
 
 def pick_value(point: SweepPoint) -> str:

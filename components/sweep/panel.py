@@ -95,7 +95,7 @@ def build(session: Session, first: Request) -> SweepPanel:
         )
         types = [(LazyString(partial(type_name, name)), name) for name in MARKERS]
         quantise = gr.CheckboxGroup(
-            types, value=list(default.quantise), label=lazy_gettext("Round weights to GGUF type"), min_width=260
+            types, value=list(default.quantise), label=lazy_gettext("Quantise weights to GGUF type"), min_width=260
         )
     speed = gr.Checkbox(
         default.speed, label=lazy_gettext("Measure speed too (takes longer)"), container=False, elem_id="sweep-speed"

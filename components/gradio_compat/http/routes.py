@@ -43,7 +43,7 @@ NEEDED = {
 
 
 async def _unreachable(request: Request) -> PlainTextResponse:
-    raise AssertionError("these routes are only matched")
+    raise AssertionError("these routes are for matching only; none of them is ever called")
 
 
 class NeededRoutes:

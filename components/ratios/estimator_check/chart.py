@@ -47,9 +47,8 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
     if view:
         note = gettext(
             "Was the estimator right? Each point: {ratio:.0%} of one module removed, all other modules dense. "
-            "Height: KL divergence of this sliced model's next-token probabilities from the dense model's, on "
-            "{measured_on}, ± one standard error. Horizontal: what {estimator} predicts. ρ: Spearman's rank "
-            "correlation.",
+            "Height: KL(dense ‖ sliced) of the next-token probabilities, on {measured_on}, ± one standard error. "
+            "Horizontal: what {estimator} predicts. ρ: Spearman's rank correlation.",
             ratio=view.ratio,
             measured_on=view.measured_on,
             estimator=ESTIMATORS[estimator],

@@ -115,7 +115,9 @@ class RatioSearches:
                     loaded,
                     calibrated.training[sequences : 2 * sequences],
                     2 * sequences,
-                    progress=job_progress(job, lazy_gettext("Sampling search text from the dense model:")),
+                    progress=job_progress(
+                        job, lazy_gettext("Sampling text for the ratio search from the dense model:")
+                    ),
                 )
                 result = search_ratios(loaded, stats, windows, config, search=self._search, progress=progress)
             assert shown is not None  # the search reports its start
