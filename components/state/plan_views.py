@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.core.config import ModuleKind, SliceConfig
@@ -32,8 +34,8 @@ class SortedImportances:
     """Ascending importances of one kind of unit: per layer, and of all layers together."""
 
     unit: str
-    layers: Sequence[Tensor]
-    all_layers: Tensor
+    layers: Sequence[Float[np.ndarray, " units"]]
+    all_layers: Float[np.ndarray, " all_units"]
 
     def curve(self, layer: int, threshold: float | None, one_by_one: bool = True) -> ImportanceCurve:
         """The curves of one layer and of all layers, with the fractions of units below the threshold."""
@@ -41,7 +43,7 @@ class SortedImportances:
         all_below = layer_below = 0.0
         if threshold is not None:
             all_below, layer_below = (
-                int(torch.searchsorted(units, threshold)) / len(units) for units in (self.all_layers, chosen)
+                int(np.searchsorted(units, threshold)) / len(units) for units in (self.all_layers, chosen)
             )
         curves = _curve_points(self.all_layers), _curve_points(chosen)
         return ImportanceCurve(self.unit, *curves, threshold, all_below, layer_below, one_by_one)
@@ -175,15 +177,15 @@ def _layer_view(kept: LayerPlan, dense: LayerProfile) -> LayerView:
 
 
 def _sorted(unit: str, layers: Sequence[Tensor]) -> SortedImportances:
-    layers = [layer.detach().float().cpu().sort().values for layer in layers]
-    return SortedImportances(unit, layers, torch.cat(layers).sort().values)
+    ascending = [np.sort(layer.detach().float().cpu().numpy()) for layer in layers]
+    return SortedImportances(unit, ascending, np.sort(np.concatenate(ascending)))
 
 
-def _curve_points(ascending: Tensor) -> list[float]:
+def _curve_points(ascending: Float[np.ndarray, " units"]) -> list[float]:
     """At most `CURVE_POINTS` evenly spaced values, descending."""
     count = min(CURVE_POINTS, len(ascending))
-    indices = torch.linspace(len(ascending) - 1, 0, count).round().long()
-    return ascending[indices].tolist()
+    points: list[float] = ascending[np.linspace(len(ascending) - 1, 0, count).round().astype(int)].tolist()
+    return points
 
 
 def convergence_view(plans: Mapping[int, SlicePlan], all_sequences: int) -> ConvergenceView:

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.ratios.estimator_check import measure as verdict
-from components.state.request import parse
+from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import plan as snapshot
@@ -78,7 +78,12 @@ def test_its_plans_count_bytes_in_the_precision_of_the_page(dtype, bytes_per_val
 def test_a_slider_move_runs_no_operation_of_torch():
     """Each gives up the interpreter lock, which the handler of a slider then waits for beside every job."""
     session, requests = Session(), [parse(Settings(sparsity=sparsity)) for sparsity in (10, 37)]
-    assert session.plan(requests[0])  # caches what all plans share
+
+    def move(request: Request) -> None:
+        assert session.plan(request)
+        assert session.importances(request, LAYER)
+
+    move(requests[0])  # caches what all settings share
     with Operations() as operations:
-        assert session.plan(requests[1])
+        move(requests[1])
     assert operations.seen == []
