@@ -239,6 +239,7 @@ def error_text(problem: object) -> str:
 
 
 def _bounded(text: str) -> str:
+    text = text.encode(errors="backslashreplace").decode()  # an answer with an unpaired surrogate cannot be sent
     if hosted():
         text = _FOLDERS.sub("", text)
     return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]} …"

@@ -1,6 +1,8 @@
 """Errors of handlers as messages."""
 
 import gradio as gr
+import httpx
+from gradio_pages import Client
 
 from components.gradio_compat.blocks import PatchedBlocks
 
@@ -15,7 +17,25 @@ def make_page(kind: type[gr.Blocks]) -> gr.Blocks:
     with kind() as page:
         gr.api(refuse, api_name="refuse")
         gr.api(fail, api_name="fail")
+        choice = gr.Dropdown(["one", "two"])
+        choice.change(str, choice, gr.Textbox(), api_name="choose", queue=False)
     return page
+
+
+def choose_unpaired_surrogate(client: Client) -> httpx.Response:
+    """Ask for a choice that gradio quotes in its error, and that no answer in UTF-8 can contain."""
+    json = {"content": r'{"data": ["\ud800"]}', "headers": {"content-type": "application/json"}}
+    return client.http.post(f"{client.api}/run/choose", **json)
+
+
+def test_plain_gradio_fails_to_send_an_error_that_quotes_an_unpaired_surrogate(launch) -> None:
+    answer = choose_unpaired_surrogate(launch(make_page(gr.Blocks)))
+    assert (answer.status_code, answer.text) == (500, "Internal Server Error")
+
+
+def test_ours_sends_it_escaped(launch) -> None:
+    answer = choose_unpaired_surrogate(launch(make_page(PatchedBlocks)))
+    assert r"\ud800" in answer.json()["error"]
 
 
 def test_plain_gradio_answers_errors_without_a_text_and_prints_a_traceback(launch, capfd) -> None:
