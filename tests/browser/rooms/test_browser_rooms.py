@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from browsing import PATIENCE, Opened
+from playwright.sync_api import TimeoutError
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 MEASURED = "/→ [0-9.,]+ /.test(document.querySelector('#headline')?.innerText)"
@@ -56,7 +57,10 @@ def predict(student: Opened, number: int) -> None:
         control.locator("input").first.focus()
         for _ in range(number + 1):
             page.keyboard.press("ArrowRight")
-    page.click(MAIN)
+    try:
+        page.click(MAIN)
+    except TimeoutError as problem:  # say what the browser and the server had agreed on
+        raise AssertionError(page.evaluate("JSON.stringify(isxRoom.now)")) from problem
     page.wait_for_function("document.querySelector('.isx-lesson [data-go=on]').disabled")
 
 
