@@ -88,8 +88,8 @@
 
   const back = () => at > 0 && show(at - 1);
 
-  function forward() {
-    if (lesson.room?.forward(at, shown())) return;
+  function forward(byKey = false) {
+    if (lesson.room?.forward(at, shown(), byKey)) return;
     if (!shown()) reveal();
     else if (at === steps.length - 1) close();
     else show(at + 1);
@@ -113,7 +113,7 @@
     const ours = key.startsWith("Page") ? !types && (inside || !slides) : inside && !types && !(slides && key in along);
     if (!ours && !(inside && key === "Escape")) return;
     if (along[key] && event.repeat) event.preventDefault(); // of a key that is held only the first press counts
-    else if (along[key]) along[key] > 0 ? forward() : back();
+    else if (along[key]) along[key] > 0 ? forward(true) : back();
     else if (key.toLowerCase() === "n") toggleNotes();
     else if (key === "Escape") panel.classList.contains("isx-lesson-wide") ? panel.classList.remove("isx-lesson-wide") : close();
     else return;

@@ -227,8 +227,9 @@
       const now = lesson.current();
       return same(sent, now === undefined ? sent : lesson.pooled(steps[at].control, now)) ? { label: say("Sent"), disabled: true } : { label: say("Send again") };
     },
-    // Whether the class has taken the press on the lesson's main button.
-    forward(at, shown) {
+    // Whether the class has taken the press on the lesson's main button, or of a key. A key sends no prediction: the next
+    // question takes the focus, and with it what was meant for the slider of the last one.
+    forward(at, shown, byKey) {
       if (over) return false;
       if (room.lead) {
         if (shown) return false;
@@ -238,7 +239,7 @@
       const { disabled } = hooks.button(at, shown);
       if (disabled) return true;
       if (at + 1 !== state.step) lesson.show(state.step - 1);
-      else predict(at);
+      else if (!byKey) predict(at);
       return true;
     },
     opened(index) {

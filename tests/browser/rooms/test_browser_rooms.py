@@ -112,6 +112,10 @@ def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, add
     for student in students:
         at_question(student, 1)
         student.says(".isx-room-bar b", code)
+        student.until("() => isxRoom.now?.state")  # until then, the question may still be asked anew
+        student.page.focus("#isx-lesson-title")
+        student.page.keyboard.press("ArrowRight")  # the lesson's, which sends no prediction
+        assert student.page.evaluate("isxRoom.now.waiting ?? null") is None
         assert student.page.locator(".isx-room-counts, [data-room=delete], [data-room=csv]").count() == 0
     for question in range(1, questions + 1):
         for number, student in enumerate(students):
@@ -160,4 +164,5 @@ def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, add
     for student in students:
         student.page.wait_for_selector(".isx-room-bar + p:not(:empty)")
     for one in (presenter, *students):
+        one.page.close()  # what went wrong on it may be told late
         one.forgive("410")  # of who asked for the class while it was deleted
