@@ -71,6 +71,8 @@ def serve() -> None:
     limits.limit_cache()
     session = Session()
     app = build_app(session)
+    for precision in choices.PRECISIONS:
+        session.plan(parse(Settings(dtype=precision)))  # ranks the snapshot's units, before the first slider move
     if warming.is_wanted():
         app.health.warming = warming.Warming(session)
         app.health.warming.start()
