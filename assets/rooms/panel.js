@@ -207,7 +207,7 @@
     const line = revealed ? (sent === undefined ? say("The answer is revealed. You made no prediction.") : say("The answer is revealed. The next question follows.")) : step !== state.step ? say("The class is on question {step}.", { step: state.step }) : now.waiting ? say("Your prediction is being sent.") : sent !== undefined ? say("Your prediction has been counted. You can change it until the presenter reveals the answer.") : say("Make a prediction and send it. The answer comes when the presenter reveals it.");
     set(view.line, "textContent", line);
     view.line.hidden = !line;
-    if (revealed?.class.count) fill(view.plot, say("The class: {count} predictions", { count: revealed.class.count }), revealed.class, revealed.truth, state.mine[step] ?? null);
+    if (revealed?.class.count) fill(view.plot, say("Predictions of the class: {count}", { count: revealed.class.count }), revealed.class, revealed.truth, state.mine[step] ?? null);
     else {
       view.plot.element.hidden = true;
       view.plot.picture.replaceChildren();

@@ -160,10 +160,9 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     return Chart(
         title=gettext("Importances in layer {layer} and the global thresholds", layer=layer),
         note=gettext(
-            "Why is layer {layer} pruned this much? One threshold for attention and one for MLPs apply to all layers. "
-            "{cut} Grey: all layers together; blue: this layer.",
+            "Why is layer {layer} pruned this much? {reason} Grey: all layers together; blue: this layer.",
             layer=layer,
-            cut=_cut(curves),
+            reason=_reason(curves),
         ),
         data=data,
         layout=layout,
@@ -194,17 +193,20 @@ def _kept(layer: LayerView, module: str) -> str:
     )
 
 
-def _cut(curves: Mapping[str, ImportanceCurve]) -> str:
+def _reason(curves: Mapping[str, ImportanceCurve]) -> str:
+    if all(curve.threshold is None for curve in curves.values()):
+        return gettext("Uniform ratios do not depend on importances, which are shown for comparison.")
     if all(curve.one_by_one for curve in curves.values()):
         return gettext(
-            "Before the cap and any locks are applied, a module's ratio is the fraction of its units below the "
-            "threshold; another score (contribution to the output times sensitivity of the loss) decides which heads "
-            "and neurons are removed."
+            "One threshold for attention and one for MLPs apply to all layers. Before the cap and any locks are "
+            "applied, a module's ratio is the fraction of its units below the threshold; another score (contribution "
+            "to the output times sensitivity of the loss) decides which heads and neurons are removed."
         )
     return gettext(
-        "Runtime shapes: before the cap and any locks are applied, a module's ratio is the fraction of its "
-        "heads, or of its blocks of 32 neurons, whose mean importance lies below the threshold; another score "
-        "(contribution to the output times sensitivity of the loss) decides which neurons are removed."
+        "One threshold for attention and one for MLPs apply to all layers. Runtime shapes: before the cap and any "
+        "locks are applied, a module's ratio is the fraction of its heads, or of its blocks of 32 neurons, whose mean "
+        "importance lies below the threshold; another score (contribution to the output times sensitivity of the "
+        "loss) decides which neurons are removed."
     )
 
 

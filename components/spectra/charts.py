@@ -132,7 +132,7 @@ def _curve(curve: Curve, name: str, scale: int) -> Json:
     hover = (
         gettext("{name}: %{{x:.0f}} axes explain %{{y:.1%}}", name=name)
         if scale > 1
-        else gettext("{name}: %{{x:.0%}} of its axes explain %{{y:.1%}}", name=name)
+        else gettext("{name}: %{{x:.0%}} of the axes explain %{{y:.1%}}", name=name)
     )
     return {
         "type": "scatter",

@@ -128,7 +128,8 @@ def pair_chart(view: SpectraView) -> Chart:
         title=TITLES["pairs"](view.layer),
         note=gettext(
             "Which rotary pairs contribute most to the attention scores? The chart shows the mean absolute "
-            "contribution of each pair. Pairs marked × are removed: those to which the loss is least sensitive; "
+            "contribution of each pair, as a fraction of the sum over the pairs of its key head. Pairs marked × are "
+            "removed: those to which the loss is least sensitive; "
             "{stay}.{unrotated}",
             stay=kept_pairs,
             unrotated=unrotated,

@@ -146,12 +146,12 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
     if weights.gguf:
         for shape, count in (Counter(expected.values()) - Counter(shapes.values())).items():
             raise UserError(
-                f"{name} lacks {count} tensors of shape {shape} that its configuration requires; fetch it again"
+                f"{name} lacks tensors of shape {shape} that its configuration requires ({count}); fetch it again"
             )
         return
     actual = {key: shapes.get(key, shapes.get(key.removeprefix("model."))) for key in expected}
     if absent := sorted(key for key, shape in actual.items() if shape is None):
-        raise UserError(f"{name} lacks {len(absent)} tensors of the model, such as {absent[0]}; fetch it again")
+        raise UserError(f"{name} lacks tensors of the model ({len(absent)}), such as {absent[0]}; fetch it again")
     if wrong := sorted(key for key, shape in actual.items() if shape != expected[key]):
         raise UserError(
             f"{name} has {wrong[0]} of shape {actual[wrong[0]]}, expected {expected[wrong[0]]} according to its "
@@ -184,7 +184,7 @@ def read_weights(
     model, loading = loaded
     # transformers fills what is missing with random numbers and only warns.
     if absent := sorted(loading["missing_keys"]):
-        raise UserError(f"{weights.display_name} lacks {len(absent)} tensors, such as {absent[0]}; fetch it again")
+        raise UserError(f"{weights.display_name} lacks tensors ({len(absent)}), such as {absent[0]}; fetch it again")
     tokenizer = read_tokenizer(weights)
     if weights.gguf:
         # The tensors are dequantised; with a quantizer the model refuses to be saved.

@@ -124,7 +124,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _no_text_column(path: Path, columns: int) -> UserError:
-    return UserError(f"{path.name} has no column called text among its {columns:,} columns; rename one to text")
+    return UserError(f"{path.name} has no column called text (columns: {columns:,}); rename one to text")
 
 
 def _not_text(path: Path, kind: str) -> UserError:

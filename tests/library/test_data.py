@@ -223,7 +223,7 @@ def test_a_file_without_a_text_column(name, tmp_path):
         ".csv": lambda: frame.to_csv(path, index=False),
         ".parquet": lambda: frame.to_parquet(path),
     }[path.suffix]()
-    assert refusal(path) == f"{name} has no column called text among its 2 columns; rename one to text"
+    assert refusal(path) == f"{name} has no column called text (columns: 2); rename one to text"
 
 
 def test_broken_files(tmp_path, capfd):

@@ -192,7 +192,7 @@ def test_a_gguf_header_is_not_believed(content, words, tmp_path):
         ({"embedding_length": 2**24}, "lacks"),
         ({"feed_forward_length": 2**31}, "lacks"),
         ({"attention.head_count": 2**20}, "configuration"),
-        ({"vocab_size": 2**31}, "lacks 1 tensors of shape"),
+        ({"vocab_size": 2**31}, "lacks tensors of shape"),
     ],
 )
 def test_fields_of_a_gguf_file_must_agree_with_its_tensors(changes, words, tmp_path):
@@ -228,8 +228,8 @@ def test_a_gguf_file_of_another_family_is_refused_by_its_header(tmp_path, monkey
         ({"num_attention_heads": 10**9, "num_key_value_heads": 10**9}, "configuration"),
         ({"num_attention_heads": 0}, "configuration"),
         ({"pad_token_id": 10**9}, "configuration"),
-        ({"tie_word_embeddings": False}, "lacks 1 tensors of the model, such as lm_head.weight"),
-        ({"attention_bias": True}, "lacks 12 tensors of the model"),
+        ({"tie_word_embeddings": False}, "lacks tensors of the model (1), such as lm_head.weight"),
+        ({"attention_bias": True}, "lacks tensors of the model (12)"),
         ({"model_type": "gemma3", "num_hidden_layers": 400}, "cannot be sliced"),
         ({"model_type": ["llama"]}, "has no model_type"),
         ({"model_type": "x" * 10**6}, "cannot be sliced"),

@@ -112,7 +112,7 @@ def test_a_missing_tensor_is_not_made_up(folder, refusal):
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "lacks 1 tensors of the model, such as model.layers.1.mlp.up_proj.weight" in refusal(folder)
+    assert "lacks tensors of the model (1), such as model.layers.1.mlp.up_proj.weight" in refusal(folder)
 
 
 def test_a_missing_shard(folder, refusal):
