@@ -107,6 +107,7 @@ def test_dead_units_stay_on_a_logarithmic_axis() -> None:
 
 def test_uniform_ratios_have_no_threshold() -> None:
     assert charts.importance_chart(curves(None), 0).layout["shapes"] == []
+    assert "threshold" not in charts.importance_chart(curves(None), 0).note
 
 
 def test_thinning_keeps_both_ends() -> None:
