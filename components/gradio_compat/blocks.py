@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, Self
 
 import gradio as gr
+from gradio.state_holder import StateHolder
 
 from ..i18n.language import use_language
 from .errors import language_of, translate_errors
 from .inputs import require_readable
 from .plain_values import postprocessed, preprocessed
 from .queue import SteadyQueue, steady_queue
-from .shared_config import share_config
+from .shared_config import share_config, share_in
 from .translated_config import TranslatedConfig
 
 
@@ -30,6 +31,16 @@ class PatchedBlocks(gr.Blocks):
     @config.setter
     def config(self, config: dict[str, Any]) -> None:
         self._translated_config = TranslatedConfig(config)
+
+    @property
+    def state_holder(self) -> StateHolder:
+        """The sessions, as in gradio, where it is an attribute that the server sets."""
+        return self._sessions
+
+    @state_holder.setter
+    def state_holder(self, sessions: StateHolder) -> None:
+        share_in(sessions)
+        self._sessions = sessions
 
     @property
     def calls(self) -> SteadyQueue:
