@@ -70,7 +70,7 @@
     const most = truth.indexOf(Math.max(...truth));
     const least = truth.indexOf(Math.min(...truth));
     const rho = said ? rankCorrelation(said, truth) : NaN;
-    const values = { most: named(parts[most]), mostShare: percent(truth[most]), least: named(parts[least]), leastShare: percent(truth[least]), rho: Number.isNaN(rho) ? "–" : fixed(rho, 2).replace("-", "−") };
+    const values = { most: named(parts[most]), mostShare: percent(truth[most]), least: named(parts[least]), leastShare: percent(truth[least]), order: Number.isNaN(rho) ? "" : fill(words.order, { rho: fixed(rho, 2).replace("-", "−") }) };
     return { values, truth, close: rho > 0.6 };
   }
 

@@ -93,7 +93,7 @@ class Rooms:
         wait = self._wrong_codes.wait(address)
         room = self.in_memory(code) if wait else self.find(code)
         if wait and not (room and (address in room.addresses or digest in room.numbers)):
-            words = lazy_gettext("Too many wrong codes. Try again in {minutes} minutes.", minutes=-(-wait // 60))
+            words = lazy_gettext("Too many wrong codes. Try again in {minutes} min.", minutes=-(-wait // 60))
             raise Refused(429, words, wait)
         if room is None:
             self._wrong_codes.count(address)

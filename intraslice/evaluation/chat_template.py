@@ -43,7 +43,7 @@ def require_short(prompt: str, positions: int) -> None:
     if len(prompt) > max_characters:
         raise UserError(
             f"the prompt has {len(prompt):,} characters; expected at most {max_characters:,}, "
-            f"as the model's maximum context length is {positions:,}"
+            f"as the model's maximum context length is {positions:,} tokens"
         )
 
 

@@ -74,7 +74,7 @@ def stream_tokens(
     if count >= positions:
         raise UserError(
             f"the prompt has {count:,} tokens; expected at most {positions - 1:,}, "
-            f"as the model's maximum context length is {positions:,}"
+            f"as the model's maximum context length is {positions:,} tokens"
         )
     sample, ends = _sampler(sampling), end_tokens(model)
     chunks = list(ids.split(PREFILL_TOKENS, dim=1))

@@ -103,8 +103,8 @@ FAMILIES: dict[str, Family] = {
     "phi": Family(_phi_attention, _plain_mlp, mlp_norm="input_layernorm", final_norm="final_layernorm", parallel=True),
 }
 REFUSED = {  # model types that are not supported, and the reason
-    "intraslice": "it is sliced already; name the folder that it is in",
-    "gemma3": "it also reads images; use a Gemma 3 for text only, whose type is gemma3_text",
+    "intraslice": "this model is sliced already; choose a dense model",
+    "gemma3": "this model also reads images; use a Gemma 3 for text only, whose type is gemma3_text",
 }
 # Fields of a configuration that change the function in a way that the modules here do not have.
 UNSUPPORTED_FIELDS = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
@@ -183,11 +183,11 @@ def _fused(*pairs: Pair) -> Pair:
 def family_named(name: str) -> Family:
     """The entry for a `model_type`. Raises UserError if there is none."""
     if name not in FAMILIES:
-        reason = f": {REFUSED[name]}" if name in REFUSED else ""
-        raise UserError(
-            f"model type {name!r} cannot be sliced{reason}; expected one of {', '.join(FAMILIES)}. "
-            "To support it, add an entry to FAMILIES in intraslice/modeling/families.py"
+        ways = (
+            f"expected one of {', '.join(FAMILIES)}. To support it, add an entry to FAMILIES in "
+            "intraslice/modeling/families.py"
         )
+        raise UserError(f"model type {name!r} cannot be sliced: {REFUSED.get(name, ways)}")
     return FAMILIES[name]
 
 

@@ -132,7 +132,8 @@ def test_a_template_takes_no_more_than_its_share(template, words, with_template,
 def test_a_prompt_is_refused_by_its_length_before_it_is_tokenised():
     require_short("x" * CHARACTERS_PER_TOKEN * 100, 100)
     with pytest.raises(
-        UserError, match="has 6,401 characters; expected at most 6,400, as the model's maximum context length is 100"
+        UserError,
+        match="has 6,401 characters; expected at most 6,400, as the model's maximum context length is 100 tokens",
     ):
         require_short("x" * (CHARACTERS_PER_TOKEN * 100 + 1), 100)
     with pytest.raises(UserError, match="expected at most 1,048,576"):

@@ -46,7 +46,7 @@ def test_a_foreign_family_is_told_what_to_write():
 
 
 def test_a_family_that_cannot_be_held_exactly_is_told_why():
-    with pytest.raises(UserError, match=r"'gemma3' cannot be sliced: it also reads images") as caught:
+    with pytest.raises(UserError, match=r"'gemma3' cannot be sliced: this model also reads images") as caught:
         family_of(Gemma3Config())
     assert "\n" not in str(caught.value)
 

@@ -160,7 +160,7 @@ def test_ten_thousand_guesses_get_nowhere_and_lock_no_class_out(klass) -> None:
     assert statuses.count(429) == 10_000 - limits.WRONG_CODES.value
     refused = attacker.post(f"/rooms/{klass.code}/join", headers=student, json={})
     assert int(refused.headers["retry-after"]) > 500
-    assert refused.json()["error"] == "Too many wrong codes. Try again in 10 minutes."
+    assert refused.json()["error"] == "Too many wrong codes. Try again in 10 min."
     # Sixty behind one address, of whom somebody has typed wrong codes again and again.
     for _ in range(limits.WRONG_CODES.value + 5):
         klass.http.post("/rooms/BBBBBB/join", headers=student, json={})
