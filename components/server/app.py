@@ -22,6 +22,7 @@ from ..ui.chart_bridge import PLOTLY
 from . import shutdown
 from .health import Health
 from .language import LanguageMiddleware
+from .pacing import Pacing
 
 # With these headers a browser lets the page use several threads (`device/`); calls of programs are not concerned.
 ISOLATION = {"cross-origin-opener-policy": "same-origin", "cross-origin-embedder-policy": "credentialless"}
@@ -73,6 +74,7 @@ class App(PatchedBlocks):
                 Middleware(CachedPage, ISOLATION),
                 Middleware(McpCallers),
                 Middleware(LanguageMiddleware),
+                Middleware(Pacing),
                 *kwargs.get("middleware", ()),
             ],
         }
