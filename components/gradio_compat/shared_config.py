@@ -1,7 +1,7 @@
 """One configuration of the page's components for all sessions.
 
 Gradio builds a component's configuration anew for every session, on the event loop that serves everybody: 16 ms for
-this page, and 700 objects for each session, which the garbage collector visits again and again. Here a session copies a
+this page, and 600 objects for each session, which the garbage collector visits again and again. Here a session copies a
 component's configuration when it writes into it.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_shared_config.py`.

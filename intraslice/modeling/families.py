@@ -103,7 +103,7 @@ FAMILIES: dict[str, Family] = {
     "phi": Family(_phi_attention, _plain_mlp, mlp_norm="input_layernorm", final_norm="final_layernorm", parallel=True),
 }
 REFUSED = {  # model types that are not supported, and the reason
-    "intraslice": "this model is sliced already; choose a dense model",
+    "intraslice": "this model is sliced already; choose a dense model, or load its local folder",
     "gemma3": "this model also reads images; use a Gemma 3 for text only, whose type is gemma3_text",
 }
 # Fields of a configuration that change the function in a way that the modules here do not have.
