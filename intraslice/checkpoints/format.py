@@ -121,8 +121,16 @@ def new_folder(folder: Path, tensors: dict[str, Tensor]) -> Iterator[Path]:
     """A temporary folder with the tensors, for further files; see `written_whole`."""
     with written_whole(folder, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
         temporary.mkdir()
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(tensors, temporary / WEIGHTS)
         yield temporary
+
+
+def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a safetensors file with the permissions of any new file; safetensors would let its owner alone read it."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(mode)
 
 
 def write_parts(

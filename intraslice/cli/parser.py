@@ -69,6 +69,8 @@ def _registry_help(description: str, registry: Registry[Any]) -> str:
 
 def _estimator(text: str) -> str:
     """The name of an estimator. A user's file is loaded and registered."""
+    if text.endswith(".py"):
+        raise argparse.ArgumentTypeError(f"{text} lacks the name of its function; write {text}:FUNCTION")
     if ":" not in text and ".json" not in text:
         return text
     try:

@@ -104,6 +104,7 @@ FAMILIES: dict[str, Family] = {
 }
 REFUSED = {  # model types that are not supported, and the reason
     "intraslice": "this model is sliced already; choose a dense model, or load its local folder",
+    "deci": "a GGUF file of this type is usually sliced already; choose a dense model, or load its folder",
     "gemma3": "this model also reads images; use a Gemma 3 for text only, whose type is gemma3_text",
 }
 # Fields of a configuration that change the function in a way that the modules here do not have.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
@@ -108,9 +108,10 @@ def fetch_weights(name: str, *, progress: ProgressCallback | bool = True) -> Wei
 
 def unreachable_error(name: str) -> UserError:
     """The error for a Hub id that is neither cached nor reachable."""
+    way = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect to the internet"
     return UserError(
         f"model {name!r} is neither a local folder nor in the Hugging Face cache, and the Hub is not reachable; "
-        f"connect to the internet, or use a folder in transformers format, a .gguf file, or {DEFAULT!r}"
+        f"check the name, {way}, or use a folder in transformers format, a .gguf file, or {DEFAULT!r}"
     )
 
 

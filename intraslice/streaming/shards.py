@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from intraslice.checkpoints.auto_class import IntraSliceConfig
-from intraslice.checkpoints.format import write_parts, write_record
+from intraslice.checkpoints.format import write_parts, write_record, write_tensors
 from intraslice.checkpoints.model_card import model_card
 from intraslice.checkpoints.shapes import Shape, shape_of
 from intraslice.core.errors import UserError
@@ -76,7 +75,7 @@ class Shards:
 
     def _write(self, shard: int, tensors: dict[str, Tensor]) -> None:
         tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        write_whole(self._file(shard), lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
+        write_whole(self._file(shard), lambda partial: write_tensors(tensors, partial))
 
     def _file(self, shard: int) -> Path:
         return self.folder / f"model-{shard + 1:05d}-of-{self.dense.layers + 1:05d}.safetensors"

@@ -155,6 +155,10 @@ def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(saved_folder, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sliced"]
 
 
+def test_all_files_may_be_read_by_those_who_may_read_the_configuration(saved_folder):
+    assert len({file.stat().st_mode for file in saved_folder.iterdir()}) == 1
+
+
 def test_a_cross_module_model_is_no_plain_one(cross_module_case, tmp_path):
     model, _ = save_slice(cross_module_case, "crossmodule", tmp_path / "sliced")
     with pytest.raises(UserError, match="shortcut"):

@@ -164,7 +164,11 @@ def test_compress_searches_for_better_ratios_at_the_same_size(home):
 
 @pytest.mark.parametrize(
     ("word", "said"),
-    [("none.py:energy", "cannot be read"), ("mine.py:nothing", "does not define"), ("mine.py", "invalid choice")],
+    [
+        ("none.py:energy", "cannot be read"),
+        ("mine.py:nothing", "does not define"),
+        ("mine.py", "write mine.py:FUNCTION"),
+    ],
 )
 def test_an_estimator_that_is_none_is_one_line(home, word, said, capsys):
     (home / "mine.py").write_text(ENERGY)
