@@ -31,7 +31,7 @@ def marginal_cost_chart(view: MarginalCostView | None, estimator: str, selected:
         data += [_predicted(costs, estimator_name, axes, row == 1) for estimator_name in shown]
         data.append(_measured(costs, module, axes))
         layout[f"yaxis{figure.suffix(row)}"].update(
-            title=figure.title(gettext("{module}, relative to the median", module=name)), tickformat=".3~g"
+            title=figure.title(gettext("{module}, × median", module=name)), tickformat=".3~g"
         )
         if not view:
             layout[f"yaxis{figure.suffix(row)}"].update(showticklabels=False, range=[0, 2])
