@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -35,6 +36,8 @@ def modules_with_shapes() -> list[str]:
 
 
 install_import_hook(modules_with_shapes(), "checking.check_types")
+# Each client would read the certificates anew (20 ms), though the tests' servers have none.
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
 # A busy machine takes longer than httpx and gradio's client wait for an answer.
 for step in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, step, 60.0)

@@ -10,6 +10,7 @@ import time
 
 from playwright import sync_api as playwright
 
+from components.device.files import FILE_TYPES
 from tests.support.page.browsing import ARGUMENTS, CHROMIUM, running_app
 
 MINUTES = 600_000  # ms, of patience
@@ -21,24 +22,27 @@ SPEEDS = "({ ...document.querySelector('.isx-device-costs').dataset })"
 THREADS = "Object.defineProperty(navigator, 'hardwareConcurrency', {{ get: () => {} }})"
 
 
-def choose(page: playwright.Page, address: str, sparsity: float) -> float:
+def choose(page: playwright.Page, address: str, arguments: argparse.Namespace) -> float:
     """Open the Compare tab and choose the device; returns the moment."""
-    page.goto(f"{address}/?sparsity={sparsity:g}&tab=compare")
+    page.goto(f"{address}/?sparsity={arguments.sparsity:g}&tab=compare")
     page.wait_for_selector("#status:has-text('Calibrated on 32 x')", timeout=MINUTES)
     page.click("#run-on input[value=device]")
-    return time.perf_counter()
+    start = time.perf_counter()
+    page.click(f"#device-type input[value={arguments.type}]")
+    return start
 
 
 def main() -> None:
     """Print the times of the default model at one sparsity."""
     parser = argparse.ArgumentParser(prog="python -m tests.device", description=__doc__)
     parser.add_argument("--sparsity", type=float, default=30.0)
+    parser.add_argument("--type", choices=FILE_TYPES, default="q8_0")
     arguments = parser.parse_args()
     with playwright.sync_playwright() as driver, running_app() as address:
         context = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS).new_context()
         page = context.new_page()
         page.set_default_timeout(MINUTES)
-        start = choose(page, address, arguments.sparsity)
+        start = choose(page, address, arguments)
         page.click("#device-download")
         page.wait_for_function(READY)
         print(f"chosen for the first time, until the files are on the device: {time.perf_counter() - start:.1f} s")
@@ -47,7 +51,7 @@ def main() -> None:
             page = context.new_page()
             page.set_default_timeout(MINUTES)
             page.add_init_script(THREADS.format(2 * threads))
-            start = choose(page, address, arguments.sparsity)
+            start = choose(page, address, arguments)
             page.wait_for_function(READY)
             page.click("#generate")
             page.wait_for_function(FIRST)

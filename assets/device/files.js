@@ -42,8 +42,8 @@ window.isxFiles = (() => {
     }
   }
 
-  // Whether the browser keeps it: other files give way where there is no room.
-  async function keep(url, blob, headers) {
+  // Whether the browser keeps it: other files than the `needed` give way where there is no room.
+  async function keep(url, blob, headers, needed) {
     const open = await storage();
     const response = () => new Response(blob, { headers: { "x-version": version(headers), "content-length": String(blob.size) } });
     checked.add(url);
@@ -52,7 +52,7 @@ window.isxFiles = (() => {
       return true;
     } catch {
       try {
-        for (const other of await open.keys()) await open.delete(other);
+        for (const other of await open.keys()) if (!needed.includes(other.url)) await open.delete(other);
         await open.put(url, response());
         return true;
       } catch {
@@ -85,8 +85,9 @@ window.isxFiles = (() => {
     }
   }
 
-  // A file as a Blob, and whether the browser keeps it. `bytes` is its size; `progress` hears how many have come so far.
-  async function download(url, bytes, progress, signal) {
+  // A file of the `needed` ones, {url, bytes}, as a Blob, and whether the browser keeps it. `progress` hears how many
+  // bytes have come so far.
+  async function download({ url, bytes }, needed, progress, signal) {
     const parts = [];
     let loaded = 0;
     let headers;
@@ -109,7 +110,7 @@ window.isxFiles = (() => {
       throw new window.isxDevice.Problem(say("The download stopped after {done} of {total} MB ({problem}). Try again.", values));
     }
     const blob = new Blob(parts, { type: "application/octet-stream" });
-    return { blob, isKept: await keep(url, blob, headers) };
+    return { blob, isKept: await keep(url, blob, headers, needed.map((file) => file.url)) };
   }
 
   return { stored, download, total, free, megabytes };

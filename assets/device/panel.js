@@ -138,7 +138,7 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
           told = performance.now();
           tell(say("Downloading {done} of {size} MB", { done: files.megabytes(before + loaded), size: files.megabytes(all) }));
         };
-        const answer = await files.download(file.url, file.bytes, progress, signal);
+        const answer = await files.download(file, needed, progress, signal);
         keepsFiles &&= answer.isKept;
         blob = answer.blob;
       }

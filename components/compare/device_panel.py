@@ -14,7 +14,7 @@ import gradio as gr
 
 from ..assets import ASSETS
 from ..device import wllama
-from ..device.files import ModelFile, ModelFiles, file_name, q8_0_bytes
+from ..device.files import FileType, ModelFile, ModelFiles, approximate_bytes, file_name, require_type
 from ..device.routes import ENGINE, MODELS
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
 from ..gradio_compat.browser.on_latest import on_latest
@@ -29,9 +29,10 @@ SERVER, DEVICE = "server", "device"
 
 
 class DevicePanel(NamedTuple):
-    """The choice, the device's view, the hidden button that asks for the files, and the files."""
+    """The two choices, the device's view, the hidden button that asks for the files, and the files."""
 
     run_on: gr.Radio
+    file_type: gr.Radio
     view: gr.HTML
     prepare: gr.Button
     files: ModelFiles
@@ -45,17 +46,26 @@ class Prepared(NamedTuple):
 
 
 def build() -> DevicePanel:
-    """The choice and the device's view. Called inside a `gr.Tab`."""
+    """The choices and the device's view. Called inside a `gr.Tab`."""
     run_on = gr.Radio(
         [(lazy_gettext("This server"), SERVER), (lazy_gettext("This device"), DEVICE)],
         value=SERVER,
         label=lazy_gettext("Run on"),
         elem_id="run-on",
     )
+    file_type = gr.Radio(
+        [
+            (lazy_gettext("q8_0 (8-bit weights)"), "q8_0"),
+            (lazy_gettext("f16 (16-bit weights: more exact, twice the download)"), "f16"),
+        ],
+        value="q8_0",
+        label=lazy_gettext("Model files"),
+        elem_id="device-type",
+    )
     script = (ASSETS / "device" / "compare.js").read_text(encoding="utf-8")
     view = gr.HTML(elem_id="device", html_template="<div></div>", js_on_load=script, apply_default_css=False)
     prepare = gr.Button("prepare", visible="hidden", elem_id="device-prepare")
-    return DevicePanel(run_on, view, prepare, ModelFiles())
+    return DevicePanel(run_on, file_type, view, prepare, ModelFiles())
 
 
 def connect(panel: DevicePanel, context: Context) -> None:
@@ -63,37 +73,42 @@ def connect(panel: DevicePanel, context: Context) -> None:
     settings, session = context.controls.settings, context.session
     call = {
         "fn": spread_settings(describe_if_chosen, session, refuse=lambda problem: _problem(str(problem))),
-        "inputs": [*settings, panel.run_on],
+        "inputs": [*settings, panel.run_on, panel.file_type],
         "outputs": panel.view,
         **PRIVATE,
         **CHEAP,
     }
-    on_latest([panel.run_on.change, *context.on_commit, context.controls.iterative.input], **call)
+    on_latest(
+        [panel.run_on.change, panel.file_type.change, *context.on_commit, context.controls.iterative.input], **call
+    )
     for end in (*context.prepared, *context.measured, *context.released):
         end.then(**call)
     panel.prepare.click(
         spread_settings(prepare, session, panel.files),
-        settings,
+        [*settings, panel.file_type],
         [*Prepared(context.status, panel.view)],
         api_name="device_files",
         **HEAVY,
     )
 
 
-def describe_if_chosen(session: Session, request: Request, run_on: str, client: str) -> Any:
+def describe_if_chosen(session: Session, request: Request, run_on: str, file_type: FileType, client: str) -> Any:
     """The description of the files a setting needs (JSON), if the user runs the models on their device."""
-    return describe(session, request) if run_on == DEVICE else gr.skip()
+    return describe(session, request, file_type) if run_on == DEVICE else gr.skip()
 
 
-def prepare(session: Session, model_files: ModelFiles, request: Request, client: str) -> Iterator[Prepared]:
+def prepare(
+    session: Session, model_files: ModelFiles, request: Request, file_type: FileType, client: str
+) -> Iterator[Prepared]:
     """Write the GGUF files of a setting, dense and sliced, for a browser to run; slices first if necessary.
 
-    Yields a status (HTML), then the files as JSON: addresses below the page's own, sizes in bytes, or a `problem`.
+    `file_type` is q8_0 or f16. Yields a status (HTML), then the files as JSON: addresses below the page's own, sizes in
+    bytes, or a `problem`.
     """
     written: list[ModelFile] = []
 
     def work(job: Job) -> None:
-        written.extend(model_files.prepare(job, session, request))
+        written.extend(model_files.prepare(job, session, request, file_type))
         job.emit(session.ready(request))
 
     yield unchanged(Prepared)
@@ -103,16 +118,19 @@ def prepare(session: Session, model_files: ModelFiles, request: Request, client:
         if event.kind == "error":
             problem = event.text
         yield Prepared(formatting.status(event), gr.skip())
-    answer = describe(session, request, written) if written else _problem(translate(problem), is_answer=True)
+    answer = describe(session, request, file_type, written) if written else _problem(translate(problem), is_answer=True)
     yield unchanged(Prepared)._replace(view=answer)
 
 
-def describe(session: Session, request: Request, written: list[ModelFile] | None = None) -> str:
+def describe(
+    session: Session, request: Request, file_type: FileType = "q8_0", written: list[ModelFile] | None = None
+) -> str:
     """What the browser needs to know of a setting's files, as JSON. Sizes are estimates until the files are written.
 
     They are 0 for a model that is not calibrated. For a setting that is impossible it has the `problem`.
     """
     try:
+        require_type(file_type)
         plan = session.plan(request)
     except ValueError as problem:
         return _problem(str(problem))
@@ -121,8 +139,8 @@ def describe(session: Session, request: Request, written: list[ModelFile] | None
     sizes = {file.name: file.size for file in written or ()}
     described = {}
     for method, count in zip(methods, parameters, strict=False):
-        name = file_name(request, method)
-        size = sizes.get(name, q8_0_bytes(count))
+        name = file_name(request, method, file_type)
+        size = sizes.get(name, approximate_bytes(count, file_type))
         described["dense" if method == DENSE else "sliced"] = {"url": MODELS + name, "bytes": size}
     return _json(sparsity=request.settings.sparsity, isAnswer=written is not None, **described)
 

@@ -1,7 +1,7 @@
 """The GGUF files of a setting, dense and sliced, which browsers download to run the models themselves.
 
 A file is named by a digest of the settings it depends on, so that all who want the same share one file, and a browser
-that has it asks for no more than its ETag. Files are of type q8_0, the smallest that changes answers little.
+that has it asks for no more than its ETag.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from intraslice import __version__
-from intraslice.checkpoints.to_gguf import GGUFType, require_deci, write_gguf
+from intraslice.checkpoints.to_gguf import require_deci, write_gguf
 from intraslice.pretrained.wheels import file_sha256
 
 from ..i18n.language import lazy_gettext
@@ -25,8 +25,9 @@ from ..state.session import Session
 from ..ui.downloads import WRITERS, Downloads
 from . import wllama
 
-GGUF_TYPE: GGUFType = "q8_0"
-BYTES_PER_PARAMETER = 34 / 32  # of q8_0: 32 values and their scale take 34 bytes
+FileType = Literal["q8_0", "f16"]  # q8_0 is the smallest that changes answers little
+FILE_TYPES: tuple[FileType, ...] = get_args(FileType)
+BYTES_PER_PARAMETER = {"q8_0": 34 / 32, "f16": 2.0}  # q8_0: 32 values and their scale take 34 bytes
 KEPT_SECONDS = 120.0  # seconds that a file is kept at least after it was asked for
 
 
@@ -55,27 +56,30 @@ class ModelFiles:
             self._downloads.touch(found[0])
         return found
 
-    def prepare(self, job: Job, session: Session, request: Request) -> list[ModelFile]:
+    def prepare(self, job: Job, session: Session, request: Request, file_type: FileType = "q8_0") -> list[ModelFile]:
         """The dense model's file, and the sliced one's unless nothing is removed; written if they are not there.
 
         Raises UserError for a model that llama.cpp cannot run, if there is no room, or if the WebAssembly files cannot
-        be fetched.
+        be fetched; or for another type.
         """
+        require_type(file_type)
         job.share(("device", "engine"), _fetch_engine)
         methods = [DENSE, *(["intraslice"] if request.slicing.sparsity else [])]
-        return [self._prepare(job, session, request, method) for method in methods]
+        return [self._prepare(job, session, request, method, file_type) for method in methods]
 
-    def _prepare(self, job: Job, session: Session, request: Request, method: str) -> ModelFile:
-        name = file_name(request, method)
+    def _prepare(self, job: Job, session: Session, request: Request, method: str, file_type: FileType) -> ModelFile:
+        name = file_name(request, method, file_type)
         if found := self.find(name):
             return found[1]
-        return job.share(("device", name), lambda job: self._write(job, session, request, method))
+        return job.share(("device", name), lambda job: self._write(job, session, request, method, file_type))
 
-    def _write(self, job: Job, session: Session, request: Request, method: str) -> ModelFile:
-        writer(job, session, request, method)  # the slice is in the cache then: nobody holds one while waiting
-        name = file_name(request, method)
+    def _write(self, job: Job, session: Session, request: Request, method: str, file_type: FileType) -> ModelFile:
+        writer(
+            job, session, request, method, file_type
+        )  # the slice is in the cache then: nobody holds one while waiting
+        name = file_name(request, method, file_type)
         with WRITERS.held(job):
-            write, size = writer(job, session, request, method)
+            write, size = writer(job, session, request, method, file_type)
             job.emit(Status(lazy_gettext("Writing the files for your device")))
             with job.waiting():
                 path = self._downloads.put(name, write, size)
@@ -92,15 +96,22 @@ def _fetch_engine(job: Job) -> None:
             wllama.fetch()
 
 
-def file_name(request: Request, method: str) -> str:
+def require_type(value: object) -> None:
+    """Raises UserError unless `value` is one of `FILE_TYPES`."""
+    limits.choice(lazy_gettext("Model files"), value, FILE_TYPES)
+
+
+def file_name(request: Request, method: str, file_type: FileType = "q8_0") -> str:
     """The file's name, which differs if a setting does; of a model that has changed on disk browsers see the ETag."""
     calibration = request.calibration
     what = (calibration.model, calibration.dtype) if method == DENSE else request.slice_key(method)
-    key = repr((__version__, GGUF_TYPE, what))
+    key = repr((__version__, file_type, what))
     return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.gguf"
 
 
-def writer(job: Job, session: Session, request: Request, method: str) -> tuple[Callable[[Path], object], int]:
+def writer(
+    job: Job, session: Session, request: Request, method: str, file_type: FileType = "q8_0"
+) -> tuple[Callable[[Path], object], int]:
     """A function that writes the file of a setting's dense or sliced model, and its approximate size in bytes.
 
     Slices first if necessary. Raises UserError for a model that llama.cpp cannot run.
@@ -110,11 +121,11 @@ def writer(job: Job, session: Session, request: Request, method: str) -> tuple[C
     model = loaded.model if method == DENSE else session.slice(job, request)
 
     def write(path: Path) -> None:
-        write_gguf(model, loaded.tokenizer, path, GGUF_TYPE, loaded.name, progress=False)
+        write_gguf(model, loaded.tokenizer, path, file_type, loaded.name, progress=False)
 
-    return write, q8_0_bytes(sum(parameter.numel() for parameter in model.parameters()))
+    return write, approximate_bytes(sum(parameter.numel() for parameter in model.parameters()), file_type)
 
 
-def q8_0_bytes(parameters: int) -> int:
+def approximate_bytes(parameters: int, file_type: FileType) -> int:
     """The approximate size of a file with so many parameters."""
-    return round(parameters * BYTES_PER_PARAMETER)
+    return round(parameters * BYTES_PER_PARAMETER[file_type])

@@ -144,11 +144,12 @@ def test_a_file_has_another_name_if_anything_is_different(tiny) -> None:
     others = [tiny.with_settings(**{name: value}) for name, value in {"sparsity": 31, "seed": 7, "cap": 70}.items()]
     assert len({file_name(request, "intraslice") for request in (tiny, *others)}) == 4
     assert len({file_name(request, DENSE) for request in (tiny, *others)}) == 1
+    assert len({file_name(tiny, DENSE, file_type) for file_type in files_module.FILE_TYPES}) == 2
 
 
 def test_old_files_give_way_and_are_written_again(session, tiny, written, monkeypatch) -> None:
     monkeypatch.setattr(files_module, "KEPT_SECONDS", -1.0)
-    monkeypatch.setattr(files_module, "q8_0_bytes", lambda _: 2**15)
+    monkeypatch.setattr(files_module, "approximate_bytes", lambda *_: 2**15)
     monkeypatch.setenv("INTRASLICE_MAX_DEVICE_FILES", str(2**16))  # two files
     files = ModelFiles()
     first = in_job(session, files.prepare, session, tiny)
@@ -181,10 +182,10 @@ def test_the_routes_serve_ranges_with_a_strong_etag_and_nothing_else(session, ti
 def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, written, monkeypatch) -> None:
     before = json.loads(device_panel.describe(session, tiny))
     plan = session.plan(tiny)
-    assert before["sliced"]["bytes"] == files_module.q8_0_bytes(plan.parameters_sliced)
+    assert before["sliced"]["bytes"] == files_module.approximate_bytes(plan.parameters_sliced, "q8_0")
     assert not before["isAnswer"]
     files = ModelFiles()
-    *_, last = device_panel.prepare(session, files, tiny, SOMEBODY)
+    *_, last = device_panel.prepare(session, files, tiny, "q8_0", SOMEBODY)
     described = json.loads(last.view)
     assert described["isAnswer"]
     for name in ("dense", "sliced"):
@@ -196,13 +197,13 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
         session.jobs.look(SOMEBODY, request=tiny.with_settings(sparsity=40))
 
     monkeypatch.setattr(files_module, "require_deci", move)
-    *_, last = device_panel.prepare(session, ModelFiles(), tiny, SOMEBODY)
+    *_, last = device_panel.prepare(session, ModelFiles(), tiny, "q8_0", SOMEBODY)
     assert json.loads(last.view)["problem"].startswith("The settings changed")
 
     def refuse(*_: object) -> None:
         raise UserError("llama.cpp does not support it")
 
     monkeypatch.setattr(files_module, "require_deci", refuse)
-    *_, last = device_panel.prepare(session, ModelFiles(), tiny, SOMEBODY)
+    *_, last = device_panel.prepare(session, ModelFiles(), tiny, "q8_0", SOMEBODY)
     assert json.loads(last.view)["problem"] == "llama.cpp does not support it"
-    assert device_panel.describe_if_chosen(session, tiny, "server", SOMEBODY) == {"__type__": "update"}
+    assert device_panel.describe_if_chosen(session, tiny, "server", "q8_0", SOMEBODY) == {"__type__": "update"}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from browsing import Opened
 from gguf_files import ask_llama_cpp
@@ -197,19 +198,28 @@ def test_settings_that_change_want_other_files_and_a_stop_ends_an_answer(opened)
     opened.says(STATUS, "The models are on your device")
     page.click("#generate")
     opened.says("#device", "IntraSlice, 40% removed", "64 tokens")
+    page.click("#device-type input[value=f16]")
+    opened.says(STATUS, "not on your device yet")
+    page.click("#device-type input[value=q8_0]")
+    opened.says(STATUS, "The models are on your device")
     page.evaluate("window.isxLesson.show(7)")  # "Who said it?" reads the server's answers
     page.wait_for_selector("#run-on input[value=server]:checked", state="attached")
     opened.says("#dense-answer", "token")
 
 
 @pytest.mark.slow
-def test_the_default_model_answers_as_in_llama_cpp(chromium, real_app, tmp_path) -> None:
+@pytest.mark.parametrize(("file_type", "close"), [("f16", CLOSE), ("q8_0", ROUNDED)])
+def test_the_default_model_answers_as_in_llama_cpp(chromium, real_app, tmp_path, file_type, close) -> None:
     with chromium.new_context() as context:
         context.set_default_timeout(600_000)
         opened = Opened(context.new_page())
         page = opened.page
         page.goto(f"{real_app}/?tab=compare&sparsity=30")
         opened.says("#status", "Calibrated on 32 x")
+        choose(opened)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.click(f"#device-type input[value={file_type}]")
         download(opened)
         prompts = [
             "The capital of France is",
@@ -218,13 +228,12 @@ def test_the_default_model_answers_as_in_llama_cpp(chromium, real_app, tmp_path)
             "Water boils at",
             "In 2024, 17 of",
         ]
-        names = page.evaluate("""async () =>
-            (await (await caches.open("intraslice-models")).keys()).map((request) => request.url)""")
         tokenizer = load_model("default").tokenizer
         ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
-        assert len(names) == 2
-        for number, url in enumerate(names):
+        urls = [url for url in asked if url.endswith(".gguf")]
+        assert len(set(urls)) == 2
+        for number, url in enumerate(dict.fromkeys(urls)):
             answers = page.evaluate(COMPLETE, [f"device/wllama-{VERSION}/", url, prompts, 32])
             file = tmp_path / f"{number}.gguf"
-            file.write_bytes(page.request.get(url).body())
-            require_like_llama_cpp(answers, file, ids, 32, ROUNDED)
+            file.write_bytes(httpx.get(url, timeout=60).content)
+            require_like_llama_cpp(answers, file, ids, 32, close)
