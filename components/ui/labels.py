@@ -57,6 +57,7 @@ SYMBOLS = {
     "crossmodule": "square",
     "modegpt": "star",
     "flatllm": "hexagram",
+    "shortgpt": "diamond-wide",
     "svd": "cross",
     "wanda": "triangle-up",
     "flap": "x",

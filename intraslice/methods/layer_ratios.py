@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,6 +36,7 @@ class LayerRatioMethod(OneShotMethod):
     """Narrows heads and MLPs of a layer by the same ratio; all heads are kept, unless the ratio is 1."""
 
     uses_shapes = False  # its heads are narrower
+    has_cap: ClassVar[bool] = True  # ratios are at most the cap of the config
 
     @abstractmethod
     def layer_ratios(self, influence: Sequence[float], mean: float) -> list[float]:
@@ -58,10 +60,11 @@ class LayerRatioMethod(OneShotMethod):
         """
         sizes = [replace(size, whole_queries=size.whole_queries or not self.narrows_queries) for size in stats.sizes]
         influence = [layer.influence.item() / stats.tokens for layer in stats.layers]
+        cap = config.cap if self.has_cap else 1.0
         locked_ratios = {(layer, module): ratio for layer, module, ratio in config.locked}
 
         def ratios(module: ModuleKind, mean: float) -> list[float]:
-            capped = cap_ratios(self.layer_ratios(influence, mean), [size.channels for size in sizes], config.cap)
+            capped = cap_ratios(self.layer_ratios(influence, mean), [size.channels for size in sizes], cap)
             return [locked_ratios.get((index, module), ratio) for index, ratio in enumerate(capped)]
 
         def layers(mean: float, attention: list[float] | None = None) -> list[LayerPlan]:
@@ -89,7 +92,7 @@ class LayerRatioMethod(OneShotMethod):
         dense, others = sum(size.dense_parameters for size in sizes), stats.other_parameters
         target, highest = (
             (1 - config.sparsity) * dense,
-            self.highest_mean(influence, config.cap) if config.sparsity else 0.0,
+            self.highest_mean(influence, cap) if config.sparsity else 0.0,
         )
         kept = layers(bisect_count(lambda mean: count(layers(mean)), target, highest))
         attention = [plan.attention_ratio for plan in kept]
