@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 
 from intraslice.cli.parser import parser
@@ -26,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
             result, text = arguments.run(Run(arguments))
             if is_main_process():
                 print(json.dumps(result) if arguments.json else text)
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read stdout has left, as `head` does; Python's own last flush has to go elsewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, NumericalError) as error:
         print(f"python -m intraslice: {error}", file=sys.stderr)
         return 2

@@ -102,7 +102,10 @@ def compress(
         TypeError: an option is unknown.
     """
     if unknown := options.keys() - Options.__annotations__.keys():
-        raise TypeError(f"compress has no option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}")
+        raise TypeError(
+            f"compress has no option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}. Token counts "
+            "and the seed are set by calibration=CalibrationConfig(...) and evaluation=EvaluationConfig(...)"
+        )
     loaded = _loaded(model, tokenizer, options)
     device = choose_device(options.get("device", AUTO))
     slicing: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ from intraslice.search.ratio_search import (
 )
 from intraslice.untrusted.importance_files import importances_json
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Pipeline:
@@ -56,6 +59,10 @@ class Pipeline:
     ratio_search: SearchConfig | None = field(default=None, kw_only=True)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     recovery_cost: RecoveryCost | None = field(default=None, init=False)  # of the last slice
+
+    def __post_init__(self) -> None:
+        if ignored := METHODS.require(self.recipe.method).ignored(self.recipe.slicing):
+            log.warning("method %s does not use %s; ignored", self.recipe.method, ", ".join(ignored))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[dict[str, float]]:

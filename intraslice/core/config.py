@@ -29,6 +29,11 @@ def _require_count(field: str, value: int, low: int, high: int = 2**31 - 1) -> N
         raise UserError(f"{field} must be a whole number from {low} to {high}, got {value!r}")
 
 
+def _require_text(value: str) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"text must be the name of a text or of a file, got {value!r}")
+
+
 def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UserError(f"{field} must be one of {', '.join(choices)}, got {value!r}")
@@ -90,6 +95,7 @@ class CalibrationConfig:
     samples: int = 0
 
     def __post_init__(self) -> None:
+        _require_text(self.text)
         _require_count("sequences", self.sequences, 1)
         _require_count("samples", self.samples, 0)
         _require_count("length", self.length, 2)
@@ -106,6 +112,7 @@ class EvaluationConfig:
     window: int = 512
 
     def __post_init__(self) -> None:
+        _require_text(self.text)
         _require_count("window", self.window, 2)
         _require_count("tokens", self.tokens, self.window)
 

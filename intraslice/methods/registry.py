@@ -75,6 +75,12 @@ class SlicingMethod(ABC, Generic[PlanType]):
         """Whether `plan` and `slice` use `stats`, which may be None otherwise."""
         return True
 
+    def ignored(self, config: SliceConfig) -> list[str]:
+        """The settings that differ from their defaults although this method does not use them, by name."""
+        unused = [] if self.uses_estimator else ["estimator", "bias", "head_fraction", "gradient_group"]
+        unused += ([] if self.uses_order else ["iterative"]) + ([] if self.uses_shapes else ["shapes"])
+        return [name for name in unused if getattr(config, name) != getattr(SliceConfig, name)]
+
     def recovery(self, config: SliceConfig) -> str:
         """The recovery after slicing, or "none"."""
         return config.recovery

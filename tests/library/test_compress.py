@@ -180,8 +180,8 @@ def test_what_cannot_be_compressed_is_refused(home, result, tmp_path):
     for words, (what, options) in cases.items():
         with pytest.raises(UserError, match=words):
             compress(what, progress=False, **options)
-    with pytest.raises(TypeError, match="no option 'oder'"):
-        compress("default", oder="one-shot")
+    with pytest.raises(TypeError, match=r"no option 'sequences'.* calibration=CalibrationConfig\(...\)"):
+        compress("default", sequences=4)
     result.save_pretrained(tmp_path / "sliced")
     with pytest.raises(UserError, match="is sliced already"):
         compress(tmp_path / "sliced", progress=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pandas
@@ -206,6 +208,20 @@ def test_text_for_people_is_printed_without_json(words, capsys):
     for command, part in (("ratios", "layer  attention"), ("inspect", "residual"), ("sensitivity", "Spearman")):
         assert main([command, *plain]) == 0
         assert part in capsys.readouterr().out
+
+
+def test_settings_that_a_method_does_not_use_are_named(run, caplog):
+    run("ratios", "--method", "wanda", "--estimator", "fisher", "--order", "one-shot")
+    assert caplog.messages == ["method wanda does not use estimator; ignored"]
+
+
+def test_a_reader_may_leave_before_the_end(words, monkeypatch):
+    """As `head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["ratios", *words]) == 0
 
 
 @pytest.mark.parametrize(

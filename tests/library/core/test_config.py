@@ -26,6 +26,7 @@ from intraslice.core.errors import UserError
         (SliceConfig, "estimator", "magnitude"),
         (SliceConfig, "order", "parallel"),
         (SliceConfig, "shapes", "square"),
+        (CalibrationConfig, "text", 4),
         (CalibrationConfig, "sequences", 0),
         (CalibrationConfig, "length", 1),
         (CalibrationConfig, "seed", -1),
