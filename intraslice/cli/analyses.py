@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas
 import torch
+from pandas.api.types import is_numeric_dtype
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import CommandResult, Run, require_folder
@@ -23,6 +25,7 @@ from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
 from intraslice.distributed.sharing import is_main_process
 from intraslice.evaluation.answers import PROMPTS, AnswerStatistics
+from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import LoadedModel
@@ -171,17 +174,24 @@ def sweep_(run: Run) -> CommandResult:
     speed = None if a.no_speed else SpeedConfig(prompt=a.prompt_tokens)
     loaded = run.load_dense()
     windows, others = run.windows(loaded), run.other_windows(loaded)
-    stats, tokens = run.calibrate(loaded)
-    texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, PROMPTS if a.answers else ())
-    grid = points(a.methods, a.estimators, a.sparsities, a.quantise)
-    with run.timed("sweep"):
-        frame = sweep(loaded, texts, grid, run.recipe.slicing, speed)
+    grid, states = points(a.methods, a.estimators, a.sparsities, a.quantise), DenseStates(loaded.model)
+    recipe, frames = run.recipe, []
+    calibrations = [replace(recipe.calibration, seed=seed) for seed in dict.fromkeys(a.seeds)] or [recipe.calibration]
+    for calibration in calibrations:
+        run.recipe = replace(recipe, calibration=calibration)
+        stats, tokens = run.calibrate(loaded)
+        texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, PROMPTS if a.answers else ())
+        with run.timed("sweep"):
+            frame = sweep(loaded, texts, grid, recipe.slicing, speed, states)
+        frames.append(frame.assign(seed=calibration.seed) if a.seeds else frame)
+    frame = pandas.concat(frames, ignore_index=True)
     if a.csv is not None and is_main_process():
         frame.to_csv(a.csv, index=False)
     result = {"model": a.model, "rows": records(frame), "protocol": run.recipe.protocol(), "seconds": run.seconds}
+    table = _mean_over_seeds(frame) if a.seeds else frame
     shown = _SHOWN if any(point.quantise != "none" for point in grid) else [c for c in _SHOWN if c not in _OF_FILES]
     columns = [*shown, *(f"{column} {name}" for name in others for column in ("perplexity", "divergence"))]
-    return result, _fixed(frame[[column for column in columns if column in frame]])
+    return result, _fixed(table[[column for column in columns if column in table]])
 
 
 _SHOWN = (
@@ -194,7 +204,9 @@ _SHOWN = (
     "sliced_total",
     "bytes",
     "perplexity",
+    "perplexity_sd",
     "divergence",
+    "divergence_sd",
     "recovery_training_passes",
     *AnswerStatistics._fields,
     "prefill_ratio",
@@ -203,9 +215,19 @@ _SHOWN = (
 )
 
 _OF_FILES = ("quantise", "bytes")
+_POINT = ("method", "estimator", "recovery", "sparsity", "quantise")  # columns that name a point
+
+
+def _mean_over_seeds(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """One row per point: means over its seeds, standard deviations (sd), and the first of what is no number."""
+    points = frame.groupby([name for name in _POINT if name in frame], sort=False, dropna=False)
+    kinds = {name: "mean" if is_numeric_dtype(frame[name]) else "first" for name in frame if name not in _POINT}
+    spread = points[["perplexity", "divergence"]].std().add_suffix("_sd")
+    return points.agg(kinds).join(spread).reset_index()
 
 
 def _fixed(frame: pandas.DataFrame) -> str:
     digits = {"removed_fraction": 4, "perplexity": 3, "divergence": 4, "prefill_ratio": 2, "decode_ratio": 2}
+    digits |= {"perplexity_sd": 3, "divergence_sd": 4}
     rounded = {column: digits[kind] for column in frame if (kind := column.partition(" ")[0]) in digits}
     return frame.round(rounded).to_string(index=False, na_rep="")

@@ -256,6 +256,11 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--prompt-tokens", type=int, default=SpeedConfig().prompt, metavar="N", help=explanation)
     explanation = "further held-out texts to evaluate every model on, each with its own columns"
     sweep.add_argument("--also-eval", nargs="+", default=[], metavar="NAME|FILE", help=explanation)
+    explanation = (
+        "calibrate with each of these seeds instead of --seed; each row has its seed, and the table has the mean over "
+        "the seeds, with the standard deviations (sd) of perplexity and divergence"
+    )
+    sweep.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help=explanation)
     sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to this file")
     explanation = (
         f"also answer {len(PROMPTS)} prompts greedily: fraction of answers that loop, tokens before they differ from "
