@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 from pathlib import Path
 
-import pandas
 import pytest
 
 from intraslice.__main__ import main
@@ -193,31 +191,6 @@ def test_prices_of_every_module_and_where_two_plans_part(run):
     assert len(result["modules"]) == len(result["against"]["modules"]) == 6
     assert result["exchange"]["value"] < 0 < result["exchange"]["parameters"]
     assert sorted(row["times"] for row in result["modules"])[3] >= 1
-
-
-def test_sweep_writes_the_rows_it_prints(run, words, tmp_path):
-    file, text = tmp_path / "rows.csv", words[words.index("--eval") + 1]
-    chosen = ["--methods", "intraslice", "crossmodule", "--estimators", "pca", "uniform", "--sparsities", "0.2", "0.3"]
-    result = run("sweep", *chosen, "--no-speed", "--csv", str(file), "--also-eval", text)
-    assert len(result["rows"]) == 6
-    frame, found = pandas.read_csv(file), [row["perplexity"] for row in result["rows"]]
-    assert frame["perplexity"].tolist() == frame["perplexity text"].tolist() == pytest.approx(found)
-
-
-def test_a_sweep_over_seeds_has_the_rows_of_each_and_their_spread(run, words, capsys):
-    chosen = ["--methods", "intraslice", "wanda", "--estimators", "pca", "--sparsities", "0.3", "--no-speed"]
-    rows = run("sweep", *chosen, "--seeds", "0", "1")["rows"]
-    assert [row["seed"] for row in rows] == [0, 0, 1, 1]
-    single = run("sweep", *chosen, "--seed", "1")["rows"]
-    assert [row["perplexity"] for row in rows[2:]] == [row["perplexity"] for row in single]
-    assert "seed" not in single[0]
-    assert main(["sweep", *[word for word in words if word != "--json"], *chosen, "--seeds", "0", "1"]) == 0
-    header, first, _ = (line.split() for line in capsys.readouterr().out.strip().splitlines())
-    table = dict(zip(header, first, strict=False))
-    for name in ("perplexity", "divergence"):
-        both = [rows[0][name], rows[2][name]]
-        assert float(table[name]) == pytest.approx(statistics.mean(both), rel=1e-2)
-        assert float(table[f"{name}_sd"]) == pytest.approx(statistics.stdev(both), abs=1e-3)
 
 
 def test_text_for_people_is_printed_without_json(words, capsys):
